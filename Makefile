@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+VENV   ?= .venv
+PYTHON ?= python3
+# The build of torch for this machine; a GPU machine may want another one (see README).
+TORCH  ?= torch==2.13.0
+BIN     = $(VENV)/bin
+
+.PHONY: demo test test-long lint install debian mlflow clean
+
+demo: install
+	$(BIN)/onediff demo
+
+test: install debian lint
+	$(BIN)/python -m pytest --reruns 1
+
+test-long: install debian
+	$(BIN)/python -m pytest -m long
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Opens the MLflow pages of the runs below runs/.
+mlflow: install
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+# Real Slurm, Java and the like for the tests; without root the tests that need them say so and are skipped.
+debian:
+	@sh tests/install-debian-packages.sh
+
+clean:
+	rm -rf $(VENV) runs data .pytest_cache .mypy_cache .ruff_cache

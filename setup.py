@@ -1,0 +1,73 @@
+"""Packaging of OneDiff: three packages, one command, and the configurations and job templates beside them."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+REQUIRES = [
+    "torch>=2.9",  # the framework; install the build for your hardware first (README)
+    "deepspeed~=0.19.8",  # ZeRO-3 engine
+    "megatron-core~=0.16.1",  # tensor-parallel layers and process groups
+    "transformers~=5.23.0",  # vision towers and language models
+    "safetensors~=0.8.0",  # weights on disk, read by slices
+    "webdataset~=1.0.2",  # tar shards: URLs, iteration
+    "mlflow~=3.17",  # experiment tracking
+    "psutil~=7.2",  # system metrics of every node
+    "pycocoevalcap~=1.2",  # BLEU, METEOR, ROUGE-L, CIDEr as published papers compute them
+    "pydantic~=2.14",  # typed, strict configuration
+    "pyyaml~=6.0",  # configuration files
+    "numpy>=1.26",  # arrays between decoding and torch
+    "pillow>=11",  # image decoding, the reference for pixels
+    "tqdm~=4.70",  # progress bars
+    "pyarrow>=15",  # Parquet tables of pairs
+    "faiss-cpu>=1.8",  # nearest neighbours among image embeddings
+    "openai>=2",  # captions of pairs by any OpenAI-compatible endpoint
+]
+
+EXTRAS = {
+    # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
+    "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
+    "dev": [
+        "pytest~=9.2",
+        "pytest-rerunfailures~=16.7",  # one more try where real daemons missed a time limit on a busy machine
+        "hypothesis~=6.170",  # property-based tests of the data order
+        "ruff~=0.17.6",
+        "mypy~=2.4",
+        "types-PyYAML",
+        "scikit-image~=0.26",  # photographs for the tests
+        "psutil>=5.9",  # memory of process trees in benchmarks
+        "opencv-python-headless>=4.10",  # frames of videos as backgrounds
+    ],
+}
+
+
+def tree(folder: str) -> list[tuple[str, list[str]]]:
+    """The files of `folder` as `data_files` entries below `share/onediff` of the environment."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((HERE / folder).rglob("*")):
+        if path.is_file():
+            found.setdefault(f"share/onediff/{path.parent.relative_to(HERE)}", []).append(str(path.relative_to(HERE)))
+    return list(found.items())
+
+
+setup(
+    name="onediff",
+    version="0.1.0",
+    description="Train a generalist model that says in words how two similar images differ",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["onediff*", "launcher*", "data_prep*"]),
+    package_data={
+        "onediff": ["py.typed", "**/*.txt", "**/*.html"],
+        "data_prep": ["**/*.txt"],
+        "launcher": ["**/*.txt"],
+    },
+    data_files=tree("configs") + tree("slurm"),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["onediff = onediff.cli:main"]},
+)
