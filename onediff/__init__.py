@@ -1,0 +1,24 @@
+"""OneDiff: a generalist model that says in words how two similar images differ (Hu et al., ACCV 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onediff.evaluation.captioner import Captioner
+
+__version__ = "0.1.0"
+
+
+def load(folder: str | Path, device: str | None = None) -> Captioner:
+    """A trained model from a folder written by `onediff export`: `onediff.load(DIR).caption("a.png", "b.png")`."""
+    import warnings
+
+    with warnings.catch_warnings():
+        # What a caption needs imports more than it uses, and that tells of packages it does without.
+        warnings.simplefilter("ignore")
+        from onediff.evaluation.captioner import Captioner
+
+    return Captioner(folder, device)

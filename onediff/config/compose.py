@@ -1,0 +1,132 @@
+"""Reading a run's configuration: YAML composed from small files, overridden on the command line, written back in full.
+
+Composition has one rule: wherever a mapping is expected, `base: FILE` starts from that file and the keys beside it
+override; a plain string in place of a section is short for `base`. File names are looked up beside the file that names
+them, then in the project's `configs` folder; `.yaml` may be left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onediff.config.section import validated
+from onediff.config.tree import RunConfig
+from onediff.errors import UserError
+
+SECTIONS = ("model", "data", "optimizer", "training", "phases", "parallel", "tracking", "evaluation")
+
+
+def configs_folder() -> Path:
+    """The `configs` that came with this installation: of the checkout, or below `share/onediff` of the environment."""
+    checkout = Path(__file__).parents[2] / "configs"
+    if checkout.is_dir():
+        return checkout
+    installed = Path(sysconfig.get_path("data")) / "share" / "onediff" / "configs"
+    return installed if installed.is_dir() else Path(sys.prefix) / "share" / "onediff" / "configs"
+
+
+def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in `path`, a YAML file or the folder of a run, with `a.b=c` overrides applied in order.
+
+    Raises UserError, one line that names the file or the override, the key, and the nearest known key.
+    """
+    file = find(str(path), Path.cwd())
+    values = read_composed(file)
+    for override in overrides:
+        apply_override(values, override)
+    if overrides:
+        # Blame the command line, not the file, for a fault that only the overrides bring in.
+        _blame_override(values, file, overrides)
+    return validated(RunConfig, values, str(path))
+
+
+def write_run(config: RunConfig, path: str | os.PathLike[str]) -> None:
+    """Writes the whole tree, defaults included, beside its final name first."""
+    target = Path(path)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    aside = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, target)
+
+
+def find(name: str, beside: Path) -> Path:
+    """The file that `name` means for a configuration that lies in the folder `beside`."""
+    tried = []
+    for folder in (beside, configs_folder()):
+        for candidate in (folder / name, folder / f"{name}.yaml", folder / name / "config.yaml"):
+            if candidate.is_file():
+                return candidate
+            tried.append(candidate)
+    # `configs/demo.yaml` works wherever the package is installed, not only in a checkout.
+    if name.startswith("configs/") and (shipped := configs_folder() / name.removeprefix("configs/")).is_file():
+        return shipped
+    raise UserError(f"{name}: no such configuration (looked for {tried[0]} and in {configs_folder()})")
+
+
+def read_composed(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in `file` with every `base` and every section given as a file name filled in."""
+    if file in above:
+        raise UserError(f"{file}: `base` leads back to this file")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected a mapping of keys to values")
+    return _filled(values, file, (*above, file), top=True)
+
+
+def _filled(values: dict[str, Any], file: Path, above: tuple[Path, ...], top: bool = False) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if "base" in values:
+        made = read_composed(find(str(values["base"]), file.parent), above)
+    for key, value in values.items():
+        if key == "base":
+            continue
+        if top and key in SECTIONS and isinstance(value, str):
+            value = {"base": value}
+        if isinstance(value, dict):
+            value = _filled(value, file, above)
+        made[key] = merged(made.get(key), value)
+    return made
+
+
+def merged(old: Any, new: Any) -> Any:
+    """`new` over `old`: mappings key by key, anything else replaced."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+    return new
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets `a.b=c` in `values`, the right-hand side read as YAML."""
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise UserError(f"{override}: an override reads key.subkey=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = path.split(".")
+    here = values
+    for parent in parents:
+        below = here.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise UserError(f"{override}: {parent!r} holds a value, not a section")
+        here = below
+    here[last] = merged(here.get(last), value) if isinstance(value, dict) else value
+
+
+def _blame_override(values: dict[str, Any], file: Path, overrides: Sequence[str]) -> None:
+    try:
+        validated(RunConfig, values, " ".join(overrides))
+    except UserError:
+        validated(RunConfig, read_composed(file), str(file))
+        raise

@@ -1,0 +1,66 @@
+"""The whole configuration of a run: one tree of sections, each defined beside the part that it configures."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, field_validator, model_validator
+
+from onediff.config.section import Section, nearest
+from onediff.data.config import DataConfig
+from onediff.evaluation.config import EvaluationConfig
+from onediff.model.config import ModelConfig
+from onediff.parallel.config import ParallelConfig
+from onediff.tracking.config import TrackingConfig
+from onediff.training.config import OptimizerConfig, PhaseConfig, TrainingConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes. Written in full beside every run, it is enough to repeat it."""
+
+    name: str
+    """Name of the run and of its folder below `runs/`: letters, digits, `.`, `_`, `-`."""
+    model: ModelConfig
+    """What is trained."""
+    data: DataConfig
+    """What it is trained on."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How weights move."""
+    training: TrainingConfig = TrainingConfig()
+    """What all phases share."""
+    phases: dict[str, PhaseConfig] = Field(min_length=1)
+    """Phases in the order in which they run; each starts from the weights of the one before."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Over how many processes, and how."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where the run is recorded."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How it is scored."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a plain name; use letters, digits, '.', '_' and '-', up to 100")
+        return name
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> RunConfig:
+        for phase_name, phase in self.phases.items():
+            if not NAME.fullmatch(phase_name):
+                raise ValueError(f"phases: {phase_name!r} is not a plain name; use letters, digits, '.', '_' and '-'")
+            for set_name in phase.mix:
+                if set_name not in self.data.sets:
+                    raise ValueError(
+                        f"phases.{phase_name}.mix: no data set {set_name!r} under data.sets"
+                        f"{nearest(set_name, self.data.sets)}"
+                    )
+        for set_name, data_set in self.data.sets.items():
+            if data_set.task is not None and data_set.task not in self.data.prompt.instructions:
+                raise ValueError(
+                    f"data.sets.{set_name}.task: no instruction {data_set.task!r} under data.prompt.instructions"
+                    f"{nearest(data_set.task, self.data.prompt.instructions)}"
+                )
+        return self
