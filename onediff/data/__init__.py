@@ -1,0 +1,1 @@
+"""The data stream: samples, manifests, lanes, packing, loading."""

@@ -1,0 +1,53 @@
+"""A micro-batch: what crosses from the data stream to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Rows of tokens with places for pictures and deltas, the pictures, and the targets.
+
+    Places are flat indexes into `rows · tokens`, computed where the batch is made, so that the model never asks the
+    device how many there are.
+    """
+
+    token_ids: Tensor
+    """`[rows, tokens]` int64; 0 where a picture or delta token goes and where the row is padded."""
+    position_ids: Tensor
+    """`[rows, tokens]` int64; starts again at 0 with each sample of a packed row."""
+    segment_ids: Tensor | None
+    """`[rows, tokens]` int64, 0 for padding, 1… for the samples of a packed row; None where no row holds two samples."""
+    pictures: Tensor
+    """`[pictures, 3, size, size]` uint8, in the order of their places."""
+    picture_places: Tensor
+    """`[pictures · picture tokens]` int64."""
+    pairs: Tensor
+    """`[pairs, 2]` int64: indexes of before and after among `pictures`."""
+    delta_places: Tensor
+    """`[pairs · delta tokens]` int64."""
+    target_places: Tensor
+    """`[targets]` int64: where the token that *predicts* the target stands."""
+    target_ids: Tensor
+    """`[targets]` int64."""
+    target_sources: Tensor
+    """`[targets]` int64: index of the source that a target comes from, for the loss per source."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """Not for the model: sample ids, counts, the stream's position behind this batch."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def targets(self) -> int:
+        """Target tokens in this batch."""
+        return self.target_ids.numel()

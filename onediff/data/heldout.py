@@ -1,0 +1,66 @@
+"""The pairs of a held-out split, in order, with their references."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onediff.data.sample import BadSample, Sample, parse_sample
+from onediff.data.stream import Source
+from onediff.errors import UserError
+
+
+@dataclass
+class HeldOut:
+    """One split of one data set; pairs are read when they are needed."""
+
+    source: Source
+    references: dict[str, list[str]] = field(default_factory=dict)
+    """Captions of every pair, by id, in the order of the shards."""
+    change_types: dict[str, str] = field(default_factory=dict)
+    """Change type of the pairs where it is known."""
+    unreadable: list[str] = field(default_factory=list)
+    """One line for each sample that is left out."""
+    _places: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, limit: int | None = None) -> HeldOut:
+        """Reads the captions of the first `limit` pairs of the shards in `folder`.
+
+        A pair whose record cannot be read is left out and listed. Raises UserError when no pair is left.
+        """
+        made = cls(Source.open(folder.parent.name, folder, lanes=1, seed=0, block=1))
+        shards = made.source.shards
+        for shard, count in enumerate(made.source.lanes.shard_samples):
+            for number in range(count):
+                if limit is not None and len(made.references) == limit:
+                    return made
+                try:
+                    sample = parse_sample(shards.read(shard, number))
+                except BadSample as bad:
+                    made.unreadable.append(f"{shards.names[shard]} sample {number}: {bad}")
+                    continue
+                if not sample.is_pair or not sample.captions:
+                    continue
+                # A pair that stands in the shards twice is one pair with all its references.
+                made.references.setdefault(sample.id, []).extend(sample.captions)
+                made._places.setdefault(sample.id, (shard, number))
+                if "change_type" in sample.meta:
+                    made.change_types[sample.id] = str(sample.meta["change_type"])
+        if not made.references:
+            raise UserError(f"{folder}: no readable pair with captions in this split")
+        return made
+
+    def sample(self, pair: str) -> Sample:
+        """The pair of this id. Raises BadSample where its bytes cannot be read."""
+        return parse_sample(self.source.shards.read(*self._places[pair]))
+
+    def write_references(self, path: Path) -> None:
+        """JSONL with `id`, `captions` and, where known, `change_type`: what `onediff score` reads."""
+        with path.open("w", encoding="utf-8") as out:
+            for pair, captions in self.references.items():
+                record: dict[str, object] = {"id": pair, "captions": captions}
+                if pair in self.change_types:
+                    record["change_type"] = self.change_types[pair]
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,162 @@
+"""Micro-batches of one data-parallel rank, made in worker processes, each with the position that follows it.
+
+Rank r of D serves lanes r, r + D, …; a global batch is one row of every lane. Worker w of W makes every W-th row of each
+micro-batch, so the batches are the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from onediff.data.batch import Batch
+from onediff.data.rows import Row, collate
+from onediff.data.stream import Stream
+from onediff.errors import UserError
+
+log = logging.getLogger(__name__)
+
+NAMED = 10
+"""Unreadable samples of each kind that a rank names in its log; the rest are only counted."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of each global batch that one rank makes."""
+
+    lanes: tuple[int, ...]
+    micro_batch: int
+
+    @classmethod
+    def of_rank(cls, global_batch: int, micro_batch: int, dp_rank: int, dp_size: int) -> Share:
+        """Lanes dp_rank, dp_rank + dp_size, …. Raises UserError when the batch cannot be shared out evenly."""
+        if global_batch % (micro_batch * dp_size):
+            raise UserError(
+                f"global_batch {global_batch} cannot be shared out over {dp_size} data-parallel ranks in micro-batches "
+                f"of {micro_batch}: it must be a multiple of {micro_batch * dp_size}"
+            )
+        return cls(tuple(range(dp_rank, global_batch, dp_size)), micro_batch)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one optimizer step."""
+        return len(self.lanes) // self.micro_batch
+
+
+class Loader:
+    """Endless micro-batches of one rank; `draws` is where each of its lanes goes on."""
+
+    def __init__(
+        self, stream: Stream, share: Share, draws: dict[int, int], workers: int, prefetch: int, bad_share: float
+    ) -> None:
+        self.stream = stream
+        self.share = share
+        self.draws = {lane: draws[lane] for lane in share.lanes}
+        self.workers = workers
+        self.prefetch = prefetch
+        self.bad_share = bad_share
+        self.read = 0
+        self.skipped: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields micro-batches for ever. `info` gains `skipped` (kinds) and leaves `draws` current.
+
+        Raises UserError when too many samples are bad.
+        """
+        parts = iter(
+            DataLoader(
+                _Rows(self.stream, self.share, dict(self.draws)),
+                batch_size=None,
+                num_workers=self.workers,
+                collate_fn=_packed,
+                worker_init_fn=_leave_signals_to_the_rank,
+                prefetch_factor=self.prefetch if self.workers else None,
+            )
+        )
+        while True:
+            # One part of a micro-batch from each worker, in turn, as DataLoader hands them out.
+            made = [_unpacked(next(parts)) for _ in range(max(1, self.workers))]
+            rows = [row for group in _interleaved(made) for row in group]
+            batch = collate([row for _, row in rows])
+            for lane, row in rows:
+                self.draws[lane] = row.next_draw
+            self._count(batch)
+            yield batch
+
+    def _count(self, batch: Batch) -> None:
+        faults: list[tuple[str, str]] = batch.info["skipped"]
+        self.read += len(batch.info["ids"]) + len(faults)
+        for kind, where in faults:
+            self.skipped[kind] += 1
+            if self.skipped[kind] <= NAMED:
+                log.warning("unreadable sample, passed over (%s): %s", kind, where)
+        bad = self.skipped.total()
+        if self.read >= 100 and bad > self.bad_share * self.read:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())
+            raise UserError(
+                f"{bad} of {self.read} samples are unreadable ({kinds}), more than data.bad_share {self.bad_share:g}"
+                + (f"; the last one: {faults[-1][1]}" if faults else "")
+            )
+
+
+class _Rows(IterableDataset[Any]):
+    """The rows of one worker: for each micro-batch a list of (lane, row), or one line about what stops the run."""
+
+    def __init__(self, stream: Stream, share: Share, draws: dict[int, int]) -> None:
+        self.stream = stream
+        self.share = share
+        self.draws = draws
+
+    def __iter__(self) -> Iterator[list[tuple[int, Row]] | str]:
+        worker = get_worker_info()
+        first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        size = self.share.micro_batch
+        while True:
+            for start in range(0, len(self.share.lanes), size):
+                try:
+                    yield [self._next(lane) for lane in self.share.lanes[start : start + size][first::workers]]
+                except UserError as error:
+                    # An exception would cross the process border wrapped in a traceback.
+                    yield str(error)
+                    return
+
+    def _next(self, lane: int) -> tuple[int, Row]:
+        row = self.stream.row(lane, self.draws[lane])
+        self.draws[lane] = row.next_draw
+        return lane, row
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """Ctrl-C, `timeout` and Slurm signal every process of a group; workers end with their rank, after its checkpoint."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+TENSORS = ("token_ids", "is_target", "pictures")
+
+
+def _packed(part: list[tuple[int, Row]] | str) -> list[tuple[int, dict[str, Any]]] | str:
+    """A part as it crosses the process border: arrays, since torch would open a shared file for each small tensor."""
+    if isinstance(part, str):
+        return part
+    return [(lane, vars(row) | {name: getattr(row, name).numpy() for name in TENSORS}) for lane, row in part]
+
+
+def _unpacked(part: list[tuple[int, dict[str, Any]]] | str) -> list[tuple[int, Row]]:
+    if isinstance(part, str):
+        raise UserError(part)
+    tensors = [(lane, {name: torch.from_numpy(fields[name]) for name in TENSORS}) for lane, fields in part]
+    return [(lane, Row(**(fields | made))) for (lane, fields), (_, made) in zip(part, tensors, strict=True)]
+
+
+def _interleaved(parts: list[list[tuple[int, Row]]]) -> Iterator[list[tuple[int, Row]]]:
+    """Rows back in lane order: the first of each worker, then the second of each, …."""
+    for turn in range(max(len(part) for part in parts)):
+        yield [part[turn] for part in parts if turn < len(part)]

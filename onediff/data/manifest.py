@@ -1,0 +1,154 @@
+"""The manifest of a data set: a folder of tar shards, what is in each, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onediff.data.index import read_index
+from onediff.errors import UserError
+
+SCHEMA = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its file name, how many samples and bytes it has, and its SHA-256 in hex ("" where unknown)."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One split of one data set. `folder` is where it was read from; `extra` holds further keys of the file."""
+
+    folder: Path
+    name: str
+    split: str
+    shards: tuple[Shard, ...]
+    source: str = ""
+    licence: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    def path(self, shard: Shard) -> Path:
+        return self.folder / shard.name
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """The manifest of `folder`, checked against the sizes of the files; built from the tars where there is none.
+
+    Raises UserError when the folder or a shard is missing, there are no shards, or a size differs.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of shards; write it with 'onediff data convert' or mend the path")
+    file = folder / FILE
+    manifest = parse_manifest(file) if file.exists() else build_manifest(folder)
+    if not manifest.samples:
+        raise UserError(f"{file}: the data set has no samples; write it again")
+    for shard in manifest.shards:
+        path = manifest.path(shard)
+        if not path.is_file():
+            raise UserError(f"{path}: the shard is missing, though {FILE} names it; fetch it or write the set again")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise UserError(f"{path}: {size} bytes, but {FILE} says {shard.bytes}; fetch it or write the set again")
+    return manifest
+
+
+def parse_manifest(file: Path) -> Manifest:
+    """Reads `manifest.json` without looking at the shards. Raises UserError when it is not one."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise TypeError("not an object")
+        schema = fields.pop("schema", None)
+        if schema != SCHEMA:
+            raise UserError(f"{file}: schema {schema!r}, but this version of onediff reads schema {SCHEMA}")
+        shards = tuple(
+            Shard(str(s["name"]), int(s["samples"]), int(s["bytes"]), str(s.get("sha256", "")))
+            for s in fields.pop("shards")
+        )
+        declared = int(fields.pop("samples"))
+        manifest = Manifest(
+            file.parent,
+            str(fields.pop("name")),
+            str(fields.pop("split")),
+            shards,
+            str(fields.pop("source", "")),
+            str(fields.pop("licence", "")),
+            fields,
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: not a manifest ({type(error).__name__}: {error}); remove it to read the tars without it"
+        ) from error
+    for shard in shards:
+        if Path(shard.name).name != shard.name:
+            raise UserError(f"{file}: shard {shard.name!r} must be a file name in the same folder")
+    if declared != manifest.samples:
+        raise UserError(f"{file}: says {declared} samples, but its shards add up to {manifest.samples}")
+    return manifest
+
+
+def build_manifest(folder: Path | str, checksums: bool = False) -> Manifest:
+    """A manifest for a folder of tars written by others: samples counted by index, SHA-256 where `checksums`.
+
+    Raises UserError when the folder holds no tar, naming the splits below it where there are some.
+    """
+    folder = Path(folder)
+    tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    if not tars:
+        below = sorted(path.parent.name for path in folder.glob(f"*/{FILE}"))
+        hint = f"it holds the splits {', '.join(below)}: name one, such as {folder / below[0]}" if below else "write it"
+        raise UserError(f"{folder}: no tar shards in this folder; {hint}")
+    shards = tuple(
+        Shard(tar.name, len(read_index(tar)), tar.stat().st_size, file_sha256(tar) if checksums else "") for tar in tars
+    )
+    return Manifest(folder, folder.parent.name or folder.name, folder.name, shards)
+
+
+def write_manifest(manifest: Manifest) -> Path:
+    """Writes `manifest.json` into the manifest's folder, aside first; returns its path."""
+    fields = {
+        "schema": SCHEMA,
+        "name": manifest.name,
+        "split": manifest.split,
+        "source": manifest.source,
+        "licence": manifest.licence,
+        "samples": manifest.samples,
+        **manifest.extra,
+        "shards": [vars(shard) for shard in manifest.shards],
+    }
+    path = manifest.folder / FILE
+    aside = path.with_name(f".tmp-{os.getpid()}-{FILE}")
+    aside.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""Where a phase stands in its data: one number a lane, small enough for any checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onediff.data.stream import Source, Stream
+from onediff.errors import UserError
+
+CHANGES = {
+    "lanes": "the global batch (and with it the number of lanes)",
+    "seed": "data.seed",
+    "block": "data.block",
+    "couple": "couple",
+    "names": "the list of data sets in the mix",
+}
+SOURCE_CHANGES = {
+    "weight": "the weight of data set {name!r}",
+    "samples": "the number of samples of data set {name!r}",
+    "shards": "the shards of data set {name!r}",
+}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Draws made by each lane, and a description of the order that they count in."""
+
+    order: dict[str, Any]
+    """What determines the order: lanes, seed, block, coupling, and each source's name, weight, shards and their sizes."""
+    draws: tuple[int, ...]
+    """Draws made so far, by lane."""
+
+    @classmethod
+    def start(cls, stream: Stream, lanes: int, block: int) -> Position:
+        """Before the first row."""
+        return cls(order_of(stream, lanes, block), (0,) * lanes)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any], current: dict[str, Any]) -> Position:
+        """The stored position, if its order is `current`.
+
+        Raises UserError naming what changed otherwise: the numbers would mean other samples.
+        """
+        for what, old, new in _compared(stored["order"], current):
+            if old != new:
+                raise UserError(
+                    f"cannot resume in the data: {what} changed since the checkpoint ({old!r} → {new!r}); "
+                    "restore it, or start a new run"
+                )
+        return cls(current, tuple(stored["draws"]))
+
+
+def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:
+    """What the order of samples depends on, as JSON; the number of ranks and workers is not part of it."""
+    return {
+        "lanes": lanes,
+        "seed": stream.seed,
+        "block": block,
+        "couple": stream.couple,
+        "names": [source.name for source in stream.sources],
+        "sources": [
+            {"weight": source.weight, "samples": source.lanes.samples, "shards": _digest(source)}
+            for source in stream.sources
+        ],
+    }
+
+
+def _compared(stored: dict[str, Any], current: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What the order depends on: in words, then as stored, then as it is now."""
+    for key, what in CHANGES.items():
+        yield what, stored[key], current[key]
+    for name, old, new in zip(current["names"], stored["sources"], current["sources"], strict=True):
+        for key, what in SOURCE_CHANGES.items():
+            yield what.format(name=name), old[key], new[key]
+
+
+def _digest(source: Source) -> str:
+    """Tells one list of shards and their sample counts from another."""
+    shards = list(zip(source.shards.names, source.lanes.shard_samples.tolist(), strict=True))
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]

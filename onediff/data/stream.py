@@ -1,0 +1,138 @@
+"""From a lane's position to its next row: lanes → raw bytes → decoded, tokenised row.
+
+Nothing here remembers where it was: `Stream.row(lane, draw)` is a function of its arguments, so any process can make any
+row, and a position is one number a lane.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onediff.data.index import Index, read_index, read_sample
+from onediff.data.lanes import Lanes, Place, mix64
+from onediff.data.manifest import read_manifest
+from onediff.data.mixing import Mix
+from onediff.data.rows import Row, RowMaker
+from onediff.data.sample import BadSample, Sample, parse_sample
+from onediff.errors import UserError
+
+OPEN_SHARDS = 64
+
+
+class Shards:
+    """Raw samples of one data set by shard and place; keeps a bounded number of shards open, each with its index."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder = folder
+        self.names = names
+        self._open: OrderedDict[int, tuple[int, Index]] = OrderedDict()
+
+    def read(self, shard: int, sample: int) -> dict[str, bytes]:
+        """The members of one sample by their suffix. Raises BadSample where the shard ends before it."""
+        file, index = self._opened(shard)
+        if sample >= len(index):
+            raise BadSample("truncated", f"the shard holds {len(index)} whole samples")
+        return read_sample(file, index[sample])
+
+    def _opened(self, shard: int) -> tuple[int, Index]:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        path = self.folder / self.names[shard]
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{path}: cannot open this shard: {error.strerror}") from None
+        self._open[shard] = file, read_index(path)
+        if len(self._open) > OPEN_SHARDS:
+            _, (oldest, _) = self._open.popitem(last=False)
+            os.close(oldest)
+        return self._open[shard]
+
+    def __getstate__(self) -> dict[str, object]:
+        # A worker process opens its own files.
+        return {"folder": self.folder, "names": self.names, "_open": OrderedDict()}
+
+
+@dataclass
+class Source:
+    """One data set of a mix."""
+
+    name: str
+    shards: Shards
+    lanes: Lanes
+    weight: float
+    task: str | None = None
+
+    @classmethod
+    def open(
+        cls, name: str, folder: Path, lanes: int, seed: int, block: int, weight: float = 1.0, task: str | None = None
+    ) -> Source:
+        """Reads the manifest of `folder`. Raises UserError for a missing folder, an empty one, or a missing shard."""
+        manifest = read_manifest(folder)
+        counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
+        if not counts.sum():
+            raise UserError(f"{folder}: the data set {name!r} holds no sample")
+        # A shard may be empty; lanes are cut over the others.
+        filled = np.flatnonzero(counts)
+        shards = Shards(folder, [manifest.shards[i].name for i in filled])
+        return cls(name, shards, Lanes(counts[filled], lanes, seed, block), weight, task)
+
+
+class Stream:
+    """Rows of a weighted mix of sources, by lane and draw."""
+
+    def __init__(self, sources: list[Source], maker: RowMaker, couple: bool, seed: int, bad_in_a_row: int) -> None:
+        self.sources = sources
+        self.mix = Mix([source.weight for source in sources])
+        self.maker = maker
+        self.couple = couple
+        self.seed = seed
+        self.bad_in_a_row = bad_in_a_row
+
+    def row(self, lane: int, draw: int) -> Row:
+        """The row at position `draw` of `lane`; a bad sample is passed over for the lane's next one.
+
+        Raises UserError after `bad_in_a_row` bad samples in a row.
+        """
+        skipped: list[tuple[str, str]] = []
+        while len(skipped) < self.bad_in_a_row:
+            source_number, position = self.mix.at(lane, draw)
+            draw += 1
+            source = self.sources[source_number]
+            place = source.lanes.at(lane, position)
+            try:
+                row = self._made(source, source_number, lane, position, place)
+            except BadSample as bad:
+                skipped.append((bad.kind, f"{source.shards.names[place.shard]} sample {place.sample}: {bad.reason}"))
+                continue
+            row.next_draw, row.skipped = draw, skipped
+            return row
+        kind, where = skipped[-1]
+        raise UserError(
+            f"{len(skipped)} unreadable samples in a row, the last one in {where} ({kind}); "
+            "run `onediff data check` on the data set, or raise data.bad_in_a_row"
+        )
+
+    def _made(self, source: Source, number: int, lane: int, position: int, place: Place) -> Row:
+        sample = self._sample(source, place)
+        choice = mix64(self.seed, 2, number, place.epoch, place.shard, place.sample)
+        if self.couple:
+            second = self._sample(source, source.lanes.partner(lane, position))
+            return self.maker.couple(sample, second, choice, number)
+        return self.maker.row(sample, source.task, choice, number)
+
+    def _sample(self, source: Source, place: Place) -> Sample:
+        return parse_sample(source.shards.read(place.shard, place.sample))
+
+    def epochs(self, lane: int, draw: int) -> dict[str, float]:
+        """How often each source has been read through, by name, judged by one lane."""
+        return {
+            source.name: self.mix.draws(number, lane, draw) / source.lanes.length(lane)
+            for number, source in enumerate(self.sources)
+        }
