@@ -1,0 +1,1 @@
+"""The model: vision tower, delta module, projector, language model."""

@@ -1,0 +1,53 @@
+"""Initialising the delta module from BERT's layers (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertModel
+
+from onediff.errors import UserError
+from onediff.model.delta import Attention, DeltaModule
+
+
+@torch.no_grad()
+def initialise_from_bert(delta: DeltaModule, name: str) -> None:
+    """Copies the first layers of the BERT `name` into `delta`.
+
+    Self-attention and feed-forward take BERT's; cross-attention takes BERT's self-attention where shapes agree (key and
+    value read the tower, whose width may differ). Raises UserError when BERT has too few layers or another width.
+    """
+    try:
+        bert = BertModel.from_pretrained(name, add_pooling_layer=False)
+    except OSError as error:
+        raise UserError(f"model.delta.bert: cannot read {name!r}: {str(error).splitlines()[0]}") from None
+    layers = bert.encoder.layer
+    width = delta.tokens.shape[1]
+    if len(layers) < len(delta.layers) or bert.config.hidden_size != width:
+        raise UserError(
+            f"model.delta.bert: {name!r} has {len(layers)} layers of width {bert.config.hidden_size}, "
+            f"the delta module {len(delta.layers)} of width {width}"
+        )
+    ours: Any
+    theirs: Any
+    for ours, theirs in zip(delta.layers, layers, strict=False):
+        for attention in (ours.self_attention, ours.cross_attention):
+            _copy_attention(attention, theirs.attention)
+        _copy(ours.expand, theirs.intermediate.dense)
+        _copy(ours.contract, theirs.output.dense)
+        _copy(ours.norm, theirs.output.LayerNorm)
+
+
+def _copy_attention(ours: Attention, theirs: Any) -> None:
+    inner = theirs.self
+    for name in ("query", "key", "value"):
+        _copy(getattr(ours, name), getattr(inner, name))
+    _copy(ours.output, theirs.output.dense)
+    _copy(ours.norm, theirs.output.LayerNorm)
+
+
+def _copy(ours: nn.Module, theirs: nn.Module) -> None:
+    if ours.weight.shape == theirs.weight.shape:
+        ours.load_state_dict(theirs.state_dict())

@@ -1,0 +1,45 @@
+"""Building the model and everything that must agree with it: tokenizer, prompts, preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onediff.data.config import DataConfig
+from onediff.data.prompts import Prompter
+from onediff.data.rows import RowMaker
+from onediff.errors import UserError
+from onediff.model.config import ModelConfig
+from onediff.model.tokenizer import load_tokenizer
+from onediff.model.vision import architecture, picture_tokens, vision_architecture
+
+
+def architecture_only(config: ModelConfig) -> ModelConfig:
+    """The same model without its pretrained weights: for a model whose weights come from a checkpoint."""
+    vision = vision_architecture(config.vision).to_dict()
+    language = architecture(config.language, "model.language").to_dict()
+    tokenizer = config.language.tokenizer or config.language.name
+    return config.model_copy(
+        update={
+            "vision": config.vision.model_copy(update={"name": None, "config": vision}),
+            "delta": config.delta.model_copy(update={"bert": None}),
+            "language": config.language.model_copy(update={"name": None, "config": language, "tokenizer": tokenizer}),
+        }
+    )
+
+
+def build_row_maker(model: ModelConfig, data: DataConfig, learned_tokenizer: Path) -> tuple[RowMaker, Any]:
+    """What writes rows for this model, and the tokenizer in it.
+
+    Raises UserError when the tokenizer has more pieces than the language model has embeddings.
+    """
+    tokenizer = load_tokenizer(model.language, learned_tokenizer)
+    vocabulary = architecture(model.language, "model.language").get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"model.language: the tokenizer has {len(tokenizer)} pieces, the language model {vocabulary} embeddings; "
+            "use the tokenizer that belongs to the model, or raise vocab_size"
+        )
+    tokens = picture_tokens(model.vision, vision_architecture(model.vision))
+    prompter = Prompter(tokenizer, data.prompt, tokens, model.delta.tokens)
+    return RowMaker(prompter, model.vision.picture, data), tokenizer

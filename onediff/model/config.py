@@ -1,0 +1,130 @@
+"""What the model is made of. Torch-free, so that planning and launching can read it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from onediff.config.section import Section
+
+
+class PretrainedPart(Section):
+    """A Hugging Face model: pretrained by `name`, or built with random weights from `config`."""
+
+    name: str | None = None
+    """Hub id or folder of pretrained weights."""
+    revision: str | None = None
+    """Hub revision to pin."""
+    config: dict[str, Any] | None = None
+    """Architecture as Hugging Face writes it (`model_type` and its fields). Without `name` the part starts from random
+    weights; with `name` it spares the look-up on the hub, and the weights still come from `name`."""
+
+    @model_validator(mode="after")
+    def _has_an_origin(self) -> PretrainedPart:
+        if self.name is None and self.config is None:
+            raise ValueError("needs `name` (pretrained weights) or `config` (an architecture to build)")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, such as clip_vision_model, dinov2 or llama")
+        return self
+
+
+class PictureConfig(Section):
+    """How a picture file becomes the tower's input; the fields follow the Hugging Face image processor of the tower."""
+
+    size: int = Field(336, gt=0)
+    """Side of the square input, pixels."""
+    fit: Literal["crop", "squash"] = "crop"
+    """`crop`: scale the shorter side and cut the middle (CLIP, DINOv2); `squash`: scale both sides (SigLIP)."""
+    shorter_side: int | None = None
+    """Shorter side before the cut; the default is `size` (DINOv2 scales to 256 and cuts 224)."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Per-channel mean of pixels in 0…1; the default is CLIP's."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Per-channel standard deviation; the default is CLIP's."""
+
+    @model_validator(mode="after")
+    def _cut_fits(self) -> PictureConfig:
+        if self.shorter_side is not None and (self.fit != "crop" or self.shorter_side < self.size):
+            raise ValueError("`shorter_side` goes with fit: crop and is at least `size`")
+        return self
+
+
+class VisionConfig(PretrainedPart):
+    """The siamese tower: one set of weights, run on both images."""
+
+    levels: tuple[int, ...] = (8, 16, 24)
+    """Encoder layers whose output the delta module reads; 1 is the first layer's output."""
+    output_level: int = -2
+    """Hidden state that the language model reads: an encoder layer, or counted from the end (-1 is the last)."""
+    picture: PictureConfig = PictureConfig()
+    """Preprocessing."""
+
+
+class DeltaConfig(Section):
+    """The Visual Delta Module: BERT-shaped layers in which a few learned tokens look at both images."""
+
+    tokens: int = Field(64, gt=0)
+    """Learned delta tokens handed to the language model per pair."""
+    layers: int = Field(6, gt=0)
+    """Layers of self-attention, cross-attention and feed-forward; consecutive layers share a level, shallow to deep."""
+    width: int = Field(768, gt=0)
+    """Hidden size."""
+    heads: int = Field(12, gt=0)
+    """Attention heads."""
+    intermediate: int = Field(3072, gt=0)
+    """Hidden size of the feed-forward."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout after attention and feed-forward, while training."""
+    bert: str | None = None
+    """Hub id or folder of a BERT whose layers initialise self-attention, feed-forward and, where shapes agree,
+    cross-attention; random when absent."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DeltaConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        return self
+
+
+class NewTokenizer(Section):
+    """A byte-level BPE learned from the training captions, for a language model that starts from nothing."""
+
+    vocabulary: int = Field(512, ge=300)
+    """Pieces, special tokens included; the language model's `vocab_size` is at least this."""
+
+
+class LanguageConfig(PretrainedPart):
+    """The causal language model that reads both images, the delta tokens and the instruction, and writes the caption."""
+
+    tokenizer: str | NewTokenizer | None = None
+    """Hub id or folder; the default is `name`. A mapping learns a new one from the training captions."""
+
+    @model_validator(mode="after")
+    def _has_a_tokenizer(self) -> LanguageConfig:
+        if self.tokenizer is None and self.name is None:
+            raise ValueError("a language model built from `config` needs `tokenizer`")
+        return self
+
+
+class ModelConfig(Section):
+    """OneDiff: tower, delta module, projector, language model (arXiv 2407.05645, section 3)."""
+
+    vision: VisionConfig
+    """The tower."""
+    delta: DeltaConfig = DeltaConfig()
+    """The Visual Delta Module."""
+    language: LanguageConfig
+    """The language model."""
+
+    def with_parts(self, vision: str, language: str, tokenizer: str) -> ModelConfig:
+        """The same model with its parts read from these folders."""
+        return self.model_copy(
+            update={
+                "vision": self.vision.model_copy(update={"name": vision, "config": None}),
+                "delta": self.delta.model_copy(update={"bert": None}),
+                "language": self.language.model_copy(
+                    update={"name": language, "config": None, "tokenizer": tokenizer, "revision": None}
+                ),
+            }
+        )

@@ -1,0 +1,145 @@
+"""The Visual Delta Module: learned tokens that look at both images at several depths (paper, section 3.2).
+
+Shape letters: B pairs, P pictures, N tokens of a picture, Q delta tokens, V tower width, W module width, H heads,
+D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onediff.model.config import DeltaConfig
+
+PEAK = 2.0
+"""Amplitude of the place embeddings: with it a token begins by looking at its own neighbourhood almost alone."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over given keys and values, with BERT's residual and norm behind it."""
+
+    def __init__(self, config: DeltaConfig, source_width: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(source_width, config.width)
+        self.value = nn.Linear(source_width, config.width)
+        self.output = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BQW: Tensor, key_BKW: Tensor, value_BKW: Tensor, places_QW: Tensor | None = None) -> Tensor:
+        """`[B, Q, W]` queries over `[B, K, W]` keys and values already projected by `key` and `value`.
+
+        `places_QW` is added to the projected queries: where in the pictures each of them looks.
+        """
+        query_BQW = self.query(x_BQW) if places_QW is None else self.query(x_BQW) + places_QW
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query_BQW, key_BKW, value_BKW))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.norm(x_BQW + self.dropout(self.output(mixed)))
+
+
+class DeltaLayer(nn.Module):
+    """Self-attention among delta tokens, cross-attention to both images, feed-forward; post-norm as in BERT."""
+
+    def __init__(self, config: DeltaConfig, vision_width: int) -> None:
+        super().__init__()
+        self.self_attention = Attention(config, config.width)
+        self.cross_attention = Attention(config, vision_width)
+        self.role_keys = nn.Parameter(torch.empty(2, config.width))
+        self.role_values = nn.Parameter(torch.empty(2, config.width))
+        self.expand = nn.Linear(config.width, config.intermediate)
+        self.contract = nn.Linear(config.intermediate, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_BQW: Tensor, level_PNV: Tensor, pairs_B2: Tensor, places_QW: Tensor, places_NW: Tensor
+    ) -> Tensor:
+        """One layer.
+
+        Keys and values are projected once a picture, then laid side by side for each pair, where before and after get
+        their embedding: added to the keys, multiplied into the values. A token that looks at one place in both images
+        so receives sums of what it finds there in some channels and differences in others.
+        """
+        own, cross = self.self_attention, self.cross_attention
+        x_BQW = own(x_BQW, own.key(x_BQW), own.value(x_BQW))
+        k_B2NW = (cross.key(level_PNV) + places_NW)[pairs_B2] + self.role_keys[:, None]
+        v_B2NW = cross.value(level_PNV)[pairs_B2] * self.role_values[:, None]
+        x_BQW = cross(x_BQW, k_B2NW.flatten(1, 2), v_B2NW.flatten(1, 2), places_QW)
+        return self.norm(x_BQW + self.dropout(self.contract(F.gelu(self.expand(x_BQW)))))
+
+
+class DeltaModule(nn.Module):
+    """Delta tokens for pairs of pictures.
+
+    The tokens begin spread over the picture: each looks at its own neighbourhood in both images, and in half of the
+    channels it begins with the difference of what it finds. All of this is learned on from there.
+
+    Cost of a pair: `layers · (2·2N·V·W + 2·Q·2N·W + O(Q·W²))` multiply-adds; the keys and values of the 2N image
+    tokens dominate, the learned queries are few.
+    """
+
+    def __init__(self, config: DeltaConfig, vision_width: int, levels: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))
+        self.places = nn.Parameter(torch.empty(config.tokens, config.width))
+        self.level_norms = nn.ModuleList(nn.LayerNorm(vision_width) for _ in range(levels))
+        self.layers = nn.ModuleList(DeltaLayer(config, vision_width) for _ in range(config.layers))
+        self.level_of_layer = [index * levels // config.layers for index in range(config.layers)]
+        self.apply(_initialise)
+        nn.init.normal_(self.tokens)
+        with torch.no_grad():
+            self.places.copy_(place_embedding(spread(config.tokens), config.width, config.heads))
+
+    def forward(self, levels_PNV: list[Tensor], pairs_B2: Tensor) -> Tensor:
+        """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, and index pairs `[B, 2]` into them."""
+        levels_PNV = [norm(level) for norm, level in zip(self.level_norms, levels_PNV, strict=True)]
+        tokens = levels_PNV[0].shape[1]
+        places_NW = place_embedding(spread(tokens), self.tokens.shape[1], self.heads).to(levels_PNV[0])
+        x_BQW = self.tokens.expand(pairs_B2.shape[0], -1, -1)
+        for layer, level in zip(self.layers, self.level_of_layer, strict=True):
+            x_BQW = layer(x_BQW, levels_PNV[level], pairs_B2, self.places, places_NW)
+        return x_BQW
+
+
+@lru_cache
+def spread(points: int) -> tuple[tuple[float, float], ...]:
+    """`points` places (x, y) in the unit square in reading order, as even as rows allow; a square number is a grid."""
+    rows = max(1, math.isqrt(points))
+    made = []
+    for row in range(rows):
+        columns = (row + 1) * points // rows - row * points // rows
+        made += [((column + 0.5) / columns, (row + 0.5) / rows) for column in range(columns)]
+    return tuple(made)
+
+
+def place_embedding(points: tuple[tuple[float, float], ...], width: int, heads: int) -> Tensor:
+    """`[points, width]`, the same in every head: sines and cosines of x and y whose product peaks at equal places.
+
+    For head size d the product of two embeddings falls to half at a distance of about 2/d of the picture's side.
+    """
+    size = width // heads
+    waves = max(1, size // 4)
+    place = torch.tensor(points)  # [points, 2]
+    angles = place[:, :, None] * torch.arange(1, waves + 1) * math.pi
+    head = torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
+    head = F.pad(head, (0, max(0, size - head.shape[1])))[:, :size]
+    return PEAK * head.repeat(1, heads)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        # BERT's 0.02 at its width of 768; the same gain at others.
+        nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / module.in_features))
+        nn.init.zeros_(module.bias)
+    if isinstance(module, DeltaLayer):
+        nn.init.normal_(module.role_keys, std=0.02)
+        nn.init.ones_(module.role_values)
+        with torch.no_grad():
+            module.role_values[1, ::2] = -1.0

@@ -1,0 +1,111 @@
+"""OneDiff: tower, delta module and projector in front of a causal language model (arXiv 2407.05645, figure 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from onediff.data.batch import Batch
+from onediff.model.config import LanguageConfig, ModelConfig
+from onediff.model.delta import DeltaModule
+from onediff.model.projector import Projector
+from onediff.model.vision import VisionTower, architecture, pretrained
+from onediff.parallel.loss import target_loss
+from onediff.parallel.placement import Placement
+
+PARTS = ("vision", "delta", "projector", "language")
+
+
+def build_language(config: LanguageConfig, attention: str = "sdpa", placement: Placement | None = None) -> Any:
+    """The causal language model, with pretrained weights where `name` is given; cut and read as `placement` says."""
+    arch = architecture(config, "model.language")
+    if placement is not None:
+        return placement.build(
+            AutoModelForCausalLM, arch, config.name, revision=config.revision, attention=attention, cut=True
+        )
+    if config.name is None:
+        return AutoModelForCausalLM.from_config(arch, attn_implementation=attention)
+    return pretrained(AutoModelForCausalLM, config, arch, "model.language", attention)
+
+
+class OneDiffModel(nn.Module):
+    """The whole model. Its four parts are `vision`, `delta`, `projector` and `language`, the names of configuration."""
+
+    def __init__(self, config: ModelConfig, attention: str = "sdpa", placement: Placement | None = None) -> None:
+        super().__init__()
+        self.vision = VisionTower(config.vision, attention, placement)
+        self.language = build_language(config.language, attention, placement)
+        language_width = self.language.config.hidden_size
+        self.delta = DeltaModule(config.delta, self.vision.width, len(config.vision.levels))
+        self.projector = Projector(self.vision.width, config.delta.width, language_width)
+        if config.delta.bert is not None:
+            from onediff.model.bert import initialise_from_bert
+
+            initialise_from_bert(self.delta, config.delta.bert)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of every target, `[targets]` fp32, not reduced: the caller normalises over the global batch.
+
+        Logits are made for the targets only, `[targets, vocabulary]`.
+        """
+        embeds = self.embed(batch)
+        hidden = self.language.get_decoder()(
+            inputs_embeds=embeds,
+            position_ids=batch.position_ids,
+            attention_mask=attention_mask(batch.segment_ids, embeds.dtype),
+            use_cache=False,
+        ).last_hidden_state
+        hidden = hidden.flatten(0, 1)[batch.target_places]
+        return target_loss(self.language.get_output_embeddings(), hidden, batch.target_ids)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """`[rows, tokens, width]`: word embeddings with image and delta tokens in their places.
+
+        A batch without pictures or pairs runs tower and delta module on a blank picture whose result weighs nothing:
+        under ZeRO-3 every rank must gather the same parameters in the same order.
+        """
+        words = self.language.get_input_embeddings()(batch.token_ids)
+        pictures, pairs = batch.pictures, batch.pairs
+        if not len(pictures):
+            pictures = pictures.new_zeros(1, *pictures.shape[1:])
+        if not len(pairs):
+            pairs = pairs.new_zeros(1, 2)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
+            output, levels = self.vision(pictures)
+        picture_tokens, delta_tokens = self.projector(output, self.delta(levels, pairs))
+        flat = words.flatten(0, 1)
+        for places, tokens in ((batch.picture_places, picture_tokens), (batch.delta_places, delta_tokens)):
+            tokens = tokens.flatten(0, 1).to(flat.dtype)
+            flat = flat.index_copy(0, places, tokens) if len(places) else flat + 0 * tokens.sum()
+        return flat.view_as(words)
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, **options: Any) -> Tensor:
+        """`[rows, new tokens]` token ids that continue left-padded prompts; `segment_ids` 0 marks the padding.
+
+        `options` go to Hugging Face `generate` (`max_new_tokens`, `num_beams`, …).
+        """
+        assert batch.segment_ids is not None
+        return self.language.generate(
+            inputs_embeds=self.embed(batch), attention_mask=(batch.segment_ids > 0).long(), **options
+        )
+
+
+def attention_mask(segment_ids: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """`[rows, 1, tokens, tokens]` additive mask that keeps attention causal and inside each sample; None for plain rows.
+
+    Unpacked rows are padded on the right, where causality alone keeps padding out of sight.
+    """
+    if segment_ids is None:
+        return None
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    allowed = same & torch.ones_like(same[0]).tril()
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,103 @@
+"""A model as a folder that people keep: safetensors and configuration, without optimizer, ranks or run.
+
+DIR/onediff.yaml                    how the parts fit together, prompts, preprocessing
+DIR/vision/                         the tower, loadable by `from_pretrained`
+DIR/language/                       the language model, loadable by `from_pretrained`
+DIR/tokenizer/                      its tokenizer
+DIR/delta.safetensors, DIR/projector.safetensors
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from onediff.config.section import Section, validated
+from onediff.data.config import DataConfig, PromptConfig
+from onediff.data.rows import RowMaker
+from onediff.errors import UserError
+from onediff.model.build import build_row_maker
+from onediff.model.config import ModelConfig
+from onediff.model.onediff import OneDiffModel
+
+FILE = "onediff.yaml"
+OWN_PARTS = ("delta", "projector")
+
+
+class SavedModel(Section):
+    """What `onediff.yaml` holds."""
+
+    model: ModelConfig
+    """The parts; `vision`, `language` and `tokenizer` are folders beside the file."""
+    prompt: PromptConfig
+    """Prompt template and instructions that it was trained with."""
+    trained: dict[str, Any] = {}
+    """Which run, phase and step the weights are from."""
+
+
+def save_model(
+    model: OneDiffModel,
+    config: ModelConfig,
+    prompt: PromptConfig,
+    tokenizer: Any,
+    folder: Path,
+    trained: dict[str, Any],
+) -> None:
+    """Writes `folder`, beside its final name first; a folder of that name that holds a saved model is replaced.
+
+    Raises UserError when `folder` holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
+        raise UserError(f"{folder}: this folder holds something that is not a saved model; choose another")
+    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    model.vision.model.save_pretrained(aside / "vision")
+    model.language.save_pretrained(aside / "language")
+    tokenizer.save_pretrained(aside / "tokenizer")
+    for part in OWN_PARTS:
+        tensors = {name: tensor.contiguous() for name, tensor in getattr(model, part).state_dict().items()}
+        save_file(tensors, aside / f"{part}.safetensors")
+    saved = SavedModel(model=config.with_parts("vision", "language", "tokenizer"), prompt=prompt, trained=trained)
+    (aside / FILE).write_text(yaml.safe_dump(saved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)
+
+
+def description(folder: Path) -> SavedModel:
+    """What a saved model is. Raises UserError when the folder is none."""
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"{folder}: not a saved model (no {FILE}); write one with `onediff export RUN DIR`")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    return validated(SavedModel, values, str(file))
+
+
+def load_model(folder: Path, data: DataConfig | None = None) -> tuple[OneDiffModel, RowMaker, Any, SavedModel]:
+    """Model, row maker, tokenizer and description of a saved model; in evaluation mode, on the CPU, in its own dtype.
+
+    Raises UserError when the folder is not a saved model or a part of it is damaged.
+    """
+    saved = description(folder)
+    config = saved.model.with_parts(*(str(folder / part) for part in ("vision", "language", "tokenizer")))
+    model = OneDiffModel(config)
+    for part in OWN_PARTS:
+        path = folder / f"{part}.safetensors"
+        try:
+            # Assigned, not copied: in the precision that they were saved in.
+            getattr(model, part).load_state_dict(load_file(path), assign=True)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}; export the run again") from None
+    data = data or DataConfig(sets={"none": {"path": "."}}, max_tokens=1_000_000)
+    maker, tokenizer = build_row_maker(config, data.model_copy(update={"prompt": saved.prompt}), folder / "tokenizer")
+    return model.eval(), maker, tokenizer, saved

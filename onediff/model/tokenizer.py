@@ -1,0 +1,47 @@
+"""The language model's tokenizer: pretrained by name, or learned from the training captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from onediff.errors import UserError
+from onediff.model.config import LanguageConfig
+
+PAD, START, END = "<pad>", "<s>", "</s>"
+
+
+def load_tokenizer(config: LanguageConfig, learned: Path) -> Any:
+    """The tokenizer of `config`; one that is learned is read from the folder `learned`, where the run keeps it.
+
+    Raises UserError when it cannot be read or cannot end a text.
+    """
+    named = isinstance(config.tokenizer, str) or config.tokenizer is None
+    name = (config.tokenizer or config.name) if named else str(learned)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision if name == config.name else None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.language.tokenizer: cannot read {name!r}: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.language.tokenizer: {name!r} has no end-of-text token, so an answer could not end")
+    return tokenizer
+
+
+def learn_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path) -> None:
+    """Learns a byte-level BPE of at most `vocabulary` pieces and writes it to `folder`; same texts, same tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END)
+    wrapped.save_pretrained(folder)
