@@ -1,0 +1,1 @@
+"""Data- and tensor-parallel topology, and weights in and out of it."""

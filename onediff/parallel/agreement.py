@@ -1,0 +1,45 @@
+"""Errors that all ranks raise together: a rank that fails alone leaves the others waiting in their next collective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from onediff.errors import UserError
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that succeeds or fails on every rank alike; it must not hold a collective of its own.
+
+    When any rank raises UserError or OSError inside, every rank raises the fault of the lowest such rank, as UserError.
+    """
+    fault: str | None = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        fault = str(error)
+    faults = gathered(fault)
+    first = next((text for text in faults if text is not None), None)
+    if first is not None:
+        raise UserError(first)
+
+
+def gathered(value: object) -> list:
+    """`value` of every rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank_zero(value: object) -> object:
+    """Rank 0's `value`, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,154 @@
+"""Which part of a full parameter a rank holds, and how two such parts overlap.
+
+Tensor parallelism cuts a parameter along one dimension into blocks; ZeRO then cuts the flattened block into ranges. Seen as
+a matrix with everything before the cut dimension as rows, a block is a band of columns, and a range of the flattened band
+is at most three rectangles: the end of one row, whole rows, the beginning of another. Any part can so be copied from any
+other, whatever the two topologies were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+
+
+@dataclass(frozen=True)
+class Block:
+    """The part `[start, start + size)` along `dim` of a parameter whose full shape is `shape` (without any padding).
+
+    A block may reach beyond the full shape along dimension 0, as a padded vocabulary does: what lies there is never stored.
+    """
+
+    shape: tuple[int, ...]
+    dim: int
+    start: int
+    size: int
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Block:
+        """The block that is the full parameter."""
+        return cls(tuple(shape), 0, 0, shape[0] if len(shape) else 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the block is the full parameter."""
+        return not self.shape or (self.start == 0 and self.size >= self.shape[self.dim])
+
+    @property
+    def inner(self) -> int:
+        """Elements in one step along the cut dimension."""
+        return prod(self.shape[self.dim + 1 :])
+
+    @property
+    def width(self) -> int:
+        """Elements in one row of the band."""
+        return self.size * self.inner
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """The shape of the rank's own tensor."""
+        return (*self.shape[: self.dim], self.size, *self.shape[self.dim + 1 :]) if self.shape else ()
+
+    @property
+    def real(self) -> int:
+        """Elements of the flattened block that exist in the full parameter; the padding lies after them."""
+        inside = max(0, min(self.start + self.size, self.shape[self.dim]) - self.start) if self.shape else 1
+        assert inside == self.size or self.dim == 0, "only the first dimension can be padded"
+        return prod(self.shape[: self.dim]) * inside * self.inner
+
+
+def block_of(parameter: torch.nn.Parameter) -> Block:
+    """The block that `parameter` holds: what tensor parallelism noted on it, else the whole parameter."""
+    block = getattr(parameter, "block", None)
+    # ZeRO-3 leaves an empty tensor behind and keeps the shape in `ds_shape`.
+    return block or Block.whole(getattr(parameter, "ds_shape", parameter.shape))
+
+
+class Piece(NamedTuple):
+    """The range `[offset, offset + length)` of a flattened block."""
+
+    block: Block
+    offset: int
+    length: int
+
+
+class _Rectangle(NamedTuple):
+    top: int
+    bottom: int
+    left: int
+    right: int
+    position: int  # of its first element, from the beginning of the piece
+    stride: int  # elements from one of its rows to the next
+
+
+def _rectangles(piece: Piece) -> Iterator[_Rectangle]:
+    width, band = piece.block.width, piece.block.start * piece.block.inner
+    at, end = piece.offset, piece.offset + piece.length
+    while at < end:
+        row, column = divmod(at, width)
+        whole = column == 0 and end - at >= width
+        rows = (end - at) // width if whole else 1
+        taken = rows * width if whole else min(end - at, width - column)
+        right = width if whole else column + taken
+        yield _Rectangle(row, row + rows, band + column, band + right, at - piece.offset, width)
+        at += taken
+
+
+class Overlap(NamedTuple):
+    """`rows` × `columns` elements that two pieces share: where they begin in each, and how far apart the rows are."""
+
+    rows: int
+    columns: int
+    source_start: int
+    source_stride: int
+    target_start: int
+    target_stride: int
+
+    @property
+    def source_length(self) -> int:
+        """Length of the source range that holds all of the overlap."""
+        return (self.rows - 1) * self.source_stride + self.columns
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copies from `source`, the range `[source_start, source_start + source_length)` of the source piece, into the
+        flat tensor `target` of the target piece."""
+        shape = (self.rows, self.columns)
+        into = target.as_strided(shape, (self.target_stride, 1), target.storage_offset() + self.target_start)
+        into.copy_(source.as_strided(shape, (self.source_stride, 1), source.storage_offset()))
+
+
+def overlaps(source: Piece, target: Piece) -> Iterator[Overlap]:
+    """The rectangles that `source` and `target` share; both are pieces of the same full parameter."""
+    # A parameter cut along one dimension and one left whole are compared in the rows and columns of the cut one.
+    if source.block.dim != target.block.dim:
+        source, target = _in_common_rows(source, target)
+    for a in _rectangles(source):
+        for b in _rectangles(target):
+            top, bottom = max(a.top, b.top), min(a.bottom, b.bottom)
+            left, right = max(a.left, b.left), min(a.right, b.right)
+            if top < bottom and left < right:
+                yield Overlap(
+                    bottom - top,
+                    right - left,
+                    a.position + (top - a.top) * a.stride + left - a.left,
+                    a.stride,
+                    b.position + (top - b.top) * b.stride + left - b.left,
+                    b.stride,
+                )
+
+
+def _in_common_rows(source: Piece, target: Piece) -> tuple[Piece, Piece]:
+    """Both pieces along one dimension: the one whose block is the whole parameter takes over the other's dimension."""
+
+    def along(piece: Piece, dim: int) -> Piece:
+        block = piece.block
+        assert block.is_whole, "cut along two different dimensions"
+        return piece._replace(block=Block(block.shape, dim, 0, block.shape[dim]))
+
+    if source.block.is_whole:
+        return along(source, target.block.dim), target
+    return source, along(target, source.block.dim)

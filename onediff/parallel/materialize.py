@@ -1,0 +1,121 @@
+"""A Hugging Face model from nothing to its place on this rank: built without memory, cut, and filled range by range.
+
+A model is first made on the meta device, where it costs nothing, then its layers are cut for tensor parallelism, then each
+parameter gets memory for this rank's part only (under ZeRO-3: its range of the rank's block), which is filled from the
+source. No process ever holds more than its share and one parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from onediff.parallel.block import Piece, overlaps
+from onediff.parallel.tensor import cut_layers
+from onediff.parallel.topology import Topology
+from onediff.parallel.weights import put_weights
+
+
+class Source(Protocol):
+    """Where full parameters can be read range by range."""
+
+    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
+        """Copies the range `piece` of the parameter `name` into the flat tensor `target`."""
+
+
+class InMemory:
+    """Full parameters that are in memory already, such as those of a small model with random weights."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
+        """Copies the range `piece` of the parameter `name` into the flat tensor `target`."""
+        full = self.tensors[name].detach().reshape(-1)
+        whole = Piece(piece.block.whole(piece.block.shape), 0, full.numel())
+        for overlap in overlaps(whole, piece):
+            overlap.copy(full.narrow(0, overlap.source_start, overlap.source_length), target)
+
+
+def place(
+    model: Any,
+    source: Source | None,
+    topology: Topology,
+    *,
+    zero_config: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    cut: bool = True,
+) -> Any:
+    """Gives a model on the meta device its parameters: cut over the tensor group, and under ZeRO-3 over the data group.
+
+    `zero_config` is DeepSpeed's configuration when its stage is 3, else None. `cut=False` leaves the layers whole, as for
+    a vision tower. Returns the model, all zeros without a `source`. Collective under ZeRO-3. Raises what `source` raises.
+    """
+    if cut and topology.tp_size > 1:
+        assert topology.mpu is not None
+        cut_layers(model, topology.mpu)
+    _buffers(model, device)
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if parameter not in made:
+                made[parameter] = _with_memory(parameter, device)
+                if zero_config is not None:
+                    _give_to_zero(made[parameter], topology, zero_config)
+            setattr(module, key, made[parameter])
+    if source is not None:
+        put_weights(model, source.fill)
+    if topology.tp_size > 1:
+        _sum_marked_gradients(model, topology)
+    return model
+
+
+def _buffers(model: Any, device: torch.device | str) -> None:
+    """Real buffers with the values that the model's own class gives them."""
+    for module in model.modules():
+        own = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer is not None]
+        if not any(buffer.is_meta for _, buffer in own):
+            continue
+        for name, buffer in own:
+            persistent = name not in module._non_persistent_buffers_set
+            module.register_buffer(name, torch.zeros_like(buffer, device=device), persistent)
+        with torch.no_grad():
+            # Parameters are still on the meta device, where initialising them does nothing.
+            model._init_weights(module)
+
+
+def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Parameter:
+    # Zeros, so that the padding of a vocabulary is finite.
+    new = nn.Parameter(torch.zeros_like(parameter, device=device), requires_grad=parameter.requires_grad)
+    new.__dict__.update(parameter.__dict__)
+    return new
+
+
+def _give_to_zero(parameter: nn.Parameter, topology: Topology, zero_config: dict[str, Any]) -> None:
+    """Cuts a parameter over the data-parallel ranks, and lets go of the rest."""
+    import deepspeed
+
+    holder = nn.Module()
+    holder.parameter = parameter
+    deepspeed.zero.Init(
+        module=holder, config_dict_or_path=zero_config, data_parallel_group=topology.data_group, mpu=topology.mpu
+    )
+
+
+def _sum_marked_gradients(model: nn.Module, topology: Topology) -> None:
+    """Adds up over the tensor group the gradients of which every rank of it computes a part."""
+    assert topology.mpu is not None
+    group = topology.mpu.get_tensor_model_parallel_group()
+
+    def summed(gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    for parameter in model.parameters():
+        if getattr(parameter, "sum_gradient_over_tensor_group", False):
+            parameter.register_hook(summed)

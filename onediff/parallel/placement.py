@@ -1,0 +1,77 @@
+"""How a Hugging Face part of the model comes to be on this rank: whole, or cut and read range by range."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from onediff.parallel.materialize import InMemory, Source, place
+from onediff.parallel.tensor import check_divisible
+from onediff.parallel.topology import Topology
+from onediff.parallel.weights import PretrainedFiles, Renamed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the parts of the model go."""
+
+    topology: Topology
+    zero_config: dict[str, Any] | None = None
+    """DeepSpeed's configuration under ZeRO-3, else None"""
+    filled_later: bool = False
+    """weights will come from a checkpoint: only take the memory for this rank's part"""
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    """of the parameters; under ZeRO-3 with bf16, DeepSpeed expects bf16 and keeps an fp32 master beside them"""
+
+    def build(
+        self,
+        auto: Any,
+        architecture: Any,
+        name: str | None,
+        *,
+        revision: str | None = None,
+        attention: str = "sdpa",
+        cut: bool = False,
+    ) -> Any:
+        """A model of the class `auto` chooses (`AutoModelForCausalLM`, `AutoModel`) for `architecture`.
+
+        Weights come from the folder or hub `name`, else they are random by torch's seed, and then the same at every
+        topology. `cut=True` cuts its layers over the tensor group. Collective under ZeRO-3. Raises UserError for an
+        architecture that cannot be cut.
+        """
+        tp_size = self.topology.tp_size if cut else 1
+        if tp_size > 1:
+            check_divisible(architecture, tp_size)
+        if name is None and tp_size == 1 and not self.filled_later:
+            return auto.from_config(architecture, attn_implementation=attention, dtype=self.dtype)
+        with torch.device("meta"):
+            model = auto.from_config(architecture, attn_implementation=attention, dtype=self.dtype)
+        source = None if self.filled_later else self._source(auto, model, architecture, name, revision)
+        return place(model, source, self.topology, zero_config=self.zero_config, device=self.device, cut=cut)
+
+    def settle(self, model: nn.Module) -> None:
+        """Puts what `build` did not make to the same device and type, as ZeRO-3 expects of all parameters."""
+        for parameter in model.parameters():
+            if not hasattr(parameter, "ds_id"):
+                parameter.data = parameter.data.to(self.device, self.dtype)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(self.device)
+
+    def _source(self, auto: Any, model: Any, architecture: Any, name: str | None, revision: str | None) -> Source:
+        if name is None:
+            return InMemory(auto.from_config(architecture, dtype=self.dtype).state_dict())
+        files = PretrainedFiles(name, revision)
+        names = files.prefix_for(model)
+        if names is not None:
+            return Renamed(files, *names)
+        # Weights that transformers itself must rename or convert: then every rank reads all of them once.
+        log.info("%s: its weights have other names than the model; every process reads them whole", name)
+        whole = auto.from_pretrained(name, revision=revision, config=architecture, dtype=self.dtype)
+        return InMemory(whole.state_dict())

@@ -1,0 +1,178 @@
+"""Tensor parallelism for any Hugging Face causal LM, by its own `base_model_tp_plan`, with Megatron-core's layers.
+
+Layers keep their names and their meaning: `q_proj.weight` of a rank is a block of the `q_proj.weight` of the model, and the
+block is noted on the parameter (`parameter.block`), from where checkpoints, loading and export read it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+from torch import Tensor, nn
+
+from onediff.errors import UserError
+from onediff.parallel.block import Block
+from onediff.parallel.topology import Mpu
+
+
+class Column(ColumnParallelLinear):
+    """`[…, in]` → `[…, out / T]`: the rank's own outputs."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The rank's outputs; the gradient of `hidden` is summed over the tensor group."""
+        return super().forward(hidden)[0]
+
+
+class Row(RowParallelLinear):
+    """`[…, in / T]` → `[…, out]`: summed over the tensor group."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The whole output, the same on every rank of the group."""
+        return super().forward(hidden)[0]
+
+
+class Head(ColumnParallelLinear):
+    """The language-model head over a vocabulary that was padded to a multiple of T."""
+
+    vocabulary: int
+    """entries that exist; the padding lies behind them"""
+
+    def forward(self, hidden: Tensor, gather: bool = True) -> Tensor:
+        """Logits: of the whole vocabulary, as generation needs them, or with `gather=False` of the rank's padded part.
+
+        Padding has the lowest logit there is, so that it takes no part in a softmax.
+        """
+        logits = super().forward(hidden)[0]
+        missing = self.padding
+        if missing:
+            logits = torch.cat(
+                [
+                    logits[..., : logits.shape[-1] - missing],
+                    logits.new_full((*logits.shape[:-1], missing), _lowest(logits)),
+                ],
+                dim=-1,
+            )
+        if not gather:
+            return logits
+        return gather_from_tensor_model_parallel_region(logits, group=self.tp_group)[..., : self.vocabulary]
+
+    @property
+    def padding(self) -> int:
+        """How many entries of this rank's part do not exist."""
+        per_rank = self.output_size_per_partition
+        return min(per_rank, max(0, (self.tp_group.rank() + 1) * per_rank - self.vocabulary))
+
+
+def _lowest(logits: Tensor) -> float:
+    return torch.finfo(logits.dtype).min
+
+
+def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tensor") -> None:
+    """Raises UserError when the language model cannot be cut into `tp_size` parts, before any weight is read."""
+    kind = architecture.model_type
+    if getattr(architecture, "base_model_tp_plan", None) is None:
+        raise UserError(f"{where}: {kind} models have no tensor-parallel plan; use parallel.tensor=1")
+    heads = architecture.num_attention_heads
+    counts = {
+        "attention heads": heads,
+        "key/value heads": getattr(architecture, "num_key_value_heads", None) or heads,
+        "feed-forward units": architecture.intermediate_size,
+    }
+    for what, count in counts.items():
+        if count % tp_size:
+            raise UserError(f"{where}: {count} {what} cannot be cut into {tp_size} equal parts")
+
+
+def cut_layers(model: Any, mpu: Mpu) -> None:
+    """Puts Megatron-core's layers into a causal LM that lies on the meta device; its weights are given afterwards.
+
+    Raises UserError for a plan with a style that is not known here.
+    """
+    architecture, tp_size = model.config, mpu.get_tensor_model_parallel_world_size()
+    check_divisible(architecture, tp_size)
+    config = ModelParallelConfig(
+        tensor_model_parallel_size=tp_size,
+        params_dtype=model.dtype,
+        perform_initialization=False,  # it would draw the whole weight; `_note` sets the attributes that it would
+        use_cpu_initialization=True,  # on the device in force, which is meta
+    )
+    base = model.base_model
+    with torch.device("meta"):
+        for name, layer in list(base.named_modules()):
+            style = next((s for p, s in architecture.base_model_tp_plan.items() if fnmatch.fnmatchcase(name, p)), None)
+            if style is not None:
+                _replace(base, name, _cut(layer, style, config, mpu, name))
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        new_embedding = _cut_embedding(embedding, config, mpu)
+        model.set_input_embeddings(new_embedding)
+        model.set_output_embeddings(_cut_head(head, config, mpu))
+        if head.weight is embedding.weight:
+            model.get_output_embeddings().weight = new_embedding.weight
+
+
+def _replace(root: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(root.get_submodule(parent), child, layer)
+
+
+def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, name: str) -> nn.Module:
+    """The parallel layer for one entry of the plan."""
+    if style == "replicated_with_grad_allreduce":
+        # A norm inside attention sees the rank's own heads only: its gradient is the sum over the group.
+        for parameter in layer.parameters():
+            parameter.sum_gradient_over_tensor_group = True  # type: ignore[attr-defined]
+        return layer
+    if not isinstance(layer, nn.Linear) or style not in ("colwise", "rowwise"):
+        raise UserError(f"parallel.tensor: no way to cut {name!r} ({style}); use parallel.tensor=1")
+    sizes, options = (layer.in_features, layer.out_features), {"config": config, "init_method": None}
+    bias = layer.bias is not None
+    if style == "colwise":
+        column = Column(*sizes, bias=bias, **options)
+        _note(column.weight, layer.weight.shape, 0, mpu)
+        if bias:
+            _note(column.bias, (layer.out_features,), 0, mpu)
+        return column
+    row = Row(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=False, **options)
+    _note(row.weight, layer.weight.shape, 1, mpu)
+    return row
+
+
+def _cut_embedding(layer: nn.Embedding, config: ModelParallelConfig, mpu: Mpu) -> nn.Module:
+    rows = padded_vocabulary(layer.num_embeddings, mpu.get_tensor_model_parallel_world_size())
+    cut = VocabParallelEmbedding(rows, layer.embedding_dim, init_method=None, config=config)
+    _note(cut.weight, layer.weight.shape, 0, mpu)
+    return cut
+
+
+def _cut_head(layer: nn.Linear, config: ModelParallelConfig, mpu: Mpu) -> nn.Module:
+    rows = padded_vocabulary(layer.out_features, mpu.get_tensor_model_parallel_world_size())
+    cut = Head(layer.in_features, rows, config=config, init_method=None, bias=layer.bias is not None)
+    cut.vocabulary = layer.out_features
+    _note(cut.weight, layer.weight.shape, 0, mpu)
+    if layer.bias is not None:
+        _note(cut.bias, (layer.out_features,), 0, mpu)
+    return cut
+
+
+def padded_vocabulary(size: int, tp_size: int) -> int:
+    """The next multiple of T."""
+    return -(-size // tp_size) * tp_size
+
+
+def _note(parameter: nn.Parameter | None, shape: Sequence[int], dim: int, mpu: Mpu) -> None:
+    """Says on a parameter which block it is, and that DeepSpeed must add up its norm over the tensor group.
+
+    Without the second, gradients of other ranks' blocks are left out of the global norm and clipping is wrong.
+    """
+    assert parameter is not None
+    size = parameter.shape[dim]
+    parameter.block = Block(tuple(shape), dim, size * mpu.get_tensor_model_parallel_rank(), size)  # type: ignore[attr-defined]
+    if not hasattr(parameter, "tensor_model_parallel"):
+        set_tensor_model_parallel_attributes(parameter, True, dim, 1)
