@@ -1,0 +1,17 @@
+"""Checkpoints free of the number of ranks that wrote them: saved at any topology and ZeRO stage, resumed at any other."""
+
+from onediff.training.checkpoint.folder import checkpoints, latest_checkpoint
+from onediff.training.checkpoint.load import load_checkpoint, load_weights, read_weights
+from onediff.training.checkpoint.manifest import read_manifest, verify_checkpoint
+from onediff.training.checkpoint.save import save_checkpoint
+
+__all__ = [
+    "checkpoints",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "load_weights",
+    "read_manifest",
+    "read_weights",
+    "save_checkpoint",
+    "verify_checkpoint",
+]

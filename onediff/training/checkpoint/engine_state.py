@@ -1,0 +1,170 @@
+"""What a DeepSpeed engine holds on this rank, in one form for every ZeRO stage.
+
+DeepSpeed keeps the fp32 weights and the optimizer's moments in different places: stage 0 in the parameters themselves (or in
+fp32 copies of them), stages 1 and 2 in one flat range per parameter group, stage 3 in flat groups of per-parameter ranges.
+Here each becomes a list of `Held`: a range of one parameter, the tensor that the optimizer steps on, and where in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from onediff.parallel.block import Block, Piece, block_of
+
+
+@dataclass
+class Held:
+    """A range of one parameter on this rank, with its optimizer state."""
+
+    name: str
+    parameter: torch.nn.Parameter
+    piece: Piece
+    weight: torch.Tensor
+    """[length], a view: the fp32 master, or the parameter's own values where it is frozen"""
+    owner: torch.Tensor | None
+    """the tensor the optimizer steps on, of which `weight` is a range; None where frozen"""
+    position: int
+    """where in `owner` the range begins"""
+    shared: bool
+    """whether every data-parallel rank holds the same range"""
+
+
+def optimizer_of(engine: Any) -> torch.optim.Optimizer | None:
+    """The torch optimizer inside DeepSpeed's wrapper, if the engine has one."""
+    return getattr(engine, "basic_optimizer", None)
+
+
+def held(engine: Any) -> Iterator[Held]:
+    """Everything this rank holds of the engine's parameters, in the model's own order."""
+    stage = engine.zero_optimization_stage()
+    copies = _fp32_copies(engine) if stage == 0 else {}
+    for name, parameter in engine.module.named_parameters():
+        block = block_of(parameter)
+        if stage == 3:
+            yield _of_stage_three(engine, name, parameter, block)
+        elif not parameter.requires_grad:
+            yield Held(name, parameter, Piece(block, 0, block.real), _flat(parameter), None, 0, True)
+        elif stage == 0:
+            master = copies.get(parameter, parameter)
+            yield Held(name, parameter, Piece(block, 0, block.real), _flat(master), master, 0, True)
+        elif (mapping := parameter._hp_mapping) is not None:
+            owner = _flat_groups(engine)[mapping.param_group_index]
+            offset, position = mapping.lp_fragment_address.start, mapping.hp_fragment_address.start
+            length = _real_length(block, offset, mapping.lp_fragment_address.numel)
+            weight = owner.detach().narrow(0, position, length)
+            yield Held(name, parameter, Piece(block, offset, length), weight, owner, position, False)
+
+
+def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block: Block) -> Held:
+    share = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+    offset = share * dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
+    piece = Piece(block, min(offset, block.real), _real_length(block, offset, share))
+    if not parameter.requires_grad:
+        weight = parameter.ds_tensor.detach().narrow(0, 0, piece.length)  # type: ignore[attr-defined]
+        return Held(name, parameter, piece, weight, None, 0, False)
+    zero = engine.optimizer
+    group, position, _ = zero.grad_position[zero.get_param_id(parameter)]
+    owner = zero.fp32_partitioned_groups_flat[group]
+    return Held(name, parameter, piece, owner.detach().narrow(0, position, piece.length), owner, position, False)
+
+
+def _real_length(block: Block, offset: int, length: int) -> int:
+    """How much of a range exists; the rest is padding, of ZeRO's last partition or of the vocabulary."""
+    return max(0, min(offset + length, block.real) - offset)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().view(-1)
+
+
+def _flat_groups(engine: Any) -> list[torch.Tensor]:
+    """The fp32 ranges that stages 1 and 2 step on, one per parameter group."""
+    zero = engine.optimizer
+    found = getattr(zero, "single_partition_of_fp32_groups", None)
+    return found if found is not None else zero.fp32_groups_flat_partition
+
+
+def _fp32_copies(engine: Any) -> Mapping[torch.nn.Parameter, torch.Tensor]:
+    """Stage 0 in low precision: the fp32 copy of each parameter. Empty in fp32."""
+    wrapper = engine.optimizer
+    if not hasattr(wrapper, "fp32_groups"):
+        return {}
+    pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+    return {p: copy for group, copies in pairs for p, copy in zip(group, copies, strict=True)}
+
+
+def moments(engine: Any, part: Held) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors for this range, `[length]` each, as views; empty before the first step or where frozen."""
+    state = _state(engine, part.owner)
+    return {
+        key: value.detach().view(-1).narrow(0, part.position, part.piece.length)
+        for key, value in state.items()
+        if key != "step" and torch.is_tensor(value) and part.owner is not None and value.numel() == part.owner.numel()
+    }
+
+
+def steps_of(engine: Any, part: Held) -> int | None:
+    """How many steps the optimizer has made on this range; None where it has no count."""
+    step = _state(engine, part.owner).get("step")
+    return None if step is None else int(step)
+
+
+def set_steps(engine: Any, owner: torch.Tensor, steps: int) -> None:
+    """Sets the count from which Adam corrects its bias."""
+    state = _state(engine, owner)
+    if torch.is_tensor(state.get("step")):
+        state["step"].fill_(steps)
+    elif "step" in state:
+        state["step"] = steps
+
+
+def _state(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
+    optimizer = optimizer_of(engine)
+    if owner is None or optimizer is None or owner not in optimizer.state:
+        return {}
+    return optimizer.state[owner]
+
+
+def create_moments(engine: Any, parts: list[Held]) -> None:
+    """Lets the optimizer make its own tensors for every range, by a step of nothing at all on those that have none.
+
+    Gradient and learning rate are zero, so no weight changes; the count of steps is set afterwards.
+    """
+    optimizer = optimizer_of(engine)
+    assert optimizer is not None
+    owners = {id(part.owner): part.owner for part in parts if part.owner is not None}
+    for owner in owners.values():
+        if optimizer.state.get(owner):
+            continue
+        group = dict(optimizer.param_groups[0], params=[owner], lr=0.0)
+        kept, optimizer.param_groups[:] = list(optimizer.param_groups), [group]
+        gradient, owner.grad = owner.grad, torch.zeros_like(owner)
+        try:
+            optimizer.step()
+        finally:
+            owner.grad = gradient
+            optimizer.param_groups[:] = kept
+
+
+def publish_weights(engine: Any) -> None:
+    """Makes the model compute with the weights that were just put into this rank's ranges. Collective."""
+    stage, zero = engine.zero_optimization_stage(), engine.optimizer
+    with torch.no_grad():
+        if stage == 0:
+            for parameter, copy in _fp32_copies(engine).items():
+                parameter.copy_(copy)
+        elif stage == 3:
+            for part in held(engine):
+                if part.owner is not None:
+                    part.parameter.ds_tensor.narrow(0, 0, part.piece.length).copy_(part.weight)  # type: ignore[attr-defined]
+            if zero.persistent_parameters:
+                # Small parameters are kept whole on every rank: drop those copies, then gather them anew.
+                zero.persistent_parameters[0].partition(zero.persistent_parameters)
+                zero.checkpoint_event_epilogue()
+        else:
+            zero.update_lp_params()

@@ -1,0 +1,106 @@
+"""The folder that a phase's checkpoints lie in: their names, which is the latest, which are kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from onediff.errors import UserError
+from onediff.training.checkpoint.manifest import FILE
+
+LATEST = "latest"
+# With the prefix: one that was being replaced, and is the good one until its successor has the name.
+_NAME = re.compile(r"(?:\.tmp-old-)?step-(\d{8,})")
+
+
+def name_of(step: int) -> str:
+    """`step-00000100`."""
+    return f"step-{step:08d}"
+
+
+def aside(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return folder / f".tmp-{name_of(step)}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints below `folder`, oldest first."""
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    found = [path for path in found if not (path.name.startswith(".") and (folder / name_of(step_of(path))).exists())]
+    return sorted((path for path in found if (path / FILE).is_file()), key=step_of)
+
+
+def checkpoints_below(path: Path) -> list[Path]:
+    """The checkpoints that `path` means: itself, those in it, or those of all phases of a run. Raises UserError for none."""
+    if (path / FILE).is_file() or _NAME.fullmatch(path.name):
+        return [path]
+    phases = sorted((path / "checkpoints").glob("phase-*"), key=lambda phase: phase.stat().st_mtime)
+    found = [checkpoint for folder in (path, *phases) for checkpoint in checkpoints(folder)]
+    if not found:
+        raise UserError(f"{path}: no checkpoint here; name a run, a folder of checkpoints, or one checkpoint")
+    return found
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to resume from: the one that `latest` names, else the newest that is finished, else None."""
+    folder = Path(folder)
+    pointer = folder / LATEST
+    if pointer.is_file():
+        path = folder / pointer.read_text().strip()
+        if _NAME.fullmatch(path.name) and (path / FILE).is_file():
+            return path
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def commit(folder: Path, step: int) -> Path:
+    """Gives the checkpoint written aside its name, then moves `latest` to it."""
+    final, old = folder / name_of(step), folder / f".tmp-old-{name_of(step)}"
+    if final.exists():
+        # A run that went back and reached this step again. A folder cannot be replaced in one move: between the two
+        # there is an earlier checkpoint, or this one under its other name, to go on from.
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+    os.rename(aside(folder, step), final)
+    flush(folder)
+    pointer = folder / f".tmp-{LATEST}"
+    pointer.write_text(final.name + "\n")
+    os.replace(pointer, folder / LATEST)
+    flush(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
+    """Removes all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; says which.
+
+    The one that `latest` names always stays. `keep_last=None` keeps everything.
+    """
+    if keep_last is None:
+        return []
+    kept = set(checkpoints(folder)[-max(keep_last, 1) :]) | {latest_checkpoint(folder)}
+    gone = [path for path in checkpoints(folder) if path not in kept]
+    gone = [path for path in gone if not (keep_every and step_of(path) % keep_every == 0)]
+    for path in gone:
+        # The manifest goes first, so that a removal cut short leaves nothing that looks finished.
+        (path / FILE).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    return gone
+
+
+def flush(folder: Path) -> None:
+    """Makes renames inside `folder` survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

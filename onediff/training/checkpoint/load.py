@@ -1,0 +1,182 @@
+"""Reading a checkpoint into any engine: each rank the ranges that it holds, whatever the ranks were that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from onediff.errors import UserError
+from onediff.parallel.agreement import together
+from onediff.parallel.block import Block, Piece, overlaps
+from onediff.training.checkpoint.engine_state import (
+    create_moments,
+    held,
+    moments,
+    optimizer_of,
+    publish_weights,
+    set_steps,
+)
+from onediff.training.checkpoint.manifest import WEIGHT, Manifest, check_file, read_manifest
+from onediff.training.checkpoint.randomness import restore_random_states
+
+
+class Reader:
+    """Ranges of the parameters of one checkpoint; files are opened when first needed."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._open: dict[str, Any] = {}
+
+    def file(self, name: str) -> Any:
+        """The open safetensors file."""
+        from safetensors import safe_open
+
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, "pt")
+        return self._open[name]
+
+    def fill(self, target: torch.Tensor, state: str, name: str, piece: Piece) -> None:
+        """Copies the range `piece` of one state of the parameter `name` into `target`, [length].
+
+        Raises UserError when the files do not hold all of it.
+        """
+        found = 0
+        for file, source in self.manifest.parameters[name].located():
+            for overlap in overlaps(source, piece):
+                begin = overlap.source_start
+                stored = self.file(file).get_slice(f"{state}/{name}")[begin : begin + overlap.source_length]
+                overlap.copy(stored, target)
+                found += overlap.rows * overlap.columns
+        if found != piece.length:
+            raise UserError(
+                f"{self.folder}: {state} of {name!r} has {found} of {piece.length} values; it is incomplete"
+            )
+
+
+def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str, Any]:
+    """Puts weights, moments, counts, hyper-parameters and random states back; returns `extra`. Collective.
+
+    The engine may have any number of ranks and any ZeRO stage; with the same ones it goes on bit by bit. Random states are
+    restored where the same rank wrote one. `verify` checks every file's checksum first, shared out over the ranks.
+    Raises UserError on every rank alike for a checkpoint that is damaged, or of another model.
+    """
+    path = Path(path)
+    manifest = _checked(path, verify)
+    parts = list(held(engine))
+    with together():
+        _must_fit(dict(engine.module.named_parameters()), parts, manifest, path)
+        reader = Reader(path, manifest)
+        stepped = any(manifest.parameters[part.name].steps is not None for part in parts if part.owner is not None)
+        if stepped:
+            create_moments(engine, parts)
+        steps: dict[int, tuple[torch.Tensor, int]] = {}
+        for part in parts:
+            stored = manifest.parameters[part.name]
+            reader.fill(part.weight, WEIGHT, part.name, part.piece)
+            if part.owner is None:
+                continue
+            for key, target in moments(engine, part).items():
+                if key in stored.states:
+                    reader.fill(target, key, part.name, part.piece)
+                else:
+                    target.zero_()
+            count = max(stored.steps or 0, steps.get(id(part.owner), (None, 0))[1])
+            steps[id(part.owner)] = (part.owner, count)
+        for owner, count in steps.values():
+            set_steps(engine, owner, count)
+        _restore_rest(engine, reader)
+    publish_weights(engine)
+    engine.global_steps = manifest.step
+    return manifest.extra
+
+
+def load_weights(module: Any, path: Path, *, verify: bool = True) -> None:
+    """Puts the weights alone into a plain model or an engine. Collective where there are several ranks.
+
+    Raises UserError on every rank alike for a checkpoint that is damaged, or of another model.
+    """
+    path = Path(path)
+    manifest = _checked(path, verify)
+    if hasattr(module, "zero_optimization_stage"):
+        parts = list(held(module))
+        with together():
+            _must_fit(dict(module.module.named_parameters()), parts, manifest, path)
+            reader = Reader(path, manifest)
+            for part in parts:
+                reader.fill(part.weight, WEIGHT, part.name, part.piece)
+            _restore_buffers(module.module, reader)
+        publish_weights(module)
+        return
+    from onediff.parallel.weights import put_weights
+
+    with together():
+        reader = Reader(path, manifest)
+        put_weights(module, lambda name, piece, target: reader.fill(target, WEIGHT, name, piece))
+        _restore_buffers(module, reader)
+
+
+def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """The full parameters of a checkpoint, fp32, one at a time, in one process; frozen ones too."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    if verify:
+        for name in manifest.files:
+            check_file(path, name, manifest)
+    reader = Reader(path, manifest)
+    for name, stored in manifest.parameters.items():
+        shape = tuple(stored.shape)
+        flat = torch.empty(prod(shape), dtype=torch.float32)
+        reader.fill(flat, WEIGHT, name, Piece(Block.whole(shape), 0, flat.numel()))
+        yield name, flat.view(shape)
+
+
+def _checked(path: Path, verify: bool) -> Manifest:
+    """The manifest, after every file was checked by one rank or another."""
+    with together():
+        manifest = read_manifest(path)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    with together():
+        for number, name in enumerate(manifest.files):
+            if verify and number % world == rank:
+                check_file(path, name, manifest)
+    return manifest
+
+
+def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Manifest, path: Path) -> None:
+    """Raises UserError when the checkpoint is of a model with other parameters."""
+    for name in parameters:
+        if name not in manifest.parameters:
+            raise UserError(f"{path}: of another model: it has no parameter {name!r}")
+    for name in manifest.parameters:
+        if name not in parameters:
+            raise UserError(f"{path}: of another model: this one has no parameter {name!r}")
+    for part in parts:
+        stored = tuple(manifest.parameters[part.name].shape)
+        if stored != part.piece.block.shape:
+            raise UserError(f"{path}: of another model: {part.name!r} is {stored} there, {part.piece.block.shape} here")
+
+
+def _restore_rest(engine: Any, reader: Reader) -> None:
+    """Hyper-parameters by group, buffers, and the random states of the rank of the same number."""
+    optimizer, manifest = optimizer_of(engine), reader.manifest
+    if optimizer is not None and len(optimizer.param_groups) == len(manifest.groups):
+        for group, stored in zip(optimizer.param_groups, manifest.groups, strict=True):
+            group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in stored.items()})
+    _restore_buffers(engine.module, reader)
+    rank = dist.get_rank()
+    if manifest.world == dist.get_world_size():
+        file = reader.file(list(manifest.files)[rank])
+        restore_random_states({key: file.get_tensor(key) for key in file.keys() if key.startswith("rng/")})  # noqa: SIM118
+
+
+def _restore_buffers(module: torch.nn.Module, reader: Reader) -> None:
+    buffers = dict(module.named_buffers())
+    for name in reader.manifest.buffers:
+        if name in buffers:
+            buffers[name].copy_(reader.file(next(iter(reader.manifest.files))).get_tensor(f"buffer/{name}"))

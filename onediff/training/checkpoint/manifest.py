@@ -1,0 +1,135 @@
+"""The table of contents of a checkpoint: which files belong to it, and where each range of each parameter lies.
+
+A checkpoint is a folder of safetensors files, one per rank that wrote it, and `manifest.json`. Nothing in it says how many
+ranks must read it. The keys of a file are `weight/<parameter>`, `exp_avg/<parameter>`, …: one flat range each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from onediff.errors import UserError
+from onediff.parallel.block import Block, Piece
+from onediff.parallel.safetensors_writer import sha256_of
+
+SCHEMA = 1
+FILE = "manifest.json"
+WEIGHT = "weight"
+
+
+@dataclass
+class Parameter:
+    """One parameter: its full shape, the states stored of it, and the ranges that make it up."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    dim: int
+    """the dimension along which its blocks were cut"""
+    states: list[str]
+    """`weight`, then the optimizer's names of its moments; only `weight` where frozen"""
+    steps: int | None
+    """steps that the optimizer has made on it"""
+    pieces: list[tuple[str, int, int, int, int]]
+    """file, block start, block size, offset in the block, length"""
+
+    @property
+    def numel(self) -> int:
+        """Elements of the full parameter."""
+        return prod(self.shape)
+
+    def located(self) -> Iterator[tuple[str, Piece]]:
+        """The file and the place of each range."""
+        for file, start, size, offset, length in self.pieces:
+            yield file, Piece(Block(tuple(self.shape), self.dim, start, size), offset, length)
+
+
+@dataclass
+class Manifest:
+    """What `manifest.json` holds."""
+
+    identity: str
+    """random, and the same in every file of one checkpoint"""
+    step: int
+    world: int
+    tensor: int
+    zero_stage: int
+    extra: dict[str, Any]
+    """what the caller gave: data positions, schedule, tracking run, …"""
+    groups: list[dict[str, Any]]
+    """hyper-parameters of the optimizer's parameter groups"""
+    parameters: dict[str, Parameter]
+    buffers: list[str] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """file → bytes, sha256"""
+    schema: int = SCHEMA
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest and flushes it to the disk."""
+        with (folder / FILE).open("w") as file:
+            json.dump(asdict(self), file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(record["bytes"] for record in self.files.values())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the checkpoint at `path`. Raises UserError when there is none, or one that is not ours."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint")
+    file = path / FILE
+    if not file.is_file():
+        raise UserError(f"{path}: no {FILE}: either no checkpoint of this program, or one that was never finished")
+    try:
+        content = json.loads(file.read_text())
+    except ValueError:
+        raise UserError(f"{file}: damaged or cut short; resume from an earlier checkpoint") from None
+    if not isinstance(content, dict) or "identity" not in content or "schema" not in content:
+        raise UserError(f"{file}: not a manifest of this program")
+    if content["schema"] != SCHEMA:
+        raise UserError(f"{file}: written in format {content['schema']}; this program reads format {SCHEMA}")
+    try:
+        parameters = {name: Parameter(**values) for name, values in content.pop("parameters").items()}
+        return Manifest(**content, parameters=parameters)
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"{file}: incomplete; resume from an earlier checkpoint") from None
+
+
+def check_file(folder: Path, name: str, manifest: Manifest) -> None:
+    """Raises UserError when the file `name` is missing, cut short, changed, or of another checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    path, record = folder / name, manifest.files[name]
+    if not path.is_file():
+        raise UserError(f"{path}: missing from the checkpoint")
+    size = path.stat().st_size
+    if size < record["bytes"]:
+        raise UserError(f"{path}: cut short, {size} of {record['bytes']} bytes")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not readable as safetensors: {error}") from None
+    if metadata.get("identity") != manifest.identity:
+        other = f"step {metadata['step']} of another save" if "step" in metadata else "another program"
+        raise UserError(f"{path}: belongs to {other}, not to this checkpoint")
+    if size != record["bytes"] or sha256_of(path) != record["sha256"]:
+        raise UserError(f"{path}: damaged, its checksum differs from the manifest's")
+
+
+def verify_checkpoint(path: Path) -> Manifest:
+    """Reads and checks every file of a checkpoint; returns its manifest. Raises UserError naming the first fault."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    for name in manifest.files:
+        check_file(path, name, manifest)
+    return manifest

@@ -1,0 +1,145 @@
+"""Writing a checkpoint: every rank its own ranges, beside the final name, which it gets when all is on the disk."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from onediff.parallel.agreement import from_rank_zero, gathered, together
+from onediff.parallel.safetensors_writer import Entry, write_safetensors
+from onediff.training.checkpoint.engine_state import Held, held, moments, optimizer_of, steps_of
+from onediff.training.checkpoint.folder import aside, commit, prune
+from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
+from onediff.training.checkpoint.randomness import random_states
+
+
+def save_checkpoint(
+    engine: Any,
+    folder: Path,
+    *,
+    step: int,
+    extra: dict[str, Any],
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+) -> Path:
+    """Writes `folder/step-00000100`, moves `folder/latest` to it and removes what need not be kept. Collective.
+
+    Kept are the weights (the fp32 master where there is one), the optimizer's moments and counts, its hyper-parameters,
+    every rank's random states and rank 0's `extra` (plain JSON). Raises UserError on every rank when one cannot write.
+    """
+    folder = Path(folder)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    identity = str(from_rank_zero(secrets.token_hex(16)))
+    writing = aside(folder, step)
+    with together():
+        if rank == 0:
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir(parents=True)
+    with together():
+        name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
+        entries, places = _entries(engine)
+        written = write_safetensors(
+            writing / name, entries, {"identity": identity, "step": str(step), "format": "onediff-checkpoint"}
+        )
+    records = gathered((name, written._asdict(), places))
+    with together():
+        if rank == 0:
+            manifest = Manifest(
+                identity=identity,
+                step=step,
+                world=world,
+                tensor=world // _data_parallel(engine),
+                zero_stage=int(engine.zero_optimization_stage()),
+                extra=extra,
+                groups=_hyper_parameters(engine),
+                parameters=_merged(records),
+                buffers=[name for name, _ in _persistent_buffers(engine)],
+                files={name: file for name, file, _ in records},
+            )
+            manifest.write(writing)
+            commit(folder, step)
+            prune(folder, keep_last, keep_every)
+    return folder / f"step-{step:08d}"
+
+
+def _entries(engine: Any) -> tuple[list[Entry], dict[str, Parameter]]:
+    """What this rank writes, and where that lies in each parameter."""
+    entries: list[Entry] = []
+    places: dict[str, Parameter] = {}
+    for part in held(engine):
+        first, length = _share(engine, part)
+        tensors = {WEIGHT: part.weight, **moments(engine, part)}
+        block = part.piece.block
+        places[part.name] = Parameter(
+            shape=block.shape,
+            dtype=str(part.parameter.dtype).removeprefix("torch."),
+            dim=block.dim,
+            states=list(tensors),
+            steps=steps_of(engine, part),
+            pieces=[("", block.start, block.size, part.piece.offset + first, length)] if length else [],
+        )
+        if length:
+            entries += [_range(f"{state}/{part.name}", tensor, first, length) for state, tensor in tensors.items()]
+    states = random_states()
+    if dist.get_rank() == 0:
+        states |= {f"buffer/{name}": buffer for name, buffer in _persistent_buffers(engine)}
+    entries += [_whole(name, tensor) for name, tensor in states.items()]
+    return entries, places
+
+
+def _share(engine: Any, part: Held) -> tuple[int, int]:
+    """First element and length of what this rank writes of a range: an equal part of it where several ranks hold it."""
+    copies, number = 1, 0
+    if part.shared:
+        copies, number = _data_parallel(engine), dist.get_rank(engine.data_parallel_group)
+    if part.piece.block.is_whole and engine.mpu is not None:
+        tensor = engine.mpu.get_tensor_model_parallel_world_size()
+        copies, number = copies * tensor, number * tensor + engine.mpu.get_tensor_model_parallel_rank()
+    each = -(-part.piece.length // copies)
+    first = min(each * number, part.piece.length)
+    return first, min(each, part.piece.length - first)
+
+
+def _range(name: str, tensor: torch.Tensor, first: int, length: int) -> Entry:
+    return Entry(name, tensor.dtype, (length,), lambda: tensor.narrow(0, first, length))
+
+
+def _whole(name: str, tensor: torch.Tensor) -> Entry:
+    return Entry(name, tensor.dtype, tensor.shape, lambda: tensor)
+
+
+def _persistent_buffers(engine: Any) -> list[tuple[str, torch.Tensor]]:
+    """Buffers that belong to the model's state; they are alike on all ranks."""
+    module = engine.module
+    kept = set(module.state_dict(keep_vars=True))
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
+
+
+def _data_parallel(engine: Any) -> int:
+    return dist.get_world_size(engine.data_parallel_group)
+
+
+def _hyper_parameters(engine: Any) -> list[dict[str, Any]]:
+    """Learning rate, weight decay, … of each parameter group, as plain values."""
+    optimizer = optimizer_of(engine)
+    groups = [] if optimizer is None else optimizer.param_groups
+    plain = (bool, int, float, str, list, tuple, type(None))
+    return [{k: v for k, v in group.items() if k != "params" and isinstance(v, plain)} for group in groups]
+
+
+def _merged(records: list[tuple[str, dict[str, Any], dict[str, Parameter]]]) -> dict[str, Parameter]:
+    """The ranges of all ranks under each parameter's name."""
+    merged: dict[str, Parameter] = {}
+    for file, _, places in records:
+        for name, place in places.items():
+            whole = merged.setdefault(name, Parameter(**{**place.__dict__, "pieces": []}))
+            whole.pieces += [(file, *piece[1:]) for piece in place.pieces]
+            if len(place.states) > len(whole.states):
+                whole.states = place.states
+            whole.steps = max((s for s in (whole.steps, place.steps) if s is not None), default=None)
+    return merged

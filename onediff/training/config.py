@@ -1,0 +1,92 @@
+"""Phases and the optimizer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from onediff.config.section import Section
+
+Part = Literal["vision", "delta", "projector", "language"]
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule; a phase may override `lr`."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Moment decay."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of matrices; biases, norms and learned tokens have none."""
+    clip: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of a phase's steps in which the rate rises from 0."""
+    final_lr: float = Field(0.0, ge=0, le=1)
+    """Share of the peak at which the schedule ends."""
+
+
+class PhaseConfig(Section):
+    """One phase of training: which data, which parts, for how long."""
+
+    mix: dict[str, float] = Field(min_length=1)
+    """Weight of each data set, by its name under `data.sets`."""
+    couple: bool = False
+    """Coupled Sample Training: single-image samples are joined on the fly into pseudo pairs (paper, section 3.3)."""
+    train: tuple[Part, ...] = ("vision", "delta", "projector", "language")
+    """Parts that train; the others stay bit-identical and cost neither gradient nor optimizer memory."""
+    steps: int | None = Field(None, gt=0)
+    """Optimizer steps; give this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the mix: until the data set that lasts longest, at its weight, has been read so often."""
+    global_batch: int = Field(gt=0)
+    """Rows in one optimizer step, over all ranks; also the number of lanes."""
+    micro_batch: int = Field(gt=0)
+    """Rows that one rank computes at a time; the rest of its share is accumulated."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate, instead of `optimizer.lr`."""
+    lr_of: dict[Part, float] = {}
+    """Peak learning rate of single parts."""
+    checkpoint_every: int = Field(500, gt=0)
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = Field(2, gt=0)
+    """Newest checkpoints of the phase that are kept."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> PhaseConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either `steps` or `epochs`")
+        if not self.train:
+            raise ValueError("`train` names no part")
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        bad = next((name for name, weight in self.mix.items() if weight <= 0), None)
+        if bad is not None:
+            raise ValueError(f"mix.{bad}: weight {self.mix[bad]} is not above 0; leave the data set out instead")
+        strangers = set(self.lr_of) - set(self.train)
+        if strangers:
+            raise ValueError(f"lr_of.{sorted(strangers)[0]}: this part does not train in this phase")
+        return self
+
+
+class TrainingConfig(Section):
+    """What all phases share."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """`bf16` computes in bf16 with fp32 master weights; `fp32` in fp32 (exactly repeatable on CPU)."""
+    activation_checkpointing: bool = False
+    """Recompute activations of tower and language model in the backward pass instead of keeping them."""
+    seed: int = 0
+    """Initial weights and dropout."""
+    log_every: int = Field(1, gt=0)
+    """Steps between logged metrics."""
+    captions_every: int | None = Field(None, gt=0)
+    """Steps between sample captions in the tracking; by default only at the end of a phase."""
+    sample_captions: int = Field(8, ge=0)
+    """Held-out pairs captioned for people to look at."""

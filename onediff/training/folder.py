@@ -1,0 +1,65 @@
+"""The folder of a run: the one place that resuming, following and reporting need."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class RunFolder:
+    """`config.yaml`, `status.json`, `phase-<name>/`, `checkpoints/phase-<name>/`, `tokenizer/`, `logs/` below one path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        """The configuration in full."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer(self) -> Path:
+        """A tokenizer learned by this run."""
+        return self.path / "tokenizer"
+
+    @property
+    def logs(self) -> Path:
+        """One file a rank and start."""
+        return self.path / "logs"
+
+    def phase(self, name: str) -> Path:
+        """What a phase leaves behind beside its checkpoints."""
+        return self.path / f"phase-{name}"
+
+    def checkpoints(self, phase: str) -> Path:
+        """The checkpoints of a phase."""
+        return self.path / "checkpoints" / f"phase-{phase}"
+
+    def finished(self, phase: str) -> dict[str, Any] | None:
+        """The last figures of a finished phase, or None."""
+        marker = self.phase(phase) / "finished.json"
+        return json.loads(marker.read_text()) if marker.is_file() else None
+
+    def finish(self, phase: str, figures: dict[str, Any]) -> None:
+        """Marks a phase as finished: it is not repeated."""
+        self.phase(phase).mkdir(parents=True, exist_ok=True)
+        write_json(self.phase(phase) / "finished.json", figures)
+
+    def write_status(self, **fields: Any) -> None:
+        """Replaces `status.json`, which followers of the run poll."""
+        write_json(self.path / "status.json", {**fields, "updated": time.time()})
+
+    def status(self) -> dict[str, Any] | None:
+        """The last status, or None before the run's first."""
+        file = self.path / "status.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes beside the final name and renames, so that a reader never sees half a file."""
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=1))
+    os.replace(aside, path)

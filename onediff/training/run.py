@@ -1,0 +1,211 @@
+"""A run on the ranks of this job: its phases in order, each from the weights of the one before."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from onediff.config.compose import load_run, write_run
+from onediff.config.tree import RunConfig
+from onediff.data.loader import Loader, Share
+from onediff.errors import UserError
+from onediff.model.build import architecture_only, build_row_maker
+from onediff.model.config import ModelConfig
+from onediff.model.onediff import OneDiffModel
+from onediff.model.tokenizer import learn_tokenizer
+from onediff.parallel.agreement import together
+from onediff.parallel.placement import Placement
+from onediff.parallel.ranks import initialize_distributed, shutdown
+from onediff.parallel.shared_batches import SharedBatches
+from onediff.parallel.topology import Topology, create_topology
+from onediff.tracking import NodeMetrics, Tracker
+from onediff.training.checkpoint import latest_checkpoint, load_weights
+from onediff.training.data import manifest_files, phase_steps, phase_stream, training_texts
+from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
+from onediff.training.folder import RunFolder
+from onediff.training.loop import PhaseLoop
+from onediff.training.parts import trainable
+from onediff.training.samples import Samples
+from onediff.training.stop import Stopped, StopRequest
+
+log = logging.getLogger(__name__)
+
+EXIT_STOPPED = 75
+"""EX_TEMPFAIL: stopped on request with a checkpoint; run it again to go on."""
+EXIT_NOT_A_NUMBER = 3
+
+
+def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) -> int:
+    """Trains `phases` of `config` in the run folder `path` on all ranks of this job; returns the exit code.
+
+    A finished phase is not repeated. With `resume` a phase goes on from its latest checkpoint.
+    """
+    ranks = initialize_distributed()
+    topology = create_topology(config.parallel, ranks)
+    folder = RunFolder(path)
+    _log_to(folder, ranks.rank)
+    with together():
+        if ranks.rank == 0:
+            prepare(folder, config)
+    if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():
+        log.warning("nothing to resume in %s: the run starts from its beginning", path)
+    stop = StopRequest()
+    tracker = open_tracker(config, folder) if ranks.rank == 0 else None
+    meters = NodeMetrics(folder.path, config.tracking).start() if ranks.local_rank == 0 else None
+    code, state, reason = 0, "finished", None
+    try:
+        for name in phases:
+            if finished := folder.finished(name):
+                log.info("phase %s is finished already (%d steps)", name, finished["step"])
+                continue
+            run_phase(config, name, folder, topology, tracker, stop, resume)
+    except Stopped as stopped:
+        code, state, reason = EXIT_STOPPED, "stopped", str(stopped)
+    except LossIsNotANumber as fault:
+        code, state, reason = EXIT_NOT_A_NUMBER, "failed", str(fault)
+    stop.ignore_more()
+    if ranks.rank == 0:
+        last = folder.status() or {}
+        folder.write_status(**{**last, "state": state, "reason": reason})
+        if reason:
+            log.error("%s: %s", state, reason)
+        log.info("%s is in %s", "everything" if code == 0 else "what there is", folder.path)
+        assert tracker is not None
+        tracker.finish({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[state])
+    if meters is not None:
+        meters.stop()
+    shutdown()
+    return code
+
+
+def prepare(folder: RunFolder, config: RunConfig) -> None:
+    """Makes the run folder, writes the configuration, and learns the tokenizer where one is to be learned."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if folder.config.is_file() and load_run(folder.config) != config:
+        # What the finished phases were trained with must stay known.
+        number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
+        folder.config.rename(folder.path / f"config.before-{number}.yaml")
+        log.warning("the configuration differs from the one so far, which is kept as config.before-%d.yaml", number)
+    write_run(config, folder.config)
+    wanted = config.model.language.tokenizer
+    if wanted is not None and not isinstance(wanted, str) and not folder.tokenizer.is_dir():
+        aside = folder.path / ".tmp-tokenizer"
+        learn_tokenizer(training_texts(config), wanted.vocabulary, aside)
+        aside.rename(folder.tokenizer)
+
+
+def run_phase(
+    config: RunConfig,
+    name: str,
+    folder: RunFolder,
+    topology: Topology,
+    tracker: Any,
+    stop: StopRequest,
+    resume: bool,
+) -> None:
+    """One phase on this rank. Raises Stopped, LossIsNotANumber, or UserError on every rank alike."""
+    phase = config.phases[name]
+    dp_rank, dp_size, rank = topology.dp_rank, topology.dp_size, topology.ranks.rank
+    checkpoint = latest_checkpoint(folder.checkpoints(name)) if resume else None
+    with together():
+        maker, tokenizer = build_row_maker(config.model, config.data, folder.tokenizer)
+        stream = phase_stream(config, phase, maker)
+        share = Share.of_rank(phase.global_batch, phase.micro_batch, dp_rank, dp_size)
+        steps = phase_steps(phase, stream.sources)
+        samples = Samples(config, maker, tokenizer)
+    model = starting_model(config, name, folder, topology)
+    engine = Engine(model, config, phase, topology)
+    if rank == 0:
+        counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
+        log.info("phase %s: %d steps of %d rows; trains %s", name, steps, phase.global_batch, counts)
+    loop = PhaseLoop(
+        name,
+        phase,
+        steps,
+        engine,
+        stream,
+        share,
+        config.data.block,
+        folder,
+        stop,
+        samples,
+        config.training.captions_every,
+    )
+    # Dropout differs between ranks; a checkpoint brings its own random states.
+    torch.manual_seed(config.training.seed + 1000 * dp_rank)
+    if checkpoint is not None:
+        loop.resume(checkpoint)
+        log.info("phase %s goes on from step %d", name, loop.step)
+    if rank == 0:
+        before = previous(config, name)
+        started_from = {} if before is None else {"started_from": latest_checkpoint(folder.checkpoints(before))}
+        loop.tracker = tracker.phase(name, resumed_step=loop.step, tags=started_from)
+        for manifest in manifest_files(config, phase):
+            tracker.dataset(manifest, "training")
+    draws = dict(enumerate(loop.position.draws))
+    loader = Loader(stream, share, draws, config.data.workers, config.data.prefetch, config.data.bad_share)
+    measured = loop.run(SharedBatches(loader, topology))
+    if rank == 0:
+        folder.finish(name, {"step": loop.step, **measured})
+        loop.tracker.finish("FINISHED")
+    dist.barrier()  # the next phase looks for the marker on every rank
+
+
+def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: Topology) -> OneDiffModel:
+    """The model before the first step of phase `name`: fresh for the first phase, else as the phase before left it."""
+    before = previous(config, name)
+    torch.manual_seed(config.training.seed)
+    if before is None:
+        return built(config, config.model, name, topology, filled_later=False)
+    checkpoint = latest_checkpoint(folder.checkpoints(before))
+    if checkpoint is None or folder.finished(before) is None:
+        raise UserError(f"phase {name} starts from phase {before}, which has not finished in {folder.path}")
+    model = built(config, architecture_only(config.model), name, topology, filled_later=True)
+    load_weights(model, checkpoint)
+    return model
+
+
+def built(config: RunConfig, parts: ModelConfig, name: str, topology: Topology, *, filled_later: bool) -> OneDiffModel:
+    """The model `parts` in its place on this rank, cut as `config.parallel` says."""
+    stage_three = config.parallel.zero_stage == 3
+    placement = Placement(
+        topology,
+        zero_config=deepspeed_config(config, config.phases[name], topology.dp_size) if stage_three else None,
+        filled_later=filled_later,
+        device=f"cuda:{topology.ranks.local_rank}" if torch.cuda.is_available() else "cpu",
+        dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
+    )
+    model = OneDiffModel(parts, placement=placement)
+    placement.settle(model)
+    return model
+
+
+def previous(config: RunConfig, name: str) -> str | None:
+    """The phase before `name`, or None for the first."""
+    order = list(config.phases)
+    return order[order.index(name) - 1] if order.index(name) else None
+
+
+def open_tracker(config: RunConfig, folder: RunFolder) -> Any:
+    """The tracker of this run, found again where the run goes on."""
+    return Tracker.open(
+        folder.path, config.tracking, run_name=config.name, params=config.model_dump(mode="json"), tags={}
+    )
+
+
+def _log_to(folder: RunFolder, rank: int) -> None:
+    """Rank 0 to the terminal and to a file, the others to their file only."""
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(folder.logs / f"train.rank{rank}.log")]
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.basicConfig(
+        level=logging.INFO, handlers=handlers, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -1,0 +1,77 @@
+"""Captions of a few held-out pairs while training, for people to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onediff.config.tree import RunConfig
+from onediff.data.heldout import HeldOut
+from onediff.data.pictures import decode
+from onediff.data.rows import RowMaker
+from onediff.data.sample import BadSample
+from onediff.errors import UserError
+from onediff.model.answer import answer
+from onediff.training.engine import Engine
+
+
+class Samples:
+    """The first few pairs of the held-out split of the run's first data set that has any; decoded once."""
+
+    def __init__(self, config: RunConfig, maker: RowMaker, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.max_new_tokens = config.evaluation.max_new_tokens
+        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        self.references: list[str] = []
+        self.rows = []
+        heldout = _with_pairs(config)
+        if heldout is not None:
+            for pair, captions in heldout.references.items():
+                try:
+                    pictures = heldout.sample(pair).pictures
+                    before, after = (
+                        decode(pictures[role], maker.picture, config.data.max_pixels) for role in ("before", "after")
+                    )
+                except BadSample:
+                    continue  # training and evaluation count it
+                self.pairs.append((before, after))
+                self.references.append(captions[0])
+                self.rows.append(maker.prompt([before, after], None))
+
+    def table(self, engine: Engine) -> list[dict[str, Any]]:
+        """One row a pair: before and after `[height, width, 3]`, reference, prediction. Collective under ZeRO-3: every
+        rank answers the same prompts, so all of them run the same layers."""
+        if not self.rows:
+            return []
+        engine.model.eval()
+        predictions = answer(engine.model, self.tokenizer, self.rows, engine.device, max_new_tokens=self.max_new_tokens)
+        engine.model.train()
+        return [
+            {
+                "before": before.transpose(1, 2, 0),
+                "after": after.transpose(1, 2, 0),
+                "reference": reference,
+                "prediction": prediction,
+            }
+            for (before, after), reference, prediction in zip(self.pairs, self.references, predictions, strict=True)
+        ]
+
+
+def _with_pairs(config: RunConfig) -> HeldOut | None:
+    """The held-out split of the first data set, in the order of `data.sets`, that has pairs in it."""
+    for data_set in config.data.sets.values() if config.training.sample_captions else ():
+        folder = Path(data_set.path) / config.evaluation.split
+        if not folder.is_dir():
+            continue
+        try:
+            return HeldOut.open(folder, limit=config.training.sample_captions)
+        except UserError:
+            continue  # single images or text
+    return None
+
+
+def due(every: int | None, step: int, steps: int) -> bool:
+    """Whether captions are wanted after `step`: at a phase's end, and every so many steps where asked for."""
+    return step == steps or (every is not None and step % every == 0)
