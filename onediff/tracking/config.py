@@ -1,0 +1,30 @@
+"""Where a run is recorded, and how often."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from onediff.config.section import Section
+
+
+class TrackingConfig(Section):
+    """MLflow and the journal. The journal in the run folder is always written; MLflow is filled from it."""
+
+    experiment: str = "onediff"
+    """MLflow experiment that holds the run."""
+    uri: str | None = None
+    """MLflow tracking URI; without one MLFLOW_TRACKING_URI, and without that `mlflow.db` beside the run's folder."""
+    live: bool = True
+    """Send to MLflow while the run goes on; without it (nodes with no way out) `onediff track sync` sends afterwards."""
+    flush_seconds: float = Field(2.0, gt=0)
+    """Pause between two looks at the journal; a point is seen in MLflow about this much later."""
+    request_seconds: float = Field(30.0, gt=0)
+    """Longest wait for one answer of the MLflow server before the request counts as failed and is sent again later."""
+    finish_seconds: float = Field(60.0, ge=0)
+    """Longest wait for MLflow at the end of a run; what is unsent then stays in the journal."""
+    queue_records: int = Field(10_000, gt=0)
+    """Records kept in memory while the run folder cannot be written (disk full); older ones are dropped and counted."""
+    system_seconds: float = Field(10.0, ge=1)
+    """Seconds between two readings of every node's processors, memory, disk, network and GPUs."""
+    diff_bytes: int = Field(1_000_000, ge=0)
+    """Longest difference of uncommitted code that is kept with a run; what is longer is cut."""

@@ -1,0 +1,156 @@
+"""The journal: one append-only file of JSON lines per stream, in `<run>/tracking/`. It is the truth about a run.
+
+A stream becomes one MLflow run: `run` is the job as submitted, `phase-<name>` a phase, `evaluation-<name>` an evaluation;
+`node-<host>` carries a node's system metrics, which belong to `run`. A line holds one of these keys (beside `time`, ms):
+
+    open        the stream begins or goes on: {"step": resumed step, "name", "tags", "params"}
+    metrics     {"loss": 2.1, …} at "step"
+    tags        {"name": "text"}
+    artifact    path of a file or folder, shipped to folder "to"; with "step" when it belongs to one
+    dataset     {"name", "digest", "source", "samples", "context"}
+    model       an exported model's folder, registered as "name" with "aliases"
+    end         status of the stream: FINISHED, FAILED or KILLED
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LOG = logging.getLogger(__name__)
+Record = dict[str, Any]
+
+
+class Journal:
+    """Appends records to one stream, each by a single write: what was appended survives the end of the process.
+
+    Costs about 10 µs a record. Never raises: what cannot be written is kept in memory, at most `bound` records, and
+    tried again with the next one. Does nothing once closed, nor in a
+    process forked from the one that opened it.
+    """
+
+    def __init__(self, path: Path, bound: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.owner = os.getpid()
+        self.waiting: deque[bytes] = deque(maxlen=bound)
+        self.dropped = 0
+        self.lock = threading.Lock()
+        self.complained = False
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self.file).st_size
+        # A machine that went down may have left half a line; it must not swallow the next one.
+        self.torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
+
+    def append(self, record: Record) -> None:
+        """Adds one record and the time to the stream."""
+        if os.getpid() != self.owner or self.file < 0:
+            return
+        record.setdefault("time", int(time.time() * 1000))
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        with self.lock:
+            self.dropped += len(self.waiting) == self.waiting.maxlen
+            self.waiting.append(line)
+            try:
+                self._write_waiting()
+                self.complained = False
+            except OSError as error:
+                if not self.complained:
+                    LOG.warning("tracking: %s cannot be written (%s); keeping records in memory", self.path, error)
+                self.complained = True
+
+    def _write_waiting(self) -> None:
+        while self.waiting:
+            line = b"\n" + self.waiting[0] if self.torn else self.waiting[0]
+            self.torn = os.write(self.file, line) != len(line)
+            if self.torn:
+                raise OSError("the file system took only a part of the line")
+            self.waiting.popleft()
+
+    def durable(self) -> None:
+        """Forces what was appended onto the disk, so that a checkpoint never survives a crash without its history."""
+        if os.getpid() == self.owner and self.file >= 0:
+            try:
+                os.fsync(self.file)
+            except OSError as error:
+                LOG.warning("tracking: %s cannot be flushed (%s)", self.path, error)
+
+    def close(self) -> None:
+        """Closes the file; records that could never be written are lost, and said to be."""
+        lost = len(self.waiting) + self.dropped
+        if lost and os.getpid() == self.owner:
+            LOG.warning("tracking: %d records of %s could not be written", lost, self.path)
+        # The number may soon mean another file, which a late record must not be written into.
+        file, self.file = self.file, -1
+        if file >= 0:
+            os.close(file)
+
+
+def read(path: Path, offset: int = 0, most: int = 1 << 20) -> Iterator[tuple[int, Record]]:
+    """Whole records from byte `offset` on, each with the offset behind it, until about `most` bytes were read.
+
+    A line that is not JSON (half written when a machine went down) is passed over; a last line without its end is left
+    for the next call.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        end = offset + most
+        while offset < end and (line := file.readline()).endswith(b"\n"):
+            offset += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield offset, record
+
+
+def records(path: Path) -> Iterator[tuple[int, Record]]:
+    """All records of a stream with the offset behind each; nothing for a stream that does not exist."""
+    if path.exists():
+        yield from read(path, 0, path.stat().st_size)
+
+
+def openings(path: Path, start: int = 0) -> list[tuple[int, Record]]:
+    """The `open` records of a stream behind byte `start`, with the offset behind each: its first start and restarts."""
+    if not path.exists():
+        return []
+    found, offset = [], start
+    with open(path, "rb") as file:
+        file.seek(start)
+        for line in file:
+            offset += len(line)
+            # Looking at the first bytes spares parsing the metrics of a long run.
+            if line.startswith(b'{"open":') and line.endswith(b"\n"):
+                found.append((offset, json.loads(line)))
+    return found
+
+
+def last(path: Path, key: str, window: int = 1 << 16) -> Record | None:
+    """The last record of a stream that has `key`, looked for in its last `window` bytes."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - window))
+        for line in reversed(file.read().split(b"\n")):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and key in record:
+                return dict(record)
+    return None
+
+
+def put(path: Path, text: str) -> None:
+    """Writes a file aside and renames it."""
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,148 @@
+"""System metrics of one node: processors, memory, disk, network, and GPUs where there are any.
+
+Every node writes its own journal into the run folder, and the sender of rank 0 sends them all: no node needs a way to
+MLflow, and none is missing. The step of a system metric is the second since the run first began, so restarts never collide.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from onediff.tracking.config import TrackingConfig
+from onediff.tracking.journal import Journal, last
+
+LOG = logging.getLogger(__name__)
+MEGA = 1e6
+
+
+class NodeMetrics:
+    """Reads the node's meters in a thread until `stop`. Start one on local rank 0 of every node; it never raises."""
+
+    def __init__(self, run_dir: str | os.PathLike[str], config: TrackingConfig, host: str | None = None) -> None:
+        self.run = Path(run_dir).resolve()
+        self.host = re.sub(r"[^\w.-]", "_", host or socket.gethostname())
+        self.seconds = config.system_seconds
+        self.bound = config.queue_records
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._follow, name="onediff-node-metrics", daemon=True)
+
+    def start(self) -> NodeMetrics:
+        """Begins; returns itself."""
+        self.thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends the thread; waits at most two seconds for it."""
+        self.ended.set()
+        self.thread.join(2.0)
+
+    def _follow(self) -> None:
+        try:
+            gpus = Gpus()
+            journal, begun = self._begin(gpus)
+            if journal is None:
+                return
+            before = last(journal.path, "metrics")
+            step = before["step"] if before else -1
+            meters = Meters(self.run)
+            while not self.ended.wait(self.seconds):
+                # Two nodes' clocks, or one set back, must not send a step backwards.
+                step = max(step + 1, int(time.time()) - begun)
+                named = {**meters.read(), **gpus.read()}
+                journal.append(
+                    {"step": step, "metrics": {f"system/{self.host}/{name}": value for name, value in named.items()}}
+                )
+            journal.close()
+        except Exception as error:  # meters differ by kernel and container, and none is worth a training
+            LOG.warning("tracking: no system metrics from %s: %s: %s", self.host, type(error).__name__, error)
+
+    def _begin(self, gpus: Gpus) -> tuple[Journal | None, int]:
+        """The node's journal and the second the run began, once rank 0 has made the run's identity."""
+        identity = self.run / "tracking" / "run.json"
+        while not identity.exists():
+            if self.ended.wait(min(self.seconds, 1.0)):
+                return None, 0
+        journal = Journal(self.run / "tracking" / f"node-{self.host}.jsonl", self.bound)
+        memory = psutil.virtual_memory().total / 2**30
+        what = f"{psutil.cpu_count()} processors, {memory:.0f} GiB, {', '.join(gpus.names) or 'no GPU'}"
+        journal.append({"node": self.host, "what": what})
+        return journal, int(json.loads(identity.read_text())["created"])
+
+
+class Meters:
+    """Processors, memory, disk and network; rates are means since the last reading."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        psutil.cpu_percent()
+        self.before = self._counters()
+
+    def read(self) -> dict[str, float]:
+        """The meters now, under MLflow's names for them, and rates in MB/s."""
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.folder))
+        now, before = self._counters(), self.before
+        self.before = now
+        span = max(now["time"] - before["time"], 1e-3)
+        rates = {f"{k}_megabytes_per_second": (now[k] - before[k]) / MEGA / span for k in now if k != "time"}
+        return {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / MEGA,
+            "system_memory_usage_percentage": memory.percent,
+            "disk_usage_percentage": disk.percent,
+            "disk_available_megabytes": disk.free / MEGA,
+            **rates,
+        }
+
+    @staticmethod
+    def _counters() -> dict[str, float]:
+        network, disk = psutil.net_io_counters(), psutil.disk_io_counters()
+        found: dict[str, float] = {"time": time.monotonic()}
+        if network is not None:
+            found |= {"network_receive": network.bytes_recv, "network_transmit": network.bytes_sent}
+        if disk is not None:
+            found |= {"disk_read": disk.read_bytes, "disk_write": disk.write_bytes}
+        return found
+
+
+class Gpus:
+    """Every NVIDIA GPU of the node, by pynvml; none where pynvml or the driver is missing."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.handles: list[Any] = []
+        try:
+            import pynvml
+        except ModuleNotFoundError:
+            return
+        self.nvml = pynvml
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            return
+        self.handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        names = [pynvml.nvmlDeviceGetName(handle) for handle in self.handles]
+        self.names = [name.decode() if isinstance(name, bytes) else name for name in names]
+
+    def read(self) -> dict[str, float]:
+        """Use, memory, power and temperature of each GPU."""
+        found: dict[str, float] = {}
+        for index, handle in enumerate(self.handles):
+            memory = self.nvml.nvmlDeviceGetMemoryInfo(handle)
+            found |= {
+                f"gpu_{index}_utilization_percentage": self.nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+                f"gpu_{index}_memory_usage_megabytes": memory.used / MEGA,
+                f"gpu_{index}_memory_usage_percentage": 100 * memory.used / memory.total,
+                f"gpu_{index}_power_usage_watts": self.nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+                f"gpu_{index}_temperature_celsius": self.nvml.nvmlDeviceGetTemperature(handle, 0),
+            }
+        return found

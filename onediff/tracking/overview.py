@@ -1,0 +1,190 @@
+"""What a run's folder says about it, without MLflow: for `onediff runs` and `onediff runs diff`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onediff.errors import UserError
+from onediff.tracking.journal import Record, last, openings, records
+from onediff.tracking.state import journals
+
+SILENT_SECONDS = 600
+Tree = Mapping[str, Any]
+
+
+@dataclass
+class Overview:
+    """One run in one line."""
+
+    name: str
+    state: str
+    """running, finished, stopped, failed, killed; `died` when its process is gone, `silent` when it says nothing."""
+    phase: str = ""
+    step: int = 0
+    steps: int | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    """The newest step's metrics."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """The newest evaluation's metrics."""
+    jobs: str = ""
+    updated: float = 0.0
+    """Seconds since the epoch."""
+
+
+def run_folders(place: Path) -> list[Path]:
+    """The run in `place`, or all runs below it. Raises UserError where there is none."""
+    if is_run(place):
+        return [place]
+    if not place.is_dir():
+        raise UserError(f"{place}: no such folder; name the folder that holds the runs")
+    found = sorted(path for path in place.iterdir() if is_run(path))
+    if not found:
+        raise UserError(f"{place}: holds no runs; name the folder that holds them, or the folder of one run")
+    return found
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is one of a run."""
+    return (path / "tracking" / "run.json").is_file() or (path / "status.json").is_file()
+
+
+def overview(run: Path) -> Overview:
+    """One run's line, from its status, its journals and its scores."""
+    status = read_json(run / "status.json")
+    starts = [start for _, start in openings(run / "tracking" / "run.jsonl")]
+    made = Overview(run.name, str(status.get("state", "")), str(status.get("phase") or ""))
+    made.step, made.steps = int(status.get("step") or 0), status.get("steps_total")
+    made.figures = {key: status[key] for key in ("loss", "tokens_per_second") if status.get(key) is not None}
+    made.updated = float(status.get("updated", 0))
+    newest: Record = {"time": 0}
+    for path in journals(run):
+        record = last(path, "metrics")
+        if record is None:
+            continue
+        made.updated = max(made.updated, record["time"] / 1000)
+        if path.stem.startswith("phase-") and record["time"] > newest["time"]:
+            newest = record
+            steps = made.steps if path.stem == f"phase-{made.phase}" else None
+            made.phase, made.step, made.steps = path.stem.removeprefix("phase-"), record["step"], steps
+            made.figures = record["metrics"]
+        elif path.stem.startswith("evaluation-"):
+            made.scores = record["metrics"]
+    made.scores = made.scores or numbers(read_json(run / "evaluation" / "scores.json"))
+    if starts:
+        tags = starts[-1]["open"]["tags"]
+        made.jobs = tags.get("slurm.job_ids", tags.get("slurm.job_id", ""))
+        made.state = made.state or ended_as(run / "tracking" / "run.jsonl")
+        if made.state == "running":
+            made.state = alive(starts[-1], made.updated)
+    return made
+
+
+def ended_as(path: Path) -> str:
+    """The state that the last lines of the run's journal tell."""
+    *_, (_, newest) = (pair for pair in records(path) if "open" in pair[1] or "end" in pair[1])
+    return str(newest.get("end", "running")).lower()
+
+
+def alive(start: Record, updated: float) -> str:
+    """Whether a run that says it is running can be."""
+    if start.get("host") == socket.gethostname():
+        try:
+            os.kill(start["pid"], 0)
+        except ProcessLookupError:
+            return "died"
+        except PermissionError:
+            return "running"
+    return "silent" if time.time() - updated > SILENT_SECONDS else "running"
+
+
+def differences(one: Path, other: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """What differs between two runs, by heading and key, as (value of `one`, value of `other`)."""
+    return {
+        heading: {
+            key: (a.get(key), b.get(key))
+            for key in [*a, *(key for key in b if key not in a)]
+            if a.get(key) != b.get(key)
+        }
+        for heading, (a, b) in {
+            "configuration": (settings(one), settings(other)),
+            "data": (data(one), data(other)),
+            "code": (code(one), code(other)),
+            "results": (results(one), results(other)),
+        }.items()
+    }
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """The resolved configuration, flat. Raises UserError when it cannot be read."""
+    path = run / "config.yaml"
+    if path.is_file():
+        try:
+            return flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable as a configuration: {error}") from None
+    starts = openings(run / "tracking" / "run.jsonl")
+    return dict(starts[-1][1]["open"]["params"]) if starts else {}
+
+
+def data(run: Path) -> dict[str, str]:
+    """Each data set that the run noted, with the digest of its manifest and its size."""
+    found = {}
+    for _, record in records(run / "tracking" / "run.jsonl"):
+        if "dataset" in record:
+            one = record["dataset"]
+            found[f"{one['name']} ({one['context']})"] = f"{one['digest'][:12]}, {one['samples']} samples"
+    return found
+
+
+def code(run: Path) -> dict[str, str]:
+    """Commit, packages, command and machine of the last start."""
+    starts = openings(run / "tracking" / "run.jsonl")
+    tags = dict(starts[-1][1]["open"]["tags"]) if starts else {}
+    changed = run / "tracking" / "files" / "uncommitted.diff"
+    if tags.get("git.dirty") == "yes" and changed.is_file():
+        tags["uncommitted lines"] = str(len(changed.read_text(errors="replace").splitlines()))
+    return tags
+
+
+def results(run: Path) -> dict[str, float]:
+    """The newest metrics of every phase and evaluation."""
+    found: dict[str, float] = {}
+    for path in journals(run):
+        kind, _, name = path.stem.partition("-")
+        record = last(path, "metrics") if kind in ("phase", "evaluation") else None
+        if record is not None:
+            title = name if kind == "phase" else f"evaluation {name}"
+            found |= {f"{title}: {key}": value for key, value in {"step": record["step"], **record["metrics"]}.items()}
+    scores = numbers(read_json(run / "evaluation" / "scores.json"))
+    return found | {f"evaluation: {key}": value for key, value in scores.items()}
+
+
+def flat(values: Tree, above: str = "") -> dict[str, Any]:
+    """Nested mappings as `a.b.c` → value."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        made |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
+    return made
+
+
+def numbers(values: Tree) -> dict[str, float]:
+    """The numbers in a nested mapping, flat."""
+    return {key: value for key, value in flat(values).items() if isinstance(value, (int, float))}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is none, or half of one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,74 @@
+"""What a run was started from: code, packages, machine and job."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from onediff.tracking.scrub import scrubbed, scrubbed_words
+
+PACKAGES = [
+    *("onediff", "torch", "deepspeed", "megatron-core", "transformers", "flash-attn", "apex"),
+    *("mlflow", "webdataset", "numpy", "pillow", "pycocoevalcap"),
+]
+GIT_SECONDS = 10
+
+
+def start_tags() -> dict[str, str]:
+    """Tags of one start of a run: commit, versions, host, command line, Slurm job. No secrets, nothing empty."""
+    job = os.environ
+    tags = {
+        "git.commit": git("rev-parse", "HEAD"),
+        "git.branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+        "git.dirty": "yes" if git("status", "--porcelain", "--untracked-files=no") else "no",
+        "command": " ".join(scrubbed_words(sys.argv)),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "slurm.job_id": job.get("SLURM_JOB_ID", ""),
+        "slurm.array": "_".join(filter(None, (job.get("SLURM_ARRAY_JOB_ID"), job.get("SLURM_ARRAY_TASK_ID")))),
+        "slurm.partition": job.get("SLURM_JOB_PARTITION", ""),
+        "slurm.nodes": job.get("SLURM_JOB_NODELIST", ""),
+        "world_size": job.get("WORLD_SIZE", job.get("SLURM_NTASKS", "")),
+        **{f"package.{name}": version for name, version in versions().items()},
+    }
+    if not tags["git.commit"]:
+        del tags["git.dirty"]
+    return {name: scrubbed(text) for name, text in tags.items() if text}
+
+
+def versions() -> dict[str, str]:
+    """Version of each package that decides what a run computes; those not installed are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def uncommitted(most: int) -> str:
+    """The difference between the commit and the code as it runs, at most `most` bytes of it; secrets masked."""
+    text = git("diff", "HEAD")
+    cut = text.encode()[:most].decode(errors="ignore")
+    return scrubbed(cut) + (f"\n# cut at {most} bytes\n" if len(cut) < len(text) else "")
+
+
+def git(*words: str) -> str:
+    """What git says about the checkout this package runs from, or nothing: an installed wheel has no checkout."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, timeout=GIT_SECONDS, text=True, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

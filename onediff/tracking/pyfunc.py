@@ -1,0 +1,49 @@
+"""The MLflow flavour of an exported model: `mlflow.pyfunc.load_model(URI).predict(table)` captions pairs of pictures.
+
+MLflow keeps this file with the model and runs it when the model is loaded. The table has the columns `before` and `after`;
+a cell is the path of a picture, or its bytes in base64 (a `data:` URL too), so that JSON and CSV can carry it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from PIL import Image
+
+from onediff.errors import UserError
+
+
+class Captioner(PythonModel):
+    """An exported OneDiff model behind MLflow's `predict`."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the exported folder, once."""
+        import onediff
+
+        self.model = onediff.load(context.artifacts["model"])
+
+    # MLflow reads type hints here as the model's signature, which is given when the model is logged.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """The captions of the pairs in `model_input`, a DataFrame with `before` and `after`, in its order."""
+        pairs = zip(model_input["before"], model_input["after"], strict=True)
+        return [self.model.caption(picture(before), picture(after)) for before, after in pairs]
+
+
+def picture(cell: Any) -> Image.Image:
+    """The picture that a cell names or holds, in RGB. Raises UserError for anything else."""
+    if isinstance(cell, str) and not cell.startswith("data:") and len(cell) < 4096 and Path(cell).is_file():
+        return Image.open(cell).convert("RGB")
+    try:
+        raw = cell if isinstance(cell, bytes) else base64.b64decode(str(cell).rpartition(",")[2], validate=True)
+        return Image.open(io.BytesIO(raw)).convert("RGB")
+    except (binascii.Error, OSError):
+        raise UserError(f"{str(cell)[:60]!r} is neither the path of a picture nor a picture in base64") from None
+
+
+mlflow.models.set_model(Captioner())

@@ -1,0 +1,127 @@
+"""The process beside the training that sends its journals to MLflow: `python -m onediff.tracking.sender RUN PID`.
+
+It ends when it is told to and everything is sent, or when the process PID that started it is gone. Interruptions meant for
+the training (Ctrl-C, Slurm's signals) pass it by: it still has to send what the training says on its way out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from onediff.tracking.journal import openings
+from onediff.tracking.state import State, journals
+
+LOG = logging.getLogger(__name__)
+ORPHAN_SECONDS = 10.0  # for the rest, after the training process was killed
+LONGEST_PAUSE = 30.0  # between two tries while the store does not answer
+TRIES_AT_THE_END = 3
+
+
+def main(run: Path, parent: int) -> int:
+    """Follows the journals of `run` until the end of the process `parent`. Returns 0 when everything is sent."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(10)
+    # What people should see goes to the training's own error output, the chatter of libraries to a file.
+    told = os.fdopen(os.dup(2), "w", buffering=1)
+    log = os.open(run / "tracking" / "sender.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    with sole_sender(run, parent) as free:
+        return follow(run, parent, told) if free else 1
+
+
+def follow(run: Path, parent: int, told: TextIO) -> int:
+    """Sends until told to finish or orphaned."""
+    from onediff.tracking.shipper import Shipper, one_try
+
+    shipper = Shipper(run)
+    one_try(shipper.config.request_seconds)
+    failures, last_tries, finishing, deadline = 0, 0, False, float("inf")
+    while True:
+        try:
+            shipper.ship()
+            if failures:
+                print(f"tracking: MLflow answers again after {failures} failed tries", file=told, flush=True)
+            failures = last_tries = 0
+        except Exception as error:  # anything a store, a proxy or a network may answer
+            failures += 1
+            last_tries += finishing
+            LOG.warning("try %d: %s: %s", failures, type(error).__name__, error)
+            if failures == 1:
+                where = shipper.state.where.split()[0]
+                why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                line = f"tracking: MLflow at {where} fails ({why}); the run goes on and its journal keeps everything"
+                print(line, file=told, flush=True)
+        if os.getppid() != parent:
+            deadline = min(deadline, time.monotonic() + ORPHAN_SECONDS)
+            if not failures and not shipper.state.waiting():
+                if started_by(run, parent):
+                    shipper.end_as("KILLED")
+                return 0
+            if time.monotonic() > deadline:
+                return 1
+        if finishing and ((not failures and not shipper.state.waiting()) or last_tries >= TRIES_AT_THE_END):
+            return 1 if failures else 0
+        pause = min(LONGEST_PAUSE, 2.0**failures) if failures else shipper.config.flush_seconds
+        finishing = wait(pause, parent, finishing) or finishing
+
+
+def wait(seconds: float, parent: int, finishing: bool) -> bool:
+    """Sleeps, but wakes when told to finish (returns True) or when `parent` is gone."""
+    end = time.monotonic() + (min(seconds, 1.0) if finishing else seconds)
+    while (left := end - time.monotonic()) > 0 and os.getppid() == parent:
+        if finishing:
+            time.sleep(min(left, 0.2))
+        elif select.select([0], [], [], min(left, 0.5))[0]:
+            return True
+    return False
+
+
+@contextmanager
+def sole_sender(run: Path, parent: int) -> Iterator[bool]:
+    """Holds the lock that keeps two senders from one run; yields whether it has it.
+
+    Waits for it as long as `parent` lives and, once told to finish, until the other sender has sent what is there by
+    then. With 0 for `parent` it does not wait.
+    """
+    wanted: dict[str, int] | None = None
+    with open(run / "tracking" / "sender.lock", "w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not parent or os.getppid() != parent or (wanted and sent_up_to(run, wanted)):
+                    yield False
+                    return
+            if wait(0.2, parent, wanted is not None):
+                wanted = {path.stem: path.stat().st_size for path in journals(run)}
+        yield True
+
+
+def sent_up_to(run: Path, sizes: dict[str, int]) -> bool:
+    """Whether the first `sizes[name]` bytes of every journal are in MLflow."""
+    state = State.load(run)
+    return all(state.sent(name).offset >= size for name, size in sizes.items())
+
+
+def started_by(run: Path, process: int) -> bool:
+    """Whether the run's last start was by `process`: then nobody else has taken it up since."""
+    starts = openings(run / "tracking" / "run.jsonl")
+    return bool(starts) and starts[-1][1].get("pid") == process
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,122 @@
+"""A stream: what the training process writes about one MLflow run. Nothing in it blocks on MLflow, and nothing raises."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, ParamSpec
+
+from onediff.tracking.journal import Journal
+from onediff.tracking.scrub import scrubbed
+from onediff.tracking.table import write_table
+
+LOG = logging.getLogger(__name__)
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+P = ParamSpec("P")
+
+
+def never_raises(method: Callable[P, None]) -> Callable[P, None]:
+    """Recording must never end a training: what goes wrong in `method` becomes one warning in the log."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            LOG.warning("tracking: %s failed: %s: %s", method.__name__, type(error).__name__, error)
+
+    return guarded
+
+
+class Stream:
+    """One MLflow run as the training process sees it. Call from one process only: global rank 0."""
+
+    def __init__(self, run: Path, journal: Journal, files: Path) -> None:
+        self.run = run
+        self.journal = journal
+        self.files = files
+        self.ended = False
+
+    @never_raises
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of one step; about 15 µs. Steps must increase, or name different metrics when they repeat."""
+        self.journal.append({"step": int(step), "metrics": {name: float(value) for name, value in metrics.items()}})
+
+    @never_raises
+    def tags(self, tags: Mapping[str, object]) -> None:
+        """Sets tags; a later value replaces an earlier one."""
+        self.journal.append({"tags": {name: scrubbed(str(value)) for name, value in tags.items()}})
+
+    @never_raises
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Sample captions of one step as an MLflow table and an HTML page, both also kept in the run folder.
+
+        A row is {"before": picture, "after": picture, "reference": text, "prediction": text, …}; a picture is a `Path`,
+        a `PIL.Image` or an array [height, width, 3] of uint8.
+        """
+        place = f"{name}/step-{step:08d}"
+        folder = self.files / place
+        write_table(folder, place, rows)
+        self.journal.append(
+            {"artifact": str(folder.relative_to(self.run)), "to": place, "step": int(step), "table": True}
+        )
+
+    @never_raises
+    def artifact(self, path: str | Path, to: str = "") -> None:
+        """Keeps a file or folder with the run; it must stay where it is until it is sent."""
+        path = Path(path).resolve()
+        inside = path.is_relative_to(self.run)
+        self.journal.append({"artifact": str(path.relative_to(self.run) if inside else path), "to": to})
+
+    @never_raises
+    def text(self, name: str, text: str) -> None:
+        """Keeps `text` as the artifact `name`, secrets masked; a later text under that name replaces it."""
+        path = self.files / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(scrubbed(text), encoding="utf-8")
+        to = str(Path(name).parent)
+        self.journal.append({"artifact": str(path.relative_to(self.run)), "to": "" if to == "." else to})
+
+    @never_raises
+    def dataset(self, manifest: str | Path, context: str) -> None:
+        """Notes a data set that the run reads, by its `manifest.json`; `context` is `training` or `evaluation`."""
+        path = Path(manifest).resolve()
+        raw = path.read_bytes()
+        known = json.loads(raw)
+        self.journal.append(
+            {
+                "dataset": {
+                    "name": f"{known['name']}/{known['split']}",
+                    "digest": hashlib.sha256(raw).hexdigest()[:32],
+                    "source": scrubbed(str(path.parent)),
+                    "samples": known["samples"],
+                    "context": context,
+                }
+            }
+        )
+
+    @never_raises
+    def model(self, folder: str | Path, name: str, aliases: Sequence[str] = ()) -> None:
+        """Registers an exported model's folder in MLflow's model registry, as a new version with these aliases.
+
+        `best` is a good one; the newest version is `models:/NAME/latest` without any, and MLflow refuses that alias.
+        """
+        if "latest" in aliases:
+            raise ValueError("the alias 'latest' belongs to MLflow: the newest version is models:/NAME/latest anyway")
+        self.journal.append({"model": str(Path(folder).resolve()), "name": name, "aliases": list(aliases)})
+
+    def durable(self) -> None:
+        """Call at every checkpoint: the history up to it then survives a machine that goes down."""
+        self.journal.durable()
+
+    @never_raises
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Ends the stream; a restart can open it again."""
+        if not self.ended:
+            self.ended = True
+            self.journal.append({"end": status})
+            self.journal.close()

@@ -1,0 +1,75 @@
+"""Sample captions beside their pictures: a folder with the pictures, an MLflow table, and one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from onediff.tracking.journal import put
+
+TABLE = "table.json"
+PAGE = "index.html"
+PAGE_PIXELS = 384
+STYLE = (
+    "body{font:15px/1.4 system-ui,sans-serif;margin:1.5em}table{border-collapse:collapse}"
+    "td,th{border:1px solid #ccc;padding:.5em;vertical-align:top;text-align:left}img{max-width:24em;display:block}"
+)
+
+
+def write_table(folder: Path, artifact: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `rows` into `folder`: every picture, `table.json` as MLflow's table view reads it, and `index.html`.
+
+    A picture is a `Path`, a `PIL.Image`, or an array [height, width, 3] of uint8; anything else is shown as text.
+    `artifact` is where the folder will lie among the artifacts of the MLflow run. Rows may differ in their columns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells: list[list[Any]] = []
+    lines = []
+    for index, row in enumerate(rows):
+        cells.append([])
+        lines.append("<tr>")
+        for column in columns:
+            value = row.get(column, "")
+            if isinstance(value, (Path, Image.Image, np.ndarray)):
+                picture = opened(value)
+                name = f"{index:03d}-{column}.png"
+                picture.save(folder / name, compress_level=3)
+                place = f"{artifact}/{name}"
+                cells[-1].append({"type": "image", "filepath": place, "compressed_filepath": place})
+                lines.append(f'<td><img alt="{html.escape(column)}" src="{embedded(picture)}"></td>')
+            else:
+                value = value if isinstance(value, (str, int, float, bool)) else str(value)
+                cells[-1].append(value)
+                lines.append(f"<td>{html.escape(str(value))}</td>")
+        lines.append("</tr>")
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(artifact)}</title><style>{STYLE}</style>'
+    page += f"<h1>{html.escape(artifact)}</h1><table><tr>{head}</tr>{''.join(lines)}</table>\n"
+    put(folder / PAGE, page)
+    put(folder / TABLE, json.dumps({"columns": columns, "data": cells}, ensure_ascii=False))
+
+
+def opened(picture: Path | Image.Image | np.ndarray) -> Image.Image:
+    """The picture in RGB."""
+    if isinstance(picture, Path):
+        with Image.open(picture) as file:
+            return file.convert("RGB")
+    return (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGB")
+
+
+def embedded(picture: Image.Image) -> str:
+    """The picture, made small, as a `data:` URL: the page stays whole when it is moved or shown inside MLflow."""
+    small = picture.copy()
+    small.thumbnail((PAGE_PIXELS, PAGE_PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,161 @@
+"""The record of a run, as rank 0 keeps it: the journals of the run, its phases and evaluations, and the sender."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onediff.tracking.config import TrackingConfig
+from onediff.tracking.journal import Journal, openings, put
+from onediff.tracking.provenance import start_tags, uncommitted
+from onediff.tracking.scrub import scrubbed, scrubbed_tree
+from onediff.tracking.stream import Status, Stream, never_raises
+
+LOG = logging.getLogger(__name__)
+FOLDER = "tracking"
+KEPT_OVER_RESTARTS = {"slurm.job_id": "slurm.job_ids", "host": "hosts"}
+
+
+class Tracker(Stream):
+    """The MLflow run of a whole run (the parent), and the maker of its children. One per run, on global rank 0.
+
+    Everything is appended to journals in `<run>/tracking/`; a process beside this one sends them to MLflow.
+    """
+
+    def __init__(self, run: Path, config: TrackingConfig, journal: Journal) -> None:
+        super().__init__(run, journal, run / FOLDER / "files")
+        self.config = config
+        self.children: list[Stream] = []
+        self.sender = start_sender(run) if config.live else None
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: str | os.PathLike[str],
+        config: TrackingConfig,
+        *,
+        run_name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> Tracker:
+        """Begins the record of a run, or goes on with it when the folder has one. Returns at once.
+
+        `params` is the resolved configuration as a nested mapping; `tags` what else describes this start. Commit,
+        packages, host and Slurm job are added, secrets masked. Raises OSError when the folder cannot be written.
+        """
+        run = Path(run_dir).resolve()
+        remember(run, config)
+        path = run / FOLDER / "run.jsonl"
+        before = [record["open"]["tags"] for _, record in openings(path)]
+        now = {**start_tags(), **{name: scrubbed(str(value)) for name, value in (tags or {}).items()}}
+        for one, all_of_them in KEPT_OVER_RESTARTS.items():
+            seen = [old[one] for old in [*before, now] if one in old]
+            if seen:
+                now[all_of_them] = ",".join(dict.fromkeys(seen))
+        journal = Journal(path, config.queue_records)
+        flat = flattened(scrubbed_tree(dict(params or {})))
+        opening = {"step": 0, "name": run_name or run.name, "tags": now, "params": flat}
+        journal.append({"open": opening, "pid": os.getpid(), "host": socket.gethostname()})
+        tracker = cls(run, config, journal)
+        if params:
+            tracker.text("config.json", json.dumps(scrubbed_tree(dict(params)), indent=2, default=str))
+        if difference := uncommitted(config.diff_bytes):
+            tracker.text("uncommitted.diff", difference)
+        return tracker
+
+    @classmethod
+    def attach(cls, run_dir: str | os.PathLike[str], config: TrackingConfig) -> Tracker:
+        """Adds to the record of a run that is not being trained now: an evaluation, an export. No restart is noted."""
+        run = Path(run_dir).resolve()
+        remember(run, config)
+        path = run / FOLDER / "run.jsonl"
+        new = not openings(path)
+        journal = Journal(path, config.queue_records)
+        if new:
+            journal.append({"open": {"step": 0, "name": run.name, "tags": start_tags(), "params": {}}})
+            journal.append({"end": "FINISHED"})
+        return cls(run, config, journal)
+
+    def phase(self, name: str, resumed_step: int = 0, tags: Mapping[str, object] | None = None) -> Stream:
+        """The child run of a phase, found again after a restart; what it logged after `resumed_step` is replaced."""
+        return self._child(f"phase-{name}", name, resumed_step, tags)
+
+    def evaluation(self, name: str, tags: Mapping[str, object] | None = None) -> Stream:
+        """The child run of an evaluation; one of the same name made before is replaced."""
+        return self._child(f"evaluation-{name}", f"evaluation {name}", -1, tags)
+
+    def _child(self, stream: str, name: str, step: int, tags: Mapping[str, object] | None) -> Stream:
+        journal = Journal(self.run / FOLDER / f"{stream}.jsonl", self.config.queue_records)
+        plain = {key: scrubbed(str(value)) for key, value in (tags or {}).items()}
+        journal.append({"open": {"step": step, "name": name, "tags": plain, "params": {}}})
+        child = Stream(self.run, journal, self.run / stream)
+        self.children.append(child)
+        return child
+
+    @never_raises
+    def finish(self, status: Status | None = "FINISHED") -> None:
+        """Ends the run and those of its children that have not ended, and waits a bounded time for MLflow.
+
+        `None` instead of a status leaves the run as it was: after `attach`. Says in one line what could not be sent.
+        """
+        if self.ended:
+            return
+        self.ended = True
+        for child in self.children:
+            child.finish(status or "FINISHED")
+        if status is not None:
+            self.journal.append({"end": status})
+        self.journal.close()
+        if self.sender is not None and (unsent := stop_sender(self.run, self.sender, self.config.finish_seconds)):
+            LOG.warning("tracking: %s not sent to MLflow; 'onediff track sync %s' sends the rest", unsent, self.run)
+
+
+def remember(run: Path, config: TrackingConfig) -> None:
+    """Writes what the sender needs to know, and gives the run its identity when it has none: `tracking/run.json`."""
+    path = run / FOLDER / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {"id": uuid.uuid4().hex, "created": int(time.time())}
+    put(path, json.dumps({**known, "config": config.model_dump(mode="json")}, indent=1))
+
+
+def flattened(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Nested mappings as `a.b.c` → text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def start_sender(run: Path) -> subprocess.Popen[bytes]:
+    """The process that sends the journals of `run`; it ends by itself when this process does."""
+    words = [sys.executable, "-m", "onediff.tracking.sender", str(run), str(os.getpid())]
+    # It needs no accelerator and few cores, and must not take the variables of this rank for its own.
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, **hidden}, start_new_session=True)
+
+
+def stop_sender(run: Path, sender: subprocess.Popen[bytes], seconds: float) -> str:
+    """Lets the sender empty the journals for at most `seconds`, then ends it. Returns what is unsent in words, or ''."""
+    from onediff.tracking.state import State
+
+    assert sender.stdin is not None
+    try:
+        sender.stdin.write(b"finish\n")
+        sender.stdin.close()
+        sender.wait(seconds)
+    except (BrokenPipeError, subprocess.TimeoutExpired):
+        sender.kill()
+        sender.wait()
+    return State.load(run).unsent()
