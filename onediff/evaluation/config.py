@@ -1,0 +1,55 @@
+"""How a model is scored. Torch-free, so that planning and launching can read it."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from onediff.config.section import Section, nearest
+
+
+class EvaluationConfig(Section):
+    """Which pairs are captioned, how the captions are generated, and under which protocol they are scored."""
+
+    protocol: str = "plain"
+    """The benchmark's rules: which pairs count, how references are treated; `onediff score --help` lists them."""
+    split: str = "test"
+    """The split of the data set that is captioned."""
+    limit: int | None = Field(None, gt=0)
+    """Only the first so many pairs, for a quick look; the scores then say so."""
+    batch_size: int = Field(16, gt=0)
+    """Pairs captioned at once."""
+    max_new_tokens: int = Field(64, gt=0)
+    """A caption ends after so many tokens at the latest."""
+    num_beams: int = Field(1, gt=0)
+    """1 is greedy search (or sampling), more is beam search of that width."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which beam search divides a sequence's log-probability; above 1 prefers longer."""
+    do_sample: bool = False
+    """Draw tokens instead of taking the likeliest; the draw follows `seed`."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the drawing: below 1 sharpens, above 1 flattens the distribution."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that together have this probability."""
+    top_k: int = Field(0, ge=0)
+    """Draw from so many of the likeliest tokens; 0 is all."""
+    seed: int = Field(0, ge=0)
+    """Of the drawing and of the bootstrap."""
+    bootstrap: int = Field(1000, ge=0)
+    """Resamples behind each 95 % interval; 0 leaves intervals out."""
+
+    @field_validator("protocol")
+    @classmethod
+    def _known(cls, protocol: str) -> str:
+        from onediff.evaluation.protocols import NAMES
+
+        if protocol not in NAMES:
+            raise ValueError(f"no protocol {protocol!r}{nearest(protocol, NAMES)}")
+        return protocol
+
+    @model_validator(mode="after")
+    def _one_way_of_decoding(self) -> EvaluationConfig:
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError("do_sample and num_beams > 1 exclude each other: choose sampling or beam search")
+        if not self.do_sample and (self.temperature != 1 or self.top_p != 1 or self.top_k != 0):
+            raise ValueError("temperature, top_p and top_k act on sampling only: set do_sample: true")
+        return self

@@ -1,0 +1,79 @@
+"""One Java program that reads lines and answers lines, always ended, however long it takes or fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+
+class JavaUnavailable(Exception):
+    """Java is absent, failed, or did not answer in time; the message is one line for the user."""
+
+
+class JavaProgram:
+    """A Java program fed from a temporary file, so that it works beside us and neither side can block the other.
+
+    Used as a context manager: leaving it ends the process. `answers` waits for the end and gives the output lines.
+    """
+
+    def __init__(self, arguments: Sequence[str], lines: Sequence[str]) -> None:
+        self.arguments = arguments
+        self.lines = lines
+
+    def __enter__(self) -> JavaProgram:
+        java = java_command()
+        self.output = tempfile.TemporaryFile()
+        self.messages = tempfile.TemporaryFile()
+        with tempfile.TemporaryFile() as given:
+            given.write("".join(f"{line}\n" for line in self.lines).encode())
+            given.seek(0)
+            try:
+                # The encoding is pinned because Java takes it from the locale, which is ASCII in many containers.
+                self.process = subprocess.Popen(
+                    [java, "-Dfile.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8", *self.arguments],
+                    stdin=given,
+                    stdout=self.output,
+                    stderr=self.messages,
+                )
+            except OSError as error:
+                raise JavaUnavailable(f"{java} does not start: {error.strerror}") from None
+        return self
+
+    def answers(self, seconds: float) -> list[str]:
+        """The output, line by line, once the program has ended; raises JavaUnavailable after `seconds`, or on failure."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise JavaUnavailable(f"Java gave no answer within {seconds:.0f} s") from None
+        if code != 0:
+            self.messages.seek(0)
+            last = self.messages.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            raise JavaUnavailable(f"Java ended with code {code}: {last[0]}")
+        self.output.seek(0)
+        # Captions may hold characters that `splitlines` takes for line ends.
+        return self.output.read().decode().split("\n")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.output.close()
+        self.messages.close()
+
+
+def java_command() -> str:
+    """Path of `java`, from JAVA_HOME or PATH; raises JavaUnavailable."""
+    home = os.environ.get("JAVA_HOME")
+    candidate = Path(home) / "bin" / "java" if home else None
+    if candidate is not None and candidate.is_file():
+        return str(candidate)
+    found = shutil.which("java")
+    if found is None:
+        raise JavaUnavailable("Java is not installed (no `java` on PATH); install one, such as default-jre-headless")
+    return found

@@ -1,0 +1,43 @@
+"""Spot-the-Diff with several references: the rules of the published test predictions.
+
+Source: Jhamtani and Berg-Kirkpatrick, "Learning to Describe Differences Between Pairs of Similar Images", EMNLP 2018
+(https://arxiv.org/abs/1808.10584); data, predictions and scores at https://github.com/harsh19/spot-the-diff.
+
+- Pairs: the 1,270 pairs of the published reference file of the test split.
+- References: each sentence of a pair is one. A model that writes one sentence is not punished for telling one change of
+  many; a model that tells them all is punished by brevity-free metrics. That is why the joined variant has another name.
+- Repeated ids: the reference file lists an image once for each sentence; that is one pair.
+- Empty references: the file has pairs whose only sentence is empty. They count, as in the published scores: leaving
+  them out raises every number.
+- Tokens: pycocoevalcap's PTBTokenizer. These rules give the published scores of the DDLA predictions to three digits.
+"""
+
+from onediff.evaluation.protocols.protocol import Protocol, Published
+
+PROTOCOL = Protocol(
+    name="spot-the-diff",
+    title="Spot-the-Diff, several references",
+    source="https://arxiv.org/abs/1808.10584, https://github.com/harsh19/spot-the-diff",
+    split="test",
+    pairs="all 1,270 pairs of the published reference file, pairs with an empty reference included",
+    references="all",
+    empty_references="keep",
+    instruction="Describe the differences between the two images.",
+    published=(
+        Published(
+            "DDLA",
+            {
+                "BLEU-1": 0.296,
+                "BLEU-2": 0.187,
+                "BLEU-3": 0.118,
+                "BLEU-4": 0.076,
+                "METEOR": 0.109,
+                "ROUGE-L": 0.280,
+                "CIDEr": 0.351,
+            },
+            "https://github.com/harsh19/spot-the-diff",
+        ),
+        Published("OneDiff", {"CIDEr": 0.566}, "https://arxiv.org/abs/2407.05645"),
+        Published("M3Diff", {"CIDEr": 0.711}, "https://arxiv.org/abs/2503.11093"),
+    ),
+)

@@ -1,0 +1,156 @@
+"""The page: facts, tables and pairs as JSON inside a template that holds all styles and scripts.
+
+Nothing is loaded from anywhere: a content security policy in the page forbids it. Pairs are drawn only as they come
+into view, so thousands open as fast as a few.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onediff.evaluation.files import write_aside
+from onediff.evaluation.metrics import Scores, require_comparable
+from onediff.evaluation.protocols import protocol as protocol_named
+from onediff.evaluation.report.pictures import Source, thumbnail
+from onediff.evaluation.statistics import TYPE_ACCURACY, corpus_scores
+
+TEMPLATE = Path(__file__).with_name("page.html")
+SHOWN = ("CIDEr", "METEOR", "ROUGE-L", "BLEU-4", TYPE_ACCURACY)
+SIDES = ((500, 192), (2000, 128), (10**9, 96))  # up to so many pairs, thumbnails of so many pixels
+
+
+def write_report(
+    path: Path,
+    scores: Scores,
+    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    change_types: Mapping[str, str] | None = None,
+    *,
+    title: str | None = None,
+    beside: Mapping[str, Scores] | None = None,
+    pictures: Source | None = None,
+    picture_bytes: int = 48_000_000,
+) -> None:
+    """Writes the page at `path`.
+
+    `beside` are other systems on the same pairs, such as the floors: columns of the table, and refused (UserError)
+    where they were not computed under the same rules. `pictures` gives the pictures of an id; once thumbnails of
+    `picture_bytes` are in the page, the remaining pairs go without and the page says so. Best, worst and most
+    surprising pairs get theirs first. Raises UserError where `path` cannot be written.
+    """
+    for other in (beside or {}).values():
+        require_comparable(scores, other)
+    rules = protocol_named(scores.protocol)
+    order = rankings(scores)
+    pairs = [
+        {
+            "id": pair,
+            "type": (change_types or {}).get(pair, ""),
+            "refs": list(references[pair]),
+            "pred": predictions[pair],
+            "scores": [round(float(column[i]), 4) for column in order["columns"].values()],
+            "rank": [int(ranks[i]) for ranks in order["ranks"].values()],
+        }
+        for i, pair in enumerate(scores.ids)
+    ]
+    left_out = add_pictures(pairs, pictures, picture_bytes)
+    notes = list(scores.notes)
+    if left_out:
+        notes.append(f"{left_out} pairs are shown without pictures to bound the size of this page")
+    data = {
+        "title": title or rules.title,
+        "facts": {
+            "protocol": f"{rules.name}: {rules.title}",
+            "source": rules.source,
+            "pairs": f"{len(scores.ids)} ({rules.pairs})",
+            "references": f"{rules.references}; empty ones: {rules.empty_references}",
+            "tokens": rules.tokenisation if scores.tokenisation == "ptb" else "a plain rule, Java was missing",
+        },
+        "notes": notes,
+        "table": score_table(scores, beside or {}),
+        "published": [
+            {"model": one.model, "scores": dict(one.scores), "source": one.source} for one in rules.published
+        ],
+        "groups": [{"name": name, "pairs": n, "scores": dict(found)} for name, (n, found) in scores.groups.items()],
+        "metrics": list(order["columns"]),
+        "orders": list(order["ranks"]),
+        "pairs": pairs,
+    }
+    text = TEMPLATE.read_text(encoding="utf-8")
+    text = text.replace("{{title}}", html.escape(title or rules.title)).replace("{{data}}", script_json(data))
+    write_aside(path, text)
+
+
+def rankings(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
+    """`columns`: per-pair scores that the page shows; `ranks`: each pair's place when sorted best, worst, and most
+    surprising first. A pair surprises where the metrics disagree: its places by CIDEr and by METEOR (or ROUGE-L, where
+    METEOR is missing) lie far apart, which is where a look tells more than the numbers."""
+    found = corpus_scores(scores.rows)
+    columns = {name: found[name] for name in SHOWN if name in found}
+    second = columns.get("METEOR", columns["ROUGE-L"])
+    # CIDEr first; the other metric decides among the many pairs that have the same.
+    best = _places(np.lexsort((-second, -columns["CIDEr"])))
+    surprise = np.abs(_standing(columns["CIDEr"]) - _standing(second))
+    ranks = {
+        "worst": len(best) - 1 - best,
+        "best": best,
+        "surprising": _places(np.argsort(-surprise, kind="stable")),
+    }
+    return {"columns": columns, "ranks": ranks}
+
+
+def add_pictures(pairs: Sequence[dict[str, Any]], pictures: Source | None, limit: int) -> int:
+    """Puts thumbnails into `pairs`, the most telling first; returns how many pairs go without for want of room."""
+    if pictures is None:
+        return 0
+    side = next(side for most, side in SIDES if len(pairs) <= most)
+    used = left_out = 0
+    for pair in sorted(pairs, key=lambda pair: min(pair["rank"])):
+        if used >= limit:
+            left_out += 1
+            continue
+        found = pictures(pair["id"])
+        if found is not None:
+            pair["pictures"] = [thumbnail(data, side) if data is not None else None for data in found]
+            used += sum(len(uri) for uri in pair["pictures"] if uri)
+    return left_out
+
+
+def score_table(scores: Scores, beside: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """One row for each metric: our score, its interval, and the others' scores."""
+    return [
+        {
+            "metric": metric,
+            "score": value,
+            "interval": scores.intervals.get(metric),
+            "beside": {name: other.scores.get(metric) for name, other in beside.items()},
+        }
+        for metric, value in scores.scores.items()
+    ]
+
+
+def script_json(data: Mapping[str, Any]) -> str:
+    """JSON that can stand inside a script element, whatever the captions hold."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    for letter in ("<", "\u2028", "\u2029"):
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _standing(values: np.ndarray) -> np.ndarray:
+    """Rank of each value from below; equal values share their mean rank."""
+    _, kind, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[kind]
+
+
+def _places(order: np.ndarray) -> np.ndarray:
+    """The inverse of a permutation: where each pair stands in `order`."""
+    places = np.empty(len(order), dtype=int)
+    places[order] = np.arange(len(order))
+    return places

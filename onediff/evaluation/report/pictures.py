@@ -1,0 +1,87 @@
+"""Pictures small enough to lie inside a page, and where they come from."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from onediff.data.index import SampleSpan, read_index, read_sample
+from onediff.data.manifest import read_manifest
+from onediff.data.sample import BadSample, parse_sample
+
+QUALITY = 72
+
+
+class PairPictures(NamedTuple):
+    """Encoded pictures of one pair, of any kind Pillow reads; the heat maps are drawn over them where there are any."""
+
+    before: bytes
+    after: bytes
+    heat_before: bytes | None = None
+    heat_after: bytes | None = None
+
+
+Source = Callable[[str], PairPictures | None]
+"""Gives the pictures of an id, or None where it has none."""
+
+
+def shard_pictures(folder: Path, ids: Collection[str]) -> Source:
+    """The pictures of `ids` out of a data set folder with a manifest, read only when asked for. Raises UserError.
+
+    Costs one small read for each sample of the data set.
+    """
+    manifest = read_manifest(folder)
+    places: dict[str, tuple[Path, SampleSpan]] = {}
+    for shard in manifest.shards:
+        path = manifest.path(shard)
+        with _opened(path) as fd:
+            for span in read_index(path):
+                record = tuple(member for member in span.members if member.suffix == "json")
+                # A sample that cannot be read has no pictures to show either.
+                with contextlib.suppress(BadSample, ValueError, KeyError, TypeError):
+                    pair = str(json.loads(read_sample(fd, SampleSpan(span.key, record))["json"])["id"])
+                    if pair in ids:
+                        places[pair] = path, span
+
+    def pictures(pair: str) -> PairPictures | None:
+        if pair not in places:
+            return None
+        path, span = places[pair]
+        with _opened(path) as fd, contextlib.suppress(BadSample):
+            found = parse_sample(read_sample(fd, span), span.key).pictures
+            return PairPictures(found["before"], found["after"]) if "before" in found else None
+        return None
+
+    return pictures
+
+
+def thumbnail(data: bytes, side: int) -> str | None:
+    """A data URI of the picture with its longer side at most `side` pixels; None where it cannot be decoded."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.draft("RGB", (side, side))
+            small = picture.convert("RGB")
+            small.thumbnail((side, side))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file descriptor of `path`."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
