@@ -1,0 +1,128 @@
+"""The command `onediff`: a table of subcommands, each imported only when it is chosen.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int | None`. Adding one is adding a line to `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from onediff import __version__
+from onediff.errors import UserError
+
+
+class Command(NamedTuple):
+    """One subcommand: the heading it stands under in the help, the module that holds it, and one line about it."""
+
+    group: str
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("start here", "onediff.cli.demo", "the whole job at a small size, on this machine"),
+    "train": Command("model", "onediff.cli.train", "train the phases of a configuration"),
+    "evaluate": Command("model", "onediff.cli.evaluate", "caption a held-out split and score the captions"),
+    "score": Command("model", "onediff.cli.score", "score captions against references"),
+    "judge": Command("model", "onediff.cli.judge", "let a language model compare captions with references"),
+    "caption": Command("model", "onediff.cli.caption", "say how two pictures differ"),
+    "export": Command("model", "onediff.cli.export", "write a trained model as a folder"),
+    "runs": Command("runs", "onediff.cli.runs", "list runs: state, phase, step, loss, scores, pace, job"),
+    "runs diff": Command(
+        "runs", "onediff.cli.runs_diff", "what differs between two runs: settings, data, code, results"
+    ),
+    "checkpoint list": Command("runs", "onediff.cli.checkpoint_list", "list the checkpoints of a run"),
+    "checkpoint verify": Command("runs", "onediff.cli.checkpoint_verify", "check every file of checkpoints"),
+    "checkpoint convert": Command(
+        "runs", "onediff.cli.checkpoint_convert", "write a checkpoint's weights as safetensors"
+    ),
+    "track sync": Command("runs", "onediff.cli.track", "send to MLflow what a run could not send while it went on"),
+    "data convert": Command(
+        "data", "data_prep.cli.convert", "turn a data set, or your own table of pairs, into shards"
+    ),
+    "data caption": Command("data", "data_prep.cli.caption_pairs", "have a language model write captions of pairs"),
+    "data build": Command("data", "data_prep.cli.build", "build a collection of data sets, such as DiffCap"),
+    "data retrieve": Command("data", "data_prep.cli.retrieve", "find pairs of similar photographs in a folder"),
+    "data check": Command(
+        "data", "data_prep.cli.check", "verify shards, records, pictures, and the split between them"
+    ),
+    "data repair": Command("data", "data_prep.cli.repair", "write a clean copy without what 'data check' finds"),
+    "data stats": Command("data", "data_prep.cli.stats", "count samples, captions, words, sizes, kinds of change"),
+    "data index": Command("data", "data_prep.cli.index", "index tars that another tool has written"),
+    "data render": Command("data", "data_prep.cli.render", "render scenes with a known change, and single ones"),
+    "data compose": Command("data", "data_prep.cli.compose", "make pairs from photographs and cut-outs"),
+    "launch submit": Command(
+        "cluster", "launcher.commands.submit", "queue a run as a chain of Slurm jobs, or run it here"
+    ),
+    "launch status": Command(
+        "cluster", "launcher.commands.status", "phase, job, step, loss, time left, restarts and why"
+    ),
+    "launch logs": Command("cluster", "launcher.commands.logs", "print or follow the log of a run or of one rank"),
+    "launch cancel": Command("cluster", "launcher.commands.cancel", "end a run's jobs after a checkpoint"),
+    "launch resume": Command("cluster", "launcher.commands.resume", "queue what is left of a run again"),
+    "launch explain": Command("cluster", "launcher.commands.explain", "say in words what happened to a run"),
+    "launch sweep": Command("cluster", "launcher.commands.sweep", "queue one run for every combination of values"),
+    "launch doctor": Command("cluster", "launcher.commands.doctor", "check a cluster from here and from its nodes"),
+}
+
+DESCRIPTION = "Train, evaluate and use a model that says in words how two similar images differ."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit code: 0 for success, 2 for something the user can mend, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words in (["--version"], ["-V"]):
+            print(f"onediff {__version__}")
+            return 0
+        name = chosen(words)
+        if name is None:
+            return help_or_mistake(words)
+        module = importlib.import_module(COMMANDS[name].module)
+        parser = argparse.ArgumentParser(
+            f"onediff {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_intermixed_args(words[len(name.split()) :])) or 0)
+    except UserError as error:
+        print(f"onediff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("onediff: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`onediff … | head`); keep Python from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def chosen(words: Sequence[str]) -> str | None:
+    """The longest command name that `words` begin with, if any."""
+    return next((name for n in (2, 1) if (name := " ".join(words[:n])) in COMMANDS), None)
+
+
+def help_or_mistake(words: Sequence[str]) -> int:
+    """Prints the grouped help of `onediff` or of a family such as `onediff data`, or names the nearest command."""
+    from difflib import get_close_matches
+
+    plain = [word for word in words if not word.startswith("-")]
+    family = plain[0] + " " if plain else ""
+    listed = {name: command for name, command in COMMANDS.items() if name.startswith(family)}
+    if plain and (not listed or len(plain) > 1):
+        typed = " ".join(plain[:2]) if listed else plain[0]
+        close = get_close_matches(typed, list(COMMANDS) + [name.split()[0] for name in COMMANDS], n=1)
+        meant = f"did you mean 'onediff {close[0]}'?" if close else "'onediff --help' lists the commands"
+        raise UserError(f"unknown command {typed!r}; {meant}")
+    print(f"usage: onediff {family}COMMAND …\n\n{DESCRIPTION}")
+    for group in dict.fromkeys(command.group for command in listed.values()):
+        print(f"\n{group}:")
+        for name, command in listed.items():
+            if command.group == group:
+                print(f"  {name:<22} {command.summary}")
+    print(f"\n'onediff {family}COMMAND --help' tells more about one of them.")
+    return 0

@@ -1,0 +1,141 @@
+"""Caption a held-out split and score the captions.
+
+  onediff evaluate runs/demo
+  onediff evaluate runs/demo --data data/mine split=val --json scores.json
+  onediff evaluate runs/demo --floors --processes 2
+
+Captions and references stay in RUN/evaluation/<data>-<split>-<phase>-<step>/, where `onediff score` reads them too.
+A rerun goes on from the captions that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onediff.cli.quiet import quiet_libraries
+from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from onediff.evaluation.run import Evaluation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run, or a folder made by `onediff export`")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the run's `evaluation` section")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the first of the run with pairs)")
+    parser.add_argument("--floors", action="store_true", help="score blind systems on the same pairs as well")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of captions and scores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
+    parser.add_argument("--processes", type=int, metavar="N", help="share the pairs among N processes on this machine")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.model.exists():
+        raise UserError(f"{args.model}: no such run or model")
+    is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+    if args.processes is not None and is_rank:
+        raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
+    quiet_libraries()
+    plan = planned(args)
+    if args.processes and args.processes > 1:
+        from launcher.local import run_local
+
+        words = [str(plan.model), *overrides_of(plan.config), "--data", str(plan.data), "--out", str(plan.out)]
+        words += ["--floors"] if args.floors else []
+        command = [sys.executable, "-m", "onediff", "evaluate", *words]
+        code = run_local(command, args.processes, log_dir=plan.out / "logs", name="evaluate")
+        if code:
+            return code
+    else:
+        from onediff.evaluation.run import evaluate
+
+        results = evaluate(plan, args.floors)
+        if results is None:
+            return 0
+        print(results["table"])
+        for note in results["notes"]:
+            print(f"note: {note}")
+        if results["unreadable"]:
+            print(f"{len(results['unreadable'])} samples could not be read, the first: {results['unreadable'][0]}")
+        print(f"captions, scores and a page to look at: {plan.out}")
+    if args.json:
+        args.json.write_text((plan.out / "scores.json").read_text())
+    if not is_rank:
+        record(args.model, plan)
+    return 0
+
+
+def planned(args: argparse.Namespace) -> Evaluation:
+    """Model, data, decoding and output folder from the command line and the run. Raises UserError."""
+    from onediff.config.compose import apply_override, load_run
+    from onediff.config.section import validated
+    from onediff.evaluation.config import EvaluationConfig
+    from onediff.evaluation.run import Evaluation
+    from onediff.model.saved import description
+    from onediff.training.export import saved_model_of
+
+    values: dict[str, Any] = {}
+    data: Path | None = args.data
+    if (args.model / "config.yaml").is_file():
+        run_config = load_run(args.model)
+        values = run_config.evaluation.model_dump(mode="json")
+        data = data or first_with_pairs(run_config)
+    for override in args.overrides:
+        apply_override(values, override)
+    config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
+    if data is None:
+        raise UserError("--data: name the data set; a saved model does not know which")
+    if not (data / config.split).is_dir():
+        raise UserError(f"{data / config.split}: no such split; give --data, or split=NAME")
+    saved = saved_model_of(args.model)
+    trained = description(saved).trained
+    label = f"{data.name}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
+    return Evaluation(saved, data, config, args.out or args.model / "evaluation" / label)
+
+
+def first_with_pairs(config: Any) -> Path | None:
+    """The first data set of the last phase that has the split to evaluate and pairs in it."""
+    from onediff.data.heldout import HeldOut
+
+    *_, last = config.phases.values()
+    for name in last.mix:
+        folder = Path(config.data.sets[name].path)
+        if not (folder / config.evaluation.split).is_dir():
+            continue
+        try:
+            HeldOut.open(folder / config.evaluation.split, limit=1)
+        except UserError:
+            continue  # a data set without pairs: single images or text
+        return folder
+    return None
+
+
+def overrides_of(config: Any) -> list[str]:
+    """The section as overrides, so that the ranks evaluate what was checked here."""
+    import json
+
+    return [f"{key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
+
+
+def record(model: Path, plan: Evaluation) -> None:
+    """Adds the scores to the run's record in MLflow; a saved model has none."""
+    import json
+
+    from onediff.config.compose import load_run
+
+    if not (model / "config.yaml").is_file():
+        return
+    from onediff.tracking.tracker import Tracker
+
+    results = json.loads((plan.out / "scores.json").read_text())
+    tracker = Tracker.attach(model, load_run(model).tracking)
+    child = tracker.evaluation(plan.out.name, tags={"protocol": results["protocol"], "pairs": results["pairs"]})
+    child.log(0, {name: value for name, value in results["scores"].items() if value is not None})
+    for name in ("scores.json", "predictions.jsonl", "references.jsonl", "report.html"):
+        child.artifact(plan.out / name)
+    child.finish("FINISHED")
+    tracker.finish(None)

@@ -1,0 +1,150 @@
+"""Score captions against references; needs no model.
+
+  onediff score --references test.jsonl --predictions mine.jsonl --protocol spot-the-diff
+  onediff score --references gt.json --predictions mine.json --against other.json
+  onediff score --references gt.csv --predictions mine.csv --json scores.json --report scores.html
+
+Files are COCO-style JSON (`{"annotations": [{"image_id", "caption"}]}` or the bare list), JSON lines (`{"id",
+"captions" or "caption", "change_type"?}`) or CSV (columns `id`, `caption`, `change_type`?).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onediff.evaluation.metrics import Scores
+    from onediff.evaluation.protocols import Protocol
+    from onediff.evaluation.resampling import Difference
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from onediff.evaluation.protocols import NAMES
+
+    parser.add_argument("--references", type=Path, required=True, metavar="REF", help="what people wrote")
+    parser.add_argument("--predictions", type=Path, required=True, metavar="PRED", help="one caption for each pair")
+    parser.add_argument("--protocol", default="plain", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("--against", type=Path, metavar="OTHER", help="another prediction file (or a --json file)")
+    parser.add_argument("--allow-missing", action="store_true", help="score the pairs that have a caption, and say so")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there, per-pair scores included")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write one page to look at")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder whose pictures the report shows")
+
+
+def run(args: argparse.Namespace) -> None:
+    from onediff.errors import UserError
+    from onediff.evaluation.files import read_predictions, read_references, write_aside
+    from onediff.evaluation.metrics import compare, score_all
+    from onediff.evaluation.protocols import protocol
+
+    if args.bootstrap < 0 or args.seed < 0:
+        raise UserError("--bootstrap and --seed are 0 or more")
+    if args.data is not None and args.report is None:
+        raise UserError("--data names pictures for the page: add --report HTML")
+    rules = protocol(args.protocol)
+    references = read_references(args.references)
+    systems = [read_predictions(args.predictions, args.allow_missing)]
+    earlier = read_scores(args.against) if args.against is not None else None
+    if args.against is not None and earlier is None:
+        systems.append(read_predictions(args.against, args.allow_missing))
+    found = score_all(
+        references.captions, systems, rules, references.change_types, args.allow_missing, args.bootstrap, args.seed
+    )
+    ours = found[0]
+    differences = compare(ours, found[1], args.bootstrap, args.seed) if len(found) > 1 else {}
+    if earlier is not None:
+        require_same_rules(ours, earlier, args.against)
+    print("\n".join(lines(ours, rules, differences, earlier["scores"] if earlier else None)))
+    if args.json is not None:
+        result = ours.as_json()
+        if differences:
+            result["against"] = {"file": str(args.against), **{k: d._asdict() for k, d in differences.items()}}
+        write_aside(args.json, json.dumps(result, indent=1, allow_nan=False))
+    if args.report is not None:
+        from onediff.evaluation.report import write_report
+        from onediff.evaluation.report.pictures import shard_pictures
+
+        pictures = shard_pictures(args.data, set(ours.ids)) if args.data is not None else None
+        write_report(args.report, ours, references.captions, systems[0], references.change_types, pictures=pictures)
+        print(f"\nreport: {args.report}")
+
+
+def lines(
+    scores: Scores, rules: Protocol, differences: Mapping[str, Difference], earlier: Mapping[str, float | None] | None
+) -> list[str]:
+    """The table for a terminal, with published numbers beside ours, then what a reader must know."""
+    head = ["", "score"] + (["95 % interval"] if scores.intervals else [])
+    others: list[tuple[str, Mapping[str, float | None]]] = [(one.model, dict(one.scores)) for one in rules.published]
+    if earlier is not None:
+        others.insert(0, ("earlier", earlier))
+    rows = [head + (["other", "difference", "p"] if differences else []) + [name for name, _ in others]]
+    for metric, value in scores.scores.items():
+        cells = [metric, f"{value:.3f}"]
+        if scores.intervals:
+            low, high = scores.intervals.get(metric, (value, value))
+            cells.append(f"{low:.3f} – {high:.3f}")
+        if differences:
+            one = differences.get(metric)
+            cells += [f"{one.other:.3f}", f"{one.difference:+.3f}", f"{one.p:.4f}"] if one else ["", "", ""]
+        rows.append(cells + [_figure(figures.get(metric)) for _, figures in others])
+    found = [f"{rules.title} (protocol {rules.name}), {len(scores.ids)} pairs, tokens {scores.tokenisation}"]
+    found += table(rows)
+    if scores.groups:
+        names = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "change type")
+        shown = [name for name in names if name in scores.scores]
+        rows = [["change type" if not rules.groups else "group", "pairs", *shown]]
+        for name, (pairs, group) in scores.groups.items():
+            rows.append([name, str(pairs), *(_figure(group.get(metric)) for metric in shown)])
+        found += ["", *table(rows)]
+    return found + [f"note: {note}" for note in scores.notes]
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells in columns: the first to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    ]
+
+
+def read_scores(path: Path) -> dict[str, Any] | None:
+    """What `--json` wrote at `path`; None where the file is something else, such as predictions."""
+    from onediff.errors import UserError
+    from onediff.evaluation.files import parsed, read_text
+
+    if path.suffix.lower() != ".json":
+        return None
+    value = parsed(read_text(path), str(path))
+    if not isinstance(value, dict) or "protocol" not in value:
+        return None
+    if not isinstance(value.get("scores"), dict):
+        raise UserError(f"{path}: a file of scores without scores; write it again with --json")
+    return value
+
+
+def require_same_rules(ours: Scores, earlier: Mapping[str, object], path: Path) -> None:
+    """Raises UserError unless the numbers in an earlier --json file came about as ours did."""
+    from onediff.errors import UserError
+
+    mine = {
+        "protocol": ours.protocol,
+        "tokenisation": ours.tokenisation,
+        "references": ours.references,
+        "pairs": len(ours.ids),
+    }
+    for what, value in mine.items():
+        if earlier.get(what) != value:
+            raise UserError(
+                f"{path}: its {what} is {earlier.get(what)!r} and here it is {value!r}: such numbers cannot be compared"
+            )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,47 @@
+"""Send to MLflow what a run could not send while it went on.
+
+  onediff track sync runs/demo
+  onediff track sync runs/demo --uri https://mlflow.example.org     (all of it, to another MLflow)
+
+The journal in the run's folder is the truth: what MLflow has already is not sent twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onediff.errors import UserError
+
+PATIENCE_SECONDS = 120.0  # for one answer: somebody waits for the result, not for a step
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--uri", help="MLflow tracking URI (default: where the run is tracked)")
+
+
+def run(args: argparse.Namespace) -> None:
+    for folder in args.runs:
+        if not (folder / "tracking" / "run.json").is_file():
+            raise UserError(f"{folder}: holds no record of a run (no tracking/run.json); name the folder of a run")
+    for folder in args.runs:
+        sync(folder.resolve(), args.uri)
+
+
+def sync(folder: Path, uri: str | None) -> None:
+    """Sends what the journals of one run hold and prints what was done. Raises UserError when the store fails."""
+    from onediff.tracking.sender import sole_sender
+    from onediff.tracking.shipper import Shipper, one_try
+
+    with sole_sender(folder, parent=0) as free:
+        if not free:
+            raise UserError(f"{folder}: is being sent by its own training right now; wait until it has ended")
+        shipper = Shipper(folder, uri)
+        one_try(PATIENCE_SECONDS)
+        try:
+            count = shipper.ship()
+        except Exception as error:  # whatever a store, a proxy or a network answers; the user is told, nothing is lost
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{shipper.uri}: {why}; unsent: {shipper.state.unsent()}") from None
+    print(f"{folder}: {count} records sent to {shipper.state.where.split()[0]}")

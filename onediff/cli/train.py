@@ -1,0 +1,81 @@
+"""Train a model: the phases of a configuration in order, from shards to checkpoints.
+
+  onediff train configs/demo.yaml --processes 2
+  onediff train configs/demo.yaml --processes 2 --resume
+  onediff train configs/demo.yaml optimizer.lr=3e-4 phases.two.steps=100 --run runs/low-rate
+
+Under srun or torchrun every task is one rank, and --processes is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from onediff.cli.quiet import quiet_libraries
+from onediff.config.compose import load_run
+from onediff.config.section import nearest
+from onediff.config.tree import RunConfig
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
+    parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
+    parser.add_argument("--processes", type=int, metavar="N", help="start N ranks on this machine (default: one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_run(args.config, args.overrides)
+    folder: Path = args.run or Path("runs") / config.name
+    phases = chosen_phases(config, args.phases)
+    is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+    if args.processes is not None and is_rank:
+        raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
+    if not is_rank:
+        check(config, folder, phases, args.resume, args.processes or 1)
+        if args.processes and args.processes > 1:
+            from launcher.local import run_local
+
+            words = [args.config, *args.overrides, "--run", str(folder), "--phases", ",".join(phases)]
+            words += ["--resume"] if args.resume else []
+            command = [sys.executable, "-m", "onediff", "train", *words]
+            return run_local(command, args.processes, log_dir=folder / "logs", name="process")
+    quiet_libraries()
+    from onediff.training.run import train
+
+    return train(config, folder, phases, args.resume)
+
+
+def chosen_phases(config: RunConfig, names: str | None) -> list[str]:
+    """The phases to train, in the order of the configuration. Raises UserError for a name it does not have."""
+    if names is None:
+        return list(config.phases)
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in config.phases:
+            raise UserError(f"--phases: no phase {name!r}{nearest(name, config.phases)}")
+    return [name for name in config.phases if name in wanted]
+
+
+def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, processes: int) -> None:
+    """What can be known before any process starts. Raises UserError."""
+    from onediff.data.manifest import read_manifest
+
+    if (folder / "config.yaml").exists() and not resume:
+        raise UserError(f"{folder}: this run has been started; go on with --resume, or name another folder with --run")
+    for name in phases:
+        phase = config.phases[name]
+        rows = phase.micro_batch * processes // config.parallel.tensor
+        if phase.global_batch % max(1, rows):
+            raise UserError(
+                f"phases.{name}.global_batch: {phase.global_batch} cannot be shared out over {processes} processes in "
+                f"micro-batches of {phase.micro_batch}; make it a multiple of {rows}"
+            )
+        for data_set in phase.mix:
+            read_manifest(Path(config.data.sets[data_set].path) / config.data.sets[data_set].split)
