@@ -1,0 +1,140 @@
+"""Several raw data sets made into one collection: what is missing is converted, what is there is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from data_prep.captioning.cache import Cache
+from data_prep.captioning.client import Asker
+from data_prep.captioning.table import caption_rows, read_prompt
+from data_prep.convert import convert
+from data_prep.pictures import Encoding
+from data_prep.readers import Inputs, Row, reader
+from data_prep.report import Report, table
+from onediff.config.section import Section
+from onediff.errors import UserError
+
+
+class Captioning(Section):
+    """Captions by a language model in place of the data set's own."""
+
+    model: str
+    """Name of the model at the endpoint."""
+    base_url: str | None = None
+    """OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else OpenAI's."""
+    prompt: str = "edit"
+    """`edit`, `pair`, or a file."""
+    per_minute: float | None = Field(None, gt=0)
+    """Most requests a minute."""
+    concurrency: int = Field(8, gt=0)
+    """Requests at once."""
+
+
+class Part(Section):
+    """One data set of the collection."""
+
+    reader: str
+    """Name of the reader, as in `onediff data convert`."""
+    annotations: Path | None = None
+    """Annotation file, folder or table."""
+    images: Path | None = None
+    """Folder, tar or zip of pictures."""
+    weight: float = Field(1.0, gt=0)
+    """Share in training, relative to the other parts."""
+    published: int | None = None
+    """Samples that its authors publish, for comparison."""
+    max_side: int | None = Field(None, gt=0)
+    """Larger pictures are shrunk to this longer side, in pixels."""
+    splits: list[str] = []
+    """Only these splits; all of them where empty."""
+    allow_leakage: bool = False
+    """Accept pictures that stand in two splits."""
+    captions: Captioning | None = None
+    """Captions by a language model."""
+
+
+class Collection(Section):
+    """The parts, and the folder that each becomes a folder in."""
+
+    out: Path
+    parts: dict[str, Part] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one part: its samples by split, or why there are none."""
+
+    samples: dict[str, int]
+    remark: str = ""
+
+
+def build(collection: Collection, processes: int | None = None, say: Callable[[str], None] = print) -> dict[str, Built]:
+    """Converts every part whose raw files are there. A part that fails is remarked, and the others go on."""
+    built = {}
+    for name, part in collection.parts.items():
+        absent = [path for path in (part.annotations, part.images) if path is not None and not path.exists()]
+        if absent:
+            built[name] = Built({}, f"raw files missing: {absent[0]}")
+            continue
+        say(f"{name} …")
+        try:
+            reports = build_part(name, part, collection.out / name, processes)
+            built[name] = Built({report.manifest.split: report.manifest.samples for report in reports})
+        except UserError as error:
+            built[name] = Built({}, str(error))
+    return built
+
+
+def build_part(name: str, part: Part, out: Path, processes: int | None) -> list[Report]:
+    """Captions where asked for, then shards. Raises UserError."""
+    images = part.images or part.annotations
+    chosen, inputs = reader(part.reader), Inputs(part.annotations, images)
+    if part.captions is not None:
+        written = out.with_name(f"{out.name}.captions.jsonl")
+        written.parent.mkdir(parents=True, exist_ok=True)
+        failed = write_captions(part.captions, list(chosen.rows(inputs)), written)
+        if failed:
+            raise UserError(f"{written}: {failed:,} questions failed; run the command again to ask them once more")
+        chosen, inputs = reader("generic"), Inputs(written, images)
+    return convert(
+        chosen,
+        inputs,
+        out,
+        splits=part.splits,
+        encoding=Encoding(part.max_side),
+        allow_leakage=part.allow_leakage,
+        processes=processes,
+        seed=0,
+    )
+
+
+def write_captions(how: Captioning, rows: list[Row], out: Path) -> int:
+    """The table of captions; returns how many questions failed."""
+    cache = Cache(out.with_name(out.name + ".answers.jsonl"))
+    try:
+        asker = Asker(cache, how.model, how.base_url, concurrency=how.concurrency, per_minute=how.per_minute)
+        return caption_rows(rows, read_prompt(how.prompt), asker, out)["failed"]
+    finally:
+        cache.close()
+
+
+def show_collection(collection: Collection, built: dict[str, Built]) -> str:
+    """A table of the parts, what is published beside what is there, and the `sets` and `mix` of a run that trains on it."""
+    rows = []
+    for name, part in collection.parts.items():
+        there = built[name].samples
+        splits = ", ".join(f"{split} {number:,}" for split, number in there.items())
+        rows.append(
+            [name, f"{part.weight:g}", part.published or "", sum(there.values()) or "", splits or built[name].remark]
+        )
+    text = table(rows, ("part", "weight", "published", "here", "splits"))
+    done = [name for name in collection.parts if built[name].samples]
+    if done:
+        sets = "\n".join(f"    {name}: {collection.out / name}" for name in done)
+        mix = ", ".join(f"{name}: {collection.parts[name].weight:g}" for name in done)
+        text += f"\n\nIn a run's configuration:\n  sets:\n{sets}\n  mix: {{{mix}}}"
+    return text

@@ -1,0 +1,52 @@
+"""Answers on disk: a question that was answered is never asked, or paid for, again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+
+class Cache:
+    """An append-only JSONL file of `{"key", "answer", "tokens_in", "tokens_out"}`; safe for threads and against kills."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            # A kill may have cut the last line; it is taken away so that the next one starts afresh.
+            if not line.endswith(b"\n"):
+                break
+            record = json.loads(line)
+            self._answers[record["key"]] = record
+            whole += len(line)
+        self._file.truncate(whole)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self._answers.get(key)
+
+    def put(self, key: str, answer: str, tokens_in: int, tokens_out: int) -> dict[str, Any]:
+        """Stores an answer before it is used."""
+        record = {"key": key, "answer": answer, "tokens_in": tokens_in, "tokens_out": tokens_out}
+        with self._lock:
+            os.write(self._file.fileno(), json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._answers[key] = record
+        return record
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def key_of(model: str, question: str) -> str:
+    """What an answer is kept under."""
+    return hashlib.sha256(json.dumps([model, question]).encode()).hexdigest()

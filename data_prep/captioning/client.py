@@ -1,0 +1,146 @@
+"""Asking an OpenAI-compatible endpoint many questions: several at once, within a rate, again where it fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from data_prep.captioning.cache import Cache, key_of
+from onediff.errors import UserError
+
+
+class Rate:
+    """Lets callers through at `per_minute`, evenly, and nobody during a pause that the server asked for."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._gap = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, stop: threading.Event) -> None:
+        with self._lock:
+            at = max(self._next, time.monotonic())
+            self._next = at + self._gap
+        stop.wait(max(0.0, at - time.monotonic()))
+
+    def pause(self, seconds: float) -> None:
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+class Asker:
+    """Questions to one model. `counts` says what happened: answered, retries by reason, failed."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        model: str,
+        base_url: str | None = None,
+        *,
+        concurrency: int = 8,
+        per_minute: float | None = None,
+        attempts: int = 8,
+        timeout: float = 60.0,
+        first_pause: float = 1.0,
+        max_tokens: int = 120,
+    ) -> None:
+        """Raises UserError when the client is not installed or has no key (`OPENAI_API_KEY`)."""
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError("captions by a language model need the client: pip install openai") from error
+        try:
+            self._client = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
+        except openai.OpenAIError as error:
+            raise UserError(f"{error} (any word will do for an endpoint that asks for none)") from error
+        self.cache, self.model, self.counts = cache, model, Counter[str]()
+        self._openai, self._rate, self._stop = openai, Rate(per_minute), threading.Event()
+        self._attempts, self._first_pause, self._max_tokens = attempts, first_pause, max_tokens
+        self._concurrency, self._lock = concurrency, threading.Lock()
+
+    def ask_all(self, questions: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Yields `(question, record or None)` for every different question as answers come in.
+
+        What was answered before comes from the cache. None stands for a question that failed every attempt; it is not
+        kept, and asked again next time. Raises UserError when the endpoint refuses us altogether.
+        """
+        different = iter(dict.fromkeys(questions))
+        pool = ThreadPoolExecutor(self._concurrency)
+        jobs: dict[Future[dict[str, Any] | None], str] = {}
+        try:
+            exhausted = False
+            while jobs or not exhausted:
+                while not exhausted and len(jobs) < 2 * self._concurrency:
+                    question = next(different, None)
+                    if question is None:
+                        exhausted = True
+                    elif known := self.cache.get(key_of(self.model, question)):
+                        self._count("from cache")
+                        yield question, known
+                    else:
+                        jobs[pool.submit(self._ask, question)] = question
+                for job in wait(jobs, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    yield jobs.pop(job), job.result()
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._stop.clear()
+
+    def _ask(self, question: str) -> dict[str, Any] | None:
+        pause = self._first_pause
+        for attempt in range(self._attempts):
+            self._rate.wait(self._stop)
+            if self._stop.is_set():
+                return None
+            try:
+                return self._once(question)
+            except (self._openai.APIError, ValueError) as error:
+                if isinstance(error, UserError):
+                    raise
+                asked_for = self._diagnose(error)
+                if attempt + 1 < self._attempts:
+                    self._stop.wait(max(pause, asked_for))
+                    pause = min(2 * pause, 60.0)
+        self._count("failed")
+        return None
+
+    def _once(self, question: str) -> dict[str, Any]:
+        """One request. Raises APIError, or ValueError for an answer that is not one."""
+        answer = self._client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": question}],
+            max_tokens=self._max_tokens,
+            temperature=0,
+        )
+        choices = getattr(answer, "choices", None)
+        if not choices or choices[0].message is None or choices[0].message.content is None:
+            raise ValueError("an answer without content")
+        usage = answer.usage
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        record = self.cache.put(key_of(self.model, question), choices[0].message.content, *tokens)
+        self._count("asked")
+        return record
+
+    def _diagnose(self, error: Exception) -> float:
+        """Counts a failed attempt; returns the seconds that the server asks us to wait. Raises UserError for our fault."""
+        status = getattr(error, "status_code", None)
+        if isinstance(status, int) and 400 <= status < 500 and status not in (408, 409, 429):
+            raise UserError(f"{self.model}: the endpoint refuses the request ({status}): {error}") from error
+        kind = f"status {status}" if status else type(error).__name__
+        self._count(f"retried after {kind}")
+        headers = getattr(getattr(error, "response", None), "headers", {})
+        try:
+            seconds = float(headers.get("retry-after", 0))
+        except ValueError:
+            seconds = 0.0  # A date, which nobody sends; our own pause is as good.
+        if status == 429:
+            self._rate.pause(seconds)
+        return seconds
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1

@@ -1,0 +1,83 @@
+"""From rows to a table with captions: one question a row, answers checked, the good and the rejected kept apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from data_prep.captioning.answers import clean, fault_of
+from data_prep.captioning.client import Asker
+from data_prep.readers import Row
+from onediff.errors import UserError
+
+PROMPTS = Path(__file__).parent / "prompts"
+
+
+def caption_rows(rows: Sequence[Row], prompt: str, asker: Asker, out: Path) -> Counter[str]:
+    """Writes the table `out` and `<out>.rejected.jsonl`; counts `good`, `failed`, `rejected: …` and tokens of all runs."""
+    questions = [question_of(prompt, row) for row in rows]
+    answers: dict[str, str] = {}
+    tokens = Counter[str]()
+    asked = asker.ask_all(questions)
+    for question, record in tqdm(asked, total=len(set(questions)), unit=" questions", disable=None, leave=False):
+        if record:
+            answers[question] = record["answer"]
+            tokens.update({"tokens in": record["tokens_in"], "tokens out": record["tokens_out"]})
+    return write_tables(out, rows, questions, answers) + tokens
+
+
+def read_prompt(name: str) -> str:
+    """A prompt of ours by name, or a file. Raises UserError."""
+    ours = {path.stem: path for path in PROMPTS.glob("*.txt")}
+    path = ours.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"--prompt {name!r}: neither a file nor one of {', '.join(sorted(ours))}")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def question_of(prompt: str, row: Row) -> str:
+    """The prompt with the words of a row. Raises UserError for a word that the row does not have."""
+    words = {"caption": " ".join(row.captions), **row.meta}
+    try:
+        return prompt.format_map(words)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{row.where}: the prompt asks for {error}, but the row has {', '.join(sorted(words))}"
+        ) from error
+
+
+def write_tables(out: Path, rows: Sequence[Row], questions: Sequence[str], answers: dict[str, str]) -> Counter[str]:
+    """Writes the table and the rejected answers, in the order of the rows; counts faults, `good` and `failed`."""
+    counts = Counter[str]()
+    rejected = out.with_name(out.name + ".rejected.jsonl")
+    with aside(out) as table, aside(rejected) as bad:
+        for row, question in zip(rows, questions, strict=True):
+            if question not in answers:
+                counts["failed"] += 1
+                continue
+            answer = clean(answers[question])
+            fault = fault_of(answer)
+            counts[f"rejected: {fault}" if fault else "good"] += 1
+            fields: dict[str, Any] = {**row.meta, **row.pictures, "id": row.id, "split": row.split}
+            fields |= {"rejected": fault, "answer": answer} if fault else {"captions": [answer]}
+            (bad if fault else table).write(json.dumps(fields, ensure_ascii=False) + "\n")
+    return counts
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name when it is whole."""
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Verifying finished data sets: every byte, record and picture, and what stands twice.
+
+A fault makes a sample or a shard unusable, or a score untrue; a remark is worth knowing. Both name shard and key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data_prep.pictures import FORMATS, MAX_PIXELS
+from data_prep.shards import over_shards
+from onediff.data.index import build_index, index_path, load_index, read_sample
+from onediff.data.manifest import Manifest, Shard, file_sha256
+from onediff.data.sample import BadSample, Sample, parse_sample
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault or remark. `place` is the sample's number in its shard, -1 where it is about the whole shard."""
+
+    kind: str
+    shard: str
+    key: str
+    reason: str
+    place: int = -1
+    is_fault: bool = True
+
+    def __str__(self) -> str:
+        where = f"{self.shard} {self.key}" if self.key else self.shard
+        return f"{'fault' if self.is_fault else 'remark'}: {self.kind}: {where}: {self.reason}"
+
+
+@dataclass
+class Mark:
+    """What is remembered of one good sample: fingerprints of its pictures, and of pictures and words together."""
+
+    key: str
+    place: int
+    pictures: bytes
+    whole: bytes
+
+
+@dataclass
+class ShardCheck:
+    """The outcome for one shard."""
+
+    path: Path
+    samples: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+
+    def add(self, kind: str, reason: str, key: str = "", place: int = -1, is_fault: bool = True) -> None:
+        self.findings.append(Finding(kind, str(self.path), key, reason, place, is_fault))
+
+
+@dataclass
+class Outcome:
+    """The outcome for one or several splits."""
+
+    checks: dict[str, list[ShardCheck]]
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for checks in self.checks.values() for check in checks for finding in check.findings]
+
+    @property
+    def faults(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.is_fault]
+
+    def counts(self) -> Counter[str]:
+        return Counter(finding.kind for finding in self.findings)
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "samples": {split: sum(check.samples for check in checks) for split, checks in self.checks.items()},
+            "counts": dict(sorted(self.counts().items())),
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+
+def check_data_sets(manifests: Sequence[Manifest], processes: int | None = None, pixels: bool = True) -> Outcome:
+    """Checks every shard, then what stands twice in a split or in two. `pixels` decodes every picture."""
+    shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
+    known = {manifest.path(shard): (shard, manifest.split) for manifest, shard in shards}
+    work = partial(check_shard, known=known, pixels=pixels)
+    done = list(over_shards(work, list(known), processes, "checking"))
+    checks: dict[str, list[ShardCheck]] = {manifest.split: [] for manifest in manifests}
+    for (manifest, _), check in zip(shards, done, strict=True):
+        checks[manifest.split].append(check)
+    for split in checks.values():
+        find_repeats(split)
+    find_leakage(checks)
+    return Outcome(checks)
+
+
+def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) -> ShardCheck:
+    """Everything that can be said about one shard by itself."""
+    shard, split = known[path]
+    check = ShardCheck(path)
+    if not path.is_file():
+        check.add("missing_shard", "the manifest names it, but there is no such file")
+        return check
+    if path.stat().st_size != shard.bytes:
+        check.add("wrong_size", f"{path.stat().st_size} bytes, but the manifest says {shard.bytes}")
+    elif shard.sha256 and file_sha256(path) != shard.sha256:
+        check.add("wrong_checksum", "SHA-256 differs from the manifest's: the file was changed or damaged")
+    index = build_index(path)
+    check.samples = len(index)
+    for line in index.damage:
+        check.add("damaged_tar", line)
+    if len(index) != shard.samples:
+        check.add("wrong_count", f"{len(index)} samples, but the manifest says {shard.samples}")
+    try:
+        stored = load_index(index_path(path))
+        if stored.facts != index.facts or list(stored) != list(index):
+            check.add("stale_index", "the index beside it describes another tar; 'onediff data index' writes it again")
+    except FileNotFoundError:
+        check.add("no_index", "no index beside it; it is built at every start", is_fault=False)
+    except (ValueError, KeyError) as error:
+        check.add("stale_index", f"the index beside it cannot be read ({error}); 'onediff data index' writes it again")
+    with path.open("rb") as file:
+        for place, span in enumerate(index):
+            try:
+                sample = parse_sample(read_sample(file.fileno(), span), span.key)
+                if sample.split != split:
+                    raise BadSample("wrong_split", f"the record says split {sample.split!r}, the manifest {split!r}")
+                for role, data in sample.pictures.items():
+                    check_picture(role, data, pixels)
+                check.marks.append(mark_of(sample, place))
+            except BadSample as bad:
+                check.add(bad.kind, bad.reason, span.key, place)
+    return check
+
+
+def check_picture(role: str, data: bytes, pixels: bool) -> None:
+    """Raises `BadSample` unless the picture can be decoded (its header only, unless `pixels`)."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadSample("too_large", f"picture {role!r} has {image.width} × {image.height} pixels")
+            if pixels:
+                image.load()
+    except BadSample:
+        raise
+    except Exception as error:
+        raise BadSample("bad_picture", f"picture {role!r} cannot be decoded: {error}") from error
+
+
+def mark_of(sample: Sample, place: int) -> Mark:
+    """Fingerprints of a sample; a pair turned around has the same pictures."""
+    pictures = sorted(hashlib.blake2b(data, digest_size=16).digest() for data in sample.pictures.values())
+    seen = hashlib.blake2b(b"".join(pictures), digest_size=16)
+    whole = seen.copy()
+    words = (sorted(sample.pictures), sample.captions, sample.conversations, sample.instruction)
+    whole.update(repr(words).encode())
+    if sample.is_pair:
+        whole.update(hashlib.blake2b(sample.pictures["before"], digest_size=16).digest())
+    return Mark(sample.key, place, seen.digest() if pictures else b"", whole.digest())
+
+
+def find_repeats(checks: Sequence[ShardCheck]) -> None:
+    """Adds a fault for a key that another sample of the split has, and for a sample that is another one again."""
+    keys: dict[str, tuple[Path, Mark]] = {}
+    wholes: dict[bytes, tuple[Path, Mark]] = {}
+    for check in checks:
+        for mark in check.marks:
+            this = (check.path, mark)
+            twin, namesake = wholes.setdefault(mark.whole, this), keys.setdefault(mark.key, this)
+            if twin is not this:
+                check.add("duplicate", f"the pictures and words of {shown(*twin)} again", mark.key, mark.place)
+            elif namesake is not this:
+                check.add("repeated_key", f"the key of {shown(*namesake)} again", mark.key, mark.place)
+
+
+def shown(path: Path, mark: Mark) -> str:
+    return f"{path.name} {mark.key} (sample {mark.place})"
+
+
+def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
+    """Adds a fault for pictures of `train` that another split has too, and a remark for those of two other splits."""
+    first: dict[bytes, tuple[str, str]] = {}
+    for split in sorted(checks, key=lambda name: name == "train"):
+        for check in checks[split]:
+            for mark in check.marks:
+                other, there = first.setdefault(mark.pictures, (split, shown(check.path, mark)))
+                if mark.pictures and other != split:
+                    reason = f"its pictures stand in split {other} too, as {there}"
+                    check.add("leakage", reason, mark.key, mark.place, is_fault=split == "train")

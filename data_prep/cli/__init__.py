@@ -1,0 +1,1 @@
+"""Commands of `onediff data` that write data sets."""

@@ -1,0 +1,26 @@
+"""Build a collection of data sets, such as DiffCap, from the raw files that are there; run again when more are.
+
+Prints a table: what is published beside what is there, and the lines for a run's configuration. The exit code is 1 where a
+part is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_prep.build import Collection, build, show_collection
+from data_prep.synthetic import mapping_in
+from onediff.config.section import validated
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="YAML", help="the collection, such as configs/diffcap.yaml")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+
+
+def run(args: argparse.Namespace) -> int:
+    collection = validated(Collection, mapping_in(args.file), str(args.file))
+    built = build(collection, args.processes)
+    print(show_collection(collection, built))
+    return 0 if all(part.samples for part in built.values()) else 1

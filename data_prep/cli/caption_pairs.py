@@ -1,0 +1,71 @@
+"""Have a language model write difference captions from what is known of pairs in words, by any OpenAI-compatible endpoint.
+
+The pairs come from a reader, as in 'onediff data convert'; the prompt may use {edit}, {caption_before}, {caption_after},
+{caption} and every other word that the reader keeps. The outcome is a table for 'onediff data convert generic'. Answers
+are kept in OUT.answers.jsonl: a second run costs nothing, and an interrupted one goes on. Answers that cannot be captions
+(refusals, too long, talk of captions) are counted and kept apart in OUT.rejected.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_prep.captioning.cache import Cache
+from data_prep.captioning.client import Asker
+from data_prep.captioning.table import caption_rows, read_prompt
+from data_prep.readers import Inputs, reader
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", help="reader of the pairs, such as instruct-pix2pix or generic")
+    add(
+        "--annotations",
+        "--table",
+        dest="annotations",
+        type=Path,
+        metavar="PATH",
+        help="annotation file, folder or table",
+    )
+    add("--images", type=Path, metavar="PATH", help="folder of pictures, for readers that need it to find the pairs")
+    add("--out", type=Path, required=True, metavar="FILE.jsonl", help="the table to write")
+    add("--model", required=True, help="name of the model at the endpoint")
+    add("--base-url", metavar="URL", help="endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
+    add("--prompt", default="edit", metavar="NAME|FILE", help="'edit', 'pair', or a file of yours (default: edit)")
+    add("--concurrency", type=int, default=8, metavar="N", help="requests at once (default: 8)")
+    add("--per-minute", type=float, metavar="N", help="most requests a minute (default: no bound)")
+    add("--attempts", type=int, default=8, metavar="N", help="attempts a question (default: 8)")
+    add("--timeout", type=float, default=60, metavar="SECONDS", help="of one request (default: 60)")
+    add("--price-in", type=float, default=0.0, metavar="X", help="price of a million prompt tokens")
+    add("--price-out", type=float, default=0.0, metavar="X", help="price of a million answer tokens")
+
+
+def run(args: argparse.Namespace) -> int:
+    prompt = read_prompt(args.prompt)
+    rows = list(reader(args.name).rows(Inputs(args.annotations, args.images)))
+    cache = Cache(args.out.with_name(args.out.name + ".answers.jsonl"))
+    asker = Asker(
+        cache,
+        args.model,
+        args.base_url,
+        concurrency=args.concurrency,
+        per_minute=args.per_minute,
+        attempts=args.attempts,
+        timeout=args.timeout,
+    )
+    try:
+        counts = caption_rows(rows, prompt, asker, args.out)
+    finally:
+        cache.close()
+    rejected = {what: number for what, number in counts.items() if what.startswith("rejected")}
+    print(
+        f"{args.out}: {len(rows):,} pairs, {counts['good']:,} captioned, {sum(rejected.values()):,} rejected, "
+        f"{counts['failed']:,} failed"
+    )
+    for what, number in sorted([*rejected.items(), *asker.counts.items()]):
+        print(f"  {what}: {number:,}")
+    cost = (counts["tokens in"] * args.price_in + counts["tokens out"] * args.price_out) / 1e6
+    price = f"; cost {cost:.2f}" if cost else ""
+    print(f"  tokens: {counts['tokens in']:,} in, {counts['tokens out']:,} out{price} (all runs)")
+    return 1 if counts["failed"] else 0

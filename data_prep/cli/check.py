@@ -1,0 +1,37 @@
+"""Verify a data set: checksums, indexes, records, captions, pictures, samples that stand twice, leakage between splits.
+
+Every fault is named by shard and key. The exit code is 0 without faults and 1 with some; remarks change nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from data_prep.check import check_data_sets
+from data_prep.shards import data_sets
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or the folder of its splits")
+    parser.add_argument("--no-pixels", action="store_true", help="read only the headers of pictures (much faster)")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="findings to print (default: 50)")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    outcome = check_data_sets(data_sets(args.folder), args.processes, not args.no_pixels)
+    for finding in outcome.findings[: args.limit]:
+        print(finding)
+    if len(outcome.findings) > args.limit:
+        print(f"… and {len(outcome.findings) - args.limit:,} more (--limit, --json FILE)")
+    for split, checks in outcome.checks.items():
+        print(f"{split}: {sum(check.samples for check in checks):,} samples in {len(checks):,} shards")
+    faults = len(outcome.faults)
+    kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(outcome.counts().items()))
+    print(f"{faults:,} faults, {len(outcome.findings) - faults:,} remarks{f': {kinds}' if kinds else ''}")
+    if args.json:
+        args.json.write_text(json.dumps(outcome.fields(), indent=2, ensure_ascii=False) + "\n")
+    return 1 if faults else 0

@@ -1,0 +1,80 @@
+"""Make pairs from photographs and cut-outs: one known change each, exactly described, with masks and boxes.
+
+Backgrounds are photographs and videos, cut-outs are named pictures with transparency; without either, those of
+scikit-image and rendered solids are used. Writes the data set DIR/<split>/ for each split; splits share no background.
+With the Debian packages opencv-doc and tuxpaint-stamps-default:
+
+  onediff data compose --backgrounds /usr/share/doc/opencv-doc/examples/data \\
+      --cutouts /usr/share/tuxpaint/stamps --pairs 10000 --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_prep.compose.config import ComposeConfig
+from data_prep.compose.library import Found, Library, deal, find_backgrounds, find_cutouts
+from data_prep.compose.pair import compose_pair
+from data_prep.compose.samples import ComposedPairs
+from data_prep.report import show_reports
+from data_prep.sheet import ON_A_SHEET, save_sheet
+from data_prep.synthetic import SPLITS, mapping_in, split_counts, write_splits
+from onediff.config.section import validated
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the data set goes")
+    parser.add_argument("--pairs", type=int, required=True, metavar="N", help="how many pairs, over all splits")
+    parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
+    parser.add_argument("--cutouts", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
+    parser.add_argument("--licence", default="", help="licence of the result, for the manifest")
+    parser.add_argument("--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--size", type=int, metavar="PX", help="width and height of the pictures (default: 256)")
+    parser.add_argument("--recipe", type=Path, metavar="YAML", help="objects, changes, blending, distractors, wording")
+    parser.add_argument("--jpeg", type=int, default=92, metavar="QUALITY", help="0 for PNG (default: %(default)s)")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one picture")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
+
+
+def run(args: argparse.Namespace) -> None:
+    values = mapping_in(args.recipe) if args.recipe else {}
+    if args.size is not None:
+        values = {**values, "width": args.size, "height": args.size}
+    config = validated(ComposeConfig, values, str(args.recipe) if args.recipe else "--size")
+    if args.pairs <= 0:
+        raise UserError(f"--pairs {args.pairs}: must be above zero")
+    if not 0 <= args.jpeg <= 100:
+        raise UserError(f"--jpeg {args.jpeg}: a quality lies between 1 and 100; 0 writes PNG")
+    counts = split_counts(args.split_sizes, args.pairs)
+    backgrounds, cutouts = find_backgrounds(args.backgrounds), find_cutouts(args.cutouts)
+    print(f"backgrounds: {len(backgrounds.backgrounds):,}{_aside(backgrounds)}")
+    print(f"cut-outs: {len(cutouts.cutouts):,}{_aside(cutouts)}", flush=True)
+    dealt = deal(backgrounds.backgrounds, counts)
+    makers = {
+        split: ComposedPairs(args.seed, split, args.jpeg, config, Library(dealt[split], tuple(cutouts.cutouts)))
+        for split in counts
+    }
+    if args.sheet:
+        first = next(iter(makers.values()))
+        save_sheet((compose_pair(config, first.library, first.series, i) for i in range(ON_A_SHEET)), args.sheet)
+    reports = write_splits(
+        makers,
+        counts,
+        args.out,
+        "composed",
+        source="composed",
+        licence=args.licence,
+        processes=args.processes,
+        overwrite=args.overwrite,
+    )
+    print(show_reports(reports))
+
+
+def _aside(found: Found) -> str:
+    """What was not used, and why."""
+    left = [f"{number:,} {reason}" for reason, number in sorted(found.aside.items()) if number]
+    return f" (left aside: {', '.join(left)})" if left else ""

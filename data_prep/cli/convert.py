@@ -1,0 +1,120 @@
+"""Convert a data set in its own layout, or your own table of pairs, to shards: DIR/<split>/ with a manifest.
+
+A row that cannot be used (no caption, a missing or corrupt picture) is skipped, counted by reason and named in the final
+table; with --strict it stops the conversion instead. A table that cannot be read, a path that leaves the image folder and
+pictures that stand in two splits always stop it. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from data_prep.convert import convert
+from data_prep.pictures import Encoding
+from data_prep.readers import BUILT_IN, Inputs, reader
+from data_prep.report import save_reports, show_reports
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", help=f"the data set: {', '.join(BUILT_IN)}, or one that an installed package adds")
+    add(
+        "--annotations",
+        "--table",
+        dest="annotations",
+        type=Path,
+        metavar="PATH",
+        help="annotation file, folder or table",
+    )
+    add(
+        "--images", type=Path, metavar="PATH", help="folder, tar or zip of pictures (generic: default beside the table)"
+    )
+    add("--out", type=Path, metavar="DIR", help="where the splits go, each into a folder of its own")
+    add("--layout", action="store_true", help="say which files the data set's reader expects, and stop")
+    add("--splits", type=lambda text: text.split(","), default=[], metavar="A,B", help="only these splits")
+    add(
+        "--columns",
+        default="",
+        metavar="MEANING=COLUMN,…",
+        help="names of a table's columns, such as before=left_image",
+    )
+    add("--dataset-name", metavar="NAME", help="name in the manifest and the shards (default: the reader's)")
+    add("--licence", metavar="TEXT", help="licence in the manifest (default: the reader's)")
+    add("--source", metavar="TEXT", help="source in the manifest (default: the reader's)")
+    add("--hold-out", type=float, default=0.0, metavar="FRACTION", help="move this part of the training pairs to test")
+    add("--allow-leakage", action="store_true", help="accept pictures that stand in two splits")
+    add("--strict", action="store_true", help="stop at the first row that cannot be used")
+    add("--max-side", type=int, metavar="PIXELS", help="shrink larger pictures to this longer side")
+    add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="encode all pictures (default: keep)")
+    add("--quality", type=int, default=95, help="of encoded JPEG and WebP (default: 95)")
+    add("--decode", action="store_true", help="decode every picture to find damage (slower; 'data check' does it too)")
+    add("--shard-samples", type=int, default=1000, metavar="N", help="most samples in a shard (default: 1000)")
+    add("--shard-mb", type=int, default=1024, metavar="N", help="most megabytes in a shard (default: 1024)")
+    add("--seed", type=int, default=0, help="of the order of samples (default: 0)")
+    add("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    add("--overwrite", action="store_true", help="replace a split that is already there")
+    add("--json", type=Path, metavar="FILE", help="write the final table as JSON too")
+
+
+def run(args: argparse.Namespace) -> None:
+    chosen = reader(args.name)
+    if args.layout:
+        print(f"{chosen.name}: {chosen.summary}\n  {chosen.layout}\n  from {chosen.source or 'you'}")
+        return
+    if args.out is None:
+        raise UserError("--out: say where the shards go")
+    if args.annotations is None and args.images is None:
+        raise UserError(f"--annotations: say where the data set is; {chosen.name} expects {chosen.layout}")
+    check_paths(args)
+    table = args.annotations
+    images = args.images or (table if table.is_dir() else table.parent)
+    named = {"name": args.dataset_name, "licence": args.licence, "source": args.source}
+    chosen = dataclasses.replace(chosen, **{key: value for key, value in named.items() if value})
+    reports = convert(
+        chosen,
+        Inputs(table, images, columns_of(args.columns)),
+        args.out,
+        splits=args.splits,
+        encoding=Encoding(args.max_side, args.encode, args.quality, args.decode),
+        hold_out=args.hold_out,
+        allow_leakage=args.allow_leakage,
+        shard_samples=args.shard_samples,
+        shard_bytes=args.shard_mb << 20,
+        seed=args.seed,
+        processes=args.processes,
+        strict=args.strict,
+        overwrite=args.overwrite,
+    )
+    print(show_reports(reports))
+    if args.json:
+        save_reports(reports, args.json)
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Raises UserError for paths and numbers that cannot be meant."""
+    for option in ("annotations", "images"):
+        path = getattr(args, option)
+        if path is not None and not path.exists():
+            raise UserError(f"{path}: no such file or folder (--{option})")
+    for option in ("max_side", "quality", "shard_samples", "shard_mb", "processes"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    if not 0 <= args.hold_out < 1:
+        raise UserError(f"--hold-out {args.hold_out}: must be a fraction below 1")
+    if args.dataset_name and not args.dataset_name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"--dataset-name {args.dataset_name!r}: letters, digits, - and _ only")
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """`before=left,after=right` as a mapping. Raises UserError."""
+    columns = {}
+    for part in filter(None, text.split(",")):
+        meaning, _, column = part.partition("=")
+        if not column:
+            raise UserError(f"--columns {part!r}: write MEANING=COLUMN, such as before=left_image")
+        columns[meaning.strip()] = column.strip()
+    return columns

@@ -1,0 +1,43 @@
+"""Write the indexes and the manifest of a folder of tars, such as shards written by another tool.
+
+Indexes that are missing or stale are built again; a manifest is written where there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from data_prep.shards import data_sets, over_shards
+from onediff.data.index import build_index, index_path, save_index
+from onediff.data.manifest import FILE, build_manifest, write_manifest
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of tars, or the folder of its splits")
+    parser.add_argument("--name", help="name in a new manifest (default: the name of the folder above)")
+    parser.add_argument("--source", default="", help="source in a new manifest")
+    parser.add_argument("--licence", default="", help="licence in a new manifest")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+
+
+def run(args: argparse.Namespace) -> None:
+    for manifest in data_sets(args.folder):
+        paths = [manifest.path(shard) for shard in manifest.shards]
+        for path, line in zip(paths, over_shards(index_tar, paths, args.processes, manifest.split), strict=True):
+            print(f"{path}: {line}")
+        if not (manifest.folder / FILE).exists():
+            fields = {"source": args.source, "licence": args.licence, "name": args.name or manifest.name}
+            new = dataclasses.replace(build_manifest(manifest.folder, checksums=True), **fields)
+            if not new.samples:
+                raise UserError(f"{manifest.folder}: the tars hold no samples")
+            print(f"{write_manifest(new)}: {new.samples:,} samples in {len(new.shards):,} shards")
+
+
+def index_tar(path: Path) -> str:
+    """Builds and stores one index; returns a line about it."""
+    index = build_index(path)
+    save_index(index, index_path(path))
+    return "; ".join([f"{len(index):,} samples", *index.damage])

@@ -1,0 +1,68 @@
+"""Render scenes of a few solids: pairs with a change and its exact description, and single pictures.
+
+Writes the data sets DIR/pairs/<split>/ and DIR/singles/<split>/. The same seed gives the same bytes, whatever the number
+of processes. Splits share no scene.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_prep.report import show_reports
+from data_prep.scenes.config import ScenesConfig
+from data_prep.scenes.render import render_pair
+from data_prep.scenes.samples import Pairs, Singles
+from data_prep.sheet import ON_A_SHEET, save_sheet
+from data_prep.synthetic import SPLITS, mapping_in, split_counts, write_splits
+from onediff.config.section import validated
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the data sets go")
+    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="how many pairs, over all splits")
+    parser.add_argument("--singles", type=int, default=0, metavar="N", help="how many single pictures, over all splits")
+    parser.add_argument("--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--size", type=int, metavar="PX", help="width and height of the pictures (default: 64)")
+    parser.add_argument(
+        "--scenes", type=Path, metavar="YAML", help="objects, changes, backgrounds, distractors, wording"
+    )
+    parser.add_argument("--jpeg", type=int, default=0, metavar="QUALITY", help="write JPEG (default: PNG, lossless)")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one picture")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
+
+
+def run(args: argparse.Namespace) -> None:
+    config = scenes_config(args.scenes, args.size)
+    if args.pairs < 0 or args.singles < 0 or not args.pairs + args.singles:
+        raise UserError("give --pairs N or --singles N, or both, above zero")
+    if not 0 <= args.jpeg <= 100:
+        raise UserError(f"--jpeg {args.jpeg}: a quality lies between 1 and 100")
+    if args.sheet:
+        first = Pairs(args.seed, next(iter(split_counts(args.split_sizes, 1))), args.jpeg, config)
+        save_sheet((render_pair(config, first.series, index) for index in range(ON_A_SHEET)), args.sheet)
+    for name, maker, count in (("pairs", Pairs, args.pairs), ("singles", Singles, args.singles)):
+        counts = split_counts(args.split_sizes, count)
+        reports = write_splits(
+            {split: maker(args.seed, split, args.jpeg, config) for split in counts},
+            counts,
+            args.out / name,
+            name,
+            source="scenes",
+            licence="CC0-1.0",
+            processes=args.processes,
+            overwrite=args.overwrite,
+        )
+        if reports:
+            print(f"{args.out / name}\n{show_reports(reports)}")
+
+
+def scenes_config(file: Path | None, size: int | None) -> ScenesConfig:
+    """The scenes described by a YAML file, square pictures of `size` pixels where given. Raises UserError."""
+    values = mapping_in(file) if file else {}
+    if size is not None:
+        values = {**values, "width": size, "height": size}
+    return validated(ScenesConfig, values, str(file) if file else "--size")

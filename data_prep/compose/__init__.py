@@ -1,0 +1,7 @@
+"""Pairs made from photographs and cut-out pictures, with a known change and exact captions."""
+
+from data_prep.compose.config import ComposeConfig
+from data_prep.compose.library import Library, find_backgrounds, find_cutouts
+from data_prep.compose.pair import compose_pair
+
+__all__ = ["ComposeConfig", "Library", "compose_pair", "find_backgrounds", "find_cutouts"]

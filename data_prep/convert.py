@@ -1,0 +1,197 @@
+"""From a reader's rows to shards: repeated rows merged, splits kept apart, pictures made plain, captions cleaned."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.images import ImageSource, inside
+from data_prep.pictures import Encoding, prepare
+from data_prep.readers import Inputs, Reader, Row
+from data_prep.report import Report
+from data_prep.spool import Spool, SpoolWriter, spooled
+from data_prep.writer import locked, write_dataset
+from onediff.data.sample import BadSample, Sample
+from onediff.errors import UserError
+
+
+@dataclass
+class Split:
+    """What is gathered about one split while rows are read."""
+
+    spool: SpoolWriter
+    extra: dict[int, list[str]] = field(default_factory=dict)
+    notes: dict[int, list[str]] = field(default_factory=dict)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+
+@dataclass(frozen=True)
+class MakeSample:
+    """Sample `i` of a split. Picklable; opens the pictures where it runs."""
+
+    spool: Spool
+    images: ImageSource
+    source: str
+    encoding: Encoding
+    extra: dict[int, list[str]]
+    notes: dict[int, list[str]]
+
+    def __call__(self, i: int) -> Sample:
+        row = self.spool[i]
+        try:
+            return self.sample(row, (*row.captions, *self.extra.get(i, ())), list(self.notes.get(i, ())))
+        except BadSample as bad:
+            raise BadSample(bad.kind, f"{row.where}: {bad.reason}") from bad
+
+    def sample(self, row: Row, captions: Sequence[str], notes: list[str]) -> Sample:
+        """Raises `BadSample` with a reason that does not say where."""
+        clean = [" ".join(caption.split()) for caption in captions]
+        kept = tuple(caption for caption in clean if caption)
+        notes += ["blank_caption"] * clean.count("")
+        if not kept and not row.conversations:
+            raise BadSample("no_caption", "the caption is empty" if len(clean) == 1 else "there is no caption")
+        pictures, sizes = {}, {}
+        for role, value in row.pictures.items():
+            pictures[role], sizes[role], remarks = self.picture(role, value)
+            notes += remarks
+        if len(set(sizes.values())) > 1:
+            notes.append("sizes_differ")
+        if pictures and "before" in pictures and pictures["before"] == pictures.get("after"):
+            notes.append("identical_pair")
+        meta = {**row.meta, "size": {role: list(size) for role, size in sizes.items()}} if sizes else dict(row.meta)
+        if notes:
+            meta["notes"] = sorted(notes)
+        task = "conversation" if row.conversations else "pair" if "before" in pictures else "single"
+        return Sample(row.id, self.source, task, row.split, kept, row.conversations, row.instruction, meta, pictures)
+
+    def picture(self, role: str, value: str | bytes) -> tuple[bytes, tuple[int, int], list[str]]:
+        """The picture to store, its size and notes."""
+        if not value:
+            raise BadSample("missing_image", f"there is no {role} picture")
+        data, notes = (value, []) if isinstance(value, bytes) else self.images.open().read(value)
+        try:
+            stored, size, remarks = prepare(data, self.encoding)
+        except BadSample as bad:
+            raise BadSample(bad.kind, f"{value if isinstance(value, str) else role}: {bad.reason}") from bad
+        return stored, size, notes + remarks
+
+
+def convert(
+    reader: Reader,
+    inputs: Inputs,
+    out: Path,
+    *,
+    splits: Sequence[str] = (),
+    encoding: Encoding | None = None,
+    hold_out: float = 0.0,
+    allow_leakage: bool = False,
+    **options: Any,
+) -> list[Report]:
+    """Writes `out/<split>/` for every split the reader finds, or for those named; `options` go to `write_dataset`.
+
+    `hold_out` moves that fraction of the pairs of a data set without splits to `test`, by a hash of their pictures.
+    Raises UserError when there are no rows, a path leaves the image folder, or the same pictures stand in `train` and
+    in another split and not `allow_leakage`; what stands in two splits otherwise is noted.
+    """
+    images = ImageSource(inputs.images or Path("."))
+    encoding = encoding or Encoding()
+    aside = out / ".tmp-rows"
+    with locked(aside), ExitStack() as stack:
+        found = gather(reader, inputs, images, stack, aside, hold_out, allow_leakage)
+        wanted = [split for split in found if not splits or split in splits]
+        missing = sorted(set(splits) - set(found))
+        if missing or not wanted:
+            raise UserError(
+                f"{reader.name}: no rows of split {', '.join(missing) or 'any name'}; there are {list(found)}"
+            )
+        reports = []
+        for name in wanted:
+            split = found[name]
+            split.digest.update(repr((encoding, reader.name, split.notes)).encode())
+            made = MakeSample(split.spool.close(), images, reader.name, encoding, split.extra, split.notes)
+            reports.append(
+                write_dataset(
+                    made,
+                    made.spool.count,
+                    out,
+                    name=reader.name,
+                    split=name,
+                    source=reader.source,
+                    licence=reader.licence,
+                    inputs=split.digest.hexdigest(),
+                    **options,
+                )
+            )
+        return reports
+
+
+def gather(
+    reader: Reader,
+    inputs: Inputs,
+    images: ImageSource,
+    stack: ExitStack,
+    aside: Path,
+    hold_out: float,
+    allow_leakage: bool,
+) -> dict[str, Split]:
+    """Reads all rows once: one spool a split, captions of repeated rows put beside it, a digest of all inputs."""
+    found: dict[str, Split] = {}
+    places: dict[bytes, int] = {}
+    split_of: dict[bytes, str] = {}
+    opened = images.open() if inputs.images else None
+    for row in reader.rows(inputs):
+        pictures = {
+            role: inside(value, row.where) if isinstance(value, str) and value else value
+            for role, value in row.pictures.items()
+        }
+        mark = fingerprint(sorted((role, value) for role, value in pictures.items()))
+        name = row.split or "train"
+        if hold_out and name == "train" and int.from_bytes(mark[:4], "little") < hold_out * 2**32:
+            name = "test"
+        if "/" in name or name.startswith("."):
+            raise UserError(f"{row.where}: split {name!r} must be a plain folder name")
+        # A pair turned around is the same pair to a model that has seen it.
+        both = fingerprint(sorted(map(repr, pictures.values())))
+        is_whole = bool(pictures) and all(pictures.values())
+        other = split_of.setdefault(both, name) if is_whole else name
+        if other != name and "train" in (other, name) and not allow_leakage:
+            raise UserError(
+                f"{row.where}: the same picture{'s' * (len(pictures) > 1)} ({', '.join(map(shown, pictures.values()))}) "
+                f"stand in the splits {other} and {name}; mend the rows or add --allow-leakage"
+            )
+        if name not in found:
+            found[name] = Split(stack.enter_context(spooled(aside / f"{name}.jsonl")))
+        split = found[name]
+        told = (row.id, row.captions, row.conversations, row.instruction, row.meta)
+        split.digest.update(mark + repr(told).encode("utf-8", "surrogateescape"))
+        if opened:
+            split.digest.update(
+                repr([opened.size(path) for path in pictures.values() if isinstance(path, str)]).encode()
+            )
+        same = fingerprint((name, row.id, mark))
+        if same in places and row.captions:
+            place = places[same]
+            split.extra.setdefault(place, []).extend(row.captions)
+            split.notes.setdefault(place, []).append("merged_row")
+            continue
+        if other != name:
+            split.notes[split.spool.count] = ["in_two_splits"]
+        places[same] = split.spool.count
+        split.spool.add(dataclasses.replace(row, pictures=pictures, split=name))
+    if not found:
+        raise UserError(f"{inputs.annotations or inputs.images}: there are no rows")
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "train", item[0])))
+
+
+def fingerprint(value: object) -> bytes:
+    """Sixteen bytes that stand for `value` in memory."""
+    return hashlib.blake2b(repr(value).encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def shown(value: str | bytes) -> str:
+    return value if isinstance(value, str) else f"{len(value)} bytes"

@@ -1,0 +1,157 @@
+"""Where the pictures of a raw data set come from: a folder, a tar or a zip, and never anything outside of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from onediff.data.index import scan_members
+from onediff.data.sample import BadSample
+from onediff.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+MAX_BYTES = 1 << 28
+
+
+def inside(path: str, where: str) -> str:
+    """`path` in plain form, relative. Raises UserError when it is absolute or leaves its folder."""
+    plain = os.path.normpath(path.replace("\\", "/"))
+    if plain.startswith(("/", "../")) or plain == ".." or (len(plain) > 1 and plain[1] == ":"):
+        raise UserError(f"{where}: the path {path!r} leaves the image folder; name that folder with --images")
+    return plain
+
+
+class Folder:
+    """Pictures in a folder and the folders below it. A name in other case or with another suffix is found too."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listings: dict[str, dict[str, str]] = {}
+
+    def read(self, path: str) -> tuple[bytes, list[str]]:
+        """The bytes at `path`, and notes. Raises `BadSample` of kind `missing_image`."""
+        descriptor, notes = self._open(path), []  # type: int, list[str]
+        if descriptor < 0:
+            found = self._similar(path)
+            descriptor, notes = self._open(found) if found else -1, ["other_name"]
+        if descriptor < 0:
+            raise BadSample("missing_image", f"no file {path!r} in {self.root}")
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            os.close(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadSample("missing_image", f"{path!r} is not a plain file")
+            raise BadSample("too_large", f"{path!r} has {status.st_size:,} bytes, more than {MAX_BYTES:,}")
+        with open(descriptor, "rb") as file:
+            return file.read(), notes
+
+    def _open(self, path: str) -> int:
+        """A descriptor, or -1 where there is no such file."""
+        try:
+            # Without waiting: a pipe in the folder must not stop the conversion.
+            return os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return -1
+        except (OSError, ValueError) as error:
+            raise BadSample("missing_image", f"{path!r} cannot be opened: {error}") from error
+
+    def size(self, path: str) -> int:
+        """Bytes of the file, -1 where there is none of that very name."""
+        try:
+            return os.stat(f"{self.root}/{path}").st_size
+        except (OSError, ValueError):
+            return -1
+
+    def _similar(self, path: str) -> str | None:
+        """The name on disk that differs from `path` in case or suffix only."""
+        pure = PurePosixPath(path)
+        folder = str(pure.parent)
+        if folder not in self._listings:
+            try:
+                self._listings[folder] = {name.lower(): name for name in sorted(os.listdir(self.root / folder))}
+            except OSError:
+                self._listings[folder] = {}
+        listing, name = self._listings[folder], pure.name.lower()
+        stem = name.removesuffix(pure.suffix.lower()) if pure.suffix.lower() in SUFFIXES else name
+        found = next((listing[guess] for guess in (name, *(stem + s for s in SUFFIXES)) if guess in listing), None)
+        return str(pure.parent / found) if found else None
+
+
+class Archive:
+    """Pictures in a tar or a zip, read in place and never unpacked. A suspicious member refuses the whole archive."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: Any = None
+
+    @cached_property
+    def members(self) -> dict[str, tuple[int, int]]:
+        """`name → (offset, size)` in a tar, or `(0, size)` in a zip. Raises UserError."""
+        if zipfile.is_zipfile(self.path):
+            with zipfile.ZipFile(self.path) as archive:
+                return {
+                    self._checked(entry): (0, entry.file_size) for entry in archive.infolist() if not entry.is_dir()
+                }
+        damage: list[str] = []
+        with open(self.path, "rb") as file:
+            members = list(scan_members(file.fileno(), damage))
+        if damage:
+            raise UserError(f"{self.path}: {damage[0]}; the archive is refused, unpack and look at it yourself")
+        return {inside(name, f"{self.path} member"): (offset, size) for name, offset, size in members}
+
+    def _checked(self, entry: zipfile.ZipInfo) -> str:
+        mode = entry.external_attr >> 16
+        if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+            raise UserError(f"{self.path}: {entry.filename!r} is not a plain file; the archive is refused")
+        return inside(entry.filename, f"{self.path} member")
+
+    def read(self, path: str) -> tuple[bytes, list[str]]:
+        """The bytes of member `path`, and notes. Raises `BadSample`."""
+        if path not in self.members:
+            raise BadSample("missing_image", f"no member {path!r} in {self.path}")
+        offset, size = self.members[path]
+        if size > MAX_BYTES:
+            raise BadSample("too_large", f"{path!r} has {size:,} bytes, more than {MAX_BYTES:,}")
+        if self._handle is None:
+            self._handle = zipfile.ZipFile(self.path) if zipfile.is_zipfile(self.path) else self.path.open("rb")
+        if not isinstance(self._handle, zipfile.ZipFile):
+            return os.pread(self._handle.fileno(), size, offset), []
+        try:
+            with self._handle.open(path) as file:
+                # The size that the archive declares is not to be trusted.
+                data = file.read(size + 1)
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+            raise BadSample("bad_picture", f"{path!r} cannot be unpacked: {error}") from error
+        if len(data) > size:
+            raise BadSample("too_large", f"{path!r} unpacks to more than the {size} bytes it declares")
+        return data, []
+
+    def size(self, path: str) -> int:
+        return self.members.get(path, (0, -1))[1]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A folder or archive by path: small to send to worker processes, opened where it is used."""
+
+    path: Path
+    _opened: list[Folder | Archive] = field(default_factory=list, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageSource, (self.path,)
+
+    def open(self) -> Folder | Archive:
+        """Raises UserError when there is neither a folder nor an archive."""
+        if not self._opened:
+            if self.path.is_dir():
+                self._opened.append(Folder(self.path))
+            elif self.path.is_file():
+                self._opened.append(Archive(self.path))
+            else:
+                raise UserError(f"{self.path}: no such folder, tar or zip of pictures")
+        return self._opened[0]

@@ -1,0 +1,106 @@
+"""Readers of data sets in their own layout, found by name: `reader("spot-the-diff")`.
+
+A reader is a `Reader` object: some facts and a function from the user's paths to `Row`s. Another package adds one with an
+entry point in the group `onediff.readers`, `name = module:READER` (docs/data.md has a worked example).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from onediff.errors import UserError
+
+BUILT_IN = (
+    *("spot-the-diff", "clevr-change", "image-editing-request", "birds-to-words", "instruct-pix2pix", "magicbrush"),
+    *("levir-cc", "llava-558k", "llava-665k", "generic"),
+)
+GROUP = "onediff.readers"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as the data set has it; captions may still be blank, and pictures missing.
+
+    `pictures` maps `before`/`after`, or `image`, to a path below the image folder (or to encoded bytes, where the
+    annotations hold them). `where` says to a person where the row stands: `train.json row 7`. Rows of the same `id`,
+    `split` and `pictures` become one sample with all their captions.
+    """
+
+    where: str
+    id: str
+    split: str
+    pictures: dict[str, str | bytes]
+    captions: tuple[str, ...] = ()
+    conversations: tuple[dict[str, str], ...] = ()
+    instruction: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the user named on the command line. `columns` renames columns of a table: `{"before": "left_image"}`."""
+
+    annotations: Path | None
+    images: Path | None
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def annotation(self, *names: str) -> Path:
+        """The annotation file: `--annotations` itself, or the first of `names` that exists below it.
+
+        Raises UserError naming what was looked for.
+        """
+        base = self.annotations or self.images
+        if base is None:
+            raise UserError("--annotations: this data set needs its annotations; give the file or the folder")
+        if base.is_file():
+            return base
+        for name in names:
+            if (base / name).is_file():
+                return base / name
+        raise UserError(f"{base}: no {' or '.join(names)} here; give the folder that holds it with --annotations")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A data set's own layout; `layout` shows it in words."""
+
+    name: str
+    summary: str
+    source: str
+    licence: str
+    layout: str
+    rows: Callable[[Inputs], Iterator[Row]]
+
+
+def reader(name: str) -> Reader:
+    """The reader of that name. Raises UserError with the names there are."""
+    if name in BUILT_IN:
+        return importlib.import_module(f"data_prep.readers.{name.replace('-', '_')}").READER
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            found = point.load()
+            if not isinstance(found, Reader):
+                raise UserError(f"reader {name!r}: {point.value} is not a data_prep.readers.Reader")
+            return found
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, names(), n=1)
+    raise UserError(
+        f"no reader {name!r}; {f'did you mean {close[0]!r}?' if close else 'there are ' + ', '.join(names())}"
+    )
+
+
+def names() -> list[str]:
+    """All names, those of other packages last."""
+    return [*BUILT_IN, *sorted(point.name for point in entry_points(group=GROUP) if point.name not in BUILT_IN)]
+
+
+def split_name(word: object) -> str:
+    """One name for the splits that data sets call differently: `valid`, `validation` and `dev` are `val`."""
+    plain = str(word).strip().lower()
+    return {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}.get(plain, plain)

@@ -1,0 +1,89 @@
+"""Reading annotation files row by row, with errors that name the file and the place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onediff.errors import UserError
+
+PIECE = 1 << 20
+
+
+def load_json(path: Path) -> Any:
+    """A small JSON file as a whole. Raises UserError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+
+
+def json_array(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a top-level JSON array, one at a time: a gigabyte of annotations in a few megabytes of memory."""
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    with open_text(path) as file:
+        text, number = file.read(PIECE).lstrip(), 0
+        if not text.startswith("["):
+            raise UserError(f"{path}: expected a JSON array of rows")
+        at = 1
+        while True:
+            at = between.match(text, at).end()  # type: ignore[union-attr]
+            if text.startswith("]", at):
+                return
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except ValueError as error:
+                # The row may go on in the next piece; doubling keeps the work linear where a row is larger than one.
+                piece = file.read(max(PIECE, len(text) - at))
+                if not piece:
+                    raise UserError(f"{path} row {number + 1}: not JSON: {error}") from error
+                text, at = text[at:] + piece, 0
+                continue
+            number += 1
+            if not isinstance(value, dict):
+                raise UserError(f"{path} row {number}: expected an object, not {type(value).__name__}")
+            yield value
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file; blank lines are passed over."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path} line {number}: not JSON: {error}") from error
+            if not isinstance(value, dict):
+                raise UserError(f"{path} line {number}: expected an object, not {type(value).__name__}")
+            yield value
+
+
+def field_of(row: dict[str, Any], name: str, where: str) -> Any:
+    """`row[name]`. Raises UserError with the fields there are."""
+    if name not in row:
+        raise UserError(f"{where}: no field {name!r}, only {', '.join(map(repr, row)) or 'none'}")
+    return row[name]
+
+
+def sentences_of(row: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    """A list of sentences, or one sentence alone. Raises UserError for anything else."""
+    value = field_of(row, name, where)
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(sentence, str) for sentence in listed):
+        raise UserError(f"{where}: field {name!r} must be a list of sentences")
+    return tuple(listed)
+
+
+def open_text(path: Path) -> Any:
+    """The file as UTF-8 text, with or without a byte order mark. Raises UserError when there is none."""
+    try:
+        return open(path, encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,39 @@
+"""Image-Editing-Request: photographs edited on request by people on Reddit and Zhopped, with the request in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data_prep.readers import Inputs, Reader, Row, split_name
+from data_prep.readers.files import field_of, json_array, sentences_of
+from onediff.errors import UserError
+
+
+def rows(inputs: Inputs) -> Iterator[Row]:
+    base = inputs.annotations
+    if base is None:
+        raise UserError("--annotations: give the folder with train.json, valid.json and test.json")
+    files = [base] if base.is_file() else [base / f"{split}.json" for split in ("train", "valid", "test")]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise UserError(f"{base}: no train.json, valid.json or test.json here")
+    for file in files:
+        for number, row in enumerate(json_array(file), 1):
+            where = f"{file.name} row {number}"
+            yield Row(
+                where,
+                str(field_of(row, "uid", where)),
+                split_name(file.stem),
+                {"before": field_of(row, "img0", where), "after": field_of(row, "img1", where)},
+                sentences_of(row, "sents", where),
+            )
+
+
+READER = Reader(
+    name="image-editing-request",
+    summary="photographs edited on request, 4k pairs",
+    source="https://github.com/airsplay/VisualRelationships",
+    licence="not stated",
+    layout="--annotations DIR/{train,valid,test}.json with img0, img1, sents, uid; --images DIR/<img0>, <img1>",
+    rows=rows,
+)

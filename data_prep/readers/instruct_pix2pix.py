@@ -1,0 +1,56 @@
+"""InstructPix2Pix: generated edits, a folder an edit, several pairs an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.readers import Inputs, Reader, Row
+from data_prep.readers.files import field_of, json_lines, load_json
+from onediff.errors import UserError
+
+
+def rows(inputs: Inputs) -> Iterator[Row]:
+    base = inputs.images or inputs.annotations
+    if base is None or not base.is_dir():
+        raise UserError(
+            "--images: give the folder of edits, each a folder with prompt.json, metadata.jsonl and pictures"
+        )
+    folders = [base] if (base / "prompt.json").is_file() else sorted(path for path in base.iterdir() if path.is_dir())
+    found = False
+    for folder in folders:
+        if (folder / "prompt.json").is_file():
+            found = True
+            yield from edit_rows(folder, base)
+    if not found:
+        raise UserError(f"{base}: no folder here has a prompt.json")
+
+
+def edit_rows(folder: Path, base: Path) -> Iterator[Row]:
+    """The pairs of one edit."""
+    prompt = load_json(folder / "prompt.json")
+    where = f"{folder.name}/prompt.json"
+    edit = str(field_of(prompt, "edit", where))
+    meta = {"caption_before": prompt.get("input", ""), "caption_after": prompt.get("output", "")}
+    for number, row in enumerate(json_lines(folder / "metadata.jsonl"), 1):
+        seed = field_of(row, "seed", f"{folder.name}/metadata.jsonl line {number}")
+        stem = (folder / str(seed)).relative_to(base)
+        scores = {name: value for name, value in row.items() if name.startswith("sim_")}
+        yield Row(
+            f"{folder.name}/metadata.jsonl line {number}",
+            f"{folder.name}-{seed}",
+            "train",
+            {"before": f"{stem}_0.jpg", "after": f"{stem}_1.jpg"},
+            (edit,),
+            meta={**meta, "edit": edit, **scores},
+        )
+
+
+READER = Reader(
+    name="instruct-pix2pix",
+    summary="generated edits, 454k edits, several pairs an edit; the caption is the edit instruction",
+    source="https://github.com/timothybrooks/instruct-pix2pix",
+    licence="MIT; pictures by Stable Diffusion (CreativeML Open RAIL-M)",
+    layout="--images DIR/<edit>/{prompt.json,metadata.jsonl,<seed>_0.jpg,<seed>_1.jpg}",
+    rows=rows,
+)

@@ -1,0 +1,126 @@
+"""What a conversion did: how many rows were read, written and skipped, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onediff.data.manifest import Manifest
+
+# Each chunk keeps this many lines about single samples; the counts are complete.
+DETAILS = 50
+
+
+@dataclass
+class Tally:
+    """Counts over some samples; `details` are `kind: reason` lines, `prints` are `(bytes, CRC-32)` of each picture."""
+
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    details: list[str] = field(default_factory=list)
+    prints: list[tuple[int, int]] = field(default_factory=list)
+
+    def skip(self, kind: str, reason: str) -> None:
+        self.skipped[kind] += 1
+        if len(self.details) < DETAILS:
+            self.details.append(f"{kind}: {reason}")
+
+    def merge(self, other: Tally) -> None:
+        self.read += other.read
+        self.skipped += other.skipped
+        self.noted += other.noted
+        self.details += other.details[: max(0, DETAILS - len(self.details))]
+        self.prints += other.prints
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON; `Tally.of` reads it back."""
+        return {
+            "read": self.read,
+            "skipped": dict(sorted(self.skipped.items())),
+            "noted": dict(sorted(self.noted.items())),
+            "details": self.details,
+            "prints": self.prints,
+        }
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Tally:
+        prints = [(size, crc) for size, crc in fields.get("prints", [])]
+        return cls(
+            fields["read"], Counter(fields["skipped"]), Counter(fields["noted"]), list(fields["details"]), prints
+        )
+
+    def repeated(self) -> int:
+        """How many pictures have the content of an earlier one."""
+        return len(self.prints) - len(set(self.prints))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome for one split."""
+
+    manifest: Manifest
+    tally: Tally
+    repeated_pictures: int
+    seconds: float
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "split": self.manifest.split,
+            "read": self.tally.read,
+            "written": self.manifest.samples,
+            "shards": len(self.manifest.shards),
+            "bytes": self.manifest.bytes,
+            "skipped": dict(sorted(self.tally.skipped.items())),
+            "noted": dict(sorted(self.tally.noted.items())),
+            "repeated_pictures": self.repeated_pictures,
+            "details": self.tally.details,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def table(rows: Sequence[Sequence[object]], heads: Sequence[str]) -> str:
+    """A plain text table: the first column to the left, the others to the right."""
+    cells = [
+        [str(head) for head in heads],
+        *([f"{x:,}" if isinstance(x, int) else str(x) for x in row] for row in rows),
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]).rstrip()
+
+
+def show_reports(reports: Sequence[Report], details: int = 10) -> str:
+    """The final table over splits, then the reasons, then the first lines about single samples."""
+    rows = [
+        [r.manifest.split, r.tally.read, r.manifest.samples, sum(r.tally.skipped.values()), len(r.manifest.shards)]
+        + [f"{r.manifest.bytes / 1e6:,.1f}"]
+        for r in reports
+    ]
+    text = [table(rows, ("split", "read", "written", "skipped", "shards", "MB"))]
+    for title, counts in (
+        ("skipped", sum((r.tally.skipped for r in reports), Counter())),
+        ("noted", sum((r.tally.noted for r in reports), Counter())),
+    ):
+        text += [f"{title}: {kind} {number:,}" for kind, number in sorted(counts.items())]
+    repeated = sum(r.repeated_pictures for r in reports)
+    if repeated:
+        text.append(f"noted: {repeated:,} pictures have the content of an earlier one in the same split")
+    lines = [line for r in reports for line in r.tally.details]
+    text += [f"  {line}" for line in lines[:details]]
+    if len(lines) > details:
+        text.append("  … (--json FILE keeps more of them)")
+    return "\n".join(text)
+
+
+def save_reports(reports: Sequence[Report], path: Path) -> None:
+    path.write_text(json.dumps([report.fields() for report in reports], indent=2, ensure_ascii=False) + "\n")

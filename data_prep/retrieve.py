@@ -1,0 +1,111 @@
+"""Pairs of real photographs that are similar but not the same: nearest neighbours of image embeddings within a band."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from data_prep.images import SUFFIXES
+from onediff.errors import UserError
+
+
+def pictures_in(folder: Path) -> list[str]:
+    """Paths of the pictures below `folder`, relative and sorted. Raises UserError when there are fewer than two."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of pictures")
+    found = [
+        str(Path(base, name).relative_to(folder))
+        for base, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES)
+    ]
+    if len(found) < 2:
+        raise UserError(f"{folder}: fewer than two pictures here")
+    return sorted(found)
+
+
+def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tuple[NDArray[np.float32], list[str]]:
+    """Embeddings `[pictures, width]` of length one by a Hugging Face vision model, and the names that could be read.
+
+    The embedding is the mean over the last hidden states. Raises UserError when the model cannot be loaded.
+    """
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        processor, network = AutoImageProcessor.from_pretrained(model), AutoModel.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {model}: cannot be loaded: {error}") from error
+    network = getattr(network, "vision_model", network).eval()
+    rows, read = [], []
+    for start in tqdm(range(0, len(names), batch), desc="embedding", unit=" batches", disable=None, leave=False):
+        some = [(name, picture) for name in names[start : start + batch] if (picture := opened(folder / name))]
+        if not some:
+            continue
+        inputs = processor(images=[picture for _, picture in some], return_tensors="pt")
+        with torch.inference_mode():
+            states = network(pixel_values=inputs["pixel_values"]).last_hidden_state.mean(1)
+            rows.append(torch.nn.functional.normalize(states.float(), dim=-1).numpy())
+        read += [name for name, _ in some]
+    if len(read) < 2:
+        raise UserError(f"{folder}: fewer than two pictures can be read")
+    return np.concatenate(rows), read
+
+
+def opened(path: Path) -> Image.Image | None:
+    """The picture in RGB, or None where it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def neighbours(
+    vectors: NDArray[np.float32], low: float, high: float, nearest: int, each: int
+) -> Iterator[tuple[int, int, float]]:
+    """Yields `(first, second, cosine similarity)`, the most similar first, each pair once.
+
+    `vectors` `[pictures, width]` have length one. Only similarities in `[low, high]` count: above are near-duplicates, and
+    of those only the first of a group takes part. `nearest` neighbours are looked at; a picture is in at most `each` pairs.
+    """
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    similarity, neighbour = index.search(vectors, min(nearest + 1, len(vectors)))
+    edges = sorted(
+        {
+            (-float(s), min(i, int(j)), max(i, int(j)))
+            for i, (row, others) in enumerate(zip(similarity, neighbour, strict=True))
+            for s, j in zip(row, others, strict=True)
+            if j not in (-1, i) and s >= low
+        }
+    )
+    copies = {second for s, _, second in edges if -s > high}
+    taken: dict[int, int] = {}
+    seen: set[tuple[int, int]] = set()
+    for s, first, second in edges:
+        free = taken.get(first, 0) < each and taken.get(second, 0) < each
+        if -s <= high and free and not {first, second} & copies and (first, second) not in seen:
+            seen.add((first, second))
+            for one in (first, second):
+                taken[one] = taken.get(one, 0) + 1
+            yield first, second, -s
+
+
+def write_pairs(path: Path, names: Sequence[str], pairs: Sequence[tuple[int, int, float]]) -> None:
+    """A CSV with `before`, `after`, `similarity`, to be captioned."""
+    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["before", "after", "similarity"])
+        rows.writerows([names[first], names[second], f"{similarity:.4f}"] for first, second, similarity in pairs)
+    os.replace(aside, path)

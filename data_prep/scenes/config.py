@@ -1,0 +1,72 @@
+"""What rendered scenes look like, which changes happen in them, and how they are put into words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from onediff.config.section import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+ChangeType = Literal["add", "remove", "move", "recolour", "resize", "replace", "swap", "several", "none"]
+BackgroundType = Literal["plain", "gradient", "texture", "photograph"]
+
+
+class DistractorsConfig(Section):
+    """What differs between two pictures without being a change. Each one is drawn on its own, for each pair."""
+
+    probability: Share = 0.5
+    """How often each distractor is applied."""
+    viewpoint: Annotated[float, Field(ge=0, le=0.05)] = 0.025
+    """Largest shift of the camera, as a share of the picture's side; it also zooms by up to this much."""
+    light: Annotated[float, Field(ge=0, le=0.5)] = 0.12
+    """Largest relative change of brightness, of each colour's share of it, and of its slope across the picture."""
+    noise: Annotated[float, Field(ge=0, le=50)] = 4.0
+    """Largest standard deviation of noise in each picture, in grey levels."""
+    jpeg: Annotated[int, Field(ge=10, le=100)] = 60
+    """Lowest JPEG quality that a picture is passed through; 100 leaves pictures alone."""
+
+
+class ScenesConfig(Section):
+    """Pictures of a few plain solids, in pairs with a known change or alone."""
+
+    width: Annotated[int, Field(ge=32, le=2048)] = 64
+    """Width of a picture, in pixels."""
+    height: Annotated[int, Field(ge=32, le=2048)] = 64
+    """Height of a picture, in pixels."""
+    min_objects: Annotated[int, Field(ge=2, le=6)] = 2
+    """Fewest objects in a scene (before the change)."""
+    max_objects: Annotated[int, Field(ge=2, le=6)] = 5
+    """Most objects in a scene (before the change)."""
+    changes: dict[ChangeType, Weight] = {
+        "add": 1.0,
+        "remove": 1.0,
+        "move": 1.0,
+        "recolour": 1.0,
+        "resize": 1.0,
+        "replace": 1.0,
+        "swap": 1.0,
+        "several": 1.0,
+        "none": 1.5,
+    }
+    """Relative frequency of each type of change; a type that is left out does not occur."""
+    backgrounds: dict[BackgroundType, Weight] = {"plain": 1.0, "gradient": 1.0, "texture": 1.0}
+    """Relative frequency of each type of background. `photograph` takes those that scikit-image brings along."""
+    distractors: DistractorsConfig = DistractorsConfig()
+    """What differs between two pictures without being a change."""
+    names: Literal["needed", "full"] = "needed"
+    """In a pair's captions, objects are named by colour and shape, and by size and material where this is `full` or
+    where nothing less tells them apart. Captions of single pictures are always full."""
+    wordings: Annotated[int, Field(ge=1, le=5)] = 3
+    """How many wordings a caption has at most; each sample lists them in an order of its own."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ScenesConfig:
+        if self.min_objects > self.max_objects:
+            raise ValueError(f"min_objects {self.min_objects} is above max_objects {self.max_objects}")
+        for name in ("changes", "backgrounds"):
+            if not sum(getattr(self, name).values()) > 0:
+                raise ValueError(f"{name}: no weight is above zero; give at least one")
+        return self

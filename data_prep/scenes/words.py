@@ -1,0 +1,164 @@
+"""Scenes and changes in words, from a small fixed vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+from data_prep.scenes.changes import Change
+from data_prep.scenes.things import PLACES, Thing, Things
+
+Names = Literal["needed", "full"]
+
+# {old} and {new} name an object without an article, {a_new} has one; {from}, {to} and {at} are its place.
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "add": (
+        "{a_new} has appeared {at}",
+        "there is now {a_new} {at}",
+        "{a_new} has been added {at}",
+        "{a_new} is new {at}",
+        "somebody has put {a_new} {at}",
+    ),
+    "remove": (
+        "the {old} {at} has been removed",
+        "the {old} {at} is gone",
+        "the {old} {at} has disappeared",
+        "the {old} {at} is missing",
+        "the {old} is no longer {at}",
+    ),
+    "move": (
+        "the {old} has moved from {from} to {to}",
+        "the {old} {at} is now {new_at}",
+        "the {old} was moved from {from} to {to}",
+        "the {old} is no longer {at} but {new_at}",
+        "the {old} went from {from} to {to}",
+    ),
+    "recolour": (
+        "the {old} {at} has turned {colour}",
+        "the {old} {at} is now {colour}",
+        "the {old} {at} changed its colour to {colour}",
+        "the {old} {at} has become {colour}",
+        "the {old} {at} was painted {colour}",
+    ),
+    "resize": (
+        "the {old} {at} has become {larger}",
+        "the {old} {at} is now {larger}",
+        "the {old} {at} has {grown}",
+        "the {old} {at} is {larger} than before",
+        "the {old} {at} got {larger}",
+    ),
+    "replace": (
+        "the {old} {at} has been replaced by {a_new}",
+        "there is {a_new} instead of the {old} {at}",
+        "the {old} {at} has become {a_new}",
+        "{a_new} has taken the place of the {old} {at}",
+        "{a_new} stands where the {old} was {at}",
+    ),
+    "swap": (
+        "the {old} and the {other} have swapped places",
+        "the {old} and the {other} have changed places",
+        "the {old} is now where the {other} was and vice versa",
+        "the {old} has changed places with the {other}",
+        "the {old} and the {other} were exchanged",
+    ),
+    "none": (
+        "nothing has changed",
+        "there is no difference",
+        "the two pictures show the same scene",
+        "there is no change",
+        "everything is as it was before",
+    ),
+}
+# Several changes in one sentence leave out the places that the names of the objects make superfluous.
+CLAUSES: dict[str, tuple[str, str]] = {
+    "add": ("{a_new} has appeared {at}", "there is now {a_new} {at}"),
+    "remove": ("the {old} has been removed", "the {old} is gone"),
+    "move": ("the {old} has moved to {to}", "the {old} is now {new_at}"),
+    "recolour": ("the {old} has turned {colour}", "the {old} is now {colour}"),
+    "resize": ("the {old} has become {larger}", "the {old} is now {larger}"),
+    "replace": ("the {old} has been replaced by {a_new}", "there is {a_new} instead of the {old}"),
+}
+LISTS = ("{all}", "there is {all}", "the picture shows {all}", "one can see {all}", "this is a picture of {all}")
+
+
+def pair_captions(
+    rng: np.random.Generator, changes: Sequence[Change], before: Things, after: Things, names: Names, wordings: int
+) -> list[str]:
+    """Up to `wordings` sentences that tell all of `changes` and nothing else, in random order."""
+    if not changes:
+        return _shuffled(rng, list(WORDINGS["none"][:wordings]))
+    facts = [_facts(change, before, after, names) for change in changes]
+    if len(changes) == 1:
+        return _shuffled(rng, [text.format(**facts[0]) for text in WORDINGS[changes[0].type][:wordings]])
+    sentences = []
+    for i in range(min(wordings, 2)):
+        clauses = [CLAUSES[change.type][i].format(**fact) for change, fact in zip(changes, facts, strict=True)]
+        sentences += [_joined(clauses)]
+        if wordings > 2:
+            sentences += [_joined(clauses[::-1])]
+    return _shuffled(rng, sentences[:wordings])
+
+
+def single_captions(rng: np.random.Generator, things: Things, wordings: int) -> list[str]:
+    """Up to `wordings` sentences that name each of `things` in full, each behind its place, in random order.
+
+    The place comes first: a model that learns to see from these sentences then knows where to look for the words that
+    follow, and learns several times as fast as from "a small red cube at the top left".
+    """
+    ordered = sorted(things, key=lambda thing: thing.place)
+    everything = _joined([f"{at(thing.place)} {with_article(' '.join(thing.look))}" for thing in ordered])
+    return _shuffled(rng, [text.format(all=everything) for text in LISTS[:wordings]])
+
+
+def name(thing: Thing, among: Things, names: Names) -> str:
+    """What `thing` is called: colour and shape, with size or material (or both) where others share those, or always."""
+    others = [other for other in among if other.number != thing.number]
+    for with_material, with_size in product((False, True), repeat=2):
+        kept = (with_size, True, with_material, True)
+        same = [all(a == b for a, b, k in zip(thing.look, other.look, kept, strict=True) if k) for other in others]
+        if not any(same) and names == "needed":
+            return " ".join(word for word, k in zip(thing.look, kept, strict=True) if k)
+    return " ".join(thing.look)
+
+
+def at(place: int) -> str:
+    """The place as it follows a verb: at the top left, in the middle, on the right."""
+    where = PLACES[place]
+    return f"{'in' if where == 'middle' else 'on' if where in ('left', 'right') else 'at'} the {where}"
+
+
+def with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _facts(change: Change, before: Things, after: Things, names: Names) -> dict[str, str]:
+    """What the wordings are filled with."""
+    old, new = change.old[:1], change.new[:1]
+    facts = {"at": at((old or new)[0].place)}
+    for thing in old:
+        facts |= {"old": name(thing, before, names), "from": f"the {PLACES[thing.place]}"}
+    for thing in new:
+        grows = thing.size == "large"
+        facts |= {
+            "a_new": with_article(name(thing, after, names)),
+            "to": f"the {PLACES[thing.place]}",
+            "new_at": at(thing.place),
+            "colour": thing.colour,
+            "larger": "larger" if grows else "smaller",
+            "grown": "grown" if grows else "shrunk",
+        }
+    if change.type == "swap":
+        facts["other"] = name(change.old[1], before, names)
+    return facts
+
+
+def _joined(clauses: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+
+
+def _shuffled(rng: np.random.Generator, sentences: list[str]) -> list[str]:
+    return [sentences[int(i)] for i in rng.permutation(len(sentences))]

@@ -1,0 +1,338 @@
+"""From a function that makes sample i to a folder of shards: parallel, resumable, and the same bytes every time.
+
+The samples, shuffled by seed where asked, are cut into chunks of `shard_samples`; a chunk is one job of one process and
+becomes one shard, or several where `shard_bytes` is reached, or none where all its samples are skipped. So the number of
+processes changes nothing. Work happens in `DIR/.tmp-<split>/`, where a finished chunk leaves a record; after a kill the
+same call goes on from those. The folder is renamed to `DIR/<split>/` when all is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.report import Report, Tally
+from data_prep.tar import TarWriter
+from onediff.data.index import index_path, save_index
+from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
+from onediff.data.sample import BadSample, Sample, encode_sample
+from onediff.errors import UserError
+
+Make = Callable[[int], Sample]
+
+
+def write_dataset(
+    make: Make,
+    count: int,
+    out: Path | str,
+    *,
+    name: str,
+    split: str,
+    source: str = "",
+    licence: str = "",
+    inputs: str | None = None,
+    shard_samples: int = 1000,
+    shard_bytes: int = 1 << 30,
+    seed: int | None = None,
+    processes: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Writes `make(0) … make(count - 1)` as the data set `out/<split>/`.
+
+    `make` is called in worker processes, so it must be picklable, and must depend on nothing but its argument; it raises
+    `BadSample` for a sample to skip and count (`strict`: to stop at). A sample without a key gets its number as key.
+    `meta["notes"]`, a list of words, is counted in the report. `inputs` is a digest of what the samples are made from
+    (default: of the pickled `make`); with it a repeated call finds its finished work and returns at once. `seed` shuffles.
+    `processes` defaults to the cores this process may use.
+
+    Raises UserError when `out/<split>` holds something else and not `overwrite`, when another process writes it, when no
+    sample is left, or when a worker dies.
+    """
+    if "/" in split or split.startswith("."):
+        raise UserError(f"split {split!r}: must be a plain folder name")
+    if count <= 0:
+        raise UserError(f"{name} {split}: there is nothing to write")
+    out, began = Path(out), time.monotonic()
+    final, work = out / split, out / f".tmp-{split}"
+    recipe = {
+        "name": name,
+        "split": split,
+        "source": source,
+        "licence": licence,
+        "inputs": inputs if inputs is not None else hashlib.sha256(pickle.dumps(make)).hexdigest(),
+        "count": count,
+        "shard_samples": shard_samples,
+        "shard_bytes": shard_bytes,
+        "seed": seed,
+    }
+    if (final / FILE).exists() and not overwrite:
+        return finished(final, recipe, began)
+    if final.exists() and not overwrite:
+        raise UserError(f"{final}: exists and was not written by this command; remove it or choose another --out")
+    order = shuffled(count, seed)
+    chunks = [order[at : at + shard_samples] for at in range(0, count, shard_samples)]
+    with claimed(work, recipe):
+        state = Chunks(make, work, shard_bytes, strict)
+        todo = [n for n in range(len(chunks)) if state.load(n) is None]
+        run_chunks(state, {n: chunks[n] for n in todo}, count, processes or cores(), f"{name} {split}", progress)
+        manifest, tally = gather(state, len(chunks), recipe)
+        repeated = manifest.extra["repeated_pictures"]
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(work, final)
+    return Report(read_manifest(final), tally, repeated, time.monotonic() - began)
+
+
+def finished(final: Path, recipe: dict[str, Any], began: float) -> Report:
+    """The report of a data set that is already there. Raises UserError when it came from other inputs."""
+    manifest = parse_manifest(final / FILE)
+    if manifest.extra.get("recipe") != digest(recipe):
+        raise UserError(
+            f"{final}: was written from other inputs or options; remove it, add --overwrite, or choose another --out"
+        )
+    tally = Tally.of(manifest.extra["report"])
+    return Report(read_manifest(final), tally, manifest.extra["repeated_pictures"], time.monotonic() - began)
+
+
+def digest(fields: object) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def shuffled(count: int, seed: int | None) -> list[int]:
+    """0 … count - 1, in an order that `seed` fixes on every machine and version; in place where there is no seed."""
+    if seed is None:
+        return list(range(count))
+    return sorted(range(count), key=lambda i: hashlib.blake2b(f"{seed}/{i}".encode(), digest_size=8).digest())
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder` and holds it for this process. Raises UserError when another one keeps it for five seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        # The workers of a killed writer need a moment to notice that they are alone.
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{folder}: another process is writing here; wait for it or stop it") from error
+                time.sleep(0.1)
+        try:
+            yield
+        finally:
+            # Nothing stays behind but parts that the next call can use.
+            if folder.exists() and [path.name for path in folder.iterdir()] == ["lock"]:
+                shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def claimed(work: Path, recipe: dict[str, Any]) -> Iterator[None]:
+    """Holds the folder `work` for this process, emptied unless it holds parts of the same job."""
+    with locked(work):
+        job = work / "job"
+        if not job.exists() or job.read_text() != digest(recipe):
+            for path in work.iterdir():
+                if path.name != "lock":
+                    path.unlink()
+            job.write_text(digest(recipe))
+        yield
+
+
+@dataclass
+class Chunks:
+    """The chunks of one job on disk: `chunk-<n>-<part>.tar` with their indexes, and `chunk-<n>.json` when finished."""
+
+    make: Make
+    work: Path
+    shard_bytes: int
+    strict: bool
+
+    def load(self, n: int) -> tuple[list[Shard], Tally] | None:
+        """The shards and counts of chunk `n`, or None when it is not finished."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            fields = json.loads((self.work / f"chunk-{n:06d}.json").read_text())
+            shards = [Shard(**shard) for shard in fields["shards"]]
+            if all((self.work / shard.name).stat().st_size == shard.bytes for shard in shards):
+                return shards, Tally.of(fields["tally"])
+        return None
+
+    def write(self, n: int, indices: Sequence[int], done: Callable[[], None]) -> None:
+        """Makes and writes the samples of chunk `n`; `done` is called after each."""
+        tally, shards = Tally(), []  # type: Tally, list[Shard]
+        tar: TarWriter | None = None
+        try:
+            for i in indices:
+                members = self.members(i, tally)
+                done()
+                if not members:
+                    continue
+                if tar and tar.bytes + sum(len(data) for _, data in members) > self.shard_bytes:
+                    shards.append(finish(tar))
+                    tar = None
+                tar = tar or TarWriter(self.work / f"chunk-{n:06d}-{len(shards):03d}.tar")
+                tar.add(members)
+            if tar:
+                shards.append(finish(tar))
+        except BaseException:
+            if tar:
+                tar.discard()
+            raise
+        record = json.dumps({"shards": [vars(shard) for shard in shards], "tally": tally.fields()})
+        aside = self.work / f".tmp-{os.getpid()}-chunk-{n:06d}.json"
+        aside.write_text(record)
+        os.replace(aside, self.work / f"chunk-{n:06d}.json")
+
+    def members(self, i: int, tally: Tally) -> list[tuple[str, bytes]]:
+        """The tar members of sample `i`, none when it is skipped."""
+        tally.read += 1
+        try:
+            sample = self.make(i)
+            members = encode_sample(sample, sample.key or f"{i:08d}")
+        except BadSample as bad:
+            if self.strict:
+                raise UserError(f"{bad.reason}; leave out --strict to skip and count such samples") from bad
+            tally.skip(bad.kind, bad.reason)
+            return []
+        tally.noted.update(sample.meta.get("notes", ()))
+        tally.prints += [(len(data), zlib.crc32(data)) for data in sample.pictures.values()]
+        return members
+
+
+def finish(tar: TarWriter) -> Shard:
+    """Closes `tar` and writes its index beside it."""
+    shard, index = tar.close()
+    save_index(index, index_path(tar.path))
+    return shard
+
+
+def run_chunks(
+    state: Chunks, todo: dict[int, list[int]], count: int, processes: int, title: str, progress: bool
+) -> None:
+    """Runs the chunks of `todo` in this process, or in several."""
+    already = count - sum(len(indices) for indices in todo.values())
+    # tqdm leaves out the bar where the output is not a terminal.
+    with tqdm(
+        total=count, initial=already, desc=title, unit=" samples", disable=None if progress else True, leave=False
+    ) as bar:
+        if min(processes, len(todo)) <= 1:
+            for n, indices in todo.items():
+                state.write(n, indices, bar.update)
+            return
+        context = multiprocessing.get_context("spawn")
+        made, stop = context.Value("q", 0), context.Event()
+        pool = ProcessPoolExecutor(
+            min(processes, len(todo)), context, initializer=start_worker, initargs=(state, made, stop, os.getpid())
+        )
+        try:
+            jobs: set[Future[None]] = {pool.submit(work_chunk, n, indices) for n, indices in todo.items()}
+            while jobs:
+                done, jobs = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED)
+                for job in done:
+                    job.result()
+                bar.update(already + made.value - bar.n)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"{state.work}: a worker process was killed (out of memory?); run the command again to go on, "
+                "with fewer --processes"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def start_worker(state: Chunks, made: Any, stop: Any, parent: int) -> None:
+    """Sets up one worker: Ctrl-C is the parent's business, and a worker ends when its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    global worker
+    worker = state, made, stop
+
+
+worker: tuple[Chunks, Any, Any]
+
+
+def work_chunk(n: int, indices: list[int]) -> None:
+    """One chunk in a worker."""
+    state, made, stop = worker
+
+    def done() -> None:
+        with made.get_lock():
+            made.value += 1
+        if stop.is_set():
+            raise InterruptedError("the writer is stopping")
+
+    state.write(n, indices, done)
+
+
+def gather(state: Chunks, chunks: int, recipe: dict[str, Any]) -> tuple[Manifest, Tally]:
+    """Gives the shards of all chunks their final names and writes the manifest. Raises UserError when there are none."""
+    tally, parts = Tally(), []  # type: Tally, list[Shard]
+    for n in range(chunks):
+        chunk = state.load(n)
+        assert chunk is not None, f"chunk {n} was written and is gone"
+        parts += chunk[0]
+        tally.merge(chunk[1])
+    if not parts:
+        for path in state.work.glob("[!l]*"):
+            path.unlink()
+        raise UserError(
+            f"{recipe['name']} {recipe['split']}: none of {tally.read} samples can be used; the first: "
+            f"{tally.details[0] if tally.details else 'there is none'}"
+        )
+    shards = []
+    for number, part in enumerate(parts):
+        final = Shard(f"{recipe['name']}-{recipe['split']}-{number:06d}.tar", part.samples, part.bytes, part.sha256)
+        os.replace(index_path(state.work / part.name), index_path(state.work / final.name))
+        os.replace(state.work / part.name, state.work / final.name)
+        shards.append(final)
+    report = {**tally.fields(), "prints": []}
+    extra = {
+        "inputs": recipe["inputs"],
+        "recipe": digest(recipe),
+        "repeated_pictures": tally.repeated(),
+        "report": report,
+    }
+    manifest = Manifest(
+        state.work, recipe["name"], recipe["split"], tuple(shards), recipe["source"], recipe["licence"], extra
+    )
+    keep = {FILE} | {name for shard in shards for name in (shard.name, index_path(Path(shard.name)).name)}
+    write_manifest(manifest)
+    for path in state.work.iterdir():
+        if path.name not in keep:
+            path.unlink()
+    return manifest, tally
