@@ -1,0 +1,1 @@
+"""`onediff launch …`: one module a subcommand."""

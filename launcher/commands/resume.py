@@ -1,0 +1,43 @@
+"""Queue what is left of a run again, with its frozen configuration; on more or fewer nodes if asked.
+
+onediff launch resume runs/demo
+onediff launch resume runs/demo --nodes 4 --new-code
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("--nodes", metavar="N|N-M", help="nodes (default: as before)")
+    parser.add_argument("--profile", metavar="NAME|FILE", help="another cluster (default: as before)")
+    parser.add_argument("--phases", metavar="A,B", help="only these phases (default: those submitted before)")
+    parser.add_argument("--new-code", action="store_true", help="take the code as it is now instead of the frozen one")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.commands.submit import submit
+    from launcher.local_chain import run_folder
+    from launcher.profile import ClusterProfile, load_profile
+    from launcher.record import Record, read_json
+    from onediff.config.compose import load_run
+
+    path = run_folder(args.run)
+    record = Record(path)
+    parts = record.plan()["phases"]
+    least, most = next(iter(parts.values()))["nodes"]
+    if args.profile:
+        profile = load_profile(args.profile, path)
+    else:
+        profile = ClusterProfile.model_validate(read_json(record.folder / "profile.json"))
+    phases = args.phases or ",".join(dict.fromkeys([*(entry["phase"] for entry in record.jobs()), *parts]))
+    return submit(
+        load_run(str(path / "config.yaml")),
+        path,
+        profile,
+        args.nodes or f"{least}-{most}",
+        phases,
+        new_code=args.new_code,
+    )

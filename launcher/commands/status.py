@@ -1,0 +1,46 @@
+"""Where runs stand: phase, job, step, loss, time left, restarts and why.
+
+onediff launch status              every run below runs/
+onediff launch status runs/demo --watch
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", help="folder of the run (default: all runs below runs/)")
+    parser.add_argument("--watch", action="store_true", help="show it again every few seconds until nothing is left")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.follow import as_json, phase_states, table
+    from launcher.local_chain import run_folder
+    from launcher.record import Record
+
+    if args.run:
+        folders = [run_folder(args.run)]
+    else:
+        folders = sorted(path.parents[1] for path in Path("runs").glob("*/launch/plan.json"))
+    while True:
+        states = {str(folder): phase_states(Record(folder)) for folder in folders}
+        if args.json:
+            print(json.dumps({folder: as_json(rows) for folder, rows in states.items()}, indent=1))
+        else:
+            if args.watch and sys.stdout.isatty():
+                print("\033[H\033[2J", end="")
+            for folder, rows in states.items():
+                print(f"{folder}\n{table(rows)}\n")
+            if not folders:
+                print("no runs below runs/; start one with `onediff launch submit`")
+        going = any(state.state in ("running", "waiting") for rows in states.values() for state in rows)
+        if not args.watch or not going:
+            return 0
+        sys.stdout.flush()
+        time.sleep(5)

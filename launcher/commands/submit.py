@@ -1,0 +1,102 @@
+"""Turn a configuration into a chain of jobs: every phase, then the evaluation.
+
+onediff launch submit configs/demo.yaml --nodes 2 --profile my-cluster
+onediff launch submit configs/onediff_7b.yaml --nodes 4-8 --profile infiniband optimizer.lr=3e-4 --dry-run
+onediff launch submit configs/demo.yaml --profile local
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launcher.profile import ClusterProfile, load_profile
+from launcher.record import Record
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
+    parser.add_argument(
+        "--nodes", default="1", metavar="N|N-M", help="nodes; with a range a restart takes what is free"
+    )
+    parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
+    parser.add_argument("--phases", metavar="A,B", help="only these phases; 'evaluate' is one (default: all)")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
+    parser.add_argument("--comment", metavar="TEXT", help="comment that Slurm shows with the jobs")
+    parser.add_argument("--dry-run", action="store_true", help="print the scripts; write and queue nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    from onediff.config.compose import load_run
+
+    config = load_run(args.config, args.overrides)
+    run_path = (args.run or Path("runs") / config.name).resolve()
+    return submit(
+        config,
+        run_path,
+        load_profile(args.profile, run_path),
+        args.nodes,
+        args.phases,
+        comment=args.comment,
+        dry_run=args.dry_run,
+    )
+
+
+def submit(
+    config: object,
+    run_path: Path,
+    profile: ClusterProfile,
+    nodes: str,
+    phases: str | None,
+    *,
+    comment: str | None = None,
+    dry_run: bool = False,
+    new_code: bool = True,
+    behind: str | None = None,
+) -> int:
+    """Checks everything, freezes the run, queues the chain (after the job `behind`), and says what to type next."""
+    from launcher.plan import check_cluster, chosen_phases, make_plan, node_range, phase_script
+    from launcher.render import rendered
+    from launcher.submit import active_jobs, check_folder, freeze, remaining, submit_chain, write_scripts
+    from onediff.config.tree import RunConfig
+    from onediff.data.manifest import read_manifest
+    from onediff.errors import UserError
+
+    assert isinstance(config, RunConfig)
+    record = Record(run_path)
+    wanted = remaining(record, config, chosen_phases(config, phases))
+    if not wanted:
+        print(f"{run_path}: every phase asked for has finished")
+        return 0
+    on_slurm = profile.scheduler == "slurm"
+    plan = make_plan(config, run_path, profile, node_range(nodes) if on_slurm else (1, 1), wanted)
+    for name in wanted:
+        for data_set in config.phases[name].mix if name in config.phases else ():
+            read_manifest(Path(config.data.sets[data_set].path) / config.data.sets[data_set].split)
+    if dry_run:
+        for name in wanted:
+            print(rendered(phase_script(plan, profile, name, comment)))
+        return 0
+    if not on_slurm:
+        from launcher.local_chain import run_chain
+
+        check_folder(record, config)
+        freeze(record, config, plan, profile, new_code)
+        return run_chain(record, wanted)
+    if running := active_jobs(record):
+        phase, job = next(iter(running.items()))
+        raise UserError(
+            f"{run_path}: phase {phase} is {job.state.lower()} as job {job.job}; follow it with `onediff launch status "
+            f"{run_path}` or end it with `onediff launch cancel {run_path}`"
+        )
+    check_cluster(profile, [part["nodes"][0] for part in plan["phases"].values()])
+    for name in wanted:
+        rendered(phase_script(plan, profile, name, comment))  # a name that cannot be quoted is found here
+    check_folder(record, config)
+    freeze(record, config, plan, profile, new_code)
+    made = submit_chain(record, wanted, write_scripts(record, plan, profile, wanted, comment), behind)
+    for name, job_id in made:
+        print(f"{name:<12} job {job_id}")
+    print(f"\nonediff launch status {run_path} --watch\nonediff launch logs {run_path} -f")
+    return 0

@@ -1,0 +1,171 @@
+"""Where a run stands, from its folder, and from Slurm where Slurm answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+from launcher import slurm
+from launcher.record import Attempt, Record
+from onediff.errors import UserError
+
+
+@dataclass
+class PhaseState:
+    """One row of `onediff launch status`."""
+
+    phase: str
+    job: str | None
+    state: str
+    """`finished`, `running`, `waiting`, `failed`, `cancelled`, `stopped` or `not submitted`."""
+    nodes: int
+    step: int
+    steps_total: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+    """Until the end of the phase at the present pace."""
+    restarts: int
+    why: str
+    """Why it waits, restarted or ended."""
+
+
+def phase_states(record: Record) -> list[PhaseState]:
+    """One state a phase of the plan."""
+    latest = record.latest_jobs()
+    try:
+        listed = slurm.jobs(list(latest.values())) if latest and slurm.available() else {}
+    except UserError:
+        listed = {}  # the controller is away: the folder alone still tells most
+    return [phase_state(record, phase, latest.get(phase), listed) for phase in record.plan()["phases"]]
+
+
+def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, slurm.Job]) -> PhaseState:
+    attempts = record.attempts(phase)
+    last = attempts[-1] if attempts else None
+    status = record.status() if record.status().get("phase") == phase else {}
+    if record.finished(phase):
+        figures = record.figures(phase)
+        status = {"steps_total": figures.get("step"), "loss": figures.get("loss")}
+    here = listed.get(job or "")
+    state, why = judged(record, phase, here, last, job is not None)
+    step, total = record.step(phase), status.get("steps_total")
+    left = None
+    if state == "running" and last and total and step > last.first_step:
+        left = (time.time() - last.started) / (step - last.first_step) * (total - step)
+    return PhaseState(
+        phase,
+        job,
+        state,
+        len(last.nodes) if last else 0,
+        step,
+        total,
+        status.get("loss"),
+        status.get("tokens_per_second"),
+        left,
+        max(0, len(attempts) - 1),
+        why,
+    )
+
+
+def judged(
+    record: Record, phase: str, here: slurm.Job | None, last: Attempt | None, submitted: bool
+) -> tuple[str, str]:
+    """State and reason, Slurm's word before the folder's."""
+    ended = last.reason or "" if last else ""
+    if record.finished(phase):
+        return "finished", ended if last and last.number > 1 else ""
+    if here and here.state == "PENDING":
+        why = "" if here.reason == "None" else here.reason
+        return "waiting", f"{why}; before: {ended}" if ended else why
+    if here and here.state in ("RUNNING", "COMPLETING", "CONFIGURING"):
+        return "running", previous_end(record.attempts(phase))
+    if last and last.cause == "cancelled":
+        return "cancelled", ended
+    if last and last.action == "fail":
+        return "failed", ended
+    if here and here.state in ("CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "COMPLETED", "DEADLINE"):
+        word = "cancelled" if here.state == "CANCELLED" else "failed"
+        return word, ended or f"Slurm: {here.state.lower()}"
+    if last and last.ended is None:
+        return "running", "as the folder has it; Slurm does not list the job"
+    if last:
+        return "stopped", ended
+    return ("waiting" if submitted else "not submitted"), ""
+
+
+def previous_end(attempts: list[Attempt]) -> str:
+    """Why the attempt before the running one ended."""
+    ended = [attempt for attempt in attempts if attempt.ended is not None]
+    return f"restarted: {ended[-1].reason}" if ended else ""
+
+
+def table(states: list[PhaseState]) -> str:
+    """The states as people read them."""
+    heads = ("phase", "job", "state", "nodes", "step", "loss", "tokens/s", "left", "restarts", "why")
+    rows = [heads]
+    for s in states:
+        step = f"{s.step} of {s.steps_total}" if s.steps_total else str(s.step or "")
+        loss = "" if s.loss is None else f"{s.loss:.4f}"
+        pace = "" if s.tokens_per_second is None else f"{s.tokens_per_second:,.0f}"
+        numbers = (step, loss, pace, duration(s.seconds_left), str(s.restarts))
+        rows.append((s.phase, s.job or "", s.state, str(s.nodes or ""), *numbers, s.why))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`3700` as `1h02m`."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def as_json(states: list[PhaseState]) -> list[dict[str, object]]:
+    return [asdict(state) for state in states]
+
+
+def explanation(record: Record) -> str:
+    """What happened to a run, attempt by attempt, and what to do next, in words."""
+    lines = []
+    states = phase_states(record)
+    for state in states:
+        attempts = record.attempts(state.phase)
+        lines.append(f"{state.phase}: {state.state}{f' ({state.why})' if state.why else ''}")
+        for attempt in attempts:
+            lines += [f"  {line}" for line in told(attempt)]
+        if state.state == "failed" and attempts and (log := attempts[-1].log):
+            lines += [f"  last lines of {log}:", *(f"    {line}" for line in last_lines(log))]
+    lines.append(advice(record, states))
+    return "\n".join(lines)
+
+
+def told(attempt: Attempt) -> list[str]:
+    """One attempt in one or two lines."""
+    where = f"attempt {attempt.number}, job {attempt.job}, {attempt.tasks} ranks on {', '.join(attempt.nodes)}"
+    if attempt.ended is None:
+        return [f"{where}: from step {attempt.first_step}, not ended"]
+    steps = f"steps {attempt.first_step} to {attempt.last_step}" if attempt.last_step else "no steps"
+    then = {"requeue": "queued again", "fail": "stopped for good", "done": "done"}.get(attempt.action or "", "")
+    lines = [f"{where}: {steps}, {duration(attempt.ended - attempt.started)}", f"  {attempt.reason}: {then}"]
+    return lines if attempt.cause != "finished" else lines[:1]
+
+
+def last_lines(log: str, count: int = 10) -> list[str]:
+    try:
+        with open(log, errors="replace") as file:
+            return file.read().splitlines()[-count:]
+    except OSError:
+        return ["(the log cannot be read)"]
+
+
+def advice(record: Record, states: list[PhaseState]) -> str:
+    kinds = {state.state for state in states}
+    if kinds == {"finished"}:
+        return "Everything has finished."
+    if kinds & {"running", "waiting"} and not kinds & {"failed", "cancelled"}:
+        return f"Follow it with: onediff launch status {record.run} --watch"
+    return f"Mend what is named above, then: onediff launch resume {record.run}"

@@ -1,0 +1,275 @@
+"""The supervisor: the one process of a job's batch script. Starts the ranks, follows their steps, judges each end.
+
+    python -m launcher.job RUN PHASE
+
+Standard library only, and outside the container, so that what goes wrong in there can be told from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from launcher.outcome import Outcome, judge, read_notes, silent_nodes
+from launcher.preflight import verdict
+from launcher.ranks import expand_nodes
+from launcher.record import Attempt, Record, read_json
+from launcher.rules import Decision, Rule, decide, usable_nodes
+from launcher.slurm import command
+from onediff.errors import UserError
+
+LOOK_SECONDS = 5.0
+"""Pause between two looks at the step and at the notes of ranks."""
+STACKS_SECONDS = 10.0
+"""Time for the ranks to write their stacks after a hang."""
+AFTERMATH_SECONDS = 60.0
+"""How long srun may go on once a rank has failed: it waits in vain for ranks on a node that is gone."""
+
+
+class Supervisor:
+    """One attempt of one phase, inside a Slurm job."""
+
+    def __init__(self, run: Path, phase: str) -> None:
+        self.record, self.phase = Record(run), phase
+        self.plan = self.record.plan()
+        self.part = self.plan["phases"][phase]
+        self.rule = Rule(**self.plan["rule"])
+        self.job = os.environ["SLURM_JOB_ID"]
+        self.nodes = expand_nodes(os.environ["SLURM_JOB_NODELIST"])
+        self.attempts = self.record.attempts(phase)
+        self.srun: subprocess.Popen[bytes] | None = None
+        self.told_to_end = threading.Event()
+        # slurmd signals the batch script as well as the ranks; its work is to see how they end.
+        signal.signal(signal.SIGTERM, self.on_end)
+        signal.signal(signal.SIGUSR1, self.on_warning)
+
+    def run(self) -> int:
+        """One attempt from the record of the earlier ones to the decision; returns the job's exit code."""
+        if self.record.finished(self.phase):
+            say(f"phase {self.phase} is finished already")
+            return 0
+        decision = self.close_vanished()
+        if decision and decision.action == "fail":
+            return self.act(decision)
+        self.begin()
+        outcome = self.preflight() or self.train()
+        return self.act(self.end(outcome))
+
+    def close_vanished(self) -> Decision | None:
+        """The decision about an attempt whose supervisor died without a word, if the last one did."""
+        if not self.attempts or self.attempts[-1].ended is not None:
+            return None
+        last = self.attempts[-1]
+        gone = lost_nodes(last.nodes)
+        because = f"node failure of {', '.join(gone)}" if gone else "preempted or killed by Slurm, or its node failed"
+        last.blamed = gone
+        return self.close(last, Outcome("vanished", f"ended without a word: {because}"))
+
+    def begin(self) -> None:
+        tasks = len(self.nodes) * self.part["tasks_per_node"]
+        number = len(self.attempts) + 1
+        step = max([self.record.step(self.phase), *(attempt.last_step or 0 for attempt in self.attempts)])
+        self.attempts.append(Attempt(number, self.job, self.nodes, tasks, time.time(), step))
+        self.record.write_attempts(self.phase, self.attempts)
+        say(f"phase {self.phase}, attempt {number} on {len(self.nodes)} nodes, from step {step}")
+
+    def preflight(self) -> Outcome | None:
+        """Checks every node; an outcome if some are unfit."""
+        limits = {**self.plan["preflight"], "gpus": self.part["gpus"]}
+        if not limits["enabled"]:
+            return None
+        notes = self.notes_folder().with_name(f"{self.phase}.{self.attempts[-1].number}.preflight")
+        words = [self.plan["supervisor_python"], "-m", "launcher.preflight", str(notes), json.dumps(limits)]
+        options = [
+            f"--nodes={len(self.nodes)}",
+            f"--ntasks={len(self.nodes)}",
+            "--ntasks-per-node=1",
+            "--job-name=preflight",
+        ]
+        self.start(["srun", *options, *self.plan["srun"], *words])
+        if not self.wait(limits["seconds"]):
+            self.kill()
+        unfit = verdict([read_json(path) for path in notes.glob("*.json")], self.nodes)
+        if not unfit:
+            return None
+        reason = "; ".join(f"{node}: {why}" for node, why in sorted(unfit.items()))
+        return Outcome("bad node", f"pre-flight: {reason}", blamed=tuple(sorted(unfit)))
+
+    def train(self) -> Outcome:
+        """Starts the ranks and follows them to their end."""
+        attempt, part = self.attempts[-1], self.part
+        count = usable_nodes(len(self.nodes), part["tasks_per_node"], part["tensor"], *part["batch"])
+        if not count:
+            return Outcome("bad input", f"{len(self.nodes)} nodes cannot share the global batch of {part['batch'][0]}")
+        attempt.nodes, attempt.tasks = self.nodes[:count], count * part["tasks_per_node"]
+        self.record.write_attempts(self.phase, self.attempts)
+        stem = self.record.logs / f"{self.phase}.{attempt.number}"
+        options = [
+            f"--nodes={count}",
+            f"--ntasks={attempt.tasks}",
+            f"--ntasks-per-node={part['tasks_per_node']}",
+            f"--nodelist={','.join(attempt.nodes)}",
+            f"--cpus-per-task={part['cpus_per_task']}",
+            *([f"--cpu-bind={self.plan['cpu_bind']}"] if self.plan["cpu_bind"] != "none" else []),
+            "--distribution=block:block",
+            "--kill-on-bad-exit=1",
+            "--label",
+            f"--job-name={self.phase}",
+        ]
+        task = [*self.plan["rank_prefix"], "-m", "launcher.task", str(self.notes_folder()), str(stem)]
+        self.start(["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *task, *part["command"]])
+        hang = self.follow(attempt)
+        notes = read_notes(self.notes_folder())
+        outcome = judge(notes, attempt.nodes, attempt.tasks, self.record.finished(self.phase), self.record.status())
+        if hang:
+            silent = silent_nodes(notes, attempt.nodes, attempt.tasks)
+            lost = f"; {', '.join(silent)} fell silent: node failure" if silent else ""
+            return Outcome("hang", hang + lost, outcome.exit_code, f"{stem}.rank0.log", tuple(silent))
+        if self.told_to_end.is_set() and outcome.cause != "finished" and self.state()[0] in ("COMPLETING", "CANCELLED"):
+            if outcome.cause == "crash" and "node failure" in outcome.reason:
+                return outcome
+            return Outcome("cancelled", f"ended by Slurm or by scancel; {outcome.reason}", outcome.exit_code)
+        return outcome
+
+    def follow(self, attempt: Attempt) -> str | None:
+        """Waits for the end of the ranks. Returns why, when they had to be ended because nothing moved."""
+        rule = self.plan["hang"]
+        step, moved, failed_at = self.record.step(self.phase), time.monotonic(), None
+        first = True
+        while not self.wait(LOOK_SECONDS):
+            now, here = time.monotonic(), self.record.step(self.phase)
+            if here != step:
+                step, moved, first = here, now, False
+            minutes = rule["start_minutes"] if first else rule["hang_minutes"]
+            if now - moved > minutes * 60:
+                self.write_stacks()
+                return f"no step for {minutes:g} minutes after step {step}; the stacks of all ranks are in their logs"
+            if failed_at is None and any(note["code"] not in (0, 75) for note in read_notes(self.notes_folder())):
+                failed_at = now
+            if failed_at is not None and now - failed_at > AFTERMATH_SECONDS:
+                self.kill()
+        return None
+
+    def write_stacks(self) -> None:
+        """SIGABRT makes every rank write the stacks of its threads and end; a stopped one first has to go on."""
+        say("nothing moves: asking every rank for its stacks")
+        for name in ("ABRT", "CONT"):
+            self.signal_steps(name)
+        if not self.wait(STACKS_SECONDS):
+            self.kill()
+
+    def end(self, outcome: Outcome) -> Decision:
+        return self.close(self.attempts[-1], outcome)
+
+    def close(self, attempt: Attempt, outcome: Outcome) -> Decision:
+        """Writes how an attempt ended and what follows from it."""
+        if (self.record.folder / "cancelled").exists() and outcome.cause != "finished":
+            outcome = outcome._replace(cause="cancelled", reason="cancelled by `onediff launch cancel`")
+        attempt.ended = time.time()
+        attempt.last_step = max(self.record.step(self.phase), attempt.first_step)
+        attempt.cause, attempt.reason, attempt.exit_code = outcome.cause, outcome.reason, outcome.exit_code
+        attempt.log, attempt.blamed = outcome.log, attempt.blamed or list(outcome.blamed)
+        decision = decide(self.attempts, self.rule)
+        attempt.action = decision.action
+        self.record.write_attempts(self.phase, self.attempts)
+        return decision
+
+    def act(self, decision: Decision) -> int:
+        """Carries the decision out. For a requeue Slurm ends this process."""
+        say(f"{decision.action}: {decision.why}")
+        if decision.action == "done":
+            return 0
+        if decision.action == "fail":
+            return 1
+        state, reason = self.state()
+        if state != "RUNNING" and reason != "TimeLimit":
+            return 1  # Slurm requeues by itself after a node failure or a preemption; a cancelled job must stay so
+        # Slurm's SIGTERM for the requeue reaches our children too; scontrol must outlive it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            command(["scontrol", "requeue", self.job])
+            # Only a waiting job's nodes can be chosen: between the requeue and our end by Slurm it is one.
+            if decision.exclude:
+                say(f"excluding {', '.join(decision.exclude)}")
+                command(["scontrol", "update", f"JobId={self.job}", f"ExcNodeList={','.join(decision.exclude)}"])
+        except UserError as error:
+            say(str(error))
+            return 1
+        return 1
+
+    def start(self, words: list[str]) -> None:
+        # In a session of its own: srun ends its ranks at once when a signal meant for this process reaches it.
+        self.srun = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether srun ended within `seconds`."""
+        assert self.srun is not None
+        if self.srun.poll() is not None:
+            return True
+        descriptor = os.pidfd_open(self.srun.pid)
+        try:
+            select.select([descriptor], [], [], seconds)
+        finally:
+            os.close(descriptor)
+        return self.srun.poll() is not None
+
+    def kill(self) -> None:
+        """Ends the running step, then srun itself if it still waits for somebody."""
+        assert self.srun is not None
+        self.signal_steps("KILL")
+        if not self.wait(STACKS_SECONDS):
+            self.srun.kill()
+            self.srun.wait()
+
+    def signal_steps(self, name: str) -> None:
+        try:
+            for step in command(["squeue", "--noheader", "--steps", f"--jobs={self.job}", "--format=%i"]).split():
+                if step.rpartition(".")[2].isdecimal():  # not `batch` or `extern`
+                    command(["scancel", f"--signal={name}", step])
+        except UserError as error:
+            say(str(error))
+
+    def state(self) -> tuple[str, str]:
+        """State and reason of this job as the controller has them; RUNNING when it does not answer."""
+        try:
+            words = command(["scontrol", "--oneliner", "show", "job", self.job]).split()
+        except UserError as error:
+            say(str(error))
+            return "RUNNING", ""
+        values = dict(word.split("=", 1) for word in words if "=" in word)
+        return values.get("JobState", ""), values.get("Reason", "")
+
+    def notes_folder(self) -> Path:
+        return self.record.exits(self.phase, self.attempts[-1].number)
+
+    def on_end(self, number: int, frame: object) -> None:
+        self.told_to_end.set()
+
+    def on_warning(self, number: int, frame: object) -> None:
+        if self.srun is not None and self.srun.poll() is None:
+            self.srun.send_signal(signal.SIGUSR1)
+
+
+def lost_nodes(nodes: list[str]) -> list[str]:
+    """Those of `nodes` that Slurm counts as lost now."""
+    try:
+        lines = command(["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"]).splitlines()
+    except UserError:
+        return []
+    return sorted({line.split()[0] for line in lines if line.split()[1].startswith(("down", "fail"))})
+
+
+def say(text: str) -> None:
+    """A line in the job's log."""
+    print(f"onediff launch: {time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(Supervisor(Path(sys.argv[1]), sys.argv[2]).run())

@@ -1,0 +1,69 @@
+"""The same phases and the same rules as on a cluster, as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from launcher.local import run_local
+from launcher.outcome import failure
+from launcher.record import Attempt, Record
+from launcher.rules import FINISHED, STOPPED, Rule, decide
+
+
+def run_chain(record: Record, phases: list[str]) -> int:
+    """Runs `phases` one after the other; returns 0, or the exit code of the one that ended the chain."""
+    plan = record.plan()
+    rule = Rule(**plan["rule"])
+    paths = [str(record.folder / "code"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **plan["environment"]}
+    for phase in phases:
+        part = plan["phases"][phase]
+        attempts = record.attempts(phase)
+        while True:
+            number = len(attempts) + 1
+            attempt = Attempt(
+                number, f"pid {os.getpid()}", ["localhost"], part["tasks_per_node"], time.time(), record.step(phase)
+            )
+            attempts.append(attempt)
+            record.write_attempts(phase, attempts)
+            code = run_local(part["command"], attempt.tasks, log_dir=record.logs, name=f"{phase}.{number}", env=env)
+            close(record, phase, attempt, code)
+            decision = decide(attempts, rule)
+            attempt.action = "fail" if code == STOPPED else decision.action  # who stops a local run means it
+            record.write_attempts(phase, attempts)
+            if attempt.action == "done":
+                break
+            if attempt.action == "fail":
+                print(f"onediff launch: {phase}: {decision.why}; go on with `onediff launch resume {record.run}`")
+                return code or 1
+    return 0
+
+
+def close(record: Record, phase: str, attempt: Attempt, code: int) -> None:
+    """Fills in how an attempt ended."""
+    attempt.ended, attempt.exit_code = time.time(), code
+    attempt.last_step = max(record.step(phase), attempt.first_step)
+    if code == FINISHED and record.finished(phase):
+        attempt.cause = attempt.reason = "finished"
+    elif code == FINISHED:
+        attempt.cause, attempt.reason = "crash", "every rank ended with exit code 0, but the phase is not finished"
+    elif code == STOPPED:
+        attempt.cause, attempt.reason = "stopped", "stopped on request with a checkpoint"
+    else:
+        log = record.logs / f"{phase}.{attempt.number}.rank0.log"
+        last = log.read_text(errors="replace").splitlines()[-20:] if log.is_file() else []
+        note = {"rank": 0, "node": "localhost", "code": code, "log": str(log), "last": last}
+        outcome = failure(note, record.status())
+        attempt.cause, attempt.reason, attempt.log = outcome.cause, outcome.reason, outcome.log
+
+
+def run_folder(text: str) -> Path:
+    """The folder of a run given as a path or as its name below `runs/`. Raises UserError when neither exists."""
+    from onediff.errors import UserError
+
+    for path in (Path(text), Path("runs") / text):
+        if (path / "launch").is_dir():
+            return path.resolve()
+    raise UserError(f"{text}: no run that was submitted from here (looked for {text}/launch and runs/{text}/launch)")

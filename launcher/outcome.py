@@ -1,0 +1,92 @@
+"""From the notes that the ranks left to one cause and one line for people. Standard library only."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from launcher.record import Json, read_json
+from launcher.rules import BAD_INPUT, CAUSES, FINISHED, NOT_A_NUMBER, STOPPED
+
+OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|oom[-_ ]kill|Cannot allocate memory", re.IGNORECASE)
+STORAGE = re.compile(r"No space left on device|Stale file handle|Disk quota exceeded|Transport endpoint")
+PEER = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process exited|Socket Timeout")
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended, as `launcher.record.Attempt` keeps it."""
+
+    cause: str
+    reason: str
+    exit_code: int | None = None
+    log: str | None = None
+    blamed: tuple[str, ...] = ()
+
+
+def read_notes(folder: Path) -> list[Json]:
+    """The notes of every rank that lived to write one, in the order in which they ended."""
+    return sorted((read_json(path) for path in folder.glob("[0-9]*.json")), key=lambda note: note["ended"])
+
+
+def judge(notes: Sequence[Json], nodes: Sequence[str], tasks: int, finished: bool, status: Json) -> Outcome:
+    """What the notes of `tasks` ranks, spread evenly over `nodes`, say about the attempt."""
+    silent = silent_nodes(notes, nodes, tasks)
+    if silent and len(silent) < len(nodes):
+        return Outcome("crash", f"{', '.join(silent)} fell silent: node failure", blamed=tuple(silent))
+    failed = [note for note in notes if note["code"] not in (FINISHED, STOPPED)]
+    if failed:
+        # A rank that lost its peer may be the first to end, and is never the cause while another has a reason of its own.
+        return failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status)
+    if len(notes) < tasks:
+        missing = sorted(set(range(tasks)) - {note["rank"] for note in notes})
+        return Outcome("crash", f"rank {missing[0]} and {len(missing) - 1} more ended without a word")
+    if any(note["code"] == STOPPED for note in notes):
+        return Outcome("stopped", f"stopped on request with a checkpoint ({status.get('reason') or 'signal'})", STOPPED)
+    if finished:
+        return Outcome("finished", "finished", FINISHED)
+    return Outcome("crash", "every rank ended with exit code 0, but the phase is not finished", FINISHED)
+
+
+def failure(note: Json, status: Json) -> Outcome:
+    """The end of the rank that failed first."""
+    code, last = int(note["code"]), [line.strip() for line in note["last"] if line.strip()]
+    who, told = f"rank {note['rank']} on {note['node']}", telling_line(last)
+    cause = CAUSES.get(code, "crash")
+    if code == BAD_INPUT:
+        reason = told.removeprefix("onediff: error: ") or f"{who}: bad input"
+    elif code == NOT_A_NUMBER:
+        reason = str(status.get("reason") or told or "the loss is not a number")
+    elif any(OUT_OF_MEMORY.search(line) for line in last):
+        reason = f"{who}: out of memory; lower micro_batch or use more nodes: {told}"
+    elif any(STORAGE.search(line) for line in last):
+        reason = f"{who}: storage: {told}"
+    elif code > 128:
+        name = signal.Signals(code - 128).name if code - 128 in list(signal.Signals) else f"signal {code - 128}"
+        hint = " (the kernel does this when memory runs out)" if name == "SIGKILL" else ""
+        reason = f"{who} was ended by {name}{hint}"
+    else:
+        reason = f"{who} ended with exit code {code}: {told}"
+    blamed = () if cause != "crash" else (str(note["node"]),)
+    return Outcome(cause, reason, code, note["log"], blamed)
+
+
+def lost_peer(note: Json) -> bool:
+    """Whether a rank ended because another one had: by its last words, or by srun's SIGTERM."""
+    ended_by_srun = int(note["code"]) == 128 + signal.SIGTERM
+    return ended_by_srun or (int(note["code"]) in (1, 134) and any(PEER.search(line) for line in note["last"]))
+
+
+def telling_line(last: Sequence[str]) -> str:
+    """The line that says most: our own error, else the last one."""
+    own = [line for line in last if line.startswith("onediff: error: ")]
+    return (own or list(last) or [""])[-1]
+
+
+def silent_nodes(notes: Sequence[Json], nodes: Sequence[str], tasks: int) -> list[str]:
+    """Nodes none of whose ranks left a note. Ranks are dealt to nodes in blocks."""
+    per_node = tasks // len(nodes)
+    heard = {note["rank"] // per_node for note in notes}
+    return [node for index, node in enumerate(nodes) if index not in heard]

@@ -1,0 +1,175 @@
+"""From a configuration and a profile to the frozen plan of a run: everything checked before anything is queued."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher import slurm
+from launcher.profile import ClusterProfile
+from launcher.record import Json
+from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
+from launcher.rules import usable_nodes
+from onediff.config.section import nearest
+from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from onediff.config.tree import RunConfig
+
+EVALUATE = "evaluate"
+
+
+def node_range(text: str) -> tuple[int, int]:
+    """`"8"` or `"4-8"` as the least and the most nodes."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 0 < least <= most:
+        raise UserError(f"--nodes {text}: expected a count such as 8, or a range such as 4-8")
+    return least, most
+
+
+def chosen_phases(config: RunConfig, wanted: str | None) -> list[str]:
+    """The phases to submit, in the order of the configuration, with `evaluate` last."""
+    known = [*config.phases, EVALUATE]
+    names = known if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--phases: no phase {name!r}{nearest(name, known)}")
+    if not names:
+        raise UserError("--phases: names no phase")
+    return [name for name in known if name in names]
+
+
+def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tuple[int, int], phases: list[str]) -> Json:
+    """What the supervisor needs to know, as plain JSON. Raises UserError where the run could not start."""
+    safe(str(run), "run folder")
+    if "%" in str(run):
+        raise UserError(f"run folder {run}: '%' is not allowed here; Slurm would replace it")
+    python = profile.python or sys.executable
+    container = profile.container
+    inside = container.python if container else python
+    onediff = profile.command or [inside, "-m", "onediff"]
+    parts: dict[str, Json] = {}
+    for name in phases:
+        if name == EVALUATE:
+            words = ["evaluate", str(run), "--json", str(run / "evaluation" / "scores.json")]
+            parts[name] = {"nodes": [1, 1], "tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
+            parts[name] |= {"tensor": 1, "batch": [profile.tasks, 1]}
+        else:
+            phase = config.phases[name]
+            words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
+            parts[name] = {"nodes": list(nodes), "tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
+            parts[name] |= {"tensor": config.parallel.tensor, "batch": [phase.global_batch, phase.micro_batch]}
+            check_batch(name, parts[name])
+        parts[name] |= {"cpus_per_task": profile.cpus_per_task, "command": [*onediff, *words]}
+    rule = profile.requeue
+    return {
+        "name": config.name,
+        "run": str(run),
+        "supervisor_python": python,
+        "rank_prefix": [*container_prefix(profile, run), inside],
+        "rank_srun": pyxis_options(profile, run),
+        "environment": variables(profile),
+        "srun": list(profile.srun),
+        "cpu_bind": profile.cpu_bind,
+        "rule": {
+            "restarts_without_progress": rule.restarts_without_progress,
+            "node_failures": rule.node_failures,
+        },
+        "hang": {"hang_minutes": rule.hang_minutes, "start_minutes": rule.start_minutes},
+        "preflight": {
+            **profile.preflight.model_dump(),
+            "run": str(run),
+            "scratch": profile.scratch,
+        },
+        "phases": parts,
+    }
+
+
+def check_batch(name: str, part: Json) -> None:
+    """Every node count in the range may come; at least the largest and the smallest must have a use."""
+    least, most = part["nodes"]
+    ranks, (batch, micro) = part["tasks_per_node"], part["batch"]
+    if usable_nodes(most, ranks, part["tensor"], batch, micro) < least:
+        world = most * ranks
+        raise UserError(
+            f"phases.{name}: {world} ranks ({most} nodes of {ranks}) with parallel.tensor {part['tensor']} cannot share "
+            f"a global batch of {batch} in micro-batches of {micro}; change --nodes or the batch"
+        )
+
+
+def container_prefix(profile: ClusterProfile, run: Path) -> list[str]:
+    """`apptainer exec …` before the command of a rank."""
+    container = profile.container
+    if not container or container.runtime != "apptainer":
+        return []
+    binds = [word for mount in [str(run), *container.mounts] for word in ("--bind", mount)]
+    return ["apptainer", "exec", *(["--nv"] if profile.gpus_per_node else []), *binds, container.image]
+
+
+def pyxis_options(profile: ClusterProfile, run: Path) -> list[str]:
+    """srun's options of the pyxis plug-in."""
+    container = profile.container
+    if not container or container.runtime != "pyxis":
+        return []
+    mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in [str(run), *container.mounts]]
+    return [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+
+
+def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str | None = None) -> Script:
+    """The batch script of one phase."""
+    part, run = plan["phases"][phase], Path(plan["run"])
+    least, most = part["nodes"]
+    nodes = str(most) if least == most else f"{least}-{most}"
+    directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
+    directives += [directive("comment", comment)] if comment else []
+    directives += resource_directives(profile, nodes, part["tasks_per_node"], part["gpus"])
+    directives += [
+        directive("signal", f"USR1@{profile.warn_seconds}"),
+        "--requeue",
+        "--open-mode=append",
+        directive("output", run / "logs" / f"{phase}-%j.log"),
+    ]
+    return Script(
+        title=f"OneDiff: {phase} of the run {plan['name']!r}",
+        directives=directives,
+        environment=environment_lines(profile, run / "launch" / "code"),
+        work="The supervisor starts the ranks with srun, follows their steps, and decides what each end means.",
+        command=[plan["supervisor_python"], "-m", "launcher.job", plan["run"], phase],
+    )
+
+
+def check_cluster(profile: ClusterProfile, nodes: Sequence[int]) -> None:
+    """The limits of the partition, in words. Raises UserError for a request that could never start."""
+    known = slurm.partitions()
+    names = (profile.partition or "").split(",")
+    for name in names:
+        if name not in known:
+            listed = [partition for partition in known if partition]
+            raise UserError(
+                f"partition {name!r}: this cluster has no such partition{nearest(name, listed)}"
+                if name
+                else f"the cluster has no default partition; name one of {', '.join(listed)} in the profile"
+            )
+    limits = [known[name] for name in names]
+    for limit in limits[:1]:
+        if profile.gpus_per_node > limit.gpus:
+            raise UserError(
+                f"gpus_per_node {profile.gpus_per_node}: nodes of partition {limit.name} have {limit.gpus} GPUs"
+            )
+        cpus = profile.tasks * profile.cpus_per_task
+        if cpus > limit.cpus:
+            raise UserError(
+                f"cpus_per_task {profile.cpus_per_task}: {profile.tasks} ranks a node need {cpus} CPUs, "
+                f"nodes of partition {limit.name} have {limit.cpus}"
+            )
+        if max(nodes) > limit.nodes:
+            raise UserError(f"--nodes {max(nodes)}: partition {limit.name} has {limit.nodes} nodes")
+        asked = slurm.minutes(profile.time_limit)
+        if limit.minutes is not None and asked is not None and asked > limit.minutes:
+            raise UserError(
+                f"time_limit {profile.time_limit}: partition {limit.name} allows {limit.minutes} minutes at most"
+            )

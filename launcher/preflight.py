@@ -1,0 +1,220 @@
+"""Is this node fit for ranks? GPUs, memory, disk, the shared folder, and messages to the next node, in seconds.
+
+    python -m launcher.preflight NOTES LIMITS_JSON
+
+One task a node under srun; every node writes `NOTES/<node>.json` with `faults`, and always exits 0: the supervisor decides.
+Standard library only, so that a broken environment is a finding and not a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from launcher.ranks import Ranks, expand_nodes, rank_environment
+from launcher.record import Json, write_json
+from launcher.task import node_name
+
+ROUNDS = 20
+BULK = 1 << 24
+"""Bytes sent at once to see the pace of the way."""
+GIB = 1 << 30
+
+
+def main(notes: Path, limits: Json) -> None:
+    """Checks this node and writes what is wrong with it."""
+    place = rank_environment(os.environ)
+    faults = [*gpu_faults(int(limits["gpus"])), *memory_faults(limits["free_memory_gb"])]
+    for folder in filter(None, (limits["run"], limits.get("scratch"))):
+        faults += disk_faults(Path(folder), limits["free_disk_gb"])
+    if limits.get("data"):
+        faults += data_faults(Path(limits["data"]))
+    figures: Json = {"summary": summary(), "mlflow": mlflow_answer()}
+    if place.world_size > 1:
+        nodes = expand_nodes(os.environ["SLURM_STEP_NODELIST"])
+        way, found = ring(place, nodes, float(limits["seconds"]) / 2, limits["latency_ms"])
+        figures |= way
+        faults += found
+    write_json(notes / f"{node_name()}.json", {"node": node_name(), "faults": faults, **figures})
+
+
+def gpu_faults(wanted: int) -> list[str]:
+    """Fewer GPUs than wanted, or GPUs that the driver cannot talk to."""
+    if not wanted:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("SLURM_STEP_GPUS") or ""
+    given = len([word for word in visible.split(",") if word])
+    if given < wanted:
+        return [f"{given} of {wanted} GPUs given by Slurm"]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+        except subprocess.TimeoutExpired:
+            return ["nvidia-smi does not answer"]
+        if done.returncode:
+            return [f"nvidia-smi: {' '.join((done.stdout or done.stderr).split())[:200]}"]
+        rows = [line.split(", ") for line in done.stdout.splitlines()]
+        bad = [row[0] for row in rows if len(row) > 1 and row[1].isdecimal() and int(row[1])]
+        return [f"GPU {index} has uncorrected memory errors" for index in bad]
+    return []
+
+
+def memory_faults(least_gb: float) -> list[str]:
+    """Too little memory that is not in use."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024 / GIB
+    return [f"{free:.1f} GiB of memory available, {least_gb:g} wanted"] if free < least_gb else []
+
+
+def disk_faults(folder: Path, least_gb: float) -> list[str]:
+    """A folder that is missing, not writable, or full."""
+    probe = folder / f".tmp-preflight-{node_name()}-{os.getpid()}"
+    try:
+        probe.write_text("writable")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free / GIB
+    except OSError as error:
+        return [f"{folder}: {error.strerror}"]
+    return [f"{folder}: {free:.1f} GiB free, {least_gb:g} wanted"] if free < least_gb else []
+
+
+def data_faults(folder: Path) -> list[str]:
+    """Shards that this node cannot read the beginning of."""
+    shards = sorted(folder.rglob("*.tar"))
+    if not shards:
+        return [f"{folder}: no shards to be seen"]
+    for shard in shards:
+        try:
+            with shard.open("rb") as file:
+                file.read(512)
+        except OSError as error:
+            return [f"{shard}: {error.strerror}"]
+    return []
+
+
+def summary() -> str:
+    """Kernel, CPUs and GPUs of this node in one line."""
+    gpus = ""
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        try:
+            lines = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.splitlines()
+        except subprocess.TimeoutExpired:
+            lines = []
+        gpus = f", {len(lines)} × {lines[0]}" if lines else ""
+    return f"Linux {os.uname().release}, {os.cpu_count()} CPUs{gpus}"
+
+
+def mlflow_answer() -> str | None:
+    """Whether the MLflow server of the environment takes connections from this node."""
+    address = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if address.scheme not in ("http", "https") or not address.hostname:
+        return None
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=5).close()
+    except OSError as error:
+        return str(error.strerror or error)
+    return "reachable"
+
+
+def ring(place: Ranks, nodes: list[str], seconds: float, most_ms: float) -> tuple[Json, list[str]]:
+    """Messages to the next node and from the one before: the figures, and what is wrong with the way there."""
+    deadline = time.monotonic() + seconds
+    after = nodes[(place.rank + 1) % place.world_size]
+    with socket.create_server(("", place.master_port), reuse_port=False) as server:
+        try:
+            to = connected(after, place.master_port, deadline)
+        except OSError as error:
+            return {"suspect": after}, [f"no connection to {after}: {error.strerror or error}"]
+        with to:
+            server.settimeout(max(0.1, deadline - time.monotonic()))
+            try:
+                back, _ = server.accept()
+            except TimeoutError:
+                return {}, []  # the node before is at fault, and says so itself
+            with back:
+                return timed(to, back, after, deadline, most_ms)
+
+
+def connected(host: str, port: int, deadline: float) -> socket.socket:
+    """A connection to a node that may not listen yet."""
+    while True:
+        try:
+            made = socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic()))
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return made
+
+
+def timed(
+    to: socket.socket, back: socket.socket, after: str, deadline: float, most_ms: float
+) -> tuple[Json, list[str]]:
+    """Round trips with the next node, whose answer is its clock, while answering the node before from a thread."""
+    import threading
+
+    for end in (to, back):
+        end.settimeout(max(0.1, deadline - time.monotonic()))
+    back.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def echo() -> None:
+        try:
+            while word := back.recv(BULK):
+                if word[-1:] != b"-":  # bulk is swallowed, its last byte answered
+                    back.sendall(b"%.6f" % time.time())
+        except OSError:
+            return  # the other side judges its own way
+
+    thread = threading.Thread(target=echo, daemon=True)
+    thread.start()
+    trips, offsets = [], []
+    try:
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            to.sendall(b"x")
+            sent, told = time.time(), to.recv(64)
+            if not told:
+                return {"suspect": after}, [f"{after} closed the connection"]
+            trips.append((time.perf_counter() - began) * 1000)
+            offsets.append((float(told) - (sent + time.time()) / 2) * 1000)
+        began = time.perf_counter()
+        to.sendall(b"-" * BULK + b"x")
+        to.recv(64)
+        pace = BULK / (time.perf_counter() - began) / 1e6
+        to.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        return {"suspect": after}, [f"messages to {after}: {error.strerror or error}"]
+    thread.join(max(0.1, deadline - time.monotonic()))
+    middle = sorted(trips)[len(trips) // 2]
+    faults = [f"{middle:.1f} ms to {after} and back, at most {most_ms:g} wanted"] if middle > most_ms else []
+    clock = min((abs(offset), offset) for offset in offsets)[1]
+    figures: Json = {"next": after, "latency_ms": round(middle, 3), "clock_ms": round(clock, 3)}
+    figures["mb_per_second"] = round(pace, 1)
+    return {**figures, **({"suspect": after} if faults else {})}, faults
+
+
+def verdict(notes: list[Json], nodes: list[str]) -> dict[str, str]:
+    """Unfit nodes and why. A fault on the way to a neighbour speaks against the neighbour."""
+    heard = {note["node"] for note in notes}
+    unfit = {node: "did not answer the pre-flight in time" for node in nodes if node not in heard}
+    unfit |= {note["node"]: "; ".join(note["faults"]) for note in notes if note["faults"] and "suspect" not in note}
+    for note in notes:
+        if "suspect" in note and note["node"] not in unfit:
+            unfit.setdefault(note["suspect"], f"{note['node']}: {'; '.join(note['faults'])}")
+    return unfit
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

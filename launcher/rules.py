@@ -1,0 +1,84 @@
+"""What each end of an attempt means: done, try again, or stop and say why. Pure functions of the record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from launcher.record import Attempt
+
+FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, 75, 2, 3
+"""Exit codes of a training process."""
+
+CAUSES = {FINISHED: "finished", STOPPED: "stopped", BAD_INPUT: "bad input", NOT_A_NUMBER: "not a number"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How often a phase is tried again; see `RequeueRule` in the profile for the meaning of each field."""
+
+    restarts_without_progress: int
+    node_failures: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do after an attempt, and why, in one line."""
+
+    action: str
+    why: str
+    exclude: list[str] = field(default_factory=list)
+
+
+def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
+    """The decision after the last of `attempts`, which has ended.
+
+    Progress is a step further than any earlier attempt reached, so that a phase that always dies at the same step ends.
+    """
+    last = attempts[-1]
+    why = last.reason or str(last.cause)
+    if last.cause == "finished":
+        return Decision("done", why)
+    if last.cause == "cancelled":
+        return Decision("fail", why)
+    ever = max((attempt.last_step or 0) for attempt in attempts)
+    if last.cause == "not a number":
+        return Decision("fail", f"{why}; a restart would only repeat it")
+    if last.cause == "bad input" and ever == 0:
+        return Decision("fail", why)
+    exclude = bad_nodes(attempts, rule)
+    if last.cause == "bad node":
+        if set(last.nodes) <= set(last.blamed):
+            return Decision("fail", f"every node failed its pre-flight: {why}")
+        return Decision("requeue", why, exclude)
+    idle = without_progress(attempts)
+    if idle > rule.restarts_without_progress:
+        return Decision("fail", f"{why}; {idle} attempts in a row without a step of progress (step {ever})", exclude)
+    return Decision("requeue", why, exclude)
+
+
+def without_progress(attempts: Sequence[Attempt]) -> int:
+    """How many of the last attempts came no further than an earlier one; those that never started training aside."""
+    idle = 0
+    for attempt in reversed([a for a in attempts if a.cause != "bad node"]):
+        if (attempt.last_step or 0) > attempt.first_step:
+            break
+        idle += 1
+    return idle
+
+
+def bad_nodes(attempts: Sequence[Attempt], rule: Rule) -> list[str]:
+    """Nodes to keep away from: those that failed a pre-flight once, or ended attempts often enough."""
+    failures = Counter(node for attempt in attempts for node in attempt.blamed)
+    unfit = {node for attempt in attempts if attempt.cause == "bad node" for node in attempt.blamed}
+    return sorted(unfit | {node for node, count in failures.items() if count >= rule.node_failures})
+
+
+def usable_nodes(available: int, tasks_per_node: int, tensor: int, global_batch: int, micro_batch: int) -> int:
+    """The most nodes, at most `available`, whose ranks share the global batch evenly; 0 where no count does."""
+    for nodes in range(available, 0, -1):
+        data, rest = divmod(nodes * tasks_per_node, tensor)
+        if not rest and data and global_batch % (data * micro_batch) == 0:
+            return nodes
+    return 0

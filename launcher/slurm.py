@@ -1,0 +1,143 @@
+"""Slurm's client commands, each with a bound on its wait and one clear line when it fails.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from onediff.errors import UserError
+
+WAIT_SECONDS = 30.0
+"""Longest wait for an answer of the controller: its clients hang for minutes when it is gone."""
+
+
+class Job(NamedTuple):
+    """One line of `squeue`."""
+
+    job: str
+    state: str
+    """PENDING, RUNNING, COMPLETING, …"""
+    reason: str
+    """Why it waits; `None` when it does not."""
+    nodes: int
+    node_list: str
+    time_left: str
+
+
+class Partition(NamedTuple):
+    """The limits of a partition that a submission can break."""
+
+    name: str
+    nodes: int
+    gpus: int
+    cpus: int
+    minutes: int | None
+    """Longest time limit, None for no limit."""
+
+
+def available() -> bool:
+    """Whether Slurm's commands are on the path."""
+    return shutil.which("sbatch") is not None
+
+
+def command(words: Sequence[str], wait: float = WAIT_SECONDS) -> str:
+    """What a Slurm command prints. Raises UserError when it is missing, does not answer in time, or refuses."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=wait)
+    except FileNotFoundError:
+        raise UserError(
+            f"{words[0]}: not on the path; run this on a login node of the cluster, or choose `--profile local`"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{words[0]}: no answer from Slurm's controller within {wait:.0f} s; try again later") from None
+    if done.returncode:
+        raise UserError(f"{words[0]}: {refusal(done.stderr or done.stdout)}")
+    return done.stdout
+
+
+def refusal(text: str) -> str:
+    """The telling part of what a Slurm command complained about, without its own prefixes."""
+    lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
+    return "; ".join(dict.fromkeys(line.strip() for line in lines)) or "failed without a word"
+
+
+def submit(script: str, options: Sequence[str] = ()) -> str:
+    """Queues the script file; returns the job id."""
+    return command(["sbatch", "--parsable", *options, script]).strip().partition(";")[0]
+
+
+def test_only(script: str) -> str:
+    """Asks Slurm whether it would take the script, without queueing it."""
+    try:
+        return command(["sbatch", "--test-only", script])
+    except UserError as error:
+        raise UserError(f"{error}; what was asked for stands at the top of {script}") from None
+
+
+def jobs(ids: Sequence[str]) -> dict[str, Job]:
+    """Those of `ids` that Slurm still lists; an old job is simply absent."""
+    if not ids:
+        return {}
+    try:
+        text = command(
+            ["squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "--format=%i|%T|%r|%D|%N|%L"]
+        )
+    except UserError as error:
+        if "Invalid job id" in str(error):  # squeue's answer when it knows none of them
+            return {}
+        raise
+    rows = [line.split("|") for line in text.splitlines()]
+    return {row[0]: Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]) for row in rows if len(row) == 6}
+
+
+def partitions() -> dict[str, Partition]:
+    """Every partition, the smallest of its nodes deciding about GPUs and CPUs; the default one under "" as well."""
+    found: dict[str, Partition] = {}
+    for line in command(["sinfo", "--noheader", "--format=%R|%P|%D|%G|%c|%l"]).splitlines():
+        name, starred, nodes, gres, cpus, limit = line.split("|")
+        before = found.get(name)
+        here = Partition(name, int(nodes), gpus_in(gres), int(cpus.rstrip("+")), minutes(limit))
+        if before:  # sinfo lists one row per kind of node
+            here = here._replace(
+                nodes=before.nodes + here.nodes, gpus=max(before.gpus, here.gpus), cpus=max(before.cpus, here.cpus)
+            )
+        found[name] = here
+        if starred.endswith("*"):
+            found[""] = here
+    return found
+
+
+def gpus_in(gres: str) -> int:
+    """GPUs a node in sinfo's word for them: `gpu:h100:8(S:0-1)` is 8."""
+    counts = []
+    for word in gres.split(","):
+        parts = word.partition("(")[0].split(":")
+        if parts[0] == "gpu" and parts[-1].isdecimal():
+            counts.append(int(parts[-1]))
+    return sum(counts)
+
+
+def minutes(limit: str) -> int | None:
+    """Slurm's time `[days-]hours:minutes:seconds`, `minutes[:seconds]` or `days-hours[:minutes]` in whole minutes.
+
+    None for no limit. Raises UserError for what Slurm would not read.
+    """
+    if limit.lower() in ("infinite", "unlimited", "n/a"):
+        return None
+    days, dash, clock = limit.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdecimal() for part in parts) or (dash and not days.isdecimal()) or len(parts) > 3:
+        raise UserError(f"time limit {limit!r} is not a time of Slurm's, such as 24:00:00 or 7-00:00:00")
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, mins, seconds = (numbers + [0, 0])[:3]
+    elif len(numbers) == 3:
+        hours, mins, seconds = numbers
+    else:
+        hours, mins, seconds = 0, numbers[0], (numbers + [0])[1]
+    return int(days or 0) * 1440 + hours * 60 + mins + (seconds > 0)

@@ -1,0 +1,136 @@
+"""Freezing a run into its folder and queueing the chain of its phases."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher import slurm
+from launcher.plan import EVALUATE, phase_script
+from launcher.profile import ClusterProfile
+from launcher.record import Json, Record, write_json
+from launcher.render import rendered
+from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from onediff.config.tree import RunConfig
+
+ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
+
+
+def active_jobs(record: Record) -> dict[str, slurm.Job]:
+    """Jobs of the run that Slurm will still work on, by phase."""
+    latest = record.latest_jobs()
+    if not latest:
+        return {}
+    listed = slurm.jobs(list(latest.values()))
+    return {phase: listed[job] for phase, job in latest.items() if job in listed and listed[job].state in ACTIVE}
+
+
+def check_folder(record: Record, config: RunConfig) -> None:
+    """Refuses a folder that cannot be written, or that holds another run."""
+    run = record.run
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / f".tmp-submit-{os.getpid()}"
+        probe.write_text("writable")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"run folder {run}: cannot be written: {error.strerror}") from None
+    if (run / "config.yaml").is_file() and (record.jobs() or record.status()):
+        from onediff.config.compose import load_run
+
+        if load_run(str(run / "config.yaml")) != config:
+            raise UserError(
+                f"run folder {run}: holds a run with another configuration; choose another --run, or go on with "
+                f"`onediff launch resume {run}`"
+            )
+
+
+def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]:
+    """The phases that still have to run. Raises UserError when an earlier one is neither done nor asked for."""
+    order = list(config.phases)
+    wanted = [name for name in phases if not record.finished(name)]
+    if EVALUATE in phases and EVALUATE not in wanted and len(wanted) > 0:
+        wanted.append(EVALUATE)  # its scores are those of an earlier state
+    for name in wanted:
+        before = order if name == EVALUATE else order[: order.index(name)]
+        missing = [earlier for earlier in before if earlier not in wanted and not record.finished(earlier)]
+        if missing:
+            raise UserError(f"--phases: {name} needs phase {missing[0]}, which has not finished; add it to --phases")
+    return wanted
+
+
+def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfile, code: bool) -> None:
+    """Writes configuration, plan, profile, code and a description of the environment into the run folder."""
+    from onediff.config.compose import write_run
+
+    record.folder.mkdir(exist_ok=True)
+    record.logs.mkdir(exist_ok=True)
+    write_run(config, record.run / "config.yaml")
+    write_json(record.plan_file, plan)
+    write_json(record.folder / "profile.json", profile.model_dump(mode="json"))
+    if code or not (record.folder / "code").is_dir():
+        freeze_code(record.folder)
+
+
+def freeze_code(folder: Path) -> None:
+    """A copy of the packages, so that a job that waits for days runs what was submitted; and where it came from."""
+    import onediff
+    from launcher.render import template_folder
+    from onediff.config.compose import configs_folder
+    from onediff.tracking.provenance import start_tags, uncommitted
+
+    aside, code = folder / f".tmp-code-{os.getpid()}", folder / "code"
+    house = Path(onediff.__file__).parents[1]
+    leave = shutil.ignore_patterns("__pycache__", ".tmp-*")
+    for package in ("onediff", "launcher", "data_prep"):
+        shutil.copytree(house / package, aside / package, ignore=leave)
+    shutil.copytree(configs_folder(), aside / "configs", ignore=leave)
+    shutil.copytree(template_folder(), aside / "slurm", ignore=leave)
+    shutil.rmtree(code, ignore_errors=True)
+    aside.rename(code)
+    write_json(folder / "environment.json", start_tags())
+    (folder / "uncommitted.diff").write_text(uncommitted(1_000_000), encoding="utf-8")
+
+
+def write_scripts(
+    record: Record, plan: Json, profile: ClusterProfile, phases: Sequence[str], comment: str | None
+) -> list[Path]:
+    """One script a phase, in `<run>/launch`."""
+    files = []
+    for phase in phases:
+        file = record.folder / f"{phase}.sbatch"
+        file.write_text(rendered(phase_script(plan, profile, phase, comment)), encoding="utf-8")
+        files.append(file)
+    return files
+
+
+def submit_chain(
+    record: Record, phases: Sequence[str], scripts: Sequence[Path], behind: str | None = None
+) -> list[tuple[str, str]]:
+    """Queues the phases, each after the success of the one before; returns (phase, job id).
+
+    The first waits for the end, whatever it is, of the job `behind`, if one is given.
+    All or none: what was queued is cancelled again when Slurm refuses a later one.
+    """
+    for script in scripts:
+        slurm.test_only(str(script))
+    (record.folder / "cancelled").unlink(missing_ok=True)
+    made: list[tuple[str, str]] = []
+    try:
+        for phase, script in zip(phases, scripts, strict=True):
+            # Without the second option a child of a failed job waits for ever.
+            after = [f"--dependency=afterok:{made[-1][1]}", "--kill-on-invalid-dep=yes"] if made else []
+            after += [f"--dependency=afterany:{behind}"] if behind and not made else []
+            made.append((phase, slurm.submit(str(script), after)))
+    except UserError:
+        if made:
+            slurm.command(["scancel", *(job for _, job in made)])
+        raise
+    record.add_jobs([{"phase": phase, "job": job, "submitted": time.time()} for phase, job in made])
+    return made

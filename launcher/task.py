@@ -1,0 +1,120 @@
+"""One rank under srun: gives it its place and its log, passes warnings on, and leaves a note of how it ended.
+
+    python -m launcher.task NOTES LOG COMMAND …
+
+Writes `LOG.rank<r>.log` and `NOTES/<r>.json`. Its own exit code hides EX_TEMPFAIL, since srun kills the other ranks at the
+first bad one, and ranks that stop together must not be killed over their last writes. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launcher.local import LastWritten
+from launcher.ranks import Ranks, rank_environment
+from launcher.record import write_json
+from launcher.rules import STOPPED
+
+LISTEN_SECONDS = 1.0
+"""Pause between two looks at whether a rank that was warned during its imports listens by now."""
+LAST_LINES = 20
+
+
+def main(notes: Path, stem: str, command: list[str]) -> int:
+    """Runs the rank; returns its exit code, 0 for a rank that stopped on request."""
+    place = rank_environment(os.environ)
+    warned = heard = False
+
+    def remember(number: int, _: object) -> None:
+        nonlocal warned
+        warned = warned or (number == signal.SIGUSR1 and not heard)
+
+    # Slurm signals every process of the task at once, this one too. A handler, unlike SIG_IGN, does not reach the rank.
+    for number in (signal.SIGTERM, signal.SIGABRT, signal.SIGCONT, signal.SIGINT):
+        signal.signal(number, remember)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    log = Path(f"{stem}.rank{place.rank}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        # The rank inherits SIG_IGN: a warning during its imports must not end it.
+        process = subprocess.Popen(
+            command, env=variables(place), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        signal.signal(signal.SIGUSR1, remember)
+        assert process.stdout is not None
+        output, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
+        kept, reading = LastWritten(file), True
+        while reading:
+            if warned and listens(process.pid):
+                # Once only: a second one would end a rank that is on its way out and no longer listens.
+                process.send_signal(signal.SIGUSR1)
+                warned, heard = False, True
+            ready = select.select([output, ended, wake], [], [], LISTEN_SECONDS if warned else None)[0]
+            if wake in ready:
+                os.read(wake, 64)
+            if output in ready:
+                written = os.read(output, 65536)
+                reading = bool(written)
+                kept.write(written)
+                pass_on(written)
+            elif ended in ready:
+                reading = False
+        kept.close()
+    code = process.wait()
+    code = code if code >= 0 else 128 - code
+    tail = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    note = {"rank": place.rank, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": tail}
+    write_json(notes / f"{place.rank}.json", note)
+    return 0 if code == STOPPED else code
+
+
+def variables(place: Ranks) -> dict[str, str]:
+    """The rank's environment: the names that torch and DeepSpeed read, whatever the launcher called them."""
+    return {
+        "OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"),
+        **os.environ,
+        "RANK": str(place.rank),
+        "LOCAL_RANK": str(place.local_rank),
+        "WORLD_SIZE": str(place.world_size),
+        "LOCAL_WORLD_SIZE": str(place.local_world_size),
+        "MASTER_ADDR": place.master_addr,
+        "MASTER_PORT": str(place.master_port),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",  # a hang is ended by SIGABRT, and this makes it write every thread's stack first
+    }
+
+
+def listens(pid: int) -> bool:
+    """Whether a process has a handler of its own for SIGUSR1."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
+def pass_on(written: bytes) -> None:
+    """To srun, which puts the lines of all ranks into the job's log."""
+    try:
+        while written:
+            written = written[os.write(1, written) :]
+    except OSError:
+        return  # srun is gone; the rank's own log goes on
+
+
+def node_name() -> str:
+    """This node as Slurm calls it."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
