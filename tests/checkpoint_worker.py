@@ -1,0 +1,119 @@
+"""One rank of the checkpoint tests: a small model trained by DeepSpeed through a list of actions given as JSON."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+class Net(torch.nn.Module):
+    """A small network with a frozen layer, a tied use of one weight, odd sizes, dropout and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(13, 6)
+        self.frozen = torch.nn.Linear(6, 6)
+        self.first = torch.nn.Linear(6, 7)
+        self.norm = torch.nn.LayerNorm(7)
+        self.second = torch.nn.Linear(7, 6, bias=False)
+        self.scale = torch.nn.Parameter(torch.tensor([1.0]))
+        self.register_buffer("mean", torch.zeros(6))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, ids: torch.Tensor, dropout: float) -> torch.Tensor:
+        """[batch, tokens] → the mean loss of the next token."""
+        x = self.frozen(self.embed(ids[:, :-1]))
+        x = self.second(torch.nn.functional.dropout(torch.tanh(self.norm(self.first(x))), dropout))
+        logits = self.scale * x @ self.embed.weight.T
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def engine_for(stage: int, precision: str, world: int, seed: int = 0):
+    """The network under DeepSpeed, two parameter groups, gradient clipping; global batch of eight."""
+    import deepspeed
+
+    config = {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 8 // world,
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 20},
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+    if precision == "bf16" and stage:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    torch.manual_seed(seed)
+    context = deepspeed.zero.Init(config_dict_or_path=config, enabled=stage == 3)
+    with context:
+        model = Net()
+    decayed = [p for n, p in model.named_parameters() if p.requires_grad and "weight" in n]
+    plain = [p for n, p in model.named_parameters() if p.requires_grad and "weight" not in n]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.02)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+
+
+def train(engine, first: int, last: int, rank: int, world: int, dropout: float = 0.0) -> list[float]:
+    """Steps `first` … `last - 1` on batches that depend on the step alone; the global losses."""
+    import torch.distributed as dist
+
+    losses = []
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(1000 + step)
+        ids = torch.randint(0, 13, (8, 9), generator=generator)
+        loss = engine(ids[rank::world], dropout)
+        engine.backward(loss)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = 0.02 / (1 + step / 10)
+        engine.step()
+        mean = loss.detach().float().clone()
+        dist.all_reduce(mean)
+        losses.append(float(mean) / world)
+    return losses
+
+
+def main() -> None:
+    """Runs the actions of argv[1] and writes the results of rank 0 to argv[2]."""
+    from onediff.parallel.ranks import initialize_distributed, shutdown
+    from onediff.training import checkpoint
+
+    ranks = initialize_distributed()
+    results = []
+    for action in json.loads(sys.argv[1]):
+        stage, precision = action["stage"], action.get("precision", "fp32")
+        engine = engine_for(stage, precision, ranks.world, action.get("seed", 0))
+        result = {}
+        try:
+            if "load" in action:
+                result["extra"] = checkpoint.load_checkpoint(engine, Path(action["load"]))
+            if "weights" in action:
+                checkpoint.load_weights(engine, Path(action["weights"]))
+            result["losses"] = train(
+                engine, action.get("from", 0), action.get("to", 0), ranks.rank, ranks.world, action.get("dropout", 0.0)
+            )
+            # `save_each`: the same state under many names again and again, for a test that kills this process meanwhile.
+            for step in action.get("save_each", [action["to"]]) if "save" in action else []:
+                path = checkpoint.save_checkpoint(
+                    engine, Path(action["save"]), step=step, extra={"lanes": [1, 2]}, keep_last=2
+                )
+                result["saved"] = str(path)
+            if "then" in action:
+                result["then"] = train(
+                    engine, action["to"], action["then"], ranks.rank, ranks.world, action.get("dropout", 0.0)
+                )
+        except ValueError as error:
+            result["error"] = str(error)
+        results.append(result)
+        engine.destroy()
+    if ranks.rank == 0:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()

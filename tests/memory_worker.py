@@ -1,0 +1,71 @@
+"""Makes a model of 2 GB in several files in argv[1], then measures what one of four ranks needs to read its blocks of it."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def make(folder: Path) -> int:
+    """Writes the model file by file; returns its size in bytes."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from onediff.parallel.safetensors_writer import Entry, write_safetensors
+
+    config = LlamaConfig(
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=10, num_attention_heads=16, vocab_size=32000
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+    names, files = list(shapes), {}
+    for number in range(4):
+        mine = names[number::4]
+        file = f"model-{number + 1:05d}-of-00004.safetensors"
+        entries = [Entry(n, torch.float32, shapes[n], lambda n=n: torch.randn(shapes[n])) for n in mine]
+        write_safetensors(folder / file, entries, {"format": "pt"})
+        files |= dict.fromkeys(mine, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def read(folder: Path, rank: int) -> int:
+    """Peak memory of the process, bytes above what it had before, for reading rank `rank` of four."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from onediff.parallel.block import Block
+    from onediff.parallel.materialize import place
+    from onediff.parallel.ranks import Ranks
+    from onediff.parallel.topology import Topology
+    from onediff.parallel.weights import PretrainedFiles, Renamed
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        # Cut by hand along what `cut_layers` would cut along, so that one process alone can stand for a rank.
+        for module in list(model.modules()):
+            for key, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.ndim == 2:
+                    dim = 1 if parameter.shape[0] == 2048 and parameter.shape[1] != 2048 else 0
+                    block = Block(
+                        tuple(parameter.shape), dim, rank * parameter.shape[dim] // 4, parameter.shape[dim] // 4
+                    )
+                    part = torch.nn.Parameter(torch.empty(block.local_shape))
+                    part.block = block
+                    setattr(module, key, part)
+    files = PretrainedFiles(str(folder))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    place(model, Renamed(files, "", ""), Topology(Ranks(), 1, None))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(read(Path(sys.argv[1]), int(sys.argv[2])))
+    else:
+        size = make(Path(sys.argv[1]))
+        commands = [[sys.executable, __file__, sys.argv[1], str(rank)] for rank in (0, 3)]
+        outputs = [subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands]
+        print(json.dumps({"model": size, "ranks": [int(out.splitlines()[-1]) for out in outputs]}))

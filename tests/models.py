@@ -1,0 +1,63 @@
+"""A OneDiff of some thousand parameters and rows for it."""
+
+import torch
+from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, members, row_maker
+
+from onediff.data.batch import Batch
+from onediff.data.rows import Row, collate
+from onediff.data.sample import parse_sample
+from onediff.model.config import ModelConfig
+from onediff.model.onediff import OneDiffModel
+
+TINY = {
+    "vision": {
+        "config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "intermediate_size": 32,
+            "image_size": SIZE,
+            "patch_size": SIZE // 2,
+        },
+        "levels": [1, 2, 3],
+        "picture": {"size": SIZE},
+    },
+    "delta": {"tokens": DELTA_TOKENS, "layers": 3, "width": 16, "heads": 2, "intermediate": 24},
+    "language": {
+        "tokenizer": {"vocabulary": 320},
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "vocab_size": 320,
+            "max_position_embeddings": 128,
+            # Large enough weights for a token to matter to the next.
+            "initializer_range": 0.2,
+        },
+    },
+}
+
+
+def tiny_config() -> ModelConfig:
+    config = ModelConfig.model_validate(TINY)
+    assert (config.vision.picture.size // (SIZE // 2)) ** 2 == PICTURE_TOKENS
+    return config
+
+
+def tiny_model(seed: int = 0) -> OneDiffModel:
+    torch.manual_seed(seed)
+    return OneDiffModel(tiny_config()).eval()
+
+
+def rows(*kinds: str) -> list[Row]:
+    """Training rows: `pair`, `single` or `text`."""
+    maker = row_maker()
+    return [maker.row(parse_sample(members(kind, number, "s")), None, 0) for number, kind in enumerate(kinds)]
+
+
+def batch(*kinds: str) -> Batch:
+    return collate(rows(*kinds))

@@ -1,0 +1,165 @@
+"""A process with the habits of a training rank and none of its weight: steps in lockstep over TCP, checkpoints, warnings.
+
+    standin_trainer.py train CONFIG --run RUN --phases PHASE --resume
+    standin_trainer.py evaluate RUN --json OUT
+
+STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoints), `faults`: a list of
+{"phase", "step", "rank" or "node", "do": "exit 1" | "kill" | "stop" | "wait", "once": true}; `wait` is until RUN/go
+exists or a signal comes.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+WISH = json.loads(os.environ.get("STANDIN", "{}"))
+RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+asked = 0
+
+
+def remember(number, frame):
+    global asked
+    asked = number
+
+
+def write(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".tmp-{path.name}")
+    aside.write_text(json.dumps(value))
+    os.replace(aside, path)
+
+
+class Lockstep:
+    """All ranks say a number each step and hear the largest; who leaves breaks the others."""
+
+    def __init__(self) -> None:
+        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        if RANK == 0:
+            server = socket.create_server(("", address[1]))
+            self.files = [server.accept()[0].makefile("rw") for _ in range(WORLD - 1)]
+            return
+        for _ in range(200):
+            try:
+                self.files = [socket.create_connection(address).makefile("rw")]
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise SystemExit("no rank 0")
+
+    def most(self, number: int) -> int:
+        if RANK == 0:
+            number = max([number, *(int(self.hear(file)) for file in self.files)])
+        for file in self.files:
+            file.write(f"{number}\n")
+            file.flush()
+        return number if RANK == 0 else int(self.hear(self.files[0]))
+
+    @staticmethod
+    def hear(file) -> str:
+        line = file.readline()
+        if not line:
+            raise ConnectionError("Connection closed by peer")
+        return line
+
+
+def suffer(run: Path, phase: str, step: int) -> None:
+    """Does what a planned fault says, once or every time."""
+    for index, fault in enumerate(WISH.get("faults", [])):
+        mine = fault.get("rank", RANK) == RANK and fault.get("node", os.environ.get("SLURMD_NODENAME")) == (
+            os.environ.get("SLURMD_NODENAME")
+        )
+        done = run / f"fault-{index}-{RANK}"
+        if fault["phase"] != phase or fault["step"] != step or not mine or (fault.get("once", True) and done.exists()):
+            continue
+        done.touch()
+        if fault["do"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault["do"] == "wait":
+            while not asked and not (run / "go").exists():
+                time.sleep(0.05)
+            continue
+        if fault["do"] == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(300)
+        code = int(fault["do"].removeprefix("exit "))
+        print(
+            "onediff: error: shards/x.tar: no such shard" if code == 2 else f"fault with code {code}", file=sys.stderr
+        )
+        if code == 3:
+            write(
+                run / "status.json",
+                {"phase": phase, "step": step, "state": "failed", "reason": f"loss is NaN at step {step}"},
+            )
+        sys.exit(code)
+
+
+def train(args) -> int:
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, remember)
+    run, phase, total = args.run, args.phases, int(WISH.get("steps", 20))
+    folder = run / "checkpoints" / f"phase-{phase}"
+    saved = sorted(folder.glob("step-*/state.json"))
+    state = json.loads(saved[-1].read_text()) if saved else {"step": 0, "sum": 0}
+    ranks = Lockstep()
+    print(f"rank {RANK} of {WORLD} from step {state['step']} on {os.uname().nodename}", flush=True)
+
+    def save() -> None:
+        if RANK == 0:
+            write(folder / f"step-{state['step']:08d}" / "state.json", state)
+
+    def tell(word: str, reason=None) -> None:
+        if RANK == 0:
+            figures = {"step": state["step"], "steps_total": total, "loss": 1 / (1 + state["step"])}
+            figures |= {"tokens_per_second": 1000.0, "updated": time.time(), "state": word, "reason": reason}
+            write(run / "status.json", {"phase": phase, **figures})
+
+    while state["step"] < total:
+        suffer(run, phase, state["step"] + 1)
+        time.sleep(float(WISH.get("seconds", 0.05)))
+        stop = ranks.most(asked)
+        state["step"] += 1
+        state["sum"] = state["sum"] * 31 % 1000003 + state["step"]
+        if RANK == 0:
+            with (run / f"steps-{phase}.txt").open("a") as file:
+                file.write(f"{state['step']} {state['sum']}\n")
+        tell("running")
+        if state["step"] % int(WISH.get("every", 5)) == 0:
+            save()
+        if stop:
+            save()
+            ranks.most(0)
+            tell("stopped", signal.Signals(stop).name)
+            return 75
+    save()
+    tell("finished")
+    if RANK == 0:
+        write(run / f"phase-{phase}" / "finished.json", state)
+    ranks.most(0)
+    return 0
+
+
+def evaluate(args) -> int:
+    write(args.json, {"CIDEr": 1.0})
+    return 0
+
+
+parser = argparse.ArgumentParser()
+commands = parser.add_subparsers(required=True)
+training = commands.add_parser("train")
+training.add_argument("config", type=Path)
+training.add_argument("--run", type=Path)
+training.add_argument("--phases")
+training.add_argument("--resume", action="store_true")
+training.set_defaults(act=train)
+scoring = commands.add_parser("evaluate")
+scoring.add_argument("run", type=Path)
+scoring.add_argument("--json", type=Path)
+scoring.set_defaults(act=evaluate)
+if __name__ == "__main__":
+    arguments = parser.parse_args()
+    sys.exit(arguments.act(arguments))

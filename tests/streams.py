@@ -1,0 +1,130 @@
+"""Tiny data sets and row makers for the tests of the data stream."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from onediff.data.config import DataConfig, PromptConfig
+from onediff.data.loader import Loader, Share
+from onediff.data.position import Position
+from onediff.data.prompts import Prompter
+from onediff.data.rows import RowMaker
+from onediff.data.stream import Source, Stream
+from onediff.model.config import LanguageConfig, PictureConfig
+from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
+
+SIZE, PICTURE_TOKENS, DELTA_TOKENS = 8, 4, 3
+WORDS = "a red cube was added to the left of two small blue balls and then one more was taken away"
+
+
+def png(seed: int, width: int = SIZE, height: int = SIZE) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def members(kind: str, number: int, name: str) -> dict[str, bytes]:
+    """The members of one good sample by suffix: a `pair`, a `single`, or a `text`."""
+    words = WORDS.split()
+    caption = " ".join(words[number % 7 : number % 7 + 3 + number % 5])
+    record = {"id": f"{name}/{number}", "source": name, "task": "description", "captions": [caption], "split": "train"}
+    made = {"json": json.dumps(record).encode()}
+    if kind == "pair":
+        return {"before.png": png(2 * number), "after.png": png(2 * number + 1), **made}
+    return {"png": png(number), **made} if kind == "single" else made
+
+
+def spoilt(good: dict[str, bytes], fault: str) -> dict[str, bytes]:
+    """A sample with one fault, named by the kind that it is counted as."""
+    picture = next((suffix for suffix in reversed(good) if suffix.endswith("png")), "")
+    if fault == "bad_picture":
+        return {**good, picture: good[picture][:40] + b"\0" * 30}
+    if fault == "bad_json":
+        return {**good, "json": good["json"][:-9]}
+    if fault == "missing_half":
+        return {suffix: data for suffix, data in good.items() if suffix != "after.png"}
+    assert fault == "too_many_pixels"
+    return {**good, picture: png(0, 200, 200)}
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def write_set(folder: Path, sizes: Iterable[int], kind: str = "text", faults: dict[int, str] | None = None) -> Path:
+    """Shards of these sizes without manifest or index, as others write them. Returns the folder `folder/train`."""
+    split = folder / "train"
+    split.mkdir(parents=True)
+    number = 0
+    for shard, size in enumerate(sizes):
+        with tarfile.open(split / f"part-{shard:03d}.tar", "w") as tar:
+            for _ in range(size):
+                sample = members(kind, number, folder.name)
+                if faults and number in faults:
+                    sample = spoilt(sample, faults[number])
+                for suffix, data in sample.items():
+                    add(tar, f"{number:06d}.{suffix}", data)
+                number += 1
+    return split
+
+
+@lru_cache
+def tokenizer():
+    with TemporaryDirectory() as folder:
+        learn_tokenizer([WORDS, "what has changed what is there"] * 3, 320, Path(folder))
+        config = LanguageConfig(config={"model_type": "llama"}, tokenizer={"vocabulary": 320})
+        return load_tokenizer(config, Path(folder))
+
+
+PROMPT = PromptConfig(
+    system="",
+    user="U: ",
+    assistant=" A:",
+    instructions={"pair": "what has changed", "single": "what is there", "couple": "what is in both"},
+    couple_answer="first {first} second {second}",
+)
+
+
+def row_maker(**data: object) -> RowMaker:
+    config = DataConfig(sets={"none": {"path": "."}}, max_pixels=10_000, prompt=PROMPT, **data)
+    prompter = Prompter(tokenizer(), config.prompt, PICTURE_TOKENS, DELTA_TOKENS)
+    return RowMaker(prompter, PictureConfig(size=SIZE), config)
+
+
+def stream(
+    folders: dict[Path, float], lanes: int, couple: bool = False, seed: int = 0, block: int = 8, bad_in_a_row: int = 20
+) -> Stream:
+    sources = [Source.open(f.parent.name, f, lanes, seed, block, weight) for f, weight in folders.items()]
+    return Stream(sources, row_maker(), couple, seed, bad_in_a_row)
+
+
+def global_batches(
+    made: Stream, lanes: int, position: Position, steps: int, ranks: int, workers: int, micro_batch: int = 1
+) -> tuple[list[list[tuple[str, ...]]], Position]:
+    """Ids of the next global batches by lane, read by `ranks` loaders in turn, and the position behind them."""
+    draws = dict(enumerate(position.draws))
+    loaders = [
+        Loader(made, Share.of_rank(lanes, micro_batch, rank, ranks), draws, workers, 2, 1.0) for rank in range(ranks)
+    ]
+    found: list[dict[int, tuple[str, ...]]] = [{} for _ in range(steps)]
+    for loader in loaders:
+        batches = iter(loader)
+        for step in range(steps):
+            ids = [next(batches).info["ids"] for _ in range(loader.share.micro_batches)]
+            in_order = [row for micro in ids for row in micro]
+            found[step].update(zip(loader.share.lanes, in_order, strict=True))
+    after = {lane: draw for loader in loaders for lane, draw in loader.draws.items()}
+    return (
+        [[batch[lane] for lane in range(lanes)] for batch in found],
+        Position(position.order, tuple(after[lane] for lane in range(lanes))),
+    )

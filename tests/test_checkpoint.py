@@ -1,0 +1,235 @@
+"""Checkpoints: saved by real DeepSpeed ranks, resumed by others, refused when they are not whole."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import end, run_ranks, start_ranks
+
+from onediff.errors import UserError
+from onediff.parallel.safetensors_writer import Entry, write_safetensors
+from onediff.training import checkpoint
+from onediff.training.checkpoint.folder import checkpoints, prune, step_of
+from onediff.training.checkpoint.manifest import FILE
+
+WORKER = Path(__file__).with_name("checkpoint_worker.py")
+
+
+def results_of(folder: Path, actions: list[dict], world: int) -> list[dict]:
+    """Runs the actions in `world` ranks; one result per action."""
+    out = folder / "results.json"
+    run_ranks(WORKER, [json.dumps(actions), str(out)], world)
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """Checkpoints at step 4 of two ranks at stages 3, 1 and 0 and in bf16, each with the four losses that follow."""
+    folder = tmp_path_factory.mktemp("saved")
+    actions = [
+        {"stage": 3, "to": 4, "save": str(folder / "three"), "then": 8, "dropout": 0.3},
+        {"stage": 1, "to": 4, "save": str(folder / "one"), "then": 8},
+        {"stage": 0, "to": 4, "save": str(folder / "zero"), "then": 8},
+        {"stage": 3, "precision": "bf16", "to": 4, "save": str(folder / "three-bf16"), "then": 8},
+        {"stage": 1, "precision": "bf16", "to": 4, "save": str(folder / "one-bf16"), "then": 8},
+    ]
+    return folder, results_of(folder, actions, 2)
+
+
+STEP = "step-00000004"
+
+
+@pytest.fixture(scope="module")
+def resumed(saved, tmp_path_factory) -> list[dict]:
+    """What two new ranks make of those checkpoints, of a truncated one and of one of another model."""
+    folder, _ = saved
+    broken = tmp_path_factory.mktemp("broken")
+    cut = shutil.copytree(folder / "three" / STEP, broken / "cut")
+    file = sorted(cut.glob("*.safetensors"))[1]
+    file.write_bytes(file.read_bytes()[:-10])
+    foreign = shutil.copytree(folder / "one" / STEP, broken / "foreign")
+    manifest = json.loads((foreign / FILE).read_text())
+    manifest["parameters"]["third.weight"] = manifest["parameters"].pop("second.weight")
+    (foreign / FILE).write_text(json.dumps(manifest))
+    actions = [
+        {"stage": 3, "load": str(folder / "three" / STEP), "dropout": 0.3},
+        {"stage": 1, "load": str(folder / "one" / STEP)},
+        {"stage": 0, "load": str(folder / "zero" / STEP)},
+        {"stage": 3, "precision": "bf16", "load": str(folder / "three-bf16" / STEP)},
+        {"stage": 1, "precision": "bf16", "load": str(folder / "one-bf16" / STEP)},
+        # Other stages on the same ranks.
+        {"stage": 2, "load": str(folder / "zero" / STEP)},
+        {"stage": 0, "load": str(folder / "one" / STEP)},
+        {"stage": 3, "load": str(cut)},
+        {"stage": 3, "load": str(foreign)},
+    ]
+    return results_of(broken, [{"from": 4, "to": 8, "seed": 9, **action} for action in actions], 2)
+
+
+def test_same_topology_goes_on_bit_by_bit(saved, resumed):
+    for before, after in zip(saved[1], resumed, strict=False):
+        assert after["extra"] == {"lanes": [1, 2]}
+        assert after["losses"] == before["then"]
+
+
+def test_another_stage_goes_on(saved, resumed):
+    for stage, reference in ((5, 2), (6, 1)):
+        assert resumed[stage]["losses"] == pytest.approx(saved[1][reference]["then"], abs=1e-5)
+
+
+def test_all_ranks_refuse_alike(resumed):
+    """Only one rank reads the damaged file; both must raise the same line instead of waiting for each other."""
+    cut, foreign = resumed[7:]
+    assert "cut short" in cut["error"]
+    assert "of another model" in foreign["error"]
+    assert "second.weight" in foreign["error"]
+
+
+def test_one_rank_goes_on_from_two_and_starts_from_their_weights(saved, tmp_path):
+    folder, runs = saved
+    actions = [
+        {"stage": stage, "load": str(folder / name / STEP), "from": 4, "to": 8, "seed": 9}
+        for stage, name in ((0, "one"), (3, "one"), (2, "zero"))
+    ]
+    actions += [
+        {"stage": 3, "weights": str(folder / "one" / STEP), "to": 1, "seed": 9},
+        {"stage": 1, "weights": str(folder / "one" / STEP), "to": 1, "seed": 9},
+    ]
+    *resumed, three, one = results_of(tmp_path, actions, 1)
+    for run, reference in zip(resumed, (1, 1, 2), strict=True):
+        assert run["losses"] == pytest.approx(runs[reference]["then"], abs=1e-5)
+    assert three["losses"] == pytest.approx(one["losses"], abs=1e-6)
+    assert abs(one["losses"][0] - runs[1]["losses"][0]) > 1e-3  # a first step from trained weights, not from new ones
+
+
+def test_read_weights_gives_the_whole_model(saved):
+    from checkpoint_worker import Net
+
+    folder, _ = saved
+    stages = [dict(checkpoint.read_weights(folder / name / STEP)) for name in ("one", "zero")]
+    shapes = {name: p.shape for name, p in Net().named_parameters()}
+    for weights in stages:
+        assert {name: w.shape for name, w in weights.items()} == shapes
+        assert all(w.dtype == torch.float32 for w in weights.values())
+    for name in shapes:
+        torch.testing.assert_close(stages[0][name], stages[1][name], rtol=0, atol=1e-6)
+    plain = Net()
+    checkpoint.load_weights(plain, folder / "one" / STEP)
+    assert all(torch.equal(p, stages[0][name]) for name, p in plain.named_parameters())
+
+
+def test_manifest_counts_steps_and_leaves_frozen_parts_without_moments(saved):
+    manifest = checkpoint.read_manifest(saved[0] / "three" / STEP)
+    assert manifest.step == 4
+    assert manifest.parameters["first.weight"].steps == 4
+    assert manifest.parameters["first.weight"].states == ["weight", "exp_avg", "exp_avg_sq"]
+    assert manifest.parameters["frozen.weight"].states == ["weight"]
+    assert [group["weight_decay"] for group in manifest.groups] == [0.1, 0.0]
+
+
+def copy_of(saved, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved[0] / "three" / STEP, tmp_path / STEP))
+
+
+def test_damage_is_named(saved, tmp_path):
+    path = copy_of(saved, tmp_path)
+    assert checkpoint.verify_checkpoint(path).step == 4
+    file = sorted(path.glob("*.safetensors"))[1]
+    whole = file.read_bytes()
+
+    file.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=rf"{file.name}: cut short"):
+        checkpoint.verify_checkpoint(path)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"{file.name}: damaged"):
+        checkpoint.verify_checkpoint(path)
+    shutil.copy(saved[0] / "one" / STEP / file.name, file)
+    with pytest.raises(UserError, match=rf"{file.name}: (belongs to step 4 of another save|cut short)"):
+        checkpoint.verify_checkpoint(path)
+    write_safetensors(
+        file, [Entry("x", torch.uint8, (len(whole),), lambda: torch.zeros(len(whole), dtype=torch.uint8))], {}
+    )
+    with pytest.raises(UserError, match="belongs to another program"):
+        checkpoint.verify_checkpoint(path)
+    file.unlink()
+    with pytest.raises(UserError, match=rf"{file.name}: missing"):
+        checkpoint.verify_checkpoint(path)
+
+
+def test_damaged_manifest_is_named(saved, tmp_path):
+    path = copy_of(saved, tmp_path)
+    text = (path / FILE).read_text()
+    for content, message in (
+        (text[: len(text) // 2], "damaged or cut short"),
+        ('{"identity": 1}', "not a manifest"),
+        (text.replace('"schema":1', '"schema":99'), "format 99"),
+        (text.replace('"world"', '"worlds"'), "incomplete"),
+    ):
+        (path / FILE).write_text(content)
+        with pytest.raises(UserError, match=message):
+            checkpoint.verify_checkpoint(path)
+    (path / FILE).unlink()
+    with pytest.raises(UserError, match="never finished"):
+        checkpoint.verify_checkpoint(path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.verify_checkpoint(tmp_path / "step-00000009")
+
+
+def test_latest_and_pruning(saved, tmp_path):
+    folder = tmp_path / "phase"
+    assert checkpoint.latest_checkpoint(folder) is None
+    for step in (10, 20, 30, 40, 50):
+        shutil.copytree(saved[0] / "three" / STEP, folder / f"step-{step:08d}")
+    (folder / ".tmp-step-00000060").mkdir()
+    (folder / "step-00000070").mkdir()  # without a manifest: never finished
+    assert step_of(checkpoint.latest_checkpoint(folder)) == 50
+    (folder / "latest").write_text("step-00000040\n")
+    assert step_of(checkpoint.latest_checkpoint(folder)) == 40
+    assert [step_of(path) for path in prune(folder, keep_last=1, keep_every=20)] == [10, 30]
+    assert [step_of(path) for path in checkpoints(folder)] == [20, 40, 50]
+    (folder / "latest").write_text("step-00000099\n")
+    assert step_of(checkpoint.latest_checkpoint(folder)) == 50
+    # Killed while the checkpoint of a step was being replaced by a newer one of the same step.
+    (folder / "step-00000050").rename(folder / ".tmp-old-step-00000050")
+    assert checkpoint.verify_checkpoint(checkpoint.latest_checkpoint(folder)).step == 4
+
+
+def kill_while_saving(tmp_path: Path, chance: random.Random, kills: int) -> None:
+    """Kills two ranks that save without pause, at random moments; what `latest` names must be whole every time."""
+    folder = tmp_path / "killed"
+    steps = list(range(1, 400))
+    action = {"stage": 3, "to": 1, "save_each": steps, "save": str(folder)}
+    for _ in range(kills):
+        before = checkpoint.latest_checkpoint(folder)
+        started = before.stat().st_mtime_ns if before else 0
+        logs = tmp_path / "logs"
+        logs.mkdir(exist_ok=True)
+        ranks = start_ranks(WORKER, [json.dumps([action]), str(tmp_path / "out.json")], 2, logs)
+        try:
+            limit = time.monotonic() + 60
+            while (latest := checkpoint.latest_checkpoint(folder)) is None or latest.stat().st_mtime_ns == started:
+                assert time.monotonic() < limit, (logs / "rank-0.log").read_text()
+                assert all(rank.poll() is None for rank in ranks), (logs / "rank-0.log").read_text()
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.3))
+            assert all(rank.poll() is None for rank in ranks)
+            for rank in chance.sample(ranks, 2):
+                rank.send_signal(signal.SIGKILL)
+        finally:
+            end(ranks)
+        checkpoint.verify_checkpoint(checkpoint.latest_checkpoint(folder))
+    assert results_of(tmp_path, [{"stage": 0, "load": str(checkpoint.latest_checkpoint(folder))}], 1)[0]["extra"]
+
+
+def test_kill_while_saving_leaves_a_good_checkpoint(tmp_path):
+    kill_while_saving(tmp_path, random.Random(1), 2)
+
+
+@pytest.mark.long
+def test_thirty_kills_while_saving_leave_a_good_checkpoint(tmp_path):
+    kill_while_saving(tmp_path, random.Random(2), 30)

@@ -1,0 +1,106 @@
+"""The delta module: equal to a plain version that lays both images side by side and attends head by head."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onediff.model.config import DeltaConfig
+from onediff.model.delta import DeltaModule, place_embedding, spread
+
+WIDTH, HEADS, VISION, TOKENS = 16, 2, 12, 9
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    config = DeltaConfig(tokens=5, layers=4, width=WIDTH, heads=HEADS, intermediate=20)
+    made = DeltaModule(config, VISION, levels=3).eval()
+    for parameter in made.parameters():  # biases, norms and roles that matter
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return made
+
+
+def levels(pictures: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(pictures, TOKENS, VISION, generator=generator) for _ in range(3)]
+
+
+def naive_attention(attention, queries, keys, values):
+    """Softmax attention head by head over `[Q, W]`, `[K, W]`, `[K, W]`."""
+    size = WIDTH // HEADS
+    mixed = []
+    for head in range(HEADS):
+        part = slice(head * size, (head + 1) * size)
+        weights = (queries[:, part] @ keys[:, part].T / size**0.5).softmax(-1)
+        mixed.append(weights @ values[:, part])
+    return attention.output(torch.cat(mixed, -1))
+
+
+def naive(module, levels, before: int, after: int) -> torch.Tensor:
+    """Delta tokens `[Q, W]` of one pair, both images laid side by side before anything else."""
+    x = module.tokens
+    places = place_embedding(spread(TOKENS), WIDTH, HEADS)
+    for number, layer in enumerate(module.layers):
+        level = number * 3 // len(module.layers)
+        images = [module.level_norms[level](levels[level][picture]) for picture in (before, after)]
+        own, cross = layer.self_attention, layer.cross_attention
+        x = own.norm(x + naive_attention(own, own.query(x), own.key(x), own.value(x)))
+        keys = [cross.key(image) + places + layer.role_keys[role] for role, image in enumerate(images)]
+        values = [cross.value(image) * layer.role_values[role] for role, image in enumerate(images)]
+        queries = cross.query(x) + module.places
+        x = cross.norm(x + naive_attention(cross, queries, torch.cat(keys), torch.cat(values)))
+        x = layer.norm(x + layer.contract(F.gelu(layer.expand(x))))
+    return x
+
+
+@torch.no_grad()
+def test_equals_the_plain_version(module):
+    pairs = torch.tensor([[0, 1], [2, 0], [1, 1]])
+    made = module(levels(), pairs)
+    assert made.shape == (3, 5, WIDTH)
+    for found, (before, after) in zip(made, pairs.tolist(), strict=True):
+        torch.testing.assert_close(found, naive(module, levels(), before, after), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_before_and_after_play_different_roles(module):
+    forth, back = module(levels(), torch.tensor([[0, 1], [1, 0]]))
+    assert not torch.allclose(forth, back, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("picture", [0, 1])
+def test_every_level_of_both_images_is_read(module, level, picture):
+    changed = levels()
+    changed[level][picture] *= -1
+    pairs = torch.tensor([[0, 1]])
+    assert not torch.allclose(module(changed, pairs), module(levels(), pairs), atol=1e-4)
+
+
+def test_layers_share_levels_from_shallow_to_deep():
+    config = DeltaConfig(tokens=2, layers=6, width=8, heads=2, intermediate=8)
+    assert DeltaModule(config, 8, levels=3).level_of_layer == [0, 0, 1, 1, 2, 2]
+    assert DeltaModule(config, 8, levels=1).level_of_layer == [0] * 6
+
+
+def test_dropout_acts_in_training_only():
+    config = DeltaConfig(tokens=4, layers=1, width=WIDTH, heads=HEADS, intermediate=8, dropout=0.5)
+    made = DeltaModule(config, VISION, levels=3)
+    pairs = torch.tensor([[0, 1]])
+    assert not made.train()(levels(), pairs).equal(made(levels(), pairs))
+    assert made.eval()(levels(), pairs).equal(made(levels(), pairs))
+
+
+@pytest.mark.parametrize("points", [1, 2, 9, 16, 20, 64])
+def test_tokens_are_spread_over_the_picture(points):
+    places = spread(points)
+    assert len(set(places)) == points
+    assert sum(x for x, _ in places) / points == pytest.approx(0.5, abs=0.05)
+    assert all(0 < x < 1 and 0 < y < 1 for x, y in places)
+
+
+def test_a_token_looks_first_at_its_own_place():
+    places = place_embedding(spread(64), 96, 3)
+    nearest = (places @ places.T).argmax(-1)
+    assert nearest.tolist() == list(range(64))

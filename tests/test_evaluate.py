@@ -1,0 +1,94 @@
+"""From a trained run to scores and captions: any number of ranks, killed or not, answers every pair exactly once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import onediff as package
+from onediff.data.heldout import HeldOut
+from onediff.evaluation.generate import read_answers
+from tests.small_run import onediff, render, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = train(folder, data, 2, "--processes", "1")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(run: Path) -> dict[str, object]:
+    done = onediff(["evaluate", str(run), "--floors", "--processes", "2", "--json", str(run / "scores.json")])
+    assert done.returncode == 0, done.stderr
+    assert "before twice" in done.stdout
+    return json.loads((run / "scores.json").read_text())
+
+
+def answers(folder: Path) -> dict[str, str]:
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    return {record["id"]: record["caption"] for record in map(json.loads, lines)}
+
+
+def test_every_pair_is_answered_and_scored_beside_the_floors(run, data, scores):
+    heldout = HeldOut.open(data / "pairs" / "test")
+    (folder,) = (run / "evaluation").iterdir()
+    assert answers(folder).keys() == heldout.references.keys()
+    assert scores["pairs"] == len(heldout.references)
+    assert set(scores["floors"]) == {"best constant", "before twice", "shuffled"}
+    # Shuffled captions share the wording of the right ones; a model of two steps knows nothing yet.
+    assert scores["floors"]["shuffled"]["BLEU-1"] > scores["scores"]["BLEU-1"]
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_one_rank_gives_the_same_captions_as_two(run, scores, tmp_path):
+    (two,) = (run / "evaluation").iterdir()
+    done = onediff(["evaluate", str(run), "bootstrap=0", "--out", str(tmp_path / "one")])
+    assert done.returncode == 0, done.stderr
+    assert answers(tmp_path / "one") == answers(two)
+
+
+def test_a_killed_evaluation_goes_on_from_what_is_there(run, scores, tmp_path):
+    (whole,) = (run / "evaluation").iterdir()
+    out = tmp_path / "half"
+    out.mkdir()
+    lines = (whole / "captions.rank0.jsonl").read_text().splitlines(keepends=True)
+    marked = json.loads(lines[0]) | {"caption": "kept as it was"}
+    # A rank killed while it wrote leaves half a line.
+    (out / "captions.rank0.jsonl").write_text(json.dumps(marked) + "\n" + lines[1] + lines[2][:10])
+    done = onediff(["evaluate", str(run), "bootstrap=0", "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    assert answers(out) == answers(whole) | {marked["id"]: "kept as it was"}
+    assert read_answers(out, "captions") == answers(out)
+
+
+def test_an_export_captions_like_the_run_and_needs_nothing_else(run, scores, tmp_path):
+    saved = tmp_path / "saved"
+    assert onediff(["export", str(run), str(saved)]).returncode == 0
+    for name, colour in (("before", "red"), ("after", "blue")):
+        Image.new("RGB", (90, 70), colour).save(tmp_path / f"{name}.png")
+    pictures = [str(tmp_path / "before.png"), str(tmp_path / "after.png")]
+    of_run = onediff(["caption", *pictures, "--model", str(run), "--max-new-tokens", "8"])
+    of_export = onediff(["caption", *pictures, "--model", str(saved), "--max-new-tokens", "8"])
+    assert of_run.returncode == of_export.returncode == 0, of_run.stderr + of_export.stderr
+    assert of_run.stdout == of_export.stdout
+    assert package.load(saved).caption(*pictures, max_new_tokens=8) == of_run.stdout.strip()
+
+
+def test_a_corrupt_picture_is_one_line(run, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8\xff and no more")
+    done = onediff(["caption", str(bad), str(bad), "--model", str(run)])
+    assert done.returncode == 2
+    assert "bad.jpg" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,113 @@
+"""`onediff launch submit --profile local`: the same chain and rules without Slurm, and what the commands say about it."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from launch_runs import Launched
+
+
+@pytest.fixture
+def launched(tmp_path):
+    def make(**wish: object) -> Launched:
+        run = Launched(tmp_path / "home", **wish)
+        run.profile |= {"scheduler": "local"}
+        return run
+
+    return make
+
+
+def test_a_chain_runs_here_and_is_not_repeated(launched):
+    run = launched()
+    done = run.submit(nodes="1")
+    assert done.returncode == 0, done.stderr
+    assert run.curve("one") == run.curve("two") and len(run.curve("two")) == 20
+    states = run.states()
+    assert [state["state"] for state in states.values()] == ["finished"] * 3
+    assert (run.run / "logs" / "two.1.rank1.log").read_text().startswith("rank 1 of 2 from step 0")
+    again = run.submit(nodes="1")
+    assert again.returncode == 0 and "every phase asked for has finished" in again.stdout
+    assert "Everything has finished." in run.onediff("explain", "run").stdout
+
+
+def test_a_killed_rank_is_restarted_and_bad_input_is_not(launched):
+    run = launched(
+        faults=[
+            {"phase": "one", "step": 13, "rank": 1, "do": "kill"},
+            {"phase": "two", "step": 1, "rank": 0, "do": "exit 2", "once": False},
+        ]
+    )
+    done = run.submit(nodes="1")
+    assert done.returncode == 2
+    first, second = run.record.attempts("one")
+    assert first.exit_code == 128 + signal.SIGKILL and second.cause == "finished" and second.first_step >= 10
+    (failed,) = run.record.attempts("two")
+    assert failed.action == "fail" and "shards/x.tar: no such shard" in failed.reason
+    assert not run.record.attempts("evaluate")
+    told = run.onediff("explain", "run").stdout
+    assert "two: failed" in told and "stopped for good" in told and "onediff launch resume" in told
+
+
+def test_a_stopped_chain_resumes_where_it_stopped(launched):
+    run = launched(seconds=0.2)
+    run.write()
+    words = ["submit", "run.yaml", "--run", "run", "--profile", str(run.home / "profile.yaml")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onediff", "launch", *words],
+        cwd=run.home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    run.wait_step("one", 4)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and b"onediff launch resume" in out
+    (attempt,) = run.record.attempts("one")
+    assert attempt.cause == "stopped" and 4 <= attempt.last_step < 20
+    resumed = run.onediff("resume", "run")
+    assert resumed.returncode == 0, resumed.stderr
+    lines = (run.run / "steps-one.txt").read_text().splitlines()
+    assert len(lines) == len(run.curve("one")) == 20, "no step is done twice"
+
+
+def test_another_configuration_is_refused_in_the_same_folder(launched):
+    run = launched()
+    assert run.submit("--phases", "one", nodes="1").returncode == 0
+    other = run.submit("optimizer.lr=0.5", nodes="1")
+    assert other.returncode == 2 and "holds a run with another configuration" in other.stderr
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["submit", "--help"], ["explain", "--help"]])
+def test_commands_answer_at_once(words, tmp_path):
+    """Processor time, so that a busy machine does not decide; the best of three, for caches."""
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "onediff", "launch", *words]
+        assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL, env=dict(os.environ)).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) <= 0.4
+
+
+def test_logs_follow_until_they_are_left(launched):
+    run = launched()
+    assert run.submit("--phases", "one", nodes="1").returncode == 0
+    command = [sys.executable, "-m", "onediff", "launch", "logs", "run", "-f", "--rank", "1"]
+    process = subprocess.Popen(command, cwd=run.home, stdout=subprocess.PIPE, text=True)
+    log = run.run / "logs" / "one.1.rank1.log"
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"==> {log} <==\n"
+    assert process.stdout.readline() == "rank 1 of 2 from step 0 on " + os.uname().nodename + "\n"
+    with log.open("a") as file:
+        file.write("more\n")
+    began = time.monotonic()
+    assert process.stdout.readline() == "more\n" and time.monotonic() - began < 5
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    missing = run.onediff("logs", "run", "--rank", "7")
+    assert missing.returncode == 2 and "ranks 0 to 1" in missing.stderr

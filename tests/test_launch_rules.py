@@ -1,0 +1,239 @@
+"""Judgement without Slurm: notes to causes, attempts to decisions, profiles, partitions, the shape of 512 nodes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.outcome import judge
+from launcher.preflight import disk_faults, gpu_faults, memory_faults, verdict
+from launcher.profile import ClusterProfile, load_profile, profile_folders
+from launcher.record import Attempt, Record, write_json
+from launcher.rules import Rule, bad_nodes, decide, usable_nodes, without_progress
+from launcher.slurm import gpus_in, minutes, refusal
+from onediff.config.section import validated
+from onediff.errors import UserError
+
+RULE = Rule(restarts_without_progress=2, node_failures=2)
+
+
+def attempt(number: int, cause: str, first: int, last: int, blamed=(), nodes=("a", "b")) -> Attempt:
+    made = Attempt(number, "1", list(nodes), 4, 0.0, first)
+    made.ended, made.last_step, made.cause, made.reason, made.blamed = (
+        1.0,
+        last,
+        cause,
+        f"because {number}",
+        list(blamed),
+    )
+    return made
+
+
+def note(rank: int, code: int, node: str = "a", ended: float = 1.0, last=()) -> dict:
+    return {"rank": rank, "node": node, "code": code, "ended": ended, "log": f"{rank}.log", "last": list(last)}
+
+
+def test_progress_is_judged_by_steps_never_reached_before():
+    going = [attempt(1, "crash", 0, 57), attempt(2, "crash", 57, 60)]
+    assert decide(going, RULE).action == "requeue" and without_progress(going) == 0
+    stuck = [*going, *(attempt(n, "crash", 60, 60) for n in (3, 4))]
+    assert decide(stuck, RULE).action == "requeue" and without_progress(stuck) == 2
+    ended = decide([*stuck, attempt(5, "crash", 60, 60)], RULE)
+    assert ended.action == "fail" and "3 attempts in a row without a step of progress (step 60)" in ended.why
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["crash", "hang", "vanished", "stopped"]), st.integers(0, 30)), min_size=1))
+def test_no_run_is_queued_again_for_ever(ends):
+    """Whatever happens, restarts are bounded by the steps there are and the restarts that each may cost."""
+    attempts, furthest = [], 0
+    for number, (cause, step) in enumerate(ends):
+        furthest, first = max(furthest, step), furthest
+        attempts.append(attempt(number, cause, first, furthest))
+        if decide(attempts, RULE).action == "fail":
+            break
+    assert len(attempts) <= (30 + 1) * (RULE.restarts_without_progress + 1) + 1
+    if without_progress(attempts) > RULE.restarts_without_progress:
+        assert decide(attempts, RULE).action == "fail"
+
+
+def test_causes_that_a_restart_cannot_mend():
+    assert decide([attempt(1, "not a number", 0, 50)], RULE).action == "fail"
+    assert decide([attempt(1, "bad input", 0, 0)], RULE).action == "fail"
+    assert decide([attempt(1, "bad input", 0, 40)], RULE).action == "requeue", "the input was good before: the node?"
+    assert decide([attempt(1, "cancelled", 0, 40)], RULE).action == "fail"
+    assert decide([attempt(1, "finished", 0, 40)], RULE).action == "done"
+
+
+def test_nodes_are_excluded_at_once_by_a_preflight_and_at_the_second_end_otherwise():
+    first = [attempt(1, "crash", 0, 5, ["b"])]
+    assert decide(first, RULE).exclude == []
+    assert decide([*first, attempt(2, "hang", 5, 9, ["b"])], RULE).exclude == ["b"]
+    assert decide([attempt(1, "bad node", 0, 0, ["a"])], RULE).exclude == ["a"]
+    assert bad_nodes([*first, attempt(2, "bad node", 5, 5, ["c"])], RULE) == ["c"]
+    everywhere = decide([attempt(1, "bad node", 0, 0, ["a", "b"])], RULE)
+    assert everywhere.action == "fail" and "every node" in everywhere.why
+
+
+def test_the_first_rank_that_failed_is_the_cause():
+    notes = [note(3, 137, "b", 1.0), note(0, 143, "a", 2.0), note(1, 1, "a", 2.0), note(2, 143, "b", 2.1)]
+    outcome = judge(notes, ["a", "b"], 4, False, {})
+    assert outcome.cause == "crash" and outcome.blamed == ("b",) and outcome.log == "3.log"
+    assert outcome.reason.startswith("rank 3 on b was ended by SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "cause", "words"),
+    [
+        (2, ["x", "onediff: error: a.tar: no such shard", "later"], "bad input", "a.tar: no such shard"),
+        (3, ["loss is NaN"], "not a number", "loss is NaN"),
+        (1, ["torch.OutOfMemoryError: CUDA out of memory."], "crash", "out of memory; lower micro_batch"),
+        (1, ["OSError: [Errno 28] No space left on device"], "crash", "storage"),
+        (1, ["RuntimeError: x"], "crash", "ended with exit code 1: RuntimeError: x"),
+        (134, ["terminate called"], "crash", "was ended by SIGABRT"),
+    ],
+)
+def test_causes(code, last, cause, words):
+    outcome = judge([note(0, code, last=last), note(1, 143, ended=2.0)], ["a"], 2, False, {})
+    assert outcome.cause == cause and words in outcome.reason
+
+
+def test_a_rank_that_lost_its_peer_is_not_the_cause():
+    lost = note(0, 1, "a", 1.0, ["RuntimeError: Connection closed by peer [10.0.0.1]:4242"])
+    cause = note(3, 1, "b", 1.5, ["ValueError: the reason"])
+    outcome = judge([lost, note(1, 143, "a", 1.2), cause, note(2, 143, "b", 1.6)], ["a", "b"], 4, False, {})
+    assert outcome.reason == "rank 3 on b ended with exit code 1: ValueError: the reason" and outcome.blamed == ("b",)
+    assert "closed by peer" in judge([lost, note(1, 143, "a", 1.2)], ["a"], 2, False, {}).reason
+
+
+def test_other_ends():
+    both = [note(0, 75), note(1, 75)]
+    assert judge(both, ["a"], 2, False, {"reason": "SIGUSR1"}).cause == "stopped"
+    good = [note(0, 0), note(1, 0)]
+    assert judge(good, ["a"], 2, True, {}).cause == "finished"
+    assert judge(good, ["a"], 2, False, {}).cause == "crash", "exit codes of 0 do not finish a phase"
+    lost = judge([note(0, 1), note(1, 1)], ["a", "b"], 4, False, {})
+    assert lost.blamed == ("b",) and "node failure" in lost.reason
+    assert (
+        "rank 1 and 0 more ended without a word" in judge([note(0, 143)][:0] + [note(0, 0)], ["a"], 2, False, {}).reason
+    )
+
+
+def test_usable_nodes():
+    assert usable_nodes(8, 8, 1, 64, 1) == 8
+    assert usable_nodes(7, 8, 1, 64, 1) == 4, "of seven nodes four can share 64 rows"
+    assert usable_nodes(3, 2, 1, 8, 1) == 2
+    assert usable_nodes(1, 8, 16, 64, 1) == 0, "one node cannot hold a tensor group of sixteen"
+    assert usable_nodes(2, 8, 16, 64, 4) == 2
+
+
+def test_512_nodes_have_a_status_and_a_judgement(tmp_path):
+    nodes = [f"n{index:03d}" for index in range(512)]
+    notes = [note(rank, 0, nodes[rank // 8]) for rank in range(4096)]
+    assert judge(notes, nodes, 4096, True, {}).cause == "finished"
+    without = [entry for entry in notes if entry["node"] != "n300"]
+    assert judge(without, nodes, 4096, False, {}).blamed == ("n300",)
+    record = Record(tmp_path)
+    write_json(record.plan_file, {"phases": {"one": {}}})
+    write_json(tmp_path / "status.json", {"phase": "one", "step": 50, "steps_total": 100, "loss": 1.5})
+    last = attempt(1, "crash", 0, 50, nodes=nodes)
+    last.action, last.tasks = "fail", 4096
+    record.write_attempts("one", [last])
+    from launcher.follow import phase_states, table
+
+    (state,) = phase_states(record)
+    assert (state.state, state.nodes, state.step, state.steps_total) == ("failed", 512, 50, 100)
+    assert "50 of 100" in table([state]) and "because 1" in table([state])
+
+
+def test_preflight_faults(tmp_path, monkeypatch):
+    assert "/no/such: No such file" in disk_faults(Path("/no/such"), 0)[0]
+    assert disk_faults(tmp_path, 0) == [] and "GiB free" in disk_faults(tmp_path, 1e9)[0]
+    assert memory_faults(0) == [] and "of memory available" in memory_faults(1e9)[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert gpu_faults(0) == [] and gpu_faults(4) == ["3 of 4 GPUs given by Slurm"]
+    way = {"node": "a", "faults": ["no connection to b"], "suspect": "b"}
+    assert verdict([way, {"node": "c", "faults": []}], ["a", "b", "c"]) == {
+        "b": "did not answer the pre-flight in time"
+    }
+    assert set(verdict([way, {"node": "b", "faults": []}], ["a", "b"])) == {"b"}
+    assert verdict([{"node": "a", "faults": ["disk"]}], ["a"]) == {"a": "disk"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30", 30),
+        ("1:00:00", 60),
+        ("90:30", 91),
+        ("2-00:00:00", 2880),
+        ("1-2", 1560),
+        ("1-2:30", 1590),
+        ("infinite", None),
+    ],
+)
+def test_times(text, expected):
+    assert minutes(text) == expected
+
+
+def test_words_of_slurm():
+    assert gpus_in("gpu:h100:8(S:0-1)") == 8 and gpus_in("gpu:a:2,gpu:b:4") == 6 and gpus_in("(null)") == 0
+    assert refusal("sbatch: error: Bad\nsbatch: error: Bad\nsbatch: error: Worse") == "Bad; Worse"
+
+
+def test_shipped_profiles_load():
+    for name in ("plain", "infiniband", "efa", "local"):
+        assert load_profile(name).description
+    assert load_profile("local").scheduler == "local"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "gpus_per_node"),
+        ({"gpus_per_node": 8, "partiton": "x"}, "did you mean 'partition'"),
+        ({"gpus_per_node": 8, "time_limit": "0"}, "at least a minute"),
+        ({"gpus_per_node": 8, "environment": {"A B": "x"}}, "'A B' is not the name of a variable"),
+        ({"gpus_per_node": 8, "environment": {"A": "x\ny"}}, "a value is one line"),
+        ({"gpus_per_node": 8, "requeue": {"hang_minuts": 3}}, "did you mean 'hang_minutes'"),
+    ],
+)
+def test_wrong_profiles(values, words):
+    with pytest.raises(UserError, match=words) as caught:
+        validated(ClusterProfile, values, "p.yaml")
+    assert str(caught.value).startswith("p.yaml: ")
+
+
+def test_profiles_are_found_nearest_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert profile_folders(tmp_path / "run")[:2] == [tmp_path / "run", tmp_path / "config" / "onediff"]
+    (tmp_path / "config" / "onediff").mkdir(parents=True)
+    (tmp_path / "config" / "onediff" / "plain.yaml").write_text("gpus_per_node: 3")
+    assert load_profile("plain").gpus_per_node == 3
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plain.yaml").write_text("gpus_per_node: 5")
+    assert load_profile("plain", tmp_path / "run").gpus_per_node == 5
+
+
+def test_the_command_needs_no_torch(tmp_path):
+    program = """
+import sys
+from onediff.cli import main
+code = main(["launch", "status"]) or main(["launch", "submit", "demo.yaml", "--profile", "local", "--phases", "x"])
+print(code, sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "mlflow", "PIL"}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "2 []", done.stderr
+
+
+def test_the_supervisor_needs_only_the_standard_library():
+    """It runs outside the container, where nothing may be installed."""
+    program = "import sys; import launcher.job, launcher.task, launcher.preflight; print(sorted(sys.modules))"
+    house = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=house, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.dumps("pydantic") not in done.stdout.replace("'", '"')

@@ -1,0 +1,329 @@
+"""The launcher on real Slurm daemons with three nodes: a chain to its end, and every end that is not the end."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from launch_runs import Launched
+
+pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str(slurm_cluster.missing()))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    made = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture
+def launched(cluster, tmp_path):
+    """Makes runs, and leaves no job behind."""
+    yield lambda **wish: Launched(tmp_path / "home", cluster, **wish)
+    cluster.sh("scancel", "--user=root", check=False)
+    cluster.wait_until(lambda: not cluster.sh("squeue", "-h"), 30, "jobs are left")
+
+
+def undisturbed(steps: int) -> dict[int, int]:
+    value, curve = 0, {}
+    for step in range(1, steps + 1):
+        value = value * 31 % 1000003 + step
+        curve[step] = value
+    return curve
+
+
+def done_twice(run: Launched, phase: str) -> int:
+    """Steps that were lost and done again."""
+    return len((run.run / f"steps-{phase}.txt").read_text().splitlines()) - len(run.curve(phase))
+
+
+def test_a_chain_runs_to_its_end_and_is_not_repeated(launched):
+    run = launched(faults=[{"phase": "one", "step": 5, "do": "wait"}])
+    run.profile["requeue"] = {}
+    jobs = run.submitted()
+    assert list(jobs) == ["one", "two", "evaluate"]
+    run.wait_step("one", 4)
+    again = run.submit()
+    assert again.returncode == 2 and f"phase one is running as job {jobs['one']}" in again.stderr
+    states = run.states()
+    assert states["one"]["state"] == "running" and states["one"]["nodes"] == 2
+    assert states["one"]["steps_total"] == 20 and states["one"]["seconds_left"] > 0
+    assert states["two"]["state"] == "waiting" and states["two"]["why"] == "Dependency"
+    (run.run / "go").touch()
+    run.wait_end("evaluate")
+    assert run.curve("one") == run.curve("two") == undisturbed(20)
+    assert {state["state"] for state in run.states().values()} == {"finished"}
+    log = (run.run / "logs" / "one.1.rank3.log").read_text()
+    assert log == "rank 3 of 4 from step 0 on node2\n"
+    merged = (run.run / "logs" / f"one-{jobs['one']}.log").read_text()
+    assert all(f"{rank}: rank {rank} of 4 from step 0 on node{rank // 2 + 1}" in merged for rank in range(4))
+    assert "rank 2 of 4" in run.onediff("logs", "run", "--phase", "two", "--rank", "2").stdout
+    assert "Everything has finished." in run.onediff("explain", "run").stdout
+    finished = run.submit()
+    assert finished.returncode == 0 and "every phase asked for has finished" in finished.stdout
+    assert (run.run / "launch" / "code" / "onediff" / "errors.py").is_file()
+
+
+def test_a_warning_costs_no_step(launched, cluster):
+    run = launched(seconds=0.2)
+    job = run.submitted("--phases", "one")["one"]
+    run.wait_step("one", 7)
+    cluster.sh("scancel", "--signal=USR1", job)
+    run.wait_end("one")
+    assert run.curve("one") == undisturbed(20) and done_twice(run, "one") == 0
+    first, second = run.record.attempts("one")
+    assert (first.cause, first.action) == ("stopped", "requeue") and second.cause == "finished"
+    assert second.first_step == first.last_step >= 7
+    assert run.record.latest_jobs() == {"one": job}, "a requeue keeps the job, so that the chain holds"
+    told = run.onediff("explain", "run").stdout
+    assert "stopped on request with a checkpoint (SIGUSR1): queued again" in told
+    assert run.states()["one"]["restarts"] == 1
+
+
+def test_preemption_costs_no_step(launched, cluster):
+    run = launched(seconds=0.3)
+    run.profile["partition"] = "low"
+    run.submitted("--phases", "one", "phases.one.global_batch=24", nodes="3")
+    run.wait_step("one", 5)
+    cluster.sh("sbatch", "--partition=dev", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=sleep 2")
+    run.wait_end("one", 90)
+    assert run.curve("one") == undisturbed(20) and done_twice(run, "one") == 0
+    assert [attempt.action for attempt in run.record.attempts("one")] == ["requeue", "done"]
+
+
+def test_a_time_limit_costs_no_step(launched):
+    run = launched(seconds=0.5, steps=60)
+    run.profile |= {"time_limit": "1", "warn_seconds": 50}
+    run.submitted("--phases", "one")
+    run.wait(lambda: len(run.record.attempts("one")) > 1, 60, "not queued again at the warning before the time limit")
+    first = run.record.attempts("one")[0]
+    assert (first.cause, first.action) == ("stopped", "requeue") and 0 < first.last_step < 60
+    run.wait_step("one", first.last_step + 1)
+    run.curve("one")
+    assert done_twice(run, "one") == 0
+
+
+def test_a_killed_rank_costs_one_checkpoint_interval_at_most(launched):
+    run = launched(faults=[{"phase": "two", "step": 13, "rank": 3, "do": "kill"}])
+    run.submitted()
+    run.wait_end("evaluate", 60)
+    assert run.curve("two") == undisturbed(20) and 0 < done_twice(run, "two") <= 5
+    first, second = run.record.attempts("two")
+    assert first.cause == "crash" and first.exit_code == 128 + signal.SIGKILL and second.cause == "finished"
+    assert "rank 3 on node2 was ended by SIGKILL" in first.reason and first.blamed == ["node2"]
+    assert "rank 3 on node2 was ended by SIGKILL" in run.onediff("explain", "run").stdout
+
+
+def test_a_crashed_node_is_left_and_the_run_goes_on_elsewhere(launched, cluster):
+    run = launched(seconds=0.3)
+    run.submitted("--phases", "one")
+    run.wait_step("one", 7)
+    try:
+        cluster.crash("node2")
+        run.wait_end("one", 90)
+    finally:
+        cluster.start_node("node2")
+        cluster.wait_until(lambda: len(cluster.idle_nodes()) == 3, 30, "node2 did not come back")
+    assert run.curve("one") == undisturbed(20) and done_twice(run, "one") <= 5
+    attempts = run.record.attempts("one")
+    assert attempts[-1].nodes == ["node1", "node3"]
+    assert "node2" in attempts[0].blamed and "node failure" in attempts[0].reason
+
+
+def test_a_restarted_controller_is_not_noticed(launched, cluster):
+    run = launched(seconds=0.2)
+    run.submitted("--phases", "one,two")
+    run.wait_step("one", 5)
+    cluster.stop_controller()
+    began = time.monotonic()
+    assert run.states()["one"]["step"] >= 5, "the folder tells without the controller"
+    assert time.monotonic() - began < 40
+    cluster.start_controller()
+    run.wait_end("two", 90)
+    assert run.curve("one") == run.curve("two") == undisturbed(20)
+    assert len(run.record.attempts("one")) == 1
+
+
+@pytest.mark.parametrize(("code", "words"), [(2, "shards/x.tar: no such shard"), (3, "loss is NaN at step 4")])
+def test_what_a_restart_cannot_mend_is_not_restarted(launched, code, words):
+    run = launched(
+        faults=[{"phase": "one", "step": 4 if code == 3 else 1, "rank": 1, "do": f"exit {code}", "once": False}]
+    )
+    jobs = run.submitted()
+    run.wait_end("one")
+    (attempt,) = run.record.attempts("one")
+    assert attempt.action == "fail" and attempt.exit_code == code and words in attempt.reason
+    run.wait(lambda: run.states()["two"]["state"] == "cancelled", 20, "the later phase is still queued")
+    assert not run.cluster.sh("squeue", "-h", f"--jobs={jobs['two']},{jobs['evaluate']}")
+    assert (
+        words in run.onediff("explain", "run").stdout
+        and "onediff launch resume" in run.onediff("explain", "run").stdout
+    )
+
+
+def test_a_crash_loop_ends(launched):
+    run = launched(faults=[{"phase": "one", "step": 7, "rank": 0, "do": "exit 1", "once": False}])
+    run.profile["requeue"] |= {"restarts_without_progress": 1, "node_failures": 9}
+    run.submitted("--phases", "one")
+    run.wait_end("one", 90)
+    attempts = run.record.attempts("one")
+    assert [attempt.action for attempt in attempts] == ["requeue", "requeue", "fail"]
+    assert [attempt.last_step for attempt in attempts] == [6, 6, 6]
+    assert run.states()["one"]["state"] == "failed" and "fault with code 1" in run.states()["one"]["why"]
+
+
+def test_a_node_that_fails_its_preflight_is_excluded(launched, cluster):
+    cluster.on("node1", "fallocate", "-l", "300M", "/dev/shm/full")
+    run = launched()
+    run.profile |= {"scratch": "/dev/shm", "preflight": {"seconds": 15, "free_disk_gb": 0.4}}
+    try:
+        job = run.submitted("--phases", "one")["one"]
+        run.wait_end("one")
+    finally:
+        cluster.on("node1", "rm", "/dev/shm/full")
+    first, second = run.record.attempts("one")
+    assert first.cause == "bad node" and first.blamed == ["node1"], first
+    assert "node1: /dev/shm: 0.2 GiB free, 0.4 wanted" in first.reason
+    assert second.nodes == ["node2", "node3"] and second.cause == "finished"
+    assert "ExcNodeList=node1" in cluster.sh("scontrol", "show", "job", job)
+
+
+def test_a_hang_is_noticed_and_its_stacks_are_in_the_log(launched):
+    run = launched(faults=[{"phase": "one", "step": 8, "rank": 2, "do": "stop"}])
+    run.submitted("--phases", "one")
+    run.wait_end("one", 90)
+    first, second = run.record.attempts("one")
+    assert first.cause == "hang" and "no step for 0.1 minutes after step 7" in first.reason
+    assert second.cause == "finished" and run.curve("one") == undisturbed(20)
+    stacks = (run.run / "logs" / "one.1.rank2.log").read_text()
+    assert "Fatal Python error: Aborted" in stacks and " in suffer" in stacks and " in train" in stacks
+    assert " in most" in (run.run / "logs" / "one.1.rank0.log").read_text()
+
+
+def test_cancel_and_resume_on_more_nodes(launched):
+    run = launched(faults=[{"phase": "one", "step": 6, "do": "wait"}])
+    run.profile["requeue"] = {}
+    run.submitted("--phases", "one,two")
+    run.wait_step("one", 5)
+    done = run.onediff("cancel", "run")
+    assert done.returncode == 0 and "cancelled: one (job" in done.stdout and "two (job" in done.stdout
+    (attempt,) = run.record.attempts("one")
+    assert attempt.cause == "cancelled" and run.states()["one"]["state"] == "cancelled"
+    resumed = run.onediff("resume", "run", "--nodes", "1")
+    assert resumed.returncode == 0, resumed.stderr
+    run.wait_end("two", 60)
+    assert run.curve("one") == undisturbed(20) and done_twice(run, "one") == 0
+    assert len(run.record.attempts("one")[1].nodes) == 1
+
+
+def test_a_range_of_nodes_takes_what_can_share_the_batch(launched, cluster):
+    run = launched()
+    run.submitted("--phases", "one", nodes="1-3")
+    run.wait_end("one")
+    (attempt,) = run.record.attempts("one")
+    assert attempt.tasks == 4 and len(attempt.nodes) == 2, "six ranks cannot share a batch of eight, four can"
+
+
+def test_wrong_submissions_are_one_line_and_queue_nothing(launched, cluster, tmp_path):
+    run = launched()
+    good_profile, good_config = dict(run.profile), dict(run.config)
+    (tmp_path / "file").write_text("")
+
+    def refused(words: str, *options: str, nodes: str = "2", profile=None, config=None, env=None) -> None:
+        run.profile, run.config = {**good_profile, **(profile or {})}, {**good_config, **(config or {})}
+        run.write()
+        base = ["submit", "run.yaml", "--run", "run", "--profile", str(run.home / "profile.yaml"), "--nodes", nodes]
+        done = run.onediff(*base, *options, env=env)
+        assert done.returncode == 2, (words, done.stdout, done.stderr)
+        assert done.stderr.count("\n") == 1 and words in done.stderr, (words, done.stderr)
+        assert "Traceback" not in done.stderr and cluster.sh("squeue", "-h") == ""
+
+    refused("no such partition (did you mean 'low'?)", profile={"partition": "lwo"})
+    refused("nodes of partition dev have 2 GPUs", profile={"gpus_per_node": 4})
+    refused("cannot share a global batch of 8", nodes="3")
+    refused("allows 120 minutes at most", profile={"time_limit": "3:00:00"})
+    refused("cannot be written: Not a directory", "--run", str(tmp_path / "file" / "run"))
+    refused("not on the path", env={"PATH": "/nowhere"})
+    refused("unknown key 'partiton' (did you mean 'partition'?)", profile={"partiton": "dev"})
+    refused("partition dev has 3 nodes", nodes="4")
+    refused("no phase 'tow' (did you mean 'two'?)", "--phases", "tow")
+    refused("needs phase one, which has not finished", "--phases", "two")
+    refused("optimizer.lr", "optimizer.lr=abc")
+    refused("profile 'plian': no such file (did you mean 'plain'?)", "--profile", "plian")
+    refused(
+        "no such folder of shards", config={"data": {"base": "data/scenes", "sets": {"pairs": "/no", "singles": "/no"}}}
+    )
+    refused("such as 24:00:00", profile={"time_limit": "tomorrow"})
+    refused("nodes of partition dev have 16", profile={"cpus_per_task": 9})
+    refused("expected a count such as 8", nodes="two")
+    refused("Invalid feature specification; what was asked for stands at the top of", profile={"constraint": "h100"})
+
+
+def test_doctor_sees_the_cluster_from_its_nodes(launched, cluster, tmp_path):
+    run = launched()
+    run.write()
+    words = ["doctor", "--profile", str(run.home / "profile.yaml"), "--data", str(run.home / "data")]
+    done = run.onediff(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "BAD" not in done.stdout and "2: node1, node2" in done.stdout and "written by 2 of 2 nodes" in done.stdout
+    assert "ms there and back" in done.stdout and "node2 → node1" in done.stdout and "differs by" in done.stdout
+    assert not list(run.home.glob(".onediff-doctor-*"))
+    bad = run.onediff(*words[:-1], "/nowhere")
+    assert bad.returncode == 1 and "BAD  node1" in bad.stdout and "/nowhere: no shards to be seen" in bad.stdout
+    run.profile["partition"] = "lwo"
+    bad = run.onediff(*words)
+    assert bad.returncode == 1 and "did you mean 'low'" in bad.stdout
+
+
+def test_a_controller_that_does_not_answer_is_one_line(launched, cluster):
+    run = launched()
+    cluster.stop_controller()
+    try:
+        done = run.submit()
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("onediff: error: s"), done.stderr
+    finally:
+        cluster.start_controller()
+        cluster.wait_until(lambda: len(cluster.idle_nodes()) == 3, 30, "nodes did not register again")
+
+
+def test_names_of_users_are_harmless_or_refused(launched, cluster, tmp_path):
+    run = launched()
+    canary = tmp_path / "canary"
+    hostile = f"$(touch {canary}) `touch {canary}` ; touch {canary} ' \" \\ #"
+    run.profile["environment"]["NOTE"] = hostile
+    run.profile["command"] = [
+        "/bin/sh",
+        "-c",
+        'printf %s "$NOTE" > "$0/note"; exec "$@"',
+        str(tmp_path),
+        *run.profile["command"],
+    ]
+    run.home = tmp_path / "a home (with; spaces & more)"
+    run.home.mkdir()
+    run.run = run.home / "run"
+    run.record = type(run.record)(run.run)
+    run.submitted("--phases", "one", "--comment", "for you & me; touch it", nodes="1")
+    run.wait_end("one")
+    assert run.record.finished("one"), run.story()
+    assert (tmp_path / "note").read_text() == hostile
+    for option, name in (
+        ("--comment", f"$(touch {canary})"),
+        ("--comment", "two\n#SBATCH --nodes=9"),
+        ("--run", str(tmp_path / f"$(touch {canary.name})")),
+        ("--run", str(tmp_path / "line\nbreak")),
+        ("--run", str(tmp_path / 'qu"ote')),
+        ("--run", str(tmp_path / "%j")),
+    ):
+        done = run.submit(option, name)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, (name, done.stdout, done.stderr)
+    for name in ("a b", "$(touch x)", "x'y", "line\nbreak", "-rf", ""):
+        done = run.submit(f"name={name!r}")
+        assert done.returncode == 2 and "plain name" in done.stderr, (name, done.stderr)
+    assert not canary.exists() and not list(Path(tmp_path).rglob("x"))
+    assert cluster.sh("squeue", "-h") == ""

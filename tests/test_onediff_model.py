@@ -1,0 +1,201 @@
+"""The whole model: equal to the Hugging Face language model on the same embeddings, and to itself in other ways."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from models import batch, rows, tiny_config, tiny_model
+from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, row_maker, tokenizer
+
+from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.rows import collate
+from onediff.model.answer import answer
+from onediff.model.build import architecture_only
+from onediff.model.onediff import PARTS, OneDiffModel, attention_mask
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def naive_embeddings(model, row):
+    """`[1, tokens, width]`, laid one by one: image tokens by the projector, delta tokens of the pair, words."""
+    output, levels = model.vision(row.pictures)
+    pictures = model.projector.picture_out(F.gelu(model.projector.picture_in(output))).flatten(0, 1)
+    deltas = torch.zeros(0)
+    if row.is_pair:
+        deltas = model.delta(levels, torch.tensor([[0, 1]]))
+        deltas = model.projector.delta_out(F.gelu(model.projector.delta_in(deltas)))[0]
+    words = model.language.get_input_embeddings()
+    taken = {PICTURE: iter(pictures), DELTA: iter(deltas)}
+    laid = [next(taken[token]) if token in taken else words.weight[token] for token in row.token_ids.tolist()]
+    return torch.stack(laid)[None]
+
+
+def their_loss(model, row):
+    """Hugging Face's own loss of the row: mean over its targets."""
+    labels = torch.where(row.is_target, row.token_ids, -100)[None]
+    return model.language(inputs_embeds=naive_embeddings(model, row), labels=labels)
+
+
+@torch.no_grad()
+def test_one_image_without_deltas_equals_the_language_model(model):
+    """The paper's model with its delta module removed: LLaVA."""
+    (row,) = rows("single")
+    theirs = their_loss(model, row)
+    made = collate([row])
+    assert not len(made.delta_places)
+    embeds = model.embed(made)
+    torch.testing.assert_close(embeds, naive_embeddings(model, row))
+    torch.testing.assert_close(model.language(inputs_embeds=embeds).logits, theirs.logits)
+    torch.testing.assert_close(model(made).mean(), theirs.loss, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_pair_equals_the_language_model_on_the_same_embeddings(model):
+    (row,) = rows("pair")
+    torch.testing.assert_close(model(collate([row])).mean(), their_loss(model, row).loss, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_batch_of_all_kinds_equals_its_rows_alone(model):
+    """Padding and neighbours change nothing; every picture goes to its own row."""
+    made = rows("single", "pair", "text", "pair", "single")[1:]
+    together = model(collate(made))
+    alone = torch.cat([model(collate([row])) for row in made])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert together.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_before_and_after_are_told_apart(model):
+    made = batch("pair")
+    swapped = replace(made, pairs=made.pairs.flip(1))
+    picture_free = made.target_places > made.delta_places.max()
+    assert not torch.allclose(model(made)[picture_free], model(swapped)[picture_free])
+
+
+def test_text_alone_trains_every_part_by_zero(model):
+    model.zero_grad()
+    losses = model(batch("text", "text"))
+    losses.sum().backward()
+    with torch.no_grad():
+        expected = torch.cat([F.cross_entropy(*pieces(model, row), reduction="none") for row in rows("text", "text")])
+    torch.testing.assert_close(losses.detach(), expected, rtol=1e-5, atol=1e-5)
+    with_pair = tiny_model()
+    with_pair(batch("pair")).sum().backward()
+    trained = {name for name, parameter in with_pair.named_parameters() if parameter.grad is not None}
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in trained), name
+        if parameter.grad is not None and not name.startswith("language"):
+            assert not parameter.grad.any(), name
+    for part in PARTS:
+        assert any(name.startswith(part) for name in trained)
+
+
+def pieces(model, row):
+    """Logits in front of each target, and the targets, by the language model alone."""
+    logits = model.language(input_ids=row.token_ids[None]).logits[0]
+    places = row.is_target.nonzero().flatten()
+    return logits[places - 1], row.token_ids[places]
+
+
+@pytest.mark.parametrize("kinds", [("single",), ("text",)])
+def test_rows_without_a_pair_train_the_delta_module_by_zero(kinds):
+    model = tiny_model()
+    model(batch(*kinds)).sum().backward()
+    for module in (model.delta, model.projector.delta_in):
+        gradients = [parameter.grad for parameter in module.parameters()]
+        assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    model.zero_grad()
+    model(batch("pair")).sum().backward()
+    assert all(parameter.grad.any() for parameter in model.delta.parameters() if parameter.dim() == 2)
+
+
+def test_a_frozen_tower_keeps_no_graph():
+    model = tiny_model()
+    model.vision.requires_grad_(False)
+    model(batch("pair")).sum().backward()
+    assert all(parameter.grad is None for parameter in model.vision.parameters())
+    assert model.projector.picture_in.weight.grad.any()
+    assert model.delta.tokens.grad.any()
+
+
+def test_attention_stays_inside_each_sample():
+    mask = attention_mask(torch.tensor([[0, 1, 1, 2]]), torch.float32)
+    assert mask.shape == (1, 1, 4, 4)
+    allowed = (mask[0, 0] == 0).int().tolist()
+    assert allowed == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert attention_mask(None, torch.float32) is None
+
+
+@torch.no_grad()
+def test_two_samples_packed_in_a_row_equal_two_rows(model):
+    first, second = rows("text", "text")
+    long = collate([first, second])
+    counts = [len(row.token_ids) for row in (first, second)]
+    targets = torch.cat([first.is_target, second.is_target]).nonzero().flatten()
+    packed = replace(
+        long,
+        token_ids=torch.cat([first.token_ids, second.token_ids])[None],
+        position_ids=torch.cat([torch.arange(count) for count in counts])[None],
+        segment_ids=torch.tensor([[1] * counts[0] + [2] * counts[1]]),
+        target_places=targets - 1,
+    )
+    torch.testing.assert_close(model(packed), model(long), rtol=1e-5, atol=1e-5)
+    as_one = replace(packed, segment_ids=torch.ones_like(packed.token_ids))
+    assert not torch.allclose(model(as_one), model(long), atol=1e-2)
+
+
+def prompts(count: int) -> list:
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (count, 2, 3, SIZE, SIZE), dtype=np.uint8)
+    maker = row_maker()
+    return [maker.prompt(list(pair), "what " * (number + 1)) for number, pair in enumerate(pictures)]
+
+
+def greedy_without_cache(model, row, tokens: int) -> list[int]:
+    embeds = model.embed(collate([row], pad_left=True))
+    words = model.language.get_input_embeddings()
+    found: list[int] = []
+    for _ in range(tokens):
+        found.append(int(model.language(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax()))
+        embeds = torch.cat([embeds, words.weight[found[-1]][None, None]], 1)
+    return found
+
+
+@torch.no_grad()
+def test_generation_with_cache_and_left_padding_equals_step_by_step(model):
+    asked = prompts(3)
+    made = model.generate(collate(asked, pad_left=True), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    for row, found in zip(asked, made.tolist(), strict=True):
+        assert found == greedy_without_cache(model, row, 12)
+    assert len({tuple(found) for found in made.tolist()}) > 1
+
+
+def test_answers_end_at_the_end_of_text(model):
+    texts = answer(model, tokenizer(), prompts(2), torch.device("cpu"), max_new_tokens=6)
+    assert len(texts) == 2
+    assert not any(tokenizer().eos_token in text for text in texts)
+    torch.manual_seed(0)
+    assert answer(model, tokenizer(), prompts(2), torch.device("cpu"), max_new_tokens=6) == texts
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, again, other = tiny_model(1).state_dict(), tiny_model(1).state_dict(), tiny_model(2).state_dict()
+    assert all(first[name].equal(again[name]) for name in first)
+    assert any(not first[name].equal(other[name]) for name in first)
+
+
+def test_architecture_only_reads_no_weights():
+    config = architecture_only(tiny_config())
+    with torch.device("meta"):
+        model = OneDiffModel(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    assert shapes == {name: parameter.shape for name, parameter in tiny_model().named_parameters()}
+    assert model.vision.tokens == PICTURE_TOKENS
+    assert model.delta.tokens.shape[0] == DELTA_TOKENS

@@ -1,0 +1,187 @@
+"""Pictures: the pixels of the Hugging Face image processors, and every kind of file that people have."""
+
+import io
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
+
+from onediff.data.pictures import decode, fitted, open_picture
+from onediff.data.sample import BadSample
+from onediff.model.config import PictureConfig
+
+RAW = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}
+CLIP = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+SIGLIP = SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=3)
+DINOV2 = BitImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, resample=3)
+TOWERS = {
+    "clip": (CLIP, PictureConfig(size=56)),
+    "siglip": (SIGLIP, PictureConfig(size=48, fit="squash")),
+    "dinov2": (DINOV2, PictureConfig(size=56, shorter_side=64)),
+}
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Gradients and noise: smooth and sharp parts."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    smooth = np.stack([x * 255 / width, y * 255 / height, (x + y) * 127 / (width + height)], -1)
+    return Image.fromarray(np.clip(smooth + random.normal(0, 40, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()
+
+
+SIZES = [
+    (56, 56),
+    (40, 31),
+    (500, 57),
+    (57, 500),
+    (64, 1),
+    (1, 9),
+    (333, 111),
+    (111, 333),
+    (97, 96),
+    (640, 480),
+    (57, 90),
+]
+random_sizes = [tuple(int(n) for n in size) for size in np.random.default_rng(1).integers(20, 400, (12, 2))]
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("size", SIZES + random_sizes)
+def test_pixels_equal_the_image_processor(tower, size):
+    processor, config = TOWERS[tower]
+    picture = photograph(*size)
+    theirs = processor(picture, **RAW)["pixel_values"][0]
+    ours = fitted(picture, config)
+    assert ours.shape == theirs.shape
+    assert ours.dtype == np.uint8
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_the_difference_that_is_tested_for_can_be_seen():
+    """Another resampling or another cut is more than one grey level away."""
+    picture = photograph(97, 60)
+    theirs = TOWERS["clip"][0](picture, **RAW)["pixel_values"][0].astype(int)
+    shifted = fitted(picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 1, 0, 1, 0)), TOWERS["clip"][1])
+    assert np.abs(shifted.astype(int) - theirs).max() > 1
+    assert np.abs(fitted(picture, PictureConfig(size=56, fit="squash")).astype(int) - theirs).max() > 1
+
+
+def test_normalised_pixels_equal_the_image_processor():
+    from onediff.model.config import VisionConfig
+    from onediff.model.vision import VisionTower
+
+    processor, config = TOWERS["clip"]
+    picture = photograph(97, 60)
+    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    arch = {"model_type": "clip_vision_model", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tower = VisionTower(VisionConfig(config={**arch, "image_size": 56, "patch_size": 14}, levels=(1,), picture=config))
+    ours = (fitted(picture, config)[None] / 255 - tower.mean.numpy()) / tower.std.numpy()
+    assert np.abs(ours[0] - theirs).max() < 2 / 255 / 0.26
+
+
+def red_left(mode: str = "RGB") -> Image.Image:
+    """Left half red, right half blue."""
+    picture = Image.new("RGB", (40, 20), "blue")
+    picture.paste("red", (0, 0, 20, 20))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"), [("PNG", "RGB"), ("PNG", "P"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("PNG", "RGBA")]
+)
+def test_modes_and_formats(form, mode):
+    options = {"lossless": True} if form == "WEBP" else {"quality": 95} if form == "JPEG" else {}
+    pixels = np.asarray(open_picture(encoded(red_left(mode), form, **options), 10_000)).astype(int)
+    assert np.abs(pixels[10, 5] - (255, 0, 0)).max() < 30
+    assert np.abs(pixels[10, 35] - (0, 0, 255)).max() < 30
+
+
+def test_grey_pictures_keep_their_levels():
+    levels = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (8, 1))
+    eight = open_picture(encoded(Image.fromarray(levels)), 10_000)
+    sixteen = open_picture(encoded(Image.fromarray(levels.astype(np.uint16) * 257)), 10_000)
+    with_alpha = open_picture(encoded(Image.fromarray(levels).convert("LA")), 10_000)
+    for picture in (eight, sixteen, with_alpha):
+        assert picture.mode == "RGB"
+        assert np.abs(np.asarray(picture)[..., 1].astype(int) - levels).max() <= 1
+
+
+def test_black_and_white():
+    picture = open_picture(encoded(Image.new("1", (4, 4), 1)), 100)
+    assert np.asarray(picture).min() == 255
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_white(mode):
+    picture = Image.new("RGBA", (6, 6), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 3, 6))
+    if mode == "P":
+        picture = picture.convert("RGB").quantize(2)
+        data = encoded(picture, transparency=picture.getpixel((5, 5)))
+        assert np.asarray(open_picture(data, 100)).min() == 255
+        return
+    pixels = np.asarray(open_picture(encoded(picture.convert(mode)), 100))
+    assert (pixels[:, :3] == 0).all()
+    assert (pixels[:, 3:] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_exif_orientation_is_applied(orientation):
+    """The stored picture is what a camera held that way writes; the one that is read is upright."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = photograph(40, 24)
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    read = open_picture(encoded(stored, exif=exif), 10_000)
+    assert read.size == (40, 24)
+    assert np.array_equal(np.asarray(read), np.asarray(upright))
+
+
+def promising(side: int) -> bytes:
+    """A PNG of a few bytes whose header says `side` × `side` pixels."""
+    data = bytearray(encoded(Image.new("L", (8, 8))))
+    data[16:24] = side.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_size_is_read_before_anything_is_decoded():
+    """A header that promises 30,000 × 30,000 pixels costs nothing."""
+    began = time.perf_counter()
+    for side in (11_000, 30_000):
+        with pytest.raises(BadSample, match=rf"{side} × {side} pixels|{side * side} pixels") as refused:
+            decode(promising(side), PictureConfig(size=8), max_pixels=100_000_000)
+        assert refused.value.kind == "too_many_pixels"
+    assert time.perf_counter() - began < 1
+    assert decode(encoded(Image.new("L", (10, 10))), PictureConfig(size=8), max_pixels=100).shape == (3, 8, 8)
+    with pytest.raises(BadSample, match="10 × 11 pixels"):
+        decode(encoded(Image.new("L", (10, 11))), PictureConfig(size=8), max_pixels=109)
+
+
+def test_damaged_pictures_are_bad_samples():
+    whole = encoded(photograph(60, 60), "JPEG")
+    png = encoded(photograph(60, 60))
+    for data in (b"", b"not a picture", whole[:200], png[: len(png) // 2], whole[:2] + b"\0" * 50):
+        with pytest.raises(BadSample) as refused:
+            decode(data, PictureConfig(size=8))
+        assert refused.value.kind == "bad_picture"
+        assert "\n" not in str(refused.value)

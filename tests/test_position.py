@@ -1,0 +1,69 @@
+"""Positions: small, and refused where the numbers would mean other samples."""
+
+import json
+
+import pytest
+from streams import stream, write_set
+
+from onediff.data.position import Position, order_of
+from onediff.errors import UserError
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return {write_set(tmp_path / "texts", [4, 6]): 2.0, write_set(tmp_path / "more", [5]): 1.0}
+
+
+def stored(folders, **options):
+    return json.loads(json.dumps(Position.start(stream(folders, 4, **options), 4, 8).to_json()))
+
+
+def test_round_trip(folders):
+    order = order_of(stream(folders, 4), 4, 8)
+    position = Position(order, (3, 2, 2, 3))
+    assert Position.from_json(json.loads(json.dumps(position.to_json())), order) == position
+
+
+def test_a_position_is_small(tmp_path):
+    made = stream({write_set(tmp_path / "texts", [1] * 200): 1.0}, 256)
+    assert len(json.dumps(Position.start(made, 256, 8).to_json())) < 2000
+
+
+def other_shards(folders):
+    first = next(iter(folders))
+    for shard in sorted(first.glob("*.tar")):
+        (first / f"x-{shard.name}").write_bytes(shard.read_bytes())
+        shard.unlink()
+    return folders
+
+
+def other_sizes(folders):
+    """As many samples in as many shards of the same names, cut at another place."""
+    first = next(iter(folders))
+    again = write_set(first.parents[1] / "again" / "texts", [5, 5])
+    return {again: 2.0, **{folder: weight for folder, weight in folders.items() if folder != first}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: order_of(stream(f, 8), 8, 8), r"the global batch .* changed since the checkpoint \(4 → 8\)"),
+        (lambda f: order_of(stream(f, 4, seed=1), 4, 8), r"data.seed changed .*\(0 → 1\)"),
+        (lambda f: order_of(stream(f, 4), 4, 16), r"data.block changed .*\(8 → 16\)"),
+        (lambda f: order_of(stream(f, 4, couple=True), 4, 8), r"couple changed .*\(False → True\)"),
+        (
+            lambda f: order_of(stream(dict.fromkeys(f, 1.0), 4), 4, 8),
+            r"the weight of data set 'texts' changed .*\(2.0 → 1.0\)",
+        ),
+        (lambda f: order_of(stream(dict(reversed(f.items())), 4), 4, 8), "the list of data sets in the mix changed"),
+        (lambda f: order_of(stream(dict([*f.items()][:1]), 4), 4, 8), "the list of data sets in the mix changed"),
+        (lambda f: order_of(stream(other_shards(f), 4), 4, 8), "the shards of data set 'texts' changed"),
+        (lambda f: order_of(stream(other_sizes(f), 4), 4, 8), "the shards of data set 'texts' changed"),
+    ],
+)
+def test_what_would_change_the_order_is_refused(folders, change, message):
+    before = stored(folders)
+    with pytest.raises(UserError, match=message) as refused:
+        Position.from_json(before, change(folders))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300

@@ -1,0 +1,136 @@
+"""Protocols: every rule acts as its module says, and the demo's rule reads every wording of the renderer."""
+
+import inspect
+from typing import get_args
+
+import pytest
+
+from data_prep.scenes.config import ChangeType
+from data_prep.scenes.words import CLAUSES, WORDINGS
+from onediff.config.section import validated
+from onediff.errors import UserError
+from onediff.evaluation.config import EvaluationConfig
+from onediff.evaluation.metrics import score
+from onediff.evaluation.protocols import MODULES, NAMES, protocol
+from onediff.evaluation.protocols.demo import read_type
+from onediff.evaluation.protocols.protocol import digest
+
+FILL = {
+    "at": "at the top left",
+    "old": "large red metal cube",
+    "from": "the top left",
+    "a_new": "an old blue rubber sphere",
+    "to": "the middle",
+    "new_at": "in the middle",
+    "colour": "blue",
+    "larger": "smaller",
+    "grown": "shrunk",
+    "other": "green cone",
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_protocol_is_documented_and_has_a_source(name: str) -> None:
+    import importlib
+
+    module = importlib.import_module(f"onediff.evaluation.protocols.{MODULES[name]}")
+    assert len(inspect.getdoc(module) or "") > 150
+    found = protocol(name)
+    assert found.source
+    assert found.pairs
+    for one in found.published:
+        assert one.source.startswith("https://")
+        assert all(0 < value < 2 for value in one.scores.values()), "fractions, not percent"
+
+
+def test_published_numbers() -> None:
+    cider = {(name, one.model): one.scores["CIDEr"] for name in NAMES for one in protocol(name).published}
+    assert cider == {
+        ("spot-the-diff", "DDLA"): 0.351,
+        ("spot-the-diff", "OneDiff"): 0.566,
+        ("spot-the-diff", "M3Diff"): 0.711,
+        ("image-editing-request", "OneDiff"): 1.096,
+        ("image-editing-request", "M3Diff"): 1.366,
+        ("birds-to-words", "OneDiff"): 0.284,
+    }
+
+
+def test_references_are_treated_as_each_protocol_says() -> None:
+    given = {"a": ["one", "", "two"], "b": [""]}
+    assert protocol("spot-the-diff").treated(given) == given
+    assert protocol("plain").treated(given) == given
+    assert protocol("spot-the-diff-joined").treated(given) == {"a": ["one two"]}
+    assert protocol("birds-to-words").treated(given) == {"a": ["one", "two"]}
+    for name in ("clevr-change", "image-editing-request", "levir-cc", "demo"):
+        with pytest.raises(UserError, match=f"empty caption for id 'a'; protocol {name} has none"):
+            protocol(name).treated(given)
+
+
+def test_joined_and_several_references_are_different_numbers() -> None:
+    given = {"a": ["the car is gone", "a man walks"], "b": ["a dog"], "c": ["a red bus left"]}
+    answers = {"a": "the car is gone", "b": "a dog", "c": "a red bus left"}
+    several, joined = (score(given, answers, name) for name in ("spot-the-diff", "spot-the-diff-joined"))
+    assert several.scores["BLEU-1"] == pytest.approx(1)
+    assert joined.scores["BLEU-1"] < 0.9
+    assert several.references != joined.references
+
+
+def test_clevr_groups() -> None:
+    kinds = ("color", "material", "add", "drop", "move", "none", "none", "none")
+    given = {f"{i:06}.png": [f"the {kind} thing number {i}"] for i, kind in enumerate(kinds)}
+    answers = {pair: captions[0] if i < 5 else "wrong" for i, (pair, captions) in enumerate(given.items())}
+    found = score(given, answers, "clevr-change", change_types=dict(zip(given, kinds, strict=True)))
+    assert {name: pairs for name, (pairs, _) in found.groups.items()} == {
+        "semantic": 5, "distractor": 3, "color": 1, "material": 1, "add": 1, "drop": 1, "move": 1, "none": 3,
+    }  # fmt: skip
+    assert found.groups["semantic"][1]["ROUGE-L"] == pytest.approx(1)
+    assert found.groups["distractor"][1]["ROUGE-L"] == 0
+    assert found.scores["ROUGE-L"] == pytest.approx(5 / 8)
+
+
+@pytest.mark.parametrize("kind", get_args(ChangeType))
+def test_the_demo_rule_reads_every_wording(kind: ChangeType) -> None:
+    if kind == "several":
+        clauses = [wording.format(**FILL) for pair in CLAUSES.values() for wording in pair]
+        for one, two in zip(clauses, clauses[3:], strict=False):
+            assert read_type(f"{one} and {two}") == "several", (one, two)
+            assert read_type(f"{one}, {two} and {one}") == "several", (one, two)
+        return
+    for wording in (*WORDINGS[kind], *CLAUSES.get(kind, ())):
+        assert read_type(wording.format(**FILL)) == kind, wording
+
+
+def test_the_demo_rule_does_not_guess() -> None:
+    assert read_type("a large red cube") is None
+    assert read_type("") is None
+
+
+def test_type_accuracy_counts_pairs_of_known_type() -> None:
+    given = {"a": ["the cube is gone"], "b": ["nothing has changed"], "c": ["no change"]}
+    answers = {"a": "the cone is missing", "b": "a cube has appeared", "c": "a dog"}
+    found = score(given, answers, "demo", change_types={"a": "remove", "b": "none"})
+    assert found.scores["change type"] == 0.5
+    assert "change type" not in score(given, answers, "plain", change_types={"a": "remove"}).scores
+
+
+def test_digest_ignores_order_but_not_words() -> None:
+    assert digest({"a": ["x", "y"], "b": ["z"]}) == digest({"b": ["z"], "a": ["y", "x"]})
+    assert digest({"a": ["x"]}) != digest({"a": ["y"]})
+
+
+def test_evaluation_config_is_strict() -> None:
+    assert validated(EvaluationConfig, {"protocol": "demo", "num_beams": 3}, "x").num_beams == 3
+    for values, said in (
+        ({"protocol": "levir"}, r"no protocol 'levir' \(did you mean 'levir-cc'\?\)"),
+        ({"do_sample": True, "num_beams": 2}, "choose sampling or beam search"),
+        ({"top_p": 0.9}, "set do_sample: true"),
+        ({"max_new_token": 3}, "did you mean 'max_new_tokens'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            validated(EvaluationConfig, values, "run.yaml")

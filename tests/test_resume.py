@@ -1,0 +1,140 @@
+"""A run that was killed, or asked to stop, goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.small_run import SECONDS, metrics, overrides, render, train
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = train(run, data, STEPS, "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def started(run: Path, data: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = ["train", "configs/demo.yaml", *overrides(data, STEPS), "--run", str(run), "--processes", "2", *words]
+    return subprocess.Popen(
+        [sys.executable, "-m", "onediff", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_step(run: Path, phase: str, step: int) -> None:
+    """Until the journal holds `step` of `phase`."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if (run / "tracking" / f"phase-{phase}.jsonl").exists() and max(metrics(run, phase), default=0) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} of phase {phase} was not reached in {SECONDS} s")
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """Process ids of the ranks below a local launcher."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_a_killed_run_resumes_bit_identically(undisturbed, data, tmp_path):
+    run = tmp_path / "killed"
+    process = started(run, data)
+    step = random.Random(time.time_ns()).randint(6, STEPS - 2)
+    wait_for_step(run, "two", step)
+    for pid in ranks_of(process):
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(60) != 0
+    done = train(run, data, STEPS, "--processes", "2", "--resume")
+    assert done.returncode == 0, done.stderr
+    for phase in ("warm-up", "one", "two"):
+        assert metrics(run, phase) == metrics(undisturbed, phase), f"killed at step {step}"
+        assert metrics(run, phase, "grad_norm") == metrics(undisturbed, phase, "grad_norm")
+        assert metrics(run, phase, "targets") == metrics(undisturbed, phase, "targets")
+
+
+def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(undisturbed, data, tmp_path):
+    run = tmp_path / "stopped"
+    process = started(run, data)
+    wait_for_step(run, "one", 3)
+    os.kill(ranks_of(process)[1], signal.SIGUSR1)
+    assert process.wait(60) == 75
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["phase"]) == ("stopped", "one")
+    assert "SIGUSR1" in status["reason"]
+    stopped_at = max(metrics(run, "one"))
+    done = train(run, data, STEPS, "--processes", "2", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert f"goes on from step {stopped_at}" in done.stderr
+    assert metrics(run, "one") == metrics(undisturbed, "one")
+    assert metrics(run, "two") == metrics(undisturbed, "two")
+
+
+def test_a_signal_to_the_whole_group_stops_with_a_checkpoint_though_workers_get_it_too(data, tmp_path):
+    run = tmp_path / "group"
+    words = [*overrides(data, 500, **{"data.workers": 1}), "--run", str(run), "--phases", "warm-up"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onediff", "train", "configs/demo.yaml", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_for_step(run, "warm-up", 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 75
+    newest = max((run / "checkpoints" / "phase-warm-up").glob("step-*"))
+    assert int(newest.name.rpartition("-")[2]) == max(metrics(run, "warm-up"))
+
+
+def test_another_number_of_processes_continues_the_same_curve(undisturbed, data, tmp_path):
+    run = tmp_path / "other"
+    process = started(run, data)
+    wait_for_step(run, "two", 6)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    done = train(run, data, STEPS, "--processes", "1", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert list(metrics(run, "two").values()) == pytest.approx(list(metrics(undisturbed, "two").values()), abs=1e-5)
+
+
+def test_a_changed_data_order_is_refused(undisturbed, data):
+    done = train(undisturbed, data, STEPS + 4, "--resume", **{"data.seed": 5})
+    # Every phase is finished: nothing is repeated, nothing is refused.
+    assert done.returncode == 0, done.stderr
+    (undisturbed / "phase-two" / "finished.json").unlink()
+    done = train(undisturbed, data, STEPS + 4, "--resume", **{"data.seed": 5})
+    assert done.returncode == 2
+    assert "data.seed changed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_truncated_checkpoint_is_named(undisturbed, data):
+    (undisturbed / "phase-two" / "finished.json").unlink(missing_ok=True)
+    newest = max((undisturbed / "checkpoints" / "phase-two").glob("step-*"))
+    file = next(newest.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    done = train(undisturbed, data, STEPS, "--resume")
+    assert done.returncode == 2
+    assert file.name in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,137 @@
+"""Rows and batches: the places of images, deltas and targets, cutting, padding."""
+
+import numpy as np
+import pytest
+import torch
+from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, members, png, row_maker, tokenizer
+
+from onediff.data.pictures import decode
+from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.rows import collate
+from onediff.data.sample import BadSample, Sample, parse_sample
+
+
+def sample(kind: str, number: int = 0) -> Sample:
+    return parse_sample(members(kind, number, "s"))
+
+
+def said(row) -> str:
+    return tokenizer().decode(row.token_ids[row.is_target]).strip()
+
+
+def talk(*turns: tuple[str, str]) -> Sample:
+    conversation = tuple({"from": who, "value": what} for who, what in turns)
+    return Sample("t", "s", "chat", "train", conversations=conversation, pictures={"image": png(3)})
+
+
+def test_a_row_holds_pictures_in_order_before_after():
+    maker, pair = row_maker(), sample("pair")
+    row = maker.row(pair, None, draw=0)
+    assert row.pictures.dtype == torch.uint8
+    assert row.pictures.shape == (2, 3, SIZE, SIZE)
+    assert np.array_equal(row.pictures[0], decode(pair.pictures["before"], maker.picture))
+    assert np.array_equal(row.pictures[1], decode(pair.pictures["after"], maker.picture))
+    assert (row.token_ids == PICTURE).sum() == 2 * PICTURE_TOKENS
+    assert (row.token_ids == DELTA).sum() == DELTA_TOKENS
+    assert said(row) == pair.captions[0] + tokenizer().eos_token
+
+
+def test_the_instruction_of_the_sample_wins_over_the_task():
+    maker = row_maker()
+    plain = sample("text")
+    own = Sample("i", "s", "t", "train", captions=("one",), instruction="is it red")
+    decoded = [tokenizer().decode(maker.row(one, task, 0).token_ids) for one, task in ((plain, "pair"), (own, "pair"))]
+    assert "what has changed" in decoded[0]
+    assert "is it red" in decoded[1]
+    assert "changed" not in decoded[1]
+
+
+def test_conversations_are_turns():
+    maker = row_maker()
+    row = maker.row(talk(("human", "<image>\nwhat"), ("gpt", "red"), ("human", "and"), ("gpt", "blue")), None, 0)
+    end = tokenizer().eos_token
+    assert said(row) == f"red{end} blue{end}"
+    assert "<image>" not in tokenizer().decode(row.token_ids.clamp(min=0))
+
+
+def test_conversations_with_other_orders_of_turns():
+    """A remark before the question, an opening answer, an empty answer: nothing is learned that nobody answered."""
+    end = tokenizer().eos_token
+    maker = row_maker()
+    assert said(maker.row(talk(("system", "be"), ("human", "what"), ("gpt", "red")), None, 0)) == f"red{end}"
+    assert said(maker.row(talk(("gpt", "red"), ("human", "and"), ("gpt", "two")), None, 0)) == f"red{end} two{end}"
+    assert (
+        said(maker.row(talk(("human", "what"), ("gpt", " "), ("human", "and"), ("gpt", "two")), None, 0)) == f"two{end}"
+    )
+
+
+def test_couples_have_both_captions_in_order():
+    maker = row_maker()
+    first, second = sample("single", 1), sample("single", 2)
+    row = maker.couple(first, second, draw=0)
+    assert said(row) == f"first {first.captions[0]} second {second.captions[0]}{tokenizer().eos_token}"
+    assert row.ids == ("s/1", "s/2")
+    assert row.is_pair
+    with pytest.raises(BadSample, match="one image each"):
+        maker.couple(first, sample("pair"), draw=0)
+
+
+def test_longer_rows_are_cut_at_the_answer_or_skipped():
+    pair = sample("pair", 3)
+    whole = row_maker().row(pair, None, 0)
+    length = len(whole.token_ids)
+    assert not row_maker(max_tokens=length).row(pair, None, 0).was_cut
+    cut = row_maker(max_tokens=length - 2).row(pair, None, 0)
+    assert cut.was_cut
+    assert cut.token_ids.equal(whole.token_ids[:-2])
+    with pytest.raises(BadSample, match=f"{length} tokens, max_tokens is {length - 2}") as refused:
+        row_maker(max_tokens=length - 2, too_long="skip").row(pair, None, 0)
+    assert refused.value.kind == "too_long"
+    prompt = length - int(whole.is_target.sum())
+    assert row_maker(max_tokens=prompt + 1).row(pair, None, 0).is_target.sum() == 1
+    with pytest.raises(BadSample, match="max_tokens"):  # no target would be left
+        row_maker(max_tokens=prompt).row(pair, None, 0)
+
+
+def test_a_batch_of_all_kinds():
+    maker = row_maker()
+    rows = [maker.row(sample(kind, n), None, 0, source=n) for n, kind in enumerate(("single", "pair", "text", "pair"))]
+    batch = collate(rows)
+    length = max(len(row.token_ids) for row in rows)
+    assert batch.token_ids.shape == batch.position_ids.shape == (4, length)
+    assert batch.token_ids.min() == 0
+    assert batch.pairs.tolist() == [[1, 2], [3, 4]]
+    assert batch.pictures.equal(torch.cat([row.pictures for row in rows]))
+    assert len(batch.picture_places) == 5 * PICTURE_TOKENS
+    assert len(batch.delta_places) == 2 * DELTA_TOKENS
+    flat = torch.full((4, length), 0)
+    for number, row in enumerate(rows):
+        flat[number, : len(row.token_ids)] = row.token_ids
+    assert (flat.flatten()[batch.picture_places] == PICTURE).all()
+    assert (flat.flatten()[batch.delta_places] == DELTA).all()
+    # The place in front of each target, row by row.
+    assert batch.target_ids.equal(torch.cat([row.token_ids[row.is_target] for row in rows]))
+    assert flat.flatten()[batch.target_places + 1].equal(batch.target_ids)
+    assert batch.target_sources.tolist() == [n for n, row in enumerate(rows) for _ in range(int(row.is_target.sum()))]
+    assert batch.info["tokens"] == sum(len(row.token_ids) for row in rows)
+    assert batch.segment_ids is None
+
+
+def test_a_batch_of_texts_has_no_picture():
+    batch = collate([row_maker().row(sample("text", n), None, 0) for n in range(2)])
+    assert batch.pictures.shape == (0, 3, SIZE, SIZE)
+    assert batch.pairs.shape == (0, 2)
+    assert not len(batch.picture_places) and not len(batch.delta_places)
+
+
+def test_prompts_are_padded_on_the_left():
+    maker = row_maker()
+    blank = np.zeros((3, SIZE, SIZE), np.uint8)
+    rows = [maker.prompt([blank, blank], "one two"), maker.prompt([], "what")]
+    batch = collate(rows, pad_left=True)
+    pad = len(rows[0].token_ids) - len(rows[1].token_ids)
+    assert pad > 0
+    assert batch.token_ids[1, pad:].equal(rows[1].token_ids)
+    assert batch.segment_ids[1].tolist() == [0] * pad + [1] * len(rows[1].token_ids)
+    assert batch.position_ids[1, pad:].tolist() == list(range(len(rows[1].token_ids)))
+    assert not batch.targets

@@ -1,0 +1,87 @@
+"""`onediff runs` and `onediff runs diff`: from run folders alone, quickly, and without MLflow."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from onediff.cli import main
+from onediff.tracking.config import TrackingConfig
+from onediff.tracking.tracker import Tracker
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two runs that differ in learning rate, data and results; the second was killed by a signal."""
+    for name, rate, loss, status in (("base", 0.1, 2.0, "FINISHED"), ("low", 0.01, 3.0, "KILLED")):
+        tracker = Tracker.open(
+            tmp_path / name,
+            TrackingConfig(live=False),
+            params={"optimizer": {"lr": rate}, "model": {"layers": 6}},
+            tags={"slurm.job_id": "17"},
+        )
+        manifest = tmp_path / f"{name}.json"
+        manifest.write_text(json.dumps({"name": "scenes", "split": "train", "samples": 10 if rate > 0.05 else 20}))
+        tracker.dataset(manifest, "training")
+        phase = tracker.phase("one")
+        for step in range(1, 6):
+            phase.log(step, {"loss": loss, "tokens_per_second": 1234.0})
+        scores = tracker.evaluation("held-out")
+        scores.log(0, {"CIDEr": loss / 2})
+        tracker.finish(status)
+    return tmp_path
+
+
+def test_list(folder, capsys):
+    assert main(["runs", str(folder)]) == 0
+    head, base, low = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["run", "state", "phase", "step"]
+    assert base.split()[:8] == ["base", "finished", "one", "5", "2.0000", "1.000", "1,234", "17"]
+    assert low.split()[:2] == ["low", "killed"]
+
+
+def test_list_as_json_and_status(folder, capsys):
+    """status.json, where the training writes one, knows the state best; a process that is gone is not running."""
+    status = {"state": "running", "phase": "one", "step": 5, "steps_total": 50, "updated": time.time()}
+    (folder / "low" / "status.json").write_text(json.dumps(status))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    path = folder / "low" / "tracking" / "run.jsonl"
+    lines = path.read_text().splitlines()
+    start = {**json.loads(lines[0]), "pid": gone.pid}
+    path.write_text(json.dumps(start, separators=(",", ":")) + "\n")
+    assert main(["runs", str(folder / "low"), "--json"]) == 0
+    (low,) = json.loads(capsys.readouterr().out)
+    assert (low["state"], low["step"], low["steps"]) == ("died", 5, 50)
+
+
+def test_diff(folder, capsys):
+    assert main(["runs", "diff", str(folder / "base"), str(folder / "low"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["configuration"] == {"optimizer.lr": ["0.1", "0.01"]}
+    assert found["data"]["scenes/train (training)"][1].endswith("20 samples")
+    assert found["code"] == {}
+    assert found["results"] == {"evaluation held-out: CIDEr": [1.0, 1.5], "one: loss": [2.0, 3.0]}
+    assert main(["runs", "diff", str(folder / "base"), str(folder / "low")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "code: the same" in lines and any("2  →  3  (+50.0 %)" in line for line in lines)
+
+
+@pytest.mark.parametrize("words", [["runs", "nowhere"], ["runs", "diff", "nowhere", "there"], ["runs", "."]])
+def test_mistakes(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("onediff: error: ")
+
+
+def test_heavy_packages_stay_out(folder):
+    """Neither MLflow nor torch is imported to list runs."""
+    code = (
+        "import sys; from onediff.cli import main; main(['runs', sys.argv[1]]);"
+        "print([name for name in ('mlflow', 'torch', 'numpy', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"

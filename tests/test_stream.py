@@ -1,0 +1,200 @@
+"""The stream: a row is a function of lane and draw; shards written by others; damaged shards."""
+
+import io
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from streams import add, members, row_maker, stream, write_set
+
+from onediff.data.manifest import build_manifest, write_manifest
+from onediff.data.sample import BadSample
+from onediff.data.stream import OPEN_SHARDS, Shards, Source
+from onediff.errors import UserError
+
+
+def ids(made, lanes: int, draws: int) -> list[tuple[str, ...]]:
+    return [made.row(lane, draw).ids for lane in range(lanes) for draw in range(draws)]
+
+
+def test_a_row_is_a_function_of_lane_and_draw(tmp_path):
+    folder = write_set(tmp_path / "pairs", [5, 8], "pair")
+    made, again = stream({folder: 1.0}, 2), stream({folder: 1.0}, 2)
+    there = [made.row(1, draw) for draw in range(12)]
+    for draw in (11, 0, 5, 5):
+        row = again.row(1, draw)
+        assert row.ids == there[draw].ids
+        assert row.token_ids.equal(there[draw].token_ids)
+        assert row.pictures.equal(there[draw].pictures)
+        assert row.next_draw == draw + 1
+
+
+def test_another_seed_is_another_order(tmp_path):
+    folder = write_set(tmp_path / "texts", [60])
+    assert ids(stream({folder: 1.0}, 2), 2, 30) != ids(stream({folder: 1.0}, 2, seed=1), 2, 30)
+
+
+def test_a_source_of_a_mix_keeps_its_order(tmp_path):
+    """Adding a second source moves no sample of the first."""
+    texts = write_set(tmp_path / "texts", [13, 2])
+    alone = [made.ids for made in (stream({texts: 1.0}, 1).row(0, draw) for draw in range(20))]
+    both = stream({texts: 1.0, write_set(tmp_path / "more", [4]): 3.0}, 1)
+    drawn = [both.row(0, draw) for draw in range(80)]
+    assert [row.ids for row in drawn if row.source == 0] == alone
+    assert sum(row.source == 1 for row in drawn) == 60
+    assert both.epochs(0, 80) == {"texts": pytest.approx(20 / 15), "more": pytest.approx(60 / 4)}
+
+
+def test_couples_hold_both_captions_and_both_pictures(tmp_path):
+    folder = write_set(tmp_path / "singles", [6], "single")
+    made = stream({folder: 1.0}, 1, couple=True)
+    alone = stream({folder: 1.0}, 1)
+    row = made.row(0, 0)
+    single = alone.row(0, 0)
+    assert row.is_pair
+    assert row.ids[0] == single.ids[0] != row.ids[1]
+    assert row.pictures[0].equal(single.pictures[0])
+    assert not row.pictures[1].equal(row.pictures[0])
+
+
+def test_couples_of_texts_are_passed_over(tmp_path):
+    made = stream({write_set(tmp_path / "texts", [6]): 1.0}, 1, couple=True, bad_in_a_row=3)
+    with pytest.raises(UserError, match="not_single"):
+        made.row(0, 0)
+
+
+def written_with_tar(folder):
+    """Keys in directories, members of a sample apart from each other, made by the command `tar`."""
+    source = folder.parent / "files"
+    for number in range(5):
+        for suffix, data in members("pair", number, "others").items():
+            path = source / f"b{number % 2}" / f"{number:04d}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*.*"))
+    subprocess.run(["tar", "-C", str(source), "-cf", str(folder / "0.tar"), *names], check=True, timeout=30)
+
+
+def written_with_webdataset(folder):
+    with webdataset.TarWriter(str(folder / "0.tar")) as out:
+        for number in range(5):
+            out.write({"__key__": f"x/{number:04d}", **members("pair", number, "others")})
+
+
+def written_with_webp(folder):
+    with tarfile.open(folder / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(5):
+            for suffix, data in members("pair", number, "others").items():
+                if suffix.endswith("png"):
+                    out = io.BytesIO()
+                    Image.open(io.BytesIO(data)).save(out, "WEBP", lossless=True)
+                    suffix, data = suffix.replace("png", "webp"), out.getvalue()
+                add(tar, f"{'long-' * 30}{number}.{suffix}", data)
+
+
+@pytest.mark.parametrize("write", [written_with_tar, written_with_webdataset, written_with_webp])
+def test_shards_written_by_others(tmp_path, write):
+    expected = stream({write_set(tmp_path / "others", [5], "pair"): 1.0}, 1)
+    folder = tmp_path / "theirs" / "train"
+    folder.mkdir(parents=True)
+    write(folder)
+    made = stream({folder: 1.0}, 1)
+    rows = {row.ids: row for row in (made.row(0, draw) for draw in range(5))}
+    for row in (expected.row(0, draw) for draw in range(5)):
+        assert rows[row.ids].pictures.equal(row.pictures)
+        assert rows[row.ids].token_ids.equal(row.token_ids)
+
+
+def test_a_shard_that_lost_its_end_after_the_index_was_made(tmp_path):
+    """The order of what is left does not change; the lost samples count as truncated."""
+    folder = write_set(tmp_path / "texts", [20])
+    shard = folder / "part-000.tar"
+    whole = ids(stream({folder: 1.0}, 1), 1, 20)
+    made = stream({folder: 1.0}, 1)
+    with open(shard, "r+b") as file:
+        file.truncate(made.sources[0].shards._opened(0)[1][15].members[0].offset)
+    kept = [row for row in (made.row(0, draw) for draw in range(20)) if not row.skipped]
+    assert [row.ids for row in kept] == [one for one in whole if int(one[0].split("/")[1]) < 15]
+    with pytest.raises(BadSample, match="truncated"):
+        made.sources[0].shards.read(0, 15)
+
+
+def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
+    """Flipped bytes: every row is the good row of its place, but for what was flipped in it, or is passed over."""
+    folder = write_set(tmp_path / "pairs", [12], "pair")
+    write_manifest(build_manifest(folder))
+    shard = folder / "part-000.tar"
+    whole = shard.read_bytes()
+    good = stream({folder: 1.0}, 1)
+    rows = [good.row(0, draw) for draw in range(12)]
+    stored = (folder / "part-000.tar.index").read_bytes()
+    random = np.random.default_rng(0)
+    skipped = intact = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for at in random.integers(0, len(whole), 12):
+            damaged[at] = random.integers(0, 256)
+        shard.write_bytes(damaged)
+        (folder / "part-000.tar.index").write_bytes(stored)
+        made = stream({folder: 1.0}, 1, bad_in_a_row=1)
+        for draw in range(12):
+            try:
+                row = made.row(0, draw)
+            except UserError:  # passed over
+                skipped += 1
+                continue
+            match = [i for i, one in enumerate(rows) if one.pictures.equal(row.pictures)]
+            assert match in ([], [draw])
+            intact += bool(match)
+    assert skipped > 20
+    assert intact > 200
+
+
+def test_open_shards_are_bounded(tmp_path):
+    folder = write_set(tmp_path / "texts", [1] * (OPEN_SHARDS + 5))
+    shards = Shards(folder, sorted(path.name for path in folder.glob("*.tar")))
+    for shard in [*range(OPEN_SHARDS + 5), 0]:
+        assert shards.read(shard, 0)["json"]
+    assert len(shards._open) == OPEN_SHARDS
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda split: split.rename(split.with_name("gone")), "no such folder of shards"),
+        (lambda split: [path.unlink() for path in split.iterdir()], "no tar shards in this folder"),
+        (lambda split: (split / "manifest.json").write_text("{"), "not a manifest"),
+    ],
+)
+def test_a_set_that_is_not_there(tmp_path, fault, message):
+    split = write_set(tmp_path / "texts", [3])
+    fault(split)
+    with pytest.raises(UserError, match=message) as refused:
+        Source.open("texts", split, lanes=2, seed=0, block=8)
+    assert str(split) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_shard_among_others(tmp_path):
+    folder = write_set(tmp_path / "texts", [2, 0, 3])
+    made = stream({folder: 1.0}, 1)
+    assert sorted(ids(made, 1, 5)) == [(f"texts/{i}",) for i in range(5)]
+
+
+def test_one_of_several_captions_is_drawn_by_seed_and_epoch(tmp_path):
+    folder = tmp_path / "many" / "train"
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        record = b'{"id": 1, "source": "s", "task": "t", "split": "train", "captions": ["red", "blue", "two", "cube"]}'
+        add(tar, "a.json", record)
+    made = stream({folder: 1.0}, 1)
+    tokenizer = row_maker().prompter.tokenizer
+    said = [tokenizer.decode(row.token_ids[row.is_target]) for row in (made.row(0, draw) for draw in range(40))]
+    assert len(set(said)) == 4
+    assert said == [
+        tokenizer.decode(row.token_ids[row.is_target])
+        for row in (stream({folder: 1.0}, 1).row(0, draw) for draw in range(40))
+    ]

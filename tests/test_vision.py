@@ -1,0 +1,119 @@
+"""The tower: hidden states of the Hugging Face classes, class token dropped."""
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from onediff.errors import UserError
+from onediff.model.config import PictureConfig, VisionConfig
+from onediff.model.vision import VisionTower, vision_architecture
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 28, "patch_size": 7}
+# Model type, its own class, its architecture, tokens in front of the patches.
+TOWERS = {
+    "clip_vision_model": (CLIPVisionModel, CLIPVisionConfig(**SMALL, intermediate_size=40), 1),
+    "siglip_vision_model": (SiglipVisionModel, SiglipVisionConfig(**SMALL, intermediate_size=40), 0),
+    "dinov2": (Dinov2Model, Dinov2Config(**SMALL, mlp_ratio=2), 1),
+}
+PICTURE = PictureConfig(size=28, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+
+
+def config(kind: str, **fields: object) -> VisionConfig:
+    arch = {"model_type": kind, **TOWERS[kind][1].to_diff_dict()}
+    return VisionConfig(**{"config": arch, "levels": (1, 3, 4), "output_level": -2, "picture": PICTURE, **fields})
+
+
+def pictures(count: int = 3, size: int = 28) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@torch.no_grad()
+def test_hidden_states_equal_the_hugging_face_class(kind):
+    model_class, arch, extra = TOWERS[kind]
+    theirs = model_class(arch).eval()
+    tower = VisionTower(config(kind)).eval()
+    tower.model.load_state_dict(theirs.state_dict())
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (PICTURE.mean, PICTURE.std))
+    hidden = theirs((pictures() / 255 - mean) / std, output_hidden_states=True).hidden_states
+    output, levels = tower(pictures())
+    assert tower.tokens == 16
+    assert output.shape == (3, 16, 24)
+    assert hidden[0].shape[1] == 16 + extra
+    torch.testing.assert_close(output, hidden[3][:, extra:])
+    for level, number in zip(levels, (1, 3, 4), strict=True):
+        torch.testing.assert_close(level, hidden[number][:, extra:])
+    assert not torch.allclose(levels[0], levels[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@torch.no_grad()
+def test_weights_come_from_a_folder(kind, tmp_path):
+    theirs = TOWERS[kind][0](TOWERS[kind][1]).eval()
+    theirs.save_pretrained(tmp_path)
+    spelt_out = config(kind, name=str(tmp_path))
+    for tower in (VisionTower(config(kind, name=str(tmp_path), config=None)), VisionTower(spelt_out)):
+        assert {n: w.sum() for n, w in tower.model.state_dict().items()} == {
+            n: w.sum() for n, w in theirs.state_dict().items()
+        }
+
+
+def test_a_two_tower_model_gives_its_vision_half():
+    both = CLIPConfig(vision_config=TOWERS["clip_vision_model"][1].to_dict()).to_dict()
+    found = vision_architecture(VisionConfig(config=both))
+    assert (found.model_type, found.hidden_size) == ("clip_vision_model", 24)
+
+
+@torch.no_grad()
+def test_pictures_do_not_see_each_other():
+    tower = VisionTower(config("dinov2")).eval()
+    together, _ = tower(pictures())
+    alone, _ = tower(pictures()[1:2])
+    torch.testing.assert_close(together[1:2], alone)
+
+
+@torch.no_grad()
+def test_dinov2_takes_other_sizes_than_it_was_made_for():
+    tower = VisionTower(config("dinov2", picture=PictureConfig(size=42))).eval()
+    output, _ = tower(pictures(2, 42))
+    assert output.shape == (2, 36, 24)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"levels": (1, 5)}, r"model.vision.levels: 5 is outside the tower's layers 1 to 4"),
+        ({"levels": (0,)}, r"model.vision.levels: 0 is outside"),
+        ({"output_level": 5}, r"model.vision.output_level: 5 is outside the tower's 4 layers"),
+        ({"output_level": -6}, r"model.vision.output_level: -6 is outside the tower's 4 layers"),
+        (
+            {"picture": PictureConfig(size=35)},
+            r"model.vision.picture.size: 35, but this tower takes pictures of 28 pixels",
+        ),
+    ],
+)
+def test_what_the_tower_cannot_do_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        VisionTower(config("clip_vision_model", **fields))
+
+
+def test_unknown_model_types_and_names(tmp_path):
+    with pytest.raises(
+        UserError, match=r"model.vision.config.model_type: unknown 'dinov22' \(did you mean 'dinov2'\?\)"
+    ):
+        vision_architecture(VisionConfig(config={"model_type": "dinov22"}))
+    with pytest.raises(UserError, match=r"model.vision.name: cannot read") as refused:
+        vision_architecture(VisionConfig(name=str(tmp_path)))
+    assert "\n" not in str(refused.value)
+
+
+def test_output_levels_count_from_either_end():
+    assert [VisionTower(config("dinov2", output_level=level)).output_level for level in (-1, -2, 0, 4)] == [4, 3, 0, 4]

@@ -1,0 +1,169 @@
+"""Blocks and ranges of parameters, and models filled from Hugging Face folders range by range."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes import ROOT
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    LlamaConfig,
+    SiglipVisionConfig,
+)
+
+from onediff.errors import UserError
+from onediff.parallel.block import Block, Piece, overlaps
+from onediff.parallel.placement import Placement
+from onediff.parallel.ranks import Ranks
+from onediff.parallel.safetensors_writer import Entry, sha256_of, write_safetensors
+from onediff.parallel.topology import Topology
+from onediff.parallel.weights import PretrainedFiles
+
+ALONE = Placement(Topology(Ranks(), 1, None))
+
+
+def random_cut(shape: tuple[int, ...], dim: int, chance: random.Random) -> list[Piece]:
+    """Blocks of one parameter along `dim`, each cut into ranges, as T × D ranks would hold them."""
+    parts = chance.choice([n for n in (1, 2, 3, 4) if shape[dim] % n == 0 or dim == 0])
+    size = -(-shape[dim] // parts)
+    pieces = []
+    for part in range(parts):
+        block = Block(shape, dim, part * size, size)
+        ranges = chance.randint(1, 4)
+        length = max(1, -(-block.real // ranges))
+        pieces += [Piece(block, first, min(length, block.real - first)) for first in range(0, block.real, length)]
+    return pieces
+
+
+def values_of(full: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """The range as torch itself cuts it."""
+    block = piece.block
+    end = min(block.start + block.size, block.shape[block.dim])
+    band = full.narrow(block.dim, block.start, max(0, end - block.start))
+    return band.reshape(-1)[piece.offset : piece.offset + piece.length]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_cut_can_be_copied_into_any_other(seed):
+    chance = random.Random(seed)
+    shape = chance.choice([(12,), (7,), (12, 12), (5, 12), (7, 4, 12), (1, 12)])
+    dim = chance.choice([0, len(shape) - 1])
+    full = torch.arange(1.0, 1.0 + torch.Size(shape).numel()).view(shape)
+    sources = random_cut(shape, dim, chance)
+    for target in random_cut(shape, dim, chance):
+        copied = torch.zeros(target.length)
+        for source in sources:
+            stored = values_of(full, source)
+            for overlap in overlaps(source, target):
+                overlap.copy(stored.narrow(0, overlap.source_start, overlap.source_length), copied)
+        assert torch.equal(copied, values_of(full, target))
+
+
+def test_whole_and_cut_along_another_dimension():
+    shape = (6, 8)
+    full = torch.arange(48.0).view(shape)
+    for target in (Piece(Block(shape, 1, 4, 4), 3, 17), Piece(Block.whole(shape), 5, 30)):
+        for source in (Piece(Block.whole(shape), 0, 48), Piece(Block(shape, 1, 0, 8), 0, 48)):
+            copied = torch.zeros(target.length)
+            for overlap in overlaps(source, target):
+                overlap.copy(full.reshape(-1).narrow(0, overlap.source_start, overlap.source_length), copied)
+            assert torch.equal(copied, values_of(full, target))
+
+
+def test_writer_writes_what_the_library_writes(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = {"b": torch.randn(3, 5), "a": torch.arange(7), "c": torch.randn(4).bfloat16(), "none": torch.zeros(0, 3)}
+    entries = [Entry(name, t.dtype, t.shape, lambda t=t: t) for name, t in tensors.items()]
+    written = write_safetensors(tmp_path / "x.safetensors", entries, {"format": "pt"})
+    loaded = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(loaded[name], t) and loaded[name].dtype == t.dtype for name, t in tensors.items())
+    assert written.bytes == (tmp_path / "x.safetensors").stat().st_size
+    assert written.sha256 == sha256_of(tmp_path / "x.safetensors")
+    one = {"w": torch.randn(4, 4)}
+    write_safetensors(tmp_path / "y", [Entry("w", torch.float32, (4, 4), lambda: one["w"])], {"format": "pt"})
+    save_file(one, tmp_path / "z", {"format": "pt"})
+    assert (tmp_path / "y").read_bytes() == (tmp_path / "z").read_bytes()
+
+
+def llama(**changes: object) -> LlamaConfig:
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 97,
+    }
+    return LlamaConfig(**small, **changes)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_of_several_files_is_read(tmp_path, tied):
+    reference = AutoModelForCausalLM.from_config(llama(tie_word_embeddings=tied))
+    reference.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    model = ALONE.build(AutoModelForCausalLM, reference.config, str(tmp_path))
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, reference(ids).logits)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is tied
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "language model without its head"])
+def test_parts_stored_under_other_names_are_read(tmp_path, kind):
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    pictures = {"image_size": 28, "patch_size": 14}
+    if kind == "clip":  # the tower inside a model of text and pictures, as OpenAI published it
+        CLIPModel(CLIPConfig(vision_config={**vision, **pictures}, text_config=vision)).save_pretrained(tmp_path)
+        architecture = CLIPConfig.from_pretrained(tmp_path).vision_config
+    elif kind == "siglip":
+        architecture = SiglipVisionConfig(**vision, **pictures)
+        AutoModel.from_config(architecture).save_pretrained(tmp_path)
+    elif kind == "dinov2":
+        architecture = Dinov2Config(**{**vision, **pictures})
+        AutoModel.from_config(architecture).save_pretrained(tmp_path)
+    else:
+        AutoModelForCausalLM.from_config(llama()).save_pretrained(tmp_path)
+        architecture = llama()
+    reference = AutoModel.from_pretrained(tmp_path, config=architecture)
+    model = ALONE.build(AutoModel, architecture, str(tmp_path))
+    for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    for (name, a), (_, b) in zip(model.named_buffers(), reference.named_buffers(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_faulty_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="has neither model"):
+        PretrainedFiles(str(tmp_path))
+    AutoModelForCausalLM.from_config(llama()).save_pretrained(tmp_path, max_shard_size="20KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    broken = shutil.copytree(tmp_path, tmp_path / "broken")
+    (broken / files[1].name).write_bytes(files[1].read_bytes()[:100])
+    with pytest.raises(UserError, match="not readable as safetensors"):
+        ALONE.build(AutoModelForCausalLM, llama(), str(broken))
+    files[1].unlink()
+    with pytest.raises(UserError, match=f"{files[1].name} is missing"):
+        PretrainedFiles(str(tmp_path))
+
+
+@pytest.mark.long
+def test_peak_memory_is_the_slice_and_no_more_than_a_gigabyte(tmp_path):
+    """A 2 GB model of several files, read by one of four ranks' share: its peak is its slice plus less than 1 GB."""
+    code = Path(ROOT / "tests" / "memory_worker.py")
+    out = subprocess.run(
+        [sys.executable, str(code), str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert out.returncode == 0, out.stderr[-4000:]
+    peaks = json.loads(out.stdout.splitlines()[-1])
+    assert peaks["model"] > 2e9
+    assert all(peak < peaks["model"] / 4 + 1e9 for peak in peaks["ranks"])
