@@ -1,0 +1,235 @@
+"""How fast `onediff data convert` writes shards, beside `tar`, webdataset's ShardWriter and img2dataset.
+
+    python benchmarks/shard_writing.py [--pairs 2000] [--repeats 5] [--img2dataset PATH] [--json FILE]
+
+Every way packs the same JPEG files. `tar` only copies, so it is the limit; the others make samples. The ways take turns,
+and each ratio is the median over the turns of a ratio within one turn. `peak` adds up the resident memory of the process
+and its children; `cpu` is their processor time, which other work on the machine falsifies less than it does the
+rate. With resizing the limit is the same decoding, resizing and encoding in as many processes, written
+nowhere. img2dataset fetches from a server on this machine and is measured where its command is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import http.server
+import io
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from data_prep.convert import convert
+from data_prep.pictures import Encoding, prepare
+from data_prep.readers import Inputs, reader
+from data_prep.writer import cores
+
+DISTINCT = 32
+
+
+def photographs() -> list[bytes]:
+    """JPEGs of about 140 kB, 768 × 576: parts of scikit-image's photographs."""
+    from skimage import data
+
+    sources = [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket")]
+    draw, made = np.random.default_rng(0), []
+    for number in range(DISTINCT):
+        source = sources[number % len(sources)].convert("RGB")
+        left, top = (int(draw.integers(0, side // 4)) for side in source.size)
+        part = source.crop((left, top, left + source.width * 3 // 4, top + source.height * 3 // 4)).resize((768, 576))
+        grain = draw.normal(0, 7, (576, 768, 1))
+        pixels = (np.asarray(part) + grain).clip(0, 255).astype(np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "JPEG", quality=88)
+        made.append(out.getvalue())
+    return made
+
+
+def make_source(folder: Path, pairs: int) -> Path:
+    """A folder of pictures and its table."""
+    pictures = photographs()
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["before", "after", "caption"])
+        for n in range(pairs):
+            for half, offset in (("a", 0), ("b", 1)):
+                (folder / f"{n:06d}_{half}.jpg").write_bytes(pictures[(n + offset) % DISTINCT])
+            rows.writerow([f"{n:06d}_a.jpg", f"{n:06d}_b.jpg", f"thing {n} is gone"])
+    return folder / "pairs.csv"
+
+
+def with_tar(source: Path, out: Path) -> None:
+    names = sorted(name for name in os.listdir(source) if name.endswith(".jpg"))
+    (out / "names").write_text("\n".join(names))
+    subprocess.run(["tar", "-cf", out / "all.tar", "-C", source, "-T", out / "names"], check=True)
+
+
+def with_onediff(source: Path, out: Path, processes: int, encoding: Encoding) -> None:
+    inputs = Inputs(source / "pairs.csv", source)
+    convert(reader("generic"), inputs, out, encoding=encoding, processes=processes, shard_samples=250, seed=0)
+
+
+def with_webdataset(source: Path, out: Path) -> None:
+    from webdataset import ShardWriter
+
+    with (source / "pairs.csv").open() as file, ShardWriter(str(out / "%06d.tar"), maxcount=250, verbose=0) as writer:
+        for number, row in enumerate(csv.DictReader(file)):
+            writer.write(
+                {
+                    "__key__": f"{number:08d}",
+                    "before.jpg": (source / row["before"]).read_bytes(),
+                    "after.jpg": (source / row["after"]).read_bytes(),
+                    "json": {"captions": [row["caption"]]},
+                }
+            )
+
+
+def resize_files(paths: list[Path], encoding: Encoding) -> int:
+    return sum(len(prepare(path.read_bytes(), encoding)[0]) for path in paths)
+
+
+def only_resizing(source: Path, out: Path, processes: int, encoding: Encoding) -> None:
+    paths = sorted(source.glob("*.jpg"))
+    pieces = [paths[at : at + 500] for at in range(0, len(paths), 500)]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.map(functools.partial(resize_files, encoding=encoding), pieces, chunksize=1)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: thousands of requests are served."""
+
+
+def with_img2dataset(source: Path, out: Path, command: Path, processes: int) -> None:
+    """It knows single pictures only: twice as many samples of one picture each."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(source)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in sorted(os.listdir(source)) if "jpg" in name]
+    (out / "urls.csv").write_text("\n".join(["url,caption", *(f"{url},a thing is gone" for url in urls)]) + "\n")
+    words = ["--url_list", out / "urls.csv", "--input_format", "csv", "--url_col", "url", "--caption_col", "caption"]
+    words += ["--output_format", "webdataset", "--output_folder", out / "shards", "--processes_count", processes]
+    words += ["--thread_count", 16, "--resize_mode", "no", "--number_sample_per_shard", 500]
+    words += ["--enable_wandb", "False", "--disable_all_reencoding", "True"]
+    try:
+        subprocess.run([command, *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    finally:
+        server.shutdown()
+    written = sum(json.loads(file.read_text())["successes"] for file in (out / "shards").glob("*_stats.json"))
+    if written != len(urls):
+        raise SystemExit(f"img2dataset wrote {written} of {len(urls)} pictures")
+
+
+def measured(way: Callable[[Path], None]) -> tuple[float, float, float]:
+    """Seconds, peak of resident memory of this process and its children in MB above the start, processor seconds."""
+    me, peak, done = psutil.Process(), [0], threading.Event()
+    at_start = me.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            total = me.memory_info().rss - at_start
+            for child in me.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue  # It ended between the two looks.
+            peak[0] = max(peak[0], total)
+
+    watcher = threading.Thread(target=watch)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as out:
+        os.sync()
+        watcher.start()
+        used, began = sum(os.times()[:4]), time.perf_counter()
+        way(Path(out))
+        seconds, used = time.perf_counter() - began, sum(os.times()[:4]) - used
+        done.set()
+        watcher.join()
+    return seconds, peak[0] / 1e6, used
+
+
+FOLDER: Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--img2dataset", type=Path, metavar="COMMAND", default=shutil.which("img2dataset"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    global FOLDER
+    with tempfile.TemporaryDirectory(dir=args.folder) as work:
+        FOLDER = Path(work)
+        source = FOLDER / "source"
+        source.mkdir()
+        make_source(source, args.pairs)
+        megabytes = sum(path.stat().st_size for path in source.glob("*.jpg")) / 1e6
+        keep, small, n = Encoding(), Encoding(max_side=336), args.processes
+        ways: dict[str, Callable[[Path], None]] = {
+            "tar": lambda out: with_tar(source, out),
+            "onediff, 1 process": lambda out: with_onediff(source, out, 1, keep),
+            f"onediff, {n} processes": lambda out: with_onediff(source, out, n, keep),
+            "webdataset ShardWriter": lambda out: with_webdataset(source, out),
+            "resizing alone": lambda out: only_resizing(source, out, n, small),
+            "onediff, resizing": lambda out: with_onediff(source, out, n, small),
+        }
+        if args.img2dataset:
+            ways["img2dataset"] = lambda out: with_img2dataset(source, out, args.img2dataset, n)
+        turns = []
+        for turn in range(args.repeats + 1):
+            turns.append({name: measured(way) for name, way in ways.items()})
+            print(f"turn {turn} of {args.repeats}{' (warm-up, not counted)' if turn == 0 else ''}", file=sys.stderr)
+    report(args, megabytes, turns[1:])
+
+
+def report(args: argparse.Namespace, megabytes: float, turns: list[dict[str, tuple[float, float, float]]]) -> None:
+    """Prints the table, and the ratio of each way to its limit."""
+    rows = []
+    for name in turns[0]:
+        seconds = statistics.median(turn[name][0] for turn in turns)
+        limit = "resizing alone" if "resizing" in name else "tar"
+        ratios = sorted(turn[limit][0] / turn[name][0] for turn in turns)
+        rows.append(
+            {
+                "way": name,
+                "samples_per_s": round(args.pairs / seconds, 1),
+                "mb_per_s": round(megabytes / seconds, 1),
+                "peak_mb": round(max(turn[name][1] for turn in turns), 1),
+                "cpu_ms_per_pair": round(1000 * statistics.median(turn[name][2] for turn in turns) / args.pairs, 3),
+                "limit": limit,
+                "of_limit": round(statistics.median(ratios), 3),
+                "of_limit_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+            }
+        )
+    print(
+        f"{args.pairs} pairs, {megabytes:.0f} MB, {args.processes} processes, {platform.machine()}, {os.cpu_count()} cores"
+    )
+    for row in rows:
+        low, high = row["of_limit_range"]
+        print(
+            f"{row['way']:<24} {row['samples_per_s']:>8} pairs/s {row['mb_per_s']:>8} MB/s  peak {row['peak_mb']:>7} MB  "
+            f"cpu {row['cpu_ms_per_pair']:>7} ms/pair  "
+            f"{row['of_limit']:.2f} of {row['limit']} ({low:.2f} to {high:.2f})"
+        )
+    if args.json:
+        args.json.write_text(json.dumps({"pairs": args.pairs, "megabytes": megabytes, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What tracking costs a training step, with a good, a bad and an absent MLflow server; and a long run's journal.
+
+  python benchmarks/tracking.py --json tracking.json
+
+A step is a matrix product on one thread. Steps with and without tracking alternate, so that what else the machine does
+falls on both; the ratio is of their medians. The target is at most 1.02. The call itself is timed as well: on a busy
+machine the ratio swings by some per cent, and the call does not.
+The long run logs 200,000 points: time per step, size of the journal, memory, and the time to send it to an embedded store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from onediff.cli.track import sync
+from onediff.tracking.config import TrackingConfig
+from onediff.tracking.tracker import Tracker
+
+NAMES = (
+    *("loss", "loss/scenes", "loss/pairs", "lr", "grad_norm", "target_tokens", "samples_per_second", "mfu"),
+    *("tokens_per_second", "data_wait_share", "step_seconds", "skipped_samples", "epochs/scenes", "epochs/pairs"),
+)
+
+
+class BadServer:
+    """Answers 500 at once, or after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        ended = self.ended = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                ended.wait(seconds)
+                with contextlib.suppress(BrokenPipeError):  # the client has given up
+                    self.send_error(500)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def paired(folder: Path, uri: str, steps: int, size: int) -> dict[str, float]:
+    """Median milliseconds of a step with and without tracking, and their ratio."""
+    config = TrackingConfig(uri=uri, request_seconds=15, finish_seconds=0, experiment="benchmark")
+    tracker = Tracker.open(folder, config)
+    phase = tracker.phase("one")
+    work = np.random.default_rng(0).random((size, size), dtype=np.float32)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    calls: list[float] = []
+    for step in range(2 * steps):
+        tracked = step % 2 == 0
+        began = time.perf_counter()
+        figure = float((work @ work)[0, 0])
+        if tracked:
+            before = time.perf_counter()
+            phase.log(step, dict.fromkeys(NAMES, figure))
+            calls.append(time.perf_counter() - before)
+        seconds[tracked].append(time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    tracker.finish()
+    on, off = statistics.median(seconds[True]), statistics.median(seconds[False])
+    return {
+        "tracked_ms": 1e3 * on,
+        "plain_ms": 1e3 * off,
+        "ratio": on / off,
+        "log_call_ms": 1e3 * statistics.median(calls),
+        "log_call_share": statistics.median(calls) / off,
+        "peak_mib": peak,
+    }
+
+
+def long_run(folder: Path, points: int) -> dict[str, float]:
+    """Cost of logging `points` metric points, and of sending them."""
+    tracker = Tracker.open(folder, TrackingConfig(uri=f"sqlite:///{folder.parent}/mlflow.db", live=False))
+    phase = tracker.phase("one")
+    values = np.random.default_rng(0).random(len(NAMES)).tolist()
+    steps = points // len(NAMES) + 1
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    for step in range(1, steps + 1):
+        phase.log(step, dict(zip(NAMES, values, strict=True)))
+    logging = time.perf_counter() - began
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    tracker.finish()
+    size = (folder / "tracking" / "phase-one.jsonl").stat().st_size
+    began = time.perf_counter()
+    sync(folder, None)
+    return {
+        "points": steps * len(NAMES),
+        "microseconds_per_step": 1e6 * logging / steps,
+        "journal_mb": size / 1e6,
+        "journal_bytes_per_point": size / (steps * len(NAMES)),
+        "memory_grown_mib": grown / 1024,
+        "sending_seconds": time.perf_counter() - began,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100, help="steps with tracking, and as many without, per server")
+    parser.add_argument("--size", type=int, default=1400, help="side of the matrix whose product is a step's work")
+    parser.add_argument("--points", type=int, default=200_000, help="metric points of the long run")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    found: dict[str, object] = {"machine": platform.platform(), "processors": os.cpu_count()}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        failing, hanging = BadServer(0), BadServer(10)
+        servers = {
+            "embedded store": f"sqlite:///{place}/mlflow.db",
+            "answers 500": failing.uri,
+            "hangs 10 s": hanging.uri,
+            "never there": "http://127.0.0.1:9",
+        }
+        for name, uri in servers.items():
+            figures = paired(place / name.replace(" ", "-"), uri, args.steps, args.size)
+            found[name] = figures
+            print(f"{name:<16}" + "  ".join(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
+        failing.stop()
+        hanging.stop()
+        figures = long_run(place / "long", args.points)
+        found["long run"] = figures
+        print("long run        " + "  ".join(f"{key} {value:.1f}" for key, value in figures.items()))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
