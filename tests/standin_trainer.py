@@ -29,7 +29,7 @@ def remember(number, frame):
 
 def write(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{path.name}")
+    aside = path.with_name(f".tmp-{path.name}-{RANK}")  # two ranks may write at once
     aside.write_text(json.dumps(value))
     os.replace(aside, path)
 
