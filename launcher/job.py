@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from launcher.outcome import Outcome, judge, read_notes, silent_nodes
-from launcher.preflight import verdict
+from launcher.preflight import read_findings, verdict
 from launcher.ranks import expand_nodes
-from launcher.record import Attempt, Record, read_json
+from launcher.record import Attempt, Record
 from launcher.rules import Decision, Rule, decide, usable_nodes
 from launcher.slurm import command
 from onediff.errors import UserError
@@ -29,6 +29,8 @@ LOOK_SECONDS = 5.0
 """Pause between two looks at the step and at the notes of ranks."""
 STACKS_SECONDS = 10.0
 """Time for the ranks to write their stacks after a hang."""
+STORAGE_SECONDS = 600.0
+"""How long the run's folder may be out of reach before a job gives up."""
 AFTERMATH_SECONDS = 60.0
 """How long srun may go on once a rank has failed: it waits in vain for ranks on a node that is gone."""
 
@@ -77,8 +79,20 @@ class Supervisor:
         number = len(self.attempts) + 1
         step = max([self.record.step(self.phase), *(attempt.last_step or 0 for attempt in self.attempts)])
         self.attempts.append(Attempt(number, self.job, self.nodes, tasks, time.time(), step))
-        self.record.write_attempts(self.phase, self.attempts)
+        self.keep()
         say(f"phase {self.phase}, attempt {number} on {len(self.nodes)} nodes, from step {step}")
+
+    def keep(self) -> None:
+        """Writes the attempts, waiting while the storage is away: how an attempt ended must not be lost with it."""
+        deadline = time.monotonic() + STORAGE_SECONDS
+        while True:
+            try:
+                return self.record.write_attempts(self.phase, self.attempts)
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{self.record.folder}: storage: {error.strerror}; given up") from None
+                say(f"{self.record.folder}: {error.strerror}; trying again")
+                time.sleep(LOOK_SECONDS)
 
     def preflight(self) -> Outcome | None:
         """Checks every node; an outcome if some are unfit."""
@@ -96,7 +110,7 @@ class Supervisor:
         self.start(["srun", *options, *self.plan["srun"], *words])
         if not self.wait(limits["seconds"]):
             self.kill()
-        unfit = verdict([read_json(path) for path in notes.glob("*.json")], self.nodes)
+        unfit = verdict(read_findings(notes), self.nodes)
         if not unfit:
             return None
         reason = "; ".join(f"{node}: {why}" for node, why in sorted(unfit.items()))
@@ -109,7 +123,7 @@ class Supervisor:
         if not count:
             return Outcome("bad input", f"{len(self.nodes)} nodes cannot share the global batch of {part['batch'][0]}")
         attempt.nodes, attempt.tasks = self.nodes[:count], count * part["tasks_per_node"]
-        self.record.write_attempts(self.phase, self.attempts)
+        self.keep()
         stem = self.record.logs / f"{self.phase}.{attempt.number}"
         options = [
             f"--nodes={count}",
@@ -170,7 +184,7 @@ class Supervisor:
 
     def close(self, attempt: Attempt, outcome: Outcome) -> Decision:
         """Writes how an attempt ended and what follows from it."""
-        if (self.record.folder / "cancelled").exists() and outcome.cause != "finished":
+        if os.path.exists(self.record.folder / "cancelled") and outcome.cause != "finished":
             outcome = outcome._replace(cause="cancelled", reason="cancelled by `onediff launch cancel`")
         attempt.ended = time.time()
         attempt.last_step = max(self.record.step(self.phase), attempt.first_step)
@@ -178,7 +192,7 @@ class Supervisor:
         attempt.log, attempt.blamed = outcome.log, attempt.blamed or list(outcome.blamed)
         decision = decide(self.attempts, self.rule)
         attempt.action = decision.action
-        self.record.write_attempts(self.phase, self.attempts)
+        self.keep()
         return decision
 
     def act(self, decision: Decision) -> int:
@@ -268,8 +282,19 @@ def lost_nodes(nodes: list[str]) -> list[str]:
 
 def say(text: str) -> None:
     """A line in the job's log."""
-    print(f"onediff launch: {time.strftime('%H:%M:%S')} {text}", flush=True)
+    try:
+        print(f"onediff launch: {time.strftime('%H:%M:%S')} {text}", flush=True)
+    except OSError:
+        return  # the log lies on the storage that may be away; what is judged here goes on without it
+
+
+def main(run: Path, phase: str) -> int:
+    try:
+        return Supervisor(run, phase).run()
+    except UserError as error:
+        say(str(error))
+        return 1
 
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(Path(sys.argv[1]), sys.argv[2]).run())
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launcher.record import Json, read_json
+from launcher.record import Json, glimpse, names_in
 from launcher.rules import BAD_INPUT, CAUSES, FINISHED, NOT_A_NUMBER, STOPPED
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|oom[-_ ]kill|Cannot allocate memory", re.IGNORECASE)
 STORAGE = re.compile(r"No space left on device|Stale file handle|Disk quota exceeded|Transport endpoint")
 PEER = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process exited|Socket Timeout")
+
+NOTE = {"rank", "node", "code", "ended", "log", "last"}
+"""What `launcher.task` tells of its rank; anything less is no note."""
 
 
 class Outcome(NamedTuple):
@@ -28,7 +31,10 @@ class Outcome(NamedTuple):
 
 def read_notes(folder: Path) -> list[Json]:
     """The notes of every rank that lived to write one, in the order in which they ended."""
-    return sorted((read_json(path) for path in folder.glob("[0-9]*.json")), key=lambda note: note["ended"])
+    notes = [
+        note for name in names_in(folder) if name[0].isdecimal() and (note := glimpse(folder / name)).keys() >= NOTE
+    ]
+    return sorted(notes, key=lambda note: note["ended"])
 
 
 def judge(notes: Sequence[Json], nodes: Sequence[str], tasks: int, finished: bool, status: Json) -> Outcome:

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher.ranks import Ranks, expand_nodes, rank_environment
-from launcher.record import Json, write_json
+from launcher.record import Json, glimpse, names_in, own_mark, write_json
 from launcher.task import node_name
 
 ROUNDS = 20
@@ -76,7 +76,7 @@ def memory_faults(least_gb: float) -> list[str]:
 
 def disk_faults(folder: Path, least_gb: float) -> list[str]:
     """A folder that is missing, not writable, or full."""
-    probe = folder / f".tmp-preflight-{node_name()}-{os.getpid()}"
+    probe = folder / f".tmp-preflight-{own_mark()}"
     try:
         probe.write_text("writable")
         probe.unlink()
@@ -203,6 +203,12 @@ def timed(
     figures: Json = {"next": after, "latency_ms": round(middle, 3), "clock_ms": round(clock, 3)}
     figures["mb_per_second"] = round(pace, 1)
     return {**figures, **({"suspect": after} if faults else {})}, faults
+
+
+def read_findings(folder: Path) -> list[Json]:
+    """What every node found that came to write it, in the order of their names."""
+    notes = [glimpse(folder / name) for name in names_in(folder) if name.endswith(".json") and name[0] != "."]
+    return [note for note in notes if note.keys() >= {"node", "faults"}]
 
 
 def verdict(notes: list[Json], nodes: list[str]) -> dict[str, str]:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from onediff.errors import UserError
+
 Json = dict[str, Any]
 
 
@@ -80,38 +82,69 @@ class Record:
 
     def status(self) -> Json:
         """What rank 0 wrote last; empty before the first step."""
-        return read_json(self.run / "status.json") or {}
+        return glimpse(self.run / "status.json")
 
     def finished(self, phase: str) -> bool:
         """Whether `phase` needs no further attempt."""
         if phase == "evaluate":
-            return (self.run / "evaluation" / "scores.json").is_file()
-        return (self.run / f"phase-{phase}" / "finished.json").is_file()
+            return os.path.isfile(self.run / "evaluation" / "scores.json")
+        return os.path.isfile(self.run / f"phase-{phase}" / "finished.json")
 
     def figures(self, phase: str) -> Json:
         """The last figures of a finished phase."""
-        return read_json(self.run / f"phase-{phase}" / "finished.json") or {}
+        return glimpse(self.run / f"phase-{phase}" / "finished.json")
 
     def step(self, phase: str) -> int:
         """The furthest step of `phase` known from its checkpoints and, while it is at it, from the status."""
         status = self.status()
-        seen = [int(status.get("step") or 0)] if status.get("phase") == phase else []
-        for folder in (self.run / "checkpoints" / f"phase-{phase}").glob("step-*"):
-            seen += [int(digits)] if (digits := folder.name.removeprefix("step-")).isdecimal() else []
+        step = status.get("step") if status.get("phase") == phase else None
+        seen = [step] if isinstance(step, int) else []
+        for name in names_in(self.run / "checkpoints" / f"phase-{phase}"):
+            digits = name.removeprefix("step-")
+            seen += [int(digits)] if digits != name and digits.isdecimal() else []
         return max(seen, default=0)
 
 
 def read_json(path: Path) -> Any:
-    """The value in `path`, or None where there is no such file."""
+    """The value in a file of the launcher's own, or None where there is none. Raises UserError for anything but JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not readable as JSON: {error}; the launcher writes this file, nothing else may"
+        ) from None
+
+
+def glimpse(path: Path) -> Json:
+    """What another process wrote to `path`; empty while that is missing, half written, garbled or out of reach."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none while it is missing or out of reach."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes beside the final name and renames, so that a reader never sees half a file."""
+    """Writes beside the final name and renames, so that a reader never sees half a file, after a power cut either."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    aside = path.with_name(f".tmp-{path.name}-{own_mark()}")
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def own_mark() -> str:
+    """Host and process id, for names of temporary files: nodes that share a folder have the same process ids."""
+    return f"{os.uname().nodename}-{os.getpid()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from launcher import slurm
 from launcher.plan import EVALUATE, phase_script
 from launcher.profile import ClusterProfile
-from launcher.record import Json, Record, write_json
+from launcher.record import Json, Record, own_mark, write_json
 from launcher.render import rendered
 from onediff.errors import UserError
 
@@ -36,7 +35,7 @@ def check_folder(record: Record, config: RunConfig) -> None:
     run = record.run
     try:
         run.mkdir(parents=True, exist_ok=True)
-        probe = run / f".tmp-submit-{os.getpid()}"
+        probe = run / f".tmp-submit-{own_mark()}"
         probe.write_text("writable")
         probe.unlink()
     except OSError as error:
@@ -85,7 +84,7 @@ def freeze_code(folder: Path) -> None:
     from onediff.config.compose import configs_folder
     from onediff.tracking.provenance import start_tags, uncommitted
 
-    aside, code = folder / f".tmp-code-{os.getpid()}", folder / "code"
+    aside, code = folder / f".tmp-code-{own_mark()}", folder / "code"
     house = Path(onediff.__file__).parents[1]
     leave = shutil.ignore_patterns("__pycache__", ".tmp-*")
     for package in ("onediff", "launcher", "data_prep"):

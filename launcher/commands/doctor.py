@@ -15,8 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.record import Json
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
@@ -77,10 +75,9 @@ def node_findings(folder: Path, profile: object, args: argparse.Namespace) -> It
     """Rows about the nodes that a short job was given, and the ways between them."""
     import launcher
     from launcher import slurm
-    from launcher.preflight import verdict
+    from launcher.preflight import read_findings, verdict
     from launcher.profile import ClusterProfile
     from launcher.ranks import expand_nodes
-    from launcher.record import read_json
     from launcher.render import resource_directives
     from onediff.errors import UserError
 
@@ -99,7 +96,7 @@ def node_findings(folder: Path, profile: object, args: argparse.Namespace) -> It
         yield "short job", str(error), False
         return
     nodes = expand_nodes(said.split()[0])
-    notes: list[Json] = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    notes = read_findings(folder)
     unfit = verdict(notes, nodes)
     yield "nodes", f"{len(nodes)}: {', '.join(nodes)}", True
     yield (

@@ -60,6 +60,7 @@ class RunFolder:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes beside the final name and renames, so that a reader never sees half a file."""
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    # Nodes that share the folder have the same process ids.
+    aside = path.with_name(f".tmp-{path.name}-{os.uname().nodename}-{os.getpid()}")
     aside.write_text(json.dumps(value, indent=1))
     os.replace(aside, path)
