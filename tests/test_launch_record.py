@@ -87,7 +87,7 @@ os.getpid = lambda: 4242  # two nodes, one process id
 os.uname = lambda real=os.uname(), node=sys.argv[3]: type("Node", (), {"nodename": node})()
 from launcher.record import write_json
 from onediff.training.folder import write_json as write_status
-for number in range(400):
+for number in range(100):
     write_json(Path(sys.argv[1]) / "a.json", {"node": sys.argv[3], "text": sys.argv[3] * (number % 97)})
     write_status(Path(sys.argv[1]) / "b.json", {"node": sys.argv[3], "text": sys.argv[3] * (number % 97)})
 """
