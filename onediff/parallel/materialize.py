@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import nn
 
 from onediff.parallel.block import Piece, overlaps
-from onediff.parallel.tensor import cut_layers
 from onediff.parallel.topology import Topology
 from onediff.parallel.weights import put_weights
 
@@ -56,6 +55,8 @@ def place(
     a vision tower. Returns the model, all zeros without a `source`. Collective under ZeRO-3. Raises what `source` raises.
     """
     if cut and topology.tp_size > 1:
+        from onediff.parallel.tensor import cut_layers  # Megatron-core takes seconds to import
+
         assert topology.mpu is not None
         cut_layers(model, topology.mpu)
     _buffers(model, device)
@@ -97,7 +98,7 @@ def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Para
 
 def _give_to_zero(parameter: nn.Parameter, topology: Topology, zero_config: dict[str, Any]) -> None:
     """Cuts a parameter over the data-parallel ranks, and lets go of the rest."""
-    import deepspeed
+    from onediff.parallel.lean import deepspeed
 
     holder = nn.Module()
     holder.parameter = parameter

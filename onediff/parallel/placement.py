@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from onediff.parallel.materialize import InMemory, Source, place
-from onediff.parallel.tensor import check_divisible
 from onediff.parallel.topology import Topology
 from onediff.parallel.weights import PretrainedFiles, Renamed
 
@@ -48,6 +47,8 @@ class Placement:
         """
         tp_size = self.topology.tp_size if cut else 1
         if tp_size > 1:
+            from onediff.parallel.tensor import check_divisible  # Megatron-core takes seconds to import
+
             check_divisible(architecture, tp_size)
         if name is None and tp_size == 1 and not self.filled_later:
             return auto.from_config(architecture, attn_implementation=attention, dtype=self.dtype)

@@ -58,9 +58,10 @@ def initialize_distributed(ranks: Ranks | None = None, timeout: timedelta = time
     Needs MASTER_ADDR and MASTER_PORT in the environment when there is more than one rank; `timeout` bounds every
     collective. Returns the ranks in use (those of the environment by default).
     """
-    import deepspeed
     import torch
     import torch.distributed as dist
+
+    from onediff.parallel.lean import deepspeed
 
     ranks = ranks or Ranks.from_environment()
     # DeepSpeed and Megatron read these even when the process group exists already.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 
@@ -13,6 +12,7 @@ from onediff.config.tree import RunConfig
 from onediff.data.batch import Batch
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.gradient_norm import keep_gradient_norm
+from onediff.parallel.lean import deepspeed
 from onediff.parallel.topology import Topology
 from onediff.training.config import OptimizerConfig, PhaseConfig
 from onediff.training.parts import freeze, parameter_groups
