@@ -1,0 +1,41 @@
+"""Where the sequences lie in the rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The sequences of all rows, laid end to end: on the device for attention kernels, on the host for everything else.
+
+    The padding behind the last sample of a packed row is a sequence too, so that the lengths add up to rows · tokens.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    """`[sequences + 1]` int32: where each sequence starts, and where the last one ends."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Segments:
+        """Sequences of these lengths, on the CPU."""
+        return cls(tuple(lengths), torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32))
+
+    @classmethod
+    def even(cls, rows: int, tokens: int, device: torch.device) -> Segments:
+        """Rows that are one sequence each; made on the device."""
+        ends = torch.arange(0, (rows + 1) * tokens, tokens, dtype=torch.int32, device=device)
+        return cls((tokens,) * rows, ends)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths, default=0)
+
+    def to(self, device: torch.device) -> Segments:
+        """The same with `cu_seqlens` on `device`."""
+        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
