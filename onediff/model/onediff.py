@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from onediff.data.batch import Batch
 from onediff.model.config import LanguageConfig, ModelConfig
+from onediff.model.decode import can_decode, greedy
 from onediff.model.delta import DeltaModule
 from onediff.model.projector import Projector
 from onediff.model.vision import VisionTower, architecture, pretrained
@@ -83,14 +84,25 @@ class OneDiffModel(nn.Module):
         return flat.view_as(words)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, **options: Any) -> Tensor:
+    def generate(self, batch: Batch, *, max_new_tokens: int, **options: Any) -> Tensor:
         """`[rows, new tokens]` token ids that continue left-padded prompts; `segment_ids` 0 marks the padding.
 
-        `options` go to Hugging Face `generate` (`max_new_tokens`, `num_beams`, …).
+        Greedy search of the usual families is our own (`decode`); `options` that ask for more (`num_beams`, `do_sample`,
+        …) go to Hugging Face `generate`. Neither obeys what a pretrained model's `generation_config.json` says.
+        `synced` tells whether any rank of the job goes on, where all must step together.
         """
         assert batch.segment_ids is not None
+        embeds, seen = self.embed(batch), batch.segment_ids > 0
+        if can_decode(self.language, seen.shape[1] + max_new_tokens, options):
+            return greedy(self.language, embeds, seen, max_new_tokens=max_new_tokens, **options)
+        synced = options.pop("synced", None) is not None
+        self.language.generation_config = GenerationConfig()
         return self.language.generate(
-            inputs_embeds=self.embed(batch), attention_mask=(batch.segment_ids > 0).long(), **options
+            inputs_embeds=embeds,
+            attention_mask=seen.long(),
+            max_new_tokens=max_new_tokens,
+            synced_gpus=synced,
+            **options,
         )
 
 

@@ -1,0 +1,63 @@
+"""Where the delta module looks: its cross-attention weights, computed beside it and without touching it.
+
+Shape letters: B pairs, P pictures, N tokens of a picture, Q delta tokens, W module width, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onediff.model.delta import DeltaModule, place_embedding, spread
+from onediff.model.onediff import OneDiffModel
+from onediff.model.vision import side_tokens
+
+
+@torch.no_grad()
+def heat_maps(model: OneDiffModel, pictures: Tensor, pairs_B2: Tensor) -> Tensor:
+    """`[B, 2, side, side]`: the share of attention that each place of before and after gets, over all delta tokens.
+
+    The mean over layers, heads and tokens; it sums to 1 over a pair. `pictures` are `[P, 3, size, size]` uint8.
+    Costs the tower and the delta module once more, without the language model.
+    """
+    _, levels = model.vision(pictures)
+    weights = cross_attention_weights(model.delta, levels, pairs_B2)
+    mean_B2N = torch.stack([layer.mean(dim=(1, 2)) for layer in weights]).mean(0)
+    side = side_tokens(mean_B2N.shape[-1])
+    return mean_B2N.unflatten(-1, (side, side))
+
+
+@torch.no_grad()
+def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs_B2: Tensor) -> list[Tensor]:
+    """Of each layer the weights `[B, H, Q, 2, N]` with which delta tokens look at before and after, fp32.
+
+    The attention itself runs fused and never holds its weights; here they come from the same projected queries and
+    keys, which are listened to while the module runs.
+    """
+    layers: list[Any] = list(delta.layers)
+    heard: list[dict[str, Tensor]] = [{} for _ in layers]
+    hooks = []
+    for number, layer in enumerate(layers):
+        for name in ("query", "key"):
+
+            def listen(_: Any, __: Any, made: Tensor, number: int = number, name: str = name) -> None:
+                heard[number][name] = made
+
+            hooks.append(getattr(layer.cross_attention, name).register_forward_hook(listen))
+    try:
+        delta(levels_PNV, pairs_B2)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    tokens, width = levels_PNV[0].shape[1], delta.tokens.shape[1]
+    places_NW = place_embedding(spread(tokens), width, delta.heads).to(levels_PNV[0])
+    found = []
+    for layer, projected in zip(layers, heard, strict=True):
+        query_BQW = projected["query"] + delta.places
+        key_B2NW = (projected["key"] + places_NW)[pairs_B2] + layer.role_keys[:, None]
+        q = query_BQW.float().unflatten(-1, (delta.heads, -1)).transpose(1, 2)  # [B, H, Q, D]
+        k = key_B2NW.float().flatten(1, 2).unflatten(-1, (delta.heads, -1)).permute(0, 2, 3, 1)  # [B, H, D, 2N]
+        found.append((q @ k / q.shape[-1] ** 0.5).softmax(-1).unflatten(-1, (2, tokens)))
+    return found

@@ -1,0 +1,85 @@
+"""Greedy decoding: token for token what Hugging Face `generate` gives on the same weights."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from onediff.model import decode
+from onediff.model.decode import can_decode, greedy
+
+ROWS, PROMPT, NEW = 6, 9, 14
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 40,
+    "initializer_range": 0.3,
+}
+
+
+def language(family: str, **more: object):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL, **more)).eval()
+
+
+def prompts(padded: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings `[rows, tokens, width]` and where they are no padding."""
+    seen = torch.ones(ROWS, PROMPT, dtype=torch.bool)
+    if padded:
+        seen[1, :4] = seen[4, :7] = False
+    return torch.randn(ROWS, PROMPT, 32, generator=torch.Generator().manual_seed(1)), seen
+
+
+def by_hugging_face(model, embeds, seen, end):
+    return model.generate(
+        inputs_embeds=embeds,
+        attention_mask=seen.long(),
+        max_new_tokens=NEW,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=0,
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", decode.FAMILIES)
+def test_equals_hugging_face_whenever_rows_end(family, padded):
+    model, (embeds, seen) = language(family), prompts(padded)
+    assert can_decode(model, PROMPT + NEW, {})
+    free = by_hugging_face(model, embeds, seen, None)
+    # A token that ends some rows early and others never; the rows that go on are then computed alone.
+    ends = max(range(1, 40), key=lambda token: (free == token).any(1).sum() * (free[:, 2:] == token).any(1).sum())
+    assert (free == ends).any(1).sum() > 0
+    for end in (None, ends):
+        expected = by_hugging_face(model, embeds, seen, end)
+        assert greedy(model, embeds, seen, max_new_tokens=NEW, eos_token_id=end).equal(expected)
+
+
+@torch.no_grad()
+def test_ends_with_the_last_row_unless_other_ranks_go_on():
+    model, (embeds, seen) = language("llama"), prompts(False)
+    first = int(greedy(model, embeds[:1], seen[:1], max_new_tokens=NEW)[0, 0])
+    made = greedy(model, embeds[:1], seen[:1], max_new_tokens=NEW, eos_token_id=first)
+    assert made.tolist() == [[first]]
+    asked = []
+
+    def another_goes_on(going: bool) -> bool:
+        asked.append(going)
+        return len(asked) < 5
+
+    made = greedy(model, embeds[:1], seen[:1], max_new_tokens=NEW, eos_token_id=first, synced=another_goes_on)
+    assert made.tolist() == [[first, 0, 0, 0, 0]]
+    assert asked == [False] * 5
+
+
+def test_what_it_would_do_otherwise_than_hugging_face_is_left_to_it():
+    model = language("llama")
+    assert not can_decode(model, 20, {"num_beams": 3})
+    assert not can_decode(model, 20, {"do_sample": True})
+    assert not can_decode(model, 20, {"repetition_penalty": 1.2})
+    assert not can_decode(language("mistral", sliding_window=16), 20, {})
+    assert can_decode(language("mistral", sliding_window=32), 20, {})
+    assert not can_decode(language("phi3", pad_token_id=0), 20, {})

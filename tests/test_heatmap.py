@@ -1,0 +1,43 @@
+"""The delta module's heat map: the weights of plain attention, and the module is left as it was."""
+
+import pytest
+import torch
+from models import batch, tiny_model
+from test_delta import HEADS, TOKENS, WIDTH, levels, module  # noqa: F401
+
+from onediff.model.delta import place_embedding, spread
+from onediff.model.heatmap import cross_attention_weights, heat_maps
+
+
+@torch.no_grad()
+def test_weights_are_those_of_plain_attention(module):  # noqa: F811
+    before, after = 2, 0
+    weights = cross_attention_weights(module, levels(), torch.tensor([[0, 1], [before, after]]))
+    layer = module.layers[0]
+    x, own, cross = module.tokens, layer.self_attention, layer.cross_attention
+    x = own(x[None], own.key(x[None]), own.value(x[None]))[0]
+    images = [module.level_norms[0](levels()[0][picture]) for picture in (before, after)]
+    places = place_embedding(spread(TOKENS), WIDTH, HEADS)
+    keys = torch.cat([cross.key(image) + places + layer.role_keys[role] for role, image in enumerate(images)])
+    queries, size = cross.query(x) + module.places, WIDTH // HEADS
+    for head in range(HEADS):
+        part = slice(head * size, (head + 1) * size)
+        plain = (queries[:, part] @ keys[:, part].T / size**0.5).softmax(-1)
+        torch.testing.assert_close(weights[0][1, head].flatten(1), plain, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_looking_changes_nothing(module):  # noqa: F811
+    pairs = torch.tensor([[0, 1]])
+    before = module(levels(), pairs)
+    cross_attention_weights(module, levels(), pairs)
+    assert module(levels(), pairs).equal(before)
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_a_map_shares_all_attention_among_the_places_of_both_pictures():
+    model, given = tiny_model(), batch("pair", "pair")
+    maps = heat_maps(model, given.pictures, given.pairs)
+    assert maps.shape == (2, 2, 2, 2)
+    assert maps.sum(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
+    assert not maps[0].equal(maps[1])
