@@ -85,3 +85,26 @@ def test_heavy_packages_stay_out(folder):
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_job_and_host_of_a_run_is_kept(tmp_path, monkeypatch, capsys):
+    """Requeued, resumed elsewhere, evaluated by a job of its own: no id is lost, and each stream knows its own jobs."""
+    config = TrackingConfig(live=False)
+    for job, hosts in (("11", "a,b"), ("12", "b,c")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        tracker = Tracker.open(tmp_path / "run", config, tags={"host": hosts})
+        tracker.phase("one").finish()
+        tracker.finish()
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    tracker = Tracker.attach(tmp_path / "run", config)
+    tracker.evaluation("test").finish()
+    tracker.finish(None)
+    monkeypatch.setenv("SLURM_JOB_ID", "14")
+    Tracker.open(tmp_path / "run", config, tags={"host": "a"}).finish()
+    starts = [json.loads(line) for line in (tmp_path / "run" / "tracking" / "run.jsonl").read_text().splitlines()]
+    newest = [record["open"]["tags"] for record in starts if "open" in record][-1]
+    assert newest["slurm.job_ids"] == "11,12,13,14" and newest["hosts"].startswith("a,b,c,")
+    phase = (tmp_path / "run" / "tracking" / "phase-one.jsonl").read_text()
+    assert '"slurm.job_ids":"11,12"' in phase and "13" not in phase.partition('"time"')[0]
+    assert main(["runs", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["jobs"] == "11,12,13,14"

@@ -273,13 +273,15 @@ def test_registered_model(server, tmp_path, monkeypatch):
 
     run = tmp_path / "run"
     config = TrackingConfig(uri=server.url, experiment="models", flush_seconds=0.2)
-    for aliases in ([], ["best"]):
+    for aliases in ([], ["reviewed"]):
         tracker = Tracker.attach(run, config)
-        tracker.model(tmp_path / "exported", "captioner", aliases)
+        tracker.model(tmp_path / "exported", "captioner", aliases, {"metric": "CIDEr", "value": 0.5, "data": "test"})
         tracker.finish(None)
     client = MlflowClient(server.url, server.url)
     (version,) = client.search_model_versions("name='captioner'")
-    assert client.get_model_version_by_alias("captioner", "best").version == version.version
+    for alias in ("best", "reviewed", "latest"):
+        assert client.get_model_version_by_alias("captioner", alias).version == version.version
+    assert version.tags["trained"] == "run test" and version.tags["score.CIDEr.test"] == "0.5"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     loaded = mlflow.pyfunc.load_model("models:/captioner@best")
     assert loaded.metadata.signature.inputs.input_names() == ["before", "after"]
@@ -288,3 +290,12 @@ def test_registered_model(server, tmp_path, monkeypatch):
     assert list(loaded.predict(table)) == [expected, expected]
     assert len(loaded.predict(loaded.input_example)) == 1
     assert client.get_run(version.run_id).info.status == "FINISHED"
+
+    # Other weights are another version; it is the newest, and worse.
+    description = tmp_path / "exported" / "onediff.yaml"
+    description.write_text(description.read_text().replace("run: test", "run: worse"))
+    tracker = Tracker.attach(run, config)
+    tracker.model(tmp_path / "exported", "captioner", score={"metric": "CIDEr", "value": 0.4, "data": "test"})
+    tracker.finish(None)
+    by_alias = {alias: client.get_model_version_by_alias("captioner", alias).version for alias in ("best", "latest")}
+    assert by_alias == {"best": "1", "latest": "2"}

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.processes and args.processes > 1:
         from launcher.local import run_local
 
-        words = [str(plan.model), *overrides_of(plan.config), "--data", str(plan.data), "--out", str(plan.out)]
+        words = [str(args.model), *overrides_of(plan.config), "--data", str(plan.data), "--out", str(plan.out)]
         words += ["--floors"] if args.floors else []
         command = [sys.executable, "-m", "onediff", "evaluate", *words]
         code = run_local(command, args.processes, log_dir=plan.out / "logs", name="evaluate")
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         results = evaluate(plan, args.floors)
         if results is None:
             return 0
+        record(args.model, plan)
         print(results["table"])
         for note in results["notes"]:
             print(f"note: {note}")
@@ -64,8 +65,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"captions, scores and a page to look at: {plan.out}")
     if args.json:
         args.json.write_text((plan.out / "scores.json").read_text())
-    if not is_rank:
-        record(args.model, plan)
     return 0
 
 
@@ -126,16 +125,26 @@ def record(model: Path, plan: Evaluation) -> None:
     import json
 
     from onediff.config.compose import load_run
+    from onediff.data.manifest import FILE
 
     if not (model / "config.yaml").is_file():
         return
     from onediff.tracking.tracker import Tracker
 
     results = json.loads((plan.out / "scores.json").read_text())
-    tracker = Tracker.attach(model, load_run(model).tracking)
+    config = load_run(model).tracking
+    tracker = Tracker.attach(model, config)
     child = tracker.evaluation(plan.out.name, tags={"protocol": results["protocol"], "pairs": results["pairs"]})
+    manifest = plan.data / plan.config.split / FILE
+    if manifest.is_file():
+        child.dataset(manifest, "evaluation")
     child.log(0, {name: value for name, value in results["scores"].items() if value is not None})
     for name in ("scores.json", "predictions.jsonl", "references.jsonl", "report.html"):
         child.artifact(plan.out / name)
     child.finish("FINISHED")
+    cider = results["scores"].get("CIDEr")
+    if config.register_as:
+        data = f"{plan.data.name}-{plan.config.split}"
+        score = None if cider is None else {"metric": "CIDEr", "value": cider, "data": data}
+        tracker.model(plan.model, config.register_as, score=score)
     tracker.finish(None)

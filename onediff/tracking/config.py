@@ -14,6 +14,8 @@ class TrackingConfig(Section):
     """MLflow experiment that holds the run."""
     uri: str | None = None
     """MLflow tracking URI; without one MLFLOW_TRACKING_URI, and without that `mlflow.db` beside the run's folder."""
+    register_as: str | None = None
+    """Name in MLflow's model registry of which every evaluated model becomes a version; by default it becomes none."""
     live: bool = True
     """Send to MLflow while the run goes on; without it (nodes with no way out) `onediff track sync` sends afterwards."""
     flush_seconds: float = Field(2.0, gt=0)

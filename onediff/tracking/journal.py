@@ -8,7 +8,8 @@ A stream becomes one MLflow run: `run` is the job as submitted, `phase-<name>` a
     tags        {"name": "text"}
     artifact    path of a file or folder, shipped to folder "to"; with "step" when it belongs to one
     dataset     {"name", "digest", "source", "samples", "context"}
-    model       an exported model's folder, registered as "name" with "aliases"
+    model       an exported model's folder, registered as "name" with "aliases"; "trained" says what it held then,
+                "score" how good it is: {"metric", "value", "data"}
     end         status of the stream: FINISHED, FAILED or KILLED
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -31,20 +31,26 @@ class Flavour:
         pyfunc.save_model(**options)
 
 
-def register(client: MlflowClient, run_id: str, folder: Path, name: str, aliases: Sequence[str]) -> None:
-    """Logs `folder` with signature, input example and this package's code, and registers it under `aliases`.
+def register(client: MlflowClient, run_id: str, folder: Path, record: Mapping[str, Any]) -> None:
+    """Logs `folder` with signature, input example and this package's code, and registers it as the journal's `record` says.
 
-    A version that the same run registered before from the same folder is kept: only the aliases are set.
+    A version that the same run registered before with the same weights is kept: only aliases and score are set.
     """
-    place = f"{folder.parent.name}/{folder.name}"
+    name, trained = record["name"], record["trained"]
     known = client.search_model_versions(f"name='{name}'")
-    version = next((v.version for v in known if v.run_id == run_id and v.tags.get("folder") == place), None)
+    version = next((v.version for v in known if v.run_id == run_id and v.tags.get("trained") == trained), None)
     if version is None:
         with default_store(client.tracking_uri):
             version = log_version(run_id, folder, name)
-        client.set_model_version_tag(name, version, "folder", place)
-    for alias in aliases:
+        client.set_model_version_tag(name, version, "trained", trained)
+    for alias in record["aliases"]:
         client.set_registered_model_alias(name, alias, version)
+    if score := record.get("score"):
+        scored_on = f"score.{score['metric']}.{score['data']}"
+        client.set_model_version_tag(name, version, scored_on, repr(float(score["value"])))
+        rivals = [v for v in client.search_model_versions(f"name='{name}'") if scored_on in v.tags]
+        best = max(rivals, key=lambda rival: (float(rival.tags[scored_on]), int(rival.version)))
+        client.set_registered_model_alias(name, "best", best.version)
 
 
 def log_version(run_id: str, folder: Path, name: str) -> str:

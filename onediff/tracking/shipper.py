@@ -25,6 +25,7 @@ from onediff.tracking.journal import Record, openings, read
 from onediff.tracking.place import SQLITE, artifact_folder, database, tracking_uri
 from onediff.tracking.scrub import scrubbed
 from onediff.tracking.state import Sent, State, journals
+from onediff.tracking.stream import trained_as
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "onediff.stream"
@@ -272,7 +273,11 @@ class Shipper:
     def _model(self, name: str, run_id: str, record: Record) -> None:
         from onediff.tracking.registry import register
 
-        register(self.client, run_id, Path(record["model"]), record["name"], record["aliases"])
+        folder = Path(record["model"])
+        if not folder.is_dir() or trained_as(folder) != record["trained"]:
+            LOG.warning("%s: %s holds another model by now and is not registered", name, folder)
+            return
+        register(self.client, run_id, folder, record)
 
     def _end(self, name: str, run_id: str, record: Record) -> None:
         self.client.set_terminated(run_id, record["end"], record["time"])

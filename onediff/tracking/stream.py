@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
+import yaml
+
 from onediff.tracking.journal import Journal
 from onediff.tracking.scrub import scrubbed
 from onediff.tracking.table import write_table
@@ -100,14 +102,19 @@ class Stream:
         )
 
     @never_raises
-    def model(self, folder: str | Path, name: str, aliases: Sequence[str] = ()) -> None:
+    def model(
+        self, folder: str | Path, name: str, aliases: Sequence[str] = (), score: Mapping[str, Any] | None = None
+    ) -> None:
         """Registers an exported model's folder in MLflow's model registry, as a new version with these aliases.
 
-        `best` is a good one; the newest version is `models:/NAME/latest` without any, and MLflow refuses that alias.
+        The newest version is `models:/NAME/latest` without any alias, and MLflow refuses that one. With `score`,
+        {"metric", "value", "data"}, the alias `best` goes to the best version scored on the same data.
         """
         if "latest" in aliases:
             raise ValueError("the alias 'latest' belongs to MLflow: the newest version is models:/NAME/latest anyway")
-        self.journal.append({"model": str(Path(folder).resolve()), "name": name, "aliases": list(aliases)})
+        folder = Path(folder).resolve()
+        record = {"model": str(folder), "name": name, "aliases": list(aliases), "trained": trained_as(folder)}
+        self.journal.append(record | ({"score": dict(score)} if score else {}))
 
     def durable(self) -> None:
         """Call at every checkpoint: the history up to it then survives a machine that goes down."""
@@ -120,3 +127,9 @@ class Stream:
             self.ended = True
             self.journal.append({"end": status})
             self.journal.close()
+
+
+def trained_as(folder: Path) -> str:
+    """Which run, phase and step an exported model's weights are from, in words."""
+    known = yaml.safe_load((folder / "onediff.yaml").read_text(encoding="utf-8")).get("trained", {})
+    return ", ".join(f"{name} {value}" for name, value in known.items())

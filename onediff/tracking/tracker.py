@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onediff.tracking.config import TrackingConfig
-from onediff.tracking.journal import Journal, openings, put
+from onediff.tracking.journal import Journal, openings, put, records
 from onediff.tracking.provenance import start_tags, uncommitted
 from onediff.tracking.scrub import scrubbed, scrubbed_tree
 from onediff.tracking.stream import Status, Stream, never_raises
@@ -55,12 +55,8 @@ class Tracker(Stream):
         run = Path(run_dir).resolve()
         remember(run, config)
         path = run / FOLDER / "run.jsonl"
-        before = [record["open"]["tags"] for _, record in openings(path)]
         now = {**start_tags(), **{name: scrubbed(str(value)) for name, value in (tags or {}).items()}}
-        for one, all_of_them in KEPT_OVER_RESTARTS.items():
-            seen = [old[one] for old in [*before, now] if one in old]
-            if seen:
-                now[all_of_them] = ",".join(dict.fromkeys(seen))
+        now |= kept_over_restarts(path, now)
         journal = Journal(path, config.queue_records)
         flat = flattened(scrubbed_tree(dict(params or {})))
         opening = {"step": 0, "name": run_name or run.name, "tags": now, "params": flat}
@@ -83,6 +79,8 @@ class Tracker(Stream):
         if new:
             journal.append({"open": {"step": 0, "name": run.name, "tags": start_tags(), "params": {}}})
             journal.append({"end": "FINISHED"})
+        elif kept := kept_over_restarts(path, start_tags()):
+            journal.append({"tags": kept})
         return cls(run, config, journal)
 
     def phase(self, name: str, resumed_step: int = 0, tags: Mapping[str, object] | None = None) -> Stream:
@@ -91,11 +89,13 @@ class Tracker(Stream):
 
     def evaluation(self, name: str, tags: Mapping[str, object] | None = None) -> Stream:
         """The child run of an evaluation; one of the same name made before is replaced."""
-        return self._child(f"evaluation-{name}", f"evaluation {name}", -1, tags)
+        return self._child(f"evaluation-{name}", f"evaluation {name}", -1, {**start_tags(), **(tags or {})})
 
     def _child(self, stream: str, name: str, step: int, tags: Mapping[str, object] | None) -> Stream:
         journal = Journal(self.run / FOLDER / f"{stream}.jsonl", self.config.queue_records)
         plain = {key: scrubbed(str(value)) for key, value in (tags or {}).items()}
+        job = {key: value for key, value in start_tags().items() if key in KEPT_OVER_RESTARTS}
+        plain |= job | kept_over_restarts(journal.path, job)
         journal.append({"open": {"step": step, "name": name, "tags": plain, "params": {}}})
         child = Stream(self.run, journal, self.run / stream)
         self.children.append(child)
@@ -125,6 +125,17 @@ def remember(run: Path, config: TrackingConfig) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {"id": uuid.uuid4().hex, "created": int(time.time())}
     put(path, json.dumps({**known, "config": config.model_dump(mode="json")}, indent=1))
+
+
+def kept_over_restarts(path: Path, now: Mapping[str, str]) -> dict[str, str]:
+    """Tags that list what all starts of a stream had: those in its journal, then those of this start, `now`."""
+    found: dict[str, str] = {}
+    told = [record.get("open", record).get("tags", {}) for _, record in records(path) if "metrics" not in record]
+    for one, all_of_them in KEPT_OVER_RESTARTS.items():
+        seen = [item for tags in [*told, now] for item in tags.get(all_of_them, tags.get(one, "")).split(",") if item]
+        if seen:
+            found[all_of_them] = ",".join(dict.fromkeys(seen))
+    return found
 
 
 def flattened(values: Mapping[str, Any], above: str = "") -> dict[str, str]:

@@ -66,6 +66,7 @@ class Engine:
         groups = parameter_groups(model, phase, config.optimizer)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps)
         self.peaks = [group["peak_lr"] for group in groups]
+        self.peak_of = {group["part"]: group["peak_lr"] for group in groups}
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -122,6 +123,8 @@ class Engine:
             "tokens": float(tokens),
             "skipped": float(skipped),
         }
+        scheduled = rate(self.optimizer_config, step, steps)
+        measured |= {f"lr/{part}": peak * scheduled for part, peak in self.peak_of.items()}
         for source, loss_sum, count in zip(self.sources, *sums.tolist(), strict=True):
             if count:
                 measured[f"loss/{source}"] = loss_sum / count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,12 @@ def saved_model_of(path: Path) -> Path:
     config = load_run(folder.config)
     found = newest(folder, list(config.phases))
     target = path / MODEL_FOLDER
-    if (target / FILE).is_file():
-        trained = description(target).trained
-        if (trained.get("phase"), trained.get("step")) == (found["phase"], found["step"]):
-            return target
-    export_run(path, target)
+    # The ranks of an evaluation all come here: the first one exports, the others find it done.
+    with (path / ".model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (target / FILE).is_file():
+            trained = description(target).trained
+            if (trained.get("phase"), trained.get("step")) == (found["phase"], found["step"]):
+                return target
+        export_run(path, target)
     return target

@@ -21,6 +21,7 @@ from onediff.training.checkpoint import load_checkpoint, save_checkpoint
 from onediff.training.config import PhaseConfig
 from onediff.training.engine import Engine
 from onediff.training.folder import RunFolder
+from onediff.training.pace import Pace
 from onediff.training.samples import Samples, due
 from onediff.training.stop import Stopped, StopRequest
 
@@ -56,6 +57,8 @@ class PhaseLoop:
         stop: StopRequest,
         samples: Samples,
         samples_every: int | None,
+        pace: Pace,
+        log_every: int,
     ) -> None:
         self.name = name
         self.phase = phase
@@ -68,6 +71,8 @@ class PhaseLoop:
         self.stop = stop
         self.samples = samples
         self.samples_every = samples_every
+        self.pace = pace
+        self.log_every = log_every
         self.rank = dist.get_rank()
         self.step = 0
         self.skipped = 0
@@ -80,6 +85,7 @@ class PhaseLoop:
         self.position = Position.from_json(extra["position"], self.position.order)
         self.step = extra["step"]
         self.skipped = extra["skipped"]
+        self.pace.before.update(extra.get("skipped_by_kind", {}))
 
     def run(self, loader: SharedBatches) -> dict[str, float]:
         """Steps until the end; returns the last figures. Raises Stopped after a stop request, with a checkpoint."""
@@ -127,8 +133,10 @@ class PhaseLoop:
                 clock.total = time.perf_counter() - started
                 self.skipped += int(measured.pop("skipped"))
                 measured |= self._rates(measured, clock, loader)
+                measured |= self.pace.after(step + 1, self.steps, clock.total, clock.waiting, loader.skipped)
                 if self.rank == 0:
-                    self.tracker.log(step + 1, measured)
+                    if (step + 1) % self.log_every == 0 or step + 1 == self.steps:
+                        self.tracker.log(step + 1, measured)
                     bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
                     bar.update()
                     if time.monotonic() - last_line > LINE_SECONDS or step + 1 == self.steps:
@@ -186,6 +194,7 @@ class PhaseLoop:
                 "steps": self.steps,
                 "phase": self.name,
                 "skipped": self.skipped,
+                "skipped_by_kind": self.pace.skipped(loader.skipped),
                 "position": position.to_json(),
             },
             keep_last=self.phase.keep_checkpoints,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 from onediff.model.tokenizer import learn_tokenizer
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import gathered, together
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.shared_batches import SharedBatches
@@ -30,6 +31,7 @@ from onediff.training.data import manifest_files, phase_steps, phase_stream, tra
 from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
 from onediff.training.folder import RunFolder
 from onediff.training.loop import PhaseLoop
+from onediff.training.pace import Pace
 from onediff.training.parts import trainable
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
@@ -56,7 +58,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
     if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():
         log.warning("nothing to resume in %s: the run starts from its beginning", path)
     stop = StopRequest()
-    tracker = open_tracker(config, folder) if ranks.rank == 0 else None
+    hosts = ",".join(dict.fromkeys(gathered(socket.gethostname())))
+    tracker = open_tracker(config, folder, topology, hosts) if ranks.rank == 0 else None
     meters = NodeMetrics(folder.path, config.tracking).start() if ranks.local_rank == 0 else None
     code, state, reason = 0, "finished", None
     try:
@@ -136,6 +139,13 @@ def run_phase(
         stop,
         samples,
         config.training.captions_every,
+        Pace(
+            config.training.log_every,
+            engine.device,
+            loads_itself=config.data.workers == 0,
+            counts_skipped=topology.tp_rank == 0,
+        ),
+        config.training.log_every,
     )
     # Dropout differs between ranks; a checkpoint brings its own random states.
     torch.manual_seed(config.training.seed + 1000 * dp_rank)
@@ -192,10 +202,17 @@ def previous(config: RunConfig, name: str) -> str | None:
     return order[order.index(name) - 1] if order.index(name) else None
 
 
-def open_tracker(config: RunConfig, folder: RunFolder) -> Any:
+def open_tracker(config: RunConfig, folder: RunFolder, topology: Topology, hosts: str) -> Any:
     """The tracker of this run, found again where the run goes on."""
+    tags = {
+        "host": hosts,
+        "world_size": topology.ranks.world,
+        "data_parallel": topology.dp_size,
+        "tensor_parallel": topology.tp_size,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
     return Tracker.open(
-        folder.path, config.tracking, run_name=config.name, params=config.model_dump(mode="json"), tags={}
+        folder.path, config.tracking, run_name=config.name, params=config.model_dump(mode="json"), tags=tags
     )
 
 

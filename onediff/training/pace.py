@@ -1,0 +1,127 @@
+"""How fast the ranks are, and what they left out: gathered from all of them every so many steps."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from onediff.parallel.agreement import gathered
+from onediff.tracking.timing import memory_peaks, step_times, stragglers
+
+WINDOW = 20
+"""Steps between two gatherings, or the next multiple of `training.log_every`."""
+PROBE = 4096
+"""Side of the matrix product that tells how fast a GPU is."""
+
+
+@dataclass
+class Seconds:
+    """What one rank's steps took since the last gathering, one number a step."""
+
+    step: list[float] = field(default_factory=list)
+    waiting: list[float] = field(default_factory=list)
+    """for data"""
+    computing: list[float] = field(default_factory=list)
+    """of its processors, or of its GPU and whatever that waited for"""
+
+
+class Pace:
+    """Step-time percentiles, the slowest rank, memory peaks and skipped samples by kind.
+
+    A step takes equally long on every rank, since all wait for the slowest. So a rank's own work is what is compared: its
+    waiting for data, and its processor time; on GPUs the time of the same matrix product on each.
+    """
+
+    def __init__(self, log_every: int, device: torch.device, *, loads_itself: bool, counts_skipped: bool) -> None:
+        self.every = log_every * -(-WINDOW // log_every)
+        self.device = device
+        self.loads_itself = loads_itself
+        self.counts_skipped = counts_skipped
+        self.before: Counter[str] = Counter()
+        """Samples skipped by kind, over all ranks, before this start of the phase."""
+        self.seconds = Seconds()
+        self.processor = time.process_time()
+        self.probe = Probe(device) if device.type == "cuda" else None
+
+    def after(
+        self, step: int, steps: int, seconds: float, waiting: float, skipped: Mapping[str, int]
+    ) -> dict[str, float]:
+        """Notes one step; at every gathering, and at the last step, the figures since the one before.
+
+        Collective at those steps: about 1 ms. `skipped` counts what this rank left out since the phase was taken up.
+        """
+        before, self.processor = self.processor, time.process_time()
+        computing = seconds - waiting if self.probe else self.processor - before
+        self.seconds.step.append(seconds)
+        # Where no worker processes decode, waiting is work of this process, and in its processor time already.
+        self.seconds.waiting.append(0.0 if self.loads_itself else waiting)
+        self.seconds.computing.append(computing)
+        if step % self.every and step != steps:
+            return {}
+        mine, self.seconds = self.seconds, Seconds()
+        ranks = gathered(
+            {
+                "waiting": float(np.mean(mine.waiting)),
+                "computing": float(np.mean(mine.computing)),
+                "probe": self.probe.seconds() if self.probe else None,
+                "memory": memory_gib(self.device),
+                "skipped": dict(skipped) if self.counts_skipped else {},
+            }
+        )
+        return {
+            **step_times(mine.step),
+            **stragglers(own_work(ranks)),
+            **memory_peaks([rank["memory"] for rank in ranks]),
+            **{f"skipped/{kind}": float(count) for kind, count in self._by_kind(ranks).items()},
+        }
+
+    def skipped(self, skipped: Mapping[str, int]) -> dict[str, int]:
+        """Samples skipped by kind over all ranks since the phase began. Collective."""
+        return dict(self._by_kind(gathered({"skipped": dict(skipped) if self.counts_skipped else {}})))
+
+    def _by_kind(self, ranks: Sequence[Mapping[str, Any]]) -> Counter[str]:
+        return sum((Counter(rank["skipped"]) for rank in ranks), self.before.copy())
+
+
+class Probe:
+    """A matrix product of a fixed size: how fast this GPU is by itself, whatever its neighbours do."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.current_stream(device)
+        self.factor = torch.ones(PROBE, PROBE, device=device, dtype=torch.bfloat16)
+        self.product = torch.empty_like(self.factor)
+
+    def seconds(self) -> float:
+        """The shortest of three tries; waits for the device."""
+        tries = []
+        for _ in range(3):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record(self.stream)
+            torch.mm(self.factor, self.factor, out=self.product)
+            ended.record(self.stream)
+            ended.synchronize()
+            tries.append(began.elapsed_time(ended) / 1e3)
+        return min(tries)
+
+
+def own_work(ranks: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds a step of each rank's own work; with probes, the typical computing time times how slow the rank's GPU is."""
+    probes = [rank["probe"] for rank in ranks if rank["probe"] is not None]
+    if len(probes) < len(ranks):
+        return [rank["waiting"] + rank["computing"] for rank in ranks]
+    typical, probe = float(np.median([rank["computing"] for rank in ranks])), float(np.median(probes))
+    return [rank["waiting"] + typical * rank["probe"] / probe for rank in ranks]
+
+
+def memory_gib(device: torch.device) -> float:
+    """This rank's peak memory in GiB: of its GPU as torch allocates it, or of its process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
