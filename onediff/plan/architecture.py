@@ -1,0 +1,211 @@
+"""The sizes of tower and language model from their Hugging Face configuration, without transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onediff.errors import UserError
+from onediff.model.config import DeltaConfig, ModelConfig, PretrainedPart
+
+# What transformers takes where a configuration leaves a field out; a test compares this with transformers itself.
+TOWERS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {"image_size": 224, "patch_size": 32, "intermediate_size": 3072, "hidden_act": "quick_gelu"},
+    "siglip_vision_model": {
+        "image_size": 224,
+        "patch_size": 16,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu_pytorch_tanh",
+        "vision_use_head": True,
+    },
+    "dinov2": {"image_size": 224, "patch_size": 14, "mlp_ratio": 4, "use_swiglu_ffn": False, "qkv_bias": True},
+}
+TOWER_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3}
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 11008, "vocab_size": 32000, "attention_bias": False, "mlp_bias": False},
+    "mistral": {"intermediate_size": 14336, "vocab_size": 32000, "num_key_value_heads": 8},
+    "qwen2": {"intermediate_size": 22016, "vocab_size": 151936, "num_key_value_heads": 32},
+    "qwen3": {
+        "intermediate_size": 22016,
+        "vocab_size": 151936,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "attention_bias": False,
+    },
+}
+DECODER_DEFAULTS = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer."""
+
+    kind: str
+    width: int
+    layers: int
+    heads: int
+    intermediate: int
+    channels: int
+    image_size: int
+    """pixels for which its place embeddings are made"""
+    patch: int
+    activation: str
+    gated: bool = False
+    """feed-forward of three matrices"""
+    qkv_bias: bool = True
+    head: bool = False
+    """SigLIP's pooling head, computed though nothing reads it"""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A causal language model of Llama's shape."""
+
+    kind: str
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    head_norms: bool
+    """norms of queries and keys inside attention (Qwen3)"""
+    positions: int = 2048
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All that the plan needs to know of the model."""
+
+    tower: Tower
+    delta: DeltaConfig
+    decoder: Decoder
+    picture: int
+    """side of a picture, pixels"""
+    levels: tuple[int, ...]
+    output_level: int
+    """1 … layers; 0 is the embedding"""
+
+    @property
+    def picture_tokens(self) -> int:
+        """Patch tokens of one picture."""
+        return (self.picture // self.tower.patch) ** 2
+
+
+def sizes_of(config: ModelConfig) -> Sizes:
+    """The sizes of the whole model. Raises UserError for a part whose architecture cannot be read or is not known."""
+    tower = tower_of(fields_of(config.vision, "model.vision"))
+    return Sizes(
+        tower=tower,
+        delta=config.delta,
+        decoder=decoder_of(fields_of(config.language, "model.language")),
+        picture=config.vision.picture.size,
+        levels=config.vision.levels,
+        output_level=config.vision.output_level % (tower.layers + 1),
+    )
+
+
+def tower_of(fields: dict[str, Any]) -> Tower:
+    """A tower from the fields of its configuration; of a two-tower model such as CLIP, its vision half."""
+    fields = fields.get("vision_config", fields)
+    kind = fields.get("model_type", "")
+    if kind not in TOWERS:
+        raise UserError(f"model.vision: no plan for towers of type {kind!r} (known: {', '.join(TOWERS)})")
+    known = {**TOWER_DEFAULTS, **TOWERS[kind], **fields}
+    width = known["hidden_size"]
+    inner = int(width * known["mlp_ratio"]) if kind == "dinov2" else known["intermediate_size"]
+    gated = bool(known.get("use_swiglu_ffn"))
+    return Tower(
+        kind=kind,
+        width=width,
+        layers=known["num_hidden_layers"],
+        heads=known["num_attention_heads"],
+        intermediate=(int(inner * 2 / 3) + 7) // 8 * 8 if gated else inner,
+        channels=known["num_channels"],
+        image_size=known["image_size"],
+        patch=known["patch_size"],
+        activation=known.get("hidden_act", "gelu"),
+        gated=gated,
+        qkv_bias=known.get("qkv_bias", True),
+        head=known.get("vision_use_head", False),
+    )
+
+
+def decoder_of(fields: dict[str, Any]) -> Decoder:
+    """A language model from the fields of its configuration; one of another type is taken for a Llama of its sizes."""
+    fields = fields.get("text_config", fields)
+    kind = fields.get("model_type", "")
+    if kind not in DECODERS:
+        missing = [name for name in (*DECODER_DEFAULTS, "intermediate_size", "vocab_size") if name not in fields]
+        missing = [name for name in missing if name not in ("tie_word_embeddings", "max_position_embeddings")]
+        if missing:
+            raise UserError(
+                f"model.language: no plan for models of type {kind!r}: its configuration has no {missing[0]}"
+            )
+    known = {**DECODER_DEFAULTS, **DECODERS.get(kind, {}), **fields}
+    heads = known["num_attention_heads"]
+    bias = bool(known.get("attention_bias"))
+    return Decoder(
+        kind=kind,
+        width=known["hidden_size"],
+        layers=known["num_hidden_layers"],
+        heads=heads,
+        kv_heads=known.get("num_key_value_heads") or heads,
+        head_size=known.get("head_dim") or known["hidden_size"] // heads,
+        intermediate=known["intermediate_size"],
+        vocabulary=known["vocab_size"],
+        tied=bool(known["tie_word_embeddings"]),
+        qkv_bias=bias or kind == "qwen2",
+        out_bias=bias,
+        mlp_bias=bool(known.get("mlp_bias")),
+        head_norms=kind == "qwen3",
+        positions=known["max_position_embeddings"],
+    )
+
+
+def fields_of(part: PretrainedPart, where: str) -> dict[str, Any]:
+    """The Hugging Face configuration of a part: from `config`, a folder, or the hub's cache on this machine.
+
+    Raises UserError naming `where` when it is nowhere here: planning fetches nothing.
+    """
+    if part.config is not None:
+        return dict(part.config)
+    assert part.name is not None
+    file = Path(part.name) / "config.json"
+    if not file.is_file():
+        file = _cached(part.name, part.revision) or file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{where}.name: no architecture of {part.name!r} on this machine ({type(error).__name__}); "
+            f"give it as {where}.config, as configs/models/onediff_7b.yaml does"
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: expected a mapping of keys to values")
+    return found
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """`config.json` of a hub model that was fetched before (the cache's layout is documented by huggingface_hub)."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+    reference = folder / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision or ""
+    file = folder / "snapshots" / commit / "config.json"
+    return file if commit and file.is_file() else None

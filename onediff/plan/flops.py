@@ -1,0 +1,110 @@
+"""FLOPs of a micro-batch by part, frozen parts and recomputation counted right."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from onediff.plan.architecture import Sizes
+from onediff.plan.tape import Op, Tape
+from onediff.plan.walk import PARTS, Shape, walk
+
+Checkpointing = Literal["none", "full", "selective"]
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one part: `forward` and `backward` are the model's; `recompute` is what checkpointing adds."""
+
+    forward: int = 0
+    backward: int = 0
+    recompute: int = 0
+
+    @property
+    def model(self) -> int:
+        """What MFU counts: forward and backward, each once."""
+        return self.forward + self.backward
+
+    @property
+    def hardware(self) -> int:
+        """All that is computed."""
+        return self.model + self.recompute
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.forward + other.forward, self.backward + other.backward, self.recompute + other.recompute)
+
+
+def step_flops(
+    sizes: Sizes, shape: Shape, trains: Collection[str], checkpointing: Checkpointing = "none", tensor: int = 1
+) -> dict[str, Flops]:
+    """FLOPs by part of one micro-batch on one of `tensor` ranks; a part that trains has a backward pass of its own.
+
+    Equal to what `torch.utils.flop_counter` counts with the mathematical attention. A fused attention kernel computes its
+    scores once more in the backward pass; that counts as the kernel's business, not as the model's.
+    """
+    return flops_of(walk(sizes, shape, trains, tensor=tensor), checkpointing)
+
+
+def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> dict[str, Flops]:
+    """FLOPs by part of what a tape says."""
+    found = dict.fromkeys(PARTS, Flops())
+    for op in tape.ops:
+        found[op.part] += Flops(op.forward, op.backward)
+    if checkpointing != "none":
+        for layer in range(tape.layers):
+            ops = [op for op in tape.ops if op.layer == layer]
+            found[ops[0].part] += Flops(recompute=recomputed(ops, checkpointing))
+    return found
+
+
+def recomputed(ops: list[Op], checkpointing: Checkpointing) -> int:
+    """FLOPs of computing a layer once more; torch stops at the last value that the backward pass needs.
+
+    That value is asked for before the operation that keeps it computes, so the last matrix product is never repeated.
+    """
+    total = pending = 0
+    for op in ops:
+        if op.keeps:
+            total, pending = total + pending, 0
+        pending += 0 if checkpointing == "selective" and op.is_product else op.forward
+    return total
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs of any micro-batch of a phase: they are linear in five counts, so one look at each is enough."""
+
+    per_token: int
+    per_score: int
+    per_picture: int
+    per_pair: int
+    per_target: int
+
+    @classmethod
+    def of_phase(cls, sizes: Sizes, trains: Collection[str], tensor: int = 1) -> StepCost:
+        """The cost of the phase that trains `trains`, on one of `tensor` ranks, recomputation left out."""
+
+        def total(**counts: int) -> int:
+            shape = Shape(**{"rows": 1, "tokens": 1, "pictures": 1, "pairs": 1, "targets": 0, "scores": 0, **counts})
+            return sum(part.model for part in step_flops(sizes, shape, trains, tensor=tensor).values())
+
+        base = total()
+        return cls(
+            per_token=total(tokens=2) - base,
+            per_score=total(scores=1) - base,
+            per_picture=total(pictures=2) - base,
+            per_pair=total(pairs=2) - base,
+            per_target=total(targets=1) - base,
+        )
+
+    def flops(self, shape: Shape) -> int:
+        """Model FLOPs, forward and backward, of one micro-batch of this shape."""
+        scores = shape.rows * shape.tokens**2 if shape.scores is None else shape.scores
+        return (
+            self.per_token * shape.rows * shape.tokens
+            + self.per_score * scores
+            + self.per_picture * max(1, shape.pictures)
+            + self.per_pair * max(1, shape.pairs)
+            + self.per_target * shape.targets
+        )

@@ -1,0 +1,208 @@
+"""The forward pass of OneDiff on one micro-batch, operation by operation, as `onediff.model` computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from onediff.plan.architecture import Decoder, Sizes, Tower
+from onediff.plan.tape import Tape, Value
+
+PARTS = ("vision", "delta", "projector", "language")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of one micro-batch of one rank."""
+
+    rows: int
+    tokens: int
+    """tokens of a row, padding included"""
+    pictures: int
+    pairs: int
+    targets: int
+    scores: int | None = None
+    """pairs of tokens that may look at each other; `rows · tokens²` by default, less where rows are packed"""
+
+
+def walk(sizes: Sizes, shape: Shape, trains: Collection[str], *, itemsize: int = 2, tensor: int = 1) -> Tape:
+    """The tape of one micro-batch on one of `tensor` ranks, while the parts in `trains` train.
+
+    `itemsize` is that of the precision in which is computed: 2 for bf16, 4 for fp32.
+    """
+    tape = Tape(itemsize)
+    # A batch without pictures or pairs is given a blank one (`OneDiffModel.embed`).
+    pictures, pairs = max(1, shape.pictures), max(1, shape.pairs)
+
+    tape.part, tape.trains = "language", "language" in trains
+    vocabulary = -(-sizes.decoder.vocabulary // tensor)
+    embedding = tape.weight(vocabulary, sizes.decoder.width, cut=tensor > 1)
+    words = tape.place(
+        tape.value(shape.rows, shape.tokens, sizes.decoder.width, grad=tape.trains), weights=(embedding,)
+    )
+
+    tape.part, tape.trains = "vision", "vision" in trains
+    levels, output = _tower(tape, sizes, pictures)
+    tape.part, tape.trains = "delta", "delta" in trains
+    deltas = _delta(tape, sizes, levels, pairs)
+    tape.part, tape.trains = "projector", "projector" in trains
+    picture_tokens, delta_tokens = _projector(tape, sizes.decoder.width, output, deltas)
+
+    tape.part, tape.trains = "language", "language" in trains
+    x = words
+    for tokens in (picture_tokens, delta_tokens):
+        x = tape.place(Value(x.shape, itemsize, x.grad or tokens.grad))
+    hidden = _decoder(tape, sizes.decoder, x, shape, tensor)
+    chosen = tape.place(Value((shape.targets, sizes.decoder.width), itemsize, hidden.grad))
+    tied = embedding if sizes.decoder.tied else None
+    logits = tape.linear(chosen, vocabulary, False, cut="column" if tensor > 1 else "", tied=tied)
+    _loss(tape, logits)
+    return tape
+
+
+def _tower(tape: Tape, sizes: Sizes, pictures: int) -> tuple[list[Value], Value]:
+    """Hidden states of the levels, and of the output level."""
+    tower, width = sizes.tower, sizes.tower.width
+    pixels = tape.value(pictures, tower.channels, sizes.picture, sizes.picture)
+    patches = tape.convolution(pixels, width, tower.patch, bias=tower.kind != "clip_vision_model")
+    extra = 0 if tower.kind == "siglip_vision_model" else 1
+    places = (tower.image_size // tower.patch) ** 2 + extra
+    weights = [tape.weight(places, width)] + [tape.weight(width) for _ in range(extra)]
+    if tower.kind == "dinov2":
+        tape.weight(width)  # the mask token, never used
+    x = tape.place(
+        Value((pictures, patches.shape[1] + extra, width), tape.itemsize, tape.trains), weights=tuple(weights)
+    )
+    if tower.kind == "clip_vision_model":
+        x = tape.layer_norm(x)
+    states = [x]
+    deepest = max(*sizes.levels, sizes.output_level)
+    for _ in range(deepest):
+        with tape.recomputable(x):
+            x = _tower_layer(tape, tower, x)
+        states.append(x)
+    with tape.without_backward():
+        x = Value(x.shape, x.itemsize)
+        for _ in range(deepest, tower.layers):
+            x = _tower_layer(tape, tower, x)
+        if tower.kind == "clip_vision_model":
+            x = tape.value(pictures, width)
+        x = tape.layer_norm(x)
+        if tower.head:
+            _siglip_head(tape, tower, x)
+    # The class token is cut off by a view; what is kept of a view is all of it.
+    cut = {
+        level: Value((pictures, patches.shape[1], width), states[level].itemsize, states[level].grad)
+        for level in (*sizes.levels, sizes.output_level)
+    }
+    return [cut[level] for level in sizes.levels], cut[sizes.output_level]
+
+
+def _tower_layer(tape: Tape, tower: Tower, x: Value) -> Value:
+    scaled = tower.kind == "dinov2"
+    y = tape.layer_norm(x)
+    q, k, v = (tape.linear(y, tower.width, tower.qkv_bias) for _ in range(3))
+    y = tape.linear(tape.attention(q, k, v, tower.heads, tower.heads), tower.width)
+    x = tape.elementwise(x, _layer_scale(tape, y) if scaled else y)
+    y = tape.layer_norm(x)
+    if tower.gated:
+        y = tape.linear(_gated(tape, y, tower.intermediate, True), tower.width)
+    else:
+        y = tape.linear(tape.activation(tape.linear(y, tower.intermediate), tower.activation), tower.width)
+    return tape.elementwise(x, _layer_scale(tape, y) if scaled else y)
+
+
+def _layer_scale(tape: Tape, x: Value) -> Value:
+    """DINOv2's learned scale of a branch."""
+    weight = tape.weight(x.shape[-1])
+    # Without a gradient of its own the scale is kept where `x` has one: nothing of size.
+    return tape.elementwise(x, keeps=(x,) if weight.trains else (tape.value(1),), weights=(weight,))
+
+
+def _siglip_head(tape: Tape, tower: Tower, x: Value) -> None:
+    """Attention pooling, the result of which nobody reads."""
+    width = tower.width
+    query = tape.place(tape.value(x.shape[0], 1, width), weights=(tape.weight(1, 1, width),))
+    q, k, v = tape.linear(query, width), tape.linear(x, width), tape.linear(x, width)
+    y = tape.layer_norm(tape.linear(tape.attention(q, k, v, tower.heads, tower.heads), width))
+    tape.linear(tape.activation(tape.linear(y, tower.intermediate), tower.activation), width)
+
+
+def _delta(tape: Tape, sizes: Sizes, levels: list[Value], pairs: int) -> Value:
+    config, width, tokens = sizes.delta, sizes.delta.width, sizes.picture_tokens
+    dropout = config.dropout > 0
+    learned = (tape.weight(config.tokens, width), tape.weight(config.tokens, width))
+    normed = [tape.layer_norm(level) for level in levels]
+    x = tape.place(Value((pairs, config.tokens, width), tape.itemsize, tape.trains), weights=learned)
+    for number in range(config.layers):
+        level = normed[number * len(levels) // config.layers]
+        x = _delta_attention(tape, x, tape.linear(x, width), tape.linear(x, width), config.heads, dropout)
+        roles = (tape.weight(2, width), tape.weight(2, width))
+        keys, values = tape.linear(level, width), tape.linear(level, width)
+        keys = tape.elementwise(keys)
+        k = tape.place(Value((pairs, 2 * tokens, width), tape.itemsize, keys.grad or tape.trains), weights=roles[:1])
+        picked = tape.place(Value((pairs, 2 * tokens, width), tape.itemsize, values.grad))
+        v = tape.elementwise(picked, keeps=(picked,) if tape.trains else (), weights=roles[1:])
+        x = _delta_attention(tape, x, k, v, config.heads, dropout, places=True)
+        y = tape.linear(tape.activation(tape.linear(x, config.intermediate), "gelu"), width)
+        x = tape.layer_norm(tape.elementwise(x, _dropout(tape, y) if dropout else y))
+    return x
+
+
+def _delta_attention(
+    tape: Tape, x: Value, k: Value, v: Value, heads: int, dropout: bool, places: bool = False
+) -> Value:
+    q = tape.linear(x, x.shape[-1])
+    if places:
+        # The learned places are added to the queries.
+        q = tape.place(Value(q.shape, q.itemsize, q.grad or tape.trains))
+    y = tape.linear(tape.attention(q, k, v, heads, heads), x.shape[-1])
+    return tape.layer_norm(tape.elementwise(x, _dropout(tape, y) if dropout else y))
+
+
+def _dropout(tape: Tape, x: Value) -> Value:
+    return tape.elementwise(x, keeps=(Value(x.shape, 1),))
+
+
+def _projector(tape: Tape, width: int, pictures: Value, deltas: Value) -> tuple[Value, Value]:
+    first = tape.linear(pictures, width)
+    pictures_out = tape.linear(tape.activation(first, "gelu"), width)
+    second = tape.linear(deltas, width)
+    return pictures_out, tape.linear(tape.activation(second, "gelu"), width)
+
+
+def _decoder(tape: Tape, decoder: Decoder, x: Value, shape: Shape, tensor: int) -> Value:
+    heads, kv_heads = decoder.heads // tensor, max(1, decoder.kv_heads // tensor)
+    column, row = ("column", "row") if tensor > 1 else ("", "")
+    for _ in range(decoder.layers):
+        with tape.recomputable(x):
+            y = tape.rms_norm(x)
+            q, k, v = (
+                tape.linear(y, count * decoder.head_size, decoder.qkv_bias, cut=column)
+                for count in (heads, kv_heads, kv_heads)
+            )
+            if decoder.head_norms:
+                q, k = (_head_norm(tape, z, decoder.head_size) for z in (q, k))
+            q, k = tape.elementwise(q, keeps=(tape.value(1),)), tape.elementwise(k, keeps=(tape.value(1),))  # rotated
+            mixed = tape.attention(q, k, v, heads, kv_heads, shape.scores)
+            x = tape.elementwise(x, tape.linear(mixed, decoder.width, decoder.out_bias, cut=row))
+            y = _gated(tape, tape.rms_norm(x), decoder.intermediate // tensor, decoder.mlp_bias, column)
+            x = tape.elementwise(x, tape.linear(y, decoder.width, decoder.mlp_bias, cut=row))
+    return tape.rms_norm(x)
+
+
+def _head_norm(tape: Tape, x: Value, head_size: int) -> Value:
+    split = Value((*x.shape[:-1], x.shape[-1] // head_size, head_size), x.itemsize, x.grad)
+    normed = tape.rms_norm(split)
+    return Value(x.shape, normed.itemsize, normed.grad)
+
+
+def _gated(tape: Tape, x: Value, inner: int, bias: bool, cut: str = "") -> Value:
+    gate, up = tape.linear(x, inner, bias, cut=cut), tape.linear(x, inner, bias, cut=cut)
+    gate = tape.activation(gate, "silu")
+    return tape.elementwise(gate, up, keeps=(gate, up))
+
+
+def _loss(tape: Tape, logits: Value) -> None:
+    """Cross-entropy in fp32: the logarithm of the softmax is kept."""
+    tape.place(Value((logits.shape[0],), 4, logits.grad), Value(logits.shape, 4))

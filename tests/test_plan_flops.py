@@ -1,0 +1,168 @@
+"""The plan's FLOPs are those of torch's own counter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from onediff.config.compose import load_run
+from onediff.data.batch import Batch
+from onediff.errors import UserError
+from onediff.model.config import ModelConfig
+from onediff.model.onediff import OneDiffModel
+from onediff.plan.architecture import DECODERS, TOWERS, decoder_of, sizes_of, tower_of
+from onediff.plan.flops import StepCost, step_flops
+from onediff.plan.walk import PARTS, Shape, walk
+
+SHAPE = Shape(rows=2, tokens=48, pictures=3, pairs=1, targets=11)
+
+
+def meta_batch(config: ModelConfig, shape: Shape) -> Batch:
+    """A batch of this size without values."""
+    sizes = sizes_of(config)
+    ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64, device="meta")
+    return Batch(
+        token_ids=ids,
+        position_ids=ids,
+        segment_ids=None,
+        pictures=torch.zeros(shape.pictures, 3, sizes.picture, sizes.picture, dtype=torch.uint8, device="meta"),
+        picture_places=torch.zeros(shape.pictures * sizes.picture_tokens, dtype=torch.int64, device="meta"),
+        pairs=torch.zeros(shape.pairs, 2, dtype=torch.int64, device="meta"),
+        delta_places=torch.zeros(shape.pairs * sizes.delta.tokens, dtype=torch.int64, device="meta"),
+        target_places=torch.zeros(shape.targets, dtype=torch.int64, device="meta"),
+        target_ids=torch.zeros(shape.targets, dtype=torch.int64, device="meta"),
+        target_sources=torch.zeros(shape.targets, dtype=torch.int64, device="meta"),
+    )
+
+
+def meta_model(config: ModelConfig) -> OneDiffModel:
+    """The model without memory, whatever its weights are read from."""
+    config = config.model_copy(
+        update={
+            "vision": config.vision.model_copy(update={"name": None}),
+            "delta": config.delta.model_copy(update={"bert": None}),
+            "language": config.language.model_copy(update={"name": None, "tokenizer": "none"}),
+        }
+    )
+    with torch.device("meta"):
+        return OneDiffModel(config).train()
+
+
+def counted(config: ModelConfig, shape: Shape, trains: tuple[str, ...], checkpointing: str) -> int:
+    """What torch's counter says of a forward and a backward pass; on the meta device, so that any size is quick."""
+    model = meta_model(config)
+    for part in PARTS:
+        getattr(model, part).requires_grad_(part in trains)
+    if checkpointing == "full":
+        for part in (model.vision.model, model.language):
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(meta_batch(config, shape)).sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.fixture(autouse=True)
+def _no_look_into_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers reads position ids to find packed rows; on the meta device there is nothing to read."""
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _: None)
+
+
+PHASES = {
+    "warm-up": ("vision", "projector", "language"),
+    "one": ("delta", "projector"),
+    "two": PARTS,
+    "language": ("language",),
+    "delta": ("delta",),
+    "vision": ("vision",),
+}
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_demo_costs_what_torch_counts(phase, checkpointing):
+    config = load_run("configs/demo.yaml").model
+    found = step_flops(sizes_of(config), SHAPE, PHASES[phase], checkpointing)
+    assert sum(part.hardware for part in found.values()) == counted(config, SHAPE, PHASES[phase], checkpointing)
+
+
+@pytest.mark.parametrize("phase", ["one", "two"])
+def test_the_paper_model_costs_what_torch_counts(phase):
+    config = load_run("configs/onediff_7b.yaml").model
+    shape = Shape(rows=2, tokens=1400, pictures=4, pairs=2, targets=100)
+    found = step_flops(sizes_of(config), shape, PHASES[phase], "full")
+    assert sum(part.hardware for part in found.values()) == counted(config, shape, PHASES[phase], "full")
+
+
+VISION = {
+    "clip": {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 16},
+    "siglip": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 16},
+    "dinov2": {"model_type": "dinov2", "image_size": 32, "patch_size": 16},
+    "giant": {"model_type": "dinov2", "image_size": 32, "patch_size": 16, "use_swiglu_ffn": True},
+}
+LANGUAGE = {
+    "llama": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 24},
+}
+
+
+@pytest.mark.parametrize(("vision", "language"), [*zip(VISION, LANGUAGE, strict=True)])
+def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, language):
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = ModelConfig.model_validate(
+        {
+            "vision": {
+                "config": {**small, **VISION[vision]},
+                "levels": [1, 2],
+                "output_level": -2,  # the last layer is computed, and has no backward pass
+                "picture": {"size": 32},
+            },
+            "delta": {"tokens": 4, "layers": 2, "width": 32, "heads": 2, "intermediate": 48},
+            "language": {"config": {**small, "vocab_size": 96, **LANGUAGE[language]}, "tokenizer": "none"},
+        }
+    )
+    for trains in (PARTS, ("delta", "projector"), ("vision",)):
+        for checkpointing in ("none", "full"):
+            found = step_flops(sizes_of(config), SHAPE, trains, checkpointing)
+            assert sum(part.hardware for part in found.values()) == counted(config, SHAPE, trains, checkpointing)
+    weights = walk(sizes_of(config), SHAPE, PARTS).weights
+    for part in PARTS:
+        planned = sum(weight.numel for weight in weights if weight.part == part)
+        assert planned == sum(p.numel() for p in getattr(meta_model(config), part).parameters()), part
+
+
+def test_any_batch_costs_the_sum_of_its_tokens_scores_pictures_pairs_and_targets():
+    sizes = sizes_of(load_run("configs/demo.yaml").model)
+    shapes = (SHAPE, Shape(1, 7, 0, 0, 0), replace(SHAPE, scores=900), Shape(5, 200, 9, 4, 321))
+    for trains in PHASES.values():
+        cost = StepCost.of_phase(sizes, trains)
+        for shape in shapes:
+            assert cost.flops(shape) == sum(part.model for part in step_flops(sizes, shape, trains).values())
+
+
+def test_fields_that_a_configuration_leaves_out_are_those_of_transformers():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for kind in TOWERS:
+        whole = CONFIG_MAPPING[kind]().to_dict()
+        assert tower_of({"model_type": kind}) == tower_of(whole), kind
+    for kind in DECODERS:
+        whole = CONFIG_MAPPING[kind]().to_dict()
+        bare, full = decoder_of({"model_type": kind}), decoder_of(whole)
+        assert replace(bare, positions=0) == replace(full, positions=0), kind
+
+
+def test_the_paper_model_has_the_parameters_of_the_real_one():
+    config = load_run("configs/onediff_7b.yaml").model
+    weights = walk(sizes_of(config), SHAPE, PARTS).weights
+    assert sum(weight.numel for weight in weights) == sum(p.numel() for p in meta_model(config).parameters())
+
+
+def test_an_unknown_tower_is_named_with_those_that_are_known():
+    with pytest.raises(UserError, match=r"type 'resnet' \(known: clip_vision_model"):
+        tower_of({"model_type": "resnet"})
