@@ -17,6 +17,8 @@ from onediff.model.onediff import OneDiffModel
 from onediff.plan.architecture import DECODERS, TOWERS, decoder_of, sizes_of, tower_of
 from onediff.plan.flops import StepCost, step_flops
 from onediff.plan.walk import PARTS, Shape, walk
+from onediff.training.activations import checkpoint_layers
+from onediff.training.config import Checkpointing
 
 SHAPE = Shape(rows=2, tokens=48, pictures=3, pairs=1, targets=11)
 
@@ -52,14 +54,13 @@ def meta_model(config: ModelConfig) -> OneDiffModel:
         return OneDiffModel(config).train()
 
 
-def counted(config: ModelConfig, shape: Shape, trains: tuple[str, ...], checkpointing: str) -> int:
+def counted(config: ModelConfig, shape: Shape, trains: tuple[str, ...], checkpointing: Checkpointing) -> int:
     """What torch's counter says of a forward and a backward pass; on the meta device, so that any size is quick."""
     model = meta_model(config)
     for part in PARTS:
         getattr(model, part).requires_grad_(part in trains)
-    if checkpointing == "full":
-        for part in (model.vision.model, model.language):
-            part.gradient_checkpointing_enable({"use_reentrant": False})
+    for part in (model.vision.model, model.language):
+        checkpoint_layers(part, checkpointing)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(meta_batch(config, shape)).sum().backward()
     return counter.get_total_flops()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 from onediff.plan.architecture import Sizes
 from onediff.plan.tape import Op, Tape
 from onediff.plan.walk import PARTS, Shape, walk
-
-Checkpointing = Literal["none", "full", "selective"]
+from onediff.training.config import Checkpointing
 
 
 @dataclass(frozen=True)

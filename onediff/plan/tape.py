@@ -115,7 +115,7 @@ class Tape:
     def linear(self, x: Value, out: int, bias: bool = True, *, cut: str = "", tied: Weight | None = None) -> Value:
         """`[…, in]` → `[…, out]`; `cut` is `column` or `row` where the tensor group shares the weight."""
         weight = tied or self.weight(out, x.shape[-1], cut=bool(cut))
-        weights = (weight,) if tied is None else ()
+        weights: tuple[Weight, ...] = (weight,) if tied is None else ()
         if bias:
             weights += (self.weight(out, cut=cut == "column"),)
         flops = 2 * x.numel * out
@@ -126,7 +126,8 @@ class Tape:
     def convolution(self, pixels: Value, out: int, kernel: int, bias: bool) -> Value:
         """Patches of `[pictures, channels, side, side]` → `[pictures, tokens, out]`, stride = kernel."""
         pictures, channels, side, _ = pixels.shape
-        weights = (self.weight(out, channels, kernel, kernel),) + ((self.weight(out),) if bias else ())
+        weights: tuple[Weight, ...] = (self.weight(out, channels, kernel, kernel),)
+        weights += (self.weight(out),) if bias else ()
         tokens = (side // kernel) ** 2
         flops = 2 * pictures * tokens * out * channels * kernel * kernel
         result = Value((pictures, tokens, out), self.itemsize, self.trains)
@@ -170,6 +171,10 @@ class Tape:
         if kind == "quick_gelu":
             return self.elementwise(x, keeps=(x, self._like(x, False)))
         return self.elementwise(x, keeps=(x,))
+
+    def loss(self, logits: Value) -> Value:
+        """Cross-entropy of each row in fp32; keeps the logarithm of the softmax."""
+        return self._add("loss", Value(logits.shape[:1], 4, logits.grad), kept=(Value(logits.shape, 4, logits.grad),))
 
     def place(self, out: Value, *kept: Value, weights: tuple[Weight, ...] = ()) -> Value:
         """An operation that only moves values, with the result `out`."""

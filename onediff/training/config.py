@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section
 
 Part = Literal["vision", "delta", "projector", "language"]
+
+
+Checkpointing = Literal["none", "selective", "full"]
 
 
 class OptimizerConfig(Section):
@@ -80,8 +83,10 @@ class TrainingConfig(Section):
 
     precision: Literal["bf16", "fp32"] = "bf16"
     """`bf16` computes in bf16 with fp32 master weights; `fp32` in fp32 (exactly repeatable on CPU)."""
-    activation_checkpointing: bool = False
-    """Recompute activations of tower and language model in the backward pass instead of keeping them."""
+    activation_checkpointing: Checkpointing = "none"
+    """What layers of tower and language model keep for the backward pass: `none` of it is computed again; `selective`
+    keeps results of matrix products and attention and computes the rest again, at hardly any cost in time; `full` keeps
+    a layer's input only, at a third more arithmetic where everything trains. `true` is `full`, `false` is `none`."""
     seed: int = 0
     """Initial weights and dropout."""
     log_every: int = Field(1, gt=0)
@@ -90,3 +95,8 @@ class TrainingConfig(Section):
     """Steps between sample captions in the tracking; by default only at the end of a phase."""
     sample_captions: int = Field(8, ge=0)
     """Held-out pairs captioned for people to look at."""
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _by_yes_or_no(cls, value: object) -> object:
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value

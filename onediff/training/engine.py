@@ -14,6 +14,8 @@ from onediff.model.onediff import OneDiffModel
 from onediff.parallel.gradient_norm import keep_gradient_norm
 from onediff.parallel.lean import deepspeed
 from onediff.parallel.topology import Topology
+from onediff.plan.memory import BUCKET
+from onediff.training.activations import checkpoint_layers
 from onediff.training.config import OptimizerConfig, PhaseConfig
 from onediff.training.parts import freeze, parameter_groups
 from onediff.training.schedule import rate
@@ -23,9 +25,10 @@ class LossIsNotANumber(RuntimeError):
     """The loss became NaN or infinite: nothing that follows would be worth computing."""
 
 
-def deepspeed_config(config: RunConfig, phase: PhaseConfig, dp_size: int) -> dict[str, Any]:
-    """What DeepSpeed is told; everything else about a step is decided here."""
-    zero: dict[str, Any] = {"stage": config.parallel.zero_stage}
+def deepspeed_config(config: RunConfig, phase: PhaseConfig, dp_size: int, trained: int = BUCKET) -> dict[str, Any]:
+    """What DeepSpeed is told; everything else about a step is decided here. `trained`: elements of this rank that train."""
+    # By default DeepSpeed takes memory for 500 million elements, even where a phase trains one million.
+    zero: dict[str, Any] = {"stage": config.parallel.zero_stage, "reduce_bucket_size": max(1, min(BUCKET, trained))}
     for part, device in (
         ("offload_optimizer", config.parallel.offload_optimizer),
         ("offload_param", config.parallel.offload_parameters),
@@ -49,6 +52,10 @@ def deepspeed_config(config: RunConfig, phase: PhaseConfig, dp_size: int) -> dic
     }
 
 
+def _trained(model: OneDiffModel) -> int:
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+
+
 class Engine:
     """One model with its optimizer, spread over the ranks.
 
@@ -59,9 +66,8 @@ class Engine:
     def __init__(self, model: OneDiffModel, config: RunConfig, phase: PhaseConfig, topology: Topology) -> None:
         freeze(model, phase)
         self.sources = list(phase.mix)
-        if config.training.activation_checkpointing:
-            for part in (model.vision.model, model.language):
-                part.gradient_checkpointing_enable({"use_reentrant": False})
+        for part in (model.vision.model, model.language):
+            checkpoint_layers(part, config.training.activation_checkpointing)
         self.optimizer_config: OptimizerConfig = config.optimizer
         groups = parameter_groups(model, phase, config.optimizer)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps)
@@ -70,7 +76,7 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=deepspeed_config(config, phase, topology.dp_size),
+            config=deepspeed_config(config, phase, topology.dp_size, _trained(model)),
             mpu=topology.mpu,
             dist_init_required=False,
         )

@@ -1,0 +1,265 @@
+"""The plan's memory beside what a step really takes, in real DeepSpeed processes on gloo.
+
+  python benchmarks/plan.py --json benchmarks/results/plan.json
+  python benchmarks/plan.py --models demo --topologies 1x1 2x1
+
+For each model, phase, ZeRO stage and T × D, a run of its own does two steps on rows of one length; torch's profiler sees
+every allocation of torch's CPU allocator from the first one on, so that the sum of what is there at each moment is known,
+and its maximum over the second step is the peak. (On a GPU `torch.cuda.max_memory_allocated` is the same number.) What
+lies between the steps, weights and optimizer states, is compared too. The target is 10 % for the peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# Config only, weights are random: SmolLM2-135M (its config.json) behind DINOv2 ViT-S/14.
+SMOLLM2 = {
+    "vision": {
+        "config": {
+            "model_type": "dinov2",
+            "hidden_size": 384,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 6,
+            "image_size": 224,
+            "patch_size": 14,
+        },
+        "levels": [4, 8, 12],
+        "output_level": -2,
+        "picture": {"size": 224},
+    },
+    "delta": {"tokens": 32, "layers": 3, "width": 384, "heads": 6, "intermediate": 1536},
+    "language": {
+        "tokenizer": {"vocabulary": 512},
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+        },
+    },
+}
+SHAPES = {"demo": (8, 96, 40), "smollm2": (1, 640, 60)}
+"""Rows of a micro-batch, tokens of a row, targets of a row."""
+TENSOR = {"demo": (1, 2), "smollm2": (1, 3)}
+
+
+def settings(case: dict[str, Any]) -> list[str]:
+    """The demo's configuration as overrides for one case."""
+    rows = SHAPES[case["model"]][0]
+    values = {
+        "training.precision": case["precision"],
+        "training.activation_checkpointing": case["checkpointing"],
+        "parallel.tensor": case["tensor"],
+        "parallel.zero_stage": case["stage"],
+    }
+    for phase in ("one", "two"):
+        values[f"phases.{phase}.micro_batch"] = rows
+        values[f"phases.{phase}.global_batch"] = rows * case["data"] * case["accumulation"]
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def configuration(case: dict[str, Any]) -> Any:
+    """The run's configuration."""
+    from onediff.config.compose import load_run
+    from onediff.model.config import ModelConfig
+
+    config = load_run("configs/demo.yaml", settings(case))
+    if case["model"] == "smollm2":
+        config = config.model_copy(update={"model": ModelConfig.model_validate(SMOLLM2)})
+    return config
+
+
+def shape_of(config: Any, case: dict[str, Any]) -> Any:
+    """Every row a pair."""
+    from onediff.plan.walk import Shape
+
+    rows, tokens, targets = SHAPES[case["model"]]
+    return Shape(rows, tokens, 2 * rows, rows, rows * targets)
+
+
+def planned(case: dict[str, Any]) -> dict[str, int]:
+    """Bytes by kind, and between steps."""
+    from onediff.plan.architecture import sizes_of
+    from onediff.plan.memory import memory_of, resident_bytes
+    from onediff.plan.setup import Setup
+    from onediff.plan.walk import walk
+
+    config = configuration(case)
+    phase = config.phases[case["phase"]]
+    world = case["tensor"] * case["data"]
+    setup = Setup(
+        world,
+        world,
+        case["tensor"],
+        case["stage"],
+        phase.micro_batch,
+        phase.global_batch,
+        bf16=case["precision"] == "bf16",
+        checkpointing=case["checkpointing"],
+    )
+    tape = walk(
+        sizes_of(config.model),
+        shape_of(config, case),
+        phase.train,
+        itemsize=setup.itemsize,
+        tensor=setup.tensor,
+    )
+    memory = memory_of(tape, setup)
+    return {**vars(memory), "peak": memory.gpu, "between": resident_bytes(tape, setup)}
+
+
+def work(case: dict[str, Any], out: Path) -> None:
+    """One rank: two steps under the profiler; rank 0 writes what it saw."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from onediff.data.batch import Batch
+    from onediff.parallel.ranks import initialize_distributed, shutdown
+    from onediff.parallel.topology import create_topology
+    from onediff.training.engine import Engine
+    from onediff.training.run import built
+
+    torch.set_num_threads(1)
+    config = configuration(case)
+    phase = config.phases[case["phase"]]
+    ranks = initialize_distributed()
+    topology = create_topology(config.parallel, ranks)
+    shape = shape_of(config, case)
+    size = config.model.vision.picture.size
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model = built(config, config.model, case["phase"], topology, filled_later=False)
+        engine = Engine(model, config, phase, topology)
+        seats = torch.arange(shape.rows * shape.tokens).view(shape.rows, shape.tokens)
+        pictures = 2 * model.vision.tokens
+        deltas = config.model.delta.tokens
+        targets = shape.targets // shape.rows
+        batch = Batch(
+            token_ids=torch.ones(shape.rows, shape.tokens, dtype=torch.int64),
+            position_ids=torch.arange(shape.tokens).repeat(shape.rows, 1),
+            segment_ids=None,
+            pictures=torch.zeros(shape.pictures, 3, size, size, dtype=torch.uint8),
+            picture_places=seats[:, :pictures].flatten(),
+            pairs=torch.arange(shape.pictures).view(-1, 2),
+            delta_places=seats[:, pictures : pictures + deltas].flatten(),
+            target_places=seats[:, -targets - 1 : -1].flatten(),
+            target_ids=torch.ones(shape.targets, dtype=torch.int64),
+            target_sources=torch.zeros(shape.targets, dtype=torch.int64),
+            info={"tokens": shape.rows * shape.tokens, "skipped": []},
+        )
+        for number in range(3):
+            with record_function(f"step {number}"):
+                engine.step([batch] * case["accumulation"], number, 10)
+    if ranks.rank == 0:
+        out.write_text(json.dumps(seen(profiler)))
+    shutdown()
+
+
+def seen(profiler: Any) -> dict[str, int]:
+    """Bytes at the fullest moment of the last step, and before it."""
+    events = profiler.profiler.kineto_results.events()
+    step = next(event for event in events if event.name() == "step 2")
+    first, last = step.start_ns(), step.start_ns() + step.duration_ns()
+    now = peak = between = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        if event.start_ns() < first:
+            between = now
+        elif event.start_ns() <= last:
+            peak = max(peak, now)
+    return {"peak": peak, "between": between}
+
+
+def measured(case: dict[str, Any]) -> dict[str, int]:
+    """Starts the ranks of a case and waits for them."""
+    world = case["tensor"] * case["data"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "seen.json"
+        ranks = []
+        for rank in range(world):
+            environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            environment |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+            words = [sys.executable, __file__, "--rank-of", json.dumps(case), "--json", str(out)]
+            log = (Path(folder) / f"{rank}.log").open("w")
+            ranks.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
+        codes = [rank.wait(timeout=900) for rank in ranks]
+        if not out.is_file():
+            raise SystemExit(f"{case}: ranks ended with {codes}\n{(Path(folder) / '0.log').read_text()[-3000:]}")
+        return json.loads(out.read_text())
+
+
+def cases(models: list[str], stages: list[int], precisions: list[str], topologies: list[str]) -> list[dict[str, Any]]:
+    """Every stage and topology for each model, phase two; phase one, checkpointing and accumulation at some of them."""
+    found: list[dict[str, Any]] = []
+    for model in models:
+        wide = TENSOR[model][1]
+        places = [(1, 1), (1, 2), (wide, 1)]
+        if topologies:
+            places = [(int(t), int(d)) for t, d in (place.split("x") for place in topologies)]
+        base = {"model": model, "phase": "two", "checkpointing": "none", "accumulation": 1}
+        for precision in precisions:
+            for tensor, data in places:
+                for stage in stages:
+                    found.append({**base, "precision": precision, "stage": stage, "tensor": tensor, "data": data})
+        more = [{"phase": "one"}, {"checkpointing": "full"}, {"accumulation": 2}]
+        for stage in stages:
+            if stage in (0, 3):
+                found += [
+                    {**base, "precision": precisions[0], "stage": stage, "tensor": 1, "data": 2, **other}
+                    for other in more
+                ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["demo", "smollm2"], choices=list(SHAPES))
+    parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--topologies", nargs="+", default=[], metavar="TxD", help="instead of those of each model")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--rank-of", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rank_of:
+        work(args.rank_of, args.json)
+        return
+    import torch
+
+    rows = []
+    print(f"{'case':<58}{'plan MB':>9}{'seen MB':>9}{'ratio':>7}{'between':>9}")
+    for case in cases(args.models, args.stages, args.precisions, args.topologies):
+        plan, found = planned(case), measured(case)
+        rows.append({**case, "planned": plan, "measured": found, "ratio": plan["peak"] / found["peak"]})
+        name = "{model} {phase} {precision} stage {stage} T={tensor} D={data}".format(**case)
+        name += f" x{case['accumulation']} {case['checkpointing']}"
+        print(
+            f"{name:<58}{plan['peak'] / 1e6:>9.1f}{found['peak'] / 1e6:>9.1f}{rows[-1]['ratio']:>7.3f}"
+            f"{plan['between'] / max(1, found['between']):>9.3f}",
+            flush=True,
+        )
+    worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
+    print(f"furthest off: {worst['ratio']:.3f}")
+    if args.json:
+        about = {"machine": platform.platform(), "processors": os.cpu_count(), "torch": torch.__version__}
+        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

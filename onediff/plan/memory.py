@@ -1,0 +1,200 @@
+"""Memory of one GPU by kind, from the tape of a micro-batch and what DeepSpeed 0.19 allocates at each ZeRO stage."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, fields
+
+from onediff.plan.setup import Setup
+from onediff.plan.tape import Op, Tape, Value
+from onediff.training.config import Checkpointing
+
+BUCKET = 200_000_000
+"""Elements that gradients are collected in before they are reduced (`reduce_bucket_size`), at most."""
+LIVE = 1_000_000_000
+"""Elements of gathered weights that ZeRO-3 keeps (`stage3_max_live_parameters`), at most."""
+PERSISTENT = 100_000
+"""Parameters smaller than this are never given back by ZeRO-3 (`stage3_param_persistence_threshold`)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU at the fullest moment of a step, and what lies in the memory of the host instead."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """fp32 master weights, both moments, and the fp32 gradients that the optimizer is handed"""
+    activations: int
+    """what is kept for the backward pass, and what the backward pass of one operation needs beside it"""
+    logits: int
+    buffers: int
+    """gathered weights of ZeRO-3, buckets of gradients on their way"""
+    host: int = 0
+    """for each rank"""
+
+    @property
+    def gpu(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of this rank."""
+
+    trained: int
+    frozen: int
+    small: int
+    """of all, those in parameters that ZeRO-3 keeps gathered"""
+    largest: int
+    """the largest one"""
+
+    @classmethod
+    def of(cls, tape: Tape) -> Counts:
+        sizes = [(weight.numel, weight.trains) for weight in tape.weights]
+        return cls(
+            trained=sum(n for n, trains in sizes if trains),
+            frozen=sum(n for n, trains in sizes if not trains),
+            small=sum(n for n, _ in sizes if n < PERSISTENT),
+            largest=max(n for n, _ in sizes),
+        )
+
+
+def memory_of(tape: Tape, setup: Setup) -> Memory:
+    """The fullest moment: while the backward pass runs, or while the optimizer steps."""
+    counts = Counts.of(tape)
+    resident, host = _resident(counts, setup)
+    activations, logits, gradients = backward_peak(tape, setup)
+    bucket = min(BUCKET, counts.trained) * (4 if setup.stage == 1 and setup.bf16 else setup.itemsize)
+    gathered = 0
+    if setup.stage == 3:
+        gathered = setup.itemsize * min(counts.trained + counts.frozen, LIVE)
+    backward = Memory(
+        **resident,
+        gradients=gradients,
+        activations=activations,
+        logits=logits,
+        buffers=(bucket if setup.stage else 0) + gathered,
+        host=host,
+    )
+    stepping = _stepping(counts, setup, resident, host)
+    return max(backward, stepping, key=lambda memory: memory.gpu)
+
+
+def _resident(counts: Counts, setup: Setup) -> tuple[dict[str, int], int]:
+    """Weights and optimizer states between two steps, and the bytes of them on the host."""
+    size, data = setup.itemsize, setup.data
+    share = counts.trained / data if setup.stage else counts.trained
+    everything = counts.trained + counts.frozen
+    weights = size * everything / data if setup.stage == 3 else size * everything
+    # At stages 1 and 2 DeepSpeed keeps a master copy in fp32 runs too.
+    master = 4 * share if setup.bf16 or setup.stage in (1, 2) else 0
+    optimizer = master + 8 * share
+    host = 0.0
+    if setup.offload_optimizer != "none":
+        host += optimizer + 4 * share
+        optimizer = 0
+    if setup.offload_parameters != "none":
+        host += weights
+        weights = 0
+    return {"weights": int(weights), "optimizer": int(optimizer)}, int(host)
+
+
+def resident_bytes(tape: Tape, setup: Setup) -> int:
+    """What lies in the GPU's memory between two steps."""
+    counts = Counts.of(tape)
+    resident, _ = _resident(counts, setup)
+    return sum(resident.values())
+
+
+def held_gradients(counts: Counts, setup: Setup) -> int:
+    """Bytes of the gradients that are added up over micro-batches, whole or this rank's share."""
+    if setup.offload_optimizer != "none":
+        return 0
+    wide = 4 if setup.bf16 and setup.stage else setup.itemsize
+    share = counts.trained / setup.data if setup.stage >= 2 else counts.trained
+    return int(wide * share)
+
+
+def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int) -> Memory:
+    """While the optimizer steps: fp32 gradients of this rank's share, and one temporary of the same size."""
+    share = counts.trained / setup.data if setup.stage else counts.trained
+    gradients = held_gradients(counts, setup)
+    wide = 4 * share if setup.offload_optimizer == "none" else 0
+    copied = wide if setup.bf16 or setup.stage in (1, 2) else 0
+    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=int(copied + wide), host=host)
+
+
+def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
+    """Bytes of activations, of logits and of gradients at the fullest moment of the backward pass.
+
+    Walks backwards: what operations before keep is still there, gradients of the parameters behind are there already.
+    """
+    kept, logits = kept_bytes(tape, setup.checkpointing)
+    counts = Counts.of(tape)
+    held = held_gradients(counts, setup)
+    collects = setup.stage >= 2 or setup.accumulation > 1
+    best = (0, 0, held)
+    alive, behind = sum(kept), 0
+    recomputed = _recomputed_bytes(tape, setup.checkpointing)
+    for op, own in zip(reversed(tape.ops), reversed(kept), strict=True):
+        working = _working_bytes(op, setup.itemsize) if op.out.grad else 0
+        if op.layer is not None and op.out.grad:
+            working += recomputed[op.layer]
+        behind += sum(weight.numel for weight in op.weights if weight.trains) * setup.itemsize
+        gradients = held if collects else behind
+        if alive + working + gradients > sum(best):
+            of_logits = min(logits, alive)
+            best = (alive - of_logits + working, of_logits, gradients)
+        alive -= own
+        if op.kind == "loss":
+            logits = 0
+    return best
+
+
+def kept_bytes(tape: Tape, checkpointing: Checkpointing) -> tuple[list[int], int]:
+    """Bytes that each operation is the first to keep until the backward pass, and how many of all are logits."""
+    seen: set[int] = set()
+    found: list[int] = []
+    logits = 0
+    for op in tape.ops:
+        kept: tuple[Value, ...] = op.kept
+        if op.layer is not None and checkpointing != "none":
+            kept = (tape.layer_inputs[op.layer],) if op.out.grad else ()
+            if checkpointing == "selective" and op.is_product and op.out.grad:
+                kept += (op.out,)
+        own = 0
+        for value in kept:
+            if id(value) not in seen:
+                seen.add(id(value))
+                own += value.bytes
+        logits += own if op.kind == "loss" else 0
+        found.append(own)
+    return found, logits
+
+
+def _recomputed_bytes(tape: Tape, checkpointing: Checkpointing) -> dict[int, int]:
+    """Bytes that each layer keeps once it has been computed again."""
+    found: dict[int, int] = defaultdict(int)
+    if checkpointing == "none":
+        return found
+    by_layer: dict[int, list[Op]] = defaultdict(list)
+    for op in tape.ops:
+        if op.layer is not None and op.out.grad:
+            by_layer[op.layer].append(op)
+    for layer, ops in by_layer.items():
+        values = {id(value): value for op in ops for value in op.kept}
+        values.pop(id(tape.layer_inputs[layer]), None)
+        if checkpointing == "selective":
+            for op in ops:
+                if op.is_product:
+                    values.pop(id(op.out), None)
+        found[layer] = sum(value.bytes for value in values.values())
+    return found
+
+
+def _working_bytes(op: Op, itemsize: int) -> int:
+    """What the backward pass of one operation needs: the gradient of its result, and of what it was computed from."""
+    inputs = sum(value.numel for value in op.kept if value.grad)
+    return (op.out.numel + inputs) * itemsize

@@ -1,0 +1,46 @@
+"""How a phase is run: everything besides the model that memory, traffic and time depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onediff.training.config import Checkpointing
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to run a phase."""
+
+    world: int
+    """ranks, one for each GPU"""
+    per_node: int
+    """ranks of one node"""
+    tensor: int
+    stage: int
+    micro_batch: int
+    """rows that one rank computes at a time"""
+    global_batch: int
+    bf16: bool
+    checkpointing: Checkpointing
+    offload_optimizer: str = "none"
+    offload_parameters: str = "none"
+    loss_chunk: int | None = None
+
+    @property
+    def data(self) -> int:
+        """D: ranks that read different rows."""
+        return self.world // self.tensor
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one rank in one step."""
+        return self.global_batch // (self.micro_batch * self.data)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight or activation in the precision in which is computed."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.world // self.per_node)

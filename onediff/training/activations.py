@@ -1,0 +1,41 @@
+"""Activation checkpointing: which values of a layer are kept for the backward pass, and which are computed again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from onediff.training.config import Checkpointing
+
+# Results that cost much time for their size. Products of scores (`bmm`) are not among them: they are tokens², and only
+# attention without a fused kernel makes them.
+_DEAR = {
+    "aten::mm",
+    "aten::addmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "flash_attn::_flash_attn_forward",
+    "flash_attn::_flash_attn_varlen_forward",
+}
+
+
+def checkpoint_layers(model: Any, mode: Checkpointing) -> None:
+    """Lets the layers of a Hugging Face model keep less: with `full` their input only, with `selective` also the results
+    of matrix products and attention, so that norms and activation functions alone are computed again."""
+    if mode == "none":
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    model.gradient_checkpointing_enable(options)
+
+
+def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    name = operation.name() if isinstance(operation, torch._ops.OpOverload) else ""
+    kept = name.partition(".")[0] in _DEAR
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
