@@ -122,50 +122,72 @@ def planned(case: dict[str, Any]) -> dict[str, int]:
     return {**vars(memory), "peak": memory.gpu, "between": resident_bytes(tape, setup)}
 
 
-def work(case: dict[str, Any], out: Path) -> None:
-    """One rank: two steps under the profiler; rank 0 writes what it saw."""
+def work(several: list[dict[str, Any]], out: Path) -> None:
+    """One rank: each case in turn, one engine after another; rank 0 writes what it saw."""
     import torch
-    from torch.profiler import ProfilerActivity, profile, record_function
 
-    from onediff.data.batch import Batch
+    from onediff.parallel.config import ParallelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
+
+    torch.set_num_threads(1)
+    ranks = initialize_distributed()
+    topology = create_topology(ParallelConfig(tensor=several[0]["tensor"]), ranks)
+    for case in several:
+        found = one(case, topology)
+        if ranks.rank == 0:
+            with out.open("a") as file:
+                file.write(json.dumps({**case, "measured": found}) + "\n")
+    shutdown()
+
+
+def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
+    """Three steps of one case under the profiler."""
+    import gc
+
+    from torch.profiler import ProfilerActivity, profile, record_function
+
     from onediff.training.engine import Engine
     from onediff.training.run import built
 
-    torch.set_num_threads(1)
     config = configuration(case)
     phase = config.phases[case["phase"]]
-    ranks = initialize_distributed()
-    topology = create_topology(config.parallel, ranks)
-    shape = shape_of(config, case)
-    size = config.model.vision.picture.size
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = built(config, config.model, case["phase"], topology, filled_later=False)
         engine = Engine(model, config, phase, topology)
-        seats = torch.arange(shape.rows * shape.tokens).view(shape.rows, shape.tokens)
-        pictures = 2 * model.vision.tokens
-        deltas = config.model.delta.tokens
-        targets = shape.targets // shape.rows
-        batch = Batch(
-            token_ids=torch.ones(shape.rows, shape.tokens, dtype=torch.int64),
-            position_ids=torch.arange(shape.tokens).repeat(shape.rows, 1),
-            segment_ids=None,
-            pictures=torch.zeros(shape.pictures, 3, size, size, dtype=torch.uint8),
-            picture_places=seats[:, :pictures].flatten(),
-            pairs=torch.arange(shape.pictures).view(-1, 2),
-            delta_places=seats[:, pictures : pictures + deltas].flatten(),
-            target_places=seats[:, -targets - 1 : -1].flatten(),
-            target_ids=torch.ones(shape.targets, dtype=torch.int64),
-            target_sources=torch.zeros(shape.targets, dtype=torch.int64),
-            info={"tokens": shape.rows * shape.tokens, "skipped": []},
-        )
+        batch = batch_of(config, shape_of(config, case), model.vision.tokens)
         for number in range(3):
             with record_function(f"step {number}"):
                 engine.step([batch] * case["accumulation"], number, 10)
-    if ranks.rank == 0:
-        out.write_text(json.dumps(seen(profiler)))
-    shutdown()
+    found = seen(profiler)
+    engine.engine.destroy()
+    del engine, model, batch, profiler
+    gc.collect()
+    return found
+
+
+def batch_of(config: Any, shape: Any, picture_tokens: int) -> Any:
+    """A batch of that shape: every row two pictures, deltas, and targets at its end."""
+    import torch
+
+    from onediff.data.batch import Batch
+
+    size, deltas = config.model.vision.picture.size, config.model.delta.tokens
+    seats = torch.arange(shape.rows * shape.tokens).view(shape.rows, shape.tokens)
+    targets = shape.targets // shape.rows
+    return Batch(
+        token_ids=torch.ones(shape.rows, shape.tokens, dtype=torch.int64),
+        position_ids=torch.arange(shape.tokens).repeat(shape.rows, 1),
+        segment_ids=None,
+        pictures=torch.zeros(shape.pictures, 3, size, size, dtype=torch.uint8),
+        picture_places=seats[:, : 2 * picture_tokens].flatten(),
+        pairs=torch.arange(shape.pictures).view(-1, 2),
+        delta_places=seats[:, 2 * picture_tokens : 2 * picture_tokens + deltas].flatten(),
+        target_places=seats[:, -targets - 1 : -1].flatten(),
+        target_ids=torch.ones(shape.targets, dtype=torch.int64),
+        target_sources=torch.zeros(shape.targets, dtype=torch.int64),
+        info={"tokens": shape.rows * shape.tokens, "skipped": []},
+    )
 
 
 def seen(profiler: Any) -> dict[str, int]:
@@ -183,26 +205,27 @@ def seen(profiler: Any) -> dict[str, int]:
     return {"peak": peak, "between": between}
 
 
-def measured(case: dict[str, Any]) -> dict[str, int]:
-    """Starts the ranks of a case and waits for them."""
-    world = case["tensor"] * case["data"]
+def measured(several: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Starts the ranks for cases of one topology, and waits for them."""
+    world = several[0]["tensor"] * several[0]["data"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "seen.json"
+        out = Path(folder) / "seen.jsonl"
         ranks = []
         for rank in range(world):
             environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             environment |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-            words = [sys.executable, __file__, "--rank-of", json.dumps(case), "--json", str(out)]
+            words = [sys.executable, __file__, "--ranks-of", json.dumps(several), "--json", str(out)]
             log = (Path(folder) / f"{rank}.log").open("w")
             ranks.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
-        codes = [rank.wait(timeout=900) for rank in ranks]
-        if not out.is_file():
-            raise SystemExit(f"{case}: ranks ended with {codes}\n{(Path(folder) / '0.log').read_text()[-3000:]}")
-        return json.loads(out.read_text())
+        codes = [rank.wait(timeout=3600) for rank in ranks]
+        lines = out.read_text().splitlines() if out.is_file() else []
+        if len(lines) < len(several):
+            print(f"ranks ended with {codes} at {several[len(lines)]}\n{(Path(folder) / '0.log').read_text()[-2000:]}")
+        return [json.loads(line) for line in lines]
 
 
 def cases(models: list[str], stages: list[int], precisions: list[str], topologies: list[str]) -> list[dict[str, Any]]:
@@ -218,13 +241,11 @@ def cases(models: list[str], stages: list[int], precisions: list[str], topologie
             for tensor, data in places:
                 for stage in stages:
                     found.append({**base, "precision": precision, "stage": stage, "tensor": tensor, "data": data})
-        more = [{"phase": "one"}, {"checkpointing": "full"}, {"accumulation": 2}]
-        for stage in stages:
-            if stage in (0, 3):
-                found += [
-                    {**base, "precision": precisions[0], "stage": stage, "tensor": 1, "data": 2, **other}
-                    for other in more
-                ]
+        tensor, data = places[min(1, len(places) - 1)]
+        more = [{"phase": "one"}, {"checkpointing": "full"}, {"checkpointing": "selective"}, {"accumulation": 2}]
+        for stage in sorted({stages[0], stages[-1]}):
+            same = {**base, "precision": precisions[0], "stage": stage, "tensor": tensor, "data": data}
+            found += [{**same, **other} for other in more]
     return found
 
 
@@ -235,25 +256,27 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--topologies", nargs="+", default=[], metavar="TxD", help="instead of those of each model")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--rank-of", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--ranks-of", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rank_of:
-        work(args.rank_of, args.json)
+    if args.ranks_of:
+        work(args.ranks_of, args.json)
         return
     import torch
 
     rows = []
     print(f"{'case':<58}{'plan MB':>9}{'seen MB':>9}{'ratio':>7}{'between':>9}")
-    for case in cases(args.models, args.stages, args.precisions, args.topologies):
-        plan, found = planned(case), measured(case)
-        rows.append({**case, "planned": plan, "measured": found, "ratio": plan["peak"] / found["peak"]})
-        name = "{model} {phase} {precision} stage {stage} T={tensor} D={data}".format(**case)
-        name += f" x{case['accumulation']} {case['checkpointing']}"
-        print(
-            f"{name:<58}{plan['peak'] / 1e6:>9.1f}{found['peak'] / 1e6:>9.1f}{rows[-1]['ratio']:>7.3f}"
-            f"{plan['between'] / max(1, found['between']):>9.3f}",
-            flush=True,
-        )
+    wanted = cases(args.models, args.stages, args.precisions, args.topologies)
+    for place in dict.fromkeys((case["tensor"], case["data"]) for case in wanted):
+        for case in measured([case for case in wanted if (case["tensor"], case["data"]) == place]):
+            plan, found = planned(case), case["measured"]
+            rows.append({**case, "planned": plan, "ratio": plan["peak"] / found["peak"]})
+            name = "{model} {phase} {precision} stage {stage} T={tensor} D={data}".format(**case)
+            name += f" x{case['accumulation']} {case['checkpointing']}"
+            print(
+                f"{name:<58}{plan['peak'] / 1e6:>9.1f}{found['peak'] / 1e6:>9.1f}{rows[-1]['ratio']:>7.3f}"
+                f"{plan['between'] / max(1, found['between']):>9.3f}",
+                flush=True,
+            )
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
     print(f"furthest off: {worst['ratio']:.3f}")
     if args.json:

@@ -27,6 +27,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("start here", "onediff.cli.demo", "the whole job at a small size, on this machine"),
     "train": Command("model", "onediff.cli.train", "train the phases of a configuration"),
+    "plan": Command("model", "onediff.cli.plan", "what a run needs: memory, traffic, FLOPs, time, before it is queued"),
     "evaluate": Command("model", "onediff.cli.evaluate", "caption a held-out split and score the captions"),
     "score": Command("model", "onediff.cli.score", "score captions against references"),
     "judge": Command("model", "onediff.cli.judge", "let a language model compare captions with references"),

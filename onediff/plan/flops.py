@@ -41,7 +41,7 @@ def step_flops(
     Equal to what `torch.utils.flop_counter` counts with the mathematical attention. A fused attention kernel computes its
     scores once more in the backward pass; that counts as the kernel's business, not as the model's.
     """
-    return flops_of(walk(sizes, shape, trains, tensor=tensor), checkpointing)
+    return flops_of(walk(sizes, shape, tuple(trains), tensor=tensor), checkpointing)
 
 
 def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> dict[str, Flops]:
@@ -50,8 +50,7 @@ def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> dict[str, Flo
     for op in tape.ops:
         found[op.part] += Flops(op.forward, op.backward)
     if checkpointing != "none":
-        for layer in range(tape.layers):
-            ops = [op for op in tape.ops if op.layer == layer]
+        for ops in tape.by_layer().values():
             found[ops[0].part] += Flops(recompute=recomputed(ops, checkpointing))
     return found
 

@@ -179,11 +179,7 @@ def _recomputed_bytes(tape: Tape, checkpointing: Checkpointing) -> dict[int, int
     found: dict[int, int] = defaultdict(int)
     if checkpointing == "none":
         return found
-    by_layer: dict[int, list[Op]] = defaultdict(list)
-    for op in tape.ops:
-        if op.layer is not None and op.out.grad:
-            by_layer[op.layer].append(op)
-    for layer, ops in by_layer.items():
+    for layer, ops in tape.by_layer().items():
         values = {id(value): value for op in ops for value in op.kept}
         values.pop(id(tape.layer_inputs[layer]), None)
         if checkpointing == "selective":

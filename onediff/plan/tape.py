@@ -8,6 +8,7 @@ whole square of scores, also where half is masked); everything else counts as no
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -85,6 +86,14 @@ class Tape:
     layer: int | None = None
     layers: int = 0
     layer_inputs: dict[int, Value] = field(default_factory=dict)
+
+    def by_layer(self) -> dict[int, list[Op]]:
+        """The operations of each layer that may be recomputed."""
+        found: dict[int, list[Op]] = defaultdict(list)
+        for op in self.ops:
+            if op.layer is not None:
+                found[op.layer].append(op)
+        return found
 
     def value(self, *shape: int, grad: bool = False, itemsize: int | None = None) -> Value:
         """A tensor that comes from outside."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from onediff.plan.architecture import Decoder, Sizes, Tower
 from onediff.plan.tape import Tape, Value
@@ -25,7 +25,8 @@ class Shape:
     """pairs of tokens that may look at each other; `rows · tokens²` by default, less where rows are packed"""
 
 
-def walk(sizes: Sizes, shape: Shape, trains: Collection[str], *, itemsize: int = 2, tensor: int = 1) -> Tape:
+@lru_cache(maxsize=256)
+def walk(sizes: Sizes, shape: Shape, trains: tuple[str, ...], *, itemsize: int = 2, tensor: int = 1) -> Tape:
     """The tape of one micro-batch on one of `tensor` ranks, while the parts in `trains` train.
 
     `itemsize` is that of the precision in which is computed: 2 for bf16, 4 for fp32.

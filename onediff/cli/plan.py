@@ -1,0 +1,70 @@
+"""Say what a run needs before it is queued: memory, traffic, FLOPs, time. Needs no GPU, no weights, no network.
+
+  onediff plan configs/onediff_7b.yaml --gpus 64 --gpu h100-80g
+  onediff plan configs/onediff_7b.yaml --gpus 8 --gpu a100-80g --suggest
+  onediff plan configs/onediff_7b.yaml --nodes 4 --gpu l40s-48g parallel.tensor=2 --json plan.json
+
+Memory is that of the largest micro-batch that may come (rows of data.max_tokens); time is that of usual rows (--text).
+Exit code 1 when a phase does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onediff.plan.rows import TEXT
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in all")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes, instead of --gpus")
+    parser.add_argument("--gpu", default="h100-80g", metavar="NAME", help="kind of GPU (default: h100-80g)")
+    parser.add_argument("--per-node", type=int, metavar="N", help="GPUs of a node (default: as the GPU usually comes)")
+    parser.add_argument(
+        "--text", type=int, default=TEXT, metavar="N", help=f"usual tokens of text a row (default: {TEXT})"
+    )
+    parser.add_argument("--suggest", action="store_true", help="search the fastest way that fits, and print it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from onediff.config.compose import load_run
+    from onediff.errors import UserError
+    from onediff.plan.gpus import gpu_named
+    from onediff.plan.phase import plan_phase, setup_of
+    from onediff.plan.report import as_json, lines, overrides, totals
+    from onediff.plan.suggest import suggest
+
+    gpu = gpu_named(args.gpu)
+    per_node = args.per_node or gpu.per_node
+    if (args.gpus is None) == (args.nodes is None):
+        raise UserError("give either --gpus or --nodes")
+    gpus = args.gpus if args.gpus is not None else args.nodes * per_node
+    for flag, value in (("--gpus", gpus), ("--per-node", per_node), ("--text", args.text)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: must be at least 1")
+    if gpus > per_node and gpus % per_node:
+        raise UserError(f"--gpus {gpus}: not a whole number of nodes of {per_node}; say how they lie with --per-node")
+    config = load_run(args.config, args.overrides)
+    if args.suggest:
+        plans = suggest(config, gpu, gpus, per_node, args.text)
+    else:
+        setups = {name: setup_of(config, name, gpus, per_node) for name in config.phases}
+        plans = [plan_phase(config, name, setup, gpu, args.text) for name, setup in setups.items()]
+    for plan in plans:
+        print("\n".join(lines(plan, gpu)), end="\n\n")
+    print(totals(plans))
+    if args.suggest:
+        print(f"\nonediff train {args.config} {' '.join([*args.overrides, *overrides(plans)])}")
+    if args.json:
+        figures = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    unfit = [plan.name for plan in plans if not plan.fits]
+    if unfit:
+        print(f"\nphase {', '.join(unfit)} does not fit; --suggest searches a way that does")
+    return 1 if unfit else 0

@@ -1,0 +1,148 @@
+"""The plan of one phase: memory, traffic, FLOPs, time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onediff.config.tree import RunConfig
+from onediff.errors import UserError
+from onediff.plan.architecture import Sizes, sizes_of
+from onediff.plan.duration import Duration, duration_of
+from onediff.plan.flops import Flops, flops_of
+from onediff.plan.gpus import Gpu
+from onediff.plan.memory import Memory, memory_of
+from onediff.plan.rows import TEXT, Rows, rows_of, shapes_of
+from onediff.plan.setup import Setup
+from onediff.plan.tape import Tape
+from onediff.plan.traffic import Traffic, traffic_of
+from onediff.plan.walk import PARTS, Shape, walk
+
+CONTEXT_GB = 2.0
+"""Taken by the driver, NCCL and libraries before any tensor."""
+FRAGMENTS = 0.05
+"""Share of a GPU's memory that the allocator cannot use."""
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase on so many GPUs."""
+
+    name: str
+    setup: Setup
+    rows: Rows
+    parameters: dict[str, tuple[int, int]]
+    """of each part: all, and those that train; of the whole model, whatever T is"""
+    memory: Memory
+    flops: dict[str, Flops]
+    """of one step of all ranks, by part"""
+    traffic: Traffic
+    duration: Duration
+    usable_bytes: int
+    """of one GPU"""
+    mfu: tuple[float, float]
+    checkpoint_bytes: int
+    pictures_per_second: float
+    """that all loaders together must deliver"""
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.gpu <= self.usable_bytes
+
+    @property
+    def hours(self) -> float | None:
+        """Expected hours of the phase; None where its length is not known."""
+        return None if self.rows.steps is None else self.rows.steps * self.duration.expected / 3600
+
+
+def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
+    """How the configuration runs a phase on `gpus`. Raises UserError where it cannot."""
+    phase, parallel = config.phases[name], config.parallel
+    if gpus % parallel.tensor:
+        raise UserError(f"parallel.tensor: {gpus} GPUs cannot be groups of {parallel.tensor}")
+    if parallel.tensor > min(gpus, per_node) and not parallel.across_nodes:
+        raise UserError(f"parallel.tensor: groups of {parallel.tensor} do not fit into nodes of {per_node} GPUs")
+    rows = phase.micro_batch * gpus // parallel.tensor
+    if phase.global_batch % rows:
+        raise UserError(
+            f"phases.{name}.global_batch: {phase.global_batch} cannot be shared out over {gpus} GPUs with "
+            f"parallel.tensor {parallel.tensor} in micro-batches of {phase.micro_batch}; make it a multiple of {rows}, or "
+            "let --suggest choose"
+        )
+    return Setup(
+        world=gpus,
+        per_node=min(per_node, gpus),
+        tensor=parallel.tensor,
+        stage=parallel.zero_stage,
+        micro_batch=phase.micro_batch,
+        global_batch=phase.global_batch,
+        bf16=config.training.precision == "bf16",
+        checkpointing=config.training.activation_checkpointing,
+        offload_optimizer=parallel.offload_optimizer,
+        offload_parameters=parallel.offload_parameters,
+    )
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """What tensors may take of a GPU's memory."""
+    return int((gpu.memory_gb * (1 - FRAGMENTS) - CONTEXT_GB) * 1e9)
+
+
+def check_cut(sizes: Sizes, tensor: int) -> None:
+    """Raises UserError where the language model cannot be cut into `tensor` equal parts."""
+    decoder = sizes.decoder
+    counts = {
+        "attention heads": decoder.heads,
+        "key/value heads": decoder.kv_heads,
+        "feed-forward units": decoder.intermediate,
+    }
+    for what, count in counts.items():
+        if count % tensor:
+            raise UserError(f"parallel.tensor: {count} {what} cannot be cut into {tensor} equal parts")
+
+
+def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int = TEXT) -> PhasePlan:
+    """The plan of phase `name` run as `setup` says on `gpu`. Raises UserError for what cannot be cut or is not known."""
+    sizes, phase = sizes_of(config.model), config.phases[name]
+    check_cut(sizes, setup.tensor)
+    rows = rows_of(config, phase)
+    usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text)
+
+    def tape_of(shape: Shape, tensor: int) -> Tape:
+        return walk(sizes, shape, phase.train, itemsize=setup.itemsize, tensor=tensor)
+
+    memory = memory_of(tape_of(largest, setup.tensor), setup)
+    tape = tape_of(usual, setup.tensor)
+    traffic = traffic_of(tape, sizes, usual, setup)
+    own = flops_of(tape, setup.checkpointing)
+    hardware = setup.accumulation * sum(part.hardware for part in own.values())
+    duration = duration_of(tape, setup, traffic, hardware, sizes.decoder.width, gpu)
+    whole = tape_of(usual, 1)
+    times = setup.accumulation * setup.data
+    flops = {
+        part: Flops(f.forward * times, f.backward * times, f.recompute * times)
+        for part, f in flops_of(whole, setup.checkpointing).items()
+    }
+    model_flops = sum(part.model for part in flops.values())
+    most = setup.world * gpu.tflops * 1e12
+    parameters = {
+        part: (
+            sum(weight.numel for weight in whole.weights if weight.part == part),
+            sum(weight.numel for weight in whole.weights if weight.part == part and weight.trains),
+        )
+        for part in PARTS
+    }
+    total, trained = (sum(count[i] for count in parameters.values()) for i in (0, 1))
+    return PhasePlan(
+        name=name,
+        setup=setup,
+        rows=rows,
+        parameters=parameters,
+        memory=memory,
+        flops=flops,
+        traffic=traffic,
+        duration=duration,
+        usable_bytes=usable_bytes(gpu),
+        mfu=(model_flops / most / duration.worst, model_flops / most / duration.best),
+        checkpoint_bytes=12 * trained + setup.itemsize * (total - trained),
+        pictures_per_second=rows.pictures * setup.global_batch / duration.expected,
+    )

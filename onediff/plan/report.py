@@ -1,0 +1,96 @@
+"""A plan in words for a terminal, and as plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from onediff.plan.gpus import Gpu
+from onediff.plan.phase import PhasePlan
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+
+
+def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
+    """The plan of one phase."""
+    setup, memory, traffic, time = plan.setup, plan.memory, plan.traffic, plan.duration
+    yield f"phase {plan.name}"
+    how = f"{setup.world} × {gpu.name}, T = {setup.tensor}, D = {setup.data}, ZeRO {setup.stage}"
+    how += f", micro-batch {setup.micro_batch} × {setup.accumulation}, {'bf16' if setup.bf16 else 'fp32'}"
+    how += f", checkpointing {setup.checkpointing}"
+    for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
+        how += f", {what} on {where}" if where != "none" else ""
+    yield f"  {'as':<12}{how}"
+    for part, (total, trained) in plan.parameters.items():
+        flops = plan.flops[part]
+        yield (
+            f"  {part:<12}{total / 1e6:>9,.1f} M parameters, {trained / 1e6:>9,.1f} M train; PFLOP a step: "
+            f"{flops.forward / 1e15:.3f} forward, {flops.backward / 1e15:.3f} backward"
+            + (f", {flops.recompute / 1e15:.3f} again" if flops.recompute else "")
+        )
+    kinds = ", ".join(f"{kind} {_gb(getattr(memory, kind))}" for kind in KINDS)
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    yield f"  {'memory':<12}{_gb(memory.gpu)} GB a GPU of {_gb(plan.usable_bytes)} usable: {verdict} ({kinds})"
+    if memory.host:
+        yield f"  {'host':<12}{_gb(memory.host * setup.per_node)} GB a node for what is offloaded"
+    yield (
+        f"  {'traffic':<12}a step and GPU: weights {_gb(traffic.gather)} GB, gradients {_gb(traffic.reduce)} GB, tensor "
+        f"group {_gb(traffic.tensor)} GB; in the node {_gb(traffic.data_inside + traffic.tensor - traffic.tensor_between)}"
+        f" GB, between nodes {_gb(traffic.data_between + traffic.tensor_between)} GB"
+    )
+    yield (
+        f"  {'step':<12}{time.expected:.2f} s expected, {time.best:.2f} to {time.worst:.2f} s; MFU "
+        f"{100 * plan.mfu[0]:.0f} to {100 * plan.mfu[1]:.0f} %; arithmetic {time.compute[0]:.2f} to "
+        f"{time.compute[1]:.2f} s, links {time.links[0]:.2f} to {time.links[1]:.2f} s"
+        + (f", host {time.host[0]:.2f} to {time.host[1]:.2f} s" if time.host[1] else "")
+    )
+    if plan.hours is None or plan.rows.steps is None:
+        yield f"  {'length':<12}not known: {plan.rows.steps_from}"
+    else:
+        low, high = (plan.rows.steps * seconds / 3600 for seconds in (time.best, time.worst))
+        yield (
+            f"  {'length':<12}{plan.rows.steps:,} steps (from {plan.rows.steps_from}): {plan.hours:.1f} hours, {low:.1f} to "
+            f"{high:.1f}; {plan.hours * setup.world:,.0f} GPU-hours"
+        )
+    pictures = plan.pictures_per_second
+    yield f"  {'loaders':<12}{pictures:,.0f} images/s in all, {pictures / setup.nodes:,.0f} a node"
+    yield f"  {'checkpoint':<12}{_gb(plan.checkpoint_bytes)} GB"
+
+
+def totals(plans: list[PhasePlan]) -> str:
+    """All phases together."""
+    known = [plan for plan in plans if plan.hours is not None]
+    hours = sum(plan.hours or 0 for plan in known)
+    note = "" if len(known) == len(plans) else f" without {len(plans) - len(known)} phase(s) of unknown length"
+    return f"in all {hours:.1f} hours, {sum((p.hours or 0) * p.setup.world for p in known):,.0f} GPU-hours{note}"
+
+
+def overrides(plans: list[PhasePlan]) -> list[str]:
+    """What to write behind `onediff train` or `launch submit` to run phases as planned."""
+    setup = plans[0].setup
+    words = [
+        f"parallel.tensor={setup.tensor}",
+        f"parallel.zero_stage={setup.stage}",
+        f"parallel.offload_optimizer={setup.offload_optimizer}",
+        f"training.activation_checkpointing={setup.checkpointing}",
+    ]
+    return words + [f"phases.{plan.name}.micro_batch={plan.setup.micro_batch}" for plan in plans]
+
+
+def as_json(plan: PhasePlan) -> dict[str, Any]:
+    """Every figure, in bytes, FLOPs and seconds."""
+    return {
+        **asdict(plan),
+        "fits": plan.fits,
+        "hours": plan.hours,
+        "gpu_hours": None if plan.hours is None else plan.hours * plan.setup.world,
+        "memory": {**asdict(plan.memory), "gpu": plan.memory.gpu},
+        "duration": {**asdict(plan.duration), "expected": plan.duration.expected},
+    }
+
+
+def _gb(amount: float) -> str:
+    """Bytes in GB, with as many digits as matter."""
+    gb = amount / 1e9
+    return f"{gb:.0f}" if gb >= 100 else f"{gb:.1f}" if gb >= 1 else f"{gb:.2f}"

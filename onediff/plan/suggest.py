@@ -1,0 +1,88 @@
+"""The fastest way to run a phase that fits: a search over T, micro-batch, ZeRO stage, offload and checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from onediff.config.tree import RunConfig
+from onediff.errors import UserError
+from onediff.plan.architecture import sizes_of
+from onediff.plan.gpus import Gpu
+from onediff.plan.phase import PhasePlan, check_cut, plan_phase
+from onediff.plan.setup import Setup
+from onediff.training.config import Checkpointing
+
+MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
+
+
+def suggest(config: RunConfig, gpu: Gpu, gpus: int, per_node: int, text: int) -> list[PhasePlan]:
+    """The plan of each phase; T, stage, offload and checkpointing are the same in all, since a run has them once.
+
+    The fastest run in all, by expected seconds of its phases. Raises UserError when nothing fits.
+    """
+    best: list[PhasePlan] = []
+    least = float("inf")
+    for settings in _settings(config, gpus, per_node):
+        if best and settings.offload_optimizer != "none":
+            break  # it is never faster than what fits without
+        plans = []
+        for name in config.phases:
+            plan = _fastest(config, name, settings, gpu, text)
+            if plan is None:
+                break
+            plans.append(plan)
+        if len(plans) < len(config.phases):
+            continue
+        seconds = sum((plan.rows.steps or 1) * plan.duration.expected for plan in plans)
+        if seconds < least * 0.999:  # of equals the first, which is the simplest
+            best, least = plans, seconds
+    if not best:
+        raise UserError(
+            f"--suggest: nothing fits into {gpus} × {gpu.name} with a global batch that they can share out; take more or "
+            "larger GPUs, a shorter data.max_tokens, or another global_batch"
+        )
+    return best
+
+
+def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
+    """Everything that is set once for a run, simplest first; offload only where the GPUs have nothing else to offer."""
+    sizes = sizes_of(config.model)
+    start = Setup(
+        world=gpus,
+        per_node=min(per_node, gpus),
+        tensor=1,
+        stage=0,
+        micro_batch=1,
+        global_batch=1,
+        bf16=config.training.precision == "bf16",
+        checkpointing="none",
+    )
+    for offload in ("none", "cpu"):
+        for tensor in (t for t in range(1, min(per_node, gpus) + 1) if gpus % t == 0 and per_node % t == 0):
+            try:
+                check_cut(sizes, tensor)
+            except UserError:
+                continue
+            for stage in (0, 1, 2, 3):
+                if offload != "none" and stage == 0:
+                    continue
+                for mode in MODES:
+                    yield replace(start, tensor=tensor, stage=stage, checkpointing=mode, offload_optimizer=offload)
+
+
+def _fastest(config: RunConfig, name: str, settings: Setup, gpu: Gpu, text: int) -> PhasePlan | None:
+    """The fastest micro-batch of a phase that fits under these settings."""
+    rows = config.phases[name].global_batch
+    if rows % settings.data:
+        return None
+    share = rows // settings.data
+    best: PhasePlan | None = None
+    for micro_batch in (n for n in range(1, share + 1) if share % n == 0 and n <= 64):
+        setup = replace(settings, micro_batch=micro_batch, global_batch=rows)
+        plan = plan_phase(config, name, setup, gpu, text)
+        if not plan.fits:
+            break
+        if best is None or plan.duration.expected < best.duration.expected * 0.999:
+            best = plan
+    return best

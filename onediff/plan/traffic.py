@@ -1,0 +1,71 @@
+"""Bytes that one rank sends in a step, by what they are for and by the link that they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onediff.plan.architecture import Sizes
+from onediff.plan.memory import LIVE, Counts
+from onediff.plan.setup import Setup
+from onediff.plan.tape import Tape
+from onediff.plan.walk import Shape
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that each rank sends in one optimizer step; ring algorithms, as NCCL's."""
+
+    gather: int
+    """weights: gathered under ZeRO-3, or collected after the step at stages 1 and 2"""
+    reduce: int
+    """gradients"""
+    tensor: int
+    """activations and their gradients, summed over the tensor group"""
+    data_inside: int
+    """of `gather` and `reduce`, what stays inside the node"""
+    data_between: int
+    """of them, what goes through this rank's own network port"""
+    tensor_between: int = 0
+    """of `tensor`, what leaves the node"""
+
+
+def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
+    """The traffic of one rank in one step."""
+    counts = Counts.of(tape)
+    size, data, times = setup.itemsize, setup.data, setup.accumulation
+    others = (data - 1) / data
+    everything = counts.trained + counts.frozen
+    if setup.stage == 3:
+        # Weights stay gathered from the forward to the backward pass where all of them may.
+        passes = 1 if everything <= LIVE else 2
+        gather = times * passes * size * (everything - counts.small) * others
+        reduce = times * size * counts.trained * others
+    else:
+        gather = size * counts.trained * others if setup.stage else 0.0
+        each = times if setup.stage == 2 else 1
+        wide = 4 if setup.stage == 1 and setup.bf16 else size
+        reduce = each * wide * counts.trained * others * (1 if setup.stage else 2)
+    tensor = times * _tensor_bytes(sizes, shape, setup)
+    # A tensor group takes neighbouring ranks; of a data group, so many ranks share a node.
+    together = max(1, min(data, setup.per_node // setup.tensor))
+    volume = gather + reduce
+    spans = data > together
+    return Traffic(
+        gather=int(gather),
+        reduce=int(reduce),
+        tensor=int(tensor),
+        data_inside=int(volume if together > 1 else 0),
+        data_between=int(volume / together if spans else 0),
+        tensor_between=int(tensor if setup.tensor > setup.per_node else 0),
+    )
+
+
+def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
+    """Sums over the tensor group of one micro-batch: two a layer forwards, two backwards, one where it is recomputed."""
+    if setup.tensor == 1:
+        return 0.0
+    ring = 2 * (setup.tensor - 1) / setup.tensor
+    rows = shape.rows * shape.tokens * sizes.decoder.width * setup.itemsize
+    per_layer = 5 if setup.checkpointing == "full" else 4
+    head = shape.targets * (sizes.decoder.width * setup.itemsize + 3 * 4)
+    return ring * (rows * (per_layer * sizes.decoder.layers + 1) + head)
