@@ -1,7 +1,11 @@
 """The loader: the same global batches at any number of ranks and workers, and on resuming anywhere."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,3 +166,35 @@ def test_couples_are_the_same_at_any_number_of_ranks(tmp_path):
 def test_a_batch_that_cannot_be_shared_out(micro_batch, ranks):
     with pytest.raises(UserError, match=f"must be a multiple of {micro_batch * ranks}$"):
         Share.of_rank(8, micro_batch, 0, ranks)
+
+
+UNCAUGHT = """
+import sys
+from pathlib import Path
+from streams import stream
+from onediff.data.loader import Loader, Share
+made = stream({Path(sys.argv[1]): 1.0}, 4)
+batches = iter(Loader(made, Share.of_rank(4, 4, 0, 1), dict.fromkeys(range(4), 0), 1, 2, 1.0))
+next(batches)
+import multiprocessing
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+raise RuntimeError("out of memory")
+"""
+
+
+def test_an_uncaught_exception_ends_the_rank_and_its_workers(tmp_path):
+    """Workers ignore SIGTERM, with which multiprocessing would end them at exit, and then wait for ever."""
+    folder = write_set(tmp_path / "texts", [60])
+    path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1))
+    ended = subprocess.run(
+        [sys.executable, "-c", UNCAUGHT, str(folder)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().endswith("RuntimeError: out of memory")
+    (worker,) = map(int, ended.stdout.split())
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)

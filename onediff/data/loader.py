@@ -6,11 +6,14 @@ micro-batch, so the batches are the same for any number of workers.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +73,7 @@ class Loader:
 
         Raises UserError when too many samples are bad.
         """
+        others = set(multiprocessing.active_children())
         parts = iter(
             DataLoader(
                 _Rows(self.stream, self.share, dict(self.draws)),
@@ -80,6 +84,14 @@ class Loader:
                 prefetch_factor=self.prefetch if self.workers else None,
             )
         )
+        kill_workers = partial(_kill, set(multiprocessing.active_children()) - others)
+        atexit.register(kill_workers)
+        try:
+            yield from self._batches(parts)
+        finally:
+            atexit.unregister(kill_workers)
+
+    def _batches(self, parts: Iterator[Any]) -> Iterator[Batch]:
         while True:
             # One part of a micro-batch from each worker, in turn, as DataLoader hands them out.
             made = [_unpacked(next(parts)) for _ in range(max(1, self.workers))]
@@ -137,6 +149,13 @@ def _leave_signals_to_the_rank(worker: int) -> None:
     """Ctrl-C, `timeout` and Slurm signal every process of a group; workers end with their rank, after its checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill(workers: set[Any]) -> None:
+    """At the rank's exit, before multiprocessing's own exit handler sends SIGTERM, which workers ignore, and waits."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for a worker that was killed
+    for worker in workers:
+        worker.kill()
 
 
 TENSORS = ("token_ids", "is_target", "pictures")
