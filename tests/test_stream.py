@@ -10,6 +10,8 @@ import webdataset
 from PIL import Image
 from streams import add, members, row_maker, stream, write_set
 
+from onediff.data.cache import ShardCache
+from onediff.data.config import CacheConfig
 from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.sample import BadSample
 from onediff.data.stream import OPEN_SHARDS, Shards, Source
@@ -155,7 +157,7 @@ def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
 
 def test_open_shards_are_bounded(tmp_path):
     folder = write_set(tmp_path / "texts", [1] * (OPEN_SHARDS + 5))
-    shards = Shards(folder, sorted(path.name for path in folder.glob("*.tar")))
+    shards = Shards(folder, build_manifest(folder).shards, ShardCache(CacheConfig()))
     for shard in [*range(OPEN_SHARDS + 5), 0]:
         assert shards.read(shard, 0)["json"]
     assert len(shards._open) == OPEN_SHARDS

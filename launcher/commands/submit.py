@@ -73,7 +73,7 @@ def submit(
     plan = make_plan(config, run_path, profile, node_range(nodes) if on_slurm else (1, 1), wanted)
     for name in wanted:
         for data_set in config.phases[name].mix if name in config.phases else ():
-            read_manifest(Path(config.data.sets[data_set].path) / config.data.sets[data_set].split)
+            read_manifest(config.data.sets[data_set].folder)
     if dry_run:
         for name in wanted:
             print(rendered(phase_script(plan, profile, name, comment)))

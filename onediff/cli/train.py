@@ -78,4 +78,4 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
                 f"micro-batches of {phase.micro_batch}; make it a multiple of {rows}"
             )
         for data_set in phase.mix:
-            read_manifest(Path(config.data.sets[data_set].path) / config.data.sets[data_set].split)
+            read_manifest(config.data.sets[data_set].folder)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from onediff.config.section import Section
+from onediff.data.remote import below, is_url
 
 
 class DataSet(Section):
     """One data set: a folder with one sub-folder of shards per split."""
 
     path: str
-    """Folder that holds `<split>/manifest.json`; relative paths start at the working directory."""
+    """Folder that holds `<split>/manifest.json`; relative paths start at the working directory. Or a URL of such a folder
+    (`https://…`, `s3://…`, `gs://…`), or `pipe:` and a command that prints the file put in place of `{}`."""
     split: str = "train"
     """Split that training reads."""
     task: str | None = None
@@ -23,6 +26,21 @@ class DataSet(Section):
     @classmethod
     def _path_alone(cls, values: Any) -> Any:
         return {"path": values} if isinstance(values, str) else values
+
+    @property
+    def folder(self) -> str:
+        """Path or URL of the split's shards."""
+        return below(self.path, self.split) if is_url(self.path) else str(Path(self.path) / self.split)
+
+
+class CacheConfig(Section):
+    """Local copies of shards that lie elsewhere."""
+
+    folder: str | None = None
+    """On a disk of the node; all processes of the node share it. By default `onediff-shards-<user id>` in the system's
+    folder for temporary files."""
+    gigabytes: float = Field(50.0, gt=0)
+    """Size of all copies together; what was used longest ago makes room."""
 
 
 class PromptConfig(Section):
@@ -60,6 +78,8 @@ class DataConfig(Section):
 
     sets: dict[str, DataSet] = Field(min_length=1)
     """Data sets by the name that phases and evaluation use."""
+    cache: CacheConfig = CacheConfig()
+    """Where shards are kept that a data set has at a URL."""
     prompt: PromptConfig = PromptConfig()
     """Prompt template and instructions."""
     max_tokens: int = Field(2048, gt=0)

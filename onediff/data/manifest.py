@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onediff.data.index import read_index
+from onediff.data.remote import PLAIN_URL, fetched, file_in, is_url
 from onediff.errors import UserError
 
 SCHEMA = 1
@@ -18,12 +19,20 @@ FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name, how many samples and bytes it has, and its SHA-256 in hex ("" where unknown)."""
+    """One tar: its file name, how many samples and bytes it has, and its SHA-256 in hex ("" where unknown).
+
+    `url` says where it lies when it is not in the folder of its manifest.
+    """
 
     name: str
     samples: int
     bytes: int
     sha256: str = ""
+    url: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {name: value for name, value in vars(self).items() if value or name != "url"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,11 @@ class Manifest:
 def read_manifest(folder: Path | str) -> Manifest:
     """The manifest of `folder`, checked against the sizes of the files; built from the tars where there is none.
 
-    Raises UserError when the folder or a shard is missing, there are no shards, or a size differs.
+    Of a folder at a URL only the manifest is fetched. Raises UserError when the folder or a shard is missing, there are no
+    shards, or a size differs.
     """
+    if is_url(str(folder)):
+        return _fetched_manifest(str(folder))
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards; write it with 'onediff data convert' or mend the path")
@@ -63,6 +75,8 @@ def read_manifest(folder: Path | str) -> Manifest:
     if not manifest.samples:
         raise UserError(f"{file}: the data set has no samples; write it again")
     for shard in manifest.shards:
+        if shard.url:
+            continue
         path = manifest.path(shard)
         if not path.is_file():
             raise UserError(f"{path}: the shard is missing, though {FILE} names it; fetch it or write the set again")
@@ -72,22 +86,38 @@ def read_manifest(folder: Path | str) -> Manifest:
     return manifest
 
 
+def _fetched_manifest(folder: str) -> Manifest:
+    """The manifest in a folder at a URL, with the URL of every shard. Raises UserError."""
+    url = file_in(folder, FILE)
+    manifest = _parsed(fetched(url), url, Path())
+    shards = tuple(replace(shard, url=shard.url or file_in(folder, shard.name)) for shard in manifest.shards)
+    return replace(manifest, shards=shards)
+
+
 def parse_manifest(file: Path) -> Manifest:
     """Reads `manifest.json` without looking at the shards. Raises UserError when it is not one."""
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    return _parsed(text, str(file), file.parent)
+
+
+def _parsed(text: bytes, file: str, folder: Path) -> Manifest:
+    try:
+        fields = json.loads(text)
         if not isinstance(fields, dict):
             raise TypeError("not an object")
         schema = fields.pop("schema", None)
         if schema != SCHEMA:
             raise UserError(f"{file}: schema {schema!r}, but this version of onediff reads schema {SCHEMA}")
         shards = tuple(
-            Shard(str(s["name"]), int(s["samples"]), int(s["bytes"]), str(s.get("sha256", "")))
+            Shard(str(s["name"]), int(s["samples"]), int(s["bytes"]), str(s.get("sha256", "")), str(s.get("url", "")))
             for s in fields.pop("shards")
         )
         declared = int(fields.pop("samples"))
         manifest = Manifest(
-            file.parent,
+            folder,
             str(fields.pop("name")),
             str(fields.pop("split")),
             shards,
@@ -97,13 +127,18 @@ def parse_manifest(file: Path) -> Manifest:
         )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: not a manifest ({type(error).__name__}: {error}); remove it to read the tars without it"
         ) from error
     for shard in shards:
         if Path(shard.name).name != shard.name:
             raise UserError(f"{file}: shard {shard.name!r} must be a file name in the same folder")
+        if shard.url and not PLAIN_URL.fullmatch(shard.url):
+            raise UserError(
+                f"{file}: {shard.url!r} is no plain https, s3, gs, ais or hf address; a pipe: can be named in the "
+                "configuration only, as the path of the data set"
+            )
     if declared != manifest.samples:
         raise UserError(f"{file}: says {declared} samples, but its shards add up to {manifest.samples}")
     return manifest
@@ -136,7 +171,7 @@ def write_manifest(manifest: Manifest) -> Path:
         "licence": manifest.licence,
         "samples": manifest.samples,
         **manifest.extra,
-        "shards": [vars(shard) for shard in manifest.shards],
+        "shards": [shard.fields() for shard in manifest.shards],
     }
     path = manifest.folder / FILE
     aside = path.with_name(f".tmp-{os.getpid()}-{FILE}")

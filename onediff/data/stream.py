@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from onediff.data.cache import ShardCache
+from onediff.data.config import CacheConfig
 from onediff.data.index import Index, read_index, read_sample
 from onediff.data.lanes import Lanes, Place, mix64
-from onediff.data.manifest import read_manifest
+from onediff.data.manifest import Shard, read_manifest
 from onediff.data.mixing import Mix
 from onediff.data.rows import Row, RowMaker
 from onediff.data.sample import BadSample, Sample, parse_sample
@@ -27,36 +30,49 @@ OPEN_SHARDS = 64
 class Shards:
     """Raw samples of one data set by shard and place; keeps a bounded number of shards open, each with its index."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], cache: ShardCache) -> None:
         self.folder = folder
-        self.names = names
-        self._open: OrderedDict[int, tuple[int, Index]] = OrderedDict()
+        self.shards = shards
+        self.cache = cache
+        self.names = [shard.name for shard in shards]
+        self._open: OrderedDict[int, tuple[int | None, Index]] = OrderedDict()
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
         """The members of one sample by their suffix. Raises BadSample where the shard ends before it."""
         file, index = self._opened(shard)
         if sample >= len(index):
             raise BadSample("truncated", f"the shard holds {len(index)} whole samples")
-        return read_sample(file, index[sample])
+        if file is not None:
+            return read_sample(file, index[sample])
+        with self.cache.opened(self.shards[shard]) as copy:
+            return read_sample(copy, index[sample])
 
-    def _opened(self, shard: int) -> tuple[int, Index]:
+    def _opened(self, shard: int) -> tuple[int | None, Index]:
+        """The shard's descriptor (None where it is a copy in the cache) and index."""
         if shard in self._open:
             self._open.move_to_end(shard)
+            return self._open[shard]
+        if self.shards[shard].url:
+            self._keep(shard, None, self.cache.index(self.shards[shard]))
             return self._open[shard]
         path = self.folder / self.names[shard]
         try:
             file = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"{path}: cannot open this shard: {error.strerror}") from None
-        self._open[shard] = file, read_index(path)
+        self._keep(shard, file, read_index(path))
+        return self._open[shard]
+
+    def _keep(self, shard: int, file: int | None, index: Index) -> None:
+        self._open[shard] = file, index
         if len(self._open) > OPEN_SHARDS:
             _, (oldest, _) = self._open.popitem(last=False)
-            os.close(oldest)
-        return self._open[shard]
+            if oldest is not None:
+                os.close(oldest)
 
     def __getstate__(self) -> dict[str, object]:
         # A worker process opens its own files.
-        return {"folder": self.folder, "names": self.names, "_open": OrderedDict()}
+        return vars(self) | {"_open": OrderedDict()}
 
 
 @dataclass
@@ -71,16 +87,27 @@ class Source:
 
     @classmethod
     def open(
-        cls, name: str, folder: Path, lanes: int, seed: int, block: int, weight: float = 1.0, task: str | None = None
+        cls,
+        name: str,
+        folder: Path | str,
+        lanes: int,
+        seed: int,
+        block: int,
+        weight: float = 1.0,
+        task: str | None = None,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008, never changed
     ) -> Source:
-        """Reads the manifest of `folder`. Raises UserError for a missing folder, an empty one, or a missing shard."""
+        """Reads the manifest of `folder`, a path or a URL.
+
+        Raises UserError for a missing folder, an empty one, or a missing shard.
+        """
         manifest = read_manifest(folder)
         counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
         if not counts.sum():
             raise UserError(f"{folder}: the data set {name!r} holds no sample")
         # A shard may be empty; lanes are cut over the others.
         filled = np.flatnonzero(counts)
-        shards = Shards(folder, [manifest.shards[i].name for i in filled])
+        shards = Shards(manifest.folder, [manifest.shards[i] for i in filled], ShardCache(cache))
         return cls(name, shards, Lanes(counts[filled], lanes, seed, block), weight, task)
 
 

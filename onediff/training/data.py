@@ -19,12 +19,13 @@ def phase_sources(config: RunConfig, phase: PhaseConfig) -> list[Source]:
     return [
         Source.open(
             name,
-            Path(config.data.sets[name].path) / config.data.sets[name].split,
+            config.data.sets[name].folder,
             lanes=phase.global_batch,
             seed=config.data.seed,
             block=config.data.block,
             weight=weight,
             task=config.data.sets[name].task,
+            cache=config.data.cache,
         )
         for name, weight in phase.mix.items()
     ]
@@ -50,8 +51,7 @@ def training_texts(config: RunConfig) -> Iterator[str]:
     prompt = config.data.prompt
     yield from (prompt.system, prompt.user, prompt.assistant, prompt.couple_answer, *prompt.instructions.values())
     for name in sorted({name for phase in config.phases.values() for name in phase.mix}):
-        data_set = config.data.sets[name]
-        source = Source.open(name, Path(data_set.path) / data_set.split, lanes=1, seed=0, block=1)
+        source = Source.open(name, config.data.sets[name].folder, lanes=1, seed=0, block=1, cache=config.data.cache)
         for shard, count in enumerate(source.lanes.shard_samples):
             for number in range(count):
                 try:
@@ -63,6 +63,6 @@ def training_texts(config: RunConfig) -> Iterator[str]:
 
 
 def manifest_files(config: RunConfig, phase: PhaseConfig) -> list[Path]:
-    """The manifests of the data sets of a phase that have one (tars written by others may not)."""
-    folders = [Path(config.data.sets[name].path) / config.data.sets[name].split for name in phase.mix]
+    """The manifests of the data sets of a phase that have one on disk (tars written by others may not)."""
+    folders = [Path(config.data.sets[name].folder) for name in phase.mix]
     return [folder / FILE for folder in folders if (folder / FILE).is_file()]

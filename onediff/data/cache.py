@@ -1,0 +1,167 @@
+"""Shards that lie elsewhere, kept on this machine's disk: at most so many bytes, shared by all processes of the node.
+
+A shard is fetched beside its place, checked against the manifest, indexed and renamed; what was used longest ago makes
+room. Locks are `flock`s, which end with their process, so a killed one leaves nothing that others wait for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from onediff.data.config import CacheConfig
+from onediff.data.index import Index, build_index, index_path, read_index, save_index
+from onediff.data.manifest import Shard
+from onediff.data.remote import pieces, retried
+from onediff.errors import UserError
+
+SLOTS = 64
+"""Locks that the shards share: two processes fetch different shards at once, and none twice."""
+WAIT = 0.2
+"""Seconds between looks for room, while other processes fill all of it."""
+
+
+class ShardCache:
+    """Local copies of shards with a URL. Holds no open file, so a worker process may take it along."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        default = Path(tempfile.gettempdir()) / f"onediff-shards-{os.getuid()}"
+        self.folder = Path(config.folder).expanduser() if config.folder else default
+        self.limit = int(config.gigabytes * 1e9)
+
+    @contextmanager
+    def opened(self, shard: Shard) -> Iterator[int]:
+        """A descriptor of the local copy, fetched where there is none. Raises UserError where that cannot be done.
+
+        Opened for each sample and not kept: a file that is open still takes its place on the disk when it was removed.
+        """
+        path = self._path(shard)
+        while True:
+            with suppress(FileNotFoundError):
+                file = os.open(path, os.O_RDONLY)
+                break
+            self._fetch(shard)
+        try:
+            os.utime(file)  # what was used last
+            yield file
+        finally:
+            os.close(file)
+
+    def index(self, shard: Shard) -> Index:
+        """The index of the shard, fetched where it is not there. Raises UserError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: the shard cache cannot be made: {error}; mend data.cache.folder") from None
+        path = self._path(shard)
+        while True:
+            with self._locked(self._slot(path.name), shared=True):  # nobody removes it now
+                if path.exists():
+                    return read_index(path)
+            self._fetch(shard)
+
+    def _path(self, shard: Shard) -> Path:
+        identity = f"{shard.url} {shard.bytes} {shard.sha256}"
+        return self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-{shard.name}"
+
+    def _slot(self, name: str) -> str:
+        return f".lock-{int(name[:16], 16) % SLOTS}"
+
+    @contextmanager
+    def _locked(self, name: str, shared: bool = False) -> Iterator[None]:
+        file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _fetch(self, shard: Shard) -> None:
+        path = self._path(shard)
+        try:
+            part, aside = self._reserved(shard)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: the shard cache cannot be written: {error}; mend data.cache.folder"
+            ) from None
+        try:
+            with self._locked(self._slot(path.name)):
+                if path.exists():  # another process was faster
+                    return
+                retried(shard.url, lambda: self._download(shard, part))
+                save_index(build_index(aside), index_path(path))
+                os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+            os.close(part)
+
+    def _download(self, shard: Shard, part: int) -> None:
+        """Raises OSError unless what came is what the manifest promises."""
+        digest, length = hashlib.sha256(), 0
+        for piece in pieces(shard.url):
+            if length + len(piece) > shard.bytes:
+                raise OSError(f"more than the {shard.bytes} bytes that the manifest promises")
+            os.pwrite(part, piece, length)
+            digest.update(piece)
+            length += len(piece)
+        if length != shard.bytes:
+            raise OSError(f"{length} bytes, but the manifest promises {shard.bytes}")
+        if shard.sha256 and digest.hexdigest() != shard.sha256:
+            raise OSError("its SHA-256 is not the manifest's")
+
+    def _reserved(self, shard: Shard) -> tuple[int, Path]:
+        """A file of the shard's size, open and locked, once there is room; what makes room is removed."""
+        if shard.bytes > self.limit:
+            raise UserError(
+                f"{shard.url}: {shard.bytes:,} bytes, more than the whole shard cache; raise data.cache.gigabytes"
+            )
+        while True:
+            with self._locked(".lock"):
+                if self._make_room(shard.bytes):
+                    part, name = tempfile.mkstemp(prefix=".part-", dir=self.folder)
+                    fcntl.flock(part, fcntl.LOCK_EX)
+                    os.truncate(part, shard.bytes)
+                    return part, Path(name)
+            time.sleep(WAIT)
+
+    def _make_room(self, size: int) -> bool:
+        """Removes shards, the longest unused first, until `size` bytes fit. False while what is in use leaves no room."""
+        taken = 0
+        for part in self.folder.glob(".part-*"):
+            with suppress(FileNotFoundError):  # it may be renamed meanwhile, and counts below then
+                self._remove_if_left_behind(part)
+                taken += part.stat().st_size
+        shards = [path for path in self.folder.iterdir() if not path.name.startswith(".") and path.suffix != ".index"]
+        states = {path: path.stat() for path in shards}
+        taken += sum(state.st_size for state in states.values())
+        for path in sorted(shards, key=lambda path: states[path].st_mtime_ns):
+            if taken + size <= self.limit:
+                break
+            if self._removed(path):
+                taken -= states[path].st_size
+        return taken + size <= self.limit
+
+    def _removed(self, path: Path) -> bool:
+        """Removes a shard unless a process indexes it or fetches one with the same lock."""
+        lock = os.open(self.folder / self._slot(path.name), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            index_path(path).unlink(missing_ok=True)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+
+    def _remove_if_left_behind(self, part: Path) -> None:
+        """Removes the part of a process that died: nobody holds its lock."""
+        with suppress(BlockingIOError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
