@@ -15,6 +15,7 @@ from data_prep.convert import convert
 from data_prep.pictures import Encoding
 from data_prep.readers import Inputs, Row, reader
 from data_prep.report import Report, table
+from data_prep.share import Share
 from onediff.config.section import Section
 from onediff.errors import UserError
 
@@ -72,24 +73,34 @@ class Built:
     remark: str = ""
 
 
-def build(collection: Collection, processes: int | None = None, say: Callable[[str], None] = print) -> dict[str, Built]:
-    """Converts every part whose raw files are there. A part that fails is remarked, and the others go on."""
+def build(
+    collection: Collection,
+    processes: int | None = None,
+    say: Callable[[str], None] = print,
+    share: Share | None = None,
+) -> dict[str, Built]:
+    """Converts every part whose raw files are there. A part that fails is remarked, and the others go on.
+
+    Parts with captions by a language model cannot be shared: they are left to the call without a `share`, which asks once.
+    """
     built = {}
     for name, part in collection.parts.items():
+        if share and part.captions:
+            continue
         absent = [path for path in (part.annotations, part.images) if path is not None and not path.exists()]
         if absent:
             built[name] = Built({}, f"raw files missing: {absent[0]}")
             continue
         say(f"{name} …")
         try:
-            reports = build_part(name, part, collection.out / name, processes)
+            reports = build_part(name, part, collection.out / name, processes, share)
             built[name] = Built({report.manifest.split: report.manifest.samples for report in reports})
         except UserError as error:
             built[name] = Built({}, str(error))
     return built
 
 
-def build_part(name: str, part: Part, out: Path, processes: int | None) -> list[Report]:
+def build_part(name: str, part: Part, out: Path, processes: int | None, share: Share | None = None) -> list[Report]:
     """Captions where asked for, then shards. Raises UserError."""
     images = part.images or part.annotations
     chosen, inputs = reader(part.reader), Inputs(part.annotations, images)
@@ -109,6 +120,7 @@ def build_part(name: str, part: Part, out: Path, processes: int | None) -> list[
         allow_leakage=part.allow_leakage,
         processes=processes,
         seed=0,
+        share=share,
     )
 
 
@@ -126,13 +138,15 @@ def show_collection(collection: Collection, built: dict[str, Built]) -> str:
     """A table of the parts, what is published beside what is there, and the `sets` and `mix` of a run that trains on it."""
     rows = []
     for name, part in collection.parts.items():
+        if name not in built:
+            continue
         there = built[name].samples
         splits = ", ".join(f"{split} {number:,}" for split, number in there.items())
         rows.append(
             [name, f"{part.weight:g}", part.published or "", sum(there.values()) or "", splits or built[name].remark]
         )
     text = table(rows, ("part", "weight", "published", "here", "splits"))
-    done = [name for name in collection.parts if built[name].samples]
+    done = [name for name in collection.parts if name in built and built[name].samples]
     if done:
         sets = "\n".join(f"    {name}: {collection.out / name}" for name in done)
         mix = ", ".join(f"{name}: {collection.parts[name].weight:g}" for name in done)

@@ -14,6 +14,7 @@ from data_prep.images import ImageSource, inside
 from data_prep.pictures import Encoding, prepare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.report import Report
+from data_prep.share import Share
 from data_prep.spool import Spool, SpoolWriter, spooled
 from data_prep.writer import locked, write_dataset
 from onediff.data.sample import BadSample, Sample
@@ -90,17 +91,19 @@ def convert(
     encoding: Encoding | None = None,
     hold_out: float = 0.0,
     allow_leakage: bool = False,
+    share: Share | None = None,
     **options: Any,
 ) -> list[Report]:
     """Writes `out/<split>/` for every split the reader finds, or for those named; `options` go to `write_dataset`.
 
-    `hold_out` moves that fraction of the pairs of a data set without splits to `test`, by a hash of their pictures.
+    With a `share` this task reads all rows and makes its part of the shards. `hold_out` moves that fraction of the pairs
+    of a data set without splits to `test`, by a hash of their pictures.
     Raises UserError when there are no rows, a path leaves the image folder, or the same pictures stand in `train` and
     in another split and not `allow_leakage`; what stands in two splits otherwise is noted.
     """
     images = ImageSource(inputs.images or Path("."))
     encoding = encoding or Encoding()
-    aside = out / ".tmp-rows"
+    aside = out / (".tmp-rows" if share is None else f".tmp-rows-{share.number}")
     with locked(aside), ExitStack() as stack:
         found = gather(reader, inputs, images, stack, aside, hold_out, allow_leakage)
         wanted = [split for split in found if not splits or split in splits]
@@ -124,6 +127,7 @@ def convert(
                     source=reader.source,
                     licence=reader.licence,
                     inputs=split.digest.hexdigest(),
+                    share=share,
                     **options,
                 )
             )

@@ -39,7 +39,7 @@ class TarWriter:
         self.path = path
         self.bytes = 0
         self.samples = 0
-        self._aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        self._aside = path.with_name(f".tmp-{os.uname().nodename}-{os.getpid()}-{path.name}")
         self._file = open(self._aside, "wb", buffering=1 << 20)  # noqa: SIM115, closed by close()
         self._digest = hashlib.sha256()
         self._members: list[tuple[str, int, int]] = []

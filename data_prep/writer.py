@@ -3,7 +3,8 @@
 The samples, shuffled by seed where asked, are cut into chunks of `shard_samples`; a chunk is one job of one process and
 becomes one shard, or several where `shard_bytes` is reached, or none where all its samples are skipped. So the number of
 processes changes nothing. Work happens in `DIR/.tmp-<split>/`, where a finished chunk leaves a record; after a kill the
-same call goes on from those. The folder is renamed to `DIR/<split>/` when all is done.
+same call goes on from those. The folder is renamed to `DIR/<split>/` when all is done. Several machines that share the
+folder may make a share of the chunks each (`data_prep.share`); a call without a share then finds them made.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.report import Report, Tally
+from data_prep.share import Share
 from data_prep.tar import TarWriter
 from onediff.data.index import index_path, save_index
 from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
@@ -56,6 +58,7 @@ def write_dataset(
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    share: Share | None = None,
 ) -> Report:
     """Writes `make(0) … make(count - 1)` as the data set `out/<split>/`.
 
@@ -63,7 +66,8 @@ def write_dataset(
     `BadSample` for a sample to skip and count (`strict`: to stop at). A sample without a key gets its number as key.
     `meta["notes"]`, a list of words, is counted in the report. `inputs` is a digest of what the samples are made from
     (default: of the pickled `make`); with it a repeated call finds its finished work and returns at once. `seed` shuffles.
-    `processes` defaults to the cores this process may use.
+    `processes` defaults to the cores this process may use. With a `share` only its chunks are made, beside other tasks of
+    the same job, and the report is about those; the call without one puts the data set together.
 
     Raises UserError when `out/<split>` holds something else and not `overwrite`, when another process writes it, when no
     sample is left, or when a worker dies.
@@ -91,10 +95,15 @@ def write_dataset(
         raise UserError(f"{final}: exists and was not written by this command; remove it or choose another --out")
     order = shuffled(count, seed)
     chunks = [order[at : at + shard_samples] for at in range(0, count, shard_samples)]
-    with claimed(work, recipe):
+    mine = [n for n in range(len(chunks)) if share is None or share.has(n)]
+    with claimed(work, recipe, beside_others=share is not None):
         state = Chunks(make, work, shard_bytes, strict)
-        todo = [n for n in range(len(chunks)) if state.load(n) is None]
-        run_chunks(state, {n: chunks[n] for n in todo}, count, processes or cores(), f"{name} {split}", progress)
+        todo = [n for n in mine if state.load(n) is None]
+        own = sum(len(chunks[n]) for n in mine)
+        run_chunks(state, {n: chunks[n] for n in todo}, own, processes or cores(), f"{name} {split}", progress)
+        if share is not None:
+            shards, tally = state.made(mine)
+            return Report(Manifest(work, name, split, shards), tally, tally.repeated(), time.monotonic() - began)
         manifest, tally = gather(state, len(chunks), recipe)
         repeated = manifest.extra["repeated_pictures"]
         if final.exists():
@@ -132,22 +141,25 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder` and holds it for this process. Raises UserError when another one keeps it for five seconds."""
+def locked(folder: Path, may_share: Callable[[], bool] = lambda: False) -> Iterator[int]:
+    """Makes `folder` and holds it for this process, or beside others that hold it in the same way where `may_share()`.
+
+    Yields the descriptor of the lock. Raises UserError when another process keeps the folder for five seconds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         # The workers of a killed writer need a moment to notice that they are alone.
         deadline = time.monotonic() + 5
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, (fcntl.LOCK_SH if may_share() else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(f"{folder}: another process is writing here; wait for it or stop it") from error
                 time.sleep(0.1)
         try:
-            yield
+            yield lock.fileno()
         finally:
             # Nothing stays behind but parts that the next call can use.
             if folder.exists() and [path.name for path in folder.iterdir()] == ["lock"]:
@@ -155,15 +167,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(work: Path, recipe: dict[str, Any]) -> Iterator[None]:
-    """Holds the folder `work` for this process, emptied unless it holds parts of the same job."""
-    with locked(work):
-        job = work / "job"
-        if not job.exists() or job.read_text() != digest(recipe):
+def claimed(work: Path, recipe: dict[str, Any], beside_others: bool = False) -> Iterator[None]:
+    """Holds the folder `work`, emptied unless it holds parts of the same job; `beside_others` that work at this job."""
+    job = work / "job"
+
+    def is_mine() -> bool:
+        return job.exists() and job.read_text() == digest(recipe)
+
+    with locked(work, lambda: beside_others and is_mine()) as lock:
+        if not is_mine():
             for path in work.iterdir():
                 if path.name != "lock":
                     path.unlink()
-            job.write_text(digest(recipe))
+            aside = work / f".tmp-{os.uname().nodename}-{os.getpid()}-job"
+            aside.write_text(digest(recipe))
+            os.replace(aside, job)
+        if beside_others:
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 
 
@@ -184,6 +204,16 @@ class Chunks:
             if all((self.work / shard.name).stat().st_size == shard.bytes for shard in shards):
                 return shards, Tally.of(fields["tally"])
         return None
+
+    def made(self, chunks: Sequence[int]) -> tuple[tuple[Shard, ...], Tally]:
+        """The shards of finished chunks, in their order, and their counts together."""
+        tally, shards = Tally(), []  # type: Tally, list[Shard]
+        for n in chunks:
+            chunk = self.load(n)
+            assert chunk is not None, f"chunk {n} was written and is gone"
+            shards += chunk[0]
+            tally.merge(chunk[1])
+        return tuple(shards), tally
 
     def write(self, n: int, indices: Sequence[int], done: Callable[[], None]) -> None:
         """Makes and writes the samples of chunk `n`; `done` is called after each."""
@@ -207,7 +237,7 @@ class Chunks:
                 tar.discard()
             raise
         record = json.dumps({"shards": [vars(shard) for shard in shards], "tally": tally.fields()})
-        aside = self.work / f".tmp-{os.getpid()}-chunk-{n:06d}.json"
+        aside = self.work / f".tmp-{os.uname().nodename}-{os.getpid()}-chunk-{n:06d}.json"
         aside.write_text(record)
         os.replace(aside, self.work / f"chunk-{n:06d}.json")
 
@@ -301,12 +331,7 @@ def work_chunk(n: int, indices: list[int]) -> None:
 
 def gather(state: Chunks, chunks: int, recipe: dict[str, Any]) -> tuple[Manifest, Tally]:
     """Gives the shards of all chunks their final names and writes the manifest. Raises UserError when there are none."""
-    tally, parts = Tally(), []  # type: Tally, list[Shard]
-    for n in range(chunks):
-        chunk = state.load(n)
-        assert chunk is not None, f"chunk {n} was written and is gone"
-        parts += chunk[0]
-        tally.merge(chunk[1])
+    parts, tally = state.made(range(chunks))
     if not parts:
         for path in state.work.glob("[!l]*"):
             path.unlink()

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import tarfile
 import time
+from argparse import ArgumentTypeError
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from data_prep.share import Share, share
 from data_prep.tar import TarWriter
-from data_prep.writer import shuffled, write_dataset
+from data_prep.writer import claimed, shuffled, write_dataset
 from onediff.data.index import build_index, read_index
 from onediff.data.manifest import file_sha256, read_manifest
 from onediff.data.sample import BadSample, Sample, parse_sample
@@ -47,6 +50,41 @@ def contents(folder: Path) -> dict[str, str]:
 def write(out: Path, count: int = 100, **options: object):
     fixed = {"name": "demo", "split": "train", "inputs": "x", "shard_samples": 20, "seed": 5, "progress": False}
     return write_dataset(make, count, out, **{**fixed, **options})
+
+
+def test_tasks_that_share_the_work_write_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "alone", processes=1)
+    (tmp_path / "together" / ".tmp-train").mkdir(parents=True)
+    (tmp_path / "together" / ".tmp-train" / "job").write_text("another job, left unfinished")
+    with ThreadPoolExecutor(8) as pool:  # more tasks than chunks, and one that never comes
+        tasks = [pool.submit(write, tmp_path / "together", processes=1, share=Share(n, 8)) for n in range(8) if n != 2]
+        reports = [task.result() for task in tasks]
+    assert [report.tally.read for report in reports] == [20, 20, 20, 20, 0, 0, 0]
+    assert not (tmp_path / "together" / "train").exists()
+    again = write(tmp_path / "together", processes=1, share=Share(0, 8))
+    assert again.manifest.shards == reports[0].manifest.shards
+    report = write(tmp_path / "together", processes=1)
+    assert report.tally.read == 100 and contents(tmp_path / "together" / "train") == contents(
+        tmp_path / "alone" / "train"
+    )
+    assert [path.name for path in (tmp_path / "together").iterdir()] == ["train"]
+    done = write(tmp_path / "together", processes=1, share=Share(2, 8))
+    assert done.manifest.samples == 86, "a finished data set is left alone"
+
+
+def test_a_task_of_another_job_keeps_out(tmp_path: Path) -> None:
+    with claimed(tmp_path / ".tmp-train", {"a": 1}, beside_others=True):
+        with claimed(tmp_path / ".tmp-train", {"a": 1}, beside_others=True):
+            assert (tmp_path / ".tmp-train" / "job").exists()
+        with pytest.raises(UserError, match="another process is writing here"):
+            write(tmp_path, share=Share(0, 2))
+
+
+@pytest.mark.parametrize("text", ["", "3", "2/2", "0/0", "-1/2", "1/x"])
+def test_shares_that_mean_nothing(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="N/TASKS"):
+        share(text)
+    assert share("3/64") == Share(3, 64)
 
 
 def test_one_two_and_four_processes_write_the_same_bytes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.build import Collection, build, show_collection
+from data_prep.share import add_share
 from data_prep.synthetic import mapping_in
 from onediff.config.section import validated
 
@@ -17,10 +18,11 @@ from onediff.config.section import validated
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="YAML", help="the collection, such as configs/diffcap.yaml")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    add_share(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     collection = validated(Collection, mapping_in(args.file), str(args.file))
-    built = build(collection, args.processes)
+    built = build(collection, args.processes, share=args.share)
     print(show_collection(collection, built))
     return 0 if all(part.samples for part in built.values()) else 1

@@ -18,6 +18,7 @@ from data_prep.compose.library import Found, Library, deal, find_backgrounds, fi
 from data_prep.compose.pair import compose_pair
 from data_prep.compose.samples import ComposedPairs
 from data_prep.report import show_reports
+from data_prep.share import add_share
 from data_prep.sheet import ON_A_SHEET, save_sheet
 from data_prep.synthetic import SPLITS, mapping_in, split_counts, write_splits
 from onediff.config.section import validated
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one picture")
     parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
+    add_share(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         licence=args.licence,
         processes=args.processes,
         overwrite=args.overwrite,
+        share=args.share,
     )
     print(show_reports(reports))
 

@@ -15,6 +15,7 @@ from data_prep.convert import convert
 from data_prep.pictures import Encoding
 from data_prep.readers import BUILT_IN, Inputs, reader
 from data_prep.report import save_reports, show_reports
+from data_prep.share import add_share
 from onediff.errors import UserError
 
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
     add("--overwrite", action="store_true", help="replace a split that is already there")
     add("--json", type=Path, metavar="FILE", help="write the final table as JSON too")
+    add_share(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
         processes=args.processes,
         strict=args.strict,
         overwrite=args.overwrite,
+        share=args.share,
     )
     print(show_reports(reports))
     if args.json:

@@ -13,6 +13,7 @@ from data_prep.report import show_reports
 from data_prep.scenes.config import ScenesConfig
 from data_prep.scenes.render import render_pair
 from data_prep.scenes.samples import Pairs, Singles
+from data_prep.share import add_share
 from data_prep.sheet import ON_A_SHEET, save_sheet
 from data_prep.synthetic import SPLITS, mapping_in, split_counts, write_splits
 from onediff.config.section import validated
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one picture")
     parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
+    add_share(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
             licence="CC0-1.0",
             processes=args.processes,
             overwrite=args.overwrite,
+            share=args.share,
         )
         if reports:
             print(f"{args.out / name}\n{show_reports(reports)}")
