@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from launcher import slurm
+from launcher.outcome import read_notes, telling_line
 from launcher.record import Attempt, Record
 from onediff.errors import UserError
 
@@ -33,6 +34,8 @@ class PhaseState:
 def phase_states(record: Record) -> list[PhaseState]:
     """One state a phase of the plan."""
     latest = record.latest_jobs()
+    if record.plan().get("kind") == "data":
+        return [data_state(record, phase, latest.get(phase)) for phase in record.plan()["phases"]]
     try:
         listed = slurm.jobs(list(latest.values())) if latest and slurm.available() else {}
     except UserError:
@@ -66,6 +69,37 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
         max(0, len(attempts) - 1),
         why,
     )
+
+
+def data_state(record: Record, phase: str, job: str | None) -> PhaseState:
+    """The tasks of one phase of a data job together; a step is a task here."""
+    tasks, notes = record.plan()["phases"][phase]["tasks"], read_notes(record.exits(phase, 1))
+    try:
+        listed = slurm.listed([job]) if job and slurm.available() else []
+    except UserError:
+        listed = []
+    running = sum(entry.state in ("RUNNING", "COMPLETING", "CONFIGURING") for entry in listed)
+    waiting = [entry for entry in listed if entry.state == "PENDING"]
+    failed = [note for note in notes if note["code"]]
+    done = len(notes) - len(failed)
+    ended = sorted({entry.state for entry in listed} - {"RUNNING", "PENDING", "COMPLETING", "CONFIGURING", "COMPLETED"})
+    why = ""
+    if failed:
+        first = failed[0]
+        why = f"task {first['rank']} on {first['node']} ended with exit code {first['code']}: {telling_line(first['last'])}"
+    elif ended:
+        why = f"Slurm: {', '.join(word.lower() for word in ended)}"
+    if done == tasks:
+        state, why = "finished", ""
+    elif running:
+        state = "running"
+    elif waiting:
+        state, why = "waiting", why or ("" if waiting[0].reason == "None" else waiting[0].reason)
+    elif failed or ended:
+        state = "cancelled" if ended == ["CANCELLED"] and not failed else "failed"
+    else:
+        state = "stopped" if job else "not submitted"
+    return PhaseState(phase, job, state, running, done, tasks, None, None, None, 0, why)
 
 
 def judged(
@@ -131,7 +165,7 @@ def as_json(states: list[PhaseState]) -> list[dict[str, object]]:
 def explanation(record: Record) -> str:
     """What happened to a run, attempt by attempt, and what to do next, in words."""
     lines = []
-    states = phase_states(record)
+    states, is_data = phase_states(record), record.plan().get("kind") == "data"
     for state in states:
         attempts = record.attempts(state.phase)
         lines.append(f"{state.phase}: {state.state}{f' ({state.why})' if state.why else ''}")
@@ -139,6 +173,9 @@ def explanation(record: Record) -> str:
             lines += [f"  {line}" for line in told(attempt)]
         if state.state == "failed" and attempts and (log := attempts[-1].log):
             lines += [f"  last lines of {log}:", *(f"    {line}" for line in last_lines(log))]
+        for note in [note for note in read_notes(record.exits(state.phase, 1)) if note["code"]] if is_data else []:
+            lines += [f"  task {note['rank']} on {note['node']}: exit code {note['code']}, {note['log']}:"]
+            lines += [f"    {line}" for line in note["last"][-5:]]
     lines.append(advice(record, states))
     return "\n".join(lines)
 
@@ -168,4 +205,5 @@ def advice(record: Record, states: list[PhaseState]) -> str:
         return "Everything has finished."
     if kinds & {"running", "waiting"} and not kinds & {"failed", "cancelled"}:
         return f"Follow it with: onediff launch status {record.run} --watch"
-    return f"Mend what is named above, then: onediff launch resume {record.run}"
+    again = record.plan().get("again") or f"onediff launch resume {record.run}"
+    return f"Mend what is named above, then: {again}"

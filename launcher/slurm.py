@@ -80,19 +80,33 @@ def test_only(script: str) -> str:
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:
-    """Those of `ids` that Slurm still lists; an old job is simply absent."""
+    """Those of `ids` that Slurm still lists; an old job is simply absent. An array is as far as its busiest task."""
+    found: dict[str, Job] = {}
+    for job in listed(ids):
+        if job.job not in found or busy(job) < busy(found[job.job]):
+            found[job.job] = job
+    return found
+
+
+def busy(job: Job) -> int:
+    """0 for a job that runs, 1 for one that waits, 2 for one that has ended."""
+    return ("RUNNING", "PENDING", job.state).index(job.state)
+
+
+def listed(ids: Sequence[str]) -> list[Job]:
+    """One entry a job, or a task of an array, under the id of the whole array."""
     if not ids:
-        return {}
+        return []
     try:
         text = command(
-            ["squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "--format=%i|%T|%r|%D|%N|%L"]
+            ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%F|%T|%r|%D|%N|%L"]
         )
     except UserError as error:
         if "Invalid job id" in str(error):  # squeue's answer when it knows none of them
-            return {}
+            return []
         raise
     rows = [line.split("|") for line in text.splitlines()]
-    return {row[0]: Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]) for row in rows if len(row) == 6}
+    return [Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]) for row in rows if len(row) == 6]
 
 
 def partitions() -> dict[str, Partition]:

@@ -33,13 +33,7 @@ def active_jobs(record: Record) -> dict[str, slurm.Job]:
 def check_folder(record: Record, config: RunConfig) -> None:
     """Refuses a folder that cannot be written, or that holds another run."""
     run = record.run
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe = run / f".tmp-submit-{own_mark()}"
-        probe.write_text("writable")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"run folder {run}: cannot be written: {error.strerror}") from None
+    check_writable(run)
     if (run / "config.yaml").is_file() and (record.jobs() or record.status()):
         from onediff.config.compose import load_run
 
@@ -48,6 +42,17 @@ def check_folder(record: Record, config: RunConfig) -> None:
                 f"run folder {run}: holds a run with another configuration; choose another --run, or go on with "
                 f"`onediff launch resume {run}`"
             )
+
+
+def check_writable(run: Path) -> None:
+    """Makes the run folder where it is missing. Raises UserError when it cannot be written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / f".tmp-submit-{own_mark()}"
+        probe.write_text("writable")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"run folder {run}: cannot be written: {error.strerror}") from None
 
 
 def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]:
@@ -75,6 +80,20 @@ def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfil
     write_json(record.folder / "profile.json", profile.model_dump(mode="json"))
     if code or not (record.folder / "code").is_dir():
         freeze_code(record.folder)
+
+
+def freeze_data(record: Record, collection: Json | None, plan: Json, profile: ClusterProfile) -> None:
+    """The same for a data job, whose notes of earlier tasks are forgotten: each task finds out what is made already."""
+    import yaml
+
+    record.folder.mkdir(exist_ok=True)
+    record.logs.mkdir(exist_ok=True)
+    shutil.rmtree(record.folder / "exits", ignore_errors=True)
+    if collection is not None:
+        (record.folder / "collection.yaml").write_text(yaml.safe_dump(collection, sort_keys=False), encoding="utf-8")
+    write_json(record.plan_file, plan)
+    write_json(record.folder / "profile.json", profile.model_dump(mode="json"))
+    freeze_code(record.folder)
 
 
 def freeze_code(folder: Path) -> None:

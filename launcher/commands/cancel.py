@@ -28,11 +28,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     # The supervisor reads this mark when its ranks have stopped, and does not queue the job again.
     (record.folder / "cancelled").touch()
+    is_data = record.plan().get("kind") == "data"  # its tasks have no checkpoint to write
     running = [job.job for job in active.values() if job.state == "RUNNING"]
     waiting = [job.job for job in active.values() if job.state != "RUNNING"]
     if waiting:
         slurm.command(["scancel", *waiting])
-    if running and not args.now:
+    if running and not args.now and not is_data:
         slurm.command(["scancel", "--signal=USR1", *running])
         end = time.monotonic() + args.wait
         while time.monotonic() < end and any(job.state == "RUNNING" for job in slurm.jobs(running).values()):
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
         if left:
             slurm.command(["scancel", *left])
     print(f"cancelled: {', '.join(f'{phase} (job {job.job})' for phase, job in active.items())}")
-    print(f"go on with: onediff launch resume {record.run}")
+    print(f"go on with: {record.plan().get('again') or f'onediff launch resume {record.run}'}")
     return 0

@@ -10,6 +10,10 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.record import Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +49,8 @@ def chosen_log(record: object, phase: str | None, rank: int | None) -> Path:
     from onediff.errors import UserError
 
     assert isinstance(record, Record)
+    if record.plan().get("kind") == "data":
+        return task_log(record, phase, rank or 0)
     started = {name: attempts[-1] for name in record.plan()["phases"] if (attempts := record.attempts(name))}
     phase = phase or max(started, key=lambda name: started[name].started, default=None)
     if phase is None or phase not in started:
@@ -57,4 +63,16 @@ def chosen_log(record: object, phase: str | None, rank: int | None) -> Path:
     file = record.logs / f"{phase}.{attempt.number}.rank{rank or 0}.log"
     if not file.is_file():
         raise UserError(f"{file}: no such log; the attempt has ranks 0 to {attempt.tasks - 1}")
+    return file
+
+
+def task_log(record: Record, phase: str | None, number: int) -> Path:
+    """The log of one task of a data job. Raises UserError when there is none yet."""
+    from onediff.errors import UserError
+
+    phases = [phase] if phase else [*reversed(record.plan()["phases"])]
+    files = [record.logs / f"{name}.1.rank{number}.log" for name in phases]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise UserError(f"{files[-1]}: no such log; the task has not started, or there is none of this number")
     return file

@@ -23,9 +23,12 @@ def run(args: argparse.Namespace) -> int:
     from launcher.profile import ClusterProfile, load_profile
     from launcher.record import Record, read_json
     from onediff.config.compose import load_run
+    from onediff.errors import UserError
 
     path = run_folder(args.run)
     record = Record(path)
+    if again := record.plan().get("again"):
+        raise UserError(f"{path}: a data job goes on with: {again}")
     parts = record.plan()["phases"]
     least, most = next(iter(parts.values()))["nodes"]
     if args.profile:

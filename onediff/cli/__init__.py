@@ -68,6 +68,7 @@ COMMANDS: dict[str, Command] = {
     "launch resume": Command("cluster", "launcher.commands.resume", "queue what is left of a run again"),
     "launch explain": Command("cluster", "launcher.commands.explain", "say in words what happened to a run"),
     "launch sweep": Command("cluster", "launcher.commands.sweep", "queue one run for every combination of values"),
+    "launch data": Command("cluster", "launcher.commands.data", "make data sets by the tasks of a Slurm array"),
     "launch doctor": Command("cluster", "launcher.commands.doctor", "check a cluster from here and from its nodes"),
 }
 

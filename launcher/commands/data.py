@@ -1,0 +1,88 @@
+"""Make shards by the tasks of a Slurm array, then put them together as one data set with one manifest.
+
+  onediff launch data configs/diffcap.yaml --tasks 64 --profile my-cluster
+  onediff launch data composed.yaml --tasks 200 --at-most 50
+
+The file is a collection, as for `onediff data build`, or has a `name` and `commands`: lines as one would type them behind
+`onediff data` (build, compose, convert, render). What is made already is not made again, so after a failure type the same
+command once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="YAML file: a collection, or a name and commands")
+    parser.add_argument("--tasks", type=int, default=16, metavar="N", help="tasks of the array (default: 16)")
+    parser.add_argument(
+        "--at-most", type=int, metavar="N", help="tasks at a time (default: as many as there is room for)"
+    )
+    parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="folder of scripts and logs (default: runs/data-<name>)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the scripts; write and queue nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher import slurm
+    from launcher.data_job import MERGE, SHARDS, data_plan, data_script, for_data, here, load_data_job, own_name
+    from launcher.plan import check_cluster
+    from launcher.profile import load_profile
+    from launcher.record import Record
+    from launcher.render import rendered
+    from launcher.submit import active_jobs, check_writable, freeze_data
+    from onediff.errors import UserError
+
+    for option, value in (("--tasks", args.tasks), ("--at-most", args.at_most)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value}: must be at least 1")
+    job = load_data_job(args.config)
+    run_path = (args.run or Path("runs") / f"data-{own_name(job)}").resolve()
+    record = Record(run_path)
+    asked = load_profile(args.profile, run_path)
+    profile = for_data(asked)
+    again = ["onediff", "launch", "data", str(args.config), "--tasks", str(args.tasks), "--profile", args.profile]
+    again += ["--run", str(args.run)] if args.run else []
+    plan = data_plan(job, run_path, profile, args.tasks, again)
+    scripts = {phase: rendered(data_script(plan, profile, phase, args.at_most)) for phase in (SHARDS, MERGE)}
+    for line in job.passed_over:
+        print(f"passed over: {line}")
+    if args.dry_run:
+        print("\n".join(scripts.values()))
+        return 0
+    if asked.scheduler == "local":
+        check_writable(run_path)
+        freeze_data(record, job.collection, plan, asked)
+        codes = (subprocess.run(words).returncode for words in here(job, run_path))
+        return next((code for code in codes if code), 0)
+    if running := active_jobs(record):
+        phase, active = next(iter(running.items()))
+        raise UserError(
+            f"{run_path}: {phase} is {active.state.lower()} as job {active.job}; follow it with `onediff launch status "
+            f"{run_path}` or end it with `onediff launch cancel {run_path}`"
+        )
+    check_cluster(profile, [1])
+    check_writable(run_path)
+    freeze_data(record, job.collection, plan, profile)
+    files = {phase: record.folder / f"{phase}.sbatch" for phase in scripts}
+    for phase, text in scripts.items():
+        files[phase].write_text(text, encoding="utf-8")
+    for file in files.values():
+        slurm.test_only(str(file))
+    shards = slurm.submit(str(files[SHARDS]))
+    try:
+        merge = slurm.submit(str(files[MERGE]), [f"--dependency=afterok:{shards}", "--kill-on-invalid-dep=yes"])
+    except UserError:
+        slurm.command(["scancel", shards])
+        raise
+    made = [{"phase": SHARDS, "job": shards}, {"phase": MERGE, "job": merge}]
+    record.add_jobs([{**entry, "submitted": time.time()} for entry in made])
+    print(f"{SHARDS:<12} job {shards}, {args.tasks} tasks\n{MERGE:<12} job {merge}")
+    print(f"\nonediff launch status {run_path} --watch\nonediff launch logs {run_path} -f")
+    return 0

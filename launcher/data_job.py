@@ -1,0 +1,175 @@
+"""Data sets made by the tasks of a Slurm array: what to make, the plan, and the two batch scripts."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from pydantic import Field
+
+from launcher.plan import container_prefix, pyxis_options
+from launcher.profile import ClusterProfile
+from launcher.record import Json
+from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
+from onediff.config.section import Section, nearest, validated
+from onediff.errors import UserError
+
+SHARDS, MERGE = "shards", "merge"
+"""The two phases of a data job: an array that makes shards, and one task that puts them together."""
+COMMANDS = ("build", "compose", "convert", "render")
+"""Those of `onediff data` that many tasks can share."""
+
+
+class DataCommands(Section):
+    """A file of `onediff data` commands for `onediff launch data`."""
+
+    name: str
+    """Name of the job."""
+    commands: list[str] = Field(min_length=1)
+    """What one would type behind `onediff data`, one a line: `compose --pairs 1000000 --out /data/composed …`."""
+
+
+class DataJob(NamedTuple):
+    """What is to be made."""
+
+    name: str
+    commands: list[list[str]]
+    """The words behind `onediff data`; `COLLECTION` stands for the frozen file of a collection."""
+    collection: Json | None
+    """A collection as of `onediff data build`, without the parts whose raw files are missing."""
+    passed_over: list[str]
+    """One line for each of those."""
+
+
+COLLECTION = "@collection@"
+
+
+def load_data_job(file: Path) -> DataJob:
+    """A collection (`configs/diffcap.yaml`) or a file of commands. Raises UserError for what no task could do."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected `out` and `parts` of a collection, or `name` and `commands`")
+    if "parts" in values:
+        return collection_job(file, values)
+    wanted = validated(DataCommands, values, str(file))
+    commands = []
+    for line in wanted.commands:
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise UserError(f"{file}: {line!r}: {error}") from None
+        check_command(words, f"{file}: {line!r}")
+        commands.append(words)
+    return DataJob(wanted.name, commands, None, [])
+
+
+def collection_job(file: Path, values: dict[str, Any]) -> DataJob:
+    """The job that builds the parts whose raw files are there."""
+    from data_prep.build import Collection
+
+    collection = validated(Collection, values, str(file))
+    present, passed_over = {}, []
+    for name, part in collection.parts.items():
+        absent = [str(path) for path in (part.annotations, part.images) if path is not None and not path.exists()]
+        if absent:
+            passed_over.append(f"{name}: raw files missing: {absent[0]}")
+        else:
+            present[name] = part.model_dump(mode="json")
+    if not present:
+        raise UserError(f"{file}: the raw files of every part are missing; the first: {passed_over[0]}")
+    return DataJob(file.stem, [["build", COLLECTION]], {"out": str(collection.out), "parts": present}, passed_over)
+
+
+def check_command(words: list[str], where: str) -> None:
+    """Parses a command as the task will. Raises UserError that starts with `where`."""
+    from onediff.cli import COMMANDS as ALL
+
+    name = words[0] if words else ""
+    if name not in COMMANDS:
+        raise UserError(f"{where}: not a command that tasks can share{nearest(name, COMMANDS)}")
+    if "--share" in words:
+        raise UserError(f"{where}: --share is the launcher's to give; leave it out")
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{where}: {message}")
+
+    parser = Parser(add_help=False)
+    importlib.import_module(ALL[f"data {name}"].module).add_arguments(parser)
+    parser.parse_intermixed_args(words[1:])
+
+
+def data_plan(job: DataJob, run: Path, profile: ClusterProfile, tasks: int, again: list[str]) -> Json:
+    """What a task needs to know, as plain JSON. `again` is the command that submits the job once more."""
+    safe(str(run), "run folder")
+    if "%" in str(run):
+        raise UserError(f"run folder {run}: '%' is not allowed here; Slurm would replace it")
+    python = profile.python or sys.executable
+    inside = profile.container.python if profile.container else python
+    onediff = profile.command or [*container_prefix(profile, run), inside, "-m", "onediff"]
+    in_container = pyxis_options(profile, run)
+    frozen = str(run / "launch" / "collection.yaml")
+    commands = []
+    for words in job.commands:
+        words = [frozen if word == COLLECTION else word for word in words]
+        commands.append(words if "--processes" in words else [*words, "--processes", str(profile.cpus_per_task)])
+    return {
+        "name": job.name,
+        "kind": "data",
+        "run": str(run),
+        "again": shlex.join(again),
+        "supervisor_python": python,
+        "environment": variables(profile),
+        "prefix": [*(["srun", "--ntasks=1", *profile.srun, *in_container] if in_container else []), *onediff, "data"],
+        "commands": commands,
+        "phases": {SHARDS: {"tasks": tasks, "nodes": [1, tasks]}, MERGE: {"tasks": 1, "nodes": [1, 1]}},
+    }
+
+
+def for_data(profile: ClusterProfile) -> ClusterProfile:
+    """The profile with one task and no GPU: what one task of a data job asks for."""
+    return profile.model_copy(update={"gpus_per_node": 0, "tasks_per_node": 1, "exclusive": False})
+
+
+def data_script(plan: Json, profile: ClusterProfile, phase: str, at_most: int | None) -> Script:
+    """The batch script of one phase; `at_most` tasks of the array run at a time."""
+    run, tasks = Path(plan["run"]), plan["phases"][phase]["tasks"]
+    directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
+    directives += resource_directives(profile, "1", 1, 0)
+    directives += [directive("array", f"0-{tasks - 1}" + (f"%{at_most}" if at_most else ""))] if phase == SHARDS else []
+    pattern = f"{phase}-%A_%a.log" if phase == SHARDS else f"{phase}-%j.log"
+    directives += ["--requeue", "--open-mode=append", directive("output", run / "logs" / pattern)]
+    return Script(
+        title=f"OneDiff: {phase} of the data job {plan['name']!r}",
+        directives=directives,
+        environment=environment_lines(profile, run / "launch" / "code"),
+        work="Makes a share of the chunks." if phase == SHARDS else "Finds all chunks made, and puts them together.",
+        command=[plan["supervisor_python"], "-m", "launcher.data_task", plan["run"], phase],
+    )
+
+
+def own_name(job: DataJob) -> str:
+    """The job's name, which becomes part of paths. Raises UserError unless it is a plain one."""
+    from onediff.config.tree import NAME
+
+    if not NAME.fullmatch(job.name):
+        raise UserError(f"name {job.name!r}: must be a plain name of letters, digits, '.', '_' and '-'")
+    return job.name
+
+
+def here(job: DataJob, run: Path) -> list[list[str]]:
+    """The commands as they run on this machine, without Slurm."""
+    frozen = str(run / "launch" / "collection.yaml")
+    return [
+        [sys.executable, "-m", "onediff", "data", *(frozen if w == COLLECTION else w for w in words)]
+        for words in job.commands
+    ]

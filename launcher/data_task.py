@@ -1,0 +1,57 @@
+"""One task of a data job: its share of every command, a log, and a note of how it ended.
+
+    python -m launcher.data_task RUN shards|merge
+
+Chunks that are made already are not made again, so a task may be started any number of times. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launcher.record import Record, write_json
+from launcher.task import LAST_LINES, node_name
+
+
+def main(run: Path, phase: str) -> int:
+    """Runs the commands of the plan one after the other; returns the exit code of the first that failed, or 0."""
+    record = Record(run)
+    plan = record.plan()
+    number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    tasks = plan["phases"][phase]["tasks"]
+    share = ["--share", f"{number}/{tasks}"] if phase == "shards" else []
+    note = record.exits(phase, 1) / f"{number}.json"
+    note.unlink(missing_ok=True)
+    log = record.logs / f"{phase}.1.rank{number}.log"
+    process: subprocess.Popen[bytes] | None = None
+
+    def end(signum: int, _: object) -> None:
+        """Slurm's SIGTERM: the time limit, a preemption or scancel."""
+        if process is not None:
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    code = 0
+    with log.open("ab") as file:
+        for words in plan["commands"]:
+            command = [*plan["prefix"], *words, *share]
+            print(f"onediff launch: {time.strftime('%H:%M:%S')} {' '.join(command)}; log: {log}", flush=True)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            code = process.wait()
+            code = code if code >= 0 else 128 - code
+            if code:
+                break
+    last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    told = {"rank": number, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": last}
+    write_json(note, told)
+    print(f"onediff launch: {time.strftime('%H:%M:%S')} ended with exit code {code}", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
