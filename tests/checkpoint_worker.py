@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -58,8 +59,10 @@ def engine_for(stage: int, precision: str, world: int, seed: int = 0):
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
 
-def train(engine, first: int, last: int, rank: int, world: int, dropout: float = 0.0) -> list[float]:
-    """Steps `first` … `last - 1` on batches that depend on the step alone; the global losses."""
+def train(
+    engine, first: int, last: int, rank: int, world: int, dropout: float = 0.0, after=lambda: None
+) -> list[float]:
+    """Steps `first` … `last - 1` on batches that depend on the step alone, `after` behind each; the global losses."""
     import torch.distributed as dist
 
     losses = []
@@ -74,6 +77,7 @@ def train(engine, first: int, last: int, rank: int, world: int, dropout: float =
         mean = loss.detach().float().clone()
         dist.all_reduce(mean)
         losses.append(float(mean) / world)
+        after()
     return losses
 
 
@@ -97,17 +101,28 @@ def main() -> None:
                 engine, action.get("from", 0), action.get("to", 0), ranks.rank, ranks.world, action.get("dropout", 0.0)
             )
             # `save_each`: the same state under many names again and again, for a test that kills this process meanwhile.
+            background = action.get("background", False)
+            writer = checkpoint.CheckpointWriter(Path(action.get("save", "")), keep_last=2, background=background)
+            if "file_limit" in action and ranks.rank == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (action["file_limit"], resource.RLIM_INFINITY))
             for step in action.get("save_each", [action["to"]]) if "save" in action else []:
-                path = checkpoint.save_checkpoint(
-                    engine, Path(action["save"]), step=step, extra={"lanes": [1, 2]}, keep_last=2
-                )
-                result["saved"] = str(path)
+                writer.save(engine, step=step, extra={"lanes": [1, 2]})
+            result["finished_before_the_next_step"] = checkpoint.latest_checkpoint(writer.folder) is not None
             if "then" in action:
+                polled = []
                 result["then"] = train(
-                    engine, action["to"], action["then"], ranks.rank, ranks.world, action.get("dropout", 0.0)
+                    engine,
+                    action["to"],
+                    action["then"],
+                    ranks.rank,
+                    ranks.world,
+                    action.get("dropout", 0.0),
+                    after=lambda: polled.append(writer.poll()),  # noqa: B023
                 )
+            writer.finish()
         except ValueError as error:
             result["error"] = str(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         results.append(result)
         engine.destroy()
     if ranks.rank == 0:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,11 +48,13 @@ class Captioner(torch.nn.Module):
         return target_loss(self.language.get_output_embeddings(), hidden.flatten(0, 1), ids[:, 1:].flatten(), chunk)
 
 
-def engine_for(model: str, stage: int, topology, trap: bool):
+def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None = None):
     """The named model under DeepSpeed; random weights are the same at every topology."""
     import deepspeed
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from onediff.model.config import LoraConfig
+    from onediff.model.lora import add_adapters, is_adapter
     from onediff.parallel.placement import Placement
 
     config = {
@@ -68,14 +71,18 @@ def engine_for(model: str, stage: int, topology, trap: bool):
     )
     torch.manual_seed(0)
     placement = Placement(topology, config if stage == 3 else None)
-    language = placement.build(AutoModelForCausalLM, architecture, folder, cut=True)
+    adapt = None if lora is None else partial(add_adapters, config=LoraConfig(**lora))
+    language = placement.build(AutoModelForCausalLM, architecture, folder, cut=True, adapt=adapt)
     torch.manual_seed(1)
     whole = Captioner(language)
     if trap:
         for parameter in whole.parameters():
             if hasattr(parameter, "tensor_model_parallel"):
                 del parameter.tensor_model_parallel
-    optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-4)
+    if lora is not None:
+        for name, parameter in language.named_parameters():
+            parameter.requires_grad_(is_adapter(name))
+    optimizer = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], lr=1e-4 if lora is None else 1e-2)
     engine = deepspeed.initialize(
         model=whole, optimizer=optimizer, config=config, mpu=topology.mpu, dist_init_required=False
     )[0]
@@ -115,7 +122,7 @@ def main() -> None:
     topology = create_topology(ParallelConfig(tensor=int(sys.argv[1])), ranks)
     results = []
     for action in json.loads(sys.argv[2]):
-        engine = engine_for(action["model"], action["stage"], topology, action.get("trap", False))
+        engine = engine_for(action["model"], action["stage"], topology, action.get("trap", False), action.get("lora"))
         if "load" in action:
             checkpoint.load_checkpoint(engine, Path(action["load"]))
         if "export" in action:
@@ -127,7 +134,7 @@ def main() -> None:
         first, last = action.get("from", 0), action.get("to", 0)
         losses, norms = train(engine, first, last, topology, vocabulary, action.get("chunk"))
         if "save" in action:
-            checkpoint.save_checkpoint(engine, Path(action["save"]), step=last, extra={})
+            checkpoint.save_checkpoint(engine, Path(action["save"]), step=last, extra={"lora": action.get("lora")})
         if "then" in action:
             losses += train(engine, last, action["then"], topology, vocabulary, None)[0]
         results.append({"losses": losses, "norms": norms})

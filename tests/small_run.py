@@ -47,13 +47,15 @@ def config(data: Path, steps: int, **more: object) -> RunConfig:
     return load_run("configs/demo.yaml", overrides(data, steps, **more))
 
 
-def onediff(words: list[str], cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def onediff(
+    words: list[str], cwd: Path | None = None, seconds: float = SECONDS, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the command `onediff` to its end, with its output."""
     return subprocess.run(
         [sys.executable, "-m", "onediff", *words],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=seconds,
         cwd=cwd,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},

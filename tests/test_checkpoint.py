@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import end, run_ranks, start_ranks
+from safetensors.torch import load_file
 
 from onediff.errors import UserError
 from onediff.parallel.safetensors_writer import Entry, write_safetensors
@@ -37,6 +38,8 @@ def saved(tmp_path_factory) -> tuple[Path, list[dict]]:
         {"stage": 0, "to": 4, "save": str(folder / "zero"), "then": 8},
         {"stage": 3, "precision": "bf16", "to": 4, "save": str(folder / "three-bf16"), "then": 8},
         {"stage": 1, "precision": "bf16", "to": 4, "save": str(folder / "one-bf16"), "then": 8},
+        {"stage": 3, "to": 4, "save": str(folder / "background"), "then": 8, "dropout": 0.3, "background": True},
+        {"stage": 1, "to": 1, "save": str(folder / "full"), "then": 200, "background": True, "file_limit": 1000},
     ]
     return folder, results_of(folder, actions, 2)
 
@@ -72,9 +75,29 @@ def resumed(saved, tmp_path_factory) -> list[dict]:
 
 
 def test_same_topology_goes_on_bit_by_bit(saved, resumed):
-    for before, after in zip(saved[1], resumed, strict=False):
+    for before, after in zip(saved[1][:5], resumed, strict=False):
         assert after["extra"] == {"lanes": [1, 2]}
         assert after["losses"] == before["then"]
+
+
+def test_a_checkpoint_written_in_the_background_is_the_same(saved):
+    """The training goes on meanwhile, and neither disturbs the other."""
+    folder, runs = saved
+    assert runs[5]["then"] == runs[0]["then"]
+    manifests = [checkpoint.verify_checkpoint(folder / name / STEP) for name in ("three", "background")]
+    assert manifests[0].parameters == manifests[1].parameters
+    for file in manifests[0].files:
+        before, after = (load_file(folder / name / STEP / file) for name in ("three", "background"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_rank_that_cannot_write_in_the_background_stops_all_at_the_next_step(saved):
+    """Its files may not grow beyond some bytes, as on a full disk."""
+    folder, runs = saved
+    assert "File too large" in runs[6]["error"]
+    assert "then" not in runs[6]
+    assert checkpoint.latest_checkpoint(folder / "full") is None
 
 
 def test_another_stage_goes_on(saved, resumed):
@@ -203,15 +226,15 @@ def kill_while_saving(tmp_path: Path, chance: random.Random, kills: int) -> None
     """Kills two ranks that save without pause, at random moments; what `latest` names must be whole every time."""
     folder = tmp_path / "killed"
     steps = list(range(1, 400))
-    action = {"stage": 3, "to": 1, "save_each": steps, "save": str(folder)}
-    for _ in range(kills):
+    for number in range(kills):
+        action = {"stage": 3, "to": 1, "save_each": steps, "save": str(folder), "background": number % 2 == 1}
         before = checkpoint.latest_checkpoint(folder)
         started = before.stat().st_mtime_ns if before else 0
         logs = tmp_path / "logs"
         logs.mkdir(exist_ok=True)
         ranks = start_ranks(WORKER, [json.dumps([action]), str(tmp_path / "out.json")], 2, logs)
         try:
-            limit = time.monotonic() + 60
+            limit = time.monotonic() + 120
             while (latest := checkpoint.latest_checkpoint(folder)) is None or latest.stat().st_mtime_ns == started:
                 assert time.monotonic() < limit, (logs / "rank-0.log").read_text()
                 assert all(rank.poll() is None for rank in ranks), (logs / "rank-0.log").read_text()

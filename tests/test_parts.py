@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import batch, tiny_config, tiny_model
 
+from onediff.errors import UserError
 from onediff.model.onediff import PARTS, OneDiffModel
 from onediff.training.config import OptimizerConfig, PhaseConfig
 from onediff.training.parts import freeze, parameter_groups, trainable
@@ -68,6 +69,38 @@ def test_rates_by_part():
     }
     made = parameter_groups(tiny_model(), phase(), OptimizerConfig(lr=1e-3))
     assert {group["lr"] for group in made} == {1e-3}
+
+
+def test_decay_by_part():
+    made = parameter_groups(tiny_model(), phase(weight_decay_of={"delta": 0.3}), OptimizerConfig(weight_decay=0.1))
+    decays = {group["name"]: group["weight_decay"] for group in made}
+    assert (decays["delta.matrices"], decays["delta.others"], decays["language.matrices"]) == (0.3, 0.0, 0.1)
+    with pytest.raises(ValueError, match=r"weight_decay_of\.vision: this part does not train"):
+        phase(train=["delta"], weight_decay_of={"vision": 0.1})
+
+
+def test_the_last_layers_of_the_tower_train_alone():
+    model = tiny_model()
+    last = phase(vision_last=1)
+    freeze(model, last)
+    trains = {name for name, p in model.vision.named_parameters() if p.requires_grad}
+    assert trains == {name for name, _ in model.vision.named_parameters() if ".layers.2." in name}
+    grouped = {id(p) for group in parameter_groups(model, last, OptimizerConfig()) for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+    model(batch("pair")).mean().backward()
+    assert {name for name, p in model.vision.named_parameters() if p.grad is not None} <= trains
+    assert any(p.grad is not None for p in model.vision.parameters())
+
+
+def test_last_layers_that_are_not_there_or_not_read_are_named():
+    with pytest.raises(UserError, match="vision_last: 4, but the vision tower has 3 layers"):
+        freeze(tiny_model(), phase(vision_last=4))
+    config = tiny_config()
+    shallow = config.model_copy(update={"vision": config.vision.model_copy(update={"levels": (1,), "output_level": 2})})
+    with pytest.raises(UserError, match="vision_last: 1 of 3 layers, but layer 2 is the last one that is read"):
+        freeze(OneDiffModel(shallow), phase(vision_last=1))
+    with pytest.raises(ValueError, match="vision_last: needs `vision`"):
+        phase(train=["delta"], vision_last=1)
 
 
 @pytest.mark.parametrize("train", [("delta", "projector"), ("language",)])

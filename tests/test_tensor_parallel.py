@@ -9,13 +9,16 @@ import pytest
 import torch
 from parallel_worker import ARCHITECTURES
 from processes import run_ranks
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from onediff.errors import UserError
+from onediff.model.lora import is_adapter
 from onediff.parallel.tensor import check_divisible, padded_vocabulary
-from onediff.training.checkpoint import read_weights
+from onediff.training.checkpoint import read_manifest, read_weights
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
+LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj", "o_proj", "down_proj"]}
 
 
 def results_of(folder: Path, tensor: int, world: int, actions: list[dict], timeout: float = 150) -> list[dict]:
@@ -43,6 +46,8 @@ def runs(real_data, tmp_path_factory) -> tuple[Path, list[dict], list[dict], lis
             {"model": "qwen2", "stage": 1, "to": 4, "save": f"{folder}/{name}/qwen2", "then": 6},
             {"model": "qwen3", "stage": 0, "to": 4},
             {"model": "mistral", "stage": 2, "to": 4},
+            {"model": real, "stage": 3, "to": 4, "lora": LORA, "save": f"{folder}/{name}/lora"},
+            {"model": "qwen2", "stage": 1, "to": 4, "lora": LORA},
             {"model": real, "stage": 3, "export": f"{folder}/{name}/export", "shard_bytes": 200_000},
             {"model": "llama", "stage": 2, "to": 1, "trap": True},
             {"model": "llama", "stage": 2, "to": 1},
@@ -63,13 +68,28 @@ def runs(real_data, tmp_path_factory) -> tuple[Path, list[dict], list[dict], lis
 
 def test_losses_and_gradient_norms_do_not_depend_on_the_topology(runs):
     _, alone, spread, _ = runs
-    for number in range(4):
+    for number in range(6):
         same(spread[number], alone[number])
+
+
+def test_adapters_train_and_what_is_below_them_does_not(runs, real_data):
+    folder, alone, *_ = runs
+    assert alone[4]["losses"] != alone[0]["losses"][:4]
+    stored = load_file(real_data / "stories260K" / "model.safetensors")
+    for where in ("alone", "spread"):
+        path = folder / where / "lora" / "step-00000004"
+        parameters = read_manifest(path).parameters
+        with_moments = {name for name, parameter in parameters.items() if "exp_avg" in parameter.states}
+        assert with_moments == {name for name in parameters if is_adapter(name) or name.startswith("projector")}
+        merged = dict(read_weights(path))
+        for key, weight in stored.items():
+            changed = not torch.equal(merged[f"language.{key}"], weight)
+            assert changed is (key.split(".")[-2] in LORA["targets"]), key
 
 
 def test_weights_do_not_depend_on_the_topology(runs):
     folder, *_ = runs
-    for name in ("real", "qwen2"):
+    for name in ("real", "qwen2", "lora"):
         alone, spread = (dict(read_weights(folder / where / name / "step-00000004")) for where in ("alone", "spread"))
         assert alone.keys() == spread.keys()
         for key, weight in alone.items():
@@ -86,8 +106,8 @@ def test_checkpoints_go_on_at_another_tensor_size_and_stage(runs):
 def test_norm_without_the_attribute_is_wrong(runs):
     """DeepSpeed counts a parameter without `tensor_model_parallel` on one rank only: the trap that `_note` avoids."""
     _, alone, spread, _ = runs
-    same(spread[6], alone[6])
-    assert spread[5]["norms"][0] < 0.95 * alone[5]["norms"][0]
+    same(spread[8], alone[8])
+    assert spread[7]["norms"][0] < 0.95 * alone[7]["norms"][0]
 
 
 def test_export_is_byte_equal_and_loads(runs, real_data):

@@ -107,6 +107,25 @@ class LanguageConfig(PretrainedPart):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters beside the language model's matrices, trained instead of them (LoRA, arXiv 2106.09685)."""
+
+    rank: int = Field(16, gt=0)
+    """Inner size of each adapter."""
+    alpha: int = Field(32, gt=0)
+    """What an adapter adds is scaled by `alpha / rank`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of an adapter's input, while training."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the layers that get one; these are all matrices of a Llama-shaped model's layers."""
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> LoraConfig:
+        if not self.targets:
+            raise ValueError("`targets` names no layer")
+        return self
+
+
 class ModelConfig(Section):
     """OneDiff: tower, delta module, projector, language model (arXiv 2407.05645, section 3)."""
 

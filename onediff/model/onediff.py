@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from onediff.data.batch import Batch
-from onediff.model.config import LanguageConfig, ModelConfig
+from onediff.model.config import LanguageConfig, LoraConfig, ModelConfig
 from onediff.model.decode import can_decode, greedy
 from onediff.model.delta import DeltaModule
+from onediff.model.lora import add_adapters
 from onediff.model.projector import Projector
 from onediff.model.vision import VisionTower, architecture, pretrained
 from onediff.parallel.loss import target_loss
@@ -20,13 +22,28 @@ from onediff.parallel.placement import Placement
 PARTS = ("vision", "delta", "projector", "language")
 
 
-def build_language(config: LanguageConfig, attention: str = "sdpa", placement: Placement | None = None) -> Any:
-    """The causal language model, with pretrained weights where `name` is given; cut and read as `placement` says."""
+def build_language(
+    config: LanguageConfig,
+    attention: str = "sdpa",
+    placement: Placement | None = None,
+    lora: LoraConfig | None = None,
+) -> Any:
+    """The causal language model, with pretrained weights where `name` is given; cut and read as `placement` says.
+
+    `lora` puts adapters in, which needs a placement.
+    """
     arch = architecture(config, "model.language")
     if placement is not None:
         return placement.build(
-            AutoModelForCausalLM, arch, config.name, revision=config.revision, attention=attention, cut=True
+            AutoModelForCausalLM,
+            arch,
+            config.name,
+            revision=config.revision,
+            attention=attention,
+            cut=True,
+            adapt=None if lora is None else partial(add_adapters, config=lora),
         )
+    assert lora is None, "adapters need a placement"
     if config.name is None:
         return AutoModelForCausalLM.from_config(arch, attn_implementation=attention)
     return pretrained(AutoModelForCausalLM, config, arch, "model.language", attention)
@@ -35,10 +52,16 @@ def build_language(config: LanguageConfig, attention: str = "sdpa", placement: P
 class OneDiffModel(nn.Module):
     """The whole model. Its four parts are `vision`, `delta`, `projector` and `language`, the names of configuration."""
 
-    def __init__(self, config: ModelConfig, attention: str = "sdpa", placement: Placement | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        attention: str = "sdpa",
+        placement: Placement | None = None,
+        lora: LoraConfig | None = None,
+    ) -> None:
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement)
-        self.language = build_language(config.language, attention, placement)
+        self.language = build_language(config.language, attention, placement, lora)
         language_width = self.language.config.hidden_size
         self.delta = DeltaModule(config.delta, self.vision.width, len(config.vision.levels))
         self.projector = Projector(self.vision.width, config.delta.width, language_width)

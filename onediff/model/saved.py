@@ -4,6 +4,8 @@ DIR/onediff.yaml                    how the parts fit together, prompts, preproc
 DIR/vision/                         the tower, loadable by `from_pretrained`
 DIR/language/                       the language model, loadable by `from_pretrained`
 DIR/tokenizer/                      its tokenizer
+DIR/adapter/                        what was trained of it, where it was trained by adapters (`peft` reads it); `language/`
+                                    holds it merged
 DIR/delta.safetensors, DIR/projector.safetensors
 """
 
@@ -17,13 +19,15 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from onediff.config.section import Section, validated
 from onediff.data.config import DataConfig, PromptConfig
 from onediff.data.rows import RowMaker
 from onediff.errors import UserError
 from onediff.model.build import build_row_maker
-from onediff.model.config import ModelConfig
+from onediff.model.config import LoraConfig, ModelConfig
+from onediff.model.lora import save_adapter
 from onediff.model.onediff import OneDiffModel
 
 FILE = "onediff.yaml"
@@ -48,9 +52,11 @@ def save_model(
     tokenizer: Any,
     folder: Path,
     trained: dict[str, Any],
+    adapter: tuple[LoraConfig, str | None, dict[str, Tensor]] | None = None,
 ) -> None:
     """Writes `folder`, beside its final name first; a folder of that name that holds a saved model is replaced.
 
+    `adapter` is what was merged into the language model: its settings, the name of the model it goes with, its weights.
     Raises UserError when `folder` holds something else.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
@@ -61,6 +67,8 @@ def save_model(
     model.vision.model.save_pretrained(aside / "vision")
     model.language.save_pretrained(aside / "language")
     tokenizer.save_pretrained(aside / "tokenizer")
+    if adapter is not None:
+        save_adapter(aside / "adapter", *adapter)
     for part in OWN_PARTS:
         tensors = {name: tensor.contiguous() for name, tensor in getattr(model, part).state_dict().items()}
         save_file(tensors, aside / f"{part}.safetensors")

@@ -110,6 +110,21 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.tensor(config.picture.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.picture.std).view(1, 3, 1, 1), persistent=False)
 
+    def train_last(self, layers: int) -> None:
+        """Freezes everything but the last `layers` encoder layers. Raises UserError when there are not so many, or when
+        nothing that reads the tower reads them."""
+        encoder = encoder_layers(self.model)
+        depth, deepest = len(encoder), max(*self.levels, self.output_level)
+        if layers > depth:
+            raise UserError(f"vision_last: {layers}, but the vision tower has {depth} layers")
+        if deepest <= depth - layers:
+            raise UserError(
+                f"vision_last: {layers} of {depth} layers, but layer {deepest} is the last one that is read"
+            )
+        self.model.requires_grad_(False)
+        for layer in encoder[depth - layers :]:
+            layer.requires_grad_(True)
+
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features of uint8 pictures.
 
@@ -125,6 +140,15 @@ class VisionTower(nn.Module):
         extra = hidden[0].shape[1] - self.tokens
         assert extra >= 0, f"tower gave {hidden[0].shape[1]} tokens, expected at least {self.tokens}"
         return hidden[self.output_level][:, extra:], [hidden[level][:, extra:] for level in self.levels]
+
+
+def encoder_layers(model: Any) -> nn.ModuleList:
+    """The encoder's layers of a Hugging Face tower, first to last."""
+    depth = model.config.num_hidden_layers
+    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if len(found) != 1:
+        raise UserError(f"vision_last: cannot tell which layers of a {model.config.model_type} are the encoder's")
+    return found[0]
 
 
 def _class_of(arch: PretrainedConfig) -> Any:

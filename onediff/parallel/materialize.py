@@ -58,6 +58,7 @@ def place(
         from onediff.parallel.tensor import cut_layers  # Megatron-core takes seconds to import
 
         assert topology.mpu is not None
+
         cut_layers(model, topology.mpu)
     _buffers(model, device)
     made: dict[nn.Parameter, nn.Parameter] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from onediff.parallel.topology import Topology
 from onediff.parallel.weights import PretrainedFiles, Renamed
 
 log = logging.getLogger(__name__)
+
+Adapt = Callable[[Any], Callable[[Source], Source]]
+"""Changes a model on the meta device; what it returns makes a source of the plain model one of the changed model."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,29 @@ class Placement:
         revision: str | None = None,
         attention: str = "sdpa",
         cut: bool = False,
+        adapt: Adapt | None = None,
     ) -> Any:
         """A model of the class `auto` chooses (`AutoModelForCausalLM`, `AutoModel`) for `architecture`.
 
         Weights come from the folder or hub `name`, else they are random by torch's seed, and then the same at every
-        topology. `cut=True` cuts its layers over the tensor group. Collective under ZeRO-3. Raises UserError for an
-        architecture that cannot be cut.
+        topology. `cut=True` cuts its layers over the tensor group; `adapt` puts more into them first. Collective under
+        ZeRO-3. Raises UserError for an architecture that cannot be cut, and what `adapt` raises, before any of its
+        weights is read.
         """
         tp_size = self.topology.tp_size if cut else 1
         if tp_size > 1:
             from onediff.parallel.tensor import check_divisible  # Megatron-core takes seconds to import
 
             check_divisible(architecture, tp_size)
-        if name is None and tp_size == 1 and not self.filled_later:
+        if name is None and tp_size == 1 and not self.filled_later and adapt is None:
             return auto.from_config(architecture, attn_implementation=attention, dtype=self.dtype)
         with torch.device("meta"):
             model = auto.from_config(architecture, attn_implementation=attention, dtype=self.dtype)
-        source = None if self.filled_later else self._source(auto, model, architecture, name, revision)
+            plain = model if adapt is None else auto.from_config(architecture, dtype=self.dtype)
+        adapted = None if adapt is None else adapt(model)
+        source = None if self.filled_later else self._source(auto, plain, architecture, name, revision)
+        if source is not None and adapted is not None:
+            source = adapted(source)
         return place(model, source, self.topology, zero_config=self.zero_config, device=self.device, cut=cut)
 
     def settle(self, model: nn.Module) -> None:

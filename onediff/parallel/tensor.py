@@ -14,11 +14,11 @@ import torch
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor, nn
 
 from onediff.errors import UserError
 from onediff.parallel.block import Block
+from onediff.parallel.regions import gather_from_tensor_model_parallel_region
 from onediff.parallel.topology import Mpu
 
 
@@ -124,6 +124,15 @@ def _replace(root: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, name: str) -> nn.Module:
     """The parallel layer for one entry of the plan."""
+    if hasattr(layer, "base_layer"):
+        # A layer with adapters (peft): the layer is cut, and of each adapter the matrix on the side that is cut. The
+        # other one computes the same on every rank of the group, and gets the same gradient.
+        adapted: Any = layer
+        adapted.base_layer = _cut(adapted.base_layer, style, config, mpu, name)
+        halves = adapted.lora_B if style == "colwise" else adapted.lora_A
+        for key in halves:
+            halves[key] = _cut(halves[key], style, config, mpu, name)
+        return layer
     if style == "replicated_with_grad_allreduce":
         # A norm inside attention sees the rank's own heads only: its gradient is the sum over the group.
         for parameter in layer.parameters():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section
+from onediff.model.config import LoraConfig
 
 Part = Literal["vision", "delta", "projector", "language"]
 
@@ -44,6 +45,11 @@ class PhaseConfig(Section):
     """Coupled Sample Training: single-image samples are joined on the fly into pseudo pairs (paper, section 3.3)."""
     train: tuple[Part, ...] = ("vision", "delta", "projector", "language")
     """Parts that train; the others stay bit-identical and cost neither gradient nor optimizer memory."""
+    vision_last: int | None = Field(None, gt=0)
+    """Of the vision tower only the last so many layers train; by default all of it, where it trains."""
+    lora: LoraConfig | None = None
+    """Of the language model only low-rank adapters train, beside its frozen matrices; by default all of it, where it
+    trains. A following phase goes on with the same adapters, or starts with them merged where its `lora` differs."""
     steps: int | None = Field(None, gt=0)
     """Optimizer steps; give this or `epochs`."""
     epochs: float | None = Field(None, gt=0)
@@ -54,12 +60,16 @@ class PhaseConfig(Section):
     """Rows that one rank computes at a time; the rest of its share is accumulated."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate, instead of `optimizer.lr`."""
-    lr_of: dict[Part, float] = {}
+    lr_of: dict[Part, Annotated[float, Field(gt=0)]] = {}
     """Peak learning rate of single parts."""
+    weight_decay_of: dict[Part, Annotated[float, Field(ge=0)]] = {}
+    """Weight decay of single parts, instead of `optimizer.weight_decay`."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints of the phase that are kept."""
+    keep_every: int | None = Field(None, gt=0)
+    """Checkpoints at multiples of so many steps are kept beside the newest."""
 
     @model_validator(mode="after")
     def _is_possible(self) -> PhaseConfig:
@@ -72,9 +82,18 @@ class PhaseConfig(Section):
         bad = next((name for name, weight in self.mix.items() if weight <= 0), None)
         if bad is not None:
             raise ValueError(f"mix.{bad}: weight {self.mix[bad]} is not above 0; leave the data set out instead")
-        strangers = set(self.lr_of) - set(self.train)
-        if strangers:
-            raise ValueError(f"lr_of.{sorted(strangers)[0]}: this part does not train in this phase")
+        for key in ("lr_of", "weight_decay_of"):
+            strangers = set(getattr(self, key)) - set(self.train)
+            if strangers:
+                raise ValueError(f"{key}.{sorted(strangers)[0]}: this part does not train in this phase")
+        if self.vision_last is not None and "vision" not in self.train:
+            raise ValueError("vision_last: needs `vision` among the parts that `train` names")
+        if self.lora is not None and "language" not in self.train:
+            raise ValueError("lora: needs `language` among the parts that `train` names")
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every {self.keep_every} is not a multiple of checkpoint_every {self.checkpoint_every}"
+            )
         return self
 
 
@@ -87,6 +106,9 @@ class TrainingConfig(Section):
     """What layers of tower and language model keep for the backward pass: `none` of it is computed again; `selective`
     keeps results of matrix products and attention and computes the rest again, at hardly any cost in time; `full` keeps
     a layer's input only, at a third more arithmetic where everything trains. `true` is `full`, `false` is `none`."""
+    save_in_background: bool = True
+    """Write checkpoints while the training goes on, from a copy in the memory of the host that is as large as what each
+    rank writes; without it the training waits, and no copy is made."""
     seed: int = 0
     """Initial weights and dropout."""
     log_every: int = Field(1, gt=0)

@@ -11,7 +11,9 @@ from onediff.errors import UserError
 from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import FILE, description, save_model
-from onediff.training.checkpoint import latest_checkpoint, load_weights
+from onediff.training.checkpoint import latest_checkpoint, load_weights, read_manifest
+from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.weights import Weights
 from onediff.training.folder import RunFolder
 
 MODEL_FOLDER = "model"
@@ -33,7 +35,10 @@ def export_run(run: Path, target: Path) -> dict[str, Any]:
     model = OneDiffModel(bare)
     load_weights(model, found["checkpoint"])
     trained = {"run": config.name, "phase": found["phase"], "step": found["step"]}
-    save_model(model, bare, maker.prompter.config, tokenizer, target, trained)
+    weights = Weights(Reader(found["checkpoint"], read_manifest(found["checkpoint"])))
+    lora = weights.stored
+    adapter = None if lora is None else (lora, config.model.language.name, weights.adapter())
+    save_model(model, bare, maker.prompter.config, tokenizer, target, trained, adapter)
     return trained
 
 

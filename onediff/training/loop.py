@@ -16,10 +16,12 @@ from onediff.data.batch import Batch
 from onediff.data.loader import Share
 from onediff.data.position import Position
 from onediff.data.stream import Stream
+from onediff.parallel.agreement import together
 from onediff.parallel.shared_batches import SharedBatches
-from onediff.training.checkpoint import load_checkpoint, save_checkpoint
+from onediff.training.checkpoint import CheckpointWriter, load_checkpoint
+from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.config import PhaseConfig
-from onediff.training.engine import Engine
+from onediff.training.engine import Engine, LossIsNotANumber
 from onediff.training.folder import RunFolder
 from onediff.training.pace import Pace
 from onediff.training.samples import Samples, due
@@ -59,6 +61,7 @@ class PhaseLoop:
         samples_every: int | None,
         pace: Pace,
         log_every: int,
+        save_in_background: bool,
     ) -> None:
         self.name = name
         self.phase = phase
@@ -78,9 +81,17 @@ class PhaseLoop:
         self.skipped = 0
         """Unreadable samples passed over by all ranks since the phase began."""
         self.position = Position.start(stream, phase.global_batch, block)
+        self.writer = CheckpointWriter(
+            folder.checkpoints(name),
+            keep_last=phase.keep_checkpoints,
+            keep_every=phase.keep_every,
+            background=save_in_background,
+        )
 
     def resume(self, checkpoint: Path) -> None:
         """Goes back to `checkpoint`: weights, moments, random states, data. Raises UserError where it does not fit."""
+        with together():
+            must_keep_adapters(checkpoint, self.phase.lora, f"phases.{self.name}")
         extra = load_checkpoint(self.engine.engine, checkpoint)
         self.position = Position.from_json(extra["position"], self.position.order)
         self.step = extra["step"]
@@ -89,11 +100,19 @@ class PhaseLoop:
 
     def run(self, loader: SharedBatches) -> dict[str, float]:
         """Steps until the end; returns the last figures. Raises Stopped after a stop request, with a checkpoint."""
+        try:
+            return self._run(loader)
+        except LossIsNotANumber:
+            self._durable(self.writer.finish())  # the last good one, if it is still being written
+            raise
+
+    def _run(self, loader: SharedBatches) -> dict[str, float]:
         batches = iter(loader)
         measured: dict[str, float] = {}
         saved = self.step
         for step, measured in self._steps(batches, loader):
             self.step = step
+            self._durable(self.writer.poll())
             stopped = self.stop.agreed(self.engine.device)
             if self.step % self.phase.checkpoint_every == 0 or self.step == self.steps or stopped:
                 self._save(loader)
@@ -105,9 +124,11 @@ class PhaseLoop:
                 if self.rank == 0 and table:
                     self.tracker.table(self.step, "captions", table)
             if stopped and self.step < self.steps:
+                self._durable(self.writer.finish())
                 raise Stopped(f"{stopped} at step {self.step} of {self.steps}")
         if saved < self.step or self.step == 0:
             self._save(loader)
+        self._durable(self.writer.finish())
         if self.skipped:
             log.warning(
                 "phase %s passed over %d unreadable samples; the ranks' logs name them", self.name, self.skipped
@@ -185,9 +206,8 @@ class PhaseLoop:
 
     def _save(self, loader: SharedBatches) -> None:
         position = Position(self.position.order, self._all_draws(loader))
-        save_checkpoint(
+        finished = self.writer.save(
             self.engine.engine,
-            self.folder.checkpoints(self.name),
             step=self.step,
             extra={
                 "step": self.step,
@@ -196,10 +216,14 @@ class PhaseLoop:
                 "skipped": self.skipped,
                 "skipped_by_kind": self.pace.skipped(loader.skipped),
                 "position": position.to_json(),
+                "lora": None if self.phase.lora is None else self.phase.lora.model_dump(mode="json"),
             },
-            keep_last=self.phase.keep_checkpoints,
         )
-        if self.rank == 0:
+        self._durable(finished)
+
+    def _durable(self, checkpoint: Path | None) -> None:
+        """What a run can go back to needs its history on the disk."""
+        if checkpoint is not None and self.rank == 0:
             self.tracker.durable()
 
     def _all_draws(self, loader: SharedBatches) -> tuple[int, ...]:

@@ -7,15 +7,25 @@ from typing import Any
 
 from torch import nn
 
+from onediff.model.lora import is_adapter
 from onediff.model.onediff import PARTS
 from onediff.parallel.block import block_of
 from onediff.training.config import OptimizerConfig, PhaseConfig
 
 
 def freeze(model: nn.Module, phase: PhaseConfig) -> None:
-    """Lets the parts of `phase.train` train and no other; a frozen part costs no gradient and no optimizer memory."""
-    for part in PARTS:
-        getattr(model, part).requires_grad_(part in phase.train)
+    """Lets the parts of `phase.train` train and no other; what is frozen costs no gradient and no optimizer memory.
+
+    Raises UserError for a `vision_last` that the tower has not.
+    """
+    model_parts: dict[str, Any] = {part: getattr(model, part) for part in PARTS}
+    for part, module in model_parts.items():
+        module.requires_grad_(part in phase.train)
+    if phase.vision_last is not None:
+        model_parts["vision"].train_last(phase.vision_last)
+    if phase.lora is not None:
+        for name, parameter in model_parts["language"].named_parameters():
+            parameter.requires_grad_(is_adapter(name))
 
 
 def parameter_groups(model: nn.Module, phase: PhaseConfig, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
@@ -29,18 +39,19 @@ def parameter_groups(model: nn.Module, phase: PhaseConfig, optimizer: OptimizerC
         if part not in phase.train:
             continue
         peak = phase.lr_of.get(part, phase.lr or optimizer.lr)
+        weight_decay = phase.weight_decay_of.get(part, optimizer.weight_decay)
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for module in getattr(model, part).modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if id(parameter) in seen:
+                if id(parameter) in seen or not parameter.requires_grad:
                     continue
                 seen.add(id(parameter))
                 # Not by the class `nn.Linear`: under tensor parallelism layers have other classes.
                 is_embedding = "Embedding" in type(module).__name__
                 is_matrix = name == "weight" and not is_embedding and len(block_of(parameter).shape) > 1
                 (matrices if is_matrix else others).append(parameter)
-        for kind, parameters, decay in (("matrices", matrices, optimizer.weight_decay), ("others", others, 0.0)):
+        for kind, parameters, decay in (("matrices", matrices, weight_decay), ("others", others, 0.0)):
             if parameters:
                 name = f"{part}.{kind}"
                 groups.append(

@@ -20,10 +20,12 @@ from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 from onediff.model.tokenizer import learn_tokenizer
+from onediff.model.vision import architecture
 from onediff.parallel.agreement import gathered, together
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.shared_batches import SharedBatches
+from onediff.parallel.tensor import check_divisible
 from onediff.parallel.topology import Topology, create_topology
 from onediff.tracking import NodeMetrics, Tracker
 from onediff.training.checkpoint import latest_checkpoint, load_weights
@@ -146,6 +148,7 @@ def run_phase(
             counts_skipped=topology.tp_rank == 0,
         ),
         config.training.log_every,
+        config.training.save_in_background,
     )
     # Dropout differs between ranks; a checkpoint brings its own random states.
     torch.manual_seed(config.training.seed + 1000 * dp_rank)
@@ -169,6 +172,9 @@ def run_phase(
 
 def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: Topology) -> OneDiffModel:
     """The model before the first step of phase `name`: fresh for the first phase, else as the phase before left it."""
+    if topology.tp_size > 1:
+        with together():
+            check_divisible(architecture(config.model.language, "model.language"), topology.tp_size)
     before = previous(config, name)
     torch.manual_seed(config.training.seed)
     if before is None:
@@ -177,7 +183,7 @@ def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: To
     if checkpoint is None or folder.finished(before) is None:
         raise UserError(f"phase {name} starts from phase {before}, which has not finished in {folder.path}")
     model = built(config, architecture_only(config.model), name, topology, filled_later=True)
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint, lora=config.phases[name].lora)
     return model
 
 
@@ -191,7 +197,7 @@ def built(config: RunConfig, parts: ModelConfig, name: str, topology: Topology, 
         device=f"cuda:{topology.ranks.local_rank}" if torch.cuda.is_available() else "cpu",
         dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
     )
-    model = OneDiffModel(parts, placement=placement)
+    model = OneDiffModel(parts, placement=placement, lora=config.phases[name].lora)
     placement.settle(model)
     return model
 

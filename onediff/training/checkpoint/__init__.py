@@ -3,9 +3,10 @@
 from onediff.training.checkpoint.folder import checkpoints, latest_checkpoint
 from onediff.training.checkpoint.load import load_checkpoint, load_weights, read_weights
 from onediff.training.checkpoint.manifest import read_manifest, verify_checkpoint
-from onediff.training.checkpoint.save import save_checkpoint
+from onediff.training.checkpoint.save import CheckpointWriter, save_checkpoint
 
 __all__ = [
+    "CheckpointWriter",
     "checkpoints",
     "latest_checkpoint",
     "load_checkpoint",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from onediff.errors import UserError
+from onediff.model.config import LoraConfig
 from onediff.parallel.agreement import together
-from onediff.parallel.block import Block, Piece, overlaps
 from onediff.training.checkpoint.engine_state import (
     create_moments,
     held,
@@ -23,40 +22,8 @@ from onediff.training.checkpoint.engine_state import (
 )
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, check_file, read_manifest
 from onediff.training.checkpoint.randomness import restore_random_states
-
-
-class Reader:
-    """Ranges of the parameters of one checkpoint; files are opened when first needed."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._open: dict[str, Any] = {}
-
-    def file(self, name: str) -> Any:
-        """The open safetensors file."""
-        from safetensors import safe_open
-
-        if name not in self._open:
-            self._open[name] = safe_open(self.folder / name, "pt")
-        return self._open[name]
-
-    def fill(self, target: torch.Tensor, state: str, name: str, piece: Piece) -> None:
-        """Copies the range `piece` of one state of the parameter `name` into `target`, [length].
-
-        Raises UserError when the files do not hold all of it.
-        """
-        found = 0
-        for file, source in self.manifest.parameters[name].located():
-            for overlap in overlaps(source, piece):
-                begin = overlap.source_start
-                stored = self.file(file).get_slice(f"{state}/{name}")[begin : begin + overlap.source_length]
-                overlap.copy(stored, target)
-                found += overlap.rows * overlap.columns
-        if found != piece.length:
-            raise UserError(
-                f"{self.folder}: {state} of {name!r} has {found} of {piece.length} values; it is incomplete"
-            )
+from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.weights import Weights
 
 
 def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str, Any]:
@@ -96,20 +63,23 @@ def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str
     return manifest.extra
 
 
-def load_weights(module: Any, path: Path, *, verify: bool = True) -> None:
+def load_weights(module: Any, path: Path, *, lora: LoraConfig | None = None, verify: bool = True) -> None:
     """Puts the weights alone into a plain model or an engine. Collective where there are several ranks.
 
-    Raises UserError on every rank alike for a checkpoint that is damaged, or of another model.
+    `lora` says which adapters the model has: those of the checkpoint go on, others begin anew beside merged weights, and
+    with none the checkpoint's are merged. Raises UserError on every rank alike for a checkpoint that is damaged, or of
+    another model.
     """
     path = Path(path)
     manifest = _checked(path, verify)
     if hasattr(module, "zero_optimization_stage"):
         parts = list(held(module))
         with together():
-            _must_fit(dict(module.module.named_parameters()), parts, manifest, path)
             reader = Reader(path, manifest)
+            weights = Weights(reader, lora)
+            weights.must_fit(dict(module.module.named_parameters()))
             for part in parts:
-                reader.fill(part.weight, WEIGHT, part.name, part.piece)
+                weights.fill(part.name, part.piece, part.weight)
             _restore_buffers(module.module, reader)
         publish_weights(module)
         return
@@ -117,23 +87,22 @@ def load_weights(module: Any, path: Path, *, verify: bool = True) -> None:
 
     with together():
         reader = Reader(path, manifest)
-        put_weights(module, lambda name, piece, target: reader.fill(target, WEIGHT, name, piece))
+        weights = Weights(reader, lora)
+        weights.must_fit(dict(module.named_parameters()))
+        put_weights(module, weights.fill)
         _restore_buffers(module, reader)
 
 
 def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-    """The full parameters of a checkpoint, fp32, one at a time, in one process; frozen ones too."""
+    """The full parameters of a checkpoint, fp32, one at a time, in one process; frozen ones too, adapters merged."""
     path = Path(path)
     manifest = read_manifest(path)
     if verify:
         for name in manifest.files:
             check_file(path, name, manifest)
-    reader = Reader(path, manifest)
-    for name, stored in manifest.parameters.items():
-        shape = tuple(stored.shape)
-        flat = torch.empty(prod(shape), dtype=torch.float32)
-        reader.fill(flat, WEIGHT, name, Piece(Block.whole(shape), 0, flat.numel()))
-        yield name, flat.view(shape)
+    weights = Weights(Reader(path, manifest))
+    for name in weights.shapes:
+        yield name, weights.merged(name)
 
 
 def _checked(path: Path, verify: bool) -> Manifest:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from onediff.parallel.agreement import from_rank_zero, gathered, together
-from onediff.parallel.safetensors_writer import Entry, write_safetensors
+from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
 from onediff.training.checkpoint.engine_state import Held, held, moments, optimizer_of, steps_of
-from onediff.training.checkpoint.folder import aside, commit, prune
+from onediff.training.checkpoint.folder import aside, commit, name_of, prune
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
 from onediff.training.checkpoint.randomness import random_states
 
@@ -32,39 +34,118 @@ def save_checkpoint(
     Kept are the weights (the fp32 master where there is one), the optimizer's moments and counts, its hyper-parameters,
     every rank's random states and rank 0's `extra` (plain JSON). Raises UserError on every rank when one cannot write.
     """
-    folder = Path(folder)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    identity = str(from_rank_zero(secrets.token_hex(16)))
-    writing = aside(folder, step)
-    with together():
-        if rank == 0:
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir(parents=True)
-    with together():
+    writer = CheckpointWriter(folder, keep_last=keep_last, keep_every=keep_every, background=False)
+    path = writer.save(engine, step=step, extra=extra)
+    assert path is not None
+    return path
+
+
+@dataclass
+class _Pending:
+    """A checkpoint whose files are being written."""
+
+    manifest: Manifest
+    """without parameters and files, which are known when all ranks have written"""
+    name: str
+    """of this rank's file"""
+    places: dict[str, Parameter]
+    written: Future[Written]
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a phase, one after the other.
+
+    In the background each rank copies its ranges into memory of the host, at the cost of as many bytes as its file will
+    have, and a thread writes them while the training goes on. The checkpoint gets its name in the first `poll` for which
+    every rank has written, or in `finish`; only then `latest` moves. All collectives are in the caller's thread.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        background: bool,
+    ) -> None:
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+        self.background = background
+        self._pending: _Pending | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+
+    def save(self, engine: Any, *, step: int, extra: dict[str, Any]) -> Path | None:
+        """Begins a checkpoint; returns the one that got its name meanwhile, if any. Collective.
+
+        In the background that is the one before, if it was still unfinished; else this one.
+
+        Raises UserError on every rank when one cannot write, this checkpoint or the one before.
+        """
+        before = self.finish()
+        rank, world = dist.get_rank(), dist.get_world_size()
+        writing = aside(self.folder, step)
+        manifest = Manifest(
+            identity=str(from_rank_zero(secrets.token_hex(16))),
+            step=step,
+            world=world,
+            tensor=world // _data_parallel(engine),
+            zero_stage=int(engine.zero_optimization_stage()),
+            extra=extra,
+            groups=_hyper_parameters(engine),
+            parameters={},
+            buffers=[name for name, _ in _persistent_buffers(engine)],
+        )
+        with together():
+            if rank == 0:
+                shutil.rmtree(writing, ignore_errors=True)
+                writing.mkdir(parents=True)
         name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
         entries, places = _entries(engine)
-        written = write_safetensors(
-            writing / name, entries, {"identity": identity, "step": str(step), "format": "onediff-checkpoint"}
-        )
-    records = gathered((name, written._asdict(), places))
-    with together():
-        if rank == 0:
-            manifest = Manifest(
-                identity=identity,
-                step=step,
-                world=world,
-                tensor=world // _data_parallel(engine),
-                zero_stage=int(engine.zero_optimization_stage()),
-                extra=extra,
-                groups=_hyper_parameters(engine),
-                parameters=_merged(records),
-                buffers=[name for name, _ in _persistent_buffers(engine)],
-                files={name: file for name, file, _ in records},
-            )
-            manifest.write(writing)
-            commit(folder, step)
-            prune(folder, keep_last, keep_every)
-    return folder / f"step-{step:08d}"
+        if self.background:
+            entries = [_on_host(entry) for entry in entries]
+        metadata = {"identity": manifest.identity, "step": str(step), "format": "onediff-checkpoint"}
+        written = self._thread.submit(write_safetensors, writing / name, entries, metadata)
+        self._pending = _Pending(manifest, name, places, written)
+        return before if self.background else self.finish()
+
+    def poll(self) -> Path | None:
+        """The checkpoint that was begun, once every rank has written it; else None. Collective where one was begun.
+
+        Raises UserError on every rank when one could not write.
+        """
+        if self._pending is None:
+            return None
+        done = torch.tensor(int(self._pending.written.done()))
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+        return self.finish() if int(done) else None
+
+    def finish(self) -> Path | None:
+        """Waits for the checkpoint that was begun, if any, gives it its name and returns it. Collective.
+
+        Raises UserError on every rank when one could not write.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        with together():
+            written = pending.written.result()
+        records = gathered((pending.name, written._asdict(), pending.places))
+        manifest = pending.manifest
+        with together():
+            if dist.get_rank() == 0:
+                manifest.parameters = _merged(records)
+                manifest.files = {name: file for name, file, _ in records}
+                manifest.write(aside(self.folder, manifest.step))
+                commit(self.folder, manifest.step)
+                prune(self.folder, self.keep_last, self.keep_every)
+        return self.folder / name_of(manifest.step)
+
+
+def _on_host(entry: Entry) -> Entry:
+    """The same entry with its values as they are now, in memory of the host."""
+    values = entry.read().detach().to("cpu", copy=True)
+    return entry._replace(read=lambda: values)
 
 
 def _entries(engine: Any) -> tuple[list[Entry], dict[str, Parameter]]:

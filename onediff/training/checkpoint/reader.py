@@ -1,0 +1,46 @@
+"""Ranges of the parameters of one checkpoint, from whichever files hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onediff.errors import UserError
+from onediff.parallel.block import Piece, overlaps
+from onediff.training.checkpoint.manifest import Manifest
+
+
+class Reader:
+    """Ranges of the parameters of one checkpoint; files are opened when first needed."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._open: dict[str, Any] = {}
+
+    def file(self, name: str) -> Any:
+        """The open safetensors file."""
+        from safetensors import safe_open
+
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, "pt")
+        return self._open[name]
+
+    def fill(self, target: torch.Tensor, state: str, name: str, piece: Piece) -> None:
+        """Copies the range `piece` of one state of the parameter `name` into `target`, [length].
+
+        Raises UserError when the files do not hold all of it.
+        """
+        found = 0
+        for file, source in self.manifest.parameters[name].located():
+            for overlap in overlaps(source, piece):
+                begin = overlap.source_start
+                stored = self.file(file).get_slice(f"{state}/{name}")[begin : begin + overlap.source_length]
+                overlap.copy(stored, target)
+                found += overlap.rows * overlap.columns
+        if found != piece.length:
+            raise UserError(
+                f"{self.folder}: {state} of {name!r} has {found} of {piece.length} values; it is incomplete"
+            )
