@@ -52,7 +52,7 @@ def end(processes: Sequence[subprocess.Popen]) -> None:
         process.wait()
 
 
-def run_ranks(script: Path, arguments: Sequence[str], world: int, timeout: float = 120) -> None:
+def run_ranks(script: Path, arguments: Sequence[str], world: int, timeout: float = 300) -> None:
     """Runs `world` ranks to their end; fails with the log of the first rank that failed."""
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)

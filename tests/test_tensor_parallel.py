@@ -21,7 +21,7 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
 LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj", "o_proj", "down_proj"]}
 
 
-def results_of(folder: Path, tensor: int, world: int, actions: list[dict], timeout: float = 150) -> list[dict]:
+def results_of(folder: Path, tensor: int, world: int, actions: list[dict], timeout: float = 400) -> list[dict]:
     """Runs the actions at T = `tensor` in `world` ranks; one result per action."""
     folder.mkdir(exist_ok=True)
     out = folder / "results.json"
