@@ -61,7 +61,12 @@ def step(*words: object) -> None:
     """Runs one command of this program, shown first. Raises UserError when it fails, with its exit code in the line."""
     shown = [str(word) for word in words]
     print("\n$ onediff " + " ".join(shown), flush=True)
-    code = subprocess.run([sys.executable, "-m", "onediff", *shown], check=False).returncode
+    with subprocess.Popen([sys.executable, "-m", "onediff", *shown]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # the terminal's Ctrl-C reached it too: let it write its checkpoint
+            raise
     if code:
         raise UserError(f"demo: 'onediff {shown[0]}' ended with exit code {code}; its messages stand above")
 
