@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -168,8 +169,17 @@ def test_a_batch_that_cannot_be_shared_out(micro_batch, ranks):
         Share.of_rank(8, micro_batch, 0, ranks)
 
 
-UNCAUGHT = """
+KEPT = """
+from onediff.errors import UserError
+Loader._count = lambda self, batch: (_ for _ in ()).throw(UserError("too many"))
+try:
+    next(batches)
+except UserError as error:
+    kept = error
+"""
+RANK = """
 import sys
+import time
 from pathlib import Path
 from streams import stream
 from onediff.data.loader import Loader, Share
@@ -178,23 +188,52 @@ batches = iter(Loader(made, Share.of_rank(4, 4, 0, 1), dict.fromkeys(range(4), 0
 next(batches)
 import multiprocessing
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-raise RuntimeError("out of memory")
 """
 
 
-def test_an_uncaught_exception_ends_the_rank_and_its_workers(tmp_path):
-    """Workers ignore SIGTERM, with which multiprocessing would end them at exit, and then wait for ever."""
-    folder = write_set(tmp_path / "texts", [60])
+def ended_rank(folder: Path, end: str) -> tuple[subprocess.CompletedProcess[str], int]:
+    """A rank with one data worker that ends as `end` says, and the worker's id."""
     path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1))
     ended = subprocess.run(
-        [sys.executable, "-c", UNCAUGHT, str(folder)],
+        [sys.executable, "-c", RANK + end, str(folder)],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=120,
     )
+    return ended, int(ended.stdout)
+
+
+def is_gone(process: int) -> bool:
+    """Whether a process ends within some seconds."""
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_an_uncaught_exception_ends_the_rank_and_its_workers(tmp_path):
+    """Workers ignore SIGTERM, with which multiprocessing would end them at exit, and then wait for ever."""
+    folder = write_set(tmp_path / "texts", [60])
+    ended, worker = ended_rank(folder, 'raise RuntimeError("out of memory")')
     assert ended.returncode == 1
     assert ended.stderr.rstrip().endswith("RuntimeError: out of memory")
-    (worker,) = map(int, ended.stdout.split())
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
+    assert is_gone(worker)
+
+
+def test_an_error_that_is_kept_does_not_keep_the_rank_from_ending(tmp_path):
+    """Its frames hold the workers, though the generator is closed."""
+    folder = write_set(tmp_path / "texts", [60])
+    ended, worker = ended_rank(folder, KEPT)
+    assert ended.returncode == 0, ended.stderr
+    assert is_gone(worker)
+
+
+def test_a_killed_rank_takes_its_workers_along(tmp_path):
+    folder = write_set(tmp_path / "texts", [60])
+    ended, worker = ended_rank(folder, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert ended.returncode == -9
+    assert is_gone(worker)

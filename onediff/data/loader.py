@@ -7,13 +7,13 @@ micro-batch, so the batches are the same for any number of workers.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 NAMED = 10
 """Unreadable samples of each kind that a rank names in its log; the rest are only counted."""
+
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,8 @@ class Loader:
                 prefetch_factor=self.prefetch if self.workers else None,
             )
         )
-        kill_workers = partial(_kill, set(multiprocessing.active_children()) - others)
-        atexit.register(kill_workers)
-        try:
-            yield from self._batches(parts)
-        finally:
-            atexit.unregister(kill_workers)
-
-    def _batches(self, parts: Iterator[Any]) -> Iterator[Batch]:
+        # For good: an exception's frames can keep the workers alive even after this generator has been closed.
+        atexit.register(_kill, set(multiprocessing.active_children()) - others)
         while True:
             # One part of a micro-batch from each worker, in turn, as DataLoader hands them out.
             made = [_unpacked(next(parts)) for _ in range(max(1, self.workers))]
@@ -149,6 +145,8 @@ def _leave_signals_to_the_rank(worker: int) -> None:
     """Ctrl-C, `timeout` and Slurm signal every process of a group; workers end with their rank, after its checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # A rank that is killed takes them along: at their own end they would wait for it to read what they have made.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill(workers: set[Any]) -> None:
