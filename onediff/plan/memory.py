@@ -66,7 +66,8 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
     counts = Counts.of(tape)
     resident, host = _resident(counts, setup)
     activations, logits, gradients = backward_peak(tape, setup)
-    bucket = min(BUCKET, counts.trained) * (4 if setup.stage == 1 and setup.bf16 else setup.itemsize)
+    # With fp32 gradients at stage 1 DeepSpeed takes its bf16 optimizer, which reduces them where they are.
+    bucket = 0 if setup.stage == 1 and setup.bf16 else min(BUCKET, counts.trained) * setup.itemsize
     gathered = 0
     if setup.stage == 3:
         gathered = setup.itemsize * min(counts.trained + counts.frozen, LIVE)
@@ -101,13 +102,6 @@ def _resident(counts: Counts, setup: Setup) -> tuple[dict[str, int], int]:
     return {"weights": int(weights), "optimizer": int(optimizer)}, int(host)
 
 
-def resident_bytes(tape: Tape, setup: Setup) -> int:
-    """What lies in the GPU's memory between two steps."""
-    counts = Counts.of(tape)
-    resident, _ = _resident(counts, setup)
-    return sum(resident.values())
-
-
 def held_gradients(counts: Counts, setup: Setup) -> int:
     """Bytes of the gradients that are added up over micro-batches, whole or this rank's share."""
     if setup.offload_optimizer != "none":
@@ -134,7 +128,10 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
     kept, logits = kept_bytes(tape, setup.checkpointing)
     counts = Counts.of(tape)
     held = held_gradients(counts, setup)
-    collects = setup.stage >= 2 or setup.accumulation > 1
+    # ZeRO-3 has a place for its share from the beginning; elsewhere gradients take memory as they are made.
+    collects = setup.stage == 3 or setup.accumulation > 1 or (setup.stage == 1 and setup.bf16)
+    spread = setup.data if setup.stage == 2 else 1
+    wide = held // max(1, counts.trained // spread)
     best = (0, 0, held)
     alive, behind = sum(kept), 0
     recomputed = _recomputed_bytes(tape, setup.checkpointing)
@@ -142,8 +139,8 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
         working = _working_bytes(op, setup.itemsize) if op.out.grad else 0
         if op.layer is not None and op.out.grad:
             working += recomputed[op.layer]
-        behind += sum(weight.numel for weight in op.weights if weight.trains) * setup.itemsize
-        gradients = held if collects else behind
+        behind += sum(weight.numel for weight in op.weights if weight.trains)
+        gradients = held if collects else behind * wide // spread
         if alive + working + gradients > sum(best):
             of_logits = min(logits, alive)
             best = (alive - of_logits + working, of_logits, gradients)
