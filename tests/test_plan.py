@@ -1,0 +1,170 @@
+"""`onediff plan`: memory, traffic, time, and the search for the fastest way that fits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onediff.cli import main
+from onediff.config.compose import load_run
+from onediff.config.tree import RunConfig
+from onediff.data.manifest import Manifest, Shard, write_manifest
+from onediff.errors import UserError
+from onediff.plan.architecture import sizes_of
+from onediff.plan.gpus import gpu_named
+from onediff.plan.memory import memory_of
+from onediff.plan.phase import PhasePlan, plan_phase, setup_of
+from onediff.plan.rows import rows_of
+from onediff.plan.setup import Setup
+from onediff.plan.suggest import suggest
+from onediff.plan.walk import PARTS, Shape, walk
+
+H100 = gpu_named("h100-80g")
+
+
+@pytest.fixture(scope="module")
+def paper() -> RunConfig:
+    return load_run("configs/onediff_7b.yaml")
+
+
+def planned(config: RunConfig, phase: str = "two", gpus: int = 64, **changes: object) -> PhasePlan:
+    return plan_phase(config, phase, replace(setup_of(config, phase, gpus, 8), **changes), H100)
+
+
+def test_each_stage_cuts_what_it_promises_to_cut(paper):
+    by_stage = [planned(paper, stage=stage).memory for stage in (0, 1, 2, 3)]
+    trained = 7_142_000_000
+    assert by_stage[0].optimizer == pytest.approx(12 * trained, rel=0.01)
+    assert by_stage[1].optimizer == pytest.approx(12 * trained / 64, rel=0.01)
+    assert by_stage[2].gradients < by_stage[1].gradients / 10
+    assert by_stage[2].weights == pytest.approx(2 * trained, rel=0.01)
+    assert by_stage[3].weights == pytest.approx(2 * trained / 64, rel=0.01)
+    assert [memory.gpu for memory in by_stage] == sorted((memory.gpu for memory in by_stage), reverse=True)
+
+
+def test_frozen_parts_have_neither_gradients_nor_optimizer_states(paper):
+    one, two = (planned(paper, phase, stage=0) for phase in ("one", "two"))
+    trained = sum(count for _, count in one.parameters.values())
+    assert one.parameters["language"][1] == one.parameters["vision"][1] == 0
+    assert one.memory.optimizer == 12 * trained < two.memory.optimizer / 50
+    assert one.flops["vision"].backward == 0
+    # Through the frozen language model only the gradient of its input is computed: as much as forwards, attention aside.
+    assert one.flops["language"].backward == pytest.approx(one.flops["language"].forward, rel=0.1)
+    assert two.flops["language"].backward == pytest.approx(2 * two.flops["language"].forward, rel=0.01)
+
+
+def test_checkpointing_trades_activations_for_arithmetic(paper):
+    none, selective, full = (planned(paper, checkpointing=mode, stage=3) for mode in ("none", "selective", "full"))
+    assert none.memory.activations > selective.memory.activations > full.memory.activations
+    again = [sum(part.recompute for part in plan.flops.values()) for plan in (none, selective, full)]
+    assert again[0] == again[1] == 0 < again[2]
+    assert none.memory.weights == full.memory.weights
+
+
+def test_tensor_parallelism_cuts_the_language_model_and_costs_traffic(paper):
+    whole, cut = planned(paper, stage=1), planned(paper, stage=1, tensor=4, micro_batch=8)
+    assert whole.traffic.tensor == 0 < cut.traffic.tensor
+    language = whole.parameters["language"][0]
+    assert whole.memory.weights - cut.memory.weights == pytest.approx(2 * language * 3 / 4, rel=0.001)
+    assert cut.parameters == whole.parameters
+    with pytest.raises(UserError, match="32 attention heads cannot be cut into 3"):
+        planned(paper, gpus=3, tensor=3)
+
+
+def test_what_is_offloaded_lies_on_the_host(paper):
+    here, there = planned(paper, stage=3), planned(paper, stage=3, offload_optimizer="cpu")
+    assert there.memory.optimizer == 0 < here.memory.optimizer
+    assert here.memory.host == 0 < there.memory.host
+    assert there.duration.expected > here.duration.expected
+
+
+def test_between_nodes_a_data_group_shares_its_ports():
+    config = load_run("configs/onediff_7b.yaml")
+    near, far = planned(config, gpus=8, micro_batch=2), planned(config, gpus=64)
+    assert near.traffic.data_between == 0 < near.traffic.data_inside
+    assert far.traffic.data_between == pytest.approx(far.traffic.data_inside / 8, rel=1e-6)
+
+
+def test_accumulation_keeps_gradients_from_one_micro_batch_to_the_next():
+    sizes = sizes_of(load_run("configs/demo.yaml").model)
+    tape = walk(sizes, Shape(8, 96, 16, 8, 320), PARTS, itemsize=4)
+    once = Setup(1, 1, 1, 0, 8, 8, bf16=False, checkpointing="none")
+    trained = sum(weight.numel for weight in tape.weights)
+    assert memory_of(tape, once).gradients < memory_of(tape, replace(once, global_batch=16)).gradients == 4 * trained
+
+
+def test_steps_come_from_manifests_and_else_from_published_counts(paper, tmp_path):
+    rows = rows_of(paper, paper.phases["one"])
+    assert (rows.steps, rows.steps_from) == (-(-558128 // 256), "published counts")
+    assert (rows.pictures, rows.pairs) == (2, 1)  # coupled
+    folder = tmp_path / "train"
+    folder.mkdir()
+    write_manifest(Manifest(folder, "llava-558k", "train", (Shard("0.tar", 2561, 10),)))
+    config = load_run("configs/onediff_7b.yaml", [f"data.sets.llava-558k={tmp_path}"])
+    assert rows_of(config, config.phases["one"]).steps == 11
+    assert rows_of(config, config.phases["one"]).steps_from == "manifests"
+
+
+def test_the_suggestion_fits_shares_out_the_batch_and_is_no_slower(paper):
+    plans = suggest(paper, H100, 16, 8, 128)
+    assert [plan.name for plan in plans] == ["one", "two"]
+    for plan in plans:
+        setup = plan.setup
+        assert plan.fits
+        assert setup.global_batch == paper.phases[plan.name].global_batch
+        assert setup.global_batch == setup.micro_batch * setup.accumulation * setup.data
+        assert plan.duration.expected <= planned(paper, plan.name, 16, micro_batch=4).duration.expected
+    assert len({(p.setup.tensor, p.setup.stage, p.setup.checkpointing) for p in plans}) == 1
+
+
+def test_where_nothing_fits_the_suggestion_says_so(paper):
+    with pytest.raises(UserError, match="nothing fits into 1 × h100-80g"):
+        suggest(paper, replace(H100, memory_gb=12.0), 1, 1, 128)
+
+
+def test_the_command_prints_every_phase_and_writes_every_figure(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    assert main(["plan", "configs/onediff_7b.yaml", "--gpus", "64", "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("phase one", "phase two", "GPU-hours", "MFU", "images/s", "checkpoint", "fits"):
+        assert word in printed
+    figures = json.loads(out.read_text())
+    assert [phase["name"] for phase in figures["phases"]] == ["one", "two"]
+    memory = figures["phases"][1]["memory"]
+    kinds = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+    assert memory["gpu"] == sum(memory[kind] for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "64", "--gpu", "h100"], "--gpu h100: not known (did you mean 'h100-80g'"),
+        (["--gpus", "12"], "--gpus 12: not a whole number of nodes of 8"),
+        ([], "give either --gpus or --nodes"),
+        (["--gpus", "64", "phases.two.micro_batch=128"], "phases.two.global_batch: 128 cannot be shared out"),
+        (["--gpus", "8", "model.vision.config.model_type=resnet"], "no plan for towers of type 'resnet'"),
+        (["--gpus", "8", "parallel.tensor=16"], "parallel.tensor: 8 GPUs cannot be groups of 16"),
+    ],
+)
+def test_a_bad_question_gets_one_clear_line(words, message, capsys):
+    assert main(["plan", "configs/onediff_7b.yaml", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_phase_that_does_not_fit_is_named_and_the_exit_code_says_so(capsys):
+    words = ["plan", "configs/onediff_7b.yaml", "--gpus", "1", "--per-node", "1", "--gpu", "l4-24g"]
+    assert main(words) == 1
+    assert "does not fit; --suggest" in capsys.readouterr().out
+
+
+def test_planning_imports_no_torch(tmp_path: Path):
+    code = (
+        "import sys; from onediff.cli import main; main(['plan', 'configs/onediff_7b.yaml', '--gpus', '64']); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
