@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from launcher.slurm import minutes
 from onediff.config.section import Section, nearest, validated
 from onediff.errors import UserError
+from onediff.plan.gpus import GPUS
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -76,6 +77,8 @@ class ClusterProfile(Section):
     """GPUs of a node, all of them used; 0 for a cluster without GPUs."""
     gpu_type: str | None = None
     """Type in Slurm's GPU request, such as `h100`."""
+    gpu: str | None = None
+    """Kind of GPU as `onediff plan` knows it, such as `h100-80g`: a phase that would not fit is then not queued."""
     tasks_per_node: int | None = Field(None, ge=1)
     """Ranks a node; one per GPU by default."""
     cpus_per_task: int = Field(1, ge=1)
@@ -119,6 +122,13 @@ class ClusterProfile(Section):
         if not minutes(text):
             raise ValueError("must be a limit of at least a minute")
         return text
+
+    @field_validator("gpu")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None and name not in (known := [gpu.name for gpu in GPUS]):
+            raise ValueError(f"{name!r} is not known{nearest(name, known)}")
+        return name
 
     @field_validator("environment")
     @classmethod

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phases", metavar="A,B", help="only these phases; 'evaluate' is one (default: all)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--comment", metavar="TEXT", help="comment that Slurm shows with the jobs")
+    parser.add_argument("--no-memory-check", action="store_true", help="queue a phase that is planned not to fit")
     parser.add_argument("--dry-run", action="store_true", help="print the scripts; write and queue nothing")
 
 
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         args.phases,
         comment=args.comment,
         dry_run=args.dry_run,
+        memory_check=not args.no_memory_check,
     )
 
 
@@ -54,8 +56,10 @@ def submit(
     dry_run: bool = False,
     new_code: bool = True,
     behind: str | None = None,
+    memory_check: bool = True,
 ) -> int:
     """Checks everything, freezes the run, queues the chain (after the job `behind`), and says what to type next."""
+    from launcher.fit import check_memory
     from launcher.plan import check_cluster, chosen_phases, make_plan, node_range, phase_script
     from launcher.render import rendered
     from launcher.submit import active_jobs, check_folder, freeze, remaining, submit_chain, write_scripts
@@ -74,6 +78,8 @@ def submit(
     for name in wanted:
         for data_set in config.phases[name].mix if name in config.phases else ():
             read_manifest(config.data.sets[data_set].folder)
+    if memory_check:
+        check_memory(config, profile, plan)
     if dry_run:
         for name in wanted:
             print(rendered(phase_script(plan, profile, name, comment)))

@@ -1,0 +1,35 @@
+"""A phase that would not fit into the cluster's GPUs is not queued."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher.fit import check_memory
+from launcher.plan import make_plan
+from launcher.profile import ClusterProfile
+from onediff.config.compose import load_run
+from onediff.errors import UserError
+
+
+def check(profile: ClusterProfile, nodes: tuple[int, int], *overrides: str) -> None:
+    config = load_run("configs/onediff_7b.yaml", overrides)
+    check_memory(config, profile, make_plan(config, Path("/runs/7b"), profile, nodes, ["one", "two", "evaluate"]))
+
+
+def test_the_fewest_nodes_that_a_run_may_get_must_hold_it():
+    profile = ClusterProfile(gpus_per_node=8, gpu="h100-80g")
+    check(profile, (8, 8))
+    check(profile, (1, 8))
+    with pytest.raises(UserError, match=r"phases.two: needs .* GB on each GPU of 1 nodes, a h100-80g has 78.8"):
+        check(profile, (1, 8), "parallel.zero_stage=0")
+
+
+def test_a_profile_that_names_no_gpu_and_a_model_that_cannot_be_planned_are_let_through(capsys):
+    check(ClusterProfile(gpus_per_node=8), (1, 1), "parallel.zero_stage=0")
+    check(ClusterProfile(gpus_per_node=8, gpu="l4-24g"), (1, 1), "model.vision.config.model_type=resnet")
+    assert "memory is not checked: model.vision: no plan for towers of type 'resnet'" in capsys.readouterr().out
+
+
+def test_an_unknown_gpu_in_a_profile_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'h100' is not known \(did you mean 'h100-80g'"):
+        ClusterProfile(gpus_per_node=8, gpu="h100")
