@@ -30,6 +30,7 @@ REQUIRES = [
 EXTRAS = {
     # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
     "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
+    "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
     "dev": [
         "pytest~=9.2",
         "pytest-rerunfailures~=16.7",  # one more try where real daemons missed a time limit on a busy machine

@@ -57,7 +57,10 @@ def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tupl
         if name == EVALUATE:
             words = ["evaluate", str(run), "--json", str(run / "evaluation" / "scores.json")]
             parts[name] = {"nodes": [1, 1], "tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
-            parts[name] |= {"tensor": 1, "batch": [profile.tasks, 1]}
+            # Every copy of the model takes pairs of its own, so any number of them divides the work.
+            tensor = config.evaluation.tensor
+            parts[name] |= {"tensor": tensor, "batch": [max(1, profile.tasks // tensor), 1]}
+            check_batch(name, parts[name])
         else:
             phase = config.phases[name]
             words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]

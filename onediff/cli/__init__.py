@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "score": Command("model", "onediff.cli.score", "score captions against references"),
     "judge": Command("model", "onediff.cli.judge", "let a language model compare captions with references"),
     "caption": Command("model", "onediff.cli.caption", "say how two pictures differ"),
+    "demo-page": Command("model", "onediff.cli.demo_page", "open a local page that captions two dropped pictures"),
     "export": Command("model", "onediff.cli.export", "write a trained model as a folder"),
     "runs": Command("runs", "onediff.cli.runs", "list runs: state, phase, step, loss, scores, pace, job"),
     "runs diff": Command(

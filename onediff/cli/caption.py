@@ -1,50 +1,171 @@
-"""Say in words how two pictures differ.
+"""Say in words how pictures differ.
 
-onediff caption before.jpg after.jpg --model runs/demo
+  onediff caption before.jpg after.jpg --model runs/demo
+  onediff caption photos/2023 photos/2024 --model my-model        pictures of the same name in two folders
+  onediff caption pairs.csv --model my-model --report page.html   columns before, after, and id, caption if you have them
+  onediff caption street.mp4 --every 5 --against first --model my-model
+  onediff caption before.jpg after.jpg --model my-model --attention where.png
+
+Pictures may be of any kind and size. One pair prints its sentence, several print a line each: its name and the sentence.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+    from onediff.evaluation.captioner import Captioner
+    from onediff.evaluation.pairs import Pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("before", type=Path, metavar="BEFORE", help="picture file")
-    parser.add_argument("after", type=Path, metavar="AFTER", help="picture file")
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="two pictures, two folders, a table, a video"
+    )
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="a run, or a folder made by `onediff export`"
     )
     parser.add_argument("--instruction", metavar="TEXT", help="ask something else than what the model was trained on")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest caption (default: 64)")
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search of this width (default: greedy)")
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead of the sentence")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs captioned at once (default: 16)")
+    parser.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between frames of a video")
+    parser.add_argument(
+        "--against",
+        choices=("first", "previous"),
+        default="previous",
+        help="what a frame is compared with (default: previous)",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object a pair instead of the sentence")
+    parser.add_argument(
+        "--report", type=Path, metavar="HTML", help="write one page with pictures, captions and heat maps"
+    )
+    parser.add_argument(
+        "--attention",
+        type=Path,
+        metavar="PATH",
+        help="write where the model looked, over both pictures: a .png file for one pair, a folder for several",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from onediff.cli.quiet import quiet_libraries
-    from onediff.errors import UserError
+    from onediff.evaluation.pairs import pairs_of
 
-    for picture in (args.before, args.after):
-        if not picture.is_file():
-            raise UserError(f"{picture}: no such picture")
+    if min(args.beams, args.batch_size, args.max_new_tokens) < 1:
+        raise UserError("--beams, --batch-size and --max-new-tokens are 1 or more")
+    pairs = pairs_of(args.paths, args.every, args.against)
+    one_file = args.attention is not None and args.attention.suffix.lower() == ".png"
+    if one_file and (len(args.paths) == 1 or args.paths[0].is_dir()):
+        raise UserError(f"--attention {args.attention}: name a folder, there may be several pairs")
     quiet_libraries()
     import onediff
     from onediff.training.export import saved_model_of
 
     captioner = onediff.load(saved_model_of(args.model))
-    caption = captioner.caption(
-        args.before,
-        args.after,
-        instruction=args.instruction,
-        max_new_tokens=args.max_new_tokens,
-        num_beams=args.beams,
-    )
-    if args.json:
-        print(
-            json.dumps({"before": str(args.before), "after": str(args.after), "caption": caption}, ensure_ascii=False)
-        )
-    else:
-        print(caption)
+    single = len(args.paths) == 2 and args.paths[0].is_file()
+    faults: list[str] = []
+    shown: list[dict[str, Any]] = []
+    count = 0
+    while chunk := list(islice(pairs, args.batch_size)):
+        for pair, caption, heat in captioned(captioner, chunk, args, faults):
+            count += 1
+            tell(pair, caption, single, args.json)
+            if args.attention is not None:
+                name = args.attention if one_file else args.attention / f"{safe_name(pair.id)}.png"
+                write_attention(captioner, pair, heat, name)
+            if args.report is not None:
+                shown.append(card(captioner, pair, caption, heat))
+    if args.report is not None:
+        from onediff.evaluation.report import write_gallery
+
+        write_gallery(args.report, shown, {"model": str(args.model), "pairs": str(count)})
+        print(f"report: {args.report}", file=sys.stderr)
+    if faults:
+        left = "" if single else f"{len(faults)} of {count + len(faults)} pairs are left out; "
+        raise UserError(f"{left}{faults[0]}")
     return 0
+
+
+def captioned(
+    captioner: Captioner, pairs: list[Pair], args: argparse.Namespace, faults: list[str]
+) -> Iterator[tuple[Pair, str, Any]]:
+    """Pair, caption and heat map (packed into bytes) of the pairs that can be read; a line in `faults` for each other."""
+    from onediff.evaluation.heat import packed, unpacked
+
+    rows, read = [], []
+    for pair in pairs:
+        try:
+            rows.append(captioner.row(pair.before, pair.after, args.instruction))
+            read.append(pair)
+        except UserError as fault:
+            faults.append(str(fault))
+    if not rows:
+        return
+    captions = captioner.answer(rows, max_new_tokens=args.max_new_tokens, num_beams=args.beams)
+    wanted = args.attention is not None or args.report is not None
+    maps = [unpacked(packed(heat)) for heat in captioner.heat_maps(rows)] if wanted else [None] * len(rows)
+    yield from zip(read, captions, maps, strict=True)
+
+
+def tell(pair: Pair, caption: str, single: bool, as_json: bool) -> None:
+    """Prints one caption."""
+    if as_json:
+        files = {name: str(p) for name, p in (("before", pair.before), ("after", pair.after)) if isinstance(p, Path)}
+        print(json.dumps({"id": pair.id, **files, "caption": caption}, ensure_ascii=False), flush=True)
+    else:
+        print(caption if single else f"{pair.id}: {caption}", flush=True)
+
+
+def opened(captioner: Captioner, picture: Path | Image.Image) -> Image.Image:
+    """The picture upright and in RGB."""
+    from onediff.data.pictures import open_picture
+
+    if not isinstance(picture, Path):
+        return picture
+    return open_picture(picture.read_bytes(), captioner.maker.config.max_pixels)
+
+
+def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> None:
+    """Both pictures with the heat map over them, as one PNG. Raises UserError where it cannot be written."""
+    from onediff.evaluation.heat import side_by_side
+
+    before, after = opened(captioner, pair.before), opened(captioner, pair.after)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        side_by_side(before, after, heat, captioner.maker.picture).save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"--attention {path}: {error.strerror or error}") from None
+
+
+def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str, Any]:
+    """One pair of the report."""
+    from onediff.evaluation.heat import png
+    from onediff.evaluation.report.pictures import PairPictures, heat_thumbnail
+
+    pictures = [opened(captioner, picture) for picture in (pair.before, pair.after)]
+    for picture in pictures:
+        picture.thumbnail((512, 512))
+    heated = [heat_thumbnail(p.size, one, captioner.maker.picture) for p, one in zip(pictures, heat, strict=True)]
+    return {
+        "id": pair.id,
+        "refs": list(pair.references),
+        "pred": caption,
+        "pictures": PairPictures(*(png(p) for p in pictures), *heated),
+    }
+
+
+def safe_name(pair: str) -> str:
+    """An id as a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pair)[:150]

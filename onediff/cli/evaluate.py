@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if args.processes is not None and is_rank:
         raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
     quiet_libraries()
-    plan = planned(args)
     if args.processes and args.processes > 1:
         from launcher.local import run_local
 
+        plan = planned(args)
         words = [str(args.model), *overrides_of(plan.config), "--data", str(plan.data), "--out", str(plan.out)]
         words += ["--floors"] if args.floors else []
         command = [sys.executable, "-m", "onediff", "evaluate", *words]
@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         from onediff.evaluation.run import evaluate
 
-        results = evaluate(plan, args.floors)
-        if results is None:
+        done = evaluate(lambda: planned(args), args.floors)
+        if done is None:  # not rank 0
             return 0
+        plan, results = done
         record(args.model, plan)
         print(results["table"])
         for note in results["notes"]:
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{len(results['unreadable'])} samples could not be read, the first: {results['unreadable'][0]}")
         print(f"captions, scores and a page to look at: {plan.out}")
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text((plan.out / "scores.json").read_text())
     return 0
 

@@ -20,6 +20,8 @@ class HeldOut:
     """Captions of every pair, by id, in the order of the shards."""
     change_types: dict[str, str] = field(default_factory=dict)
     """Change type of the pairs where it is known."""
+    instructions: dict[str, str] = field(default_factory=dict)
+    """What is to be asked of the pairs that have an instruction of their own."""
     unreadable: list[str] = field(default_factory=list)
     """One line for each sample that is left out."""
     _places: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -46,6 +48,8 @@ class HeldOut:
                 # A pair that stands in the shards twice is one pair with all its references.
                 made.references.setdefault(sample.id, []).extend(sample.captions)
                 made._places.setdefault(sample.id, (shard, number))
+                if sample.instruction is not None:
+                    made.instructions.setdefault(sample.id, sample.instruction)
                 if "change_type" in sample.meta:
                     made.change_types[sample.id] = str(sample.meta["change_type"])
         if not made.references:

@@ -15,7 +15,11 @@ from onediff.data.rows import Row
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.model.answer import answer
+from onediff.model.heatmap import heat_maps
 from onediff.model.saved import load_model
+from onediff.parallel.placement import Placement
+from onediff.parallel.ranks import Ranks
+from onediff.parallel.topology import Topology
 
 Picture = str | Path | bytes | Image.Image
 
@@ -23,10 +27,27 @@ Picture = str | Path | bytes | Image.Image
 class Captioner:
     """A saved model with its tokenizer and preprocessing, ready to answer."""
 
-    def __init__(self, folder: str | Path, device: str | None = None) -> None:
-        self.model, self.maker, self.tokenizer, self.saved = load_model(Path(folder))
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model.to(self.device)
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str | None = None,
+        *,
+        precision: str = "auto",
+        topology: Topology | None = None,
+    ) -> None:
+        """Loads a saved model. `precision` is `bf16`, `fp32` or `auto`: bf16 on a GPU that has it, else fp32.
+
+        With a `topology` of T > 1 the language model is cut over the tensor group, and all of it must answer together.
+        Raises UserError when the folder is not a saved model, or cannot be cut.
+        """
+        topology = topology or Topology(Ranks(), 1, None)
+        gpu = torch.cuda.is_available()
+        self.device = torch.device(device or (f"cuda:{topology.ranks.local_rank}" if gpu else "cpu"))
+        if precision == "auto":
+            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        placement = Placement(topology, device=str(self.device), dtype=self.dtype)
+        self.model, self.maker, self.tokenizer, self.saved = load_model(Path(folder), placement=placement)
 
     def caption(self, before: Picture, after: Picture, **options: Any) -> str:
         """One sentence about what differs. Pictures are files, bytes or PIL images of any kind and size.
@@ -43,15 +64,28 @@ class Captioner:
         batch_size: int = 16,
         **generation: Any,
     ) -> Iterator[str]:
-        """Captions of many pairs, in order. `generation` goes to Hugging Face `generate` (`max_new_tokens`, …)."""
+        """Captions of many pairs, in order. `generation` says how: `max_new_tokens`, `num_beams`, `do_sample`, …"""
         for start in range(0, len(pairs), batch_size):
-            chunk = pairs[start : start + batch_size]
-            rows = [self.maker.prompt([self._read(before), self._read(after)], instruction) for before, after in chunk]
+            rows = [self.row(*pair, instruction=instruction) for pair in pairs[start : start + batch_size]]
             yield from self.answer(rows, **generation)
+
+    def row(self, before: Picture, after: Picture, instruction: str | None = None) -> Row:
+        """The prompt of one pair. Raises UserError for what is not a picture."""
+        return self.maker.prompt([self._read(before), self._read(after)], instruction)
 
     def answer(self, rows: list[Row], max_new_tokens: int = 64, **generation: Any) -> list[str]:
         """The answers to prompt rows (`RowMaker.prompt`), computed as one batch; greedy unless told otherwise."""
         return answer(self.model, self.tokenizer, rows, self.device, max_new_tokens=max_new_tokens, **generation)
+
+    def heat_maps(self, rows: list[Row]) -> np.ndarray:
+        """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""
+        pictures = torch.cat([row.pictures for row in rows]).to(self.device)
+        pairs = torch.arange(2 * len(rows), device=self.device).view(-1, 2)
+        return heat_maps(self.model, pictures, pairs).cpu().numpy()
+
+    def attention(self, before: Picture, after: Picture) -> np.ndarray:
+        """`[2, side, side]`: the heat map of one pair, see `heat_maps`."""
+        return self.heat_maps([self.row(before, after)])[0]
 
     def _read(self, picture: Picture) -> np.ndarray:
         if isinstance(picture, Image.Image):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section, nearest
@@ -16,8 +18,17 @@ class EvaluationConfig(Section):
     """The split of the data set that is captioned."""
     limit: int | None = Field(None, gt=0)
     """Only the first so many pairs, for a quick look; the scores then say so."""
+    instruction: str | None = None
+    """Asked of every pair instead of its own instruction (or of the model's usual one); `protocol` asks what the protocol
+    says."""
     batch_size: int = Field(16, gt=0)
-    """Pairs captioned at once."""
+    """Pairs captioned at once by one rank. Captions in half precision can depend on it."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of weights and arithmetic; `auto` is bf16 on a GPU that has it, else fp32."""
+    tensor: int = Field(1, ge=1)
+    """Ranks over which one copy of the language model is cut; the other factor of the ranks shares the pairs."""
+    heatmaps: bool = True
+    """Keep with each caption where the delta module looked, for the report; costs the tower once more."""
     max_new_tokens: int = Field(64, gt=0)
     """A caption ends after so many tokens at the latest."""
     num_beams: int = Field(1, gt=0)

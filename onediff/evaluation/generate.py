@@ -1,95 +1,126 @@
 """Captions for a held-out split: every pair answered exactly once, whatever the number of ranks and wherever one dies.
 
-Each rank appends its answers to a file of its own. A rerun, with any number of ranks, reads all of these files first and
-answers what is still open.
+The pairs are cut into batches once, the same at every number of ranks, and whole batches are shared out: so a pair always
+meets the same neighbours and gets, to the last bit, the same arithmetic. A rerun, with any number of ranks, reads the
+answers of all earlier ranks first and goes through the batches in which a pair is still open.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from onediff.data.heldout import HeldOut
 from onediff.data.pictures import decode
-from onediff.data.rows import Row
+from onediff.data.rows import Row, RowMaker
 from onediff.data.sample import BadSample
-from onediff.errors import UserError
-from onediff.evaluation.captioner import Captioner
+from onediff.evaluation.answers import Answer, AnswerFile, read_answers
+from onediff.evaluation.heat import packed
+from onediff.parallel.agreement import from_rank_zero, gathered, together
+from onediff.parallel.topology import Topology
+
+See = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 
-def caption_split(
-    captioner: Captioner,
-    heldout: HeldOut,
-    folder: Path,
-    *,
-    rank: int,
-    ranks: int,
-    batch_size: int,
-    see: Callable[[np.ndarray, np.ndarray], list[np.ndarray]] = lambda before, after: [before, after],
-    label: str = "captions",
-    **generation: Any,
-) -> None:
-    """Answers this rank's share of the pairs still open and appends them to `folder/<label>.rank<r>.jsonl`.
+def both(before: np.ndarray, after: np.ndarray) -> list[np.ndarray]:
+    """The pair as it is."""
+    return [before, after]
 
-    `see` chooses what the model is shown of a pair. A pair whose pictures cannot be read gets an empty caption.
+
+@dataclass(frozen=True)
+class Job:
+    """What is answered, how, and where the answers go."""
+
+    heldout: HeldOut
+    maker: RowMaker
+    folder: Path
+    by: str
+    """Fingerprint of what the answers depend on (`answers.fingerprint`)."""
+    batch_size: int
+    answer: Callable[[list[Row]], list[str]]
+    """Prompt rows to captions, in one batch."""
+    heat: Callable[[list[Row]], np.ndarray] | None = None
+    """Prompt rows to heat maps `[rows, 2, side, side]`."""
+    instruction: str | None = None
+    """Asked of every pair instead of its own."""
+    seed: int = 0
+    """Of sampling: each batch has its own draw, whoever computes it."""
+    in_step: bool = False
+    """All data-parallel ranks must compute equally many batches, as under ZeRO-3."""
+    see: See = both
+    """Chooses what the model is shown of a pair."""
+    label: str = "captions"
+
+
+def batches(heldout: HeldOut, size: int) -> list[list[str]]:
+    """The pairs in batches of `size`, prompts of like length together so that little is padded."""
+    pairs = sorted(heldout.references, key=lambda pair: len(heldout.instructions.get(pair, "")))
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+def caption_split(job: Job, topology: Topology) -> None:
+    """Answers this rank's share of what is open and appends it to `<label>.rank<r>.jsonl`. Collective.
+
+    When it returns, all ranks have written and `read_answers` finds every pair. Pairs whose pictures could not be read
+    have an empty caption and stand in `heldout.unreadable`, on every rank. Raises UserError on every rank alike.
     """
-    done = read_answers(folder, label)
-    mine = [pair for pair in heldout.references if pair not in done][rank::ranks]
-    # Prompts of a pair have one length, so batches need no sorting; answers do not depend on their neighbours.
-    with (folder / f"{label}.rank{rank}.jsonl").open("a", encoding="utf-8") as out:
-        for start in tqdm(
-            range(0, len(mine), batch_size), desc=label, unit="batch", disable=None if rank == 0 else True
-        ):
-            answers = answered(captioner, heldout, mine[start : start + batch_size], see, **generation)
-            for pair, caption in answers.items():
-                out.write(json.dumps({"id": pair, "caption": caption}, ensure_ascii=False) + "\n")
-            out.flush()
+    cut = batches(job.heldout, job.batch_size)
+    with together():
+        done = read_answers(job.folder, job.label, job.by)
+    # A quick rank may be writing by the time that a slow one reads, so rank 0's view counts.
+    open_batches: list[int] = from_rank_zero([n for n, pairs in enumerate(cut) if not done.keys() >= set(pairs)])  # type: ignore[assignment]
+    mine = [(number, True) for number in open_batches[topology.dp_rank :: topology.dp_size]]
+    if job.in_step:
+        # A rank whose share is a batch short computes one that it does not keep.
+        mine += [(0, False)] * (-(-len(open_batches) // topology.dp_size) - len(mine))
+    bar = progress(job.label, sum(len(cut[number]) for number in open_batches), topology)
+    unreadable: list[str] = []
+    with AnswerFile(job.folder, job.label, topology.ranks.rank, job.by) as out, bar:
+        for turn, (number, kept) in enumerate(mine, start=1):
+            torch.manual_seed(job.seed + number)
+            answers, bad = answered(job, cut[number], topology)
+            if kept and topology.tp_rank == 0:
+                out.write({pair: answer for pair, answer in answers.items() if pair not in done})
+                unreadable += bad
+            bar.update(bar.total * turn // len(mine) - bar.n)
+    for bad in gathered(unreadable):
+        job.heldout.unreadable += bad
 
 
-def answered(
-    captioner: Captioner,
-    heldout: HeldOut,
-    pairs: list[str],
-    see: Callable[[np.ndarray, np.ndarray], list[np.ndarray]],
-    **generation: Any,
-) -> dict[str, str]:
-    """One caption for each of `pairs`, in one batch."""
+def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, Answer], list[str]]:
+    """One answer for each of `pairs`, in one batch, and a line for each that cannot be read.
+
+    Of a tensor-parallel group the first rank reads and decodes, and all compute.
+    """
     rows: dict[str, Row] = {}
-    maker = captioner.maker
-    for pair in pairs:
+    bad: list[str] = []
+    for pair in pairs if topology.tp_rank == 0 else ():
         try:
-            sample = heldout.sample(pair)
+            sample = job.heldout.sample(pair)
             before, after = (
-                decode(sample.pictures[role], maker.picture, maker.config.max_pixels) for role in ("before", "after")
+                decode(sample.pictures[role], job.maker.picture, job.maker.config.max_pixels)
+                for role in ("before", "after")
             )
-            rows[pair] = maker.prompt(see(before, after), sample.instruction)
-        except BadSample as bad:
-            heldout.unreadable.append(f"{pair}: {bad}")
-    captions = captioner.answer(list(rows.values()), **generation) if rows else []
-    return {**dict.fromkeys(pairs, ""), **dict(zip(rows, captions, strict=True))}
+            rows[pair] = job.maker.prompt(job.see(before, after), job.instruction or sample.instruction)
+        except BadSample as fault:
+            bad.append(f"{pair}: {fault}")
+    rows = topology.from_tensor_rank_zero(rows)
+    asked = list(rows.values())
+    if job.in_step and not asked:
+        blank = np.zeros((3, job.maker.picture.size, job.maker.picture.size), dtype=np.uint8)
+        job.answer([job.maker.prompt([blank, blank], None)])
+    captions = job.answer(asked) if asked else []
+    maps: list[str | None] = [packed(heat) for heat in job.heat(asked)] if job.heat and asked else [None] * len(asked)
+    found = {pair: Answer(caption, heat) for pair, caption, heat in zip(rows, captions, maps, strict=True)}
+    return {pair: found.get(pair, Answer("")) for pair in pairs}, bad
 
 
-def read_answers(folder: Path, label: str) -> dict[str, str]:
-    """The answers of all ranks so far, the first where a pair was answered twice; half a line at a file's end is open.
-
-    Raises UserError for a line that is not an answer.
-    """
-    found: dict[str, str] = {}
-    for file in sorted(folder.glob(f"{label}.rank*.jsonl")):
-        text = file.read_text(encoding="utf-8")
-        if text and not text.endswith("\n"):
-            # The rank was killed while it wrote: its next answers must not continue that line.
-            text = text[: text.rfind("\n") + 1]
-            file.write_text(text, encoding="utf-8")
-        for number, line in enumerate(text.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                found.setdefault(str(record["id"]), str(record["caption"]))
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{file}: line {number} is not an answer; delete the file to caption again") from None
-    return found
+def progress(label: str, pairs: int, topology: Topology) -> tqdm:
+    """A bar over the open pairs of all ranks, with pairs/s and the time left, told by rank 0's share of them."""
+    shown = topology.ranks.rank == 0 and pairs > 0
+    return tqdm(total=pairs, desc=label, unit="pair", disable=None if shown else True)

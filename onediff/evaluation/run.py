@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from onediff.data.heldout import HeldOut
+from onediff.data.manifest import read_manifest
+from onediff.errors import UserError
+from onediff.evaluation.answers import Answer, fingerprint, read_answers
 from onediff.evaluation.captioner import Captioner
 from onediff.evaluation.config import EvaluationConfig
+from onediff.evaluation.files import write_aside
 from onediff.evaluation.floors import blind_answers
-from onediff.evaluation.generate import caption_split, read_answers
+from onediff.evaluation.generate import Job, caption_split
 from onediff.evaluation.metrics import Scores, score_all
 from onediff.evaluation.protocols import protocol
-from onediff.evaluation.report import shard_pictures, write_report
-from onediff.parallel.agreement import together
+from onediff.evaluation.report import shard_pictures, with_heat, write_report
+from onediff.model.config import PictureConfig
+from onediff.model.saved import weights_digest
+from onediff.parallel.agreement import from_rank_zero, together
+from onediff.parallel.config import ParallelConfig
 from onediff.parallel.ranks import initialize_distributed, shutdown
+from onediff.parallel.topology import create_topology
 
 
 @dataclass(frozen=True)
@@ -35,51 +43,108 @@ class Evaluation:
     """Folder of captions and scores."""
 
 
-def evaluate(plan: Evaluation, with_floors: bool) -> dict[str, Any] | None:
-    """Captions and scores a split with all ranks of this job; rank 0 returns the results, which `scores.json` holds too.
+def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Evaluation, dict[str, Any]] | None:
+    """Captions and scores a split with all ranks of this job; rank 0 returns the plan and the results.
 
-    With floors, the same model is also shown each before image twice, and two systems that see no picture are scored.
-    Raises UserError on every rank alike.
+    `planned` is called by rank 0 only: it may export the run's newest weights. With floors, the same model is also shown
+    each before image twice, and two systems that see no picture are scored. Raises UserError on every rank alike.
     """
     ranks = initialize_distributed()
-    config = plan.config
+    made: Evaluation | None = None
     with together():
-        plan.out.mkdir(parents=True, exist_ok=True)
+        if ranks.rank == 0:
+            made = planned()
+            made.out.mkdir(parents=True, exist_ok=True)
+    plan: Evaluation = from_rank_zero(made)  # type: ignore[assignment]
+    config = plan.config
+    topology = create_topology(ParallelConfig(tensor=config.tensor), ranks)
+    with together():
         heldout = HeldOut.open(plan.data / config.split, config.limit)
-        captioner = Captioner(plan.model)
-    decoding: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams}
-    if config.num_beams > 1:
-        decoding["length_penalty"] = config.length_penalty
-    if config.do_sample:
-        decoding |= {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
-    share: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.world, "batch_size": config.batch_size}
-    caption_split(captioner, heldout, plan.out, **share, **decoding)
+        captioner = Captioner(plan.model, precision=config.precision, topology=topology)
+        digest = weights_digest(plan.model) if ranks.rank == 0 else ""
+    digest = str(from_rank_zero(digest))
+    job = Job(
+        heldout=heldout,
+        maker=captioner.maker,
+        folder=plan.out,
+        by=asked_by(config, plan.data, model=digest, precision=str(captioner.dtype)),
+        batch_size=config.batch_size,
+        answer=partial(captioner.answer, **decoding(config)),
+        heat=captioner.heat_maps if config.heatmaps else None,
+        instruction=instruction(config),
+        seed=config.seed,
+    )
+    caption_split(job, topology)
+    blind = replace(job, see=lambda before, after: [before, before], label="before-twice", heat=None)
     if with_floors:
-        blind: dict[str, Any] = {"see": lambda before, after: [before, before], "label": "before-twice"}
-        caption_split(captioner, heldout, plan.out, **share, **decoding, **blind)
-    dist.barrier()
-    results = rank_zero_scores(plan, heldout, with_floors) if ranks.rank == 0 else None
+        caption_split(blind, topology)
+    results = None
+    if ranks.rank == 0:
+        before_twice = read_answers(plan.out, blind.label, blind.by) if with_floors else None
+        results = scored(plan, heldout, read_answers(plan.out, job.label, job.by), job.maker.picture, before_twice)
     shutdown()
-    return results
+    return (plan, results) if results is not None else None
 
 
-def rank_zero_scores(plan: Evaluation, heldout: HeldOut, with_floors: bool) -> dict[str, Any]:
-    """Scores the answers of all ranks; writes `predictions.jsonl`, `references.jsonl`, `scores.json`, `report.html`."""
+def decoding(config: EvaluationConfig) -> dict[str, Any]:
+    """How captions are generated, as `Captioner.answer` takes it."""
+    options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams}
+    if config.num_beams > 1:
+        options["length_penalty"] = config.length_penalty
+    if config.do_sample:
+        options |= {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+    return options
+
+
+def instruction(config: EvaluationConfig) -> str | None:
+    """What is asked of every pair, or None for its own instruction. Raises UserError where the protocol has none."""
+    if config.instruction != "protocol":
+        return config.instruction
+    asked = protocol(config.protocol).instruction
+    if asked is None:
+        raise UserError(
+            f"evaluation.instruction: protocol {config.protocol} has none of its own; write one, or leave it out"
+        )
+    return asked
+
+
+def asked_by(config: EvaluationConfig, data: Path, **model: object) -> str:
+    """Fingerprint of everything that an answer depends on; how many ranks there are is not among it."""
+    shards = [(shard.name, shard.bytes, shard.sha256) for shard in read_manifest(data / config.split).shards]
+    return fingerprint(
+        **model,
+        shards=shards,
+        decoding=decoding(config),
+        instruction=instruction(config),
+        seed=config.seed if config.do_sample else 0,
+    )
+
+
+def scored(
+    plan: Evaluation,
+    heldout: HeldOut,
+    answers: dict[str, Answer],
+    picture: PictureConfig,
+    before_twice: dict[str, Answer] | None = None,
+) -> dict[str, Any]:
+    """Scores answers; writes `predictions.jsonl`, `references.jsonl`, `scores.json` and `report.html` into `plan.out`.
+
+    With the answers to the before image twice, floors are scored as well.
+    """
     config, references, types = plan.config, heldout.references, heldout.change_types
-    predictions = ordered(read_answers(plan.out, "captions"), references)
-    with (plan.out / "predictions.jsonl").open("w", encoding="utf-8") as out:
-        for pair, caption in predictions.items():
-            out.write(json.dumps({"id": pair, "caption": caption}, ensure_ascii=False) + "\n")
+    predictions = captions_in_order(answers, references)
+    lines = (json.dumps({"id": p, "caption": c}, ensure_ascii=False) + "\n" for p, c in predictions.items())
+    write_aside(plan.out / "predictions.jsonl", "".join(lines))
     heldout.write_references(plan.out / "references.jsonl")
     systems = {"model": predictions}
     results: dict[str, Any] = {}
-    if with_floors:
+    if before_twice is not None:
         blind = blind_answers(references, config.protocol, config.seed)
         systems["best constant"] = blind.constant
-        systems["before twice"] = ordered(read_answers(plan.out, "before-twice"), references)
+        systems["before twice"] = captions_in_order(before_twice, references)
         systems["shuffled"] = blind.shuffled
         results["constant"] = blind.caption
-    scored = score_all(
+    all_scores = score_all(
         references,
         list(systems.values()),
         protocol(config.protocol),
@@ -87,19 +152,21 @@ def rank_zero_scores(plan: Evaluation, heldout: HeldOut, with_floors: bool) -> d
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    found, floors = scored[0], dict(zip(list(systems)[1:], scored[1:], strict=True))
-    results = {**found.as_json(), **results, "unreadable": heldout.unreadable}
+    found, floors = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
+    asked = {"decoding": decoding(config), "instruction": instruction(config), "limit": config.limit}
+    results = {**found.as_json(), **results, "generation": asked, "unreadable": heldout.unreadable}
     results["floors"] = {name: dict(scores.scores) for name, scores in floors.items()}
     results["table"] = table({"model": found, **floors})
-    (plan.out / "scores.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    pictures = shard_pictures(plan.data / config.split, references)
+    write_aside(plan.out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False))
+    heat = {pair: answer.heat for pair, answer in answers.items() if answer.heat is not None}
+    pictures = with_heat(shard_pictures(plan.data / config.split, references), heat, picture)
     write_report(plan.out / "report.html", found, references, predictions, types, beside=floors, pictures=pictures)
     return results
 
 
-def ordered(answers: dict[str, str], references: dict[str, list[str]]) -> dict[str, str]:
-    """The answers in the order of the pairs, without those to pairs of another selection."""
-    return {pair: answers[pair] for pair in references}
+def captions_in_order(answers: dict[str, Answer], references: dict[str, list[str]]) -> dict[str, str]:
+    """The captions in the order of the pairs, without those to pairs of another selection."""
+    return {pair: answers[pair].caption for pair in references}
 
 
 def table(systems: dict[str, Scores]) -> str:

@@ -163,8 +163,8 @@ def greedy(
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
-    """RMS norm in one call; in half precision as the model's own module rounds it."""
-    if x.dtype != torch.float32:
+    """RMS norm in one call; in half precision as the model's own module rounds it, and under ZeRO-3 where it gathers."""
+    if x.dtype != torch.float32 or hasattr(norm.weight, "ds_id"):
         return norm(x)
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 

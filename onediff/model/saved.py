@@ -11,6 +11,7 @@ DIR/delta.safetensors, DIR/projector.safetensors
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -29,6 +30,7 @@ from onediff.model.build import build_row_maker
 from onediff.model.config import LoraConfig, ModelConfig
 from onediff.model.lora import save_adapter
 from onediff.model.onediff import OneDiffModel
+from onediff.parallel.placement import Placement
 
 FILE = "onediff.yaml"
 OWN_PARTS = ("delta", "projector")
@@ -79,6 +81,20 @@ def save_model(
     os.replace(aside, folder)
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over every weight file and `onediff.yaml` of a saved model: the same model, the same digest.
+
+    Costs one read of the weights, about a second for each gigabyte.
+    """
+    total = hashlib.sha256()
+    for file in sorted([folder / FILE, *folder.rglob("*.safetensors")]):
+        total.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+        with file.open("rb") as data:
+            while piece := data.read(1 << 24):
+                total.update(piece)
+    return total.hexdigest()
+
+
 def description(folder: Path) -> SavedModel:
     """What a saved model is. Raises UserError when the folder is none."""
     file = folder / FILE
@@ -91,14 +107,18 @@ def description(folder: Path) -> SavedModel:
     return validated(SavedModel, values, str(file))
 
 
-def load_model(folder: Path, data: DataConfig | None = None) -> tuple[OneDiffModel, RowMaker, Any, SavedModel]:
-    """Model, row maker, tokenizer and description of a saved model; in evaluation mode, on the CPU, in its own dtype.
+def load_model(
+    folder: Path, data: DataConfig | None = None, placement: Placement | None = None
+) -> tuple[OneDiffModel, RowMaker, Any, SavedModel]:
+    """Model, row maker, tokenizer and description of a saved model, in evaluation mode.
+
+    On the CPU and in its own dtype, or where and as `placement` says; its language model is then cut over the tensor group.
 
     Raises UserError when the folder is not a saved model or a part of it is damaged.
     """
     saved = description(folder)
     config = saved.model.with_parts(*(str(folder / part) for part in ("vision", "language", "tokenizer")))
-    model = OneDiffModel(config)
+    model = OneDiffModel(config, placement=placement)
     for part in OWN_PARTS:
         path = folder / f"{part}.safetensors"
         try:
@@ -106,6 +126,8 @@ def load_model(folder: Path, data: DataConfig | None = None) -> tuple[OneDiffMod
             getattr(model, part).load_state_dict(load_file(path), assign=True)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}; export the run again") from None
+    if placement is not None:
+        placement.settle(model)
     data = data or DataConfig(sets={"none": {"path": "."}}, max_tokens=1_000_000)
     maker, tokenizer = build_row_maker(config, data.model_copy(update={"prompt": saved.prompt}), folder / "tokenizer")
     return model.eval(), maker, tokenizer, saved

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -61,6 +62,11 @@ class Head(ColumnParallelLinear):
             )
         if not gather:
             return logits
+        if not torch.is_grad_enabled():
+            # Megatron's own gathering wants memory of a GPU, always.
+            parts = [torch.empty_like(logits) for _ in range(self.tp_group.size())]
+            dist.all_gather(parts, logits.contiguous(), group=self.tp_group)
+            return torch.cat(parts, dim=-1)[..., : self.vocabulary]
         return gather_from_tensor_model_parallel_region(logits, group=self.tp_group)[..., : self.vocabulary]
 
     @property

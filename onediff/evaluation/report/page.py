@@ -82,8 +82,29 @@ def write_report(
         "orders": list(order["ranks"]),
         "pairs": pairs,
     }
+    write_page(path, data)
+
+
+def write_gallery(path: Path, pairs: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> None:
+    """Writes a page of captions without scores: pairs `{"id", "refs", "pred", "pictures": PairPictures}` as they come.
+
+    Raises UserError where `path` cannot be written.
+    """
+    found = {pair["id"]: pair["pictures"] for pair in pairs}
+    cards = [
+        {"id": pair["id"], "type": "", "refs": pair["refs"], "pred": pair["pred"], "scores": [], "rank": [place]}
+        for place, pair in enumerate(pairs)
+    ]
+    left_out = add_pictures(cards, found.get, 48_000_000)
+    notes = [f"{left_out} pairs are shown without pictures to bound the size of this page"] if left_out else []
+    data: dict[str, Any] = {"title": "Captions", "facts": dict(facts), "notes": notes, "pairs": cards}
+    write_page(path, {**data, "table": [], "published": [], "groups": [], "metrics": [], "orders": ["as given"]})
+
+
+def write_page(path: Path, data: Mapping[str, Any]) -> None:
+    """The template with `data` in it."""
     text = TEMPLATE.read_text(encoding="utf-8")
-    text = text.replace("{{title}}", html.escape(title or rules.title)).replace("{{data}}", script_json(data))
+    text = text.replace("{{title}}", html.escape(data["title"])).replace("{{data}}", script_json(data))
     write_aside(path, text)
 
 

@@ -7,15 +7,23 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from onediff.data.index import SampleSpan, read_index, read_sample
 from onediff.data.manifest import read_manifest
 from onediff.data.sample import BadSample, parse_sample
+from onediff.model.config import PictureConfig
+
+if TYPE_CHECKING:
+    import numpy as np
 
 QUALITY = 72
+ORIENTATION = 0x0112
+"""EXIF tag; from 5 on width and height change places."""
+HEAT_SIDE = 192
+"""Pixels of a heat map's longer side; it has no detail that more would show."""
 
 
 class PairPictures(NamedTuple):
@@ -61,14 +69,52 @@ def shard_pictures(folder: Path, ids: Collection[str]) -> Source:
     return pictures
 
 
+def with_heat(pictures: Source, heat: Mapping[str, str], config: PictureConfig) -> Source:
+    """The pictures of `pictures`, and over them the maps of `heat` (`heat.packed` texts by id) where there are any.
+
+    `config` says which part of a picture the model saw.
+    """
+    from PIL import Image
+
+    from onediff.evaluation.heat import unpacked
+
+    def heated(pair: str) -> PairPictures | None:
+        found = pictures(pair)
+        if found is None or pair not in heat:
+            return found
+        maps = []
+        for data, one in zip(found[:2], unpacked(heat[pair]), strict=True):
+            try:
+                with Image.open(io.BytesIO(data)) as picture:
+                    turned = picture.getexif().get(ORIENTATION, 1) >= 5
+                    size = picture.size[::-1] if turned else picture.size
+            except (OSError, ValueError, Image.DecompressionBombError):
+                return found
+            maps.append(heat_thumbnail(size, one, config))
+        return PairPictures(*found[:2], *maps)
+
+    return heated
+
+
+def heat_thumbnail(size: tuple[int, int], heat_SS: np.ndarray, config: PictureConfig) -> bytes:
+    """A map (uint8) on black as PNG, in the shape of a picture of `size`: the page adds its light to the picture."""
+    from PIL import Image
+
+    from onediff.evaluation.heat import heat_picture, png
+
+    scale = HEAT_SIDE / max(size)
+    small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    return png(Image.alpha_composite(Image.new("RGBA", small, "black"), heat_picture(heat_SS, small, config)))
+
+
 def thumbnail(data: bytes, side: int) -> str | None:
     """A data URI of the picture with its longer side at most `side` pixels; None where it cannot be decoded."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.draft("RGB", (side, side))
-            small = picture.convert("RGB")
+            small = ImageOps.exif_transpose(picture).convert("RGB")
             small.thumbnail((side, side))
     except (OSError, ValueError, Image.DecompressionBombError):
         return None

@@ -1,0 +1,38 @@
+"""Open a page on this machine: drop two pictures in, the caption and the heat map come back.
+
+  onediff demo-page runs/demo
+  onediff demo-page my-model --port 8000
+
+The page is served on 127.0.0.1 only and asks nothing of any other machine. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a run, or a folder made by `onediff export`")
+    parser.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="port (default: 7860; 0 takes any free one)"
+    )
+    parser.add_argument("--max-megabytes", type=int, default=64, metavar="N", help="largest upload (default: 64)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from onediff.cli.quiet import quiet_libraries
+    from onediff.errors import UserError
+
+    if args.max_megabytes < 1:
+        raise UserError("--max-megabytes is 1 or more")
+    quiet_libraries()
+    import onediff
+    from onediff.serving.server import PageServer
+    from onediff.training.export import saved_model_of
+
+    captioner = onediff.load(saved_model_of(args.model))
+    with PageServer(captioner, args.port, args.max_megabytes * 1_000_000) as server:
+        print(f"open {server.address} (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+    return 0

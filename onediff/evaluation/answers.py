@@ -1,0 +1,77 @@
+"""Answer files: each rank appends to one of its own, all ranks and all reruns are read together.
+
+A line is `{"id", "caption", "by"}`. `by` is a fingerprint of what answered: weights, decoding, prompt, pictures. Lines by
+another are passed over, so that a rerun with another model or another decoding never takes their answers for its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onediff.errors import UserError
+
+
+class Answer(NamedTuple):
+    """What was said of a pair, and where the model looked (`heat.packed`), where that was asked for."""
+
+    caption: str
+    heat: str | None = None
+
+
+def fingerprint(**parts: Any) -> str:
+    """A short digest of everything that an answer depends on."""
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_answers(folder: Path, label: str, by: str) -> dict[str, Answer]:
+    """The answers of all ranks by `by` so far, the first where a pair was answered twice.
+
+    Half a line at a file's end, left by a rank that was killed while it wrote, is open. Raises UserError for a line that
+    is not an answer.
+    """
+    found: dict[str, Answer] = {}
+    for file in sorted(folder.glob(f"{label}.rank*.jsonl")):
+        whole, _, _ = file.read_bytes().rpartition(b"\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                if record.get("by") == by:
+                    found.setdefault(str(record["id"]), Answer(str(record["caption"]), record.get("heat")))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{file}: line {number} is not an answer; delete the file to caption again") from None
+    return found
+
+
+class AnswerFile(AbstractContextManager["AnswerFile"]):
+    """The file of one rank, open for appending; nobody else writes it."""
+
+    def __init__(self, folder: Path, label: str, rank: int, by: str) -> None:
+        self.path = folder / f"{label}.rank{rank}.jsonl"
+        self.by = by
+        self._drop_half_a_line()
+        self._out = self.path.open("a", encoding="utf-8")
+
+    def write(self, answers: Mapping[str, Answer]) -> None:
+        """Appends one line a pair; they are with the operating system when this returns."""
+        for pair, answer in answers.items():
+            record = {"id": pair, "caption": answer.caption, "by": self.by}
+            if answer.heat is not None:
+                record["heat"] = answer.heat
+            self._out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._out.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._out.close()
+
+    def _drop_half_a_line(self) -> None:
+        """What is appended must not continue a line that a killed rank left unfinished."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            kept = file.read().rfind(b"\n") + 1
+            file.truncate(kept)
