@@ -10,10 +10,7 @@ from PIL import Image
 
 import onediff as package
 from onediff.data.heldout import HeldOut
-from tests.processes import end, run_ranks, start_ranks
 from tests.small_run import onediff, render, train
-
-WORKER = Path(__file__).with_name("evaluate_worker.py")
 
 
 @pytest.fixture(scope="module")
@@ -59,64 +56,6 @@ def test_one_rank_gives_the_same_captions_as_two(run, scores, tmp_path):
     done = onediff(["evaluate", str(run), "bootstrap=0", "--out", str(tmp_path / "one")])
     assert done.returncode == 0, done.stderr
     assert answers(tmp_path / "one") == answers(two)
-
-
-def lines(folder: Path) -> list[dict[str, str]]:
-    """Every whole answer in the files of all ranks."""
-    texts = [file.read_text().rpartition("\n")[0] for file in folder.glob("captions.rank*.jsonl")]
-    return [json.loads(line) for text in texts for line in text.splitlines()]
-
-
-def asked(run: Path, data: Path, out: Path, *words: str) -> list[str]:
-    model = [str(run / "model"), "--data", str(data / "pairs"), "--out", str(out)]
-    return ["evaluate", *model, "split=test", "batch_size=2", "max_new_tokens=8", "bootstrap=0", *words]
-
-
-def test_a_cut_model_gives_the_same_captions(run, data, scores, tmp_path):
-    (two,) = (run / "evaluation").iterdir()
-    run_ranks(WORKER, asked(run, data, tmp_path / "out", "tensor=2"), 2)
-    assert answers(tmp_path / "out") == answers(two)
-    assert not (tmp_path / "out" / "captions.rank1.jsonl").read_text()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("tensor", [1, 2, 4])
-def test_four_ranks_give_the_same_captions_and_scores(run, data, scores, tmp_path, tensor):
-    (two,) = (run / "evaluation").iterdir()
-    run_ranks(WORKER, asked(run, data, tmp_path / "four", f"tensor={tensor}"), 4)
-    assert answers(tmp_path / "four") == answers(two)
-    run_ranks(WORKER, asked(run, data, tmp_path / "one"), 1)
-    one, four = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "four"))
-    assert one["scores"] == four["scores"]
-
-
-def test_a_killed_rank_and_a_rerun_lose_and_double_nothing(run, data, scores, tmp_path, monkeypatch):
-    (whole,) = (run / "evaluation").iterdir()
-    out = tmp_path / "out"
-    monkeypatch.setenv("DIES", "1")
-    ranks = start_ranks(WORKER, asked(run, data, out), 2, tmp_path)
-    try:
-        assert ranks[1].wait(120) == -9
-        # The other one writes what it has, and ends at the next meeting.
-        assert ranks[0].wait(120) != 0
-    finally:
-        end(ranks)
-    before = lines(out)
-    assert 0 < len(before) < len(answers(whole))
-    assert (out / "captions.rank1.jsonl").read_text().endswith("half a li")
-    # Answers that are there are not given again; those of another decoding do not count.
-    kept = before[0]["id"]
-    text = (out / "captions.rank0.jsonl").read_text()
-    marked = text.replace(f'"id": "{kept}", "caption": "', f'"id": "{kept}", "caption": "kept ')
-    other = json.dumps({"id": before[-1]["id"], "caption": "by another", "by": "another model"}) + "\n"
-    (out / "captions.rank0.jsonl").write_text(other + marked)
-    monkeypatch.delenv("DIES")
-    run_ranks(WORKER, asked(run, data, out), 2)
-    found = answers(out)
-    assert found.pop(kept) == f"kept {answers(whole)[kept]}" or text == marked
-    assert found == {pair: caption for pair, caption in answers(whole).items() if pair != kept}
-    ids = [line["id"] for line in lines(out) if line["by"] != "another model"]
-    assert sorted(ids) == sorted(answers(whole))
 
 
 def test_an_export_captions_like_the_run_and_needs_nothing_else(run, scores, tmp_path):

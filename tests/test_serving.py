@@ -92,7 +92,7 @@ def test_it_answers_this_machine_and_this_page_only(server, pictures):
 
 def test_a_bad_request_is_one_clear_line(server, pictures):
     status, text = asked(server, b"x" * 500_001)
-    assert status == 413 and "larger than 0 MB" in text
+    assert status == 413 and "larger than 0.5 MB" in text
     for body, said in ((b"[]", "before: missing"), (b'{"before": "eA=="}', "before: not a picture")):
         status, text = asked(server, body)
         assert status == 400 and said in json.loads(text)["error"]

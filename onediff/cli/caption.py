@@ -125,7 +125,7 @@ def tell(pair: Pair, caption: str, single: bool, as_json: bool) -> None:
         files = {name: str(p) for name, p in (("before", pair.before), ("after", pair.after)) if isinstance(p, Path)}
         print(json.dumps({"id": pair.id, **files, "caption": caption}, ensure_ascii=False), flush=True)
     else:
-        print(caption if single else f"{pair.id}: {caption}", flush=True)
+        print(caption if single else f"{pair.id}: {' '.join(caption.split())}", flush=True)
 
 
 def opened(captioner: Captioner, picture: Path | Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onediff.data.sample import BadSample
 from onediff.model.config import PictureConfig
@@ -28,6 +28,8 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, from the header as well
         raise BadSample("too_many_pixels", str(error)) from None
+    except UnidentifiedImageError:
+        raise BadSample("bad_picture", "of no kind that Pillow reads, or cut short") from None
     except Exception as error:  # Pillow's plugins raise whatever their format's parser stumbles over
         raise BadSample("bad_picture", f"{type(error).__name__}: {error}") from None
 

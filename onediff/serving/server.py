@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/caption" or not length.isdecimal():
             self._refuse(404 if self.path != "/caption" else 411, "POST /caption takes a body of a known length")
         elif int(length) > self.server.max_bytes:
-            self._refuse(413, f"the two pictures are larger than {self.server.max_bytes // 1_000_000} MB together")
+            self._refuse(413, f"the two pictures are larger than {self.server.max_bytes / 1e6:g} MB together")
         else:
             try:
                 self._send(200, captioned(self.server, self.rfile.read(int(length))))

@@ -1,0 +1,135 @@
+"""Captions by real ranks: the same at any number and cut, each pair once, whoever dies in the middle."""
+
+import json
+from pathlib import Path
+
+import pytest
+from models import TINY, tiny_config
+from processes import end, run_ranks, start_ranks
+from streams import PROMPT, tokenizer, write_set
+
+from onediff.errors import UserError
+from onediff.evaluation.answers import Answer, AnswerFile, read_answers
+from onediff.model.config import ModelConfig
+from onediff.model.onediff import OneDiffModel
+from onediff.model.saved import save_model
+
+WORKER = Path(__file__).with_name("evaluate_worker.py")
+PAIRS, BAD = 13, 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_set(folder, [6, PAIRS - 6], "pair", {BAD: "bad_picture"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model whose heads divide by four."""
+    import torch
+
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(TINY | {"language": {**TINY["language"]}})
+    config.language.config["num_key_value_heads"] = 4
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    save_model(OneDiffModel(config).eval(), tiny_config(), PROMPT, tokenizer(), folder, {})
+    return folder
+
+
+def words(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    options = ["split=train", "batch_size=2", "max_new_tokens=10", "bootstrap=0", *more]
+    return ["evaluate", str(model), "--data", str(data), "--out", str(out), *options]
+
+
+@pytest.fixture(scope="module")
+def one(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one rank gives."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    run_ranks(WORKER, words(model, data, out), 1)
+    return out
+
+
+def captions(folder: Path) -> dict[str, str]:
+    lines = (folder / "predictions.jsonl").read_text().split("\n")
+    return {record["id"]: record["caption"] for record in map(json.loads, filter(None, lines))}
+
+
+def written(folder: Path) -> list[dict[str, str]]:
+    """Every whole line in the files of all ranks."""
+    texts = [file.read_text().rpartition("\n")[0] for file in sorted(folder.glob("captions.rank*.jsonl"))]
+    return [json.loads(line) for text in texts for line in text.split("\n") if line]
+
+
+def scores(folder: Path) -> dict[str, object]:
+    return {
+        key: value for key, value in json.loads((folder / "scores.json").read_text()).items() if key != "generation"
+    }
+
+
+def test_every_pair_has_a_caption_and_a_map_and_a_bad_picture_is_named(one):
+    found = captions(one)
+    assert list(found) == [f"set/{number}" for number in range(PAIRS)]
+    assert len(set(found.values())) > 3
+    assert found[f"set/{BAD}"] == ""
+    assert [line.split(":")[0] for line in scores(one)["unreadable"]] == [f"set/{BAD}"]
+    assert all("heat" in line for line in written(one) if line["id"] != f"set/{BAD}")
+    page = (one / "report.html").read_text()
+    assert page.count('"pictures":["data:') == PAIRS and page.count("data:image/jpeg") == 4 * (PAIRS - 1) + 1
+
+
+def test_a_model_cut_over_two_ranks_gives_the_same(one, model, data, tmp_path):
+    run_ranks(WORKER, words(model, data, tmp_path / "out", "tensor=2"), 2)
+    assert captions(tmp_path / "out") == captions(one)
+    assert scores(tmp_path / "out") == scores(one)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_four_ranks_give_the_same(one, model, data, tmp_path, tensor):
+    run_ranks(WORKER, words(model, data, tmp_path / "out", f"tensor={tensor}"), 4, timeout=300)
+    assert captions(tmp_path / "out") == captions(one)
+    assert scores(tmp_path / "out") == scores(one)
+
+
+def test_a_rank_killed_in_the_middle_and_a_rerun_lose_and_double_nothing(one, model, data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setenv("DIES", "1")
+    ranks = start_ranks(WORKER, words(model, data, out), 2, tmp_path)
+    try:
+        assert ranks[1].wait(120) == -9
+        assert ranks[0].wait(120) != 0, "it cannot end well alone"
+    finally:
+        end(ranks)
+    half = written(out)
+    assert 0 < len(half) < PAIRS
+    assert (out / "captions.rank1.jsonl").read_text().endswith("half a li")
+    # What is there is not asked again; answers by another model do not count.
+    kept = half[0]
+    assert kept["id"] == "set/0"
+    mine = (out / "captions.rank0.jsonl").read_text().split("\n")
+    other = {"id": half[-1]["id"], "caption": "by another", "by": "another"}
+    mine[0] = json.dumps(kept | {"caption": "kept as it was"}) + "\n" + json.dumps(other)
+    (out / "captions.rank0.jsonl").write_text("\n".join(mine))
+    monkeypatch.delenv("DIES")
+    run_ranks(WORKER, words(model, data, out), 2)
+    assert captions(out) == captions(one) | {"set/0": "kept as it was"}
+    assert sorted(line["id"] for line in written(out) if line["by"] != "another") == sorted(captions(one))
+
+
+def test_answers_of_all_ranks_are_read_and_half_a_line_is_open(tmp_path):
+    with AnswerFile(tmp_path, "captions", 0, "me") as out:
+        out.write({"a": Answer("one\u2028line"), "b": Answer("", "heat")})
+    with AnswerFile(tmp_path, "captions", 1, "me") as out:
+        out.write({"b": Answer("later")})
+    with (tmp_path / "captions.rank1.jsonl").open("a") as out:
+        out.write('{"id": "c", "capt')
+    assert read_answers(tmp_path, "captions", "me") == {"a": Answer("one\u2028line"), "b": Answer("", "heat")}
+    assert read_answers(tmp_path, "captions", "other") == {}
+    with AnswerFile(tmp_path, "captions", 1, "me") as out:
+        out.write({"c": Answer("whole")})
+    assert read_answers(tmp_path, "captions", "me")["c"] == Answer("whole")
+    (tmp_path / "captions.rank2.jsonl").write_text("[1]\n")
+    with pytest.raises(UserError, match=r"rank2\.jsonl: line 1 is not an answer"):
+        read_answers(tmp_path, "captions", "me")
