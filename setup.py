@@ -43,6 +43,7 @@ EXTRAS = {
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
         "opencv-python-headless>=4.10",  # frames of videos as backgrounds
+        "websocket-client~=1.9",  # Chromium's DevTools, which the tests of pages talk to
     ],
 }
 
