@@ -134,7 +134,7 @@ def test_without_opencv_a_video_is_one_clear_line(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
-        (["absent.png", "old"], "absent.png: no such file or folder"),
+        (["absent.png", "old"], "absent.png: no such picture"),
         (["old"], "old: one path alone is a table"),
         (["old", "old/one.png"], "one is a folder and the other is not"),
         (["old", "empty"], "no picture of the same name is in both"),

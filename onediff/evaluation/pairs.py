@@ -32,7 +32,7 @@ def pairs_of(
     """The pairs that one or two paths name; frames of a video every `every` seconds. Raises UserError."""
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such picture, folder, table or video")
     if len(paths) == 1:
         suffix = paths[0].suffix.lower()
         if suffix in TABLES:
