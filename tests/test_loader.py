@@ -1,6 +1,7 @@
 """The loader: the same global batches at any number of ranks and workers, and on resuming anywhere."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from streams import global_batches, stream, write_set
 
 from onediff.data.loader import Loader, Share
@@ -88,6 +91,87 @@ def test_resuming_at_random_points_with_other_ranks(mixed, unbroken):
         assert end == unbroken[1][stop + steps]
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Shards of 1 to 997 samples, some bad, in a mix; and the first 140 global batches, with where each ends."""
+    folder = tmp_path_factory.mktemp("uneven")
+    folders = {
+        write_set(folder / "texts", [1, 997, 40, 3], "text", {5: "bad_json", 600: "bad_json"}): 3.0,
+        write_set(folder / "singles", [61, 2], "single", {60: "bad_picture"}): 1.0,
+    }
+    made = stream(folders, LANES, block=32)
+    position = Position.start(made, LANES, 32)
+    batches, positions = [], [position]
+    for _ in range(140):  # the texts' second epoch has begun, and the singles' fifth
+        (batch,), position = global_batches(made, LANES, position, 1, ranks=1, workers=0)
+        batches.append(batch)
+        positions.append(position)
+    assert made.epochs(0, position.draws[0])["texts"] < 1 < made.epochs(0, position.draws[0])["singles"]
+    return folders, batches, positions
+
+
+def resume_at_random(uneven, points: int, seed: int) -> None:
+    folders, batches, positions = uneven
+    made = stream(folders, LANES, block=32)
+    random = np.random.default_rng(seed)
+    for point in range(points):
+        stop, steps = int(random.integers(0, 135)), int(random.integers(1, 5))
+        ranks, workers = [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1), (4, 3), (8, 1), (8, 3), (8, 0)][(seed + point) % 9]
+        stored = json.loads(json.dumps(positions[stop].to_json()))
+        position = Position.from_json(stored, order_of(made, LANES, 32))
+        micro_batch = int(random.choice([size for size in (1, 2, 4, 8) if not LANES % (size * ranks)]))
+        found, end = global_batches(made, LANES, position, steps, ranks, workers, micro_batch)
+        assert found == batches[stop : stop + steps]
+        assert end == positions[stop + steps]
+
+
+def test_resuming_with_other_ranks_and_real_workers(uneven):
+    resume_at_random(uneven, 4, seed=0)
+
+
+@pytest.mark.long
+def test_resuming_at_fifty_points_with_other_ranks_and_real_workers(uneven):
+    resume_at_random(uneven, 50, seed=1)
+
+
+def an_epoch_of_one_rank(rank: int, world: int, folder, folders, results) -> None:
+    """Reads the steps of one epoch in lockstep with the other ranks, and reports what each lane gave."""
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
+    made = stream(folders, LANES)
+    loader = Loader(made, Share.of_rank(LANES, 1, rank, world), dict.fromkeys(range(LANES), 0), rank % 2, 2, 1.0)
+    batches = iter(loader)
+    lanes = {lane: [] for lane in loader.share.lanes}
+    longest = max(made.sources[0].lanes.length(lane) for lane in range(LANES))
+    for _ in range(longest):
+        for lane in loader.share.lanes:
+            lanes[lane] += [name for row in next(batches).info["ids"] for name in row]
+        together = torch.ones(1)
+        dist.all_reduce(together)  # as a training step does: a rank that ran dry would leave the others here
+        assert together.item() == world
+    results.put(lanes)
+    dist.destroy_process_group()
+
+
+def test_the_end_of_an_epoch_with_real_processes(tmp_path):
+    """101 samples in shards of 1 to 61 over four ranks of two lanes: none waits, none is lost, none comes twice."""
+    folders = {write_set(tmp_path / "texts", [1, 61, 3, 36]): 1.0}
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [context.Process(target=an_epoch_of_one_rank, args=(r, 4, tmp_path, folders, results)) for r in range(4)]
+    for rank in ranks:
+        rank.start()
+    try:
+        lanes = {lane: ids for _ in ranks for lane, ids in results.get(timeout=120).items()}
+    finally:
+        for rank in ranks:
+            rank.join(10)
+            rank.kill()
+    source = stream(folders, LANES).sources[0]
+    epoch = [name for lane, ids in lanes.items() for name in ids[: source.lanes.length(lane)]]
+    assert sorted(lanes) == list(range(LANES))
+    assert Counter(epoch) == Counter(f"texts/{i}" for i in range(101))
+
+
 def test_every_good_sample_once_an_epoch_and_no_bad_one(mixed, unbroken):
     """The third epoch of each source, read lane by lane, is complete."""
     made = stream(mixed, LANES)
@@ -112,9 +196,11 @@ def test_bad_samples_are_counted_by_kind_and_reported(mixed):
     batches = iter(loader)
     faults = [fault for _ in range(20) for fault in next(batches).info["skipped"]]
     assert set(loader.skipped) == {"bad_picture", "missing_half", "bad_json", "too_many_pixels"}
-    assert loader.skipped == Counter(kind for kind, _ in faults)
+    assert loader.skipped == Counter(fault.kind for fault in faults)
+    assert loader.skipped_in == Counter(fault.shard for fault in faults)
+    assert set(loader.skipped_in) >= {"pairs/part-001.tar", "singles/part-000.tar"}
     assert loader.read == 20 * LANES + len(faults)
-    assert any("part-001.tar sample 4" in where for kind, where in faults if kind == "bad_picture")
+    assert any(fault[:2] == ("bad_picture", "pairs/part-001.tar") and "sample 4:" in fault.what for fault in faults)
 
 
 def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path):
@@ -122,12 +208,27 @@ def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path):
     made = stream({folder: 1.0}, LANES)
     loader = Loader(made, Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), 0), 0, 2, 0.1)
     with pytest.raises(
-        UserError, match=r"samples are unreadable \(\d+ bad_json\), more than data.bad_share 0.1"
+        UserError,
+        match=r"unreadable \(\d+ bad_json; most of them: \d+ in texts/part-000.tar\), more than data.bad_share",
     ) as stop:
         for _, _batch in zip(range(200), loader, strict=False):
             pass
     assert "\n" not in str(stop.value)
     assert loader.read >= 100
+
+
+def test_the_log_of_bad_samples_is_bounded(tmp_path, caplog):
+    """Ten are named; of the others there is a line whenever their number has doubled."""
+    folder = write_set(tmp_path / "texts", [200], faults=dict.fromkeys(range(0, 200, 2), "bad_json"))
+    loader = Loader(
+        stream({folder: 1.0}, LANES), Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), 0), 0, 2, 1.0
+    )
+    for _, _batch in zip(range(60), loader, strict=False):
+        pass
+    lines = [record.getMessage() for record in caplog.records]
+    assert loader.skipped["bad_json"] > 320
+    assert sum("passed over" in line for line in lines) == 10
+    assert sum("most of them" in line for line in lines) == 4  # at 40, 80, 160 and 320
 
 
 @pytest.mark.parametrize("workers", [0, 2])

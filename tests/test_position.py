@@ -66,4 +66,15 @@ def test_what_would_change_the_order_is_refused(folders, change, message):
     with pytest.raises(UserError, match=message) as refused:
         Position.from_json(before, change(folders))
     assert "\n" not in str(refused.value)
-    assert len(str(refused.value)) < 300
+    assert len(str(refused.value)) < 400
+
+
+def test_another_order_is_taken_where_it_is_allowed(folders, caplog):
+    """As far in as before: the same draws, or all of them spread over the new lanes; each change is named."""
+    before = stored(folders) | {"draws": [5, 4, 4, 4]}
+    reseeded = order_of(stream(folders, 4, seed=1), 4, 8)
+    assert Position.from_json(before, reseeded, other_order=True) == Position(reseeded, (5, 4, 4, 4))
+    assert "data.seed changed since the checkpoint (0 → 1)" in caplog.text
+    wider = order_of(stream(dict([*folders.items()][:1]), 8), 8, 8)
+    assert Position.from_json(before, wider, other_order=True) == Position(wider, (3,) * 8)
+    assert "the list of data sets in the mix changed" in caplog.text

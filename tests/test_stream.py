@@ -1,6 +1,7 @@
 """The stream: a row is a function of lane and draw; shards written by others; damaged shards."""
 
 import io
+import os
 import subprocess
 import tarfile
 
@@ -12,8 +13,9 @@ from streams import add, members, row_maker, stream, write_set
 
 from onediff.data.cache import ShardCache
 from onediff.data.config import CacheConfig
+from onediff.data.index import BLOCK, read_index
 from onediff.data.manifest import build_manifest, write_manifest
-from onediff.data.sample import BadSample
+from onediff.data.sample import BadSample, parse_sample
 from onediff.data.stream import OPEN_SHARDS, Shards, Source
 from onediff.errors import UserError
 
@@ -153,6 +155,59 @@ def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
             intact += bool(match)
     assert skipped > 20
     assert intact > 200
+
+
+def mutated(whole: bytes, spans: list[tuple[int, int]], random: np.random.Generator) -> bytes:
+    """Flipped bytes, a cut, or two members (header and data, not the first and the last) that changed places."""
+    kind = random.integers(3)
+    if kind == 0:
+        damaged = bytearray(whole)
+        for at in random.integers(0, len(whole), random.integers(1, 20)):
+            damaged[at] = random.integers(0, 256)
+        return bytes(damaged)
+    if kind == 1:
+        return whole[: random.integers(0, len(whole))]
+    (a, b), (c, d) = sorted(spans[i] for i in random.choice(np.arange(1, len(spans) - 1), 2, replace=False))
+    return whole[:a] + whole[c:d] + whole[b:c] + whole[a:b] + whole[d:]
+
+
+def test_a_thousand_mutations_of_a_shard(tmp_path):
+    """Each sample is the good one of its place, or differs from it, or is passed over; none moves to another place.
+
+    With the index of the whole shard beside it, and for flipped bytes and cuts without it, too.
+    """
+    folder = write_set(tmp_path / "pairs", [5], "pair")
+    write_manifest(build_manifest(folder))
+    shard, index = folder / "part-000.tar", folder / "part-000.tar.index"
+    whole, stored = shard.read_bytes(), index.read_bytes()
+    source = Source.open("pairs", folder, 1, 0, 8)
+    good = [source.shards.read(0, number) for number in range(5)]
+    every = [member for span in read_index(shard) for member in span.members]
+    spans = [(member.offset - BLOCK, member.offset + -(-member.size // BLOCK) * BLOCK) for member in every]
+    maker, random = row_maker(), np.random.default_rng(0)
+    intact = passed_over = 0
+    for turn in range(1000):
+        damaged = mutated(whole, spans, random)
+        shard.write_bytes(damaged)
+        index.write_bytes(stored)
+        if turn % 2 and sorted(damaged) != sorted(whole):
+            index.unlink()
+        shards = Shards(folder, source.shards.shards, source.shards.cache)
+        for number in range(5):
+            try:
+                found = shards.read(0, number)
+                if found == good[number]:
+                    intact += 1
+                    continue
+                sample = parse_sample(found)
+                assert found not in good
+                if turn % 20 < 2:
+                    maker.row(sample, None, 0)
+            except BadSample:
+                passed_over += 1
+        os.close(shards._open[0][0])
+    assert intact > 1500
+    assert passed_over > 500
 
 
 def test_open_shards_are_bounded(tmp_path):

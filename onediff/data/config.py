@@ -88,6 +88,9 @@ class DataConfig(Section):
     """A longer sample loses the end of its answer, or is passed over; both are counted."""
     seed: int = 0
     """Order of samples, choice among captions."""
+    other_order: bool = False
+    """Lets a run resume though the global batch, the data sets, their weights or the seed changed, and with them the order
+    of samples: some of the current epoch then come twice or not at all."""
     block: int = Field(1024, gt=0)
     """Samples of a lane that are shuffled together."""
     workers: int = Field(2, ge=0)

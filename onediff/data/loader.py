@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from onediff.data.batch import Batch
 from onediff.data.rows import Row, collate
+from onediff.data.sample import Fault
 from onediff.data.stream import Stream
 from onediff.errors import UserError
 
 log = logging.getLogger(__name__)
 
 NAMED = 10
-"""Unreadable samples of each kind that a rank names in its log; the rest are only counted."""
+"""Unreadable samples of each kind that a rank names in its log; of the rest, a summary whenever their number doubled."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -69,9 +70,13 @@ class Loader:
         self.bad_share = bad_share
         self.read = 0
         self.skipped: Counter[str] = Counter()
+        """Unreadable samples by kind."""
+        self.skipped_in: Counter[str] = Counter()
+        """The same by shard."""
+        self._next_summary = 4 * NAMED
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields micro-batches for ever. `info` gains `skipped` (kinds) and leaves `draws` current.
+        """Yields micro-batches for ever. `draws`, `skipped` and `skipped_in` are current behind each.
 
         Raises UserError when too many samples are bad.
         """
@@ -99,19 +104,24 @@ class Loader:
             yield batch
 
     def _count(self, batch: Batch) -> None:
-        faults: list[tuple[str, str]] = batch.info["skipped"]
+        faults: list[Fault] = batch.info["skipped"]
         self.read += len(batch.info["ids"]) + len(faults)
-        for kind, where in faults:
-            self.skipped[kind] += 1
-            if self.skipped[kind] <= NAMED:
-                log.warning("unreadable sample, passed over (%s): %s", kind, where)
-        bad = self.skipped.total()
-        if self.read >= 100 and bad > self.bad_share * self.read:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())
-            raise UserError(
-                f"{bad} of {self.read} samples are unreadable ({kinds}), more than data.bad_share {self.bad_share:g}"
-                + (f"; the last one: {faults[-1][1]}" if faults else "")
-            )
+        for fault in faults:
+            self.skipped[fault.kind] += 1
+            self.skipped_in[fault.shard] += 1
+            if self.skipped[fault.kind] <= NAMED:
+                log.warning("unreadable sample, passed over (%s): %s %s", *fault)
+            if self.skipped.total() == self._next_summary:
+                self._next_summary *= 2
+                log.warning("%s", self._summary())
+        if self.read >= 100 and self.skipped.total() > self.bad_share * self.read:
+            last = f"; the last one: {faults[-1].shard} {faults[-1].what}" if faults else ""
+            raise UserError(f"{self._summary()}, more than data.bad_share {self.bad_share:g}{last}")
+
+    def _summary(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())
+        shards = ", ".join(f"{count} in {shard}" for shard, count in self.skipped_in.most_common(3))
+        return f"{self.skipped.total()} of {self.read} samples are unreadable ({kinds}; most of them: {shards})"
 
 
 class _Rows(IterableDataset[Any]):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
+
+log = logging.getLogger(__name__)
 
 CHANGES = {
     "lanes": "the global batch (and with it the number of lanes)",
@@ -44,18 +47,26 @@ class Position:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any], current: dict[str, Any]) -> Position:
+    def from_json(cls, stored: dict[str, Any], current: dict[str, Any], other_order: bool = False) -> Position:
         """The stored position, if its order is `current`.
 
-        Raises UserError naming what changed otherwise: the numbers would mean other samples.
+        Raises UserError naming what changed otherwise: the numbers would mean other samples. Where `other_order` allows
+        that, the new order goes on as far in as the old one came; with another number of lanes all stand equally far.
         """
+        draws = tuple(stored["draws"])
         for what, old, new in _compared(stored["order"], current):
-            if old != new:
+            if old == new:
+                continue
+            changed = f"{what} changed since the checkpoint ({old!r} → {new!r})"
+            if not other_order:
                 raise UserError(
-                    f"cannot resume in the data: {what} changed since the checkpoint ({old!r} → {new!r}); "
-                    "restore it, or start a new run"
+                    f"cannot resume in the data: {changed}; restore it, start a new run, or set data.other_order=true "
+                    "to go on though some samples of this epoch then come twice or not at all"
                 )
-        return cls(current, tuple(stored["draws"]))
+            log.warning("%s: some samples of this epoch come twice or not at all", changed)
+        if len(draws) != current["lanes"]:
+            draws = (-(-sum(draws) // current["lanes"]),) * current["lanes"]
+        return cls(current, draws)
 
 
 def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:
@@ -77,6 +88,8 @@ def _compared(stored: dict[str, Any], current: dict[str, Any]) -> Iterator[tuple
     """What the order depends on: in words, then as stored, then as it is now."""
     for key, what in CHANGES.items():
         yield what, stored[key], current[key]
+    if stored["names"] != current["names"]:
+        return
     for name, old, new in zip(current["names"], stored["sources"], current["sources"], strict=True):
         for key, what in SOURCE_CHANGES.items():
             yield what.format(name=name), old[key], new[key]

@@ -15,7 +15,7 @@ from onediff.data.config import DataConfig
 from onediff.data.lanes import mix64
 from onediff.data.pictures import decode
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
-from onediff.data.sample import BadSample, Sample
+from onediff.data.sample import BadSample, Fault, Sample
 from onediff.model.config import PictureConfig
 
 
@@ -37,8 +37,8 @@ class Row:
     was_cut: bool = False
     next_draw: int = 0
     """The lane's position behind this row."""
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Kind and description of the bad samples passed over on the way to this row."""
+    skipped: list[Fault] = field(default_factory=list)
+    """The bad samples passed over on the way to this row."""
 
 
 class RowMaker:

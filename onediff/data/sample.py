@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 KINDS = ("truncated", "no_json", "bad_json", "bad_schema", "no_caption", "missing_half", "no_picture", "bad_picture")
@@ -28,6 +28,16 @@ class BadSample(ValueError):
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.kind})"
+
+
+class Fault(NamedTuple):
+    """A sample that was passed over."""
+
+    kind: str
+    shard: str
+    """Data set and file name."""
+    what: str
+    """Place in the shard, and the reason."""
 
 
 @dataclass(frozen=True)

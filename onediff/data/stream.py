@@ -21,7 +21,7 @@ from onediff.data.lanes import Lanes, Place, mix64
 from onediff.data.manifest import Shard, read_manifest
 from onediff.data.mixing import Mix
 from onediff.data.rows import Row, RowMaker
-from onediff.data.sample import BadSample, Sample, parse_sample
+from onediff.data.sample import BadSample, Fault, Sample, parse_sample
 from onediff.errors import UserError
 
 OPEN_SHARDS = 64
@@ -127,7 +127,7 @@ class Stream:
 
         Raises UserError after `bad_in_a_row` bad samples in a row.
         """
-        skipped: list[tuple[str, str]] = []
+        skipped: list[Fault] = []
         while len(skipped) < self.bad_in_a_row:
             source_number, position = self.mix.at(lane, draw)
             draw += 1
@@ -136,13 +136,14 @@ class Stream:
             try:
                 row = self._made(source, source_number, lane, position, place)
             except BadSample as bad:
-                skipped.append((bad.kind, f"{source.shards.names[place.shard]} sample {place.sample}: {bad.reason}"))
+                shard = f"{source.name}/{source.shards.names[place.shard]}"
+                skipped.append(Fault(bad.kind, shard, f"sample {place.sample}: {bad.reason}"))
                 continue
             row.next_draw, row.skipped = draw, skipped
             return row
-        kind, where = skipped[-1]
+        last = skipped[-1]
         raise UserError(
-            f"{len(skipped)} unreadable samples in a row, the last one in {where} ({kind}); "
+            f"{len(skipped)} unreadable samples in a row, the last one in {last.shard} {last.what} ({last.kind}); "
             "run `onediff data check` on the data set, or raise data.bad_in_a_row"
         )
 

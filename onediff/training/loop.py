@@ -88,12 +88,12 @@ class PhaseLoop:
             background=save_in_background,
         )
 
-    def resume(self, checkpoint: Path) -> None:
+    def resume(self, checkpoint: Path, other_order: bool = False) -> None:
         """Goes back to `checkpoint`: weights, moments, random states, data. Raises UserError where it does not fit."""
         with together():
             must_keep_adapters(checkpoint, self.phase.lora, f"phases.{self.name}")
         extra = load_checkpoint(self.engine.engine, checkpoint)
-        self.position = Position.from_json(extra["position"], self.position.order)
+        self.position = Position.from_json(extra["position"], self.position.order, other_order)
         self.step = extra["step"]
         self.skipped = extra["skipped"]
         self.pace.before.update(extra.get("skipped_by_kind", {}))

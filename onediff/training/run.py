@@ -153,7 +153,7 @@ def run_phase(
     # Dropout differs between ranks; a checkpoint brings its own random states.
     torch.manual_seed(config.training.seed + 1000 * dp_rank)
     if checkpoint is not None:
-        loop.resume(checkpoint)
+        loop.resume(checkpoint, config.data.other_order)
         log.info("phase %s goes on from step %d", name, loop.step)
     if rank == 0:
         before = previous(config, name)
