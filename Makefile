@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/onediff demo
 
 test: install debian lint
-	$(BIN)/python -m pytest --reruns 1
+	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 1
 
 test-long: install debian
 	$(BIN)/python -m pytest -m long

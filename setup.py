@@ -33,6 +33,7 @@ EXTRAS = {
     "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
     "dev": [
         "pytest~=9.2",
+        "pytest-xdist~=3.8",  # two test modules at a time: the daemons of one wait while the other computes
         "pytest-rerunfailures~=16.7",  # one more try where real daemons missed a time limit on a busy machine
         "hypothesis~=6.170",  # property-based tests of the data order
         "ruff~=0.17.6",
