@@ -5,6 +5,7 @@
 A step is a matrix product on one thread. Steps with and without tracking alternate, so that what else the machine does
 falls on both; the ratio is of their medians. The target is at most 1.02. The call itself is timed as well: on a busy
 machine the ratio swings by some per cent, and the call does not.
+`lost` counts the points that are missing after `onediff track sync`. One server is real and is stopped for 30 s in between.
 The long run logs 200,000 points: time per step, size of the journal, memory, and the time to send it to an embedded store.
 """
 
@@ -16,16 +17,24 @@ import json
 import os
 import platform
 import resource
+import signal
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
+from urllib.request import urlopen
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from mlflow import MlflowClient
 
 from onediff.cli.track import sync
 from onediff.tracking.config import TrackingConfig
@@ -65,15 +74,70 @@ class BadServer:
         self.server.server_close()
 
 
-def paired(folder: Path, uri: str, steps: int, size: int) -> dict[str, float]:
-    """Median milliseconds of a step with and without tracking, and their ratio."""
+class StoppedServer:
+    """A real `mlflow server` that goes away for `seconds` once `stop_for` is called."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = listener.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        folder.mkdir()
+        self.start()
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        words += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
+        words += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                with urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"the MLflow server does not start; see {self.folder}/log") from None
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Ends it with its workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop_for(self, seconds: float) -> None:
+        """Ends it and starts it again after `seconds`."""
+        self.stop()
+        time.sleep(seconds)
+        self.start()
+
+
+def lost(folder: Path, points: int) -> int:
+    """Points of a metric that are missing in MLflow after `onediff track sync`, here to a store of its own."""
+    uri = f"sqlite:///{folder}/after-sync.db"
+    sync(folder, uri)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("benchmark")
+    (phase,) = client.search_runs([experiment.experiment_id], "tags.onediff.kind = 'phase'")
+    return points - len(client.get_metric_history(phase.info.run_id, "loss"))
+
+
+def paired(
+    folder: Path, uri: str, steps: int, size: int, goes_on: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
+    """Median milliseconds of a step with and without tracking, and their ratio; longer as long as `goes_on`."""
     config = TrackingConfig(uri=uri, request_seconds=15, finish_seconds=0, experiment="benchmark")
     tracker = Tracker.open(folder, config)
     phase = tracker.phase("one")
     work = np.random.default_rng(0).random((size, size), dtype=np.float32)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     calls: list[float] = []
-    for step in range(2 * steps):
+    step = -1
+    while (step := step + 1) < 2 * steps or goes_on():
         tracked = step % 2 == 0
         began = time.perf_counter()
         figure = float((work @ work)[0, 0])
@@ -92,6 +156,8 @@ def paired(folder: Path, uri: str, steps: int, size: int) -> dict[str, float]:
         "log_call_ms": 1e3 * statistics.median(calls),
         "log_call_share": statistics.median(calls) / off,
         "peak_mib": peak,
+        "points": float(len(calls)),
+        "lost": float(lost(folder, len(calls))),
     }
 
 
@@ -128,7 +194,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=200_000, help="metric points of the long run")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
-    found: dict[str, object] = {"machine": platform.platform(), "processors": os.cpu_count()}
+    found: dict[str, object] = {
+        "machine": platform.platform(),
+        "processors": os.cpu_count(),
+        "versions": {name: metadata.version(name) for name in ("mlflow", "numpy")} | {"python": sys.version.split()[0]},
+        "load_at_start": os.getloadavg()[0],
+    }
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         failing, hanging = BadServer(0), BadServer(10)
@@ -144,6 +215,14 @@ def main() -> None:
             print(f"{name:<16}" + "  ".join(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
         failing.stop()
         hanging.stop()
+        server = StoppedServer(place / "server")
+        away = threading.Thread(target=server.stop_for, args=[30.0])
+        away.start()
+        figures = paired(place / "stopped-30-s", server.uri, args.steps, args.size, away.is_alive)
+        away.join()
+        server.stop()
+        found["stopped for 30 s"] = figures
+        print("stopped for 30 s" + "  ".join(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
         figures = long_run(place / "long", args.points)
         found["long run"] = figures
         print("long run        " + "  ".join(f"{key} {value:.1f}" for key, value in figures.items()))
