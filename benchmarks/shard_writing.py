@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -228,7 +229,16 @@ def report(args: argparse.Namespace, megabytes: float, turns: list[dict[str, tup
             f"{row['of_limit']:.2f} of {row['limit']} ({low:.2f} to {high:.2f})"
         )
     if args.json:
-        args.json.write_text(json.dumps({"pairs": args.pairs, "megabytes": megabytes, "rows": rows}, indent=2) + "\n")
+        tar = subprocess.run(["tar", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        packages = ("pillow", "numpy", "webdataset")
+        machine = {
+            "machine": platform.platform(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "versions": {"python": platform.python_version(), "tar": tar, **{p: metadata.version(p) for p in packages}},
+        }
+        found = {**machine, "pairs": args.pairs, "megabytes": megabytes, "repeats": len(turns), "rows": rows}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -210,6 +210,21 @@ def test_stats_count_what_was_written(folder: Path, tmp_path: Path, capsys: pyte
     assert train["bad"] == {"no_caption": 1}
 
 
+def test_a_page_shows_samples_with_their_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(folder / "train/d-train-000000.tar", FAULTS["no_caption"][0])
+    words = ["data", "stats", str(folder), "--processes", "1", "--samples", "6", "--html", str(tmp_path / "look.html")]
+    assert main(words) == 0
+    page = (tmp_path / "look.html").read_text()
+    splits = page.split("<h2>")[1:]
+    assert [(part[:5], part.count("<figure>")) for part in splits] == [("test<", 2), ("train", 6)]
+    assert page.count('src="data:image/jpeg;base64,') >= 2 * 7 and 'src="http' not in page
+    assert "words_per_caption: min 1" in page
+    assert main([*words[:-4], "--samples", "0"]) == 2
+    assert "--samples 0: must be at least 1" in capsys.readouterr().err
+
+
 def test_tars_of_another_tool_get_an_index_and_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set/train").mkdir(parents=True)
     with tarfile.open(tmp_path / "set/train/a.tar", "w") as tar:

@@ -1,12 +1,13 @@
 """The delta module's heat map: the weights of plain attention, and the module is left as it was."""
 
+import numpy as np
 import pytest
 import torch
 from models import batch, tiny_model
 from test_delta import HEADS, TOKENS, WIDTH, levels, module  # noqa: F401
 
 from onediff.model.delta import place_embedding, spread
-from onediff.model.heatmap import cross_attention_weights, heat_maps
+from onediff.model.heatmap import cross_attention_weights, drawn_over, heat_maps
 
 
 @torch.no_grad()
@@ -41,3 +42,11 @@ def test_a_map_shares_all_attention_among_the_places_of_both_pictures():
     assert maps.shape == (2, 2, 2, 2)
     assert maps.sum(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
     assert not maps[0].equal(maps[1])
+
+
+def test_a_picture_turns_red_where_it_is_looked_at():
+    picture = np.full((40, 60, 3), 100, np.uint8)
+    drawn = drawn_over(picture, np.array([[0.0, 0.0], [0.0, 0.5]]), hottest=0.5)
+    assert drawn.shape == picture.shape and drawn[0, 0].tolist() == [100, 100, 100]
+    red, green, blue = drawn[-1, -1].tolist()
+    assert red > 200 and green < 60 and blue < 60

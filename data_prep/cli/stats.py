@@ -1,4 +1,8 @@
-"""Say what is in a data set: counts, sizes of pictures, lengths of captions, kinds of change."""
+"""Say what is in a data set: counts, sizes of pictures, lengths of captions, kinds of change.
+
+onediff data stats data/mine
+onediff data stats data/mine --html look.html        the same, and samples with their pictures
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,33 @@ import argparse
 import json
 from pathlib import Path
 
+from data_prep.gallery import write_gallery
 from data_prep.shards import data_sets
 from data_prep.stats import data_set_stats, show_stats
+from onediff.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or the folder of its splits")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the statistics as JSON")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write them as a page with samples and their pictures"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=40, metavar="N", help="samples of each split there (default: 40)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    found = data_set_stats(data_sets(args.folder), args.processes)
+    if args.samples < 1:
+        raise UserError(f"--samples {args.samples}: must be at least 1")
+    manifests = data_sets(args.folder)
+    found = data_set_stats(manifests, args.processes)
     print(show_stats(found))
     if args.json:
         fields = {split: stats.fields() for split, stats in found.items()}
         args.json.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+    if args.html:
+        write_gallery(args.html, manifests, found, args.samples)
+        print(f"{args.html}: a page to look at")

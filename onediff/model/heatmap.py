@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from onediff.model.delta import DeltaModule, place_embedding, spread
@@ -42,8 +44,11 @@ def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs_
     for number, layer in enumerate(layers):
         for name in ("query", "key"):
 
-            def listen(_: Any, __: Any, made: Tensor, number: int = number, name: str = name) -> None:
-                heard[number][name] = made
+            def listen(
+                _: Any, __: Any, made: Tensor, number: int = number, name: str = name, layer: Any = layer
+            ) -> None:
+                # Under ZeRO-3 parameters are whole only while the module that owns them runs.
+                heard[number] |= {name: made, "places": delta.places + 0, "role_keys": layer.role_keys + 0}
 
             hooks.append(getattr(layer.cross_attention, name).register_forward_hook(listen))
     try:
@@ -51,13 +56,22 @@ def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs_
     finally:
         for hook in hooks:
             hook.remove()
-    tokens, width = levels_PNV[0].shape[1], delta.tokens.shape[1]
+    tokens, width = levels_PNV[0].shape[1], heard[0]["query"].shape[-1]
     places_NW = place_embedding(spread(tokens), width, delta.heads).to(levels_PNV[0])
     found = []
-    for layer, projected in zip(layers, heard, strict=True):
-        query_BQW = projected["query"] + delta.places
-        key_B2NW = (projected["key"] + places_NW)[pairs_B2] + layer.role_keys[:, None]
+    for projected in heard:
+        query_BQW = projected["query"] + projected["places"]
+        key_B2NW = (projected["key"] + places_NW)[pairs_B2] + projected["role_keys"][:, None]
         q = query_BQW.float().unflatten(-1, (delta.heads, -1)).transpose(1, 2)  # [B, H, Q, D]
         k = key_B2NW.float().flatten(1, 2).unflatten(-1, (delta.heads, -1)).permute(0, 2, 3, 1)  # [B, H, D, 2N]
         found.append((q @ k / q.shape[-1] ** 0.5).softmax(-1).unflatten(-1, (2, tokens)))
     return found
+
+
+def drawn_over(picture: np.ndarray, heat: np.ndarray, hottest: float) -> np.ndarray:
+    """`picture`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red; `hottest` is full red."""
+    shares = np.clip(heat / max(hottest, 1e-12), 0, 1).astype(np.float32)
+    height, width = picture.shape[:2]
+    red = np.asarray(Image.fromarray(shares).resize((width, height), Image.Resampling.BILINEAR))[..., None]
+    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    return ((1 - 0.7 * red) * grey + 0.7 * red * np.array([255, 30, 0])).astype(np.uint8)

@@ -16,6 +16,7 @@ from onediff.config.compose import load_run, write_run
 from onediff.config.tree import RunConfig
 from onediff.data.loader import Loader, Share
 from onediff.errors import UserError
+from onediff.model import attention
 from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
@@ -215,6 +216,7 @@ def open_tracker(config: RunConfig, folder: RunFolder, topology: Topology, hosts
         "world_size": topology.ranks.world,
         "data_parallel": topology.dp_size,
         "tensor_parallel": topology.tp_size,
+        "attention": attention.in_use(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     return Tracker.open(

@@ -10,10 +10,11 @@ import numpy as np
 from onediff.config.tree import RunConfig
 from onediff.data.heldout import HeldOut
 from onediff.data.pictures import decode
-from onediff.data.rows import RowMaker
+from onediff.data.rows import RowMaker, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.model.answer import answer
+from onediff.model.heatmap import drawn_over, heat_maps
 from onediff.training.engine import Engine
 
 
@@ -41,22 +42,31 @@ class Samples:
                 self.rows.append(maker.prompt([before, after], None))
 
     def table(self, engine: Engine) -> list[dict[str, Any]]:
-        """One row a pair: before and after `[height, width, 3]`, reference, prediction. Collective under ZeRO-3: every
-        rank answers the same prompts, so all of them run the same layers."""
+        """One row a pair: before and after `[height, width, 3]`, reference, prediction, and where the delta module looks.
+
+        Collective under ZeRO-3: every rank answers the same prompts, so all of them run the same layers.
+        """
         if not self.rows:
             return []
         engine.model.eval()
         predictions = answer(engine.model, self.tokenizer, self.rows, engine.device, max_new_tokens=self.max_new_tokens)
+        prompts = collate(self.rows, pad_left=True).to(engine.device)
+        maps = heat_maps(engine.model, prompts.pictures, prompts.pairs).float().cpu().numpy()
         engine.model.train()
-        return [
-            {
-                "before": before.transpose(1, 2, 0),
-                "after": after.transpose(1, 2, 0),
-                "reference": reference,
-                "prediction": prediction,
-            }
-            for (before, after), reference, prediction in zip(self.pairs, self.references, predictions, strict=True)
-        ]
+        table = []
+        for pair, reference, prediction, heats in zip(self.pairs, self.references, predictions, maps, strict=True):
+            before, after = (picture.transpose(1, 2, 0) for picture in pair)
+            table.append(
+                {
+                    "before": before,
+                    "after": after,
+                    "reference": reference,
+                    "prediction": prediction,
+                    "attention on before": drawn_over(before, heats[0], heats.max()),
+                    "attention on after": drawn_over(after, heats[1], heats.max()),
+                }
+            )
+        return table
 
 
 def _with_pairs(config: RunConfig) -> HeldOut | None:
