@@ -185,7 +185,7 @@ def batch_of(config: Any, shape: Any, picture_tokens: int) -> Any:
         segment_ids=None,
         pictures=torch.zeros(shape.pictures, 3, size, size, dtype=torch.uint8),
         picture_places=seats[:, : 2 * picture_tokens].flatten(),
-        pairs=torch.arange(shape.pictures).view(-1, 2),
+        pairs=shape.pictures // 2,
         delta_places=seats[:, 2 * picture_tokens : 2 * picture_tokens + deltas].flatten(),
         target_places=seats[:, -targets - 1 : -1].flatten(),
         target_ids=torch.ones(shape.targets, dtype=torch.int64),

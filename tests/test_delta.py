@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from live_tensors import LiveTensors
 
 from onediff.model.config import DeltaConfig
 from onediff.model.delta import DeltaModule, place_embedding, spread
@@ -53,19 +54,24 @@ def naive(module, levels, before: int, after: int) -> torch.Tensor:
     return x
 
 
-@torch.no_grad()
 def test_equals_the_plain_version(module):
-    pairs = torch.tensor([[0, 1], [2, 0], [1, 1]])
-    made = module(levels(), pairs)
-    assert made.shape == (3, 5, WIDTH)
-    for found, (before, after) in zip(made, pairs.tolist(), strict=True):
-        torch.testing.assert_close(found, naive(module, levels(), before, after), rtol=1e-4, atol=1e-5)
+    """Output and gradients; a picture that is in no pair, the last one, changes nothing."""
+    given = [level.requires_grad_() for level in levels(5)]
+    made = module(given, 2)
+    assert made.shape == (2, 5, WIDTH)
+    expected = torch.stack([naive(module, given, 0, 1), naive(module, given, 2, 3)])
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+    wanted = [*given, *module.parameters()]
+    weight = torch.randn(made.shape)
+    ours, theirs = (torch.autograd.grad((result * weight).sum(), wanted) for result in (made, expected))
+    for found, plain in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
 def test_before_and_after_play_different_roles(module):
-    forth, back = module(levels(), torch.tensor([[0, 1], [1, 0]]))
-    assert not torch.allclose(forth, back, atol=1e-3)
+    forth, back = levels(2), [level.flip(0) for level in levels(2)]
+    assert not torch.allclose(module(forth, 1), module(back, 1), atol=1e-3)
 
 
 @torch.no_grad()
@@ -74,8 +80,21 @@ def test_before_and_after_play_different_roles(module):
 def test_every_level_of_both_images_is_read(module, level, picture):
     changed = levels()
     changed[level][picture] *= -1
-    pairs = torch.tensor([[0, 1]])
-    assert not torch.allclose(module(changed, pairs), module(levels(), pairs), atol=1e-4)
+    assert not torch.allclose(module(changed, 1), module(levels(), 1), atol=1e-4)
+
+
+def test_keys_and_values_of_a_layer_are_kept_once():
+    """For the backward pass: two numbers a channel and token in each layer, and the normed levels."""
+    pairs, tokens, layers, width, vision = 2, 300, 4, 32, 24
+    config = DeltaConfig(tokens=3, layers=layers, width=width, heads=2, intermediate=8)
+    module = DeltaModule(config, vision, levels=2)
+    given = [torch.randn(2 * pairs, tokens, vision) for _ in range(2)]
+    with LiveTensors() as live:
+        made = module(given, pairs)
+    grown = 2 * pairs * tokens
+    large = sum(size // 4 for size in live.sizes if size // 4 >= grown * vision)
+    assert large == grown * (layers * 2 * width + 2 * 2 * vision)  # levels before and after their norm
+    made.sum().backward()
 
 
 def test_layers_share_levels_from_shallow_to_deep():
@@ -87,9 +106,8 @@ def test_layers_share_levels_from_shallow_to_deep():
 def test_dropout_acts_in_training_only():
     config = DeltaConfig(tokens=4, layers=1, width=WIDTH, heads=HEADS, intermediate=8, dropout=0.5)
     made = DeltaModule(config, VISION, levels=3)
-    pairs = torch.tensor([[0, 1]])
-    assert not made.train()(levels(), pairs).equal(made(levels(), pairs))
-    assert made.eval()(levels(), pairs).equal(made(levels(), pairs))
+    assert not made.train()(levels(), 1).equal(made(levels(), 1))
+    assert made.eval()(levels(), 1).equal(made(levels(), 1))
 
 
 @pytest.mark.parametrize("points", [1, 2, 9, 16, 20, 64])

@@ -11,6 +11,7 @@ from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, row_maker, tokenizer
 
 from onediff.data.prompts import DELTA, PICTURE
 from onediff.data.rows import collate
+from onediff.data.segments import Segments
 from onediff.model.answer import answer
 from onediff.model.build import architecture_only
 from onediff.model.onediff import PARTS, OneDiffModel, attention_mask
@@ -27,7 +28,7 @@ def naive_embeddings(model, row):
     pictures = model.projector.picture_out(F.gelu(model.projector.picture_in(output))).flatten(0, 1)
     deltas = torch.zeros(0)
     if row.is_pair:
-        deltas = model.delta(levels, torch.tensor([[0, 1]]))
+        deltas = model.delta(levels, 1)
         deltas = model.projector.delta_out(F.gelu(model.projector.delta_in(deltas)))[0]
     words = model.language.get_input_embeddings()
     taken = {PICTURE: iter(pictures), DELTA: iter(deltas)}
@@ -73,7 +74,7 @@ def test_a_batch_of_all_kinds_equals_its_rows_alone(model):
 @torch.no_grad()
 def test_before_and_after_are_told_apart(model):
     made = batch("pair")
-    swapped = replace(made, pairs=made.pairs.flip(1))
+    swapped = replace(made, pictures=made.pictures.flip(0))
     picture_free = made.target_places > made.delta_places.max()
     assert not torch.allclose(model(made)[picture_free], model(swapped)[picture_free])
 
@@ -142,11 +143,11 @@ def test_two_samples_packed_in_a_row_equal_two_rows(model):
         long,
         token_ids=torch.cat([first.token_ids, second.token_ids])[None],
         position_ids=torch.cat([torch.arange(count) for count in counts])[None],
-        segment_ids=torch.tensor([[1] * counts[0] + [2] * counts[1]]),
+        segments=Segments.of(counts),
         target_places=targets - 1,
     )
     torch.testing.assert_close(model(packed), model(long), rtol=1e-5, atol=1e-5)
-    as_one = replace(packed, segment_ids=torch.ones_like(packed.token_ids))
+    as_one = replace(packed, segments=None)
     assert not torch.allclose(model(as_one), model(long), atol=1e-2)
 
 

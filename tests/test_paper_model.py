@@ -65,10 +65,10 @@ def pair_batch() -> Batch:
     return Batch(
         token_ids=torch.zeros(1, length, dtype=torch.int64),
         position_ids=numbers[None],
-        segment_ids=torch.ones(1, length, dtype=torch.int64),
+        segment_ids=None,
         pictures=torch.zeros(2, 3, 336, 336, dtype=torch.uint8),
         picture_places=numbers[: 2 * PICTURE_TOKENS],
-        pairs=torch.tensor([[0, 1]]),
+        pairs=1,
         delta_places=numbers[2 * PICTURE_TOKENS : 2 * PICTURE_TOKENS + DELTA_TOKENS],
         target_places=numbers[-10:-1],
         target_ids=torch.zeros(9, dtype=torch.int64),

@@ -33,7 +33,7 @@ def meta_batch(config: ModelConfig, shape: Shape) -> Batch:
         segment_ids=None,
         pictures=torch.zeros(shape.pictures, 3, sizes.picture, sizes.picture, dtype=torch.uint8, device="meta"),
         picture_places=torch.zeros(shape.pictures * sizes.picture_tokens, dtype=torch.int64, device="meta"),
-        pairs=torch.zeros(shape.pairs, 2, dtype=torch.int64, device="meta"),
+        pairs=shape.pairs,
         delta_places=torch.zeros(shape.pairs * sizes.delta.tokens, dtype=torch.int64, device="meta"),
         target_places=torch.zeros(shape.targets, dtype=torch.int64, device="meta"),
         target_ids=torch.zeros(shape.targets, dtype=torch.int64, device="meta"),

@@ -100,8 +100,11 @@ def test_a_batch_of_all_kinds():
     length = max(len(row.token_ids) for row in rows)
     assert batch.token_ids.shape == batch.position_ids.shape == (4, length)
     assert batch.token_ids.min() == 0
-    assert batch.pairs.tolist() == [[1, 2], [3, 4]]
-    assert batch.pictures.equal(torch.cat([row.pictures for row in rows]))
+    # Before and after of the pairs come first.
+    assert batch.pairs == 2
+    in_order = [1, 3, 0, 2]
+    assert batch.pictures.equal(torch.cat([rows[number].pictures for number in in_order]))
+    assert (batch.picture_places // length)[::PICTURE_TOKENS].tolist() == [1, 1, 3, 3, 0]
     assert len(batch.picture_places) == 5 * PICTURE_TOKENS
     assert len(batch.delta_places) == 2 * DELTA_TOKENS
     flat = torch.full((4, length), 0)
@@ -114,13 +117,13 @@ def test_a_batch_of_all_kinds():
     assert flat.flatten()[batch.target_places + 1].equal(batch.target_ids)
     assert batch.target_sources.tolist() == [n for n, row in enumerate(rows) for _ in range(int(row.is_target.sum()))]
     assert batch.info["tokens"] == sum(len(row.token_ids) for row in rows)
-    assert batch.segment_ids is None
+    assert batch.segment_ids is None and batch.segments is None
 
 
 def test_a_batch_of_texts_has_no_picture():
     batch = collate([row_maker().row(sample("text", n), None, 0) for n in range(2)])
     assert batch.pictures.shape == (0, 3, SIZE, SIZE)
-    assert batch.pairs.shape == (0, 2)
+    assert batch.pairs == 0
     assert not len(batch.picture_places) and not len(batch.delta_places)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onediff.data.segments import Segments
+
 
 @dataclass
 class Batch:
@@ -24,11 +26,11 @@ class Batch:
     segment_ids: Tensor | None
     """`[rows, tokens]` int64, 0 for padding, 1… for the samples of a packed row; None where no row holds two samples."""
     pictures: Tensor
-    """`[pictures, 3, size, size]` uint8, in the order of their places."""
+    """`[pictures, 3, size, size]` uint8, in the order of their places; before and after of every pair come first."""
     picture_places: Tensor
     """`[pictures · picture tokens]` int64."""
-    pairs: Tensor
-    """`[pairs, 2]` int64: indexes of before and after among `pictures`."""
+    pairs: int
+    """Pairs: pictures 2b and 2b + 1 are before and after of pair b."""
     delta_places: Tensor
     """`[pairs · delta tokens]` int64."""
     target_places: Tensor
@@ -37,6 +39,8 @@ class Batch:
     """`[targets]` int64."""
     target_sources: Tensor
     """`[targets]` int64: index of the source that a target comes from, for the loss per source."""
+    segments: Segments | None = None
+    """Where the samples lie in packed rows; None where each row holds one."""
     info: dict[str, Any] = field(default_factory=dict)
     """Not for the model: sample ids, counts, the stream's position behind this batch."""
 
@@ -45,6 +49,8 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
+        if self.segments is not None:
+            moved["segments"] = self.segments.to(device)
         return replace(self, **moved)
 
     @property

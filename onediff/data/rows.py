@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from onediff.data.lanes import mix64
 from onediff.data.pictures import decode
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.sample import BadSample, Fault, Sample
+from onediff.data.segments import Segments
 from onediff.model.config import PictureConfig
 
 
@@ -127,46 +128,69 @@ def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
 def collate(rows: list[Row], pad_left: bool = False) -> Batch:
     """Rows of one sample each, padded to the longest; on the left for generation, where `segment_ids` mark the padding."""
     length = max(len(row.token_ids) for row in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.int64)
-    targets = torch.zeros(len(rows), length, dtype=torch.bool)
-    positions = torch.arange(length).repeat(len(rows), 1)
-    segments = torch.zeros_like(ids) if pad_left else None
-    pictures: list[Tensor] = []
-    pairs: list[list[int]] = []
+    batch = _laid_out([[row] for row in rows], length, pad_left)
+    return batch if pad_left else replace(batch, segments=None, segment_ids=None)
+
+
+def collate_packed(rows: list[list[Row]], tokens: int) -> Batch:
+    """Rows of several samples each, `tokens` long, with attention confined to each sample."""
+    return _laid_out(rows, tokens, pad_left=False)
+
+
+def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
+    """Samples end to end in their rows; what is left of a row is padding, a segment by itself."""
+    shape = (len(rows), length)
+    ids, positions, segments = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+    targets = torch.zeros(shape, dtype=torch.bool)
+    sources = torch.zeros(shape, dtype=torch.int64)
+    lengths: list[int] = []
+    samples: list[tuple[int, Row]] = []  # and where they start, counted through all rows
     for number, row in enumerate(rows):
-        start = length - len(row.token_ids) if pad_left else 0
-        here = slice(start, start + len(row.token_ids))
-        ids[number, here] = row.token_ids
-        targets[number, here] = row.is_target
-        if segments is not None:
-            segments[number, here] = 1
-            positions[number] = (positions[number] - start).clamp(min=0)
-        if row.is_pair:
-            pairs.append([len(pictures), len(pictures) + 1])
-        pictures += list(row.pictures)
-    flat = ids.flatten()
-    target_places = targets.flatten().nonzero().flatten()
-    sources = torch.tensor([row.source for row in rows])
+        padding = length - sum(len(sample.token_ids) for sample in row)
+        assert padding >= 0, f"{length - padding} tokens in a row of {length}"
+        start = padding if pad_left else 0
+        for place, sample in enumerate(row):
+            here = slice(start, start + len(sample.token_ids))
+            ids[number, here] = sample.token_ids
+            targets[number, here] = sample.is_target
+            positions[number, here] = torch.arange(len(sample.token_ids))
+            segments[number, here] = place + 1
+            sources[number, here] = sample.source
+            samples.append((number * length + start, sample))
+            lengths.append(len(sample.token_ids))
+            start = here.stop
+        if padding:
+            lengths.append(padding)
+            if not pad_left:
+                positions[number, start:] = torch.arange(padding)
+    # Paired pictures first, so that before and after of pair b are pictures 2b and 2b + 1.
+    in_order = sorted(samples, key=lambda found: not found[1].is_pair)
+    flat, target_places = ids.flatten(), targets.flatten().nonzero().flatten()
     return Batch(
         token_ids=ids.clamp(min=0),
         position_ids=positions,
         segment_ids=segments,
-        pictures=torch.stack(pictures) if pictures else rows[0].pictures,
-        picture_places=(flat == PICTURE).nonzero().flatten(),
-        pairs=torch.tensor(pairs, dtype=torch.int64).view(-1, 2),
+        pictures=torch.cat([sample.pictures for _, sample in in_order]),
+        picture_places=torch.cat(
+            [start + (sample.token_ids == PICTURE).nonzero().flatten() for start, sample in in_order]
+        ),
+        pairs=sum(sample.is_pair for _, sample in samples),
         delta_places=(flat == DELTA).nonzero().flatten(),
         # The hidden state in front of a target predicts it.
         target_places=target_places - 1,
         target_ids=flat[target_places],
-        target_sources=sources[target_places // length],
+        target_sources=sources.flatten()[target_places],
+        segments=Segments.of(lengths),
         info=_info(rows),
     )
 
 
-def _info(rows: list[Row]) -> dict[str, Any]:
+def _info(rows: list[list[Row]]) -> dict[str, Any]:
+    samples = [sample for row in rows for sample in row]
     return {
-        "ids": [row.ids for row in rows],
-        "tokens": sum(len(row.token_ids) for row in rows),
-        "cut": sum(row.was_cut for row in rows),
-        "skipped": [fault for row in rows for fault in row.skipped],
+        "ids": [tuple(id for sample in row for id in sample.ids) for row in rows],
+        "samples": len(samples),
+        "tokens": sum(len(sample.token_ids) for sample in samples),
+        "cut": sum(sample.was_cut for sample in samples),
+        "skipped": [fault for sample in samples for fault in sample.skipped],
     }

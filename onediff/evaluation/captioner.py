@@ -80,8 +80,7 @@ class Captioner:
     def heat_maps(self, rows: list[Row]) -> np.ndarray:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""
         pictures = torch.cat([row.pictures for row in rows]).to(self.device)
-        pairs = torch.arange(2 * len(rows), device=self.device).view(-1, 2)
-        return heat_maps(self.model, pictures, pairs).cpu().numpy()
+        return heat_maps(self.model, pictures, len(rows)).cpu().numpy()
 
     def attention(self, before: Picture, after: Picture) -> np.ndarray:
         """`[2, side, side]`: the heat map of one pair, see `heat_maps`."""

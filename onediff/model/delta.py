@@ -1,7 +1,8 @@
 """The Visual Delta Module: learned tokens that look at both images at several depths (paper, section 3.2).
 
 Shape letters: B pairs, P pictures, N tokens of a picture, Q delta tokens, V tower width, W module width, H heads,
-D head size.
+D head size. Pictures 2b and 2b + 1 are before and after of pair b: their tokens lie side by side, so that the keys of a
+pair are a view of what was projected once a picture, not a copy.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onediff.data.segments import Segments
+from onediff.model.attention import attention
 from onediff.model.config import DeltaConfig
+from onediff.model.recompute import made_again
 
 PEAK = 2.0
 """Amplitude of the place embeddings: with it a token begins by looking at its own neighbourhood almost alone."""
@@ -38,9 +42,12 @@ class Attention(nn.Module):
         `places_QW` is added to the projected queries: where in the pictures each of them looks.
         """
         query_BQW = self.query(x_BQW) if places_QW is None else self.query(x_BQW) + places_QW
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query_BQW, key_BKW, value_BKW))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.norm(x_BQW + self.dropout(self.output(mixed)))
+        pairs, queries, keys = len(x_BQW), x_BQW.shape[1], key_BKW.shape[1]
+        at_q, at_k = (Segments.even(pairs, tokens, x_BQW.device) for tokens in (queries, keys))
+        q, k, v = (t.flatten(0, 1).unflatten(-1, (self.heads, -1)) for t in (query_BQW, key_BKW, value_BKW))
+        places = (at_q.cu_seqlens, at_k.cu_seqlens, queries, keys)
+        mixed = attention(q, k, v, *places, lengths_q=at_q.lengths, lengths_k=at_k.lengths)
+        return self.norm(x_BQW + self.dropout(self.output(mixed.flatten(1).unflatten(0, (pairs, -1)))))
 
 
 class DeltaLayer(nn.Module):
@@ -57,20 +64,21 @@ class DeltaLayer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x_BQW: Tensor, level_PNV: Tensor, pairs_B2: Tensor, places_QW: Tensor, places_NW: Tensor
-    ) -> Tensor:
+    def forward(self, x_BQW: Tensor, level_B2NV: Tensor, places_QW: Tensor, places_NW: Tensor) -> Tensor:
         """One layer.
 
-        Keys and values are projected once a picture, then laid side by side for each pair, where before and after get
-        their embedding: added to the keys, multiplied into the values. A token that looks at one place in both images
-        so receives sums of what it finds there in some channels and differences in others.
+        Before and after get their embedding: added to the keys, multiplied into the values. A token that looks at one
+        place in both images so receives sums of what it finds there in some channels and differences in others.
+
+        For the backward pass keys and values are kept once: sums keep nothing, and the multiplied values are made again.
         """
         own, cross = self.self_attention, self.cross_attention
         x_BQW = own(x_BQW, own.key(x_BQW), own.value(x_BQW))
-        k_B2NW = (cross.key(level_PNV) + places_NW)[pairs_B2] + self.role_keys[:, None]
-        v_B2NW = cross.value(level_PNV)[pairs_B2] * self.role_values[:, None]
-        x_BQW = cross(x_BQW, k_B2NW.flatten(1, 2), v_B2NW.flatten(1, 2), places_QW)
+        k_B2NW = cross.key(level_B2NV) + (places_NW + self.role_keys[:, None])
+        found_B2NW, roles_21W = cross.value(level_B2NV), self.role_values[:, None]
+        v_B2NW = found_B2NW * roles_21W
+        with made_again(v_B2NW, lambda: found_B2NW * roles_21W):
+            x_BQW = cross(x_BQW, k_B2NW.flatten(1, 2), v_B2NW.flatten(1, 2), places_QW)
         return self.norm(x_BQW + self.dropout(self.contract(F.gelu(self.expand(x_BQW)))))
 
 
@@ -81,7 +89,7 @@ class DeltaModule(nn.Module):
     channels it begins with the difference of what it finds. All of this is learned on from there.
 
     Cost of a pair: `layers · (2·2N·V·W + 2·Q·2N·W + O(Q·W²))` multiply-adds; the keys and values of the 2N image
-    tokens dominate, the learned queries are few.
+    tokens dominate, the learned queries are few. Kept for the backward pass: `2N · (layers · 2W + levels · V)` numbers.
     """
 
     def __init__(self, config: DeltaConfig, vision_width: int, levels: int) -> None:
@@ -97,14 +105,20 @@ class DeltaModule(nn.Module):
         with torch.no_grad():
             self.places.copy_(place_embedding(spread(config.tokens), config.width, config.heads))
 
-    def forward(self, levels_PNV: list[Tensor], pairs_B2: Tensor) -> Tensor:
-        """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, and index pairs `[B, 2]` into them."""
-        levels_PNV = [norm(level) for norm, level in zip(self.level_norms, levels_PNV, strict=True)]
+    def forward(self, levels_PNV: list[Tensor], pairs: int) -> Tensor:
+        """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, for the first 2 · `pairs` of the pictures.
+
+        Further pictures cost nothing.
+        """
+        levels_B2NV = [
+            norm(level[: 2 * pairs].unflatten(0, (pairs, 2)))
+            for norm, level in zip(self.level_norms, levels_PNV, strict=True)
+        ]
         tokens = levels_PNV[0].shape[1]
         places_NW = place_embedding(spread(tokens), self.tokens.shape[1], self.heads).to(levels_PNV[0])
-        x_BQW = self.tokens.expand(pairs_B2.shape[0], -1, -1)
+        x_BQW = self.tokens.expand(pairs, -1, -1)
         for layer, level in zip(self.layers, self.level_of_layer, strict=True):
-            x_BQW = layer(x_BQW, levels_PNV[level], pairs_B2, self.places, places_NW)
+            x_BQW = layer(x_BQW, levels_B2NV[level], self.places, places_NW)
         return x_BQW
 
 

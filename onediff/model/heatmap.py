@@ -18,21 +18,21 @@ from onediff.model.vision import side_tokens
 
 
 @torch.no_grad()
-def heat_maps(model: OneDiffModel, pictures: Tensor, pairs_B2: Tensor) -> Tensor:
+def heat_maps(model: OneDiffModel, pictures: Tensor, pairs: int) -> Tensor:
     """`[B, 2, side, side]`: the share of attention that each place of before and after gets, over all delta tokens.
 
-    The mean over layers, heads and tokens; it sums to 1 over a pair. `pictures` are `[P, 3, size, size]` uint8.
-    Costs the tower and the delta module once more, without the language model.
+    The mean over layers, heads and tokens; it sums to 1 over a pair. `pictures` are `[P, 3, size, size]` uint8; 2b and
+    2b + 1 are before and after of pair b. Costs the tower and the delta module once more, without the language model.
     """
     _, levels = model.vision(pictures)
-    weights = cross_attention_weights(model.delta, levels, pairs_B2)
+    weights = cross_attention_weights(model.delta, levels, pairs)
     mean_B2N = torch.stack([layer.mean(dim=(1, 2)) for layer in weights]).mean(0)
     side = side_tokens(mean_B2N.shape[-1])
     return mean_B2N.unflatten(-1, (side, side))
 
 
 @torch.no_grad()
-def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs_B2: Tensor) -> list[Tensor]:
+def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs: int) -> list[Tensor]:
     """Of each layer the weights `[B, H, Q, 2, N]` with which delta tokens look at before and after, fp32.
 
     The attention itself runs fused and never holds its weights; here they come from the same projected queries and
@@ -52,7 +52,7 @@ def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs_
 
             hooks.append(getattr(layer.cross_attention, name).register_forward_hook(listen))
     try:
-        delta(levels_PNV, pairs_B2)
+        delta(levels_PNV, pairs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -61,7 +61,7 @@ def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs_
     found = []
     for projected in heard:
         query_BQW = projected["query"] + projected["places"]
-        key_B2NW = (projected["key"] + places_NW)[pairs_B2] + projected["role_keys"][:, None]
+        key_B2NW = projected["key"] + places_NW + projected["role_keys"][:, None]
         q = query_BQW.float().unflatten(-1, (delta.heads, -1)).transpose(1, 2)  # [B, H, Q, D]
         k = key_B2NW.float().flatten(1, 2).unflatten(-1, (delta.heads, -1)).permute(0, 2, 3, 1)  # [B, H, D, 2N]
         found.append((q @ k / q.shape[-1] ** 0.5).softmax(-1).unflatten(-1, (2, tokens)))

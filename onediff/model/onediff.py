@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from onediff.data.batch import Batch
+from onediff.data.segments import Segments
 from onediff.model.config import LanguageConfig, LoraConfig, ModelConfig
 from onediff.model.decode import can_decode, greedy
 from onediff.model.delta import DeltaModule
 from onediff.model.lora import add_adapters
 from onediff.model.projector import Projector
+from onediff.model.registered import NAME, implementation, no_mask
 from onediff.model.vision import VisionTower, architecture, pretrained
 from onediff.parallel.loss import target_loss
 from onediff.parallel.placement import Placement
@@ -24,7 +26,7 @@ PARTS = ("vision", "delta", "projector", "language")
 
 def build_language(
     config: LanguageConfig,
-    attention: str = "sdpa",
+    attention: str | None = None,
     placement: Placement | None = None,
     lora: LoraConfig | None = None,
 ) -> Any:
@@ -33,6 +35,7 @@ def build_language(
     `lora` puts adapters in, which needs a placement.
     """
     arch = architecture(config, "model.language")
+    attention = attention or implementation(AutoModelForCausalLM, arch)
     if placement is not None:
         return placement.build(
             AutoModelForCausalLM,
@@ -55,10 +58,11 @@ class OneDiffModel(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        attention: str = "sdpa",
+        attention: str | None = None,
         placement: Placement | None = None,
         lora: LoraConfig | None = None,
     ) -> None:
+        """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function."""
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement)
         self.language = build_language(config.language, attention, placement, lora)
@@ -79,11 +83,19 @@ class OneDiffModel(nn.Module):
         hidden = self.language.get_decoder()(
             inputs_embeds=embeds,
             position_ids=batch.position_ids,
-            attention_mask=attention_mask(batch.segment_ids, embeds.dtype),
             use_cache=False,
+            **self._inside_samples(batch, embeds),
         ).last_hidden_state
         hidden = hidden.flatten(0, 1)[batch.target_places]
         return target_loss(self.language.get_output_embeddings(), hidden, batch.target_ids)
+
+    def _inside_samples(self, batch: Batch, embeds: Tensor) -> dict[str, Any]:
+        """What keeps attention causal and inside each sample: `segments` for our function, for others a mask."""
+        if self.language.config._attn_implementation != NAME:
+            return {"attention_mask": attention_mask(batch.segment_ids, embeds.dtype)}
+        assert batch.segments is not None or batch.segment_ids is None, "a packed batch says where its samples lie"
+        segments = batch.segments or Segments.even(embeds.shape[0], embeds.shape[1], embeds.device)
+        return {"attention_mask": no_mask(embeds), "segments": segments}
 
     def embed(self, batch: Batch) -> Tensor:
         """`[rows, tokens, width]`: word embeddings with image and delta tokens in their places.
@@ -95,11 +107,11 @@ class OneDiffModel(nn.Module):
         pictures, pairs = batch.pictures, batch.pairs
         if not len(pictures):
             pictures = pictures.new_zeros(1, *pictures.shape[1:])
-        if not len(pairs):
-            pairs = pairs.new_zeros(1, 2)
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
             output, levels = self.vision(pictures)
-        picture_tokens, delta_tokens = self.projector(output, self.delta(levels, pairs))
+        if not pairs:
+            levels = [level[:1].expand(2, -1, -1) for level in levels]
+        picture_tokens, delta_tokens = self.projector(output, self.delta(levels, max(1, pairs)))
         flat = words.flatten(0, 1)
         for places, tokens in ((batch.picture_places, picture_tokens), (batch.delta_places, delta_tokens)):
             tokens = tokens.flatten(0, 1).to(flat.dtype)
@@ -132,6 +144,7 @@ class OneDiffModel(nn.Module):
 def attention_mask(segment_ids: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """`[rows, 1, tokens, tokens]` additive mask that keeps attention causal and inside each sample; None for plain rows.
 
+    For language models that do not call attention through transformers' interface: its memory grows with tokens².
     Unpacked rows are padded on the right, where causality alone keeps padding out of sight.
     """
     if segment_ids is None:

@@ -75,9 +75,13 @@ def no_mask(like: Tensor) -> Tensor:
     return like.new_empty(1, 1, 1, 0)
 
 
-def supports(model_class: Any) -> bool:
-    """Whether a model calls attention through transformers' interface."""
-    return bool(getattr(model_class, "_supports_attention_backend", False))
+def implementation(auto: Any, architecture: Any) -> str | None:
+    """What `attn_implementation` is for a model that `auto` (`AutoModel`, …) builds: ours, where it asks transformers'
+    interface for its attention, else transformers' choice.
+    """
+    kind = auto._model_mapping.get(type(architecture), None)
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    return NAME if getattr(kind, "_supports_attention_backend", False) else None
 
 
 AttentionInterface.register(NAME, attend)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from onediff.config.section import nearest
 from onediff.errors import UserError
 from onediff.model.config import PretrainedPart, VisionConfig
+from onediff.model.registered import implementation
 from onediff.parallel.placement import Placement
 
 ONE_SIZE = ("clip_vision_model", "siglip_vision_model")
@@ -40,7 +41,9 @@ def architecture(part: PretrainedPart, where: str) -> PretrainedConfig:
         raise UserError(f"{where}.name: cannot read {part.name!r}: {first}") from None
 
 
-def pretrained(model_class: Any, part: PretrainedPart, arch: PretrainedConfig, where: str, attention: str) -> Any:
+def pretrained(
+    model_class: Any, part: PretrainedPart, arch: PretrainedConfig, where: str, attention: str | None
+) -> Any:
     """A model of `model_class` with the weights of `part.name`.
 
     Raises UserError naming `where` when they cannot be read, or when some are missing, which Hugging Face would draw at
@@ -91,9 +94,10 @@ class VisionTower(nn.Module):
     Runs once on all pictures of a batch, before and after alike: one set of weights, no copy.
     """
 
-    def __init__(self, config: VisionConfig, attention: str = "sdpa", placement: Placement | None = None) -> None:
+    def __init__(self, config: VisionConfig, attention: str | None = None, placement: Placement | None = None) -> None:
         super().__init__()
         arch = vision_architecture(config)
+        attention = attention or implementation(AutoModel, arch)
         check_fits(config, arch)
         if placement is not None:
             self.model = placement.build(AutoModel, arch, config.name, revision=config.revision, attention=attention)

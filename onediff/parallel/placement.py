@@ -40,7 +40,7 @@ class Placement:
         name: str | None,
         *,
         revision: str | None = None,
-        attention: str = "sdpa",
+        attention: str | None = None,
         cut: bool = False,
         adapt: Adapt | None = None,
     ) -> Any:

@@ -133,17 +133,19 @@ def _delta(tape: Tape, sizes: Sizes, levels: list[Value], pairs: int) -> Value:
     config, width, tokens = sizes.delta, sizes.delta.width, sizes.picture_tokens
     dropout = config.dropout > 0
     learned = (tape.weight(config.tokens, width), tape.weight(config.tokens, width))
-    normed = [tape.layer_norm(level) for level in levels]
+    # Pictures that are in no pair take no part.
+    paired = [Value((2 * pairs, *level.shape[1:]), level.itemsize, level.grad) for level in levels]
+    normed = [tape.layer_norm(level) for level in paired]
     x = tape.place(Value((pairs, config.tokens, width), tape.itemsize, tape.trains), weights=learned)
     for number in range(config.layers):
         level = normed[number * len(levels) // config.layers]
         x = _delta_attention(tape, x, tape.linear(x, width), tape.linear(x, width), config.heads, dropout)
         roles = (tape.weight(2, width), tape.weight(2, width))
         keys, values = tape.linear(level, width), tape.linear(level, width)
-        keys = tape.elementwise(keys)
-        k = tape.place(Value((pairs, 2 * tokens, width), tape.itemsize, keys.grad or tape.trains), weights=roles[:1])
-        picked = tape.place(Value((pairs, 2 * tokens, width), tape.itemsize, values.grad))
-        v = tape.elementwise(picked, keeps=(picked,) if tape.trains else (), weights=roles[1:])
+        # The tokens of a pair lie side by side already. Multiplied values are made again in the backward pass.
+        side_by_side = (pairs, 2 * tokens, width)
+        k = tape.place(Value(side_by_side, tape.itemsize, keys.grad or tape.trains), weights=roles[:1])
+        v = tape.place(Value(side_by_side, tape.itemsize, values.grad or tape.trains), weights=roles[1:])
         x = _delta_attention(tape, x, k, v, config.heads, dropout, places=True)
         y = tape.linear(tape.activation(tape.linear(x, config.intermediate), "gelu"), width)
         x = tape.layer_norm(tape.elementwise(x, _dropout(tape, y) if dropout else y))

@@ -51,4 +51,4 @@ def shape_of(batch: Batch) -> Shape:
         places = torch.arange(rows)[:, None] * (tokens + 1) + batch.segment_ids
         lengths = torch.bincount(places[batch.segment_ids > 0])
         scores = int((lengths**2).sum())
-    return Shape(rows, tokens, len(batch.pictures), len(batch.pairs), batch.targets, scores)
+    return Shape(rows, tokens, len(batch.pictures), batch.pairs, batch.targets, scores)
