@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.images import ImageSource, inside
-from data_prep.pictures import Encoding, prepare
+from data_prep.pictures import Encoding, is_grey, is_misnamed, prepare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.report import Report
 from data_prep.share import Share
@@ -79,7 +79,9 @@ class MakeSample:
             stored, size, remarks = prepare(data, self.encoding)
         except BadSample as bad:
             raise BadSample(bad.kind, f"{value if isinstance(value, str) else role}: {bad.reason}") from bad
-        return stored, size, notes + remarks
+        if isinstance(value, str) and not notes and is_misnamed(value, data):
+            notes = ["wrong_suffix"]
+        return stored, size, notes + remarks + (["grey"] if is_grey(data) else [])
 
 
 def convert(

@@ -102,16 +102,36 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of a JPEG of 8 bits, grey or in three colours, without EXIF."""
+    precision, height, width, colours = jpeg_frame(data, past_exif=False)
+    return (width, height) if precision == 8 and colours in (1, 3) else None
+
+
+def jpeg_frame(data: bytes, past_exif: bool) -> tuple[int, int, int, int]:
+    """Precision, height, width and number of colours from a JPEG's header; zeros where there is none to read."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in (0xC0, 0xC1, 0xC2):
             precision, height, width, colours = struct.unpack(">BHHB", data[at + 4 : at + 10].ljust(6, b"\0"))
-            return (width, height) if precision == 8 and colours in (1, 3) else None
-        if marker == 0xE1 or length < 2:
-            return None
+            return precision, height, width, colours
+        if length < 2 or (marker == 0xE1 and not past_exif):
+            break
         at += 2 + length
-    return None
+    return 0, 0, 0, 0
+
+
+def is_grey(data: bytes) -> bool:
+    """Whether a JPEG or PNG has no colours, by its header."""
+    if data[:2] == b"\xff\xd8":
+        return jpeg_frame(data, past_exif=True)[3] == 1
+    return data[:4] == b"\x89PNG" and data[25:26] in (b"\x00", b"\x04")
+
+
+def is_misnamed(name: str, data: bytes) -> bool:
+    """Whether the suffix of a picture's name is that of another kind of picture than `data` holds."""
+    kinds = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp", "gif": None, "bmp": None, "tif": None}
+    suffix = name.rpartition(".")[2].lower()
+    return suffix in kinds and kinds[suffix] != picture_suffix(data)
 
 
 def png_size(data: bytes) -> tuple[int, int] | None:

@@ -44,7 +44,7 @@ def test_a_map_shares_all_attention_among_the_places_of_both_pictures():
 
 def test_a_picture_turns_red_where_it_is_looked_at():
     picture = np.full((40, 60, 3), 100, np.uint8)
-    drawn = drawn_over(picture, np.array([[0.0, 0.0], [0.0, 0.5]]), hottest=0.5)
+    drawn = drawn_over(picture, np.array([[0.125, 0.0], [0.0, 0.375]]))
     assert drawn.shape == picture.shape and drawn[0, 0].tolist() == [100, 100, 100]
     red, green, blue = drawn[-1, -1].tolist()
     assert red > 200 and green < 60 and blue < 60

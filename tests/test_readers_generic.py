@@ -252,6 +252,17 @@ def test_pictures_of_equal_content_are_noted(folder: Path, capsys: pytest.Captur
     assert "noted: 2 pictures have the content of an earlier one in the same split" in lines
 
 
+def test_grey_pictures_are_kept_and_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = {"0.png": saved(image("L"), "PNG"), "1.jpg": saved(image("L"), "JPEG")}
+    for name, data in grey.items():
+        put(folder / name, data)
+    path = table(folder / "t.csv", [{"before": "0.png", "after": "1.jpg", "caption": "x"}])
+    code, said, error = convert(capsys, "generic", folder / "out", "--table", path)
+    assert code == 0, error
+    assert "noted: grey 2" in said.splitlines()
+    assert [prepare(data, Encoding())[0] for data in grey.values()] == list(grey.values())
+
+
 def image(mode: str) -> Image.Image:
     return Image.fromarray(pixels(4)).convert(mode)
 

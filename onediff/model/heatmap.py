@@ -68,10 +68,14 @@ def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs:
     return found
 
 
-def drawn_over(picture: np.ndarray, heat: np.ndarray, hottest: float) -> np.ndarray:
-    """`picture`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red; `hottest` is full red."""
-    shares = np.clip(heat / max(hottest, 1e-12), 0, 1).astype(np.float32)
+def drawn_over(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """`picture`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red.
+
+    The even share of a place stays grey, and three times as much is full red: maps of all steps can be compared.
+    """
+    even = 0.5 / heat.size  # the maps of both pictures add up to 1
+    above = np.clip((heat / even - 1) / 2, 0, 1).astype(np.float32)
     height, width = picture.shape[:2]
-    red = np.asarray(Image.fromarray(shares).resize((width, height), Image.Resampling.BILINEAR))[..., None]
+    red = np.asarray(Image.fromarray(above).resize((width, height), Image.Resampling.BILINEAR))[..., None]
     grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
     return ((1 - 0.7 * red) * grey + 0.7 * red * np.array([255, 30, 0])).astype(np.uint8)

@@ -62,8 +62,8 @@ class Samples:
                     "after": after,
                     "reference": reference,
                     "prediction": prediction,
-                    "attention on before": drawn_over(before, heats[0], heats.max()),
-                    "attention on after": drawn_over(after, heats[1], heats.max()),
+                    "attention on before": drawn_over(before, heats[0]),
+                    "attention on after": drawn_over(after, heats[1]),
                 }
             )
         return table
