@@ -99,6 +99,9 @@ class DataConfig(Section):
     """Micro-batches that each worker prepares ahead."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
     """A picture whose header promises more is skipped unread; Pillow refuses any above 178 million."""
+    pixels: Literal["fast", "exact"] = "fast"
+    """`exact`: the very pixels of the Hugging Face processors, by Pillow. `fast`: the same filter in vector code, 2 to 3
+    times as fast, 0.01 of 255 off on average and 2 at most."""
     bad_share: float = Field(0.01, ge=0, le=1)
     """Share of unreadable samples above which the run stops (once 100 samples were read)."""
     bad_in_a_row: int = Field(50, gt=0)

@@ -86,7 +86,9 @@ class RowMaker:
 
     def _pictures(self, sample: Sample) -> list[np.ndarray]:
         roles = ("before", "after") if sample.is_pair else tuple(sample.pictures)
-        return [decode(sample.pictures[role], self.picture, self.config.max_pixels) for role in roles]
+        return [
+            decode(sample.pictures[role], self.picture, self.config.max_pixels, self.config.pixels) for role in roles
+        ]
 
     def _made(
         self, pictures: list[np.ndarray], is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]
