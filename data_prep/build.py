@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.captioning.cache import Cache
 from data_prep.captioning.client import Asker
@@ -15,6 +15,7 @@ from data_prep.convert import convert
 from data_prep.pictures import Encoding
 from data_prep.readers import Inputs, Row, reader
 from data_prep.report import Report, table
+from data_prep.retrieve import captions_of, find_pairs
 from data_prep.share import Share
 from onediff.config.section import Section
 from onediff.errors import UserError
@@ -35,10 +36,29 @@ class Captioning(Section):
     """Requests at once."""
 
 
+class Retrieval(Section):
+    """Pairs found among the single photographs of `images`."""
+
+    model: str
+    """Hugging Face vision model, by name or folder."""
+    captions: Path
+    """What is said of the single pictures."""
+    captions_reader: str = "generic"
+    """Reader of that table."""
+    low: float = Field(0.7, ge=-1, le=1)
+    """Least cosine similarity of a pair."""
+    high: float = Field(0.95, ge=-1, le=1)
+    """Above this, pictures are near-duplicates."""
+    nearest: int = Field(20, gt=0)
+    """Neighbours to look at."""
+    each: int = Field(2, gt=0)
+    """Most pairs that a picture is in."""
+
+
 class Part(Section):
     """One data set of the collection."""
 
-    reader: str
+    reader: str = "generic"
     """Name of the reader, as in `onediff data convert`."""
     annotations: Path | None = None
     """Annotation file, folder or table."""
@@ -54,8 +74,16 @@ class Part(Section):
     """Only these splits; all of them where empty."""
     allow_leakage: bool = False
     """Accept pictures that stand in two splits."""
+    retrieve: Retrieval | None = None
+    """Find the pairs first; `captions` then says who describes them, with the prompt `pair`."""
     captions: Captioning | None = None
     """Captions by a language model."""
+
+    @model_validator(mode="after")
+    def _retrieved_pairs_are_captioned(self) -> Part:
+        if self.retrieve and (self.captions is None or self.images is None):
+            raise ValueError("retrieve: needs `images`, a folder, and `captions`, since found pairs have none")
+        return self
 
 
 class Collection(Section):
@@ -87,7 +115,8 @@ def build(
     for name, part in collection.parts.items():
         if share and part.captions:
             continue
-        absent = [path for path in (part.annotations, part.images) if path is not None and not path.exists()]
+        needed = [part.annotations, part.images, part.retrieve and part.retrieve.captions]
+        absent = [path for path in needed if path is not None and not path.exists()]
         if absent:
             built[name] = Built({}, f"raw files missing: {absent[0]}")
             continue
@@ -104,6 +133,9 @@ def build_part(name: str, part: Part, out: Path, processes: int | None, share: S
     """Captions where asked for, then shards. Raises UserError."""
     images = part.images or part.annotations
     chosen, inputs = reader(part.reader), Inputs(part.annotations, images)
+    if part.retrieve is not None:
+        assert images is not None
+        inputs = Inputs(retrieved(part.retrieve, images, out.with_name(f"{out.name}.pairs.csv")), images)
     if part.captions is not None:
         written = out.with_name(f"{out.name}.captions.jsonl")
         written.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +154,16 @@ def build_part(name: str, part: Part, out: Path, processes: int | None, share: S
         seed=0,
         share=share,
     )
+
+
+def retrieved(how: Retrieval, images: Path, table: Path) -> Path:
+    """The table of pairs, searched for once; whoever changes the search deletes the table."""
+    if not table.is_file():
+        table.parent.mkdir(parents=True, exist_ok=True)
+        known = captions_of(reader(how.captions_reader).rows(Inputs(how.captions, images)))
+        band = {"low": how.low, "high": how.high, "nearest": how.nearest, "each": how.each}
+        find_pairs(images, table, how.model, **band, captions=known)
+    return table
 
 
 def write_captions(how: Captioning, rows: list[Row], out: Path) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.images import SUFFIXES
+from data_prep.readers import Row
 from onediff.errors import UserError
 
 
@@ -101,11 +103,63 @@ def neighbours(
             yield first, second, -s
 
 
-def write_pairs(path: Path, names: Sequence[str], pairs: Sequence[tuple[int, int, float]]) -> None:
-    """A CSV with `before`, `after`, `similarity`, to be captioned."""
+@dataclass(frozen=True)
+class Found:
+    """What a search for pairs found."""
+
+    pairs: int
+    uncaptioned: int
+    """Pairs left out because a picture of them has no caption."""
+    pictures: int
+    unreadable: int
+
+
+def find_pairs(
+    folder: Path,
+    out: Path,
+    model: str,
+    *,
+    low: float,
+    high: float,
+    nearest: int,
+    each: int,
+    captions: Mapping[str, str] | None = None,
+) -> Found:
+    """Writes the table of pairs in `folder`; with `captions`, by a picture's path, what is said of both pictures too.
+
+    Raises UserError when there is no pair.
+    """
+    names = pictures_in(folder)
+    vectors, read = embed(folder, names, model)
+    pairs = [(read[i], read[j], similarity) for i, j, similarity in neighbours(vectors, low, high, nearest, each)]
+    if not pairs:
+        raise UserError(f"{folder}: no two pictures have a similarity from {low} to {high}")
+    known = [pair for pair in pairs if captions is None or (pair[0] in captions and pair[1] in captions)]
+    if not known:
+        raise UserError(
+            f"{folder}: none of {len(pairs):,} pairs has captions for both of its pictures, as {pairs[0][0]}"
+        )
+    write_pairs(out, known, captions)
+    return Found(len(known), len(pairs) - len(known), len(read), len(names) - len(read))
+
+
+def captions_of(rows: Iterable[Row]) -> dict[str, str]:
+    """What is said of each single picture, by its path; the first caption where there are several."""
+    found: dict[str, str] = {}
+    for row in rows:
+        path = row.pictures.get("image")
+        if isinstance(path, str) and row.captions and row.captions[0].strip():
+            found.setdefault(path, " ".join(row.captions[0].split()))
+    return found
+
+
+def write_pairs(path: Path, pairs: Sequence[tuple[str, str, float]], captions: Mapping[str, str] | None = None) -> None:
+    """A CSV with `before`, `after`, `similarity` and, where known, `caption_before` and `caption_after`."""
     aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with aside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["before", "after", "similarity"])
-        rows.writerows([names[first], names[second], f"{similarity:.4f}"] for first, second, similarity in pairs)
+        rows.writerow(["before", "after", "similarity", *(["caption_before", "caption_after"] if captions else [])])
+        for first, second, similarity in pairs:
+            words = [captions[first], captions[second]] if captions else []
+            rows.writerow([first, second, f"{similarity:.4f}", *words])
     os.replace(aside, path)

@@ -8,6 +8,7 @@ import yaml
 from raw_data import encoded, put
 from test_captioning import Endpoint, endpoint  # noqa: F401, a fixture
 from test_readers import records
+from test_retrieve import small_vision_model
 
 from onediff.cli import main
 
@@ -57,6 +58,39 @@ def test_what_is_there_is_built_and_a_second_run_costs_nothing(
     assert main(words) == 1
     assert len(endpoint.times) == 1
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*/*")} == before
+
+
+def test_pairs_are_found_captioned_and_converted(
+    tmp_path: Path,
+    endpoint: Endpoint,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small_vision_model(tmp_path / "model")
+    for number in range(5):
+        put(tmp_path / f"img/{number}.png", encoded(number))
+    lines = ["image,caption", *(f"{number}.png,scene {number}" for number in range(5))]
+    part = {
+        "images": str(tmp_path / "img"),
+        "retrieve": {
+            "model": str(tmp_path / "model"),
+            "captions": str(put(tmp_path / "said.csv", "\n".join(lines))),
+            "low": -1,
+            "high": 0.99999,
+        },
+        "captions": {"model": "m", "base_url": endpoint.url, "prompt": "pair"},
+    }
+    file = put(tmp_path / "c.yaml", yaml.safe_dump({"out": str(tmp_path / "out"), "parts": {"found": part}}))
+    assert main(["data", "build", str(file), "--processes", "1"]) == 0, capsys.readouterr().err
+    made = records(tmp_path / "out/found/train")
+    assert made and {sample["captions"][0] for sample in made.values()} == {endpoint.answer}
+    asked = len(endpoint.times)
+    assert asked == len(made) and all("The first image shows: scene" in question for question in endpoint.answered)
+    assert main(["data", "build", str(file), "--processes", "1"]) == 0
+    assert len(endpoint.times) == asked
+    del part["captions"]
+    put(tmp_path / "c.yaml", yaml.safe_dump({"out": str(tmp_path / "out"), "parts": {"found": part}}))
+    assert main(["data", "build", str(file)]) == 2
+    assert "found pairs have none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

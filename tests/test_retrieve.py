@@ -35,16 +35,21 @@ def test_pairs_lie_in_the_band_and_no_picture_is_used_too_often() -> None:
     assert everything == wanted
 
 
-def test_the_command_with_a_small_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def small_vision_model(folder: Path) -> None:
+    """A random Dinov2 with its processor, as `from_pretrained` reads them."""
     import torch
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    Dinov2Model(config).save_pretrained(tmp_path / "model")
+    Dinov2Model(config).save_pretrained(folder)
     size = {"height": 28, "width": 28}
     processor = BitImageProcessor(size={"shortest_edge": 28}, crop_size=size)
-    processor.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(folder)
+
+
+def test_the_command_with_a_small_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_vision_model(tmp_path / "model")
     for number in range(6):
         put(tmp_path / f"img/sub/{number}.png", encoded(number))
     put(tmp_path / "img/broken.jpg", b"no picture")
@@ -59,6 +64,17 @@ def test_the_command_with_a_small_model(tmp_path: Path, capsys: pytest.CaptureFi
         rows = list(csv.DictReader(file))
     assert 1 <= len(rows) <= 3
     assert all(float(row["similarity"]) < 0.9999 for row in rows)
+    lines = ["image,caption", *(f"sub/{number}.png,scene {number}" for number in range(5))]
+    put(tmp_path / "said.csv", "\n".join(lines))
+    told = ["--captions", str(tmp_path / "said.csv"), "--low", "-1", "--high", "0.9999", "--each", "5"]
+    assert main([*words, str(tmp_path / "told.csv"), *told]) == 0
+    assert "pairs without captions left out" in capsys.readouterr().out
+    with (tmp_path / "told.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        assert row["caption_before"] == f"scene {Path(row['before']).stem}"
+        assert row["caption_after"] == f"scene {Path(row['after']).stem}"
     assert main([*words, str(tmp_path / "q.csv"), "--low", "-1", "--high", "-0.99"]) == 2
     assert "no two pictures have a similarity from" in capsys.readouterr().err
     assert main(["data", "retrieve", str(tmp_path / "img"), "--model", str(tmp_path), "--out", "x.csv"]) == 2

@@ -1,6 +1,11 @@
 """Find pairs of similar photographs in a folder, for captions by people or by 'onediff data caption'.
 
-Writes a table with before, after and similarity. Pictures that are nearly the same count once.
+Writes a table with before, after and similarity. Pictures that are nearly the same count once. With the captions of the
+single pictures the table has what `onediff data caption generic --prompt pair` asks a language model about:
+
+  onediff data retrieve photos --model openai/clip-vit-base-patch32 --captions photos.csv --out pairs.csv
+  onediff data caption generic --table pairs.csv --prompt pair --model gpt-4o-mini --out captioned.jsonl
+  onediff data convert generic --table captioned.jsonl --images photos --out data/retrieved
 """
 
 from __future__ import annotations
@@ -8,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_prep.retrieve import embed, neighbours, pictures_in, write_pairs
+from data_prep.readers import Inputs, reader
+from data_prep.retrieve import captions_of, find_pairs
 from onediff.errors import UserError
 
 
@@ -17,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", type=Path, metavar="DIR", help="folder of pictures")
     add("--model", required=True, help="Hugging Face vision model, by name or folder")
     add("--out", type=Path, required=True, metavar="FILE.csv", help="the table to write")
+    add("--captions", type=Path, metavar="TABLE", help="captions of the single pictures: columns image and caption")
+    add("--captions-reader", default="generic", metavar="NAME", help="reader of that table, such as llava-558k")
     add("--low", type=float, default=0.7, help="least cosine similarity of a pair (default: 0.7)")
     add("--high", type=float, default=0.95, help="above this, pictures are near-duplicates (default: 0.95)")
     add("--nearest", type=int, default=20, metavar="K", help="neighbours to look at (default: 20)")
@@ -26,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not -1 <= args.low < args.high <= 1:
         raise UserError(f"--low {args.low} --high {args.high}: must be cosines, the first the smaller")
-    names = pictures_in(args.images)
-    vectors, read = embed(args.images, names, args.model)
-    pairs = list(neighbours(vectors, args.low, args.high, args.nearest, args.each))
-    if not pairs:
-        raise UserError(f"{args.images}: no two pictures have a similarity from {args.low} to {args.high}")
-    write_pairs(args.out, read, pairs)
-    print(f"{args.out}: {len(pairs):,} pairs of {len(read):,} pictures ({len(names) - len(read):,} cannot be read)")
+    known = None
+    if args.captions:
+        known = captions_of(reader(args.captions_reader).rows(Inputs(args.captions, args.images)))
+    band = {"low": args.low, "high": args.high, "nearest": args.nearest, "each": args.each}
+    found = find_pairs(args.images, args.out, args.model, **band, captions=known)
+    left_out = f"; {found.uncaptioned:,} pairs without captions left out" if found.uncaptioned else ""
+    print(
+        f"{args.out}: {found.pairs:,} pairs of {found.pictures:,} pictures ({found.unreadable:,} cannot be read){left_out}"
+    )

@@ -24,6 +24,9 @@ COLUMNS = {
     "change_type": ("change_type",),
 }
 
+TOLD = {"edit", "caption_before", "caption_after"}
+"""Columns from which `onediff data caption` makes captions: a table that has one may lack the captions themselves."""
+
 
 def rows(inputs: Inputs) -> Iterator[Row]:
     table = inputs.annotation("pairs.csv", "pairs.jsonl", "pairs.parquet")
@@ -33,7 +36,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
         if columns is None:
             columns = meanings(list(fields), inputs.columns, table)
             caption_columns = captions_in(list(fields), columns)
-            if not caption_columns:
+            if not caption_columns and not TOLD.intersection(fields):
                 raise UserError(f"{table}: no column 'caption'; it has {', '.join(fields)} (--columns caption=NAME)")
         yield table_row(where, fields, columns, caption_columns)
 
