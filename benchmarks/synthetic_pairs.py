@@ -1,6 +1,8 @@
 """How many pairs a minute one core renders and composes, encoded as the commands write them.
 
     python benchmarks/synthetic_pairs.py [--seconds 5] [--json FILE]
+    python benchmarks/synthetic_pairs.py --backgrounds /usr/share/doc/opencv-doc/examples/data \\
+        --cutouts /usr/share/tuxpaint/stamps            (the Debian packages opencv-doc and tuxpaint-stamps-default)
 
 Prints processor time, so that other work on the machine does not count. The ratio tells what a composed pair costs
 beside a rendered one of the same size.
@@ -35,9 +37,11 @@ def milliseconds(maker: Maker, seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each row")
+    parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], help="default: scikit-image's photographs")
+    parser.add_argument("--cutouts", type=Path, nargs="+", default=[], help="default: rendered solids")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    library = Library(tuple(find_backgrounds([]).backgrounds), tuple(find_cutouts([]).cutouts))
+    library = Library(tuple(find_backgrounds(args.backgrounds).backgrounds), tuple(find_cutouts(args.cutouts).cutouts))
     makers: dict[str, Maker] = {}
     for side in (64, 128, 256):
         makers[f"rendered {side} px, PNG"] = Pairs(0, "train", 0, ScenesConfig(width=side, height=side))
@@ -53,6 +57,7 @@ def main() -> None:
         machine = {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
+            "library": {"backgrounds": len(library.backgrounds), "cutouts": len(library.cutouts)},
             "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in ("pillow", "numpy")}},
         }
         args.json.write_text(

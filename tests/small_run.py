@@ -12,7 +12,7 @@ from onediff.config.compose import load_run
 from onediff.config.tree import RunConfig
 
 PHASES = ("warm-up", "one", "two")
-SECONDS = 240
+SECONDS = 600
 """Longest time that one command may take."""
 
 

@@ -29,6 +29,8 @@ from onediff.parallel.shared_batches import SharedBatches
 from onediff.parallel.tensor import check_divisible
 from onediff.parallel.topology import Topology, create_topology
 from onediff.tracking import NodeMetrics, Tracker
+from onediff.tracking.place import how_to_look, tracking_uri
+from onediff.tracking.scrub import scrubbed
 from onediff.training.checkpoint import latest_checkpoint, load_weights
 from onediff.training.data import manifest_files, phase_steps, phase_stream, training_texts
 from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
@@ -82,6 +84,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
         if reason:
             log.error("%s: %s", state, reason)
         log.info("%s is in %s", "everything" if code == 0 else "what there is", folder.path)
+        if config.tracking.live:
+            log.info("look at it with: %s", how_to_look(scrubbed(tracking_uri(folder.path, config.tracking))))
         assert tracker is not None
         tracker.finish({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[state])
     if meters is not None:
