@@ -35,7 +35,10 @@ class Captioner(torch.nn.Module):
 
     def __init__(self, language) -> None:
         super().__init__()
+        from onediff.parallel.loss import with_loss
+
         self.language = language
+        with_loss(language.get_output_embeddings())
         self.projector = torch.nn.Linear(language.config.hidden_size, language.config.hidden_size)
 
     def forward(self, ids: torch.Tensor, chunk: int | None) -> torch.Tensor:

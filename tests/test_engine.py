@@ -29,11 +29,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same run with one process and with two."""
+    """The same run with one process and with two; the second makes few logits at a time, in as many chunks as it has
+    targets for, which differs between the ranks."""
     made = {}
-    for processes in (1, 2):
+    for processes, chunk in ((1, "null"), (2, 40)):
         made[processes] = tmp_path_factory.mktemp("runs") / f"with-{processes}"
-        done = train(made[processes], data, STEPS, "--processes", str(processes))
+        done = train(made[processes], data, STEPS, "--processes", str(processes), **{"training.loss_chunk": chunk})
         assert done.returncode == 0, done.stderr
     return made
 

@@ -15,10 +15,11 @@ from onediff.model.config import LanguageConfig, LoraConfig, ModelConfig
 from onediff.model.decode import can_decode, greedy
 from onediff.model.delta import DeltaModule
 from onediff.model.lora import add_adapters
+from onediff.model.norms import Kernels, fuse_norms
 from onediff.model.projector import Projector
 from onediff.model.registered import NAME, implementation, no_mask
 from onediff.model.vision import VisionTower, architecture, pretrained
-from onediff.parallel.loss import target_loss
+from onediff.parallel.loss import target_loss, with_loss
 from onediff.parallel.placement import Placement
 
 PARTS = ("vision", "delta", "projector", "language")
@@ -61,11 +62,15 @@ class OneDiffModel(nn.Module):
         attention: str | None = None,
         placement: Placement | None = None,
         lora: LoraConfig | None = None,
+        norms: Kernels = "auto",
     ) -> None:
         """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function."""
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement)
         self.language = build_language(config.language, attention, placement, lora)
+        with_loss(self.language.get_output_embeddings())
+        self.loss_chunk: int | None = None
+        """targets whose logits exist at a time; None is all of them"""
         language_width = self.language.config.hidden_size
         self.delta = DeltaModule(config.delta, self.vision.width, len(config.vision.levels))
         self.projector = Projector(self.vision.width, config.delta.width, language_width)
@@ -73,6 +78,8 @@ class OneDiffModel(nn.Module):
             from onediff.model.bert import initialise_from_bert
 
             initialise_from_bert(self.delta, config.delta.bert)
+        self.norms = fuse_norms(self, norms)
+        """whose norms compute, in words"""
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of every target, `[targets]` fp32, not reduced: the caller normalises over the global batch.
@@ -87,7 +94,7 @@ class OneDiffModel(nn.Module):
             **self._inside_samples(batch, embeds),
         ).last_hidden_state
         hidden = hidden.flatten(0, 1)[batch.target_places]
-        return target_loss(self.language.get_output_embeddings(), hidden, batch.target_ids)
+        return target_loss(self.language.get_output_embeddings(), hidden, batch.target_ids, self.loss_chunk)
 
     def _inside_samples(self, batch: Batch, embeds: Tensor) -> dict[str, Any]:
         """What keeps attention causal and inside each sample: `segments` for our function, for others a mask."""

@@ -1,31 +1,54 @@
-"""Cross-entropy on a language-model head, cut over tensor-parallel ranks or not; logits are never gathered."""
+"""Cross-entropy per target, with a head that is cut over tensor-parallel ranks or not; logits are never gathered."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+class LossHead(nn.Linear):
+    """A language-model head that can also give the loss, in one call whatever the number of chunks.
+
+    Under ZeRO-3 a call gathers the head's weights on all ranks together, and ranks differ in their number of targets: a
+    call a chunk would leave some of them waiting.
+    """
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int | None = None) -> Tensor:
+        """Logits `[…, vocabulary]`, or with `targets` the loss of each, `[targets]` fp32."""
+        if targets is None:
+            return super().forward(hidden)
+        return by_chunks(self._loss, hidden, targets, chunk)
+
+    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden, self.weight, self.bias).float(), targets, reduction="none")
+
+
+def with_loss(head: Any) -> Any:
+    """The same head, able to give the loss: a plain `nn.Linear` becomes a `LossHead` in place."""
+    if type(head) is nn.Linear:
+        head.__class__ = LossHead
+    return head
 
 
 def target_loss(head: Any, hidden: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
     """The loss of every target, `[targets]` fp32, not reduced, from hidden states `[targets, width]`.
 
     With `chunk`, logits exist for that many targets at a time, forwards and backwards, at the cost of a second pass
-    through the head: `chunk × vocabulary` values instead of `targets × vocabulary`.
+    through the head: `chunk × vocabulary` values instead of `targets × vocabulary`. `head` is one that `with_loss` gave,
+    or a tensor-parallel `Head`.
     """
+    return head(hidden, targets=targets, chunk=chunk)
+
+
+def by_chunks(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor:
+    """`loss(hidden, targets)`, `chunk` targets at a time; what is computed on the way is computed again backwards."""
     if chunk is None or len(targets) <= chunk:
-        return _loss(head, hidden, targets)
+        return loss(hidden, targets)
     pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([checkpoint(_loss, head, h, t, use_reentrant=False) for h, t in pieces])
-
-
-def _loss(head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    if not hasattr(head, "vocabulary"):
-        return F.cross_entropy(head(hidden).float(), targets, reduction="none")
-    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
-
-    # Megatron overwrites its argument, which in fp32 would be the head's own output.
-    return vocab_parallel_cross_entropy(head(hidden, gather=False).float().clone(), targets)
+    # No dropout inside: there are no random states to keep.
+    return torch.cat([checkpoint(loss, h, t, use_reentrant=False, preserve_rng_state=False) for h, t in pieces])

@@ -11,14 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import ModelParallelConfig
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    vocab_parallel_cross_entropy,
+)
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 
 from onediff.errors import UserError
 from onediff.parallel.block import Block
+from onediff.parallel.loss import by_chunks
 from onediff.parallel.regions import gather_from_tensor_model_parallel_region
 from onediff.parallel.topology import Mpu
 
@@ -45,39 +50,34 @@ class Head(ColumnParallelLinear):
     vocabulary: int
     """entries that exist; the padding lies behind them"""
 
-    def forward(self, hidden: Tensor, gather: bool = True) -> Tensor:
-        """Logits: of the whole vocabulary, as generation needs them, or with `gather=False` of the rank's padded part.
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int | None = None) -> Tensor:
+        """Logits of the whole vocabulary, as generation needs them, or with `targets` the loss of each, `[targets]`.
 
-        Padding has the lowest logit there is, so that it takes no part in a softmax.
+        The loss is computed from the rank's part of the logits, `chunk` targets at a time.
         """
+        if targets is not None:
+            return by_chunks(self._loss, hidden, targets, chunk)
+        logits = gather_from_tensor_model_parallel_region(self._logits(hidden), group=self.tp_group)
+        return logits[..., : self.vocabulary]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The rank's own part; padding has the lowest logit there is, so that it takes no part in a softmax."""
         logits = super().forward(hidden)[0]
         missing = self.padding
-        if missing:
-            logits = torch.cat(
-                [
-                    logits[..., : logits.shape[-1] - missing],
-                    logits.new_full((*logits.shape[:-1], missing), _lowest(logits)),
-                ],
-                dim=-1,
-            )
-        if not gather:
+        if not missing:
             return logits
-        if not torch.is_grad_enabled():
-            # Megatron's own gathering wants memory of a GPU, always.
-            parts = [torch.empty_like(logits) for _ in range(self.tp_group.size())]
-            dist.all_gather(parts, logits.contiguous(), group=self.tp_group)
-            return torch.cat(parts, dim=-1)[..., : self.vocabulary]
-        return gather_from_tensor_model_parallel_region(logits, group=self.tp_group)[..., : self.vocabulary]
+        lowest = logits.new_full((*logits.shape[:-1], missing), torch.finfo(logits.dtype).min)
+        return torch.cat([logits[..., : logits.shape[-1] - missing], lowest], dim=-1)
+
+    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        # Megatron overwrites its argument, which in fp32 would be the head's own output.
+        return vocab_parallel_cross_entropy(self._logits(hidden).float().clone(), targets)
 
     @property
     def padding(self) -> int:
         """How many entries of this rank's part do not exist."""
         per_rank = self.output_size_per_partition
         return min(per_rank, max(0, (self.tp_group.rank() + 1) * per_rank - self.vocabulary))
-
-
-def _lowest(logits: Tensor) -> float:
-    return torch.finfo(logits.dtype).min
 
 
 def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tensor") -> None:

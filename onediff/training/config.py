@@ -34,6 +34,9 @@ class OptimizerConfig(Section):
     """Share of a phase's steps in which the rate rises from 0."""
     final_lr: float = Field(0.0, ge=0, le=1)
     """Share of the peak at which the schedule ends."""
+    kernel: Literal["auto", "apex", "torch", "plain"] = "auto"
+    """Whose AdamW steps: NVIDIA's Apex, torch's fused one, or torch's plain one; `auto` is the first that this machine
+    has, and the plain one without a GPU."""
 
 
 class PhaseConfig(Section):
@@ -109,6 +112,12 @@ class TrainingConfig(Section):
     save_in_background: bool = True
     """Write checkpoints while the training goes on, from a copy in the memory of the host that is as large as what each
     rank writes; without it the training waits, and no copy is made."""
+    norms: Literal["auto", "apex", "torch", "plain"] = "auto"
+    """Whose norms compute: NVIDIA's Apex, torch's fused ones, or those of transformers as they are; `auto` is the first
+    that this machine has."""
+    loss_chunk: int | None = Field(4096, gt=0)
+    """Targets of a micro-batch whose logits exist at a time; more are computed piece by piece, with a second pass through
+    the language model's head. `null` makes all logits at once."""
     seed: int = 0
     """Initial weights and dropout."""
     log_every: int = Field(1, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from onediff.parallel.topology import Topology
 from onediff.plan.memory import BUCKET
 from onediff.training.activations import checkpoint_layers
 from onediff.training.config import OptimizerConfig, PhaseConfig
+from onediff.training.figures import Moment, OnTheWay
+from onediff.training.optimizer import build_optimizer
 from onediff.training.parts import freeze, parameter_groups
 from onediff.training.schedule import rate
+from onediff.training.stop import NONE_ASKED
 
 
 class LossIsNotANumber(RuntimeError):
@@ -56,6 +60,43 @@ def _trained(model: OneDiffModel) -> int:
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
 
 
+@dataclass
+class StepUnderWay:
+    """A step that was given to the device; it need not be done yet."""
+
+    step: int
+    """Steps before it."""
+    rates: dict[str, float]
+    """`lr`, the highest, and `lr/<part>` for each part that trains."""
+    sources: list[str]
+    """Sources of the phase's mix."""
+    numbers: OnTheWay
+    began: Moment
+    """When the device could begin with it."""
+    ended: Moment
+
+    def figures(self) -> tuple[dict[str, float], list[float]]:
+        """The step's figures, and how many ranks were asked to stop by each signal. Waits for the step to be done.
+
+        Figures are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping), `rates`, the global
+        batch's `targets`, `tokens` and `skipped` samples, and `loss/<source>` for each source of the mix in it.
+        Raises LossIsNotANumber on every rank alike.
+        """
+        numbers = self.numbers.read()
+        (targets, tokens, skipped, grad_norm), numbers = numbers[:4], numbers[4:]
+        asked, sums = numbers[: len(NONE_ASKED)], numbers[len(NONE_ASKED) :]
+        loss_sums, counts = sums[: len(self.sources)], sums[len(self.sources) :]
+        loss = sum(loss_sums) / max(1.0, targets)
+        if not math.isfinite(loss):
+            raise LossIsNotANumber(f"the loss is {loss} at step {self.step + 1}")
+        measured = {"loss": loss, "grad_norm": grad_norm, **self.rates}
+        measured |= {"targets": targets, "tokens": tokens, "skipped": skipped}
+        for source, loss_sum, count in zip(self.sources, loss_sums, counts, strict=True):
+            if count:
+                measured[f"loss/{source}"] = loss_sum / count
+        return measured, asked
+
+
 class Engine:
     """One model with its optimizer, spread over the ranks.
 
@@ -65,12 +106,14 @@ class Engine:
 
     def __init__(self, model: OneDiffModel, config: RunConfig, phase: PhaseConfig, topology: Topology) -> None:
         freeze(model, phase)
+        model.loss_chunk = config.training.loss_chunk
         self.sources = list(phase.mix)
         for part in (model.vision.model, model.language):
             checkpoint_layers(part, config.training.activation_checkpointing)
         self.optimizer_config: OptimizerConfig = config.optimizer
         groups = parameter_groups(model, phase, config.optimizer)
-        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps)
+        offloaded = config.parallel.offload_optimizer != "none"
+        optimizer, self.optimizer_kernel = build_optimizer(groups, config.optimizer, offloaded)
         self.peaks = [group["peak_lr"] for group in groups]
         self.peak_of = {group["part"]: group["peak_lr"] for group in groups}
         self.engine, *_ = deepspeed.initialize(
@@ -89,52 +132,46 @@ class Engine:
         """The model inside; under ZeRO-3 its parameters are gathered as it runs."""
         return self.engine.module
 
-    def step(self, micro_batches: list[Batch], step: int, steps: int) -> dict[str, float]:
-        """One optimizer step over this rank's micro-batches of one global batch.
+    def step(
+        self, micro_batches: list[Batch], step: int, steps: int, asked: tuple[float, ...] = NONE_ASKED
+    ) -> StepUnderWay:
+        """One optimizer step over this rank's micro-batches of one global batch; does not wait for the device.
 
-        Returns `loss` (mean over the targets of the global batch), `grad_norm` (before clipping), `lr`, the global
-        batch's `targets`, `tokens` and `skipped` samples, and `loss/<source>` for each source of the mix in it.
-        Collective. Raises LossIsNotANumber on every rank alike.
+        `asked` holds this rank's stop requests, which are added up over the ranks with the rest. Collective.
         """
+        began = Moment(self.device)
         for group, peak in zip(self._groups(), self.peaks, strict=True):
             group["lr"] = peak * rate(self.optimizer_config, step, steps)
         self.engine.train()
-        totals = torch.tensor(
-            [(batch.targets, batch.info["tokens"], len(batch.info["skipped"])) for batch in micro_batches],
-            device=self.device,
-        ).sum(0)
+        own = [sum(batch.targets for batch in micro_batches), sum(batch.info["tokens"] for batch in micro_batches)]
+        own.append(sum(len(batch.info["skipped"]) for batch in micro_batches))
+        totals = self._on_device([*own, *asked])
         dist.all_reduce(totals, group=self.engine.data_parallel_group)
-        targets, tokens, skipped = totals.tolist()
-        targets = max(1, targets)
+        # DeepSpeed averages gradients over ranks and accumulation steps; undo both, divide by the global count.
+        scale = (torch.full_like(totals[0], self.dp_size * len(micro_batches)) / totals[0].clamp(min=1)).float()
         # Row 0: loss summed by source; row 1: targets by source.
         sums = torch.zeros(2, len(self.sources), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             batch = batch.to(self.device)
             losses = self.engine(batch)
-            # DeepSpeed averages gradients over ranks and accumulation steps; undo both, divide by the global count.
-            scale = self.dp_size * len(micro_batches) / targets
             self.engine.backward(losses.sum() * scale)
             sums[0].index_add_(0, batch.target_sources, losses.detach().double())
             sums[1].index_add_(0, batch.target_sources, torch.ones_like(losses, dtype=torch.float64))
             self.engine.step()
         dist.all_reduce(sums, group=self.engine.data_parallel_group)
-        loss = float(sums[0].sum()) / targets
-        if not math.isfinite(loss):
-            raise LossIsNotANumber(f"the loss is {loss} at step {step + 1}")
-        measured = {
-            "loss": loss,
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
-            "lr": max(group["lr"] for group in self._groups()),
-            "targets": float(targets),
-            "tokens": float(tokens),
-            "skipped": float(skipped),
-        }
+        norm = self.engine.get_global_grad_norm()
+        if not torch.is_tensor(norm):
+            norm = torch.full_like(totals[0], norm or 0.0)
+        numbers = torch.cat([totals[:3], norm.to(totals).view(1), totals[3:], sums.flatten()])
         scheduled = rate(self.optimizer_config, step, steps)
-        measured |= {f"lr/{part}": peak * scheduled for part, peak in self.peak_of.items()}
-        for source, loss_sum, count in zip(self.sources, *sums.tolist(), strict=True):
-            if count:
-                measured[f"loss/{source}"] = loss_sum / count
-        return measured
+        rates = {"lr": max(self.peaks) * scheduled}
+        rates |= {f"lr/{part}": peak * scheduled for part, peak in self.peak_of.items()}
+        return StepUnderWay(step, rates, self.sources, OnTheWay(numbers), began, Moment(self.device))
+
+    def _on_device(self, numbers: list[float]) -> torch.Tensor:
+        """fp64 numbers of the host, copied without waiting."""
+        pinned = torch.tensor(numbers, dtype=torch.float64, pin_memory=self.device.type == "cuda")
+        return pinned.to(self.device, non_blocking=True)
 
     def _groups(self) -> list[dict[str, Any]]:
         return self.engine.optimizer.param_groups

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,16 @@ from onediff.data.loader import Share
 from onediff.data.position import Position
 from onediff.data.stream import Stream
 from onediff.parallel.agreement import together
-from onediff.parallel.shared_batches import SharedBatches
 from onediff.training.checkpoint import CheckpointWriter, load_checkpoint
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.config import PhaseConfig
-from onediff.training.engine import Engine, LossIsNotANumber
+from onediff.training.engine import Engine, LossIsNotANumber, StepUnderWay
+from onediff.training.figures import Moment
 from onediff.training.folder import RunFolder
 from onediff.training.pace import Pace
+from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples, due
-from onediff.training.stop import Stopped, StopRequest
+from onediff.training.stop import Stopped, StopRequest, agreed
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +36,18 @@ LINE_SECONDS = 15.0
 
 
 @dataclass
-class Clock:
-    """What a step spent its time on."""
+class Given:
+    """A step that was given to the device, and what was known when it was."""
 
-    waiting: float = 0.0
-    """Seconds in which the step waited for data."""
-    total: float = 0.0
-    """Seconds of the whole step."""
+    work: StepUnderWay
+    after: Moment
+    """When the step before it ended, or this one's data was first asked for."""
+    waited: float
+    """Seconds for which the host waited for data."""
+    epochs: dict[str, float]
+    """How often each data set has been read."""
+    skipped: dict[str, int]
+    """Samples that this rank has left out, by kind."""
 
 
 class PhaseLoop:
@@ -98,7 +105,7 @@ class PhaseLoop:
         self.skipped = extra["skipped"]
         self.pace.before.update(extra.get("skipped_by_kind", {}))
 
-    def run(self, loader: SharedBatches) -> dict[str, float]:
+    def run(self, loader: Prefetched) -> dict[str, float]:
         """Steps until the end; returns the last figures. Raises Stopped after a stop request, with a checkpoint."""
         try:
             return self._run(loader)
@@ -106,15 +113,14 @@ class PhaseLoop:
             self._durable(self.writer.finish())  # the last good one, if it is still being written
             raise
 
-    def _run(self, loader: SharedBatches) -> dict[str, float]:
-        batches = iter(loader)
+    def _run(self, loader: Prefetched) -> dict[str, float]:
         measured: dict[str, float] = {}
         saved = self.step
-        for step, measured in self._steps(batches, loader):
-            self.step = step
+        for measured, settled, stopped in self._steps(loader):
             self._durable(self.writer.poll())
-            stopped = self.stop.agreed(self.engine.device)
-            if self.step % self.phase.checkpoint_every == 0 or self.step == self.steps or stopped:
+            if not settled:
+                continue
+            if self._saves_after(self.step) or stopped:
                 self._save(loader)
                 saved = self.step
                 if self.rank == 0:
@@ -135,9 +141,20 @@ class PhaseLoop:
             )
         return measured
 
-    def _steps(self, batches: Iterator[Batch], loader: SharedBatches) -> Iterator[tuple[int, dict[str, float]]]:
-        """Yields (steps done, figures) after each step, with the progress shown and tracked."""
-        last_line = time.monotonic()
+    def _saves_after(self, step: int) -> bool:
+        return step % self.phase.checkpoint_every == 0 or step == self.steps
+
+    def _steps(self, loader: Prefetched) -> Iterator[tuple[dict[str, float], bool, str | None]]:
+        """Takes the steps; yields, after each, its figures, whether none is under way behind it, and a stop request.
+
+        The figures of a step are read when the next one has been given to the device, so that the device never waits
+        for the host; before a checkpoint, sample captions or a stop the last step is waited for.
+        """
+        batches = iter(loader)
+        given: deque[Given] = deque()
+        before: Moment | None = None
+        stopped: str | None = None
+        self.last_line = time.monotonic()
         with tqdm(
             total=self.steps,
             initial=self.step,
@@ -146,37 +163,54 @@ class PhaseLoop:
             disable=None if self.rank == 0 else True,
         ) as bar:
             for step in range(self.step, self.steps):
-                clock = Clock()
-                started = time.perf_counter()
-                micro_batches = [next(batches) for _ in range(self.share.micro_batches)]
-                clock.waiting = time.perf_counter() - started
-                measured = self.engine.step(micro_batches, step, self.steps)
-                clock.total = time.perf_counter() - started
-                self.skipped += int(measured.pop("skipped"))
-                measured |= self._rates(measured, clock, loader)
-                measured |= self.pace.after(step + 1, self.steps, clock.total, clock.waiting, loader.skipped)
-                if self.rank == 0:
-                    if (step + 1) % self.log_every == 0 or step + 1 == self.steps:
-                        self.tracker.log(step + 1, measured)
-                    bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
-                    bar.update()
-                    if time.monotonic() - last_line > LINE_SECONDS or step + 1 == self.steps:
-                        last_line = time.monotonic()
-                        self._tell(step + 1, measured, quiet=not bar.disable)
-                yield step + 1, measured
+                given.append(self._give(step, batches, loader, before or Moment(self.engine.device)))
+                before = given[-1].work.ended
+                settles = self._saves_after(step + 1) or due(self.samples_every, step + 1, self.steps)
+                while given and (len(given) > 1 or settles or stopped):
+                    measured, stopped = self._take(given.popleft(), bar)
+                    settles = settles or stopped is not None
+                    yield measured, not given, stopped
+                if not given:
+                    before = None
 
-    def _rates(self, measured: dict[str, float], clock: Clock, loader: SharedBatches) -> dict[str, float]:
+    def _give(self, step: int, batches: Iterator[Batch], loader: Prefetched, after: Moment) -> Given:
+        """Gives one step to the device."""
+        asked = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(self.share.micro_batches)]
+        waited = time.perf_counter() - asked
+        work = self.engine.step(micro_batches, step, self.steps, self.stop.asked)
+        lane = self.share.lanes[0]
+        return Given(work, after, waited, self.stream.epochs(lane, loader.draws[lane]), dict(loader.skipped))
+
+    def _take(self, given: Given, bar: Any) -> tuple[dict[str, float], str | None]:
+        """The figures of a step once it is done, shown and tracked, and a stop request."""
+        measured, asked = given.work.figures()
+        self.step = given.work.step + 1
+        self.skipped += int(measured.pop("skipped"))
+        # Data that came while the device was still at the step before has kept nobody waiting.
+        waited = min(given.waited, given.after.seconds_until(given.work.began))
+        total = given.after.seconds_until(given.work.ended)
+        measured |= self._rates(measured, given, total, waited)
+        measured |= self.pace.after(self.step, self.steps, total, waited, given.skipped)
+        if self.rank == 0:
+            if self.step % self.log_every == 0 or self.step == self.steps:
+                self.tracker.log(self.step, measured)
+            bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
+            bar.update()
+            if time.monotonic() - self.last_line > LINE_SECONDS or self.step == self.steps:
+                self.last_line = time.monotonic()
+                self._tell(self.step, measured, quiet=not bar.disable)
+        return measured, agreed(asked)
+
+    def _rates(self, measured: dict[str, float], given: Given, total: float, waited: float) -> dict[str, float]:
         rates = {
-            "samples_per_second": self.phase.global_batch / clock.total,
-            "tokens_per_second": measured["tokens"] / clock.total,
-            "data_wait_share": clock.waiting / clock.total,
-            "step_seconds": clock.total,
+            "samples_per_second": self.phase.global_batch / total,
+            "tokens_per_second": measured["tokens"] / total,
+            "data_wait_share": waited / total,
+            "step_seconds": total,
             "skipped_samples": float(self.skipped),
         }
-        lane = self.share.lanes[0]
-        return rates | {
-            f"epochs/{name}": epochs for name, epochs in self.stream.epochs(lane, loader.draws[lane]).items()
-        }
+        return rates | {f"epochs/{name}": epochs for name, epochs in given.epochs.items()}
 
     def _write_status(self, step: int, measured: dict[str, float]) -> None:
         self.folder.write_status(
@@ -204,7 +238,7 @@ class PhaseLoop:
             100 * measured["data_wait_share"],
         )
 
-    def _save(self, loader: SharedBatches) -> None:
+    def _save(self, loader: Prefetched) -> None:
         position = Position(self.position.order, self._all_draws(loader))
         finished = self.writer.save(
             self.engine.engine,
@@ -226,7 +260,7 @@ class PhaseLoop:
         if checkpoint is not None and self.rank == 0:
             self.tracker.durable()
 
-    def _all_draws(self, loader: SharedBatches) -> tuple[int, ...]:
+    def _all_draws(self, loader: Prefetched) -> tuple[int, ...]:
         """Draws of every lane, from all ranks."""
         gathered: list[dict[int, int]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, loader.draws)

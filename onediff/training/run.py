@@ -38,6 +38,7 @@ from onediff.training.folder import RunFolder
 from onediff.training.loop import PhaseLoop
 from onediff.training.pace import Pace
 from onediff.training.parts import trainable
+from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
 
@@ -134,6 +135,7 @@ def run_phase(
     if rank == 0:
         counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
         log.info("phase %s: %d steps of %d rows; trains %s", name, steps, phase.global_batch, counts)
+        log.info("kernels: norms by %s; steps by %s", model.norms, engine.optimizer_kernel)
     loop = PhaseLoop(
         name,
         phase,
@@ -163,12 +165,13 @@ def run_phase(
     if rank == 0:
         before = previous(config, name)
         started_from = {} if before is None else {"started_from": latest_checkpoint(folder.checkpoints(before))}
-        loop.tracker = tracker.phase(name, resumed_step=loop.step, tags=started_from)
+        kernels = {"kernels.norms": model.norms, "kernels.optimizer": engine.optimizer_kernel}
+        loop.tracker = tracker.phase(name, resumed_step=loop.step, tags=started_from | kernels)
         for manifest in manifest_files(config, phase):
             tracker.dataset(manifest, "training")
     draws = dict(enumerate(loop.position.draws))
     loader = Loader(stream, share, draws, config.data.workers, config.data.prefetch, config.data.bad_share)
-    measured = loop.run(SharedBatches(loader, topology))
+    measured = loop.run(Prefetched(SharedBatches(loader, topology), engine.device))
     if rank == 0:
         folder.finish(name, {"step": loop.step, **measured})
         loop.tracker.finish("FINISHED")
@@ -202,7 +205,7 @@ def built(config: RunConfig, parts: ModelConfig, name: str, topology: Topology, 
         device=f"cuda:{topology.ranks.local_rank}" if torch.cuda.is_available() else "cpu",
         dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
     )
-    model = OneDiffModel(parts, placement=placement, lora=config.phases[name].lora)
+    model = OneDiffModel(parts, placement=placement, lora=config.phases[name].lora, norms=config.training.norms)
     placement.settle(model)
     return model
 

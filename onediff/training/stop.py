@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from types import FrameType
-
-import torch
-import torch.distributed as dist
 
 
 class Stopped(Exception):
@@ -15,7 +13,8 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT, SIGTERM and SIGUSR1 (Slurm's warning); `agreed` tells every rank whether any was asked to stop.
+    """Remembers SIGINT, SIGTERM and SIGUSR1 (Slurm's warning); each step adds up `asked`
+    over the ranks, and `agreed` names a signal that any of them received.
 
     A second Ctrl-C, more than a second after the first, interrupts at once.
     """
@@ -24,23 +23,31 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        self.asked = 0.0
+        self.received = 0.0
         for number in self.SIGNALS:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT == self.signal and time.monotonic() - self.asked > 1:
+        if number == signal.SIGINT == self.signal and time.monotonic() - self.received > 1:
             raise KeyboardInterrupt
-        self.signal, self.asked = number, time.monotonic()
+        self.signal, self.received = number, time.monotonic()
 
     def ignore_more(self) -> None:
         """From here on the process only ends: a second warning must not kill it while it does."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
-    def agreed(self, device: torch.device) -> str | None:
-        """The name of a signal that some rank received, the same on all ranks, or None. Collective."""
-        highest = torch.tensor(self.signal, device=device)
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        number = int(highest)
-        return signal.Signals(number).name if number else None
+    @property
+    def asked(self) -> tuple[float, ...]:
+        """One number a signal of SIGNALS, 1 where this process received it last: to be added up over the ranks."""
+        return tuple(float(self.signal == number) for number in self.SIGNALS)
+
+
+def agreed(asked: Sequence[float]) -> str | None:
+    """The name of a signal that some rank received, from the sums of `asked` over all of them, or None."""
+    received = [number for number, ranks in zip(StopRequest.SIGNALS, asked, strict=True) if ranks]
+    return max(received).name if received else None
+
+
+NONE_ASKED = (0.0,) * len(StopRequest.SIGNALS)
+"""No process was asked to stop."""

@@ -110,7 +110,8 @@ def moments(engine: Any, part: Held) -> dict[str, torch.Tensor]:
 
 def steps_of(engine: Any, part: Held) -> int | None:
     """How many steps the optimizer has made on this range; None where it has no count."""
-    step = _state(engine, part.owner).get("step")
+    state = _state(engine, part.owner)
+    step = state.get("step", _group_of(engine, part.owner).get("step") if state else None)
     return None if step is None else int(step)
 
 
@@ -121,6 +122,9 @@ def set_steps(engine: Any, owner: torch.Tensor, steps: int) -> None:
         state["step"].fill_(steps)
     elif "step" in state:
         state["step"] = steps
+    elif state:
+        # Apex counts by parameter group.
+        _group_of(engine, owner)["step"] = steps
 
 
 def _state(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
@@ -128,6 +132,13 @@ def _state(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
     if owner is None or optimizer is None or owner not in optimizer.state:
         return {}
     return optimizer.state[owner]
+
+
+def _group_of(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
+    """The optimizer's group that `owner` is in."""
+    optimizer = optimizer_of(engine)
+    groups = [] if optimizer is None else optimizer.param_groups
+    return next((group for group in groups if any(member is owner for member in group["params"])), {})
 
 
 def create_moments(engine: Any, parts: list[Held]) -> None:

@@ -25,6 +25,9 @@ from onediff.training.checkpoint.randomness import restore_random_states
 from onediff.training.checkpoint.reader import Reader
 from onediff.training.checkpoint.weights import Weights
 
+KERNELS = ("fused", "foreach", "capturable")
+"""Settings of an optimizer's group that belong to the machine, not to the run."""
+
 
 def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str, Any]:
     """Puts weights, moments, counts, hyper-parameters and random states back; returns `extra`. Collective.
@@ -136,6 +139,7 @@ def _restore_rest(engine: Any, reader: Reader) -> None:
     optimizer, manifest = optimizer_of(engine), reader.manifest
     if optimizer is not None and len(optimizer.param_groups) == len(manifest.groups):
         for group, stored in zip(optimizer.param_groups, manifest.groups, strict=True):
+            stored = {key: value for key, value in stored.items() if key not in KERNELS}
             group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in stored.items()})
     _restore_buffers(engine.module, reader)
     rank = dist.get_rank()

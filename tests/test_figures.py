@@ -1,0 +1,41 @@
+"""Figures of a step that was given to the device before they are read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from onediff.training.engine import LossIsNotANumber, StepUnderWay
+from onediff.training.figures import Moment, OnTheWay
+
+CPU = torch.device("cpu")
+
+
+def step(loss_sums: list[float], counts: list[float]) -> StepUnderWay:
+    numbers = torch.tensor([sum(counts), 90.0, 1.0, 0.5, 0.0, 2.0, 0.0, *loss_sums, *counts], dtype=torch.float64)
+    return StepUnderWay(6, 1e-3, ["a", "b"], OnTheWay(numbers), Moment(CPU), Moment(CPU))
+
+
+def test_figures_are_means_over_the_global_batch_and_a_source_without_targets_has_none():
+    measured, asked = step([8.0, 0.0], [4.0, 0.0]).figures()
+    assert measured == {
+        "loss": 2.0,
+        "grad_norm": 0.5,
+        "lr": 1e-3,
+        "targets": 4.0,
+        "tokens": 90.0,
+        "skipped": 1.0,
+        "loss/a": 2.0,
+    }
+    assert asked == [0.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_a_number_names_its_step(value):
+    with pytest.raises(LossIsNotANumber, match="at step 7"):
+        step([8.0, value], [4.0, 1.0]).figures()
+
+
+def test_moments_are_in_order():
+    first = Moment(CPU)
+    assert first.seconds_until(Moment(CPU)) >= 0
