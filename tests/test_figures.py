@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 def step(loss_sums: list[float], counts: list[float]) -> StepUnderWay:
     numbers = torch.tensor([sum(counts), 90.0, 1.0, 0.5, 0.0, 2.0, 0.0, *loss_sums, *counts], dtype=torch.float64)
-    return StepUnderWay(6, 1e-3, ["a", "b"], OnTheWay(numbers), Moment(CPU), Moment(CPU))
+    return StepUnderWay(6, {"lr": 1e-3, "lr/delta": 1e-3}, ["a", "b"], OnTheWay(numbers), Moment(CPU), Moment(CPU))
 
 
 def test_figures_are_means_over_the_global_batch_and_a_source_without_targets_has_none():
@@ -22,6 +22,7 @@ def test_figures_are_means_over_the_global_batch_and_a_source_without_targets_ha
         "loss": 2.0,
         "grad_norm": 0.5,
         "lr": 1e-3,
+        "lr/delta": 1e-3,
         "targets": 4.0,
         "tokens": 90.0,
         "skipped": 1.0,

@@ -1,0 +1,62 @@
+"""(d) Captions a second, beside Hugging Face's `generate` of a LLaVA with the same parts."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from gpu_parts.llava import Llava
+from gpu_parts.measure import Record, Setting
+from gpu_parts.models import SIZES, TINY, Size, build, model_config, pair_rows
+from onediff.data.rows import collate
+
+NEW_TOKENS = 48
+"""Tokens of every caption; none ends earlier, so that all do the same work."""
+
+
+def captions(setting: Setting) -> Iterator[Record]:
+    """(d)"""
+    sizes = TINY[:1] if setting.dry else [size for size in SIZES if size.name in ("1B", "7B")]
+    for size in sizes:
+        for pairs in (2,) if setting.dry else (1, 16):
+            for cache in ("dynamic", "static"):
+                record = {"model": size.name, "batch": pairs, "way": f"onediff, {cache} cache"}
+                yield from setting.attempt(
+                    record, lambda size=size, pairs=pairs, cache=cache: _ours(setting, size, pairs, cache)
+                )
+                gc.collect()
+            record = {"model": size.name, "batch": pairs, "way": "LLaVA of Hugging Face"}
+            yield from setting.attempt(record, lambda size=size, pairs=pairs: _theirs(setting, size, pairs))
+            gc.collect()
+
+
+def _options(setting: Setting) -> dict[str, Any]:
+    tokens = 4 if setting.dry else NEW_TOKENS
+    return {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+
+
+def _ours(setting: Setting, size: Size, pairs: int, cache: str) -> Record:
+    config = model_config(size, setting.dry)
+    model = build(config, setting.device, setting.dtype).eval()
+    rows = pair_rows(config, pairs, "one", prompt_only=True)
+    batch = collate(rows, pad_left=True).to(setting.device)
+    options = _options(setting) | ({} if cache == "dynamic" else {"cache_implementation": "static"})
+    with torch.no_grad():
+        return _rate(setting, pairs, lambda: model.generate(batch, **options))
+
+
+def _theirs(setting: Setting, size: Size, pairs: int) -> Record:
+    config = model_config(size, setting.dry)
+    peer = Llava(config, setting.device, setting.dtype)
+    peer.model.eval()
+    batch = peer.collated(pair_rows(config, pairs, "one", prompt_only=True), left=True)
+    return _rate(setting, pairs, lambda: peer.generate(batch, **_options(setting)))
+
+
+def _rate(setting: Setting, pairs: int, work: Any) -> Record:
+    setting.peak_gib(reset=True)
+    taken = min(setting.seconds(work, 4.0, warm_up=1, most=5))
+    return {"captions_per_second": pairs / taken, "seconds": taken, "peak_gib": setting.peak_gib()}
