@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from models import batch
 
-from onediff.training.prefetch import InPlace, Prefetched
+from onediff.data.segments import Segments
+from onediff.training.prefetch import InPlace, Prefetched, _each
 
 
 class Loader:
@@ -62,3 +64,14 @@ def test_one_batch_is_copied_while_the_one_before_is_in_use():
         assert len(copies.started) == min(5, number + 2)
         assert len(copies.finished) == number + 1
     assert [id(made) for made in seen] == [id(made) for made in loader.batches] == copies.finished
+
+
+def test_every_tensor_of_a_batch_is_copied_those_of_its_segments_too():
+    made = replace(batch("text"), segments=Segments.of([3, 4]))
+    copied = _each(made, torch.Tensor.clone)
+    assert copied.segments.cu_seqlens is not made.segments.cu_seqlens
+    assert copied.segments.lengths == (3, 4)
+    for name, value in vars(made).items():
+        if torch.is_tensor(value):
+            assert getattr(copied, name) is not value, name
+            assert torch.equal(getattr(copied, name), value)

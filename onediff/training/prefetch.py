@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from onediff.data.batch import Batch
+from onediff.data.segments import Segments
 
 
 class SideStream:
@@ -76,5 +77,12 @@ class Prefetched:
         return self.copies.finish(batch)
 
 
-def _each(batch: Batch, change: Any) -> Batch:
-    return replace(batch, **{name: change(value) for name, value in vars(batch).items() if isinstance(value, Tensor)})
+def _each(batch: Any, change: Any) -> Any:
+    """The same batch with every tensor in it changed, those of its segments too."""
+    changed = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            changed[name] = change(value)
+        elif isinstance(value, Segments):
+            changed[name] = _each(value, change)
+    return replace(batch, **changed)
