@@ -46,7 +46,7 @@ class MlflowServer:
         log = open(self.folder / "server.log", "ab")  # noqa: SIM115 (the server writes to it until it is stopped)
         self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
         log.close()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
                 with urlopen(f"{self.url}/health", timeout=2):
