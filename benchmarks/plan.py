@@ -153,6 +153,8 @@ def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
 
     config = configuration(case)
     phase = config.phases[case["phase"]]
+    gc.collect()
+    before = live_bytes()  # DeepSpeed lets go of an earlier engine in part only
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = built(config, config.model, case["phase"], topology, filled_later=False)
         engine = Engine(model, config, phase, topology)
@@ -160,7 +162,7 @@ def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
         for number in range(2):
             if number == 1:
                 gc.collect()
-                between = live_bytes()
+                between = live_bytes() - before
             with record_function(f"step {number}"):
                 engine.step([batch] * case["accumulation"], number, 10)
     found = {"between": between, "peak": between + risen(profiler)}
@@ -257,6 +259,8 @@ def cases(models: list[str], stages: list[int], precisions: list[str], topologie
             for tensor, data in places:
                 same = {**base, "precision": precision, "tensor": tensor, "data": data}
                 found += [{**same, "stage": stage} for stage in stages]
+        if model != "demo":
+            continue  # the rest is about shapes, not sizes
         tensor, data = places[min(1, len(places) - 1)]
         more = [{"phase": "one"}, {"checkpointing": "full"}, {"checkpointing": "selective"}, {"accumulation": 2}]
         for stage in sorted({stages[0], stages[-1]}):

@@ -68,9 +68,8 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
     activations, logits, gradients = backward_peak(tape, setup)
     # With fp32 gradients at stage 1 DeepSpeed takes its bf16 optimizer, which reduces them where they are.
     bucket = 0 if setup.stage == 1 and setup.bf16 else min(BUCKET, counts.trained) * setup.itemsize
-    gathered = 0
-    if setup.stage == 3:
-        gathered = setup.itemsize * min(counts.trained + counts.frozen, LIVE)
+    # ZeRO-3 gives back only what it will not need again soon.
+    gathered = setup.itemsize * min(counts.trained + counts.frozen, LIVE) if setup.stage == 3 else 0
     backward = Memory(
         **resident,
         gradients=gradients,
@@ -79,7 +78,7 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
         buffers=(bucket if setup.stage else 0) + gathered,
         host=host,
     )
-    stepping = _stepping(counts, setup, resident, host)
+    stepping = _stepping(counts, setup, resident, host, bucket + gathered if setup.stage == 3 else 0)
     return max(backward, stepping, key=lambda memory: memory.gpu)
 
 
@@ -111,13 +110,17 @@ def held_gradients(counts: Counts, setup: Setup) -> int:
     return int(wide * share)
 
 
-def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int) -> Memory:
-    """While the optimizer steps: fp32 gradients of this rank's share, and one temporary of the same size."""
+def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int, staying: int) -> Memory:
+    """While the optimizer steps: a copy of this rank's share of the gradients in fp32, and one temporary of that size.
+
+    Without ZeRO the temporary is the flattened gradients on their way. `staying` buffers are never given back.
+    """
     share = counts.trained / setup.data if setup.stage else counts.trained
     gradients = held_gradients(counts, setup)
     wide = 4 * share if setup.offload_optimizer == "none" else 0
-    copied = wide if setup.bf16 or setup.stage in (1, 2) else 0
-    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=int(copied + wide), host=host)
+    copied = wide if setup.bf16 or setup.stage else 0
+    buffers = int(copied + wide) + staying
+    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=buffers, host=host)
 
 
 def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
