@@ -62,7 +62,7 @@ class Counts:
 
 
 def memory_of(tape: Tape, setup: Setup) -> Memory:
-    """The fullest moment: while the backward pass runs, or while the optimizer steps."""
+    """The fullest moment: while the backward pass runs, while gradients are reduced, or while the optimizer steps."""
     counts = Counts.of(tape)
     resident, host = _resident(counts, setup)
     activations, logits, gradients = backward_peak(tape, setup)
@@ -79,7 +79,17 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
         host=host,
     )
     stepping = _stepping(counts, setup, resident, host, bucket + gathered if setup.stage == 3 else 0)
-    return max(backward, stepping, key=lambda memory: memory.gpu)
+    # The last bucket of gradients is averaged, which takes a copy of it, while those before have been added up.
+    reducing = Memory(
+        **resident,
+        gradients=int((4 if setup.bf16 else setup.itemsize) * counts.trained / setup.data),
+        activations=0,
+        logits=0,
+        buffers=2 * bucket,
+        host=host,
+    )
+    moments = [backward, stepping] + [reducing] * (setup.stage in (1, 2) and setup.offload_optimizer == "none")
+    return max(moments, key=lambda memory: memory.gpu)
 
 
 def _resident(counts: Counts, setup: Setup) -> tuple[dict[str, int], int]:
