@@ -73,7 +73,7 @@ def test_tensor_parallelism_cuts_the_language_model_and_costs_traffic(paper):
     assert whole.memory.weights - cut.memory.weights == pytest.approx(2 * language * 3 / 4, rel=0.001)
     assert cut.parameters == whole.parameters
     with pytest.raises(UserError, match="32 attention heads cannot be cut into 3"):
-        planned(paper, gpus=3, tensor=3)
+        planned(paper, tensor=3)
 
 
 def test_what_is_offloaded_lies_on_the_host(paper):
