@@ -59,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
     for plan in plans:
         print("\n".join(lines(plan, gpu)), end="\n\n")
     print(totals(plans))
+    for name, phase in config.phases.items():
+        if phase.lora is not None or phase.vision_last is not None:
+            print(f"phase {name} trains less of a part than all: planned as if all of it did, so less is needed")
     if args.suggest:
         print(f"\nonediff train {args.config} {' '.join([*args.overrides, *overrides(plans)])}")
     if args.json:

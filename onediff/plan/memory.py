@@ -138,7 +138,7 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
 
     Walks backwards: what operations before keep is still there, gradients of the parameters behind are there already.
     """
-    kept, logits = kept_bytes(tape, setup.checkpointing)
+    kept, logits = kept_bytes(tape, setup.checkpointing, setup.loss_chunk)
     counts = Counts.of(tape)
     held = held_gradients(counts, setup)
     # ZeRO-3 has a place for its share from the beginning; elsewhere gradients take memory as they are made.
@@ -163,7 +163,7 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
     return best
 
 
-def kept_bytes(tape: Tape, checkpointing: Checkpointing) -> tuple[list[int], int]:
+def kept_bytes(tape: Tape, checkpointing: Checkpointing, chunk: int | None = None) -> tuple[list[int], int]:
     """Bytes that each operation is the first to keep until the backward pass, and how many of all are logits."""
     seen: set[int] = set()
     found: list[int] = []
@@ -179,7 +179,10 @@ def kept_bytes(tape: Tape, checkpointing: Checkpointing) -> tuple[list[int], int
             if id(value) not in seen:
                 seen.add(id(value))
                 own += value.bytes
-        logits += own if op.kind == "loss" else 0
+        if op.kind == "loss":
+            # By chunks, only the one that is being computed has logits.
+            own = own if chunk is None else int(own * min(1.0, chunk / max(1, op.out.numel)))
+            logits += own
         found.append(own)
     return found, logits
 

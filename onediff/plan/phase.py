@@ -79,6 +79,7 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         checkpointing=config.training.activation_checkpointing,
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
+        loss_chunk=config.training.loss_chunk,
     )
 
 

@@ -25,6 +25,7 @@ class Setup:
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
     loss_chunk: int | None = None
+    """targets whose logits exist at a time; None for all"""
 
     @property
     def data(self) -> int:
