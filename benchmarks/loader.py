@@ -1,0 +1,448 @@
+"""How fast training data comes: this stream beside webdataset, megatron-energon, mosaicml-streaming, and decoding alone.
+
+    python benchmarks/loader.py [--pairs 200] [--turns 3] [--peers PYTHON] [--json FILE]
+
+All ways read the same pairs of photographs (JPEG, 768 × 576) in one process without workers and give batches of 8 pairs at
+336 × 336 with their captions. The peers read as people use them: Pillow and the Hugging Face CLIP processor. `limit` decodes
+and scales pictures that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
+the median over the turns of a ratio within one turn. Rates are pairs per second of processor time, which other work on the
+machine falsifies less than the wall clock. `--peers` names a Python that has energon and streaming installed.
+
+Then the pixels of each way to decode, against the processor's, and the time to the first batch after resuming in 100,000
+samples, with webdataset skipping beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZE, BATCH = 336, 8
+WAYS = ("limit", "limit_exact", "onediff", "onediff_exact", "webdataset", "energon", "streaming")
+PEERS = ("energon", "streaming")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=100_000, help="samples of the set that is resumed in")
+    parser.add_argument("--peers", type=Path, metavar="PYTHON")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "DIR"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measured(args.one[0], Path(args.one[1]))))
+        return
+    found: dict[str, Any] = {"machine": machine(args.peers), "pairs": args.pairs, "turns": args.turns}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "pairs" / "train"
+        write_pairs(folder, args.pairs)
+        ways = [way for way in WAYS if args.peers or way not in PEERS]
+        for way in ways:
+            if way in PEERS:
+                prepare(way, folder, args.peers)
+        found["ways"] = rates(ways, folder, args.turns, args.peers)
+        found["pixels"] = pixels(photographs())
+        found["resume"] = resume(Path(scratch) / "many" / "train", args.samples)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def rates(ways: list[str], folder: Path, turns: int, peers: Path | None) -> dict[str, Any]:
+    """Pairs per second of processor time and of the clock, and the greatest resident memory, by way."""
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(turns):
+        for way in ways:
+            python = str(peers) if way in PEERS else sys.executable
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+            command = [python, __file__, "--one", way, str(folder)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                sys.exit(f"{way}: {done.stderr[-2000:]}")
+            runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{'way':<15}{'pairs/s of CPU':>15}{'pairs/s':>9}{'peak MB':>9}{'of limit':>10}{'times webdataset':>18}")
+    found = {}
+    for way, of_way in runs.items():
+        limit = runs["limit_exact" if way.endswith("exact") else "limit"]
+        row = {name: round(statistics.median(run[name] for run in of_way), 2) for name in of_way[0]}
+        row["of_limit"] = ratio(of_way, limit)
+        row["times_webdataset"] = ratio(of_way, runs["webdataset"])
+        found[way] = row
+        print(
+            f"{way:<15}{row['per_cpu_second']:>15.1f}{row['per_second']:>9.1f}{row['peak_MB']:>9.0f}"
+            f"{row['of_limit']:>10.2f}{row['times_webdataset']:>18.2f}"
+        )
+    return found
+
+
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    return round(statistics.median(a["per_cpu_second"] / b["per_cpu_second"] for a, b in pairs), 3)
+
+
+def measured(way: str, folder: Path) -> dict[str, float]:
+    """One way's rate over one and a half seconds of processor time, after a warm batch."""
+    batches = globals()[f"read_{way}"](folder)
+    next(batches)
+    count, cpu, wall = 0, time.process_time(), time.perf_counter()
+    while time.process_time() - cpu < 1.5:
+        count += next(batches)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"per_cpu_second": count / cpu, "per_second": count / wall, "peak_MB": peak}
+
+
+def pictures_in(folder: Path) -> list[bytes]:
+    import webdataset
+
+    samples = webdataset.WebDataset([str(path) for path in sorted(folder.glob("*.tar"))], shardshuffle=False)
+    return [sample[name] for sample in samples for name in ("before.jpg", "after.jpg")][:200]
+
+
+def read_limit(folder: Path, pixels: str = "fast") -> Iterator[int]:
+    import torch
+
+    from onediff.data.pictures import decode
+    from onediff.model.config import PictureConfig
+
+    torch.set_num_threads(1)
+    config = PictureConfig(size=SIZE)
+    pictures = itertools.cycle(pictures_in(folder))
+    while True:
+        for _ in range(2 * BATCH):
+            decode(next(pictures), config, pixels=pixels)  # type: ignore[arg-type]
+        yield BATCH
+
+
+def read_limit_exact(folder: Path) -> Iterator[int]:
+    return read_limit(folder, "exact")
+
+
+def read_onediff(folder: Path, pixels: str = "fast") -> Iterator[int]:
+    import torch
+
+    torch.set_num_threads(1)
+    for batch in stream_loader(folder, row_maker(folder, pixels), 0):
+        yield len(batch.info["ids"])
+
+
+def row_maker(folder: Path, pixels: str) -> Any:
+    from onediff.data.config import DataConfig
+    from onediff.data.prompts import Prompter
+    from onediff.data.rows import RowMaker
+    from onediff.model.config import LanguageConfig, PictureConfig
+    from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        learn_tokenizer(["a square was added to the photograph"] * 3, 320, Path(scratch))
+        language = LanguageConfig.model_validate({"config": {"model_type": "llama"}, "tokenizer": {"vocabulary": 320}})
+        tokenizer = load_tokenizer(language, Path(scratch))
+    config = DataConfig.model_validate({"sets": {"pairs": str(folder.parent)}, "pixels": pixels})
+    return RowMaker(Prompter(tokenizer, config.prompt, (SIZE // 14) ** 2, 64), PictureConfig(size=SIZE), config)
+
+
+def stream_loader(folder: Path, maker: Any, draw: int) -> Any:
+    """The training loader of one rank without workers, whose lanes all go on from `draw`."""
+    from onediff.data.loader import Loader, Share
+    from onediff.data.stream import Source, Stream
+
+    stream = Stream([Source.open("pairs", folder, BATCH, 0, 1024)], maker, False, 0, 50)
+    return Loader(stream, Share.of_rank(BATCH, BATCH, 0, 1), dict.fromkeys(range(BATCH), draw), 0, 2, 0.01)
+
+
+def read_onediff_exact(folder: Path) -> Iterator[int]:
+    return read_onediff(folder, "exact")
+
+
+def processor() -> Callable[[bytes, bytes], Any]:
+    """Two encoded pictures to normalised tensors, as open_clip and LLaVA do it."""
+    import torch
+    from transformers import CLIPImageProcessorPil
+
+    torch.set_num_threads(1)
+    made = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+
+    def tensors(before: bytes, after: bytes) -> Any:
+        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, after)]
+        return made(pictures, return_tensors="pt")["pixel_values"]
+
+    return tensors
+
+
+def batched(samples: Iterator[tuple[bytes, bytes]]) -> Iterator[int]:
+    import torch
+
+    tensors = processor()
+    while True:
+        batch = torch.stack([tensors(*next(samples)) for _ in range(BATCH)])
+        yield len(batch)
+
+
+def read_webdataset(folder: Path) -> Iterator[int]:
+    import webdataset
+
+    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
+    return batched((sample["before.jpg"], sample["after.jpg"]) for sample in data)
+
+
+def read_streaming(folder: Path) -> Iterator[int]:
+    from streaming import StreamingDataset
+
+    data = StreamingDataset(local=str(folder.parent / "mds"), shuffle=True, batch_size=BATCH)
+    return batched((sample["before"], sample["after"]) for _ in itertools.count() for sample in data)
+
+
+def read_energon(folder: Path) -> Iterator[int]:
+    from dataclasses import dataclass
+
+    from megatron.energon import (
+        Cooker,
+        DefaultTaskEncoder,
+        Sample,
+        WorkerConfig,
+        basic_sample_keys,
+        get_loader,
+        get_train_dataset,
+        stateless,
+    )
+
+    @dataclass
+    class Pair(Sample):
+        before: bytes
+        after: bytes
+
+    @stateless
+    def cook(sample: Any) -> Pair:
+        return Pair(**basic_sample_keys(sample), before=sample["before.jpg"], after=sample["after.jpg"])
+
+    class Encoder(DefaultTaskEncoder):  # type: ignore[misc, type-arg]
+        cookers = [Cooker(cook)]
+        decoder = None
+
+    data = get_train_dataset(
+        str(folder),
+        batch_size=None,
+        shuffle_buffer_size=1000,
+        max_samples_per_sequence=100,
+        task_encoder=Encoder(),
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+    )
+    return batched((sample.before, sample.after) for sample in get_loader(data))
+
+
+def prepare(way: str, folder: Path, python: Path) -> None:
+    """What a peer needs beside the shards: mosaicml's own format; energon's description of the folder."""
+    code = {
+        "streaming": """
+import sys, webdataset
+from pathlib import Path
+from streaming import MDSWriter
+folder = Path(sys.argv[1])
+columns = {"before": "bytes", "after": "bytes", "json": "bytes"}
+with MDSWriter(out=str(folder.parent / "mds"), columns=columns) as out:
+    for sample in webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False):
+        out.write({"before": sample["before.jpg"], "after": sample["after.jpg"], "json": sample["json"]})
+""",
+        "energon": """
+import sys
+from pathlib import Path
+from megatron.energon.epathlib import EPath
+from megatron.energon.flavors import BaseWebdatasetFactory
+folder = Path(sys.argv[1])
+BaseWebdatasetFactory.prepare_dataset(
+    EPath(str(folder)), sorted(p.name for p in folder.glob("*.tar")), split_parts_ratio=[("train", 1.0)], workers=1
+)
+(folder / ".nv-meta" / "dataset.yaml").write_text(
+    "__module__: megatron.energon\\n__class__: CrudeWebdataset\\n"
+)
+""",
+    }[way]
+    done = subprocess.run([str(python), "-c", code, str(folder)], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        sys.exit(f"{way}: {done.stderr[-2000:]}")
+
+
+def photographs() -> list[Image.Image]:
+    """Photographs of scikit-image at 768 × 576."""
+    import skimage.data
+
+    names = ("astronaut", "chelsea", "coffee", "cat", "rocket")
+    crops = [Image.fromarray(getattr(skimage.data, name)()[..., :3]) for name in names]
+    return [picture.convert("RGB").resize((768, 576), Image.Resampling.LANCZOS) for picture in crops]
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def write_pairs(folder: Path, count: int) -> None:
+    """Pairs whose second picture has a square more; four shards."""
+    from data_prep.tar import TarWriter
+
+    folder.mkdir(parents=True)
+    random, pictures = np.random.default_rng(0), photographs()
+    pool = []
+    for number in range(min(count, 40)):
+        before = pictures[number % len(pictures)]
+        after = before.copy()
+        x, y = random.integers(0, 500, 2)
+        ImageDraw.Draw(after).rectangle([x, y, x + 80, y + 60], tuple(random.integers(0, 256, 3).tolist()))
+        pool.append((jpeg(before), jpeg(after)))
+    for shard in range(4):
+        out = TarWriter(folder / f"pairs-{shard:03d}.tar")
+        for number in range(shard * count // 4, (shard + 1) * count // 4):
+            before, after = pool[number % len(pool)]
+            out.add(members(number, before, after))
+        out.close()
+
+
+def members(number: int, before: bytes, after: bytes) -> list[tuple[str, bytes]]:
+    caption = "a square was added to the photograph"
+    record = {"id": f"p{number}", "source": "bench", "task": "pair", "split": "train", "captions": [caption]}
+    key = f"{number:06d}"
+    text = json.dumps(record).encode()
+    return [(f"{key}.before.jpg", before), (f"{key}.after.jpg", after), (f"{key}.json", text)]
+
+
+def pixels(pictures: list[Image.Image]) -> dict[str, Any]:
+    """Time and error of each way from JPEG to `[336, 336, 3]`, against the Hugging Face processor."""
+    import cv2
+    import simplejpeg
+    from transformers import CLIPImageProcessorPil
+
+    from onediff.data.pictures import decode, fitted, fitted_fast
+    from onediff.model.config import PictureConfig
+
+    config = PictureConfig(size=SIZE)
+    cv2.setNumThreads(1)
+
+    def with_draft(data: bytes) -> Any:
+        picture = Image.open(io.BytesIO(data))
+        picture.draft("RGB", (SIZE, SIZE))
+        return fitted(picture, config)
+
+    def with_opencv(data: bytes, interpolation: int) -> Any:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        left = (SIZE * 768 // 576 - SIZE) // 2
+        return cv2.resize(pixels, (SIZE * 768 // 576, SIZE), interpolation=interpolation)[
+            :, left : left + SIZE
+        ].transpose(2, 0, 1)
+
+    ways: dict[str, Callable[[bytes], Any]] = {
+        "Pillow (exact)": lambda data: decode(data, config),
+        "Pillow, draft": with_draft,
+        "simplejpeg, Pillow's scaling": lambda data: fitted(Image.fromarray(simplejpeg.decode_jpeg(data)), config),
+        "simplejpeg, torch's scaling (fast)": lambda data: decode(data, config, pixels="fast"),
+        "simplejpeg at 5/8, torch's scaling": lambda data: fitted_fast(
+            simplejpeg.decode_jpeg(data, min_height=SIZE, min_width=SIZE, min_factor=1), config
+        ),
+        "OpenCV, cubic": lambda data: with_opencv(data, cv2.INTER_CUBIC),
+        "OpenCV, area": lambda data: with_opencv(data, cv2.INTER_AREA),
+    }
+    made = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    encoded = [jpeg(picture) for picture in pictures]
+    raw = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}
+    theirs = [made(Image.open(io.BytesIO(data)), **raw)["pixel_values"][0].astype(int) for data in encoded]
+    found = {}
+    print(f"\n{'decoding':<36}{'ms a picture':>13}{'mean error':>12}{'99 %':>6}{'max':>5}  (of 255)")
+    for name, way in ways.items():
+        errors = np.stack([np.abs(way(data).astype(int) - their) for data, their in zip(encoded, theirs, strict=True)])
+        times = []
+        for _ in range(5):
+            began = time.process_time()
+            for data in encoded:
+                way(data)
+            times.append((time.process_time() - began) / len(encoded))
+        row = (min(times) * 1e3, errors.mean(), np.percentile(errors, 99), errors.max())
+        found[name] = dict(zip(("ms", "mean", "p99", "max"), (round(float(value), 3) for value in row), strict=True))
+        print(f"{name:<36}{row[0]:>13.2f}{row[1]:>12.3f}{row[2]:>6.0f}{row[3]:>5.0f}")
+    return found
+
+
+def resume(folder: Path, samples: int) -> dict[str, Any]:
+    """Seconds to the first batch at three places of a set of small samples in shards of a thousand."""
+    import webdataset
+
+    from data_prep.tar import TarWriter
+    from onediff.data.index import read_index
+
+    folder.mkdir(parents=True)
+    small = jpeg(Image.new("RGB", (32, 32), "red"))
+    for start in range(0, samples, 1000):
+        out = TarWriter(folder / f"many-{start // 1000:04d}.tar")
+        for number in range(start, min(start + 1000, samples)):
+            out.add(members(number, small, small))
+        out.close()
+    shards = sorted(folder.glob("*.tar"))
+    for shard in shards:
+        read_index(shard)  # as `onediff data index` leaves it
+    from onediff.data.manifest import build_manifest, write_manifest
+
+    write_manifest(build_manifest(folder))
+    maker = row_maker(folder, "fast")
+    first_batch(folder, maker, 0)
+    found: dict[str, Any] = {}
+    print(f"\n{'resuming at':<14}{'onediff s':>12}{'webdataset s':>14}")
+    for part in (0.01, 0.5, 0.99):
+        ours = statistics.median(first_batch(folder, maker, int(part * samples)) for _ in range(9))
+        began = time.perf_counter()
+        data = iter(webdataset.WebDataset([str(path) for path in shards], shardshuffle=False))
+        for _ in itertools.islice(data, int(part * samples)):
+            pass
+        theirs = sum(1 for _ in itertools.islice(data, BATCH)) and time.perf_counter() - began
+        found[f"{part:.0%}"] = {"onediff": round(ours, 4), "webdataset": round(theirs, 3)}
+        print(f"{part:<14.0%}{ours:>12.4f}{theirs:>14.2f}")
+    times = [row["onediff"] for row in found.values()]
+    found["spread"] = round(max(times) / min(times) - 1, 3)
+    print(f"differs by {found['spread']:.0%}")
+    return found
+
+
+def first_batch(folder: Path, maker: Any, position: int) -> float:
+    """Seconds from opening the set to the first batch behind `position` samples."""
+    began = time.perf_counter()
+    batch = next(iter(stream_loader(folder, maker, position // BATCH)))
+    assert len(batch.info["ids"]) == BATCH
+    return time.perf_counter() - began
+
+
+def machine(peers: Path | None) -> dict[str, str]:
+    from importlib.metadata import version
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    packages = ("torch", "pillow", "simplejpeg", "webdataset", "transformers", "opencv-python-headless", "numpy")
+    found = {
+        "cpu": f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+    }
+    found |= {name: version(name) for name in packages}
+    if peers:
+        code = "from importlib.metadata import version as v; print(v('megatron-energon'), v('mosaicml-streaming'))"
+        words = subprocess.run([str(peers), "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        found |= dict(zip(("megatron-energon", "mosaicml-streaming"), words, strict=True))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A contact sheet of rows as the model will see them: pictures after cutting and scaling, words, and every token's place."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.rows import Row
+from onediff.errors import UserError
+
+SIDE = 168
+WIDTH = 2 * SIDE + 4
+COLUMNS = 3
+LINE = 15
+LINES = 9
+GAP = 10
+COLOURS = {"words": "#9aa5b1", "before": "#2f6fde", "after": "#e07b00", "picture": "#2f6fde", "delta": "#7a3fc4"}
+ANSWER = "#1f9d55"
+
+
+class Span(NamedTuple):
+    """Neighbouring tokens of one kind: `words` that are read, `before`, `after`, `picture`, `delta`, or the `answer`."""
+
+    kind: str
+    tokens: int
+    text: str
+
+
+def spans(row: Row, tokenizer: Any) -> list[Span]:
+    """Where the tokens of a row come from, in order."""
+    found: list[Span] = []
+    tokens = zip(row.token_ids.tolist(), row.is_target.tolist(), strict=True)
+    for (place, target), group in groupby(tokens, key=lambda token: (min(token[0], 0), token[1])):
+        ids = [token for token, _ in group]
+        if place == PICTURE:
+            roles = ("before", "after") if row.is_pair else ("picture",)
+            found += [
+                Span(role, len(ids) // len(row.pictures), "") for role, _ in zip(roles, row.pictures, strict=True)
+            ]
+        elif place == DELTA:
+            found.append(Span("delta", len(ids), ""))
+        else:
+            found.append(Span("answer" if target else "words", len(ids), tokenizer.decode(ids)))
+    return found
+
+
+def layout(row: Row, tokenizer: Any) -> str:
+    """One line: `3 words + 576 before + 576 after + 64 delta + 12 words + 9 answer = 1240 tokens`."""
+    parts = " + ".join(f"{span.tokens} {span.kind}" for span in spans(row, tokenizer))
+    return f"{parts} = {len(row.token_ids)} tokens" + (", cut" if row.was_cut else "")
+
+
+def save_sheet(rows: Sequence[Row], tokenizer: Any, file: Path) -> None:
+    """Writes the rows as one PNG. Raises UserError when it cannot be written."""
+    cells = [_cell(row, tokenizer) for row in rows]
+    width, height = cells[0].size
+    down = -(-len(cells) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * (width + GAP) + GAP, down * (height + GAP) + GAP), "white")
+    for number, cell in enumerate(cells):
+        y, x = divmod(number, COLUMNS)
+        sheet.paste(cell, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
+    try:
+        sheet.save(file, "PNG")
+    except OSError as error:
+        raise UserError(f"{file}: the sheet cannot be written: {error.strerror or error}") from error
+
+
+def _cell(row: Row, tokenizer: Any) -> Image.Image:
+    """Pictures, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id."""
+    cell = Image.new("RGB", (WIDTH, SIDE + 18 + LINES * LINE), "#f4f5f7")
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
+    for number, pixels in enumerate(row.pictures):
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        method = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.BICUBIC
+        cell.paste(picture.resize((SIDE, SIDE), method), (number * (SIDE + 4), 0))
+    start = 0
+    parts = spans(row, tokenizer)
+    for part in parts:
+        ends = [at * (WIDTH - 1) // len(row.token_ids) for at in (start, start + part.tokens)]
+        draw.rectangle((ends[0], SIDE + 4, max(ends), SIDE + 13), COLOURS.get(part.kind, ANSWER))
+        start += part.tokens
+    lines = [(f"{', '.join(row.ids)}", "black")]
+    lines += [(line, "#52606d") for line in _wrapped(layout(row, tokenizer), 3)]
+    asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
+    said = " ".join(part.text.strip() for part in parts if part.kind == "answer")
+    lines += [(line, "#52606d") for line in _wrapped(f"… {asked}", 2)] + [(line, ANSWER) for line in _wrapped(said, 3)]
+    for number, (line, colour) in enumerate(lines[:LINES]):
+        draw.text((2, SIDE + 17 + number * LINE), line, colour, font)
+    return cell
+
+
+def _wrapped(text: str, lines: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH // 6)[:lines]
