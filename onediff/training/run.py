@@ -79,6 +79,9 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
     except LossIsNotANumber as fault:
         code, state, reason = EXIT_NOT_A_NUMBER, "failed", str(fault)
     stop.ignore_more()
+    if meters is not None:
+        meters.stop()
+    dist.barrier()  # what any node still wrote behind the end would be left unsent
     if ranks.rank == 0:
         last = folder.status() or {}
         folder.write_status(**{**last, "state": state, "reason": reason})
@@ -89,8 +92,6 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             log.info("look at it with: %s", how_to_look(scrubbed(tracking_uri(folder.path, config.tracking))))
         assert tracker is not None
         tracker.finish({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[state])
-    if meters is not None:
-        meters.stop()
     shutdown()
     return code
 
