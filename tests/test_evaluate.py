@@ -21,8 +21,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    # Small batches, so that every rank has several.
-    done = train(folder, data, 2, "--processes", "1", **{"evaluation.batch_size": 2})
+    # Small batches, so that every rank has several, and not equally many.
+    more = {"evaluation.batch_size": 5, "evaluation.bootstrap": 0, "phases.two.evaluate_every": 2}
+    done = train(folder, data, 2, "--processes", "2", **more)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -49,6 +50,18 @@ def test_every_pair_is_answered_and_scored_beside_the_floors(run, data, scores):
     # Shuffled captions share the wording of the right ones; a model of two steps knows nothing yet.
     assert scores["floors"]["shuffled"]["BLEU-1"] > scores["scores"]["BLEU-1"]
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_the_loop_evaluated_the_same_weights_and_told_the_tracking(run, scores):
+    (folder,) = (run / "evaluation").iterdir()
+    lines = [json.loads(line) for file in folder.glob("captions.rank*.jsonl") for line in file.read_text().splitlines()]
+    by = {line["by"]: {one["id"]: one["caption"] for one in lines if one["by"] == line["by"]} for line in lines}
+    in_loop, afterwards = by.values()
+    assert in_loop == afterwards == answers(folder)
+    journal = [json.loads(line) for line in (run / "tracking" / "phase-two.jsonl").read_text().splitlines()]
+    (told,) = [record for record in journal if "evaluation/CIDEr" in record.get("metrics", {})]
+    assert told["step"] == 2
+    assert told["metrics"]["evaluation/CIDEr"] == pytest.approx(scores["scores"]["CIDEr"])
 
 
 def test_one_rank_gives_the_same_captions_as_two(run, scores, tmp_path):

@@ -73,6 +73,9 @@ class PhaseConfig(Section):
     """Newest checkpoints of the phase that are kept."""
     keep_every: int | None = Field(None, gt=0)
     """Checkpoints at multiples of so many steps are kept beside the newest."""
+    evaluate_every: int | None = Field(None, gt=0)
+    """Steps between two evaluations in the loop, as the section `evaluation` says (its `limit` bounds what they cost); by
+    default none. All ranks caption, rank 0 scores while the others wait."""
 
     @model_validator(mode="after")
     def _is_possible(self) -> PhaseConfig:

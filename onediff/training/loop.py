@@ -22,6 +22,7 @@ from onediff.training.checkpoint import CheckpointWriter, load_checkpoint
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.config import PhaseConfig
 from onediff.training.engine import Engine, LossIsNotANumber, StepUnderWay
+from onediff.training.evaluations import Evaluations
 from onediff.training.figures import Moment
 from onediff.training.folder import RunFolder
 from onediff.training.pace import Pace
@@ -66,6 +67,7 @@ class PhaseLoop:
         stop: StopRequest,
         samples: Samples,
         samples_every: int | None,
+        evaluations: Evaluations,
         pace: Pace,
         log_every: int,
         save_in_background: bool,
@@ -81,6 +83,7 @@ class PhaseLoop:
         self.stop = stop
         self.samples = samples
         self.samples_every = samples_every
+        self.evaluations = evaluations
         self.pace = pace
         self.log_every = log_every
         self.rank = dist.get_rank()
@@ -129,6 +132,8 @@ class PhaseLoop:
                 table = self.samples.table(self.engine)
                 if self.rank == 0 and table:
                     self.tracker.table(self.step, "captions", table)
+            if self.evaluations.due(self.step) and not stopped:
+                self._evaluate()
             if stopped and self.step < self.steps:
                 self._durable(self.writer.finish())
                 raise Stopped(f"{stopped} at step {self.step} of {self.steps}")
@@ -148,7 +153,7 @@ class PhaseLoop:
         """Takes the steps; yields, after each, its figures, whether none is under way behind it, and a stop request.
 
         The figures of a step are read when the next one has been given to the device, so that the device never waits
-        for the host; before a checkpoint, sample captions or a stop the last step is waited for.
+        for the host; before a checkpoint, captions or a stop the last step is waited for.
         """
         batches = iter(loader)
         given: deque[Given] = deque()
@@ -166,6 +171,7 @@ class PhaseLoop:
                 given.append(self._give(step, batches, loader, before or Moment(self.engine.device)))
                 before = given[-1].work.ended
                 settles = self._saves_after(step + 1) or due(self.samples_every, step + 1, self.steps)
+                settles = settles or self.evaluations.due(step + 1)
                 while given and (len(given) > 1 or settles or stopped):
                     measured, stopped = self._take(given.popleft(), bar)
                     settles = settles or stopped is not None
@@ -211,6 +217,13 @@ class PhaseLoop:
             "skipped_samples": float(self.skipped),
         }
         return rates | {f"epochs/{name}": epochs for name, epochs in given.epochs.items()}
+
+    def _evaluate(self) -> None:
+        found = self.evaluations.scores(self.engine, self.step)
+        if found is not None:
+            folder, scores = found
+            self.tracker.log(self.step, {f"evaluation/{name}": value for name, value in scores.items()})
+            self.tracker.artifact(folder / "report.html", f"evaluation/{folder.name}")
 
     def _write_status(self, step: int, measured: dict[str, float]) -> None:
         self.folder.write_status(

@@ -34,6 +34,7 @@ from onediff.tracking.scrub import scrubbed
 from onediff.training.checkpoint import latest_checkpoint, load_weights
 from onediff.training.data import manifest_files, phase_steps, phase_stream, training_texts
 from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
+from onediff.training.evaluations import Evaluations
 from onediff.training.folder import RunFolder
 from onediff.training.loop import PhaseLoop
 from onediff.training.pace import Pace
@@ -131,6 +132,7 @@ def run_phase(
         share = Share.of_rank(phase.global_batch, phase.micro_batch, dp_rank, dp_size)
         steps = phase_steps(phase, stream.sources)
         samples = Samples(config, maker, tokenizer)
+        evaluations = Evaluations(config, name, maker, tokenizer, topology, folder.path)
     model = starting_model(config, name, folder, topology)
     engine = Engine(model, config, phase, topology)
     if rank == 0:
@@ -149,6 +151,7 @@ def run_phase(
         stop,
         samples,
         config.training.captions_every,
+        evaluations,
         Pace(
             config.training.log_every,
             engine.device,

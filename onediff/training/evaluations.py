@@ -1,0 +1,112 @@
+"""Evaluation inside the loop: the weights as they are in training, over all ranks, scored as `onediff evaluate` scores."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from onediff.config.tree import RunConfig
+from onediff.data.heldout import HeldOut
+from onediff.data.rows import Row, RowMaker
+from onediff.errors import UserError
+from onediff.evaluation.answers import fingerprint, read_answers
+from onediff.evaluation.config import EvaluationConfig
+from onediff.evaluation.generate import Job, caption_split
+from onediff.evaluation.run import Evaluation, decoding, instruction, scored
+from onediff.model.answer import answer
+from onediff.parallel.agreement import together
+from onediff.parallel.topology import Topology
+from onediff.training.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+class Evaluations:
+    """Scores of the held-out split of a phase's first data set that has pairs, every so many steps.
+
+    Costs the captions of the split (`evaluation.limit` bounds them) and, on rank 0 while the others wait, the scores.
+    """
+
+    def __init__(
+        self, config: RunConfig, phase: str, maker: RowMaker, tokenizer: Any, topology: Topology, run: Path
+    ) -> None:
+        """Raises UserError where evaluation is asked for and no data set of the phase has pairs to evaluate."""
+        self.every = config.phases[phase].evaluate_every
+        self.config: EvaluationConfig = config.evaluation
+        self.maker, self.tokenizer, self.topology = maker, tokenizer, topology
+        self.phase, self.run = phase, run
+        self.in_step = config.parallel.zero_stage == 3
+        if self.every is not None:
+            self.data = first_with_pairs(config, config.phases[phase].mix)
+            self.heldout = HeldOut.open(self.data / self.config.split, self.config.limit)
+
+    def due(self, step: int) -> bool:
+        """Whether this step is followed by an evaluation."""
+        return self.every is not None and step % self.every == 0
+
+    def scores(self, engine: Engine, step: int) -> tuple[Path, dict[str, float]] | None:
+        """Folder of captions and scores, and the scores, on rank 0; None on the others. Collective."""
+        folder = self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
+        with together():
+            if self.topology.ranks.rank == 0:
+                # After a resume the step has come again, with other weights where arithmetic is not repeatable.
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+        job = Job(
+            heldout=self.heldout,
+            maker=self.maker,
+            folder=folder,
+            by=fingerprint(phase=self.phase, step=step),
+            batch_size=self.config.batch_size,
+            answer=lambda rows: self._answer(engine, rows),
+            instruction=instruction(self.config),
+            seed=self.config.seed,
+            in_step=self.in_step,
+        )
+        # Sampling must not disturb what training draws.
+        devices = [engine.device] if engine.device.type == "cuda" else []
+        engine.model.eval()
+        with torch.random.fork_rng(devices=devices):
+            caption_split(job, self.topology)
+        engine.model.train()
+        if self.topology.ranks.rank != 0:
+            return None
+        plan = Evaluation(self.run, self.data, self.config, folder)
+        answers = read_answers(folder, job.label, job.by)
+        found = scored(plan, self.heldout, answers, self.maker.picture)["scores"]
+        figures = {name: value for name, value in found.items() if value is not None}
+        log.info("phase %s step %d: CIDEr %.3f of %d pairs", self.phase, step, figures["CIDEr"], len(answers))
+        return folder, figures
+
+    def _answer(self, engine: Engine, rows: list[Row]) -> list[str]:
+        options: dict[str, Any] = decoding(self.config)
+        if self.in_step:
+            options["synced"] = lambda going: any_rank(going, engine.device)
+        return answer(engine.model, self.tokenizer, rows, engine.device, **options)
+
+
+def any_rank(going: bool, device: torch.device) -> bool:
+    """Whether any rank goes on."""
+    flag = torch.tensor([int(going)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def first_with_pairs(config: RunConfig, mix: Any) -> Path:
+    """The first data set of `mix` that has the split to evaluate and pairs in it. Raises UserError where none has."""
+    for name in mix:
+        folder = Path(config.data.sets[name].path)
+        if (folder / config.evaluation.split).is_dir():
+            try:
+                HeldOut.open(folder / config.evaluation.split, limit=1)
+            except UserError:
+                continue  # single images or text
+            return folder
+    raise UserError(
+        f"evaluate_every: no data set of {', '.join(mix)} has pairs in its split {config.evaluation.split!r}"
+    )
