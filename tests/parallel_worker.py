@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -125,7 +126,8 @@ def main() -> None:
     topology = create_topology(ParallelConfig(tensor=int(sys.argv[1])), ranks)
     results = []
     for action in json.loads(sys.argv[2]):
-        engine = engine_for(action["model"], action["stage"], topology, action.get("trap", False), action.get("lora"))
+        here = replace(topology, sequence=topology.mpu is not None and action.get("sequence", False))
+        engine = engine_for(action["model"], action["stage"], here, action.get("trap", False), action.get("lora"))
         if "load" in action:
             checkpoint.load_checkpoint(engine, Path(action["load"]))
         if "export" in action:

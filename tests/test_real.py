@@ -84,8 +84,8 @@ def test_three_ranks_that_share_the_model_and_three_that_share_the_rows_have_the
     config = configuration(tmp_path, data)
     runs = {}
     for name, words in (
-        ("tensor", ["parallel.tensor=3", *(f"phases.{phase}.micro_batch=3" for phase in PHASES)]),
-        ("data", []),
+        ("cut", ["parallel.tensor=3", *(f"phases.{phase}.micro_batch=3" for phase in PHASES)]),
+        ("copied", []),
     ):
         runs[name] = tmp_path / name
         words = ["train", str(config), *words, "--run", str(runs[name]), "--processes", "3"]
@@ -95,16 +95,16 @@ def test_three_ranks_that_share_the_model_and_three_that_share_the_rows_have_the
     for phase in PHASES:
         losses = {name: list(metrics(run, phase).values()) for name, run in runs.items()}
         norms = {name: list(metrics(run, phase, "grad_norm").values()) for name, run in runs.items()}
-        assert len(losses["tensor"]) == STEPS
+        assert len(losses["cut"]) == STEPS
         figures[phase] = {
-            "first": losses["tensor"][0],
-            "last": losses["tensor"][-1],
-            "loss": max(abs(a - b) for a, b in zip(losses["tensor"], losses["data"], strict=True)),
-            "norm": max(abs(a - b) / b for a, b in zip(norms["tensor"], norms["data"], strict=True)),
+            "first": losses["cut"][0],
+            "last": losses["cut"][-1],
+            "loss": max(abs(a - b) for a, b in zip(losses["cut"], losses["copied"], strict=True)),
+            "norm": max(abs(a - b) / b for a, b in zip(norms["cut"], norms["copied"], strict=True)),
         }
     weights = {name: read_weights(latest_checkpoint(RunFolder(run).checkpoints("two"))) for name, run in runs.items()}
     figures["weights"] = max(
-        float((a - b).abs().max()) for (_, a), (_, b) in zip(weights["tensor"], weights["data"], strict=True)
+        float((a - b).abs().max()) for (_, a), (_, b) in zip(weights["cut"], weights["copied"], strict=True)
     )
     print(json.dumps(figures, indent=1))
     for phase in PHASES:

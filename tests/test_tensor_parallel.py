@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from onediff.errors import UserError
 from onediff.model.lora import is_adapter
+from onediff.parallel.sequence import check_sequence
 from onediff.parallel.tensor import check_divisible, padded_vocabulary
 from onediff.training.checkpoint import read_manifest, read_weights
 
@@ -50,6 +51,8 @@ def runs(real_data, tmp_path_factory) -> tuple[Path, list[dict], list[dict], lis
             {"model": "mistral", "stage": 2, "to": 4},
             {"model": real, "stage": 3, "to": 4, "lora": LORA, "save": f"{folder}/{name}/lora"},
             {"model": "qwen2", "stage": 1, "to": 4, "lora": LORA},
+            {"model": "qwen3", "stage": 3, "to": 4, "sequence": True},
+            {"model": real, "stage": 1, "to": 4, "sequence": True, "lora": LORA},
             {"model": real, "stage": 3, "export": f"{folder}/{name}/export", "shard_bytes": 200_000},
             {"model": "llama", "stage": 2, "to": 1, "trap": True},
             {"model": "llama", "stage": 2, "to": 1},
@@ -70,7 +73,7 @@ def runs(real_data, tmp_path_factory) -> tuple[Path, list[dict], list[dict], lis
 
 def test_losses_and_gradient_norms_do_not_depend_on_the_topology(runs):
     _, alone, spread, _ = runs
-    for number in range(6):
+    for number in range(8):
         same(spread[number], alone[number])
 
 
@@ -108,8 +111,8 @@ def test_checkpoints_go_on_at_another_tensor_size_and_stage(runs):
 def test_norm_without_the_attribute_is_wrong(runs):
     """DeepSpeed counts a parameter without `tensor_model_parallel` on one rank only: the trap that `_note` avoids."""
     _, alone, spread, _ = runs
-    same(spread[8], alone[8])
-    assert spread[7]["norms"][0] < 0.95 * alone[7]["norms"][0]
+    same(spread[10], alone[10])
+    assert spread[9]["norms"][0] < 0.95 * alone[9]["norms"][0]
 
 
 def test_export_is_byte_equal_and_loads(runs, real_data):
@@ -214,6 +217,12 @@ def test_every_checkpoint_goes_on_at_every_topology_and_stage(real_data, tmp_pat
                 if saved == (place, stage):
                     assert losses == curves[saved]
         print(f"{len(places)} checkpoints at T={tensor} D={data}, ZeRO 0 to 3: worst so far {worst:.1e}", flush=True)
+
+
+def test_a_model_that_cannot_share_its_tokens_is_named():
+    check_sequence(AutoConfig.for_model(**ARCHITECTURES["qwen3"]))
+    with pytest.raises(UserError, match=r"parallel.sequence: works for llama, .* not for gemma2 models"):
+        check_sequence(AutoConfig.for_model("gemma2"))
 
 
 def test_what_cannot_be_cut_is_named():

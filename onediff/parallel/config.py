@@ -14,6 +14,9 @@ class ParallelConfig(Section):
 
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size T: each layer of the language model is cut over T neighbouring ranks."""
+    sequence: bool = False
+    """Between the cut layers, where every rank of a tensor group would hold and compute the same, each takes its share of
+    the tokens instead: less memory for activations, no more traffic. Nothing changes without tensor parallelism."""
     across_nodes: bool = False
     """Let one tensor-parallel group span several nodes, over the slower links between them."""
     zero_stage: Literal[0, 1, 2, 3] = 3

@@ -60,6 +60,10 @@ def place(
         assert topology.mpu is not None
 
         cut_layers(model, topology.mpu)
+        if topology.sequence:
+            from onediff.parallel.sequence import share_tokens
+
+            share_tokens(model, topology.mpu)
     _buffers(model, device)
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -120,4 +124,6 @@ def _sum_marked_gradients(model: nn.Module, topology: Topology) -> None:
 
     for parameter in model.parameters():
         if getattr(parameter, "sum_gradient_over_tensor_group", False):
-            parameter.register_hook(summed)
+            trains = parameter.requires_grad
+            parameter.requires_grad_(True).register_hook(summed)  # it may train in a later phase
+            parameter.requires_grad_(trains)

@@ -39,3 +39,80 @@ class _Gather(torch.autograd.Function):
 def gather_from_tensor_model_parallel_region(part: Tensor, group: dist.ProcessGroup) -> Tensor:
     """`[…, width / T]` → `[…, width]`, the same on every rank of the group."""
     return _Gather.apply(part, -1, group)
+
+
+def _reduce_scattered(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    parts = whole.chunk(group.size(), dim)
+    mine = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
+    dist.reduce_scatter_tensor(mine, torch.cat(parts), group=group)
+    return mine
+
+
+class _GatherTokens(torch.autograd.Function):
+    """Shares of the tokens to all; ranks go on with different parts of a layer, so their gradients are added up."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gathered(share, 1, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _reduce_scattered(gradient, 1, ctx.group), None
+
+
+class _SumTokens(torch.autograd.Function):
+    """Every rank's part of a sum over all tokens to the whole sum for its share of them."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _reduce_scattered(part, 1, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _gathered(gradient, 1, ctx.group), None
+
+
+class _ShareTokens(torch.autograd.Function):
+    """What every rank holds alike to its share of the tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _own(whole, 1, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _gathered(gradient, 1, ctx.group), None
+
+
+class TokenShares:
+    """How the tokens of the rows at hand are shared out over a tensor group: `[batch, tokens, width]` and back.
+
+    Where T does not divide the number of tokens, zeros are put behind them and taken away again.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.tokens = 0
+
+    def share(self, whole: Tensor) -> Tensor:
+        """The rank's share of what all ranks hold alike; the rows at hand are these from now on."""
+        self.tokens = whole.shape[1]
+        return _ShareTokens.apply(self._padded(whole), self.group)
+
+    def gather(self, share: Tensor) -> Tensor:
+        """All tokens from every rank's share, for layers that are cut."""
+        return _GatherTokens.apply(share, self.group)[:, : self.tokens]
+
+    def gather_alike(self, share: Tensor) -> Tensor:
+        """All tokens from every rank's share, where all ranks go on alike."""
+        return _Gather.apply(share, 1, self.group)[:, : self.tokens]
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The rank's share of the sum of what the ranks have for all tokens."""
+        return _SumTokens.apply(self._padded(part), self.group)
+
+    def _padded(self, whole: Tensor) -> Tensor:
+        return torch.nn.functional.pad(whole, (0, 0, 0, -self.tokens % self.group.size()))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from onediff.errors import UserError
 from onediff.parallel.block import Block
 from onediff.parallel.loss import by_chunks
-from onediff.parallel.regions import gather_from_tensor_model_parallel_region
+from onediff.parallel.regions import TokenShares, gather_from_tensor_model_parallel_region
 from onediff.parallel.topology import Mpu
 
 
@@ -39,9 +40,15 @@ class Column(ColumnParallelLinear):
 class Row(RowParallelLinear):
     """`[…, in / T]` → `[…, out]`: summed over the tensor group."""
 
+    shares: TokenShares | None = None
+    """with sequence parallelism: who keeps which tokens of the output while training"""
+
     def forward(self, hidden: Tensor) -> Tensor:
-        """The whole output, the same on every rank of the group."""
-        return super().forward(hidden)[0]
+        """The whole output, the same on every rank of the group; or for the rank's share of the tokens."""
+        if self.shares is None or not self.training:
+            return super().forward(hidden)[0]
+        summed = self.shares.sum(F.linear(hidden, self.weight))
+        return summed if self.bias is None else summed + self.bias
 
 
 class Head(ColumnParallelLinear):

@@ -68,6 +68,8 @@ class Topology:
     tp_size: int
     mpu: Mpu | None
     """None without tensor parallelism: DeepSpeed then uses all ranks as data-parallel ones"""
+    sequence: bool = False
+    """the tensor group shares out the tokens where its layers are not cut"""
 
     @property
     def dp_size(self) -> int:
@@ -133,4 +135,4 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(config.tensor, create_gloo_process_groups=False)
     assert parallel_state.get_tensor_model_parallel_world_size() == config.tensor
-    return Topology(ranks, config.tensor, Mpu())
+    return Topology(ranks, config.tensor, Mpu(), config.sequence)

@@ -26,7 +26,6 @@ from onediff.parallel.agreement import gathered, together
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.shared_batches import SharedBatches
-from onediff.parallel.tensor import check_divisible
 from onediff.parallel.topology import Topology, create_topology
 from onediff.tracking import NodeMetrics, Tracker
 from onediff.tracking.place import how_to_look, tracking_uri
@@ -185,8 +184,15 @@ def run_phase(
 def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: Topology) -> OneDiffModel:
     """The model before the first step of phase `name`: fresh for the first phase, else as the phase before left it."""
     if topology.tp_size > 1:
+        # Megatron-core takes seconds to import.
+        from onediff.parallel.sequence import check_sequence
+        from onediff.parallel.tensor import check_divisible
+
         with together():
-            check_divisible(architecture(config.model.language, "model.language"), topology.tp_size)
+            language = architecture(config.model.language, "model.language")
+            check_divisible(language, topology.tp_size)
+            if topology.sequence:
+                check_sequence(language)
     before = previous(config, name)
     torch.manual_seed(config.training.seed)
     if before is None:
