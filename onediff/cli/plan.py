@@ -57,7 +57,14 @@ def run(args: argparse.Namespace) -> int:
         setups = {name: setup_of(config, name, gpus, per_node) for name in config.phases}
         plans = [plan_phase(config, name, setup, gpu, args.text) for name, setup in setups.items()]
     for plan in plans:
-        print("\n".join(lines(plan, gpu)), end="\n\n")
+        print("\n".join(lines(plan, gpu)))
+        phase = config.phases[plan.name]
+        finer = [key for key in ("lora", "vision_last") if getattr(phase, key) is not None]
+        if finer:
+            print(
+                f"  {'note':<12}{' and '.join(finer)}: counted as if all of the part trained; it needs less than this"
+            )
+        print()
     print(totals(plans))
     for name, phase in config.phases.items():
         if phase.lora is not None or phase.vision_last is not None:
