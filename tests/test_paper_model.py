@@ -7,6 +7,7 @@ from onediff.config.compose import configs_folder, load_run
 from onediff.data.batch import Batch
 from onediff.model.build import architecture_only
 from onediff.model.onediff import OneDiffModel
+from onediff.plan.rows import rows_of
 from onediff.training.parts import freeze, trainable
 
 PICTURE_TOKENS, DELTA_TOKENS, WORDS = 576, 64, 30
@@ -50,7 +51,9 @@ def test_what_each_phase_trains(model, config):
 def test_phases_are_the_papers(config):
     one, two = config.phases["one"], config.phases["two"]
     assert (one.global_batch, one.lr, one.epochs, one.couple) == (256, 1e-3, 1, True)
-    assert (two.global_batch, two.lr, two.epochs, two.couple) == (128, 2e-5, 1, False)
+    assert (two.global_batch, two.lr, two.epochs, two.couple) == (32, 2e-5, 1, False)
+    usual = rows_of(config, two).samples  # as `onediff plan` takes them: 3.9 where texts are as long as LLaVA's
+    assert two.pack == 4096 and 128 <= two.global_batch * usual < 160
     assert sum(two.mix.values()) == 1000
     assert two.mix["llava-665k"] == 665
     assert config.training.precision == "bf16"

@@ -51,6 +51,11 @@ class RunConfig(Section):
         for phase_name, phase in self.phases.items():
             if not NAME.fullmatch(phase_name):
                 raise ValueError(f"phases: {phase_name!r} is not a plain name; use letters, digits, '.', '_' and '-'")
+            if phase.pack is not None and phase.pack < self.data.max_tokens:
+                raise ValueError(
+                    f"phases.{phase_name}.pack: a row of {phase.pack} tokens cannot take every sample, which may have "
+                    f"{self.data.max_tokens} (data.max_tokens)"
+                )
             for set_name in phase.mix:
                 if set_name not in self.data.sets:
                     raise ValueError(

@@ -20,7 +20,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from onediff.data.batch import Batch
-from onediff.data.rows import Row, collate
+from onediff.data.packing import Packer
+from onediff.data.rows import Row, collate, collate_packed
 from onediff.data.sample import Fault
 from onediff.data.stream import Stream
 from onediff.errors import UserError
@@ -57,10 +58,11 @@ class Share:
 
 
 class Loader:
-    """Endless micro-batches of one rank; `draws` is where each of its lanes goes on."""
+    """Endless micro-batches of one rank; `draws` is where each of its lanes goes on: its next draw, or, where rows are
+    packed, the draws that wait and the next one."""
 
     def __init__(
-        self, stream: Stream, share: Share, draws: dict[int, int], workers: int, prefetch: int, bad_share: float
+        self, stream: Stream, share: Share, draws: dict[int, Any], workers: int, prefetch: int, bad_share: float
     ) -> None:
         self.stream = stream
         self.share = share
@@ -97,15 +99,17 @@ class Loader:
             # One part of a micro-batch from each worker, in turn, as DataLoader hands them out.
             made = [_unpacked(next(parts)) for _ in range(max(1, self.workers))]
             rows = [row for group in _interleaved(made) for row in group]
-            batch = collate([row for _, row in rows])
-            for lane, row in rows:
-                self.draws[lane] = row.next_draw
+            samples = [samples for _, samples, _ in rows]
+            pack = self.stream.pack
+            batch = collate_packed(samples, pack) if pack else collate([one for (one,) in samples])
+            for lane, _, draw in rows:
+                self.draws[lane] = draw
             self._count(batch)
             yield batch
 
     def _count(self, batch: Batch) -> None:
         faults: list[Fault] = batch.info["skipped"]
-        self.read += len(batch.info["ids"]) + len(faults)
+        self.read += batch.info["samples"] + len(faults)
         for fault in faults:
             self.skipped[fault.kind] += 1
             self.skipped_in[fault.shard] += 1
@@ -124,15 +128,20 @@ class Loader:
         return f"{self.skipped.total()} of {self.read} samples are unreadable ({kinds}; most of them: {shards})"
 
 
-class _Rows(IterableDataset[Any]):
-    """The rows of one worker: for each micro-batch a list of (lane, row), or one line about what stops the run."""
+Drawn = tuple[int, list[Row], Any]
+"""A lane, the samples of its next row, and where the lane goes on."""
 
-    def __init__(self, stream: Stream, share: Share, draws: dict[int, int]) -> None:
+
+class _Rows(IterableDataset[Any]):
+    """The rows of one worker: for each micro-batch a list of `Drawn`, or one line about what stops the run."""
+
+    def __init__(self, stream: Stream, share: Share, draws: dict[int, Any]) -> None:
         self.stream = stream
+        self.packer = Packer(stream, stream.pack) if stream.pack else None
         self.share = share
         self.draws = draws
 
-    def __iter__(self) -> Iterator[list[tuple[int, Row]] | str]:
+    def __iter__(self) -> Iterator[list[Drawn] | str]:
         worker = get_worker_info()
         first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         size = self.share.micro_batch
@@ -145,10 +154,13 @@ class _Rows(IterableDataset[Any]):
                     yield str(error)
                     return
 
-    def _next(self, lane: int) -> tuple[int, Row]:
-        row = self.stream.row(lane, self.draws[lane])
-        self.draws[lane] = row.next_draw
-        return lane, row
+    def _next(self, lane: int) -> Drawn:
+        if self.packer:
+            samples, self.draws[lane] = self.packer.row(lane, self.draws[lane])
+        else:
+            row = self.stream.row(lane, self.draws[lane])
+            samples, self.draws[lane] = [row], row.next_draw
+        return lane, samples, self.draws[lane]
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
@@ -169,21 +181,28 @@ def _kill(workers: set[Any]) -> None:
 TENSORS = ("token_ids", "is_target", "pictures")
 
 
-def _packed(part: list[tuple[int, Row]] | str) -> list[tuple[int, dict[str, Any]]] | str:
+def _packed(part: list[Drawn] | str) -> Any:
     """A part as it crosses the process border: arrays, since torch would open a shared file for each small tensor."""
     if isinstance(part, str):
         return part
-    return [(lane, vars(row) | {name: getattr(row, name).numpy() for name in TENSORS}) for lane, row in part]
+    return [(lane, [_arrays(row) for row in samples], draw) for lane, samples, draw in part]
 
 
-def _unpacked(part: list[tuple[int, dict[str, Any]]] | str) -> list[tuple[int, Row]]:
+def _arrays(row: Row) -> dict[str, Any]:
+    return vars(row) | {name: getattr(row, name).numpy() for name in TENSORS}
+
+
+def _unpacked(part: Any) -> list[Drawn]:
     if isinstance(part, str):
         raise UserError(part)
-    tensors = [(lane, {name: torch.from_numpy(fields[name]) for name in TENSORS}) for lane, fields in part]
-    return [(lane, Row(**(fields | made))) for (lane, fields), (_, made) in zip(part, tensors, strict=True)]
+    return [(lane, [_row(fields) for fields in samples], draw) for lane, samples, draw in part]
 
 
-def _interleaved(parts: list[list[tuple[int, Row]]]) -> Iterator[list[tuple[int, Row]]]:
+def _row(fields: dict[str, Any]) -> Row:
+    return Row(**(fields | {name: torch.from_numpy(fields[name]) for name in TENSORS}))
+
+
+def _interleaved(parts: list[list[Drawn]]) -> Iterator[list[Drawn]]:
     """Rows back in lane order: the first of each worker, then the second of each, …."""
     for turn in range(max(len(part) for part in parts)):
         yield [part[turn] for part in parts if turn < len(part)]

@@ -1,4 +1,4 @@
-"""Where a phase stands in its data: one number a lane, small enough for any checkpoint."""
+"""Where a phase stands in its data: one number a lane, or some where rows are packed; small enough for any checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onediff.data.packing import Place
 from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
 
@@ -19,6 +20,7 @@ CHANGES = {
     "seed": "data.seed",
     "block": "data.block",
     "couple": "couple",
+    "pack": "pack",
     "names": "the list of data sets in the mix",
 }
 SOURCE_CHANGES = {
@@ -33,14 +35,15 @@ class Position:
     """Draws made by each lane, and a description of the order that they count in."""
 
     order: dict[str, Any]
-    """What determines the order: lanes, seed, block, coupling, and each source's name, weight, shards and their sizes."""
-    draws: tuple[int, ...]
-    """Draws made so far, by lane."""
+    """What determines the order: lanes, seed, block, coupling, packing, and each source's name, weight, shards and their
+    sizes."""
+    draws: tuple[int | Place, ...]
+    """Draws made so far, by lane; where rows are packed, the draws that wait and then the next one."""
 
     @classmethod
     def start(cls, stream: Stream, lanes: int, block: int) -> Position:
         """Before the first row."""
-        return cls(order_of(stream, lanes, block), (0,) * lanes)
+        return cls(order_of(stream, lanes, block), (((0,) if stream.pack else 0),) * lanes)
 
     def to_json(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -53,7 +56,7 @@ class Position:
         Raises UserError naming what changed otherwise: the numbers would mean other samples. Where `other_order` allows
         that, the new order goes on as far in as the old one came; with another number of lanes all stand equally far.
         """
-        draws = tuple(stored["draws"])
+        draws: tuple[int | Place, ...] = tuple(tuple(d) if isinstance(d, list) else d for d in stored["draws"])
         for what, old, new in _compared(stored["order"], current):
             if old == new:
                 continue
@@ -64,8 +67,12 @@ class Position:
                     "to go on though some samples of this epoch then come twice or not at all"
                 )
             log.warning("%s: some samples of this epoch come twice or not at all", changed)
-        if len(draws) != current["lanes"]:
-            draws = (-(-sum(draws) // current["lanes"]),) * current["lanes"]
+        packed = current["pack"] is not None
+        if len(draws) != current["lanes"] or packed != isinstance(draws[0], tuple):
+            reached = [draw[-1] if isinstance(draw, tuple) else draw for draw in draws]
+            if len(reached) != current["lanes"]:
+                reached = [-(-sum(reached) // current["lanes"])] * current["lanes"]
+            draws = tuple((draw,) if packed else draw for draw in reached)
         return cls(current, draws)
 
 
@@ -76,6 +83,7 @@ def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:
         "seed": stream.seed,
         "block": block,
         "couple": stream.couple,
+        "pack": stream.pack,
         "names": [source.name for source in stream.sources],
         "sources": [
             {"weight": source.weight, "samples": source.lanes.samples, "shards": _digest(source)}
@@ -87,7 +95,7 @@ def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:
 def _compared(stored: dict[str, Any], current: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """What the order depends on: in words, then as stored, then as it is now."""
     for key, what in CHANGES.items():
-        yield what, stored[key], current[key]
+        yield what, stored.get(key), current[key]
     if stored["names"] != current["names"]:
         return
     for name, old, new in zip(current["names"], stored["sources"], current["sources"], strict=True):

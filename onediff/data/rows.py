@@ -15,6 +15,7 @@ from onediff.data.config import DataConfig
 from onediff.data.lanes import mix64
 from onediff.data.pictures import decode
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
+from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample
 from onediff.data.segments import Segments
 from onediff.model.config import PictureConfig
@@ -56,25 +57,37 @@ class RowMaker:
         Raises BadSample for a picture that cannot be read, or for a sample longer than `max_tokens` under
         `too_long: skip`.
         """
-        task = task or ("pair" if sample.is_pair else "single")
-        return self._made(self._pictures(sample), sample.is_pair, self._turns(sample, task, draw), source, (sample.id,))
+        turns = self._turns(sample, task, draw)
+        return self._made(self._pictures(sample), sample.is_pair, turns, source, (sample.id,))
+
+    def tokens(self, sample: Sample, task: str | None, draw: int) -> int:
+        """The length of `row`, without its pictures. Raises BadSample."""
+        return len(self._sequence(len(sample.pictures), sample.is_pair, self._turns(sample, task, draw))[0].token_ids)
+
+    def couple_tokens(self, first: Sample, second: Sample, draw: int) -> int:
+        """The length of `couple`, without its pictures. Raises BadSample."""
+        return len(self._sequence(2, True, self._couple_turns(first, second, draw))[0].token_ids)
 
     def couple(self, first: Sample, second: Sample, draw: int, source: int = 0) -> Row:
         """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
-        answers = [self._caption(sample, mix64(draw, place)) for place, sample in enumerate((first, second))]
-        answer = self.prompter.config.couple_answer.format(first=answers[0], second=answers[1])
-        turns = [Turn(self.prompter.instruction("couple"), answer)]
+        turns = self._couple_turns(first, second, draw)
         pictures = self._pictures(first) + self._pictures(second)
         if len(pictures) != 2:
             raise BadSample("not_single", f"{first.id} and {second.id}: coupling takes samples with one image each")
         return self._made(pictures, True, turns, source, (first.id, second.id))
+
+    def _couple_turns(self, first: Sample, second: Sample, draw: int) -> list[Turn]:
+        answers = [self._caption(sample, mix64(draw, place)) for place, sample in enumerate((first, second))]
+        answer = self.prompter.config.couple_answer.format(first=answers[0], second=answers[1])
+        return [Turn(self.prompter.instruction("couple"), answer)]
 
     def prompt(self, pictures: list[np.ndarray], instruction: str | None, task: str = "pair") -> Row:
         """A row to be answered by the model: decoded pictures and an instruction, no target."""
         turns = [Turn(instruction or self.prompter.instruction(task), None)]
         return self._made(pictures, len(pictures) == 2, turns, 0, ())
 
-    def _turns(self, sample: Sample, task: str, draw: int) -> list[Turn]:
+    def _turns(self, sample: Sample, task: str | None, draw: int) -> list[Turn]:
+        task = task or ("pair" if sample.is_pair else "single")
         if sample.conversations:
             return _turns_of(sample.conversations)
         return [Turn(sample.instruction or self.prompter.instruction(task), self._caption(sample, draw))]
@@ -93,24 +106,29 @@ class RowMaker:
     def _made(
         self, pictures: list[np.ndarray], is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]
     ) -> Row:
-        sequence = self.prompter.sequence(len(pictures), is_pair, turns)
-        longest, ends_answer = self.config.max_tokens, bool(turns[-1].answer)
-        too_long = len(sequence.token_ids) > longest
-        if too_long:
-            prompt_length = sequence.is_target.index(True) if ends_answer else len(sequence.token_ids)
-            if self.config.too_long == "skip" or prompt_length >= longest:
-                raise BadSample("too_long", f"{len(sequence.token_ids)} tokens, max_tokens is {longest}")
+        sequence, was_cut = self._sequence(len(pictures), is_pair, turns)
         size = self.picture.size
         shape = (0, 3, size, size)
         return Row(
-            token_ids=torch.tensor(sequence.token_ids[:longest]),
-            is_target=torch.tensor(sequence.is_target[:longest]),
+            token_ids=torch.tensor(sequence.token_ids),
+            is_target=torch.tensor(sequence.is_target),
             pictures=torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(shape, dtype=torch.uint8),
             is_pair=is_pair,
             source=source,
             ids=ids,
-            was_cut=too_long,
+            was_cut=was_cut,
         )
+
+    def _sequence(self, pictures: int, is_pair: bool, turns: list[Turn]) -> tuple[TokenSequence, bool]:
+        """The tokens of a sample, and whether the end of its answer had to be cut off. Raises BadSample."""
+        sequence = self.prompter.sequence(pictures, is_pair, turns)
+        length, longest, ends_answer = len(sequence.token_ids), self.config.max_tokens, bool(turns[-1].answer)
+        if length <= longest:
+            return sequence, False
+        prompt_length = sequence.is_target.index(True) if ends_answer else length
+        if self.config.too_long == "skip" or prompt_length >= longest:
+            raise BadSample("too_long", f"{length} tokens, max_tokens is {longest}")
+        return TokenSequence(sequence.token_ids[:longest], sequence.is_target[:longest]), True
 
 
 def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:

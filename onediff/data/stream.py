@@ -114,13 +114,23 @@ class Source:
 class Stream:
     """Rows of a weighted mix of sources, by lane and draw."""
 
-    def __init__(self, sources: list[Source], maker: RowMaker, couple: bool, seed: int, bad_in_a_row: int) -> None:
+    def __init__(
+        self,
+        sources: list[Source],
+        maker: RowMaker,
+        couple: bool,
+        seed: int,
+        bad_in_a_row: int,
+        pack: int | None = None,
+    ) -> None:
         self.sources = sources
         self.mix = Mix([source.weight for source in sources])
         self.maker = maker
         self.couple = couple
         self.seed = seed
         self.bad_in_a_row = bad_in_a_row
+        self.pack = pack
+        """Tokens of a row into which several samples go; None: each has a row of its own."""
 
     def row(self, lane: int, draw: int) -> Row:
         """The row at position `draw` of `lane`; a bad sample is passed over for the lane's next one.
@@ -128,38 +138,62 @@ class Stream:
         Raises UserError after `bad_in_a_row` bad samples in a row.
         """
         skipped: list[Fault] = []
-        while len(skipped) < self.bad_in_a_row:
-            source_number, position = self.mix.at(lane, draw)
+        while True:
             draw += 1
-            source = self.sources[source_number]
-            place = source.lanes.at(lane, position)
             try:
-                row = self._made(source, source_number, lane, position, place)
+                row = self.one(lane, draw - 1)
             except BadSample as bad:
-                shard = f"{source.name}/{source.shards.names[place.shard]}"
-                skipped.append(Fault(bad.kind, shard, f"sample {place.sample}: {bad.reason}"))
+                self.passed_over(skipped, lane, draw - 1, bad)
                 continue
             row.next_draw, row.skipped = draw, skipped
             return row
-        last = skipped[-1]
-        raise UserError(
-            f"{len(skipped)} unreadable samples in a row, the last one in {last.shard} {last.what} ({last.kind}); "
-            "run `onediff data check` on the data set, or raise data.bad_in_a_row"
-        )
 
-    def _made(self, source: Source, number: int, lane: int, position: int, place: Place) -> Row:
-        sample = self._sample(source, place)
+    def one(self, lane: int, draw: int) -> Row:
+        """The sample at position `draw` of `lane` as a row. Raises BadSample."""
+        source, number, first, second, choice = self._drawn(lane, draw)
+        if second is not None:
+            return self.maker.couple(first, second, choice, number)
+        return self.maker.row(first, source.task, choice, number)
+
+    def tokens(self, lane: int, draw: int) -> int:
+        """How long that row is; no picture is decoded. Raises BadSample."""
+        source, _, first, second, choice = self._drawn(lane, draw)
+        if second is not None:
+            return self.maker.couple_tokens(first, second, choice)
+        return self.maker.tokens(first, source.task, choice)
+
+    def passed_over(self, skipped: list[Fault], lane: int, draw: int, bad: BadSample) -> None:
+        """Notes a bad sample in `skipped`. Raises UserError where there are `bad_in_a_row` of them."""
+        number, position = self.mix.at(lane, draw)
+        source = self.sources[number]
+        place = source.lanes.at(lane, position)
+        shard = f"{source.name}/{source.shards.names[place.shard]}"
+        skipped.append(Fault(bad.kind, shard, f"sample {place.sample}: {bad.reason}"))
+        if len(skipped) >= self.bad_in_a_row:
+            last = skipped[-1]
+            raise UserError(
+                f"{len(skipped)} unreadable samples in a row, the last one in {last.shard} {last.what} ({last.kind}); "
+                "run `onediff data check` on the data set, or raise data.bad_in_a_row"
+            )
+
+    def _drawn(self, lane: int, draw: int) -> tuple[Source, int, Sample, Sample | None, int]:
+        """What is at `draw` of `lane`: source and its number, sample, its partner in coupling, choice of caption."""
+        number, position = self.mix.at(lane, draw)
+        source = self.sources[number]
+        place = source.lanes.at(lane, position)
         choice = mix64(self.seed, 2, number, place.epoch, place.shard, place.sample)
-        if self.couple:
-            second = self._sample(source, source.lanes.partner(lane, position))
-            return self.maker.couple(sample, second, choice, number)
-        return self.maker.row(sample, source.task, choice, number)
+        second = self._sample(source, source.lanes.partner(lane, position)) if self.couple else None
+        return source, number, self._sample(source, place), second, choice
 
     def _sample(self, source: Source, place: Place) -> Sample:
         return parse_sample(source.shards.read(place.shard, place.sample))
 
-    def epochs(self, lane: int, draw: int) -> dict[str, float]:
-        """How often each source has been read through, by name, judged by one lane."""
+    def epochs(self, lane: int, draw: int | tuple[int, ...]) -> dict[str, float]:
+        """How often each source has been read through, by name, judged by one lane.
+
+        Of a packed lane all draws that were looked at count, the few that wait too.
+        """
+        draw = draw if isinstance(draw, int) else draw[-1]
         return {
             source.name: self.mix.draws(number, lane, draw) / source.lanes.length(lane)
             for number, source in enumerate(self.sources)

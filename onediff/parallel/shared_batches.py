@@ -16,7 +16,7 @@ class SharedBatches:
     def __init__(self, loader: Any, topology: Topology) -> None:
         self.loader = loader
         self.topology = topology
-        self.draws: dict[int, int] = dict(loader.draws)
+        self.draws: dict[int, Any] = dict(loader.draws)
         """how far each lane of this rank's share has been read, behind the last batch"""
         self.skipped: Counter[str] = Counter()
         """samples left out so far, by kind of fault"""

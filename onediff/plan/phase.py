@@ -105,8 +105,8 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
     """The plan of phase `name` run as `setup` says on `gpu`. Raises UserError for what cannot be cut or is not known."""
     sizes, phase = sizes_of(config.model), config.phases[name]
     check_cut(sizes, setup.tensor)
-    rows = rows_of(config, phase)
-    usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text)
+    rows = rows_of(config, phase, text)
+    usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text, phase.pack)
 
     def tape_of(shape: Shape, tensor: int) -> Tape:
         return walk(sizes, shape, phase.train, itemsize=setup.itemsize, tensor=tensor)

@@ -9,7 +9,7 @@ from pathlib import Path
 from onediff.config.tree import RunConfig
 from onediff.data.index import read_index
 from onediff.data.manifest import FILE, parse_manifest
-from onediff.plan.architecture import Sizes
+from onediff.plan.architecture import Sizes, sizes_of
 from onediff.plan.walk import Shape
 from onediff.training.config import PhaseConfig
 
@@ -30,10 +30,15 @@ class Rows:
     """pictures of a row, on average"""
     pairs: float
     """delta tokens are made for so many pairs a row"""
+    samples: float = 1.0
+    """samples of a row, on average: above 1 where rows are packed"""
 
 
-def rows_of(config: RunConfig, phase: PhaseConfig) -> Rows:
-    """Steps and pictures of a phase. Reads manifests and at most one index of each data set."""
+def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
+    """Steps and pictures of a phase. Reads manifests and at most one index of each data set.
+
+    How many samples a packed row takes is judged by usual ones, with `text` tokens of text each.
+    """
     total = sum(phase.mix.values())
     counts, where = {}, set()
     pictures = pairs = 0.0
@@ -53,14 +58,21 @@ def rows_of(config: RunConfig, phase: PhaseConfig) -> Rows:
         share = weight / total
         pictures += share * (2 if paired or phase.couple else 1)
         pairs += share * (1 if paired or phase.couple else 0)
+    samples = 1.0
+    if phase.pack is not None:
+        sizes = sizes_of(config.model)
+        usual = pictures * sizes.picture_tokens + pairs * sizes.delta.tokens + text
+        samples = max(1.0, phase.pack / min(usual, config.data.max_tokens))
+        pictures, pairs = pictures * samples, pairs * samples
     if phase.steps is not None:
-        return Rows(phase.steps, "the configuration", pictures, pairs)
+        return Rows(phase.steps, "the configuration", pictures, pairs, samples)
     if not counts:
-        return Rows(None, "no data set is here, and none has a published count", pictures, pairs)
+        return Rows(None, "no data set is here, and none has a published count", pictures, pairs, samples)
     assert phase.epochs is not None
     # As `phase_steps` counts: until the data set that lasts longest has been read so often.
     rows = max(samples * total / phase.mix[name] for name, samples in counts.items())
-    return Rows(math.ceil(phase.epochs * rows / phase.global_batch), " and ".join(sorted(where)), pictures, pairs)
+    steps = math.ceil(phase.epochs * rows / samples / phase.global_batch)
+    return Rows(steps, " and ".join(sorted(where)), pictures, pairs, samples)
 
 
 def _holds_pairs(tar: Path) -> bool:
@@ -85,14 +97,36 @@ def published_counts() -> dict[str, tuple[int, bool]]:
     }
 
 
-def shapes_of(sizes: Sizes, rows: Rows, micro_batch: int, max_tokens: int, text: int) -> tuple[Shape, Shape]:
+def shapes_of(
+    sizes: Sizes, rows: Rows, micro_batch: int, max_tokens: int, text: int, pack: int | None = None
+) -> tuple[Shape, Shape]:
     """A micro-batch of usual rows, for time, and the largest that may come, for memory.
 
-    The largest has rows of `max_tokens`, two pictures in each, and learns all that is text.
+    The largest has rows of `max_tokens`, two pictures in each, and learns all that is text; a packed one is `pack` tokens
+    of nothing but the samples with the most pictures.
     """
     paired = rows.pairs > 0
     most = 2 if paired else 1
     seats = most * sizes.picture_tokens + paired * sizes.delta.tokens
+    if pack is not None:
+        one = round(pack / rows.samples)
+        fullest = max(1, pack // (seats + 1))
+        usual = Shape(
+            rows=micro_batch,
+            tokens=pack,
+            pictures=max(1, round(rows.pictures * micro_batch)),
+            pairs=round(rows.pairs * micro_batch),
+            targets=max(1, round(micro_batch * rows.samples * text * ANSWER)),
+            scores=round(micro_batch * rows.samples * one**2),
+        )
+        largest = Shape(
+            rows=micro_batch,
+            tokens=pack,
+            pictures=most * fullest * micro_batch,
+            pairs=paired * fullest * micro_batch,
+            targets=micro_batch * pack,
+        )
+        return usual, largest
     usual_seats = rows.pictures * sizes.picture_tokens + rows.pairs * sizes.delta.tokens
     usual = Shape(
         rows=micro_batch,

@@ -61,6 +61,9 @@ class PhaseConfig(Section):
     """Rows in one optimizer step, over all ranks; also the number of lanes."""
     micro_batch: int = Field(gt=0)
     """Rows that one rank computes at a time; the rest of its share is accumulated."""
+    pack: int | None = Field(None, gt=0)
+    """Tokens of a row into which several samples go, each attending to itself alone; at least `data.max_tokens`, and best
+    some times the usual sample. By default each sample has a row of its own, padded to the longest of its micro-batch."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate, instead of `optimizer.lr`."""
     lr_of: dict[Part, Annotated[float, Field(gt=0)]] = {}
@@ -121,6 +124,11 @@ class TrainingConfig(Section):
     loss_chunk: int | None = Field(4096, gt=0)
     """Targets of a micro-batch whose logits exist at a time; more are computed piece by piece, with a second pass through
     the language model's head. `null` makes all logits at once."""
+    attention: Literal["auto", "flash_attn_3", "flash_attn_4", "flash_attn_2", "torch_varlen", "sdpa", "reference"] = (
+        "auto"
+    )
+    """Whose kernels attend: flash-attn's, torch's for packed sequences, torch's `scaled_dot_product_attention`, or plain
+    matrix products; `auto` is the first of them that is installed and made for this machine's GPU."""
     seed: int = 0
     """Initial weights and dropout."""
     log_every: int = Field(1, gt=0)

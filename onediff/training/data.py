@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onediff.config.tree import RunConfig
 from onediff.data.manifest import FILE
+from onediff.data.packing import Packer
 from onediff.data.rows import RowMaker
 from onediff.data.sample import BadSample, parse_sample
 from onediff.data.stream import Source, Stream
@@ -33,17 +34,23 @@ def phase_sources(config: RunConfig, phase: PhaseConfig) -> list[Source]:
 
 def phase_stream(config: RunConfig, phase: PhaseConfig, maker: RowMaker) -> Stream:
     """The rows of a phase."""
-    return Stream(phase_sources(config, phase), maker, phase.couple, config.data.seed, config.data.bad_in_a_row)
+    sources, data = phase_sources(config, phase), config.data
+    return Stream(sources, maker, phase.couple, data.seed, data.bad_in_a_row, phase.pack)
 
 
-def phase_steps(phase: PhaseConfig, sources: list[Source]) -> int:
-    """Optimizer steps of a phase: `steps`, or as many as `epochs` of the source that lasts longest take."""
+def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
+    """Optimizer steps of a phase: `steps`, or as many as `epochs` of the source that lasts longest take.
+
+    How many samples fit into a packed row is measured on the first of them, so the end of such a phase is a few samples
+    early or late.
+    """
     if phase.steps is not None:
         return phase.steps
     assert phase.epochs is not None
-    total = sum(source.weight for source in sources)
-    rows = max(source.lanes.samples * total / source.weight for source in sources)
-    return math.ceil(phase.epochs * rows / phase.global_batch)
+    total = sum(source.weight for source in stream.sources)
+    samples = max(source.lanes.samples * total / source.weight for source in stream.sources)
+    a_row = Packer(stream, phase.pack).samples_per_row(phase.global_batch) if phase.pack else 1
+    return math.ceil(phase.epochs * samples / a_row / phase.global_batch)
 
 
 def training_texts(config: RunConfig) -> Iterator[str]:

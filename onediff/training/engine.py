@@ -79,18 +79,20 @@ class StepUnderWay:
         """The step's figures, and how many ranks were asked to stop by each signal. Waits for the step to be done.
 
         Figures are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping), `rates`, the global
-        batch's `targets`, `tokens` and `skipped` samples, and `loss/<source>` for each source of the mix in it.
+        batch's `targets`, `tokens`, `samples` and `skipped` samples, the share of its positions that is no padding
+        (`real_token_share`), and `loss/<source>` for each source of the mix in it.
         Raises LossIsNotANumber on every rank alike.
         """
         numbers = self.numbers.read()
-        (targets, tokens, skipped, grad_norm), numbers = numbers[:4], numbers[4:]
+        (targets, tokens, skipped, samples, positions, grad_norm), numbers = numbers[:6], numbers[6:]
         asked, sums = numbers[: len(NONE_ASKED)], numbers[len(NONE_ASKED) :]
         loss_sums, counts = sums[: len(self.sources)], sums[len(self.sources) :]
         loss = sum(loss_sums) / max(1.0, targets)
         if not math.isfinite(loss):
             raise LossIsNotANumber(f"the loss is {loss} at step {self.step + 1}")
         measured = {"loss": loss, "grad_norm": grad_norm, **self.rates}
-        measured |= {"targets": targets, "tokens": tokens, "skipped": skipped}
+        measured |= {"targets": targets, "tokens": tokens, "skipped": skipped, "samples": samples}
+        measured["real_token_share"] = tokens / positions
         for source, loss_sum, count in zip(self.sources, loss_sums, counts, strict=True):
             if count:
                 measured[f"loss/{source}"] = loss_sum / count
@@ -143,8 +145,7 @@ class Engine:
         for group, peak in zip(self._groups(), self.peaks, strict=True):
             group["lr"] = peak * rate(self.optimizer_config, step, steps)
         self.engine.train()
-        own = [sum(batch.targets for batch in micro_batches), sum(batch.info["tokens"] for batch in micro_batches)]
-        own.append(sum(len(batch.info["skipped"]) for batch in micro_batches))
+        own = [float(sum(counts)) for counts in zip(*map(_counts, micro_batches), strict=True)]
         totals = self._on_device([*own, *asked])
         dist.all_reduce(totals, group=self.engine.data_parallel_group)
         # DeepSpeed averages gradients over ranks and accumulation steps; undo both, divide by the global count.
@@ -162,7 +163,7 @@ class Engine:
         norm = self.engine.get_global_grad_norm()
         if not torch.is_tensor(norm):
             norm = torch.full_like(totals[0], norm or 0.0)
-        numbers = torch.cat([totals[:3], norm.to(totals).view(1), totals[3:], sums.flatten()])
+        numbers = torch.cat([totals[: len(own)], norm.to(totals).view(1), totals[len(own) :], sums.flatten()])
         scheduled = rate(self.optimizer_config, step, steps)
         rates = {"lr": max(self.peaks) * scheduled}
         rates |= {f"lr/{part}": peak * scheduled for part, peak in self.peak_of.items()}
@@ -175,3 +176,10 @@ class Engine:
 
     def _groups(self) -> list[dict[str, Any]]:
         return self.engine.optimizer.param_groups
+
+
+def _counts(batch: Batch) -> tuple[int, int, int, int, int]:
+    """Targets, tokens, samples passed over, samples, and positions, padding included."""
+    info = batch.info
+    samples = info.get("samples", len(batch.token_ids))
+    return batch.targets, info["tokens"], len(info["skipped"]), samples, batch.token_ids.numel()

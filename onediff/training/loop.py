@@ -210,7 +210,7 @@ class PhaseLoop:
 
     def _rates(self, measured: dict[str, float], given: Given, total: float, waited: float) -> dict[str, float]:
         rates = {
-            "samples_per_second": self.phase.global_batch / total,
+            "samples_per_second": measured["samples"] / total,
             "tokens_per_second": measured["tokens"] / total,
             "data_wait_share": waited / total,
             "step_seconds": total,
@@ -273,9 +273,9 @@ class PhaseLoop:
         if checkpoint is not None and self.rank == 0:
             self.tracker.durable()
 
-    def _all_draws(self, loader: Prefetched) -> tuple[int, ...]:
+    def _all_draws(self, loader: Prefetched) -> tuple[Any, ...]:
         """Draws of every lane, from all ranks."""
-        gathered: list[dict[int, int]] = [{} for _ in range(dist.get_world_size())]
+        gathered: list[dict[int, Any]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, loader.draws)
         merged = {lane: draw for draws in gathered for lane, draw in draws.items()}
         return tuple(merged[lane] for lane in range(self.phase.global_batch))

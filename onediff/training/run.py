@@ -59,6 +59,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
     folder = RunFolder(path)
     _log_to(folder, ranks.rank)
     with together():
+        attention.use(config.training.attention)
         if ranks.rank == 0:
             prepare(folder, config)
     if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():
@@ -129,7 +130,7 @@ def run_phase(
         maker, tokenizer = build_row_maker(config.model, config.data, folder.tokenizer)
         stream = phase_stream(config, phase, maker)
         share = Share.of_rank(phase.global_batch, phase.micro_batch, dp_rank, dp_size)
-        steps = phase_steps(phase, stream.sources)
+        steps = phase_steps(phase, stream)
         samples = Samples(config, maker, tokenizer)
         evaluations = Evaluations(config, name, maker, tokenizer, topology, folder.path)
     model = starting_model(config, name, folder, topology)
