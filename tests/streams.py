@@ -102,10 +102,16 @@ def row_maker(**data: object) -> RowMaker:
 
 
 def stream(
-    folders: dict[Path, float], lanes: int, couple: bool = False, seed: int = 0, block: int = 8, bad_in_a_row: int = 20
+    folders: dict[Path, float],
+    lanes: int,
+    couple: bool = False,
+    seed: int = 0,
+    block: int = 8,
+    bad_in_a_row: int = 20,
+    pack: int | None = None,
 ) -> Stream:
     sources = [Source.open(f.parent.name, f, lanes, seed, block, weight) for f, weight in folders.items()]
-    return Stream(sources, row_maker(), couple, seed, bad_in_a_row)
+    return Stream(sources, row_maker(), couple, seed, bad_in_a_row, pack)
 
 
 def global_batches(
