@@ -67,7 +67,7 @@ def test_checkpointing_trades_activations_for_arithmetic(paper):
 
 
 def test_tensor_parallelism_cuts_the_language_model_and_costs_traffic(paper):
-    whole, cut = planned(paper, stage=1), planned(paper, stage=1, tensor=4, micro_batch=8)
+    whole, cut = planned(paper, stage=1), planned(paper, stage=1, tensor=4, micro_batch=4)
     assert whole.traffic.tensor == 0 < cut.traffic.tensor
     language = whole.parameters["language"][0]
     assert whole.memory.weights - cut.memory.weights == pytest.approx(2 * language * 3 / 4, rel=0.001)
