@@ -46,6 +46,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(autouse=True)
+def default_store(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own client fetches artifacts from the store that the environment names."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+
+
 def settings(server: MlflowServer, experiment: str) -> dict[str, object]:
     return {
         "tracking.live": True,
@@ -128,7 +134,7 @@ def test_the_tree_of_runs(server, run, data):
     assert files == {"scores.json", "predictions.jsonl", "references.jsonl", "report.html"}
 
 
-def test_the_registered_models_say_what_onediff_caption_says(server, run, data, tmp_path, monkeypatch):
+def test_the_registered_models_say_what_onediff_caption_says(server, run, data, tmp_path):
     import mlflow
 
     heldout = HeldOut.open(data / "pairs" / "test", 1)
@@ -139,7 +145,6 @@ def test_the_registered_models_say_what_onediff_caption_says(server, run, data, 
         Path(pictures[-1]).write_bytes(heldout.sample(pair).pictures[role])
     done = onediff(["caption", *pictures, "--model", str(run)])
     assert done.returncode == 0, done.stderr
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     import pandas as pd
 
     table = pd.DataFrame([pictures], columns=["before", "after"])
