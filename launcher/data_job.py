@@ -79,7 +79,9 @@ def collection_job(file: Path, values: dict[str, Any]) -> DataJob:
     collection = validated(Collection, values, str(file))
     present, passed_over = {}, []
     for name, part in collection.parts.items():
-        absent = [str(path) for path in (part.annotations, part.images) if path is not None and not path.exists()]
+        found_by = part.retrieve.captions if part.retrieve else None
+        needed = (part.annotations, part.images, found_by)
+        absent = [str(path) for path in needed if path is not None and not path.exists()]
         if absent:
             passed_over.append(f"{name}: raw files missing: {absent[0]}")
         else:

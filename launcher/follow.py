@@ -52,7 +52,8 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
         status = {"steps_total": figures.get("step"), "loss": figures.get("loss")}
     here = listed.get(job or "")
     state, why = judged(record, phase, here, last, job is not None)
-    step, total = record.step(phase), status.get("steps_total")
+    total = status.get("steps_total")
+    step = total if record.finished(phase) and total else record.step(phase)
     left = None
     if state == "running" and last and total and step > last.first_step:
         left = (time.time() - last.started) / (step - last.first_step) * (total - step)

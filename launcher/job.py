@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from launcher.outcome import Outcome, judge, read_notes, silent_nodes
+from launcher.outcome import Outcome, judge, read_notes, silent_nodes, sum_verdict
 from launcher.preflight import read_findings, verdict
 from launcher.ranks import expand_nodes
 from launcher.record import Attempt, Record
@@ -57,12 +57,26 @@ class Supervisor:
         if self.record.finished(self.phase):
             say(f"phase {self.phase} is finished already")
             return 0
+        self.fence()
         decision = self.close_vanished()
         if decision and decision.action == "fail":
             return self.act(decision)
         self.begin()
         outcome = self.preflight() or self.train()
         return self.act(self.end(outcome))
+
+    def fence(self) -> None:
+        """Ends ranks of the last attempt that may live on where Slurm lost their node: two must not write one run."""
+        if not self.attempts or self.attempts[-1].cause == "bad node":
+            return
+        last = self.attempts[-1]
+        exits, deadline = self.record.exits(self.phase, last.number), time.monotonic() + self.plan["fence_seconds"]
+        if len(read_notes(exits)) < last.tasks:
+            exits.mkdir(parents=True, exist_ok=True)
+            self.record.superseded(self.phase, last.number).touch()
+            say(f"not every rank of attempt {last.number} told its end; leaving those that may live on time to end")
+        while len(read_notes(exits)) < last.tasks and time.monotonic() < deadline:
+            time.sleep(1)
 
     def close_vanished(self) -> Decision | None:
         """The decision about an attempt whose supervisor died without a word, if the last one did."""
@@ -111,10 +125,28 @@ class Supervisor:
         if not self.wait(limits["seconds"]):
             self.kill()
         unfit = verdict(read_findings(notes), self.nodes)
+        if not unfit and limits["all_reduce"]:
+            unfit = self.sums()
         if not unfit:
             return None
         reason = "; ".join(f"{node}: {why}" for node, why in sorted(unfit.items()))
         return Outcome("bad node", f"pre-flight: {reason}", blamed=tuple(sorted(unfit)))
+
+    def sums(self) -> dict[str, str]:
+        """Has the ranks of every node sum a tensor through torch; the nodes that cannot, and why."""
+        part, notes = self.part, self.notes_folder().with_name(f"{self.phase}.{self.attempts[-1].number}.all-reduce")
+        tasks = len(self.nodes) * part["tasks_per_node"]
+        stem = self.record.logs / f"{self.phase}.{self.attempts[-1].number}.all-reduce"
+        python = self.plan["rank_prefix"]
+        program = [python[-1], "-m", "onediff.parallel.all_reduce", str(notes / "figures.json"), "--per-node"]
+        program += ["--gpus"] if part["gpus"] else []
+        options = [f"--nodes={len(self.nodes)}", f"--ntasks={tasks}", f"--ntasks-per-node={part['tasks_per_node']}"]
+        options += ["--distribution=block:block", "--job-name=all-reduce"]
+        task = [*python, "-m", "launcher.task", str(notes), str(stem)]
+        self.start(["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *task, *program])
+        if not self.wait(3 * self.plan["preflight"]["seconds"]):
+            self.kill()
+        return sum_verdict(read_notes(notes), self.nodes, tasks)
 
     def train(self) -> Outcome:
         """Starts the ranks and follows them to their end."""
@@ -180,6 +212,8 @@ class Supervisor:
             self.kill()
 
     def end(self, outcome: Outcome) -> Decision:
+        if os.path.exists(self.record.superseded(self.phase, self.attempts[-1].number)):
+            raise UserError("Slurm lost this node and started the phase elsewhere; this attempt ends without a word")
         return self.close(self.attempts[-1], outcome)
 
     def close(self, attempt: Attempt, outcome: Outcome) -> Decision:

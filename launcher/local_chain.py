@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.local import run_local
 from launcher.outcome import failure
 from launcher.record import Attempt, Record
 from launcher.rules import FINISHED, STOPPED, Rule, decide
+from onediff.errors import UserError
+
+
+@contextmanager
+def sole(record: Record) -> Iterator[None]:
+    """Holds the run for this process. Raises UserError when another one of this machine has it."""
+    record.folder.mkdir(exist_ok=True)
+    with (record.folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{record.run}: another process is running it; follow it with `onediff launch status {record.run}`"
+            ) from None
+        yield
 
 
 def run_chain(record: Record, phases: list[str]) -> int:
@@ -61,8 +79,6 @@ def close(record: Record, phase: str, attempt: Attempt, code: int) -> None:
 
 def run_folder(text: str) -> Path:
     """The folder of a run given as a path or as its name below `runs/`. Raises UserError when neither exists."""
-    from onediff.errors import UserError
-
     for path in (Path(text), Path("runs") / text):
         if (path / "launch").is_dir():
             return path.resolve()

@@ -96,3 +96,17 @@ def silent_nodes(notes: Sequence[Json], nodes: Sequence[str], tasks: int) -> lis
     per_node = tasks // len(nodes)
     heard = {note["rank"] // per_node for note in notes}
     return [node for index, node in enumerate(nodes) if index not in heard]
+
+
+def sum_verdict(notes: Sequence[Json], nodes: Sequence[str], tasks: int) -> dict[str, str]:
+    """Nodes whose ranks could not sum a tensor through torch, and why. Ranks are dealt to nodes in blocks."""
+    per_node, unfit = tasks // len(nodes), {}
+    for index, node in enumerate(nodes):
+        own = [note for note in notes if note["rank"] // per_node == index]
+        failed = [note for note in own if note["code"]]
+        if failed:
+            cause = min(failed, key=lambda note: (lost_peer(note), note["ended"]))
+            unfit[node] = f"all-reduce: {telling_line(cause['last']) or 'exit code ' + str(cause['code'])}"
+        elif len(own) < per_node:
+            unfit[node] = "all-reduce: no answer in time"
+    return unfit

@@ -82,6 +82,7 @@ def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tupl
             "restarts_without_progress": rule.restarts_without_progress,
             "node_failures": rule.node_failures,
         },
+        "fence_seconds": rule.fence_seconds,
         "hang": {"hang_minutes": rule.hang_minutes, "start_minutes": rule.start_minutes},
         "preflight": {
             **profile.preflight.model_dump(),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,13 +31,14 @@ GIB = 1 << 30
 
 def main(notes: Path, limits: Json) -> None:
     """Checks this node and writes what is wrong with it."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a warning that comes now is no fault of the node
     place = rank_environment(os.environ)
     faults = [*gpu_faults(int(limits["gpus"])), *memory_faults(limits["free_memory_gb"])]
     for folder in filter(None, (limits["run"], limits.get("scratch"))):
         faults += disk_faults(Path(folder), limits["free_disk_gb"])
     if limits.get("data"):
         faults += data_faults(Path(limits["data"]))
-    figures: Json = {"summary": summary(), "mlflow": mlflow_answer()}
+    figures: Json = {"summary": summary(), "driver": gpu_driver(), "mlflow": mlflow_answer(), "port": place.master_port}
     if place.world_size > 1:
         nodes = expand_nodes(os.environ["SLURM_STEP_NODELIST"])
         way, found = ring(place, nodes, float(limits["seconds"]) / 2, limits["latency_ms"])
@@ -104,13 +106,23 @@ def summary() -> str:
     """Kernel, CPUs and GPUs of this node in one line."""
     gpus = ""
     if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        try:
-            lines = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.splitlines()
-        except subprocess.TimeoutExpired:
-            lines = []
+        lines = asked("name")
         gpus = f", {len(lines)} × {lines[0]}" if lines else ""
     return f"Linux {os.uname().release}, {os.cpu_count()} CPUs{gpus}"
+
+
+def gpu_driver() -> str | None:
+    """Version of the GPU driver, None where there is none."""
+    return next(iter(asked("driver_version")), None) if shutil.which("nvidia-smi") else None
+
+
+def asked(field: str) -> list[str]:
+    """What nvidia-smi says of every GPU; nothing when it does not answer."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.splitlines()
+    except subprocess.TimeoutExpired:
+        return []
 
 
 def mlflow_answer() -> str | None:

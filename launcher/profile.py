@@ -42,6 +42,10 @@ class RequeueRule(Section):
     start_minutes: float = Field(45, gt=0)
     """The same for the first step of an attempt: imports, weights and a first checkpoint take their time."""
 
+    fence_seconds: float = Field(60, ge=0)
+    """Longest wait before a restart for ranks that live on, on a node that Slurm lost, to see that they are replaced; more
+    than the shared folder's caches keep."""
+
 
 class Preflight(Section):
     """What every node must show before ranks are started on it."""
@@ -56,6 +60,8 @@ class Preflight(Section):
     """Least free space in the run folder and in scratch."""
     latency_ms: float = Field(100, gt=0)
     """Longest round trip of a small message between a node and its neighbour."""
+    all_reduce: bool = False
+    """Let the ranks of every node sum a tensor through torch (NCCL on GPUs) first; costs one more import of torch."""
 
 
 class ClusterProfile(Section):

@@ -14,6 +14,7 @@ from typing import Any
 from onediff.errors import UserError
 
 Json = dict[str, Any]
+SUPERSEDED = "superseded"
 
 
 @dataclass
@@ -79,6 +80,10 @@ class Record:
     def exits(self, phase: str, attempt: int) -> Path:
         """Folder in which each task of an attempt leaves how it ended."""
         return self.folder / "exits" / f"{phase}.{attempt}"
+
+    def superseded(self, phase: str, attempt: int) -> Path:
+        """A mark that a later attempt took over: whatever lives on of this one, on a node that Slurm lost, must end."""
+        return self.exits(phase, attempt) / SUPERSEDED
 
     def status(self) -> Json:
         """What rank 0 wrote last; empty before the first step."""

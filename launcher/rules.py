@@ -49,8 +49,8 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
         return Decision("fail", why)
     exclude = bad_nodes(attempts, rule)
     if last.cause == "bad node":
-        if set(last.nodes) <= set(last.blamed):
-            return Decision("fail", f"every node failed its pre-flight: {why}")
+        if all(a.cause == "bad node" and set(a.nodes) <= set(a.blamed) for a in attempts[-2:]) and len(attempts) > 1:
+            return Decision("fail", f"every node failed its pre-flight, twice: {why}")  # then it is not the nodes
         return Decision("requeue", why, exclude)
     idle = without_progress(attempts)
     if idle > rule.restarts_without_progress:

@@ -15,6 +15,9 @@ from onediff.errors import UserError
 WAIT_SECONDS = 30.0
 """Longest wait for an answer of the controller: its clients hang for minutes when it is gone."""
 
+UNKNOWN = 1 << 30
+"""Stands for a limit that Slurm does not tell."""
+
 
 class Job(NamedTuple):
     """One line of `squeue`."""
@@ -109,6 +112,12 @@ def listed(ids: Sequence[str]) -> list[Job]:
     return [Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]) for row in rows if len(row) == 6]
 
 
+def configuration() -> dict[str, str]:
+    """What `scontrol show config` says, by name."""
+    lines = (line.partition("=") for line in command(["scontrol", "show", "config"]).splitlines())
+    return {name.strip(): value.strip() for name, sign, value in lines if sign}
+
+
 def partitions() -> dict[str, Partition]:
     """Every partition, the smallest of its nodes deciding about GPUs and CPUs; the default one under "" as well."""
     found: dict[str, Partition] = {}
@@ -123,6 +132,14 @@ def partitions() -> dict[str, Partition]:
         found[name] = here
         if starred.endswith("*"):
             found[""] = here
+    if any(not here.nodes for here in found.values()):
+        # Nodes of a cloud that are switched off: sinfo hides them, and what they have is for sbatch to judge.
+        lines = command(["scontrol", "--oneliner", "show", "partition"]).splitlines()
+        fields = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+        totals = {field["PartitionName"]: int(field.get("TotalNodes", 0)) for field in fields}
+        for name, here in found.items():
+            if not here.nodes:
+                found[name] = here._replace(nodes=totals.get(here.name, 0), gpus=UNKNOWN, cpus=UNKNOWN)
     return found
 
 

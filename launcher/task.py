@@ -18,11 +18,13 @@ from pathlib import Path
 
 from launcher.local import LastWritten
 from launcher.ranks import Ranks, rank_environment
-from launcher.record import write_json
+from launcher.record import SUPERSEDED, write_json
 from launcher.rules import STOPPED
 
 LISTEN_SECONDS = 1.0
 """Pause between two looks at whether a rank that was warned during its imports listens by now."""
+FENCE_SECONDS = 3.0
+"""Pause between two looks whether a later attempt took over, while Slurm lost this node and did not end this one."""
 LAST_LINES = 20
 
 
@@ -52,12 +54,17 @@ def main(notes: Path, stem: str, command: list[str]) -> int:
         assert process.stdout is not None
         output, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
         kept, reading = LastWritten(file), True
+        look = time.monotonic() + FENCE_SECONDS
         while reading:
+            if time.monotonic() > look:
+                look = time.monotonic() + FENCE_SECONDS
+                if os.path.exists(notes / SUPERSEDED):
+                    process.kill()
             if warned and listens(process.pid):
                 # Once only: a second one would end a rank that is on its way out and no longer listens.
                 process.send_signal(signal.SIGUSR1)
                 warned, heard = False, True
-            ready = select.select([output, ended, wake], [], [], LISTEN_SECONDS if warned else None)[0]
+            ready = select.select([output, ended, wake], [], [], LISTEN_SECONDS if warned else FENCE_SECONDS)[0]
             if wake in ready:
                 os.read(wake, 64)
             if output in ready:

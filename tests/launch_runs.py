@@ -56,8 +56,8 @@ class Launched:
             "python": sys.executable,
             "command": [sys.executable, str(TRAINER)],
             "environment": {"STANDIN": json.dumps({"steps": 20, **wish})},
-            "preflight": {"seconds": 15},
-            "requeue": {"hang_minutes": 0.1, "start_minutes": 0.3},
+            "preflight": {"seconds": 60},
+            "requeue": {"hang_minutes": 1, "start_minutes": 2, "fence_seconds": 5},
         }
 
     def write(self) -> None:
@@ -74,7 +74,7 @@ class Launched:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
 
     def submit(self, *words: str, nodes: str = "2") -> subprocess.CompletedProcess[str]:
@@ -92,10 +92,10 @@ class Launched:
         assert done.returncode == 0, done.stderr
         return {row["phase"]: row for row in next(iter(json.loads(done.stdout).values()))}
 
-    def wait_step(self, phase: str, step: int, seconds: float = 40) -> None:
+    def wait_step(self, phase: str, step: int, seconds: float = 120) -> None:
         self.wait(lambda: self.record.step(phase) >= step, seconds, f"{phase} did not reach step {step}")
 
-    def wait_end(self, phase: str, seconds: float = 60) -> None:
+    def wait_end(self, phase: str, seconds: float = 180) -> None:
         """Until `phase` has finished, or the launcher has given it up."""
 
         def ended() -> bool:

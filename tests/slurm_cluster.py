@@ -6,6 +6,7 @@ Debian's slurm-wlm, munge and iproute2.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -57,8 +58,16 @@ MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,requeue_setup_env_fail
 JobRequeue=1
 NodeName=node[1-{nodes}] NodeAddr={net}.[1-{nodes}] CPUs=16 RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=dev Nodes=ALL Default=YES MaxTime=2:00:00 State=UP PriorityTier=10
-PartitionName=low Nodes=ALL MaxTime=1:00:00 State=UP PriorityTier=1 GraceTime=10
+PartitionName=dev Nodes=node[1-{nodes}] Default=YES MaxTime=2:00:00 State=UP PriorityTier=10
+PartitionName=low Nodes=node[1-{nodes}] MaxTime=1:00:00 State=UP PriorityTier=1 GraceTime=10
+# Large nodes that never start: what is asked of them can be judged, though not run.
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+SuspendTime=INFINITE
+NodeName=cloud[001-512] CPUs=192 RealMemory=2000000 Gres=gpu:h100:8 State=CLOUD
+PartitionName=gpu Nodes=cloud[001-512] MaxTime=7-00:00:00
+PartitionName=h100 Nodes=cloud[001-512] MaxTime=7-00:00:00
+PartitionName=p5 Nodes=cloud[001-512] MaxTime=7-00:00:00
 """
 
 # What the first process of a node does, in its new namespaces: a name, its own /dev/shm, name resolution from a file only
@@ -88,10 +97,22 @@ class SlurmCluster:
 
     def __init__(self, root: Path, nodes: int = 3, gpus: int = 2) -> None:
         self.root, self.count, self.gpus = root, nodes, gpus
-        own = os.getpid() % 200  # two test runs on one machine keep out of each other's way
+        own = self.claim()
         self.net, self.port, self.bridge = f"10.78.{own}", 17000 + 2 * own, f"odslurm{own}"
         self.inits: dict[str, subprocess.Popen[bytes]] = {}
         self.env = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf")}
+
+    def claim(self) -> int:
+        """A number for addresses and ports that no other cluster on this machine has, held as long as this process lives."""
+        for number in range(200):
+            self.claimed = open(f"/tmp/onediff-tests-slurm-{number}.lock", "w")  # noqa: SIM115, held
+            try:
+                fcntl.flock(self.claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self.claimed.close()
+            else:
+                return number
+        raise AssertionError("200 clusters are up on this machine")
 
     @property
     def names(self) -> list[str]:
@@ -113,7 +134,7 @@ class SlurmCluster:
         self.start_controller()
         for name in self.names:
             self.start_node(name)
-        self.wait_until(lambda: len(self.idle_nodes()) == self.count, 20, "nodes did not register")
+        self.wait_until(lambda: len(self.idle_nodes()) == self.count, 90, "nodes did not register")
 
     def write_files(self) -> None:
         root = self.root
@@ -129,6 +150,7 @@ class SlurmCluster:
                 self.sh("mknod", root / "dev" / f"nvidia{number}", "c", "1", "3")
         (root / "etc" / "gres.conf").write_text(
             f"NodeName=node[1-{self.count}] Name=gpu File={root}/dev/nvidia[0-{self.gpus - 1}]\n"
+            "NodeName=cloud[001-512] Name=gpu Type=h100 Count=8\n"
         )
         hosts = ["127.0.0.1 localhost", f"{self.net}.254 {host}"]
         hosts += [f"{self.net}.{number + 1} {name}" for number, name in enumerate(self.names)]
@@ -154,7 +176,7 @@ class SlurmCluster:
                 ["unshare", *flags, "bash", "-c", INIT, f"slurm-{name}", str(self.root), name],
                 **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True},
             )
-        self.wait_until(ready.exists, 10, f"{name}: no namespace")
+        self.wait_until(ready.exists, 60, f"{name}: no namespace")
         link, inside = f"{self.bridge}n{number}", str(self.init_pid(name))
         subprocess.run(["ip", "link", "del", link], stderr=subprocess.DEVNULL)
         self.sh("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", inside)
@@ -184,7 +206,7 @@ class SlurmCluster:
         lines = self.sh("sinfo", "-h", "-N", "-p", "dev", "-o", "%N %t", check=False).splitlines()
         return [line.split()[0] for line in lines if line.endswith(" idle")]
 
-    def sh(self, *words: object, check: bool = True, seconds: float = 20) -> str:
+    def sh(self, *words: object, check: bool = True, seconds: float = 60) -> str:
         """Runs a command with the cluster's configuration; returns what it prints."""
         done = subprocess.run(
             [str(word) for word in words], env=self.env, capture_output=True, text=True, timeout=seconds
@@ -207,6 +229,7 @@ class SlurmCluster:
         for number in range(self.count):
             subprocess.run(["ip", "link", "del", f"{self.bridge}n{number + 1}"], stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "del", self.bridge], stderr=subprocess.DEVNULL)
+        self.claimed.close()
 
 
 def stop_daemon(pid_file: Path, program: str) -> None:

@@ -111,7 +111,7 @@ def test_an_array_makes_one_data_set_and_a_second_call_goes_on(tmp_path):
 
         done = run.onediff(*words, "--at-most", "2")
         assert done.returncode == 0, done.stderr
-        run.wait(lambda: states() == {"shards": "failed", "merge": "cancelled"}, 60, "the task did not fail")
+        run.wait(lambda: states() == {"shards": "failed", "merge": "cancelled"}, 180, "the task did not fail")
         assert "task 2 on node" in run.states()["shards"]["why"] and "no licence here" in run.states()["shards"]["why"]
         assert run.states()["shards"]["step"] == 2 and not (tmp_path / "out" / "train").exists()
         told = run.onediff("explain", "run").stdout
@@ -125,7 +125,7 @@ def test_an_array_makes_one_data_set_and_a_second_call_goes_on(tmp_path):
         assert run.onediff(*words).returncode == 0
         refused = run.onediff(*words)
         assert refused.returncode == 2 and "onediff launch cancel" in refused.stderr
-        run.wait(lambda: states() == {"shards": "finished", "merge": "finished"}, 60, "the data set was not made")
+        run.wait(lambda: states() == {"shards": "finished", "merge": "finished"}, 180, "the data set was not made")
         assert contents(tmp_path / "out" / "train") == contents(tmp_path / "alone" / "train")
         kept = {os.stat(path).st_mtime_ns for path in (tmp_path / "out" / "train").glob("*.tar")}
         assert set(before.values()) <= kept, "what was made is not made again"

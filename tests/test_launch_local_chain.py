@@ -10,6 +10,8 @@ import time
 import pytest
 from launch_runs import Launched
 
+from launcher.record import Attempt, write_json
+
 
 @pytest.fixture
 def launched(tmp_path):
@@ -63,8 +65,10 @@ def test_a_stopped_chain_resumes_where_it_stopped(launched):
         stderr=subprocess.STDOUT,
     )
     run.wait_step("one", 4)
+    beside = run.submit(nodes="1")
+    assert beside.returncode == 2 and "another process is running it" in beside.stderr
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 75 and b"onediff launch resume" in out
     (attempt,) = run.record.attempts("one")
     assert attempt.cause == "stopped" and 4 <= attempt.last_step < 20
@@ -111,3 +115,21 @@ def test_logs_follow_until_they_are_left(launched):
     assert process.wait(10) == 130
     missing = run.onediff("logs", "run", "--rank", "7")
     assert missing.returncode == 2 and "ranks 0 to 1" in missing.stderr
+
+
+def test_status_is_watched_until_nothing_is_left(launched):
+    run = launched()
+    write_json(run.record.plan_file, {"phases": {"one": {}}})
+    write_json(run.run / "status.json", {"phase": "one", "step": 3, "steps_total": 20, "loss": 1.5})
+    going = Attempt(1, "pid 1", ["localhost"], 2, time.time(), 0)
+    run.record.write_attempts("one", [going])
+    command = [sys.executable, "-m", "onediff", "launch", "status", "run", "--watch"]
+    process = subprocess.Popen(command, cwd=run.home, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{run.run}\n" and process.stdout.readline().startswith("phase")
+    assert "running" in (line := process.stdout.readline()) and "3 of 20" in line and "1.5000" in line
+    going.ended, going.action = time.time(), "done"
+    run.record.write_attempts("one", [going])
+    write_json(run.run / "phase-one" / "finished.json", {"step": 20, "loss": 0.5})
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "finished" in out and "20 of 20" in out, out

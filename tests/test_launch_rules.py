@@ -1,6 +1,7 @@
 """Judgement without Slurm: notes to causes, attempts to decisions, profiles, partitions, the shape of 512 nodes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch_runs import HOUSE, Launched
 
-from launcher.outcome import judge
+from launcher.outcome import judge, sum_verdict
 from launcher.preflight import disk_faults, gpu_faults, memory_faults, verdict
 from launcher.profile import ClusterProfile, load_profile, profile_folders
 from launcher.record import Attempt, Record, write_json
 from launcher.rules import Rule, bad_nodes, decide, usable_nodes, without_progress
 from launcher.slurm import gpus_in, minutes, refusal
 from onediff.config.section import validated
+from onediff.data.manifest import build_manifest, write_manifest
 from onediff.errors import UserError
 
 RULE = Rule(restarts_without_progress=2, node_failures=2)
@@ -75,7 +78,9 @@ def test_nodes_are_excluded_at_once_by_a_preflight_and_at_the_second_end_otherwi
     assert decide([*first, attempt(2, "hang", 5, 9, ["b"])], RULE).exclude == ["b"]
     assert decide([attempt(1, "bad node", 0, 0, ["a"])], RULE).exclude == ["a"]
     assert bad_nodes([*first, attempt(2, "bad node", 5, 5, ["c"])], RULE) == ["c"]
-    everywhere = decide([attempt(1, "bad node", 0, 0, ["a", "b"])], RULE)
+    alone = attempt(1, "bad node", 0, 0, ["a"], nodes=["a"])
+    assert decide([alone], RULE).exclude == ["a"], "a run on one node goes elsewhere, too"
+    everywhere = decide([alone, attempt(2, "bad node", 0, 0, ["b", "c"], nodes=["b", "c"])], RULE)
     assert everywhere.action == "fail" and "every node" in everywhere.why
 
 
@@ -164,6 +169,16 @@ def test_preflight_faults(tmp_path, monkeypatch):
     assert verdict([{"node": "a", "faults": ["disk"]}], ["a"]) == {"a": "disk"}
 
 
+def test_nodes_whose_ranks_cannot_sum():
+    good = [note(0, 0, "a"), note(1, 0, "a")]
+    peer = note(3, 1, "b", 1.0, ["RuntimeError: Connection closed by peer"])
+    assert sum_verdict([*good, note(2, 1, "b", 2.0, ["ImportError: libcuda"]), peer], ["a", "b"], 4) == {
+        "b": "all-reduce: ImportError: libcuda"
+    }
+    assert sum_verdict([*good, note(2, 0, "b")], ["a", "b"], 4) == {"b": "all-reduce: no answer in time"}
+    assert sum_verdict([*good, note(2, 0, "b"), note(3, 0, "b")], ["a", "b"], 4) == {}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -219,15 +234,45 @@ def test_profiles_are_found_nearest_first(tmp_path, monkeypatch):
     assert load_profile("plain", tmp_path / "run").gpus_per_node == 5
 
 
-def test_the_command_needs_no_torch(tmp_path):
-    program = """
+BLOCKED = """
 import sys
+OWN = {"onediff", "launcher", "data_prep", "numpy", "yaml", "_yaml", "pydantic", "pydantic_core", "annotated_types"}
+OWN |= {"typing_extensions", "typing_inspection"}  # pydantic's
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in OWN and top not in sys.stdlib_module_names and not top.startswith("_sysconfigdata"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+for name in [name for name in sys.modules if name.partition(".")[0] not in OWN | sys.stdlib_module_names | {"__main__"}]:
+    del sys.modules[name]
 from onediff.cli import main
-code = main(["launch", "status"]) or main(["launch", "submit", "demo.yaml", "--profile", "local", "--phases", "x"])
-print(code, sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "mlflow", "PIL"}))
+run = ["run.yaml", "--profile", "plain"]
+codes = [
+    main(["launch", "submit", *run, "--nodes", "2", "--dry-run"]),
+    main(["launch", "submit", "run.yaml", "--profile", sys.argv[1]]),
+    main(["launch", "sweep", *run, "optimizer.lr=1e-3,1e-4", "--dry-run"]),
+    *(main(["launch", word, "runs/tiny"]) for word in ("status", "explain", "logs", "cancel", "resume")),
+    main(["launch", "doctor", *run[1:]]),
+    main(["launch", "--help"]),
+]
+print(codes)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "2 []", done.stderr
+
+
+def test_the_commands_work_where_only_their_own_packages_are(tmp_path):
+    """No torch, transformers, pillow or mlflow: a login node has pydantic, a YAML reader and numpy."""
+    run = Launched(tmp_path / "home")
+    run.profile |= {"scheduler": "local", "tasks_per_node": 1}
+    run.config["phases"] = {"one": {"mix": {"pairs": 1}, "steps": 2, "global_batch": 32, "micro_batch": 1}}
+    run.write()
+    write_manifest(build_manifest(run.home / "data" / "train"))
+    env = {**os.environ, "PATH": "/nowhere", "PYTHONPATH": str(HOUSE)}
+    words = [sys.executable, "-c", BLOCKED, str(run.home / "profile.yaml")]
+    done = subprocess.run(words, cwd=run.home, capture_output=True, text=True, env=env)
+    # The phases end at once here, and without Slurm there is nothing to check or to cancel.
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 0, 0, 2, 0]", done.stderr + done.stdout
+    assert "sbatch: not on the path" in done.stderr
 
 
 def test_the_supervisor_needs_only_the_standard_library():

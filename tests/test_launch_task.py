@@ -30,7 +30,7 @@ def note(folder: Path) -> dict:
 
 
 def wait_log(folder: Path, word: str) -> None:
-    log, end = folder / "logs" / "one.1.rank3.log", time.monotonic() + 10
+    log, end = folder / "logs" / "one.1.rank3.log", time.monotonic() + 60
     while not log.exists() or word not in log.read_text():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -38,7 +38,7 @@ def wait_log(folder: Path, word: str) -> None:
 
 def test_note_and_log(tmp_path):
     process = start(tmp_path, "import os, sys; print(os.environ['RANK'], os.environ['MASTER_PORT']); sys.exit(7)")
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 7 and out == "3 9\n"
     found = note(tmp_path)
     assert (found["rank"], found["node"], found["code"], found["last"]) == (3, "n7", 7, ["3 9"])
@@ -47,9 +47,9 @@ def test_note_and_log(tmp_path):
 
 def test_stopping_on_request_is_hidden_from_srun_and_death_by_a_signal_is_not(tmp_path):
     process = start(tmp_path, "import sys; sys.exit(75)")
-    assert process.wait(20) == 0 and note(tmp_path)["code"] == 75
+    assert process.wait(60) == 0 and note(tmp_path)["code"] == 75
     process = start(tmp_path, "import os; os.kill(os.getpid(), 9)")
-    assert process.wait(20) == 137 and note(tmp_path)["code"] == 137
+    assert process.wait(60) == 137 and note(tmp_path)["code"] == 137
 
 
 def test_a_warning_during_imports_is_not_lost(tmp_path):
@@ -63,7 +63,7 @@ time.sleep(20)
     process = start(tmp_path, program)
     wait_log(tmp_path, "importing")
     os.killpg(process.pid, signal.SIGUSR1)  # as Slurm does: to every process of the task
-    assert process.wait(10) == 0 and note(tmp_path)["code"] == 75
+    assert process.wait(60) == 0 and note(tmp_path)["code"] == 75
 
 
 def test_a_warning_does_not_end_a_rank_on_its_way_out(tmp_path):
@@ -82,4 +82,12 @@ sys.exit(75)
     process = start(tmp_path, program)
     wait_log(tmp_path, "ready")
     os.killpg(process.pid, signal.SIGUSR1)
-    assert process.wait(20) == 0 and note(tmp_path)["code"] == 75
+    assert process.wait(60) == 0 and note(tmp_path)["code"] == 75
+
+
+def test_a_rank_of_an_attempt_that_was_taken_over_is_ended(tmp_path):
+    process = start(tmp_path, "import time\nfor n in range(1000): print('step', n, flush=True); time.sleep(0.1)")
+    wait_log(tmp_path, "step 3")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "superseded").touch()
+    assert process.wait(60) == 137 and note(tmp_path)["code"] == 137

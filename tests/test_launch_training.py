@@ -1,15 +1,21 @@
-"""The real training on real Slurm daemons: the same losses as on this machine, and one MLflow run, warned in between."""
+"""The real training on real Slurm daemons, warned and killed in between: losses, scores, MLflow as of a run here."""
+
+import json
 
 import pytest
 import slurm_cluster
 import small_run
 from launch_runs import Launched
+from mlflow import MlflowClient
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str(slurm_cluster.missing())),
 ]
-STEPS = 6
+STEPS = {"warm-up": 2, "one": 2, "two": 24}
+ONE_ROW = {f"phases.{phase}.micro_batch": 1 for phase in STEPS}
+SIZES = {**ONE_ROW, **{f"phases.{phase}.steps": steps for phase, steps in STEPS.items()}}
+RANK = "^[^ ]+ -m onediff train"  # of the processes of a node: the ranks, not what started them
 
 
 @pytest.fixture(scope="module")
@@ -22,25 +28,56 @@ def cluster(tmp_path_factory):
         made.down()
 
 
-def test_a_chain_on_two_nodes_warned_in_phase_two_trains_as_an_undisturbed_local_run(cluster, tmp_path):
+def test_a_chain_on_two_nodes_warned_and_killed_in_phase_two_ends_as_a_run_here(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(small_run, "SECONDS", 1200)
     data = small_run.render(tmp_path / "data")
-    local = small_run.train(tmp_path / "local", data, STEPS, "--processes", "2")
+    local = small_run.train(tmp_path / "local", data, 6, "--processes", "4", **SIZES)
     assert local.returncode == 0, local.stderr[-3000:]
+    scored = small_run.onediff(["evaluate", str(tmp_path / "local"), "--json", str(tmp_path / "scores.json")])
+    assert scored.returncode == 0, scored.stderr[-3000:]
 
     run = Launched(tmp_path / "home", cluster)
-    run.profile |= {"tasks_per_node": 1, "command": None, "environment": {"OMP_NUM_THREADS": "1"}, "warn_seconds": 60}
-    run.profile["requeue"] = {"hang_minutes": 3, "start_minutes": 5}
+    run.profile |= {"tasks_per_node": 2, "command": None, "environment": {"OMP_NUM_THREADS": "1"}, "warn_seconds": 60}
+    run.profile |= {"time_limit": "60", "preflight": {"seconds": 120}}
+    run.profile["requeue"] = {"hang_minutes": 5, "start_minutes": 10}
     run.config = {"base": "demo"}
-    jobs = run.submitted(*small_run.overrides(data, STEPS))
+    jobs = run.submitted(*small_run.overrides(data, 6, **SIZES))
     assert list(jobs) == ["warm-up", "one", "two", "evaluate"]
-    run.wait_step("two", 2, 400)
+    run.wait_step("two", 5, 900)
     cluster.sh("scancel", "--signal=USR1", jobs["two"])
-    run.wait_end("evaluate", 400)
+    run.wait(lambda: len(run.record.attempts("two")) > 1, 300, "not queued again after the warning")
+    warned = run.record.attempts("two")[0]
+    run.wait_step("two", warned.last_step + 5, 600)
+    cluster.on("node2", "pkill", "-KILL", "-o", "-f", RANK)
+    run.wait_end("evaluate", 900)
 
     causes = [[attempt.cause for attempt in run.record.attempts(phase)] for phase in jobs]
-    assert causes == [["finished"], ["finished"], ["stopped", "finished"], ["finished"]], run.story()
-    for phase in small_run.PHASES:
+    assert causes == [["finished"], ["finished"], ["stopped", "crash", "finished"], ["finished"]], run.story()
+    assert all(attempt.tasks == 4 and len(attempt.nodes) == 2 for attempt in run.record.attempts("two"))
+    killed = run.record.attempts("two")[1]
+    assert "on node2 was ended by SIGKILL" in killed.reason and killed.reason in run.onediff("explain", "run").stdout
+    for phase, steps in STEPS.items():
         on_slurm, here = (small_run.metrics(folder, phase) for folder in (run.run, tmp_path / "local"))
-        assert on_slurm == here and len(here) == STEPS, f"phase {phase} has another loss curve"
+        assert on_slurm == here and len(here) == steps, f"phase {phase} has another loss curve"
+    twice = steps_twice(run, "two", small_run.metrics(tmp_path / "local", "two"))
+    assert twice <= 5, f"{twice} steps were lost, more than a checkpoint interval"
     assert {state["state"] for state in run.states().values()} == {"finished"}
-    assert (run.run / "evaluation" / "scores.json").is_file()
+
+    scores = json.loads((run.run / "evaluation" / "scores.json").read_text())["scores"]
+    assert scores == json.loads((tmp_path / "scores.json").read_text())["scores"] and scores
+    assert small_run.onediff(["track", "sync", str(run.run)]).returncode == 0
+    client = MlflowClient(f"sqlite:///{run.home}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("onediff").experiment_id])
+    parents = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
+    assert [one.info.run_name for one in parents] == ["run"] and len(runs) >= 5
+
+
+def steps_twice(run: Launched, phase: str, wanted: dict[int, float]) -> int:
+    """Steps that were done again, each with the loss that it had the first time."""
+    done = []
+    for line in (run.run / "tracking" / f"phase-{phase}.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "metrics" in record and "loss" in record["metrics"]:
+            assert record["metrics"]["loss"] == wanted[record["step"]]
+            done.append(record["step"])
+    return len(done) - len(set(done))

@@ -206,20 +206,21 @@ def test_node_metrics_go_on(tmp_path):
 
 
 def test_embedded_store(tmp_path, monkeypatch, capsys):
-    """Two runs meet in one store beside their folders; sent afterwards, twice: the second time there is nothing to do."""
+    """Two runs of a sweep meet in one store beside their folders; sent twice: the second time there is nothing to do."""
+    config = TrackingConfig(live=False, sweep="rates")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in ("a", "b"):
-        tracker = Tracker.open(tmp_path / name, OFFLINE, params={"x": 1})
+        tracker = Tracker.open(tmp_path / name, config, params={"x": 1})
         phase = tracker.phase("one")
         for step in range(1, 4):
             phase.log(step, {"loss": step})
         tracker.finish()
-        tracker = Tracker.open(tmp_path / name, OFFLINE, params={"x": 1})
+        tracker = Tracker.open(tmp_path / name, config, params={"x": 1})
         again = tracker.phase("one", resumed_step=2)
         again.log(3, {"loss": 30.0})
         tracker.finish()
     for score in (1.0, 2.0):
-        tracker = Tracker.attach(tmp_path / "a", OFFLINE)
+        tracker = Tracker.attach(tmp_path / "a", config)
         tracker.evaluation("test").log(0, {"CIDEr": score})
         tracker.finish(None)
     assert State.load(tmp_path / "a").unsent()
@@ -229,7 +230,10 @@ def test_embedded_store(tmp_path, monkeypatch, capsys):
     assert not State.load(tmp_path / "a").unsent()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("onediff").experiment_id])
-    assert sorted(run.info.run_name for run in found) == ["a", "b", "evaluation test", "one", "one"]
+    assert sorted(run.info.run_name for run in found) == ["a", "b", "evaluation test", "one", "one", "rates"]
+    sweep = next(run.info.run_id for run in found if run.info.run_name == "rates")
+    parents = {run.info.run_name: run.data.tags.get("mlflow.parentRunId") for run in found}
+    assert parents["a"] == parents["b"] == sweep and parents["rates"] is None
     scores = next(run for run in found if run.info.run_name == "evaluation test")
     assert [point.value for point in client.get_metric_history(scores.info.run_id, "CIDEr")] == [2.0]
     phase = next(run for run in found if run.info.run_name == "one")

@@ -9,11 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.profile import ClusterProfile
+    from launcher.slurm import Partition
+
+OLDEST = (22, 5)
+"""The oldest Slurm that runs are tested with."""
+Finding = tuple[str, str, bool]
+"""What was looked at, what was seen, and whether it is fine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,22 +52,56 @@ def run(args: argparse.Namespace) -> int:
         good = good and fine
         print(f"{'ok  ' if fine else 'BAD '} {name:<22} {finding}")
 
-    show("Slurm", slurm.command(["sbatch", "--version"]).strip())
-    here = (
-        slurm.partitions()[(profile.partition or "").split(",")[0]]
-        if not faulty(check_cluster, profile, args)
-        else None
-    )
-    show("partition", faulty(check_cluster, profile, args) or f"{here}", here is not None)
+    for row in slurm_findings(profile):
+        show(*row)
+    wrong = faulty(check_cluster, profile, args)
+    here = None if wrong else slurm.partitions()[(profile.partition or "").split(",")[0]]
+    show("partition", wrong or described(here), wrong is None)
     if here is None or args.login_only:
         return 0 if good else 1
     folder = Path(tempfile.mkdtemp(prefix=".onediff-doctor-", dir=args.folder.resolve()))
     try:
-        for name, finding, fine in node_findings(folder, profile, args):
-            show(name, finding, fine)
+        for row in node_findings(folder, profile, args):
+            show(*row)
+        if good:
+            for row in sum_findings(folder, profile, args):
+                show(*row)
     finally:
         shutil.rmtree(folder)
     return 0 if good else 1
+
+
+def slurm_findings(profile: ClusterProfile) -> Iterator[Finding]:
+    """What Slurm is and can do, from its own word."""
+    from launcher import slurm
+
+    version = slurm.command(["sbatch", "--version"]).strip()
+    number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    yield "Slurm", version, number >= OLDEST
+    values = slurm.configuration()
+    facts = {
+        "preemption": values.get("PreemptMode", "?"),
+        "kill wait": values.get("KillWait", "?"),
+        "largest array": values.get("MaxArraySize", "?"),
+        "accounting": values.get("AccountingStorageType", "?").rpartition("/")[2],
+    }
+    yield "  features", ", ".join(f"{name} {value}" for name, value in facts.items()), True
+    tracking = values.get("ProctrackType", "")
+    lost = "; processes that leave their group outlive their job" if tracking.endswith("pgid") else ""
+    yield "  processes", f"{tracking}{lost}", not lost
+    if profile.gpus_per_node:
+        kinds = values.get("GresTypes", "")
+        yield "  GPUs as resources", kinds or "none", "gpu" in kinds.split(",")
+
+
+def described(limit: Partition | None) -> str:
+    """A partition's limits in words."""
+    from launcher.slurm import UNKNOWN
+
+    assert limit is not None
+    time = "no time limit" if limit.minutes is None else f"{limit.minutes} minutes at most"
+    has = f"{limit.gpus} GPUs and {limit.cpus} CPUs a node" if limit.cpus < UNKNOWN else "all of them switched off now"
+    return f"{limit.name}: {limit.nodes} nodes, {has}, {time}"
 
 
 def faulty(check: object, profile: object, args: argparse.Namespace) -> str | None:
@@ -71,24 +116,18 @@ def faulty(check: object, profile: object, args: argparse.Namespace) -> str | No
     return None
 
 
-def node_findings(folder: Path, profile: object, args: argparse.Namespace) -> Iterator[tuple[str, str, bool]]:
+def node_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> Iterator[Finding]:
     """Rows about the nodes that a short job was given, and the ways between them."""
-    import launcher
     from launcher import slurm
     from launcher.preflight import read_findings, verdict
-    from launcher.profile import ClusterProfile
     from launcher.ranks import expand_nodes
-    from launcher.render import resource_directives
     from onediff.errors import UserError
 
-    assert isinstance(profile, ClusterProfile)
     limits = {**profile.preflight.model_dump(), "run": str(folder), "scratch": profile.scratch}
     limits |= {"gpus": profile.gpus_per_node, "data": str(args.data.resolve()) if args.data else None}
-    short = profile.model_copy(update={"time_limit": "5", "sbatch": []})
-    options = [line.replace('"', "") for line in resource_directives(short, str(args.nodes), 1, profile.gpus_per_node)]
+    options = short_job(profile, args, 1)
     python = profile.python or sys.executable
-    code = str(Path(launcher.__file__).parents[1])
-    words = ["env", f"PYTHONPATH={code}", python, "-m", "launcher.preflight", str(folder), json.dumps(limits)]
+    words = [*here_code(), python, "-m", "launcher.preflight", str(folder), json.dumps(limits)]
     names = ["sh", "-c", 'echo "$SLURM_JOB_NODELIST"; exec "$@"', "sh"]
     try:
         said = slurm.command(["srun", *options, "--job-name=onediff-doctor", *profile.srun, *names, *words], args.wait)
@@ -112,7 +151,60 @@ def node_findings(folder: Path, profile: object, args: argparse.Namespace) -> It
             way = f"{note['latency_ms']:.2f} ms there and back, {note['mb_per_second']:.0f} MB/s over TCP"
             yield f"{note['node']} → {note['next']}", way, True
             yield "  clock", f"differs by {note['clock_ms']:.1f} ms", abs(note["clock_ms"]) < 1000
+    if any("latency_ms" in note for note in notes):
+        yield "ports", f"{notes[0]['port']} open between all nodes", not unfit
+    drivers = {note["node"]: note["driver"] for note in notes if note.get("driver")}
+    if drivers:
+        told = ", ".join(f"{node} {version}" for node, version in drivers.items())
+        yield (
+            "GPU driver",
+            told if len(set(drivers.values())) > 1 else next(iter(drivers.values())),
+            len(set(drivers.values())) == 1,
+        )
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("http"):
         answers = [note.get("mlflow") for note in notes]
         yield "MLflow", f"{uri}: {', '.join(map(str, answers))}", all(answer == "reachable" for answer in answers)
+
+
+def sum_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> Iterator[Finding]:
+    """All ranks of all nodes sum through torch, as training does: does it work, and how fast is it?"""
+    from launcher import slurm
+    from launcher.outcome import judge, read_notes
+    from launcher.plan import container_prefix, pyxis_options
+    from launcher.record import glimpse
+    from launcher.render import variables
+    from onediff.errors import UserError
+
+    inside = profile.container.python if profile.container else profile.python or sys.executable
+    figures, notes = folder / "sums" / "figures.json", folder / "sums"
+    program = [inside, "-m", "onediff.parallel.all_reduce", str(figures), *(["--gpus"] * (profile.gpus_per_node > 0))]
+    task = [*container_prefix(profile, folder), inside, "-m", "launcher.task", str(notes), str(notes / "log"), *program]
+    environment = [*here_code(), *(f"{name}={value}" for name, value in variables(profile).items())]
+    options = [*short_job(profile, args, profile.tasks), *profile.srun, *pyxis_options(profile, folder)]
+    try:
+        slurm.command(["srun", *options, "--job-name=onediff-doctor", *environment, *task], args.wait)
+    except UserError as error:
+        told = read_notes(notes)
+        nodes = list(dict.fromkeys(note["node"] for note in told))
+        reason = judge(told, nodes, len(told), False, {}).reason if told else str(error)
+        yield "all-reduce", reason, False
+        return
+    found = glimpse(figures)
+    pace = f"{found['latency_us']:.0f} µs for one number, {found['mb_per_second']:,.0f} MB/s bus bandwidth"
+    yield "all-reduce", f"{found['world']} ranks on {args.nodes} nodes ({found['device']}): {pace}", True
+
+
+def short_job(profile: ClusterProfile, args: argparse.Namespace, tasks: int) -> list[str]:
+    """srun's options for a job of a few minutes."""
+    from launcher.render import resource_directives
+
+    short = profile.model_copy(update={"time_limit": "5", "sbatch": []})
+    return [line.replace('"', "") for line in resource_directives(short, str(args.nodes), tasks, profile.gpus_per_node)]
+
+
+def here_code() -> list[str]:
+    """`env PYTHONPATH=…`: this installation's code on the nodes."""
+    import launcher
+
+    return ["env", f"PYTHONPATH={Path(launcher.__file__).parents[1]}"]

@@ -2,6 +2,7 @@
 
 onediff launch status              every run below runs/
 onediff launch status runs/demo --watch
+onediff launch status runs/demo-sweep      every run of a sweep
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", help="folder of the run (default: all runs below runs/)")
+    parser.add_argument("run", nargs="?", help="folder of a run, or of several (default: runs)")
     parser.add_argument("--watch", action="store_true", help="show it again every few seconds until nothing is left")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="for programs; with --watch one line each time")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,14 +25,15 @@ def run(args: argparse.Namespace) -> int:
     from launcher.local_chain import run_folder
     from launcher.record import Record
 
-    if args.run:
+    folders = sorted(path.parents[1] for path in Path(args.run or "runs").glob("*/launch/plan.json"))
+    if args.run and not folders:
         folders = [run_folder(args.run)]
-    else:
-        folders = sorted(path.parents[1] for path in Path("runs").glob("*/launch/plan.json"))
     while True:
         states = {str(folder): phase_states(Record(folder)) for folder in folders}
         if args.json:
-            print(json.dumps({folder: as_json(rows) for folder, rows in states.items()}, indent=1))
+            print(
+                json.dumps({folder: as_json(rows) for folder, rows in states.items()}, indent=None if args.watch else 1)
+            )
         else:
             if args.watch and sys.stdout.isatty():
                 print("\033[H\033[2J", end="")

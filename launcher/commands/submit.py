@@ -85,11 +85,12 @@ def submit(
             print(rendered(phase_script(plan, profile, name, comment)))
         return 0
     if not on_slurm:
-        from launcher.local_chain import run_chain
+        from launcher.local_chain import run_chain, sole
 
         check_folder(record, config)
-        freeze(record, config, plan, profile, new_code)
-        return run_chain(record, wanted)
+        with sole(record):
+            freeze(record, config, plan, profile, new_code)
+            return run_chain(record, wanted)
     if running := active_jobs(record):
         phase, job = next(iter(running.items()))
         raise UserError(

@@ -3,7 +3,8 @@
   onediff launch sweep configs/demo.yaml model.delta.tokens=16,32,64 optimizer.lr=1e-3,3e-4 --at-most 2 --profile my-cluster
 
 A key with several values, commas between, is varied; one with a single value is the same in every run. The runs lie below
-runs/<name>-sweep/ and in one MLflow experiment of that name; `onediff runs runs/<name>-sweep` compares them.
+runs/<name>-sweep/ and under one MLflow run of that name. A last small job writes runs/<name>-sweep/table.txt; meanwhile
+`onediff runs runs/<name>-sweep` compares them and `onediff launch status runs/<name>-sweep` follows them.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from launcher.profile import ClusterProfile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from launcher import slurm
     from launcher.commands.submit import submit
     from launcher.profile import load_profile
     from launcher.record import Record
@@ -41,22 +49,63 @@ def run(args: argparse.Namespace) -> int:
     points = combinations(varied)
     # Every combination is checked before the first is queued.
     configs = [
-        load_run(args.config, [*fixed, *point, f"name={slug(point)}", f"tracking.experiment={name}"])
-        for point in points
+        load_run(args.config, [*fixed, *point, f"name={slug(point)}", f"tracking.sweep={name}"]) for point in points
     ]
     if args.dry_run:
         print("\n".join(" ".join(point) for point in points))
         return 0
     # One queue for each run that may go on at a time: the next run of a queue waits for the end of the one before.
     last: list[str | None] = [None] * args.at_most
-    for number, (config, point) in enumerate(zip(configs, points, strict=True)):
-        folder = (Path("runs") / name / config.name).resolve()
-        print(f"{' '.join(point)}:")
-        queue = number % args.at_most
-        submit(config, folder, profile, args.nodes, args.phases, new_code=True, behind=last[queue])
-        last[queue] = next(reversed(Record(folder).latest_jobs().values()), None)
+    folder, queued = (Path("runs") / name).resolve(), []
+    try:
+        for number, (config, point) in enumerate(zip(configs, points, strict=True)):
+            print(f"{' '.join(point)}:")
+            queue, record = number % args.at_most, Record(folder / config.name)
+            before = record.jobs()
+            submit(config, record.run, profile, args.nodes, args.phases, new_code=True, behind=last[queue])
+            made = [entry["job"] for entry in record.jobs()[len(before) :]]
+            queued += made
+            last[queue] = made[-1] if made else last[queue]
+        if queued:
+            print(f"{'table':<12} job {submit_table(folder, profile, [job for job in last if job])}")
+    except UserError:
+        if queued:
+            slurm.command(["scancel", *queued])  # all or none
+        raise
+    if profile.scheduler == "local":
+        print((folder / "table.txt").read_text() if write_table(folder) == 0 else "")
     print(f"\n{len(points)} runs, at most {args.at_most} at a time; compare them with: onediff runs runs/{name}")
     return 0
+
+
+def submit_table(folder: Path, profile: ClusterProfile, behind: list[str]) -> str:
+    """Queues the job that writes the table of all runs when the last has ended, well or not; returns its id."""
+    from launcher import slurm
+    from launcher.render import Script, directive, environment_lines, rendered, resource_directives, safe
+
+    small = profile.model_copy(update={"tasks_per_node": 1, "exclusive": False, "cpus_per_task": 1, "time_limit": "10"})
+    python = profile.python or sys.executable
+    code = next(iter(sorted(folder.glob("*/launch/code"))))
+    script = Script(
+        title=f"OneDiff: the table of the sweep {safe(folder.name, 'sweep')!r}",
+        directives=[
+            directive("job-name", f"onediff-{folder.name}-table"),
+            *resource_directives(small, "1", 1, 0),
+            directive("output", folder / "table.txt"),
+        ],
+        environment=environment_lines(profile, code),
+        work="What `onediff runs` prints, once every run has ended.",
+        command=[python, "-m", "onediff", "runs", str(folder)],
+    )
+    file = folder / "table.sbatch"
+    file.write_text(rendered(script), encoding="utf-8")
+    return slurm.submit(str(file), [f"--dependency=afterany:{':'.join(behind)}"])
+
+
+def write_table(folder: Path) -> int:
+    """The same table without Slurm."""
+    with (folder / "table.txt").open("w", encoding="utf-8") as file:
+        return subprocess.run([sys.executable, "-m", "onediff", "runs", str(folder)], stdout=file).returncode
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onediff.data.index import read_index
 from onediff.data.remote import PLAIN_URL, fetched, file_in, is_url
 from onediff.errors import UserError
 
@@ -149,6 +148,8 @@ def build_manifest(folder: Path | str, checksums: bool = False) -> Manifest:
 
     Raises UserError when the folder holds no tar, naming the splits below it where there are some.
     """
+    from onediff.data.index import read_index  # numpy; a manifest that is there is read without it, on a login node too
+
     folder = Path(folder)
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not tars:

@@ -12,6 +12,8 @@ class TrackingConfig(Section):
 
     experiment: str = "onediff"
     """MLflow experiment that holds the run."""
+    sweep: str | None = None
+    """Sweep that the run belongs to: an MLflow run of this name, made by the first that comes, holds the runs of all."""
     uri: str | None = None
     """MLflow tracking URI; without one MLFLOW_TRACKING_URI, and without that `mlflow.db` beside the run's folder."""
     register_as: str | None = None

@@ -29,6 +29,7 @@ from onediff.tracking.stream import trained_as
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "onediff.stream"
+SWEEP = "onediff.sweep"
 PARENT = "mlflow.parentRunId"
 TABLES = "mlflow.loggedArtifacts"
 METRICS, PARAMS = 1000, 100  # most that MLflow takes in one request
@@ -192,7 +193,26 @@ class Shipper:
         tags = {IDENTITY: identity, "onediff.kind": name.split("-")[0], "onediff.run": str(self.run)}
         if name != "run":
             tags[PARENT] = self._run_id("run", [])
+        elif self.config.sweep:
+            tags[PARENT] = self._sweep_id(self.config.sweep)
         return str(self.client.create_run(self.experiment, began, tags, title).info.run_id)
+
+    def _sweep_id(self, sweep: str) -> str:
+        """The MLflow run above the runs of a sweep, made where there is none; of two made at once, the earlier."""
+
+        def known() -> list[str]:
+            order = ["start_time ASC", "run_id ASC"]
+            found = self.client.search_runs(
+                [self.experiment], f"tags.`{SWEEP}` = '{sweep}'", ViewType.ACTIVE_ONLY, 10, order
+            )
+            return [run.info.run_id for run in found]
+
+        if not known():
+            made = self.client.create_run(self.experiment, None, {SWEEP: sweep, "onediff.kind": "sweep"}, sweep)
+            self.client.update_run(made.info.run_id, status="FINISHED")
+            if known()[0] != made.info.run_id:
+                self.client.delete_run(made.info.run_id)
+        return known()[0]
 
     def _replace(self, name: str) -> None:
         sent = self.state.sent(name)
