@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
-.PHONY: demo test test-long test-real lint install debian mlflow clean
+.PHONY: demo test test-long test-real lint install debian mlflow bench-gpu clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -24,6 +24,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every figure that needs a GPU, with whatever this machine's Python has; ARGS=--dry-run runs small sizes on the CPU.
+bench-gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(ARGS)
 
 # Opens the MLflow pages of the runs below runs/.
 mlflow: install

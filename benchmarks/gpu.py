@@ -121,9 +121,11 @@ def measured(name: str, device: str, dry: bool, seconds: float) -> list[dict[str
         with errors.open("w") as stream:
             # Half a minute more than it was told: its last case may have begun just in time.
             try:
+                threads = {"OMP_NUM_THREADS": "1"} if dry else {}
                 code = subprocess.run(
                     [*words, "--out", str(out), *(["--dry-run"] if dry else [])],
                     stderr=stream,
+                    env={**os.environ, **threads},
                     timeout=seconds + 30,
                     check=False,
                 ).returncode

@@ -15,6 +15,7 @@ from gpu_parts.measure import Record, Setting
 from gpu_parts.models import SIZES, TINY, Size, build, model_config, pair_rows
 from gpu_parts.optimizer import PlainSteps, checkpointed
 from onediff.data.rows import collate
+from onediff.training.config import PhaseConfig
 from onediff.training.parts import freeze
 
 STEPS = 6
@@ -138,10 +139,8 @@ def _with_deepspeed(setting: Setting, model: Any, size: Size) -> Callable[[Any],
 
 
 def _prepared(model: Any, size: Size) -> None:
-    class Phase:
-        train = size.trains
-
-    freeze(model, Phase)  # type: ignore[arg-type]
+    phase = PhaseConfig(mix={"pairs": 1}, train=size.trains, steps=1, global_batch=size.pairs, micro_batch=size.pairs)
+    freeze(model, phase)
     model.train()
     if size.checkpointing:
         checkpointed(model.vision.model, model.language)
