@@ -170,7 +170,7 @@ def _flops(config: Any, size: Size, batches: list[Any]) -> float | None:
     """Mean FLOPs of the model for one of `batches`, forward and backward once, frozen parts without a backward pass of
     their own; None where the counter is not there."""
     try:
-        from onediff.plan.architecture import Sizes
+        from onediff.plan.architecture import sizes_of
         from onediff.plan.flops import step_flops
         from onediff.plan.walk import Shape
     except ImportError:
@@ -178,8 +178,8 @@ def _flops(config: Any, size: Size, batches: list[Any]) -> float | None:
     total = 0
     for batch in batches:
         rows, tokens = batch.token_ids.shape
-        shape = Shape(rows, tokens, len(batch.pictures), len(batch.pairs), batch.targets)
-        parts = step_flops(Sizes.of(config), shape, size.trains)
+        shape = Shape(rows, tokens, len(batch.pictures), batch.pairs, batch.targets)
+        parts = step_flops(sizes_of(config), shape, size.trains)
         total += sum(part.model for part in parts.values())
     return total / len(batches)
 
