@@ -115,7 +115,7 @@ def build(
     for name, part in collection.parts.items():
         if share and part.captions:
             continue
-        needed = [part.annotations, part.images, part.retrieve and part.retrieve.captions]
+        needed = [part.annotations, part.images, part.retrieve.captions if part.retrieve else None]
         absent = [path for path in needed if path is not None and not path.exists()]
         if absent:
             built[name] = Built({}, f"raw files missing: {absent[0]}")
@@ -161,8 +161,16 @@ def retrieved(how: Retrieval, images: Path, table: Path) -> Path:
     if not table.is_file():
         table.parent.mkdir(parents=True, exist_ok=True)
         known = captions_of(reader(how.captions_reader).rows(Inputs(how.captions, images)))
-        band = {"low": how.low, "high": how.high, "nearest": how.nearest, "each": how.each}
-        find_pairs(images, table, how.model, **band, captions=known)
+        find_pairs(
+            images,
+            table,
+            how.model,
+            low=how.low,
+            high=how.high,
+            nearest=how.nearest,
+            each=how.each,
+            captions=known,
+        )
     return table
 
 
