@@ -25,7 +25,7 @@ def main() -> None:
         with together():
             if ranks.rank == 0:
                 prepare(folder, config)
-        tracker = open_tracker(config, folder) if ranks.rank == 0 else None
+        tracker = open_tracker(config, folder, topology, "here") if ranks.rank == 0 else None
         for name in config.phases:
             run_phase(config, name, folder, topology, tracker, StopRequest(), resume=False)
         if tracker is not None:
