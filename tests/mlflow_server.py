@@ -53,13 +53,15 @@ class MlflowServer:
                     return self
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
                     raise RuntimeError((self.folder / "server.log").read_text()[-2000:]) from None
                 time.sleep(0.2)
 
     def stop(self) -> None:
         """Ends the server and its workers, by the process group that they were started in."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
