@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from models import batch
 
 from onediff.config.compose import load_run
+from onediff.data.segments import Segments
 from onediff.plan.architecture import sizes_of
 from onediff.plan.flops import step_flops
 from onediff.plan.gpus import GPUS, gpu_named, gpu_of_device
@@ -18,7 +18,8 @@ def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():
     config = load_run("configs/demo.yaml")
     phase = config.phases["two"]
     made = batch("pair", "single")
-    rates = Meter(config, phase).rates([made, made], seconds=0.5)
+    meter = Meter(config, phase)
+    rates = meter.rates(meter.tflop([made, made]), seconds=0.5)
     flops = step_flops(sizes_of(config.model), shape_of(made), phase.train)
     assert rates["tflops_per_rank"] == pytest.approx(4 * sum(part.model for part in flops.values()) / 1e12)
     assert "mfu" not in rates  # nobody knows the peak of this processor
@@ -26,11 +27,9 @@ def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():
 
 def test_samples_of_a_packed_row_look_at_themselves_only():
     made = batch("pair", "single")
-    segments = torch.zeros_like(made.token_ids)
-    segments[0, :5], segments[0, 5:8], segments[1, :4] = 1, 2, 1
     rows, tokens = made.token_ids.shape
     assert shape_of(made) == Shape(rows, tokens, 3, 1, made.targets, None)
-    assert shape_of(replace(made, segment_ids=segments)).scores == 5**2 + 3**2 + 4**2
+    assert shape_of(replace(made, segments=Segments.of([5, 3, 4]))).scores == 5**2 + 3**2 + 4**2
 
 
 def test_a_gpu_is_known_by_the_name_that_its_driver_gives():

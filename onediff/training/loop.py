@@ -25,6 +25,7 @@ from onediff.training.engine import Engine, LossIsNotANumber, StepUnderWay
 from onediff.training.evaluations import Evaluations
 from onediff.training.figures import Moment
 from onediff.training.folder import RunFolder
+from onediff.training.meter import Meter
 from onediff.training.pace import Pace
 from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples, due
@@ -49,6 +50,8 @@ class Given:
     """How often each data set has been read."""
     skipped: dict[str, int]
     """Samples that this rank has left out, by kind."""
+    tflop: float | None
+    """10¹² FLOPs of this rank's micro-batches."""
 
 
 class PhaseLoop:
@@ -69,6 +72,7 @@ class PhaseLoop:
         samples_every: int | None,
         evaluations: Evaluations,
         pace: Pace,
+        meter: Meter,
         log_every: int,
         save_in_background: bool,
     ) -> None:
@@ -85,6 +89,7 @@ class PhaseLoop:
         self.samples_every = samples_every
         self.evaluations = evaluations
         self.pace = pace
+        self.meter = meter
         self.log_every = log_every
         self.rank = dist.get_rank()
         self.step = 0
@@ -186,7 +191,8 @@ class PhaseLoop:
         waited = time.perf_counter() - asked
         work = self.engine.step(micro_batches, step, self.steps, self.stop.asked)
         lane = self.share.lanes[0]
-        return Given(work, after, waited, self.stream.epochs(lane, loader.draws[lane]), dict(loader.skipped))
+        epochs = self.stream.epochs(lane, loader.draws[lane])
+        return Given(work, after, waited, epochs, dict(loader.skipped), self.meter.tflop(micro_batches))
 
     def _take(self, given: Given, bar: Any) -> tuple[dict[str, float], str | None]:
         """The figures of a step once it is done, shown and tracked, and a stop request."""
@@ -216,6 +222,7 @@ class PhaseLoop:
             "step_seconds": total,
             "skipped_samples": float(self.skipped),
         }
+        rates |= self.meter.rates(given.tflop, total)
         return rates | {f"epochs/{name}": epochs for name, epochs in given.epochs.items()}
 
     def _evaluate(self) -> None:

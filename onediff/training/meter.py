@@ -34,21 +34,23 @@ class Meter:
         gpu = gpu_of_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.peak_tflops = gpu.tflops if gpu and config.training.precision == "bf16" else None
 
-    def rates(self, micro_batches: Sequence[Batch], seconds: float) -> dict[str, float]:
-        """`tflops_per_rank` of a step over these micro-batches (on the host), and `mfu` where the peak is known."""
+    def tflop(self, micro_batches: Sequence[Batch]) -> float | None:
+        """10¹² FLOPs of a step over these micro-batches; None for an architecture whose FLOPs nobody counts."""
         if self.cost is None:
+            return None
+        return sum(self.cost.flops(shape_of(batch)) for batch in micro_batches) / 1e12
+
+    def rates(self, tflop: float | None, seconds: float) -> dict[str, float]:
+        """`tflops_per_rank` of a step that took `seconds`, and `mfu` where the peak is known."""
+        if tflop is None:
             return {}
-        tflops = sum(self.cost.flops(shape_of(batch)) for batch in micro_batches) / seconds / 1e12
+        tflops = tflop / seconds
         return {"tflops_per_rank": tflops} | ({"mfu": tflops / self.peak_tflops} if self.peak_tflops else {})
 
 
 def shape_of(batch: Batch) -> Shape:
-    """The size of a batch that lies in the memory of the host."""
+    """The size of a batch, by what the host knows of it."""
     rows, tokens = batch.token_ids.shape
-    scores = None
-    if batch.segment_ids is not None:
-        # A sample of a packed row looks at itself only.
-        places = torch.arange(rows)[:, None] * (tokens + 1) + batch.segment_ids
-        lengths = torch.bincount(places[batch.segment_ids > 0])
-        scores = int((lengths**2).sum())
+    # A sample of a packed row looks at itself only.
+    scores = None if batch.segments is None else sum(length**2 for length in batch.segments.lengths)
     return Shape(rows, tokens, len(batch.pictures), batch.pairs, batch.targets, scores)

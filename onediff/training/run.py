@@ -36,6 +36,7 @@ from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
 from onediff.training.evaluations import Evaluations
 from onediff.training.folder import RunFolder
 from onediff.training.loop import PhaseLoop
+from onediff.training.meter import Meter
 from onediff.training.pace import Pace
 from onediff.training.parts import trainable
 from onediff.training.prefetch import Prefetched
@@ -158,6 +159,7 @@ def run_phase(
             loads_itself=config.data.workers == 0,
             counts_skipped=topology.tp_rank == 0,
         ),
+        Meter(config, phase),
         config.training.log_every,
         config.training.save_in_background,
     )
