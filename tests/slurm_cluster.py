@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,9 +27,9 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={root}/munge/socket,cred_expire=5
 StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool/%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/spool/%n.pid
+SlurmdPidFile={spool}/%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
@@ -97,6 +98,9 @@ class SlurmCluster:
 
     def __init__(self, root: Path, nodes: int = 3, gpus: int = 2) -> None:
         self.root, self.count, self.gpus = root, nodes, gpus
+        # slurmstepd puts sockets there, whose paths may have 108 characters.
+        self.spool = Path(tempfile.mkdtemp(prefix="odslurm"))
+        self.spool.chmod(0o755)
         own = self.claim()
         self.net, self.port, self.bridge = f"10.78.{own}", 17000 + 2 * own, f"odslurm{own}"
         self.inits: dict[str, subprocess.Popen[bytes]] = {}
@@ -138,12 +142,13 @@ class SlurmCluster:
 
     def write_files(self) -> None:
         root = self.root
-        for folder in ("etc", "log", "state", "spool", "munge", "nodes", "dev"):
+        for folder in ("etc", "log", "state", "munge", "nodes", "dev"):
             (root / folder).mkdir(parents=True, exist_ok=True)
             (root / folder).chmod(0o755)
         root.chmod(0o755)
         host = os.uname().nodename.partition(".")[0]
         values = {"host": host, "net": self.net, "port": self.port, "node_port": self.port + 1, "root": root}
+        values["spool"] = self.spool
         (root / "etc" / "slurm.conf").write_text(CONF.format(**values, nodes=self.count, gpus=self.gpus))
         for number in range(self.gpus):  # Slurm counts distinct device files; copies of /dev/null will do
             if not (root / "dev" / f"nvidia{number}").exists():
@@ -185,7 +190,7 @@ class SlurmCluster:
         self.sh(*enter, "ip", "addr", "add", f"{self.net}.{number}/24", "dev", "eth0")
         self.sh(*enter, "ip", "link", "set", "eth0", "up")
         self.sh(*enter, "ip", "route", "add", "default", "via", f"{self.net}.254")
-        (self.root / "spool" / name).mkdir(exist_ok=True)
+        (self.spool / name).mkdir(exist_ok=True)
         clean = ["env", "-i", f"PATH={os.environ['PATH']}", "HOME=/root", "LANG=C.UTF-8"]
         self.on(name, *clean, "slurmd", "-N", name, "-f", self.env["SLURM_CONF"])
 
@@ -230,6 +235,7 @@ class SlurmCluster:
             subprocess.run(["ip", "link", "del", f"{self.bridge}n{number + 1}"], stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "del", self.bridge], stderr=subprocess.DEVNULL)
         self.claimed.close()
+        shutil.rmtree(self.spool, ignore_errors=True)
 
 
 def stop_daemon(pid_file: Path, program: str) -> None:

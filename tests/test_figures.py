@@ -12,7 +12,9 @@ CPU = torch.device("cpu")
 
 
 def step(loss_sums: list[float], counts: list[float]) -> StepUnderWay:
-    numbers = torch.tensor([sum(counts), 90.0, 1.0, 0.5, 0.0, 2.0, 0.0, *loss_sums, *counts], dtype=torch.float64)
+    numbers = torch.tensor(
+        [sum(counts), 90.0, 1.0, 12.0, 100.0, 0.5, 0.0, 2.0, 0.0, *loss_sums, *counts], dtype=torch.float64
+    )
     return StepUnderWay(6, {"lr": 1e-3, "lr/delta": 1e-3}, ["a", "b"], OnTheWay(numbers), Moment(CPU), Moment(CPU))
 
 
@@ -26,6 +28,8 @@ def test_figures_are_means_over_the_global_batch_and_a_source_without_targets_ha
         "targets": 4.0,
         "tokens": 90.0,
         "skipped": 1.0,
+        "samples": 12.0,
+        "real_token_share": 0.9,
         "loss/a": 2.0,
     }
     assert asked == [0.0, 2.0, 0.0]
