@@ -56,9 +56,13 @@ def with_gradients(drawn, at, options, backend):
 
 
 def assert_close(made, expected, tolerance):
+    # Where a query sees one key, dq and dk are 0 but for rounding, which is measured by the largest gradient.
+    largest = max(float(tensor.norm()) for tensor in expected)
     for name, a, b in zip(("output", "dq", "dk", "dv"), made, expected, strict=True):
         assert a.shape == b.shape
         error, size = float((a.double() - b).norm()), float(b.norm())
+        if name in ("dq", "dk"):
+            size = max(size, 0.1 * largest)
         assert error <= tolerance * size + 1e-12, f"{name}: relative error {error / max(size, 1e-30):.1e}"
 
 
