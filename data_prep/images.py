@@ -125,7 +125,7 @@ class Archive:
             with self._handle.open(path) as file:
                 # The size that the archive declares is not to be trusted.
                 data = file.read(size + 1)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
             raise BadSample("bad_picture", f"{path!r} cannot be unpacked: {error}") from error
         if len(data) > size:
             raise BadSample("too_large", f"{path!r} unpacks to more than the {size} bytes it declares")
