@@ -79,59 +79,39 @@ def test_any_number_of_workers_reads_the_same(mixed, unbroken, ranks, workers, m
     assert end == unbroken[1][11]
 
 
-def test_resuming_at_random_points_with_other_ranks(mixed, unbroken):
-    random = np.random.default_rng(0)
-    for _ in range(50):
-        stop, steps = int(random.integers(0, 55)), int(random.integers(1, 5))
-        made = stream(mixed, LANES)
-        stored = json.loads(json.dumps(unbroken[1][stop].to_json()))
-        position = Position.from_json(stored, order_of(made, LANES, 8))
-        batches, end = global_batches(made, LANES, position, steps, int(random.choice([1, 2, 4, 8])), 0)
-        assert batches == unbroken[0][stop : stop + steps]
-        assert end == unbroken[1][stop + steps]
-
-
-@pytest.fixture(scope="module")
-def uneven(tmp_path_factory):
+@pytest.fixture(scope="module", params=[None, 100], ids=["a row each", "packed"])
+def uneven(request, tmp_path_factory):
     """Shards of 1 to 997 samples, some bad, in a mix; and the first 140 global batches, with where each ends."""
     folder = tmp_path_factory.mktemp("uneven")
     folders = {
         write_set(folder / "texts", [1, 997, 40, 3], "text", {5: "bad_json", 600: "bad_json"}): 3.0,
         write_set(folder / "singles", [61, 2], "single", {60: "bad_picture"}): 1.0,
     }
-    made = stream(folders, LANES, block=32)
+    made = stream(folders, LANES, block=32, pack=request.param)
     position = Position.start(made, LANES, 32)
     batches, positions = [], [position]
-    for _ in range(140):  # the texts' second epoch has begun, and the singles' fifth
+    for _ in range(140):
         (batch,), position = global_batches(made, LANES, position, 1, ranks=1, workers=0)
         batches.append(batch)
         positions.append(position)
-    assert made.epochs(0, position.draws[0])["texts"] < 1 < made.epochs(0, position.draws[0])["singles"]
-    return folders, batches, positions
+    assert made.epochs(0, position.draws[0])["singles"] > 4
+    return folders, batches, positions, request.param
 
 
-def resume_at_random(uneven, points: int, seed: int) -> None:
-    folders, batches, positions = uneven
-    made = stream(folders, LANES, block=32)
-    random = np.random.default_rng(seed)
-    for point in range(points):
+@pytest.mark.long
+def test_resuming_at_fifty_points_with_other_ranks_and_real_workers(uneven):
+    folders, batches, positions, pack = uneven
+    made = stream(folders, LANES, block=32, pack=pack)
+    random = np.random.default_rng(1)
+    for _ in range(50):
         stop, steps = int(random.integers(0, 135)), int(random.integers(1, 5))
-        ranks, workers = [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1), (4, 3), (8, 1), (8, 3), (8, 0)][(seed + point) % 9]
+        ranks, workers = int(random.choice([1, 2, 4, 8])), int(random.choice([0, 1, 3]))
         stored = json.loads(json.dumps(positions[stop].to_json()))
         position = Position.from_json(stored, order_of(made, LANES, 32))
         micro_batch = int(random.choice([size for size in (1, 2, 4, 8) if not LANES % (size * ranks)]))
         found, end = global_batches(made, LANES, position, steps, ranks, workers, micro_batch)
         assert found == batches[stop : stop + steps]
         assert end == positions[stop + steps]
-
-
-def test_resuming_with_other_ranks_and_real_workers(uneven):
-    resume_at_random(uneven, 4, seed=0)
-
-
-@pytest.mark.long
-def test_resuming_at_fifty_points_with_other_ranks_and_real_workers(uneven):
-    resume_at_random(uneven, 50, seed=1)
 
 
 def an_epoch_of_one_rank(rank: int, world: int, folder, folders, results) -> None:

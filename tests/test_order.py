@@ -1,0 +1,171 @@
+"""The whole order, mixing and packing on: global batches that nothing but seed and data decide, each sample once an epoch.
+
+Everything is the real stream, down to the decoded pictures, but that samples come out of memory instead of tars and that
+the workers take turns in this process (`test_loader.py` has real ones).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import global_batches, members, row_maker, spoilt
+
+from onediff.data import loader
+from onediff.data.lanes import Lanes
+from onediff.data.position import Position, order_of
+from onediff.data.stream import Source, Stream
+
+LANES, BLOCK, TOKENS, STEPS = 8, 16, 100, 14
+KINDS = ("text", "single", "pair")
+
+
+class Memory:
+    """Shards of the given sizes that make each sample when it is asked for; every seventeenth is bad."""
+
+    def __init__(self, name: str, kind: str, sizes: list[int]) -> None:
+        self.name, self.kind = name, kind
+        self.names = [f"part-{shard:03d}.tar" for shard in range(len(sizes))]
+        self.starts = np.cumsum([0, *sizes])
+
+    def read(self, shard: int, sample: int) -> dict[str, bytes]:
+        return made_once(self.kind, int(self.starts[shard]) + sample, self.name)
+
+
+@cache
+def made_once(kind: str, number: int, name: str) -> dict[str, bytes]:
+    good = members(kind, number, name)
+    return spoilt(good, "bad_json" if number % 2 else "bad_picture") if is_bad(kind, number) else good
+
+
+def is_bad(kind: str, number: int) -> bool:
+    """`bad_picture` is found when a packed row is decoded already, `bad_json` before."""
+    return number % 17 == 11 and (number % 2 == 1 or kind != "text")
+
+
+def made_stream(sizes: list[list[int]], weights: list[int], seed: int, pack: int | None) -> Stream:
+    sources = [
+        Source(kind, Memory(kind, kind, of_kind), Lanes(np.array(of_kind), LANES, seed, BLOCK), weight)
+        for kind, of_kind, weight in zip(KINDS, sizes, weights, strict=False)
+    ]
+    return Stream(sources, row_maker(), False, seed, bad_in_a_row=50, pack=pack)
+
+
+class InTurn:
+    """torch's DataLoader without processes: one part from each worker in turn, each with its own copy of the state."""
+
+    def __init__(self, dataset: Any, num_workers: int, collate_fn: Any, **_: Any) -> None:
+        self.dataset, self.workers, self.collate = dataset, num_workers, collate_fn
+
+    def __iter__(self) -> Iterator[Any]:
+        workers = [self.worker(number) for number in range(max(1, self.workers))]
+        while True:
+            for worker in workers:
+                yield next(worker)
+
+    def worker(self, number: int) -> Iterator[Any]:
+        told = SimpleNamespace(id=number, num_workers=self.workers) if self.workers else None
+        rows = type(self.dataset)(self.dataset.stream, self.dataset.share, dict(self.dataset.draws))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loader, "get_worker_info", lambda: told)
+            parts = iter(rows)
+            first = next(parts)  # a generator asks who it is when it starts
+        yield self.collate(first)
+        yield from map(self.collate, parts)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers_in_turn():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "DataLoader", InTurn)
+        yield
+
+
+def resumed(made: Stream, position: Position) -> Position:
+    return Position.from_json(json.loads(json.dumps(position.to_json())), order_of(made, LANES, BLOCK))
+
+
+def unbroken(made: Stream, steps: int) -> tuple[list[list[tuple[str, ...]]], list[Position]]:
+    """Global batches of one rank that is never stopped, and the position behind each."""
+    position = Position.start(made, LANES, BLOCK)
+    rows = loader.Loader(made, loader.Share.of_rank(LANES, LANES, 0, 1), dict(enumerate(position.draws)), 0, 2, 1.0)
+    batches, positions = [], [position]
+    for batch, _ in zip(rows, range(steps), strict=False):
+        batches.append(batch.info["ids"])
+        positions.append(Position(position.order, tuple(rows.draws[lane] for lane in range(LANES))))
+    return batches, positions
+
+
+def assert_each_sample_once(made: Stream, batches: list[list[tuple[str, ...]]], end: Position) -> int:
+    """Each sample of each epoch that is over came once, the bad ones never. Returns how many epochs that are."""
+    given = [[id for batch in batches for id in batch[lane]] for lane in range(LANES)]
+    drawn: Counter[tuple[int, int, str]] = Counter()
+    for lane, place in enumerate(end.draws):
+        *waiting, next_draw = place if isinstance(place, tuple) else (place,)
+        ids = Counter(given[lane])
+        for draw in range(next_draw):
+            number, position = made.mix.at(lane, draw)
+            source = made.sources[number]
+            at = source.lanes.at(lane, position)
+            flat = int(source.shards.starts[at.shard]) + at.sample
+            if not is_bad(source.name, flat):
+                drawn[number, at.epoch, f"{source.name}/{flat}"] += 1
+                ids[f"{source.name}/{flat}"] -= draw not in waiting
+        assert not any(ids.values()), "a lane gave what it drew and what does not wait"
+    over = 0
+    for number, source in enumerate(made.sources):
+        reached = (
+            (made.mix.draws(number, lane, draws if isinstance(draws, int) else draws[-1]), source.lanes.length(lane))
+            for lane, draws in enumerate(end.draws)
+        )
+        complete = min(count // length for count, length in reached)
+        good = {f"{source.name}/{i}" for i in range(source.lanes.samples) if not is_bad(source.name, i)}
+        for epoch in range(complete):
+            found = {id: count for (n, e, id), count in drawn.items() if (n, e) == (number, epoch)}
+            assert found == dict.fromkeys(good, source.lanes.repeats)
+        over += complete
+    return over
+
+
+uneven = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 997)), min_size=1, max_size=5)
+leg = st.tuples(
+    st.integers(1, 3), st.sampled_from([1, 2, 4, 8]), st.sampled_from([0, 1, 3]), st.sampled_from([1, 2, 4, 8])
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(uneven, min_size=3, max_size=3),
+    weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    seed=st.integers(0, 2**32),
+    pack=st.sampled_from([TOKENS, TOKENS, None]),
+    start=st.integers(0, STEPS - 4),
+    legs=st.lists(leg, min_size=2, max_size=4),
+)
+def test_global_batches_are_the_same_wherever_a_run_stops_and_whatever_goes_on(sizes, weights, seed, pack, start, legs):
+    """A run in legs of some steps, each with ranks, workers and a micro-batch of its own, resumed from stored JSON."""
+    made = made_stream(sizes, weights, seed, pack)
+    batches, positions = unbroken(made, STEPS)
+    assert_each_sample_once(made, batches, positions[-1])
+    at, position = start, positions[start]
+    for steps, ranks, workers, micro_batch in legs:
+        steps, micro_batch = min(steps, STEPS - at), min(micro_batch, LANES // ranks)
+        again = made_stream(sizes, weights, seed, pack)
+        found, position = global_batches(again, LANES, resumed(again, position), steps, ranks, workers, micro_batch)
+        assert found == batches[at : at + steps]
+        at += steps
+        assert position == positions[at]
+
+
+@pytest.mark.parametrize("pack", [None, TOKENS])
+def test_each_sample_of_each_epoch_comes_once(pack):
+    """Shards of 1 to 997 samples, read until each source has ended an epoch; the smallest has ended several."""
+    made = made_stream([[1, 997, 40], [61, 2, 9], [5]], [8, 2, 1], seed=3, pack=pack)
+    batches, positions = unbroken(made, 60 if pack else 200)
+    assert assert_each_sample_once(made, batches, positions[-1]) > 4
