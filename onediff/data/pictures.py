@@ -105,11 +105,17 @@ def decode(
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     """The pixels of an upright RGB JPEG without fault; None for every other picture, of which Pillow is the judge."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
-            if header.mode != "RGB" or header.width * header.height > max_pixels:
-                return None
-            if header.getexif().get(ORIENTATION, 1) != 1:
-                return None
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "RGB") or width * height > max_pixels or _may_be_turned(data):
+            return None
         return simplejpeg.decode_jpeg(data)
     except Exception:  # as above, whatever the parsers stumble over: open_picture says what it is
         return None
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG has an orientation other than upright; Pillow, which costs 0.3 ms, is asked only where there is one."""
+    if b"Exif\0" not in data and b"tiff:Orientation" not in data:
+        return False
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
+        return header.getexif().get(ORIENTATION, 1) != 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -110,8 +111,9 @@ class RowMaker:
         size = self.picture.size
         shape = (0, 3, size, size)
         return Row(
-            token_ids=torch.tensor(sequence.token_ids),
-            is_target=torch.tensor(sequence.is_target),
+            # From bytes: torch.tensor looks at each number of a list, which took a twentieth of the loader's time.
+            token_ids=torch.frombuffer(array("q", sequence.token_ids), dtype=torch.int64),
+            is_target=torch.frombuffer(bytearray(sequence.is_target), dtype=torch.bool),
             pictures=torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(shape, dtype=torch.uint8),
             is_pair=is_pair,
             source=source,
