@@ -104,7 +104,7 @@ def row_maker(**data: object) -> RowMaker:
 def stream(
     folders: dict[Path, float],
     lanes: int,
-    couple: bool = False,
+    couple: bool | str = False,
     seed: int = 0,
     block: int = 8,
     bad_in_a_row: int = 20,

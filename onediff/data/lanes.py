@@ -81,17 +81,32 @@ class Lanes:
         block, start = self._block_of(lane, offset)
         return self._place(epoch, lane, start + int(self._block_order(epoch, lane, block)[offset - start]))
 
-    def partner(self, lane: int, position: int) -> Place:
-        """The sample that is coupled behind the one at `position`: the next of its block, the last with the first.
+    def block_at(self, lane: int, position: int) -> tuple[int, int]:
+        """The epoch of `position` of `lane`, and the number of its block: what is shuffled and coupled together."""
+        epoch, offset = divmod(position, self.length(lane))
+        return epoch, self._block_of(lane, offset)[0]
 
-        So each sample of an epoch is once the first and once the second of a couple, and never both of one.
+    def places(self, lane: int, position: int) -> list[Place]:
+        """All samples of that block, in the order of the shards."""
+        epoch, offset = divmod(position, self.length(lane))
+        block, start = self._block_of(lane, offset)
+        size = len(self._block_order(epoch, lane, block))
+        return [self._place(epoch, lane, start + index) for index in range(size)]
+
+    def partner(self, lane: int, position: int, ring: NDArray[np.int64] | None = None) -> Place:
+        """The sample that is coupled behind the one at `position`: the next in `ring`, behind the last the first.
+
+        A ring is an order of the block's `places`, by default the shuffled one. So each sample of an epoch is once
+        the first and once the second of a couple, and never both of one.
         """
         first = self.at(lane, position)
         epoch, offset = divmod(position, self.length(lane))
         block, start = self._block_of(lane, offset)
-        order = self._block_order(epoch, lane, block)
+        order, at = self._block_order(epoch, lane, block), offset - start
+        if ring is not None:
+            order, at = ring, int(np.flatnonzero(ring == order[at])[0])
         for step in range(1, len(order)):
-            place = self._place(epoch, lane, start + int(order[(offset - start + step) % len(order)]))
+            place = self._place(epoch, lane, start + int(order[(at + step) % len(order)]))
             if (place.shard, place.sample) != (first.shard, first.sample):
                 return place
         # Only a data set laid out several times an epoch can have a block of one sample alone: take its neighbour.

@@ -16,7 +16,8 @@ import numpy as np
 
 from onediff.data.cache import ShardCache
 from onediff.data.config import CacheConfig
-from onediff.data.index import Index, read_index, read_sample
+from onediff.data.coupling import Couples
+from onediff.data.index import Index, SampleSpan, read_index, read_sample
 from onediff.data.lanes import Lanes, Place, mix64
 from onediff.data.manifest import Shard, read_manifest
 from onediff.data.mixing import Mix
@@ -46,6 +47,21 @@ class Shards:
             return read_sample(file, index[sample])
         with self.cache.opened(self.shards[shard]) as copy:
             return read_sample(copy, index[sample])
+
+    def record(self, shard: int, sample: int) -> bytes:
+        """The JSON of one sample alone; empty where there is none, or the shard ends before it."""
+        file, index = self._opened(shard)
+        if sample >= len(index):
+            return b""
+        key, members = index[sample]
+        span = SampleSpan(key, tuple(member for member in members if member.suffix == "json"))
+        try:
+            if file is not None:
+                return read_sample(file, span).get("json", b"")
+            with self.cache.opened(self.shards[shard]) as copy:
+                return read_sample(copy, span).get("json", b"")
+        except BadSample:
+            return b""
 
     def _opened(self, shard: int) -> tuple[int | None, Index]:
         """The shard's descriptor (None where it is a copy in the cache) and index."""
@@ -118,7 +134,7 @@ class Stream:
         self,
         sources: list[Source],
         maker: RowMaker,
-        couple: bool,
+        couple: bool | str,
         seed: int,
         bad_in_a_row: int,
         pack: int | None = None,
@@ -127,6 +143,12 @@ class Stream:
         self.mix = Mix([source.weight for source in sources])
         self.maker = maker
         self.couple = couple
+        """Whether two samples make a row; or by which rule over their captions they are chosen."""
+        self.couples: list[Couples] | list[Lanes] = (
+            [Couples(couple, source.lanes, source.shards.record) for source in sources]
+            if isinstance(couple, str)
+            else [source.lanes for source in sources]
+        )
         self.seed = seed
         self.bad_in_a_row = bad_in_a_row
         self.pack = pack
@@ -182,7 +204,7 @@ class Stream:
         source = self.sources[number]
         place = source.lanes.at(lane, position)
         choice = mix64(self.seed, 2, number, place.epoch, place.shard, place.sample)
-        second = self._sample(source, source.lanes.partner(lane, position)) if self.couple else None
+        second = self._sample(source, self.couples[number].partner(lane, position)) if self.couple else None
         return source, number, self._sample(source, place), second, choice
 
     def _sample(self, source: Source, place: Place) -> Sample:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section
+from onediff.data.coupling import check_rule
 from onediff.model.config import LoraConfig
 
 Part = Literal["vision", "delta", "projector", "language"]
@@ -44,8 +45,9 @@ class PhaseConfig(Section):
 
     mix: dict[str, float] = Field(min_length=1)
     """Weight of each data set, by its name under `data.sets`."""
-    couple: bool = False
-    """Coupled Sample Training: single-image samples are joined on the fly into pseudo pairs (paper, section 3.3)."""
+    couple: bool | str = False
+    """Coupled Sample Training: single-image samples are joined on the fly into pseudo pairs (paper, section 3.3). `true`
+    joins by chance, `similar_captions` those that are hard to tell apart, as does any rule that another package names."""
     train: tuple[Part, ...] = ("vision", "delta", "projector", "language")
     """Parts that train; the others stay bit-identical and cost neither gradient nor optimizer memory."""
     vision_last: int | None = Field(None, gt=0)
@@ -79,6 +81,13 @@ class PhaseConfig(Section):
     evaluate_every: int | None = Field(None, gt=0)
     """Steps between two evaluations in the loop, as the section `evaluation` says (its `limit` bounds what they cost); by
     default none. All ranks caption, rank 0 scores while the others wait."""
+
+    @field_validator("couple")
+    @classmethod
+    def _is_a_rule(cls, couple: bool | str) -> bool | str:
+        if isinstance(couple, str):
+            check_rule(couple)
+        return couple
 
     @model_validator(mode="after")
     def _is_possible(self) -> PhaseConfig:
