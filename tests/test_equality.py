@@ -17,9 +17,9 @@ STEPS, ROWS = 20, 4
 TOPOLOGIES = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4))
 
 
-def configuration(folder: Path) -> Path:
+def configuration(folder: Path, pack: int | None) -> Path:
     """The demo's model, or the same with a real language model of 260 thousand parameters; the paper's two phases."""
-    phase = {"steps": STEPS, "global_batch": ROWS, "micro_batch": 1, "checkpoint_every": 1000}
+    phase = {"steps": STEPS, "global_batch": ROWS, "micro_batch": 1, "pack": pack, "checkpoint_every": 1000}
     values = {
         "name": "equality",
         "model": "models/tiny",
@@ -46,12 +46,12 @@ def overrides(data: Path, language: Path | None) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("packed", [False], ids=["unpacked"])
+@pytest.mark.parametrize("pack", [None, 256], ids=["unpacked", "packed"])
 @pytest.mark.parametrize("language", ["demo", "stories260K"])
-def test_both_phases_are_the_same_at_every_topology_and_stage(language, packed, real_data, tmp_path):
+def test_both_phases_are_the_same_at_every_topology_and_stage(language, pack, real_data, tmp_path):
     data = render(tmp_path / "data", 60, 60)
     folder = None if language == "demo" else real_data / language
-    config = configuration(tmp_path)
+    config = configuration(tmp_path, pack)
     reference: Path | None = None
     worst = {"loss": 0.0, "norm": 0.0, "weights": 0.0}
     for tensor, ranks in TOPOLOGIES:
