@@ -97,7 +97,7 @@ def planned(case: dict[str, Any]) -> dict[str, int]:
     from onediff.plan.architecture import sizes_of
     from onediff.plan.memory import memory_of
     from onediff.plan.setup import Setup
-    from onediff.plan.walk import walk
+    from onediff.plan.walk import Trained, walk
 
     config = configuration(case)
     phase = config.phases[case["phase"]]
@@ -115,7 +115,7 @@ def planned(case: dict[str, Any]) -> dict[str, int]:
     tape = walk(
         sizes_of(config.model),
         shape_of(config, case),
-        phase.train,
+        Trained.of(phase),
         itemsize=setup.itemsize,
         tensor=setup.tensor,
     )

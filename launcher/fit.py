@@ -28,8 +28,8 @@ def check_memory(config: RunConfig, profile: ClusterProfile, plan: Json) -> None
         print(f"memory is not checked: {error}")
         return
     for name, part in plan["phases"].items():
-        if name == EVALUATE or config.phases[name].lora is not None:
-            continue  # the plan counts adapters as if all of the language model trained
+        if name == EVALUATE:
+            continue
         least, most = part["nodes"]
         ranks, (batch, micro) = part["tasks_per_node"], part["batch"]
         counts = (n for n in range(least, most + 1) if usable_nodes(n, ranks, part["tensor"], batch, micro) == n)

@@ -10,7 +10,7 @@ from onediff.data.segments import Segments
 from onediff.plan.architecture import sizes_of
 from onediff.plan.flops import step_flops
 from onediff.plan.gpus import GPUS, gpu_named, gpu_of_device
-from onediff.plan.walk import Shape
+from onediff.plan.walk import Shape, Trained
 from onediff.training.meter import Meter, shape_of
 
 
@@ -20,7 +20,7 @@ def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():
     made = batch("pair", "single")
     meter = Meter(config, phase)
     rates = meter.rates(meter.tflop([made, made]), seconds=0.5)
-    flops = step_flops(sizes_of(config.model), shape_of(made), phase.train)
+    flops = step_flops(sizes_of(config.model), shape_of(made), Trained.of(phase))
     assert rates["tflops_per_rank"] == pytest.approx(4 * sum(part.model for part in flops.values()) / 1e12)
     assert "mfu" not in rates  # nobody knows the peak of this processor
 

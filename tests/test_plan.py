@@ -22,7 +22,7 @@ from onediff.plan.phase import PhasePlan, plan_phase, setup_of
 from onediff.plan.rows import rows_of
 from onediff.plan.setup import Setup
 from onediff.plan.suggest import suggest
-from onediff.plan.walk import PARTS, Shape, walk
+from onediff.plan.walk import PARTS, Shape, Trained, walk
 
 H100 = gpu_named("h100-80g")
 
@@ -92,7 +92,7 @@ def test_between_nodes_a_data_group_shares_its_ports():
 
 def test_accumulation_keeps_gradients_from_one_micro_batch_to_the_next():
     sizes = sizes_of(load_run("configs/demo.yaml").model)
-    tape = walk(sizes, Shape(8, 96, 16, 8, 320), PARTS, itemsize=4)
+    tape = walk(sizes, Shape(8, 96, 16, 8, 320), Trained(PARTS), itemsize=4)
     once = Setup(1, 1, 1, 0, 8, 8, bf16=False, checkpointing="none")
     trained = sum(weight.numel for weight in tape.weights)
     assert memory_of(tape, once).gradients < memory_of(tape, replace(once, global_batch=16)).gradients == 4 * trained

@@ -13,12 +13,14 @@ from onediff.config.compose import load_run
 from onediff.data.batch import Batch
 from onediff.errors import UserError
 from onediff.model.config import ModelConfig
+from onediff.model.lora import add_adapters
 from onediff.model.onediff import OneDiffModel
 from onediff.plan.architecture import DECODERS, TOWERS, decoder_of, sizes_of, tower_of
 from onediff.plan.flops import StepCost, step_flops
-from onediff.plan.walk import PARTS, Shape, walk
+from onediff.plan.walk import PARTS, Shape, Trained, walk
 from onediff.training.activations import checkpoint_layers
-from onediff.training.config import Checkpointing
+from onediff.training.config import Checkpointing, PhaseConfig
+from onediff.training.parts import freeze, trainable
 
 SHAPE = Shape(rows=2, tokens=48, pictures=3, pairs=1, targets=11)
 
@@ -59,6 +61,11 @@ def counted(config: ModelConfig, shape: Shape, trains: tuple[str, ...], checkpoi
     model = meta_model(config)
     for part in PARTS:
         getattr(model, part).requires_grad_(part in trains)
+    return counted_of(model, config, shape, checkpointing)
+
+
+def counted_of(model: OneDiffModel, config: ModelConfig, shape: Shape, checkpointing: Checkpointing) -> int:
+    """The same of a model of which some parameters are frozen."""
     for part in (model.vision.model, model.language):
         checkpoint_layers(part, checkpointing)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -86,7 +93,7 @@ PHASES = {
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_demo_costs_what_torch_counts(phase, checkpointing):
     config = load_run("configs/demo.yaml").model
-    found = step_flops(sizes_of(config), SHAPE, PHASES[phase], checkpointing)
+    found = step_flops(sizes_of(config), SHAPE, Trained(PHASES[phase]), checkpointing)
     assert sum(part.hardware for part in found.values()) == counted(config, SHAPE, PHASES[phase], checkpointing)
 
 
@@ -94,7 +101,7 @@ def test_the_demo_costs_what_torch_counts(phase, checkpointing):
 def test_the_paper_model_costs_what_torch_counts(phase):
     config = load_run("configs/onediff_7b.yaml").model
     shape = Shape(rows=2, tokens=1400, pictures=4, pairs=2, targets=100)
-    found = step_flops(sizes_of(config), shape, PHASES[phase], "full")
+    found = step_flops(sizes_of(config), shape, Trained(PHASES[phase]), "full")
     assert sum(part.hardware for part in found.values()) == counted(config, shape, PHASES[phase], "full")
 
 
@@ -129,21 +136,48 @@ def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, lan
     )
     for trains in (PARTS, ("delta", "projector"), ("vision",)):
         for checkpointing in ("none", "full"):
-            found = step_flops(sizes_of(config), SHAPE, trains, checkpointing)
+            found = step_flops(sizes_of(config), SHAPE, Trained(trains), checkpointing)
             assert sum(part.hardware for part in found.values()) == counted(config, SHAPE, trains, checkpointing)
-    weights = walk(sizes_of(config), SHAPE, PARTS).weights
+    weights = walk(sizes_of(config), SHAPE, Trained(PARTS)).weights
     for part in PARTS:
         planned = sum(weight.numel for weight in weights if weight.part == part)
         assert planned == sum(p.numel() for p in getattr(meta_model(config), part).parameters()), part
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora": {"rank": 4}},
+        {"lora": {"rank": 3, "targets": ["q_proj", "down_proj"], "dropout": 0.1}, "train": ["language"]},
+        {"vision_last": 2},
+        {"vision_last": 3, "train": ["vision", "delta"]},
+        {"vision_last": 1, "lora": {"rank": 2, "targets": ["o_proj"]}},
+    ],
+)
+def test_adapters_and_last_layers_cost_what_torch_counts_and_have_as_many_parameters(settings, checkpointing):
+    config = load_run("configs/demo.yaml").model
+    phase = PhaseConfig.model_validate({"mix": {"a": 1}, "steps": 1, "global_batch": 1, "micro_batch": 1, **settings})
+    model = meta_model(config)
+    if phase.lora is not None:
+        add_adapters(model.language, phase.lora)
+    freeze(model, phase)
+    found = step_flops(sizes_of(config), SHAPE, Trained.of(phase), checkpointing)
+    assert sum(part.hardware for part in found.values()) == counted_of(model, config, SHAPE, checkpointing)
+    weights = walk(sizes_of(config), SHAPE, Trained.of(phase)).weights
+    for part, (every, trains) in trainable(model).items():
+        planned = [weight for weight in weights if weight.part == part]
+        assert sum(weight.numel for weight in planned) == every, part
+        assert sum(weight.numel for weight in planned if weight.trains) == trains, part
 
 
 def test_any_batch_costs_the_sum_of_its_tokens_scores_pictures_pairs_and_targets():
     sizes = sizes_of(load_run("configs/demo.yaml").model)
     shapes = (SHAPE, Shape(1, 7, 0, 0, 0), replace(SHAPE, scores=900), Shape(5, 200, 9, 4, 321))
     for trains in PHASES.values():
-        cost = StepCost.of_phase(sizes, trains)
+        cost = StepCost.of_phase(sizes, Trained(trains))
         for shape in shapes:
-            assert cost.flops(shape) == sum(part.model for part in step_flops(sizes, shape, trains).values())
+            assert cost.flops(shape) == sum(part.model for part in step_flops(sizes, shape, Trained(trains)).values())
 
 
 def test_fields_that_a_configuration_leaves_out_are_those_of_transformers():
@@ -160,7 +194,7 @@ def test_fields_that_a_configuration_leaves_out_are_those_of_transformers():
 
 def test_the_paper_model_has_the_parameters_of_the_real_one():
     config = load_run("configs/onediff_7b.yaml").model
-    weights = walk(sizes_of(config), SHAPE, PARTS).weights
+    weights = walk(sizes_of(config), SHAPE, Trained(PARTS)).weights
     assert sum(weight.numel for weight in weights) == sum(p.numel() for p in meta_model(config).parameters())
 
 

@@ -172,14 +172,14 @@ def _flops(config: Any, size: Size, batches: list[Any]) -> float | None:
     try:
         from onediff.plan.architecture import sizes_of
         from onediff.plan.flops import step_flops
-        from onediff.plan.walk import Shape
+        from onediff.plan.walk import Shape, Trained
     except ImportError:
         return None
     total = 0
     for batch in batches:
         rows, tokens = batch.token_ids.shape
         shape = Shape(rows, tokens, len(batch.pictures), batch.pairs, batch.targets)
-        parts = step_flops(sizes_of(config), shape, size.trains)
+        parts = step_flops(sizes_of(config), shape, Trained(size.trains))
         total += sum(part.model for part in parts.values())
     return total / len(batches)
 

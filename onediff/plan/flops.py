@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from onediff.plan.architecture import Sizes
 from onediff.plan.tape import Op, Tape
-from onediff.plan.walk import PARTS, Shape, walk
+from onediff.plan.walk import PARTS, Shape, Trained, walk
 from onediff.training.config import Checkpointing
 
 
@@ -34,14 +33,14 @@ class Flops:
 
 
 def step_flops(
-    sizes: Sizes, shape: Shape, trains: Collection[str], checkpointing: Checkpointing = "none", tensor: int = 1
+    sizes: Sizes, shape: Shape, trained: Trained, checkpointing: Checkpointing = "none", tensor: int = 1
 ) -> dict[str, Flops]:
     """FLOPs by part of one micro-batch on one of `tensor` ranks; a part that trains has a backward pass of its own.
 
     Equal to what `torch.utils.flop_counter` counts with the mathematical attention. A fused attention kernel computes its
     scores once more in the backward pass; that counts as the kernel's business, not as the model's.
     """
-    return flops_of(walk(sizes, shape, tuple(trains), tensor=tensor), checkpointing)
+    return flops_of(walk(sizes, shape, trained, tensor=tensor), checkpointing)
 
 
 def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> dict[str, Flops]:
@@ -79,12 +78,12 @@ class StepCost:
     per_target: int
 
     @classmethod
-    def of_phase(cls, sizes: Sizes, trains: Collection[str], tensor: int = 1) -> StepCost:
-        """The cost of the phase that trains `trains`, on one of `tensor` ranks, recomputation left out."""
+    def of_phase(cls, sizes: Sizes, trained: Trained, tensor: int = 1) -> StepCost:
+        """The cost of a phase, on one of `tensor` ranks, recomputation left out."""
 
         def total(**counts: int) -> int:
             shape = Shape(**{"rows": 1, "tokens": 1, "pictures": 1, "pairs": 1, "targets": 0, "scores": 0, **counts})
-            return sum(part.model for part in step_flops(sizes, shape, trains, tensor=tensor).values())
+            return sum(part.model for part in step_flops(sizes, shape, trained, tensor=tensor).values())
 
         base = total()
         return cls(

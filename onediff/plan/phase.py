@@ -15,7 +15,7 @@ from onediff.plan.rows import TEXT, Rows, rows_of, shapes_of
 from onediff.plan.setup import Setup
 from onediff.plan.tape import Tape
 from onediff.plan.traffic import Traffic, traffic_of
-from onediff.plan.walk import PARTS, Shape, walk
+from onediff.plan.walk import PARTS, Shape, Trained, walk
 
 CONTEXT_GB = 2.0
 """Taken by the driver, NCCL and libraries before any tensor."""
@@ -109,7 +109,7 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
     usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text, phase.pack)
 
     def tape_of(shape: Shape, tensor: int) -> Tape:
-        return walk(sizes, shape, phase.train, itemsize=setup.itemsize, tensor=tensor)
+        return walk(sizes, shape, Trained.of(phase), itemsize=setup.itemsize, tensor=tensor)
 
     memory = memory_of(tape_of(largest, setup.tensor), setup)
     tape = tape_of(usual, setup.tensor)

@@ -114,6 +114,13 @@ class Tape:
         self.layer = None
 
     @contextmanager
+    def training(self) -> Iterator[None]:
+        """Operations whose parameters train, whatever the rest of the part does."""
+        trains, self.trains = self.trains, True
+        yield
+        self.trains = trains
+
+    @contextmanager
     def without_backward(self) -> Iterator[None]:
         """Operations that nothing reads: their parameters may train, but get no gradient."""
         trains, first, self.trains = self.trains, len(self.weights), False

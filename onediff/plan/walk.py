@@ -4,11 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from onediff.plan.architecture import Decoder, Sizes, Tower
 from onediff.plan.tape import Tape, Value
 
+if TYPE_CHECKING:
+    from onediff.training.config import PhaseConfig
+
 PARTS = ("vision", "delta", "projector", "language")
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters beside the language model's matrices."""
+
+    rank: int
+    targets: tuple[str, ...]
+    dropout: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What trains in a phase."""
+
+    parts: tuple[str, ...]
+    vision_last: int | None = None
+    """of the tower only so many layers"""
+    adapters: Adapters | None = None
+    """of the language model only these"""
+
+    @classmethod
+    def of(cls, phase: PhaseConfig) -> Trained:
+        """As the phase is configured."""
+        lora = phase.lora
+        adapters = None if lora is None else Adapters(lora.rank, lora.targets, lora.dropout > 0)
+        return cls(phase.train, phase.vision_last, adapters)
 
 
 @dataclass(frozen=True)
@@ -26,8 +57,8 @@ class Shape:
 
 
 @lru_cache(maxsize=256)
-def walk(sizes: Sizes, shape: Shape, trains: tuple[str, ...], *, itemsize: int = 2, tensor: int = 1) -> Tape:
-    """The tape of one micro-batch on one of `tensor` ranks, while the parts in `trains` train.
+def walk(sizes: Sizes, shape: Shape, trained: Trained, *, itemsize: int = 2, tensor: int = 1) -> Tape:
+    """The tape of one micro-batch on one of `tensor` ranks.
 
     `itemsize` is that of the precision in which is computed: 2 for bf16, 4 for fp32.
     """
@@ -35,25 +66,26 @@ def walk(sizes: Sizes, shape: Shape, trains: tuple[str, ...], *, itemsize: int =
     # A batch without pictures or pairs is given a blank one (`OneDiffModel.embed`).
     pictures, pairs = max(1, shape.pictures), max(1, shape.pairs)
 
-    tape.part, tape.trains = "language", "language" in trains
+    language = "language" in trained.parts and trained.adapters is None
+    tape.part, tape.trains = "language", language
     vocabulary = -(-sizes.decoder.vocabulary // tensor)
     embedding = tape.weight(vocabulary, sizes.decoder.width, cut=tensor > 1)
     words = tape.place(
         tape.value(shape.rows, shape.tokens, sizes.decoder.width, grad=tape.trains), weights=(embedding,)
     )
 
-    tape.part, tape.trains = "vision", "vision" in trains
-    levels, output = _tower(tape, sizes, pictures)
-    tape.part, tape.trains = "delta", "delta" in trains
+    tape.part, tape.trains = "vision", "vision" in trained.parts
+    levels, output = _tower(tape, sizes, pictures, trained.vision_last)
+    tape.part, tape.trains = "delta", "delta" in trained.parts
     deltas = _delta(tape, sizes, levels, pairs)
-    tape.part, tape.trains = "projector", "projector" in trains
+    tape.part, tape.trains = "projector", "projector" in trained.parts
     picture_tokens, delta_tokens = _projector(tape, sizes.decoder.width, output, deltas)
 
-    tape.part, tape.trains = "language", "language" in trains
+    tape.part, tape.trains = "language", language
     x = words
     for tokens in (picture_tokens, delta_tokens):
         x = tape.place(Value(x.shape, itemsize, x.grad or tokens.grad))
-    hidden = _decoder(tape, sizes.decoder, x, shape, tensor)
+    hidden = _decoder(tape, sizes.decoder, x, shape, tensor, trained.adapters)
     chosen = tape.place(Value((shape.targets, sizes.decoder.width), itemsize, hidden.grad))
     tied = embedding if sizes.decoder.tied else None
     logits = tape.linear(chosen, vocabulary, False, cut="column" if tensor > 1 else "", tied=tied)
@@ -61,9 +93,10 @@ def walk(sizes: Sizes, shape: Shape, trains: tuple[str, ...], *, itemsize: int =
     return tape
 
 
-def _tower(tape: Tape, sizes: Sizes, pictures: int) -> tuple[list[Value], Value]:
-    """Hidden states of the levels, and of the output level."""
+def _tower(tape: Tape, sizes: Sizes, pictures: int, last: int | None) -> tuple[list[Value], Value]:
+    """Hidden states of the levels, and of the output level; of a tower that trains perhaps the `last` layers only."""
     tower, width = sizes.tower, sizes.tower.width
+    trains, tape.trains = tape.trains, tape.trains and last is None
     pixels = tape.value(pictures, tower.channels, sizes.picture, sizes.picture)
     patches = tape.convolution(pixels, width, tower.patch, bias=tower.kind != "clip_vision_model")
     extra = 0 if tower.kind == "siglip_vision_model" else 1
@@ -78,14 +111,18 @@ def _tower(tape: Tape, sizes: Sizes, pictures: int) -> tuple[list[Value], Value]
         x = tape.layer_norm(x)
     states = [x]
     deepest = max(*sizes.levels, sizes.output_level)
-    for _ in range(deepest):
+    for number in range(deepest):
+        tape.trains = trains and (last is None or number >= tower.layers - last)
         with tape.recomputable(x):
             x = _tower_layer(tape, tower, x)
         states.append(x)
+    tape.trains = trains
     with tape.without_backward():
         x = Value(x.shape, x.itemsize)
         for _ in range(deepest, tower.layers):
             x = _tower_layer(tape, tower, x)
+    tape.trains = trains and last is None
+    with tape.without_backward():
         if tower.kind == "clip_vision_model":
             x = tape.value(pictures, width)
         x = tape.layer_norm(x)
@@ -107,7 +144,8 @@ def _tower_layer(tape: Tape, tower: Tower, x: Value) -> Value:
     x = tape.elementwise(x, _layer_scale(tape, y) if scaled else y)
     y = tape.layer_norm(x)
     if tower.gated:
-        y = tape.linear(_gated(tape, y, tower.intermediate, True), tower.width)
+        gate, up = tape.linear(y, tower.intermediate), tape.linear(y, tower.intermediate)
+        y = tape.linear(_gated(tape, gate, up), tower.width)
     else:
         y = tape.linear(tape.activation(tape.linear(y, tower.intermediate), tower.activation), tower.width)
     return tape.elementwise(x, _layer_scale(tape, y) if scaled else y)
@@ -174,23 +212,38 @@ def _projector(tape: Tape, width: int, pictures: Value, deltas: Value) -> tuple[
     return pictures_out, tape.linear(tape.activation(second, "gelu"), width)
 
 
-def _decoder(tape: Tape, decoder: Decoder, x: Value, shape: Shape, tensor: int) -> Value:
+def _decoder(tape: Tape, decoder: Decoder, x: Value, shape: Shape, tensor: int, adapters: Adapters | None) -> Value:
     heads, kv_heads = decoder.heads // tensor, max(1, decoder.kv_heads // tensor)
     column, row = ("column", "row") if tensor > 1 else ("", "")
+
+    def matrix(name: str, x: Value, out: int, bias: bool, cut: str) -> Value:
+        y = tape.linear(x, out, bias, cut=cut)
+        if adapters is None or name not in adapters.targets:
+            return y
+        with tape.training():
+            x = _dropout(tape, x) if adapters.dropout else x
+            inner = tape.linear(x, adapters.rank, False, cut=cut if cut == "row" else "")
+            return tape.elementwise(y, tape.linear(inner, out, False, cut=cut if cut == "column" else ""))
+
     for _ in range(decoder.layers):
         with tape.recomputable(x):
             y = tape.rms_norm(x)
             q, k, v = (
-                tape.linear(y, count * decoder.head_size, decoder.qkv_bias, cut=column)
-                for count in (heads, kv_heads, kv_heads)
+                matrix(name, y, count * decoder.head_size, decoder.qkv_bias, column)
+                for name, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads))
             )
             if decoder.head_norms:
                 q, k = (_head_norm(tape, z, decoder.head_size) for z in (q, k))
             q, k = tape.elementwise(q, keeps=(tape.value(1),)), tape.elementwise(k, keeps=(tape.value(1),))  # rotated
             mixed = tape.attention(q, k, v, heads, kv_heads, shape.scores)
-            x = tape.elementwise(x, tape.linear(mixed, decoder.width, decoder.out_bias, cut=row))
-            y = _gated(tape, tape.rms_norm(x), decoder.intermediate // tensor, decoder.mlp_bias, column)
-            x = tape.elementwise(x, tape.linear(y, decoder.width, decoder.mlp_bias, cut=row))
+            x = tape.elementwise(x, matrix("o_proj", mixed, decoder.width, decoder.out_bias, row))
+            y = tape.rms_norm(x)
+            gate, up = (
+                matrix(name, y, decoder.intermediate // tensor, decoder.mlp_bias, column)
+                for name in ("gate_proj", "up_proj")
+            )
+            y = matrix("down_proj", _gated(tape, gate, up), decoder.width, decoder.mlp_bias, row)
+            x = tape.elementwise(x, y)
     return tape.rms_norm(x)
 
 
@@ -200,8 +253,7 @@ def _head_norm(tape: Tape, x: Value, head_size: int) -> Value:
     return Value(x.shape, normed.itemsize, normed.grad)
 
 
-def _gated(tape: Tape, x: Value, inner: int, bias: bool, cut: str = "") -> Value:
-    gate, up = tape.linear(x, inner, bias, cut=cut), tape.linear(x, inner, bias, cut=cut)
+def _gated(tape: Tape, gate: Value, up: Value) -> Value:
     gate = tape.activation(gate, "silu")
     return tape.elementwise(gate, up, keeps=(gate, up))
 

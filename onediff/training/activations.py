@@ -33,6 +33,8 @@ def checkpoint_layers(model: Any, mode: Checkpointing) -> None:
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     model.gradient_checkpointing_enable(options)
+    # transformers lets word embeddings ask for a gradient, which only its other kind of checkpointing needs.
+    model.disable_input_require_grads()
 
 
 def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

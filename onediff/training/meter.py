@@ -13,7 +13,7 @@ from onediff.errors import UserError
 from onediff.plan.architecture import sizes_of
 from onediff.plan.flops import StepCost
 from onediff.plan.gpus import gpu_of_device
-from onediff.plan.walk import Shape
+from onediff.plan.walk import Shape, Trained
 from onediff.training.config import PhaseConfig
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Meter:
     def __init__(self, config: RunConfig, phase: PhaseConfig) -> None:
         self.cost: StepCost | None = None
         try:
-            self.cost = StepCost.of_phase(sizes_of(config.model), phase.train, config.parallel.tensor)
+            self.cost = StepCost.of_phase(sizes_of(config.model), Trained.of(phase), config.parallel.tensor)
         except UserError as error:
             log.warning("no FLOP/s: %s", error)
         gpu = gpu_of_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
