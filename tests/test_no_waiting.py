@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from models import batch, tiny_model
+from processes import run_ranks
 
 from benchmarks.counters import Counted
 
@@ -21,6 +24,21 @@ def counted(model, made) -> Counted:
 @pytest.mark.parametrize("kinds", [("pair", "pair"), ("pair", "single", "text")])
 def test_forward_and_backward_do_not_wait_for_the_device(kinds):
     assert counted(tiny_model().train(), batch(*kinds)).waits == {}
+
+
+def test_a_whole_step_waits_only_for_the_norm_to_be_finite(tmp_path):
+    """Forward, backward, reduction, clipping, AdamW, figures. `_get_value` reads AdamW's count, which is the host's."""
+    run_ranks(Path(__file__).with_name("waiting_worker.py"), [str(tmp_path / "waits.json")], 1)
+    waits = json.loads((tmp_path / "waits.json").read_text())
+    for found in waits.values():
+        found.pop("_get_value")
+    groups = 8
+    assert waits == {
+        "0": {},
+        "1": {"is_invalid_grad_norm": 1 + groups},
+        "2": {"is_invalid_grad_norm": 1 + groups},
+        "3": {"is_invalid_grad_norm": 1},
+    }
 
 
 def test_the_counter_sees_waits():
