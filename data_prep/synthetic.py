@@ -21,8 +21,6 @@ from data_prep.writer import write_dataset
 from onediff.data.sample import Sample
 from onediff.errors import UserError
 
-SPLITS = "train=0.9,val=0.05,test=0.05"
-
 
 @dataclass(frozen=True)
 class Maker(ABC):
@@ -74,28 +72,6 @@ def mapping_in(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
     return values
-
-
-def split_counts(sizes: str, total: int) -> dict[str, int]:
-    """`train=0.9,val=0.1` as counts that add up to `total`; splits that get none are left out.
-
-    Raises UserError for anything but `NAME=SIZE,…` with positive sizes.
-    """
-    shares: dict[str, float] = {}
-    for part in sizes.split(","):
-        name, _, size = (word.strip() for word in part.partition("="))
-        try:
-            shares[name] = float(size)
-        except ValueError:
-            shares[name] = -1
-        if not name or not 0 < shares[name] < float("inf"):
-            raise UserError(
-                f"--split-sizes {sizes!r}: {part!r} is not NAME=SIZE with a size above zero, as in {SPLITS}"
-            )
-    whole = sum(shares.values())
-    ends = np.round(np.cumsum(list(shares.values())) / whole * total).astype(int)
-    counts = dict(zip(shares, (int(n) for n in np.diff(ends, prepend=0)), strict=True))
-    return {name: count for name, count in counts.items() if count}
 
 
 def write_splits(

@@ -9,9 +9,6 @@ from launcher.profile import ClusterProfile
 from launcher.record import Json
 from launcher.rules import usable_nodes
 from onediff.errors import UserError
-from onediff.plan.architecture import sizes_of
-from onediff.plan.gpus import gpu_named
-from onediff.plan.phase import plan_phase, setup_of
 
 if TYPE_CHECKING:
     from onediff.config.tree import RunConfig
@@ -21,6 +18,10 @@ def check_memory(config: RunConfig, profile: ClusterProfile, plan: Json) -> None
     """Raises UserError for a phase that does not fit at the fewest nodes it may get, where the profile names its GPUs."""
     if profile.gpu is None or not profile.gpus_per_node:
         return
+    from onediff.plan.architecture import sizes_of
+    from onediff.plan.gpus import gpu_named
+    from onediff.plan.phase import plan_phase, setup_of
+
     gpu = gpu_named(profile.gpu)
     try:
         sizes_of(config.model)

@@ -173,7 +173,8 @@ class Supervisor:
         self.start(["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *task, *part["command"]])
         hang = self.follow(attempt)
         notes = read_notes(self.notes_folder())
-        outcome = judge(notes, attempt.nodes, attempt.tasks, self.record.finished(self.phase), self.record.status())
+        finished, status = self.record.finished(self.phase), self.record.status()
+        outcome = judge(notes, attempt.nodes, attempt.tasks, finished, status, lost_nodes)
         if hang:
             silent = silent_nodes(notes, attempt.nodes, attempt.tasks)
             lost = f"; {', '.join(silent)} fell silent: node failure" if silent else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,11 @@ from launcher.rules import BAD_INPUT, CAUSES, FINISHED, NOT_A_NUMBER, STOPPED
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|oom[-_ ]kill|Cannot allocate memory", re.IGNORECASE)
 STORAGE = re.compile(r"No space left on device|Stale file handle|Disk quota exceeded|Transport endpoint")
-PEER = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process exited|Socket Timeout")
+PEER = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process exited|Socket Timeout|timed out"
+    r"|No route to host|DistBackendError|collective operation timeout",
+    re.IGNORECASE,
+)
 
 NOTE = {"rank", "node", "code", "ended", "log", "last"}
 """What `launcher.task` tells of its rank; anything less is no note."""
@@ -37,12 +41,25 @@ def read_notes(folder: Path) -> list[Json]:
     return sorted(notes, key=lambda note: note["ended"])
 
 
-def judge(notes: Sequence[Json], nodes: Sequence[str], tasks: int, finished: bool, status: Json) -> Outcome:
-    """What the notes of `tasks` ranks, spread evenly over `nodes`, say about the attempt."""
+def judge(
+    notes: Sequence[Json],
+    nodes: Sequence[str],
+    tasks: int,
+    finished: bool,
+    status: Json,
+    down: Callable[[list[str]], Sequence[str]] = lambda nodes: (),
+) -> Outcome:
+    """What the notes of `tasks` ranks, spread evenly over `nodes`, say about the attempt.
+
+    `down` is asked which of some nodes Slurm counts as lost.
+    """
+    failed = [note for note in notes if note["code"] not in (FINISHED, STOPPED)]
     silent = silent_nodes(notes, nodes, tasks)
+    if silent and not all(map(lost_peer, failed)):
+        # A rank failed by itself. Slurm then kills the others, and those that are stuck in a sum go without a word.
+        silent = list(down(silent))
     if silent and len(silent) < len(nodes):
         return Outcome("crash", f"{', '.join(silent)} fell silent: node failure", blamed=tuple(silent))
-    failed = [note for note in notes if note["code"] not in (FINISHED, STOPPED)]
     if failed:
         # A rank that lost its peer may be the first to end, and is never the cause while another has a reason of its own.
         return failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status)

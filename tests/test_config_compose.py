@@ -44,6 +44,12 @@ def test_names_are_looked_up_beside_the_file_that_names_them(files):
     assert find("configs/demo.yaml", files) == configs_folder() / "demo.yaml"
 
 
+def test_a_run_folder_beside_the_file_that_it_was_made_from(files):
+    write(files / "small" / "config.yaml", "a: {x: 9}\n")
+    assert find("small", files) == files / "small" / "config.yaml"
+    assert find("small.yaml", files) == files / "small.yaml"
+
+
 def test_loops_of_bases(files):
     write(files / "one.yaml", "base: two\n")
     write(files / "two.yaml", "base: one\n")

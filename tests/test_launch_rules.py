@@ -121,11 +121,18 @@ def test_other_ends():
     good = [note(0, 0), note(1, 0)]
     assert judge(good, ["a"], 2, True, {}).cause == "finished"
     assert judge(good, ["a"], 2, False, {}).cause == "crash", "exit codes of 0 do not finish a phase"
-    lost = judge([note(0, 1), note(1, 1)], ["a", "b"], 4, False, {})
+    assert "rank 1 and 0 more ended without a word" in judge([note(0, 0)], ["a"], 2, False, {}).reason
+
+
+def test_a_node_that_fell_silent_is_lost_unless_a_rank_elsewhere_gives_the_reason():
+    """Slurm kills what is left of a step without a word: the silence that follows a failure is not a failure."""
+    survivors = [note(0, 143), note(1, 1, last=["RuntimeError: Connection reset by peer"])]
+    lost = judge(survivors, ["a", "b"], 4, False, {})
     assert lost.blamed == ("b",) and "node failure" in lost.reason
-    assert (
-        "rank 1 and 0 more ended without a word" in judge([note(0, 143)][:0] + [note(0, 0)], ["a"], 2, False, {}).reason
-    )
+    killed = [note(0, 143), note(1, 137)]
+    assert judge(killed, ["a", "b"], 4, False, {}).blamed == ("a",)
+    assert "rank 1 on a was ended by SIGKILL" in judge(killed, ["a", "b"], 4, False, {}).reason
+    assert judge(killed, ["a", "b", "c"], 6, False, {}, lambda silent: silent[1:]).blamed == ("c",), "Slurm knows"
 
 
 def test_usable_nodes():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.scenes import ScenesConfig, render_pair
 from data_prep.scenes.samples import Pairs
-from data_prep.synthetic import split_counts
+from data_prep.splits import split_counts
 from onediff.cli import main
 from onediff.data.manifest import read_manifest
 from onediff.errors import UserError

@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_prep.build import Collection, build, show_collection
 from data_prep.share import add_share
-from data_prep.synthetic import mapping_in
-from onediff.config.section import validated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    # Imported here, so that a launcher can check a command line on a login node at once.
+    from data_prep.build import build, show_collection
+    from data_prep.collection import Collection
+    from data_prep.synthetic import mapping_in
+    from onediff.config.section import validated
+
     collection = validated(Collection, mapping_in(args.file), str(args.file))
     built = build(collection, args.processes, share=args.share)
     print(show_collection(collection, built))

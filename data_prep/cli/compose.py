@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_prep.compose.config import ComposeConfig
-from data_prep.compose.library import Found, Library, deal, find_backgrounds, find_cutouts
-from data_prep.compose.pair import compose_pair
-from data_prep.compose.samples import ComposedPairs
-from data_prep.report import show_reports
 from data_prep.share import add_share
-from data_prep.sheet import ON_A_SHEET, save_sheet
-from data_prep.synthetic import SPLITS, mapping_in, split_counts, write_splits
-from onediff.config.section import validated
+from data_prep.splits import SPLITS, split_counts
 from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.compose.library import Found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    # Imported here, so that a launcher can check a command line on a login node at once.
+    from data_prep.compose.config import ComposeConfig
+    from data_prep.compose.library import Library, deal, find_backgrounds, find_cutouts
+    from data_prep.compose.pair import compose_pair
+    from data_prep.compose.samples import ComposedPairs
+    from data_prep.report import show_reports
+    from data_prep.sheet import ON_A_SHEET, save_sheet
+    from data_prep.synthetic import mapping_in, write_splits
+    from onediff.config.section import validated
+
     values = mapping_in(args.recipe) if args.recipe else {}
     if args.size is not None:
         values = {**values, "width": args.size, "height": args.size}

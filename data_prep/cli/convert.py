@@ -11,10 +11,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from data_prep.convert import convert
-from data_prep.pictures import Encoding
 from data_prep.readers import BUILT_IN, Inputs, reader
-from data_prep.report import save_reports, show_reports
 from data_prep.share import add_share
 from onediff.errors import UserError
 
@@ -62,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    # Imported here, so that a launcher can check a command line on a login node at once.
+    from data_prep.convert import convert
+    from data_prep.pictures import Encoding
+    from data_prep.report import save_reports, show_reports
+
     chosen = reader(args.name)
     if args.layout:
         print(f"{chosen.name}: {chosen.summary}\n  {chosen.layout}\n  from {chosen.source or 'you'}")

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_prep.report import show_reports
-from data_prep.scenes.config import ScenesConfig
-from data_prep.scenes.render import render_pair
-from data_prep.scenes.samples import Pairs, Singles
 from data_prep.share import add_share
-from data_prep.sheet import ON_A_SHEET, save_sheet
-from data_prep.synthetic import SPLITS, mapping_in, split_counts, write_splits
-from onediff.config.section import validated
+from data_prep.splits import SPLITS, split_counts
 from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.scenes.config import ScenesConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    # Imported here, so that a launcher can check a command line on a login node at once.
+    from data_prep.report import show_reports
+    from data_prep.scenes.render import render_pair
+    from data_prep.scenes.samples import Pairs, Singles
+    from data_prep.sheet import ON_A_SHEET, save_sheet
+    from data_prep.synthetic import write_splits
+
     config = scenes_config(args.scenes, args.size)
     if args.pairs < 0 or args.singles < 0 or not args.pairs + args.singles:
         raise UserError("give --pairs N or --singles N, or both, above zero")
@@ -65,6 +70,10 @@ def run(args: argparse.Namespace) -> None:
 
 def scenes_config(file: Path | None, size: int | None) -> ScenesConfig:
     """The scenes described by a YAML file, square pictures of `size` pixels where given. Raises UserError."""
+    from data_prep.scenes.config import ScenesConfig
+    from data_prep.synthetic import mapping_in
+    from onediff.config.section import validated
+
     values = mapping_in(file) if file else {}
     if size is not None:
         values = {**values, "width": size, "height": size}

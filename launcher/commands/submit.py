@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launcher.profile import ClusterProfile, load_profile
 from launcher.record import Record
+
+if TYPE_CHECKING:
+    from launcher.profile import ClusterProfile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from launcher.profile import load_profile
     from onediff.config.compose import load_run
 
     config = load_run(args.config, args.overrides)

@@ -88,6 +88,8 @@ def planned(args: argparse.Namespace) -> Evaluation:
     for override in args.overrides:
         apply_override(values, override)
     config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
+    if data is None and values:
+        raise UserError(f"--data: name the data set; none of {args.model} has pairs in the split {config.split!r}")
     if data is None:
         raise UserError("--data: name the data set; a saved model does not know which")
     if not (data / config.split).is_dir():

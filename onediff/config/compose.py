@@ -60,7 +60,8 @@ def find(name: str, beside: Path) -> Path:
     """The file that `name` means for a configuration that lies in the folder `beside`."""
     tried = []
     for folder in (beside, configs_folder()):
-        for candidate in (folder / name, folder / f"{name}.yaml", folder / name / "config.yaml"):
+        # A run folder `demo` may lie beside the `demo.yaml` that it was made from, and is meant by its whole name.
+        for candidate in (folder / name, folder / name / "config.yaml", folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
             tried.append(candidate)
