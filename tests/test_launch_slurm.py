@@ -1,5 +1,6 @@
 """The launcher on real Slurm daemons with three nodes: a chain to its end, and every end that is not the end."""
 
+import importlib.util
 import json
 import re
 import signal
@@ -221,6 +222,25 @@ def test_a_node_that_fails_its_preflight_is_excluded(launched, cluster):
     assert "node1: /dev/shm: 0.2 GiB free, 0.4 wanted" in first.reason
     assert second.nodes == ["node2", "node3"] and second.cause == "finished"
     assert "ExcNodeList=node1" in cluster.sh("scontrol", "show", "job", job)
+
+
+def test_a_node_whose_ranks_cannot_sum_is_excluded(launched, cluster):
+    """Its torch is broken, as in a half-installed container: the sum of its own ranks fails before any training."""
+    libraries = Path(importlib.util.find_spec("torch").origin).with_name("lib")
+    cluster.on("node1", "mount", "-t", "tmpfs", "tmpfs", libraries)
+    run = launched()
+    run.profile["preflight"] = {"seconds": 60, "all_reduce": True}
+    try:
+        run.submitted("--phases", "one")
+        run.wait_end("one")
+    finally:
+        cluster.on("node1", "umount", libraries)
+    first, second = run.record.attempts("one")
+    assert first.cause == "bad node" and first.blamed == ["node1"], first
+    assert first.reason.startswith("pre-flight: node1: all-reduce: OSError: ") and "libtorch" in first.reason
+    assert second.nodes == ["node2", "node3"] and second.cause == "finished"
+    (figures,) = run.run.glob("launch/exits/one.2.all-reduce/node2.figures.json")
+    assert json.loads(figures.read_text())["world"] == 2
 
 
 def test_a_hang_is_noticed_and_its_stacks_are_in_the_log(launched):

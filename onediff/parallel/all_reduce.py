@@ -44,6 +44,7 @@ def main(note: Path, per_node: bool, gpus: bool) -> None:
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
+        note.parent.mkdir(parents=True, exist_ok=True)
         file = note.with_name(f"{os.uname().nodename}.{note.name}") if per_node else note
         file.write_text(json.dumps(figures))
 
