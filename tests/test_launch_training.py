@@ -71,6 +71,7 @@ def test_a_chain_on_two_nodes_warned_and_killed_in_phase_two_ends_as_a_run_here(
     runs = client.search_runs([client.get_experiment_by_name("onediff").experiment_id])
     parents = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
     assert [one.info.run_name for one in parents] == ["run"] and len(runs) >= 5
+    assert {f"system/{node}/cpu_utilization_percentage" for node in ("node1", "node2")} <= set(parents[0].data.metrics)
 
 
 def steps_twice(run: Launched, phase: str, wanted: dict[int, float]) -> int:

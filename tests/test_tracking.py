@@ -4,6 +4,8 @@ import json
 import math
 import os
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -183,9 +185,9 @@ def test_unknown_key():
 def test_place(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = tracking_uri(tmp_path / "runs" / "demo", OFFLINE)
-    assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db" and how_to_look(uri).startswith(
-        "mlflow ui --backend-store-uri"
-    )
+    assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    program, *words = shlex.split(how_to_look(uri))
+    assert shutil.which(program) and words == ["ui", "--backend-store-uri", uri], "it can be typed as it is printed"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     assert tracking_uri(tmp_path, OFFLINE) == "http://host"
     assert tracking_uri(tmp_path, TrackingConfig(uri="http://other")) == "http://other"

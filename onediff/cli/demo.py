@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onediff.config.compose import configs_folder
+    from onediff.tracking.config import TrackingConfig
+    from onediff.tracking.place import how_to_look, tracking_uri
+    from onediff.tracking.scrub import scrubbed
 
     started = time.monotonic()
     folder = free_folder(Path("runs/demo"))
@@ -41,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     step("caption", before, after, "--model", folder)
     print(f"reference:  {reference}")
     print(f"\nThe run:    {folder} (config.yaml repeats it; evaluation/ holds captions and scores)")
-    store = (folder.parent / "mlflow.db").absolute()
-    print(f"MLflow:     {store}; open it with\n            mlflow ui --backend-store-uri sqlite:///{store}")
+    print(f"MLflow:     {how_to_look(scrubbed(tracking_uri(folder, TrackingConfig())))}")
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from onediff.tracking.config import TrackingConfig
@@ -30,5 +32,8 @@ def database(uri: str) -> Path:
 
 
 def how_to_look(uri: str) -> str:
-    """The line that opens MLflow on a store: a command, or the server's own address."""
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith(SQLITE) else uri
+    """What opens MLflow on a store: a line to type, in this environment or outside it, or the server's own address."""
+    if not uri.startswith(SQLITE):
+        return uri
+    program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
+    return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(uri)}"
