@@ -25,7 +25,7 @@ from onediff.model.config import PictureConfig
 from onediff.model.saved import weights_digest
 from onediff.parallel.agreement import from_rank_zero, together
 from onediff.parallel.config import ParallelConfig
-from onediff.parallel.ranks import initialize_distributed, shutdown
+from onediff.parallel.ranks import Ranks, initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
 
 
@@ -46,15 +46,22 @@ class Evaluation:
 def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Evaluation, dict[str, Any]] | None:
     """Captions and scores a split with all ranks of this job; rank 0 returns the plan and the results.
 
-    `planned` is called by rank 0 only: it may export the run's newest weights. With floors, the same model is also shown
+    `planned` is called by rank 0 only, before it joins the others: it may export the run's newest weights, and reading a
+    checkpoint is work that the ranks of a process group share. With floors, the same model is also shown
     each before image twice, and two systems that see no picture are scored. Raises UserError on every rank alike.
     """
-    ranks = initialize_distributed()
     made: Evaluation | None = None
-    with together():
-        if ranks.rank == 0:
+    fault: Exception | None = None
+    if Ranks.from_environment().rank == 0:
+        try:
             made = planned()
             made.out.mkdir(parents=True, exist_ok=True)
+        except (UserError, OSError) as error:
+            fault = error
+    ranks = initialize_distributed()
+    with together():
+        if fault is not None:
+            raise fault
     plan: Evaluation = from_rank_zero(made)  # type: ignore[assignment]
     config = plan.config
     topology = create_topology(ParallelConfig(tensor=config.tensor), ranks)
