@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -17,6 +17,9 @@ from data_prep.shards import over_shards
 from onediff.data.index import read_index, read_sample
 from onediff.data.manifest import Manifest
 from onediff.data.sample import BadSample, parse_sample, picture_suffix
+
+if TYPE_CHECKING:
+    from onediff.data.lengths import Lengths
 
 COUNTED = ("kind", "source", "change_type", "format", "note", "bad")
 
@@ -32,6 +35,8 @@ class Stats:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     vocabulary: Counter[str] = field(default_factory=Counter)
     counted: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in COUNTED})
+    lengths: Lengths | None = None
+    """In tokens of a model, where one was named."""
 
     def merge(self, other: Stats) -> None:
         self.samples += other.samples
@@ -57,6 +62,7 @@ class Stats:
             "words": dict(self.vocabulary.most_common(20)),
             "sizes": {f"{w}x{h}": number for (w, h), number in self.sizes.most_common(10)},
             **{name: dict(counts.most_common()) for name, counts in self.counted.items()},
+            **({"lengths": self.lengths.fields()} if self.lengths else {}),
         }
 
 
@@ -143,4 +149,6 @@ def show_stats(found: dict[str, Stats]) -> str:
                 text.append(
                     f"  {name}: " + ", ".join(f"{key} {number:,}" for key, number in list(f[name].items())[:12])
                 )
+        if lengths := found[split].lengths:
+            text += [f"  {line}" for line in lengths.lines()]
     return "\n".join(text)

@@ -210,6 +210,28 @@ def test_stats_count_what_was_written(folder: Path, tmp_path: Path, capsys: pyte
     assert train["bad"] == {"no_caption": 1}
 
 
+def test_stats_in_tokens_of_a_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo's model, with a tokenizer that is still to be learned; the phase itself does not pack."""
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"name: tokens\nmodel: models/tiny\ndata: {{sets: {{d: {folder}}}, max_tokens: 256}}\n"
+        "phases: {one: {mix: {d: 1}, steps: 1, global_batch: 4, micro_batch: 4}}\n"
+    )
+    words = ["data", "stats", str(folder), "--processes", "1", "--json", str(tmp_path / "s.json"), "--tokens", str(run)]
+    assert main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in said if "samples: min" in line] == [
+        "tokens of 2 samples",
+        "tokens of 8 samples",
+    ]
+    assert any("in micro-batches of 4 as long as their longest" in line and "rows of 512" in line for line in said)
+    lengths = json.loads((tmp_path / "s.json").read_text())["train"]["lengths"]
+    assert lengths["samples"] == 8 and 64 < lengths["tokens"]["min"] <= lengths["tokens"]["max"] <= 256
+    assert 0 <= lengths["padding"] < 1 and lengths["samples_per_row"] > 1
+    assert main([*words[:-1], str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
 def test_a_page_shows_samples_with_their_pictures(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,10 +139,16 @@ def test_packing_cannot_be_changed_while_a_phase_runs(mixed, unbroken):
     )
 
 
-def test_how_many_samples_fit_is_what_the_packer_makes(mixed, unbroken):
+def test_how_full_rows_are_is_what_the_packer_makes(mixed, unbroken):
     made = stream(mixed, LANES, pack=TOKENS)
+    fill = Packer(made, TOKENS).fill(LANES, 100)
     found = sum(len(row) for batch in unbroken[0] for row in batch) / (25 * LANES)
-    assert Packer(made, TOKENS).samples_per_row(LANES, 100) == pytest.approx(found, rel=0.05)
+    assert fill.samples == pytest.approx(found, rel=0.05)
+    place, real = (0,), 0
+    for _ in range(25):
+        samples, place = Packer(made, TOKENS).row(1, place)
+        real += sum(len(sample.token_ids) for sample in samples)
+    assert fill.real == pytest.approx(real / 25 / TOKENS, rel=0.05) and 0.9 < fill.real <= 1
 
 
 def test_places_labels_and_positions_of_a_packed_row():

@@ -2,24 +2,37 @@
 
 onediff data stats data/mine
 onediff data stats data/mine --html look.html        the same, and samples with their pictures
+onediff data stats data/mine --tokens configs/demo.yaml     and lengths in this model's tokens, what padding costs and
+                                                            what packing saves, by the first 4,096 samples
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.gallery import write_gallery
 from data_prep.shards import data_sets
-from data_prep.stats import data_set_stats, show_stats
+from data_prep.stats import Stats, data_set_stats, show_stats
+from onediff.data.manifest import Manifest
 from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from onediff.config.tree import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or the folder of its splits")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the statistics as JSON")
+    parser.add_argument(
+        "--tokens",
+        metavar="CONFIG",
+        help="measure in tokens, as the last phase of this YAML file or run would read them",
+    )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write them as a page with samples and their pictures"
     )
@@ -31,8 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
+    config = None
+    if args.tokens:
+        from onediff.config.compose import load_run
+
+        config = load_run(args.tokens, [])
     manifests = data_sets(args.folder)
     found = data_set_stats(manifests, args.processes)
+    if config is not None:
+        measure_tokens(config, manifests, found)
     print(show_stats(found))
     if args.json:
         fields = {split: stats.fields() for split, stats in found.items()}
@@ -40,3 +60,15 @@ def run(args: argparse.Namespace) -> None:
     if args.html:
         write_gallery(args.html, manifests, found, args.samples)
         print(f"{args.html}: a page to look at")
+
+
+def measure_tokens(config: RunConfig, manifests: Sequence[Manifest], found: dict[str, Stats]) -> None:
+    """Puts lengths in tokens into the statistics of every split. Raises UserError."""
+    from onediff.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from onediff.training.data import data_set_lengths, row_maker_before_training
+
+    maker, _ = row_maker_before_training(config, Path("runs") / config.name)
+    for manifest in manifests:
+        found[manifest.split].lengths = data_set_lengths(config, maker, manifest.folder)

@@ -5,18 +5,17 @@
 
 The PNG has the pictures after cutting and scaling, the words around them, the answer in green, and a bar of all tokens in
 proportion: grey words, blue before, orange after, violet delta, green answer. The samples are those of the phase's first
-steps, in the order of training. Below, the lengths in tokens of the first --lengths samples, and the padding they cause.
+steps, in the order of training; where the phase packs them, row by row, with a bar of the whole row above its samples and
+padding left white. Below, the lengths in tokens of the first --lengths samples, the padding they cause, and what is left of
+it in packed rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
@@ -50,50 +49,52 @@ def run(args: argparse.Namespace) -> None:
     if min(args.samples, args.lengths) < 1:
         raise UserError("--samples and --lengths must be 1 or more")
     quiet_libraries()
-    from onediff.data.sheet import layout, save_sheet
-    from onediff.model.build import build_row_maker
-    from onediff.model.tokenizer import learn_tokenizer
-    from onediff.training.data import phase_stream, training_texts
-    from onediff.training.folder import RunFolder
+    from onediff.data.sheet import save_sheet
+    from onediff.training.data import phase_lengths, phase_stream, row_maker_before_training
 
     phase = config.phases[name]
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer_folder = RunFolder(args.run or Path("runs") / config.name).tokenizer
-        wanted = config.model.language.tokenizer
-        if wanted is not None and not isinstance(wanted, str) and not tokenizer_folder.is_dir():
-            tokenizer_folder = Path(scratch) / "tokenizer"  # as training will learn it
-            learn_tokenizer(training_texts(config), wanted.vocabulary, tokenizer_folder)
-        maker, tokenizer = build_row_maker(config.model, config.data, tokenizer_folder)
+    maker, tokenizer = row_maker_before_training(config, args.run or Path("runs") / config.name)
     stream = phase_stream(config, phase, maker)
-    rows = in_order(stream, phase.global_batch)
-    shown = list(itertools.islice(rows, args.samples))
-    save_sheet(shown, tokenizer, args.out)
-    for row in shown:
-        print(f"{stream.sources[row.source].name}  {', '.join(row.ids)}: {layout(row, tokenizer)}")
-        for fault in row.skipped:
-            print(f"  passed over before it ({fault.kind}): {fault.shard} {fault.what}")
-    measured = shown + list(itertools.islice(rows, max(0, args.lengths - len(shown))))
-    print("\n" + lengths([len(row.token_ids) for row in measured], phase.micro_batch))
-    print(f"{args.out}: {len(shown)} samples of phase {name}")
+    shown: list[list[Row]] = []
+    for samples in in_order(stream, phase.global_batch):
+        shown.append(samples)
+        if sum(map(len, shown)) >= args.samples:
+            break
+    save_sheet(shown, tokenizer, args.out, phase.pack)
+    for number, samples in enumerate(shown, 1):
+        print("\n".join(described(number, samples, stream, tokenizer)))
+    lengths = phase_lengths(config, phase, stream, phase.global_batch, args.lengths)
+    print("", *lengths.lines(), f"{args.out}: {sum(map(len, shown))} samples of phase {name}", sep="\n")
 
 
-def in_order(stream: Stream, lanes: int) -> Iterator[Row]:
-    """Samples in the order of training: one of every lane, step by step."""
-    draws = [0] * lanes
+def described(number: int, samples: list[Row], stream: Stream, tokenizer: Any) -> Iterator[str]:
+    """A line for each sample of a row: its source, its ids, where its tokens come from; in packed rows, where it lies."""
+    from onediff.data.sheet import layout, packed_layout
+
+    places = [""] * len(samples)
+    if stream.pack:
+        tokens = sum(len(sample.token_ids) for sample in samples)
+        yield f"row {number}: {len(samples)} samples, {tokens:,} of {stream.pack:,} tokens"
+        places = [f"  {place}: " for place in packed_layout(samples, stream.pack)]
+    for place, sample in zip(places, samples, strict=False):
+        yield f"{place}{stream.sources[sample.source].name}  {', '.join(sample.ids)}: {layout(sample, tokenizer)}"
+        for fault in sample.skipped:
+            yield f"  passed over before it ({fault.kind}): {fault.shard} {fault.what}"
+    if len(places) > len(samples):
+        yield f"{places[-1]}padding"
+
+
+def in_order(stream: Stream, lanes: int) -> Iterator[list[Row]]:
+    """The samples of each row in the order of training: a row of every lane, step by step."""
+    from onediff.data.packing import Packer
+
+    packer = Packer(stream, stream.pack) if stream.pack else None
+    places: list[Any] = [(0,) if packer else 0] * lanes
     while True:
         for lane in range(lanes):
-            row = stream.row(lane, draws[lane])
-            draws[lane] = row.next_draw
-            yield row
-
-
-def lengths(tokens: list[int], micro_batch: int) -> str:
-    """Their spread, and the share of padding in micro-batches that are as long as their longest row."""
-    in_turn = sorted(tokens)
-    groups = [tokens[start : start + micro_batch] for start in range(0, len(tokens), micro_batch)]
-    places = sum(len(group) * max(group) for group in groups)
-    return (
-        f"tokens of {len(tokens)} samples: min {in_turn[0]}, median {median(in_turn):g}, "
-        f"p95 {in_turn[int(0.95 * (len(in_turn) - 1))]}, max {in_turn[-1]}; padding in micro-batches of {micro_batch}: "
-        f"{1 - sum(tokens) / places:.1%}"
-    )
+            if packer:
+                samples, places[lane] = packer.row(lane, places[lane])
+            else:
+                samples = [stream.row(lane, places[lane])]
+                places[lane] = samples[0].next_draw
+            yield samples

@@ -8,6 +8,7 @@ rows. A position is the draws that wait and the next one: resuming measures thos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from onediff.data.rows import Row
 from onediff.data.sample import BadSample, Fault
@@ -18,6 +19,15 @@ LOOK_AHEAD = 32
 
 Place = tuple[int, ...]
 """The draws of a lane that wait, oldest first, and behind them the next one that nobody has looked at."""
+
+
+class Fill(NamedTuple):
+    """How full packed rows are, on average."""
+
+    samples: float
+    """In a row."""
+    real: float
+    """Share of the row's tokens that is no padding."""
 
 
 class Packer:
@@ -34,54 +44,51 @@ class Packer:
         Faults of bad samples met on the way are in `skipped` of the first. Raises UserError after `data.bad_in_a_row` of
         them.
         """
-        *waiting, next_draw = place
         skipped: list[Fault] = []
         while True:
-            pool = {draw: self._length(lane, draw) for draw in waiting}
-            while len(pool) < LOOK_AHEAD:
-                try:
-                    pool[next_draw] = self._length(lane, next_draw)
-                except BadSample as bad:
-                    self.stream.passed_over(skipped, lane, next_draw, bad)
-                next_draw += 1
-            draws = list(pool)
-            chosen = [draws[index] for index in fullest(list(pool.values()), self.tokens)]
+            lengths, place = self.chosen(lane, place, skipped)
             rows = []
-            for draw in chosen:
-                del self._lengths[lane, draw]
+            for draw in lengths:
                 try:
                     rows.append(self.stream.one(lane, draw))
                 except BadSample as bad:  # such as a picture that cannot be decoded: its part of the row stays empty
                     self.stream.passed_over(skipped, lane, draw, bad)
-            waiting = [draw for draw in draws if draw not in chosen]
             if rows:
                 rows[0].skipped = skipped
-                return rows, (*waiting, next_draw)
+                return rows, place
 
-    def samples_per_row(self, lanes: int, rows: int = 256) -> float:
-        """How many samples fit into a row, measured on the first rows of some lanes without decoding any picture."""
-        used = range(min(lanes, 4))
-        count = 0
-        for lane in used:
-            waiting: list[int] = []
-            next_draw = 0
-            for _ in range(rows // len(used)):
-                lengths = []
-                while len(waiting) < LOOK_AHEAD:
-                    waiting.append(next_draw)
-                    next_draw += 1
-                for draw in list(waiting):
-                    try:
-                        lengths.append(self._length(lane, draw))
-                    except BadSample:
-                        waiting.remove(draw)
-                if not lengths:
-                    continue
-                chosen = fullest(lengths, self.tokens)
-                count += len(chosen)
-                waiting = [draw for index, draw in enumerate(waiting) if index not in chosen]
+    def chosen(self, lane: int, place: Place, skipped: list[Fault]) -> tuple[dict[int, int], Place]:
+        """Which draws make the row at `place` and their lengths, without decoding a picture; and the place behind it.
+
+        Bad samples that are met are added to `skipped`. Raises UserError where those are `data.bad_in_a_row`.
+        """
+        *waiting, next_draw = place
+        pool = {draw: self._length(lane, draw) for draw in waiting}
+        while len(pool) < LOOK_AHEAD:
+            try:
+                pool[next_draw] = self._length(lane, next_draw)
+            except BadSample as bad:
+                self.stream.passed_over(skipped, lane, next_draw, bad)
+            next_draw += 1
+        draws = list(pool)
+        chosen = {draws[index]: pool[draws[index]] for index in fullest(list(pool.values()), self.tokens)}
+        for draw in chosen:
+            del self._lengths[lane, draw]
+        return chosen, (*(draw for draw in draws if draw not in chosen), next_draw)
+
+    def fill(self, lanes: int, rows: int = 256) -> Fill:
+        """How full the first rows of some lanes are, measured without decoding any picture. Raises UserError."""
+        used = min(lanes, 4)
+        samples = tokens = 0
+        for lane in range(used):
+            place: Place = (0,)
+            for _ in range(rows // used):
+                lengths, place = self.chosen(lane, place, [])
+                samples += len(lengths)
+                tokens += sum(lengths.values())
         self._lengths.clear()
-        return max(1.0, count / (rows // len(used) * len(used)))
+        made = rows // used * used
+        return Fill(samples / made, tokens / made / self.tokens)
 
     def _length(self, lane: int, draw: int) -> int:
         """Tokens of a sample; kept while it waits."""

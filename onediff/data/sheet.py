@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,23 +56,66 @@ def layout(row: Row, tokenizer: Any) -> str:
     return f"{parts} = {len(row.token_ids)} tokens" + (", cut" if row.was_cut else "")
 
 
-def save_sheet(rows: Sequence[Row], tokenizer: Any, file: Path) -> None:
-    """Writes the rows as one PNG. Raises UserError when it cannot be written."""
-    cells = [_cell(row, tokenizer) for row in rows]
-    width, height = cells[0].size
-    down = -(-len(cells) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (width + GAP) + GAP, down * (height + GAP) + GAP), "white")
-    for number, cell in enumerate(cells):
-        y, x = divmod(number, COLUMNS)
-        sheet.paste(cell, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
+def packed_layout(samples: Sequence[Row], tokens: int) -> list[str]:
+    """Where the samples of a packed row lie: `tokens 0 to 1,239` for each, and for the padding behind them."""
+    starts = list(accumulate((len(sample.token_ids) for sample in samples), initial=0))
+    places = [f"tokens {start:,} to {end - 1:,}" for start, end in pairwise(starts)]
+    return places + ([f"tokens {starts[-1]:,} to {tokens - 1:,}"] if starts[-1] < tokens else [])
+
+
+def save_sheet(rows: Sequence[Sequence[Row]], tokenizer: Any, file: Path, pack: int | None = None) -> None:
+    """Writes the samples of these rows as one PNG; above those of a packed row, the row as a bar.
+
+    Raises UserError when it cannot be written.
+    """
+    if pack is None:
+        parts = [_grid([_cell(sample, tokenizer) for samples in rows for sample in samples])]
+    else:
+        parts = []
+        for number, samples in enumerate(rows, 1):
+            places = packed_layout(samples, pack)[: len(samples)]
+            grid = _grid([_cell(sample, tokenizer, place) for sample, place in zip(samples, places, strict=True)])
+            parts += [_strip(number, samples, tokenizer, pack, COLUMNS * (WIDTH + GAP) + GAP), grid]
+    sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
     try:
         sheet.save(file, "PNG")
     except OSError as error:
         raise UserError(f"{file}: the sheet cannot be written: {error.strerror or error}") from error
 
 
-def _cell(row: Row, tokenizer: Any) -> Image.Image:
-    """Pictures, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id."""
+def _grid(cells: Sequence[Image.Image]) -> Image.Image:
+    width, height = cells[0].size
+    down = -(-len(cells) // COLUMNS)
+    grid = Image.new("RGB", (COLUMNS * (width + GAP) + GAP, down * (height + GAP) + GAP), "white")
+    for number, cell in enumerate(cells):
+        y, x = divmod(number, COLUMNS)
+        grid.paste(cell, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
+    return grid
+
+
+def _strip(number: int, samples: Sequence[Row], tokenizer: Any, pack: int, width: int) -> Image.Image:
+    """A packed row in proportion: its samples with a black line behind each, and the padding left white."""
+    strip = Image.new("RGB", (width, 40), "white")
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
+    filled = sum(len(sample.token_ids) for sample in samples)
+    draw.text((GAP, 6), f"row {number}: {len(samples)} samples, {filled:,} of {pack:,} tokens", "black", font)
+    inside, start = width - 2 * GAP - 1, 0
+    draw.rectangle((GAP, 24, GAP + inside, 38), "white", "black")
+    for sample in samples:
+        for part in spans(sample, tokenizer):
+            ends = [GAP + at * inside // pack for at in (start, start + part.tokens)]
+            draw.rectangle((ends[0], 24, max(ends), 38), COLOURS.get(part.kind, ANSWER))
+            start += part.tokens
+        draw.rectangle((GAP + start * inside // pack - 1, 24, GAP + start * inside // pack, 38), "black")
+    return strip
+
+
+def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
+    """Pictures, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id and place."""
     cell = Image.new("RGB", (WIDTH, SIDE + 18 + LINES * LINE), "#f4f5f7")
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
     for number, pixels in enumerate(row.pictures):
@@ -85,7 +128,7 @@ def _cell(row: Row, tokenizer: Any) -> Image.Image:
         ends = [at * (WIDTH - 1) // len(row.token_ids) for at in (start, start + part.tokens)]
         draw.rectangle((ends[0], SIDE + 4, max(ends), SIDE + 13), COLOURS.get(part.kind, ANSWER))
         start += part.tokens
-    lines = [(f"{', '.join(row.ids)}", "black")]
+    lines = [(", ".join(row.ids) + (f" at {place}" if place else ""), "black")]
     lines += [(line, "#52606d") for line in _wrapped(layout(row, tokenizer), 3)]
     asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
     said = " ".join(part.text.strip() for part in parts if part.kind == "answer")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from onediff.config.tree import RunConfig
+from onediff.data.lengths import Lengths, first_lengths
 from onediff.data.manifest import FILE
 from onediff.data.packing import Packer
 from onediff.data.rows import RowMaker
 from onediff.data.sample import BadSample, parse_sample
 from onediff.data.stream import Source, Stream
+from onediff.model.build import build_row_maker
+from onediff.model.tokenizer import learn_tokenizer
 from onediff.training.config import PhaseConfig
+from onediff.training.folder import RunFolder
 
 
 def phase_sources(config: RunConfig, phase: PhaseConfig) -> list[Source]:
@@ -49,8 +55,44 @@ def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
     assert phase.epochs is not None
     total = sum(source.weight for source in stream.sources)
     samples = max(source.lanes.samples * total / source.weight for source in stream.sources)
-    a_row = Packer(stream, phase.pack).samples_per_row(phase.global_batch) if phase.pack else 1
+    a_row = Packer(stream, phase.pack).fill(phase.global_batch).samples if phase.pack else 1
     return math.ceil(phase.epochs * samples / a_row / phase.global_batch)
+
+
+def row_maker_before_training(config: RunConfig, run: Path) -> tuple[RowMaker, Any]:
+    """What writes rows for a run that may not have started yet, and its tokenizer: one that is to be learned is learned
+    as training will do it, and forgotten.
+
+    Raises UserError.
+    """
+    folder, wanted = RunFolder(run).tokenizer, config.model.language.tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        if wanted is not None and not isinstance(wanted, str) and not folder.is_dir():
+            folder = Path(scratch) / "tokenizer"
+            learn_tokenizer(training_texts(config), wanted.vocabulary, folder)
+        return build_row_maker(config.model, config.data, folder)
+
+
+def phase_lengths(config: RunConfig, phase: PhaseConfig, stream: Stream, lanes: int, samples: int) -> Lengths:
+    """How long the first samples of a stream are, and what padding and packing cost in a phase like this.
+
+    Packed rows are those of the phase, or twice `data.max_tokens` where it does not pack. Raises UserError.
+    """
+    pack = phase.pack or 2 * config.data.max_tokens
+    fill = Packer(stream, pack).fill(lanes)
+    # A micro-batch of packed rows does the work of so many padded ones.
+    micro_batch = round(phase.micro_batch * fill.samples) if phase.pack else phase.micro_batch
+    return Lengths(first_lengths(stream, lanes, samples), micro_batch, pack, fill)
+
+
+def data_set_lengths(config: RunConfig, maker: RowMaker, folder: Path, samples: int = 4096) -> Lengths:
+    """The same of one split of a data set, as the run's last phase would read it. Raises UserError."""
+    source = Source.open(folder.parent.name, folder, lanes=1, seed=config.data.seed, block=config.data.block)
+    lanes = max(1, min(32, source.lanes.samples // 2))  # from as many places of the set
+    source = Source.open(folder.parent.name, folder, lanes, config.data.seed, config.data.block)
+    stream = Stream([source], maker, False, config.data.seed, config.data.bad_in_a_row)
+    phase = list(config.phases.values())[-1]
+    return phase_lengths(config, phase, stream, lanes, min(samples, source.lanes.samples))
 
 
 def training_texts(config: RunConfig) -> Iterator[str]:
