@@ -45,6 +45,7 @@ EXTRAS = {
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
         "opencv-python-headless>=4.10",  # frames of videos as backgrounds
+        "awscli~=1.46",  # the client that s3:// addresses are read with
         "websocket-client~=1.9",  # Chromium's DevTools, which the tests of pages talk to
     ],
 }

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import sys
 import threading
 import time
 from pathlib import Path
@@ -41,6 +42,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2])
             return self.wfile.flush()
         return super().do_GET()
+
+    def end_headers(self):
+        if "ETag" not in str(self._headers_buffer):
+            self.send_header("ETag", '"any"')  # S3's client wants one
+        super().end_headers()
 
     def log_message(self, *_):
         pass
@@ -88,6 +94,29 @@ def test_http_and_pipes_give_what_the_folder_gives(tmp_path, folder, server):
     assert Handler.asked.count("part-002.tar") == 1, "the second reading needs the copies only"
     piped = CacheConfig(folder=str(tmp_path / "piped"))
     assert rows(f"pipe:cat {shlex.quote(str(folder.parent))}/{{}}", piped) == expected
+
+
+def test_an_object_store_is_read_by_its_own_command(tmp_path, server, monkeypatch):
+    """Amazon's real client against an HTTP server that answers as S3 does: `HEAD` and `GET` of `/bucket/key`."""
+    split = write_set(tmp_path / "sets" / "bucket" / "few", [3, 2])
+    write_manifest(build_manifest(split, checksums=True))
+    expected = [stream({split: 1.0}, 1).row(0, draw).ids for draw in range(5)]
+    store = server.removesuffix("/texts")
+    environment = {
+        "AWS_ENDPOINT_URL": store,
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert rows("s3://bucket/few", CacheConfig(folder=str(tmp_path / "cache")), 5) == expected
+    assert {"manifest.json", "part-000.tar", "part-001.tar"} <= set(Handler.asked)
+    monkeypatch.setattr(remote, "TRIES", 1)
+    with pytest.raises(UserError, match=r"s3://bucket/none/train/manifest.json: cannot be fetched, tries: 1"):
+        remote.fetched("s3://bucket/none/train/manifest.json")
 
 
 def test_the_copies_take_no_more_than_their_limit(tmp_path, folder, server):
