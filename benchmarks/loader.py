@@ -110,11 +110,12 @@ def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float
 
 
 def measured(way: str, folder: Path) -> dict[str, float]:
-    """One way's rate over one and a half seconds of processor time, after a warm batch."""
+    """One way's rate over three seconds of processor time, after four batches in which memory and caches settle."""
     batches = globals()[f"read_{way}"](folder)
-    next(batches)
+    for _ in range(4):
+        next(batches)
     count, cpu, wall = 0, time.process_time(), time.perf_counter()
-    while time.process_time() - cpu < 1.5:
+    while time.process_time() - cpu < 3:
         count += next(batches)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -147,6 +147,6 @@ class Lanes:
     def _place(self, epoch: int, lane: int, offset: int) -> Place:
         repeat, flat = divmod(self._start(lane) + offset, self.samples)
         order, ends = self._shard_order(epoch, repeat)
-        rank = int(np.searchsorted(ends, flat, side="right"))
+        rank = int(ends.searchsorted(flat, side="right"))
         shard = int(order[rank])
         return Place(epoch, shard, flat - int(ends[rank]) + int(self.shard_samples[shard]))

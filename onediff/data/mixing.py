@@ -42,7 +42,7 @@ class Mix:
         """Turns of `source` among the first `end` of the sequence."""
         periods, rest = divmod(end, self.period)
         turns = self._turns[source]
-        return periods * len(turns) + int(np.searchsorted(turns, np.int32(rest)))
+        return periods * len(turns) + int(turns.searchsorted(np.int32(rest)))
 
 
 def _whole_numbers(weights: Sequence[float]) -> list[int]:

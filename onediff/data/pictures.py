@@ -63,21 +63,27 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def fitted(picture: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
-    """`[3, size, size]` uint8: bicubic scaling and, with `fit: crop`, the middle square."""
+def fitted(picture: Image.Image, config: PictureConfig, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """`[3, size, size]` uint8, in `out` if given: bicubic scaling and, with `fit: crop`, the middle square."""
     (width, height), left, top = _scaled(picture.size, config)
     box = (left, top, left + config.size, top + config.size)
     scaled = picture.resize((width, height), Image.Resampling.BICUBIC).crop(box)
-    return np.ascontiguousarray(np.asarray(scaled, dtype=np.uint8).transpose(2, 0, 1))
+    out = np.empty((3, config.size, config.size), np.uint8) if out is None else out
+    out[:] = np.asarray(scaled, dtype=np.uint8).transpose(2, 0, 1)
+    return out
 
 
-def fitted_fast(pixels: NDArray[np.uint8], config: PictureConfig) -> NDArray[np.uint8]:
+def fitted_fast(
+    pixels: NDArray[np.uint8], config: PictureConfig, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """What `fitted` gives, but for the rounding of its weights, from pixels `[height, width, 3]`."""
     (width, height), left, top = _scaled((pixels.shape[1], pixels.shape[0]), config)
     scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     if scaled.shape[2:] != (height, width):
         scaled = interpolate(scaled, (height, width), mode="bicubic", antialias=True)
-    return scaled[0, :, top : top + config.size, left : left + config.size].contiguous().numpy()
+    out = np.empty((3, config.size, config.size), np.uint8) if out is None else out
+    torch.from_numpy(out).copy_(scaled[0, :, top : top + config.size, left : left + config.size])
+    return out
 
 
 def _scaled(size: tuple[int, int], config: PictureConfig) -> tuple[tuple[int, int], int, int]:
@@ -93,13 +99,17 @@ def _scaled(size: tuple[int, int], config: PictureConfig) -> tuple[tuple[int, in
 
 
 def decode(
-    data: bytes, config: PictureConfig, max_pixels: int = 100_000_000, pixels: Literal["fast", "exact"] = "exact"
+    data: bytes,
+    config: PictureConfig,
+    max_pixels: int = 100_000_000,
+    pixels: Literal["fast", "exact"] = "exact",
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Encoded picture bytes to `[3, size, size]` uint8. Raises BadSample."""
+    """Encoded picture bytes to `[3, size, size]` uint8, in `out` if given. Raises BadSample."""
     if pixels == "exact":
-        return fitted(open_picture(data, max_pixels), config)
+        return fitted(open_picture(data, max_pixels), config, out)
     plain = _plain_jpeg(data, max_pixels)
-    return fitted_fast(np.array(open_picture(data, max_pixels)) if plain is None else plain, config)
+    return fitted_fast(np.array(open_picture(data, max_pixels)) if plain is None else plain, config, out)
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
