@@ -206,6 +206,7 @@ def with_orientation(orientation: int) -> dict[str, bytes]:
         ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
         ("JPEG", with_orientation(1)),
         ("JPEG", with_orientation(6)),
+        ("JPEG", {"xmp": b'<x tiff:Orientation="6"/>'}),
         ("PNG", {}),
         ("WEBP", {}),
     ],
