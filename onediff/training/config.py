@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section
-from onediff.data.coupling import check_rule
+from onediff.data.rules import check_rule
 from onediff.model.config import LoraConfig
 
 Part = Literal["vision", "delta", "projector", "language"]
