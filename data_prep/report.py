@@ -17,7 +17,7 @@ DETAILS = 50
 
 @dataclass
 class Tally:
-    """Counts over some samples; `details` are `kind: reason` lines, `prints` are `(bytes, CRC-32)` of each picture."""
+    """Counts over some samples; `details` are `kind: reason` lines, `prints` are those of each picture (`content_print`)."""
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Tally:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Tally:
-        prints = [(size, crc) for size, crc in fields.get("prints", [])]
+        prints = [(size, words) for size, words in fields.get("prints", [])]
         return cls(
             fields["read"], Counter(fields["skipped"]), Counter(fields["noted"]), list(fields["details"]), prints
         )

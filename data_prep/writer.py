@@ -20,7 +20,6 @@ import shutil
 import signal
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.pictures import content_print
 from data_prep.report import Report, Tally
 from data_prep.share import Share
 from data_prep.tar import TarWriter
@@ -253,7 +253,7 @@ class Chunks:
             tally.skip(bad.kind, bad.reason)
             return []
         tally.noted.update(sample.meta.get("notes", ()))
-        tally.prints += [(len(data), zlib.crc32(data)) for data in sample.pictures.values()]
+        tally.prints += [content_print(data) for data in sample.pictures.values()]
         return members
 
 
@@ -267,28 +267,44 @@ def finish(tar: TarWriter) -> Shard:
 def run_chunks(
     state: Chunks, todo: dict[int, list[int]], count: int, processes: int, title: str, progress: bool
 ) -> None:
-    """Runs the chunks of `todo` in this process, or in several."""
+    """Runs the chunks of `todo` in this process and `processes - 1` others."""
     already = count - sum(len(indices) for indices in todo.values())
+    others = min(processes, len(todo)) - 1
     # tqdm leaves out the bar where the output is not a terminal.
     with tqdm(
         total=count, initial=already, desc=title, unit=" samples", disable=None if progress else True, leave=False
     ) as bar:
-        if min(processes, len(todo)) <= 1:
+        if others <= 0:
             for n, indices in todo.items():
                 state.write(n, indices, bar.update)
             return
         context = multiprocessing.get_context("spawn")
         made, stop = context.Value("q", 0), context.Event()
-        pool = ProcessPoolExecutor(
-            min(processes, len(todo)), context, initializer=start_worker, initargs=(state, made, stop, os.getpid())
-        )
+        pool = ProcessPoolExecutor(others, context, initializer=start_worker, initargs=(state, made, stop, os.getpid()))
+        failed: list[Future[None]] = []
+
+        def look() -> None:
+            bar.update(already + made.value - bar.n)
+            if failed:
+                failed[0].result()
+
+        def done() -> None:
+            with made.get_lock():
+                made.value += 1
+            look()
+
         try:
-            jobs: set[Future[None]] = {pool.submit(work_chunk, n, indices) for n, indices in todo.items()}
-            while jobs:
-                done, jobs = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED)
-                for job in done:
-                    job.result()
-                bar.update(already + made.value - bar.n)
+            jobs = {n: pool.submit(work_chunk, n, indices) for n, indices in todo.items()}
+            for job in jobs.values():
+                job.add_done_callback(lambda job: failed.append(job) if not job.cancelled() and job.exception() else None)
+            # This process need not wait for an interpreter to start: it begins at once, with what comes last to the others.
+            for n in reversed(jobs):
+                if jobs[n].cancel():
+                    state.write(n, todo[n], done)
+            waiting = set(jobs.values())
+            while waiting:
+                waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).not_done
+                look()
         except BrokenProcessPool as error:
             raise UserError(
                 f"{state.work}: a worker process was killed (out of memory?); run the command again to go on, "

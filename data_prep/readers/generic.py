@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from os.path import basename, splitext
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def table_row(where: str, fields: dict[str, Any], columns: dict[str, str], capti
         if name not in used and isinstance(value, (str, int, float, bool)) and value != ""
     }
     change = {"change_type": plain["change_type"]} if plain.get("change_type") else {}
-    paths = [Path(value).stem for value in pictures.values() if isinstance(value, str)]
+    paths = [splitext(basename(value))[0] for value in pictures.values() if isinstance(value, str)]
     return Row(
         where,
         plain.get("id") or "-".join(paths) or where,
