@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.images import ImageSource, inside
+from data_prep.images import ImageSource
 from data_prep.pictures import Encoding, is_grey, is_misnamed, prepare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.report import Report
@@ -74,7 +74,7 @@ class MakeSample:
         """The picture to store, its size and notes."""
         if not value:
             raise BadSample("missing_image", f"there is no {role} picture")
-        data, notes = (value, []) if isinstance(value, bytes) else self.images.open().read(value)
+        data, notes = (value, []) if isinstance(value, bytes) else self.images.read(value)
         try:
             stored, size, remarks = prepare(data, self.encoding)
         except BadSample as bad:
@@ -103,7 +103,7 @@ def convert(
     Raises UserError when there are no rows, a path leaves the image folder, or the same pictures stand in `train` and
     in another split and not `allow_leakage`; what stands in two splits otherwise is noted.
     """
-    images = ImageSource(inputs.images or Path("."))
+    images = ImageSource(inputs.images or Path("."), inputs.hosts)
     encoding = encoding or Encoding()
     aside = out / (".tmp-rows" if share is None else f".tmp-rows-{share.number}")
     with locked(aside), ExitStack() as stack:
@@ -152,7 +152,7 @@ def gather(
     opened = images.open() if inputs.images else None
     for row in reader.rows(inputs):
         pictures = {
-            role: inside(value, row.where) if isinstance(value, str) and value else value
+            role: images.place(value, row.where) if isinstance(value, str) and value else value
             for role, value in row.pictures.items()
         }
         mark = fingerprint(sorted((role, value) for role, value in pictures.items()))

@@ -1,4 +1,4 @@
-"""Where the pictures of a raw data set come from: a folder, a tar or a zip, and never anything outside of it."""
+"""Where the pictures of a raw data set come from: a folder, archives in it, a tar or a zip, or hosts that the user named."""
 
 from __future__ import annotations
 
@@ -10,31 +10,47 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_prep.web import MAX_BYTES, check_url, fetch, is_url
 from onediff.data.index import scan_members
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-MAX_BYTES = 1 << 28
 
 
 def inside(path: str, where: str) -> str:
     """`path` in plain form, relative. Raises UserError when it is absolute or leaves its folder."""
+    archive, member = split_member(path)
+    if member:
+        return f"{inside(archive, where)}#{inside(member, where)}"
     plain = os.path.normpath(path.replace("\\", "/"))
     if plain.startswith(("/", "../")) or plain == ".." or (len(plain) > 1 and plain[1] == ":"):
         raise UserError(f"{where}: the path {path!r} leaves the image folder; name that folder with --images")
     return plain
 
 
+def split_member(path: str) -> tuple[str, str]:
+    """`shards/000.tar#1.jpg` as archive and member; the member is empty where `path` names a file."""
+    archive, _, member = path.partition("#")
+    return (archive, member) if archive.lower().endswith((".tar", ".zip")) else (path, "")
+
+
 class Folder:
-    """Pictures in a folder and the folders below it. A name in other case or with another suffix is found too."""
+    """Pictures in a folder and the folders below it, and in their archives.
+
+    A name in other case or with another suffix is found too.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._listings: dict[str, dict[str, str]] = {}
+        self._archives: dict[str, Archive] = {}
 
     def read(self, path: str) -> tuple[bytes, list[str]]:
-        """The bytes at `path`, and notes. Raises `BadSample` of kind `missing_image`."""
+        """The bytes at `path`, and notes. Raises `BadSample`, and UserError for an archive that is refused."""
+        name, member = split_member(path)
+        if member:
+            return self._archive(name).read(member)
         descriptor, notes = self._open(path), []  # type: int, list[str]
         if descriptor < 0:
             found = self._similar(path)
@@ -60,10 +76,23 @@ class Folder:
         except (OSError, ValueError) as error:
             raise BadSample("missing_image", f"{path!r} cannot be opened: {error}") from error
 
+    def _archive(self, name: str) -> Archive:
+        """Raises `BadSample` where there is none."""
+        if name not in self._archives:
+            if not (self.root / name).is_file():
+                raise BadSample("missing_image", f"no archive {name!r} in {self.root}")
+            self._archives[name] = Archive(self.root / name)
+        return self._archives[name]
+
     def size(self, path: str) -> int:
-        """Bytes of the file, -1 where there is none of that very name."""
+        """Bytes of the file or member, -1 where there is none of that very name."""
+        name, member = split_member(path)
         try:
+            if member:
+                return self._archive(name).size(member)
             return os.stat(f"{self.root}/{path}").st_size
+        except UserError:
+            raise
         except (OSError, ValueError):
             return -1
 
@@ -137,13 +166,22 @@ class Archive:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A folder or archive by path: small to send to worker processes, opened where it is used."""
+    """A folder or archive by path, and hosts for URLs: small to send to worker processes, opened where it is used."""
 
     path: Path
+    hosts: tuple[str, ...] = ()
     _opened: list[Folder | Archive] = field(default_factory=list, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageSource, (self.path,)
+        return ImageSource, (self.path, self.hosts)
+
+    def place(self, path: str, where: str) -> str:
+        """`path` in plain form. Raises UserError when it leaves the folder, or is a URL that may not be fetched."""
+        return check_url(path, self.hosts, where) if is_url(path) else inside(path, where)
+
+    def read(self, path: str) -> tuple[bytes, list[str]]:
+        """The bytes of the picture and notes. Raises `BadSample`, and UserError for an archive that is refused."""
+        return (fetch(path, self.hosts), []) if is_url(path) else self.open().read(path)
 
     def open(self) -> Folder | Archive:
         """Raises UserError when there is neither a folder nor an archive."""

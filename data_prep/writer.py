@@ -296,7 +296,9 @@ def run_chunks(
         try:
             jobs = {n: pool.submit(work_chunk, n, indices) for n, indices in todo.items()}
             for job in jobs.values():
-                job.add_done_callback(lambda job: failed.append(job) if not job.cancelled() and job.exception() else None)
+                job.add_done_callback(
+                    lambda job: failed.append(job) if not job.cancelled() and job.exception() else None
+                )
             # This process need not wait for an interpreter to start: it begins at once, with what comes last to the others.
             for n in reversed(jobs):
                 if jobs[n].cancel():

@@ -59,6 +59,23 @@ def test_equals_hugging_face_whenever_rows_end(family, padded):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", decode.FAMILIES)
+def test_bf16_takes_the_likeliest_tokens_by_hugging_face_s_measure(family):
+    model, (embeds, seen) = language(family).bfloat16(), prompts(padded=True)
+    embeds = embeds.bfloat16()
+    made = greedy(model, embeds, seen, max_new_tokens=NEW)
+    whole = torch.cat([embeds, model.get_input_embeddings()(made)], 1)
+    mask = torch.cat([seen, torch.ones_like(made, dtype=torch.bool)], 1).long()
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(inputs_embeds=whole, attention_mask=mask, position_ids=places).logits[:, PROMPT - 1 : -1].float()
+    lead = logits.amax(-1) - logits.gather(-1, made[..., None])[..., 0]
+    # Eight bits: two tokens that are nearly as likely may change places, others not.
+    assert lead.max() < 0.03 * logits.abs().amax()
+    assert (lead == 0).float().mean() > 0.8
+    assert len(made.unique()) > 5
+
+
+@torch.no_grad()
 def test_ends_with_the_last_row_unless_other_ranks_go_on():
     model, (embeds, seen) = language("llama"), prompts(False)
     first = int(greedy(model, embeds[:1], seen[:1], max_new_tokens=NEW)[0, 0])

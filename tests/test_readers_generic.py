@@ -140,6 +140,8 @@ SKIPPED = {
     "an empty caption": ({**PAIR, "after": "2.png", "caption": "   "}, "no_caption: t.csv row 2: the caption is empty"),
     "no picture named": ({**PAIR, "after": ""}, "missing_image: t.csv row 2: there is no after picture"),
     "a missing file": ({**PAIR, "after": "9.gif"}, "missing_image: t.csv row 2: no file '9.gif' in"),
+    "a missing archive": ({**PAIR, "after": "9.tar#1.png"}, "missing_image: t.csv row 2: no archive '9.tar' in"),
+    "a missing member": ({**PAIR, "after": "a.tar#9.png"}, "missing_image: t.csv row 2: no member '9.png' in"),
     "a folder": ({**PAIR, "after": "sub"}, "missing_image: t.csv row 2: 'sub' is not a plain file"),
     "not a picture": ({**PAIR, "after": "t.csv"}, "not_a_picture: t.csv row 2: t.csv: not a JPEG, PNG, WebP"),
     "cut short": ({**PAIR, "after": "cut.jpg"}, "bad_picture: t.csv row 2: cut.jpg: the picture is corrupt: "),
@@ -157,6 +159,7 @@ def test_a_row_that_cannot_be_used_is_counted_and_named_or_stops_a_strict_conver
     put(folder / "empty.jpg", b"")
     put(folder / "bomb.png", bomb(60_000))
     (folder / "sub").mkdir()
+    tar_with(folder / "a.tar", "1.png")
     path = table(folder / "t.csv", [PAIR, row])
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path)
     assert code == 0, error
@@ -193,7 +196,14 @@ REFUSED = {
         "t.csv row 1: the path '/etc/passwd' leaves the image folder",
     ),
     "a Windows path": ({**PAIR, "after": "C:\\x.png"}, "leaves the image folder"),
-    "a URL": ({**PAIR, "after": "https://x.org/1.png"}, "t.csv row 1: 'https://x.org/1.png' is a URL; download"),
+    "a URL": ({**PAIR, "after": "https://x.org/1.png"}, "t.csv row 1: 'https://x.org/1.png' is a URL; add --fetch x"),
+    "a URL of a file": ({**PAIR, "after": "file:///etc/passwd"}, "is a URL; only http and https are fetched: name the"),
+    "a URL of an archive": (
+        {**PAIR, "after": "https://x.org/1.tar#1.png"},
+        "is a URL; fetch the archive first and name",
+    ),
+    "an archive upwards": ({**PAIR, "after": "../1.tar#1.png"}, "the path '../1.tar' leaves the image folder"),
+    "a member upwards": ({**PAIR, "after": "1.tar#../1.png"}, "t.csv row 1: the path '../1.png' leaves the image"),
     "a strange split": ({**PAIR, "split": "../x"}, "t.csv row 1: split '../x' must be a plain folder name"),
     "no caption column": ({"before": "0.png", "after": "1.png"}, "no column 'caption'; it has before, after"),
     "no after column": ({"before": "0.png", "caption": "x"}, "no column 'after'; it has before, caption"),
@@ -410,6 +420,39 @@ def test_pictures_from_a_plain_tar(folder: Path, capsys: pytest.CaptureFixture[s
     assert code == 0, error
     manifest = read_manifest(folder / "out/train")
     assert len(read_index(manifest.path(manifest.shards[0]))) == 1
+
+
+def test_pictures_from_archives_in_the_image_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(folder / "shards/0.png", encoded(0))
+    put(folder / "shards/1.png", encoded(1))
+    tar_with(folder / "shards/000.tar", "./a/1.png")
+    with zipfile.ZipFile(folder / "shards/001.ZIP", "w") as archive:
+        archive.writestr("2.jpg", encoded(2, "JPEG"))
+    rows = [
+        {"before": "shards/000.tar#0.png", "after": "shards//000.tar#a/1.png", "caption": "both in a tar"},
+        {"before": "3.png", "after": "shards/001.ZIP#2.jpg", "caption": "one in a zip"},
+    ]
+    path = table(folder / "t.csv", rows)
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
+    assert code == 0, error
+    found = records(folder / "out/train")
+    assert {id: sample["members"] for id, sample in found.items()} == {
+        "000.tar#0-1": {"before.png", "after.png", "json"},
+        "3-001.ZIP#2": {"before.png", "after.jpg", "json"},
+    }
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_a_hostile_tar_in_the_image_folder_is_refused(
+    folder: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build, line = HOSTILE[fault]
+    build(folder / "a.tar")
+    path = table(folder / "t.csv", [{**PAIR, "after": "a.tar#0.png"}])
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
+    assert code == 2
+    assert line in error
+    assert not list((folder / "out").iterdir())
 
 
 def test_the_table_as_json_and_a_rerun(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MEANING=COLUMN,…",
         help="names of a table's columns, such as before=left_image",
     )
+    add(
+        "--fetch",
+        type=lambda text: tuple(text.lower().split(",")),
+        default=(),
+        metavar="HOST,…",
+        help="fetch pictures named by URL from these hosts (any: from all with public addresses)",
+    )
     add("--dataset-name", metavar="NAME", help="name in the manifest and the shards (default: the reader's)")
     add("--licence", metavar="TEXT", help="licence in the manifest (default: the reader's)")
     add("--source", metavar="TEXT", help="source in the manifest (default: the reader's)")
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = dataclasses.replace(chosen, **{key: value for key, value in named.items() if value})
     reports = convert(
         chosen,
-        Inputs(table, images, columns_of(args.columns)),
+        Inputs(table, images, columns_of(args.columns), args.fetch),
         args.out,
         splits=args.splits,
         encoding=Encoding(args.max_side, args.encode, args.quality, args.decode),

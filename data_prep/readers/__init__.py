@@ -26,9 +26,9 @@ GROUP = "onediff.readers"
 class Row:
     """One row as the data set has it; captions may still be blank, and pictures missing.
 
-    `pictures` maps `before`/`after`, or `image`, to a path below the image folder (or to encoded bytes, where the
-    annotations hold them). `where` says to a person where the row stands: `train.json row 7`. Rows of the same `id`,
-    `split` and `pictures` become one sample with all their captions.
+    `pictures` maps `before`/`after`, or `image`, to a path below the image folder, `ARCHIVE#MEMBER` there, or a URL (or to
+    encoded bytes, where the annotations hold them). `where` says to a person where the row stands: `train.json row 7`. Rows
+    of the same `id`, `split` and `pictures` become one sample with all their captions.
     """
 
     where: str
@@ -43,11 +43,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user named on the command line. `columns` renames columns of a table: `{"before": "left_image"}`."""
+    """What the user named on the command line. `columns` renames columns of a table: `{"before": "left_image"}`;
+    pictures named by URL are fetched from `hosts`."""
 
     annotations: Path | None
     images: Path | None
     columns: dict[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
 
     def annotation(self, *names: str) -> Path:
         """The annotation file: `--annotations` itself, or the first of `names` that exists below it.

@@ -45,7 +45,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 def table_row(where: str, fields: dict[str, Any], columns: dict[str, str], caption_columns: list[str]) -> Row:
     """One row, with whatever pictures and captions it has."""
     roles = ("image",) if "image" in columns else ("before", "after")
-    pictures = {role: picture(fields.get(columns[role]), where) for role in roles}
+    pictures = {role: picture(fields.get(columns[role])) for role in roles}
     captions = [text for name in caption_columns for text in texts(fields.get(name))]
     plain = {
         name: str(fields[columns[name]] or "").strip()
@@ -146,16 +146,13 @@ def captions_in(header: list[str], columns: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(first + numbered))
 
 
-def picture(value: Any, where: str) -> str | bytes:
-    """A path, or the bytes of a picture inside the table (as `datasets` writes them)."""
+def picture(value: Any) -> str | bytes:
+    """A path or URL, or the bytes of a picture inside the table (as `datasets` writes them)."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
-    text = str(value or "").strip()
-    if "://" in text:
-        raise UserError(f"{where}: {text!r} is a URL; download the pictures first and name them by path")
-    return text
+    return str(value or "").strip()
 
 
 def texts(value: Any) -> list[str]:
@@ -175,7 +172,7 @@ READER = Reader(
     summary="your own table of pairs (before, after, caption) or of pictures (image, caption)",
     source="",
     licence="",
-    layout="--table pairs.csv (or .tsv, .json, .jsonl, .parquet) with before, after, caption…, split; pictures beside it "
-    "or in --images",
+    layout="--table pairs.csv (or .tsv, .json, .jsonl, .parquet) with before, after, caption…, split; pictures beside it, "
+    "in --images, in archives there (ARCHIVE#MEMBER), or by URL (--fetch)",
     rows=rows,
 )

@@ -78,10 +78,13 @@ class Decoder:
         start, self.length = self.length, self.length + x_BTW.shape[1]
         assert self.length <= self.room
         for number, layer in enumerate(self.layers):
-            x_BTW = x_BTW + self._attended(layer.self_attn, _normed(layer.input_layernorm, x_BTW), number, start)
+            # Of the last layer nothing but its newest place is read.
+            asked = slice(-1 if number + 1 == len(self.layers) else 0, None)
+            h_BTW = _normed(layer.input_layernorm, x_BTW)
+            x_BTW = x_BTW[:, asked] + self._attended(layer.self_attn, h_BTW, number, start, asked)
             h_BTW, mlp = _normed(layer.post_attention_layernorm, x_BTW), layer.mlp
             x_BTW = x_BTW + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h_BTW)) * mlp.up_proj(h_BTW))
-        return self.head(_normed(self.norm, x_BTW[:, -1:]))[:, 0]
+        return self.head(_normed(self.norm, x_BTW))[:, 0]
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only."""
@@ -90,16 +93,16 @@ class Decoder:
         if self.padded and self.seen is not None:
             self.seen, self.cos, self.sin = self.seen[rows], self.cos[rows], self.sin[rows]
 
-    def _attended(self, attention: Any, h_BTW: Tensor, number: int, start: int) -> Tensor:
+    def _attended(self, attention: Any, h_BTW: Tensor, number: int, start: int, asked: slice) -> Tensor:
+        """What the `asked` of these places see of all so far."""
         size, end = attention.head_dim, self.length
-        q, k, v = (
-            layer(h_BTW).unflatten(-1, (-1, size)) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        q = attention.q_proj(h_BTW[:, asked]).unflatten(-1, (-1, size))
+        k, v = (layer(h_BTW).unflatten(-1, (-1, size)) for layer in (attention.k_proj, attention.v_proj))
         if hasattr(attention, "q_norm"):
             q, k = _normed(attention.q_norm, q), _normed(attention.k_norm, k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
         cos, sin = self.cos[:, :, start:end], self.sin[:, :, start:end]
-        q, k = _turned(q, cos, sin), _turned(k, cos, sin)
+        q, k = _turned(q, cos[:, :, asked], sin[:, :, asked]), _turned(k, cos, sin)
         if number == len(self.slabs):
             shape = (*k.shape[:2], self.room, size)
             self.slabs.append(Slab(k.new_empty(shape), v.new_empty(shape)))
@@ -107,7 +110,7 @@ class Decoder:
         slab.keys[:, :, start:end], slab.values[:, :, start:end] = k, v
         keys, values = slab.keys[:, :, :end], slab.values[:, :, :end]
         seen = None if self.seen is None else self.seen[..., :end]
-        if h_BTW.shape[1] == 1:
+        if q.shape[2] == 1:
             # The G heads that share keys are queries of one attention: no key is repeated.
             q_BKGD = q.squeeze(2).unflatten(1, (k.shape[1], -1))
             mixed = F.scaled_dot_product_attention(q_BKGD, keys, values, attn_mask=seen, scale=attention.scaling)
