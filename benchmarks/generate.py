@@ -28,8 +28,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from onediff.model.decode import can_decode, greedy
 
 SHAPES: dict[str, dict[str, int]] = {
-    "demo": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384},
-    "50M": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1536},
+    "demo": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384}
+    | {"vocab_size": 384, "tie_word_embeddings": 0},
+    "50M": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1536}
+    | {"vocab_size": 16384, "tie_word_embeddings": 1},
 }
 PROMPT = {"demo": 60, "50M": 60}
 """Tokens of a prompt: 2 × 16 of pictures, 16 of deltas and the words, as in the demo."""
@@ -40,7 +42,7 @@ def random_model(shape: str) -> Any:
     torch.manual_seed(0)
     sizes = SHAPES[shape]
     config = AutoConfig.for_model(
-        "llama", vocab_size=384, num_key_value_heads=sizes["num_attention_heads"], initializer_range=0.06, **sizes
+        "llama", num_key_value_heads=sizes["num_attention_heads"], initializer_range=0.06, **sizes
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
@@ -49,7 +51,7 @@ def ending(model: Any, embeds: Tensor, new: int, mean: float) -> None:
     """Scales the head's row of the end-of-text token until rows end after `mean` tokens on average, if they can."""
     head, best = model.get_output_embeddings().weight, None
     row = head.data[END].clone()
-    for scale in torch.linspace(0, 4, 17).tolist():
+    for scale in torch.linspace(0, 4, 9).tolist():
         head.data[END] = row * scale
         made = by_us(model, embeds, new)
         lengths = torch.where((made == END).any(1), (made == END).int().argmax(1) + 1, new).float()
@@ -126,11 +128,20 @@ def measured(name: str, model: Any, batches: list[Tensor], end: int, args: argpa
     )
     return {
         "model": name,
+        "parameters_of_the_language_model": sum(parameter.numel() for parameter in model.parameters()),
+        "prompt_tokens": batches[0].shape[1],
         "rows": rows,
         "tokens_a_caption": tokens / rows,
         "captions_per_second": rates,
+        "ratio": statistics.median(ratios),
         "ratios": ratios,
     }
+
+
+def processor() -> str:
+    """Its name, as Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -152,17 +163,18 @@ def main() -> None:
             model = random_model(name)
             width = SHAPES[name]["hidden_size"]
             batches = [torch.randn(args.batch, PROMPT[name], width) for _ in range(args.batches)]
-            ending(model, torch.cat(batches), args.new_tokens, args.mean_tokens)
+            ending(model, batches[0], args.new_tokens, args.mean_tokens)
             results.append(measured(name, model, batches, END, args))
     if args.json:
         machine = {
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor(),
             "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+        args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

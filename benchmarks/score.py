@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +114,22 @@ def main() -> None:
     for what, found in ratios.items():
         print(f"{what}, ours / theirs: {statistics.median(found):.2f} (median of {len(found)}; {args.pairs} pairs)")
     if args.json:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        result = {"pairs": args.pairs, "ratios": ratios, "machine": machine, "rounds": rounds}
-        args.json.write_text(json.dumps(result, indent=1))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+        java = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr.splitlines()[0]
+        machine = {
+            "processor": name,
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "versions": {
+                "python": platform.python_version(),
+                "java": java,
+                **{package: metadata.version(package) for package in ("pycocoevalcap", "numpy")},
+            },
+        }
+        sides = [{"onediff": one, "pycocoevalcap": two} for one, two in rounds]
+        result = {"pairs": args.pairs, "ratios": ratios, "machine": machine, "rounds": sides}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
