@@ -7,8 +7,8 @@ disk before the next begins. `tar` only copies, so it is the limit; the others m
 and each ratio is the median over the turns of a ratio within one turn. `peak` adds up the resident memory of the process
 and its children; `cpu` is their processor time, which other work on the machine falsifies less than it does the
 rate. With resizing (a quarter of the pairs) the limit is the same decoding, resizing and encoding in as many processes,
-written nowhere. img2dataset fetches from a server on this machine; it is measured where its command is given, on a quarter of the
-pairs and in two turns, since it takes so long.
+written nowhere. img2dataset fetches from a server on this machine; it is measured where its command is given, on a quarter
+of the pairs and in two turns, since it takes so long.
 """
 
 from __future__ import annotations

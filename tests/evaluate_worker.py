@@ -1,11 +1,13 @@
-"""One rank of `onediff evaluate`, given its command line; on request it dies by SIGKILL after its first answers.
+"""One rank of `onediff evaluate`, given its command line; on request it dies by SIGKILL in the middle.
 
-`DIES` in the environment names the rank that dies; it leaves half a line behind, as a rank killed while it wrote does.
+`DIES` in the environment names the rank that dies: after its first answers, with half a line left behind as by a rank
+killed while it wrote, or, where it writes none, as the third batch begins.
 """
 
 import os
 import signal
 import sys
+from itertools import count
 
 
 def main() -> int:
@@ -16,6 +18,7 @@ def main() -> int:
     from onediff.cli import evaluate
     from onediff.cli import main as command
     from onediff.evaluation.answers import AnswerFile
+    from onediff.evaluation.captioner import Captioner
 
     planned = evaluate.planned
 
@@ -36,6 +39,14 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
         AnswerFile.write = write_and_die
+        ask, turns = Captioner.answer, count(1)
+
+        def ask_and_die(self, rows, **generation):
+            if next(turns) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return ask(self, rows, **generation)
+
+        Captioner.answer = ask_and_die
     return command(sys.argv[1:])
 
 
