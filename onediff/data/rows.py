@@ -169,9 +169,9 @@ def collate_packed(rows: list[list[Row]], tokens: int) -> Batch:
 def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
     """Samples end to end in their rows; what is left of a row is padding, a segment by itself."""
     shape = (len(rows), length)
-    ids, positions, segments = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-    targets = torch.zeros(shape, dtype=torch.bool)
-    sources = torch.zeros(shape, dtype=torch.int64)
+    # In numpy, whose small operations cost a third of torch's.
+    ids, positions, segments, sources = (np.zeros(shape, np.int64) for _ in range(4))
+    targets = np.zeros(shape, np.bool_)
     lengths: list[int] = []
     samples: list[tuple[int, Row]] = []  # and where they start, counted through all rows
     for number, row in enumerate(rows):
@@ -180,9 +180,9 @@ def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
         start = padding if pad_left else 0
         for place, sample in enumerate(row):
             here = slice(start, start + len(sample.token_ids))
-            ids[number, here] = sample.token_ids
-            targets[number, here] = sample.is_target
-            positions[number, here] = torch.arange(len(sample.token_ids))
+            ids[number, here] = sample.token_ids.numpy()
+            targets[number, here] = sample.is_target.numpy()
+            positions[number, here] = np.arange(len(sample.token_ids))
             segments[number, here] = place + 1
             sources[number, here] = sample.source
             samples.append((number * length + start, sample))
@@ -191,24 +191,23 @@ def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
         if padding:
             lengths.append(padding)
             if not pad_left:
-                positions[number, start:] = torch.arange(padding)
+                positions[number, start:] = np.arange(padding)
     # Paired pictures first, so that before and after of pair b are pictures 2b and 2b + 1.
     in_order = sorted(samples, key=lambda found: not found[1].is_pair)
-    flat, target_places = ids.flatten(), targets.flatten().nonzero().flatten()
+    places = [start + np.flatnonzero(sample.token_ids.numpy() == PICTURE) for start, sample in in_order]
+    flat, target_places = ids.ravel(), np.flatnonzero(targets)
     return Batch(
-        token_ids=ids.clamp(min=0),
-        position_ids=positions,
-        segment_ids=segments,
+        token_ids=torch.from_numpy(np.maximum(ids, 0)),
+        position_ids=torch.from_numpy(positions),
+        segment_ids=torch.from_numpy(segments),
         pictures=torch.cat([sample.pictures for _, sample in in_order]),
-        picture_places=torch.cat(
-            [start + (sample.token_ids == PICTURE).nonzero().flatten() for start, sample in in_order]
-        ),
+        picture_places=torch.from_numpy(np.concatenate(places)),
         pairs=sum(sample.is_pair for _, sample in samples),
-        delta_places=(flat == DELTA).nonzero().flatten(),
+        delta_places=torch.from_numpy(np.flatnonzero(flat == DELTA)),
         # The hidden state in front of a target predicts it.
-        target_places=target_places - 1,
-        target_ids=flat[target_places],
-        target_sources=sources.flatten()[target_places],
+        target_places=torch.from_numpy(target_places - 1),
+        target_ids=torch.from_numpy(flat[target_places]),
+        target_sources=torch.from_numpy(sources.ravel()[target_places]),
         segments=Segments.of(lengths),
         info=_info(rows),
     )
