@@ -96,6 +96,20 @@ def test_spot_the_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert sample["meta"]["notes"] == ["blank_caption", "merged_row"]
 
 
+def test_an_annotation_that_leaves_the_image_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "notes/train.json", [{"img_id": "../secret", "sentences": ["it left"]}])
+    put(tmp_path / "secret.png", encoded(1))
+    put(tmp_path / "secret_2.png", encoded(2))
+    (tmp_path / "pictures").mkdir()
+    words = ("--annotations", tmp_path / "notes", "--images", tmp_path / "pictures")
+    code, _, error = convert(capsys, "spot-the-diff", tmp_path / "out", *words)
+    assert code == 2
+    assert "train.json row 1: the path '../secret.png' leaves the image folder" in error
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_real_spot_the_diff_counts(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By hand: `jq length` of each file is 150; `jq '[.[] | select(all(.sentences[]; test("^ *$")))] | length'`: 2, 1, 0."""
     annotations = real_data / "spot-the-diff/annotations"

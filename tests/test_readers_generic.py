@@ -147,6 +147,10 @@ SKIPPED = {
     "cut short": ({**PAIR, "after": "cut.jpg"}, "bad_picture: t.csv row 2: cut.jpg: the picture is corrupt: "),
     "an empty file": ({**PAIR, "after": "empty.jpg"}, "not_a_picture: t.csv row 2: empty.jpg"),
     "a decompression bomb": ({**PAIR, "after": "bomb.png"}, "too_large: t.csv row 2: bomb.png: "),
+    "a JPEG of four gigapixels": (
+        {**PAIR, "after": "bomb.jpg"},
+        "too_large: t.csv row 2: bomb.jpg: the picture claims",
+    ),
 }
 
 
@@ -158,6 +162,9 @@ def test_a_row_that_cannot_be_used_is_counted_and_named_or_stops_a_strict_conver
     put(folder / "cut.jpg", encoded(1, "JPEG", 200, 200)[:900])
     put(folder / "empty.jpg", b"")
     put(folder / "bomb.png", bomb(60_000))
+    frame = (folder / "1.jpg").read_bytes()
+    at = frame.index(b"\xff\xc0") + 5  # height and width of the frame
+    put(folder / "bomb.jpg", frame[:at] + b"\xff" * 4 + frame[at + 4 :])
     (folder / "sub").mkdir()
     tar_with(folder / "a.tar", "1.png")
     path = table(folder / "t.csv", [PAIR, row])
@@ -399,12 +406,25 @@ def test_hostile_zips_are_refused_or_their_members_skipped(folder: Path, capsys:
         archive.writestr("../1.png", b"x")
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "up.zip")
     assert (code, "member: the path '../1.png' leaves the image folder" in error) == (2, True)
-    with zipfile.ZipFile(folder / "link.zip", "w") as archive:
-        info = zipfile.ZipInfo("1.png")
-        info.external_attr = 0o120777 << 16
-        archive.writestr(info, "/etc/passwd")
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "link.zip")
-    assert (code, "'1.png' is not a plain file; the archive is refused" in error) == (2, True)
+    with zipfile.ZipFile(folder / "absolute.zip", "w") as archive:
+        archive.writestr("/1.png", b"x")
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "absolute.zip")
+    assert (code, "member: the path '/1.png' leaves the image folder" in error) == (2, True)
+    for name, mode in (("link.zip", 0o120777), ("device.zip", 0o020666)):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            info = zipfile.ZipInfo("1.png")
+            info.external_attr = mode << 16
+            archive.writestr(info, "/etc/passwd")
+        code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / name)
+        assert (code, "'1.png' is not a plain file; the archive is refused" in error) == (2, True)
+    assert not list((folder / "out").iterdir())
+    with zipfile.ZipFile(folder / "liar.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", encoded(0))
+        archive.writestr("1.png", bytes(100_000))
+    lying = (folder / "liar.zip").read_bytes().replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    put(folder / "liar.zip", lying)
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "liar.zip")
+    assert (code, "bad_picture: t.csv row 1: '1.png' cannot be unpacked: Bad CRC-32" in error) == (2, True)
     with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", encoded(0))
         archive.writestr("1.png", bytes(300_000_000))

@@ -152,6 +152,25 @@ def test_strict_stops_at_the_first_bad_sample_and_leaves_no_data_set(tmp_path: P
     assert not (tmp_path / "train").exists()
 
 
+def test_a_killed_worker_is_one_clear_line_and_a_rerun_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a worker process was killed \(out of memory\?\); run the command again"):
+        write_dataset(partial(deadly, os.getpid()), 40, tmp_path, processes=2, **DEADLY)
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-train"]
+    report = write_dataset(partial(deadly, os.getpid()), 40, tmp_path, processes=1, **DEADLY)
+    assert report.manifest.samples == 40 - 6
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+DEADLY = {"name": "demo", "split": "train", "inputs": "x", "shard_samples": 10, "progress": False}
+
+
+def deadly(survivor: int, i: int) -> Sample:
+    """Kills the process that makes the first sample, unless it is the survivor."""
+    if i == 0 and os.getpid() != survivor:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make(i, seconds=0.05)
+
+
 def test_nothing_usable_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of 4 samples can be used; the first: no_caption: row 0"):
         write_dataset(partial(always_bad), 4, tmp_path, name="demo", split="train", processes=1, progress=False)
@@ -210,6 +229,7 @@ def run_child(script: Path, out: Path, processes: int, kill_after: float | None)
         (2, 2),
         pytest.param(1, 20, marks=pytest.mark.long),
         pytest.param(2, 20, marks=pytest.mark.long),
+        pytest.param(4, 20, marks=pytest.mark.long),
     ],
 )
 def test_sigkill_at_random_moments_and_a_rerun_give_the_same_bytes(tmp_path: Path, processes: int, kills: int) -> None:
