@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import add, global_batches, png, stream, write_set
 
-from onediff.data.coupling import WINDOW, Couples, caption_in, similar_captions
+from onediff.data.coupling import LONGEST_WAIT, WINDOW, Couples, caption_in, similar_captions
 from onediff.data.lanes import Lanes
+from onediff.data.packing import LOOK_AHEAD, Packer
 from onediff.data.position import Position, order_of
 from onediff.errors import UserError
 from onediff.training.config import PhaseConfig
@@ -140,8 +141,21 @@ def test_a_large_block_is_ruled_window_by_window():
     couples.rule = lambda said: seen.append(len(said)) or range(len(said))
     assert couples.partner(0, 0).sample == (lanes.at(0, 0).sample + 1) % 3000
     assert seen == [WINDOW, WINDOW, 3000 - 2 * WINDOW]
+    assert LONGEST_WAIT == LOOK_AHEAD**2
     couples.partner(0, 2999)
     assert len(seen) == 3, "a block is read once"
+
+
+def test_each_block_is_read_once_though_packed_rows_wait_across_its_end(folder, monkeypatch):
+    made = stream({folder: 1.0}, 1, couple="similar_captions", block=35, pack=100)
+    seen = []
+    rule = made.couples[0].rule
+    monkeypatch.setattr(made.couples[0], "rule", lambda said: seen.append(len(said)) or rule(said))
+    packer, place = Packer(made, 100), (0,)
+    while place[-1] < 1500:
+        _, place = packer.row(0, place)
+    assert seen == [35] * ((place[-1] - 1) // 35 + 1)
+    assert len(made.couples[0]._rings[0]) < 1024 / 35 + 3
 
 
 def put_rule(folder, monkeypatch, name: str, code: str) -> None:

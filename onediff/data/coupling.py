@@ -20,6 +20,9 @@ from onediff.errors import UserError
 WINDOW = 1024
 """Captions that a rule sees at once: what it needs in memory does not grow with `data.block`."""
 
+LONGEST_WAIT = 1024
+"""Draws behind the newest that a sample of a packed lane may wait: 32 rows of 32 samples."""
+
 
 def similar_captions(captions: Sequence[str]) -> list[int]:
     """Each caption is followed by the one of those left that shares most of its words with it; the same words count little
@@ -39,7 +42,8 @@ def similar_captions(captions: Sequence[str]) -> list[int]:
     shared = (has * weight) @ has.T
     own = np.diagonal(shared)
     likeness = shared / np.maximum(own[:, None] + own[None] - shared, 1)
-    _, same = np.unique(np.array(captions), return_inverse=True)
+    first_of: dict[str, int] = {}
+    same = np.array([first_of.setdefault(caption, number) for number, caption in enumerate(captions)])
     likeness[same[:, None] == same[None]] = 0
     ring = [0]
     while len(ring) < count:
@@ -49,7 +53,7 @@ def similar_captions(captions: Sequence[str]) -> list[int]:
 
 
 class Couples:
-    """Partners of one source by a rule; keeps the ring of the block that each lane is in, some bytes a sample."""
+    """Partners of one source by a rule; keeps the rings of the blocks that each lane is in, eight bytes a sample."""
 
     def __init__(self, name: str, lanes: Lanes, record: Callable[[int, int], bytes]) -> None:
         self.name = name
@@ -57,18 +61,22 @@ class Couples:
         self.lanes = lanes
         self.record = record
         """The JSON of a sample, by shard and place; empty where it cannot be read."""
-        self._rings: dict[int, tuple[tuple[int, int], NDArray[np.int64]]] = {}
+        self._rings: dict[int, dict[tuple[int, int], NDArray[np.int64]]] = {}
 
     def partner(self, lane: int, position: int) -> Place:
         """The sample that is coupled behind the one at `position`. Raises UserError for a rule that gives no ring.
 
         The first call in a block reads all its captions, and no picture.
         """
+        rings = self._rings.setdefault(lane, {})
         block = self.lanes.block_at(lane, position)
-        if lane not in self._rings or self._rings[lane][0] != block:
+        if block not in rings:
             places = self.lanes.places(lane, position)
-            self._rings[lane] = block, self._ring([caption_in(self.record(at.shard, at.sample)) for at in places])
-        return self.lanes.partner(lane, position, self._rings[lane][1])
+            rings[block] = self._ring([caption_in(self.record(at.shard, at.sample)) for at in places])
+            oldest = next(iter(rings))
+            if sum(map(len, rings.values())) - len(rings[oldest]) - len(rings[block]) >= LONGEST_WAIT:
+                del rings[oldest]
+        return self.lanes.partner(lane, position, rings[block])
 
     def _ring(self, captions: list[str]) -> NDArray[np.int64]:
         made: list[int] = []
