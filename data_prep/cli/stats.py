@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     manifests = data_sets(args.folder)
     found = data_set_stats(manifests, args.processes)
     if config is not None:
-        measure_tokens(config, manifests, found)
+        measure_tokens(config, args.tokens, manifests, found)
     print(show_stats(found))
     if args.json:
         fields = {split: stats.fields() for split, stats in found.items()}
@@ -62,13 +62,16 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.html}: a page to look at")
 
 
-def measure_tokens(config: RunConfig, manifests: Sequence[Manifest], found: dict[str, Stats]) -> None:
-    """Puts lengths in tokens into the statistics of every split. Raises UserError."""
+def measure_tokens(config: RunConfig, named: str, manifests: Sequence[Manifest], found: dict[str, Stats]) -> None:
+    """Puts lengths in tokens of the model of the configuration, or run, `named` so into the statistics of every split.
+
+    Raises UserError.
+    """
     from onediff.cli.quiet import quiet_libraries
 
     quiet_libraries()
     from onediff.training.data import data_set_lengths, row_maker_before_training
 
-    maker, _ = row_maker_before_training(config, Path("runs") / config.name)
+    maker, _ = row_maker_before_training(config, named)
     for manifest in manifests:
         found[manifest.split].lengths = data_set_lengths(config, maker, manifest.folder)

@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="the PNG (default: sheet.png)"
     )
-    parser.add_argument("--run", type=Path, metavar="DIR", help="run whose tokenizer to take (default: runs/<name>)")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="run whose tokenizer to take (default: CONFIG, if it is a run, or runs/<name>)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from onediff.training.data import phase_lengths, phase_stream, row_maker_before_training
 
     phase = config.phases[name]
-    maker, tokenizer = row_maker_before_training(config, args.run or Path("runs") / config.name)
+    maker, tokenizer = row_maker_before_training(config, args.config, args.run)
     stream = phase_stream(config, phase, maker)
     shown: list[list[Row]] = []
     for samples in in_order(stream, phase.global_batch):

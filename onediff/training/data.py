@@ -59,12 +59,14 @@ def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
     return math.ceil(phase.epochs * samples / a_row / phase.global_batch)
 
 
-def row_maker_before_training(config: RunConfig, run: Path) -> tuple[RowMaker, Any]:
+def row_maker_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[RowMaker, Any]:
     """What writes rows for a run that may not have started yet, and its tokenizer: one that is to be learned is learned
     as training will do it, and forgotten.
 
-    Raises UserError.
+    The run is in the folder `run`, or in the one that its configuration was `named` by, or in `runs/<name>`. Raises
+    UserError.
     """
+    run = run or (Path(named) if Path(named).is_dir() else Path("runs") / config.name)
     folder, wanted = RunFolder(run).tokenizer, config.model.language.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
         if wanted is not None and not isinstance(wanted, str) and not folder.is_dir():
