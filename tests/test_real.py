@@ -68,8 +68,8 @@ def configuration(folder: Path, data: Path) -> Path:
         "optimizer": {"eps": 1e-6},
         "training": {"precision": "fp32", "sample_captions": 0},
         "phases": {
-            "one": {**phase, "mix": {"singles": 1}, "couple": True, "train": ["delta", "projector"], "lr": 1e-3},
-            "two": {**phase, "mix": {"pairs": 1}, "lr": 2e-5},
+            "one": {**phase, "mix": {"singles": 1}, "couple": True, "train": ["delta", "projector"], "lr": 1e-4},
+            "two": {**phase, "mix": {"pairs": 1}, "lr": 5e-6},
         },
         "tracking": {"live": False},
     }
@@ -79,7 +79,11 @@ def configuration(folder: Path, data: Path) -> Path:
 
 
 def test_three_ranks_that_share_the_model_and_three_that_share_the_rows_have_the_same_losses(tmp_path):
-    """T=3 × D=1 cuts nine heads and three key/value heads; T=1 × D=3 cuts the rows."""
+    """T=3 × D=1 cuts nine heads and three key/value heads; T=1 × D=3 cuts the rows.
+
+    SmolLM2 carries values of 25,000 along beside values of 1, so that its gradients in fp32 are 1.4e-4 off those in fp64,
+    whoever computes them. Learning rates are low enough for that not to grow: at ten times as much curves part in four steps.
+    """
     data = render(tmp_path / "data", 120, 120)
     config = configuration(tmp_path, data)
     runs = {}
