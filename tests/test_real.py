@@ -82,7 +82,8 @@ def test_three_ranks_that_share_the_model_and_three_that_share_the_rows_have_the
     """T=3 × D=1 cuts nine heads and three key/value heads; T=1 × D=3 cuts the rows.
 
     SmolLM2 carries values of 25,000 along beside values of 1, so that its gradients in fp32 are 1.4e-4 off those in fp64,
-    whoever computes them. Learning rates are low enough for that not to grow: at ten times as much curves part in four steps.
+    whoever computes them. Learning rates are low enough for that not to grow: at ten times as much, curves part in four
+    steps.
     """
     data = render(tmp_path / "data", 120, 120)
     config = configuration(tmp_path, data)
