@@ -99,7 +99,7 @@ def draw(figures: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bars = [(f"phase {phase}: {stage}", kinds) for phase, stages in figures.items() for stage, kinds in stages.items()]
+    bars = [(f"phase {phase}: {stage}", stages[stage]) for phase, stages in figures.items() for stage in STAGES]
     picture, axes = pyplot.subplots(figsize=(9, 0.5 * len(bars) + 1.2))
     left = [0.0] * len(bars)
     for kind in (*KINDS, REST):
@@ -109,7 +109,7 @@ def draw(figures: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of one step")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4, fontsize="small", frameon=False)
     picture.tight_layout()
     picture.savefig(path, dpi=110)
 
