@@ -49,15 +49,21 @@ class Counts:
     """of all, those in parameters that ZeRO-3 keeps gathered"""
     largest: int
     """the largest one"""
+    group: int
+    """those of the largest group that the optimizer steps on: the matrices of a part, or the rest of it"""
 
     @classmethod
     def of(cls, tape: Tape) -> Counts:
         sizes = [(weight.numel, weight.trains) for weight in tape.weights]
+        groups: dict[tuple[str, bool], int] = defaultdict(int)
+        for weight in tape.weights:
+            groups[weight.part, len(weight.shape) > 1] += weight.numel * weight.trains
         return cls(
             trained=sum(n for n, trains in sizes if trains),
             frozen=sum(n for n, trains in sizes if not trains),
             small=sum(n for n, _ in sizes if n < PERSISTENT),
             largest=max(n for n, _ in sizes),
+            group=max(groups.values()),
         )
 
 
@@ -121,16 +127,22 @@ def held_gradients(counts: Counts, setup: Setup) -> int:
 
 
 def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int, staying: int) -> Memory:
-    """While the optimizer steps: a copy of this rank's share of the gradients in fp32, and one temporary of that size.
+    """While the optimizer steps: fp32 gradients beside those of the backward pass, and its temporaries.
 
-    Without ZeRO the temporary is the flattened gradients on their way. `staying` buffers are never given back.
+    Stage 0 has a copy of all gradients in bf16 runs, and flattens them in fp32 ones; stages 1 and 2 copy group by group;
+    stage 3, and DeepSpeed's bf16 optimizer at stage 1, have a copy of this rank's share and one temporary of that size.
+    `staying` buffers are never given back.
     """
-    share = counts.trained / setup.data if setup.stage else counts.trained
     gradients = held_gradients(counts, setup)
-    wide = 4 * share if setup.offload_optimizer == "none" else 0
-    copied = wide if setup.bf16 or setup.stage else 0
-    buffers = int(copied + wide) + staying
-    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=buffers, host=host)
+    if setup.offload_optimizer != "none":
+        extra = 0.0
+    elif setup.stage == 0:
+        extra = 4 * counts.trained + (8 * counts.largest if setup.bf16 else 0)
+    elif setup.stage == 3 or (setup.stage == 1 and setup.bf16):
+        extra = 8 * counts.trained / setup.data
+    else:
+        extra = 4 * counts.group / setup.data
+    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=int(extra) + staying, host=host)
 
 
 def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
