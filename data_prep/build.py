@@ -58,7 +58,7 @@ def build(
 def build_part(name: str, part: Part, out: Path, processes: int | None, share: Share | None = None) -> list[Report]:
     """Captions where asked for, then shards. Raises UserError."""
     images = part.images or part.annotations
-    chosen, inputs = reader(part.reader), Inputs(part.annotations, images)
+    chosen, inputs = reader(part.reader), Inputs(part.annotations, images, hosts=part.fetch)
     if part.retrieve is not None:
         assert images is not None
         inputs = Inputs(retrieved(part.retrieve, images, out.with_name(f"{out.name}.pairs.csv")), images)
@@ -68,7 +68,7 @@ def build_part(name: str, part: Part, out: Path, processes: int | None, share: S
         failed = write_captions(part.captions, list(chosen.rows(inputs)), written)
         if failed:
             raise UserError(f"{written}: {failed:,} questions failed; run the command again to ask them once more")
-        chosen, inputs = reader("generic"), Inputs(written, images)
+        chosen, inputs = reader("generic"), Inputs(written, images, hosts=part.fetch)
     return convert(
         chosen,
         inputs,

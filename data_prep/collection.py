@@ -62,6 +62,8 @@ class Part(Section):
     """Only these splits; all of them where empty."""
     allow_leakage: bool = False
     """Accept pictures that stand in two splits."""
+    fetch: tuple[str, ...] = ()
+    """Hosts from which pictures named by URL are fetched; `any` stands for all with public addresses."""
     retrieve: Retrieval | None = None
     """Find the pairs first; `captions` then says who describes them, with the prompt `pair`."""
     captions: Captioning | None = None
