@@ -22,6 +22,9 @@ from onediff.errors import UserError
 GRACE_SECONDS = 30.0
 """How long the other ranks may take to end by themselves once one has failed, before they are killed."""
 
+SAME_CTRL_C_SECONDS = 1.0
+"""A terminal, make and a shell may each pass on one Ctrl-C: within this time it counts once."""
+
 STOP_TOGETHER = 75
 """EX_TEMPFAIL: every rank stops by itself after a checkpoint, so that nobody needs to be told."""
 
@@ -42,8 +45,8 @@ def run_local(
 
     Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT on top of `env` (this
     process's own by default), and writes `log_dir/<name>.rank<r>.log`; rank 0 writes to the terminal too. SIGTERM, SIGINT
-    and SIGUSR1 are passed on to every rank; a second SIGINT ends them. When a rank fails, the others get SIGTERM and, after
-    `grace` seconds, SIGKILL.
+    and SIGUSR1 are passed on to every rank; a second SIGINT, a second later, ends them. When a rank fails, the others get
+    SIGTERM and, after `grace` seconds, SIGKILL.
 
     Returns 0, or the exit code of the rank that failed first (128 + signal number for one that a signal ended). Must be
     called from the main thread. Raises UserError when the command cannot be started.
@@ -89,7 +92,7 @@ class Ranks:
         self.running: set[int] = set()
         self.failed: tuple[int, int] | None = None  # the rank that failed first, and its exit code
         self.deadline: float | None = None
-        self.interrupts = 0
+        self.interrupted: float | None = None  # when Ctrl-C came first
         self.events = selectors.DefaultSelector()
         self.wake, self.woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.events.register(self.wake, selectors.EVENT_READ, (self.on_signal,))
@@ -167,9 +170,9 @@ class Ranks:
         """Passes what arrived here on to the ranks; their data workers are theirs to tell."""
         for number in os.read(descriptor, 64):
             if number == signal.SIGINT:
-                self.interrupts += 1
-                if self.interrupts > 1:
+                if self.interrupted is not None and time.monotonic() - self.interrupted > SAME_CTRL_C_SECONDS:
                     self.end_others()
+                self.interrupted = self.interrupted or time.monotonic()
             self.send(number)
 
     def on_output(self, descriptor: int, target: int, log: LastWritten) -> None:

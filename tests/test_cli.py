@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onediff.cli import COMMANDS, main
+from onediff.config.compose import load_run, write_run
 from tests.small_run import onediff, overrides, render
 
 HEAVY = ("torch", "transformers", "deepspeed", "mlflow", "megatron", "pandas", "cv2")
@@ -61,6 +62,27 @@ def test_every_command_has_help_without_torch(name, capsys):
 
 def test_an_unknown_command_names_the_nearest():
     mistake(["trian"], "unknown command 'trian'", "onediff train")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "train demo --procesess 2",
+            "unrecognized arguments: --procesess 2; did you mean --processes? ('onediff train",
+        ),
+        ("train demo --zzz", "unrecognized arguments: --zzz ('onediff train --help' tells more)"),
+        ("train --resume", "the following arguments are required: config"),
+        ("train demo --processes many", "argument --processes: invalid int value: 'many' ("),
+        ("train demo --processes 0", "--processes 0: must be at least 1"),
+        ("evaluate runs/none --processes 0", "--processes 0: must be at least 1"),
+        ("data convert generic --overwite", "did you mean --overwrite?"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_the_nearest(words, told, capsys):
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("onediff: error: ") and told in line
 
 
 def test_a_wrong_type_names_the_key():
@@ -136,6 +158,35 @@ def test_caption_refuses_what_is_not_a_picture_or_a_model(tmp_path):
     text.write_text("not a picture")
     mistake(["caption", str(text), str(tmp_path / "none.jpg"), "--model", str(tmp_path)], "none.jpg", "no such picture")
     mistake(["caption", str(text), str(text), "--model", str(tmp_path)], str(tmp_path), "neither a run")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("export {0}/nope {0}/out", "nope: no such folder"),
+        ("export {0}/new {0}/out", "new: this run has no checkpoint yet"),
+        ("demo-page {0}", "neither a run (config.yaml) nor a saved model (onediff.yaml)"),
+        ("caption {0}/a.png {0}/a.png --model {0}/nope", "nope: no such folder"),
+        ("evaluate {0}/run split=tets", "tets: no such split; there are test, train (split=NAME)"),
+        ("evaluate {0}/run num_beam=3", "unknown key 'num_beam' (did you mean 'num_beams'?)"),
+    ],
+)
+def test_mistakes_are_told_before_torch_is_imported(words, told, data, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("new", "run"):
+        (tmp_path / name / "checkpoints" / "phase-two").mkdir(parents=True)
+        write_run(load_run("configs/demo.yaml", overrides(data, 2)), tmp_path / name / "config.yaml")
+    (tmp_path / "run" / "checkpoints" / "phase-two" / "step-00000002").mkdir()
+    code = (
+        f"import sys; from onediff.cli import main; code = main({words.format(tmp_path).split()!r});"
+        f"print(code, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 []\n"
+    (line,) = done.stderr.splitlines()
+    assert told in line
 
 
 def test_version_is_printed(capsys):

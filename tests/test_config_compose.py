@@ -117,6 +117,15 @@ def test_a_fault_of_the_file_is_blamed_on_the_file(tmp_path):
             load_run(file, overrides)
 
 
+def test_a_misspelt_phase_is_not_taken_for_a_new_one():
+    with pytest.raises(UserError, match=r"^phases.tow.steps=5: phases.tow would be a new phase.* mean 'two'\?\)$"):
+        load_run("configs/demo.yaml", ["phases.tow.steps=5"])
+    with pytest.raises(UserError, match=r"\(known: one, two, warm-up\)$"):
+        load_run("configs/demo.yaml", ["phases.third.steps=5"])
+    new = "phases.third={mix: {pairs: 1.0}, steps: 1, global_batch: 4, micro_batch: 4}"
+    assert list(load_run("configs/demo.yaml", [new]).phases)[-1] == "third"
+
+
 @pytest.mark.parametrize("name", ["demo.yaml", "onediff_7b.yaml"])
 def test_round_trip(tmp_path, name):
     run = load_run(configs_folder() / name, ["optimizer.eps=1e-9", "training.seed=7"])

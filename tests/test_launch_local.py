@@ -147,7 +147,7 @@ time.sleep(60)
     wait_for(lambda: all((tmp_path / "logs" / f"part.rank{r}.log").exists() and log(tmp_path, r) for r in (0, 1)))
     for _ in range(2):
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        time.sleep(1.3)
     assert process.wait(60) == 128 + signal.SIGTERM
 
 

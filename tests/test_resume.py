@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_run import SECONDS, metrics, overrides, render
+from tests.small_run import SECONDS, metrics, onediff, overrides, render
 from tests.small_run import train as train_unpacked
 
 STEPS = 16
@@ -90,8 +90,9 @@ def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(undisturbed, dat
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["phase"]) == ("stopped", "one")
     assert "SIGUSR1" in status["reason"]
+    assert f"onediff train {run} --processes 2 --resume" in (run / "logs" / "process.rank0.log").read_text()
     stopped_at = max(metrics(run, "one"))
-    done = train(run, data, STEPS, "--processes", "2", "--resume")
+    done = onediff(["train", str(run), "--processes", "2", "--resume"])
     assert done.returncode == 0, done.stderr
     assert f"goes on from step {stopped_at}" in done.stderr
     assert metrics(run, "one") == metrics(undisturbed, "one")
@@ -130,10 +131,13 @@ def test_a_changed_data_order_is_refused(undisturbed, data):
     done = train(undisturbed, data, STEPS + 4, "--resume", **{"data.seed": 5})
     # Every phase is finished: nothing is repeated, nothing is refused.
     assert done.returncode == 0, done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "settings change: " in line]
+    assert "data.seed 0 → 5" in told and f"phases.two.steps {STEPS} → {STEPS + 4}" in told
     (undisturbed / "phase-two" / "finished.json").unlink()
     done = train(undisturbed, data, STEPS + 4, "--resume", **{"data.seed": 5})
     assert done.returncode == 2
     assert "data.seed changed" in done.stderr
+    assert "settings change: " not in done.stderr, "the run has these settings since the start before"
     assert "Traceback" not in done.stderr
 
 

@@ -38,7 +38,7 @@ def test_list(folder, capsys):
     assert main(["runs", str(folder)]) == 0
     head, base, low = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["run", "state", "phase", "step"]
-    assert base.split()[:8] == ["base", "finished", "one", "5", "2.0000", "1.000", "1,234", "17"]
+    assert base.split()[:8] == ["base", "finished", "one", "5", "2.0000", "100.0", "1,234", "17"]
     assert low.split()[:2] == ["low", "killed"]
 
 
@@ -64,9 +64,51 @@ def test_diff(folder, capsys):
     assert found["data"]["scenes/train (training)"][1].endswith("20 samples")
     assert found["code"] == {}
     assert found["results"] == {"evaluation held-out: CIDEr": [1.0, 1.5], "one: loss": [2.0, 3.0]}
+    assert found["earlier"] == {}
     assert main(["runs", "diff", str(folder / "base"), str(folder / "low")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "code: the same" in lines and any("2  →  3  (+50.0 %)" in line for line in lines)
+    assert lines[0] == "results" and "code: the same" in lines
+    assert any("2  →  3  (+50.0 %)" in line for line in lines)
+    assert any("CIDEr" in line and "100.0  →  150.0  (+50.0 %)" in line for line in lines)
+
+
+def test_diff_is_short_and_sets_scores_of_other_steps_side_by_side(folder, capsys):
+    for name, step, cider in (("base", 600, 1.0), ("low", 900, 1.5)):
+        tracker = Tracker.attach(folder / name, TrackingConfig(live=False))
+        tracker.phase("one", resumed_step=step - 1).log(
+            step, {"loss": cider, "grad_norm": cider, "epochs/scenes": cider}
+        )
+        tracker.evaluation(f"scenes-test-one-{step}").log(0, {"CIDEr": cider})
+        tracker.finish(None)
+    words = ["runs", "diff", str(folder / "base"), str(folder / "low")]
+    assert main(words) == 0
+    short = capsys.readouterr().out
+    assert "  and 2 other metrics (--all shows them)" in short and "grad_norm" not in short
+    (line,) = [line for line in short.splitlines() if "evaluation scenes-test: CIDEr" in line]
+    assert line.endswith("CIDEr  100.0 (one 600)  →  150.0 (one 900)  (+50.0 %)")
+    assert main([*words, "--all"]) == 0
+    assert "one: grad_norm" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert results["evaluation scenes-test: weights"] == ["one 600", "one 900"]
+    assert results["evaluation scenes-test: CIDEr"] == [1.0, 1.5]
+
+
+def test_diff_tells_what_a_run_changed_on_its_way(folder, capsys):
+    """Both runs end with the same settings, and one of them began with others."""
+    for name in ("base", "low"):
+        (folder / name / "config.yaml").write_text("optimizer: {lr: 0.1}\n")
+    for number, rate in ((1, 0.3), (2, 0.2)):
+        (folder / "low" / f"config.before-{number}.yaml").write_text(f"optimizer: {{lr: {rate}}}\n")
+    words = ["runs", "diff", str(folder / "base"), str(folder / "low")]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "configuration: the same" in lines
+    assert f"  {folder / 'low'} had the settings of config.before-1.yaml first, then optimizer.lr 0.3 → 0.2" in lines
+    assert f"  {folder / 'low'} had the settings of config.before-2.yaml first, then optimizer.lr 0.2 → 0.1" in lines
+    assert main([*words, "--json"]) == 0
+    earlier = json.loads(capsys.readouterr().out)["earlier"][str(folder / "low")]
+    assert earlier["config.before-2.yaml"] == {"optimizer.lr": [0.2, 0.1]}
 
 
 @pytest.mark.parametrize("words", [["runs", "nowhere"], ["runs", "diff", "nowhere", "there"], ["runs", "."]])

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from onediff import __version__
 from onediff.errors import UserError
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name is None:
             return help_or_mistake(words)
         module = importlib.import_module(COMMANDS[name].module)
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             f"onediff {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(parser)
@@ -103,6 +103,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`onediff … | head`); keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, without the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError with the message of argparse, the nearest option, and where to read more."""
+        from difflib import get_close_matches
+
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        close = get_close_matches(unknown, known, n=1) if unknown.startswith("-") and unknown not in known else []
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{message}{meant} ('{self.prog} --help' tells more)")
 
 
 def chosen(words: Sequence[str]) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onediff.errors import UserError
+from onediff.training.folder import require_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if min(args.beams, args.batch_size, args.max_new_tokens) < 1:
         raise UserError("--beams, --batch-size and --max-new-tokens are 1 or more")
     pairs = pairs_of(args.paths, args.every, args.against)
+    require_model(args.model)
     one_file = args.attention is not None and args.attention.suffix.lower() == ".png"
     if one_file and (len(args.paths) == 1 or args.paths[0].is_dir()):
         raise UserError(f"--attention {args.attention}: name a folder, there may be several pairs")

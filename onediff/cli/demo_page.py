@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from onediff.training.folder import require_model
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run, or a folder made by `onediff export`")
@@ -26,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_megabytes < 1:
         raise UserError("--max-megabytes is 1 or more")
+    require_model(args.model)
     quiet_libraries()
     import onediff
     from onediff.serving.server import PageServer

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError
+from onediff.training.folder import require_model
 
 if TYPE_CHECKING:
+    from onediff.evaluation.config import EvaluationConfig
     from onediff.evaluation.run import Evaluation
 
 
@@ -34,11 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.model.exists():
-        raise UserError(f"{args.model}: no such run or model")
     is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     if args.processes is not None and is_rank:
         raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
+    if args.processes is not None and args.processes < 1:
+        raise UserError(f"--processes {args.processes}: must be at least 1")
+    require_model(args.model)
+    if not is_rank:
+        asked(args)  # torch takes seconds to import; what is wrong is told before
     quiet_libraries()
     if args.processes and args.processes > 1:
         from launcher.local import run_local
@@ -70,51 +75,59 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def planned(args: argparse.Namespace) -> Evaluation:
-    """Model, data, decoding and output folder from the command line and the run. Raises UserError."""
+def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
+    """Data sets that have the split, and settings, from the command line and the run. Raises UserError; needs no torch."""
     from onediff.config.compose import apply_override, load_run
     from onediff.config.section import validated
     from onediff.evaluation.config import EvaluationConfig
+
+    values: dict[str, Any] = {}
+    folders: list[Path] = [args.data] if args.data else []
+    if (args.model / "config.yaml").is_file():
+        run_config = load_run(args.model)
+        values = run_config.evaluation.model_dump(mode="json")
+        *_, last = run_config.phases.values()
+        folders = folders or [Path(run_config.data.sets[name].path) for name in last.mix]
+    for override in args.overrides:
+        apply_override(values, override)
+    config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
+    if not folders:
+        raise UserError("--data: name the data set; a saved model does not know which")
+    found = [folder for folder in folders if (folder / config.split).is_dir()]
+    if not found:
+        splits = sorted({path.parent.name for folder in folders for path in folder.glob("[!.]*/manifest.json")})
+        there = f"there are {', '.join(splits)} (split=NAME)" if splits else "name a data set with --data"
+        raise UserError(f"{folders[0] / config.split}: no such split; {there}")
+    return found, config
+
+
+def planned(args: argparse.Namespace) -> Evaluation:
+    """Model, data, decoding and output folder from the command line and the run. Raises UserError."""
     from onediff.evaluation.run import Evaluation
     from onediff.model.saved import description
     from onediff.training.export import saved_model_of
 
-    values: dict[str, Any] = {}
-    data: Path | None = args.data
-    if (args.model / "config.yaml").is_file():
-        run_config = load_run(args.model)
-        values = run_config.evaluation.model_dump(mode="json")
-        data = data or first_with_pairs(run_config)
-    for override in args.overrides:
-        apply_override(values, override)
-    config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
-    if data is None and values:
-        raise UserError(f"--data: name the data set; none of {args.model} has pairs in the split {config.split!r}")
-    if data is None:
-        raise UserError("--data: name the data set; a saved model does not know which")
-    if not (data / config.split).is_dir():
-        raise UserError(f"{data / config.split}: no such split; give --data, or split=NAME")
+    folders, config = asked(args)
+    data = args.data or first_with_pairs(folders, config.split)
     saved = saved_model_of(args.model)
     trained = description(saved).trained
     label = f"{data.name}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
     return Evaluation(saved, data, config, args.out or args.model / "evaluation" / label)
 
 
-def first_with_pairs(config: Any) -> Path | None:
-    """The first data set of the last phase that has the split to evaluate and pairs in it."""
+def first_with_pairs(folders: list[Path], split: str) -> Path:
+    """The first data set with pairs in its split. Raises UserError where none has."""
     from onediff.data.heldout import HeldOut
 
-    *_, last = config.phases.values()
-    for name in last.mix:
-        folder = Path(config.data.sets[name].path)
-        if not (folder / config.evaluation.split).is_dir():
-            continue
+    for folder in folders:
         try:
-            HeldOut.open(folder / config.evaluation.split, limit=1)
+            HeldOut.open(folder / split, limit=1)
         except UserError:
             continue  # a data set without pairs: single images or text
         return folder
-    return None
+    raise UserError(
+        f"--data: {', '.join(map(str, folders))}: no pairs in split {split!r}; name a data set that has some"
+    )
 
 
 def overrides_of(config: Any) -> list[str]:

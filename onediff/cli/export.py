@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from onediff.errors import UserError
+from onediff.training.folder import require_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--alias: belongs to a registered model; name it with --register")
     if "latest" in args.alias:
         raise UserError("--alias latest: MLflow keeps this name for the newest version of every model; choose another")
+    require_run(args.run)
     quiet_libraries()
     from onediff.training.export import export_run
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from onediff.tracking.overview import Overview, overview, run_folders
 
-HEAD = ("run", "state", "phase", "step", "loss", "CIDEr", "tokens/s", "job", "last heard")
+HEAD = ("run", "state", "phase", "step", "loss", "CIDEr ×100", "tokens/s", "job", "last heard")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def row(one: Overview) -> tuple[str, ...]:
         one.phase or "-",
         step,
         number(one.figures.get("loss"), 4),
-        number(cider, 3),
+        number(None if cider is None else 100 * cider, 1),
         number(one.figures.get("tokens_per_second"), 0),
         one.jobs or "-",
         ago(time.time() - one.updated) if one.updated else "-",

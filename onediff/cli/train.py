@@ -2,9 +2,12 @@
 
   onediff train configs/demo.yaml --processes 2
   onediff train configs/demo.yaml --processes 2 --resume
+  onediff train runs/low-rate --processes 2 --resume            with the settings that the run has
   onediff train configs/demo.yaml optimizer.lr=3e-4 phases.two.steps=100 --run runs/low-rate
 
-Under srun or torchrun every task is one rank, and --processes is left out.
+Under srun or torchrun every task is one rank, and --processes is left out. A run that Ctrl-C, SIGTERM or Slurm's warning
+has stopped ends with exit code 75 after a checkpoint; --resume goes on from there. Give the same overrides again, or the
+run's own folder in place of the file.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from onediff.config.compose import load_run
 from onediff.config.section import nearest
 from onediff.config.tree import RunConfig
 from onediff.errors import UserError
+from onediff.tracking.overview import is_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_run(args.config, args.overrides)
-    folder: Path = args.run or Path("runs") / config.name
+    folder: Path = args.run or own_folder(args.config, args.resume) or Path("runs") / config.name
     phases = chosen_phases(config, args.phases)
     is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     if args.processes is not None and is_rank:
         raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
+    if args.processes is not None and args.processes < 1:
+        raise UserError(f"--processes {args.processes}: must be at least 1")
     if not is_rank:
         check(config, folder, phases, args.resume, args.processes or 1)
+        print(f"{folder}: phases {', '.join(phases)}; loading …", file=sys.stderr, flush=True)
         if args.processes and args.processes > 1:
             from launcher.local import run_local
 
@@ -50,6 +57,13 @@ def run(args: argparse.Namespace) -> int:
     from onediff.training.run import train
 
     return train(config, folder, phases, args.resume)
+
+
+def own_folder(config: str, resume: bool) -> Path | None:
+    """The run that `config` names by its folder or the configuration in it, where that run is to go on."""
+    path = Path(config)
+    folder = path.parent if path.name == "config.yaml" else path
+    return folder if resume and (folder / "config.yaml").is_file() and is_run(folder) else None
 
 
 def chosen_phases(config: RunConfig, names: str | None) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from onediff.config.section import validated
+from onediff.config.section import nearest, validated
 from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 
@@ -39,8 +39,14 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
     """
     file = find(str(path), Path.cwd())
     values = read_composed(file)
+    phases = list(_phases(values))
     for override in overrides:
         apply_override(values, override)
+    for name, phase in _phases(values).items():
+        if name not in phases and isinstance(phase, dict) and "mix" not in phase:
+            raise UserError(
+                f"{' '.join(overrides)}: phases.{name} would be a new phase, and those need `mix`{nearest(name, phases)}"
+            )
     if overrides:
         # Blame the command line, not the file, for a fault that only the overrides bring in.
         _blame_override(values, file, overrides)
@@ -123,6 +129,12 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             raise UserError(f"{override}: {parent!r} holds a value, not a section")
         here = below
     here[last] = merged(here.get(last), value) if isinstance(value, dict) else value
+
+
+def _phases(values: dict[str, Any]) -> dict[str, Any]:
+    """The phases of a configuration that is still unchecked."""
+    found = values.get("phases")
+    return found if isinstance(found, dict) else {}
 
 
 def _blame_override(values: dict[str, Any], file: Path, overrides: Sequence[str]) -> None:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from onediff.config.section import Section
 
+SAVED_MODEL_FILE = "onediff.yaml"
+"""The file that makes a folder a saved model."""
+
 
 class PretrainedPart(Section):
     """A Hugging Face model: pretrained by `name`, or built with random weights from `config`."""

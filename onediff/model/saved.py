@@ -27,12 +27,12 @@ from onediff.data.config import DataConfig, PromptConfig
 from onediff.data.rows import RowMaker
 from onediff.errors import UserError
 from onediff.model.build import build_row_maker
-from onediff.model.config import LoraConfig, ModelConfig
+from onediff.model.config import SAVED_MODEL_FILE, LoraConfig, ModelConfig
 from onediff.model.lora import save_adapter
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.placement import Placement
 
-FILE = "onediff.yaml"
+FILE = SAVED_MODEL_FILE
 OWN_PARTS = ("delta", "projector")
 
 

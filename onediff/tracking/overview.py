@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from onediff.config.difference import Differences, flat
+from onediff.config.difference import differences as changed
 from onediff.errors import UserError
 from onediff.tracking.journal import Record, last, openings, records
 from onediff.tracking.state import journals
@@ -106,26 +110,26 @@ def alive(start: Record, updated: float) -> str:
     return "silent" if time.time() - updated > SILENT_SECONDS else "running"
 
 
-def differences(one: Path, other: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
+def differences(one: Path, other: Path) -> dict[str, Differences]:
     """What differs between two runs, by heading and key, as (value of `one`, value of `other`)."""
     return {
-        heading: {
-            key: (a.get(key), b.get(key))
-            for key in [*a, *(key for key in b if key not in a)]
-            if a.get(key) != b.get(key)
-        }
-        for heading, (a, b) in {
-            "configuration": (settings(one), settings(other)),
-            "data": (data(one), data(other)),
-            "code": (code(one), code(other)),
-            "results": (results(one), results(other)),
-        }.items()
+        "results": changed(results(one), results(other)),
+        "configuration": changed(settings(one), settings(other)),
+        "data": changed(data(one), data(other)),
+        "code": changed(code(one), code(other)),
     }
 
 
-def settings(run: Path) -> dict[str, Any]:
+def earlier_settings(run: Path) -> dict[str, Differences]:
+    """Files of settings under which a run began, oldest first, and what was changed after each: (then, afterwards)."""
+    files = sorted(run.glob("config.before-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    found = [settings(run, file.name) for file in files] + [settings(run)]
+    return {file.name: changed(*pair) for file, pair in zip(files, pairwise(found), strict=True)}
+
+
+def settings(run: Path, file: str = "config.yaml") -> dict[str, Any]:
     """The resolved configuration, flat. Raises UserError when it cannot be read."""
-    path = run / "config.yaml"
+    path = run / file
     if path.is_file():
         try:
             return flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
@@ -155,25 +159,35 @@ def code(run: Path) -> dict[str, str]:
     return tags
 
 
-def results(run: Path) -> dict[str, float]:
-    """The newest metrics of every phase and evaluation."""
-    found: dict[str, float] = {}
+def results(run: Path) -> dict[str, Any]:
+    """The newest metrics of every phase, and of the newest evaluation of each data set and split, with what it scored."""
+    found: dict[str, Any] = {}
+    newest: dict[str, int] = {}
     for path in journals(run):
         kind, _, name = path.stem.partition("-")
         record = last(path, "metrics") if kind in ("phase", "evaluation") else None
-        if record is not None:
-            title = name if kind == "phase" else f"evaluation {name}"
-            found |= {f"{title}: {key}": value for key, value in {"step": record["step"], **record["metrics"]}.items()}
-    scores = numbers(read_json(run / "evaluation" / "scores.json"))
+        if record is None:
+            continue
+        if kind == "phase":
+            title, about = name, {"step": record["step"]}
+        else:
+            where, weights = evaluated(name, run)
+            title, about = f"evaluation {where}", {"weights": weights} if weights else {}
+            if newest.setdefault(title, record["time"]) > record["time"]:
+                continue
+            newest[title] = record["time"]
+        found |= {f"{title}: {key}": value for key, value in {**about, **record["metrics"]}.items()}
+    scores = numbers(read_json(run / "evaluation" / "scores.json").get("scores") or {})
     return found | {f"evaluation: {key}": value for key, value in scores.items()}
 
 
-def flat(values: Tree, above: str = "") -> dict[str, Any]:
-    """Nested mappings as `a.b.c` → value."""
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        made |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
-    return made
+def evaluated(name: str, run: Path) -> tuple[str, str]:
+    """`pairs-test-two-600` as data set with split, and phase with step; the latter is empty for another kind of name."""
+    phases = (path.stem.removeprefix("phase-") for path in journals(run) if path.stem.startswith("phase-"))
+    for phase in sorted(phases, key=len, reverse=True):
+        if found := re.fullmatch(rf"(.+)-{re.escape(phase)}-(\d+)", name):
+            return found[1], f"{phase} {found[2]}"
+    return name, ""
 
 
 def numbers(values: Tree) -> dict[str, float]:

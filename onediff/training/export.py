@@ -14,7 +14,7 @@ from onediff.model.saved import FILE, description, save_model
 from onediff.training.checkpoint import latest_checkpoint, load_weights, read_manifest
 from onediff.training.checkpoint.reader import Reader
 from onediff.training.checkpoint.weights import Weights
-from onediff.training.folder import RunFolder
+from onediff.training.folder import RunFolder, require_model, require_run
 
 MODEL_FOLDER = "model"
 """Where a run keeps its own export, below the run folder."""
@@ -25,9 +25,7 @@ def export_run(run: Path, target: Path) -> dict[str, Any]:
 
     Raises UserError when `run` is not a run or has no checkpoint.
     """
-    folder = RunFolder(run)
-    if not folder.config.is_file():
-        raise UserError(f"{run}: not the folder of a run (no config.yaml)")
+    folder = require_run(run)
     config = load_run(folder.config)
     found = newest(folder, list(config.phases))
     maker, tokenizer = build_row_maker(config.model, config.data, folder.tokenizer)
@@ -58,9 +56,8 @@ def saved_model_of(path: Path) -> Path:
     """
     if (path / FILE).is_file():
         return path
+    require_model(path)
     folder = RunFolder(path)
-    if not folder.config.is_file():
-        raise UserError(f"{path}: neither a run (config.yaml) nor a saved model ({FILE})")
     config = load_run(folder.config)
     found = newest(folder, list(config.phases))
     target = path / MODEL_FOLDER

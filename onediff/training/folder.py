@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from onediff.errors import UserError
+from onediff.model.config import SAVED_MODEL_FILE
+
 
 class RunFolder:
     """`config.yaml`, `status.json`, `phase-<name>/`, `checkpoints/phase-<name>/`, `tokenizer/`, `logs/` below one path."""
@@ -56,6 +59,27 @@ class RunFolder:
         """The last status, or None before the run's first."""
         file = self.path / "status.json"
         return json.loads(file.read_text()) if file.is_file() else None
+
+
+def require_run(path: Path) -> RunFolder:
+    """The run in `path`, which has a checkpoint. Raises UserError otherwise; needs no torch, so that it answers at once."""
+    folder = RunFolder(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    if not folder.config.is_file():
+        raise UserError(f"{path}: not the folder of a run (no config.yaml)")
+    if not any(path.glob("checkpoints/phase-*/step-*")):
+        raise UserError(f"{path}: this run has no checkpoint yet; train it with `onediff train`")
+    return folder
+
+
+def require_model(path: Path) -> None:
+    """Raises UserError unless `path` is a saved model, or a run with a checkpoint. Needs no torch."""
+    if (path / SAVED_MODEL_FILE).is_file():
+        return
+    if path.is_dir() and not RunFolder(path).config.is_file():
+        raise UserError(f"{path}: neither a run (config.yaml) nor a saved model ({SAVED_MODEL_FILE})")
+    require_run(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from onediff.config.compose import load_run, write_run
+from onediff.config.difference import differences, flat, told
 from onediff.config.tree import RunConfig
 from onediff.data.loader import Loader, Share
 from onediff.errors import UserError
@@ -89,6 +92,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
         folder.write_status(**{**last, "state": state, "reason": reason})
         if reason:
             log.error("%s: %s", state, reason)
+        if code == EXIT_STOPPED and "SLURM_JOB_ID" not in os.environ:
+            log.info("go on with the same command and --resume, or: %s", how_to_go_on(folder.path, ranks.world))
         log.info("%s is in %s", "everything" if code == 0 else "what there is", folder.path)
         if config.tracking.live:
             log.info("look at it with: %s", how_to_look(scrubbed(tracking_uri(folder.path, config.tracking))))
@@ -101,11 +106,12 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
 def prepare(folder: RunFolder, config: RunConfig) -> None:
     """Makes the run folder, writes the configuration, and learns the tokenizer where one is to be learned."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    if folder.config.is_file() and load_run(folder.config) != config:
+    if folder.config.is_file() and (before := load_run(folder.config)) != config:
         # What the finished phases were trained with must stay known.
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
         folder.config.rename(folder.path / f"config.before-{number}.yaml")
-        log.warning("the configuration differs from the one so far, which is kept as config.before-%d.yaml", number)
+        changed = differences(*(flat(one.model_dump(mode="json")) for one in (before, config)))
+        log.warning("settings change: %s; those so far are kept as config.before-%d.yaml", told(changed), number)
     write_run(config, folder.config)
     wanted = config.model.language.tokenizer
     if wanted is not None and not isinstance(wanted, str) and not folder.tokenizer.is_dir():
@@ -229,6 +235,12 @@ def previous(config: RunConfig, name: str) -> str | None:
     return order[order.index(name) - 1] if order.index(name) else None
 
 
+def how_to_go_on(run: Path, processes: int) -> str:
+    """The command that takes up a stopped run on this machine."""
+    several = f" --processes {processes}" if processes > 1 else ""
+    return f"onediff train {shlex.quote(str(run))}{several} --resume"
+
+
 def open_tracker(config: RunConfig, folder: RunFolder, topology: Topology, hosts: str) -> Any:
     """The tracker of this run, found again where the run goes on."""
     tags = {
@@ -240,7 +252,11 @@ def open_tracker(config: RunConfig, folder: RunFolder, topology: Topology, hosts
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     return Tracker.open(
-        folder.path, config.tracking, run_name=config.name, params=config.model_dump(mode="json"), tags=tags
+        folder.path,
+        config.tracking,
+        run_name=folder.path.resolve().name,
+        params=config.model_dump(mode="json"),
+        tags=tags,
     )
 
 

@@ -13,7 +13,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT, SIGTERM and SIGUSR1 (Slurm's warning); each step adds up `asked`
+    """Remembers the first of SIGINT, SIGTERM and SIGUSR1 (Slurm's warning); each step adds up `asked`
     over the ranks, and `agreed` names a signal that any of them received.
 
     A second Ctrl-C, more than a second after the first, interrupts at once.
@@ -23,14 +23,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        self.received = 0.0
+        self.interrupted: float | None = None  # when Ctrl-C came first
         for number in self.SIGNALS:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT == self.signal and time.monotonic() - self.received > 1:
-            raise KeyboardInterrupt
-        self.signal, self.received = number, time.monotonic()
+        # A terminal, make and a launcher may each pass on one and the same Ctrl-C.
+        if number == signal.SIGINT:
+            if self.interrupted is not None and time.monotonic() - self.interrupted > 1:
+                raise KeyboardInterrupt
+            self.interrupted = self.interrupted or time.monotonic()
+        # What comes later, such as make's SIGTERM after Ctrl-C, is not why the run stops.
+        self.signal = self.signal or number
 
     def ignore_more(self) -> None:
         """From here on the process only ends: a second warning must not kill it while it does."""
@@ -39,14 +43,18 @@ class StopRequest:
 
     @property
     def asked(self) -> tuple[float, ...]:
-        """One number a signal of SIGNALS, 1 where this process received it last: to be added up over the ranks."""
+        """One number a signal of SIGNALS, 1 where this process received it first: to be added up over the ranks."""
         return tuple(float(self.signal == number) for number in self.SIGNALS)
+
+
+NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)"}
+"""Signals that people know by another name."""
 
 
 def agreed(asked: Sequence[float]) -> str | None:
     """The name of a signal that some rank received, from the sums of `asked` over all of them, or None."""
     received = [number for number, ranks in zip(StopRequest.SIGNALS, asked, strict=True) if ranks]
-    return max(received).name if received else None
+    return NAMES.get(max(received), max(received).name) if received else None
 
 
 NONE_ASKED = (0.0,) * len(StopRequest.SIGNALS)

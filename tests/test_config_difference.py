@@ -1,0 +1,13 @@
+"""Differences of configurations, in full and in one line."""
+
+from onediff.config.difference import differences, flat, told
+
+
+def test_only_what_differs_is_told_and_not_without_end():
+    old = flat({"lr": 1e-3, "mix": {"pairs": 1.0, "singles": 2.0}, "task": {}, "seed": 0})
+    new = flat({"lr": 3e-4, "mix": {"pairs": 1.0, "more": 0.5}, "task": {}, "seed": 0})
+    found = differences(old, new)
+    assert found == {"lr": (1e-3, 3e-4), "mix.singles": (2.0, None), "mix.more": (None, 0.5)}
+    assert told(found) == "lr 0.001 → 0.0003, mix.singles 2.0 → -, mix.more - → 0.5"
+    assert told(found, most=1) == "lr 0.001 → 0.0003 and 2 more"
+    assert told({}) == ""
