@@ -341,6 +341,7 @@ def pixels(pictures: list[Image.Image]) -> dict[str, Any]:
     """Time and error of each way from JPEG to `[336, 336, 3]`, against the Hugging Face processor."""
     import cv2
     import simplejpeg
+    import torch
     from transformers import CLIPImageProcessorPil
 
     from onediff.data.pictures import decode, fitted, fitted_fast
@@ -348,6 +349,7 @@ def pixels(pictures: list[Image.Image]) -> dict[str, Any]:
 
     config = PictureConfig(size=SIZE)
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
 
     def with_draft(data: bytes) -> Any:
         picture = Image.open(io.BytesIO(data))

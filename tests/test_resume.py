@@ -74,7 +74,7 @@ def test_a_killed_run_resumes_bit_identically(undisturbed, data, tmp_path):
     assert process.wait(60) != 0
     done = train(run, data, STEPS, "--processes", "2", "--resume")
     assert done.returncode == 0, done.stderr
-    assert min(metrics(undisturbed, "two", "real_token_share").values()) > 0.9, "several samples in each row"
+    assert min(metrics(undisturbed, "two", "real_token_share").values()) > 0.7, "three samples in a row, not two"
     for phase in ("warm-up", "one", "two"):
         assert metrics(run, phase) == metrics(undisturbed, phase), f"killed at step {step}"
         assert metrics(run, phase, "grad_norm") == metrics(undisturbed, phase, "grad_norm")
