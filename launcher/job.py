@@ -84,6 +84,11 @@ class Supervisor:
             return None
         last = self.attempts[-1]
         gone = lost_nodes(last.nodes)
+        status = self.record.status()
+        heeded = status.get("state") == "stopped" and status.get("phase") == self.phase
+        if heeded and not gone and float(status.get("updated", 0)) > last.started:
+            why = f"stopped on request with a checkpoint ({status.get('reason') or 'signal'})"
+            return self.close(last, Outcome("stopped", f"{why}, then preempted or killed by Slurm"))
         because = f"node failure of {', '.join(gone)}" if gone else "preempted or killed by Slurm, or its node failed"
         last.blamed = gone
         return self.close(last, Outcome("vanished", f"ended without a word: {because}"))

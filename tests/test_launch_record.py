@@ -54,6 +54,30 @@ def test_the_plan_must_be_readable(tmp_path):
         record.plan()
 
 
+@pytest.mark.parametrize(
+    ("state", "updated", "cause", "words"),
+    [
+        ("stopped", 9.0, "stopped", "stopped on request with a checkpoint (SIGUSR1 at step 13), then preempted"),
+        ("running", 9.0, "vanished", "ended without a word: preempted or killed by Slurm"),
+        ("stopped", 1.0, "vanished", "ended without a word: preempted or killed by Slurm"),
+    ],
+)
+def test_a_preemption_that_leaves_no_time_for_a_word(tmp_path, monkeypatch, state, updated, cause, words):
+    """The ranks may have heeded the warning, though Slurm killed them and the supervisor before they were through."""
+    record = record_of_one(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)
+    record.write_attempts("one", [Attempt(1, "7", ["a"], 1, 5.0, 8)])
+    status = {"phase": "one", "step": 13, "state": state, "reason": "SIGUSR1 at step 13", "updated": updated}
+    write_json(tmp_path / "status.json", status)
+    decision = job.Supervisor(tmp_path, "one").close_vanished()
+    (attempt,) = record.attempts("one")
+    assert decision is not None and (decision.action, attempt.cause, attempt.last_step) == ("requeue", cause, 13)
+    assert attempt.reason is not None and attempt.reason.startswith(words)
+
+
 def test_a_folder_out_of_reach_is_waited_for(tmp_path, monkeypatch, capsys):
     record = record_of_one(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
