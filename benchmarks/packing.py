@@ -107,7 +107,9 @@ def packed_rows(rows: list[Row], tokens: int) -> list[list[Row]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=int, default=9)
-    parser.add_argument("--micro-batch", type=int, default=8, help="padded rows of a micro-batch (default: 8)")
+    parser.add_argument(
+        "--micro-batch", type=int, default=16, help="padded rows of a micro-batch (default: 16, as LLaVA trains)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -286,8 +286,9 @@ def main() -> None:
     rows = []
     print(f"{'case':<58}{'plan MB':>9}{'seen MB':>9}{'ratio':>7}")
     wanted = cases(args.models, args.stages, args.precisions, args.topologies)
-    for place in dict.fromkeys((case["tensor"], case["data"]) for case in wanted):
-        for case in measured([case for case in wanted if (case["tensor"], case["data"]) == place]):
+    # An engine of another phase before it changes what a process still holds.
+    for alike in dict.fromkeys((case["tensor"], case["data"], case["phase"]) for case in wanted):
+        for case in measured([c for c in wanted if (c["tensor"], c["data"], c["phase"]) == alike]):
             plan, found = planned(case), case["measured"]
             rows.append({**case, "planned": plan, "ratio": plan["peak"] / found["peak"]})
             name = "{model} {phase} {precision} stage {stage} T={tensor} D={data}".format(**case)

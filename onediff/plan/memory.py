@@ -85,16 +85,19 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
         host=host,
     )
     stepping = _stepping(counts, setup, resident, host, bucket + gathered if setup.stage == 3 else 0)
-    # The last bucket of gradients is averaged, which takes a copy of it, while those before have been added up.
+    # The last bucket of gradients is averaged, which takes a copy of it, while those before have been added up. At stage 3
+    # it is also scattered, which leaves this rank's share of it.
+    wide = 4 if setup.bf16 else setup.itemsize
+    buffers = 2 * bucket if setup.stage < 3 else 2 * bucket + gathered + bucket // setup.data
     reducing = Memory(
         **resident,
-        gradients=int((4 if setup.bf16 else setup.itemsize) * counts.trained / setup.data),
+        gradients=int(wide * counts.trained / setup.data),
         activations=0,
         logits=0,
-        buffers=2 * bucket,
+        buffers=buffers,
         host=host,
     )
-    moments = [backward, stepping] + [reducing] * (setup.stage in (1, 2) and setup.offload_optimizer == "none")
+    moments = [backward, stepping] + [reducing] * (setup.stage > 0 and setup.offload_optimizer == "none")
     return max(moments, key=lambda memory: memory.gpu)
 
 
@@ -104,8 +107,9 @@ def _resident(counts: Counts, setup: Setup) -> tuple[dict[str, int], int]:
     share = counts.trained / data if setup.stage else counts.trained
     everything = counts.trained + counts.frozen
     weights = size * everything / data if setup.stage == 3 else size * everything
-    # At stages 1 and 2 DeepSpeed keeps a master copy in fp32 runs too.
-    master = 4 * share if setup.bf16 or setup.stage in (1, 2) else 0
+    # DeepSpeed keeps a master copy in fp32 runs too, but where stage 3 has nothing to share out.
+    copied = setup.stage in (1, 2) or (setup.stage == 3 and setup.data > 1)
+    master = 4 * share if setup.bf16 or copied else 0
     optimizer = master + 8 * share
     host = 0.0
     if setup.offload_optimizer != "none":
@@ -129,8 +133,9 @@ def held_gradients(counts: Counts, setup: Setup) -> int:
 def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int, staying: int) -> Memory:
     """While the optimizer steps: fp32 gradients beside those of the backward pass, and its temporaries.
 
-    Stage 0 has a copy of all gradients in bf16 runs, and flattens them in fp32 ones; stages 1 and 2 copy group by group;
-    stage 3, and DeepSpeed's bf16 optimizer at stage 1, have a copy of this rank's share and one temporary of that size.
+    Stage 0 has a copy of all gradients in bf16 runs, and flattens them in fp32 ones. DeepSpeed's bf16 optimizer, at stage 1,
+    flattens and copies all of them whatever D is. The others copy this rank's share group by group; at stage 3 the group
+    that was copied is there still.
     `staying` buffers are never given back.
     """
     gradients = held_gradients(counts, setup)
@@ -138,10 +143,10 @@ def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int,
         extra = 0.0
     elif setup.stage == 0:
         extra = 4 * counts.trained + (8 * counts.largest if setup.bf16 else 0)
-    elif setup.stage == 3 or (setup.stage == 1 and setup.bf16):
-        extra = 8 * counts.trained / setup.data
+    elif setup.stage == 1 and setup.bf16:
+        extra = 8 * counts.trained
     else:
-        extra = 4 * counts.group / setup.data
+        extra = (8 if setup.stage == 3 else 4) * counts.group / setup.data
     return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=int(extra) + staying, host=host)
 
 
