@@ -8,11 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from data_prep.writer import cores
 from onediff.data.manifest import FILE, Manifest, build_manifest, parse_manifest
 from onediff.errors import UserError
+from onediff.progress import progress
 
 Found = TypeVar("Found")
 
@@ -38,7 +37,7 @@ def over_shards(
 ) -> Iterator[Found]:
     """`work(shard)` for every shard, in order, computed in several processes. `work` must be picklable."""
     workers = min(processes or cores(), len(shards))
-    with tqdm(total=len(shards), desc=title, unit=" shards", disable=None, leave=False) as bar:
+    with progress(len(shards), title, "shards") as bar:
         if workers <= 1:
             for shard in shards:
                 yield work(shard)

@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep.pictures import content_print
 from data_prep.report import Report, Tally
 from data_prep.share import Share
@@ -37,6 +35,7 @@ from onediff.data.index import index_path, save_index
 from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
 from onediff.data.sample import BadSample, Sample, encode_sample
 from onediff.errors import UserError
+from onediff.progress import progress as progress_of
 
 Make = Callable[[int], Sample]
 
@@ -270,10 +269,7 @@ def run_chunks(
     """Runs the chunks of `todo` in this process and `processes - 1` others."""
     already = count - sum(len(indices) for indices in todo.values())
     others = min(processes, len(todo)) - 1
-    # tqdm leaves out the bar where the output is not a terminal.
-    with tqdm(
-        total=count, initial=already, desc=title, unit=" samples", disable=None if progress else True, leave=False
-    ) as bar:
+    with progress_of(count, title, "samples", initial=already, shown=progress) as bar:
         if others <= 0:
             for n, indices in todo.items():
                 state.write(n, indices, bar.update)

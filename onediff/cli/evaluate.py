@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--processes {args.processes}: must be at least 1")
     require_model(args.model)
     if not is_rank:
-        asked(args)  # torch takes seconds to import; what is wrong is told before
+        _, config = asked(args)  # torch takes seconds to import; what is wrong is told before
+        print(f"{args.model}: evaluates the split {config.split}; loading …", file=sys.stderr, flush=True)
     quiet_libraries()
     if args.processes and args.processes > 1:
         from launcher.local import run_local

@@ -79,26 +79,26 @@ def lines(
     scores: Scores, rules: Protocol, differences: Mapping[str, Difference], earlier: Mapping[str, float | None] | None
 ) -> list[str]:
     """The table for a terminal, with published numbers beside ours, then what a reader must know."""
-    head = ["", "score"] + (["95 % interval"] if scores.intervals else [])
+    head = ["×100", "score"] + (["95 % interval"] if scores.intervals else [])
     others: list[tuple[str, Mapping[str, float | None]]] = [(one.model, dict(one.scores)) for one in rules.published]
     if earlier is not None:
         others.insert(0, ("earlier", earlier))
     rows = [head + (["other", "difference", "p"] if differences else []) + [name for name, _ in others]]
     for metric, value in scores.scores.items():
-        cells = [metric, f"{value:.3f}"]
+        cells = [metric, _figure(value)]
         if scores.intervals:
             low, high = scores.intervals.get(metric, (value, value))
-            cells.append(f"{low:.3f} – {high:.3f}")
+            cells.append(f"{_figure(low)} – {_figure(high)}")
         if differences:
             one = differences.get(metric)
-            cells += [f"{one.other:.3f}", f"{one.difference:+.3f}", f"{one.p:.4f}"] if one else ["", "", ""]
+            cells += [_figure(one.other), f"{100 * one.difference:+.1f}", f"{one.p:.4f}"] if one else ["", "", ""]
         rows.append(cells + [_figure(figures.get(metric)) for _, figures in others])
     found = [f"{rules.title} (protocol {rules.name}), {len(scores.ids)} pairs, tokens {scores.tokenisation}"]
     found += table(rows)
     if scores.groups:
         names = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "change type")
         shown = [name for name in names if name in scores.scores]
-        rows = [["change type" if not rules.groups else "group", "pairs", *shown]]
+        rows = [[("group" if rules.groups else "change type") + " ×100", "pairs", *shown]]
         for name, (pairs, group) in scores.groups.items():
             rows.append([name, str(pairs), *(_figure(group.get(metric)) for metric in shown)])
         found += ["", *table(rows)]
@@ -147,4 +147,4 @@ def require_same_rules(ours: Scores, earlier: Mapping[str, object], path: Path) 
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "" if value is None else f"{100 * value:.1f}"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from onediff.data.heldout import HeldOut
 from onediff.data.pictures import decode
@@ -23,6 +22,7 @@ from onediff.evaluation.answers import Answer, AnswerFile, read_answers
 from onediff.evaluation.heat import packed
 from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.topology import Topology
+from onediff.progress import progress
 
 See = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
@@ -78,7 +78,9 @@ def caption_split(job: Job, topology: Topology) -> None:
     if job.in_step:
         # A rank whose share is a batch short computes one that it does not keep.
         mine += [(0, False)] * (-(-len(open_batches) // topology.dp_size) - len(mine))
-    bar = progress(job.label, sum(len(cut[number]) for number in open_batches), topology)
+    # Told by rank 0's share of the open pairs of all ranks.
+    total = sum(len(cut[number]) for number in open_batches)
+    bar = progress(total, job.label, "pairs", shown=topology.ranks.rank == 0 and total > 0, leave=True)
     unreadable: list[str] = []
     with AnswerFile(job.folder, job.label, topology.ranks.rank, job.by) as out, bar:
         for turn, (number, kept) in enumerate(mine, start=1):
@@ -87,7 +89,7 @@ def caption_split(job: Job, topology: Topology) -> None:
             if kept and topology.tp_rank == 0:
                 out.write({pair: answer for pair, answer in answers.items() if pair not in done})
                 unreadable += bad
-            bar.update(bar.total * turn // len(mine) - bar.n)
+            bar.update(total * turn // len(mine) - bar.n)
     for bad in gathered(unreadable):
         job.heldout.unreadable += bad
 
@@ -118,9 +120,3 @@ def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, 
     maps: list[str | None] = [packed(heat) for heat in job.heat(asked)] if job.heat and asked else [None] * len(asked)
     found = {pair: Answer(caption, heat) for pair, caption, heat in zip(rows, captions, maps, strict=True)}
     return {pair: found.get(pair, Answer("")) for pair in pairs}, bad
-
-
-def progress(label: str, pairs: int, topology: Topology) -> tqdm:
-    """A bar over the open pairs of all ranks, with pairs/s and the time left, told by rank 0's share of them."""
-    shown = topology.ranks.rank == 0 and pairs > 0
-    return tqdm(total=pairs, desc=label, unit="pair", disable=None if shown else True)

@@ -177,13 +177,25 @@ def captions_in_order(answers: dict[str, Answer], references: dict[str, list[str
 
 
 def table(systems: dict[str, Scores]) -> str:
-    """Scores by metric (rows, times 100 as papers print them) and system (columns), as text."""
-    metrics = list(next(iter(systems.values())).scores)
-    width = max(len(name) for name in metrics)
-    lines = [" " * width + "".join(f"{name:>15}" for name in systems)]
-    for metric in metrics:
-        values = (scores.scores.get(metric) for scores in systems.values())
-        lines.append(
-            f"{metric:<{width}}" + "".join("              -" if v is None else f"{100 * v:>15.1f}" for v in values)
-        )
+    """Scores by metric (rows, times 100 as papers print them) and system (columns), as text.
+
+    Beside the first system stand its 95 % intervals, where they were computed.
+    """
+    first, *_ = systems.values()
+    columns = {
+        name: {metric: hundredfold(value) for metric, value in one.scores.items()} for name, one in systems.items()
+    }
+    if first.intervals:
+        name, *others = columns
+        ranges = {metric: " – ".join(map(hundredfold, ends)) for metric, ends in first.intervals.items()}
+        columns = {name: columns[name], "95 % interval": ranges} | {other: columns[other] for other in others}
+    width = max(len(name) for name in (*first.scores, "×100"))
+    lines = [f"{'×100':<{width}}" + "".join(f"{name:>16}" for name in columns)]
+    for metric in first.scores:
+        lines.append(f"{metric:<{width}}" + "".join(f"{column.get(metric, '-'):>16}" for column in columns.values()))
     return "\n".join(lines)
+
+
+def hundredfold(value: float | None) -> str:
+    """A score as papers print it, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"

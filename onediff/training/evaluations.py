@@ -80,7 +80,9 @@ class Evaluations:
         answers = read_answers(folder, job.label, job.by)
         found = scored(plan, self.heldout, answers, self.maker.picture)["scores"]
         figures = {name: value for name, value in found.items() if value is not None}
-        log.info("phase %s step %d: CIDEr %.3f of %d pairs", self.phase, step, figures["CIDEr"], len(answers))
+        log.info(
+            "phase %s step %d: CIDEr ×100 %.1f of %d pairs", self.phase, step, 100 * figures["CIDEr"], len(answers)
+        )
         return folder, figures
 
     def _answer(self, engine: Engine, rows: list[Row]) -> list[str]:
