@@ -29,9 +29,9 @@ from onediff.model.decode import can_decode, greedy
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384}
-    | {"vocab_size": 384, "tie_word_embeddings": False},
+    | {"vocab_size": 384},
     "50M": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1536}
-    | {"vocab_size": 16384, "tie_word_embeddings": True},
+    | {"vocab_size": 8192},
 }
 PROMPT = {"demo": 60, "50M": 60}
 """Tokens of a prompt: 2 × 16 of pictures, 16 of deltas and the words, as in the demo."""
