@@ -210,7 +210,9 @@ def test_stats_count_what_was_written(folder: Path, tmp_path: Path, capsys: pyte
     assert train["bad"] == {"no_caption": 1}
 
 
-def test_stats_in_tokens_of_a_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_and_sheets_in_tokens_of_a_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The demo's model, with a tokenizer that is still to be learned; the phase itself does not pack."""
     run = tmp_path / "run.yaml"
     run.write_text(
@@ -230,6 +232,14 @@ def test_stats_in_tokens_of_a_model(folder: Path, tmp_path: Path, capsys: pytest
     assert 0 <= lengths["padding"] < 1 and lengths["samples_per_row"] > 1
     assert main([*words[:-1], str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
+    sheet = ["data", "show", str(run), "--samples", "3", "--lengths", "8", "--out", str(tmp_path / "sheet.png")]
+    assert main(sheet) == 0
+    assert capsys.readouterr().out.count("16 before + 16 after + 16 delta") == 3
+    assert main([*sheet, "phases.one.pack=700"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("row 1: 5 samples, 6") and said.count("16 before + 16 after + 16 delta") == 5
+    assert "to 699: padding" in said and "in packed rows of 700, 5.0 samples in each" in said
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
 def test_a_page_shows_samples_with_their_pictures(
