@@ -47,6 +47,8 @@ class Mark:
     place: int
     pictures: bytes
     whole: bytes
+    each: tuple[bytes, ...] = ()
+    """Of a pair, each picture's alone."""
 
 
 @dataclass
@@ -164,7 +166,8 @@ def mark_of(sample: Sample, place: int) -> Mark:
     whole.update(repr(words).encode())
     if sample.is_pair:
         whole.update(hashlib.blake2b(sample.pictures["before"], digest_size=16).digest())
-    return Mark(sample.key, place, seen.digest() if pictures else b"", whole.digest())
+    each = tuple(pictures) if sample.is_pair else ()
+    return Mark(sample.key, place, seen.digest() if pictures else b"", whole.digest(), each)
 
 
 def find_repeats(checks: Sequence[ShardCheck]) -> None:
@@ -186,8 +189,12 @@ def shown(path: Path, mark: Mark) -> str:
 
 
 def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
-    """Adds a fault for pictures of `train` that another split has too, and a remark for those of two other splits."""
+    """Adds a fault for pictures of `train` that another split has too, and a remark for those of two other splits.
+
+    A single picture of a pair of `train` that stands in a pair of another split is a remark, too.
+    """
     first: dict[bytes, tuple[str, str]] = {}
+    single: dict[bytes, tuple[str, str]] = {}
     for split in sorted(checks, key=lambda name: name == "train"):
         for check in checks[split]:
             for mark in check.marks:
@@ -195,3 +202,9 @@ def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
                 if mark.pictures and other != split:
                     reason = f"its pictures stand in split {other} too, as {there}"
                     check.add("leakage", reason, mark.key, mark.place, is_fault=split == "train")
+                elif split != "train":
+                    for picture in mark.each:
+                        single.setdefault(picture, (split, shown(check.path, mark)))
+                elif where := next((single[picture] for picture in mark.each if picture in single), None):
+                    reason = f"one of its pictures stands in split {where[0]} too, in {where[1]}"
+                    check.add("shared_picture", reason, mark.key, mark.place, is_fault=False)

@@ -15,6 +15,7 @@ from data_prep.pictures import Encoding, is_grey, is_misnamed, prepare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.report import Report
 from data_prep.share import Share
+from data_prep.splits import check_split
 from data_prep.spool import Spool, SpoolWriter, spooled
 from data_prep.writer import locked, write_dataset
 from onediff.data.sample import BadSample, Sample
@@ -107,7 +108,7 @@ def convert(
     encoding = encoding or Encoding()
     aside = out / (".tmp-rows" if share is None else f".tmp-rows-{share.number}")
     with locked(aside), ExitStack() as stack:
-        found = gather(reader, inputs, images, stack, aside, hold_out, allow_leakage)
+        found = gather(reader, inputs, images, stack, aside, hold_out, allow_leakage, splits)
         wanted = [split for split in found if not splits or split in splits]
         missing = sorted(set(splits) - set(found))
         if missing or not wanted:
@@ -144,11 +145,16 @@ def gather(
     aside: Path,
     hold_out: float,
     allow_leakage: bool,
+    meant: Sequence[str] = (),
 ) -> dict[str, Split]:
-    """Reads all rows once: one spool a split, captions of repeated rows put beside it, a digest of all inputs."""
+    """Reads all rows once: one spool a split, captions of repeated rows put beside it, a digest of all inputs.
+
+    Splits in `meant` may have any name; another that looks like `train`, `val` or `test` misspelt is refused.
+    """
     found: dict[str, Split] = {}
     places: dict[bytes, int] = {}
     split_of: dict[bytes, str] = {}
+    split_of_picture: dict[bytes, str] = {}
     opened = images.open() if inputs.images else None
     for row in reader.rows(inputs):
         pictures = {
@@ -159,8 +165,8 @@ def gather(
         name = row.split or "train"
         if hold_out and name == "train" and int.from_bytes(mark[:4], "little") < hold_out * 2**32:
             name = "test"
-        if "/" in name or name.startswith("."):
-            raise UserError(f"{row.where}: split {name!r} must be a plain folder name")
+        if name not in found and name not in meant:
+            check_split(name, row.where)
         # A pair turned around is the same pair to a model that has seen it.
         both = fingerprint(sorted(map(repr, pictures.values())))
         is_whole = bool(pictures) and all(pictures.values())
@@ -187,6 +193,10 @@ def gather(
             continue
         if other != name:
             split.notes[split.spool.count] = ["in_two_splits"]
+        elif len(pictures) > 1:
+            shared = {split_of_picture.setdefault(fingerprint(value), name) for value in pictures.values() if value}
+            if len({name, *shared}) > 1 and "train" in {name, *shared}:
+                split.notes[split.spool.count] = ["picture_in_two_splits"]
         places[same] = split.spool.count
         split.spool.add(dataclasses.replace(row, pictures=pictures, split=name))
     if not found:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.splits import KNOWN
 from onediff.data.manifest import Manifest
 
 # Each chunk keeps this many lines about single samples; the counts are complete.
@@ -112,6 +113,8 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
         ("noted", sum((r.tally.noted for r in reports), Counter())),
     ):
         text += [f"{title}: {kind} {number:,}" for kind, number in sorted(counts.items())]
+    for own in (r.manifest.split for r in reports if r.manifest.split not in KNOWN):
+        text.append(f"noted: split {own} is none of {', '.join(KNOWN)}: commands use it only where it is named")
     repeated = sum(r.repeated_pictures for r in reports)
     if repeated:
         text.append(f"noted: {repeated:,} pictures have the content of an earlier one in the same split")

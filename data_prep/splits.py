@@ -1,12 +1,32 @@
-"""How many samples each split gets."""
+"""Names of splits, and how many samples each gets."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from itertools import accumulate, pairwise
 
 from onediff.errors import UserError
 
 SPLITS = "train=0.9,val=0.05,test=0.05"
+KNOWN = ("train", "val", "test")
+"""Splits that commands look for by themselves."""
+ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
+"""What data sets call them, too."""
+
+
+def split_name(word: object) -> str:
+    """One name for the splits that data sets call differently: `valid`, `validation` and `dev` are `val`."""
+    plain = str(word).strip().lower()
+    return ALIASES.get(plain, plain)
+
+
+def check_split(name: str, where: str) -> None:
+    """Raises UserError for a name that is no folder's, or that looks like a known one misspelt; own names are free."""
+    if "/" in name or name.startswith("."):
+        raise UserError(f"{where}: split {name!r} must be a plain folder name")
+    usual = (*KNOWN, *ALIASES)
+    if not name.startswith(usual) and (close := get_close_matches(name, usual, n=1, cutoff=0.75)):
+        raise UserError(f"{where}: split {name!r}: did you mean {close[0]!r}? If not, say so with --splits {name},…")
 
 
 def split_counts(sizes: str, total: int) -> dict[str, int]:

@@ -187,6 +187,22 @@ def test_a_pair_of_two_evaluation_splits_is_a_remark(folder: Path, capsys: pytes
     assert lines[-1] == "0 faults, 1 remarks: leakage 1"
 
 
+def half_seen_in_test(i: int) -> Sample:
+    """A pair of `val` whose before picture is that of a training pair; its after picture is its own."""
+    made = sample(200 + i, split="val", base=0)
+    return dataclasses.replace(
+        made, pictures={**made.pictures, "before": sample(i, split="train", base=0).pictures["before"]}
+    )
+
+
+def test_one_picture_shared_with_another_split_is_a_remark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(half_seen_in_test, 2, folder, name="d", split="val", processes=1, progress=False)
+    code, lines = check(folder, capsys)
+    assert code == 0
+    assert lines[-1] == "0 faults, 2 remarks: shared_picture 2"
+    assert any("one of its pictures stands in split val too, in d-val-000000.tar 00000001" in line for line in lines)
+
+
 def test_findings_as_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(folder / "train/d-train-000000.tar", FAULTS["no_caption"][0])
     check(folder, capsys, "--json", str(tmp_path / "f.json"), "--limit", "0")

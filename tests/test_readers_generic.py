@@ -15,9 +15,11 @@ from raw_data import encoded, pixels, put
 from test_readers import convert, records
 
 from data_prep.pictures import Encoding, plain_size, prepare
+from data_prep.splits import check_split, split_name
 from onediff.data.index import read_index
 from onediff.data.manifest import read_manifest
 from onediff.data.sample import BadSample
+from onediff.errors import UserError
 
 
 def table(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -255,6 +257,41 @@ def test_the_same_pair_in_train_and_test_is_refused_unless_allowed(
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--allow-leakage")
     assert code == 0, error
     assert "noted: in_two_splits 1" in said.splitlines()
+
+
+def test_one_picture_in_pairs_of_train_and_of_another_split_is_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {**PAIR, "split": "train"},
+        {"before": "2.png", "after": "1.png", "caption": "it moved again", "split": "test"},
+        {"before": "2.png", "after": "3.png", "caption": "it is red", "split": "val"},
+    ]
+    code, said, error = convert(capsys, "generic", folder / "out", "--table", table(folder / "t.csv", rows))
+    assert code == 0, error
+    assert "noted: picture_in_two_splits 1" in said.splitlines()
+
+
+def test_a_misspelt_split_is_refused_and_an_own_one_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"before": "2.png", "after": "3.png", "caption": "it is red", "split": "hard"}
+    path = table(folder / "t.csv", [{**PAIR, "split": "trian"}, other])
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
+    assert code == 2
+    assert "t.csv row 1: split 'trian': did you mean 'train'? If not, say so with --splits trian,…" in error
+    code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--splits", "trian,hard")
+    assert code == 0, error
+    assert "noted: split hard is none of train, val, test: commands use it only where it is named" in said.splitlines()
+    for name in ("testA", "trainval", "val2", "dev"):
+        check_split(split_name(name), "row 1")
+    for name in ("tets", "vall", "tranin", "validaton"):
+        with pytest.raises(UserError, match="did you mean"):
+            check_split(split_name(name), "row 1")
+
+
+def test_a_missing_table_is_named_as_the_user_named_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "no.csv")
+    assert code == 2
+    assert error.strip().endswith("no.csv: no such file or folder (--table)")
 
 
 def test_pictures_of_equal_content_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 A row that cannot be used (no caption, a missing or corrupt picture) is skipped, counted by reason and named in the final
 table; with --strict it stops the conversion instead. A table that cannot be read, a path that leaves the image folder and
-pictures that stand in two splits always stop it. Run the same command again to go on after an interruption.
+a pair that stands in train and in another split always stop it. Run the same command again to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--licence", metavar="TEXT", help="licence in the manifest (default: the reader's)")
     add("--source", metavar="TEXT", help="source in the manifest (default: the reader's)")
     add("--hold-out", type=float, default=0.0, metavar="FRACTION", help="move this part of the training pairs to test")
-    add("--allow-leakage", action="store_true", help="accept pictures that stand in two splits")
+    add("--allow-leakage", action="store_true", help="accept pairs that stand in train and in another split")
     add("--strict", action="store_true", help="stop at the first row that cannot be used")
     add("--max-side", type=int, metavar="PIXELS", help="shrink larger pictures to this longer side")
     add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="encode all pictures (default: keep)")
@@ -110,7 +110,8 @@ def check_paths(args: argparse.Namespace) -> None:
     for option in ("annotations", "images"):
         path = getattr(args, option)
         if path is not None and not path.exists():
-            raise UserError(f"{path}: no such file or folder (--{option})")
+            typed = "table" if option == "annotations" and args.name == "generic" else option
+            raise UserError(f"{path}: no such file or folder (--{typed})")
     for option in ("max_side", "quality", "shard_samples", "shard_mb", "processes"):
         value = getattr(args, option)
         if value is not None and value < 1:

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from data_prep.splits import split_name as split_name
 from onediff.errors import UserError
 
 BUILT_IN = (
@@ -100,9 +101,3 @@ def reader(name: str) -> Reader:
 def names() -> list[str]:
     """All names, those of other packages last."""
     return [*BUILT_IN, *sorted(point.name for point in entry_points(group=GROUP) if point.name not in BUILT_IN)]
-
-
-def split_name(word: object) -> str:
-    """One name for the splits that data sets call differently: `valid`, `validation` and `dev` are `val`."""
-    plain = str(word).strip().lower()
-    return {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}.get(plain, plain)

@@ -2,21 +2,29 @@
 
 Renders scenes into data/scenes, trains configs/demo.yaml with two processes into runs/demo, scores held-out pairs beside
 systems that do not look, and captions one pair. Takes about a quarter of an hour on two cores; needs no GPU and no
-downloads. Each step is an ordinary command, printed before it runs.
+downloads. Each step is an ordinary command, printed before it runs. After an interruption the same command goes on; after
+the end it makes another run, runs/demo-2.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onediff.errors import UserError
 
+if TYPE_CHECKING:
+    from onediff.config.tree import RunConfig
+
 DATA = Path("data/scenes")
 PAIRS, SINGLES = 16_000, 8_000
+STOPPED = 75  # what a command says that was asked to stop and can go on
 SPLITS = "train=0.95,val=0.02,test=0.03"
 
 
@@ -28,25 +36,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onediff.config.compose import configs_folder
+    from onediff.config.compose import configs_folder, load_run
     from onediff.tracking.config import TrackingConfig
     from onediff.tracking.place import how_to_look, tracking_uri
     from onediff.tracking.scrub import scrubbed
 
     started = time.monotonic()
-    folder = free_folder(Path("runs/demo"))
+    folder = Path("runs/demo")
+    goes_on = is_unfinished(folder, load_run("configs/demo.yaml", args.overrides))
+    if goes_on:
+        print(f"{folder} is unfinished and goes on; remove the folder to start anew")
+    else:
+        folder = free_folder(folder)
     scenes = configs_folder() / "scenes" / "demo.yaml"
-    sizes = ["--pairs", str(args.pairs), "--singles", str(args.singles), "--split-sizes", SPLITS]
-    step("data", "render", "--out", DATA, "--scenes", scenes, *sizes, "--overwrite")
-    step("train", "configs/demo.yaml", *args.overrides, "--processes", args.processes, "--run", folder)
+    sizes = [
+        "--pairs",
+        str(args.pairs),
+        "--singles",
+        str(args.singles),
+        "--split-sizes",
+        SPLITS,
+        *([] if goes_on else ["--overwrite"]),
+    ]
+    step("data", "render", "--out", DATA, "--scenes", scenes, *sizes)
+    train = ["configs/demo.yaml", *args.overrides, "--processes", args.processes, "--run", folder]
+    step("train", *train, *(["--resume"] if goes_on else []))
     step("evaluate", folder, "--floors")
     before, after, reference = held_out_pair(folder / "example")
     step("caption", before, after, "--model", folder)
     print(f"reference:  {reference}")
-    print(f"\nThe run:    {folder} (config.yaml repeats it; evaluation/ holds captions and scores)")
+    print(f"\nTry it:     {program()} demo-page {folder}   (a page to drop two pictures in)")
+    print(f"The run:    {folder} (config.yaml repeats it; evaluation/ holds captions and scores)")
     print(f"MLflow:     {how_to_look(scrubbed(tracking_uri(folder, TrackingConfig())))}")
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0
+
+
+def is_unfinished(folder: Path, config: RunConfig) -> bool:
+    """Whether a demo with these settings was begun in `folder` and did not come to its example, the last thing it does."""
+    from onediff.config.compose import load_run
+
+    begun = (folder / "config.yaml").is_file() and not (folder / "example").exists()
+    return begun and load_run(folder) == config
+
+
+def program() -> str:
+    """How this program is called here, in its environment or outside it."""
+    return "onediff" if shutil.which("onediff") else shlex.quote(str(Path(sys.executable).with_name("onediff")))
 
 
 def free_folder(first: Path) -> Path:
@@ -60,15 +96,22 @@ def free_folder(first: Path) -> Path:
 
 
 def step(*words: object) -> None:
-    """Runs one command of this program, shown first. Raises UserError when it fails, with its exit code in the line."""
+    """Runs one command of this program, shown first. Raises UserError when it fails, with its exit code in the line.
+
+    Ends this program with exit code 75, as the command itself did, where it was asked to stop.
+    """
     shown = [str(word) for word in words]
-    print("\n$ onediff " + " ".join(shown), flush=True)
+    print(f"\n$ {program()} {' '.join(shown)}", flush=True)
     with subprocess.Popen([sys.executable, "-m", "onediff", *shown]) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            process.wait()  # the terminal's Ctrl-C reached it too: let it write its checkpoint
-            raise
+            code = process.wait()  # the terminal's Ctrl-C reached it too: let it write its checkpoint
+            if code != STOPPED:
+                raise
+    if code == STOPPED:
+        print("demo: stopped; the same command goes on from there", file=sys.stderr)
+        sys.exit(STOPPED)
     if code:
         raise UserError(f"demo: 'onediff {shown[0]}' ended with exit code {code}; its messages stand above")
 
