@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,6 +89,7 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
     results = None
     if ranks.rank == 0:
         before_twice = read_answers(plan.out, blind.label, blind.by) if with_floors else None
+        print(f"scoring the captions of {len(heldout.references)} pairs …", file=sys.stderr, flush=True)
         results = scored(plan, heldout, read_answers(plan.out, job.label, job.by), job.maker.picture, before_twice)
     shutdown()
     return (plan, results) if results is not None else None
