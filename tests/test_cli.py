@@ -76,6 +76,7 @@ def test_an_unknown_command_names_the_nearest():
         ("train demo --processes many", "argument --processes: invalid int value: 'many' ("),
         ("train demo --processes 0", "--processes 0: must be at least 1"),
         ("evaluate runs/none --processes 0", "--processes 0: must be at least 1"),
+        ("demo --processes 0", "--processes 0: must be at least 1"),
         ("data convert generic --overwite", "did you mean --overwrite?"),
     ],
 )

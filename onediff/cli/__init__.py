@@ -92,7 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"onediff {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(parser)
-        return int(module.run(parser.parse_intermixed_args(words[len(name.split()) :])) or 0)
+        args = parser.parse_intermixed_args(words[len(name.split()) :])
+        # Many commands have this option, and it means the same to all.
+        if (processes := getattr(args, "processes", None)) is not None and processes < 1:
+            raise UserError(f"--processes {processes}: must be at least 1")
+        return int(module.run(args) or 0)
     except UserError as error:
         print(f"onediff: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -39,8 +39,6 @@ def run(args: argparse.Namespace) -> int:
     is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     if args.processes is not None and is_rank:
         raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
-    if args.processes is not None and args.processes < 1:
-        raise UserError(f"--processes {args.processes}: must be at least 1")
     require_model(args.model)
     if not is_rank:
         _, config = asked(args)  # torch takes seconds to import; what is wrong is told before

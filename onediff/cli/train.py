@@ -41,8 +41,6 @@ def run(args: argparse.Namespace) -> int:
     is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     if args.processes is not None and is_rank:
         raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
-    if args.processes is not None and args.processes < 1:
-        raise UserError(f"--processes {args.processes}: must be at least 1")
     if not is_rank:
         check(config, folder, phases, args.resume, args.processes or 1)
         print(f"{folder}: phases {', '.join(phases)}; loading …", file=sys.stderr, flush=True)
