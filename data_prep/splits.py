@@ -25,7 +25,10 @@ def check_split(name: str, where: str) -> None:
     if "/" in name or name.startswith("."):
         raise UserError(f"{where}: split {name!r} must be a plain folder name")
     usual = (*KNOWN, *ALIASES)
-    if not name.startswith(usual) and (close := get_close_matches(name, usual, n=1, cutoff=0.75)):
+    # `testA`, `val2` and `trainval` are names of their own; `validaton` and `trainig` are not.
+    longer = name.startswith(KNOWN)
+    meant = [one for one in usual if len(one) > len("valid")] if longer else usual
+    if name not in usual and (close := get_close_matches(name, meant, n=1, cutoff=0.85 if longer else 0.75)):
         raise UserError(f"{where}: split {name!r}: did you mean {close[0]!r}? If not, say so with --splits {name},…")
 
 

@@ -281,9 +281,9 @@ def test_a_misspelt_split_is_refused_and_an_own_one_noted(folder: Path, capsys: 
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--splits", "trian,hard")
     assert code == 0, error
     assert "noted: split hard is none of train, val, test: commands use it only where it is named" in said.splitlines()
-    for name in ("testA", "trainval", "val2", "dev"):
+    for name in ("testA", "trainval", "val2", "valid2", "train_hard", "dev", "Validation"):
         check_split(split_name(name), "row 1")
-    for name in ("tets", "vall", "tranin", "validaton"):
+    for name in ("tets", "tranin", "validaton", "trainig", "tset"):
         with pytest.raises(UserError, match="did you mean"):
             check_split(split_name(name), "row 1")
 
