@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks are norm, attention, norm, gated feed-forward."""
@@ -83,9 +83,8 @@ class Decoder:
             h_BTW = _normed(layer.input_layernorm, x_BTW)
             x_BTW = x_BTW[:, asked] + self._attended(layer.self_attn, h_BTW, number, start, asked)
             h_BTW, mlp = _normed(layer.post_attention_layernorm, x_BTW), layer.mlp
-            h_BTW = mlp.act_fn(_product(mlp.gate_proj, h_BTW)) * _product(mlp.up_proj, h_BTW)
-            x_BTW = x_BTW + _product(mlp.down_proj, h_BTW)
-        return _product(self.head, _normed(self.norm, x_BTW))[:, 0]
+            x_BTW = x_BTW + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h_BTW)) * mlp.up_proj(h_BTW))
+        return self.head(_normed(self.norm, x_BTW))[:, 0]
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only."""
@@ -97,8 +96,8 @@ class Decoder:
     def _attended(self, attention: Any, h_BTW: Tensor, number: int, start: int, asked: slice) -> Tensor:
         """What the `asked` of these places see of all so far."""
         size, end = attention.head_dim, self.length
-        q = _product(attention.q_proj, h_BTW[:, asked]).unflatten(-1, (-1, size))
-        k, v = (_product(layer, h_BTW).unflatten(-1, (-1, size)) for layer in (attention.k_proj, attention.v_proj))
+        q = attention.q_proj(h_BTW[:, asked]).unflatten(-1, (-1, size))
+        k, v = (layer(h_BTW).unflatten(-1, (-1, size)) for layer in (attention.k_proj, attention.v_proj))
         if hasattr(attention, "q_norm"):
             q, k = _normed(attention.q_norm, q), _normed(attention.k_norm, k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
@@ -115,12 +114,12 @@ class Decoder:
             # The G heads that share keys are queries of one attention: no key is repeated.
             q_BKGD = q.squeeze(2).unflatten(1, (k.shape[1], -1))
             mixed = F.scaled_dot_product_attention(q_BKGD, keys, values, attn_mask=seen, scale=attention.scaling)
-            return _product(attention.o_proj, mixed.flatten(1)[:, None])
+            return attention.o_proj(mixed.flatten(1)[:, None])
         causal = None if seen is None else seen & torch.ones(end, end, dtype=torch.bool, device=q.device).tril()
         mixed = F.scaled_dot_product_attention(
             q, keys, values, attn_mask=causal, is_causal=causal is None, scale=attention.scaling, enable_gqa=True
         )
-        return _product(attention.o_proj, mixed.transpose(1, 2).flatten(2))
+        return attention.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 def greedy(
@@ -171,16 +170,6 @@ def _normed(norm: Any, x: Tensor) -> Tensor:
     if x.dtype != torch.float32 or hasattr(norm.weight, "ds_id"):
         return norm(x)
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
-
-
-def _product(layer: Any, x_BTW: Tensor) -> Tensor:
-    """A linear layer. Of the last few rows of a batch, on a CPU, as W xᵀ: MKL takes half the time that x Wᵀ takes."""
-    tokens = x_BTW.shape[0] * x_BTW.shape[1]
-    few = 2 <= tokens <= 4 and x_BTW.device.type == "cpu" and x_BTW.dtype == torch.float32
-    if not few or type(layer) is not nn.Linear or hasattr(layer.weight, "ds_id"):
-        return layer(x_BTW)
-    y = torch.mm(layer.weight, x_BTW.flatten(0, 1).t()).t().unflatten(0, x_BTW.shape[:2])
-    return y if layer.bias is None else y + layer.bias
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
