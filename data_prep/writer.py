@@ -275,8 +275,9 @@ def run_chunks(
                 state.write(n, indices, bar.update)
             return
         context = multiprocessing.get_context("spawn")
-        made, stop = context.Value("q", 0), context.Event()
-        pool = ProcessPoolExecutor(others, context, initializer=start_worker, initargs=(state, made, stop, os.getpid()))
+        made, stop, taken = context.Value("q", 0), context.Event(), context.Array("b", len(todo))
+        shared = (state, taken, made, stop)
+        pool = ProcessPoolExecutor(others, context, initializer=start_worker, initargs=(*shared, os.getpid()))
         failed: list[Future[None]] = []
 
         def look() -> None:
@@ -290,18 +291,17 @@ def run_chunks(
             look()
 
         try:
-            jobs = {n: pool.submit(work_chunk, n, indices) for n, indices in todo.items()}
-            for job in jobs.values():
+            jobs = {pool.submit(work_chunk, place, n, indices) for place, (n, indices) in enumerate(todo.items())}
+            for job in jobs:
                 job.add_done_callback(
                     lambda job: failed.append(job) if not job.cancelled() and job.exception() else None
                 )
             # This process need not wait for an interpreter to start: it begins at once, with what comes last to the others.
-            for n in reversed(jobs):
-                if jobs[n].cancel():
+            for place, n in reversed(list(enumerate(todo))):
+                if claimed_chunk(taken, place):
                     state.write(n, todo[n], done)
-            waiting = set(jobs.values())
-            while waiting:
-                waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).not_done
+            while jobs:
+                jobs = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED).not_done
                 look()
         except BrokenProcessPool as error:
             raise UserError(
@@ -313,7 +313,7 @@ def run_chunks(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def start_worker(state: Chunks, made: Any, stop: Any, parent: int) -> None:
+def start_worker(state: Chunks, taken: Any, made: Any, stop: Any, parent: int) -> None:
     """Sets up one worker: Ctrl-C is the parent's business, and a worker ends when its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -324,15 +324,26 @@ def start_worker(state: Chunks, made: Any, stop: Any, parent: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     global worker
-    worker = state, made, stop
+    worker = state, taken, made, stop
 
 
-worker: tuple[Chunks, Any, Any]
+worker: tuple[Chunks, Any, Any, Any]
 
 
-def work_chunk(n: int, indices: list[int]) -> None:
-    """One chunk in a worker."""
-    state, made, stop = worker
+def claimed_chunk(taken: Any, place: int) -> bool:
+    """Whether this process is the first to ask for the chunk at that place of the list. (A future that is cancelled instead
+    makes Python 3.11's pool stumble when a worker dies.)"""
+    with taken.get_lock():
+        first = not taken[place]
+        taken[place] = 1
+    return first
+
+
+def work_chunk(place: int, n: int, indices: list[int]) -> None:
+    """One chunk in a worker, unless another process has it."""
+    state, taken, made, stop = worker
+    if not claimed_chunk(taken, place):
+        return
 
     def done() -> None:
         with made.get_lock():
