@@ -25,7 +25,7 @@ def configuration(folder: Path, pack: int | None) -> Path:
         "model": "models/tiny",
         "data": "data/scenes",
         # Where a gradient is nothing but rounding, AdamW with its default of 1e-8 takes whole steps in its direction.
-        "optimizer": {"lr": 3e-5, "eps": 1e-6},
+        "optimizer": {"lr": 1e-5, "eps": 1e-6},
         "training": {"precision": "fp32", "sample_captions": 0},
         "phases": {
             "one": {**phase, "mix": {"singles": 1}, "couple": True, "train": ["delta", "projector"]},
