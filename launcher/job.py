@@ -184,6 +184,8 @@ class Supervisor:
             silent = silent_nodes(notes, attempt.nodes, attempt.tasks)
             lost = f"; {', '.join(silent)} fell silent: node failure" if silent else ""
             return Outcome("hang", hang + lost, outcome.exit_code, f"{stem}.rank0.log", tuple(silent))
+        if outcome.cause == "stopped" and "SIGUSR1" in outcome.reason:
+            return outcome  # a warning that was heeded; the end that follows it may be a preemption's
         if self.told_to_end.is_set() and outcome.cause != "finished" and self.state()[0] in ("COMPLETING", "CANCELLED"):
             if outcome.cause == "crash" and "node failure" in outcome.reason:
                 return outcome
