@@ -107,10 +107,10 @@ WRITER = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-os.getpid = lambda: 4242  # two nodes, one process id
-os.uname = lambda real=os.uname(), node=sys.argv[3]: type("Node", (), {"nodename": node})()
 from launcher.record import write_json
 from onediff.training.folder import write_json as write_status
+os.getpid = lambda: 4242  # two nodes, one process id
+os.uname = lambda real=os.uname(), node=sys.argv[3]: type("Node", (), {"nodename": node})()
 for number in range(100):
     write_json(Path(sys.argv[1]) / "a.json", {"node": sys.argv[3], "text": sys.argv[3] * (number % 97)})
     write_status(Path(sys.argv[1]) / "b.json", {"node": sys.argv[3], "text": sys.argv[3] * (number % 97)})
