@@ -86,7 +86,7 @@ def test_a_chain_warned_preempted_killed_and_crashed_in_phase_two_ends_as_a_run_
     client = MlflowClient(f"sqlite:///{run.home}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("onediff").experiment_id])
     parents = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
-    assert [one.info.run_name for one in parents] == ["demo"] and len(runs) == len(STEPS) + 2
+    assert [one.info.run_name for one in parents] == ["run"] and len(runs) == len(STEPS) + 2
     assert {f"system/{node}/cpu_utilization_percentage" for node in ("node1", "node2")} <= set(parents[0].data.metrics)
 
 
