@@ -156,9 +156,10 @@ def test_strict_stops_at_the_first_bad_sample_and_leaves_no_data_set(tmp_path: P
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_killed_worker_is_one_clear_line_and_a_rerun_goes_on(tmp_path: Path, processes: int) -> None:
+    before = set(multiprocessing.active_children())
     with pytest.raises(UserError, match=r"a worker process was killed \(out of memory\?\); run the command again"):
         write_dataset(partial(deadly, os.getpid()), 40, tmp_path, processes=processes, **DEADLY)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
     assert [path.name for path in tmp_path.iterdir()] == [".tmp-train"]
     report = write_dataset(partial(deadly, os.getpid()), 40, tmp_path, processes=1, **DEADLY)
     assert report.manifest.samples == 40 - 6
