@@ -72,6 +72,7 @@ def test_an_unknown_command_names_the_nearest():
             "unrecognized arguments: --procesess 2; did you mean --processes? ('onediff train",
         ),
         ("train demo --zzz", "unrecognized arguments: --zzz ('onediff train --help' tells more)"),
+        ("export a b =3", "unrecognized arguments: =3 ('onediff export --help' tells more)"),
         ("train --resume", "the following arguments are required: config"),
         ("train demo --processes many", "argument --processes: invalid int value: 'many' ("),
         ("train demo --processes 0", "--processes 0: must be at least 1"),

@@ -116,7 +116,7 @@ class Parser(argparse.ArgumentParser):
         """Raises UserError with the message of argparse, the nearest option, and where to read more."""
         from difflib import get_close_matches
 
-        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].partition(" ")[0]
         known = [option for action in self._actions for option in action.option_strings]
         close = get_close_matches(unknown, known, n=1) if unknown.startswith("-") and unknown not in known else []
         meant = f"; did you mean {close[0]}?" if close else ""
