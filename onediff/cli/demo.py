@@ -9,8 +9,6 @@ the end it makes another run, runs/demo-2.
 from __future__ import annotations
 
 import argparse
-import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -38,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from onediff.config.compose import configs_folder, load_run
     from onediff.tracking.config import TrackingConfig
-    from onediff.tracking.place import how_to_look, tracking_uri
+    from onediff.tracking.place import how_to_look, program, tracking_uri
     from onediff.tracking.scrub import scrubbed
 
     started = time.monotonic()
@@ -65,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     before, after, reference = held_out_pair(folder / "example")
     step("caption", before, after, "--model", folder)
     print(f"reference:  {reference}")
-    print(f"\nTry it:     {program()} demo-page {folder}   (a page to drop two pictures in)")
+    print(f"\nTry it:     {program('onediff')} demo-page {folder}   (a page to drop two pictures in)")
     print(f"The run:    {folder} (config.yaml repeats it; evaluation/ holds captions and scores)")
     print(f"MLflow:     {how_to_look(scrubbed(tracking_uri(folder, TrackingConfig())))}")
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
@@ -78,11 +76,6 @@ def is_unfinished(folder: Path, config: RunConfig) -> bool:
 
     begun = (folder / "config.yaml").is_file() and not (folder / "example").exists()
     return begun and load_run(folder) == config
-
-
-def program() -> str:
-    """How this program is called here, in its environment or outside it."""
-    return "onediff" if shutil.which("onediff") else shlex.quote(str(Path(sys.executable).with_name("onediff")))
 
 
 def free_folder(first: Path) -> Path:
@@ -100,8 +93,10 @@ def step(*words: object) -> None:
 
     Ends this program with exit code 75, as the command itself did, where it was asked to stop.
     """
+    from onediff.tracking.place import program
+
     shown = [str(word) for word in words]
-    print(f"\n$ {program()} {' '.join(shown)}", flush=True)
+    print(f"\n$ {program('onediff')} {' '.join(shown)}", flush=True)
     with subprocess.Popen([sys.executable, "-m", "onediff", *shown]) as process:
         try:
             code = process.wait()

@@ -35,5 +35,9 @@ def how_to_look(uri: str) -> str:
     """What opens MLflow on a store: a line to type, in this environment or outside it, or the server's own address."""
     if not uri.startswith(SQLITE):
         return uri
-    program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
-    return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(uri)}"
+    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def program(name: str) -> str:
+    """How a program of this environment is typed, in it or outside it."""
+    return name if shutil.which(name) else shlex.quote(str(Path(sys.executable).with_name(name)))
