@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import batch, tiny_model
 
+from benchmarks.counters import Counted
 from onediff.model.config import LoraConfig
 from onediff.model.lora import add_adapters
 from onediff.training.activations import checkpoint_layers
@@ -17,17 +18,20 @@ def losses_and_gradients(mode, adapters):
             part.requires_grad_(False)
     for part in (model.vision.model, model.language):
         checkpoint_layers(part, mode)
-    losses = model(batch("pair", "single", "text"))
-    losses.sum().backward()
+    with Counted() as counts:
+        losses = model(batch("pair", "single", "text"))
+        losses.sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return losses.detach(), gradients
+    return losses.detach(), gradients, counts.operators
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_losses_and_gradients_are_bit_identical(mode, adapters):
-    wanted, wanted_gradients = losses_and_gradients("none", adapters)
-    found, gradients = losses_and_gradients(mode, adapters)
+    wanted, wanted_gradients, once = losses_and_gradients("none", adapters)
+    found, gradients, operators = losses_and_gradients(mode, adapters)
+    assert operators["silu"] == 2 * once["silu"]
+    assert (operators["mm"] > once["mm"]) == (mode == "full")
     assert torch.equal(found, wanted)
     assert gradients.keys() == wanted_gradients.keys()
     for name, gradient in gradients.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import plan as benchmark
 from onediff.cli import main
 from onediff.config.compose import load_run
 from onediff.config.tree import RunConfig
@@ -168,3 +169,12 @@ def test_planning_imports_no_torch(tmp_path: Path):
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_memory_is_what_was_measured_within_eleven_per_cent():
+    """The committed table of `benchmarks/plan.py`, with the plan as it is now."""
+    rows = json.loads(Path(benchmark.__file__).with_name("results").joinpath("plan.json").read_text())["rows"]
+    assert len(rows) == 56
+    for row in rows:
+        ratio = benchmark.planned(row)["peak"] / row["measured"]["peak"]
+        assert ratio == pytest.approx(1, abs=0.11), {key: row[key] for key in row if key not in ("planned", "measured")}
