@@ -3,43 +3,24 @@
 import csv
 import io
 import json
-import tarfile
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from raw_data import encoded, pixels, put
+from raw_data import PAIR, encoded, numbered_pictures, pixels, put, table, tar_with
 from test_readers import convert, records
 
 from data_prep.pictures import Encoding, plain_size, prepare
 from data_prep.splits import check_split, split_name
-from onediff.data.index import read_index
-from onediff.data.manifest import read_manifest
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
 
-def table(path: Path, rows: list[dict[str, object]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with pictures `0.png … 5.png` and `0.jpg … 5.jpg`."""
-    for number in range(6):
-        put(tmp_path / f"{number}.png", encoded(number))
-        put(tmp_path / f"{number}.jpg", encoded(number, "JPEG"))
-    return tmp_path
-
-
-PAIR = {"before": "0.png", "after": "1.png", "caption": "it moved"}
+    return numbered_pictures(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
@@ -400,116 +381,6 @@ def test_damage_in_the_middle_is_found_when_every_pixel_is_decoded() -> None:
     assert prepare(broken_png(), Encoding())[0] == broken_png()
     with pytest.raises(BadSample, match="corrupt"):
         prepare(broken_png(), Encoding(decode=True))
-
-
-def tar_with(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Path:
-    with tarfile.open(path, "w") as tar:
-        tar.add(path.parent / "0.png", "0.png")
-        info = tarfile.TarInfo(name)
-        info.type, info.linkname = kind, link
-        if kind == tarfile.REGTYPE:
-            data = (path.parent / "1.png").read_bytes()
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-        else:
-            tar.addfile(info)
-    return path
-
-
-HOSTILE = {
-    "tar upwards": (lambda p: tar_with(p, "../1.png"), "member: the path '../1.png' leaves the image folder"),
-    "tar absolute": (lambda p: tar_with(p, "/1.png"), "member: the path '/1.png' leaves the image folder"),
-    "tar link": (lambda p: tar_with(p, "1.png", tarfile.SYMTYPE, "/etc/passwd"), "'1.png' is not a plain file"),
-    "tar hard link": (lambda p: tar_with(p, "1.png", tarfile.LNKTYPE, "0.png"), "'1.png' is not a plain file"),
-    "tar device": (lambda p: tar_with(p, "1.png", tarfile.CHRTYPE), "'1.png' is not a plain file"),
-}
-
-
-@pytest.mark.parametrize("fault", HOSTILE)
-def test_a_hostile_tar_of_pictures_is_refused(folder: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
-    build, line = HOSTILE[fault]
-    archive = build(folder / "images.tar")
-    code, _, error = convert(
-        capsys, "generic", folder / "out", "--table", table(folder / "t.csv", [PAIR]), "--images", archive
-    )
-    assert code == 2
-    assert line in error
-    assert not list((folder / "out").iterdir())
-
-
-def test_hostile_zips_are_refused_or_their_members_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = table(folder / "t.csv", [PAIR])
-    with zipfile.ZipFile(folder / "up.zip", "w") as archive:
-        archive.writestr("../1.png", b"x")
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "up.zip")
-    assert (code, "member: the path '../1.png' leaves the image folder" in error) == (2, True)
-    with zipfile.ZipFile(folder / "absolute.zip", "w") as archive:
-        archive.writestr("/1.png", b"x")
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "absolute.zip")
-    assert (code, "member: the path '/1.png' leaves the image folder" in error) == (2, True)
-    for name, mode in (("link.zip", 0o120777), ("device.zip", 0o020666)):
-        with zipfile.ZipFile(folder / name, "w") as archive:
-            info = zipfile.ZipInfo("1.png")
-            info.external_attr = mode << 16
-            archive.writestr(info, "/etc/passwd")
-        code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / name)
-        assert (code, "'1.png' is not a plain file; the archive is refused" in error) == (2, True)
-    assert not list((folder / "out").iterdir())
-    with zipfile.ZipFile(folder / "liar.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("0.png", encoded(0))
-        archive.writestr("1.png", bytes(100_000))
-    lying = (folder / "liar.zip").read_bytes().replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
-    put(folder / "liar.zip", lying)
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "liar.zip")
-    assert (code, "bad_picture: t.csv row 1: '1.png' cannot be unpacked: Bad CRC-32" in error) == (2, True)
-    with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("0.png", encoded(0))
-        archive.writestr("1.png", bytes(300_000_000))
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "bomb.zip")
-    assert code == 2
-    assert "too_large: t.csv row 1: '1.png' has 300,000,000 bytes, more than" in error
-
-
-def test_pictures_from_a_plain_tar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = tar_with(folder / "images.tar", "1.png")
-    path = table(folder / "t.csv", [PAIR])
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", archive)
-    assert code == 0, error
-    manifest = read_manifest(folder / "out/train")
-    assert len(read_index(manifest.path(manifest.shards[0]))) == 1
-
-
-def test_pictures_from_archives_in_the_image_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put(folder / "shards/0.png", encoded(0))
-    put(folder / "shards/1.png", encoded(1))
-    tar_with(folder / "shards/000.tar", "./a/1.png")
-    with zipfile.ZipFile(folder / "shards/001.ZIP", "w") as archive:
-        archive.writestr("2.jpg", encoded(2, "JPEG"))
-    rows = [
-        {"before": "shards/000.tar#0.png", "after": "shards//000.tar#a/1.png", "caption": "both in a tar"},
-        {"before": "3.png", "after": "shards/001.ZIP#2.jpg", "caption": "one in a zip"},
-    ]
-    path = table(folder / "t.csv", rows)
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
-    assert code == 0, error
-    found = records(folder / "out/train")
-    assert {id: sample["members"] for id, sample in found.items()} == {
-        "000.tar#0-1": {"before.png", "after.png", "json"},
-        "3-001.ZIP#2": {"before.png", "after.jpg", "json"},
-    }
-
-
-@pytest.mark.parametrize("fault", HOSTILE)
-def test_a_hostile_tar_in_the_image_folder_is_refused(
-    folder: Path, fault: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    build, line = HOSTILE[fault]
-    build(folder / "a.tar")
-    path = table(folder / "t.csv", [{**PAIR, "after": "a.tar#0.png"}])
-    code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
-    assert code == 2
-    assert line in error
-    assert not list((folder / "out").iterdir())
 
 
 def test_the_table_as_json_and_a_rerun(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
