@@ -1,6 +1,7 @@
 """Scores: equal to pycocoevalcap's own, per pair and in sum; floors; intervals and paired tests."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -189,6 +190,22 @@ def test_best_constant_is_the_best_of_all() -> None:
     groups = [[tokens[caption] for caption in group] for group in references().values()]
     reached = {caption: cider_columns([tokens[caption]] * 30, groups)[:, 0].mean() for caption in captions}
     assert reached[best_constant(references())] == pytest.approx(max(reached.values()), rel=1e-12)
+
+
+def test_best_constant_is_the_same_in_every_process() -> None:
+    """Python hashes words differently in each; of many captions that are as frequent, the same must be tried."""
+    program = (
+        "from onediff.evaluation.floors import best_constant\n"
+        "pairs = {str(i): [f'the w{i * k % 701} {k} cube v{i * 7 % 97} is gone' for k in (1, 2, 3)] for i in range(400)}\n"
+        "print(best_constant(pairs))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1
 
 
 def test_floors_are_blind_systems_on_the_same_pairs() -> None:

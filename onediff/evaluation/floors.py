@@ -71,7 +71,7 @@ def best_constant(references: Mapping[str, Sequence[str]], seed: int = 0) -> str
     cider = Cider(groups)
     vectors = [[cider.vector(text) for text in group] for group in groups]
     original = {tokens[caption]: caption for caption in reversed(captions)}
-    counts = Counter(text for group in groups for text in set(group))
+    counts = Counter(text for group in groups for text in dict.fromkeys(group))
     tried = [list(counts)[i] for i in rng.permutation(len(counts))]
     tried = sorted(tried, key=lambda text: -counts[text])[:CANDIDATES]
     sample = [vectors[i] for i in rng.permutation(len(vectors))[:SAMPLE]]
