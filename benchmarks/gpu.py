@@ -87,7 +87,7 @@ PARTS = {
         "generation",
         "captions",
         0.16,
-        ("model", "batch", "way", "captions_per_second", "seconds", "peak_gib"),
+        ("model", "batch", "way", "captions_per_second", "seconds", "peak_gib", "tokens_as_without_graphs"),
     ),
 }
 """In the order in which they run: what is quick and says most comes first."""

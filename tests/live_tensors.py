@@ -1,9 +1,21 @@
 """Which tensors are alive, and which were ever made, while some code runs."""
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+WAITING = (
+    torch.ops.aten._local_scalar_dense,  # item(), tolist(), bool() of a tensor
+    torch.ops.aten.nonzero,
+    torch.ops.aten.masked_select,
+    torch.ops.aten.unique_consecutive,
+    torch.ops.aten._unique2,
+    torch.ops.aten.equal,
+    torch.ops.aten.is_nonzero,
+)
+"""Operators whose result or size the host must know before it can go on."""
 
 
 class LiveTensors(TorchDispatchMode):

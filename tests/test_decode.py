@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from live_tensors import WAITING
+from recorded_step import recorded
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from onediff.model import decode
@@ -90,6 +92,30 @@ def test_ends_with_the_last_row_unless_other_ranks_go_on():
     made = greedy(model, embeds[:1], seen[:1], max_new_tokens=NEW, eos_token_id=first, synced=another_goes_on)
     assert made.tolist() == [[first, 0, 0, 0, 0]]
     assert asked == [False] * 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_step_recorded_once_and_repeated_writes_the_same_tokens(family, padded):
+    """Nothing in a step hangs on what only the host knows, so a GPU can repeat it without the host."""
+    model, (embeds, seen) = language(family), prompts(padded)
+    free = greedy(model, embeds, seen, max_new_tokens=NEW)
+    ends = next(token for token in range(1, 40) if 1 < (free[:, 2 : NEW - 2] == token).any(1).sum() < ROWS)
+    made = []
+
+    def record(step):
+        made.append(recorded(step))
+        return made[-1]
+
+    for end in (None, ends):
+        expected = greedy(model, embeds, seen, max_new_tokens=NEW, eos_token_id=end)
+        made.clear()
+        assert greedy(model, embeds, seen, max_new_tokens=NEW, eos_token_id=end, record=record).equal(expected)
+        assert sum(one.repeats for one in made) >= 4
+        for one in made:
+            assert torch.ops.aten.index_copy_.default in one.operators
+            assert not {operator.overloadpacket for operator in one.operators}.intersection(WAITING)
 
 
 def test_what_it_would_do_otherwise_than_hugging_face_is_left_to_it():

@@ -2,24 +2,13 @@
 
 import pytest
 import torch
-from live_tensors import LiveTensors
+from live_tensors import WAITING, LiveTensors
 from models import TINY, rows
 from test_packing import KINDS
 
 from onediff.data.rows import collate, collate_packed
 from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
-
-WAITING = (
-    torch.ops.aten._local_scalar_dense,  # item(), tolist(), bool() of a tensor
-    torch.ops.aten.nonzero,
-    torch.ops.aten.masked_select,
-    torch.ops.aten.unique_consecutive,
-    torch.ops.aten._unique2,
-    torch.ops.aten.equal,
-    torch.ops.aten.is_nonzero,
-)
-"""Operators whose result or size the host must know before it can go on."""
 
 
 def step(model, batch):

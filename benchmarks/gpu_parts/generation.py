@@ -20,12 +20,13 @@ NEW_TOKENS = 48
 def captions(setting: Setting) -> Iterator[Record]:
     """(d)"""
     sizes = TINY[:1] if setting.dry else [size for size in SIZES if size.name in ("1B", "7B")]
+    ways = {"onediff": False} if setting.dry else {"onediff": False, "onediff, CUDA graphs": True}
     for size in sizes:
         for pairs in (2,) if setting.dry else (1, 16):
-            for cache in ("dynamic", "static"):
-                record = {"model": size.name, "batch": pairs, "way": f"onediff, {cache} cache"}
+            for way, graph in ways.items():
+                record = {"model": size.name, "batch": pairs, "way": way}
                 yield from setting.attempt(
-                    record, lambda size=size, pairs=pairs, cache=cache: _ours(setting, size, pairs, cache)
+                    record, lambda size=size, pairs=pairs, graph=graph: _ours(setting, size, pairs, graph)
                 )
                 gc.collect()
             record = {"model": size.name, "batch": pairs, "way": "LLaVA of Hugging Face"}
@@ -33,19 +34,23 @@ def captions(setting: Setting) -> Iterator[Record]:
             gc.collect()
 
 
-def _options(setting: Setting) -> dict[str, Any]:
-    tokens = 4 if setting.dry else NEW_TOKENS
-    return {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+def _tokens(setting: Setting) -> int:
+    return 4 if setting.dry else NEW_TOKENS
 
 
-def _ours(setting: Setting, size: Size, pairs: int, cache: str) -> Record:
+def _ours(setting: Setting, size: Size, pairs: int, graph: bool) -> Record:
+    """`graph`: recorded steps, whose tokens must be those of plain ones."""
     config = model_config(size, setting.dry)
     model = build(config, setting.device, setting.dtype).eval()
     rows = pair_rows(config, pairs, "one", prompt_only=True)
     batch = collate(rows, pad_left=True).to(setting.device)
-    options = _options(setting) | ({} if cache == "dynamic" else {"cache_implementation": "static"})
-    with torch.no_grad():
-        return _rate(setting, pairs, lambda: model.generate(batch, **options))
+    plain = model.generate(batch, max_new_tokens=_tokens(setting))
+
+    def generate() -> torch.Tensor:
+        return model.generate(batch, max_new_tokens=_tokens(setting), cuda_graph=graph)
+
+    same = float((generate() == plain).float().mean())
+    return _rate(setting, pairs, generate) | {"tokens_as_without_graphs": same}
 
 
 def _theirs(setting: Setting, size: Size, pairs: int) -> Record:
@@ -53,7 +58,9 @@ def _theirs(setting: Setting, size: Size, pairs: int) -> Record:
     peer = Llava(config, setting.device, setting.dtype)
     peer.model.eval()
     batch = peer.collated(pair_rows(config, pairs, "one", prompt_only=True), left=True)
-    return _rate(setting, pairs, lambda: peer.generate(batch, **_options(setting)))
+    tokens = _tokens(setting)
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    return _rate(setting, pairs, lambda: peer.generate(batch, **options))
 
 
 def _rate(setting: Setting, pairs: int, work: Any) -> Record:

@@ -43,6 +43,9 @@ class EvaluationConfig(Section):
     """Draw from the likeliest tokens that together have this probability."""
     top_k: int = Field(0, ge=0)
     """Draw from so many of the likeliest tokens; 0 is all."""
+    cuda_graphs: bool = False
+    """Record a step of greedy search once for each batch and let the GPU repeat it; nothing changes without a GPU, for a
+    model cut over several, or for beams and sampling."""
     seed: int = Field(0, ge=0)
     """Of the drawing and of the bootstrap."""
     bootstrap: int = Field(1000, ge=0)

@@ -98,6 +98,8 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
 def decoding(config: EvaluationConfig) -> dict[str, Any]:
     """How captions are generated, as `Captioner.answer` takes it."""
     options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams}
+    if config.cuda_graphs:
+        options["cuda_graph"] = True
     if config.num_beams > 1:
         options["length_penalty"] = config.length_penalty
     if config.do_sample:

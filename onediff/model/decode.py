@@ -4,13 +4,13 @@ The layers are the language model's own modules, whole or cut over a tensor grou
 written out here, for the family of models that differ in nothing else (`FAMILIES`). Others are left to Hugging Face
 `generate`, as are beams and sampling.
 
-Shape letters: B rows, T new tokens, L tokens so far, W width, H query heads, K key/value heads, G = H / K, D head size.
+Shape letters: B rows, T tokens of the prompt, L all tokens that there is room for, W width, H query heads, K key/value
+heads, G = H / K, D head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks are norm, attention, norm, gated feed-forward."""
 KNOWN = frozenset({"eos_token_id", "pad_token_id", "do_sample", "num_beams", "synced"})
 """Options that greedy decoding understands."""
+Step = Callable[[], None]
 
 
 def can_decode(language: Any, length: int, options: dict[str, Any]) -> bool:
@@ -38,88 +39,117 @@ def can_decode(language: Any, length: int, options: dict[str, Any]) -> bool:
     )
 
 
-@dataclass
-class Slab:
-    """Keys and values of one layer, `[B, K, room, D]`, filled from the left."""
-
-    keys: Tensor
-    values: Tensor
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-
-
 class Decoder:
-    """One batch on its way through a language model.
+    """One batch on its way through a language model: the prompt is read once, then each `step` adds a token to every row.
 
-    Cost of a token: one pass over the weights and over the cache so far; nothing is copied, grown or built anew.
+    All steps are the same operators on the same memory, and none asks the device for anything: what changes from one to
+    the next (`place`) lies on the device too. So a GPU can record one and repeat it.
+
+    Cost of a token: one pass over the weights and over the room for keys and values; nothing is copied, grown or built
+    anew.
     """
 
-    def __init__(self, language: Any, room: int, seen_BL: Tensor, dtype: torch.dtype) -> None:
-        """`room` tokens a row at most; `seen_BL` is False where the prompt is padded, on its left."""
+    def __init__(self, language: Any, prompt_BTW: Tensor, seen_BT: Tensor, new: int, end: int | None, pad: int) -> None:
+        """Reads the prompt and writes the first of at most `new` tokens. `seen_BT` is False where the prompt is padded,
+        on its left; `end` is the token that ends a row, and rows that ended go on with `pad`."""
+        rows, prompt, _ = prompt_BTW.shape
+        device, dtype, room = prompt_BTW.device, prompt_BTW.dtype, prompt + new
         base = language.base_model
         self.head, self.words = language.get_output_embeddings(), language.get_input_embeddings()
         self.layers, self.norm = base.layers, base.norm
-        self.length = 0
-        self.room = room
-        self.slabs: list[Slab] = []
-        places_L = torch.arange(room, device=seen_BL.device)
-        padding_B = (~seen_BL).sum(1)
+        self.prompt, self.end, self.pad = prompt, end, pad
+        padding_B = (~seen_BT).sum(1)
         self.padded = bool(padding_B.any())
+        places_L = torch.arange(room, device=device)
         places_BL = (places_L - padding_B[:, None]).clamp(min=0) if self.padded else places_L[None]
         # Of some kinds of positions the tables hold a scale as well, so they come from the model.
-        table = torch.empty(0, dtype=dtype, device=seen_BL.device)
+        table = torch.empty(0, dtype=dtype, device=device)
         self.cos, self.sin = (t[:, None] for t in base.rotary_emb(table, position_ids=places_BL))  # [B or 1, 1, L, D]
-        self.seen = F.pad(seen_BL, (0, room - seen_BL.shape[1]), value=True)[:, None, None] if self.padded else None
+        seen_BL = F.pad(seen_BT if self.padded else seen_BT[:1], (0, new), value=False)
+        # Added to scores, [B or 1, 1, 1, L]. Not infinity: what padding sees, which is nothing, must remain a number.
+        self.mask = torch.zeros(seen_BL.shape, dtype=dtype, device=device)
+        self.mask = self.mask.masked_fill_(~seen_BL, torch.finfo(dtype).min)[:, None, None]
+        self.slabs: list[tuple[Tensor, Tensor]] = []
+        """Keys and values of each layer, `[B, K, L, D]`, filled from the left."""
+        self.going_B = torch.ones(rows, dtype=torch.bool, device=device)
+        self.token_B = torch.full((rows,), pad, device=device)
+        """What was written last, at `place`."""
+        self.made_BL = torch.full((rows, room), pad, device=device)
+        """Everything written, behind the places of the prompt."""
+        self.place = torch.full((1,), prompt, device=device)
+        self._write(self._last_logits(prompt_BTW, self._prompt_attention))
 
-    def __call__(self, x_BTW: Tensor) -> Tensor:
+    def step(self) -> None:
+        """Reads the newest token of every row and writes the next."""
+        # The memory is laid out for the longest answer; places not written yet are out of sight.
+        self.mask.index_fill_(-1, self.place, 0)
+        x_B1W = self.words(self.token_B[:, None])
+        turn = self.cos.index_select(2, self.place), self.sin.index_select(2, self.place)
+        logits = self._last_logits(x_B1W, lambda *where: self._token_attention(*where, turn))
+        self.place.add_(1)
+        self._write(logits)
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these rows only."""
+        self.slabs = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self.slabs]
+        self.going_B, self.token_B, self.made_BL = self.going_B[rows], self.token_B[rows], self.made_BL[rows]
+        if self.padded:
+            self.mask, self.cos, self.sin = self.mask[rows], self.cos[rows], self.sin[rows]
+
+    def _write(self, logits: Tensor) -> None:
+        token_B = torch.where(self.going_B, logits.argmax(-1), self.pad)
+        self.token_B.copy_(token_B)
+        self.made_BL.index_copy_(1, self.place, token_B[:, None])
+        if self.end is not None:
+            self.going_B.logical_and_(token_B != self.end)
+
+    def _last_logits(self, x_BTW: Tensor, attended: Callable[[Any, Tensor, int], Tensor]) -> Tensor:
         """`[B, vocabulary]`: what comes behind the last of these tokens."""
-        start, self.length = self.length, self.length + x_BTW.shape[1]
-        assert self.length <= self.room
+        last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
+            mixed_BTW = attended(layer.self_attn, _normed(layer.input_layernorm, x_BTW), number)
             # Of the last layer nothing but its newest place is read.
-            asked = slice(-1 if number + 1 == len(self.layers) else 0, None)
-            h_BTW = _normed(layer.input_layernorm, x_BTW)
-            x_BTW = x_BTW[:, asked] + self._attended(layer.self_attn, h_BTW, number, start, asked)
+            x_BTW = (x_BTW[:, -1:] if number == last else x_BTW) + mixed_BTW
             h_BTW, mlp = _normed(layer.post_attention_layernorm, x_BTW), layer.mlp
             x_BTW = x_BTW + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h_BTW)) * mlp.up_proj(h_BTW))
         return self.head(_normed(self.norm, x_BTW))[:, 0]
 
-    def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows only."""
-        for slab in self.slabs:
-            slab.keep(rows)
-        if self.padded and self.seen is not None:
-            self.seen, self.cos, self.sin = self.seen[rows], self.cos[rows], self.sin[rows]
-
-    def _attended(self, attention: Any, h_BTW: Tensor, number: int, start: int, asked: slice) -> Tensor:
-        """What the `asked` of these places see of all so far."""
-        size, end = attention.head_dim, self.length
-        q = attention.q_proj(h_BTW[:, asked]).unflatten(-1, (-1, size))
-        k, v = (layer(h_BTW).unflatten(-1, (-1, size)) for layer in (attention.k_proj, attention.v_proj))
-        if hasattr(attention, "q_norm"):
-            q, k = _normed(attention.q_norm, q), _normed(attention.k_norm, k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, heads, T, D]
-        cos, sin = self.cos[:, :, start:end], self.sin[:, :, start:end]
-        q, k = _turned(q, cos[:, :, asked], sin[:, :, asked]), _turned(k, cos, sin)
-        if number == len(self.slabs):
-            shape = (*k.shape[:2], self.room, size)
-            self.slabs.append(Slab(k.new_empty(shape), v.new_empty(shape)))
-        slab = self.slabs[number]
-        slab.keys[:, :, start:end], slab.values[:, :, start:end] = k, v
-        keys, values = slab.keys[:, :, :end], slab.values[:, :, :end]
-        seen = None if self.seen is None else self.seen[..., :end]
-        if q.shape[2] == 1:
-            # The G heads that share keys are queries of one attention: no key is repeated.
-            q_BKGD = q.squeeze(2).unflatten(1, (k.shape[1], -1))
-            mixed = F.scaled_dot_product_attention(q_BKGD, keys, values, attn_mask=seen, scale=attention.scaling)
-            return attention.o_proj(mixed.flatten(1)[:, None])
-        causal = None if seen is None else seen & torch.ones(end, end, dtype=torch.bool, device=q.device).tril()
+    def _prompt_attention(self, attention: Any, h_BTW: Tensor, number: int) -> Tensor:
+        """What every place of the prompt sees of those before it; in the last layer, what the newest sees."""
+        size, T = attention.head_dim, self.prompt
+        asked = slice(-1 if number + 1 == len(self.layers) else 0, None)
+        cos, sin = self.cos[:, :, :T], self.sin[:, :, :T]
+        k, v = _heads(attention, "k", h_BTW), _heads(attention, "v", h_BTW)
+        q = _turned(_heads(attention, "q", h_BTW[:, asked]), cos[:, :, asked], sin[:, :, asked])
+        shape = (*k.shape[:2], self.mask.shape[-1], size)
+        keys, values = k.new_zeros(shape), v.new_zeros(shape)
+        keys[:, :, :T], values[:, :, :T] = _turned(k, cos, sin), v
+        self.slabs.append((keys, values))
+        mask = None
+        if self.padded:
+            causal = torch.full((T, T), torch.finfo(h_BTW.dtype).min, dtype=h_BTW.dtype, device=h_BTW.device).triu(1)
+            mask = torch.minimum(self.mask[..., :T], causal[asked])
         mixed = F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=causal, is_causal=causal is None, scale=attention.scaling, enable_gqa=True
+            q,
+            keys[:, :, :T],
+            values[:, :, :T],
+            attn_mask=mask,
+            is_causal=mask is None and q.shape[2] == T,
+            scale=attention.scaling,
+            enable_gqa=True,
         )
         return attention.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _token_attention(self, attention: Any, h_B1W: Tensor, number: int, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """What the newest place sees of all so far."""
+        keys, values = self.slabs[number]
+        keys.index_copy_(2, self.place, _turned(_heads(attention, "k", h_B1W), *turn))
+        values.index_copy_(2, self.place, _heads(attention, "v", h_B1W))
+        q = _turned(_heads(attention, "q", h_B1W), *turn)
+        # The G heads that share keys are queries of one attention: no key is repeated.
+        q_BKGD = q.squeeze(2).unflatten(1, (keys.shape[1], -1))
+        mixed = F.scaled_dot_product_attention(q_BKGD, keys, values, attn_mask=self.mask, scale=attention.scaling)
+        return attention.o_proj(mixed.flatten(1)[:, None])
 
 
 def greedy(
@@ -131,38 +161,50 @@ def greedy(
     eos_token_id: int | None = None,
     pad_token_id: int = 0,
     synced: Callable[[bool], bool] | None = None,
+    record: Callable[[Step], Step] | None = None,
     **greedily: Any,
 ) -> Tensor:
     """`[B, at most max_new_tokens]` token ids that continue left-padded prompts, padded behind each row's end.
 
     A row that has ended is computed no longer once half of the rows have. `synced(going)` says whether any rank goes
-    on: ranks that share the weights of a step (ZeRO-3) must all take it. `greedily` holds what `can_decode` has looked
-    at: no beams, no sampling.
+    on: ranks that share the weights of a step (ZeRO-3) must all take it. `record` turns a step into something that does
+    the same work in a cheaper way, as `onediff.model.cuda_graph.recorded` does; it is asked anew whenever rows are dropped.
+    `greedily` holds what `can_decode` has looked at: no beams, no sampling.
     """
     rows, prompt, _ = embeds_BTW.shape
-    made = torch.full((rows, max_new_tokens), pad_token_id, device=embeds_BTW.device)
-    decoder = Decoder(language, prompt + max_new_tokens, seen_BT, embeds_BTW.dtype)
-    here = torch.arange(rows, device=made.device)  # which rows are computed still
-    x, going = embeds_BTW, torch.ones(rows, dtype=torch.bool, device=made.device)
+    device = embeds_BTW.device
+    decoder = Decoder(language, embeds_BTW, seen_BT, max_new_tokens, eos_token_id, pad_token_id)
+    answers = torch.full((rows, max_new_tokens), pad_token_id, device=device)
+    here = torch.arange(rows, device=device)  # which rows are computed still
     # Asking a GPU whether all rows have ended makes it wait.
-    ask_every = 1 if made.device.type == "cpu" else 8
-    taken = 0
-    for step in range(max_new_tokens):
-        token = torch.where(going, decoder(x).argmax(-1), pad_token_id)
-        made[here, step] = token
-        taken = step + 1
-        if eos_token_id is not None:
-            going = going & (token != eos_token_id)
-        if taken % ask_every == 0:
-            left = int(going.sum())
+    ask_every = 1 if device.type == "cpu" else 8
+    step, steps_alike, taken = decoder.step, 0, 1
+    while True:
+        if eos_token_id is not None and taken % ask_every == 0:
+            left = int(decoder.going_B.sum())
             if not (synced(left > 0) if synced else left):
                 break
             if synced is None and left <= len(here) // 2:
-                kept = going.nonzero().flatten()
+                answers[here] = decoder.made_BL[:, prompt:]
+                kept = decoder.going_B.nonzero().flatten()
                 decoder.keep(kept)
-                here, going, token = here[kept], going[kept], token[kept]
-        x = decoder.words(token[:, None])
-    return made[:, :taken]
+                here, step, steps_alike = here[kept], decoder.step, 0
+        if taken == max_new_tokens:
+            break
+        if record is not None and steps_alike == 1:
+            # The first step of a shape is taken as it is: it loads kernels, which cannot be recorded.
+            step = record(decoder.step)
+        step()
+        taken, steps_alike = taken + 1, steps_alike + 1
+    answers[here] = decoder.made_BL[:, prompt:]
+    return answers[:, :taken]
+
+
+def _heads(attention: Any, name: str, h_BTW: Tensor) -> Tensor:
+    """Queries, keys or values of these places by head, `[B, heads, T, D]`."""
+    heads = getattr(attention, f"{name}_proj")(h_BTW).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return (heads if norm is None else _normed(norm, heads)).transpose(1, 2)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from onediff.data.batch import Batch
 from onediff.data.segments import Segments
 from onediff.model.config import LanguageConfig, LoraConfig, ModelConfig
+from onediff.model.cuda_graph import can_record, recorded
 from onediff.model.decode import can_decode, greedy
 from onediff.model.delta import DeltaModule
 from onediff.model.lora import add_adapters
@@ -131,12 +132,14 @@ class OneDiffModel(nn.Module):
 
         Greedy search of the usual families is our own (`decode`); `options` that ask for more (`num_beams`, `do_sample`,
         …) go to Hugging Face `generate`. Neither obeys what a pretrained model's `generation_config.json` says.
-        `synced` tells whether any rank of the job goes on, where all must step together.
+        `synced` tells whether any rank of the job goes on, where all must step together; `cuda_graph` asks for greedy
+        steps that a GPU repeats by itself, where the model lies whole on one.
         """
         assert batch.segment_ids is not None
+        record = recorded if options.pop("cuda_graph", False) and can_record(self.language) else None
         embeds, seen = self.embed(batch), batch.segment_ids > 0
         if can_decode(self.language, seen.shape[1] + max_new_tokens, options):
-            return greedy(self.language, embeds, seen, max_new_tokens=max_new_tokens, **options)
+            return greedy(self.language, embeds, seen, max_new_tokens=max_new_tokens, record=record, **options)
         synced = options.pop("synced", None) is not None
         self.language.generation_config = GenerationConfig()
         return self.language.generate(
