@@ -11,6 +11,7 @@ heads, G = H / K, D head size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class Decoder:
         self.mask.index_fill_(-1, self.place, 0)
         x_B1W = self.words(self.token_B[:, None])
         turn = self.cos.index_select(2, self.place), self.sin.index_select(2, self.place)
-        logits = self._last_logits(x_B1W, lambda *where: self._token_attention(*where, turn))
+        logits = self._last_logits(x_B1W, partial(self._token_attention, turn=turn))
         self.place.add_(1)
         self._write(logits)
 
