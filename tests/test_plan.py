@@ -171,10 +171,10 @@ def test_planning_imports_no_torch(tmp_path: Path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_memory_is_what_was_measured_within_eleven_per_cent():
+def test_memory_is_what_was_measured_within_seven_per_cent():
     """The committed table of `benchmarks/plan.py`, with the plan as it is now."""
     rows = json.loads(Path(benchmark.__file__).with_name("results").joinpath("plan.json").read_text())["rows"]
     assert len(rows) == 56
     for row in rows:
         ratio = benchmark.planned(row)["peak"] / row["measured"]["peak"]
-        assert ratio == pytest.approx(1, abs=0.11), {key: row[key] for key in row if key not in ("planned", "measured")}
+        assert ratio == pytest.approx(1, abs=0.07), {key: row[key] for key in row if key not in ("planned", "measured")}

@@ -6,8 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, fields
 
 from onediff.plan.setup import Setup
-from onediff.plan.tape import Op, Tape, Value
-from onediff.training.config import Checkpointing
+from onediff.plan.tape import Op, Tape
 
 BUCKET = 200_000_000
 """Elements that gradients are collected in before they are reduced (`reduce_bucket_size`), at most."""
@@ -155,7 +154,7 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
 
     Walks backwards: what operations before keep is still there, gradients of the parameters behind are there already.
     """
-    kept, logits = kept_bytes(tape, setup.checkpointing, setup.loss_chunk)
+    kept, logits = kept_bytes(tape, setup)
     counts = Counts.of(tape)
     held = held_gradients(counts, setup)
     # ZeRO-3 has a place for its share from the beginning; elsewhere gradients take memory as they are made.
@@ -164,7 +163,7 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
     wide = held // max(1, counts.trained // spread)
     best = (0, 0, held)
     alive, behind = sum(kept), 0
-    recomputed = _recomputed_bytes(tape, setup.checkpointing)
+    recomputed = _recomputed_bytes(tape, setup)
     for op, own in zip(reversed(tape.ops), reversed(kept), strict=True):
         working = _working_bytes(op, setup.itemsize) if op.out.grad else 0
         if op.layer is not None and op.out.grad:
@@ -180,13 +179,14 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
     return best
 
 
-def kept_bytes(tape: Tape, checkpointing: Checkpointing, chunk: int | None = None) -> tuple[list[int], int]:
+def kept_bytes(tape: Tape, setup: Setup) -> tuple[list[int], int]:
     """Bytes that each operation is the first to keep until the backward pass, and how many of all are logits."""
+    checkpointing, chunk = setup.checkpointing, setup.loss_chunk
     seen: set[int] = set()
     found: list[int] = []
     logits = 0
     for op in tape.ops:
-        kept: tuple[Value, ...] = op.kept
+        kept = op.kept_at(setup.stage)
         if op.layer is not None and checkpointing != "none":
             kept = (tape.layer_inputs[op.layer],) if op.out.grad else ()
             if checkpointing == "selective" and op.is_product and op.out.grad:
@@ -204,15 +204,15 @@ def kept_bytes(tape: Tape, checkpointing: Checkpointing, chunk: int | None = Non
     return found, logits
 
 
-def _recomputed_bytes(tape: Tape, checkpointing: Checkpointing) -> dict[int, int]:
+def _recomputed_bytes(tape: Tape, setup: Setup) -> dict[int, int]:
     """Bytes that each layer keeps once it has been computed again."""
     found: dict[int, int] = defaultdict(int)
-    if checkpointing == "none":
+    if setup.checkpointing == "none":
         return found
     for layer, ops in tape.by_layer().items():
-        values = {id(value): value for op in ops for value in op.kept}
+        values = {id(value): value for op in ops for value in op.kept_at(setup.stage)}
         values.pop(id(tape.layer_inputs[layer]), None)
-        if checkpointing == "selective":
+        if setup.checkpointing == "selective":
             for op in ops:
                 if op.is_product:
                     values.pop(id(op.out), None)

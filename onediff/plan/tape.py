@@ -61,6 +61,13 @@ class Op:
     weights: tuple[Weight, ...] = ()
     layer: int | None = None
     """number of the layer that activation checkpointing may recompute, if any"""
+    by_frozen: tuple[Value, ...] = ()
+    """what is multiplied by a frozen weight that is not cut: the backward pass needs none of it, but DeepSpeed's linear
+    function for ZeRO-3 (`LinearFunctionForZeroStage3`) keeps it"""
+
+    def kept_at(self, stage: int) -> tuple[Value, ...]:
+        """What it keeps for the backward pass at a ZeRO stage."""
+        return self.kept + self.by_frozen * (stage == 3)
 
     @property
     def keeps(self) -> bool:
@@ -137,7 +144,10 @@ class Tape:
         flops = 2 * x.numel * out
         kept = (x,) * weight.trains
         result = Value((*x.shape[:-1], out), self.itemsize, x.grad or weight.trains)
-        return self._add("linear", result, flops, flops * (x.grad + weight.trains), kept, weights)
+        self._add("linear", result, flops, flops * (x.grad + weight.trains), kept, weights)
+        if result.grad and not (weight.trains or cut):
+            self.ops[-1].by_frozen = (x,)
+        return result
 
     def convolution(self, pixels: Value, out: int, kernel: int, bias: bool) -> Value:
         """Patches of `[pictures, channels, side, side]` → `[pictures, tokens, out]`, stride = kernel."""
