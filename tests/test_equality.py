@@ -14,7 +14,7 @@ from tests.small_run import metrics, render
 WORKER = Path(__file__).with_name("equality_worker.py")
 PHASES = ("one", "two")
 STEPS = 20
-# In a global batch. A trained model that reads the features of a random projector amplifies: of some rows its gradient's norm
+# In a global batch. A trained model that reads what a random projector makes amplifies: of some rows its gradient's norm
 # follows a last bit of the weights with a hundredfold of it, so that there are more rows to share the norm.
 ROWS = {"demo": 4, "stories260K": 16}
 TOPOLOGIES = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4))
