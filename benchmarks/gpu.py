@@ -59,7 +59,7 @@ PARTS = {
         ("case", "backend", "dtype", "error", "gradient_error", "limit", "agrees"),
     ),
     "b": Part(
-        "Whole training steps (MFU: frozen parts without a backward pass of their own, recomputation not counted)",
+        "Whole training steps (MFU: of the bf16 peak, frozen parts without a backward pass of their own, no recomputation)",
         "steps",
         "whole_steps",
         0.34,
@@ -67,6 +67,7 @@ PARTS = {
             "model",
             "phase",
             "engine",
+            "products",
             "pairs_per_second",
             "tokens_per_second",
             "tflops",

@@ -1,6 +1,6 @@
 """(a) Attention of delta module, tower and language model by every backend, in TFLOP/s, beside the measured matmul ceiling.
 
-(e) Their agreement with the fp64 reference.
+(e) Their agreement, and that of fp8 layers, with an fp64 reference.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_parts.measure import Record, Setting
+from gpu_parts.products import ceilings, layer_agreement
 from onediff.model import attention as ours
 
 
@@ -87,8 +88,7 @@ def tensors(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[
 
 def speed(setting: Setting) -> Iterator[Record]:
     """(a)"""
-    yield from setting.attempt({"case": "matmul ceiling", "backend": "bf16"}, lambda: _matmul(setting))
-    yield from setting.attempt({"case": "matmul ceiling", "backend": "fp8"}, lambda: _matmul_fp8(setting))
+    yield from ceilings(setting)
     for case in cases(setting.dry):
         for label, (name, around) in backends().items():
             record = {"case": case.name, "backend": label}
@@ -121,28 +121,9 @@ def _timed(setting: Setting, case: Case, name: str, around: Callable[[], Any]) -
     }
 
 
-def _matmul(setting: Setting) -> Record:
-    """The best of a few sizes: what the card gives to a plain product."""
-    best = 0.0
-    for size in (64,) if setting.dry else (4096, 8192, 12288):
-        a, b = (torch.randn(size, size, device=setting.device, dtype=torch.bfloat16) for _ in range(2))
-        best = max(best, 2 * size**3 / setting.median(lambda a=a, b=b: a @ b, 0.5) / 1e12)
-    return {"forward_tflops": best}
-
-
-def _matmul_fp8(setting: Setting) -> Record:
-    if setting.device.type != "cuda":
-        return {"not_measured": "there is no CUDA device"}
-    if torch.cuda.get_device_capability() < (8, 9):
-        return {"not_measured": "the card has no fp8 units"}
-    size, one = 8192, torch.ones((), device=setting.device)
-    a, b = (torch.randn(size, size, device=setting.device).to(torch.float8_e4m3fn) for _ in range(2))
-    taken = setting.median(lambda: torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16), 0.5)
-    return {"forward_tflops": 2 * size**3 / taken / 1e12}
-
-
 def agreement(setting: Setting) -> Iterator[Record]:
     """(e)"""
+    yield from layer_agreement(setting)
     shapes = [
         Case("pairs of lengths, head 64", (64, 64, 1), (300, 577, 33), 4, 4, 64, False),
         Case("grouped heads, causal, packed", (129, 1, 511, 70), (129, 1, 511, 70), 8, 2, 128, True),

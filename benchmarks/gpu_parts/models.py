@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,8 @@ class Size:
     pairs: int
     """pairs of a micro-batch"""
     checkpointing: bool = False
+    fp8: bool = False
+    """measured in fp8, too"""
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -73,13 +76,13 @@ class Size:
 SIZES = (
     Size("0.1B", "one", llama(768, 12, 12, 12, 2048), 16),
     Size("0.1B", "two", llama(768, 12, 12, 12, 2048), 16),
-    Size("1B", "two", llama(2048, 16, 32, 8, 8192), 8, checkpointing=True),
+    Size("1B", "two", llama(2048, 16, 32, 8, 8192), 8, checkpointing=True, fp8=True),
     Size("7B", "one", llama(4096, 32, 32, 32, 11008), 8, checkpointing=True),
     Size("7B's layers, four of them", "two", llama(4096, 4, 32, 32, 11008), 8, checkpointing=True),
 )
 TINY = (
     Size("tiny", "one", llama(64, 2, 2, 2, 96, 128), 2),
-    Size("tiny", "two", llama(64, 2, 2, 1, 96, 128), 2, checkpointing=True),
+    Size("tiny", "two", llama(64, 2, 2, 1, 96, 128), 2, checkpointing=True, fp8=True),
 )
 
 
@@ -100,13 +103,13 @@ def model_config(size: Size, dry: bool) -> ModelConfig:
     )
 
 
-def build(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> OneDiffModel:
-    """The model with random weights, made where it is used: a 7B model would take minutes on the host."""
+def build(config: ModelConfig, device: torch.device, dtype: torch.dtype, fp8: Sequence[str] = ()) -> OneDiffModel:
+    """The model with random weights, made where it is used: a 7B model would take minutes on the host. `fp8` names parts."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = OneDiffModel(config)
+            model = OneDiffModel(config, fp8=fp8)
     finally:
         torch.set_default_dtype(before)
     return model.to(device)

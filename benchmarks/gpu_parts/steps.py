@@ -20,15 +20,21 @@ from onediff.training.parts import freeze
 
 STEPS = 6
 """Steps whose median is reported; two more come before them."""
+FP8 = ("vision", "delta", "language")
+"""Parts that multiply in fp8, where a size is measured in it."""
 
 
 def whole_steps(setting: Setting) -> Iterator[Record]:
     """(b)"""
     for size in TINY if setting.dry else SIZES:
         for engine in ("deepspeed", "torch"):
-            record = {"model": size.name, "phase": size.phase, "engine": engine}
-            yield from setting.attempt(record, lambda size=size, engine=engine: _ours(setting, size, engine))
-            gc.collect()
+            for fp8 in ((), FP8) if size.fp8 else ((),):
+                products = "fp8" if fp8 else str(setting.dtype).removeprefix("torch.")
+                record = {"model": size.name, "phase": size.phase, "engine": engine, "products": products}
+                yield from setting.attempt(
+                    record, lambda size=size, engine=engine, fp8=fp8: _ours(setting, size, engine, fp8)
+                )
+                gc.collect()
 
 
 def beside_llava(setting: Setting) -> Iterator[Record]:
@@ -48,11 +54,11 @@ def _compared(setting: Setting, size: Size) -> Record:
     return found | {"peak_gib": ours["peak_gib"], "llava_peak_gib": theirs["peak_gib"]}
 
 
-def _ours(setting: Setting, size: Size, engine: str) -> Record:
+def _ours(setting: Setting, size: Size, engine: str, fp8: tuple[str, ...] = ()) -> Record:
     config = model_config(size, setting.dry)
     rows = pair_rows(config, size.pairs * 4, size.phase)
     batches = [collate(rows[start : start + size.pairs]) for start in range(0, len(rows), size.pairs)]
-    model = build(config, setting.device, setting.dtype)
+    model = build(config, setting.device, setting.dtype, fp8)
     make = _with_deepspeed if engine == "deepspeed" else _with_torch
     taken, waited = _timed(setting, make(setting, model, size), batches)
     tokens = sum(sum(len(row.token_ids) for row in rows[n : n + size.pairs]) for n in range(0, len(rows), size.pairs))

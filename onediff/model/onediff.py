@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from onediff.model.config import LanguageConfig, LoraConfig, ModelConfig
 from onediff.model.cuda_graph import can_record, recorded
 from onediff.model.decode import can_decode, greedy
 from onediff.model.delta import DeltaModule
+from onediff.model.fp8 import multiply_in_fp8
 from onediff.model.lora import add_adapters
 from onediff.model.norms import Kernels, fuse_norms
 from onediff.model.projector import Projector
@@ -64,8 +66,10 @@ class OneDiffModel(nn.Module):
         placement: Placement | None = None,
         lora: LoraConfig | None = None,
         norms: Kernels = "auto",
+        fp8: Iterable[str] = (),
     ) -> None:
-        """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function."""
+        """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function; `fp8` names parts
+        whose transformer layers multiply in fp8 while they train."""
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement)
         self.language = build_language(config.language, attention, placement, lora)
@@ -81,6 +85,8 @@ class OneDiffModel(nn.Module):
             initialise_from_bert(self.delta, config.delta.bert)
         self.norms = fuse_norms(self, norms)
         """whose norms compute, in words"""
+        self.fp8 = multiply_in_fp8(self, fp8)
+        """what multiplies in fp8 while it trains, in words"""
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of every target, `[targets]` fp32, not reduced: the caller normalises over the global batch.

@@ -146,12 +146,15 @@ class VisionTower(nn.Module):
         return hidden[self.output_level][:, extra:], [hidden[level][:, extra:] for level in self.levels]
 
 
-def encoder_layers(model: Any) -> nn.ModuleList:
-    """The encoder's layers of a Hugging Face tower, first to last."""
+def encoder_layers(model: Any, where: str = "vision_last") -> nn.ModuleList:
+    """The transformer layers of a Hugging Face model, first to last.
+
+    Raises UserError that names the key `where` for a model in which they are not told apart.
+    """
     depth = model.config.num_hidden_layers
     found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if len(found) != 1:
-        raise UserError(f"vision_last: cannot tell which layers of a {model.config.model_type} are the encoder's")
+        raise UserError(f"{where}: cannot tell which layers of a {model.config.model_type} are the encoder's")
     return found[0]
 
 

@@ -7,7 +7,7 @@ block is noted on the parameter (`parameter.block`), from where checkpoints, loa
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -28,26 +30,42 @@ from onediff.parallel.loss import by_chunks
 from onediff.parallel.regions import TokenShares, gather_from_tensor_model_parallel_region
 from onediff.parallel.topology import Mpu
 
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""`[…, in] · [out, in]ᵀ + [out]` → `[…, out]`, as `F.linear`."""
+
 
 class Column(ColumnParallelLinear):
     """`[…, in]` → `[…, out / T]`: the rank's own outputs."""
 
+    product: Product | None = None
+    """what multiplies while training, in place of Megatron's"""
+
     def forward(self, hidden: Tensor) -> Tensor:
         """The rank's outputs; the gradient of `hidden` is summed over the tensor group."""
-        return super().forward(hidden)[0]
+        if self.product is None or not self.training:
+            return super().forward(hidden)[0]
+        if self.allreduce_dgrad:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
+        return self.product(hidden, self.weight, self.bias)
 
 
 class Row(RowParallelLinear):
     """`[…, in / T]` → `[…, out]`: summed over the tensor group."""
 
+    product: Product | None = None
+    """what multiplies while training, in place of Megatron's"""
     shares: TokenShares | None = None
     """with sequence parallelism: who keeps which tokens of the output while training"""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The whole output, the same on every rank of the group; or for the rank's share of the tokens."""
-        if self.shares is None or not self.training:
+        if not self.training or (self.shares is None and self.product is None):
             return super().forward(hidden)[0]
-        summed = self.shares.sum(F.linear(hidden, self.weight))
+        part = (self.product or F.linear)(hidden, self.weight, None)
+        if self.shares is None:
+            summed = reduce_from_tensor_model_parallel_region(part, group=self.tp_group)
+        else:
+            summed = self.shares.sum(part)
         return summed if self.bias is None else summed + self.bias
 
 

@@ -26,6 +26,8 @@ class Setup:
     offload_parameters: str = "none"
     loss_chunk: int | None = None
     """targets whose logits exist at a time; None for all"""
+    fp8: tuple[str, ...] = ()
+    """parts whose transformer layers multiply in fp8"""
 
     @property
     def data(self) -> int:

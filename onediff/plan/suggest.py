@@ -58,6 +58,7 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
         bf16=config.training.precision == "bf16",
         checkpointing="none",
         loss_chunk=config.training.loss_chunk,
+        fp8=config.training.fp8,
     )
     for offload in ("none", "cpu"):
         for tensor in (t for t in range(1, min(per_node, gpus) + 1) if gpus % t == 0 and per_node % t == 0):

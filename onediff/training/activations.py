@@ -15,6 +15,7 @@ from onediff.training.config import Checkpointing
 _DEAR = {
     "aten::mm",
     "aten::addmm",
+    "aten::_scaled_mm",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",

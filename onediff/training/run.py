@@ -22,6 +22,7 @@ from onediff.errors import UserError
 from onediff.model import attention
 from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.config import ModelConfig
+from onediff.model.fp8 import check_fp8
 from onediff.model.onediff import OneDiffModel
 from onediff.model.tokenizer import learn_tokenizer
 from onediff.model.vision import architecture
@@ -64,6 +65,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
     _log_to(folder, ranks.rank)
     with together():
         attention.use(config.training.attention)
+        if config.training.fp8:
+            check_fp8()
         if ranks.rank == 0:
             prepare(folder, config)
     if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():
@@ -145,7 +148,7 @@ def run_phase(
     if rank == 0:
         counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
         log.info("phase %s: %d steps of %d rows; trains %s", name, steps, phase.global_batch, counts)
-        log.info("kernels: norms by %s; steps by %s", model.norms, engine.optimizer_kernel)
+        log.info("kernels: norms by %s; steps by %s; fp8: %s", model.norms, engine.optimizer_kernel, model.fp8)
     loop = PhaseLoop(
         name,
         phase,
@@ -177,7 +180,11 @@ def run_phase(
     if rank == 0:
         before = previous(config, name)
         started_from = {} if before is None else {"started_from": latest_checkpoint(folder.checkpoints(before))}
-        kernels = {"kernels.norms": model.norms, "kernels.optimizer": engine.optimizer_kernel}
+        kernels = {
+            "kernels.norms": model.norms,
+            "kernels.optimizer": engine.optimizer_kernel,
+            "kernels.fp8": model.fp8,
+        }
         loop.tracker = tracker.phase(name, resumed_step=loop.step, tags=started_from | kernels)
         for manifest in manifest_files(config, phase):
             tracker.dataset(manifest, "training")
@@ -224,7 +231,13 @@ def built(config: RunConfig, parts: ModelConfig, name: str, topology: Topology, 
         device=f"cuda:{topology.ranks.local_rank}" if torch.cuda.is_available() else "cpu",
         dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
     )
-    model = OneDiffModel(parts, placement=placement, lora=config.phases[name].lora, norms=config.training.norms)
+    model = OneDiffModel(
+        parts,
+        placement=placement,
+        lora=config.phases[name].lora,
+        norms=config.training.norms,
+        fp8=config.training.fp8,
+    )
     placement.settle(model)
     return model
 
