@@ -76,11 +76,15 @@ def fp8_flops(tape: Tape, parts: Sequence[str], checkpointing: Checkpointing = "
 
     def counts(op: Op) -> bool:
         in_layer = op.layer is not None or op.part == "delta"
-        fits = op.kind == "linear" and all(size % 16 == 0 for size in op.weights[0].shape)
-        return op.part in parts and in_layer and fits
+        return (
+            op.part in parts
+            and in_layer
+            and op.kind == "linear"
+            and all(size % 16 == 0 for size in op.weights[0].shape)
+        )
 
     total = sum(op.forward + op.backward for op in tape.ops if counts(op))
-    if checkpointing != "none":
+    if total and checkpointing != "none":
         for ops in tape.by_layer().values():
             total += recomputed([op if counts(op) else replace(op, forward=0) for op in ops], checkpointing)
     return total
