@@ -66,6 +66,8 @@ class Size:
     checkpointing: bool = False
     fp8: bool = False
     """measured in fp8, too"""
+    compiled: bool = False
+    """measured with compiled layers, too"""
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Size:
 SIZES = (
     Size("0.1B", "one", llama(768, 12, 12, 12, 2048), 16),
     Size("0.1B", "two", llama(768, 12, 12, 12, 2048), 16),
-    Size("1B", "two", llama(2048, 16, 32, 8, 8192), 8, checkpointing=True, fp8=True),
+    Size("1B", "two", llama(2048, 16, 32, 8, 8192), 8, checkpointing=True, fp8=True, compiled=True),
     Size("7B", "one", llama(4096, 32, 32, 32, 11008), 8, checkpointing=True),
     Size("7B's layers, four of them", "two", llama(4096, 4, 32, 32, 11008), 8, checkpointing=True),
 )

@@ -15,6 +15,7 @@ from gpu_parts.measure import Record, Setting
 from gpu_parts.models import SIZES, TINY, Size, build, model_config, pair_rows
 from gpu_parts.optimizer import PlainSteps, checkpointed
 from onediff.data.rows import collate
+from onediff.model.vision import encoder_layers
 from onediff.training.config import PhaseConfig
 from onediff.training.parts import freeze
 
@@ -22,19 +23,25 @@ STEPS = 6
 """Steps whose median is reported; two more come before them."""
 FP8 = ("vision", "delta", "language")
 """Parts that multiply in fp8, where a size is measured in it."""
+COMPILED = "torch, layers compiled"
 
 
 def whole_steps(setting: Setting) -> Iterator[Record]:
     """(b)"""
-    for size in TINY if setting.dry else SIZES:
-        for engine in ("deepspeed", "torch"):
-            for fp8 in ((), FP8) if size.fp8 else ((),):
-                products = "fp8" if fp8 else str(setting.dtype).removeprefix("torch.")
-                record = {"model": size.name, "phase": size.phase, "engine": engine, "products": products}
-                yield from setting.attempt(
-                    record, lambda size=size, engine=engine, fp8=fp8: _ours(setting, size, engine, fp8)
-                )
-                gc.collect()
+    sizes = TINY if setting.dry else SIZES
+    cases: list[tuple[Size, str, tuple[str, ...]]] = [
+        (size, engine, fp8)
+        for size in sizes
+        for engine in ("deepspeed", "torch")
+        for fp8 in (((), FP8) if size.fp8 else ((),))
+    ]
+    # Compiling takes minutes, which nothing else should wait for.
+    cases += [(size, COMPILED, ()) for size in sizes if size.compiled]
+    for size, engine, fp8 in cases:
+        products = "fp8" if fp8 else str(setting.dtype).removeprefix("torch.")
+        record = {"model": size.name, "phase": size.phase, "engine": engine, "products": products}
+        yield from setting.attempt(record, lambda size=size, engine=engine, fp8=fp8: _ours(setting, size, engine, fp8))
+        gc.collect()
 
 
 def beside_llava(setting: Setting) -> Iterator[Record]:
@@ -59,7 +66,7 @@ def _ours(setting: Setting, size: Size, engine: str, fp8: tuple[str, ...] = ()) 
     rows = pair_rows(config, size.pairs * 4, size.phase)
     batches = [collate(rows[start : start + size.pairs]) for start in range(0, len(rows), size.pairs)]
     model = build(config, setting.device, setting.dtype, fp8)
-    make = _with_deepspeed if engine == "deepspeed" else _with_torch
+    make = {"deepspeed": _with_deepspeed, "torch": _with_torch, COMPILED: _with_compiled_layers}[engine]
     taken, waited = _timed(setting, make(setting, model, size), batches)
     tokens = sum(sum(len(row.token_ids) for row in rows[n : n + size.pairs]) for n in range(0, len(rows), size.pairs))
     found = _rates(setting, taken, size.pairs, tokens / len(batches))
@@ -111,6 +118,14 @@ def _with_torch(setting: Setting, model: Any, size: Size) -> Callable[[Any], Any
         return steps.step()
 
     return step
+
+
+def _with_compiled_layers(setting: Setting, model: Any, size: Size) -> Callable[[Any], Any]:
+    """The same, the transformer layers of tower and language model compiled one by one, for any number of tokens."""
+    for part in (model.vision.model, model.language.base_model):
+        for layer in encoder_layers(part):
+            layer.compile(dynamic=True)
+    return _with_torch(setting, model, size)
 
 
 def _with_deepspeed(setting: Setting, model: Any, size: Size) -> Callable[[Any], Any]:
