@@ -1,8 +1,9 @@
 """What a DeepSpeed engine holds on this rank, in one form for every ZeRO stage.
 
 DeepSpeed keeps the fp32 weights and the optimizer's moments in different places: stage 0 in the parameters themselves (or in
-fp32 copies of them), stages 1 and 2 in one flat range per parameter group, stage 3 in flat groups of per-parameter ranges.
-Here each becomes a list of `Held`: a range of one parameter, the tensor that the optimizer steps on, and where in it.
+fp32 copies of them), stages 1 and 2 in one flat range per parameter group, stage 3 in flat groups of per-parameter ranges,
+in memory or swapped to files. Here each becomes a list of `Held`: a range of one parameter, the tensor that the optimizer
+steps on, and where in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from onediff.parallel.block import Block, Piece, block_of
+from onediff.training.checkpoint.swapped import is_swapped
 
 
 @dataclass
@@ -24,14 +26,28 @@ class Held:
     name: str
     parameter: torch.nn.Parameter
     piece: Piece
-    weight: torch.Tensor
-    """[length], a view: the fp32 master, or the parameter's own values where it is frozen"""
-    owner: torch.Tensor | None
-    """the tensor the optimizer steps on, of which `weight` is a range; None where frozen"""
+    values: torch.Tensor
+    """the fp32 masters that the optimizer steps on, or the parameter's own values where it is frozen"""
     position: int
-    """where in `owner` the range begins"""
+    """where in `values` the range begins"""
     shared: bool
     """whether every data-parallel rank holds the same range"""
+    swapped: int | None = None
+    """the sub-group whose tensors, `values` too, are empty until `Swapped` brings them in; None for what is in memory"""
+
+    @property
+    def owner(self) -> torch.Tensor | None:
+        """The tensor that the optimizer steps on; None where frozen."""
+        return self.values if self.parameter.requires_grad else None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[length], a view."""
+        return self.of(self.values)
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same range, [length], of a tensor as large as `values`: a view."""
+        return tensor.detach().view(-1).narrow(0, self.position, self.piece.length)
 
 
 def optimizer_of(engine: Any) -> torch.optim.Optimizer | None:
@@ -48,16 +64,19 @@ def held(engine: Any) -> Iterator[Held]:
         if stage == 3:
             yield _of_stage_three(engine, name, parameter, block)
         elif not parameter.requires_grad:
-            yield Held(name, parameter, Piece(block, 0, block.real), _flat(parameter), None, 0, True)
+            yield Held(name, parameter, Piece(block, 0, block.real), parameter, 0, True)
         elif stage == 0:
-            master = copies.get(parameter, parameter)
-            yield Held(name, parameter, Piece(block, 0, block.real), _flat(master), master, 0, True)
+            yield Held(name, parameter, Piece(block, 0, block.real), copies.get(parameter, parameter), 0, True)
         elif (mapping := parameter._hp_mapping) is not None:
             owner = _flat_groups(engine)[mapping.param_group_index]
             offset, position = mapping.lp_fragment_address.start, mapping.hp_fragment_address.start
             length = _real_length(block, offset, mapping.lp_fragment_address.numel)
-            weight = owner.detach().narrow(0, position, length)
-            yield Held(name, parameter, Piece(block, offset, length), weight, owner, position, False)
+            yield Held(name, parameter, Piece(block, offset, length), owner, position, False)
+
+
+def by_sub_group(part: Held) -> int:
+    """A key to sort by: first what is in memory, then one swapped sub-group after the other."""
+    return -1 if part.swapped is None else part.swapped
 
 
 def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block: Block) -> Held:
@@ -65,21 +84,16 @@ def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block
     offset = share * dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
     piece = Piece(block, min(offset, block.real), _real_length(block, offset, share))
     if not parameter.requires_grad:
-        weight = parameter.ds_tensor.detach().narrow(0, 0, piece.length)  # type: ignore[attr-defined]
-        return Held(name, parameter, piece, weight, None, 0, False)
+        return Held(name, parameter, piece, parameter.ds_tensor, 0, False)  # type: ignore[attr-defined]
     zero = engine.optimizer
     group, position, _ = zero.grad_position[zero.get_param_id(parameter)]
-    owner = zero.fp32_partitioned_groups_flat[group]
-    return Held(name, parameter, piece, owner.detach().narrow(0, position, piece.length), owner, position, False)
+    swapped = group if is_swapped(engine, group) else None
+    return Held(name, parameter, piece, zero.fp32_partitioned_groups_flat[group], position, False, swapped)
 
 
 def _real_length(block: Block, offset: int, length: int) -> int:
     """How much of a range exists; the rest is padding, of ZeRO's last partition or of the vocabulary."""
     return max(0, min(offset + length, block.real) - offset)
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().view(-1)
 
 
 def _flat_groups(engine: Any) -> list[torch.Tensor]:
@@ -99,12 +113,11 @@ def _fp32_copies(engine: Any) -> Mapping[torch.nn.Parameter, torch.Tensor]:
 
 
 def moments(engine: Any, part: Held) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors for this range, `[length]` each, as views; empty before the first step or where frozen."""
-    state = _state(engine, part.owner)
+    """The optimizer's tensors as large as `part.values`; none before the first step or where frozen."""
     return {
-        key: value.detach().view(-1).narrow(0, part.position, part.piece.length)
-        for key, value in state.items()
-        if key != "step" and torch.is_tensor(value) and part.owner is not None and value.numel() == part.owner.numel()
+        key: value
+        for key, value in _state(engine, part.owner).items()
+        if key != "step" and torch.is_tensor(value) and value.numel() == part.values.numel()
     }
 
 
@@ -162,17 +175,21 @@ def create_moments(engine: Any, parts: list[Held]) -> None:
             optimizer.param_groups[:] = kept
 
 
+def publish(engine: Any, part: Held) -> None:
+    """Under ZeRO-3, puts the weights of a range, which are in memory, where the model is gathered from."""
+    if engine.zero_optimization_stage() == 3 and part.owner is not None:
+        with torch.no_grad():
+            part.parameter.ds_tensor.narrow(0, 0, part.piece.length).copy_(part.weight)  # type: ignore[attr-defined]
+
+
 def publish_weights(engine: Any) -> None:
-    """Makes the model compute with the weights that were just put into this rank's ranges. Collective."""
+    """Makes the model compute with weights that were put into this rank's ranges and published. Collective."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     with torch.no_grad():
         if stage == 0:
             for parameter, copy in _fp32_copies(engine).items():
                 parameter.copy_(copy)
         elif stage == 3:
-            for part in held(engine):
-                if part.owner is not None:
-                    part.parameter.ds_tensor.narrow(0, 0, part.piece.length).copy_(part.weight)  # type: ignore[attr-defined]
             if zero.persistent_parameters:
                 # Small parameters are kept whole on every rank: drop those copies, then gather them anew.
                 zero.persistent_parameters[0].partition(zero.persistent_parameters)

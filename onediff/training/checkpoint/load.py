@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ from onediff.errors import UserError
 from onediff.model.config import LoraConfig
 from onediff.parallel.agreement import together
 from onediff.training.checkpoint.engine_state import (
+    Held,
+    by_sub_group,
     create_moments,
     held,
     moments,
     optimizer_of,
+    publish,
     publish_weights,
     set_steps,
 )
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, check_file, read_manifest
 from onediff.training.checkpoint.randomness import restore_random_states
 from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.swapped import Swapped
 from onediff.training.checkpoint.weights import Weights
 
 KERNELS = ("fused", "foreach", "capturable")
@@ -43,27 +48,36 @@ def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str
         _must_fit(dict(engine.module.named_parameters()), parts, manifest, path)
         reader = Reader(path, manifest)
         stepped = any(manifest.parameters[part.name].steps is not None for part in parts if part.owner is not None)
-        if stepped:
-            create_moments(engine, parts)
-        steps: dict[int, tuple[torch.Tensor, int]] = {}
-        for part in parts:
-            stored = manifest.parameters[part.name]
-            reader.fill(part.weight, WEIGHT, part.name, part.piece)
-            if part.owner is None:
-                continue
-            for key, target in moments(engine, part).items():
-                if key in stored.states:
-                    reader.fill(target, key, part.name, part.piece)
-                else:
-                    target.zero_()
-            count = max(stored.steps or 0, steps.get(id(part.owner), (None, 0))[1])
-            steps[id(part.owner)] = (part.owner, count)
-        for owner, count in steps.values():
-            set_steps(engine, owner, count)
+        with Swapped(engine, changes=True) as swapped:
+            for group, members in groupby(sorted(parts, key=by_sub_group), lambda part: part.swapped):
+                swapped.bring(group)
+                _fill(engine, list(members), reader, stepped)
         _restore_rest(engine, reader)
     publish_weights(engine)
     engine.global_steps = manifest.step
     return manifest.extra
+
+
+def _fill(engine: Any, parts: list[Held], reader: Reader, stepped: bool) -> None:
+    """Puts weights, moments and counts into ranges that are in memory."""
+    if stepped:
+        create_moments(engine, parts)
+    steps: dict[int, tuple[torch.Tensor, int]] = {}
+    for part in parts:
+        stored = reader.manifest.parameters[part.name]
+        reader.fill(part.weight, WEIGHT, part.name, part.piece)
+        publish(engine, part)
+        if part.owner is None:
+            continue
+        for key, values in moments(engine, part).items():
+            if key in stored.states:
+                reader.fill(part.of(values), key, part.name, part.piece)
+            else:
+                part.of(values).zero_()
+        count = max(stored.steps or 0, steps.get(id(part.owner), (None, 0))[1])
+        steps[id(part.owner)] = (part.owner, count)
+    for owner, count in steps.values():
+        set_steps(engine, owner, count)
 
 
 def load_weights(module: Any, path: Path, *, lora: LoraConfig | None = None, verify: bool = True) -> None:
@@ -81,8 +95,11 @@ def load_weights(module: Any, path: Path, *, lora: LoraConfig | None = None, ver
             reader = Reader(path, manifest)
             weights = Weights(reader, lora)
             weights.must_fit(dict(module.module.named_parameters()))
-            for part in parts:
-                weights.fill(part.name, part.piece, part.weight)
+            with Swapped(module, changes=True) as swapped:
+                for part in sorted(parts, key=by_sub_group):
+                    swapped.bring(part.swapped)
+                    weights.fill(part.name, part.piece, part.weight)
+                    publish(module, part)
             _restore_buffers(module.module, reader)
         publish_weights(module)
         return

@@ -6,6 +6,7 @@ import secrets
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch.distributed as dist
 
 from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
-from onediff.training.checkpoint.engine_state import Held, held, moments, optimizer_of, steps_of
+from onediff.training.checkpoint.engine_state import Held, by_sub_group, held, moments, optimizer_of, steps_of
 from onediff.training.checkpoint.folder import aside, commit, name_of, prune
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
 from onediff.training.checkpoint.randomness import random_states
+from onediff.training.checkpoint.swapped import Swapped
 
 
 def save_checkpoint(
@@ -101,13 +103,14 @@ class CheckpointWriter:
                 shutil.rmtree(writing, ignore_errors=True)
                 writing.mkdir(parents=True)
         name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
-        entries, places = _entries(engine)
-        if self.background:
-            entries = [_on_host(entry) for entry in entries]
         metadata = {"identity": manifest.identity, "step": str(step), "format": "onediff-checkpoint"}
-        written = self._thread.submit(write_safetensors, writing / name, entries, metadata)
-        self._pending = _Pending(manifest, name, places, written)
-        return before if self.background else self.finish()
+        with Swapped(engine, changes=False) as swapped:
+            entries, places = _entries(engine, swapped)
+            if self.background:
+                entries = [_on_host(entry) for entry in entries]
+            written = self._thread.submit(write_safetensors, writing / name, entries, metadata)
+            self._pending = _Pending(manifest, name, places, written)
+            return before if self.background else self.finish()
 
     def poll(self) -> Path | None:
         """The checkpoint that was begun, once every rank has written it; else None. Collective where one was begun.
@@ -148,13 +151,13 @@ def _on_host(entry: Entry) -> Entry:
     return entry._replace(read=lambda: values)
 
 
-def _entries(engine: Any) -> tuple[list[Entry], dict[str, Parameter]]:
-    """What this rank writes, and where that lies in each parameter."""
+def _entries(engine: Any, swapped: Swapped) -> tuple[list[Entry], dict[str, Parameter]]:
+    """What this rank writes, one swapped sub-group after the other, and where that lies in each parameter."""
     entries: list[Entry] = []
     places: dict[str, Parameter] = {}
-    for part in held(engine):
+    for part in sorted(held(engine), key=by_sub_group):
         first, length = _share(engine, part)
-        tensors = {WEIGHT: part.weight, **moments(engine, part)}
+        tensors = {WEIGHT: part.values, **moments(engine, part)}
         block = part.piece.block
         places[part.name] = Parameter(
             shape=block.shape,
@@ -165,7 +168,9 @@ def _entries(engine: Any) -> tuple[list[Entry], dict[str, Parameter]]:
             pieces=[("", block.start, block.size, part.piece.offset + first, length)] if length else [],
         )
         if length:
-            entries += [_range(f"{state}/{part.name}", tensor, first, length) for state, tensor in tensors.items()]
+            for state, tensor in tensors.items():
+                read = partial(_range, swapped, part, tensor, first, length)
+                entries.append(Entry(f"{state}/{part.name}", tensor.dtype, (length,), read))
     states = random_states()
     if dist.get_rank() == 0:
         states |= {f"buffer/{name}": buffer for name, buffer in _persistent_buffers(engine)}
@@ -186,8 +191,10 @@ def _share(engine: Any, part: Held) -> tuple[int, int]:
     return first, min(each, part.piece.length - first)
 
 
-def _range(name: str, tensor: torch.Tensor, first: int, length: int) -> Entry:
-    return Entry(name, tensor.dtype, (length,), lambda: tensor.narrow(0, first, length))
+def _range(swapped: Swapped, part: Held, tensor: torch.Tensor, first: int, length: int) -> torch.Tensor:
+    """[length] of the tensor in which `part` lies, or of one of its moments."""
+    swapped.bring(part.swapped)
+    return part.of(tensor).narrow(0, first, length)
 
 
 def _whole(name: str, tensor: torch.Tensor) -> Entry:
