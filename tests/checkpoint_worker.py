@@ -12,17 +12,22 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 class Net(torch.nn.Module):
-    """A small network with a frozen layer, a tied use of one weight, odd sizes, dropout and a buffer."""
+    """A small network with a frozen layer, a tied use of one weight, odd sizes, dropout and a buffer.
 
-    def __init__(self) -> None:
+    On `idle` more weights nothing depends.
+    """
+
+    def __init__(self, words: int = 13, width: int = 6, inner: int = 7, idle: int = 0) -> None:
         super().__init__()
-        self.embed = torch.nn.Embedding(13, 6)
-        self.frozen = torch.nn.Linear(6, 6)
-        self.first = torch.nn.Linear(6, 7)
-        self.norm = torch.nn.LayerNorm(7)
-        self.second = torch.nn.Linear(7, 6, bias=False)
+        self.embed = torch.nn.Embedding(words, width)
+        self.frozen = torch.nn.Linear(width, width)
+        self.first = torch.nn.Linear(width, inner)
+        self.norm = torch.nn.LayerNorm(inner)
+        self.second = torch.nn.Linear(inner, width, bias=False)
         self.scale = torch.nn.Parameter(torch.tensor([1.0]))
-        self.register_buffer("mean", torch.zeros(6))
+        if idle:
+            self.idle_weight = torch.nn.Parameter(torch.ones(idle))
+        self.register_buffer("mean", torch.zeros(width))
         self.frozen.requires_grad_(False)
 
     def forward(self, ids: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -33,8 +38,11 @@ class Net(torch.nn.Module):
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def engine_for(stage: int, precision: str, world: int, seed: int = 0):
-    """The network under DeepSpeed, two parameter groups, gradient clipping; global batch of eight."""
+def engine_for(stage: int, precision: str, world: int, seed: int = 0, sizes: tuple = (), offload: dict | None = None):
+    """The network under DeepSpeed, two parameter groups, gradient clipping; global batch of eight.
+
+    `offload` is DeepSpeed's section for the optimizer.
+    """
     import deepspeed
 
     config = {
@@ -48,15 +56,35 @@ def engine_for(stage: int, precision: str, world: int, seed: int = 0):
     }
     if precision == "bf16" and stage:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if offload is not None:
+        config["zero_optimization"] |= {"offload_optimizer": offload, "sub_group_size": 300_000}
+        config["zero_force_ds_cpu_optimizer"] = False
     torch.manual_seed(seed)
     context = deepspeed.zero.Init(config_dict_or_path=config, enabled=stage == 3)
     with context:
-        model = Net()
+        model = Net(*sizes)
     decayed = [p for n, p in model.named_parameters() if p.requires_grad and "weight" in n]
     plain = [p for n, p in model.named_parameters() if p.requires_grad and "weight" not in n]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.02)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    if offload is not None and offload["device"] == "nvme":
+        from onediff.parallel.nvme import keep_gradients
+
+        keep_gradients(engine.optimizer)
+    return engine
+
+
+def swaps_of(engine) -> list[int]:
+    """The sub-groups that are swapped in from now on, as they come."""
+    seen, swap_in = [], engine.optimizer._optimizer_states_and_gradient_swap_in
+
+    def noted(group: int, *more) -> None:
+        seen.append(group)
+        swap_in(group, *more)
+
+    engine.optimizer._optimizer_states_and_gradient_swap_in = noted
+    return seen
 
 
 def train(
@@ -90,7 +118,8 @@ def main() -> None:
     results = []
     for action in json.loads(sys.argv[1]):
         stage, precision = action["stage"], action.get("precision", "fp32")
-        engine = engine_for(stage, precision, ranks.world, action.get("seed", 0))
+        sizes, offload = tuple(action.get("sizes", ())), action.get("offload")
+        engine = engine_for(stage, precision, ranks.world, action.get("seed", 0), sizes, offload)
         result = {}
         try:
             if "load" in action:
@@ -105,8 +134,10 @@ def main() -> None:
             writer = checkpoint.CheckpointWriter(Path(action.get("save", "")), keep_last=2, background=background)
             if "file_limit" in action and ranks.rank == 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (action["file_limit"], resource.RLIM_INFINITY))
+            swapped_in = swaps_of(engine) if offload and offload["device"] == "nvme" else []
             for step in action.get("save_each", [action["to"]]) if "save" in action else []:
                 writer.save(engine, step=step, extra={"lanes": [1, 2]})
+            result["swapped_in"] = list(swapped_in)
             result["finished_before_the_next_step"] = checkpoint.latest_checkpoint(writer.folder) is not None
             if "then" in action:
                 polled = []

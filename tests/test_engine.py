@@ -39,9 +39,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path
     return made
 
 
-def bare_losses(data: Path, run: Path) -> Iterator[tuple[str, list[float], list[float]]]:
+def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str, list[float], list[float]]]:
     """Losses and gradient norms of each phase by torch alone: no DeepSpeed, one process, the whole batch at once."""
-    settings = config(data, STEPS)
+    settings = config(data, steps)
     maker, _ = build_row_maker(settings.model, settings.data, RunFolder(run).tokenizer)
     torch.manual_seed(settings.training.seed)
     model = OneDiffModel(settings.model)
@@ -53,9 +53,9 @@ def bare_losses(data: Path, run: Path) -> Iterator[tuple[str, list[float], list[
         draws = dict.fromkeys(share.lanes, 0)
         batches = iter(Loader(phase_stream(settings, phase, maker), share, draws, 0, 2, 1.0))
         losses, norms = [], []
-        for step in range(STEPS):
+        for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate(settings.optimizer, step, STEPS)
+                group["lr"] = group["peak_lr"] * rate(settings.optimizer, step, steps)
             loss = model(next(batches)).mean()
             optimizer.zero_grad()
             loss.backward()

@@ -95,6 +95,12 @@ def test_what_is_offloaded_lies_on_the_host(paper):
     assert there.memory.optimizer == 0 < here.memory.optimizer
     assert here.memory.host == 0 < there.memory.host
     assert there.duration.expected > here.duration.expected
+    disk = planned(paper, stage=3, offload_optimizer="nvme")
+    assert there.memory.nvme == 0 < disk.memory.host < there.memory.host
+    trained = sum(trained for _, trained in disk.parameters.values())
+    assert disk.memory.nvme == pytest.approx(12 * trained / disk.setup.data, rel=1e-6)
+    assert disk.memory.gpu == there.memory.gpu
+    assert disk.duration.expected > there.duration.expected
 
 
 def test_between_nodes_a_data_group_shares_its_ports():

@@ -57,6 +57,12 @@ def test_offload_that_cannot_be_is_refused():
         ParallelConfig(zero_stage=2, offload_parameters="cpu")
     with pytest.raises(ValueError, match="offload_optimizer needs zero_stage"):
         ParallelConfig(zero_stage=0, offload_optimizer="cpu")
+    with pytest.raises(ValueError, match="nvme needs zero_stage 3"):
+        ParallelConfig(zero_stage=2, offload_optimizer="nvme", nvme_folder="/scratch")
+    with pytest.raises(ValueError, match="nvme needs nvme_folder"):
+        ParallelConfig(offload_optimizer="nvme")
+    with pytest.raises(ValueError, match="weights cannot lie on NVMe"):
+        ParallelConfig(offload_parameters="nvme", nvme_folder="/scratch")
 
 
 def test_the_configuration_and_the_ranks_need_no_torch():

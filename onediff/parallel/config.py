@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section
+
+SUB_GROUP = 100_000_000
+"""Elements of a rank that ZeRO-3 steps on at a time where the optimizer is swapped (`sub_group_size`), give or take the
+last parameter."""
+SWAPPED_TENSORS = 3
+"""What is swapped of a sub-group, each as large as it in fp32: weights and both moments (`buffer_count`)."""
 
 
 class ParallelConfig(Section):
@@ -21,10 +28,14 @@ class ParallelConfig(Section):
     """Let one tensor-parallel group span several nodes, over the slower links between them."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """What DeepSpeed cuts over the data-parallel ranks: 1 optimizer states, 2 also gradients, 3 also weights."""
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    """Keep optimizer states, and step, in the memory of the host (ZeRO stages 1 to 3)."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Keep optimizer states, and step, in the memory of the host (ZeRO stages 1 to 3). With `nvme` they lie in files below
+    `nvme_folder` and come into that memory a part at a time (ZeRO stage 3); checkpoints are then never written in the
+    background."""
     offload_parameters: Literal["none", "cpu"] = "none"
     """Keep the cut weights in the memory of the host (ZeRO stage 3)."""
+    nvme_folder: Path | None = None
+    """A folder on a fast disk of each node for `offload_optimizer: nvme`; every run has its own below it."""
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> ParallelConfig:
@@ -32,4 +43,15 @@ class ParallelConfig(Section):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters != "none" and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
+        if self.offload_optimizer == "nvme" and self.zero_stage != 3:
+            raise ValueError("offload_optimizer: nvme needs zero_stage 3; with other stages use cpu")
+        if self.offload_optimizer == "nvme" and self.nvme_folder is None:
+            raise ValueError("offload_optimizer: nvme needs nvme_folder, a folder on a fast disk of each node")
         return self
+
+    @field_validator("offload_parameters", mode="before")
+    @classmethod
+    def _weights_stay_in_memory(cls, where: object) -> object:
+        if where == "nvme":
+            raise ValueError("weights cannot lie on NVMe, only optimizer states can; use cpu")
+        return where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onediff.parallel.config import SWAPPED_TENSORS
 from onediff.plan.gpus import Gpu
 from onediff.plan.memory import Counts
 from onediff.plan.setup import Setup
@@ -87,11 +88,11 @@ def _host(counts: Counts, setup: Setup) -> tuple[float, float]:
         worst += moved / (HOST_GBPS[0] * 1e9) + share / HOST_ADAM[0]
         best += moved / (HOST_GBPS[1] * 1e9) + share / HOST_ADAM[1]
     if setup.offload_optimizer == "nvme":
-        worst += 24 * share / (NVME_GBPS[0] * 1e9)
-        best += 24 * share / (NVME_GBPS[1] * 1e9)
+        swapped = 2 * 4 * SWAPPED_TENSORS * share  # in and out
+        worst += swapped / (NVME_GBPS[0] * 1e9)
+        best += swapped / (NVME_GBPS[1] * 1e9)
     if setup.offload_parameters != "none":
         moved = 2 * setup.accumulation * setup.itemsize * (counts.trained + counts.frozen) / setup.data
-        speeds = NVME_GBPS if setup.offload_parameters == "nvme" else HOST_GBPS
-        worst += moved / (speeds[0] * 1e9)
-        best += moved / (speeds[1] * 1e9)
+        worst += moved / (HOST_GBPS[0] * 1e9)
+        best += moved / (HOST_GBPS[1] * 1e9)
     return worst, best

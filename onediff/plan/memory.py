@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, fields
 
+from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS
 from onediff.plan.setup import Setup
 from onediff.plan.tape import Op, Tape
 
@@ -18,7 +19,7 @@ PERSISTENT = 100_000
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU at the fullest moment of a step, and what lies in the memory of the host instead."""
+    """Bytes of one GPU at the fullest moment of a step, and what lies in the memory of the host or on its disk instead."""
 
     weights: int
     gradients: int
@@ -31,11 +32,13 @@ class Memory:
     """gathered weights of ZeRO-3, buckets of gradients on their way"""
     host: int = 0
     """for each rank"""
+    nvme: int = 0
+    """for each rank"""
 
     @property
     def gpu(self) -> int:
         """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
+        return sum(getattr(self, field.name) for field in fields(self) if field.name not in ("host", "nvme"))
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Counts:
 def memory_of(tape: Tape, setup: Setup) -> Memory:
     """The fullest moment: while the backward pass runs, while gradients are reduced, or while the optimizer steps."""
     counts = Counts.of(tape)
-    resident, host = _resident(counts, setup)
+    resident = _resident(counts, setup)
     activations, logits, gradients = backward_peak(tape, setup)
     # With fp32 gradients at stage 1 DeepSpeed takes its bf16 optimizer, which reduces them where they are.
     bucket = 0 if setup.stage == 1 and setup.bf16 else min(BUCKET, counts.trained) * setup.itemsize
@@ -81,9 +84,8 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
         activations=activations,
         logits=logits,
         buffers=(bucket if setup.stage else 0) + gathered,
-        host=host,
     )
-    stepping = _stepping(counts, setup, resident, host, bucket + gathered if setup.stage == 3 else 0)
+    stepping = _stepping(counts, setup, resident, bucket + gathered if setup.stage == 3 else 0)
     # The last bucket of gradients is averaged, which takes a copy of it, while those before have been added up. At stage 3
     # it is also scattered, which leaves this rank's share of it.
     wide = 4 if setup.bf16 else setup.itemsize
@@ -94,14 +96,13 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
         activations=0,
         logits=0,
         buffers=buffers,
-        host=host,
     )
     moments = [backward, stepping] + [reducing] * (setup.stage > 0 and setup.offload_optimizer == "none")
     return max(moments, key=lambda memory: memory.gpu)
 
 
-def _resident(counts: Counts, setup: Setup) -> tuple[dict[str, int], int]:
-    """Weights and optimizer states between two steps, and the bytes of them on the host."""
+def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
+    """Weights and optimizer states between two steps, and the bytes of them on the host and on NVMe."""
     size, data = setup.itemsize, setup.data
     share = counts.trained / data if setup.stage else counts.trained
     everything = counts.trained + counts.frozen
@@ -110,14 +111,19 @@ def _resident(counts: Counts, setup: Setup) -> tuple[dict[str, int], int]:
     copied = setup.stage in (1, 2) or (setup.stage == 3 and setup.data > 1)
     master = 4 * share if setup.bf16 or copied else 0
     optimizer = master + 8 * share
-    host = 0.0
-    if setup.offload_optimizer != "none":
+    host = nvme = 0.0
+    if setup.offload_optimizer == "nvme":
+        # Gradients are added up on the host; there is room for one sub-group of what is swapped and its gradients.
+        nvme = 4 * SWAPPED_TENSORS * share
+        host += 4 * share + 4 * (SWAPPED_TENSORS + 1) * min(share, SUB_GROUP)
+        optimizer = 0
+    elif setup.offload_optimizer == "cpu":
         host += optimizer + 4 * share
         optimizer = 0
     if setup.offload_parameters != "none":
         host += weights
         weights = 0
-    return {"weights": int(weights), "optimizer": int(optimizer)}, int(host)
+    return {"weights": int(weights), "optimizer": int(optimizer), "host": int(host), "nvme": int(nvme)}
 
 
 def held_gradients(counts: Counts, setup: Setup) -> int:
@@ -129,7 +135,7 @@ def held_gradients(counts: Counts, setup: Setup) -> int:
     return int(wide * share)
 
 
-def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int, staying: int) -> Memory:
+def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], staying: int) -> Memory:
     """While the optimizer steps: fp32 gradients beside those of the backward pass, and its temporaries.
 
     Stage 0 has a copy of all gradients in bf16 runs, and flattens them in fp32 ones. DeepSpeed's bf16 optimizer, at stage 1,
@@ -146,7 +152,7 @@ def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], host: int,
         extra = 8 * counts.trained
     else:
         extra = (8 if setup.stage == 3 else 4) * counts.group / setup.data
-    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=int(extra) + staying, host=host)
+    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=int(extra) + staying)
 
 
 def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:

@@ -35,6 +35,8 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     yield f"  {'memory':<12}{_gb(memory.gpu)} GB a GPU of {_gb(plan.usable_bytes)} usable: {verdict} ({kinds})"
     if memory.host:
         yield f"  {'host':<12}{_gb(memory.host * setup.per_node)} GB a node for what is offloaded"
+    if memory.nvme:
+        yield f"  {'nvme':<12}{_gb(memory.nvme * setup.per_node)} GB of files a node"
     yield (
         f"  {'traffic':<12}a step and GPU: weights {_gb(traffic.gather)} GB, gradients {_gb(traffic.reduce)} GB, tensor "
         f"group {_gb(traffic.tensor)} GB; in the node {_gb(traffic.data_inside + traffic.tensor - traffic.tensor_between)}"

@@ -126,7 +126,7 @@ class TrainingConfig(Section):
     a layer's input only, at a third more arithmetic where everything trains. `true` is `full`, `false` is `none`."""
     save_in_background: bool = True
     """Write checkpoints while the training goes on, from a copy in the memory of the host that is as large as what each
-    rank writes; without it the training waits, and no copy is made."""
+    rank writes; without it, or with optimizer states on NVMe, the training waits, and no copy is made."""
     norms: Literal["auto", "apex", "torch", "plain"] = "auto"
     """Whose norms compute: NVIDIA's Apex, torch's fused ones, or those of transformers as they are; `auto` is the first
     that this machine has."""

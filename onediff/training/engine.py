@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ import torch.distributed as dist
 from onediff.config.tree import RunConfig
 from onediff.data.batch import Batch
 from onediff.model.onediff import OneDiffModel
+from onediff.parallel.agreement import together
+from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS
 from onediff.parallel.gradient_norm import keep_gradient_norm
 from onediff.parallel.lean import deepspeed
+from onediff.parallel.nvme import check_room, keep_gradients
 from onediff.parallel.topology import Topology
 from onediff.plan.memory import BUCKET
 from onediff.training.activations import checkpoint_layers
@@ -29,8 +33,13 @@ class LossIsNotANumber(RuntimeError):
     """The loss became NaN or infinite: nothing that follows would be worth computing."""
 
 
-def deepspeed_config(config: RunConfig, phase: PhaseConfig, dp_size: int, trained: int = BUCKET) -> dict[str, Any]:
-    """What DeepSpeed is told; everything else about a step is decided here. `trained`: elements of this rank that train."""
+def deepspeed_config(
+    config: RunConfig, phase: PhaseConfig, dp_size: int, trained: int = BUCKET, swap: Path | None = None
+) -> dict[str, Any]:
+    """What DeepSpeed is told; everything else about a step is decided here.
+
+    `trained`: elements of this rank that train. `swap`: the folder for optimizer states on NVMe.
+    """
     # By default DeepSpeed takes memory for 500 million elements, even where a phase trains one million.
     zero: dict[str, Any] = {"stage": config.parallel.zero_stage, "reduce_bucket_size": max(1, min(BUCKET, trained))}
     for part, device in (
@@ -39,6 +48,9 @@ def deepspeed_config(config: RunConfig, phase: PhaseConfig, dp_size: int, traine
     ):
         if device != "none":
             zero[part] = {"device": device, "pin_memory": torch.cuda.is_available()}
+    if config.parallel.offload_optimizer == "nvme":
+        zero["offload_optimizer"] |= {"nvme_path": swap and str(swap), "buffer_count": SWAPPED_TENSORS}
+        zero["sub_group_size"] = SUB_GROUP
     bf16 = config.training.precision == "bf16"
     return {
         "train_micro_batch_size_per_gpu": phase.micro_batch,
@@ -106,7 +118,18 @@ class Engine:
     of ranks and micro-batches they were computed in.
     """
 
-    def __init__(self, model: OneDiffModel, config: RunConfig, phase: PhaseConfig, topology: Topology) -> None:
+    def __init__(
+        self,
+        model: OneDiffModel,
+        config: RunConfig,
+        phase: PhaseConfig,
+        topology: Topology,
+        swap: Path | None = None,
+    ) -> None:
+        """`swap` is the folder for optimizer states on NVMe, where the configuration says so.
+
+        Raises UserError on every rank alike for what cannot be: parts, kernels, states without room.
+        """
         freeze(model, phase)
         model.loss_chunk = config.training.loss_chunk
         self.sources = list(phase.mix)
@@ -116,16 +139,21 @@ class Engine:
         groups = parameter_groups(model, phase, config.optimizer)
         offloaded = config.parallel.offload_optimizer != "none"
         optimizer, self.optimizer_kernel = build_optimizer(groups, config.optimizer, offloaded)
+        if swap is not None:
+            with together():
+                check_room(swap, groups, topology.dp_size, topology.ranks.local_world)
         self.peaks = [group["peak_lr"] for group in groups]
         self.peak_of = {group["part"]: group["peak_lr"] for group in groups}
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=deepspeed_config(config, phase, topology.dp_size, _trained(model)),
+            config=deepspeed_config(config, phase, topology.dp_size, _trained(model), swap),
             mpu=topology.mpu,
             dist_init_required=False,
         )
         keep_gradient_norm(self.engine)
+        if swap is not None:
+            keep_gradients(self.engine.optimizer)
         self.dp_size = topology.dp_size
         self.device = self.engine.device
 

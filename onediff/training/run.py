@@ -27,6 +27,7 @@ from onediff.model.onediff import OneDiffModel
 from onediff.model.tokenizer import learn_tokenizer
 from onediff.model.vision import architecture
 from onediff.parallel.agreement import gathered, together
+from onediff.parallel.nvme import swap_folder
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.shared_batches import SharedBatches
@@ -81,7 +82,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             if finished := folder.finished(name):
                 log.info("phase %s is finished already (%d steps)", name, finished["step"])
                 continue
-            run_phase(config, name, folder, topology, tracker, stop, resume)
+            with swap_folder(config.parallel, path, ranks) as swap:
+                run_phase(config, name, folder, topology, tracker, stop, resume, swap)
     except Stopped as stopped:
         code, state, reason = EXIT_STOPPED, "stopped", str(stopped)
     except LossIsNotANumber as fault:
@@ -131,8 +133,12 @@ def run_phase(
     tracker: Any,
     stop: StopRequest,
     resume: bool,
+    swap: Path | None = None,
 ) -> None:
-    """One phase on this rank. Raises Stopped, LossIsNotANumber, or UserError on every rank alike."""
+    """One phase on this rank; `swap` is for optimizer states on NVMe.
+
+    Raises Stopped, LossIsNotANumber, or UserError on every rank alike.
+    """
     phase = config.phases[name]
     dp_rank, dp_size, rank = topology.dp_rank, topology.dp_size, topology.ranks.rank
     checkpoint = latest_checkpoint(folder.checkpoints(name)) if resume else None
@@ -144,7 +150,7 @@ def run_phase(
         samples = Samples(config, maker, tokenizer)
         evaluations = Evaluations(config, name, maker, tokenizer, topology, folder.path)
     model = starting_model(config, name, folder, topology)
-    engine = Engine(model, config, phase, topology)
+    engine = Engine(model, config, phase, topology, swap)
     if rank == 0:
         counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
         log.info("phase %s: %d steps of %d rows; trains %s", name, steps, phase.global_batch, counts)
@@ -170,7 +176,8 @@ def run_phase(
         ),
         Meter(config, phase),
         config.training.log_every,
-        config.training.save_in_background,
+        # A copy of what is swapped would undo the swapping.
+        config.training.save_in_background and swap is None,
     )
     # Dropout differs between ranks; a checkpoint brings its own random states.
     torch.manual_seed(config.training.seed + 1000 * dp_rank)

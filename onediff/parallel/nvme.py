@@ -1,0 +1,158 @@
+"""Optimizer states in files on NVMe (DeepSpeed's ZeRO-3 swapping): their folder, and what a machine must have for them."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import logging
+import mmap
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onediff.errors import UserError
+from onediff.parallel.agreement import together
+from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS, ParallelConfig
+from onediff.parallel.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+OPS = ("pin_memory", "async_io")
+"""What DeepSpeed compiles for swapping."""
+
+
+@contextmanager
+def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Path | None]:
+    """The folder of a run's swap files, its own below `config.nvme_folder`; None where nothing is swapped. Collective.
+
+    Empty at the start, whatever a killed process left there, and gone at the end. Raises UserError on every rank alike
+    where this machine cannot swap.
+    """
+    if config.nvme_folder is None or config.offload_optimizer != "nvme":
+        yield None
+        return
+    whole = run.resolve()
+    folder = config.nvme_folder / f"{whole.name}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"
+    with together():
+        if ranks.local_rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            compile_swapping()
+    with together():
+        _make(folder, ranks.rank)
+    try:
+        yield folder
+    finally:
+        # Without waiting for the others, which may have failed: each rank its own files, the last one the folders.
+        shutil.rmtree(folder / "zero_stage_3" / "optimizer" / f"rank{ranks.rank}", ignore_errors=True)
+        for empty in (folder / "zero_stage_3" / "optimizer", folder / "zero_stage_3", folder):
+            with suppress(OSError):
+                empty.rmdir()
+
+
+def compile_swapping() -> None:
+    """Compiles DeepSpeed's asynchronous input and output, where that has not been done. Raises UserError if it cannot be."""
+    from torch.utils import cpp_extension
+
+    from onediff.parallel.lean import deepspeed
+
+    builder = deepspeed.ops.op_builder.AsyncIOBuilder()
+    if not builder.is_compatible():
+        raise UserError(
+            "parallel.offload_optimizer: nvme needs libaio with its headers and a C++ compiler; install libaio-dev and g++"
+        )
+    folders = [Path(cpp_extension._get_build_directory(name, verbose=False)) for name in OPS]
+    with (folders[-1] / "onediff.lock").open("w") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        for name, folder in zip(OPS, folders, strict=True):
+            # A compilation that was killed leaves this file, and torch would wait for its end for ever.
+            (folder / "lock").unlink(missing_ok=True)
+            if not (folder / f"{name}.so").is_file():
+                log.info("compiling DeepSpeed's %s in %s: once a machine, some minutes at most", name, folder)
+        try:
+            builder.load(verbose=False)
+        except (RuntimeError, ImportError) as error:
+            raise UserError(
+                "parallel.offload_optimizer: nvme needs DeepSpeed's async_io, which a C++ compiler and ninja must compile "
+                f"here: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            ) from None
+
+
+def check_room(folder: Path, groups: Sequence[dict[str, Any]], dp_size: int, local_world: int) -> None:
+    """Raises UserError where the optimizer states of `groups`, cut over `dp_size` ranks, have no room.
+
+    That is the disk for the states of all ranks of this node, and locked memory for those of one sub-group of this rank.
+    """
+    shares = [[-(-getattr(p, "ds_numel", p.numel()) // dp_size) for p in group["params"]] for group in groups]
+    largest = 0
+    for group in shares:
+        size = 0
+        for share in group:
+            size = share + (size if size < SUB_GROUP else 0)
+            largest = max(largest, size)
+    wanted, free = 4 * SWAPPED_TENSORS * sum(map(sum, shares)) * local_world, shutil.disk_usage(folder).free
+    if wanted > free:
+        raise UserError(
+            f"parallel.nvme_folder: optimizer states take {wanted / 1e9:.1f} GB a node, but {folder} has {free / 1e9:.1f} GB"
+        )
+    locked = 4 * SWAPPED_TENSORS * largest
+    if not can_lock(locked):
+        raise UserError(
+            f"parallel.offload_optimizer: nvme locks {locked / 1e9:.2f} GB of memory in each process, more than "
+            "this machine lets it; raise the limit (`ulimit -l`)"
+        )
+
+
+def keep_gradients(zero: Any) -> None:
+    """Leaves gradients in the memory of the host, where DeepSpeed's optimizer `zero` adds them up, also while it steps.
+
+    DeepSpeed 0.19 would swap them too. Parameters of odd sizes then stand where direct input cannot write to, which goes
+    unnoticed; and where no loss gives a gradient, the optimizer would take what a buffer held before.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    swap_in = zero._optimizer_states_and_gradient_swap_in
+    kept = zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+
+    def swap_in_states(group: int, timer_names: set[str] | None = None) -> None:
+        swap_in(group, timer_names)
+        get_accelerator().synchronize()  # gradients may still be on their way from the GPU
+        gradients = [kept[parameter.ds_id].view(-1).float() for parameter in zero.fp16_groups[group]]
+        zero.fp32_partitioned_groups_flat[group].grad = torch.cat(gradients)
+
+    zero._optimizer_states_and_gradient_swap_in = swap_in_states
+    zero.optimizer_swapper.swap_out_gradients = lambda parameter, gradient_offsets, gradient_tensors: None
+
+
+def can_lock(size: int) -> bool:
+    """Whether so many bytes of memory can be locked; DeepSpeed would abort."""
+    libc = ctypes.CDLL(None)
+    with mmap.mmap(-1, size) as memory:
+        begin = ctypes.c_char.from_buffer(memory)
+        locked = libc.mlock(ctypes.byref(begin), ctypes.c_size_t(size)) == 0
+        del begin
+    return locked
+
+
+def _make(folder: Path, rank: int) -> None:
+    """Makes `folder`; raises UserError where it does not take direct writing in pieces of a kilobyte, as DeepSpeed's are.
+
+    DeepSpeed does not look whether its writing succeeds.
+    """
+    probe = folder / f"probe-{rank}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, 1024) as piece:
+                os.pwrite(file, piece, 1024)
+        finally:
+            os.close(file)
+            probe.unlink()
+    except OSError as error:
+        raise UserError(f"parallel.nvme_folder: no direct writing in {folder}: {error.strerror}") from None
