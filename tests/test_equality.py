@@ -44,7 +44,7 @@ def configuration(folder: Path, rows: int, pack: int | None) -> Path:
 def overrides(data: Path, language: Path | None) -> list[str]:
     words = [f"data.sets.{name}={data / name}" for name in ("pairs", "singles")] + ["data.workers=0"]
     if language is not None:
-        # Nor does it take whole steps where a clipped gradient is small.
+        # Once clipped, many of its gradients are small: where they are, steps are to be small as well.
         words += [f"model.language.name={language}", "model.language.config=null", "optimizer.eps=1e-3"]
     return words
 

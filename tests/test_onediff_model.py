@@ -177,6 +177,13 @@ def test_generation_with_cache_and_left_padding_equals_step_by_step(model):
     assert len({tuple(found) for found in made.tolist()}) > 1
 
 
+@pytest.mark.parametrize("more", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_asking_for_cuda_graphs_changes_nothing_without_a_gpu(model, more):
+    batch = collate(prompts(3), pad_left=True)
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **more}
+    assert model.generate(batch, cuda_graph=True, **options).equal(model.generate(batch, **options))
+
+
 def test_answers_end_at_the_end_of_text(model):
     texts = answer(model, tokenizer(), prompts(2), torch.device("cpu"), max_new_tokens=6)
     assert len(texts) == 2

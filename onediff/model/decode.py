@@ -73,18 +73,17 @@ class Decoder:
         self.slabs: list[tuple[Tensor, Tensor]] = []
         """Keys and values of each layer, `[B, K, L, D]`, filled from the left."""
         self.going_B = torch.ones(rows, dtype=torch.bool, device=device)
-        self.token_B = torch.full((rows,), pad, device=device)
-        """What was written last, at `place`."""
         self.made_BL = torch.full((rows, room), pad, device=device)
         """Everything written, behind the places of the prompt."""
         self.place = torch.full((1,), prompt, device=device)
+        """Where the newest token is."""
         self._write(self._last_logits(prompt_BTW, self._prompt_attention))
 
     def step(self) -> None:
         """Reads the newest token of every row and writes the next."""
         # The memory is laid out for the longest answer; places not written yet are out of sight.
         self.mask.index_fill_(-1, self.place, 0)
-        x_B1W = self.words(self.token_B[:, None])
+        x_B1W = self.words(self.made_BL.index_select(1, self.place))
         turn = self.cos.index_select(2, self.place), self.sin.index_select(2, self.place)
         logits = self._last_logits(x_B1W, partial(self._token_attention, turn=turn))
         self.place.add_(1)
@@ -93,13 +92,12 @@ class Decoder:
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only."""
         self.slabs = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self.slabs]
-        self.going_B, self.token_B, self.made_BL = self.going_B[rows], self.token_B[rows], self.made_BL[rows]
+        self.going_B, self.made_BL = self.going_B[rows], self.made_BL[rows]
         if self.padded:
             self.mask, self.cos, self.sin = self.mask[rows], self.cos[rows], self.sin[rows]
 
     def _write(self, logits: Tensor) -> None:
         token_B = torch.where(self.going_B, logits.argmax(-1), self.pad)
-        self.token_B.copy_(token_B)
         self.made_BL.index_copy_(1, self.place, token_B[:, None])
         if self.end is not None:
             self.going_B.logical_and_(token_B != self.end)
@@ -179,7 +177,7 @@ def greedy(
     here = torch.arange(rows, device=device)  # which rows are computed still
     # Asking a GPU whether all rows have ended makes it wait.
     ask_every = 1 if device.type == "cpu" else 8
-    step, steps_alike, taken = decoder.step, 0, 1
+    step, taken = decoder.step, 1
     while True:
         if eos_token_id is not None and taken % ask_every == 0:
             left = int(decoder.going_B.sum())
@@ -189,14 +187,14 @@ def greedy(
                 answers[here] = decoder.made_BL[:, prompt:]
                 kept = decoder.going_B.nonzero().flatten()
                 decoder.keep(kept)
-                here, step, steps_alike = here[kept], decoder.step, 0
+                here, step = here[kept], decoder.step
         if taken == max_new_tokens:
             break
-        if record is not None and steps_alike == 1:
-            # The first step of a shape is taken as it is: it loads kernels, which cannot be recorded.
-            step = record(decoder.step)
         step()
-        taken, steps_alike = taken + 1, steps_alike + 1
+        taken += 1
+        if record is not None and step == decoder.step:
+            # Only now: the first step of a shape loads kernels, which cannot be recorded.
+            step = record(step)
     answers[here] = decoder.made_BL[:, prompt:]
     return answers[:, :taken]
 

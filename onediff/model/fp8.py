@@ -115,8 +115,9 @@ def multiply_in_fp8(model: Any, parts: Iterable[str]) -> str:
     the log. Raises UserError for a GPU without fp8, or a part of which no layer fits.
     """
     words = []
-    for part in dict.fromkeys(parts):
+    if parts := list(dict.fromkeys(parts)):
         check_fp8()
+    for part in parts:
         fitting, others = _layers_of(model, part)
         if not fitting:
             raise UserError(
