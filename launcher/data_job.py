@@ -15,7 +15,7 @@ from launcher.plan import container_prefix, pyxis_options
 from launcher.profile import ClusterProfile
 from launcher.record import Json
 from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
-from onediff.config.section import Section, nearest, validated
+from onediff.config.section import PLAIN_NAME, Section, nearest, validated
 from onediff.errors import UserError
 
 SHARDS, MERGE = "shards", "merge"
@@ -161,9 +161,7 @@ def data_script(plan: Json, profile: ClusterProfile, phase: str, at_most: int | 
 
 def own_name(job: DataJob) -> str:
     """The job's name, which becomes part of paths. Raises UserError unless it is a plain one."""
-    from onediff.config.tree import NAME
-
-    if not NAME.fullmatch(job.name):
+    if not PLAIN_NAME.fullmatch(job.name):
         raise UserError(f"name {job.name!r}: must be a plain name of letters, digits, '.', '_' and '-'")
     return job.name
 

@@ -3,8 +3,8 @@
 import io
 import os
 import subprocess
+import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -168,17 +168,19 @@ def test_a_missing_tar_is_one_clear_line(tmp_path: Path) -> None:
         read_index(tmp_path / "none.tar")
 
 
-def test_ten_thousand_samples_load_in_milliseconds(tmp_path: Path) -> None:
+def test_a_stored_index_is_read_without_a_step_for_each_sample(tmp_path: Path) -> None:
+    """So ten thousand samples load in milliseconds."""
     path = tar_of(tmp_path / "x.tar", {f"{n:05d}.{s}": b"" for n in range(10_000) for s in ("jpg", "json")})
     read_index(path)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append(event))
+    try:
         index = read_index(path)
-        times.append(time.perf_counter() - began)
+    finally:
+        sys.setprofile(None)
     assert len(index) == 10_000
     assert index[-1].key == "09999"
-    assert min(times) < 0.05
+    assert len(calls) < 1000
 
 
 @given(

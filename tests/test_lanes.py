@@ -1,6 +1,5 @@
 """Lanes: every sample of every epoch once, couples without self-pairs, and an order that is a pure function."""
 
-import time
 import tracemalloc
 from collections import Counter
 
@@ -113,11 +112,10 @@ def test_golden_order():
     assert [sample(lanes.partner(1, position)) for position in range(5)] == [(2, 5), (0, 2), (0, 0), (0, 1), (2, 4)]
 
 
-def test_a_billion_samples_in_seconds_and_megabytes():
-    """10⁹ samples, 10⁵ shards, 4,096 ranks with one lane each: a rank's time, memory and balance."""
+def test_a_billion_samples_in_megabytes():
+    """10⁹ samples, 10⁵ shards, 4,096 ranks with one lane each: a rank's memory and balance."""
     shards = np.random.default_rng(0).integers(1, 20_000, 100_000)
     shards[0] += 1_000_000_000 - shards.sum()
-    began = time.perf_counter()
     tracemalloc.start()
     lanes = Lanes(shards, 4096, seed=0)
     lengths = {lanes.length(lane) for lane in range(4096)}
@@ -132,10 +130,8 @@ def test_a_billion_samples_in_seconds_and_megabytes():
         lanes.partner(4095, position)
     kept_late, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    seconds = time.perf_counter() - began
     assert peak < 16e6, f"{peak / 1e6:.1f} MB"
     assert kept_late - kept_early < 1e6, "memory grows with what was read"
-    assert seconds < 20, f"{seconds:.1f} s"
 
 
 def test_neighbouring_lanes_meet_without_gap_or_overlap_at_scale():

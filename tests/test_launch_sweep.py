@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from launcher.commands.sweep import combinations, slug, split_overrides
-from onediff.config.tree import NAME
+from onediff.config.section import PLAIN_NAME
 from onediff.errors import UserError
 
 
@@ -17,7 +17,7 @@ def test_values_with_commas_are_varied_and_lists_are_one_value():
     points = combinations(varied)
     assert points == [("a.b=1", "e=[1,2]"), ("a.b=1", "e=[3]"), ("a.b=2", "e=[1,2]"), ("a.b=2", "e=[3]")]
     names = [slug(point) for point in points]
-    assert len(set(names)) == 4 and all(NAME.fullmatch(name) for name in names)
+    assert len(set(names)) == 4 and all(PLAIN_NAME.fullmatch(name) for name in names)
     assert names[0] == "b-1.e-1-2"
 
 

@@ -19,6 +19,8 @@ from tests.test_engine import bare_losses
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
 STEP = "step-00000003"
+# What DeepSpeed compiles for it takes two cores five minutes and more.
+pytestmark = pytest.mark.long
 # Each matrix has, on each of two ranks, the megabyte from which DeepSpeed swaps; one has an odd size. The idle weights share
 # a sub-group with others on two ranks, and have one of their own on one rank.
 SIZES = (2048, 256, 2051, 400_000)

@@ -181,7 +181,7 @@ def test_faulty_server_loses_nothing(server, proxy, tmp_path, fault):
     began = time.perf_counter()
     for step in range(2, 2001):
         phase.log(step, {"loss": 1 / step})
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < config.request_seconds, "a call waited for the server"
     wait_for(lambda: proxy.refused)
     phase.finish()
     began = time.perf_counter()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field, field_validator, model_validator
 
-from onediff.config.section import Section, nearest
+from onediff.config.section import PLAIN_NAME, Section, nearest
 from onediff.data.config import DataConfig
 from onediff.evaluation.config import EvaluationConfig
 from onediff.model.config import ModelConfig
 from onediff.parallel.config import ParallelConfig
 from onediff.tracking.config import TrackingConfig
 from onediff.training.config import OptimizerConfig, PhaseConfig, TrainingConfig
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class RunConfig(Section):
@@ -42,14 +38,14 @@ class RunConfig(Section):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
+        if not PLAIN_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a plain name; use letters, digits, '.', '_' and '-', up to 100")
         return name
 
     @model_validator(mode="after")
     def _names_agree(self) -> RunConfig:
         for phase_name, phase in self.phases.items():
-            if not NAME.fullmatch(phase_name):
+            if not PLAIN_NAME.fullmatch(phase_name):
                 raise ValueError(f"phases: {phase_name!r} is not a plain name; use letters, digits, '.', '_' and '-'")
             if phase.pack is not None and phase.pack < self.data.max_tokens:
                 raise ValueError(
