@@ -95,7 +95,9 @@ def test_four_ranks_give_the_same(one, model, data, tmp_path, tensor):
     assert scores(tmp_path / "out") == scores(one)
 
 
-@pytest.mark.parametrize(("tensor", "dies"), [(1, 1), (2, 1), pytest.param(2, 0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("tensor", "dies"), [(1, 1), *(pytest.param(2, dies, marks=pytest.mark.long) for dies in (0, 1))]
+)
 def test_a_rank_killed_in_the_middle_and_a_rerun_lose_and_double_nothing(
     one, model, data, tmp_path, monkeypatch, tensor, dies
 ):
