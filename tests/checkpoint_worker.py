@@ -38,10 +38,18 @@ class Net(torch.nn.Module):
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def engine_for(stage: int, precision: str, world: int, seed: int = 0, sizes: tuple = (), offload: dict | None = None):
+def engine_for(
+    stage: int,
+    precision: str,
+    world: int,
+    seed: int = 0,
+    sizes: tuple = (),
+    offload: dict | None = None,
+    decay: float = 0.1,
+):
     """The network under DeepSpeed, two parameter groups, gradient clipping; global batch of eight.
 
-    `offload` is DeepSpeed's section for the optimizer.
+    `offload` is DeepSpeed's section for the optimizer, `decay` the weight decay of matrices.
     """
     import deepspeed
 
@@ -65,7 +73,7 @@ def engine_for(stage: int, precision: str, world: int, seed: int = 0, sizes: tup
         model = Net(*sizes)
     decayed = [p for n, p in model.named_parameters() if p.requires_grad and "weight" in n]
     plain = [p for n, p in model.named_parameters() if p.requires_grad and "weight" not in n]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.02)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
     if offload is not None and offload["device"] == "nvme":
@@ -119,11 +127,13 @@ def main() -> None:
     for action in json.loads(sys.argv[1]):
         stage, precision = action["stage"], action.get("precision", "fp32")
         sizes, offload = tuple(action.get("sizes", ())), action.get("offload")
-        engine = engine_for(stage, precision, ranks.world, action.get("seed", 0), sizes, offload)
+        decay = action.get("decay", 0.1)
+        engine = engine_for(stage, precision, ranks.world, action.get("seed", 0), sizes, offload, decay)
         result = {}
         try:
             if "load" in action:
                 result["extra"] = checkpoint.load_checkpoint(engine, Path(action["load"]))
+                result["groups"] = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
             if "weights" in action:
                 checkpoint.load_weights(engine, Path(action["weights"]))
             result["losses"] = train(

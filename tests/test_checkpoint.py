@@ -123,11 +123,14 @@ def test_one_rank_goes_on_from_two_and_starts_from_their_weights(saved, tmp_path
         {"stage": 3, "weights": str(folder / "one" / STEP), "to": 1, "seed": 9},
         {"stage": 1, "weights": str(folder / "one" / STEP), "to": 1, "seed": 9},
     ]
-    *resumed, three, one = results_of(tmp_path, actions, 1)
+    actions += [{"stage": stage, "load": str(folder / "one" / STEP), "decay": 0.3} for stage in (1, 3)]
+    *resumed, three, one, changed, changed_three = results_of(tmp_path, actions, 1)
     for run, reference in zip(resumed, (1, 1, 2), strict=True):
         assert run["losses"] == pytest.approx(runs[reference]["then"], abs=1e-5)
     assert three["losses"] == pytest.approx(one["losses"], abs=1e-6)
     assert abs(one["losses"][0] - runs[1]["losses"][0]) > 1e-3  # a first step from trained weights, not from new ones
+    for run in (changed, changed_three):
+        assert run["groups"] == [[0.02 / 1.3, 0.3], [0.02 / 1.3, 0.0]], "the rate goes on, what is configured holds"
 
 
 def test_read_weights_gives_the_whole_model(saved):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from onediff.errors import UserError
 from onediff.parallel.config import SWAPPED_TENSORS, ParallelConfig
 from onediff.parallel.lean import deepspeed
-from onediff.parallel.nvme import can_lock, check_room, compile_swapping, swap_folder
+from onediff.parallel.nvme import can_lock, check_room, compile_swapping, keep_gradients, swap_folder
 from onediff.parallel.ranks import Ranks
 from onediff.training import checkpoint
 from tests.small_run import metrics, render, train
@@ -159,6 +160,35 @@ def test_runs_have_folders_of_their_own_that_do_not_outlast_them(tmp_path):
     (one / "zero_stage_3" / "optimizer" / "rank7").mkdir(parents=True)
     with swap_folder(config, runs[0], Ranks()) as again:
         assert again == one and list(one.iterdir()) == []
+
+
+def test_a_thread_waits_for_the_gpu_of_its_rank(monkeypatch):
+    """The one that writes a checkpoint has none of its own."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator, waited = get_accelerator(), []
+    zero = SimpleNamespace(
+        _optimizer_states_and_gradient_swap_in=lambda group, names: None,
+        _DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition={},
+        fp16_groups=[[SimpleNamespace(ds_id=0)]],
+        fp32_partitioned_groups_flat=[torch.zeros(2)],
+        optimizer_swapper=SimpleNamespace(),
+    )
+    zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition[0] = torch.ones(2)
+    monkeypatch.setattr(accelerator, "synchronize", waited.append)
+    monkeypatch.setattr(accelerator, "current_device_name", lambda: "cuda:3")
+    keep_gradients(zero)
+    monkeypatch.setattr(accelerator, "current_device_name", lambda: "cuda:0")
+    zero._optimizer_states_and_gradient_swap_in(0)
+    assert waited == ["cuda:3"]
+
+
+def test_a_gpu_machine_without_the_toolkit_is_told(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    with pytest.raises(UserError, match=r"needs the CUDA toolkit.*12\.8.*CUDA_HOME"):
+        compile_swapping()
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path):

@@ -158,3 +158,5 @@ def test_a_truncated_checkpoint_is_named(undisturbed, data):
     assert done.returncode == 2
     assert file.name in done.stderr
     assert "Traceback" not in done.stderr
+    status = json.loads((undisturbed / "status.json").read_text())
+    assert status["state"] == "failed" and file.name in status["reason"]

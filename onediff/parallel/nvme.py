@@ -62,6 +62,11 @@ def compile_swapping() -> None:
     from onediff.parallel.lean import deepspeed
 
     builder = deepspeed.ops.op_builder.AsyncIOBuilder()
+    if torch.version.cuda and torch.cuda.is_available() and cpp_extension.CUDA_HOME is None:
+        raise UserError(
+            "parallel.offload_optimizer: nvme needs the CUDA toolkit, which DeepSpeed compiles and links with; install "
+            f"version {torch.version.cuda}, which is torch's, and set CUDA_HOME"
+        )
     if not builder.is_compatible():
         raise UserError(
             "parallel.offload_optimizer: nvme needs libaio with its headers and a C++ compiler; install libaio-dev and g++"
@@ -76,7 +81,7 @@ def compile_swapping() -> None:
                 log.info("compiling DeepSpeed's %s in %s: once a machine, some minutes at most", name, folder)
         try:
             builder.load(verbose=False)
-        except (RuntimeError, ImportError) as error:
+        except (RuntimeError, ImportError, OSError) as error:
             raise UserError(
                 "parallel.offload_optimizer: nvme needs DeepSpeed's async_io, which a C++ compiler and ninja must compile "
                 f"here: {(str(error).splitlines() or [type(error).__name__])[0]}"
@@ -117,11 +122,14 @@ def keep_gradients(zero: Any) -> None:
     from deepspeed.accelerator import get_accelerator
 
     swap_in = zero._optimizer_states_and_gradient_swap_in
+    device = (
+        get_accelerator().current_device_name()
+    )  # a checkpoint is written in a thread, which has no device of its own
     kept = zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
 
     def swap_in_states(group: int, timer_names: set[str] | None = None) -> None:
         swap_in(group, timer_names)
-        get_accelerator().synchronize()  # gradients may still be on their way from the GPU
+        get_accelerator().synchronize(device)  # gradients may still be on their way from the GPU
         gradients = [kept[parameter.ds_id].view(-1).float() for parameter in zero.fp16_groups[group]]
         zero.fp32_partitioned_groups_flat[group].grad = torch.cat(gradients)
 

@@ -18,6 +18,7 @@ from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS
 from onediff.parallel.gradient_norm import keep_gradient_norm
 from onediff.parallel.lean import deepspeed
 from onediff.parallel.nvme import check_room, keep_gradients
+from onediff.parallel.release import release
 from onediff.parallel.topology import Topology
 from onediff.plan.memory import BUCKET
 from onediff.training.activations import checkpoint_layers
@@ -196,6 +197,10 @@ class Engine:
         rates = {"lr": max(self.peaks) * scheduled}
         rates |= {f"lr/{part}": peak * scheduled for part, peak in self.peak_of.items()}
         return StepUnderWay(step, rates, self.sources, OnTheWay(numbers), began, Moment(self.device))
+
+    def close(self) -> None:
+        """Lets go of the model and of all states, which are freed when nothing else holds them."""
+        release(self.engine)
 
     def _on_device(self, numbers: list[float]) -> torch.Tensor:
         """fp64 numbers of the host, copied without waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shlex
@@ -84,17 +85,22 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
                 continue
             with swap_folder(config.parallel, path, ranks) as swap:
                 run_phase(config, name, folder, topology, tracker, stop, resume, swap)
+            gc.collect()  # engines hold themselves in circles, and the next one needs their memory
     except Stopped as stopped:
         code, state, reason = EXIT_STOPPED, "stopped", str(stopped)
     except LossIsNotANumber as fault:
         code, state, reason = EXIT_NOT_A_NUMBER, "failed", str(fault)
+    except UserError as fault:
+        if tracker is not None:
+            conclude(folder, tracker, "failed", str(fault))
+        raise
     stop.ignore_more()
     if meters is not None:
         meters.stop()
     dist.barrier()  # what any node still wrote behind the end would be left unsent
     if ranks.rank == 0:
-        last = folder.status() or {}
-        folder.write_status(**{**last, "state": state, "reason": reason})
+        assert tracker is not None
+        conclude(folder, tracker, state, reason)
         if reason:
             log.error("%s: %s", state, reason)
         if code == EXIT_STOPPED and "SLURM_JOB_ID" not in os.environ:
@@ -102,10 +108,14 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
         log.info("%s is in %s", "everything" if code == 0 else "what there is", folder.path)
         if config.tracking.live:
             log.info("look at it with: %s", how_to_look(scrubbed(tracking_uri(folder.path, config.tracking))))
-        assert tracker is not None
-        tracker.finish({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[state])
     shutdown()
     return code
+
+
+def conclude(folder: RunFolder, tracker: Any, state: str, reason: str | None) -> None:
+    """Says in the run folder and in the tracking how the run ended: `finished`, `stopped` or `failed`."""
+    folder.write_status(**{**(folder.status() or {}), "state": state, "reason": reason})
+    tracker.finish({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[state])
 
 
 def prepare(folder: RunFolder, config: RunConfig) -> None:
@@ -201,6 +211,7 @@ def run_phase(
     if rank == 0:
         folder.finish(name, {"step": loop.step, **measured})
         loop.tracker.finish("FINISHED")
+    engine.close()
     dist.barrier()  # the next phase looks for the marker on every rank
 
 

@@ -30,12 +30,14 @@ from onediff.training.checkpoint.reader import Reader
 from onediff.training.checkpoint.swapped import Swapped
 from onediff.training.checkpoint.weights import Weights
 
+SETTINGS = ("betas", "eps", "weight_decay", "peak_lr", "part", "name")
+"""What the configuration says of an optimizer's group: changed, it holds from the next step."""
 KERNELS = ("fused", "foreach", "capturable")
 """Settings of an optimizer's group that belong to the machine, not to the run."""
 
 
 def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str, Any]:
-    """Puts weights, moments, counts, hyper-parameters and random states back; returns `extra`. Collective.
+    """Puts weights, moments, counts, learning rates and random states back; returns `extra`. Collective.
 
     The engine may have any number of ranks and any ZeRO stage; with the same ones it goes on bit by bit. Random states are
     restored where the same rank wrote one. `verify` checks every file's checksum first, shared out over the ranks.
@@ -152,11 +154,11 @@ def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Manifest, 
 
 
 def _restore_rest(engine: Any, reader: Reader) -> None:
-    """Hyper-parameters by group, buffers, and the random states of the rank of the same number."""
+    """What each group has beside its settings, buffers, and the random states of the rank of the same number."""
     optimizer, manifest = optimizer_of(engine), reader.manifest
     if optimizer is not None and len(optimizer.param_groups) == len(manifest.groups):
         for group, stored in zip(optimizer.param_groups, manifest.groups, strict=True):
-            stored = {key: value for key, value in stored.items() if key not in KERNELS}
+            stored = {key: value for key, value in stored.items() if key not in (*SETTINGS, *KERNELS)}
             group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in stored.items()})
     _restore_buffers(engine.module, reader)
     rank = dist.get_rank()

@@ -1,0 +1,44 @@
+"""Two phases in one process; what of the first is alive when the second begins, as JSON.
+
+Arguments: the run folder, the file to write, and overrides of configs/demo.yaml.
+"""
+
+import gc
+import json
+import sys
+import weakref
+from pathlib import Path
+
+import torch
+
+from onediff.config.compose import load_run
+from onediff.training import run
+from onediff.training.engine import Engine
+
+held, found = [], []
+
+
+class Watched(Engine):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        parts = {"engine": self.engine, "module": self.engine.module, "optimizer": self.engine.optimizer}
+        parts |= dict(self.engine.module.named_parameters())
+        held.extend((name, weakref.ref(part)) for name, part in parts.items())
+
+
+def alive_bytes():
+    """Of all tensors that the garbage collector knows, each storage once."""
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and not thing.is_meta]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def watched(*arguments):
+    found.append({"alive": [name for name, part in held if part() is not None], "bytes": alive_bytes()})
+    return built(*arguments)
+
+
+built, run.starting_model, run.Engine = run.starting_model, watched, Watched
+path, out, *overrides = sys.argv[1:]
+code = run.train(load_run("configs/demo.yaml", overrides), Path(path), ["warm-up", "one"], False)
+Path(out).write_text(json.dumps(found))
+sys.exit(code)

@@ -1,0 +1,22 @@
+"""A finished phase leaves nothing in memory for the next."""
+
+import json
+from pathlib import Path
+
+import pytest
+from processes import run_ranks
+
+from tests.small_run import overrides, render
+
+WORKER = Path(__file__).with_name("release_worker.py")
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(3, "fp32"), (2, "bf16")])
+def test_nothing_of_a_phase_is_alive_when_the_next_begins(tmp_path, stage, precision):
+    data, out = render(tmp_path / "data", 20, 20), tmp_path / "found.json"
+    more = {"parallel.zero_stage": stage, "training.precision": precision, "training.sample_captions": 0}
+    run_ranks(WORKER, [str(tmp_path / "run"), str(out), *overrides(data, 2, **more)], 1)
+    first, second = json.loads(out.read_text())
+    assert second["alive"] == []
+    # The model has two million parameters; what stays is buffers and the like.
+    assert second["bytes"] - first["bytes"] < 1e6
