@@ -52,7 +52,7 @@ class Captioner(torch.nn.Module):
         return target_loss(self.language.get_output_embeddings(), hidden.flatten(0, 1), ids[:, 1:].flatten(), chunk)
 
 
-def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None = None):
+def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None = None, checkpointing: str = "none"):
     """The named model under DeepSpeed; random weights are the same at every topology."""
     import deepspeed
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -60,6 +60,7 @@ def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None =
     from onediff.model.config import LoraConfig
     from onediff.model.lora import add_adapters, is_adapter
     from onediff.parallel.placement import Placement
+    from onediff.training.activations import checkpoint_layers
 
     config = {
         "train_batch_size": 8,
@@ -86,6 +87,8 @@ def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None =
     if lora is not None:
         for name, parameter in language.named_parameters():
             parameter.requires_grad_(is_adapter(name))
+    checkpoint_layers(language, checkpointing)
+    whole.train()
     optimizer = torch.optim.AdamW([p for p in whole.parameters() if p.requires_grad], lr=1e-4 if lora is None else 1e-2)
     engine = deepspeed.initialize(
         model=whole, optimizer=optimizer, config=config, mpu=topology.mpu, dist_init_required=False
@@ -127,7 +130,14 @@ def main() -> None:
     results = []
     for action in json.loads(sys.argv[2]):
         here = replace(topology, sequence=topology.mpu is not None and action.get("sequence", False))
-        engine = engine_for(action["model"], action["stage"], here, action.get("trap", False), action.get("lora"))
+        engine = engine_for(
+            action["model"],
+            action["stage"],
+            here,
+            action.get("trap", False),
+            action.get("lora"),
+            action.get("checkpointing", "none"),
+        )
         if "load" in action:
             checkpoint.load_checkpoint(engine, Path(action["load"]))
         if "export" in action:

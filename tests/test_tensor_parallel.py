@@ -56,6 +56,11 @@ def runs(real_data, tmp_path_factory) -> tuple[Path, list[dict], list[dict], lis
             {"model": real, "stage": 3, "export": f"{folder}/{name}/export", "shard_bytes": 200_000},
             {"model": "llama", "stage": 2, "to": 1, "trap": True},
             {"model": "llama", "stage": 2, "to": 1},
+            *(
+                {"model": "llama", "stage": 2, "to": 4, "checkpointing": mode, "sequence": sequence}
+                for mode in ("selective", "full")
+                for sequence in (False, True)
+            ),
         ]
         if other:
             step = "step-00000004"
@@ -106,6 +111,13 @@ def test_checkpoints_go_on_at_another_tensor_size_and_stage(runs):
     for later, earlier in ((spread[-2:], alone), (back, spread)):
         for run, reference in zip(later, earlier, strict=False):
             assert run["losses"] == pytest.approx(reference["losses"][4:], abs=1e-5)
+
+
+def test_what_is_computed_again_is_what_was(runs):
+    """Sums over the group are made again too, from products that are kept or made again, by tokens shared out or not."""
+    _, alone, spread, _ = runs
+    for number in range(11, 15):
+        same(spread[number], alone[11], 2e-6)
 
 
 def test_norm_without_the_attribute_is_wrong(runs):

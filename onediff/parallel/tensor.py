@@ -63,10 +63,17 @@ class Row(RowParallelLinear):
             return super().forward(hidden)[0]
         part = (self.product or F.linear)(hidden, self.weight, None)
         if self.shares is None:
-            summed = reduce_from_tensor_model_parallel_region(part, group=self.tp_group)
+            summed = reduce_from_tensor_model_parallel_region(part.clone(), group=self.tp_group)
         else:
             summed = self.shares.sum(part)
         return summed if self.bias is None else summed + self.bias
+
+
+    def _forward_impl(self, *arguments: Any, **options: Any) -> Tensor:
+        """The product in memory of its own: Megatron sums over the group in it, and where selective checkpointing keeps
+        products, it would sum once more what it had kept."""
+        part = super()._forward_impl(*arguments, **options)
+        return part.clone() if self.training else part
 
 
 class Head(ColumnParallelLinear):
