@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -69,13 +70,24 @@ def totals(plans: list[PhasePlan]) -> str:
     return f"in all {hours:.1f} hours, {sum((p.hours or 0) * p.setup.world for p in known):,.0f} GPU-hours{note}"
 
 
-def overrides(plans: list[PhasePlan]) -> list[str]:
-    """What to write behind `onediff train` or `launch submit` to run phases as planned."""
+def command(plans: list[PhasePlan], config: str, overrides: Sequence[str]) -> str:
+    """What to type to run a configuration with its overrides as planned: here, or as jobs where it takes several nodes."""
+    setup = plans[0].setup
+    words = [config, *overrides, *_settings(plans)]
+    if setup.nodes == 1:
+        return shlex.join(["onediff", "train", *words, "--processes", str(setup.world)])
+    submit = shlex.join(["onediff", "launch", "submit", *words, "--nodes", str(setup.nodes)])
+    return f"with --profile of a cluster that has {setup.per_node} GPUs a node:\n{submit}"
+
+
+def _settings(plans: list[PhasePlan]) -> list[str]:
+    """The plan as overrides of a configuration."""
     setup = plans[0].setup
     words = [
         f"parallel.tensor={setup.tensor}",
         f"parallel.zero_stage={setup.stage}",
         f"parallel.offload_optimizer={setup.offload_optimizer}",
+        f"parallel.offload_parameters={setup.offload_parameters}",
         f"training.activation_checkpointing={setup.checkpointing}",
     ]
     return words + [f"phases.{plan.name}.micro_batch={plan.setup.micro_batch}" for plan in plans]
