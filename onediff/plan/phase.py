@@ -81,6 +81,7 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         offload_parameters=parallel.offload_parameters,
         loss_chunk=config.training.loss_chunk,
         fp8=config.training.fp8,
+        save_in_background=config.training.save_in_background,
     )
 
 

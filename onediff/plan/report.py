@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from onediff.plan.gpus import Gpu
+from onediff.plan.memory import KINDS
 from onediff.plan.phase import PhasePlan
-
-KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 
 
 def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
@@ -33,9 +32,13 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
         )
     kinds = ", ".join(f"{kind} {_gb(getattr(memory, kind))}" for kind in KINDS)
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    yield f"  {'memory':<12}{_gb(memory.gpu)} GB a GPU of {_gb(plan.usable_bytes)} usable: {verdict} ({kinds})"
+    yield f"  {'memory':<12}{_gb(memory.gpu)} GB a GPU of {_gb(plan.usable_bytes)} usable: {verdict}"
+    yield f"  {'':<12}fullest {memory.moment}: {kinds}"
     if memory.host:
         yield f"  {'host':<12}{_gb(memory.host * setup.per_node)} GB a node for what is offloaded"
+    if memory.host_copy:
+        copied = _gb(memory.host_copy * setup.per_node)
+        yield f"  {'host':<12}{copied} GB a node for the copy from which a checkpoint is written in the background"
     if memory.nvme:
         yield f"  {'nvme':<12}{_gb(memory.nvme * setup.per_node)} GB of files a node"
     yield (
