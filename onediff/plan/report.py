@@ -19,6 +19,7 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     how = f"{setup.world} × {gpu.name}, T = {setup.tensor}, D = {setup.data}, ZeRO {setup.stage}"
     how += f", micro-batch {setup.micro_batch} × {setup.accumulation}, {'bf16' if setup.bf16 else 'fp32'}"
     how += f", checkpointing {setup.checkpointing}"
+    how += ", tokens shared out over T" if setup.sequence and setup.tensor > 1 else ""
     for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
         how += f", {what} on {where}" if where != "none" else ""
     how += f", fp8 in {' and '.join(setup.fp8)}" if setup.fp8 else ""

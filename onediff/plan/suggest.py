@@ -59,6 +59,7 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
         checkpointing="none",
         loss_chunk=config.training.loss_chunk,
         fp8=config.training.fp8,
+        sequence=config.parallel.sequence,
         save_in_background=config.training.save_in_background,
     )
     for offload in ("none", "cpu"):
