@@ -65,6 +65,7 @@ def settings(case: dict[str, Any]) -> list[str]:
         "training.precision": case["precision"],
         "training.activation_checkpointing": case["checkpointing"],
         "parallel.tensor": case["tensor"],
+        "parallel.sequence": case.get("sequence", False),
         "parallel.zero_stage": case["stage"],
     }
     for phase in ("one", "two"):
@@ -92,7 +93,7 @@ def shape_of(config: Any, case: dict[str, Any]) -> Any:
     return Shape(rows, tokens, 2 * rows, rows, rows * targets)
 
 
-def planned(case: dict[str, Any]) -> dict[str, int]:
+def planned(case: dict[str, Any]) -> dict[str, Any]:
     """Bytes by kind, and of all."""
     from onediff.plan.architecture import sizes_of
     from onediff.plan.memory import memory_of
@@ -111,6 +112,7 @@ def planned(case: dict[str, Any]) -> dict[str, int]:
         phase.global_batch,
         bf16=case["precision"] == "bf16",
         checkpointing=case["checkpointing"],
+        sequence=config.parallel.sequence,
     )
     tape = walk(
         sizes_of(config.model),
@@ -118,6 +120,7 @@ def planned(case: dict[str, Any]) -> dict[str, int]:
         Trained.of(phase),
         itemsize=setup.itemsize,
         tensor=setup.tensor,
+        sequence=setup.sequence,
     )
     memory = memory_of(tape, setup)
     return {**vars(memory), "peak": memory.gpu}
@@ -133,7 +136,8 @@ def work(several: list[dict[str, Any]], out: Path) -> None:
 
     torch.set_num_threads(1)
     ranks = initialize_distributed()
-    topology = create_topology(ParallelConfig(tensor=several[0]["tensor"]), ranks)
+    parallel = ParallelConfig(tensor=several[0]["tensor"], sequence=several[0].get("sequence", False))
+    topology = create_topology(parallel, ranks)
     for case in several:
         found = one(case, topology)
         if ranks.rank == 0:
@@ -247,7 +251,8 @@ def measured(several: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cases(models: list[str], stages: list[int], precisions: list[str], topologies: list[str]) -> list[dict[str, Any]]:
-    """Every stage and topology for each model, phase two; phase one, checkpointing and accumulation at some of them."""
+    """Every stage and topology for each model, phase two; phase one, checkpointing, accumulation and shared tokens at some
+    of them."""
     found: list[dict[str, Any]] = []
     for model in models:
         wide = TENSOR[model][1]
@@ -266,6 +271,9 @@ def cases(models: list[str], stages: list[int], precisions: list[str], topologie
         for stage in sorted({stages[0], stages[-1]}):
             same = {**base, "precision": precisions[0], "stage": stage, "tensor": tensor, "data": data}
             found += [{**same, **other} for other in more]
+            shared = {**same, "tensor": TENSOR[model][1], "data": 1, "sequence": True}
+            found += [{**shared, "checkpointing": mode} for mode in ("none", "selective", "full")]
+            found.append({**shared, "phase": "one"})
     return found
 
 
@@ -286,13 +294,17 @@ def main() -> None:
     rows = []
     print(f"{'case':<58}{'plan MB':>9}{'seen MB':>9}{'ratio':>7}")
     wanted = cases(args.models, args.stages, args.precisions, args.topologies)
-    # An engine of another phase before it changes what a process still holds.
-    for alike in dict.fromkeys((case["tensor"], case["data"], case["phase"]) for case in wanted):
-        for case in measured([c for c in wanted if (c["tensor"], c["data"], c["phase"]) == alike]):
+
+    def processes(case: dict[str, Any]) -> tuple[Any, ...]:
+        # An engine of another phase before it changes what a process still holds.
+        return case["tensor"], case["data"], case["phase"], case.get("sequence", False)
+
+    for alike in dict.fromkeys(map(processes, wanted)):
+        for case in measured([c for c in wanted if processes(c) == alike]):
             plan, found = planned(case), case["measured"]
             rows.append({**case, "planned": plan, "ratio": plan["peak"] / found["peak"]})
             name = "{model} {phase} {precision} stage {stage} T={tensor} D={data}".format(**case)
-            name += f" x{case['accumulation']} {case['checkpointing']}"
+            name += f" x{case['accumulation']} {case['checkpointing']}" + " shared" * case.get("sequence", False)
             seen = found["peak"]
             print(f"{name:<58}{plan['peak'] / 1e6:>9.1f}{seen / 1e6:>9.1f}{rows[-1]['ratio']:>7.3f}", flush=True)
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from onediff.errors import UserError
     from onediff.plan.gpus import gpu_named
     from onediff.plan.phase import plan_phase, setup_of
-    from onediff.plan.report import as_json, lines, overrides, totals
+    from onediff.plan.report import as_json, command, lines, totals
     from onediff.plan.suggest import suggest
 
     gpu = gpu_named(args.gpu)
@@ -57,20 +57,10 @@ def run(args: argparse.Namespace) -> int:
         setups = {name: setup_of(config, name, gpus, per_node) for name in config.phases}
         plans = [plan_phase(config, name, setup, gpu, args.text) for name, setup in setups.items()]
     for plan in plans:
-        print("\n".join(lines(plan, gpu)))
-        phase = config.phases[plan.name]
-        finer = [key for key in ("lora", "vision_last") if getattr(phase, key) is not None]
-        if finer:
-            print(
-                f"  {'note':<12}{' and '.join(finer)}: counted as if all of the part trained; it needs less than this"
-            )
-        print()
+        print("\n".join(lines(plan, gpu)), end="\n\n")
     print(totals(plans))
-    for name, phase in config.phases.items():
-        if phase.lora is not None or phase.vision_last is not None:
-            print(f"phase {name} trains less of a part than all: planned as if all of it did, so less is needed")
     if args.suggest:
-        print(f"\nonediff train {args.config} {' '.join([*args.overrides, *overrides(plans)])}")
+        print(f"\n{command(plans, args.config, args.overrides)}")
     if args.json:
         figures = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

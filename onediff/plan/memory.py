@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS
 from onediff.plan.setup import Setup
@@ -17,10 +17,16 @@ PERSISTENT = 100_000
 """Parameters smaller than this are never given back by ZeRO-3 (`stage3_param_persistence_threshold`)."""
 
 
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+"""What lies in the memory of a GPU."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one GPU at the fullest moment of a step, and what lies in the memory of the host or on its disk instead."""
 
+    moment: str
+    """what is going on when it is fullest: `in the backward pass`, …; what is not there at that moment counts as 0"""
     weights: int
     gradients: int
     optimizer: int
@@ -31,14 +37,16 @@ class Memory:
     buffers: int
     """gathered weights of ZeRO-3, buckets of gradients on their way"""
     host: int = 0
-    """for each rank"""
+    """what is offloaded, for each rank"""
+    host_copy: int = 0
+    """what a checkpoint is written from in the background, for each rank; there only while one is"""
     nvme: int = 0
     """for each rank"""
 
     @property
     def gpu(self) -> int:
         """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self) if field.name not in ("host", "nvme"))
+        return sum(getattr(self, kind) for kind in KINDS)
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,14 @@ class Counts:
 def memory_of(tape: Tape, setup: Setup) -> Memory:
     """The fullest moment: while the backward pass runs, while gradients are reduced, or while the optimizer steps."""
     counts = Counts.of(tape)
-    resident = _resident(counts, setup)
+    resident = {**_resident(counts, setup), "host_copy": _host_copy(tape, setup)}
     activations, logits, gradients = backward_peak(tape, setup)
     # With fp32 gradients at stage 1 DeepSpeed takes its bf16 optimizer, which reduces them where they are.
     bucket = 0 if setup.stage == 1 and setup.bf16 else min(BUCKET, counts.trained) * setup.itemsize
     # ZeRO-3 gives back only what it will not need again soon.
     gathered = setup.itemsize * min(counts.trained + counts.frozen, LIVE) if setup.stage == 3 else 0
     backward = Memory(
+        "in the backward pass",
         **resident,
         gradients=gradients,
         activations=activations,
@@ -91,6 +100,7 @@ def memory_of(tape: Tape, setup: Setup) -> Memory:
     wide = 4 if setup.bf16 else setup.itemsize
     buffers = 2 * bucket if setup.stage < 3 else 2 * bucket + gathered + bucket // setup.data
     reducing = Memory(
+        "while gradients are reduced",
         **resident,
         gradients=int(wide * counts.trained / setup.data),
         activations=0,
@@ -126,6 +136,14 @@ def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
     return {"weights": int(weights), "optimizer": int(optimizer), "host": int(host), "nvme": int(nvme)}
 
 
+def _host_copy(tape: Tape, setup: Setup) -> int:
+    """Bytes of this rank's file of a checkpoint: equal parts of what several ranks hold, which frozen weights are, too."""
+    if not setup.copies_checkpoints:
+        return 0
+    sizes = ((12 if w.trains else setup.itemsize) * w.numel / (1 if w.cut else setup.tensor) for w in tape.weights)
+    return int(sum(sizes) / setup.data)
+
+
 def held_gradients(counts: Counts, setup: Setup) -> int:
     """Bytes of the gradients that are added up over micro-batches, whole or this rank's share."""
     if setup.offload_optimizer != "none":
@@ -152,7 +170,8 @@ def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], staying: i
         extra = 8 * counts.trained
     else:
         extra = (8 if setup.stage == 3 else 4) * counts.group / setup.data
-    return Memory(**resident, gradients=gradients, activations=0, logits=0, buffers=int(extra) + staying)
+    moment = "while the optimizer steps"
+    return Memory(moment, **resident, gradients=gradients, activations=0, logits=0, buffers=int(extra) + staying)
 
 
 def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:

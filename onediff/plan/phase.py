@@ -81,6 +81,8 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         offload_parameters=parallel.offload_parameters,
         loss_chunk=config.training.loss_chunk,
         fp8=config.training.fp8,
+        sequence=parallel.sequence,
+        save_in_background=config.training.save_in_background,
     )
 
 
@@ -112,7 +114,8 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
     usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text, phase.pack)
 
     def tape_of(shape: Shape, tensor: int) -> Tape:
-        return walk(sizes, shape, Trained.of(phase), itemsize=setup.itemsize, tensor=tensor)
+        trained = Trained.of(phase)
+        return walk(sizes, shape, trained, itemsize=setup.itemsize, tensor=tensor, sequence=setup.sequence)
 
     memory = memory_of(tape_of(largest, setup.tensor), setup)
     tape = tape_of(usual, setup.tensor)

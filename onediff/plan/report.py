@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from onediff.plan.gpus import Gpu
+from onediff.plan.memory import KINDS
 from onediff.plan.phase import PhasePlan
-
-KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 
 
 def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
@@ -19,6 +19,7 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     how = f"{setup.world} × {gpu.name}, T = {setup.tensor}, D = {setup.data}, ZeRO {setup.stage}"
     how += f", micro-batch {setup.micro_batch} × {setup.accumulation}, {'bf16' if setup.bf16 else 'fp32'}"
     how += f", checkpointing {setup.checkpointing}"
+    how += ", tokens shared out over T" if setup.sequence and setup.tensor > 1 else ""
     for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
         how += f", {what} on {where}" if where != "none" else ""
     how += f", fp8 in {' and '.join(setup.fp8)}" if setup.fp8 else ""
@@ -32,9 +33,13 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
         )
     kinds = ", ".join(f"{kind} {_gb(getattr(memory, kind))}" for kind in KINDS)
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    yield f"  {'memory':<12}{_gb(memory.gpu)} GB a GPU of {_gb(plan.usable_bytes)} usable: {verdict} ({kinds})"
+    yield f"  {'memory':<12}{_gb(memory.gpu)} GB a GPU of {_gb(plan.usable_bytes)} usable: {verdict}"
+    yield f"  {'':<12}fullest {memory.moment}: {kinds}"
     if memory.host:
         yield f"  {'host':<12}{_gb(memory.host * setup.per_node)} GB a node for what is offloaded"
+    if memory.host_copy:
+        copied = _gb(memory.host_copy * setup.per_node)
+        yield f"  {'host':<12}{copied} GB a node for the copy from which a checkpoint is written in the background"
     if memory.nvme:
         yield f"  {'nvme':<12}{_gb(memory.nvme * setup.per_node)} GB of files a node"
     yield (
@@ -69,13 +74,24 @@ def totals(plans: list[PhasePlan]) -> str:
     return f"in all {hours:.1f} hours, {sum((p.hours or 0) * p.setup.world for p in known):,.0f} GPU-hours{note}"
 
 
-def overrides(plans: list[PhasePlan]) -> list[str]:
-    """What to write behind `onediff train` or `launch submit` to run phases as planned."""
+def command(plans: list[PhasePlan], config: str, overrides: Sequence[str]) -> str:
+    """What to type to run a configuration with its overrides as planned: here, or as jobs where it takes several nodes."""
+    setup = plans[0].setup
+    words = [config, *overrides, *_settings(plans)]
+    if setup.nodes == 1:
+        return shlex.join(["onediff", "train", *words, "--processes", str(setup.world)])
+    submit = shlex.join(["onediff", "launch", "submit", *words, "--nodes", str(setup.nodes)])
+    return f"with --profile of a cluster that has {setup.per_node} GPUs a node:\n{submit}"
+
+
+def _settings(plans: list[PhasePlan]) -> list[str]:
+    """The plan as overrides of a configuration."""
     setup = plans[0].setup
     words = [
         f"parallel.tensor={setup.tensor}",
         f"parallel.zero_stage={setup.stage}",
         f"parallel.offload_optimizer={setup.offload_optimizer}",
+        f"parallel.offload_parameters={setup.offload_parameters}",
         f"training.activation_checkpointing={setup.checkpointing}",
     ]
     return words + [f"phases.{plan.name}.micro_batch={plan.setup.micro_batch}" for plan in plans]

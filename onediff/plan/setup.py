@@ -28,6 +28,10 @@ class Setup:
     """targets whose logits exist at a time; None for all"""
     fp8: tuple[str, ...] = ()
     """parts whose transformer layers multiply in fp8"""
+    sequence: bool = False
+    """whether ranks of a tensor group share out the tokens between cut layers"""
+    save_in_background: bool = False
+    """whether checkpoints are written while the training goes on"""
 
     @property
     def data(self) -> int:
@@ -43,6 +47,11 @@ class Setup:
     def itemsize(self) -> int:
         """Bytes of a weight or activation in the precision in which is computed."""
         return 2 if self.bf16 else 4
+
+    @property
+    def copies_checkpoints(self) -> bool:
+        """Whether each rank copies what it writes into the memory of the host; never what is swapped to NVMe."""
+        return self.save_in_background and self.offload_optimizer != "nvme"
 
     @property
     def nodes(self) -> int:

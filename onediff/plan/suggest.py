@@ -59,6 +59,8 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
         checkpointing="none",
         loss_chunk=config.training.loss_chunk,
         fp8=config.training.fp8,
+        sequence=config.parallel.sequence,
+        save_in_background=config.training.save_in_background,
     )
     for offload in ("none", "cpu"):
         for tensor in (t for t in range(1, min(per_node, gpus) + 1) if gpus % t == 0 and per_node % t == 0):

@@ -62,7 +62,7 @@ class Op:
     layer: int | None = None
     """number of the layer that activation checkpointing may recompute, if any"""
     by_frozen: tuple[Value, ...] = ()
-    """what is multiplied by a frozen weight that is not cut: the backward pass needs none of it, but DeepSpeed's linear
+    """what torch's linear function multiplies by a frozen weight: the backward pass needs none of it, but DeepSpeed's linear
     function for ZeRO-3 (`LinearFunctionForZeroStage3`) keeps it"""
 
     def kept_at(self, stage: int) -> tuple[Value, ...]:
@@ -135,8 +135,11 @@ class Tape:
         self.trains = trains
         self.weights[first:] = [replace(weight, trains=trains) for weight in self.weights[first:]]
 
-    def linear(self, x: Value, out: int, bias: bool = True, *, cut: str = "", tied: Weight | None = None) -> Value:
-        """`[…, in]` → `[…, out]`; `cut` is `column` or `row` where the tensor group shares the weight."""
+    def linear(
+        self, x: Value, out: int, bias: bool = True, *, cut: str = "", tied: Weight | None = None, plain: bool = False
+    ) -> Value:
+        """`[…, in]` → `[…, out]`; `cut` is `column` or `row` where the tensor group shares the weight, `plain` says that
+        torch's function multiplies all the same, not Megatron's."""
         weight = tied or self.weight(out, x.shape[-1], cut=bool(cut))
         weights: tuple[Weight, ...] = (weight,) if tied is None else ()
         if bias:
@@ -145,7 +148,7 @@ class Tape:
         kept = (x,) * weight.trains
         result = Value((*x.shape[:-1], out), self.itemsize, x.grad or weight.trains)
         self._add("linear", result, flops, flops * (x.grad + weight.trains), kept, weights)
-        if result.grad and not (weight.trains or cut):
+        if result.grad and not weight.trains and (plain or not cut):
             self.ops[-1].by_frozen = (x,)
         return result
 

@@ -20,7 +20,7 @@ class Traffic:
     reduce: int
     """gradients"""
     tensor: int
-    """activations and their gradients, summed over the tensor group"""
+    """activations and their gradients, summed over the tensor group or, with shared tokens, gathered and scattered"""
     data_inside: int
     """of `gather` and `reduce`, what stays inside the node"""
     data_between: int
@@ -61,11 +61,21 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
 
 
 def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
-    """Sums over the tensor group of one micro-batch: two a layer forwards, two backwards, one where it is recomputed."""
+    """Of one micro-batch. To sum takes two rounds of a ring, to gather or to scatter sums one.
+
+    What is no wider than an adapter, and gradients of norms, count as nothing.
+    """
     if setup.tensor == 1:
         return 0.0
-    ring = 2 * (setup.tensor - 1) / setup.tensor
+    again, layers = setup.checkpointing != "none", sizes.decoder.layers
+    if setup.sequence:
+        # Each layer gathers behind two norms and scatters two sums, the other way round backwards; the first layer's
+        # gradient and the last norm's result are gathered.
+        rounds = layers * (4 + 4 + 3 * again) + 2
+    else:
+        # Each layer sums twice; backwards each of its five matrices that are cut along outputs sums by itself.
+        rounds = 2 * layers * (2 + 5 + again)
+    words = 2
     rows = shape.rows * shape.tokens * sizes.decoder.width * setup.itemsize
-    per_layer = 5 if setup.checkpointing == "full" else 4
-    head = shape.targets * (sizes.decoder.width * setup.itemsize + 3 * 4)
-    return ring * (rows * (per_layer * sizes.decoder.layers + 1) + head)
+    head = 2 * shape.targets * (sizes.decoder.width * setup.itemsize + 3 * 4)
+    return (setup.tensor - 1) / setup.tensor * (rows * (rounds + words) + head)

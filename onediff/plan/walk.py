@@ -57,8 +57,10 @@ class Shape:
 
 
 @lru_cache(maxsize=256)
-def walk(sizes: Sizes, shape: Shape, trained: Trained, *, itemsize: int = 2, tensor: int = 1) -> Tape:
-    """The tape of one micro-batch on one of `tensor` ranks.
+def walk(
+    sizes: Sizes, shape: Shape, trained: Trained, *, itemsize: int = 2, tensor: int = 1, sequence: bool = False
+) -> Tape:
+    """The tape of one micro-batch on one of `tensor` ranks, which share out tokens between cut layers with `sequence`.
 
     `itemsize` is that of the precision in which is computed: 2 for bf16, 4 for fp32.
     """
@@ -85,7 +87,7 @@ def walk(sizes: Sizes, shape: Shape, trained: Trained, *, itemsize: int = 2, ten
     x = words
     for tokens in (picture_tokens, delta_tokens):
         x = tape.place(Value(x.shape, itemsize, x.grad or tokens.grad))
-    hidden = _decoder(tape, sizes.decoder, x, shape, tensor, trained.adapters)
+    hidden = _decoder(tape, sizes.decoder, x, shape, tensor, sequence and tensor > 1, trained.adapters)
     chosen = tape.place(Value((shape.targets, sizes.decoder.width), itemsize, hidden.grad))
     tied = embedding if sizes.decoder.tied else None
     logits = tape.linear(chosen, vocabulary, False, cut="column" if tensor > 1 else "", tied=tied)
@@ -212,22 +214,38 @@ def _projector(tape: Tape, width: int, pictures: Value, deltas: Value) -> tuple[
     return pictures_out, tape.linear(tape.activation(second, "gelu"), width)
 
 
-def _decoder(tape: Tape, decoder: Decoder, x: Value, shape: Shape, tensor: int, adapters: Adapters | None) -> Value:
+def _decoder(
+    tape: Tape, decoder: Decoder, x: Value, shape: Shape, tensor: int, sequence: bool, adapters: Adapters | None
+) -> Value:
     heads, kv_heads = decoder.heads // tensor, max(1, decoder.kv_heads // tensor)
     column, row = ("column", "row") if tensor > 1 else ("", "")
 
+    def with_tokens(x: Value, tokens: int) -> Value:
+        return tape.place(Value((x.shape[0], tokens, x.shape[2]), x.itemsize, x.grad)) if sequence else x
+
+    def gathered(x: Value) -> Value:
+        return with_tokens(x, shape.tokens)
+
+    def shared(x: Value) -> Value:
+        return with_tokens(x, -(-shape.tokens // tensor))
+
+    def linear(x: Value, out: int, bias: bool, cut: str) -> Value:
+        y = tape.linear(x, out, bias, cut=cut, plain=sequence and cut == "row")
+        return shared(y) if cut == "row" else y
+
     def matrix(name: str, x: Value, out: int, bias: bool, cut: str) -> Value:
-        y = tape.linear(x, out, bias, cut=cut)
+        y = linear(x, out, bias, cut)
         if adapters is None or name not in adapters.targets:
             return y
         with tape.training():
             x = _dropout(tape, x) if adapters.dropout else x
-            inner = tape.linear(x, adapters.rank, False, cut=cut if cut == "row" else "")
-            return tape.elementwise(y, tape.linear(inner, out, False, cut=cut if cut == "column" else ""))
+            inner = linear(x, adapters.rank, False, cut if cut == "row" else "")
+            return tape.elementwise(y, linear(inner, out, False, cut if cut == "column" else ""))
 
-    for _ in range(decoder.layers):
+    for number in range(decoder.layers):
         with tape.recomputable(x):
-            y = tape.rms_norm(x)
+            x = shared(x) if number == 0 else x
+            y = gathered(tape.rms_norm(x))
             q, k, v = (
                 matrix(name, y, count * decoder.head_size, decoder.qkv_bias, column)
                 for name, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads))
@@ -237,14 +255,14 @@ def _decoder(tape: Tape, decoder: Decoder, x: Value, shape: Shape, tensor: int, 
             q, k = tape.elementwise(q, keeps=(tape.value(1),)), tape.elementwise(k, keeps=(tape.value(1),))  # rotated
             mixed = tape.attention(q, k, v, heads, kv_heads, shape.scores)
             x = tape.elementwise(x, matrix("o_proj", mixed, decoder.width, decoder.out_bias, row))
-            y = tape.rms_norm(x)
+            y = gathered(tape.rms_norm(x))
             gate, up = (
                 matrix(name, y, decoder.intermediate // tensor, decoder.mlp_bias, column)
                 for name in ("gate_proj", "up_proj")
             )
             y = matrix("down_proj", _gated(tape, gate, up), decoder.width, decoder.mlp_bias, row)
             x = tape.elementwise(x, y)
-    return tape.rms_norm(x)
+    return gathered(tape.rms_norm(x))
 
 
 def _head_norm(tape: Tape, x: Value, head_size: int) -> Value:
