@@ -25,7 +25,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from onediff.model.decode import can_decode, greedy
+from onediff.model.decode import greedy, not_greedy
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384}
@@ -64,7 +64,7 @@ def ending(model: Any, embeds: Tensor, new: int, mean: float) -> None:
 @torch.no_grad()
 def by_us(model: Any, embeds: Tensor, new: int, end: int = END) -> Tensor:
     seen = torch.ones(embeds.shape[:2], dtype=torch.bool)
-    assert can_decode(model, embeds.shape[1] + new, {})
+    assert not_greedy(model, embeds.shape[1] + new, {}) is None
     return greedy(model, embeds, seen, max_new_tokens=new, eos_token_id=end, pad_token_id=0)
 
 

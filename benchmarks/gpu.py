@@ -3,16 +3,18 @@
   make bench-gpu                     on a machine with a GPU: results/<gpu>_<date>.json and .md
   make bench-gpu ARGS=--dry-run      on any machine: everything runs, the figures mean nothing
 
-It builds and downloads nothing, and needs of this project's dependencies only torch, transformers and pydantic; DeepSpeed
-and flash-attn are measured where they are installed. Each part runs in a process of its own with a share of the time: what
-crashes or takes too long is reported as not measured, with the reason, and the rest goes on. Weights and pictures are
-random, of the real sizes: CLIP ViT-L/14 at 336 pixels with Llamas of 0.1, 1 and 7 billion parameters.
+It builds and downloads nothing, and needs of this project's dependencies only torch, transformers (which brings numpy and
+safetensors), pydantic and PyYAML; DeepSpeed and flash-attn are measured where they are installed. Each part runs in a
+process of its own with a share of the time: what crashes or takes too long is reported as not measured, with the reason,
+and the rest goes on. Weights and pictures are random, of the real sizes: CLIP ViT-L/14 at 336 pixels with Llamas of 0.1, 1
+and 7 billion parameters.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -29,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 RESULTS = HERE / "results"
+NEEDED = {"torch": "torch", "transformers": "transformers", "pydantic": "pydantic", "PyYAML": "yaml"}
+"""Packages without which nothing is measured, and the module of each."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,6 @@ PARTS = {
 
 def run_part(name: str, device: str, dry: bool, seconds: float, out: Path) -> None:
     """Measures one part in this process; records go to `out` as they are made, so that a killed part leaves some."""
-    import importlib
-
     import torch
     from gpu_parts.measure import Setting
 
@@ -116,7 +118,7 @@ def run_part(name: str, device: str, dry: bool, seconds: float, out: Path) -> No
 
 def measured(name: str, device: str, dry: bool, seconds: float) -> list[dict[str, Any]]:
     """The records of one part, from a process that is ended when its time is over."""
-    words = [sys.executable, __file__, "--part", name, "--device", device, "--seconds", str(seconds)]
+    words = [sys.executable, __file__, "--only", name, "--device", device, "--seconds", str(seconds)]
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder) / "records", Path(folder) / "errors"
         with errors.open("w") as stream:
@@ -138,6 +140,10 @@ def measured(name: str, device: str, dry: bool, seconds: float) -> list[dict[str
             last = [line.strip() for line in errors.read_text(errors="replace").splitlines() if line.strip()][-1:]
             records.append({"case": "the rest of this part", "not_measured": f"{why}; {' '.join(last)[:300]}"})
     return records
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -200,22 +206,31 @@ def _shown(value: Any) -> str:
 
 def main() -> int:
     """The whole report, or one part of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--dry-run] [--minutes M] [--parts LETTERS] [--json FILE]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default 8)")
     parser.add_argument("--parts", default="".join(PARTS), help="which of abcde (default all)")
     parser.add_argument("--json", type=Path, help="write the report here, instead of under benchmarks/results/")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--device", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part:
-        run_part(options.part, options.device, options.dry_run, options.seconds, options.out)
+    if options.only:
+        run_part(options.only, options.device, options.dry_run, options.seconds, options.out)
         return 0
     unknown = sorted(set(options.parts) - set(PARTS))
-    if unknown:
-        parser.error(f"--parts: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if unknown or not options.parts:
+        parser.error(f"--parts: no part {''.join(unknown[:1])!r}; give some of the letters {''.join(sorted(PARTS))}")
+    missing = next((name for name in NEEDED if not _installed(name)), None)
+    if missing:
+        print(f"{missing} is not installed for {sys.executable}; needed are {', '.join(NEEDED)}", file=sys.stderr)
+        return 2
     import torch
 
     if not options.dry_run and not torch.cuda.is_available():

@@ -120,3 +120,14 @@ def test_the_collection_that_travels_with_the_package_is_well_formed(
     assert all(name in said for name in yaml.safe_load(file.read_text())["parts"])
     assert not list(tmp_path.iterdir())
     assert json.dumps(yaml.safe_load(file.read_text()))  # Plain values only.
+
+
+def test_the_mix_of_the_paper_reads_what_the_collection_makes() -> None:
+    configs = Path(__file__).parents[1] / "configs"
+    collection, mix, run = (
+        yaml.safe_load((configs / name).read_text())
+        for name in ("diffcap.yaml", "data/diffcap_mix.yaml", "onediff_7b.yaml")
+    )
+    assert mix["sets"] == {name: f"{collection['out']}/{name}" for name in mix["sets"]}
+    assert mix["sets"].keys() == collection["parts"].keys()
+    assert {name for phase in run["phases"].values() for name in phase["mix"]} == mix["sets"].keys()

@@ -169,10 +169,10 @@ def test_damage_is_named(saved, tmp_path):
     whole = file.read_bytes()
 
     file.write_bytes(whole[:-10])
-    with pytest.raises(UserError, match=rf"{file.name}: cut short"):
+    with pytest.raises(UserError, match=rf"{file.name}: cut short.*delete the folder {path} to resume"):
         checkpoint.verify_checkpoint(path)
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(UserError, match=rf"{file.name}: damaged"):
+    with pytest.raises(UserError, match=rf"{file.name}: damaged.*delete the folder {path} to resume"):
         checkpoint.verify_checkpoint(path)
     shutil.copy(saved[0] / "one" / STEP / file.name, file)
     with pytest.raises(UserError, match=rf"{file.name}: (belongs to step 4 of another save|cut short)"):
@@ -183,8 +183,22 @@ def test_damage_is_named(saved, tmp_path):
     with pytest.raises(UserError, match="belongs to another program"):
         checkpoint.verify_checkpoint(path)
     file.unlink()
-    with pytest.raises(UserError, match=rf"{file.name}: missing"):
+    with pytest.raises(UserError, match=rf"{file.name}: missing.*delete the folder {path} to resume"):
         checkpoint.verify_checkpoint(path)
+
+
+def test_a_damaged_checkpoint_is_deleted_and_the_one_before_it_is_the_latest(saved, tmp_path):
+    for step in (10, 20):
+        shutil.copytree(saved[0] / "three" / STEP, tmp_path / f"step-{step:08d}")
+    (tmp_path / "latest").write_text("step-00000020\n")
+    damaged = checkpoint.latest_checkpoint(tmp_path)
+    (damaged / FILE).write_text("{")
+    with pytest.raises(UserError) as refused:
+        checkpoint.verify_checkpoint(damaged)
+    assert str(refused.value).endswith(f"; delete the folder {damaged} to resume from the checkpoint before it")
+    shutil.rmtree(damaged)
+    assert checkpoint.verify_checkpoint(checkpoint.latest_checkpoint(tmp_path)).step == 4
+    assert step_of(checkpoint.latest_checkpoint(tmp_path)) == 10
 
 
 def test_damaged_manifest_is_named(saved, tmp_path):

@@ -7,7 +7,7 @@ from recorded_step import recorded
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from onediff.model import decode
-from onediff.model.decode import can_decode, greedy
+from onediff.model.decode import greedy, not_greedy
 
 ROWS, PROMPT, NEW = 6, 9, 14
 SMALL = {
@@ -50,7 +50,7 @@ def by_hugging_face(model, embeds, seen, end):
 @pytest.mark.parametrize("family", decode.FAMILIES)
 def test_equals_hugging_face_whenever_rows_end(family, padded):
     model, (embeds, seen) = language(family), prompts(padded)
-    assert can_decode(model, PROMPT + NEW, {})
+    assert not_greedy(model, PROMPT + NEW, {}) is None
     free = by_hugging_face(model, embeds, seen, None)
     # A token that ends some rows early and others never; the rows that go on are then computed alone.
     ends = max(range(1, 40), key=lambda token: (free == token).any(1).sum() * (free[:, 2:] == token).any(1).sum())
@@ -120,9 +120,11 @@ def test_a_step_recorded_once_and_repeated_writes_the_same_tokens(family, padded
 
 def test_what_it_would_do_otherwise_than_hugging_face_is_left_to_it():
     model = language("llama")
-    assert not can_decode(model, 20, {"num_beams": 3})
-    assert not can_decode(model, 20, {"do_sample": True})
-    assert not can_decode(model, 20, {"repetition_penalty": 1.2})
-    assert not can_decode(language("mistral", sliding_window=16), 20, {})
-    assert can_decode(language("mistral", sliding_window=32), 20, {})
-    assert not can_decode(language("phi3", pad_token_id=0), 20, {})
+    assert not_greedy(model, 20, {"num_beams": 3}) == "num_beams asks for beam search"
+    assert not_greedy(model, 20, {"do_sample": True}) == "do_sample asks for sampling"
+    assert not_greedy(model, 20, {"repetition_penalty": 1.2}) == "only Hugging Face generate knows repetition_penalty"
+    assert "more than the language model's sliding window of 16" in not_greedy(
+        language("mistral", sliding_window=16), 20, {}
+    )
+    assert not_greedy(language("mistral", sliding_window=32), 20, {}) is None
+    assert "of type phi3, not llama, " in not_greedy(language("phi3", pad_token_id=0), 20, {})

@@ -10,6 +10,8 @@ from streams import PROMPT, tokenizer, write_set
 
 from onediff.errors import UserError
 from onediff.evaluation.answers import Answer, AnswerFile, read_answers
+from onediff.evaluation.config import EvaluationConfig
+from onediff.evaluation.run import asked_by
 from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import save_model
@@ -47,9 +49,9 @@ def words(model: Path, data: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def one(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one rank gives."""
+    """What one rank gives. It is asked for CUDA graphs, which no other is, and has no GPU."""
     out = tmp_path_factory.mktemp("one") / "out"
-    run_ranks(WORKER, words(model, data, out), 1, SECONDS)
+    run_ranks(WORKER, words(model, data, out, "cuda_graphs=true"), 1, SECONDS)
     return out
 
 
@@ -79,6 +81,15 @@ def test_every_pair_has_a_caption_and_a_map_and_a_bad_picture_is_named(one):
     assert all("heat" in line for line in written(one) if line["id"] != f"set/{BAD}")
     page = (one / "report.html").read_text()
     assert page.count('"pictures":["data:') == PAIRS and page.count("data:image/jpeg") == 4 * (PAIRS - 1) + 1
+
+
+def test_cuda_graphs_are_in_the_scores_if_used_and_never_in_what_captions_depend_on(one, data):
+    assert json.loads((one / "scores.json").read_text())["generation"]["cuda_graphs"] is False
+    plain, graphs, beams = (
+        asked_by(EvaluationConfig(split="train", **more), data)
+        for more in ({}, {"cuda_graphs": True}, {"num_beams": 2})
+    )
+    assert plain == graphs != beams
 
 
 def test_a_model_cut_over_two_ranks_gives_the_same(one, model, data, tmp_path):

@@ -51,3 +51,47 @@ def test_the_tables_hold_every_measured_record(report):
         assert len(rows) == 2 + sum("not_measured" not in record for record in records)
         assert all(column in rows[0] for column in PARTS[name].columns)
         assert table.count("- not measured: ") == sum("not_measured" in record for record in records)
+
+
+def without(modules: tuple[str, ...], code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What `code` says and does on a machine that lacks these modules."""
+    blocked = f"import sys; sys.modules |= dict.fromkeys({modules})\n"
+    return subprocess.run(
+        [sys.executable, "-c", blocked + code, *words], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+SPARED = ("simplejpeg", "PIL", "deepspeed", "megatron", "peft", "mlflow", "webdataset")
+RUN = "import runpy; sys.argv[0] = 'benchmarks/gpu.py'; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
+
+
+def test_every_part_needs_only_what_is_promised():
+    modules = sorted({part.module for part in PARTS.values()} | {"llava"})
+    code = "sys.path[:0] = ['benchmarks', '.']\n" + "\n".join(f"import gpu_parts.{module}" for module in modules)
+    done = without(SPARED, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_without_torch_one_line_says_what_is_needed():
+    done = without(("torch",), RUN, "--dry-run")
+    assert done.returncode == 2
+    assert done.stderr.startswith("torch is not installed for ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--part", "a"], "unrecognized arguments: --part a"),
+        (["--parts", ""], "--parts: no part ''; give some of the letters abcde"),
+        (["--parts", "ax"], "--parts: no part 'x'; give some of the letters abcde"),
+    ],
+)
+def test_parts_that_are_none_are_refused(words, line):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    usage, error = done.stderr.splitlines()
+    assert "--parts LETTERS" in usage
+    assert error.endswith(line)

@@ -14,7 +14,9 @@ from onediff.data.rows import collate
 from onediff.data.segments import Segments
 from onediff.model.answer import answer
 from onediff.model.build import architecture_only
+from onediff.model.cuda_graph import not_recordable
 from onediff.model.onediff import PARTS, OneDiffModel, attention_mask
+from onediff.parallel.block import Block
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +179,39 @@ def test_generation_with_cache_and_left_padding_equals_step_by_step(model):
     assert len({tuple(found) for found in made.tolist()}) > 1
 
 
-@pytest.mark.parametrize("more", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
-def test_asking_for_cuda_graphs_changes_nothing_without_a_gpu(model, more):
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [({}, "the model is not on a GPU"), ({"num_beams": 2}, "num_beams asks for beam search")],
+    ids=["greedy", "beams"],
+)
+def test_asking_for_cuda_graphs_without_a_gpu_changes_nothing_and_is_said_once(model, more, why, caplog):
     batch = collate(prompts(3), pad_left=True)
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **more}
-    assert model.generate(batch, cuda_graph=True, **options).equal(model.generate(batch, **options))
+    plain = model.generate(batch, **options)
+    assert not caplog.messages
+    for _ in range(2):
+        assert model.generate(batch, cuda_graph=True, **options).equal(plain)
+    assert caplog.messages == [f"captions are generated without CUDA graphs: {why}"]
+    assert not model.cuda_graphs.used
+
+
+def test_a_model_that_is_gathered_or_cut_is_not_recorded():
+    part = torch.nn.Linear(2, 4)
+    part.weight.block = Block((8, 2), 0, 0, 4)
+    assert not_recordable(part) == "the model is cut over several ranks"
+    part.weight.ds_id = 0
+    assert not_recordable(part) == "ZeRO stage 3 gathers the weights of each step"
+
+
+def test_recorded_steps_are_remembered(monkeypatch):
+    model, batch = tiny_model(), collate(prompts(3), pad_left=True)
+    monkeypatch.setattr("onediff.model.onediff.not_recordable", lambda language: None)
+    monkeypatch.setattr("onediff.model.cuda_graph.recorded", lambda step: step)
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    plain = model.generate(batch, **options)
+    assert not model.cuda_graphs.used
+    assert model.generate(batch, cuda_graph=True, **options).equal(plain)
+    assert model.cuda_graphs.used
 
 
 def test_answers_end_at_the_end_of_text(model):

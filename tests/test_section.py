@@ -27,13 +27,17 @@ class Bicycle(Section):
     """Where there is one."""
     speed: float = 1.0
     """Metres a second."""
+    gears: tuple[str, ...] = ()
+    """Their names."""
+    bells: list[int] = []
+    """How loud each is."""
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"sped": 2}, "unknown key 'sped' (did you mean 'speed'?)"),
-        ({"zzz": 2}, "unknown key 'zzz' (known: front, others, spare, speed)"),
+        ({"zzz": 2}, "unknown key 'zzz' (known: bells, front, gears, others, spare, speed)"),
         ({"front": {"spoke": 3}}, "unknown key 'front.spoke' (did you mean 'spokes'?)"),
         ({"others": {"rear": {"spoks": 3}}}, "unknown key 'others.rear.spoks' (did you mean 'spokes'?)"),
         ({"spare": {"spoks": 3}}, "unknown key 'spare.spoks' (did you mean 'spokes'?)"),
@@ -44,6 +48,8 @@ class Bicycle(Section):
         ),
         ({"speed": float("nan")}, "speed: input should be a finite number, got nan"),
         ({"front": {"names": {"rim": "x"}}}, "front.names.rim: input should be a valid number"),
+        ({"gears": "low"}, "gears: must be a list; write [low]"),
+        ({"bells": 3}, "bells: must be a list; write [3]"),
         ([1], "input should be a valid dictionary"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from processes import ROOT
@@ -63,6 +64,16 @@ def test_offload_that_cannot_be_is_refused():
         ParallelConfig(offload_optimizer="nvme")
     with pytest.raises(ValueError, match="weights cannot lie on NVMe"):
         ParallelConfig(offload_parameters="nvme", nvme_folder="/scratch")
+    for offload in ("none", "cpu"):
+        with pytest.raises(ValueError, match="nvme_folder is for offload_optimizer: nvme only; set that too, or"):
+            ParallelConfig(offload_optimizer=offload, nvme_folder="/scratch")
+
+
+def test_the_folder_of_swapped_states_may_lie_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert ParallelConfig(offload_optimizer="nvme", nvme_folder="~/x").nvme_folder == Path("/home/me/x")
+    with pytest.raises(ValueError, match=r"~nobody-here/x: .*; write the path in full"):
+        ParallelConfig(offload_optimizer="nvme", nvme_folder="~nobody-here/x")
 
 
 def test_the_configuration_and_the_ranks_need_no_torch():

@@ -53,6 +53,8 @@ def first_fault(section: type[BaseModel], error: ValidationError) -> str:
     if not path:
         return message
     given = fault["input"]
+    if fault["type"] in ("tuple_type", "list_type") and isinstance(given, str | int | float):
+        return f"{path}: must be a list; write [{given}]"
     shown = "" if fault["type"] in ("missing", "value_error") or isinstance(given, dict) else f", got {given!r}"
     return f"{path}: {message}{shown}"
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from onediff.data.batch import Batch
 from onediff.data.config import DataConfig
 from onediff.data.lanes import mix64
-from onediff.data.pictures import decode
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample
@@ -102,6 +101,9 @@ class RowMaker:
 
     def _pictures(self, *samples: Sample) -> NDArray[np.uint8]:
         """`[pictures, 3, size, size]`, each decoded into its place. Raises BadSample."""
+        # Rows of pictures that need no decoding are made where neither Pillow nor simplejpeg is installed.
+        from onediff.data.pictures import decode
+
         encoded = [
             sample.pictures[role]
             for sample in samples

@@ -64,7 +64,10 @@ class Captioner:
         batch_size: int = 16,
         **generation: Any,
     ) -> Iterator[str]:
-        """Captions of many pairs, in order. `generation` says how: `max_new_tokens`, `num_beams`, `do_sample`, …"""
+        """Captions of many pairs, in order. `generation` says how: `max_new_tokens`, `num_beams`, `do_sample`, …
+
+        `cuda_graph=True` lets a GPU repeat recorded steps of greedy search.
+        """
         for start in range(0, len(pairs), batch_size):
             rows = [self.row(*pair, instruction=instruction) for pair in pairs[start : start + batch_size]]
             yield from self.answer(rows, **generation)

@@ -44,8 +44,8 @@ class EvaluationConfig(Section):
     top_k: int = Field(0, ge=0)
     """Draw from so many of the likeliest tokens; 0 is all."""
     cuda_graphs: bool = False
-    """Record a step of greedy search once for each batch and let the GPU repeat it; nothing changes without a GPU, for a
-    model cut over several, or for beams and sampling."""
+    """Record a step of greedy search once for each batch and let the GPU repeat it, for the same captions. Where that
+    cannot be (no GPU, a model cut over several, beams, sampling), a line says why."""
     seed: int = Field(0, ge=0)
     """Of the drawing and of the bootstrap."""
     bootstrap: int = Field(1000, ge=0)

@@ -24,7 +24,7 @@ from onediff.evaluation.protocols import protocol
 from onediff.evaluation.report import shard_pictures, with_heat, write_report
 from onediff.model.config import PictureConfig
 from onediff.model.saved import weights_digest
-from onediff.parallel.agreement import from_rank_zero, together
+from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.config import ParallelConfig
 from onediff.parallel.ranks import Ranks, initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
@@ -77,7 +77,7 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
         folder=plan.out,
         by=asked_by(config, plan.data, model=digest, precision=str(captioner.dtype)),
         batch_size=config.batch_size,
-        answer=partial(captioner.answer, **decoding(config)),
+        answer=partial(captioner.answer, **decoding(config), cuda_graph=config.cuda_graphs),
         heat=captioner.heat_maps if config.heatmaps else None,
         instruction=instruction(config),
         seed=config.seed,
@@ -86,20 +86,20 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
     blind = replace(job, see=lambda before, after: [before, before], label="before-twice", heat=None)
     if with_floors:
         caption_split(blind, topology)
+    graphs = any(gathered(captioner.model.cuda_graphs.used))
     results = None
     if ranks.rank == 0:
         before_twice = read_answers(plan.out, blind.label, blind.by) if with_floors else None
         print(f"scoring the captions of {len(heldout.references)} pairs …", file=sys.stderr, flush=True)
-        results = scored(plan, heldout, read_answers(plan.out, job.label, job.by), job.maker.picture, before_twice)
+        answers = read_answers(plan.out, job.label, job.by)
+        results = scored(plan, heldout, answers, job.maker.picture, before_twice, graphs)
     shutdown()
     return (plan, results) if results is not None else None
 
 
 def decoding(config: EvaluationConfig) -> dict[str, Any]:
-    """How captions are generated, as `Captioner.answer` takes it."""
+    """What captions depend on in how they are generated, as `Captioner.answer` takes it."""
     options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams}
-    if config.cuda_graphs:
-        options["cuda_graph"] = True
     if config.num_beams > 1:
         options["length_penalty"] = config.length_penalty
     if config.do_sample:
@@ -137,10 +137,11 @@ def scored(
     answers: dict[str, Answer],
     picture: PictureConfig,
     before_twice: dict[str, Answer] | None = None,
+    cuda_graphs: bool = False,
 ) -> dict[str, Any]:
     """Scores answers; writes `predictions.jsonl`, `references.jsonl`, `scores.json` and `report.html` into `plan.out`.
 
-    With the answers to the before image twice, floors are scored as well.
+    With the answers to the before image twice, floors are scored as well. `cuda_graphs` tells whether they were used.
     """
     config, references, types = plan.config, heldout.references, heldout.change_types
     predictions = captions_in_order(answers, references)
@@ -165,6 +166,7 @@ def scored(
     )
     found, floors = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
     asked = {"decoding": decoding(config), "instruction": instruction(config), "limit": config.limit}
+    asked["cuda_graphs"] = cuda_graphs
     results = {**found.as_json(), **results, "generation": asked, "unreadable": heldout.unreadable}
     results["floors"] = {name: dict(scores.scores) for name, scores in floors.items()}
     results["table"] = table({"model": found, **floors})

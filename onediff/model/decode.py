@@ -25,19 +25,27 @@ KNOWN = frozenset({"eos_token_id", "pad_token_id", "do_sample", "num_beams", "sy
 Step = Callable[[], None]
 
 
-def can_decode(language: Any, length: int, options: dict[str, Any]) -> bool:
-    """Whether `greedy` gives what Hugging Face `generate` would, for sequences of `length` tokens, prompt included."""
+def not_greedy(language: Any, length: int, options: dict[str, Any]) -> str | None:
+    """Why `greedy` would not give what Hugging Face `generate` does, in words; None where it does.
+
+    `length` is that of the sequences in tokens, prompt included.
+    """
     config = language.config
     window = getattr(config, "sliding_window", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    return (
-        config.model_type in FAMILIES
-        and (window is None or length <= window)
-        and rope.get("rope_type", "default") in ("default", "linear", "llama3")
-        and options.keys() <= KNOWN
-        and not options.get("do_sample")
-        and options.get("num_beams", 1) == 1
-    )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if options.get("num_beams", 1) != 1:
+        return "num_beams asks for beam search"
+    if options.get("do_sample"):
+        return "do_sample asks for sampling"
+    if others := options.keys() - KNOWN:
+        return f"only Hugging Face generate knows {', '.join(sorted(others))}"
+    if config.model_type not in FAMILIES:
+        return f"the language model is of type {config.model_type}, not {', '.join(FAMILIES)}"
+    if rope not in ("default", "linear", "llama3"):
+        return f"the language model has positions of type {rope}"
+    if window is not None and length > window:
+        return f"{length} tokens are more than the language model's sliding window of {window}"
+    return None
 
 
 class Decoder:
@@ -168,7 +176,7 @@ def greedy(
     A row that has ended is computed no longer once half of the rows have. `synced(going)` says whether any rank goes
     on: ranks that share the weights of a step (ZeRO-3) must all take it. `record` turns a step into something that does
     the same work in a cheaper way, as `onediff.model.cuda_graph.recorded` does; it is asked anew whenever rows are dropped.
-    `greedily` holds what `can_decode` has looked at: no beams, no sampling.
+    `greedily` holds what `not_greedy` has looked at: no beams, no sampling.
     """
     rows, prompt, _ = embeds_BTW.shape
     device = embeds_BTW.device

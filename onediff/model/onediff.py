@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from onediff.data.batch import Batch
 from onediff.data.segments import Segments
 from onediff.model.config import LanguageConfig, LoraConfig, ModelConfig
-from onediff.model.cuda_graph import can_record, recorded
-from onediff.model.decode import can_decode, greedy
+from onediff.model.cuda_graph import CudaGraphs, not_recordable
+from onediff.model.decode import greedy, not_greedy
 from onediff.model.delta import DeltaModule
 from onediff.model.fp8 import multiply_in_fp8
 from onediff.model.lora import add_adapters
@@ -87,6 +87,8 @@ class OneDiffModel(nn.Module):
         """whose norms compute, in words"""
         self.fp8 = multiply_in_fp8(self, fp8)
         """what multiplies in fp8 while it trains, in words"""
+        self.cuda_graphs = CudaGraphs()
+        """of generation"""
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of every target, `[targets]` fp32, not reduced: the caller normalises over the global batch.
@@ -139,12 +141,15 @@ class OneDiffModel(nn.Module):
         Greedy search of the usual families is our own (`decode`); `options` that ask for more (`num_beams`, `do_sample`,
         …) go to Hugging Face `generate`. Neither obeys what a pretrained model's `generation_config.json` says.
         `synced` tells whether any rank of the job goes on, where all must step together; `cuda_graph` asks for greedy
-        steps that a GPU repeats by itself, where the model lies whole on one.
+        steps that a GPU repeats by itself, where the model lies whole on one; where that cannot be, a line in the log says
+        why.
         """
         assert batch.segment_ids is not None
-        record = recorded if options.pop("cuda_graph", False) and can_record(self.language) else None
+        in_graphs = options.pop("cuda_graph", False)
         embeds, seen = self.embed(batch), batch.segment_ids > 0
-        if can_decode(self.language, seen.shape[1] + max_new_tokens, options):
+        elsewhere = not_greedy(self.language, seen.shape[1] + max_new_tokens, options)
+        record = self.cuda_graphs.unless(elsewhere or not_recordable(self.language)) if in_graphs else None
+        if elsewhere is None:
             return greedy(self.language, embeds, seen, max_new_tokens=max_new_tokens, record=record, **options)
         synced = options.pop("synced", None) is not None
         self.language.generation_config = GenerationConfig()

@@ -35,7 +35,8 @@ class ParallelConfig(Section):
     offload_parameters: Literal["none", "cpu"] = "none"
     """Keep the cut weights in the memory of the host (ZeRO stage 3)."""
     nvme_folder: Path | None = None
-    """A folder on a fast disk of each node for `offload_optimizer: nvme`; every run has its own below it."""
+    """A folder on a fast disk of each node for `offload_optimizer: nvme`; every run has its own below it. `~` is the home
+    folder."""
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> ParallelConfig:
@@ -47,6 +48,10 @@ class ParallelConfig(Section):
             raise ValueError("offload_optimizer: nvme needs zero_stage 3; with other stages use cpu")
         if self.offload_optimizer == "nvme" and self.nvme_folder is None:
             raise ValueError("offload_optimizer: nvme needs nvme_folder, a folder on a fast disk of each node")
+        if self.offload_optimizer != "nvme" and self.nvme_folder is not None:
+            raise ValueError(
+                "nvme_folder is for offload_optimizer: nvme only; set that too, or write nvme_folder: null"
+            )
         return self
 
     @field_validator("offload_parameters", mode="before")
@@ -55,3 +60,11 @@ class ParallelConfig(Section):
         if where == "nvme":
             raise ValueError("weights cannot lie on NVMe, only optimizer states can; use cpu")
         return where
+
+    @field_validator("nvme_folder")
+    @classmethod
+    def _at_home(cls, folder: Path | None) -> Path | None:
+        try:
+            return folder and folder.expanduser()
+        except RuntimeError as error:  # ~somebody
+            raise ValueError(f"{folder}: {error}; write the path in full") from None

@@ -19,7 +19,7 @@ from onediff.evaluation.config import EvaluationConfig
 from onediff.evaluation.generate import Job, caption_split
 from onediff.evaluation.run import Evaluation, decoding, instruction, scored
 from onediff.model.answer import answer
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import gathered, together
 from onediff.parallel.topology import Topology
 from onediff.training.engine import Engine
 
@@ -74,11 +74,12 @@ class Evaluations:
         with torch.random.fork_rng(devices=devices):
             caption_split(job, self.topology)
         engine.model.train()
+        graphs = any(gathered(engine.model.cuda_graphs.used))
         if self.topology.ranks.rank != 0:
             return None
         plan = Evaluation(self.run, self.data, self.config, folder)
         answers = read_answers(folder, job.label, job.by)
-        found = scored(plan, self.heldout, answers, self.maker.picture)["scores"]
+        found = scored(plan, self.heldout, answers, self.maker.picture, cuda_graphs=graphs)["scores"]
         figures = {name: value for name, value in found.items() if value is not None}
         log.info(
             "phase %s step %d: CIDEr ×100 %.1f of %d pairs", self.phase, step, 100 * figures["CIDEr"], len(answers)
@@ -86,7 +87,7 @@ class Evaluations:
         return folder, figures
 
     def _answer(self, engine: Engine, rows: list[Row]) -> list[str]:
-        options: dict[str, Any] = decoding(self.config)
+        options: dict[str, Any] = decoding(self.config) | {"cuda_graph": self.config.cuda_graphs}
         if self.in_step:
             options["synced"] = lambda going: any_rank(going, engine.device)
         return answer(engine.model, self.tokenizer, rows, engine.device, **options)

@@ -92,7 +92,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(file.read_text())
     except ValueError:
-        raise UserError(f"{file}: damaged or cut short; resume from an earlier checkpoint") from None
+        raise UserError(f"{file}: damaged or cut short{instead_of(path)}") from None
     if not isinstance(content, dict) or "identity" not in content or "schema" not in content:
         raise UserError(f"{file}: not a manifest of this program")
     if content["schema"] != SCHEMA:
@@ -101,7 +101,12 @@ def read_manifest(path: Path) -> Manifest:
         parameters = {name: Parameter(**values) for name, values in content.pop("parameters").items()}
         return Manifest(**content, parameters=parameters)
     except (TypeError, KeyError, AttributeError):
-        raise UserError(f"{file}: incomplete; resume from an earlier checkpoint") from None
+        raise UserError(f"{file}: incomplete{instead_of(path)}") from None
+
+
+def instead_of(folder: Path) -> str:
+    """What to do about a checkpoint that cannot be used."""
+    return f"; delete the folder {folder} to resume from the checkpoint before it"
 
 
 def check_file(folder: Path, name: str, manifest: Manifest) -> None:
@@ -110,20 +115,20 @@ def check_file(folder: Path, name: str, manifest: Manifest) -> None:
 
     path, record = folder / name, manifest.files[name]
     if not path.is_file():
-        raise UserError(f"{path}: missing from the checkpoint")
+        raise UserError(f"{path}: missing from the checkpoint{instead_of(folder)}")
     size = path.stat().st_size
     if size < record["bytes"]:
-        raise UserError(f"{path}: cut short, {size} of {record['bytes']} bytes")
+        raise UserError(f"{path}: cut short, {size} of {record['bytes']} bytes{instead_of(folder)}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"{path}: not readable as safetensors: {error}") from None
+        raise UserError(f"{path}: not readable as safetensors: {error}{instead_of(folder)}") from None
     if metadata.get("identity") != manifest.identity:
         other = f"step {metadata['step']} of another save" if "step" in metadata else "another program"
-        raise UserError(f"{path}: belongs to {other}, not to this checkpoint")
+        raise UserError(f"{path}: belongs to {other}, not to this checkpoint{instead_of(folder)}")
     if size != record["bytes"] or sha256_of(path) != record["sha256"]:
-        raise UserError(f"{path}: damaged, its checksum differs from the manifest's")
+        raise UserError(f"{path}: damaged, its checksum differs from the manifest's{instead_of(folder)}")
 
 
 def verify_checkpoint(path: Path) -> Manifest:
