@@ -11,10 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.small_run import SECONDS, metrics, onediff, overrides, render
+from onediff.errors import UserError
+from onediff.training.folder import RunFolder
+from onediff.training.run import starting_model
+from tests.small_run import SECONDS, config, metrics, onediff, overrides, render
 from tests.small_run import train as train_unpacked
 
 STEPS = 16
@@ -147,6 +151,14 @@ def test_a_changed_data_order_is_refused(undisturbed, data):
     assert "data.seed changed" in done.stderr
     assert "settings change: " not in done.stderr, "the run has these settings since the start before"
     assert "Traceback" not in done.stderr
+
+
+def test_a_phase_does_not_start_from_a_checkpoint_before_the_end_of_the_last(before_two, data, tmp_path):
+    run = shutil.copytree(before_two, tmp_path / "deleted")
+    shutil.rmtree(run / "checkpoints" / "phase-one" / f"step-{STEPS:08d}")
+    folder, settings = RunFolder(run), config(data, STEPS, **MORE)
+    with pytest.raises(UserError, match=rf"phase one, which ended at step {STEPS}, but .*step-00000015 is its newest"):
+        starting_model(settings, "two", folder, SimpleNamespace(tp_size=1))
 
 
 def test_a_truncated_checkpoint_is_named(undisturbed, data):

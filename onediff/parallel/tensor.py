@@ -68,7 +68,6 @@ class Row(RowParallelLinear):
             summed = self.shares.sum(part)
         return summed if self.bias is None else summed + self.bias
 
-
     def _forward_impl(self, *arguments: Any, **options: Any) -> Tensor:
         """The product in memory of its own: Megatron sums over the group in it, and where selective checkpointing keeps
         products, it would sum once more what it had kept."""

@@ -37,6 +37,7 @@ from onediff.tracking import NodeMetrics, Tracker
 from onediff.tracking.place import how_to_look, tracking_uri
 from onediff.tracking.scrub import scrubbed
 from onediff.training.checkpoint import latest_checkpoint, load_weights
+from onediff.training.checkpoint.folder import step_of
 from onediff.training.data import manifest_files, phase_steps, phase_stream, training_texts
 from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
 from onediff.training.evaluations import Evaluations
@@ -231,9 +232,14 @@ def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: To
     torch.manual_seed(config.training.seed)
     if before is None:
         return built(config, config.model, name, topology, filled_later=False)
-    checkpoint = latest_checkpoint(folder.checkpoints(before))
-    if checkpoint is None or folder.finished(before) is None:
+    checkpoint, finished = latest_checkpoint(folder.checkpoints(before)), folder.finished(before)
+    if checkpoint is None or finished is None:
         raise UserError(f"phase {name} starts from phase {before}, which has not finished in {folder.path}")
+    if step_of(checkpoint) != finished["step"]:
+        raise UserError(
+            f"phase {name} starts from phase {before}, which ended at step {finished['step']}, but {checkpoint} is its "
+            f"newest checkpoint; delete {folder.phase(before) / 'finished.json'} and --resume to train it to its end again"
+        )
     model = built(config, architecture_only(config.model), name, topology, filled_later=True)
     load_weights(model, checkpoint, lora=config.phases[name].lora)
     return model
