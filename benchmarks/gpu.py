@@ -142,10 +142,6 @@ def measured(name: str, device: str, dry: bool, seconds: float) -> list[dict[str
     return records
 
 
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
 def environment(device: str) -> dict[str, Any]:
     """What was measured on, and with."""
     import torch
@@ -227,7 +223,7 @@ def main() -> int:
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown or not options.parts:
         parser.error(f"--parts: no part {''.join(unknown[:1])!r}; give some of the letters {''.join(sorted(PARTS))}")
-    missing = next((name for name in NEEDED if not _installed(name)), None)
+    missing = next((name for name, module in NEEDED.items() if importlib.util.find_spec(module) is None), None)
     if missing:
         print(f"{missing} is not installed for {sys.executable}; needed are {', '.join(NEEDED)}", file=sys.stderr)
         return 2

@@ -64,6 +64,7 @@ def test_the_loop_evaluated_the_same_weights_and_told_the_tracking(run, scores):
     assert told["metrics"]["evaluation/CIDEr"] == pytest.approx(scores["scores"]["CIDEr"])
 
 
+@pytest.mark.long
 def test_one_rank_gives_the_same_captions_as_two(run, scores, tmp_path):
     (two,) = (run / "evaluation").iterdir()
     done = onediff(["evaluate", str(run), "bootstrap=0", "--out", str(tmp_path / "one")])

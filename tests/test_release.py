@@ -11,7 +11,7 @@ from tests.small_run import overrides, render
 WORKER = Path(__file__).with_name("release_worker.py")
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(3, "fp32"), (2, "bf16")])
+@pytest.mark.parametrize(("stage", "precision"), [(3, "fp32"), pytest.param(2, "bf16", marks=pytest.mark.long)])
 def test_nothing_of_a_phase_is_alive_when_the_next_begins(tmp_path, stage, precision):
     data, out = render(tmp_path / "data", 20, 20), tmp_path / "found.json"
     more = {"parallel.zero_stage": stage, "training.precision": precision, "training.sample_captions": 0}

@@ -128,6 +128,7 @@ def test_a_signal_to_the_whole_group_stops_with_a_checkpoint_though_workers_get_
     assert int(newest.name.rpartition("-")[2]) == max(metrics(run, "warm-up"))
 
 
+@pytest.mark.long
 def test_another_number_of_processes_continues_the_same_curve(undisturbed, before_two, data, tmp_path):
     run = shutil.copytree(before_two, tmp_path / "other")
     process = started(run, data, "--resume")
