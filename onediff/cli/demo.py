@@ -1,7 +1,7 @@
 """The whole job at a small size, on this machine: from rendered pictures to a trained, scored, captioning model.
 
 Renders scenes into data/scenes, trains configs/demo.yaml with two processes into runs/demo, scores held-out pairs beside
-systems that do not look, and captions one pair. Takes about a quarter of an hour on two cores; needs no GPU and no
+systems that do not look, and captions one pair. Takes 15 to 20 minutes on two cores; needs no GPU and no
 downloads. Each step is an ordinary command, printed before it runs. After an interruption the same command goes on; after
 the end it makes another run, runs/demo-2.
 """
