@@ -122,9 +122,8 @@ def keep_gradients(zero: Any) -> None:
     from deepspeed.accelerator import get_accelerator
 
     swap_in = zero._optimizer_states_and_gradient_swap_in
-    device = (
-        get_accelerator().current_device_name()
-    )  # a checkpoint is written in a thread, which has no device of its own
+    # A checkpoint is written in a thread, which has no device of its own.
+    device = get_accelerator().current_device_name()
     kept = zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
 
     def swap_in_states(group: int, timer_names: set[str] | None = None) -> None:

@@ -18,7 +18,6 @@ from megatron.core.tensor_parallel import (
     RowParallelLinear,
     VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
-    reduce_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -59,20 +58,22 @@ class Row(RowParallelLinear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The whole output, the same on every rank of the group; or for the rank's share of the tokens."""
-        if not self.training or (self.shares is None and self.product is None):
+        if not self.training or self.shares is None:
             return super().forward(hidden)[0]
-        part = (self.product or F.linear)(hidden, self.weight, None)
-        if self.shares is None:
-            summed = reduce_from_tensor_model_parallel_region(part.clone(), group=self.tp_group)
-        else:
-            summed = self.shares.sum(part)
+        summed = self.shares.sum((self.product or F.linear)(hidden, self.weight, None))
         return summed if self.bias is None else summed + self.bias
 
-    def _forward_impl(self, *arguments: Any, **options: Any) -> Tensor:
+    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
         """The product in memory of its own: Megatron sums over the group in it, and where selective checkpointing keeps
         products, it would sum once more what it had kept."""
-        part = super()._forward_impl(*arguments, **options)
-        return part.clone() if self.training else part
+        if not self.training:
+            return super()._forward_impl(input, weight, **options)
+        part = (
+            super()._forward_impl(input, weight, **options)
+            if self.product is None
+            else self.product(input, weight, None)
+        )
+        return part.clone()
 
 
 class Head(ColumnParallelLinear):

@@ -63,7 +63,7 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
 def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
     """Of one micro-batch. To sum takes two rounds of a ring, to gather or to scatter sums one.
 
-    What is no wider than an adapter, and gradients of norms, count as nothing.
+    Word embeddings are summed once more. What is no wider than an adapter, and gradients of norms, count as nothing.
     """
     if setup.tensor == 1:
         return 0.0
@@ -75,7 +75,6 @@ def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
     else:
         # Each layer sums twice; backwards each of its five matrices that are cut along outputs sums by itself.
         rounds = 2 * layers * (2 + 5 + again)
-    words = 2
     rows = shape.rows * shape.tokens * sizes.decoder.width * setup.itemsize
     head = 2 * shape.targets * (sizes.decoder.width * setup.itemsize + 3 * 4)
-    return (setup.tensor - 1) / setup.tensor * (rows * (rounds + words) + head)
+    return (setup.tensor - 1) / setup.tensor * (rows * (rounds + 2) + head)
