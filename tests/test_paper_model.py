@@ -51,9 +51,8 @@ def test_what_each_phase_trains(model, config):
 def test_phases_are_the_papers(config):
     one, two = config.phases["one"], config.phases["two"]
     assert (one.global_batch, one.lr, one.epochs, one.couple) == (256, 1e-3, 1, True)
-    assert (two.global_batch, two.lr, two.epochs, two.couple) == (32, 2e-5, 1, False)
-    usual = rows_of(config, two).samples  # as `onediff plan` takes them: 3.9 where texts are as long as LLaVA's
-    assert two.pack == 4096 and 128 <= two.global_batch * usual < 160
+    assert (two.global_batch, two.lr, two.epochs, two.couple) == (128, 2e-5, 1, False)
+    assert rows_of(config, two).samples == 1
     assert sum(two.mix.values()) == 1000
     assert two.mix["llava-665k"] == 665
     assert config.training.precision == "bf16"

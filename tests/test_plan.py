@@ -161,7 +161,7 @@ def test_a_checkpoint_is_copied_to_the_host_where_it_is_written_in_the_backgroun
 
 
 def test_the_fullest_moment_has_a_name(paper):
-    moments = {stage: planned(paper, stage=stage).memory for stage in (1, 3)}
+    moments = {stage: planned(paper, gpus=64, stage=stage, micro_batch=2).memory for stage in (1, 3)}
     assert moments[1].moment == "while the optimizer steps" and moments[1].activations == 0
     assert moments[3].moment == "in the backward pass" and moments[3].activations > 0
     assert planned(paper, stage=2).memory.moment in "\n".join(lines(planned(paper, stage=2), H100))
@@ -232,7 +232,8 @@ def test_where_nothing_fits_the_suggestion_says_so(paper):
 
 def test_the_command_prints_every_phase_and_writes_every_figure(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    assert main(["plan", "configs/onediff_7b.yaml", "--gpus", "32", "--json", str(out)]) == 0
+    words = ["phases.two.micro_batch=2", "--json", str(out)]
+    assert main(["plan", "configs/onediff_7b.yaml", "--gpus", "64", *words]) == 0
     printed = capsys.readouterr().out
     for word in ("phase one", "phase two", "GPU-hours", "MFU", "images/s", "checkpoint", "fits"):
         assert word in printed
@@ -259,7 +260,7 @@ def test_adapters_and_last_layers_count_as_what_they_are_and_nothing_else_is_sai
         (["--gpus", "32", "--gpu", "h100"], "--gpu h100: not known (did you mean 'h100-80g'"),
         (["--gpus", "12"], "--gpus 12: not a whole number of nodes of 8"),
         ([], "give either --gpus or --nodes"),
-        (["--gpus", "32", "phases.two.micro_batch=32"], "phases.two.global_batch: 32 cannot be shared out"),
+        (["--gpus", "32", "phases.two.micro_batch=32"], "phases.two.global_batch: 128 cannot be shared out"),
         (["--gpus", "8", "model.vision.config.model_type=resnet"], "no plan for towers of type 'resnet'"),
         (["--gpus", "8", "parallel.tensor=16"], "parallel.tensor: 8 GPUs cannot be groups of 16"),
     ],
