@@ -168,7 +168,7 @@ def row_maker(folder: Path, pixels: str) -> Any:
         language = LanguageConfig.model_validate({"config": {"model_type": "llama"}, "tokenizer": {"vocabulary": 320}})
         tokenizer = load_tokenizer(language, Path(scratch))
     config = DataConfig.model_validate({"sets": {"pairs": str(folder.parent)}, "pixels": pixels})
-    return RowMaker(Prompter(tokenizer, config.prompt, (SIZE // 14) ** 2, 64), PictureConfig(size=SIZE), config)
+    return RowMaker(Prompter(tokenizer, config.prompt, 64), PictureConfig(size=SIZE), config, patch=14)
 
 
 def stream_loader(folder: Path, maker: Any, draw: int) -> Any:

@@ -20,7 +20,7 @@ from onediff.data.stream import Source, Stream
 from onediff.model.config import LanguageConfig, PictureConfig
 from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
 
-SIZE, PICTURE_TOKENS, DELTA_TOKENS = 8, 4, 3
+SIZE, PATCH, PICTURE_TOKENS, DELTA_TOKENS = 8, 4, 4, 3
 WORDS = "a red cube was added to the left of two small blue balls and then one more was taken away"
 
 
@@ -97,8 +97,8 @@ PROMPT = PromptConfig(
 
 def row_maker(**data: object) -> RowMaker:
     config = DataConfig(sets={"none": {"path": "."}}, max_pixels=10_000, prompt=PROMPT, **data)
-    prompter = Prompter(tokenizer(), config.prompt, PICTURE_TOKENS, DELTA_TOKENS)
-    return RowMaker(prompter, PictureConfig(size=SIZE), config)
+    prompter = Prompter(tokenizer(), config.prompt, DELTA_TOKENS)
+    return RowMaker(prompter, PictureConfig(size=SIZE), config, PATCH)
 
 
 def stream(

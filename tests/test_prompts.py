@@ -25,7 +25,7 @@ def words(ids: list[int]) -> str:
 
 
 def test_a_pair(prompter):
-    made = prompter.sequence(2, True, [Turn("what has changed", " a red cube ")])
+    made = prompter.sequence([PICTURE_TOKENS] * 2, True, [Turn("what has changed", " a red cube ")])
     places = "#" * (2 * PICTURE_TOKENS) + "~" * DELTA_TOKENS
     assert words(made.token_ids) == f"<s>U: {places}what has changed A: a red cube</s>"
     learned = [token for token, target in zip(made.token_ids, made.is_target, strict=True) if target]
@@ -33,20 +33,20 @@ def test_a_pair(prompter):
 
 
 def test_a_single_image_has_no_delta_and_a_text_no_image(prompter):
-    assert words(prompter.sequence(1, False, [Turn("one", "two")]).token_ids) == "<s>U: ####one A: two</s>"
-    assert words(prompter.sequence(0, False, [Turn("one", "two")]).token_ids) == "<s>U: one A: two</s>"
+    assert words(prompter.sequence([PICTURE_TOKENS], False, [Turn("one", "two")]).token_ids) == "<s>U: ####one A: two</s>"
+    assert words(prompter.sequence([], False, [Turn("one", "two")]).token_ids) == "<s>U: one A: two</s>"
 
 
 def test_turns_learn_every_answer_and_show_images_once(prompter):
-    made = prompter.sequence(1, False, [Turn("one", "two"), Turn("red", "blue")])
+    made = prompter.sequence([PICTURE_TOKENS], False, [Turn("one", "two"), Turn("red", "blue")])
     assert words(made.token_ids) == "<s>U: ####one A: two</s>U: red A: blue</s>"
     learned = [token for token, target in zip(made.token_ids, made.is_target, strict=True) if target]
     assert words(learned) == " two</s> blue</s>"
 
 
 def test_a_prompt_to_be_answered_is_the_start_of_the_training_sequence(prompter):
-    asked = prompter.sequence(2, True, [Turn("what", None)])
-    taught = prompter.sequence(2, True, [Turn("what", "red")])
+    asked = prompter.sequence([PICTURE_TOKENS] * 2, True, [Turn("what", None)])
+    taught = prompter.sequence([PICTURE_TOKENS] * 2, True, [Turn("what", "red")])
     assert taught.token_ids[: len(asked.token_ids)] == asked.token_ids
     assert not any(asked.is_target)
     assert all(taught.is_target[len(asked.token_ids) :])
@@ -69,14 +69,14 @@ def test_the_answer_of_a_sentencepiece_model_starts_as_in_running_text():
     made = Tokenizer(bpe)
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     llama = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    prompter = Prompter(llama, PromptConfig(system="", user="", assistant=" A:"), 1, 1)
-    sequence = prompter.sequence(0, False, [Turn("a", "cab")])
+    prompter = Prompter(llama, PromptConfig(system="", user="", assistant=" A:"), 1)
+    sequence = prompter.sequence([], False, [Turn("a", "cab")])
     assert llama.convert_ids_to_tokens(sequence.token_ids) == ["<s>", "▁a", "▁A", ":", "▁cab", "</s>"]
     assert sequence.is_target == [False] * 4 + [True] * 2
 
 
 def test_row_makers_take_the_configured_instruction():
     maker = row_maker()
-    other = RowMaker(maker.prompter, PictureConfig(size=8), maker.config)
+    other = RowMaker(maker.prompter, PictureConfig(size=8), maker.config, 4)
     row = other.prompt([], "is it red", task="single")
     assert words(row.token_ids.tolist()) == "<s>U: is it red A:"

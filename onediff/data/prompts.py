@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -34,20 +35,19 @@ class Turn:
 
 
 class Prompter:
-    """Writes sequences for one tokenizer, template and number of image and delta tokens."""
+    """Writes sequences for one tokenizer, template and number of delta tokens."""
 
-    def __init__(self, tokenizer: Any, config: PromptConfig, picture_tokens: int, delta_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, config: PromptConfig, delta_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.picture_tokens = picture_tokens
         self.delta_tokens = delta_tokens
         self.end = [tokenizer.eos_token_id]
         # The words around the answers are the same in most rows.
         self._ids = lru_cache(maxsize=4096)(self._tokenised)
         self.start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
 
-    def sequence(self, pictures: int, is_pair: bool, turns: list[Turn]) -> Sequence:
-        """The sequence of one sample.
+    def sequence(self, pictures: Iterable[int], is_pair: bool, turns: list[Turn]) -> Sequence:
+        """The sequence of one sample; `pictures` are the numbers of image tokens of each of its images.
 
         Images come first in the first user turn, before then after, and the delta tokens of a pair behind them; each
         answer ends with the end-of-text token and is the only thing that is learned.
@@ -57,7 +57,7 @@ class Prompter:
         for number, turn in enumerate(turns):
             made.add(self._ids(self.config.user))
             if number == 0:
-                made.add([PICTURE] * self.picture_tokens * pictures)
+                made.add([PICTURE] * sum(pictures))
                 made.add([DELTA] * self.delta_tokens * is_pair)
             asked = turn.words + self.config.assistant
             made.add(self._ids(asked))

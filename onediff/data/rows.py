@@ -32,6 +32,8 @@ class Row:
     """`[tokens]` bool."""
     pictures: Tensor
     """`[0, 1 or 2, 3, size, size]` uint8."""
+    picture_tokens: tuple[int, ...]
+    """Image tokens of each picture."""
     is_pair: bool
     source: int
     """Index of the source in the mix."""
@@ -47,9 +49,11 @@ class Row:
 class RowMaker:
     """Writes rows for one model: its tokenizer, its preprocessing, its numbers of image and delta tokens."""
 
-    def __init__(self, prompter: Prompter, picture: PictureConfig, config: DataConfig) -> None:
+    def __init__(self, prompter: Prompter, picture: PictureConfig, config: DataConfig, patch: int) -> None:
+        """`patch` is the side of one of the tower's patches, pixels."""
         self.prompter = prompter
         self.picture = picture
+        self.picture_tokens = (picture.size // patch) ** 2
         self.config = config
 
     def row(self, sample: Sample, task: str | None, draw: int, source: int = 0) -> Row:
@@ -63,11 +67,12 @@ class RowMaker:
 
     def tokens(self, sample: Sample, task: str | None, draw: int) -> int:
         """The length of `row`, without its pictures. Raises BadSample."""
-        return len(self._sequence(len(sample.pictures), sample.is_pair, self._turns(sample, task, draw))[0].token_ids)
+        lengths = self._lengths(len(sample.pictures))
+        return len(self._sequence(lengths, sample.is_pair, self._turns(sample, task, draw))[0].token_ids)
 
     def couple_tokens(self, first: Sample, second: Sample, draw: int) -> int:
         """The length of `couple`, without its pictures. Raises BadSample."""
-        return len(self._sequence(2, True, self._couple_turns(first, second, draw))[0].token_ids)
+        return len(self._sequence(self._lengths(2), True, self._couple_turns(first, second, draw))[0].token_ids)
 
     def couple(self, first: Sample, second: Sample, draw: int, source: int = 0) -> Row:
         """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
@@ -118,19 +123,24 @@ class RowMaker:
     def _made(
         self, pictures: NDArray[np.uint8], is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]
     ) -> Row:
-        sequence, was_cut = self._sequence(len(pictures), is_pair, turns)
+        lengths = self._lengths(len(pictures))
+        sequence, was_cut = self._sequence(lengths, is_pair, turns)
         return Row(
             # From bytes: torch.tensor looks at each number of a list, which took a twentieth of the loader's time.
             token_ids=torch.frombuffer(array("q", sequence.token_ids), dtype=torch.int64),
             is_target=torch.frombuffer(bytearray(sequence.is_target), dtype=torch.bool),
             pictures=torch.from_numpy(pictures),
+            picture_tokens=lengths,
             is_pair=is_pair,
             source=source,
             ids=ids,
             was_cut=was_cut,
         )
 
-    def _sequence(self, pictures: int, is_pair: bool, turns: list[Turn]) -> tuple[TokenSequence, bool]:
+    def _lengths(self, pictures: int) -> tuple[int, ...]:
+        return (self.picture_tokens,) * pictures
+
+    def _sequence(self, pictures: Sequence[int], is_pair: bool, turns: list[Turn]) -> tuple[TokenSequence, bool]:
         """The tokens of a sample, and whether the end of its answer had to be cut off. Raises BadSample."""
         sequence = self.prompter.sequence(pictures, is_pair, turns)
         length, longest, ends_answer = len(sequence.token_ids), self.config.max_tokens, bool(turns[-1].answer)

@@ -40,9 +40,7 @@ def spans(row: Row, tokenizer: Any) -> list[Span]:
         ids = [token for token, _ in group]
         if place == PICTURE:
             roles = ("before", "after") if row.is_pair else ("picture",)
-            found += [
-                Span(role, len(ids) // len(row.pictures), "") for role, _ in zip(roles, row.pictures, strict=True)
-            ]
+            found += [Span(role, length, "") for role, length in zip(roles, row.picture_tokens, strict=True)]
         elif place == DELTA:
             found.append(Span("delta", len(ids), ""))
         else:

@@ -11,7 +11,7 @@ from onediff.data.rows import RowMaker
 from onediff.errors import UserError
 from onediff.model.config import ModelConfig
 from onediff.model.tokenizer import load_tokenizer
-from onediff.model.vision import architecture, picture_tokens, vision_architecture
+from onediff.model.vision import architecture, vision_architecture
 
 
 def architecture_only(config: ModelConfig) -> ModelConfig:
@@ -40,6 +40,6 @@ def build_row_maker(model: ModelConfig, data: DataConfig, learned_tokenizer: Pat
             f"model.language: the tokenizer has {len(tokenizer)} pieces, the language model {vocabulary} embeddings; "
             "use the tokenizer that belongs to the model, or raise vocab_size"
         )
-    tokens = picture_tokens(model.vision, vision_architecture(model.vision))
-    prompter = Prompter(tokenizer, data.prompt, tokens, model.delta.tokens)
-    return RowMaker(prompter, model.vision.picture, data), tokenizer
+    prompter = Prompter(tokenizer, data.prompt, model.delta.tokens)
+    patch = vision_architecture(model.vision).patch_size
+    return RowMaker(prompter, model.vision.picture, data, patch), tokenizer
