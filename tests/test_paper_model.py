@@ -7,7 +7,10 @@ from onediff.config.compose import configs_folder, load_run
 from onediff.data.batch import Batch
 from onediff.model.build import architecture_only
 from onediff.model.onediff import OneDiffModel
-from onediff.plan.rows import rows_of
+from onediff.plan.gpus import gpu_named
+from onediff.plan.phase import plan_phase, setup_of
+from onediff.plan.rows import TEXT
+from onediff.plan.suggest import suggest
 from onediff.training.parts import freeze, trainable
 
 PICTURE_TOKENS, DELTA_TOKENS, WORDS = 576, 64, 30
@@ -48,16 +51,24 @@ def test_what_each_phase_trains(model, config):
     assert all(total == count for total, count in trainable(model).values())
 
 
-def test_phases_are_the_papers(config):
+def test_phases_are_the_papers_with_the_batches_and_rates_of_llava(config):
     one, two = config.phases["one"], config.phases["two"]
     assert (one.global_batch, one.lr, one.epochs, one.couple) == (256, 1e-3, 1, True)
     assert (two.global_batch, two.lr, two.epochs, two.couple) == (128, 2e-5, 1, False)
-    assert rows_of(config, two).samples == 1
+    assert one.pack is None and two.pack is None  # a row is a sample, so that the batch is one of samples
     assert sum(two.mix.values()) == 1000
     assert two.mix["llava-665k"] == 665
     assert config.training.precision == "bf16"
-    assert config.training.activation_checkpointing
-    assert config.parallel.zero_stage == 3
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8, 16])
+def test_it_fits_on_one_to_sixteen_nodes_as_it_stands_and_nearly_as_fast_as_could_be(config, nodes):
+    gpus, gpu = 8 * nodes, gpu_named("h100-80g")
+    plans = [plan_phase(config, name, setup_of(config, name, gpus, 8), gpu) for name in config.phases]
+    assert all(plan.fits for plan in plans)
+    best = suggest(config, gpu, gpus, 8, TEXT)
+    seconds, least = (sum(plan.rows.steps * plan.duration.expected for plan in found) for found in (plans, best))
+    assert seconds < 1.05 * least
 
 
 def pair_batch() -> Batch:

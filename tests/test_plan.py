@@ -203,13 +203,14 @@ def test_the_suggestion_fits_shares_out_the_batch_and_is_no_slower(paper):
         assert setup.global_batch == paper.phases[plan.name].global_batch
         assert setup.global_batch == setup.micro_batch * setup.accumulation * setup.data
         assert plan.duration.expected <= planned(paper, plan.name, 16, micro_batch=2).duration.expected
-    assert len({(p.setup.tensor, p.setup.stage, p.setup.checkpointing) for p in plans}) == 1
+    assert len({(p.setup.tensor, p.setup.stage, p.setup.offload_optimizer) for p in plans}) == 1
 
 
 @pytest.mark.parametrize("gpus", [8, 16])
 def test_what_is_printed_runs_what_was_found(gpus, paper):
     said = ["data.max_tokens=1800", "phases.one.mix={llava-558k: 1}", "parallel.offload_parameters=cpu"]
-    plans = [planned(paper, name, gpus, stage=2, micro_batch=2, checkpointing="selective") for name in paper.phases]
+    modes = {"one": "selective", "two": "full"}
+    plans = [planned(paper, name, gpus, stage=2, micro_batch=2, checkpointing=mode) for name, mode in modes.items()]
     words = shlex.split(command(plans, "configs/onediff_7b.yaml", said).splitlines()[-1])
     assert words[0] == "onediff"
     name = chosen(words[1:])

@@ -10,7 +10,7 @@ from onediff.evaluation.config import EvaluationConfig
 from onediff.model.config import ModelConfig
 from onediff.parallel.config import ParallelConfig
 from onediff.tracking.config import TrackingConfig
-from onediff.training.config import OptimizerConfig, PhaseConfig, TrainingConfig
+from onediff.training.config import Checkpointing, OptimizerConfig, PhaseConfig, TrainingConfig
 
 
 class RunConfig(Section):
@@ -34,6 +34,10 @@ class RunConfig(Section):
     """Where the run is recorded."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How it is scored."""
+
+    def checkpointing_of(self, phase: PhaseConfig) -> Checkpointing:
+        """The activation checkpointing of a phase: its own, or else that of all phases."""
+        return phase.activation_checkpointing or self.training.activation_checkpointing
 
     @field_validator("name")
     @classmethod

@@ -76,7 +76,7 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         micro_batch=phase.micro_batch,
         global_batch=phase.global_batch,
         bf16=config.training.precision == "bf16",
-        checkpointing=config.training.activation_checkpointing,
+        checkpointing=config.checkpointing_of(phase),
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
         loss_chunk=config.training.loss_chunk,

@@ -92,9 +92,11 @@ def _settings(plans: list[PhasePlan]) -> list[str]:
         f"parallel.zero_stage={setup.stage}",
         f"parallel.offload_optimizer={setup.offload_optimizer}",
         f"parallel.offload_parameters={setup.offload_parameters}",
-        f"training.activation_checkpointing={setup.checkpointing}",
     ]
-    return words + [f"phases.{plan.name}.micro_batch={plan.setup.micro_batch}" for plan in plans]
+    for plan in plans:
+        words.append(f"phases.{plan.name}.activation_checkpointing={plan.setup.checkpointing}")
+        words.append(f"phases.{plan.name}.micro_batch={plan.setup.micro_batch}")
+    return words
 
 
 def as_json(plan: PhasePlan) -> dict[str, Any]:

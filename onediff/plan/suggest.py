@@ -1,4 +1,4 @@
-"""The fastest way to run a phase that fits: a search over T, micro-batch, ZeRO stage, offload and checkpointing."""
+"""The fastest way to run that fits: a search over T, ZeRO stage and offload, and by phase over micro-batch and checkpointing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 
 def suggest(config: RunConfig, gpu: Gpu, gpus: int, per_node: int, text: int) -> list[PhasePlan]:
-    """The plan of each phase; T, stage, offload and checkpointing are the same in all, since a run has them once.
+    """The plan of each phase; T, stage and offload are the same in all, since a run has them once.
 
     The fastest run in all, by expected seconds of its phases. Raises UserError when nothing fits.
     """
@@ -71,22 +71,22 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
             for stage in (0, 1, 2, 3):
                 if offload != "none" and stage == 0:
                     continue
-                for mode in MODES:
-                    yield replace(start, tensor=tensor, stage=stage, checkpointing=mode, offload_optimizer=offload)
+                yield replace(start, tensor=tensor, stage=stage, offload_optimizer=offload)
 
 
 def _fastest(config: RunConfig, name: str, settings: Setup, gpu: Gpu, text: int) -> PhasePlan | None:
-    """The fastest micro-batch of a phase that fits under these settings."""
+    """The fastest micro-batch and checkpointing of a phase that fit under these settings."""
     rows = config.phases[name].global_batch
     if rows % settings.data:
         return None
     share = rows // settings.data
     best: PhasePlan | None = None
-    for micro_batch in (n for n in range(1, share + 1) if share % n == 0 and n <= 64):
-        setup = replace(settings, micro_batch=micro_batch, global_batch=rows)
-        plan = plan_phase(config, name, setup, gpu, text)
-        if not plan.fits:
-            break
-        if best is None or plan.duration.expected < best.duration.expected * 0.999:
-            best = plan
+    for mode in MODES:
+        for micro_batch in (n for n in range(1, share + 1) if share % n == 0 and n <= 64):
+            setup = replace(settings, checkpointing=mode, micro_batch=micro_batch, global_batch=rows)
+            plan = plan_phase(config, name, setup, gpu, text)
+            if not plan.fits:
+                break
+            if best is None or plan.duration.expected < best.duration.expected * 0.999:
+                best = plan
     return best

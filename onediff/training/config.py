@@ -16,6 +16,11 @@ Part = Literal["vision", "delta", "projector", "language"]
 Checkpointing = Literal["none", "selective", "full"]
 
 
+def mode_of(value: object) -> object:
+    """`true` as `full` and `false` as `none`; anything else as it is."""
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
 class OptimizerConfig(Section):
     """AdamW and its schedule; a phase may override `lr`."""
 
@@ -72,6 +77,9 @@ class PhaseConfig(Section):
     """Peak learning rate of single parts."""
     weight_decay_of: dict[Part, Annotated[float, Field(ge=0)]] = {}
     """Weight decay of single parts, instead of `optimizer.weight_decay`."""
+    activation_checkpointing: Checkpointing | None = None
+    """What layers keep for the backward pass, instead of `training.activation_checkpointing`: a phase that trains little
+    often has room for everything."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, gt=0)
@@ -81,6 +89,11 @@ class PhaseConfig(Section):
     evaluate_every: int | None = Field(None, gt=0)
     """Steps between two evaluations in the loop, as the section `evaluation` says (its `limit` bounds what they cost); by
     default none. All ranks caption, rank 0 scores while the others wait."""
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _by_yes_or_no(cls, value: object) -> object:
+        return mode_of(value)
 
     @field_validator("couple")
     @classmethod
@@ -153,7 +166,7 @@ class TrainingConfig(Section):
     @field_validator("activation_checkpointing", mode="before")
     @classmethod
     def _by_yes_or_no(cls, value: object) -> object:
-        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+        return mode_of(value)
 
     @model_validator(mode="after")
     def _fp8_gives_bf16(self) -> TrainingConfig:

@@ -135,7 +135,7 @@ class Engine:
         model.loss_chunk = config.training.loss_chunk
         self.sources = list(phase.mix)
         for part in (model.vision.model, model.language):
-            checkpoint_layers(part, config.training.activation_checkpointing)
+            checkpoint_layers(part, config.checkpointing_of(phase))
         self.optimizer_config: OptimizerConfig = config.optimizer
         groups = parameter_groups(model, phase, config.optimizer)
         offloaded = config.parallel.offload_optimizer != "none"
