@@ -1,4 +1,4 @@
-"""The fastest way to run that fits: a search over T, ZeRO stage and offload, and by phase over micro-batch and checkpointing."""
+"""The fastest way to run that fits: a search over T, ZeRO stage and offload, by phase over micro-batch and checkpointing."""
 
 from __future__ import annotations
 
