@@ -33,7 +33,9 @@ def test_a_pair(prompter):
 
 
 def test_a_single_image_has_no_delta_and_a_text_no_image(prompter):
-    assert words(prompter.sequence([PICTURE_TOKENS], False, [Turn("one", "two")]).token_ids) == "<s>U: ####one A: two</s>"
+    assert (
+        words(prompter.sequence([PICTURE_TOKENS], False, [Turn("one", "two")]).token_ids) == "<s>U: ####one A: two</s>"
+    )
     assert words(prompter.sequence([], False, [Turn("one", "two")]).token_ids) == "<s>U: one A: two</s>"
 
 
