@@ -1,13 +1,19 @@
 """`onediff data show`: the sheet and the layout say what the model gets."""
 
+import tarfile
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from streams import DELTA_TOKENS, PICTURE_TOKENS, row_maker, stream, tokenizer, write_set
+from streams import DELTA_TOKENS, PICTURE_TOKENS, add, members, row_maker, stream, tokenizer, write_set
 
 from onediff.cli.data_show import described, in_order
+from onediff.data.lanes import Place
+from onediff.data.named import name_of, row_named
 from onediff.data.packing import Packer
 from onediff.data.sheet import SIDE, layout, packed_layout, save_sheet, spans
+from onediff.errors import UserError
 
 
 @pytest.mark.parametrize("kind", ["pair", "single", "text"])
@@ -56,3 +62,50 @@ def test_packed_rows_are_shown_as_they_lie(tmp_path):
     bar = sheet[31, 11:-11]
     filled = np.flatnonzero((bar != 255).any(1)).max() / len(bar)
     assert filled == pytest.approx(sum(lengths) / 68, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "couple", "pack"), [("pair", False, None), ("single", True, None), ("text", False, 90)]
+)
+def test_a_row_made_by_its_name_is_the_row_that_training_reads(tmp_path, kind, couple, pack):
+    """Data set, shard and key are enough to make it again, in a later pass and coupled or packed too."""
+    made = stream({write_set(tmp_path / "some", [5, 4], kind): 2.0, write_set(tmp_path / "more", [6], kind): 1.0}, 2)
+    made.couple, made.pack = couple, pack
+    again = 0
+    for samples, _ in zip(in_order(made, 2), range(30), strict=False):
+        for row in samples:
+            name = name_of(made, row.source, row.places)
+            same = row_named(made, name)
+            again += "@" in name
+            assert (same.ids, same.source) == (row.ids, row.source)
+            for field in ("token_ids", "is_target", "pictures"):
+                assert torch.equal(getattr(same, field), getattr(row, field)), name
+    assert again, "the test needs a second pass"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("other/part-000.tar:000001", "no data set 'other' in this phase, only some"),
+        ("some/part-009.tar:000001", "has no such shard"),
+        ("some/part-000.tar:000009", "part-000.tar has no sample with the key '000009'"),
+        ("some/part-000.tar:000001+some/part-000.tar:000002", "names 2; give one sample"),
+        ("some/part-000.tar:000003", "cannot be used"),
+    ],
+)
+def test_a_name_that_means_no_sample_is_refused_in_a_line(tmp_path, name, told):
+    made = stream({write_set(tmp_path / "some", [5], "pair", faults={3: "bad_picture"}): 1.0}, 1)
+    with pytest.raises(UserError, match=told) as refused:
+        row_named(made, name)
+    assert str(refused.value).startswith(f"--sample {name}: ")
+
+
+def test_of_two_samples_with_one_key_each_has_its_own_name(tmp_path):
+    folder = write_set(tmp_path / "some", [2])
+    with tarfile.open(folder / "part-000.tar", "a") as tar:
+        for suffix, data in members("text", 7, "some").items():
+            add(tar, f"000001.{suffix}", data)
+    made = stream({folder: 1.0}, 1)
+    names = [name_of(made, 0, [Place(0, 0, sample)]) for sample in range(3)]
+    assert names[1:] == ["some/part-000.tar:000001", "some/part-000.tar:#2"]
+    assert [row_named(made, name).ids for name in names] == [("some/0",), ("some/1",), ("some/7",)]

@@ -2,12 +2,16 @@
 
   onediff data show configs/demo.yaml --phase two --out sheet.png
   onediff data show runs/mine data.max_tokens=1024 --samples 6
+  onediff data show runs/mine --phase two --sample pairs/part-003.tar:000017
 
 The PNG has the pictures after cutting and scaling, the words around them, the answer in green, and a bar of all tokens in
 proportion: grey words, blue before, orange after, violet delta, green answer. The samples are those of the phase's first
 steps, in the order of training; where the phase packs them, row by row, with a bar of the whole row above its samples and
 padding left white. Below, the lengths in tokens of the first --lengths samples, the padding they cause, and what is left of
 it in packed rows.
+
+With --sample the samples are those of these names, DATA-SET/SHARD.tar:KEY, which a run gives for samples whose gradients
+are not finite. @2 behind the key means the third pass over the data set; a coupled row is two names with + between them.
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
     parser.add_argument("--phase", metavar="NAME", help="whose mix to show (default: the last)")
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples on the sheet (default: 12)")
+    parser.add_argument(
+        "--sample", nargs="+", default=[], metavar="NAME", help="show these samples alone, by data set, shard and key"
+    )
     parser.add_argument(
         "--lengths", type=int, default=256, metavar="N", help="samples that are measured (default: 256)"
     )
@@ -60,6 +67,9 @@ def run(args: argparse.Namespace) -> None:
     phase = config.phases[name]
     maker, tokenizer = row_maker_before_training(config, args.config, args.run)
     stream = phase_stream(config, phase, maker)
+    if args.sample:
+        show_named(args.sample, stream, tokenizer, args.out)
+        return
     shown: list[list[Row]] = []
     for samples in in_order(stream, phase.global_batch):
         shown.append(samples)
@@ -70,6 +80,19 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(described(number, samples, stream, tokenizer)))
     lengths = phase_lengths(config, phase, stream, phase.global_batch, args.lengths)
     print("", *lengths.lines(), f"{args.out}: {sum(map(len, shown))} samples of phase {name}", sep="\n")
+
+
+def show_named(names: list[str], stream: Stream, tokenizer: Any, out: Path) -> None:
+    """A sheet of the rows of these names, with a line and all the words of each. Raises UserError."""
+    from onediff.data.named import row_named
+    from onediff.data.sheet import layout, save_sheet, spans
+
+    rows = [row_named(stream, name) for name in names]
+    save_sheet([[row] for row in rows], tokenizer, out)
+    for name, row in zip(names, rows, strict=True):
+        print(f"{name}  {', '.join(row.ids)}: {layout(row, tokenizer)}")
+        print(*(f"  {span.kind}: {span.text.strip()}" for span in spans(row, tokenizer) if span.text.strip()), sep="\n")
+    print(f"{out}: {len(rows)} samples")
 
 
 def described(number: int, samples: list[Row], stream: Stream, tokenizer: Any) -> Iterator[str]:

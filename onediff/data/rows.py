@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onediff.data.batch import Batch
 from onediff.data.config import DataConfig
-from onediff.data.lanes import mix64
+from onediff.data.lanes import Place, mix64
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample
@@ -39,6 +39,8 @@ class Row:
     """Index of the source in the mix."""
     ids: tuple[str, ...]
     """Ids of the samples in it."""
+    places: tuple[Place, ...] = ()
+    """Where in the source they lie."""
     was_cut: bool = False
     next_draw: int = 0
     """The lane's position behind this row."""
@@ -229,6 +231,7 @@ def _info(rows: list[list[Row]]) -> dict[str, Any]:
     samples = [sample for row in rows for sample in row]
     return {
         "ids": [tuple(id for sample in row for id in sample.ids) for row in rows],
+        "places": [(sample.source, sample.places) for sample in samples],
         "samples": len(samples),
         "tokens": sum(len(sample.token_ids) for sample in samples),
         "cut": sum(sample.was_cut for sample in samples),

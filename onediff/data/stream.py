@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,10 @@ class Shards:
                 return read_sample(copy, span).get("json", b"")
         except BadSample:
             return b""
+
+    def keys(self, shard: int) -> list[str]:
+        """The keys of a shard's samples, in its order."""
+        return self._opened(shard)[1].keys
 
     def _opened(self, shard: int) -> tuple[int | None, Index]:
         """The shard's descriptor (None where it is a copy in the cache) and index."""
@@ -172,14 +177,21 @@ class Stream:
 
     def one(self, lane: int, draw: int) -> Row:
         """The sample at position `draw` of `lane` as a row. Raises BadSample."""
-        source, number, first, second, choice = self._drawn(lane, draw)
+        return self.made(*self._places(lane, draw))
+
+    def made(self, number: int, *places: Place) -> Row:
+        """The sample at a place of source `number`, or two of them coupled, as a row. Raises BadSample."""
+        source, first, second, choice = self._read(number, *places)
         if second is not None:
-            return self.maker.couple(first, second, choice, number)
-        return self.maker.row(first, source.task, choice, number)
+            row = self.maker.couple(first, second, choice, number)
+        else:
+            row = self.maker.row(first, source.task, choice, number)
+        row.places = places
+        return row
 
     def tokens(self, lane: int, draw: int) -> int:
         """How long that row is; no picture is decoded. Raises BadSample."""
-        source, _, first, second, choice = self._drawn(lane, draw)
+        source, first, second, choice = self._read(*self._places(lane, draw))
         if second is not None:
             return self.maker.couple_tokens(first, second, choice)
         return self.maker.tokens(first, source.task, choice)
@@ -198,14 +210,20 @@ class Stream:
                 "run `onediff data check` on the data set, or raise data.bad_in_a_row"
             )
 
-    def _drawn(self, lane: int, draw: int) -> tuple[Source, int, Sample, Sample | None, int]:
-        """What is at `draw` of `lane`: source and its number, sample, its partner in coupling, choice of caption."""
+    def _places(self, lane: int, draw: int) -> tuple[Any, ...]:
+        """What is at `draw` of `lane`: the number of the source, the sample's place, and its partner's in coupling."""
         number, position = self.mix.at(lane, draw)
+        place = self.sources[number].lanes.at(lane, position)
+        return (number, place, self.couples[number].partner(lane, position)) if self.couple else (number, place)
+
+    def _read(
+        self, number: int, place: Place, second: Place | None = None
+    ) -> tuple[Source, Sample, Sample | None, int]:
+        """The source, the sample, its partner in coupling, choice of caption. Raises BadSample."""
         source = self.sources[number]
-        place = source.lanes.at(lane, position)
         choice = mix64(self.seed, 2, number, place.epoch, place.shard, place.sample)
-        second = self._sample(source, self.couples[number].partner(lane, position)) if self.couple else None
-        return source, number, self._sample(source, place), second, choice
+        partner = None if second is None else self._sample(source, second)
+        return source, self._sample(source, place), partner, choice
 
     def _sample(self, source: Source, place: Place) -> Sample:
         return parse_sample(source.shards.read(place.shard, place.sample))

@@ -1,0 +1,69 @@
+"""Rows by name, so that any of them can be made again: `pairs/part-003.tar:000017` is the sample with the key 000017 in a
+shard of the data set `pairs`.
+
+`@2` behind the key means the third pass over the data set, in which another caption may be drawn. A coupled row is both
+names with `+` between them. Where several samples of a shard have one key, `#17` in place of the key counts them from 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from onediff.data.lanes import Place
+from onediff.data.rows import Row
+from onediff.data.sample import BadSample
+from onediff.data.stream import Source, Stream
+from onediff.errors import UserError
+
+
+def name_of(stream: Stream, source: int, places: Sequence[Place]) -> str:
+    """The name of the row that is made of the samples at `places` of a source."""
+    return "+".join(_sample_name(stream.sources[source], place) for place in places)
+
+
+def row_named(stream: Stream, name: str) -> Row:
+    """The row of that name, as the stream gives it. Raises UserError where there is none, or one that cannot be read."""
+    known = {source.name: number for number, source in enumerate(stream.sources)}
+    parts = re.split(rf"\+(?=(?:{'|'.join(map(re.escape, known))})/)", name)
+    if len(parts) != (2 if stream.couple else 1):
+        wanted = "two samples with + between them, as this phase couples" if stream.couple else "one sample"
+        raise UserError(f"--sample {name}: names {len(parts)}; give {wanted}")
+    data_sets = [part.partition("/")[0] for part in parts]
+    stranger = next((data_set for data_set in data_sets if data_set not in known), None)
+    if stranger is not None:
+        raise UserError(f"--sample {name}: no data set {stranger!r} in this phase, only {', '.join(known)}")
+    if len(set(data_sets)) > 1:
+        raise UserError(f"--sample {name}: both samples of a couple are of one data set")
+    number = known[data_sets[0]]
+    source = stream.sources[number]
+    try:
+        return stream.made(number, *(_place(source, part.partition("/")[2], name) for part in parts))
+    except BadSample as bad:
+        raise UserError(f"--sample {name}: cannot be used, {bad}") from None
+
+
+def _sample_name(source: Source, place: Place) -> str:
+    keys = source.shards.keys(place.shard)
+    key = keys[place.sample]
+    if keys.index(key) != place.sample:
+        key = f"#{place.sample}"
+    epoch = f"@{place.epoch}" if place.epoch else ""
+    return f"{source.name}/{source.shards.names[place.shard]}:{key}{epoch}"
+
+
+def _place(source: Source, text: str, name: str) -> Place:
+    """Where `part-003.tar:000017@2` lies in a source."""
+    shard = next((i for i, shard in enumerate(source.shards.names) if text.startswith(f"{shard}:")), None)
+    if shard is None:
+        raise UserError(f"--sample {name}: {source.shards.folder} has no such shard; write DATA-SET/SHARD.tar:KEY")
+    key, keys = text.removeprefix(f"{source.shards.names[shard]}:"), source.shards.keys(shard)
+    epoch = re.search(r"@(\d+)$", key) if key not in keys else None
+    key = key[: epoch.start()] if epoch else key
+    if key in keys:
+        sample = keys.index(key)
+    elif re.fullmatch(r"#\d+", key) and int(key[1:]) < len(keys):
+        sample = int(key[1:])
+    else:
+        raise UserError(f"--sample {name}: {source.shards.names[shard]} has no sample with the key {key!r}")
+    return Place(int(epoch[1]) if epoch else 0, shard, sample)
