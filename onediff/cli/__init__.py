@@ -34,6 +34,9 @@ COMMANDS: dict[str, Command] = {
     "caption": Command("model", "onediff.cli.caption", "say how two pictures differ"),
     "demo-page": Command("model", "onediff.cli.demo_page", "open a local page that captions two dropped pictures"),
     "export": Command("model", "onediff.cli.export", "write a trained model as a folder"),
+    "config": Command("configuration", "onediff.cli.config", "every key of a configuration, as a page"),
+    "config show": Command("configuration", "onediff.cli.config_show", "print a configuration in full"),
+    "config explain": Command("configuration", "onediff.cli.config_explain", "say what a key means"),
     "runs": Command("runs", "onediff.cli.runs", "list runs: state, phase, step, loss, scores, pace, job"),
     "runs diff": Command(
         "runs", "onediff.cli.runs_diff", "what differs between two runs: settings, data, code, results"

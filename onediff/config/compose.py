@@ -56,10 +56,14 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
 def write_run(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Writes the whole tree, defaults included, beside its final name first."""
     target = Path(path)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     aside = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(as_yaml(config), encoding="utf-8")
     os.replace(aside, target)
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The whole tree, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
 def find(name: str, beside: Path) -> Path:
