@@ -89,8 +89,8 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made by `onediff config --reference` from the sections themselves; do not edit it. `onediff config explain KEY` says",
-        "the same about one key, and `onediff config show CONFIG` prints a configuration in full, defaults included.",
+        "Made by `onediff config --reference` from the sections themselves; do not edit it. `onediff config explain KEY`",
+        "says the same about one key, and `onediff config show CONFIG` prints a configuration in full.",
     ]
     heading = None
     for key in keys():
