@@ -1,8 +1,8 @@
 """Look up what a configuration may hold.
 
-  onediff config --reference > docs/configuration.md
-  onediff config show configs/demo.yaml optimizer.lr=3e-4
-  onediff config explain phases.two.micro_batch
+onediff config --reference > docs/configuration.md
+onediff config show configs/demo.yaml optimizer.lr=3e-4
+onediff config explain phases.two.micro_batch
 """
 
 from __future__ import annotations

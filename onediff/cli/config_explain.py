@@ -1,8 +1,8 @@
 """Say what a key of a configuration means: its type, its default and its meaning.
 
-  onediff config explain optimizer.lr
-  onediff config explain phases.two.micro_batch
-  onediff config explain weight_decay
+onediff config explain optimizer.lr
+onediff config explain phases.two.micro_batch
+onediff config explain weight_decay
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Print a configuration in full: composed from its files, with overrides applied and every default written out.
 
-  onediff config show configs/demo.yaml
-  onediff config show runs/demo optimizer.lr=3e-4
+onediff config show configs/demo.yaml
+onediff config show runs/demo optimizer.lr=3e-4
 """
 
 from __future__ import annotations
