@@ -136,7 +136,7 @@ def read_limit(folder: Path, pixels: str = "fast") -> Iterator[int]:
     from onediff.model.config import PictureConfig
 
     torch.set_num_threads(1)
-    config = PictureConfig(size=SIZE)
+    config = PictureConfig(size=SIZE, fit="crop")
     pictures = itertools.cycle(pictures_in(folder))
     while True:
         for _ in range(2 * BATCH):
@@ -168,7 +168,7 @@ def row_maker(folder: Path, pixels: str) -> Any:
         language = LanguageConfig.model_validate({"config": {"model_type": "llama"}, "tokenizer": {"vocabulary": 320}})
         tokenizer = load_tokenizer(language, Path(scratch))
     config = DataConfig.model_validate({"sets": {"pairs": str(folder.parent)}, "pixels": pixels})
-    return RowMaker(Prompter(tokenizer, config.prompt, 64), PictureConfig(size=SIZE), config, patch=14)
+    return RowMaker(Prompter(tokenizer, config.prompt, 64), PictureConfig(size=SIZE, fit="crop"), config, patch=14)
 
 
 def stream_loader(folder: Path, maker: Any, draw: int) -> Any:
@@ -347,7 +347,7 @@ def pixels(pictures: list[Image.Image]) -> dict[str, Any]:
     from onediff.data.pictures import decode, fitted, fitted_fast
     from onediff.model.config import PictureConfig
 
-    config = PictureConfig(size=SIZE)
+    config = PictureConfig(size=SIZE, fit="crop")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

@@ -1,11 +1,16 @@
 """The delta module's heat map: the weights of plain attention, and the module is left as it was."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from models import batch, tiny_model
+from PIL import Image
 from test_delta import HEADS, TOKENS, WIDTH, levels, module  # noqa: F401
 
+from onediff.data.pictures import fitted
+from onediff.model.config import PictureConfig
 from onediff.model.delta import place_embedding, spread
 from onediff.model.heatmap import cross_attention_weights, drawn_over, heat_maps
 
@@ -44,7 +49,29 @@ def test_a_map_shares_all_attention_among_the_places_of_both_pictures():
 
 def test_a_picture_turns_red_where_it_is_looked_at():
     picture = np.full((40, 60, 3), 100, np.uint8)
-    drawn = drawn_over(picture, np.array([[0.125, 0.0], [0.0, 0.375]]))
+    drawn = drawn_over(picture, np.array([[0.125, 0.0], [0.0, 0.375]]), PictureConfig(size=28, fit="squash"))
     assert drawn.shape == picture.shape and drawn[0, 0].tolist() == [100, 100, 100]
     red, green, blue = drawn[-1, -1].tolist()
     assert red > 200 and green < 60 and blue < 60
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_map_lies_over_the_part_of_a_picture_that_its_places_saw(fit):
+    """Each place of the tower's grid in turn: what is red on a 2:1 picture is what that place gets when it turns white."""
+    config, side = PictureConfig(size=32, fit=fit, mean=(0, 0, 0)), 4
+    for row, column in itertools.product(range(side), repeat=2):
+        heat = np.zeros((side, side))
+        heat[row, column] = 1.0
+        drawn = drawn_over(np.zeros((80, 160, 3), np.uint8), heat, config).astype(int)
+        red = drawn[..., 0] - drawn[..., 2] > 100
+        given = fitted(Image.fromarray(red.astype(np.uint8)[..., None].repeat(3, 2) * 255), config)[0]
+        patches = given.reshape(side, 8, side, 8).mean(axis=(1, 3))
+        if fit == "pad" and row in (0, 3):
+            assert not red.any(), "on the padding"
+        else:
+            assert np.unravel_index(patches.argmax(), patches.shape) == (row, column)
+            assert patches[row, column] > 100 and np.delete(patches, row * side + column).max() < 50
+    pale = drawn_over(np.zeros((80, 160, 3), np.uint8), np.full((side, side), 0.5 / side**2), config)[..., 1] > 0
+    assert pale.any() == (fit == "crop")
+    if fit == "crop":
+        assert pale[:, :40].all() and pale[:, -40:].all() and not pale[:, 40:-40].any()

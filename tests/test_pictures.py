@@ -17,10 +17,25 @@ CLIP = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56
 SIGLIP = SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=3)
 DINOV2 = BitImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, resample=3)
 TOWERS = {
-    "clip": (CLIP, PictureConfig(size=56)),
+    "clip": (CLIP, PictureConfig(size=56, fit="crop")),
     "siglip": (SIGLIP, PictureConfig(size=48, fit="squash")),
-    "dinov2": (DINOV2, PictureConfig(size=56, shorter_side=64)),
+    "dinov2": (DINOV2, PictureConfig(size=56, fit="crop", shorter_side=64)),
 }
+
+
+def expand2square(pil_img, background_color):
+    """LLaVA-1.5's own (llava/mm_utils.py), applied before the processor with `tuple(int(x * 255) for x in image_mean)`."""
+    width, height = pil_img.size
+    if width == height:
+        return pil_img
+    elif width > height:
+        result = Image.new(pil_img.mode, (width, width), background_color)
+        result.paste(pil_img, (0, (width - height) // 2))
+        return result
+    else:
+        result = Image.new(pil_img.mode, (height, height), background_color)
+        result.paste(pil_img, ((height - width) // 2, 0))
+        return result
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -68,6 +83,42 @@ def test_pixels_equal_the_image_processor(tower, size):
     # Noise is the worst case, above all where it is scaled by little: the vector code rounds its weights to 16 bits.
     assert np.abs(fast.astype(int) - theirs.astype(int)).max() <= 10
     assert np.abs(fast.astype(int) - theirs.astype(int)).mean() < 0.5
+
+
+@pytest.mark.parametrize("band", [1 << 22, 1000])
+@pytest.mark.parametrize("size", SIZES + random_sizes)
+def test_padded_pixels_are_those_of_llava_1_5(size, band, monkeypatch):
+    monkeypatch.setattr("onediff.data.pictures.BAND_PIXELS", band)
+    picture, config = photograph(*size), PictureConfig(size=56)
+    assert config.fit == "pad", "where nothing is said"
+    square = expand2square(picture, tuple(int(x * 255) for x in CLIP.image_mean))
+    theirs = CLIP(square, **RAW)["pixel_values"][0]
+    assert np.array_equal(fitted(picture, config), theirs)
+    fast = fitted_fast(np.array(picture), config).astype(int)
+    assert np.abs(fast - theirs).max() <= 10
+    assert np.abs(fast - theirs).mean() < 0.5
+
+
+def test_a_change_at_the_edge_of_a_wide_picture_is_seen_unless_it_is_cropped_away():
+    before, after = photograph(200, 100), photograph(200, 100)
+    after.paste("red", (0, 30, 30, 70))
+    for pixels in ("exact", "fast"):
+
+        def inputs(fit: str) -> list[np.ndarray]:
+            config = PictureConfig(size=56, fit=fit)
+            return [decode(encoded(picture), config, pixels=pixels) for picture in (before, after)]
+
+        assert np.array_equal(*inputs("crop"))
+        assert not np.array_equal(*inputs("pad"))
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("size", [(400_000, 1), (1, 400_000)])
+def test_a_picture_too_narrow_to_be_scaled_is_a_bad_sample(fit, size):
+    """A few bytes of file that would take half a gigabyte at the tower's size."""
+    for pixels in ("exact", "fast"):
+        with pytest.raises(BadSample, match="too narrow to be scaled"):
+            decode(encoded(Image.new("1", size)), PictureConfig(size=336, fit=fit), pixels=pixels)
 
 
 def test_the_difference_that_is_tested_for_can_be_seen():

@@ -9,6 +9,7 @@ and for the ways that were not taken: scaled decoding and OpenCV's filters are o
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,11 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from onediff.data.geometry import crop_place, pad_place
 from onediff.data.sample import BadSample
 from onediff.model.config import PictureConfig
 
 ORIENTATION = 0x0112
 """EXIF tag."""
+MOST_PIXELS = 100_000_000
+"""Pixels that scaling may make of one picture on the way to the tower's few; no photograph comes near."""
+BAND_PIXELS = 1 << 22
+"""Pixels of a band that is padded at a time."""
 
 
 def open_picture(data: bytes, max_pixels: int) -> Image.Image:
@@ -63,39 +69,91 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+Scale = Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.uint8]]
+"""Bicubic scaling of pixels `[height, width, 3]` to a width and height."""
+
+
 def fitted(picture: Image.Image, config: PictureConfig, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """`[3, size, size]` uint8, in `out` if given: bicubic scaling and, with `fit: crop`, the middle square."""
-    (width, height), left, top = _scaled(picture.size, config)
-    box = (left, top, left + config.size, top + config.size)
-    scaled = picture.resize((width, height), Image.Resampling.BICUBIC).crop(box)
-    out = np.empty((3, config.size, config.size), np.uint8) if out is None else out
-    out[:] = np.asarray(scaled, dtype=np.uint8).transpose(2, 0, 1)
-    return out
+    """`[3, size, size]` uint8, in `out` if given: scaled to the tower's square as `config.fit` says. Raises BadSample."""
+    return _laid(_fit(np.asarray(picture), config, scaled_exactly), out)
 
 
 def fitted_fast(
     pixels: NDArray[np.uint8], config: PictureConfig, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """What `fitted` gives, but for the rounding of its weights, from pixels `[height, width, 3]`."""
-    (width, height), left, top = _scaled((pixels.shape[1], pixels.shape[0]), config)
-    scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    if scaled.shape[2:] != (height, width):
-        scaled = interpolate(scaled, (height, width), mode="bicubic", antialias=True)
-    out = np.empty((3, config.size, config.size), np.uint8) if out is None else out
-    torch.from_numpy(out).copy_(scaled[0, :, top : top + config.size, left : left + config.size])
+    """What `fitted` gives, but for the rounding of its weights, from pixels `[height, width, 3]`. Raises BadSample."""
+    return _laid(_fit(pixels, config, scaled_fast), out)
+
+
+def scaled_exactly(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A `Scale` with Pillow's filter, which is the image processors'."""
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A `Scale` with torch's vector code for the same filter."""
+    if pixels.shape[1::-1] == size:
+        return pixels
+    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return interpolate(batch, size[::-1], mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def cropped(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> NDArray[np.uint8]:
+    """The middle square, `[size, size, 3]`, of the picture scaled by its shorter side."""
+    scaled, left, top = crop_place(pixels.shape[1::-1], config)
+    _require_room(pixels, *scaled)
+    return scale(pixels, scaled)[top : top + config.size, left : left + config.size]
+
+
+def padded(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> NDArray[np.uint8]:
+    """The whole picture amid a square of the mean colour, `[size, size, 3]`, as LLaVA-1.5's `expand2square` makes it.
+
+    Filters scale width before height, with bytes between. So the width is scaled first, a band of rows at a time, and
+    only then come the rows of padding: the same bytes, though the large square is never made.
+    """
+    side, left, top = pad_place(pixels.shape[1::-1])
+    _require_room(pixels, config.size, side)
+    colour = [int(255 * mean) for mean in config.mean]
+    narrow = _plain(side, config.size, colour)
+    rows = max(1, BAND_PIXELS // side)
+    for start in range(0, len(pixels), rows):
+        band = pixels[start : start + rows]
+        if left:
+            wide = _plain(len(band), side, colour)
+            wide[:, left : left + band.shape[1]] = band
+            band = wide
+        narrow[top + start : top + start + len(band)] = scale(band, (config.size, len(band)))
+    return scale(narrow, (config.size, config.size))
+
+
+def _fit(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> NDArray[np.uint8]:
+    """`[size, size, 3]`. Raises BadSample."""
+    if config.fit == "crop":
+        return cropped(pixels, config, scale)
+    if config.fit == "pad":
+        return padded(pixels, config, scale)
+    return scale(pixels, (config.size, config.size))
+
+
+def _plain(height: int, width: int, colour: Sequence[int]) -> NDArray[np.uint8]:
+    """`[height, width, 3]` of one colour; by whole rows, as numpy takes longer over every three bytes than over a row."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[:1] = colour
+    pixels[1:] = pixels[:1]
+    return pixels
+
+
+def _require_room(pixels: NDArray[np.uint8], width: int, height: int) -> None:
+    """Raises BadSample for a picture so narrow that scaling it would fill the memory: a million pixels long, one wide."""
+    if width * height > MOST_PIXELS:
+        raise BadSample("too_many_pixels", f"{pixels.shape[1]} × {pixels.shape[0]} pixels, too narrow to be scaled")
+
+
+def _laid(square: NDArray[np.uint8], out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """`[side, side, 3]` as `[3, side, side]`, in `out` if given."""
+    out = np.empty((3, *square.shape[:2]), np.uint8) if out is None else out
+    out[:] = square.transpose(2, 0, 1)
     return out
-
-
-def _scaled(size: tuple[int, int], config: PictureConfig) -> tuple[tuple[int, int], int, int]:
-    """Width and height that a picture of `size` is scaled to, and where its middle square begins."""
-    if config.fit == "squash":
-        return (config.size, config.size), 0, 0
-    shorter = config.shorter_side or config.size
-    width, height = size
-    # The longer side is cut down to a whole number, as the processors do; in whole numbers nothing is lost before.
-    short = min(width, height)
-    scaled = (shorter * width // short, shorter * height // short)
-    return scaled, (scaled[0] - config.size) // 2, (scaled[1] - config.size) // 2
 
 
 def decode(

@@ -90,10 +90,10 @@ class Captioner:
         return self.heat_maps([self.row(before, after)])[0]
 
     def _read(self, picture: Picture) -> np.ndarray:
-        if isinstance(picture, Image.Image):
-            return fitted(to_rgb(picture), self.maker.picture)
-        name = "picture" if isinstance(picture, bytes) else str(picture)
+        name = str(picture) if isinstance(picture, str | Path) else "picture"
         try:
+            if isinstance(picture, Image.Image):
+                return fitted(to_rgb(picture), self.maker.picture)
             data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
             return fitted(open_picture(data, self.maker.config.max_pixels), self.maker.picture)
         except OSError as error:

@@ -8,10 +8,13 @@ import io
 import numpy as np
 from PIL import Image
 
+from onediff.data.geometry import over_picture
 from onediff.model.config import PictureConfig
 
 COLOURS = ((0, 0, 0, 0), (60, 20, 140, 90), (200, 40, 90, 150), (255, 150, 30, 190), (255, 250, 160, 220))
 """From least to most attention: red, green, blue, alpha at equal distances."""
+UNSEEN = (150, 150, 150, 225)
+"""Over what `fit: crop` cuts away."""
 
 
 def packed(heat: np.ndarray) -> str:
@@ -28,27 +31,15 @@ def unpacked(text: str) -> np.ndarray:
     return flat.reshape(2, side, side)
 
 
-def seen_box(width: int, height: int, config: PictureConfig) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of what the model sees of a picture, in the picture's own pixels."""
-    if config.fit == "squash":
-        return 0, 0, width, height
-    side = min(width, height) * config.size / (config.shorter_side or config.size)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
-
-
 def heat_picture(heat_SS: np.ndarray, size: tuple[int, int], config: PictureConfig) -> Image.Image:
-    """A see-through RGBA picture of `size` with the colours of one map (uint8) on what the model sees."""
-    left, top, right, bottom = (round(edge) for edge in seen_box(*size, config))
-    smooth = Image.fromarray(heat_SS).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
-    values = np.asarray(smooth, dtype=np.float32) / 255 * (len(COLOURS) - 1)
+    """A see-through RGBA picture of `size` with the colours of one map (uint8) on what the model sees, grey on the rest."""
+    values, was_seen = over_picture(heat_SS.astype(np.float32), size, config)
+    values *= (len(COLOURS) - 1) / 255
     table = np.asarray(COLOURS, dtype=np.float32)
     below = np.minimum(values.astype(int), len(COLOURS) - 2)
     share = (values - below)[..., None]
-    colours = table[below] * (1 - share) + table[below + 1] * share
-    whole = Image.new("RGBA", size, (0, 0, 0, 0))
-    whole.paste(Image.fromarray(np.round(colours).astype(np.uint8)), (left, top))
-    return whole
+    colours = np.where(was_seen[..., None], table[below] * (1 - share) + table[below + 1] * share, UNSEEN)
+    return Image.fromarray(np.round(colours).astype(np.uint8))
 
 
 def laid_over(picture: Image.Image, heat_SS: np.ndarray, config: PictureConfig) -> Image.Image:

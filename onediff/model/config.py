@@ -37,8 +37,9 @@ class PictureConfig(Section):
 
     size: int = Field(336, gt=0)
     """Side of the square input, pixels."""
-    fit: Literal["crop", "squash"] = "crop"
-    """`crop`: scale the shorter side and cut the middle (CLIP, DINOv2); `squash`: scale both sides (SigLIP)."""
+    fit: Literal["pad", "crop", "squash"] = "pad"
+    """`pad`: the whole picture, amid a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side and cut the
+    middle, which loses what changes at the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP)."""
     shorter_side: int | None = None
     """Shorter side before the cut; the default is `size` (DINOv2 scales to 256 and cuts 224)."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -49,7 +50,7 @@ class PictureConfig(Section):
     @model_validator(mode="after")
     def _cut_fits(self) -> PictureConfig:
         if self.shorter_side is not None and (self.fit != "crop" or self.shorter_side < self.size):
-            raise ValueError("`shorter_side` goes with fit: crop and is at least `size`")
+            raise ValueError(f"`shorter_side` goes with fit: crop, here {self.fit}, and is at least `size`")
         return self
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from onediff.data.geometry import over_picture
+from onediff.model.config import PictureConfig
 from onediff.model.delta import DeltaModule, place_embedding, spread
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import side_tokens
@@ -68,14 +69,15 @@ def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs:
     return found
 
 
-def drawn_over(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """`picture`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red.
+def drawn_over(picture: np.ndarray, heat: np.ndarray, config: PictureConfig) -> np.ndarray:
+    """`picture`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red; paled where the model
+    did not see it.
 
     The even share of a place stays grey, and three times as much is full red: maps of all steps can be compared.
     """
     even = 0.5 / heat.size  # the maps of both pictures add up to 1
     above = np.clip((heat / even - 1) / 2, 0, 1).astype(np.float32)
-    height, width = picture.shape[:2]
-    red = np.asarray(Image.fromarray(above).resize((width, height), Image.Resampling.BILINEAR))[..., None]
+    red, was_seen = (part[..., None] for part in over_picture(above, picture.shape[1::-1], config))
     grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    return ((1 - 0.7 * red) * grey + 0.7 * red * np.array([255, 30, 0])).astype(np.uint8)
+    drawn = np.where(was_seen, (1 - 0.7 * red) * grey + 0.7 * red * np.array([255, 30, 0]), 0.2 * grey + 0.8 * 200)
+    return drawn.astype(np.uint8)

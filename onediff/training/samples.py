@@ -9,7 +9,7 @@ import numpy as np
 
 from onediff.config.tree import RunConfig
 from onediff.data.heldout import HeldOut
-from onediff.data.pictures import decode
+from onediff.data.pictures import fitted, open_picture
 from onediff.data.rows import RowMaker, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
@@ -17,12 +17,16 @@ from onediff.model.answer import answer
 from onediff.model.heatmap import drawn_over, heat_maps
 from onediff.training.engine import Engine
 
+SIDE = 384
+"""Most pixels of a shown picture's longer side."""
+
 
 class Samples:
-    """The first few pairs of the held-out split of the run's first data set that has any; decoded once."""
+    """The first few pairs of the held-out split of the run's first data set that has any; read once."""
 
     def __init__(self, config: RunConfig, maker: RowMaker, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.picture = maker.picture
         self.max_new_tokens = config.evaluation.max_new_tokens
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self.references: list[str] = []
@@ -31,15 +35,16 @@ class Samples:
         if heldout is not None:
             for pair, captions in heldout.references.items():
                 try:
-                    pictures = heldout.sample(pair).pictures
-                    before, after = (
-                        decode(pictures[role], maker.picture, config.data.max_pixels) for role in ("before", "after")
-                    )
+                    found = heldout.sample(pair).pictures
+                    pictures = [open_picture(found[role], config.data.max_pixels) for role in ("before", "after")]
+                    row = maker.prompt([fitted(picture, self.picture) for picture in pictures], None)
                 except BadSample:
                     continue  # training and evaluation count it
-                self.pairs.append((before, after))
+                for picture in pictures:
+                    picture.thumbnail((SIDE, SIDE))
+                self.pairs.append((np.asarray(pictures[0]), np.asarray(pictures[1])))
                 self.references.append(captions[0])
-                self.rows.append(maker.prompt([before, after], None))
+                self.rows.append(row)
 
     def table(self, engine: Engine) -> list[dict[str, Any]]:
         """One row a pair: before and after `[height, width, 3]`, reference, prediction, and where the delta module looks.
@@ -54,16 +59,16 @@ class Samples:
         maps = heat_maps(engine.model, prompts.pictures, prompts.pairs).float().cpu().numpy()
         engine.model.train()
         table = []
-        for pair, reference, prediction, heats in zip(self.pairs, self.references, predictions, maps, strict=True):
-            before, after = (picture.transpose(1, 2, 0) for picture in pair)
+        shown = zip(self.pairs, self.references, predictions, maps, strict=True)
+        for (before, after), reference, prediction, heats in shown:
             table.append(
                 {
                     "before": before,
                     "after": after,
                     "reference": reference,
                     "prediction": prediction,
-                    "attention on before": drawn_over(before, heats[0]),
-                    "attention on after": drawn_over(after, heats[1]),
+                    "attention on before": drawn_over(before, heats[0], self.picture),
+                    "attention on after": drawn_over(after, heats[1], self.picture),
                 }
             )
         return table

@@ -1,0 +1,82 @@
+"""What the tower's input covers of a picture: one arithmetic for making the input and for drawing over the picture."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onediff.model.config import PictureConfig
+
+
+class Box(NamedTuple):
+    """Edges in the pixels of the upright picture; they may be fractions, and lie outside of it."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def crop_place(size: tuple[int, int], config: PictureConfig) -> tuple[tuple[int, int], int, int]:
+    """Width and height that a picture of `size` is scaled to before the cut, and where its middle square begins."""
+    shorter = config.shorter_side or config.size
+    width, height = size
+    # The longer side is cut down to a whole number, as the processors do; in whole numbers nothing is lost before.
+    short = min(width, height)
+    scaled = (shorter * width // short, shorter * height // short)
+    return scaled, (scaled[0] - config.size) // 2, (scaled[1] - config.size) // 2
+
+
+def pad_place(size: tuple[int, int]) -> tuple[int, int, int]:
+    """Side of the square that a picture of `size` is padded to, and its left and top edge therein (LLaVA's expand2square)."""
+    side = max(size)
+    return side, (side - size[0]) // 2, (side - size[1]) // 2
+
+
+def input_box(size: tuple[int, int], config: PictureConfig) -> Box:
+    """What the tower's input covers of an upright picture of `size` (width, height): less than the picture with
+    `fit: crop`, more than it with `fit: pad`. The places of a heat map, `[rows, columns]`, share it out evenly."""
+    width, height = size
+    if config.fit == "crop":
+        scaled, left, top = crop_place(size, config)
+        across, down = width / scaled[0], height / scaled[1]
+        return Box(left * across, top * down, (left + config.size) * across, (top + config.size) * down)
+    if config.fit == "pad":
+        side, left, top = pad_place(size)
+        return Box(-left, -top, side - left, side - top)
+    return Box(0, 0, width, height)
+
+
+def seen_box(size: tuple[int, int], config: PictureConfig) -> Box:
+    """The part of an upright picture of `size` that the model sees."""
+    left, top, right, bottom = input_box(size, config)
+    return Box(max(0, left), max(0, top), min(size[0], right), min(size[1], bottom))
+
+
+def over_picture(
+    places: NDArray[np.float32], size: tuple[int, int], config: PictureConfig
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A map over the model's places, `[rows, columns]`, laid over an upright picture of `size`: values and what the model
+    saw, both `[height, width]`. What lies on padding is left out; values outside of what was seen mean nothing.
+
+    `size` may be that of the picture scaled down.
+    """
+    from PIL import Image
+
+    box, seen = input_box(size, config), seen_box(size, config)
+    left, top, right, bottom = (round(edge) for edge in seen)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    rows, columns = places.shape
+    across, down = columns / (box.right - box.left), rows / (box.bottom - box.top)
+    part = (
+        *((seen.left - box.left) * across, (seen.top - box.top) * down),
+        *(min(columns, (seen.right - box.left) * across), min(rows, (seen.bottom - box.top) * down)),
+    )
+    smooth = Image.fromarray(places).resize((right - left, bottom - top), Image.Resampling.BILINEAR, part)
+    values = np.zeros((size[1], size[0]), np.float32)
+    was_seen = np.zeros(values.shape, np.bool_)
+    values[top:bottom, left:right] = np.asarray(smooth)
+    was_seen[top:bottom, left:right] = True
+    return values, was_seen
