@@ -30,7 +30,7 @@ def crop_place(size: tuple[int, int], config: PictureConfig) -> tuple[tuple[int,
 
 
 def pad_place(size: tuple[int, int]) -> tuple[int, int, int]:
-    """Side of the square that a picture of `size` is padded to, and its left and top edge therein (LLaVA's expand2square)."""
+    """Side of the square that a picture of `size` is padded to, and its left and top edge in it (LLaVA's expand2square)."""
     side = max(size)
     return side, (side - size[0]) // 2, (side - size[1]) // 2
 
