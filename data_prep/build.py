@@ -13,7 +13,7 @@ from data_prep.collection import Captioning, Collection, Part, Retrieval
 from data_prep.convert import convert
 from data_prep.pictures import Encoding
 from data_prep.readers import Inputs, Row, reader
-from data_prep.report import Report, table
+from data_prep.report import Report, crop_remarks, table
 from data_prep.retrieve import captions_of, find_pairs
 from data_prep.share import Share
 from onediff.errors import UserError
@@ -25,6 +25,8 @@ class Built:
 
     samples: dict[str, int]
     remark: str = ""
+    notes: tuple[str, ...] = ()
+    """Lines that are worth knowing about its pictures."""
 
 
 def build(
@@ -49,7 +51,8 @@ def build(
         say(f"{name} …")
         try:
             reports = build_part(name, part, collection.out / name, processes, share)
-            built[name] = Built({report.manifest.split: report.manifest.samples for report in reports})
+            samples = {report.manifest.split: report.manifest.samples for report in reports}
+            built[name] = Built(samples, notes=tuple(crop_remarks(reports)))
         except UserError as error:
             built[name] = Built({}, str(error))
     return built
@@ -57,7 +60,9 @@ def build(
 
 def build_part(name: str, part: Part, out: Path, processes: int | None, share: Share | None = None) -> list[Report]:
     """Captions where asked for, then shards. Raises UserError."""
-    images = part.images or part.annotations
+    images = part.images
+    if images is None and part.annotations is not None:  # beside the table, as in 'onediff data convert'
+        images = part.annotations if part.annotations.is_dir() else part.annotations.parent
     chosen, inputs = reader(part.reader), Inputs(part.annotations, images, hosts=part.fetch)
     if part.retrieve is not None:
         assert images is not None
@@ -122,6 +127,7 @@ def show_collection(collection: Collection, built: dict[str, Built]) -> str:
             [name, f"{part.weight:g}", part.published or "", sum(there.values()) or "", splits or built[name].remark]
         )
     text = table(rows, ("part", "weight", "published", "here", "splits"))
+    text += "".join(f"\nnoted: {note}" for part in built.values() for note in part.notes)
     done = [name for name in collection.parts if name in built and built[name].samples]
     if done:
         sets = "\n".join(f"    {name}: {collection.out / name}" for name in done)

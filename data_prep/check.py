@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_prep.pictures import FORMATS, MAX_PIXELS
 from data_prep.shards import over_shards
+from onediff.data.aspect import crop_remark
 from onediff.data.index import build_index, index_path, load_index, read_sample
 from onediff.data.manifest import Manifest, Shard, file_sha256
 from onediff.data.sample import BadSample, Sample, parse_sample
@@ -59,6 +60,8 @@ class ShardCheck:
     samples: int = 0
     findings: list[Finding] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """How many pictures are of a width and height."""
 
     def add(self, kind: str, reason: str, key: str = "", place: int = -1, is_fault: bool = True) -> None:
         self.findings.append(Finding(kind, str(self.path), key, reason, place, is_fault))
@@ -100,6 +103,7 @@ def check_data_sets(manifests: Sequence[Manifest], processes: int | None = None,
         checks[manifest.split].append(check)
     for split in checks.values():
         find_repeats(split)
+        find_crop_loss(split)
     find_leakage(checks)
     return Outcome(checks)
 
@@ -136,21 +140,29 @@ def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) 
                 if sample.split != split:
                     raise BadSample("wrong_split", f"the record says split {sample.split!r}, the manifest {split!r}")
                 for role, data in sample.pictures.items():
-                    check_picture(role, data, pixels)
+                    check.sizes[check_picture(role, data, pixels)] += 1
                 check.marks.append(mark_of(sample, place))
             except BadSample as bad:
                 check.add(bad.kind, bad.reason, span.key, place)
     return check
 
 
-def check_picture(role: str, data: bytes, pixels: bool) -> None:
-    """Raises `BadSample` unless the picture can be decoded (its header only, unless `pixels`)."""
+def find_crop_loss(split: Sequence[ShardCheck]) -> None:
+    """Remarks, once, on a split of whose pictures a crop would lose much."""
+    if remark := crop_remark(sum((check.sizes for check in split), Counter())):
+        folder = str(split[0].path.parent)
+        split[0].findings.insert(0, Finding("lost_to_crop", folder, "", remark, is_fault=False))
+
+
+def check_picture(role: str, data: bytes, pixels: bool) -> tuple[int, int]:
+    """Its width and height. Raises `BadSample` unless the picture can be decoded (its header only, unless `pixels`)."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadSample("too_large", f"picture {role!r} has {image.width} × {image.height} pixels")
             if pixels:
                 image.load()
+            return image.size
     except BadSample:
         raise
     except Exception as error:

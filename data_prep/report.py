@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.splits import KNOWN
+from onediff.data.aspect import crop_remark, first_sizes
 from onediff.data.manifest import Manifest
 
 # Each chunk keeps this many lines about single samples; the counts are complete.
@@ -118,11 +119,18 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
     repeated = sum(r.repeated_pictures for r in reports)
     if repeated:
         text.append(f"noted: {repeated:,} pictures have the content of an earlier one in the same split")
+    text += [f"noted: {line}" for line in crop_remarks(reports)]
     lines = [line for r in reports for line in r.tally.details]
     text += [f"  {line}" for line in lines[:details]]
     if len(lines) > details:
         text.append("  … (--json FILE keeps more of them)")
     return "\n".join(text)
+
+
+def crop_remarks(reports: Sequence[Report]) -> list[str]:
+    """A line for each split of whose pictures a crop would lose much, by the headers in its first shard."""
+    found = {report.manifest.folder: crop_remark(first_sizes(report.manifest)) for report in reports}
+    return [f"{folder}: {remark}" for folder, remark in found.items() if remark]
 
 
 def save_reports(reports: Sequence[Report], path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from data_prep.pictures import FORMATS
 from data_prep.report import table
 from data_prep.shards import over_shards
+from onediff.data.aspect import crop_remark, lost_to_crop
 from onediff.data.index import read_index, read_sample
 from onediff.data.manifest import Manifest
 from onediff.data.sample import BadSample, parse_sample, picture_suffix
@@ -60,6 +61,7 @@ class Stats:
             "longer_side": spread(sides),
             "different_words": len(self.vocabulary),
             "words": dict(self.vocabulary.most_common(20)),
+            "lost_to_crop": round(lost_to_crop(self.sizes), 4),
             "sizes": {f"{w}x{h}": number for (w, h), number in self.sizes.most_common(10)},
             **{name: dict(counts.most_common()) for name, counts in self.counted.items()},
             **({"lengths": self.lengths.fields()} if self.lengths else {}),
@@ -149,6 +151,8 @@ def show_stats(found: dict[str, Stats]) -> str:
                 text.append(
                     f"  {name}: " + ", ".join(f"{key} {number:,}" for key, number in list(f[name].items())[:12])
                 )
+        if remark := crop_remark(found[split].sizes):
+            text.append(f"  {remark}")
         if lengths := found[split].lengths:
             text += [f"  {line}" for line in lengths.lines()]
     return "\n".join(text)

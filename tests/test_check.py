@@ -20,7 +20,7 @@ from onediff.data.sample import Sample, encode_sample
 
 
 def sample(i: int, split: str = "train", base: int = 0) -> Sample:
-    pictures = {"before": encoded(base + 2 * i, "JPEG"), "after": encoded(base + 2 * i + 1)}
+    pictures = {"before": encoded(base + 2 * i, "JPEG", height=38), "after": encoded(base + 2 * i + 1, height=38)}
     meta = {"change_type": ("add", "move")[i % 2]}
     return Sample(f"{split} {i}", "s", "pair", split, (f"number {i} moved", "yes"), meta=meta, pictures=pictures)
 
@@ -221,7 +221,7 @@ def test_stats_count_what_was_written(folder: Path, tmp_path: Path, capsys: pyte
     assert train["captions"] == 14
     assert train["change_type"] == {"add": 4, "move": 3}
     assert train["format"] == {"jpg": 7, "png": 7}
-    assert train["sizes"] == {"40x30": 14}
+    assert train["sizes"] == {"40x38": 14}
     assert train["kind"] == {"pair": 7}
     assert train["bad"] == {"no_caption": 1}
 

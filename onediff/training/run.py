@@ -46,6 +46,7 @@ from onediff.training.loop import PhaseLoop
 from onediff.training.meter import Meter
 from onediff.training.pace import Pace
 from onediff.training.parts import trainable
+from onediff.training.pictures import require_same_fit, warn_of_crop
 from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
@@ -123,11 +124,13 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
     """Makes the run folder, writes the configuration, and learns the tokenizer where one is to be learned."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.config.is_file() and (before := load_run(folder.config)) != config:
+        require_same_fit(folder, before, config)
         # What the finished phases were trained with must stay known.
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
         folder.config.rename(folder.path / f"config.before-{number}.yaml")
         changed = differences(*(flat(one.model_dump(mode="json")) for one in (before, config)))
         log.warning("settings change: %s; those so far are kept as config.before-%d.yaml", told(changed), number)
+    warn_of_crop(config)
     write_run(config, folder.config)
     wanted = config.model.language.tokenizer
     if wanted is not None and not isinstance(wanted, str) and not folder.tokenizer.is_dir():
