@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onediff.errors import UserError
-from onediff.training.folder import require_model
+from onediff.training.address import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", type=Path, nargs="+", metavar="PATH", help="two pictures, two folders, a table, a video"
     )
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="a run, or a folder made by `onediff export`"
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a run, RUN@best or RUN@STEP of it, or an export",
     )
     parser.add_argument("--instruction", metavar="TEXT", help="ask something else than what the model was trained on")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest caption (default: 64)")
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if min(args.beams, args.batch_size, args.max_new_tokens) < 1:
         raise UserError("--beams, --batch-size and --max-new-tokens are 1 or more")
     pairs = pairs_of(args.paths, args.every, args.against)
-    require_model(args.model)
+    Address.of(args.model).require()
     one_file = args.attention is not None and args.attention.suffix.lower() == ".png"
     if one_file and (len(args.paths) == 1 or args.paths[0].is_dir()):
         raise UserError(f"--attention {args.attention}: name a folder, there may be several pairs")

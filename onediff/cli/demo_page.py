@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onediff.training.folder import require_model
+from onediff.training.address import Address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a run, or a folder made by `onediff export`")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument(
         "--port", type=int, default=7860, metavar="N", help="port (default: 7860; 0 takes any free one)"
     )
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_megabytes < 1:
         raise UserError("--max-megabytes is 1 or more")
-    require_model(args.model)
+    Address.of(args.model).require()
     quiet_libraries()
     import onediff
     from onediff.serving.server import PageServer

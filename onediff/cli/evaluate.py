@@ -2,6 +2,7 @@
 
   onediff evaluate runs/demo
   onediff evaluate runs/demo --data data/mine split=val --json scores.json
+  onediff evaluate runs/demo@best
   onediff evaluate runs/demo --floors --processes 2
 
 Captions and references stay in RUN/evaluation/<data>-<split>-<phase>-<step>/, where `onediff score` reads them too.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError
-from onediff.training.folder import require_model
+from onediff.training.address import Address
 
 if TYPE_CHECKING:
     from onediff.evaluation.config import EvaluationConfig
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run, or a folder made by `onediff export`")
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the run's `evaluation` section")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the first of the run with pairs)")
     parser.add_argument("--floors", action="store_true", help="score blind systems on the same pairs as well")
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
     if args.processes is not None and is_rank:
         raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
-    require_model(args.model)
+    folder = Address.of(args.model).folder
+    Address.of(args.model).require()
     if not is_rank:
         _, config = asked(args)  # torch takes seconds to import; what is wrong is told before
         print(f"{args.model}: evaluates the split {config.split}; loading …", file=sys.stderr, flush=True)
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         if done is None:  # not rank 0
             return 0
         plan, results = done
-        record(args.model, plan)
+        record(folder, plan)
         print(results["table"])
         for note in results["notes"]:
             print(f"note: {note}")
@@ -82,8 +84,9 @@ def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
 
     values: dict[str, Any] = {}
     folders: list[Path] = [args.data] if args.data else []
-    if (args.model / "config.yaml").is_file():
-        run_config = load_run(args.model)
+    folder = Address.of(args.model).folder
+    if (folder / "config.yaml").is_file():
+        run_config = load_run(folder)
         values = run_config.evaluation.model_dump(mode="json")
         *_, last = run_config.phases.values()
         folders = folders or [Path(run_config.data.sets[name].path) for name in last.mix]
@@ -111,7 +114,7 @@ def planned(args: argparse.Namespace) -> Evaluation:
     saved = saved_model_of(args.model)
     trained = description(saved).trained
     label = f"{data.name}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
-    return Evaluation(saved, data, config, args.out or args.model / "evaluation" / label)
+    return Evaluation(saved, data, config, args.out or Address.of(args.model).folder / "evaluation" / label)
 
 
 def first_with_pairs(folders: list[Path], split: str) -> Path:

@@ -1,6 +1,7 @@
 """Write a trained model as a folder of safetensors and configuration, loadable without the run.
 
   onediff export runs/demo my-model
+  onediff export runs/demo@best my-model
   onediff export runs/demo my-model --register onediff --alias reviewed
 
 `vision/` and `language/` in it are Hugging Face models of their own.
@@ -12,11 +13,12 @@ import argparse
 from pathlib import Path
 
 from onediff.errors import UserError
+from onediff.training.address import Address
 from onediff.training.folder import require_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or RUN@best, RUN@STEP, RUN@PHASE:STEP")
     parser.add_argument("target", type=Path, metavar="DIR", help="folder to write; an earlier export there is replaced")
     parser.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
     parser.add_argument("--alias", action="append", default=[], help="alias of that version; may be repeated")
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--alias: belongs to a registered model; name it with --register")
     if "latest" in args.alias:
         raise UserError("--alias latest: MLflow keeps this name for the newest version of every model; choose another")
-    require_run(args.run)
+    folder = require_run(Address.of(args.run).folder).path
     quiet_libraries()
     from onediff.training.export import export_run
 
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         from onediff.config.compose import load_run
         from onediff.tracking.tracker import Tracker
 
-        tracker = Tracker.attach(args.run, load_run(args.run).tracking)
+        tracker = Tracker.attach(folder, load_run(folder).tracking)
         tracker.model(args.target, args.register, args.alias)
         tracker.finish(None)
     print(f"{args.target}: {trained['run']}, phase {trained['phase']}, step {trained['step']}")

@@ -23,6 +23,7 @@ from onediff.config.section import nearest
 from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 from onediff.tracking.overview import is_run
+from onediff.training.address import Address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +82,9 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
 
     if (folder / "config.yaml").exists() and not resume:
         raise UserError(f"{folder}: this run has been started; go on with --resume, or name another folder with --run")
+    if config.init is not None and not any(folder.glob("checkpoints/*/step-*")):
+        for address in sorted(set(config.init.addresses.values())):
+            Address.of(address).require()
     for name in phases:
         phase = config.phases[name]
         rows = phase.micro_batch * processes // config.parallel.tensor

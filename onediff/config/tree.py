@@ -10,7 +10,7 @@ from onediff.evaluation.config import EvaluationConfig
 from onediff.model.config import ModelConfig
 from onediff.parallel.config import ParallelConfig
 from onediff.tracking.config import TrackingConfig
-from onediff.training.config import Checkpointing, OptimizerConfig, PhaseConfig, TrainingConfig
+from onediff.training.config import Checkpointing, InitConfig, OptimizerConfig, PhaseConfig, TrainingConfig
 
 
 class RunConfig(Section):
@@ -20,6 +20,9 @@ class RunConfig(Section):
     """Name of the run and of its folder below `runs/`: letters, digits, `.`, `_`, `-`."""
     model: ModelConfig
     """What is trained."""
+    init: InitConfig | None = None
+    """Parts that start from another run or an export, not from where `model` says: in the first phase, or in the first that
+    is trained in this run, where `--phases` leaves out those before it."""
     data: DataConfig
     """What it is trained on."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -71,8 +71,8 @@ class OneDiffModel(nn.Module):
         """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function; `fp8` names parts
         whose transformer layers multiply in fp8 while they train."""
         super().__init__()
-        self.vision = VisionTower(config.vision, attention, placement)
-        self.language = build_language(config.language, attention, placement, lora)
+        self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
+        self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
         with_loss(self.language.get_output_embeddings())
         self.loss_chunk: int | None = None
         """targets whose logits exist at a time; None is all of them"""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,9 +29,15 @@ class Placement:
     """DeepSpeed's configuration under ZeRO-3, else None"""
     filled_later: bool = False
     """weights will come from a checkpoint: only take the memory for this rank's part"""
+    later: Collection[str] = ()
+    """parts of the model, `vision` or `language`, of which that holds though not of all"""
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     """of the parameters; under ZeRO-3 with bf16, DeepSpeed expects bf16 and keeps an fp32 master beside them"""
+
+    def of(self, part: str) -> Placement:
+        """The same for one part of the model."""
+        return replace(self, filled_later=True) if part in self.later else self
 
     def build(
         self,

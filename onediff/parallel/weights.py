@@ -29,11 +29,16 @@ def local_part(parameter: Any) -> tuple[Piece, torch.Tensor]:
     return Piece(block, offset, length), parameter.ds_tensor.detach().narrow(0, 0, length)
 
 
-def put_weights(module: nn.Module, fill: Callable[[str, Piece, torch.Tensor], None]) -> None:
-    """Calls `fill(name, piece, target)` for the part of each parameter that this rank stores."""
+def put_weights(
+    module: nn.Module,
+    fill: Callable[[str, Piece, torch.Tensor], None],
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Calls `fill(name, piece, target)` for the part that this rank stores of each parameter whose name is `wanted`."""
     for name, parameter in module.named_parameters():
-        piece, target = local_part(parameter)
-        fill(name, piece, target)
+        if wanted(name):
+            piece, target = local_part(parameter)
+            fill(name, piece, target)
 
 
 class PretrainedFiles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,37 @@ Checkpointing = Literal["none", "selective", "full"]
 def mode_of(value: object) -> object:
     """`true` as `full` and `false` as `none`; anything else as it is."""
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
+class InitConfig(Section):
+    """Parts that start from a model trained before, by the address of each: the folder of an export, or `RUN`, `RUN@STEP`,
+    `RUN@best`, `RUN@PHASE`, `RUN@PHASE:STEP`, `RUN@PHASE:best` of a run. An address alone is that of all four parts."""
+
+    vision: str | None = None
+    """The tower."""
+    delta: str | None = None
+    """The Visual Delta Module."""
+    projector: str | None = None
+    """The projector."""
+    language: str | None = None
+    """The language model, and with it a learned tokenizer. Adapters of the source go on in a phase with the same `lora`, and
+    are merged for any other."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_all(cls, values: Any) -> Any:
+        return dict.fromkeys(get_args(Part), values) if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _names_a_part(self) -> InitConfig:
+        if not self.addresses:
+            raise ValueError("names no part; write an address for the whole model, or leave `init` out")
+        return self
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The address of each part that has one."""
+        return {part: address for part in get_args(Part) if (address := getattr(self, part)) is not None}
 
 
 class OptimizerConfig(Section):

@@ -16,9 +16,11 @@ from onediff.data.rows import RowMaker
 from onediff.data.sample import BadSample, parse_sample
 from onediff.data.stream import Source, Stream
 from onediff.model.build import build_row_maker
+from onediff.model.config import NewTokenizer
 from onediff.model.tokenizer import learn_tokenizer
 from onediff.training.config import PhaseConfig
 from onediff.training.folder import RunFolder
+from onediff.training.init import take_tokenizer
 
 
 def phase_sources(config: RunConfig, phase: PhaseConfig) -> list[Source]:
@@ -60,8 +62,8 @@ def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
 
 
 def row_maker_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[RowMaker, Any]:
-    """What writes rows for a run that may not have started yet, and its tokenizer: one that is to be learned is learned
-    as training will do it, and forgotten.
+    """What writes rows for a run that may not have started yet, and its tokenizer: one that is to be learned, or taken
+    over, is made as training will do it, and forgotten.
 
     The run is in the folder `run`, or in the one that its configuration was `named` by, or in `runs/<name>`. Raises
     UserError.
@@ -69,10 +71,18 @@ def row_maker_before_training(config: RunConfig, named: str, run: Path | None = 
     run = run or (Path(named) if Path(named).is_dir() else Path("runs") / config.name)
     folder, wanted = RunFolder(run).tokenizer, config.model.language.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
-        if wanted is not None and not isinstance(wanted, str) and not folder.is_dir():
+        if isinstance(wanted, NewTokenizer) and not folder.is_dir():
             folder = Path(scratch) / "tokenizer"
-            learn_tokenizer(training_texts(config), wanted.vocabulary, folder)
+            make_tokenizer(config, wanted, folder)
         return build_row_maker(config.model, config.data, folder)
+
+
+def make_tokenizer(config: RunConfig, wanted: NewTokenizer, target: Path) -> None:
+    """Writes the run's own tokenizer: that of the language model that it starts from, or a new one. Raises UserError."""
+    if config.init is not None and config.init.language is not None:
+        take_tokenizer(config.init, target)
+    else:
+        learn_tokenizer(training_texts(config), wanted.vocabulary, target)
 
 
 def phase_lengths(config: RunConfig, phase: PhaseConfig, stream: Stream, lanes: int, samples: int) -> Lengths:

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shlex
+import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -22,10 +23,9 @@ from onediff.data.loader import Loader, Share
 from onediff.errors import UserError
 from onediff.model import attention
 from onediff.model.build import architecture_only, build_row_maker
-from onediff.model.config import ModelConfig
+from onediff.model.config import ModelConfig, NewTokenizer
 from onediff.model.fp8 import check_fp8
 from onediff.model.onediff import OneDiffModel
-from onediff.model.tokenizer import learn_tokenizer
 from onediff.model.vision import architecture
 from onediff.parallel.agreement import gathered, together
 from onediff.parallel.nvme import swap_folder
@@ -38,10 +38,11 @@ from onediff.tracking.place import how_to_look, tracking_uri
 from onediff.tracking.scrub import scrubbed
 from onediff.training.checkpoint import latest_checkpoint, load_weights
 from onediff.training.checkpoint.folder import step_of
-from onediff.training.data import manifest_files, phase_steps, phase_stream, training_texts
+from onediff.training.data import make_tokenizer, manifest_files, phase_steps, phase_stream
 from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
 from onediff.training.evaluations import Evaluations
 from onediff.training.folder import RunFolder
+from onediff.training.init import Start
 from onediff.training.loop import PhaseLoop
 from onediff.training.meter import Meter
 from onediff.training.pace import Pace
@@ -121,7 +122,7 @@ def conclude(folder: RunFolder, tracker: Any, state: str, reason: str | None) ->
 
 
 def prepare(folder: RunFolder, config: RunConfig) -> None:
-    """Makes the run folder, writes the configuration, and learns the tokenizer where one is to be learned."""
+    """Makes the run folder, writes the configuration, and the tokenizer where the run has its own."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.config.is_file() and (before := load_run(folder.config)) != config:
         require_same_fit(folder, before, config)
@@ -133,9 +134,10 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
     warn_of_crop(config)
     write_run(config, folder.config)
     wanted = config.model.language.tokenizer
-    if wanted is not None and not isinstance(wanted, str) and not folder.tokenizer.is_dir():
+    if isinstance(wanted, NewTokenizer) and not folder.tokenizer.is_dir():
         aside = folder.path / ".tmp-tokenizer"
-        learn_tokenizer(training_texts(config), wanted.vocabulary, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        make_tokenizer(config, wanted, aside)
         aside.rename(folder.tokenizer)
 
 
@@ -163,7 +165,7 @@ def run_phase(
         steps = phase_steps(phase, stream)
         samples = Samples(config, maker, tokenizer)
         evaluations = Evaluations(config, name, maker, tokenizer, topology, folder.path)
-    model = starting_model(config, name, folder, topology)
+    model, started_from = starting_model(config, name, folder, topology, resumes=checkpoint is not None)
     engine = Engine(model, config, phase, topology, swap)
     if rank == 0:
         counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
@@ -199,8 +201,6 @@ def run_phase(
         loop.resume(checkpoint, config.data.other_order)
         log.info("phase %s goes on from step %d", name, loop.step)
     if rank == 0:
-        before = previous(config, name)
-        started_from = {} if before is None else {"started_from": latest_checkpoint(folder.checkpoints(before))}
         kernels = {
             "kernels.norms": model.norms,
             "kernels.optimizer": engine.optimizer_kernel,
@@ -219,8 +219,14 @@ def run_phase(
     dist.barrier()  # the next phase looks for the marker on every rank
 
 
-def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: Topology) -> OneDiffModel:
-    """The model before the first step of phase `name`: fresh for the first phase, else as the phase before left it."""
+def starting_model(
+    config: RunConfig, name: str, folder: RunFolder, topology: Topology, resumes: bool = False
+) -> tuple[OneDiffModel, dict[str, object]]:
+    """The model before the first step of phase `name`, and tags that say where it is from.
+
+    The run's first phase starts as `model` and `init` say, any other as the phase before left it. A phase that `resumes`
+    gets its weights from its own checkpoint: what `init` names may be gone by then.
+    """
     if topology.tp_size > 1:
         # Megatron-core takes seconds to import.
         from onediff.parallel.sequence import check_sequence
@@ -233,8 +239,16 @@ def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: To
                 check_sequence(language)
     before = previous(config, name)
     torch.manual_seed(config.training.seed)
+    if config.init is not None and begins_with(config, name, folder):
+        if resumes:
+            return built(config, architecture_only(config.model), name, topology, filled_later=True), {}
+        with together():
+            start = Start(config, folder.tokenizer)
+        model = built(config, start.model, name, topology, filled_later=False, later=start.later)
+        start.fill(model, config.phases[name].lora)
+        return model, {**start.tags()}
     if before is None:
-        return built(config, config.model, name, topology, filled_later=False)
+        return built(config, config.model, name, topology, filled_later=False), {}
     checkpoint, finished = latest_checkpoint(folder.checkpoints(before)), folder.finished(before)
     if checkpoint is None or finished is None:
         raise UserError(f"phase {name} starts from phase {before}, which has not finished in {folder.path}")
@@ -245,16 +259,35 @@ def starting_model(config: RunConfig, name: str, folder: RunFolder, topology: To
         )
     model = built(config, architecture_only(config.model), name, topology, filled_later=True)
     load_weights(model, checkpoint, lora=config.phases[name].lora)
-    return model
+    return model, {"started_from": checkpoint}
 
 
-def built(config: RunConfig, parts: ModelConfig, name: str, topology: Topology, *, filled_later: bool) -> OneDiffModel:
-    """The model `parts` in its place on this rank, cut as `config.parallel` says."""
+def begins_with(config: RunConfig, name: str, folder: RunFolder) -> bool:
+    """Whether the run begins with phase `name`: there is none before it, or `--phases` left them out."""
+    order = list(config.phases)
+    earlier = order[: order.index(name)]
+    return not any(folder.finished(phase) or latest_checkpoint(folder.checkpoints(phase)) for phase in earlier)
+
+
+def built(
+    config: RunConfig,
+    parts: ModelConfig,
+    name: str,
+    topology: Topology,
+    *,
+    filled_later: bool,
+    later: frozenset[str] = frozenset(),
+) -> OneDiffModel:
+    """The model `parts` in its place on this rank, cut as `config.parallel` says.
+
+    Where its weights are `filled_later`, all of them or those of the parts in `later`, they only get their memory.
+    """
     stage_three = config.parallel.zero_stage == 3
     placement = Placement(
         topology,
         zero_config=deepspeed_config(config, config.phases[name], topology.dp_size) if stage_three else None,
         filled_later=filled_later,
+        later=later,
         device=f"cuda:{topology.ranks.local_rank}" if torch.cuda.is_available() else "cpu",
         dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
     )

@@ -1,12 +1,13 @@
 """Checkpoints free of the number of ranks that wrote them: saved at any topology and ZeRO stage, resumed at any other."""
 
-from onediff.training.checkpoint.folder import checkpoints, latest_checkpoint
+from onediff.training.checkpoint.folder import best_checkpoint, checkpoints, latest_checkpoint
 from onediff.training.checkpoint.load import load_checkpoint, load_weights, read_weights
 from onediff.training.checkpoint.manifest import read_manifest, verify_checkpoint
 from onediff.training.checkpoint.save import CheckpointWriter, save_checkpoint
 
 __all__ = [
     "CheckpointWriter",
+    "best_checkpoint",
     "checkpoints",
     "latest_checkpoint",
     "load_checkpoint",

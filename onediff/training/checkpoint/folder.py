@@ -11,6 +11,7 @@ from onediff.errors import UserError
 from onediff.training.checkpoint.manifest import FILE
 
 LATEST = "latest"
+BEST = "best"
 # With the prefix: one that was being replaced, and is the good one until its successor has the name.
 _NAME = re.compile(r"(?:\.tmp-old-)?step-(\d{8,})")
 
@@ -62,6 +63,24 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that `best` names, or None."""
+    pointer = Path(folder) / BEST
+    path = folder / pointer.read_text().strip() if pointer.is_file() else None
+    return path if path is not None and (path / FILE).is_file() else None
+
+
+def point(folder: Path, name: str, step: int | None) -> None:
+    """Makes the pointer `name` name the checkpoint of `step`, or nothing."""
+    if step is None:
+        (folder / name).unlink(missing_ok=True)
+        return
+    pointer = folder / f".tmp-{name}"
+    pointer.write_text(name_of(step) + "\n")
+    os.replace(pointer, folder / name)
+    flush(folder)
+
+
 def commit(folder: Path, step: int) -> Path:
     """Gives the checkpoint written aside its name, then moves `latest` to it."""
     final, old = folder / name_of(step), folder / f".tmp-old-{name_of(step)}"
@@ -72,10 +91,7 @@ def commit(folder: Path, step: int) -> Path:
         os.rename(final, old)
     os.rename(aside(folder, step), final)
     flush(folder)
-    pointer = folder / f".tmp-{LATEST}"
-    pointer.write_text(final.name + "\n")
-    os.replace(pointer, folder / LATEST)
-    flush(folder)
+    point(folder, LATEST, step)
     shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -83,11 +99,11 @@ def commit(folder: Path, step: int) -> Path:
 def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
     """Removes all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; says which.
 
-    The one that `latest` names always stays. `keep_last=None` keeps everything.
+    Those that `latest` and `best` name always stay. `keep_last=None` keeps everything.
     """
     if keep_last is None:
         return []
-    kept = set(checkpoints(folder)[-max(keep_last, 1) :]) | {latest_checkpoint(folder)}
+    kept = set(checkpoints(folder)[-max(keep_last, 1) :]) | {latest_checkpoint(folder), best_checkpoint(folder)}
     gone = [path for path in checkpoints(folder) if path not in kept]
     gone = [path for path in gone if not (keep_every and step_of(path) % keep_every == 0)]
     for path in gone:

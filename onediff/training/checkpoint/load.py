@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from onediff.training.checkpoint.manifest import WEIGHT, Manifest, check_file, r
 from onediff.training.checkpoint.randomness import restore_random_states
 from onediff.training.checkpoint.reader import Reader
 from onediff.training.checkpoint.swapped import Swapped
-from onediff.training.checkpoint.weights import Weights
+from onediff.training.checkpoint.weights import Weights, part_of
 
 SETTINGS = ("betas", "eps", "weight_decay", "peak_lr", "part", "name")
 """What the configuration says of an optimizer's group: changed, it holds from the next step."""
@@ -82,9 +82,17 @@ def _fill(engine: Any, parts: list[Held], reader: Reader, stepped: bool) -> None
         set_steps(engine, owner, count)
 
 
-def load_weights(module: Any, path: Path, *, lora: LoraConfig | None = None, verify: bool = True) -> None:
+def load_weights(
+    module: Any,
+    path: Path,
+    *,
+    lora: LoraConfig | None = None,
+    parts: Collection[str] | None = None,
+    verify: bool = True,
+) -> None:
     """Puts the weights alone into a plain model or an engine. Collective where there are several ranks.
 
+    Of a plain model `parts` alone, where they are given, such as `delta`; the checkpoint may then differ in the others.
     `lora` says which adapters the model has: those of the checkpoint go on, others begin anew beside merged weights, and
     with none the checkpoint's are merged. Raises UserError on every rank alike for a checkpoint that is damaged, or of
     another model.
@@ -92,13 +100,14 @@ def load_weights(module: Any, path: Path, *, lora: LoraConfig | None = None, ver
     path = Path(path)
     manifest = _checked(path, verify)
     if hasattr(module, "zero_optimization_stage"):
-        parts = list(held(module))
+        assert parts is None, "an engine is filled whole"
+        ranges = list(held(module))
         with together():
             reader = Reader(path, manifest)
             weights = Weights(reader, lora)
             weights.must_fit(dict(module.module.named_parameters()))
             with Swapped(module, changes=True) as swapped:
-                for part in sorted(parts, key=by_sub_group):
+                for part in sorted(ranges, key=by_sub_group):
                     swapped.bring(part.swapped)
                     weights.fill(part.name, part.piece, part.weight)
                     publish(module, part)
@@ -110,9 +119,9 @@ def load_weights(module: Any, path: Path, *, lora: LoraConfig | None = None, ver
     with together():
         reader = Reader(path, manifest)
         weights = Weights(reader, lora)
-        weights.must_fit(dict(module.named_parameters()))
-        put_weights(module, weights.fill)
-        _restore_buffers(module, reader)
+        weights.must_fit(dict(module.named_parameters()), parts)
+        put_weights(module, weights.fill, lambda name: parts is None or part_of(name) in parts)
+        _restore_buffers(module, reader, parts)
 
 
 def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
@@ -167,8 +176,8 @@ def _restore_rest(engine: Any, reader: Reader) -> None:
         restore_random_states({key: file.get_tensor(key) for key in file.keys() if key.startswith("rng/")})  # noqa: SIM118
 
 
-def _restore_buffers(module: torch.nn.Module, reader: Reader) -> None:
-    buffers = dict(module.named_buffers())
+def _restore_buffers(module: torch.nn.Module, reader: Reader, parts: Collection[str] | None = None) -> None:
+    buffers = {name: b for name, b in module.named_buffers() if parts is None or part_of(name) in parts}
     for name in reader.manifest.buffers:
         if name in buffers:
             buffers[name].copy_(reader.file(next(iter(reader.manifest.files))).get_tensor(f"buffer/{name}"))

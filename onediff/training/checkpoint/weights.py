@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import prod
 from pathlib import Path
 
@@ -28,6 +28,11 @@ def must_keep_adapters(path: Path, lora: LoraConfig | None, where: str) -> None:
         raise UserError(f"{where}.lora: differs from that of {path}; a phase keeps its adapters to its end")
 
 
+def part_of(name: str) -> str:
+    """The part of the model that a parameter or buffer belongs to."""
+    return name.partition(".")[0]
+
+
 class Weights:
     """The weights of a checkpoint under the names of a model; adapters that this model has not are merged.
 
@@ -48,10 +53,10 @@ class Weights:
         parameters = self.reader.manifest.parameters
         return {name: tuple(parameters[stored].shape) for name, stored in self._stored_name.items()}
 
-    def must_fit(self, names: Iterable[str]) -> None:
-        """Raises UserError when the model that has the parameters `names` is another one."""
+    def must_fit(self, names: Iterable[str], parts: Collection[str] | None = None) -> None:
+        """Raises UserError when the model that has the parameters `names` is another one, or differs in `parts`."""
         wanted = {plain_name(name) for name in names if not is_adapter(name)}
-        strange = sorted(wanted ^ set(self._stored_name))
+        strange = sorted(name for name in wanted ^ set(self._stored_name) if parts is None or part_of(name) in parts)
         if strange:
             lacks = "it has" if strange[0] in wanted else "this one has"
             raise UserError(f"{self.reader.folder}: of another model: {lacks} no parameter {strange[0]!r}")

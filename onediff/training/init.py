@@ -1,0 +1,258 @@
+"""Parts of a model that start from another run or from an export: each rank reads its own ranges of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Collection, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from onediff.config.compose import load_run
+from onediff.config.difference import differences, flat, told
+from onediff.config.tree import RunConfig
+from onediff.data.config import PromptConfig
+from onediff.errors import UserError
+from onediff.model.build import architecture_only
+from onediff.model.config import LoraConfig, ModelConfig
+from onediff.model.onediff import OneDiffModel
+from onediff.model.saved import OWN_PARTS, description
+from onediff.model.tokenizer import load_tokenizer
+from onediff.parallel.agreement import together
+from onediff.parallel.block import Piece
+from onediff.parallel.materialize import InMemory
+from onediff.parallel.weights import put_weights
+from onediff.tracking.state import State
+from onediff.training.address import Address, found
+from onediff.training.checkpoint import load_weights, read_manifest
+from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.weights import Weights, part_of
+from onediff.training.config import InitConfig
+from onediff.training.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+HEADS = ("heads", "num_attention_heads", "num_key_value_heads", "head_dim", "model_type")
+"""Settings without which weights of the same shapes compute something else."""
+BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""What Hugging Face notes in a configuration, and no result depends on."""
+
+
+class OfRun:
+    """The weights of one checkpoint of a run."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.found = found(address)
+        self.place = self.found.checkpoint
+        config = load_run(RunFolder(address.folder).config)
+        self.language, self.prompt = config.model.language, config.data.prompt
+        self.model = architecture_only(config.model)
+        self.learned = RunFolder(address.folder).tokenizer
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Full shapes by parameter, adapters merged."""
+        return Weights(Reader(self.place, read_manifest(self.place))).shapes
+
+    def tokenizer(self) -> Any:
+        """What its language model reads."""
+        return load_tokenizer(self.language, self.learned)
+
+    def parts_for(self, model: ModelConfig, parts: Collection[str]) -> tuple[ModelConfig, frozenset[str]]:
+        """`model` without weights in `parts`, and those that are to be filled when it is built."""
+        bare = architecture_only(model)
+        kept = {part: getattr(bare, part) for part in parts if hasattr(bare, part)}
+        return model.model_copy(update=kept), frozenset(parts)
+
+    def fill(self, model: OneDiffModel, parts: Collection[str], lora: LoraConfig | None) -> None:
+        """Puts `parts` into a model that is built. Collective. Raises UserError on every rank alike."""
+        load_weights(model, self.place, lora=lora, parts=parts)
+
+    def lineage(self) -> dict[str, str]:
+        """Where the weights are from: the run's identity, and its phase's run in MLflow, where they are known."""
+        record = self.address.folder / "tracking" / "run.json"
+        known = {"id": json.loads(record.read_text())["id"]} if record.is_file() else {}
+        sent = State.load(self.address.folder).streams.get(f"phase-{self.found.phase}")
+        return known | ({"mlflow_run_id": sent.run_id} if sent and sent.run_id else {})
+
+
+class OfExport:
+    """The weights of a saved model."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.place = address.folder
+        saved = description(self.place)
+        self.prompt, self.trained = saved.prompt, saved.trained
+        named = saved.model.with_parts(*(str(self.place / part) for part in ("vision", "language", "tokenizer")))
+        self.language = named.language
+        self.model = architecture_only(named)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Full shapes by parameter."""
+        return full_shapes(self.model)
+
+    def tokenizer(self) -> Any:
+        """What its language model reads."""
+        return load_tokenizer(self.language, self.place / "tokenizer")
+
+    def parts_for(self, model: ModelConfig, parts: Collection[str]) -> tuple[ModelConfig, frozenset[str]]:
+        """`model` with tower and language model read from here when it is built, as far as they are among `parts`."""
+        bare = architecture_only(model)
+        kept: dict[str, Any] = {
+            part: getattr(bare, part).model_copy(update={"name": str(self.place / part), "revision": None})
+            for part in ("vision", "language")
+            if part in parts
+        }
+        kept |= {"delta": bare.delta} if "delta" in parts else {}
+        return model.model_copy(update=kept), frozenset()
+
+    def fill(self, model: OneDiffModel, parts: Collection[str], lora: LoraConfig | None) -> None:
+        """Puts delta module and projector, as far as they are among `parts`, into a model that is built. Collective."""
+        with together():
+            for part in set(parts) & set(OWN_PARTS):
+                file = self.place / f"{part}.safetensors"
+                try:
+                    with safe_open(file, "pt") as stored:
+                        put_weights(getattr(model, part), partial(_fill_from, stored))
+                except (OSError, SafetensorError) as error:
+                    raise UserError(f"init.{part}: {file}: cannot be read: {error}; export it again") from None
+
+    def lineage(self) -> dict[str, str]:
+        """Where the weights are from, as the export says."""
+        return {key: str(value) for key, value in self.trained.items()}
+
+
+def _fill_from(stored: Any, name: str, piece: Piece, target: torch.Tensor) -> None:
+    InMemory({name: stored.get_tensor(name)}).fill(name, piece, target)
+
+
+Origin = OfRun | OfExport
+
+
+def origin_of(address: Address) -> Origin:
+    """The run or the saved model that an address names. Raises UserError where neither is there."""
+    address.require()
+    return OfRun(address) if address.is_run else OfExport(address)
+
+
+class Start:
+    """Where the named parts of a run's model begin."""
+
+    def __init__(self, config: RunConfig, learned_tokenizer: Path) -> None:
+        """Raises UserError for a part that does not fit the run's model, by name."""
+        assert config.init is not None
+        opened = {text: origin_of(Address.of(text)) for text in sorted(set(config.init.addresses.values()))}
+        self.origins: dict[str, Origin] = {part: opened[text] for part, text in config.init.addresses.items()}
+        bare, own = architecture_only(config.model), full_shapes(config.model)
+        for part, origin in self.origins.items():
+            check_shapes(part, origin, own)
+            check_settings(part, origin, bare)
+        if "language" in self.origins:
+            check_words(self.origins["language"], load_tokenizer(config.model.language, learned_tokenizer))
+            check_prompt(self.origins["language"], config.data.prompt)
+        self.model, self.later = config.model, frozenset[str]()
+        for origin, parts in self._by_origin():
+            self.model, later = origin.parts_for(self.model, parts)
+            self.later |= later
+
+    def fill(self, model: OneDiffModel, lora: LoraConfig | None) -> None:
+        """Puts what the parts begin with into the model that `self.model` describes. Collective."""
+        for origin, parts in self._by_origin():
+            origin.fill(model, parts, lora)
+
+    def tags(self) -> dict[str, str]:
+        """The lineage, for MLflow: a folder for each part, and what is known of the run that it is from."""
+        tags = {"started_from": ", ".join(str(origin.place) for origin, _ in self._by_origin())}
+        for part, origin in self.origins.items():
+            tags[f"init.{part}"] = str(origin.place)
+            tags |= {f"init.{part}.{key}": value for key, value in origin.lineage().items()}
+        return tags
+
+    def _by_origin(self) -> list[tuple[Origin, list[str]]]:
+        unique = list({id(origin): origin for origin in self.origins.values()}.values())
+        return [(one, [part for part, origin in self.origins.items() if origin is one]) for one in unique]
+
+
+def full_shapes(config: ModelConfig) -> Shapes:
+    """The parameters of a model without adapters, and their shapes; takes no memory."""
+    with torch.device("meta"):
+        model = OneDiffModel(architecture_only(config), norms="plain")
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def check_shapes(part: str, origin: Origin, own: Shapes) -> None:
+    """Raises UserError for the first parameter of a part that has another shape there, or that only one side has."""
+    theirs, ours = ({name: s for name, s in shapes.items() if part_of(name) == part} for shapes in (origin.shapes, own))
+    for name in [*ours, *theirs]:
+        if ours.get(name) == theirs.get(name):
+            continue
+        if name in ours and name in theirs:
+            what = f"{name} is {theirs[name]} there and {ours[name]} in this run"
+        else:
+            what = f"{name} is missing {'there' if name in ours else 'in the model of this run'}"
+        like = f"make model.{part} what it is there" if part != "projector" else "make the parts that it joins the same"
+        raise UserError(f"init.{part}: {origin.address}: {what}; {like}, or leave {part} out of init")
+
+
+def check_settings(part: str, origin: Origin, bare: ModelConfig) -> None:
+    """Refuses weights of the same shapes that other settings would make something else of; warns of what else differs."""
+    if not hasattr(bare, part):
+        return
+    theirs, ours = (_settings(getattr(model, part).model_dump(mode="json")) for model in (origin.model, bare))
+    changed = differences(theirs, ours)
+    for key, (old, new) in changed.items():
+        if key.rpartition(".")[2] in HEADS:
+            raise UserError(
+                f"init.{part}: {origin.address}: model.{part}.{key} is {old} there and {new} in this run; make it what it "
+                f"is there, or leave {part} out of init"
+            )
+    if changed:
+        log.warning("init.%s: settings differ from those of %s: %s", part, origin.address, told(changed))
+
+
+def _settings(section: dict[str, Any]) -> dict[str, Any]:
+    """What weights depend on in the settings of a part, flat."""
+    left_out = ("name", "revision", "tokenizer", "bert", "dropout")
+    return {
+        key: value
+        for key, value in flat(section).items()
+        if key not in left_out and key.rpartition(".")[2] not in BOOKKEEPING and not key.startswith("tokenizer.")
+    }
+
+
+def check_words(origin: Origin, own: Any) -> None:
+    """Raises UserError where the run would write its words with other numbers than the language model has learned."""
+    theirs, ours = origin.tokenizer().get_vocab(), own.get_vocab()
+    other = sum(ours.get(word) != number for word, number in theirs.items())
+    if other or len(theirs) != len(ours):
+        raise UserError(
+            f"init.language: {origin.address}: reads another tokenizer ({other:,} of its {len(theirs):,} pieces have "
+            "another number here, or none); set model.language.tokenizer to its tokenizer, or leave language out of init"
+        )
+
+
+def check_prompt(origin: Origin, own: PromptConfig) -> None:
+    """Warns where the run asks in other words than the language model has learned."""
+    theirs, ours = (flat(prompt.model_dump(mode="json")) for prompt in (origin.prompt, own))
+    if changed := differences(theirs, ours):
+        log.warning("init.language: data.prompt differs from that of %s: %s", origin.address, told(changed))
+
+
+def take_tokenizer(init: InitConfig, target: Path) -> None:
+    """Writes to `target` the tokenizer that comes with the language model of `init`. Raises UserError."""
+    assert init.language is not None
+    origin = origin_of(Address.of(init.language))
+    folder = origin.learned if isinstance(origin, OfRun) else origin.place / "tokenizer"
+    if folder.is_dir():
+        shutil.copytree(folder, target)
+    else:
+        origin.tokenizer().save_pretrained(target)

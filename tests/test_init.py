@@ -1,0 +1,134 @@
+"""A run that starts from another run or an export goes on as that one would have, at any topology."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from onediff.config.tree import RunConfig
+from onediff.errors import UserError
+from onediff.model.tokenizer import learn_tokenizer
+from onediff.parallel.ranks import Ranks
+from onediff.parallel.topology import Topology
+from onediff.training.address import Address, found
+from onediff.training.folder import RunFolder
+from onediff.training.run import starting_model
+from tests.small_run import config, metrics, onediff, render, train
+
+STEPS = 4
+MORE = {"phases.warm-up.steps": 2, "phases.one.steps": 2}
+FEW = {**MORE, "training.sample_captions": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("data"), 40, 40)
+
+
+@pytest.fixture(scope="module")
+def source(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all its phases, by one process."""
+    run = tmp_path_factory.mktemp("runs") / "source"
+    done = train(run, data, STEPS, **FEW)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def export(source: Path) -> Path:
+    """Its first two phases as a saved model."""
+    folder = source.with_name("export")
+    done = onediff(["export", f"{source}@one", str(folder)])
+    assert done.returncode == 0 and "phase one, step 2" in done.stdout, done.stderr
+    return folder
+
+
+def begun(run: Path, data: Path, *words: str, **more: object) -> Path:
+    """A run of phase two alone."""
+    done = train(run, data, STEPS, "--phases", "two", *words, **FEW, **more)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def tags(run: Path) -> dict[str, str]:
+    opening = json.loads((run / "tracking" / "phase-two.jsonl").read_text().splitlines()[0])
+    return opening["open"]["tags"]
+
+
+def test_phase_two_alone_goes_on_from_another_runs_phase_one(source, data, tmp_path):
+    """Cut over two tensor ranks under ZeRO-3, though one process wrote it; resumed when the source is gone."""
+    moved = shutil.copytree(source, tmp_path / "moved")
+    cut = {"parallel.tensor": 2, "parallel.zero_stage": 3, "phases.two.checkpoint_every": 2}
+    run = begun(tmp_path / "run", data, "--processes", "2", **cut, init=f"{moved}@one")
+    expected = metrics(source, "two")
+    assert list(metrics(run, "two").values()) == pytest.approx(list(expected.values()), abs=1e-5)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (run / "tokenizer" / file).read_bytes() == (source / "tokenizer" / file).read_bytes()
+    place = moved / "checkpoints" / "phase-one" / "step-00000002"
+    identity = json.loads((source / "tracking" / "run.json").read_text())["id"]
+    assert tags(run)["started_from"] == tags(run)["init.delta"] == str(place)
+    assert tags(run)["init.language.id"] == identity
+    shutil.rmtree(moved)
+    (run / "phase-two" / "finished.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "phase-two" / "step-00000004")
+    done = onediff(["train", str(run), "--phases", "two", "--resume", "parallel.tensor=1"])
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step 2" in done.stderr
+    assert list(metrics(run, "two").values()) == pytest.approx(list(expected.values()), abs=1e-5)
+
+
+def test_each_part_may_come_from_elsewhere_a_run_or_an_export(source, export, data, tmp_path):
+    parts = {"init.vision": export, "init.delta": f"{source}@one:2", "init.projector": export, "init.language": export}
+    run = begun(tmp_path / "run", data, "--processes", "2", **parts, **{"parallel.zero_stage": 3})
+    assert list(metrics(run, "two").values()) == pytest.approx(list(metrics(source, "two").values()), abs=1e-5)
+    assert tags(run)["init.language.phase"] == "one"
+    assert tags(run)["init.vision"] == str(export)
+
+
+def start(settings: RunConfig, folder: Path):
+    """Starts the phase `two` in this process."""
+    return starting_model(settings, "two", RunFolder(folder), Topology(Ranks(), 1, None))
+
+
+def test_what_does_not_fit_is_named(source, export, data, tmp_path):
+    def refused(match: str, init: object, **more: object) -> None:
+        with pytest.raises(UserError, match=match) as fault:
+            start(config(data, STEPS, **{"parallel.zero_stage": 0}, init=init, **more), tmp_path)
+        assert "\n" not in str(fault.value)
+
+    shutil.copytree(source / "tokenizer", tmp_path / "tokenizer")
+    for origin in (f"{source}@one", export):
+        refused(
+            r"init.delta: .*delta.tokens is \(\d+, \d+\) there and \(8, \d+\) in this run; make model.delta what it is",
+            origin,
+            **{"model.delta.tokens": 8},
+        )
+        refused(r"init.delta: .*: model.delta.heads is \d+ there and 1 in this run", origin, **{"model.delta.heads": 1})
+        refused(
+            r"init.language: .*language.model.layers.1..* is missing in the model of this run; make model.language",
+            origin,
+            **{"model.language.config.num_hidden_layers": 1},
+        )
+    refused("no-run: no such folder", str(tmp_path / "no-run"))
+    refused("export@best: a saved model holds one set of weights", f"{export}@best")
+    refused(r"source@three: behind @ stands a phase, a step or `best`.*: warm-up, one, two", f"{source}@three")
+    refused(r"source@one:7: phase one has no checkpoint 7 .*; there are steps 2", f"{source}@one:7")
+    refused(r"source@best: phase two has no checkpoint best \(phases.two.best names no metric", f"{source}@best")
+    refused("unknown key 'init.vison' .did you mean 'vision'", "{vison: x}")
+    shutil.rmtree(tmp_path / "tokenizer")
+    learn_tokenizer(["other words"], 300, tmp_path / "tokenizer")
+    refused("init.language: .*: reads another tokenizer .*; set model.language.tokenizer to", str(export))
+
+
+def test_an_address_names_a_phase_a_step_or_both(source):
+    places = {text: found(Address.of(f"{source}{text}"))[:2] for text in ("", "@one", "@4", "@one:2", "@warm-up")}
+    assert places == {
+        "": ("two", 4),
+        "@one": ("one", 2),
+        "@4": ("two", 4),
+        "@one:2": ("one", 2),
+        "@warm-up": ("warm-up", 2),
+    }
