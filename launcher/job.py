@@ -19,11 +19,11 @@ from pathlib import Path
 
 from launcher.outcome import Outcome, judge, read_notes, silent_nodes, sum_verdict
 from launcher.preflight import read_findings, verdict
-from launcher.ranks import expand_nodes
 from launcher.record import Attempt, Record
 from launcher.rules import Decision, Rule, decide, usable_nodes
 from launcher.slurm import command
 from onediff.errors import UserError
+from onediff.ranks import expand_nodes
 
 LOOK_SECONDS = 5.0
 """Pause between two looks at the step and at the notes of ranks."""

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launcher.ranks import Ranks, expand_nodes, rank_environment
 from launcher.record import Json, glimpse, names_in, own_mark, write_json
 from launcher.task import node_name
+from onediff.ranks import Ranks, expand_nodes
 
 ROUNDS = 20
 BULK = 1 << 24
@@ -32,14 +32,14 @@ GIB = 1 << 30
 def main(notes: Path, limits: Json) -> None:
     """Checks this node and writes what is wrong with it."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a warning that comes now is no fault of the node
-    place = rank_environment(os.environ)
+    place = Ranks.from_environment()
     faults = [*gpu_faults(int(limits["gpus"])), *memory_faults(limits["free_memory_gb"])]
     for folder in filter(None, (limits["run"], limits.get("scratch"))):
         faults += disk_faults(Path(folder), limits["free_disk_gb"])
     if limits.get("data"):
         faults += data_faults(Path(limits["data"]))
     figures: Json = {"summary": summary(), "driver": gpu_driver(), "mlflow": mlflow_answer(), "port": place.master_port}
-    if place.world_size > 1:
+    if place.world > 1:
         nodes = expand_nodes(os.environ["SLURM_STEP_NODELIST"])
         way, found = ring(place, nodes, float(limits["seconds"]) / 2, limits["latency_ms"])
         figures |= way
@@ -141,7 +141,7 @@ def mlflow_answer() -> str | None:
 def ring(place: Ranks, nodes: list[str], seconds: float, most_ms: float) -> tuple[Json, list[str]]:
     """Messages to the next node and from the one before: the figures, and what is wrong with the way there."""
     deadline = time.monotonic() + seconds
-    after = nodes[(place.rank + 1) % place.world_size]
+    after = nodes[(place.rank + 1) % place.world]
     with socket.create_server(("", place.master_port), reuse_port=False) as server:
         try:
             to = connected(after, place.master_port, deadline)

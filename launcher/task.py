@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from launcher.local import LastWritten
-from launcher.ranks import Ranks, rank_environment
 from launcher.record import SUPERSEDED, write_json
 from launcher.rules import STOPPED
+from onediff.ranks import Ranks
 
 LISTEN_SECONDS = 1.0
 """Pause between two looks at whether a rank that was warned during its imports listens by now."""
@@ -30,7 +30,7 @@ LAST_LINES = 20
 
 def main(notes: Path, stem: str, command: list[str]) -> int:
     """Runs the rank; returns its exit code, 0 for a rank that stopped on request."""
-    place = rank_environment(os.environ)
+    place = Ranks.from_environment()
     warned = heard = False
 
     def remember(number: int, _: object) -> None:
@@ -84,16 +84,11 @@ def main(notes: Path, stem: str, command: list[str]) -> int:
 
 
 def variables(place: Ranks) -> dict[str, str]:
-    """The rank's environment: the names that torch and DeepSpeed read, whatever the launcher called them."""
+    """The rank's environment."""
     return {
         "OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"),
         **os.environ,
-        "RANK": str(place.rank),
-        "LOCAL_RANK": str(place.local_rank),
-        "WORLD_SIZE": str(place.world_size),
-        "LOCAL_WORLD_SIZE": str(place.local_world_size),
-        "MASTER_ADDR": place.master_addr,
-        "MASTER_PORT": str(place.master_port),
+        **place.variables(),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",  # a hang is ended by SIGABRT, and this makes it write every thread's stack first
     }

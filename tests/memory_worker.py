@@ -38,9 +38,9 @@ def read(folder: Path, rank: int) -> int:
 
     from onediff.parallel.block import Block
     from onediff.parallel.materialize import place
-    from onediff.parallel.ranks import Ranks
     from onediff.parallel.topology import Topology
     from onediff.parallel.weights import PretrainedFiles, Renamed
+    from onediff.ranks import Ranks
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)

@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import slurm_cluster
+import small_run
 from launch_runs import Launched
 
 from launcher.record import Record
@@ -75,6 +78,24 @@ def test_a_chain_runs_to_its_end_and_is_not_repeated(launched):
     finished = run.submit()
     assert finished.returncode == 0 and "every phase asked for has finished" in finished.stdout
     assert (run.run / "launch" / "code" / "onediff" / "errors.py").is_file()
+
+
+def test_a_script_written_by_hand_starts_ranks_in_its_batch_step_and_by_srun(cluster, tmp_path):
+    run, script, log = tmp_path / "run", tmp_path / "job.sh", tmp_path / "job.log"
+    small = small_run.overrides(small_run.render(tmp_path / "data", 10, 10), 1, **{"training.sample_captions": 0})
+    train = [sys.executable, "-m", "onediff", "train", "configs/demo.yaml", *small, "--run", str(run)]
+    train = shlex.join([*train, "--phases", "warm-up"])
+    place = "from onediff.ranks import Ranks; print(*vars(Ranks.from_environment()).values())"
+    srun = shlex.join(["srun", "--label", sys.executable, "-c", place])
+    script.write_text(f"#!/bin/bash\nexport OMP_NUM_THREADS=1\n{train} --processes 2\n{train}; echo code $?\n{srun}\n")
+    options = ["--nodes=2", "--ntasks-per-node=2", f"--output={log}", f"--chdir={GOLDEN.parents[1]}", "--wait"]
+    cluster.sh("sbatch", *options, script, seconds=300, check=False)
+    told = log.read_text()
+    assert json.loads((run / "phase-warm-up" / "finished.json").read_text())["step"] == 1, told
+    assert (run / "logs" / "process.rank1.log").is_file()
+    assert f"{run}: this run has been started; go on with --resume" in told and "\ncode 2\n" in told
+    for rank in range(4):
+        assert f"{rank}: {rank} {rank % 2} 4 2 node1 1" in told
 
 
 def test_a_warning_costs_no_step(launched, cluster):

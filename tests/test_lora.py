@@ -13,9 +13,9 @@ from onediff.model.lora import add_adapters, initial, is_adapter, plain_name, sa
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.block import Block
 from onediff.parallel.placement import Placement
-from onediff.parallel.ranks import Ranks
 from onediff.parallel.safetensors_writer import Entry, write_safetensors
 from onediff.parallel.topology import Topology
+from onediff.ranks import Ranks
 from onediff.training.checkpoint import load_weights, read_weights
 from onediff.training.checkpoint.consolidate import consolidate
 from onediff.training.checkpoint.manifest import Manifest, Parameter

@@ -13,7 +13,7 @@ from onediff.errors import UserError
 from onediff.parallel.config import SWAPPED_TENSORS, ParallelConfig
 from onediff.parallel.lean import deepspeed
 from onediff.parallel.nvme import can_lock, check_room, compile_swapping, keep_gradients, swap_folder
-from onediff.parallel.ranks import Ranks
+from onediff.ranks import Ranks
 from onediff.training import checkpoint
 from tests.small_run import metrics, render, train
 from tests.test_engine import bare_losses

@@ -1,4 +1,4 @@
-"""Who a process is, and whether the processes of a run can be T × D."""
+"""Whether the processes of a run can be T × D."""
 
 import subprocess
 import sys
@@ -9,33 +9,8 @@ from processes import ROOT
 
 from onediff.errors import UserError
 from onediff.parallel.config import ParallelConfig
-from onediff.parallel.ranks import Ranks
 from onediff.parallel.topology import Topology, check_world
-
-
-def test_ranks_of_a_launcher_of_srun_and_of_nobody():
-    torchrun = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
-    assert Ranks.from_environment(torchrun) == Ranks(5, 1, 8, 4)
-    srun = {"SLURM_PROCID": "3", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "MASTER_ADDR": "n0"}
-    assert Ranks.from_environment(srun) == Ranks(3, 0, 4, 4)
-    assert Ranks.from_environment({**srun, **torchrun}).rank == 5
-    # A plain command inside an allocation, without srun, is one process.
-    assert Ranks.from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "64"}) == Ranks()
-    assert Ranks.from_environment({}) == Ranks()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"WORLD_SIZE": None}, "WORLD_SIZE: expected a number, got None"),
-        ({"LOCAL_RANK": "x"}, "LOCAL_RANK: expected a number, got 'x'"),
-        ({"RANK": "8"}, "rank 8 does not exist among 8"),
-    ],
-)
-def test_incomplete_environment_is_named(change, message):
-    environment = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", **change}
-    with pytest.raises(UserError, match=message):
-        Ranks.from_environment({k: v for k, v in environment.items() if v is not None})
+from onediff.ranks import Ranks
 
 
 def test_worlds_that_do_not_fit():

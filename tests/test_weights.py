@@ -23,10 +23,10 @@ from transformers import (
 from onediff.errors import UserError
 from onediff.parallel.block import Block, Piece, overlaps
 from onediff.parallel.placement import Placement
-from onediff.parallel.ranks import Ranks
 from onediff.parallel.safetensors_writer import Entry, sha256_of, write_safetensors
 from onediff.parallel.topology import Topology
 from onediff.parallel.weights import PretrainedFiles
+from onediff.ranks import Ranks
 
 ALONE = Placement(Topology(Ranks(), 1, None))
 

@@ -120,8 +120,8 @@ def node_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespac
     """Rows about the nodes that a short job was given, and the ways between them."""
     from launcher import slurm
     from launcher.preflight import read_findings, verdict
-    from launcher.ranks import expand_nodes
     from onediff.errors import UserError
+    from onediff.ranks import expand_nodes
 
     limits = {**profile.preflight.model_dump(), "run": str(folder), "scratch": profile.scratch}
     limits |= {"gpus": profile.gpus_per_node, "data": str(args.data.resolve()) if args.data else None}

@@ -12,13 +12,13 @@ A rerun goes on from the captions that are there.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError
+from onediff.ranks import own_place
 from onediff.training.address import Address
 
 if TYPE_CHECKING:
@@ -37,12 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-    if args.processes is not None and is_rank:
-        raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
+    place = own_place(args.processes)
     folder = Address.of(args.model).folder
     Address.of(args.model).require()
-    if not is_rank:
+    if place.alone:
         _, config = asked(args)  # torch takes seconds to import; what is wrong is told before
         print(f"{args.model}: evaluates the split {config.split}; loading …", file=sys.stderr, flush=True)
     quiet_libraries()

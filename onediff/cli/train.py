@@ -5,15 +5,14 @@
   onediff train runs/low-rate --processes 2 --resume            with the settings that the run has
   onediff train configs/demo.yaml optimizer.lr=3e-4 phases.two.steps=100 --run runs/low-rate
 
-Under srun or torchrun every task is one rank, and --processes is left out. A run that Ctrl-C, SIGTERM or Slurm's warning
-has stopped ends with exit code 75 after a checkpoint; --resume goes on from there. Give the same overrides again, or the
-run's own folder in place of the file.
+Under srun, torchrun or mpirun every task is one rank, and --processes is left out. A run that Ctrl-C, SIGTERM or
+Slurm's warning has stopped ends with exit code 75 after a checkpoint; --resume goes on from there. Give the same overrides
+again, or the run's own folder in place of the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from onediff.config.compose import load_run
 from onediff.config.section import nearest
 from onediff.config.tree import RunConfig
 from onediff.errors import UserError
+from onediff.ranks import own_place
 from onediff.tracking.overview import is_run
 from onediff.training.address import Address
 
@@ -39,11 +39,9 @@ def run(args: argparse.Namespace) -> int:
     config = load_run(args.config, args.overrides)
     folder: Path = args.run or own_folder(args.config, args.resume) or Path("runs") / config.name
     phases = chosen_phases(config, args.phases)
-    is_rank = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-    if args.processes is not None and is_rank:
-        raise UserError("--processes: this process is a rank of a job already; leave it out under srun or torchrun")
-    if not is_rank:
-        check(config, folder, phases, args.resume, args.processes or 1)
+    place = own_place(args.processes)
+    check(config, folder, phases, args.resume, args.processes or place.world)
+    if place.alone:
         print(f"{folder}: phases {', '.join(phases)}; loading …", file=sys.stderr, flush=True)
         if args.processes and args.processes > 1:
             from launcher.local import run_local
@@ -77,7 +75,7 @@ def chosen_phases(config: RunConfig, names: str | None) -> list[str]:
 
 
 def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, processes: int) -> None:
-    """What can be known before any process starts. Raises UserError."""
+    """What can be known before the processes meet. Raises UserError."""
     from onediff.data.manifest import read_manifest
 
     if (folder / "config.yaml").exists() and not resume:

@@ -18,8 +18,8 @@ from onediff.model.answer import answer
 from onediff.model.heatmap import heat_maps
 from onediff.model.saved import load_model
 from onediff.parallel.placement import Placement
-from onediff.parallel.ranks import Ranks
 from onediff.parallel.topology import Topology
+from onediff.ranks import Ranks
 
 Picture = str | Path | bytes | Image.Image
 

@@ -26,8 +26,9 @@ from onediff.model.config import PictureConfig
 from onediff.model.saved import weights_digest
 from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.config import ParallelConfig
-from onediff.parallel.ranks import Ranks, initialize_distributed, shutdown
+from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
+from onediff.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from onediff.parallel.block import block_of
-from onediff.parallel.ranks import Ranks
+from onediff.ranks import Ranks
 
 log = logging.getLogger(__name__)
 Step = Callable[[], None]

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from onediff.parallel.ranks import Ranks
+from onediff.ranks import Ranks
 
 ROUNDS = 20
 BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}

@@ -19,7 +19,7 @@ import torch
 from onediff.errors import UserError
 from onediff.parallel.agreement import together
 from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS, ParallelConfig
-from onediff.parallel.ranks import Ranks
+from onediff.ranks import Ranks
 
 log = logging.getLogger(__name__)
 

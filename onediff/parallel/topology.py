@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from onediff.errors import UserError
 from onediff.parallel.config import ParallelConfig
-from onediff.parallel.ranks import Ranks
+from onediff.ranks import Ranks
 
 
 class Mpu:

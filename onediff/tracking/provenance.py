@@ -34,7 +34,7 @@ def start_tags() -> dict[str, str]:
         "slurm.array": "_".join(filter(None, (job.get("SLURM_ARRAY_JOB_ID"), job.get("SLURM_ARRAY_TASK_ID")))),
         "slurm.partition": job.get("SLURM_JOB_PARTITION", ""),
         "slurm.nodes": job.get("SLURM_JOB_NODELIST", ""),
-        "world_size": job.get("WORLD_SIZE", job.get("SLURM_NTASKS", "")),
+        "world_size": job.get("WORLD_SIZE", ""),
         **{f"package.{name}": version for name, version in versions().items()},
     }
     if not tags["git.commit"]:
