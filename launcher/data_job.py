@@ -93,8 +93,6 @@ def collection_job(file: Path, values: dict[str, Any]) -> DataJob:
 
 def check_command(words: list[str], where: str) -> None:
     """Parses a command as the task will. Raises UserError that starts with `where`."""
-    from onediff.cli import COMMANDS as ALL
-
     name = words[0] if words else ""
     if name not in COMMANDS:
         raise UserError(f"{where}: not a command that tasks can share{nearest(name, COMMANDS)}")
@@ -106,7 +104,7 @@ def check_command(words: list[str], where: str) -> None:
             raise UserError(f"{where}: {message}")
 
     parser = Parser(add_help=False)
-    importlib.import_module(ALL[f"data {name}"].module).add_arguments(parser)
+    importlib.import_module(f"data_prep.cli.{name}").add_arguments(parser)
     parser.parse_intermixed_args(words[1:])
 
 
