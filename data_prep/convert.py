@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.ids import Ids
 from data_prep.images import ImageSource
 from data_prep.pictures import Encoding, is_grey, is_misnamed, prepare
 from data_prep.readers import Inputs, Reader, Row
@@ -55,6 +56,8 @@ class MakeSample:
         clean = [" ".join(caption.split()) for caption in captions]
         kept = tuple(caption for caption in clean if caption)
         notes += ["blank_caption"] * clean.count("")
+        if row.instruction and " ".join(row.instruction.split()) in kept:
+            notes.append("instruction_is_caption")  # the model would be asked with the answer
         if not kept and not row.conversations:
             raise BadSample("no_caption", "the caption is empty" if len(clean) == 1 else "there is no caption")
         pictures, sizes = {}, {}
@@ -153,6 +156,7 @@ def gather(
     """
     found: dict[str, Split] = {}
     places: dict[bytes, int] = {}
+    ids = Ids()
     split_of: dict[bytes, str] = {}
     split_of_picture: dict[bytes, str] = {}
     opened = images.open() if inputs.images else None
@@ -185,6 +189,7 @@ def gather(
             split.digest.update(
                 repr([opened.size(path) for path in pictures.values() if isinstance(path, str)]).encode()
             )
+        row = ids.given(dataclasses.replace(row, pictures=pictures, split=name), mark)
         same = fingerprint((name, row.id, mark))
         if same in places and row.captions:
             place = places[same]
@@ -198,7 +203,7 @@ def gather(
             if len({name, *shared}) > 1 and "train" in {name, *shared}:
                 split.notes[split.spool.count] = ["picture_in_two_splits"]
         places[same] = split.spool.count
-        split.spool.add(dataclasses.replace(row, pictures=pictures, split=name))
+        split.spool.add(row)
     if not found:
         raise UserError(f"{inputs.annotations or inputs.images}: there are no rows")
     return dict(sorted(found.items(), key=lambda item: (item[0] != "train", item[0])))

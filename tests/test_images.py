@@ -95,8 +95,8 @@ def test_pictures_from_archives_in_the_image_folder(folder: Path, capsys: pytest
     assert code == 0, error
     found = records(folder / "out/train")
     assert {id: sample["members"] for id, sample in found.items()} == {
-        "000.tar#0-1": {"before.png", "after.png", "json"},
-        "3-001.ZIP#2": {"before.png", "after.jpg", "json"},
+        "shards/000.tar#0-shards/000.tar#a/1": {"before.png", "after.png", "json"},
+        "3-shards/001.ZIP#2": {"before.png", "after.jpg", "json"},
     }
 
 

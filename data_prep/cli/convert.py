@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         default="",
         metavar="MEANING=COLUMN,…",
-        help="names of a table's columns, such as before=left_image",
+        help="names of a table's columns, such as before=left_image; id= where no column has that meaning",
     )
     add(
         "--fetch",
@@ -123,11 +123,11 @@ def check_paths(args: argparse.Namespace) -> None:
 
 
 def columns_of(text: str) -> dict[str, str]:
-    """`before=left,after=right` as a mapping. Raises UserError."""
+    """`before=left,id=` as a mapping, in which nothing means that there is no such column. Raises UserError."""
     columns = {}
     for part in filter(None, text.split(",")):
-        meaning, _, column = part.partition("=")
-        if not column:
+        meaning, sign, column = part.partition("=")
+        if not sign or not meaning.strip():
             raise UserError(f"--columns {part!r}: write MEANING=COLUMN, such as before=left_image")
         columns[meaning.strip()] = column.strip()
     return columns

@@ -29,7 +29,8 @@ class Row:
 
     `pictures` maps `before`/`after`, or `image`, to a path below the image folder, `ARCHIVE#MEMBER` there, or a URL (or to
     encoded bytes, where the annotations hold them). `where` says to a person where the row stands: `train.json row 7`. Rows
-    of the same `id`, `split` and `pictures` become one sample with all their captions.
+    of the same `id`, `split` and `pictures` become one sample with all their captions; a blank id is made of the pictures'
+    paths.
     """
 
     where: str

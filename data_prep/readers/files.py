@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from onediff.errors import UserError
 
 PIECE = 1 << 20
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where a key stands twice: one of the values would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return made
+
+
+def _no_value(_: str) -> None:
+    """What Python writes as `NaN` or `Infinity` is no value, and no JSON either."""
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_value)
+
+
 def load_json(path: Path) -> Any:
     """A small JSON file as a whole. Raises UserError."""
+    with open_text(path) as file:
+        text = file.read()
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        return DECODER.decode(text)
     except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{path}: not JSON: {error}") from None
 
 
 def json_array(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a top-level JSON array, one at a time: a gigabyte of annotations in a few megabytes of memory."""
-    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    between = re.compile(r"[\s,]*")
     with open_text(path) as file:
         text, number = file.read(PIECE).lstrip(), 0
         if not text.startswith("["):
@@ -36,7 +54,7 @@ def json_array(path: Path) -> Iterator[dict[str, Any]]:
             if text.startswith("]", at):
                 return
             try:
-                value, at = decoder.raw_decode(text, at)
+                value, at = DECODER.raw_decode(text, at)
             except ValueError as error:
                 # The row may go on in the next piece; doubling keeps the work linear where a row is larger than one.
                 piece = file.read(max(PIECE, len(text) - at))
@@ -57,7 +75,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = DECODER.decode(line)
             except ValueError as error:
                 raise UserError(f"{path} line {number}: not JSON: {error}") from error
             if not isinstance(value, dict):
@@ -81,9 +99,13 @@ def sentences_of(row: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def open_text(path: Path) -> Any:
-    """The file as UTF-8 text, with or without a byte order mark. Raises UserError when there is none."""
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """The file as UTF-8 text, with or without a byte order mark. Raises UserError when there is none, or it is no UTF-8."""
     try:
-        return open(path, encoding="utf-8-sig", newline="")
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 ({error.reason}); save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,0 +1,75 @@
+"""What stands in one cell of a table: a word, the captions of a pair, or a picture."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from typing import Any
+
+from onediff.errors import UserError
+
+NOTHING = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"}
+"""What programs write into a cell that has no value."""
+
+
+def word(value: Any) -> str:
+    """A cell as one word of text; empty where the cell has no value. The number 0 is a value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with a gap is read as floats
+    text = str(value).strip()
+    return "" if text in NOTHING else text
+
+
+def texts(value: Any, where: str) -> list[str]:
+    """The captions of one cell: one text, a list of texts, or such a list written as text. No value is an empty caption.
+
+    Raises UserError for an object, whose text is only one of its fields.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        value = _literal(value)
+    if isinstance(value, dict):
+        raise UserError(
+            f"{where}: the caption is an object with the fields {', '.join(map(repr, value))}; put the text into a "
+            "column of its own"
+        )
+    if isinstance(value, list):
+        return [text for item in value if item is not None for text in texts(item, where)]
+    if value is None:
+        return []
+    return ["" if isinstance(value, float) and math.isnan(value) else _without_nothing(str(value))]
+
+
+def plain(value: Any) -> bool:
+    """Whether a cell can be kept as a record's metadata: text, a truth value or a finite number, and not empty."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (str, int, bool)) and value != ""
+
+
+def picture(value: Any) -> str | bytes:
+    """A path or URL, or the bytes of a picture inside the table (as `datasets` writes them)."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return value if isinstance(value, bytes) else word(value)
+
+
+def _literal(text: str) -> Any:
+    """The list or object that `text` writes in JSON or in Python; the text itself where it is neither."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return text  # a caption may begin with a bracket
+    # `[1]` and `{x}` are words of people, too.
+    if isinstance(value, list) and value and all(isinstance(item, str) or item is None for item in value):
+        return value
+    return value if isinstance(value, dict) and value and all(isinstance(key, str) for key in value) else text
+
+
+def _without_nothing(text: str) -> str:
+    return "" if text.strip() in NOTHING else text
