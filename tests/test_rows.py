@@ -1,5 +1,7 @@
 """Rows and batches: the places of images, deltas and targets, cutting, padding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from onediff.data.pictures import decode
 from onediff.data.prompts import DELTA, PICTURE
 from onediff.data.rows import collate
 from onediff.data.sample import BadSample, Sample, parse_sample
+from onediff.data.sheet import spans
 
 
 def sample(kind: str, number: int = 0) -> Sample:
@@ -52,6 +55,20 @@ def test_conversations_are_turns():
     end = tokenizer().eos_token
     assert said(row) == f"red{end} blue{end}"
     assert "<image>" not in tokenizer().decode(row.token_ids.clamp(min=0))
+
+
+def test_pictures_of_a_conversation_stand_where_it_says_so():
+    """Between words too; and a row is not cut in front of one, whose features would have no place."""
+    pair = parse_sample(members("pair", 0, "s"))
+    turns = [("human", "from <image> to"), ("gpt", "red"), ("human", "what <image> and"), ("gpt", "blue")]
+    sample = replace(pair, captions=(), conversations=talk(*turns).conversations)
+    row = row_maker().row(sample, None, 0)
+    kinds = [span.kind for span in spans(row, tokenizer())]
+    assert kinds == ["words", "before", "words", "answer", "words", "after", "delta", "words", "answer"]
+    places = (row.token_ids < 0).nonzero().flatten()
+    with pytest.raises(BadSample, match="a picture lies behind max_tokens") as refused:
+        row_maker(max_tokens=int(places[-1])).row(sample, None, 0)
+    assert refused.value.kind == "too_long"
 
 
 def test_conversations_with_other_orders_of_turns():

@@ -18,6 +18,7 @@ import yaml
 
 from onediff.config.section import nearest, validated
 from onediff.config.tree import RunConfig
+from onediff.data.config import as_first_written
 from onediff.errors import UserError
 
 SECTIONS = ("model", "data", "optimizer", "training", "phases", "parallel", "tracking", "evaluation")
@@ -39,6 +40,9 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
     """
     file = find(str(path), Path.cwd())
     values = read_composed(file)
+    if file.name == "config.yaml" and isinstance(data := values.get("data"), dict) and "prompt" in data:
+        # The folder of a run: what it was trained with must not become something else.
+        data["prompt"] = as_first_written(data["prompt"])
     phases = list(_phases(values))
     for override in overrides:
         apply_override(values, override)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from onediff.config.section import Section
+from onediff.config.section import Section, nearest
 from onediff.data.remote import below, is_url
+from onediff.data.templates import TEMPLATES, Template
 
 
 class DataSet(Section):
@@ -44,33 +46,82 @@ class CacheConfig(Section):
 
 
 class PromptConfig(Section):
-    """The words around image places and answers; the default is Vicuna's template (LLaVA-1.5's `v1`)."""
+    """The words around image places and answers. A word instead of a mapping is the name of a template."""
 
-    system: str = (
-        "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-    )
-    """Before the first turn."""
-    user: str = "USER: "
-    """Before a user's turn."""
-    assistant: str = " ASSISTANT:"
-    """Before an answer."""
-    instructions: dict[str, str] = {
+    template: str = "vicuna"
+    """`vicuna`, `llava` (Vicuna's with a line break behind the pictures, as LLaVA-1.5 has it), `chatml`, `llama3`, `plain`;
+    `chat` is the one that the language model's tokenizer brings. Special tokens in it become what they are; the same
+    characters in a caption or an instruction stay text."""
+    system: str | None = None
+    """What is told before the first turn, instead of the template's own. In `vicuna` and `llava` the text as it stands
+    there, its space at the end included."""
+    user: str | None = None
+    """Before a user's turn, instead of the template's own."""
+    assistant: str | None = None
+    """Before an answer, instead of the template's own; a space comes between, unless it ends with a line break."""
+    end: str | None = None
+    """The special token that ends an answer, instead of the template's own or the tokenizer's end of text."""
+    instructions: dict[str, str | list[str]] = {
         "pair": "Describe the differences between the two images.",
         "single": "Describe the image.",
         "couple": "Describe the first image, then the second image.",
     }
-    """Instruction per task; a sample's own `instruction` wins, and any `task` named by a data set may be added."""
+    """Instruction per task, or several wordings of it: each sample draws one by `data.seed`, and the first is asked when the
+    model is used. A sample's own `instruction` wins, and any `task` named by a data set may be added. `<image>` in an
+    instruction says where a picture goes."""
 
     couple_answer: str = "First image: {first} Second image: {second}"
     """The answer learned for two coupled images."""
+    in_pieces: bool = False
+    """Each part of the template is tokenised by itself. So it was once; runs and saved models of that time keep to it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, values: Any) -> Any:
+        return {"template": values} if isinstance(values, str) else values
+
+    @field_validator("template")
+    @classmethod
+    def _known(cls, template: str) -> str:
+        if template not in (*TEMPLATES, "chat"):
+            raise ValueError(f"no template {template!r}{nearest(template, (*TEMPLATES, 'chat'))}")
+        return template
 
     @model_validator(mode="after")
     def _has_the_tasks(self) -> PromptConfig:
         missing = {"pair", "single", "couple"} - set(self.instructions)
         if missing:
             raise ValueError(f"`instructions` needs a text for {sorted(missing)[0]!r}")
+        for task in self.instructions:
+            if not self.wordings(task) or not all(wording.strip() for wording in self.wordings(task)):
+                raise ValueError(f"`instructions` needs a text for {task!r}, not an empty one")
         return self
+
+    @model_validator(mode="after")
+    def _one_template(self) -> PromptConfig:
+        own = [name for name in ("user", "assistant", "end") if getattr(self, name) is not None]
+        if self.template == "chat" and own:
+            raise ValueError(f"`chat` takes the whole template from the tokenizer: leave out `{own[0]}`")
+        return self
+
+    def wordings(self, task: str) -> list[str]:
+        """The instructions of a task."""
+        found = self.instructions[task]
+        return [found] if isinstance(found, str) else found
+
+    def named(self) -> Template:
+        """The template by that name, with what is set here instead of its own."""
+        own = {name: getattr(self, name) for name in ("system", "user", "assistant", "end")}
+        return replace(TEMPLATES[self.template], **{name: text for name, text in own.items() if text is not None})
+
+
+def as_first_written(prompt: Any) -> Any:
+    """The `prompt` section of a run or a saved model, as it is meant: those that name no template are older than templates,
+    and were trained on prompts tokenised in pieces. That is the same where no text of the template meets other text."""
+    if not isinstance(prompt, dict) or "template" in prompt:
+        return prompt
+    met = [prompt.get("system"), prompt.get("user"), str(prompt.get("assistant") or "")[-1:].isspace()]
+    return {**prompt, "in_pieces": True} if any(met) else prompt
 
 
 class DataConfig(Section):
@@ -81,7 +132,7 @@ class DataConfig(Section):
     cache: CacheConfig = CacheConfig()
     """Where shards are kept that a data set has at a URL."""
     prompt: PromptConfig = PromptConfig()
-    """Prompt template and instructions."""
+    """Prompt template and instructions; a word is the name of a template."""
     max_tokens: int = Field(2048, gt=0)
     """Longest sequence, image and delta places included."""
     too_long: Literal["cut", "skip"] = "cut"

@@ -1,16 +1,30 @@
-"""From a sample to a token sequence with places for images and deltas, and labels on the answers only."""
+"""From a sample to a token sequence with places for images and deltas, and labels on the answers only.
+
+A prompt is the text that it is: everything between two pictures is tokenised as running text. Special tokens come from the
+template alone; the same characters in an instruction or a caption are text like any other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Several
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
+from onediff.data.chat import chat_source, rendered
 from onediff.data.config import PromptConfig
+from onediff.data.lanes import mix64
+from onediff.data.sample import BadSample
+from onediff.data.templates import Part, Template, to_be_answered, written
+from onediff.errors import UserError
 
 PICTURE, DELTA = -1, -2
 """Stand-ins for one image token and one delta token in a sequence."""
+IMAGE = "<image>"
+"""What says in a user's words where a picture goes, as in LLaVA's conversations."""
 
 
 @dataclass
@@ -34,48 +48,180 @@ class Turn:
     answer: str | None
 
 
+Element = Part | list[int]
+"""Text or a token of a sequence; or the places of pictures and deltas."""
+
+
 class Prompter:
     """Writes sequences for one tokenizer, template and number of delta tokens."""
 
     def __init__(self, tokenizer: Any, config: PromptConfig, delta_tokens: int) -> None:
+        """Raises UserError for a template that does not go with the tokenizer."""
         self.tokenizer = tokenizer
         self.config = config
         self.delta_tokens = delta_tokens
-        self.end = [tokenizer.eos_token_id]
+        self.template: Template | None = None if config.template == "chat" else config.named()
+        source = chat_source(tokenizer) if self.template is None else repr(self.template)
+        self.tokens = special_tokens(tokenizer, source)
+        longest_first = sorted(self.tokens, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         # The words around the answers are the same in most rows.
         self._ids = lru_cache(maxsize=4096)(self._tokenised)
-        self.start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self._parts = lru_cache(maxsize=256)(self._laid_out)
+        self.ends = self._ends()
+        """Tokens that end an answer: the template's, and the tokenizer's end of text."""
+        first = next((part for part in self._parts(1, True) if part.text or part.kind == "words"), None)
+        # A chat template writes the start of text itself.
+        has_start = self.template is None or (first is not None and first.text == tokenizer.bos_token)
+        self.start = [] if has_start or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
     def sequence(self, pictures: Iterable[int], is_pair: bool, turns: list[Turn]) -> Sequence:
         """The sequence of one sample; `pictures` are the numbers of image tokens of each of its images.
 
-        Images come first in the first user turn, before then after, and the delta tokens of a pair behind them; each
-        answer ends with the end-of-text token and is the only thing that is learned.
+        Images stand where the users' words say `<image>`, else in front of the first words, before then after; the delta
+        tokens of a pair stand behind the last image. Each answer and the token that ends it are what is learned. Raises
+        BadSample where the words have places for another number of images.
         """
         made = Sequence()
-        made.add(self.start + self._ids(self.config.system))
-        for number, turn in enumerate(turns):
-            made.add(self._ids(self.config.user))
-            if number == 0:
-                made.add([PICTURE] * sum(pictures))
-                made.add([DELTA] * self.delta_tokens * is_pair)
-            asked = turn.words + self.config.assistant
-            made.add(self._ids(asked))
-            if turn.answer is not None:
-                made.add(self._continued(asked, " " + turn.answer.strip()) + self.end, is_target=True)
+        made.add(self.start)
+        stretch: list[Part] = []
+        before = ""
+        for element in self._elements(list(pictures), self.delta_tokens * is_pair, turns):
+            if isinstance(element, Part) and element.kind == "text":
+                stretch.append(element)
+                continue
+            is_token = isinstance(element, Part) and element.kind == "token" and not self.config.in_pieces
+            self._add(made, before, stretch, element.text if is_token else "")  # type: ignore[union-attr]
+            stretch, before = [], element.text if is_token else ""  # type: ignore[union-attr]
+            if isinstance(element, list):
+                made.add(element)
+            elif element.kind == "token":
+                made.add([self.tokens[element.text]], element.learned)
+        self._add(made, before, stretch, "")
         return made
 
-    def instruction(self, task: str) -> str:
-        """The instruction of a task, or of what the task's samples hold when it has none of its own."""
-        return self.config.instructions[task]
+    def instruction(self, task: str, draw: int | None = None) -> str:
+        """The instruction of a task: the wording that `draw` chooses, or the first."""
+        wordings = self.config.wordings(task)
+        return wordings[0 if draw is None or len(wordings) == 1 else mix64(draw, 2) % len(wordings)]
 
-    def _continued(self, asked: str, answer: str) -> list[int]:
-        """The tokens of `answer` behind `asked`: those of running text, where the tokenizer lets a word begin there.
+    def _elements(self, pictures: list[int], deltas: int, turns: list[Turn]) -> Iterator[Element]:
+        words = placed([turn.words for turn in turns], pictures, deltas, self.template)
+        for part in self._parts(len(turns), turns[-1].answer is not None):
+            if part.kind == "answer":
+                yield replace(part, kind="text", text=self._as_text((turns[part.turn].answer or "").strip()))
+            elif part.kind == "words":
+                for piece in words[part.turn]:
+                    yield Part("text", self._as_text(piece)) if isinstance(piece, str) else piece
+            else:
+                yield part
 
-        Alone, an answer would get a second space from tokenizers that put one before every text (Llama's).
-        """
-        before, whole = self._ids(asked), self._ids(asked + answer)
-        return whole[len(before) :] if whole[: len(before)] == before else self._ids(answer)
+    def _laid_out(self, turns: int, answered: bool) -> list[Part]:
+        """The parts of a conversation, special tokens of the template by themselves."""
+        if self.template is None:
+            parts = rendered(self.tokenizer, self.config.system, turns, self.special)
+        else:
+            parts = written(self.template, turns, self.tokenizer.eos_token, self.config.in_pieces)
+        made: list[Part] = []
+        for part in parts if answered else to_be_answered(parts):
+            if part.kind != "text":
+                made.append(part)
+                continue
+            at = 0
+            for found in self.special.finditer(part.text):
+                made += [replace(part, text=part.text[at : found.start()]), replace(part, kind="token", text=found[0])]
+                at = found.end()
+            made.append(replace(part, text=part.text[at:]))
+        return [part for part in made if part.kind != "text" or part.text]
 
-    def _tokenised(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    def _ends(self) -> tuple[int, ...]:
+        parts = self._parts(1, True)
+        answer = next(place for place, part in enumerate(parts) if part.kind == "answer")
+        token = next((part.text for part in parts[answer:] if part.kind == "token" and part.learned), None)
+        if token is None:
+            assert self.template is not None
+            raise UserError(
+                f"data.prompt: {self.config.template}: an answer ends with {self.template.end!r}, which is no special "
+                f"token of the tokenizer {self.tokenizer.name_or_path!r}; name the template that the language model knows"
+            )
+        return tuple(dict.fromkeys((self.tokens[token], self.tokenizer.eos_token_id)))
+
+    def _add(self, made: Sequence, before: str, stretch: Several[Part], after: str) -> None:
+        """Appends text that stands between two special tokens, or pictures, or ends of the sequence."""
+        text, done = "", list[int]()
+        runs = [(learned, "".join(part.text for part in parts)) for learned, parts in groupby(stretch, _is_learned)]
+        for number, (learned, run) in enumerate(runs, 1):
+            text += run
+            whole = self._ids(before, text, after if number == len(runs) else "")
+            # A prompt to be answered must be the start of this. Where the tokenizer joins its end and the beginning of the
+            # answer, the answer is tokenised by itself.
+            is_continued = whole[: len(done)] == done
+            added = whole[len(done) :] if is_continued else self._ids("", run, "")
+            made.add(added, learned)
+            done = whole if is_continued else done + added
+
+    def _as_text(self, words: str) -> str:
+        """The words, special tokens in them marked as the text that they are."""
+        if not self.special.search(words):
+            return words
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        return str(mark_control_tokens(words, self.special))
+
+    def _tokenised(self, before: str, text: str, after: str) -> list[int]:
+        """The tokens of `text` between two special tokens. Raises BadSample for marked text that cannot be."""
+        if not text:
+            return []
+        inside = before + text + after
+        if MARKED.search(text):
+            from transformers.utils.chat_template_utils import encode_marked_chat
+
+            try:
+                ids = encode_marked_chat(self.tokenizer, inside)
+            except ValueError as error:
+                raise BadSample("special_token", str(error)) from None
+        else:
+            ids = self.tokenizer(inside, add_special_tokens=False)["input_ids"]
+        return ids[bool(before) : len(ids) - bool(after)]
+
+
+MARKED = re.compile("[\U000f0000\U000f0001]")
+"""The marks of transformers' `mark_control_tokens`."""
+
+
+def _is_learned(part: Part) -> bool:
+    return part.learned
+
+
+def special_tokens(tokenizer: Any, source: str) -> dict[str, int]:
+    """Tokens that only a template can write: the tokenizer's special ones, and what was added to its vocabulary and stands
+    in the template of this `source`. By their text, with their ids."""
+    return {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or (token.content in source and not token.content.isspace())
+    } | {tokenizer.eos_token: tokenizer.eos_token_id}
+
+
+def placed(
+    words: list[str], pictures: list[int], deltas: int, template: Template | None
+) -> list[list[str | list[int]]]:
+    """The users' words of each turn, cut where pictures and deltas go. Raises BadSample."""
+    if not pictures:
+        return [[said] for said in words]
+    marks = sum(said.count(IMAGE) for said in words)
+    after = template.after_pictures if template else ""
+    if marks == 0:
+        words, marks = [IMAGE + after + words[0], *words[1:]], 1
+    if marks not in (1, len(pictures)):
+        raise BadSample("bad_schema", f"{marks} places {IMAGE} for {len(pictures)} pictures")
+    places = [[PICTURE] * sum(pictures)] if marks == 1 else [[PICTURE] * length for length in pictures]
+    places[-1] += [DELTA] * deltas
+    made: list[list[str | list[int]]] = []
+    for said in words:
+        texts = said.split(IMAGE)
+        cut: list[str | list[int]] = [texts[0]]
+        for text in texts[1:]:
+            cut += [places.pop(0), text]
+        made.append(cut)
+    return made

@@ -86,10 +86,13 @@ class RowMaker:
     def _couple_turns(self, first: Sample, second: Sample, draw: int) -> list[Turn]:
         answers = [self._caption(sample, mix64(draw, place)) for place, sample in enumerate((first, second))]
         answer = self.prompter.config.couple_answer.format(first=answers[0], second=answers[1])
-        return [Turn(self.prompter.instruction("couple"), answer)]
+        return [Turn(self.prompter.instruction("couple", draw), answer)]
 
     def prompt(self, pictures: list[np.ndarray], instruction: str | None, task: str = "pair") -> Row:
-        """A row to be answered by the model: decoded pictures and an instruction, no target."""
+        """A row to be answered by the model: decoded pictures and an instruction, or that of a task; no target.
+
+        Raises BadSample for an instruction with places for another number of pictures.
+        """
         turns = [Turn(instruction or self.prompter.instruction(task), None)]
         size = self.picture.size
         stacked = np.stack(pictures) if pictures else np.empty((0, 3, size, size), np.uint8)
@@ -99,7 +102,7 @@ class RowMaker:
         task = task or ("pair" if sample.is_pair else "single")
         if sample.conversations:
             return _turns_of(sample.conversations)
-        return [Turn(sample.instruction or self.prompter.instruction(task), self._caption(sample, draw))]
+        return [Turn(sample.instruction or self.prompter.instruction(task, draw), self._caption(sample, draw))]
 
     def _caption(self, sample: Sample, draw: int) -> str:
         if sample.captions:
@@ -151,15 +154,17 @@ class RowMaker:
         prompt_length = sequence.is_target.index(True) if ends_answer else length
         if self.config.too_long == "skip" or prompt_length >= longest:
             raise BadSample("too_long", f"{length} tokens, max_tokens is {longest}")
+        if min(sequence.token_ids[longest:]) < 0:
+            raise BadSample("too_long", f"{length} tokens, a picture lies behind max_tokens, which is {longest}")
         return TokenSequence(sequence.token_ids[:longest], sequence.is_target[:longest]), True
 
 
 def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
-    """What was said before each answer, and the answer; LLaVA marks the picture's place, which is always the start here."""
+    """What was said before each answer, and the answer. `<image>` in the words says where a picture goes."""
     turns: list[Turn] = []
     words: list[str] = []
     for said in conversation:
-        text = said["value"].replace("<image>", "").strip()
+        text = said["value"].strip()
         if said["from"] != "gpt":
             words.append(text)
         elif text:

@@ -35,12 +35,16 @@ class Span(NamedTuple):
 def spans(row: Row, tokenizer: Any) -> list[Span]:
     """Where the tokens of a row come from, in order."""
     found: list[Span] = []
+    pictures = zip(("before", "after") if row.is_pair else ("picture",), row.picture_tokens, strict=False)
     tokens = zip(row.token_ids.tolist(), row.is_target.tolist(), strict=True)
     for (place, target), group in groupby(tokens, key=lambda token: (min(token[0], 0), token[1])):
         ids = [token for token, _ in group]
         if place == PICTURE:
-            roles = ("before", "after") if row.is_pair else ("picture",)
-            found += [Span(role, length, "") for role, length in zip(roles, row.picture_tokens, strict=True)]
+            left = len(ids)
+            while left:
+                role, length = next(pictures)
+                found.append(Span(role, length, ""))
+                left -= length
         elif place == DELTA:
             found.append(Span("delta", len(ids), ""))
         else:

@@ -73,12 +73,17 @@ class Captioner:
             yield from self.answer(rows, **generation)
 
     def row(self, before: Picture, after: Picture, instruction: str | None = None) -> Row:
-        """The prompt of one pair. Raises UserError for what is not a picture."""
-        return self.maker.prompt([self._read(before), self._read(after)], instruction)
+        """The prompt of one pair. Raises UserError for what is not a picture and for a wrong instruction."""
+        pictures = [self._read(before), self._read(after)]
+        try:
+            return self.maker.prompt(pictures, instruction)
+        except BadSample as bad:
+            raise UserError(f"instruction {instruction!r}: {bad.reason}") from None
 
     def answer(self, rows: list[Row], max_new_tokens: int = 64, **generation: Any) -> list[str]:
         """The answers to prompt rows (`RowMaker.prompt`), computed as one batch; greedy unless told otherwise."""
-        return answer(self.model, self.tokenizer, rows, self.device, max_new_tokens=max_new_tokens, **generation)
+        options = {"ends": self.maker.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
+        return answer(self.model, self.tokenizer, rows, self.device, **options)
 
     def heat_maps(self, rows: list[Row]) -> np.ndarray:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""

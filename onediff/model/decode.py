@@ -10,7 +10,7 @@ heads, G = H / K, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,15 +58,18 @@ class Decoder:
     anew.
     """
 
-    def __init__(self, language: Any, prompt_BTW: Tensor, seen_BT: Tensor, new: int, end: int | None, pad: int) -> None:
+    def __init__(
+        self, language: Any, prompt_BTW: Tensor, seen_BT: Tensor, new: int, ends: Sequence[int], pad: int
+    ) -> None:
         """Reads the prompt and writes the first of at most `new` tokens. `seen_BT` is False where the prompt is padded,
-        on its left; `end` is the token that ends a row, and rows that ended go on with `pad`."""
+        on its left; any of `ends` ends a row, and rows that ended go on with `pad`."""
         rows, prompt, _ = prompt_BTW.shape
         device, dtype, room = prompt_BTW.device, prompt_BTW.dtype, prompt + new
         base = language.base_model
         self.head, self.words = language.get_output_embeddings(), language.get_input_embeddings()
         self.layers, self.norm = base.layers, base.norm
-        self.prompt, self.end, self.pad = prompt, end, pad
+        self.prompt, self.pad = prompt, pad
+        self.ends = torch.tensor(ends, device=device) if ends else None
         padding_B = (~seen_BT).sum(1)
         self.padded = bool(padding_B.any())
         places_L = torch.arange(room, device=device)
@@ -107,8 +110,8 @@ class Decoder:
     def _write(self, logits: Tensor) -> None:
         token_B = torch.where(self.going_B, logits.argmax(-1), self.pad)
         self.made_BL.index_copy_(1, self.place, token_B[:, None])
-        if self.end is not None:
-            self.going_B.logical_and_(token_B != self.end)
+        if self.ends is not None:
+            self.going_B.logical_and_((token_B[:, None] != self.ends).all(1))
 
     def _last_logits(self, x_BTW: Tensor, attended: Callable[[Any, Tensor, int], Tensor]) -> Tensor:
         """`[B, vocabulary]`: what comes behind the last of these tokens."""
@@ -165,7 +168,7 @@ def greedy(
     seen_BT: Tensor,
     *,
     max_new_tokens: int,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int = 0,
     synced: Callable[[bool], bool] | None = None,
     record: Callable[[Step], Step] | None = None,
@@ -180,14 +183,15 @@ def greedy(
     """
     rows, prompt, _ = embeds_BTW.shape
     device = embeds_BTW.device
-    decoder = Decoder(language, embeds_BTW, seen_BT, max_new_tokens, eos_token_id, pad_token_id)
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
+    decoder = Decoder(language, embeds_BTW, seen_BT, max_new_tokens, ends, pad_token_id)
     answers = torch.full((rows, max_new_tokens), pad_token_id, device=device)
     here = torch.arange(rows, device=device)  # which rows are computed still
     # Asking a GPU whether all rows have ended makes it wait.
     ask_every = 1 if device.type == "cpu" else 8
     step, taken = decoder.step, 1
     while True:
-        if eos_token_id is not None and taken % ask_every == 0:
+        if ends and taken % ask_every == 0:
             left = int(decoder.going_B.sum())
             if not (synced(left > 0) if synced else left):
                 break

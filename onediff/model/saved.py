@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onediff.config.section import Section, validated
-from onediff.data.config import DataConfig, PromptConfig
+from onediff.data.config import DataConfig, PromptConfig, as_first_written
 from onediff.data.rows import RowMaker
 from onediff.errors import UserError
 from onediff.model.build import build_row_maker
@@ -45,6 +46,11 @@ class SavedModel(Section):
     """Prompt template and instructions that it was trained with."""
     trained: dict[str, Any] = {}
     """Which run, phase and step the weights are from."""
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _as_it_was_trained(cls, prompt: Any) -> Any:
+        return as_first_written(prompt)
 
 
 def save_model(

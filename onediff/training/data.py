@@ -110,7 +110,10 @@ def data_set_lengths(config: RunConfig, maker: RowMaker, folder: Path, samples: 
 def training_texts(config: RunConfig) -> Iterator[str]:
     """Every caption and turn that training reads, and the words around them: what a new tokenizer is learned from."""
     prompt = config.data.prompt
-    yield from (prompt.system, prompt.user, prompt.assistant, prompt.couple_answer, *prompt.instructions.values())
+    if prompt.template != "chat":
+        template = prompt.named()
+        yield from (template.system, template.user, template.assistant)
+    yield from (prompt.couple_answer, *(wording for task in prompt.instructions for wording in prompt.wordings(task)))
     for name in sorted({name for phase in config.phases.values() for name in phase.mix}):
         source = Source.open(name, config.data.sets[name].folder, lanes=1, seed=0, block=1, cache=config.data.cache)
         for shard, count in enumerate(source.lanes.shard_samples):

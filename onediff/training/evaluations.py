@@ -88,6 +88,7 @@ class Evaluations:
 
     def _answer(self, engine: Engine, rows: list[Row]) -> list[str]:
         options: dict[str, Any] = decoding(self.config) | {"cuda_graph": self.config.cuda_graphs}
+        options["ends"] = self.maker.prompter.ends
         if self.in_step:
             options["synced"] = lambda going: any_rank(going, engine.device)
         return answer(engine.model, self.tokenizer, rows, engine.device, **options)

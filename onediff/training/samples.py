@@ -25,7 +25,7 @@ class Samples:
     """The first few pairs of the held-out split of the run's first data set that has any; read once."""
 
     def __init__(self, config: RunConfig, maker: RowMaker, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.ends = tokenizer, maker.prompter.ends
         self.picture = maker.picture
         self.max_new_tokens = config.evaluation.max_new_tokens
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
@@ -54,7 +54,9 @@ class Samples:
         if not self.rows:
             return []
         engine.model.eval()
-        predictions = answer(engine.model, self.tokenizer, self.rows, engine.device, max_new_tokens=self.max_new_tokens)
+        predictions = answer(
+            engine.model, self.tokenizer, self.rows, engine.device, self.ends, max_new_tokens=self.max_new_tokens
+        )
         prompts = collate(self.rows, pad_left=True).to(engine.device)
         maps = heat_maps(engine.model, prompts.pictures, prompts.pairs).float().cpu().numpy()
         engine.model.train()

@@ -1,0 +1,102 @@
+"""Conversations in a tokenizer's own chat template: rendered once with marks for words and answers, which are found again.
+
+What users and captions say is never seen by the template, so no wording can change what it writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from onediff.data.templates import Part, spaces_to_answers
+from onediff.errors import UserError
+
+MARK = "\uf8f0{}{}\uf8f1"
+"""What stands for the words or the answer of a turn while the template is rendered; of Unicode's private use."""
+FOUND = re.compile(MARK.format("(words|answer)", r"(\d+)"))
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+DATED = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+TODAY = datetime(2024, 7, 26)
+"""The date that templates which write one are given, Llama 3.1's own default: a prompt must not change overnight."""
+
+
+def chat_source(tokenizer: Any) -> str:
+    """The Jinja source of the tokenizer's chat template. Raises UserError where it has none."""
+    try:
+        source: str = tokenizer.get_chat_template()
+    except ValueError:
+        raise UserError(
+            f"data.prompt: chat: the tokenizer {tokenizer.name_or_path!r} has no chat template; name one that fits the "
+            "language model: vicuna, llava, chatml, llama3, plain"
+        ) from None
+    return DATED.sub(lambda used: repr(TODAY.strftime(used[2])), source)
+
+
+def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Pattern[str]) -> list[Part]:
+    """A conversation of so many turns, all of them answered, as the chat template writes it.
+
+    An answer is learned from its first character to the end of the template's `{% generation %}` block, or, where it has
+    none, through the first special token behind it (`controls` matches those); through the tokenizer's end of text where
+    the template writes no such token either. Raises UserError for a template that refuses a conversation or changes it.
+    """
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for turn in range(turns):
+        messages.append({"role": "user", "content": MARK.format("words", turn)})
+        messages.append({"role": "assistant", "content": MARK.format("answer", turn)})
+    text, blocks = _written(tokenizer, messages)
+    marks = list(FOUND.finditer(text))
+    if [(mark[1], int(mark[2])) for mark in marks] != [(kind, n) for n in range(turns) for kind in ("words", "answer")]:
+        raise UserError(
+            "data.prompt: chat: the tokenizer's template does not write every turn once and in order; name another "
+            "template: vicuna, llava, chatml, llama3, plain"
+        )
+    made, at, learns = list[Part](), 0, 0
+    for mark, behind in zip(marks, [*(mark.start() for mark in marks[1:]), len(text)], strict=True):
+        made += _text(text[at : mark.start()], learns - at)
+        at = learns = mark.end()
+        if mark[1] == "words":
+            made.append(Part("words", turn=int(mark[2])))
+        else:
+            made.append(Part("answer", turn=int(mark[2]), learned=True))
+            learns = _end(text, mark, behind, blocks, controls)
+    made += _text(text[at:], learns - at)
+    if not controls.search(text, marks[-1].end()):
+        made.append(Part("text", tokenizer.eos_token, learned=True))
+    return list(spaces_to_answers(made))
+
+
+def _written(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    """What the chat template makes of these messages, and where its `{% generation %}` blocks are. Raises UserError."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = chat_source(tokenizer)
+    marked = bool(GENERATION.search(source))
+    try:
+        made: Any = render_jinja_template(
+            [messages], chat_template=source, return_assistant_tokens_mask=marked, **tokenizer.special_tokens_map
+        )
+    except TemplateError as error:
+        hint = "; leave out data.prompt.system" if messages[0]["role"] == "system" else ""
+        raise UserError(
+            f"data.prompt: chat: the tokenizer's template refuses the conversation: {error}{hint}"
+        ) from None
+    return made[0][0], made[1][0] if marked else []
+
+
+def _end(
+    text: str, answer: re.Match[str], until: int, blocks: Iterable[tuple[int, int]], controls: re.Pattern[str]
+) -> int:
+    """Where what is learned with an answer ends, not behind `until`."""
+    token = controls.search(text, answer.end(), until)
+    ends = [stop for start, stop in blocks if start <= answer.start() and answer.end() <= stop]
+    return max([answer.end() if token is None else token.end(), *ends])
+
+
+def _text(text: str, learned: int) -> list[Part]:
+    """Text of the template, the first `learned` characters of which belong to an answer."""
+    learned = max(0, learned)
+    pieces = [Part("text", text[:learned], learned=True), Part("text", text[learned:])]
+    return [piece for piece in pieces if piece.text]
