@@ -102,6 +102,15 @@ def test_links_and_devices_are_never_followed(tmp_path: Path) -> None:
     assert [line.split(": ", 1)[1][:27] for line in index.damage] == ["'a.json' is not a plain file"[:27]] * 3
 
 
+def test_tars_joined_by_cat_are_read_to_the_last_and_named(tmp_path: Path) -> None:
+    first, second = (tar_of(tmp_path / f"{n}.tar", FILES) for n in (1, 2))
+    joined = tmp_path / "x.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    assert everything(joined) == WANTED + WANTED
+    (line,) = read_index(joined).damage
+    assert f"another follows at byte {first.stat().st_size}; most programs read the first alone" in line
+
+
 def test_a_tar_that_ends_early_gives_what_is_whole(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "x.tar", FILES)
     whole = path.read_bytes()

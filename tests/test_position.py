@@ -1,10 +1,13 @@
 """Positions: small, and refused where the numbers would mean other samples."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from streams import stream, write_set
 
+from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.position import Position, order_of
 from onediff.errors import UserError
 
@@ -67,6 +70,27 @@ def test_what_would_change_the_order_is_refused(folders, change, message):
         Position.from_json(before, change(folders))
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
+
+
+def test_shards_written_again_in_another_order_are_other_shards_though_all_counts_are_the_same(folders):
+    first = next(iter(folders))
+
+    def with_checksums(of: str) -> dict[Path, float]:
+        shards = tuple(replace(shard, sha256=of * 64) for shard in build_manifest(first).shards)
+        write_manifest(replace(build_manifest(first), shards=shards))
+        return folders
+
+    before = stored(with_checksums("0"))
+    Position.from_json(before, order_of(stream(with_checksums("0"), 4), 4, 8))
+    with pytest.raises(UserError, match="what is in the shards of data set 'texts' changed"):
+        Position.from_json(before, order_of(stream(with_checksums("1"), 4), 4, 8))
+
+
+def test_a_position_from_before_checksums_were_kept_goes_on(folders):
+    before = stored(folders)
+    for source in before["order"]["sources"]:
+        del source["contents"]
+    assert Position.from_json(before, order_of(stream(folders, 4), 4, 8)).draws == tuple(before["draws"])
 
 
 def test_another_order_is_taken_where_it_is_allowed(folders, caplog):

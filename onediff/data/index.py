@@ -219,15 +219,22 @@ def scan_members(fd: int, damage: list[str]) -> Iterator[tuple[str, int, int]]:
     """Yields `(name, data offset, size)` of every whole regular file of a tar: USTAR, GNU long names, PAX.
 
     Python's `tarfile` ends silently at a damaged header; this appends a line to `damage` for it, for a file that is cut
-    short, and for members that are not files (links, devices), which are never followed.
+    short, and for members that are not files (links, devices), which are never followed. Where tars were joined (`cat
+    a.tar b.tar`), it reads on behind the first one's end, which others take for the end of all; a line says so, too.
     """
     end, at, long_name, pax = os.fstat(fd).st_size, 0, None, {}  # type: int, int, str | None, dict[str, str]
     closed = False
     while at + BLOCK <= end:
         header = os.pread(fd, BLOCK, at)
         if not any(header):
-            closed = True
-            break
+            closed, marked = True, at
+            at = _behind_zeros(fd, at, end)
+            if at + BLOCK <= end:
+                damage.append(
+                    f"byte {marked}: the tar ends, but another follows at byte {at}; most programs read the first alone"
+                )
+            continue
+        closed = False
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
@@ -251,6 +258,17 @@ def scan_members(fd: int, damage: list[str]) -> Iterator[tuple[str, int, int]]:
                 damage.append(f"byte {data - BLOCK}: {name!r} is not a plain file (type {info.type!r}); left out")
     if not closed:
         damage.append(f"byte {at}: the tar has no end mark; it may be cut short")
+
+
+def _behind_zeros(fd: int, at: int, end: int) -> int:
+    """Where the next block begins that is not all zeros, or `end`."""
+    while at < end:
+        piece = os.pread(fd, min(1 << 20, end - at), at)
+        zeros = len(piece) - len(piece.lstrip(b"\0"))
+        if zeros < len(piece):
+            return at + zeros // BLOCK * BLOCK
+        at += len(piece)
+    return end
 
 
 def pax_fields(data: bytes) -> dict[str, str]:

@@ -27,6 +27,7 @@ SOURCE_CHANGES = {
     "weight": "the weight of data set {name!r}",
     "samples": "the number of samples of data set {name!r}",
     "shards": "the shards of data set {name!r}",
+    "contents": "what is in the shards of data set {name!r}",
 }
 
 
@@ -35,8 +36,8 @@ class Position:
     """Draws made by each lane, and a description of the order that they count in."""
 
     order: dict[str, Any]
-    """What determines the order: lanes, seed, block, coupling, packing, and each source's name, weight, shards and their
-    sizes."""
+    """What determines the order: lanes, seed, block, coupling, packing, and each source's name, weight, shards, their
+    sizes and checksums."""
     draws: tuple[int | Place, ...]
     """Draws made so far, by lane; where rows are packed, the draws that wait and then the next one."""
 
@@ -86,7 +87,12 @@ def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:
         "pack": stream.pack,
         "names": [source.name for source in stream.sources],
         "sources": [
-            {"weight": source.weight, "samples": source.lanes.samples, "shards": _digest(source)}
+            {
+                "weight": source.weight,
+                "samples": source.lanes.samples,
+                "shards": _digest(source),
+                "contents": _contents(source),
+            }
             for source in stream.sources
         ],
     }
@@ -100,6 +106,8 @@ def _compared(stored: dict[str, Any], current: dict[str, Any]) -> Iterator[tuple
         return
     for name, old, new in zip(current["names"], stored["sources"], current["sources"], strict=True):
         for key, what in SOURCE_CHANGES.items():
+            if key == "contents" and not (old.get(key) and new[key]):
+                continue  # a checkpoint of before this was kept, or shards without checksums
             yield what.format(name=name), old[key], new[key]
 
 
@@ -107,3 +115,9 @@ def _digest(source: Source) -> str:
     """Tells one list of shards and their sample counts from another."""
     shards = list(zip(source.shards.names, source.lanes.shard_samples.tolist(), strict=True))
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
+
+
+def _contents(source: Source) -> str:
+    """Tells shards from others of the same names and sizes, by their checksums; nothing where one is unknown."""
+    sums = [shard.sha256 for shard in source.shards.shards]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16] if all(sums) else ""
