@@ -1,7 +1,9 @@
-"""Makes a model of 2 GB in several files in argv[1], then measures what one of four ranks needs to read its blocks of it."""
+"""Makes a model of 2 GB in several files in argv[1], then measures what one of four ranks needs to read its blocks of it.
+
+argv[2] is the format of the files, `safetensors` or `bin`.
+"""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import torch
 
 
-def make(folder: Path) -> int:
+def make(folder: Path, form: str) -> int:
     """Writes the model file by file; returns its size in bytes."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -22,14 +24,18 @@ def make(folder: Path) -> int:
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     names, files = list(shapes), {}
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[form]
     for number in range(4):
         mine = names[number::4]
-        file = f"model-{number + 1:05d}-of-00004.safetensors"
-        entries = [Entry(n, torch.float32, shapes[n], lambda n=n: torch.randn(shapes[n])) for n in mine]
-        write_safetensors(folder / file, entries, {"format": "pt"})
+        file = f"{stem}-{number + 1:05d}-of-00004.{form}"
+        if form == "bin":
+            torch.save({name: torch.randn(shapes[name]) for name in mine}, folder / file)
+        else:
+            entries = [Entry(n, torch.float32, shapes[n], lambda n=n: torch.randn(shapes[n])) for n in mine]
+            write_safetensors(folder / file, entries, {"format": "pt"})
         files |= dict.fromkeys(mine, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    (folder / f"{stem}.{form}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return sum(path.stat().st_size for path in folder.glob(f"*.{form}"))
 
 
 def read(folder: Path, rank: int) -> int:
@@ -38,12 +44,15 @@ def read(folder: Path, rank: int) -> int:
 
     from onediff.parallel.block import Block
     from onediff.parallel.materialize import place
+    from onediff.parallel.pretrained import Pretrained
+    from onediff.parallel.pretrained_files import PretrainedFiles
     from onediff.parallel.topology import Topology
-    from onediff.parallel.weights import PretrainedFiles, Renamed
     from onediff.ranks import Ranks
 
+    architecture = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+        source = Pretrained(PretrainedFiles(str(folder)), model)
         # Cut by hand along what `cut_layers` would cut along, so that one process alone can stand for a rank.
         for module in list(model.modules()):
             for key, parameter in list(module.named_parameters(recurse=False)):
@@ -55,17 +64,25 @@ def read(folder: Path, rank: int) -> int:
                     part = torch.nn.Parameter(torch.empty(block.local_shape))
                     part.block = block
                     setattr(module, key, part)
-    files = PretrainedFiles(str(folder))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    place(model, Renamed(files, "", ""), Topology(Ranks(), 1, None))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak begins anew: it would be the parent's at its fork, if larger
+    before = peak()
+    place(model, source, Topology(Ranks(), 1, None))
+    return peak() - before
+
+
+def peak() -> int:
+    """The most memory that this process has held, bytes, pages of mapped files among it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(read(Path(sys.argv[1]), int(sys.argv[2])))
+    if len(sys.argv) == 4:
+        print(read(Path(sys.argv[1]), int(sys.argv[3])))
     else:
-        size = make(Path(sys.argv[1]))
-        commands = [[sys.executable, __file__, sys.argv[1], str(rank)] for rank in (0, 3)]
+        size = make(Path(sys.argv[1]), sys.argv[2])
+        commands = [[sys.executable, __file__, *sys.argv[1:3], str(rank)] for rank in (0, 3)]
         outputs = [subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands]
         print(json.dumps({"model": size, "ranks": [int(out.splitlines()[-1]) for out in outputs]}))

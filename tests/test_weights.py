@@ -10,25 +10,32 @@ from pathlib import Path
 import pytest
 import torch
 from processes import ROOT
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
     CLIPConfig,
     CLIPModel,
+    CLIPVisionConfig,
     Dinov2Config,
     LlamaConfig,
     SiglipVisionConfig,
 )
 
 from onediff.errors import UserError
+from onediff.parallel import pretrained_files
 from onediff.parallel.block import Block, Piece, overlaps
 from onediff.parallel.placement import Placement
+from onediff.parallel.pretrained_files import PretrainedFiles
 from onediff.parallel.safetensors_writer import Entry, sha256_of, write_safetensors
 from onediff.parallel.topology import Topology
-from onediff.parallel.weights import PretrainedFiles
 from onediff.ranks import Ranks
 
 ALONE = Placement(Topology(Ranks(), 1, None))
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def random_cut(shape: tuple[int, ...], dim: int, chance: random.Random) -> list[Piece]:
@@ -96,14 +103,7 @@ def test_writer_writes_what_the_library_writes(tmp_path):
 
 
 def llama(**changes: object) -> LlamaConfig:
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 97,
-    }
-    return LlamaConfig(**small, **changes)
+    return LlamaConfig(**SMALL, vocab_size=97, **changes)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -135,11 +135,102 @@ def test_parts_stored_under_other_names_are_read(tmp_path, kind):
         AutoModelForCausalLM.from_config(llama()).save_pretrained(tmp_path)
         architecture = llama()
     reference = AutoModel.from_pretrained(tmp_path, config=architecture)
-    model = ALONE.build(AutoModel, architecture, str(tmp_path))
-    for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
-    for (name, a), (_, b) in zip(model.named_buffers(), reference.named_buffers(), strict=True):
-        assert torch.equal(a, b), name
+    same(ALONE.build(AutoModel, architecture, str(tmp_path)), reference)
+    as_torch(tmp_path)
+    same(ALONE.build(AutoModel, architecture, str(tmp_path)), reference)
+
+
+def as_torch(folder: Path, rename=lambda key: key, **options: object) -> Path:
+    """The folder's safetensors file as the `pytorch_model.bin` that it may have been."""
+    weights = {rename(key): tensor for key, tensor in load_file(folder / "model.safetensors").items()}
+    torch.save(weights, folder / "pytorch_model.bin", **options)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def same(model: torch.nn.Module, reference: torch.nn.Module) -> None:
+    """Both have the same parameters and buffers."""
+    for kind in ("named_parameters", "named_buffers"):
+        for (name, a), (_, b) in zip(getattr(model, kind)(), getattr(reference, kind)(), strict=True):
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["PyTorch 1.6 and later", "before"])
+def test_names_of_older_releases_are_read_as_transformers_reads_them(tmp_path, zipped):
+    BertModel(BertConfig(**SMALL)).save_pretrained(tmp_path)
+
+    def old(key: str) -> str:
+        key = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        return f"bert.{key}"
+
+    as_torch(tmp_path, old, _use_new_zipfile_serialization=zipped)
+    architecture = BertConfig.from_pretrained(tmp_path)
+    same(ALONE.build(AutoModel, architecture, str(tmp_path)), AutoModel.from_pretrained(tmp_path))
+
+
+def test_experts_stored_one_by_one_and_buffers_of_the_weights_are_read(tmp_path):
+    """As DeepSeek-V3 is published: each expert's matrices alone, and the router's correction a buffer."""
+    config = AutoConfig.for_model(
+        "glm4_moe",
+        **SMALL,
+        moe_intermediate_size=24,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        num_key_value_heads=4,
+    )
+    reference = AutoModelForCausalLM.from_config(config)
+    for buffer in reference.buffers():
+        if buffer.numel() == 4:
+            buffer.copy_(torch.arange(4.0))
+    reference.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert any("experts.3.up_proj" in key for key in stored)
+    same(ALONE.build(AutoModelForCausalLM, config, str(tmp_path)), reference)
+
+
+def test_safetensors_are_preferred(tmp_path):
+    reference = AutoModelForCausalLM.from_config(llama())
+    reference.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
+    same(ALONE.build(AutoModelForCausalLM, llama(), str(tmp_path)), reference)
+
+
+@pytest.mark.parametrize("part", ["tower", "language model"])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_missing_tensors_are_an_error_by_name(tmp_path, part, form):
+    auto = AutoModel if part == "tower" else AutoModelForCausalLM
+    architecture = CLIPVisionConfig(**SMALL, image_size=28, patch_size=14) if part == "tower" else llama()
+    auto.from_config(architecture).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = [key for key in weights if ".layers.1." in key and "mlp" in key]
+    save_file({key: tensor for key, tensor in weights.items() if key not in lost}, tmp_path / "model.safetensors")
+    if form == "bin":
+        as_torch(tmp_path)
+    with pytest.raises(UserError, match=rf"lack {len(lost)} of the \d+ tensors of a \w+: .*layers\.1\.mlp"):
+        ALONE.build(auto, architecture, str(tmp_path))
+
+
+def test_files_that_do_not_fit_are_refused_in_a_line(tmp_path, monkeypatch):
+    def refused(config: LlamaConfig, folder: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message) as error:
+            ALONE.build(AutoModelForCausalLM, config, str(folder))
+        assert "\n" not in str(error.value)
+
+    AutoModelForCausalLM.from_config(llama()).save_pretrained(tmp_path)
+    wider = LlamaConfig(**{**SMALL, "intermediate_size": 64}, vocab_size=97)
+    refused(wider, tmp_path, r"gate_proj.weight is \[48, 32\] in its files, \[64, 32\] in the LlamaForCausalLM")
+    refused(llama(tie_word_embeddings=True), tmp_path, r"differ in its files.*set `tie_word_embeddings: false`")
+    weights = load_file(tmp_path / "model.safetensors")
+    codes = {key: w.to(torch.float8_e4m3fn) if "q_proj" in key else w for key, w in weights.items()}
+    save_file(codes, tmp_path / "model.safetensors")
+    refused(llama(), tmp_path, r"its weights are quantised \(F8_E4M3 in model.layers.0.self_attn.q_proj.weight\)")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"code": RuntimeError}, tmp_path / "pytorch_model.bin")
+    refused(llama(), tmp_path, r"pytorch_model.bin: not readable as PyTorch weights")
+    torch.save(weights, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(pretrained_files, "READ_WHOLE", 1000)
+    refused(llama(), tmp_path, r"written by PyTorch before 1.6, .* rewrite it once: python -c")
 
 
 def test_faulty_folders_are_named(tmp_path):
@@ -157,11 +248,12 @@ def test_faulty_folders_are_named(tmp_path):
 
 
 @pytest.mark.long
-def test_peak_memory_is_the_slice_and_no_more_than_a_gigabyte(tmp_path):
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_peak_memory_is_the_slice_and_no_more_than_a_gigabyte(tmp_path, form):
     """A 2 GB model of several files, read by one of four ranks' share: its peak is its slice plus less than 1 GB."""
     code = Path(ROOT / "tests" / "memory_worker.py")
     out = subprocess.run(
-        [sys.executable, str(code), str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=900
+        [sys.executable, str(code), str(tmp_path), form], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert out.returncode == 0, out.stderr[-4000:]
     peaks = json.loads(out.stdout.splitlines()[-1])

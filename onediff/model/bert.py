@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertModel
+from transformers import AutoConfig, BertConfig, BertModel
 
 from onediff.errors import UserError
 from onediff.model.delta import Attention, DeltaModule
+from onediff.parallel.materialize import place
+from onediff.parallel.pretrained import Pretrained
+from onediff.parallel.pretrained_files import PretrainedFiles
+from onediff.parallel.topology import Topology
+from onediff.ranks import Ranks
 
 
 @torch.no_grad()
@@ -17,12 +22,10 @@ def initialise_from_bert(delta: DeltaModule, name: str) -> None:
     """Copies the first layers of the BERT `name` into `delta`.
 
     Self-attention and feed-forward take BERT's; cross-attention takes BERT's self-attention where shapes agree (key and
-    value read the tower, whose width may differ). Raises UserError when BERT has too few layers or another width.
+    value read the tower, whose width may differ). Raises UserError when `name` cannot be read or is no BERT, when it has
+    too few layers or another width.
     """
-    try:
-        bert = BertModel.from_pretrained(name, add_pooling_layer=False)
-    except OSError as error:
-        raise UserError(f"model.delta.bert: cannot read {name!r}: {str(error).splitlines()[0]}") from None
+    bert = _read(name)
     layers = bert.encoder.layer
     width = delta.tokens.shape[1]
     if len(layers) < len(delta.layers) or bert.config.hidden_size != width:
@@ -38,6 +41,18 @@ def initialise_from_bert(delta: DeltaModule, name: str) -> None:
         _copy(ours.expand, theirs.intermediate.dense)
         _copy(ours.contract, theirs.output.dense)
         _copy(ours.norm, theirs.output.LayerNorm)
+
+
+def _read(name: str) -> Any:
+    try:
+        architecture = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.delta.bert: cannot read {name!r}: {str(error).splitlines()[0]}") from None
+    if not isinstance(architecture, BertConfig):
+        raise UserError(f"model.delta.bert: {name!r} is a {architecture.model_type}, not a bert")
+    with torch.device("meta"):
+        bert = BertModel(architecture, add_pooling_layer=False)
+    return place(bert, Pretrained(PretrainedFiles(name), bert), Topology(Ranks(), 1, None))
 
 
 def _copy_attention(ours: Attention, theirs: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from onediff.parallel.block import Piece, overlaps
+from onediff.parallel.block import Block, Piece, overlaps
 from onediff.parallel.topology import Topology
 from onediff.parallel.weights import put_weights
 
@@ -75,6 +75,7 @@ def place(
             setattr(module, key, made[parameter])
     if source is not None:
         put_weights(model, source.fill)
+        _fill_buffers(model, source)
     if topology.tp_size > 1:
         _sum_marked_gradients(model, topology)
     return model
@@ -92,6 +93,14 @@ def _buffers(model: Any, device: torch.device | str) -> None:
         with torch.no_grad():
             # Parameters are still on the meta device, where initialising them does nothing.
             model._init_weights(module)
+
+
+def _fill_buffers(model: Any, source: Source) -> None:
+    """The buffers that belong to the weights, such as a scale of each layer; every rank holds them whole."""
+    for name, buffer in model.named_buffers():
+        owner, _, key = name.rpartition(".")
+        if key not in model.get_submodule(owner)._non_persistent_buffers_set:
+            source.fill(name, Piece(Block.whole(buffer.shape), 0, buffer.numel()), buffer.view(-1))
 
 
 def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Parameter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 from torch import nn
 
 from onediff.parallel.materialize import InMemory, Source, place
+from onediff.parallel.pretrained import Pretrained
+from onediff.parallel.pretrained_files import PretrainedFiles
 from onediff.parallel.topology import Topology
-from onediff.parallel.weights import PretrainedFiles, Renamed
-
-log = logging.getLogger(__name__)
 
 Adapt = Callable[[Any], Callable[[Source], Source]]
 """Changes a model on the meta device; what it returns makes a source of the plain model one of the changed model."""
@@ -84,11 +82,4 @@ class Placement:
     def _source(self, auto: Any, model: Any, architecture: Any, name: str | None, revision: str | None) -> Source:
         if name is None:
             return InMemory(auto.from_config(architecture, dtype=self.dtype).state_dict())
-        files = PretrainedFiles(name, revision)
-        names = files.prefix_for(model)
-        if names is not None:
-            return Renamed(files, *names)
-        # Weights that transformers itself must rename or convert: then every rank reads all of them once.
-        log.info("%s: its weights have other names than the model; every process reads them whole", name)
-        whole = auto.from_pretrained(name, revision=revision, config=architecture, dtype=self.dtype)
-        return InMemory(whole.state_dict())
+        return Pretrained(PretrainedFiles(name, revision), model)

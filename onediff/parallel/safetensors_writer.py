@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 # The format's names, from https://github.com/huggingface/safetensors (README, "Format").
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -54,7 +54,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
     end = 0
     for entry in entries:
         begin, end = end, end + prod(entry.shape) * entry.dtype.itemsize
-        header[entry.name] = {"dtype": _DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
+        header[entry.name] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight
     digest = hashlib.sha256()

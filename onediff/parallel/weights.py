@@ -1,8 +1,7 @@
-"""Weights in and out: each rank reads its own ranges of a Hugging Face model's files, and writes them back as one model."""
+"""Weights in and out: the part of each parameter that a rank stores, and all of them written as one Hugging Face model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from onediff.errors import UserError
 from onediff.parallel.agreement import gathered
 from onediff.parallel.block import Block, Piece, block_of, overlaps
-from onediff.parallel.safetensors_writer import INDEX, SINGLE, Entry, in_library_order, write_model
+from onediff.parallel.safetensors_writer import Entry, in_library_order, write_model
 
 
 def local_part(parameter: Any) -> tuple[Piece, torch.Tensor]:
@@ -39,97 +37,6 @@ def put_weights(
         if wanted(name):
             piece, target = local_part(parameter)
             fill(name, piece, target)
-
-
-class PretrainedFiles:
-    """The safetensors files of a Hugging Face model, in a folder or on the hub, read by ranges."""
-
-    def __init__(self, name: str, revision: str | None = None) -> None:
-        """Finds the files of `name`. Raises UserError when it has no safetensors, or a file of its index is missing."""
-        self.name = name
-        self._open: dict[str, Any] = {}
-        index = _file(name, INDEX, revision)
-        if index is None:
-            single = _file(name, SINGLE, revision)
-            if single is None:
-                raise UserError(f"{name}: has neither {SINGLE} nor {INDEX}")
-            self.file_of = dict.fromkeys(self._handle(single).keys(), single)
-            return
-        self.file_of = {}
-        for key, file in json.loads(Path(index).read_text())["weight_map"].items():
-            path = str(Path(index).with_name(file)) if Path(name).is_dir() else _file(name, file, revision)
-            if path is None or not Path(path).is_file():
-                raise UserError(f"{name}: {file} is missing, although {INDEX} names it")
-            self.file_of[key] = path
-
-    def prefix_for(self, model: nn.Module) -> tuple[str, str] | None:
-        """What to take off the model's parameter names and what to put before them to find them here.
-
-        A language model may be stored with its head or without, a tower alone or inside a larger model. None when no
-        such change makes the names and shapes agree.
-        """
-        shapes = {name: block_of(p).shape for name, p in model.named_parameters()}
-        first = next(iter(shapes))
-        heads = ("", first.split(".", 1)[0] + ".")
-        for off in heads:
-            tail = first.removeprefix(off)
-            for key in sorted(self.file_of, key=len):
-                if key == tail or key.endswith("." + tail):
-                    put = key[: len(key) - len(tail)]
-                    if all(self._shape(put + name.removeprefix(off)) == shape for name, shape in shapes.items()):
-                        return off, put
-        return None
-
-    def _shape(self, key: str) -> tuple[int, ...] | None:
-        if key not in self.file_of:
-            return None
-        return tuple(self._handle(self.file_of[key]).get_slice(key).get_shape())
-
-    def _handle(self, path: str) -> Any:
-        from safetensors import SafetensorError, safe_open
-
-        if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, "pt")
-            except SafetensorError as error:
-                raise UserError(f"{path}: not readable as safetensors: {error}; download it again") from None
-        return self._open[path]
-
-    def fill(self, key: str, piece: Piece, target: torch.Tensor) -> None:
-        """Copies the range `piece` of the tensor `key` into the flat tensor `target`; reads the rows that it needs."""
-        stored = self._handle(self.file_of[key]).get_slice(key)
-        shape = tuple(stored.get_shape())
-        if not shape:
-            target.copy_(stored[...].view(1))
-            return
-        # The file gives whole rows along the first dimension: take those that the piece touches.
-        row = Block.whole(shape).inner
-        for overlap in overlaps(Piece(Block.whole(shape), 0, row * shape[0]), piece):
-            first, last = overlap.source_start, overlap.source_start + overlap.source_length
-            top, bottom = first // row, -(-last // row)
-            rows = stored[top:bottom].reshape(-1)
-            overlap.copy(rows.narrow(0, first - top * row, last - first), target)
-
-
-class Renamed:
-    """Files in which the model's parameters have other names."""
-
-    def __init__(self, files: PretrainedFiles, off: str, put: str) -> None:
-        self.files, self.off, self.put = files, off, put
-
-    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
-        """Copies the range `piece` of the parameter `name` into the flat tensor `target`."""
-        self.files.fill(self.put + name.removeprefix(self.off), piece, target)
-
-
-def _file(name: str, file: str, revision: str | None) -> str | None:
-    """The local path of one file of a model, downloaded when it is on the hub; None when it has none."""
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return str(path) if path.is_file() else None
-    from transformers.utils.hub import cached_file
-
-    return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
 def export_weights(
