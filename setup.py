@@ -11,6 +11,7 @@ REQUIRES = [
     "deepspeed~=0.19.8",  # ZeRO-3 engine
     "megatron-core~=0.16.1",  # tensor-parallel layers and process groups
     "transformers~=5.23.0",  # vision towers and language models
+    "huggingface_hub~=2.4",  # weights from the hub, resumed and checked
     "peft~=0.21.2",  # low-rank adapters, and the format that they are saved in
     "safetensors~=0.8.0",  # weights on disk, read by slices
     "webdataset~=1.0.2",  # tar shards: URLs, iteration

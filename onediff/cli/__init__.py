@@ -27,6 +27,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "demo": Command("start here", "onediff.cli.demo", "the whole job at a small size, on this machine"),
     "train": Command("model", "onediff.cli.train", "train the phases of a configuration"),
+    "fetch": Command("model", "onediff.cli.fetch", "bring the weights that a configuration names from the hub"),
     "plan": Command("model", "onediff.cli.plan", "what a run needs: memory, traffic, FLOPs, time, before it is queued"),
     "evaluate": Command("model", "onediff.cli.evaluate", "caption a held-out split and score the captions"),
     "score": Command("model", "onediff.cli.score", "score captions against references"),

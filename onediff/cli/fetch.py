@@ -1,0 +1,61 @@
+"""Bring the weights, tokenizers and processors that a configuration names, for nodes that have no way out.
+
+  onediff fetch configs/onediff_7b.yaml
+  onediff fetch configs/onediff_7b.yaml --to models
+  onediff fetch configs/onediff_7b.yaml model.language.name=lmsys/vicuna-13b-v1.5
+
+They go into the hub's cache (HF_HOME), where training finds them, or with --to into plain folders; then the overrides that
+read them are printed. Of each model one form is taken: safetensors where there are any, else PyTorch's own files. Sizes
+and digests are compared with the hub's. Interrupted, the same command goes on; what is here is not fetched again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="write plain folders there instead of the hub's cache")
+
+
+def run(args: argparse.Namespace) -> int:
+    from onediff.config.compose import load_run
+    from onediff.errors import UserError
+    from onediff.hub.files import lacking
+    from onediff.hub.named import Named, cache_folder, named_in
+
+    config = load_run(args.config, args.overrides)
+    repositories: dict[tuple[str, str | None], list[Named]] = {}
+    faults, words = [], []
+    for one in named_in(config.model):
+        if not one.is_path:
+            repositories.setdefault((one.name, one.revision), []).append(one)
+        elif absent := lacking(one, one.folder()):
+            faults.append(
+                f"{one.where}: {one.name}: {', '.join(absent)} missing; that is a folder, not a model on the hub"
+            )
+    for repository in repositories.values():
+        from onediff.hub.fetch import fetch  # the hub's library takes a second to import
+
+        try:
+            folder = fetch(repository, args.to)
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            words += [f"{one.where}={folder}" for one in repository]
+    for fault in faults:
+        print(f"onediff: error: {' '.join(fault.split())}", file=sys.stderr)
+    if faults:
+        return 2
+    if not repositories:
+        print(f"{args.config} names nothing on the hub")
+    elif args.to is None:
+        print(f"everything is in {cache_folder()}")
+    else:
+        print(f"everything is in {args.to}; read it with:\n  {shlex.join(words)}")
+    return 0
