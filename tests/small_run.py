@@ -72,6 +72,6 @@ def metrics(run: Path, phase: str, name: str = "loss") -> dict[int, float]:
     found = {}
     for line in (run / "tracking" / f"phase-{phase}.jsonl").read_text().splitlines():
         record = json.loads(line)
-        if "metrics" in record:
+        if name in record.get("metrics", {}):
             found[record["step"]] = record["metrics"][name]
     return found

@@ -6,7 +6,10 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onediff.training.checkpoint.manifest import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints one line a checkpoint. Raises UserError when there is none."""
-    from onediff.training.checkpoint.folder import checkpoints_below, latest_checkpoint
+    from onediff.training.checkpoint.folder import best_checkpoint, checkpoints_below, latest_checkpoint
     from onediff.training.checkpoint.manifest import read_manifest
 
     rows: list[dict[str, Any]] = []
@@ -28,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
                 "phase": path.resolve().parent.name.removeprefix("phase-"),
                 "step": manifest.step,
                 "latest": latest_checkpoint(path.parent) == path,
+                "best": best_of(manifest) if best_checkpoint(path.parent) == path else None,
                 "bytes": manifest.bytes,
                 "parameters": sum(parameter.numel for parameter in manifest.parameters.values()),
                 "tensor": manifest.tensor,
@@ -42,9 +46,21 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f"{'phase':<14}{'step':>9}  {'size':>10}  {'parameters':>14}  {'T × D':>7}  {'ZeRO':>4}  written")
     for row in rows:
-        latest = "  (latest)" if row["latest"] else ""
+        marks = ["latest"] if row["latest"] else []
+        marks += [f"best: {row['best']}"] if row["best"] else []
+        told = f"  ({', '.join(marks)})" if marks else ""
         topology = f"{row['tensor']} × {row['data']}"
         print(
             f"{row['phase']:<14}{row['step']:>9}  {row['bytes'] / 1e6:>7.1f} MB  {row['parameters']:>14,}  {topology:>7}"
-            f"  {row['zero_stage']:>4}  {row['written']}{latest}"
+            f"  {row['zero_stage']:>4}  {row['written']}{told}"
         )
+
+
+def best_of(manifest: Manifest) -> str:
+    """By what a checkpoint is the best of its phase, in words."""
+    best = manifest.extra.get("measures", {}).get("best") or {}
+    return (
+        f"{best['metric']} {best['value']:.4f}"
+        if best.get("step") == manifest.step
+        else "measured after it was written"
+    )

@@ -65,6 +65,8 @@ class RunConfig(Section):
                         f"phases.{phase_name}.mix: no data set {set_name!r} under data.sets"
                         f"{nearest(set_name, self.data.sets)}"
                     )
+            if phase.validate_every is not None:
+                self._held_out(phase_name)
         for set_name, data_set in self.data.sets.items():
             if data_set.task is not None and data_set.task not in self.data.prompt.instructions:
                 raise ValueError(
@@ -72,3 +74,19 @@ class RunConfig(Section):
                     f"{nearest(data_set.task, self.data.prompt.instructions)}"
                 )
         return self
+
+    def _held_out(self, phase_name: str) -> None:
+        """Raises ValueError where a phase would validate on what is no data set, or on what this run trains on."""
+        validation = self.phases[phase_name].validation
+        trained = {name for phase in self.phases.values() for name in phase.mix}
+        for name in validation.sets or self.phases[phase_name].mix:
+            if name not in self.data.sets:
+                raise ValueError(
+                    f"phases.{phase_name}.validation.sets: no data set {name!r} under data.sets"
+                    f"{nearest(name, self.data.sets)}"
+                )
+            if name in trained and self.data.sets[name].split == validation.split:
+                raise ValueError(
+                    f"phases.{phase_name}.validation.split: {validation.split!r} of {name} is what this run trains on; "
+                    "name a split that is held out"
+                )

@@ -76,6 +76,44 @@ class OptimizerConfig(Section):
     has, and the plain one without a GPU."""
 
 
+class ValidationConfig(Section):
+    """Which held-out rows a phase validates on."""
+
+    split: str = "val"
+    """Split of the data sets that they are from."""
+    sets: tuple[str, ...] = ()
+    """Data sets under `data.sets`; by default those of the phase's mix that have the split."""
+    rows: int = Field(256, gt=0)
+    """Rows of each data set, chosen by `data.seed`: the same ones every time."""
+
+
+class BestConfig(Section):
+    """By what the best checkpoint of a phase is known. It stays beside the newest ones, and is what `RUN@best` names."""
+
+    metric: str = "validation/loss"
+    """`validation/loss`, `validation/loss/<data set>`, or a score of `evaluate_every` such as `evaluation/CIDEr`."""
+    direction: Literal["lower", "higher"] | None = None
+    """Which is better; by default a lower loss and a higher score."""
+    stop_after: int | None = Field(None, gt=0)
+    """Measurements in a row without a new best after which the phase ends, its `steps` notwithstanding; by default it never
+    does."""
+
+    @model_validator(mode="after")
+    def _is_measured(self) -> BestConfig:
+        if not any(map(self.is_kin_of, ("validation/", "evaluation/"))):
+            raise ValueError(f"metric: {self.metric!r} is neither of validation/… nor of evaluation/…")
+        return self
+
+    def is_kin_of(self, metric: str) -> bool:
+        """Whether the metric is measured together with `metric`."""
+        return self.metric.partition("/")[0] == metric.partition("/")[0]
+
+    @property
+    def lower(self) -> bool:
+        """Whether a lower value is better."""
+        return self.direction == "lower" if self.direction else self.is_kin_of("validation/")
+
+
 class PhaseConfig(Section):
     """One phase of training: which data, which parts, for how long."""
 
@@ -120,6 +158,12 @@ class PhaseConfig(Section):
     evaluate_every: int | None = Field(None, gt=0)
     """Steps between two evaluations in the loop, as the section `evaluation` says (its `limit` bounds what they cost); by
     default none. All ranks caption, rank 0 scores while the others wait."""
+    validate_every: int | None = Field(None, gt=0)
+    """Steps between two measurements of the loss on held-out rows, `validation/loss`; by default none."""
+    validation: ValidationConfig = ValidationConfig()
+    """Which rows those are."""
+    best: BestConfig | None = None
+    """Keeps the best checkpoint by a metric, and may end the phase early; by default neither."""
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod
@@ -152,6 +196,10 @@ class PhaseConfig(Section):
             raise ValueError("vision_last: needs `vision` among the parts that `train` names")
         if self.lora is not None and "language" not in self.train:
             raise ValueError("lora: needs `language` among the parts that `train` names")
+        if self.best is not None:
+            needed = "validate_every" if self.best.is_kin_of("validation/") else "evaluate_every"
+            if getattr(self, needed) is None:
+                raise ValueError(f"best: {self.best.metric} needs `{needed}`")
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"keep_every {self.keep_every} is not a multiple of checkpoint_every {self.checkpoint_every}"

@@ -19,12 +19,13 @@ from onediff.data.position import Position
 from onediff.data.stream import Stream
 from onediff.parallel.agreement import together
 from onediff.training.checkpoint import CheckpointWriter, load_checkpoint
+from onediff.training.checkpoint.folder import BEST, point
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.config import PhaseConfig
 from onediff.training.engine import Engine, LossIsNotANumber, StepUnderWay
-from onediff.training.evaluations import Evaluations
 from onediff.training.figures import Moment
 from onediff.training.folder import RunFolder
+from onediff.training.measures import Measures
 from onediff.training.meter import Meter
 from onediff.training.pace import Pace
 from onediff.training.prefetch import Prefetched
@@ -70,7 +71,7 @@ class PhaseLoop:
         stop: StopRequest,
         samples: Samples,
         samples_every: int | None,
-        evaluations: Evaluations,
+        measures: Measures,
         pace: Pace,
         meter: Meter,
         log_every: int,
@@ -87,7 +88,7 @@ class PhaseLoop:
         self.stop = stop
         self.samples = samples
         self.samples_every = samples_every
-        self.evaluations = evaluations
+        self.measures = measures
         self.pace = pace
         self.meter = meter
         self.log_every = log_every
@@ -112,6 +113,11 @@ class PhaseLoop:
         self.step = extra["step"]
         self.skipped = extra["skipped"]
         self.pace.before.update(extra.get("skipped_by_kind", {}))
+        self.measures.restore(extra.get("measures"))
+        with together():
+            if self.rank == 0 and self.phase.best is not None:
+                # The newest best may be of steps that this checkpoint does not know.
+                point(self.writer.folder, BEST, self.measures.best.step)
 
     def run(self, loader: Prefetched) -> dict[str, float]:
         """Steps until the end; returns the last figures. Raises Stopped after a stop request, with a checkpoint."""
@@ -124,27 +130,37 @@ class PhaseLoop:
     def _run(self, loader: Prefetched) -> dict[str, float]:
         measured: dict[str, float] = {}
         saved = self.step
-        for measured, settled, stopped in self._steps(loader):
+        best = self.measures.best
+        if self.measures.owed(self.step) and self.measures.before_saving(self.engine, self.step):
+            self._save(loader, best=True)
+        for measured, settled, stopped in self._steps(loader) if not best.over else ():
             self._durable(self.writer.poll())
             if not settled:
                 continue
-            if self._saves_after(self.step) or stopped:
-                self._save(loader)
+            stops = stopped is not None and self.step < self.steps
+            is_best = not stops and self.measures.due(self.step) and self.measures.before_saving(self.engine, self.step)
+            if self._saves_after(self.step) or stopped or is_best or best.over:
+                self._save(loader, best=is_best)
                 saved = self.step
                 if self.rank == 0:
                     self._write_status(self.step, measured)
-            if due(self.samples_every, self.step, self.steps):
+            if due(self.samples_every, self.step, self.steps) or best.over:
                 table = self.samples.table(self.engine)
                 if self.rank == 0 and table:
                     self.tracker.table(self.step, "captions", table)
-            if self.evaluations.due(self.step) and not stopped:
-                self._evaluate()
-            if stopped and self.step < self.steps:
+            if not stops:
+                self.measures.after_saving(self.engine, self.step)
+            if best.over:
+                break
+            if stops:
                 self._durable(self.writer.finish())
                 raise Stopped(f"{stopped} at step {self.step} of {self.steps}")
         if saved < self.step or self.step == 0:
             self._save(loader)
         self._durable(self.writer.finish())
+        if best.over:
+            told = (self.name, self.step, self.steps, best.in_words(), best.since)
+            log.info("phase %s ends at step %d of %d: best %s, none better in %d measurements since", *told)
         if self.skipped:
             log.warning(
                 "phase %s passed over %d unreadable samples; the ranks' logs name them", self.name, self.skipped
@@ -176,7 +192,7 @@ class PhaseLoop:
                 given.append(self._give(step, batches, loader, before or Moment(self.engine.device)))
                 before = given[-1].work.ended
                 settles = self._saves_after(step + 1) or due(self.samples_every, step + 1, self.steps)
-                settles = settles or self.evaluations.due(step + 1)
+                settles = settles or self.measures.due(step + 1)
                 while given and (len(given) > 1 or settles or stopped):
                     measured, stopped = self._take(given.popleft(), bar)
                     settles = settles or stopped is not None
@@ -225,13 +241,6 @@ class PhaseLoop:
         rates |= self.meter.rates(given.tflop, total)
         return rates | {f"epochs/{name}": epochs for name, epochs in given.epochs.items()}
 
-    def _evaluate(self) -> None:
-        found = self.evaluations.scores(self.engine, self.step)
-        if found is not None:
-            folder, scores = found
-            self.tracker.log(self.step, {f"evaluation/{name}": value for name, value in scores.items()})
-            self.tracker.artifact(folder / "report.html", f"evaluation/{folder.name}")
-
     def _write_status(self, step: int, measured: dict[str, float]) -> None:
         self.folder.write_status(
             phase=self.name,
@@ -258,11 +267,12 @@ class PhaseLoop:
             100 * measured["data_wait_share"],
         )
 
-    def _save(self, loader: Prefetched) -> None:
+    def _save(self, loader: Prefetched, best: bool = False) -> None:
         position = Position(self.position.order, self._all_draws(loader))
         finished = self.writer.save(
             self.engine.engine,
             step=self.step,
+            best=best,
             extra={
                 "step": self.step,
                 "steps": self.steps,
@@ -270,6 +280,7 @@ class PhaseLoop:
                 "skipped": self.skipped,
                 "skipped_by_kind": self.pace.skipped(loader.skipped),
                 "position": position.to_json(),
+                "measures": self.measures.to_json(),
                 "lora": None if self.phase.lora is None else self.phase.lora.model_dump(mode="json"),
             },
         )

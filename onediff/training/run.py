@@ -44,6 +44,7 @@ from onediff.training.evaluations import Evaluations
 from onediff.training.folder import RunFolder
 from onediff.training.init import Start
 from onediff.training.loop import PhaseLoop
+from onediff.training.measures import Measures
 from onediff.training.meter import Meter
 from onediff.training.pace import Pace
 from onediff.training.parts import trainable
@@ -51,6 +52,7 @@ from onediff.training.pictures import require_same_fit, warn_of_crop
 from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
+from onediff.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +167,9 @@ def run_phase(
         steps = phase_steps(phase, stream)
         samples = Samples(config, maker, tokenizer)
         evaluations = Evaluations(config, name, maker, tokenizer, topology, folder.path)
+    validation = Validation(config, name, maker, topology)
+    with together():
+        measures = Measures(config, name, validation, evaluations)
     model, started_from = starting_model(config, name, folder, topology, resumes=checkpoint is not None)
     engine = Engine(model, config, phase, topology, swap)
     if rank == 0:
@@ -183,7 +188,7 @@ def run_phase(
         stop,
         samples,
         config.training.captions_every,
-        evaluations,
+        measures,
         Pace(
             config.training.log_every,
             engine.device,
@@ -207,6 +212,7 @@ def run_phase(
             "kernels.fp8": model.fp8,
         }
         loop.tracker = tracker.phase(name, resumed_step=loop.step, tags=started_from | kernels)
+        measures.tracker = loop.tracker
         for manifest in manifest_files(config, phase):
             tracker.dataset(manifest, "training")
     draws = dict(enumerate(loop.position.draws))

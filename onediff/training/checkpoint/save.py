@@ -16,7 +16,7 @@ import torch.distributed as dist
 from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
 from onediff.training.checkpoint.engine_state import Held, by_sub_group, held, moments, optimizer_of, steps_of
-from onediff.training.checkpoint.folder import aside, commit, name_of, prune
+from onediff.training.checkpoint.folder import BEST, aside, commit, name_of, point, prune
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
 from onediff.training.checkpoint.randomness import random_states
 from onediff.training.checkpoint.swapped import Swapped
@@ -52,6 +52,8 @@ class _Pending:
     """of this rank's file"""
     places: dict[str, Parameter]
     written: Future[Written]
+    best: bool
+    """whether `best` is to name it"""
 
 
 class CheckpointWriter:
@@ -77,10 +79,11 @@ class CheckpointWriter:
         self._pending: _Pending | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
 
-    def save(self, engine: Any, *, step: int, extra: dict[str, Any]) -> Path | None:
+    def save(self, engine: Any, *, step: int, extra: dict[str, Any], best: bool = False) -> Path | None:
         """Begins a checkpoint; returns the one that got its name meanwhile, if any. Collective.
 
-        In the background that is the one before, if it was still unfinished; else this one.
+        In the background that is the one before, if it was still unfinished; else this one. `best` makes it the one that
+        stays until another is.
 
         Raises UserError on every rank when one cannot write, this checkpoint or the one before.
         """
@@ -109,7 +112,7 @@ class CheckpointWriter:
             if self.background:
                 entries = [_on_host(entry) for entry in entries]
             written = self._thread.submit(write_safetensors, writing / name, entries, metadata)
-            self._pending = _Pending(manifest, name, places, written)
+            self._pending = _Pending(manifest, name, places, written, best)
             return before if self.background else self.finish()
 
     def poll(self) -> Path | None:
@@ -141,6 +144,8 @@ class CheckpointWriter:
                 manifest.files = {name: file for name, file, _ in records}
                 manifest.write(aside(self.folder, manifest.step))
                 commit(self.folder, manifest.step)
+                if pending.best:
+                    point(self.folder, BEST, manifest.step)
                 prune(self.folder, self.keep_last, self.keep_every)
         return self.folder / name_of(manifest.step)
 

@@ -1,0 +1,91 @@
+"""What a phase measures on held-out data between its steps, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onediff.config.section import nearest
+from onediff.config.tree import RunConfig
+from onediff.errors import UserError
+from onediff.evaluation.statistics import METRICS, TYPE_ACCURACY
+from onediff.parallel.agreement import from_rank_zero
+from onediff.training.best import Best
+from onediff.training.engine import Engine
+from onediff.training.evaluations import Evaluations
+from onediff.training.validation import Validation
+
+
+class Measures:
+    """Validation and evaluation of a phase, and its best step by them.
+
+    What the best step depends on is measured before the checkpoint of its step, which so knows the result; an evaluation
+    that nothing depends on comes after it, so that nothing that fails there costs steps.
+    """
+
+    def __init__(self, config: RunConfig, phase: str, validation: Validation, evaluations: Evaluations) -> None:
+        """Raises UserError for a metric that is none."""
+        self.validation, self.evaluations = validation, evaluations
+        self.best = Best(phase, config.phases[phase].best)
+        self.measured = 0
+        """Newest step whose measurements `best` knows."""
+        self.tracker: Any = None  # rank 0 has one
+        if (judged_by := config.phases[phase].best) is not None:
+            known = ["validation/loss", *(f"validation/loss/{name}" for name in validation.names)]
+            known = [name for name in known if validation.every is not None]
+            known += [f"evaluation/{name}" for name in (*METRICS, TYPE_ACCURACY) if evaluations.every is not None]
+            if judged_by.metric not in known:
+                raise UserError(
+                    f"phases.{phase}.best.metric: no {judged_by.metric!r}{nearest(judged_by.metric, known)}"
+                )
+
+    def due(self, step: int) -> bool:
+        """Whether anything is measured after this step."""
+        return self.validation.due(step) or self.evaluations.due(step)
+
+    def owed(self, step: int) -> bool:
+        """Whether the checkpoint of this step was written, on a stop request, without its measurements."""
+        return step > self.measured and (self.validation.due(step) or self._awaits_scores(step))
+
+    def before_saving(self, engine: Engine, step: int) -> bool:
+        """Measures what the checkpoint of this step must know; whether the step is the best so far. Collective."""
+        measured: dict[str, float] = {}
+        if self.validation.due(step):
+            measured |= self.validation.losses(engine, step)
+            if self.tracker is not None:
+                self.tracker.log(step, measured)
+        if self._awaits_scores(step):
+            scores: Any = from_rank_zero(self._scores(engine, step))
+            measured |= scores
+        self.measured = step
+        is_best = self.best.judge(step, measured)
+        if is_best and self.tracker is not None:
+            self.tracker.tags({"best.step": step, "best.metric": self.best.in_words()})
+        return is_best
+
+    def after_saving(self, engine: Engine, step: int) -> None:
+        """Measures the rest. Collective."""
+        if self.evaluations.due(step) and not self._awaits_scores(step):
+            self._scores(engine, step)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"measured": self.measured, "best": self.best.to_json()}
+
+    def restore(self, stored: dict[str, Any] | None) -> None:
+        """Goes back to what a checkpoint says; one of an earlier version says nothing."""
+        self.measured = (stored or {}).get("measured", 0)
+        self.best.restore((stored or {}).get("best"))
+
+    def _awaits_scores(self, step: int) -> bool:
+        by_scores = self.best.config is not None and self.best.config.is_kin_of("evaluation/")
+        return by_scores and self.evaluations.due(step)
+
+    def _scores(self, engine: Engine, step: int) -> dict[str, float]:
+        found = self.evaluations.scores(engine, step)
+        if found is None:
+            return {}
+        folder, scores = found
+        measured = {f"evaluation/{name}": value for name, value in scores.items()}
+        self.tracker.log(step, measured)
+        self.tracker.artifact(folder / "report.html", f"evaluation/{folder.name}")
+        return measured

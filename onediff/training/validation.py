@@ -1,0 +1,166 @@
+"""The loss of fixed held-out rows, every so many steps: the same rows and the same numbers at any number of ranks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from onediff.config.tree import RunConfig
+from onediff.data.batch import Batch
+from onediff.data.rows import RowMaker, collate
+from onediff.data.sample import BadSample
+from onediff.data.stream import Source, Stream
+from onediff.errors import UserError
+from onediff.parallel.agreement import from_rank_zero, together
+from onediff.parallel.topology import Topology
+from onediff.training.config import PhaseConfig
+from onediff.training.engine import Engine
+
+log = logging.getLogger(__name__)
+
+Chosen = list[tuple[int, int]]
+"""The stream of a row, and its draw."""
+
+
+class Validation:
+    """Held-out rows of a phase, made anew each time by the rank that computes them.
+
+    Rows are made as the phase makes them, coupled where it couples, but each by itself. Which rows stand together in a
+    batch, and in which order losses are added up, depends on neither the ranks nor `pack`.
+    """
+
+    def __init__(self, config: RunConfig, phase_name: str, maker: RowMaker, topology: Topology) -> None:
+        """Collective. Raises UserError on every rank alike where there are no such rows."""
+        phase = config.phases[phase_name]
+        self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
+        self.names: list[str] = []
+        self.batches: list[Chosen] = []
+        self.spare: Batch | None = None
+        if self.every is None:
+            return
+        with together():
+            self.names = data_sets(config, phase_name)
+            self.streams = [held_out(config, phase, name, maker) for name in self.names]
+        chosen: Chosen = []
+        with together():
+            # Choosing reads every row once, which need not be done by all.
+            if topology.ranks.rank == 0:
+                chosen = [row for number in range(len(self.names)) for row in self._chosen(number, phase)]
+        chosen = from_rank_zero(chosen)  # type: ignore[assignment]
+        rows = phase.micro_batch * (phase.pack // config.data.max_tokens if phase.pack else 1)
+        self.batches = [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
+        with together():
+            # Under ZeRO-3 all ranks run the same layers: one without rows runs this, which counts for nothing.
+            self.spare = next((made for row in chosen if (made := self._batch([row])) is not None), None)
+            if self.spare is None:
+                raise UserError(f"phases.{phase_name}.validation: none of the {len(chosen)} held-out rows can be read")
+
+    def due(self, step: int) -> bool:
+        """Whether this step is followed by a validation."""
+        return self.every is not None and step % self.every == 0
+
+    @torch.no_grad()
+    def losses(self, engine: Engine, step: int) -> dict[str, float]:
+        """`validation/loss`, the mean over all targets, and `validation/loss/<data set>`, on every rank. Collective.
+
+        Costs the forward passes of the rows; changes no random state, and waits for the device once, at the end.
+        """
+        assert self.spare is not None
+        rank, ranks = self.topology.dp_rank, self.topology.dp_size
+        sums = torch.zeros(len(self.batches), 2, len(self.names), dtype=torch.float64, device=engine.device)
+        engine.model.eval()
+        with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
+            for first in range(0, len(self.batches), ranks):
+                number = first + rank
+                made = None
+                if number < len(self.batches) and self.topology.tp_rank == 0:
+                    made = self._batch(self.batches[number])
+                made = self.topology.from_tensor_rank_zero(made)
+                batch = (made or self.spare).to(engine.device)
+                of_targets = engine.model(batch).double()
+                if made is not None:
+                    sums[number, 0].index_add_(0, batch.target_sources, of_targets)
+                    sums[number, 1].index_add_(0, batch.target_sources, torch.ones_like(of_targets))
+        engine.model.train()
+        # Each batch has its own place, so that the order of the additions is the same whoever computed it.
+        dist.all_reduce(sums, group=engine.engine.data_parallel_group)
+        losses, targets = sums.sum(0).tolist()
+        measured = {"validation/loss": sum(losses) / max(1.0, sum(targets))}
+        measured |= {
+            f"validation/loss/{name}": loss / count
+            for name, loss, count in zip(self.names, losses, targets, strict=True)
+            if count
+        }
+        if self.topology.ranks.rank == 0:
+            log.info("phase %s step %d: validation loss %.4f", self.phase, step, measured["validation/loss"])
+        return measured
+
+    def _chosen(self, number: int, phase: PhaseConfig) -> Chosen:
+        """The rows of one data set, the longest first so that batches are even: readable ones, spread by chance over it."""
+        stream = self.streams[number]
+        lengths: list[tuple[int, int]] = []
+        samples = stream.sources[0].lanes.samples
+        for draw in range(samples):
+            if len(lengths) == phase.validation.rows:
+                break
+            try:
+                lengths.append((stream.tokens(0, draw), draw))
+            except BadSample as bad:
+                log.warning("unreadable sample of %s, left out of the validation: %s", self.names[number], bad)
+        if not lengths:
+            raise UserError(f"phases.{self.phase}.validation: {self.names[number]}: no readable sample in its split")
+        return [(number, draw) for _, draw in sorted(lengths, key=lambda row: (-row[0], row[1]))]
+
+    def _batch(self, chosen: Chosen) -> Batch | None:
+        """The batch of some rows; those whose picture cannot be decoded are left out, and None is a batch of none."""
+        rows = []
+        for number, draw in chosen:
+            try:
+                row = self.streams[number].one(0, draw)
+            except BadSample as bad:
+                log.warning("unreadable sample of %s, left out of the validation: %s", self.names[number], bad)
+                continue
+            row.source = number
+            rows.append(row)
+        return collate(rows) if rows else None
+
+
+def data_sets(config: RunConfig, phase_name: str) -> list[str]:
+    """The data sets that a phase validates on: those it names, else those of its mix that have the split.
+
+    Raises UserError where there is none.
+    """
+    phase = config.phases[phase_name]
+    split, named = phase.validation.split, phase.validation.sets
+    found = [name for name in named or phase.mix if _has(config, name, split)]
+    if not found or (named and len(found) < len(named)):
+        lacking = next(name for name in named or phase.mix if name not in found)
+        there = sorted({p.parent.name for p in Path(config.data.sets[lacking].path).glob("[!.]*/manifest.json")})
+        raise UserError(
+            f"phases.{phase_name}.validation: the data set {lacking} has no split {split!r}"
+            + (f"; write validation.split, one of {', '.join(there)}" if there else "")
+        )
+    return found
+
+
+def _has(config: RunConfig, name: str, split: str) -> bool:
+    from onediff.data.manifest import read_manifest
+
+    folder = config.data.sets[name].model_copy(update={"split": split}).folder
+    try:
+        return read_manifest(folder).samples > 0
+    except UserError:
+        return False
+
+
+def held_out(config: RunConfig, phase: PhaseConfig, name: str, maker: RowMaker) -> Stream:
+    """The held-out rows of one data set, in the order of one lane that is shuffled as a whole."""
+    data, data_set = config.data, config.data.sets[name]
+    folder = data_set.model_copy(update={"split": phase.validation.split}).folder
+    # A rule that couples reads the captions of a whole block, so a block must not be a whole split.
+    block = data.block if isinstance(phase.couple, str) else 1 << 40
+    source = Source.open(name, folder, 1, data.seed, block, task=data_set.task, cache=data.cache)
+    return Stream([source], maker, phase.couple, data.seed, data.bad_in_a_row)
