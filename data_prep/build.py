@@ -130,7 +130,12 @@ def show_collection(collection: Collection, built: dict[str, Built]) -> str:
     text += "".join(f"\nnoted: {note}" for part in built.values() for note in part.notes)
     done = [name for name in collection.parts if name in built and built[name].samples]
     if done:
-        sets = "\n".join(f"    {name}: {collection.out / name}" for name in done)
+        sets = "\n".join(f"    {name}: {_data_set(collection, name)}" for name in done)
         mix = ", ".join(f"{name}: {collection.parts[name].weight:g}" for name in done)
         text += f"\n\nIn a run's configuration:\n  sets:\n{sets}\n  mix: {{{mix}}}"
     return text
+
+
+def _data_set(collection: Collection, name: str) -> str:
+    task = collection.parts[name].task
+    return f"{{path: {collection.out / name}, task: {task}}}" if task else str(collection.out / name)

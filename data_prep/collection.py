@@ -54,6 +54,8 @@ class Part(Section):
     """Folder, tar or zip of pictures."""
     weight: float = Field(1.0, gt=0)
     """Share in training, relative to the other parts."""
+    task: str | None = None
+    """Key of its instructions in training (`data.sets.NAME.task`)."""
     published: int | None = None
     """Samples that its authors publish, for comparison."""
     max_side: int | None = Field(None, gt=0)

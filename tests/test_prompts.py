@@ -1,13 +1,14 @@
 """Prompts: where images, deltas and targets lie in a sequence."""
 
 import pytest
-from streams import DELTA_TOKENS, PICTURE_TOKENS, PROMPT, row_maker, tokenizer
+from streams import DELTA_TOKENS, PATCH, PICTURE_TOKENS, PROMPT, SIZE, members, row_maker, tokenizer
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from onediff.data.config import PromptConfig
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.rows import RowMaker
+from onediff.data.sample import parse_sample
 from onediff.model.config import PictureConfig
 
 
@@ -58,6 +59,23 @@ def test_instructions_by_task(prompter):
     assert prompter.instruction("pair") == PROMPT.instructions["pair"]
     with pytest.raises(ValueError, match="needs a text for 'couple'"):
         PromptConfig(instructions={"pair": "a", "single": "b"})
+
+
+def test_one_of_several_wordings_is_drawn_with_each_sample():
+    """Evenly, whatever is drawn among the captions; the first is what a model is asked."""
+    prompt = PROMPT.model_copy(update={"instructions": {**PROMPT.instructions, "birds": ["how", "why", "where"]}})
+    prompter = Prompter(tokenizer(), prompt, DELTA_TOKENS)
+    drawn = [(draw % 2, prompter.instruction("birds", draw)) for draw in range(1200)]
+    assert drawn == [(draw % 2, prompter.instruction("birds", draw)) for draw in range(1200)]
+    assert all(150 < drawn.count((caption, wording)) < 250 for caption in (0, 1) for wording in ("how", "why", "where"))
+    assert prompter.instruction("birds") == "how"
+    maker = RowMaker(prompter, PictureConfig(size=SIZE), row_maker().config, PATCH)
+    for draw in range(5):
+        row = maker.row(parse_sample(members("pair", 0, "s")), "birds", draw)
+        assert words(row.token_ids.tolist()).count(prompter.instruction("birds", draw) + " A:") == 1
+    for wrong in ([], [" "], ""):
+        with pytest.raises(ValueError, match="needs a text for 'birds', not an empty one"):
+            PromptConfig(instructions={**PROMPT.instructions, "birds": wrong})
 
 
 def test_the_answer_of_a_sentencepiece_model_starts_as_in_running_text():

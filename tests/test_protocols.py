@@ -1,19 +1,25 @@
 """Protocols: every rule acts as its module says, and the demo's rule reads every wording of the renderer."""
 
 import inspect
+from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
+from data_prep.collection import Collection
 from data_prep.scenes.config import ChangeType
 from data_prep.scenes.words import CLAUSES, WORDINGS
+from onediff.config.compose import configs_folder, load_run
 from onediff.config.section import validated
+from onediff.data.config import PromptConfig
 from onediff.errors import UserError
 from onediff.evaluation.config import EvaluationConfig
 from onediff.evaluation.metrics import score
 from onediff.evaluation.protocols import MODULES, NAMES, protocol
 from onediff.evaluation.protocols.demo import read_type
 from onediff.evaluation.protocols.protocol import digest
+from onediff.evaluation.run import Evaluation
 
 FILL = {
     "at": "at the top left",
@@ -134,3 +140,30 @@ def test_evaluation_config_is_strict() -> None:
     ):
         with pytest.raises(UserError, match=said):
             validated(EvaluationConfig, values, "run.yaml")
+
+
+def test_protocols_ask_what_the_papers_mix_trains():
+    """Each source of DiffCap has its own instructions, and its benchmark asks the first of them."""
+    data = load_run("configs/onediff_7b.yaml").data
+    tasks = {name: one.task for name, one in data.sets.items() if not name.startswith("llava")}
+    asked = [data.prompt.wordings(task) for task in tasks.values()]
+    assert len(tasks) == 6 and all(len(wordings) >= 3 for wordings in asked)
+    together = [wording for wordings in asked for wording in wordings] + data.prompt.wordings("pair")
+    assert len(set(together)) == len(together)
+    parts = Collection.model_validate(yaml.safe_load((configs_folder() / "diffcap.yaml").read_text())).parts
+    assert {name: parts[name].task for name in tasks} == tasks
+    for name in NAMES:
+        rules = protocol(name)
+        if name.removesuffix("-joined") in tasks:
+            assert rules.task == tasks[name.removesuffix("-joined")]
+            assert rules.instruction == data.prompt.wordings(rules.task)[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "protocol_name", "asked"),
+    [("birds", "plain", "b"), (None, "birds-to-words", "b"), (None, "spot-the-diff", "p"), (None, "plain", "p")],
+)
+def test_pairs_are_asked_what_their_data_set_was_trained_on(task, protocol_name, asked):
+    prompt = PromptConfig(instructions={"pair": ["p", "q"], "single": "s", "couple": "c", "birds": ["b", "d"]})
+    plan = Evaluation(Path(), Path(), EvaluationConfig(protocol=protocol_name), Path(), task)
+    assert plan.usual(prompt) == asked

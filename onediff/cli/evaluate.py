@@ -109,10 +109,20 @@ def planned(args: argparse.Namespace) -> Evaluation:
 
     folders, config = asked(args)
     data = args.data or first_with_pairs(folders, config.split)
+    folder = Address.of(args.model).folder
     saved = saved_model_of(args.model)
     trained = description(saved).trained
     label = f"{data.name}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
-    return Evaluation(saved, data, config, args.out or Address.of(args.model).folder / "evaluation" / label)
+    return Evaluation(saved, data, config, args.out or folder / "evaluation" / label, task_of(folder, data))
+
+
+def task_of(folder: Path, data: Path) -> str | None:
+    """The task of a data set in the run that is in `folder`; None where it has none, or there is no run."""
+    from onediff.config.compose import load_run
+
+    if not (folder / "config.yaml").is_file():
+        return None
+    return next((one.task for one in load_run(folder).data.sets.values() if Path(one.path) == data), None)
 
 
 def first_with_pairs(folders: list[Path], split: str) -> Path:

@@ -19,8 +19,8 @@ class EvaluationConfig(Section):
     limit: int | None = Field(None, gt=0)
     """Only the first so many pairs, for a quick look; the scores then say so."""
     instruction: str | None = None
-    """Asked of every pair instead of its own instruction (or of the model's usual one); `protocol` asks what the protocol
-    says."""
+    """Asked of every pair instead of its own instruction, or of the one that its data set was trained with; `protocol` asks
+    what the protocol says."""
     batch_size: int = Field(16, gt=0)
     """Pairs captioned at once by one rank. Captions in half precision can depend on it."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

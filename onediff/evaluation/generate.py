@@ -48,6 +48,8 @@ class Job:
     """Prompt rows to heat maps `[rows, 2, side, side]`."""
     instruction: str | None = None
     """Asked of every pair instead of its own."""
+    usual: str | None = None
+    """Asked of pairs that have none of their own."""
     seed: int = 0
     """Of sampling: each batch has its own draw, whoever computes it."""
     in_step: bool = False
@@ -108,7 +110,7 @@ def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, 
                 decode(sample.pictures[role], job.maker.picture, job.maker.config.max_pixels)
                 for role in ("before", "after")
             )
-            rows[pair] = job.maker.prompt(job.see(before, after), job.instruction or sample.instruction)
+            rows[pair] = job.maker.prompt(job.see(before, after), job.instruction or sample.instruction or job.usual)
         except BadSample as fault:
             bad.append(f"{pair}: {fault}")
     rows = topology.from_tensor_rank_zero(rows)

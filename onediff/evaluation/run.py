@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onediff.data.config import PromptConfig
 from onediff.data.heldout import HeldOut
 from onediff.data.manifest import read_manifest
 from onediff.errors import UserError
@@ -43,6 +44,14 @@ class Evaluation:
     """Decoding, split, protocol."""
     out: Path
     """Folder of captions and scores."""
+    task: str | None = None
+    """The task that the data set has in the model's training, where that is known."""
+
+    def usual(self, prompt: PromptConfig) -> str:
+        """What a pair without an instruction of its own is asked, by a model that was trained with `prompt`: what its data
+        set was trained on, else what the protocol's was, else the instruction for pairs."""
+        known = [task for task in (self.task, protocol(self.config.protocol).task) if task in prompt.instructions]
+        return prompt.wordings((*known, "pair")[0])[0]
 
 
 def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Evaluation, dict[str, Any]] | None:
@@ -72,15 +81,17 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
         captioner = Captioner(plan.model, precision=config.precision, topology=topology)
         digest = weights_digest(plan.model) if ranks.rank == 0 else ""
     digest = str(from_rank_zero(digest))
+    usual = plan.usual(captioner.maker.prompter.config)
     job = Job(
         heldout=heldout,
         maker=captioner.maker,
         folder=plan.out,
-        by=asked_by(config, plan.data, model=digest, precision=str(captioner.dtype)),
+        by=asked_by(config, plan.data, model=digest, precision=str(captioner.dtype), usual=usual),
         batch_size=config.batch_size,
         answer=partial(captioner.answer, **decoding(config), cuda_graph=config.cuda_graphs),
         heat=captioner.heat_maps if config.heatmaps else None,
         instruction=instruction(config),
+        usual=usual,
         seed=config.seed,
     )
     caption_split(job, topology)
@@ -93,7 +104,7 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
         before_twice = read_answers(plan.out, blind.label, blind.by) if with_floors else None
         print(f"scoring the captions of {len(heldout.references)} pairs …", file=sys.stderr, flush=True)
         answers = read_answers(plan.out, job.label, job.by)
-        results = scored(plan, heldout, answers, job.maker.picture, before_twice, graphs)
+        results = scored(plan, heldout, answers, job.maker.picture, instruction(config) or usual, before_twice, graphs)
     shutdown()
     return (plan, results) if results is not None else None
 
@@ -137,12 +148,14 @@ def scored(
     heldout: HeldOut,
     answers: dict[str, Answer],
     picture: PictureConfig,
+    asked: str,
     before_twice: dict[str, Answer] | None = None,
     cuda_graphs: bool = False,
 ) -> dict[str, Any]:
     """Scores answers; writes `predictions.jsonl`, `references.jsonl`, `scores.json` and `report.html` into `plan.out`.
 
-    With the answers to the before image twice, floors are scored as well. `cuda_graphs` tells whether they were used.
+    `asked` is the instruction of pairs without one of their own. With the answers to the before image twice, floors are
+    scored as well. `cuda_graphs` tells whether they were used.
     """
     config, references, types = plan.config, heldout.references, heldout.change_types
     predictions = captions_in_order(answers, references)
@@ -166,9 +179,8 @@ def scored(
         seed=config.seed,
     )
     found, floors = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
-    asked = {"decoding": decoding(config), "instruction": instruction(config), "limit": config.limit}
-    asked["cuda_graphs"] = cuda_graphs
-    results = {**found.as_json(), **results, "generation": asked, "unreadable": heldout.unreadable}
+    generation = {"decoding": decoding(config), "instruction": asked, "limit": config.limit, "cuda_graphs": cuda_graphs}
+    results = {**found.as_json(), **results, "generation": generation, "unreadable": heldout.unreadable}
     results["floors"] = {name: dict(scores.scores) for name, scores in floors.items()}
     results["table"] = table({"model": found, **floors})
     write_aside(plan.out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False))

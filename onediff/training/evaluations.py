@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from onediff.config.tree import RunConfig
+from onediff.data.config import DataSet
 from onediff.data.heldout import HeldOut
 from onediff.data.rows import Row, RowMaker
 from onediff.errors import UserError
@@ -42,7 +43,8 @@ class Evaluations:
         self.phase, self.run = phase, run
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
-            self.data = first_with_pairs(config, config.phases[phase].mix)
+            data_set = first_with_pairs(config, config.phases[phase].mix)
+            self.data, self.task = Path(data_set.path), data_set.task
             self.heldout = HeldOut.open(self.data / self.config.split, self.config.limit)
 
     def due(self, step: int) -> bool:
@@ -57,6 +59,8 @@ class Evaluations:
                 # After a resume the step has come again, with other weights where arithmetic is not repeatable.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
+        plan = Evaluation(self.run, self.data, self.config, folder, self.task)
+        usual = plan.usual(self.maker.prompter.config)
         job = Job(
             heldout=self.heldout,
             maker=self.maker,
@@ -65,6 +69,7 @@ class Evaluations:
             batch_size=self.config.batch_size,
             answer=lambda rows: self._answer(engine, rows),
             instruction=instruction(self.config),
+            usual=usual,
             seed=self.config.seed,
             in_step=self.in_step,
         )
@@ -77,9 +82,9 @@ class Evaluations:
         graphs = any(gathered(engine.model.cuda_graphs.used))
         if self.topology.ranks.rank != 0:
             return None
-        plan = Evaluation(self.run, self.data, self.config, folder)
         answers = read_answers(folder, job.label, job.by)
-        found = scored(plan, self.heldout, answers, self.maker.picture, cuda_graphs=graphs)["scores"]
+        asked = instruction(self.config) or usual
+        found = scored(plan, self.heldout, answers, self.maker.picture, asked, cuda_graphs=graphs)["scores"]
         figures = {name: value for name, value in found.items() if value is not None}
         log.info(
             "phase %s step %d: CIDEr ×100 %.1f of %d pairs", self.phase, step, 100 * figures["CIDEr"], len(answers)
@@ -101,7 +106,7 @@ def any_rank(going: bool, device: torch.device) -> bool:
     return bool(flag.item())
 
 
-def first_with_pairs(config: RunConfig, mix: Any) -> Path:
+def first_with_pairs(config: RunConfig, mix: Any) -> DataSet:
     """The first data set of `mix` that has the split to evaluate and pairs in it. Raises UserError where none has."""
     for name in mix:
         folder = Path(config.data.sets[name].path)
@@ -110,7 +115,7 @@ def first_with_pairs(config: RunConfig, mix: Any) -> Path:
                 HeldOut.open(folder / config.evaluation.split, limit=1)
             except UserError:
                 continue  # single images or text
-            return folder
+            return config.data.sets[name]
     raise UserError(
         f"evaluate_every: no data set of {', '.join(mix)} has pairs in its split {config.evaluation.split!r}"
     )

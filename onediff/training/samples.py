@@ -31,13 +31,15 @@ class Samples:
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self.references: list[str] = []
         self.rows = []
-        heldout = _with_pairs(config)
+        heldout, task = _with_pairs(config)
         if heldout is not None:
             for pair, captions in heldout.references.items():
                 try:
-                    found = heldout.sample(pair).pictures
-                    pictures = [open_picture(found[role], config.data.max_pixels) for role in ("before", "after")]
-                    row = maker.prompt([fitted(picture, self.picture) for picture in pictures], None)
+                    found = heldout.sample(pair)
+                    pictures = [
+                        open_picture(found.pictures[role], config.data.max_pixels) for role in ("before", "after")
+                    ]
+                    row = maker.prompt([fitted(picture, self.picture) for picture in pictures], found.instruction, task)
                 except BadSample:
                     continue  # training and evaluation count it
                 for picture in pictures:
@@ -76,17 +78,17 @@ class Samples:
         return table
 
 
-def _with_pairs(config: RunConfig) -> HeldOut | None:
-    """The held-out split of the first data set, in the order of `data.sets`, that has pairs in it."""
+def _with_pairs(config: RunConfig) -> tuple[HeldOut | None, str]:
+    """The held-out split of the first data set, in the order of `data.sets`, that has pairs in it; and the pairs' task."""
     for data_set in config.data.sets.values() if config.training.sample_captions else ():
         folder = Path(data_set.path) / config.evaluation.split
         if not folder.is_dir():
             continue
         try:
-            return HeldOut.open(folder, limit=config.training.sample_captions)
+            return HeldOut.open(folder, limit=config.training.sample_captions), data_set.task or "pair"
         except UserError:
             continue  # single images or text
-    return None
+    return None, "pair"
 
 
 def due(every: int | None, step: int, steps: int) -> bool:

@@ -19,6 +19,7 @@ PROTOCOL = Protocol(
     split="test",
     pairs="every pair of the test split that has a description",
     empty_references="drop",
+    task="birds",
     instruction="Describe how the two birds differ.",
     published=(Published("OneDiff", {"CIDEr": 0.284}, "https://arxiv.org/abs/2407.05645"),),
 )

@@ -22,5 +22,6 @@ PROTOCOL = Protocol(
     split="test",
     pairs="changed pairs and distractors of the test split together; `change_type` of distractors is none",
     groups={"semantic": (*SEMANTIC, "change"), "distractor": ("none",)},
-    instruction="Describe the differences between the two images.",
+    task="solids",
+    instruction="What has changed in this scene of simple solids, seen a second time?",
 )

@@ -16,6 +16,7 @@ PROTOCOL = Protocol(
     source="https://arxiv.org/abs/1906.07689, https://github.com/airsplay/VisualRelationships",
     split="test",
     pairs="every pair of the test split",
+    task="request",
     instruction="What request would turn the first image into the second?",
     published=(
         Published("OneDiff", {"CIDEr": 1.096}, "https://arxiv.org/abs/2407.05645"),

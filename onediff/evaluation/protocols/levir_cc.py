@@ -19,5 +19,6 @@ PROTOCOL = Protocol(
     source="https://doi.org/10.1109/TGRS.2022.3218921, https://github.com/Chen-Yang-Liu/RSICC",
     split="test",
     pairs="every pair of the test split, pairs without a change included",
+    task="satellite",
     instruction="Describe the changes between the two satellite images.",
 )

@@ -42,8 +42,10 @@ class Protocol:
     """How an id that comes several times is read, in words."""
     tokenisation: str = "PTBTokenizer of Stanford CoreNLP 3.4.1 in lower case, punctuation removed (pycocoevalcap)"
     """How captions are cut into tokens."""
+    task: str = "pair"
+    """The instruction key (`data.sets.NAME.task`) that this benchmark's training pairs have in a generalist's data."""
     instruction: str | None = None
-    """The prompt under which a generalist model is asked; None is the data set's own."""
+    """What a generalist model is asked, as `configs/data/diffcap_mix.yaml` has it trained; None is the data set's own."""
     decoding: Mapping[str, int | float | bool] = field(default_factory=dict)
     """Fields of `evaluation` that published numbers were generated with, where they say."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

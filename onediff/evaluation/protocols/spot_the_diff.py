@@ -22,7 +22,8 @@ PROTOCOL = Protocol(
     pairs="all 1,270 pairs of the published reference file, pairs with an empty reference included",
     references="all",
     empty_references="keep",
-    instruction="Describe the differences between the two images.",
+    task="surveillance",
+    instruction="What has changed between these two frames of a surveillance camera?",
     published=(
         Published(
             "DDLA",

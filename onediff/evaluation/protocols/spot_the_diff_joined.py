@@ -20,5 +20,6 @@ PROTOCOL = Protocol(
     references="joined",
     empty_references="drop",
     repeated_ids="sentences of one id are joined in the order of the file",
-    instruction="Describe all differences between the two images.",
+    task="surveillance",
+    instruction="What has changed between these two frames of a surveillance camera?",
 )
