@@ -157,13 +157,13 @@ def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> 
 
 def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str, Any]:
     """One pair of the report."""
-    from onediff.evaluation.heat import png
-    from onediff.evaluation.report.pictures import PairPictures, heat_thumbnail
+    from onediff.evaluation.heat import laid_over, png
+    from onediff.evaluation.report.pictures import PairPictures
 
     pictures = [opened(captioner, picture) for picture in (pair.before, pair.after)]
     for picture in pictures:
         picture.thumbnail((512, 512))
-    heated = [heat_thumbnail(p.size, one, captioner.maker.picture) for p, one in zip(pictures, heat, strict=True)]
+    heated = [png(laid_over(p, one, captioner.maker.picture)) for p, one in zip(pictures, heat, strict=True)]
     return {
         "id": pair.id,
         "refs": list(pair.references),

@@ -17,17 +17,15 @@ from onediff.data.sample import BadSample, parse_sample
 from onediff.model.config import PictureConfig
 
 if TYPE_CHECKING:
-    import numpy as np
+    from PIL import Image
 
 QUALITY = 72
-ORIENTATION = 0x0112
-"""EXIF tag; from 5 on width and height change places."""
 HEAT_SIDE = 192
-"""Pixels of a heat map's longer side; it has no detail that more would show."""
+"""Pixels of the longer side of a picture under a heat map: those of the page's largest thumbnails."""
 
 
 class PairPictures(NamedTuple):
-    """Encoded pictures of one pair, of any kind Pillow reads; the heat maps are drawn over them where there are any."""
+    """Encoded pictures of one pair, of any kind Pillow reads, and both again under their heat maps where there are any."""
 
     before: bytes
     after: bytes
@@ -70,45 +68,26 @@ def shard_pictures(folder: Path, ids: Collection[str]) -> Source:
 
 
 def with_heat(pictures: Source, heat: Mapping[str, str], config: PictureConfig) -> Source:
-    """The pictures of `pictures`, and over them the maps of `heat` (`heat.packed` texts by id) where there are any.
+    """The pictures of `pictures`, and the same under the maps of `heat` (`heat.packed` texts by id) where there are any.
 
     `config` says which part of a picture the model saw.
     """
-    from PIL import Image
-
-    from onediff.evaluation.heat import unpacked
+    from onediff.evaluation.heat import laid_over, png, unpacked
 
     def heated(pair: str) -> PairPictures | None:
         found = pictures(pair)
         if found is None or pair not in heat:
             return found
-        maps = []
-        for data, one in zip(found[:2], unpacked(heat[pair]), strict=True):
-            try:
-                with Image.open(io.BytesIO(data)) as picture:
-                    turned = picture.getexif().get(ORIENTATION, 1) >= 5
-                    size = picture.size[::-1] if turned else picture.size
-            except (OSError, ValueError, Image.DecompressionBombError):
-                return found
-            maps.append(heat_thumbnail(size, one, config))
-        return PairPictures(*found[:2], *maps)
+        small = [opened_small(data, HEAT_SIDE) for data in found[:2]]
+        maps = zip(small, unpacked(heat[pair]), strict=True)
+        over = [None if picture is None else png(laid_over(picture, one, config)) for picture, one in maps]
+        return PairPictures(*found[:2], *over)
 
     return heated
 
 
-def heat_thumbnail(size: tuple[int, int], heat_SS: np.ndarray, config: PictureConfig) -> bytes:
-    """A map (uint8) on black as PNG, in the shape of a picture of `size`: the page adds its light to the picture."""
-    from PIL import Image
-
-    from onediff.evaluation.heat import heat_picture, png
-
-    scale = HEAT_SIDE / max(size)
-    small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-    return png(Image.alpha_composite(Image.new("RGBA", small, "black"), heat_picture(heat_SS, small, config)))
-
-
-def thumbnail(data: bytes, side: int) -> str | None:
-    """A data URI of the picture with its longer side at most `side` pixels; None where it cannot be decoded."""
+def opened_small(data: bytes, side: int) -> Image.Image | None:
+    """The picture, upright and RGB, with its longer side at most `side` pixels; None where it cannot be decoded."""
     from PIL import Image, ImageOps
 
     try:
@@ -117,6 +96,14 @@ def thumbnail(data: bytes, side: int) -> str | None:
             small = ImageOps.exif_transpose(picture).convert("RGB")
             small.thumbnail((side, side))
     except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    return small
+
+
+def thumbnail(data: bytes, side: int) -> str | None:
+    """A data URI of the picture with its longer side at most `side` pixels; None where it cannot be decoded."""
+    small = opened_small(data, side)
+    if small is None:
         return None
     out = io.BytesIO()
     small.save(out, "JPEG", quality=QUALITY)
