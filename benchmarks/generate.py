@@ -84,7 +84,7 @@ def by_hugging_face(model: Any, embeds: Tensor, new: int, end: int = END) -> Ten
 def saved_batches(args: argparse.Namespace) -> tuple[Any, list[Tensor], int]:
     """The language model of a saved model, the embedded prompts of a held-out split, and the end-of-text token."""
     from onediff.data.heldout import HeldOut
-    from onediff.data.pictures import decode
+    from onediff.data.pictures import open_picture
     from onediff.data.rows import collate
     from onediff.evaluation.captioner import Captioner
 
@@ -93,7 +93,7 @@ def saved_batches(args: argparse.Namespace) -> tuple[Any, list[Tensor], int]:
     rows = []
     for pair in heldout.references:
         pictures = heldout.sample(pair).pictures
-        both = [decode(pictures[role], captioner.maker.picture) for role in ("before", "after")]
+        both = [open_picture(pictures[role], captioner.maker.config.max_pixels) for role in ("before", "after")]
         rows.append(captioner.maker.prompt(both, None))
     with torch.no_grad():
         batches = [

@@ -85,7 +85,15 @@ def drawn_rows(count: int, scale: int, seed: int) -> list[Row]:
         targets[-(words // 2) :] = True
         shape = (pictures, 3, SIDE, SIDE)
         made.append(
-            Row(ids, targets, torch.randint(0, 256, shape, dtype=torch.uint8), pictures == 2, 0, (str(number),))
+            Row(
+                ids,
+                targets,
+                torch.randint(0, 256, shape, dtype=torch.uint8),
+                (576 // scale,) * pictures,
+                pictures == 2,
+                0,
+                (str(number),),
+            )
         )
     return made
 

@@ -40,7 +40,7 @@ def naive_attention(attention, queries, keys, values):
 def naive(module, levels, before: int, after: int) -> torch.Tensor:
     """Delta tokens `[Q, W]` of one pair, both images laid side by side before anything else."""
     x = module.tokens
-    places = place_embedding(spread(TOKENS), WIDTH, HEADS)
+    places = place_embedding(torch.tensor(spread(TOKENS)), WIDTH, HEADS)
     for number, layer in enumerate(module.layers):
         level = number * 3 // len(module.layers)
         images = [module.level_norms[level](levels[level][picture]) for picture in (before, after)]
@@ -119,6 +119,6 @@ def test_tokens_are_spread_over_the_picture(points):
 
 
 def test_a_token_looks_first_at_its_own_place():
-    places = place_embedding(spread(64), 96, 3)
+    places = place_embedding(torch.tensor(spread(64)), 96, 3)
     nearest = (places @ places.T).argmax(-1)
     assert nearest.tolist() == list(range(64))

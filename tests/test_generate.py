@@ -143,7 +143,7 @@ def test_in_bf16_a_saved_model_says_what_it_says_in_fp32(model, data):
     import torch
 
     from onediff.data.heldout import HeldOut
-    from onediff.data.pictures import decode
+    from onediff.data.pictures import open_picture
     from onediff.evaluation.captioner import Captioner
 
     heldout, said = HeldOut.open(data / "train", 4), {}
@@ -151,7 +151,7 @@ def test_in_bf16_a_saved_model_says_what_it_says_in_fp32(model, data):
         captioner = Captioner(model, "cpu", precision=precision)
         assert {parameter.dtype for parameter in captioner.model.parameters()} == {dtype}
         pairs = [heldout.sample(pair).pictures for pair in heldout.references]
-        shown = [[decode(pair[role], captioner.maker.picture) for role in ("before", "after")] for pair in pairs]
+        shown = [[open_picture(pair[role], 10**8) for role in ("before", "after")] for pair in pairs]
         said[precision] = captioner.answer([captioner.maker.prompt(both, None) for both in shown], max_new_tokens=3)
     assert sum(one == two for one, two in zip(said["fp32"], said["bf16"], strict=True)) >= 3
     assert len(set(said["bf16"])) > 1

@@ -22,7 +22,7 @@ def test_weights_are_those_of_plain_attention(module):  # noqa: F811
     x, own, cross = module.tokens, layer.self_attention, layer.cross_attention
     x = own(x[None], own.key(x[None]), own.value(x[None]))[0]
     images = [module.level_norms[0](levels(4)[0][picture]) for picture in (2, 3)]
-    places = place_embedding(spread(TOKENS), WIDTH, HEADS)
+    places = place_embedding(torch.tensor(spread(TOKENS)), WIDTH, HEADS)
     keys = torch.cat([cross.key(image) + places + layer.role_keys[role] for role, image in enumerate(images)])
     queries, size = cross.query(x) + module.places, WIDTH // HEADS
     for head in range(HEADS):
@@ -41,7 +41,7 @@ def test_looking_changes_nothing(module):  # noqa: F811
 
 def test_a_map_shares_all_attention_among_the_places_of_both_pictures():
     model, given = tiny_model(), batch("pair", "pair")
-    maps = heat_maps(model, given.pictures, given.pairs)
+    maps = heat_maps(model, given)
     assert maps.shape == (2, 2, 2, 2)
     assert maps.sum(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
     assert not maps[0].equal(maps[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import batch, rows, tiny_config, tiny_model
+from PIL import Image
 from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, row_maker, tokenizer
 
 from onediff.data.prompts import DELTA, PICTURE
@@ -155,9 +156,12 @@ def test_two_samples_packed_in_a_row_equal_two_rows(model):
 
 def prompts(count: int) -> list:
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (count, 2, 3, SIZE, SIZE), dtype=np.uint8)
+    pictures = random.integers(0, 256, (count, 2, SIZE, SIZE, 3), dtype=np.uint8)
     maker = row_maker()
-    return [maker.prompt(list(pair), "what " * (number + 1)) for number, pair in enumerate(pictures)]
+    return [
+        maker.prompt([Image.fromarray(picture) for picture in pair], "what " * (number + 1))
+        for number, pair in enumerate(pictures)
+    ]
 
 
 def greedy_without_cache(model, row, tokens: int) -> list[int]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, members, png, row_maker, tokenizer
 
 from onediff.data.pictures import decode
@@ -146,7 +147,7 @@ def test_a_batch_of_texts_has_no_picture():
 
 def test_prompts_are_padded_on_the_left():
     maker = row_maker()
-    blank = np.zeros((3, SIZE, SIZE), np.uint8)
+    blank = Image.new("RGB", (SIZE, SIZE))
     rows = [maker.prompt([blank, blank], "one two"), maker.prompt([], "what")]
     batch = collate(rows, pad_left=True)
     pad = len(rows[0].token_ids) - len(rows[1].token_ids)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models import batch, tiny_config, tiny_model
+from PIL import Image
 from streams import PROMPT, SIZE, tokenizer
 
 from onediff.errors import UserError
@@ -23,8 +24,9 @@ def saved(tmp_path_factory):
     return folder, model
 
 
-def pictures() -> list[np.ndarray]:
-    return list(np.random.default_rng(0).integers(0, 256, (2, 3, SIZE, SIZE), dtype=np.uint8))
+def pictures() -> list[Image.Image]:
+    drawn = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    return [Image.fromarray(picture) for picture in drawn]
 
 
 def test_the_same_weights_and_words_come_back(saved):

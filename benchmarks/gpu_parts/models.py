@@ -140,5 +140,5 @@ def pair_rows(config: ModelConfig, count: int, phase: str, seed: int = 0, prompt
             is_target[-answer:] = True
         shape = (2, 3, config.vision.picture.size, config.vision.picture.size)
         pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
-        made.append(Row(ids, is_target, pictures, True, 0, (f"{number}",)))
+        made.append(Row(ids, is_target, pictures, (side * side,) * 2, True, 0, (f"{number}",)))
     return made

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 
 
@@ -26,9 +27,10 @@ class Batch:
     segment_ids: Tensor | None
     """`[rows, tokens]` int64, 0 for padding, 1… for the samples of a packed row; None where no row holds two samples."""
     pictures: Tensor
-    """`[pictures, 3, size, size]` uint8, in the order of their places; before and after of every pair come first."""
+    """`[views, 3, size, size]` uint8, in the order of their places; before and after of every pair come first. A picture is
+    one view, unless `planes` says otherwise."""
     picture_places: Tensor
-    """`[pictures · picture tokens]` int64."""
+    """`[image tokens]` int64."""
     pairs: int
     """Pairs: pictures 2b and 2b + 1 are before and after of pair b."""
     delta_places: Tensor
@@ -39,6 +41,9 @@ class Batch:
     """`[targets]` int64."""
     target_sources: Tensor
     """`[targets]` int64: index of the source that a target comes from, for the loss per source."""
+    planes: Planes | None = None
+    """Where the pictures' tokens lie, where pictures are more than one view or have shapes of their own; `pictures` are then
+    `[pictures, patches, numbers]` in the latter case."""
     segments: Segments | None = None
     """Where the samples lie in packed rows; None where each row holds one."""
     info: dict[str, Any] = field(default_factory=dict)
@@ -49,8 +54,9 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        if self.segments is not None:
-            moved["segments"] = self.segments.to(device)
+        for name in ("planes", "segments"):
+            if (part := getattr(self, name)) is not None:
+                moved[name] = part.to(device)
         return replace(self, **moved)
 
     @property

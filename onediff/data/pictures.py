@@ -29,6 +29,8 @@ MOST_PIXELS = 100_000_000
 """Pixels that scaling may make of one picture on the way to the tower's few; no photograph comes near."""
 BAND_PIXELS = 1 << 22
 """Pixels of a band that is padded at a time."""
+ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation")
+"""One of these stands in every JPEG and PNG that has an orientation."""
 
 
 def open_picture(data: bytes, max_pixels: int) -> Image.Image:
@@ -69,6 +71,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+Filter = Literal["bicubic", "bilinear"]
 Scale = Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.uint8]]
 """Bicubic scaling of pixels `[height, width, 3]` to a width and height."""
 
@@ -85,17 +88,17 @@ def fitted_fast(
     return _laid(_fit(pixels, config, scaled_fast), out)
 
 
-def scaled_exactly(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def scaled_exactly(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter = "bicubic") -> NDArray[np.uint8]:
     """A `Scale` with Pillow's filter, which is the image processors'."""
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[filter.upper()]))
 
 
-def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter = "bicubic") -> NDArray[np.uint8]:
     """A `Scale` with torch's vector code for the same filter."""
     if pixels.shape[1::-1] == size:
         return pixels
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return interpolate(batch, size[::-1], mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    return interpolate(batch, size[::-1], mode=filter, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def cropped(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> NDArray[np.uint8]:
@@ -168,6 +171,31 @@ def decode(
         return fitted(open_picture(data, max_pixels), config, out)
     plain = _plain_jpeg(data, max_pixels)
     return fitted_fast(np.array(open_picture(data, max_pixels)) if plain is None else plain, config, out)
+
+
+def opened(data: bytes, max_pixels: int, pixels: Literal["fast", "exact"]) -> NDArray[np.uint8]:
+    """`[height, width, 3]`: a picture in its own size, upright, RGB. Raises BadSample."""
+    plain = _plain_jpeg(data, max_pixels) if pixels == "fast" else None
+    return np.array(open_picture(data, max_pixels)) if plain is None else plain
+
+
+def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height of the picture that `open_picture` gives, from the header alone. Raises BadSample."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise BadSample("too_many_pixels", f"{width} × {height} pixels")
+            # Of most kinds Pillow looks for an orientation in all of the file.
+            if picture.format in ("JPEG", "PNG") and not any(mark in data for mark in ORIENTATION_MARKS):
+                return width, height
+            return (height, width) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+    except BadSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("too_many_pixels", str(error)) from None
+    except Exception as error:  # as above
+        raise BadSample("bad_picture", f"{type(error).__name__}: {error}") from None
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from onediff.data.batch import Batch
 from onediff.data.config import DataConfig
+from onediff.data.fits import Seen, fit_of
 from onediff.data.lanes import Place, mix64
+from onediff.data.planes import Plane, laid_out
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample
 from onediff.data.segments import Segments
 from onediff.model.config import PictureConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass
@@ -31,7 +35,8 @@ class Row:
     is_target: Tensor
     """`[tokens]` bool."""
     pictures: Tensor
-    """`[0, 1 or 2, 3, size, size]` uint8."""
+    """The tower's input, uint8: `[views, 3, size, size]`, of each picture one view or more; `[patches, numbers]` for a tower
+    that takes pictures in their own shape."""
     picture_tokens: tuple[int, ...]
     """Image tokens of each picture."""
     is_pair: bool
@@ -41,6 +46,8 @@ class Row:
     """Ids of the samples in it."""
     places: tuple[Place, ...] = ()
     """Where in the source they lie."""
+    planes: tuple[Plane, ...] = ()
+    """Where the image tokens of each picture lie; empty where every picture is one view."""
     was_cut: bool = False
     next_draw: int = 0
     """The lane's position behind this row."""
@@ -55,7 +62,7 @@ class RowMaker:
         """`patch` is the side of one of the tower's patches, pixels."""
         self.prompter = prompter
         self.picture = picture
-        self.picture_tokens = (picture.size // patch) ** 2
+        self.fit = fit_of(picture, patch)
         self.config = config
 
     def row(self, sample: Sample, task: str | None, draw: int, source: int = 0) -> Row:
@@ -65,38 +72,38 @@ class RowMaker:
         `too_long: skip`.
         """
         turns = self._turns(sample, task, draw)
-        return self._made(self._pictures(sample), sample.is_pair, turns, source, (sample.id,))
+        return self._made(self._seen(sample), sample.is_pair, turns, source, (sample.id,))
 
     def tokens(self, sample: Sample, task: str | None, draw: int) -> int:
         """The length of `row`, without its pictures. Raises BadSample."""
-        lengths = self._lengths(len(sample.pictures))
+        lengths = self.fit.lengths(encoded(sample), self.config.max_pixels)
         return len(self._sequence(lengths, sample.is_pair, self._turns(sample, task, draw))[0].token_ids)
 
     def couple_tokens(self, first: Sample, second: Sample, draw: int) -> int:
         """The length of `couple`, without its pictures. Raises BadSample."""
-        return len(self._sequence(self._lengths(2), True, self._couple_turns(first, second, draw))[0].token_ids)
+        lengths = self.fit.lengths(encoded(first, second), self.config.max_pixels)
+        return len(self._sequence(lengths, True, self._couple_turns(first, second, draw))[0].token_ids)
 
     def couple(self, first: Sample, second: Sample, draw: int, source: int = 0) -> Row:
         """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
         turns = self._couple_turns(first, second, draw)
         if len(first.pictures) + len(second.pictures) != 2:
             raise BadSample("not_single", f"{first.id} and {second.id}: coupling takes samples with one image each")
-        return self._made(self._pictures(first, second), True, turns, source, (first.id, second.id))
+        return self._made(self._seen(first, second), True, turns, source, (first.id, second.id))
 
     def _couple_turns(self, first: Sample, second: Sample, draw: int) -> list[Turn]:
         answers = [self._caption(sample, mix64(draw, place)) for place, sample in enumerate((first, second))]
         answer = self.prompter.config.couple_answer.format(first=answers[0], second=answers[1])
         return [Turn(self.prompter.instruction("couple", draw), answer)]
 
-    def prompt(self, pictures: list[np.ndarray], instruction: str | None, task: str = "pair") -> Row:
-        """A row to be answered by the model: decoded pictures and an instruction, or that of a task; no target.
+    def prompt(self, pictures: Sequence[Image], instruction: str | None, task: str = "pair") -> Row:
+        """A row to be answered by the model: upright RGB pictures and an instruction, or that of a task; no target.
 
-        Raises BadSample for an instruction with places for another number of pictures.
+        Raises BadSample for pictures too narrow to be scaled, and for an instruction with places for another number of
+        pictures.
         """
         turns = [Turn(instruction or self.prompter.instruction(task), None)]
-        size = self.picture.size
-        stacked = np.stack(pictures) if pictures else np.empty((0, 3, size, size), np.uint8)
-        return self._made(stacked, len(pictures) == 2, turns, 0, ())
+        return self._made(self.fit.of(pictures), len(pictures) == 2, turns, 0, ())
 
     def _turns(self, sample: Sample, task: str | None, draw: int) -> list[Turn]:
         task = task or ("pair" if sample.is_pair else "single")
@@ -109,41 +116,24 @@ class RowMaker:
             return sample.captions[draw % len(sample.captions)]
         return self._turns(sample, "single", draw)[0].answer or ""
 
-    def _pictures(self, *samples: Sample) -> NDArray[np.uint8]:
-        """`[pictures, 3, size, size]`, each decoded into its place. Raises BadSample."""
-        # Rows of pictures that need no decoding are made where neither Pillow nor simplejpeg is installed.
-        from onediff.data.pictures import decode
+    def _seen(self, *samples: Sample) -> Seen:
+        """What the model is shown of the pictures of these samples. Raises BadSample."""
+        return self.fit.read(encoded(*samples), self.config.max_pixels, self.config.pixels)
 
-        encoded = [
-            sample.pictures[role]
-            for sample in samples
-            for role in (("before", "after") if sample.is_pair else sample.pictures)
-        ]
-        size = self.picture.size
-        pictures = np.empty((len(encoded), 3, size, size), np.uint8)
-        for data, place in zip(encoded, pictures, strict=True):
-            decode(data, self.picture, self.config.max_pixels, self.config.pixels, place)
-        return pictures
-
-    def _made(
-        self, pictures: NDArray[np.uint8], is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]
-    ) -> Row:
-        lengths = self._lengths(len(pictures))
-        sequence, was_cut = self._sequence(lengths, is_pair, turns)
+    def _made(self, seen: Seen, is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]) -> Row:
+        sequence, was_cut = self._sequence(seen.tokens, is_pair, turns)
         return Row(
             # From bytes: torch.tensor looks at each number of a list, which took a twentieth of the loader's time.
             token_ids=torch.frombuffer(array("q", sequence.token_ids), dtype=torch.int64),
             is_target=torch.frombuffer(bytearray(sequence.is_target), dtype=torch.bool),
-            pictures=torch.from_numpy(pictures),
-            picture_tokens=lengths,
+            pictures=torch.from_numpy(seen.pictures),
+            picture_tokens=seen.tokens,
+            planes=seen.planes,
             is_pair=is_pair,
             source=source,
             ids=ids,
             was_cut=was_cut,
         )
-
-    def _lengths(self, pictures: int) -> tuple[int, ...]:
-        return (self.picture_tokens,) * pictures
 
     def _sequence(self, pictures: Sequence[int], is_pair: bool, turns: list[Turn]) -> tuple[TokenSequence, bool]:
         """The tokens of a sample, and whether the end of its answer had to be cut off. Raises BadSample."""
@@ -157,6 +147,15 @@ class RowMaker:
         if min(sequence.token_ids[longest:]) < 0:
             raise BadSample("too_long", f"{length} tokens, a picture lies behind max_tokens, which is {longest}")
         return TokenSequence(sequence.token_ids[:longest], sequence.is_target[:longest]), True
+
+
+def encoded(*samples: Sample) -> list[bytes]:
+    """The picture files of these samples, before and after of a pair in this order."""
+    return [
+        sample.pictures[role]
+        for sample in samples
+        for role in (("before", "after") if sample.is_pair else sample.pictures)
+    ]
 
 
 def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
@@ -215,11 +214,13 @@ def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
     in_order = sorted(samples, key=lambda found: not found[1].is_pair)
     places = [start + np.flatnonzero(sample.token_ids.numpy() == PICTURE) for start, sample in in_order]
     flat, target_places = ids.ravel(), np.flatnonzero(targets)
+    pictures, planes = laid_out([sample for _, sample in in_order])
     return Batch(
         token_ids=torch.from_numpy(np.maximum(ids, 0)),
         position_ids=torch.from_numpy(positions),
         segment_ids=torch.from_numpy(segments),
-        pictures=torch.cat([sample.pictures for _, sample in in_order]),
+        pictures=pictures,
+        planes=planes,
         picture_places=torch.from_numpy(np.concatenate(places)),
         pairs=sum(sample.is_pair for _, sample in samples),
         delta_places=torch.from_numpy(np.flatnonzero(flat == DELTA)),

@@ -8,8 +8,11 @@ from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from onediff.data.native import unpatched
 from onediff.data.prompts import DELTA, PICTURE
 from onediff.data.rows import Row
 from onediff.errors import UserError
@@ -120,8 +123,8 @@ def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
     """Pictures, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id and place."""
     cell = Image.new("RGB", (WIDTH, SIDE + 18 + LINES * LINE), "#f4f5f7")
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
-    for number, pixels in enumerate(row.pictures):
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    for number, pixels in enumerate(whole_pictures(row)):
+        picture = Image.fromarray(pixels)
         method = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.BICUBIC
         cell.paste(picture.resize((SIDE, SIDE), method), (number * (SIDE + 4), 0))
     start = 0
@@ -138,6 +141,17 @@ def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
     for number, (line, colour) in enumerate(lines[:LINES]):
         draw.text((2, SIDE + 17 + number * LINE), line, colour, font)
     return cell
+
+
+def whole_pictures(row: Row) -> list[NDArray[np.uint8]]:
+    """`[height, width, 3]` of each picture as the model sees it; of one in tiles the overview."""
+    if not row.planes:
+        return [pixels.permute(1, 2, 0).numpy() for pixels in row.pictures]
+    pictures = []
+    for plane, inputs in zip(row.planes, row.pictures.split([plane.inputs for plane in row.planes]), strict=True):
+        own_shape = plane.shape is not None
+        pictures.append(unpatched(inputs.numpy(), plane.shape) if own_shape else inputs[0].permute(1, 2, 0).numpy())
+    return pictures
 
 
 def _wrapped(text: str, lines: int) -> list[str]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from onediff.data.pictures import fitted, open_picture, to_rgb
-from onediff.data.rows import Row
+from onediff.data.pictures import open_picture, to_rgb
+from onediff.data.rows import Row, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.model.answer import answer
@@ -78,7 +78,8 @@ class Captioner:
         try:
             return self.maker.prompt(pictures, instruction)
         except BadSample as bad:
-            raise UserError(f"instruction {instruction!r}: {bad.reason}") from None
+            what = f"instruction {instruction!r}" if bad.kind != "too_many_pixels" else f"{_name(before)}, {_name(after)}"
+            raise UserError(f"{what}: {bad.reason}") from None
 
     def answer(self, rows: list[Row], max_new_tokens: int = 64, **generation: Any) -> list[str]:
         """The answers to prompt rows (`RowMaker.prompt`), computed as one batch; greedy unless told otherwise."""
@@ -87,21 +88,24 @@ class Captioner:
 
     def heat_maps(self, rows: list[Row]) -> np.ndarray:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""
-        pictures = torch.cat([row.pictures for row in rows]).to(self.device)
-        return heat_maps(self.model, pictures, len(rows)).cpu().numpy()
+        return heat_maps(self.model, collate(rows, pad_left=True).to(self.device)).cpu().numpy()
 
     def attention(self, before: Picture, after: Picture) -> np.ndarray:
         """`[2, side, side]`: the heat map of one pair, see `heat_maps`."""
         return self.heat_maps([self.row(before, after)])[0]
 
-    def _read(self, picture: Picture) -> np.ndarray:
-        name = str(picture) if isinstance(picture, str | Path) else "picture"
+    def _read(self, picture: Picture) -> Image.Image:
+        if isinstance(picture, Image.Image):
+            return to_rgb(picture)
+        name = _name(picture)
         try:
-            if isinstance(picture, Image.Image):
-                return fitted(to_rgb(picture), self.maker.picture)
             data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-            return fitted(open_picture(data, self.maker.config.max_pixels), self.maker.picture)
+            return open_picture(data, self.maker.config.max_pixels)
         except OSError as error:
             raise UserError(f"{name}: cannot be read: {error.strerror}") from None
         except BadSample as bad:
             raise UserError(f"{name}: not a picture that can be read: {bad.reason}") from None
+
+
+def _name(picture: Picture) -> str:
+    return str(picture) if isinstance(picture, str | Path) else "picture"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from onediff.data.heldout import HeldOut
-from onediff.data.pictures import decode
+from onediff.data.pictures import open_picture
 from onediff.data.rows import Row, RowMaker
 from onediff.data.sample import BadSample
 from onediff.evaluation.answers import Answer, AnswerFile, read_answers
@@ -24,10 +25,10 @@ from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.topology import Topology
 from onediff.progress import progress
 
-See = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
+See = Callable[[Image.Image, Image.Image], list[Image.Image]]
 
 
-def both(before: np.ndarray, after: np.ndarray) -> list[np.ndarray]:
+def both(before: Image.Image, after: Image.Image) -> list[Image.Image]:
     """The pair as it is."""
     return [before, after]
 
@@ -107,8 +108,7 @@ def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, 
         try:
             sample = job.heldout.sample(pair)
             before, after = (
-                decode(sample.pictures[role], job.maker.picture, job.maker.config.max_pixels)
-                for role in ("before", "after")
+                open_picture(sample.pictures[role], job.maker.config.max_pixels) for role in ("before", "after")
             )
             rows[pair] = job.maker.prompt(job.see(before, after), job.instruction or sample.instruction or job.usual)
         except BadSample as fault:
@@ -116,7 +116,7 @@ def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, 
     rows = topology.from_tensor_rank_zero(rows)
     asked = list(rows.values())
     if job.in_step and not asked:
-        blank = np.zeros((3, job.maker.picture.size, job.maker.picture.size), dtype=np.uint8)
+        blank = Image.new("RGB", (job.maker.picture.size, job.maker.picture.size))
         job.answer([job.maker.prompt([blank, blank], None)])
     captions = job.answer(asked) if asked else []
     maps: list[str | None] = [packed(heat) for heat in job.heat(asked)] if job.heat and asked else [None] * len(asked)

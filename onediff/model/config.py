@@ -37,9 +37,15 @@ class PictureConfig(Section):
 
     size: int = Field(336, gt=0)
     """Side of the square input, pixels."""
-    fit: Literal["pad", "crop", "squash"] = "pad"
+    fit: Literal["pad", "crop", "squash", "tiles", "native"] = "pad"
     """`pad`: the whole picture, amid a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side and cut the
-    middle, which loses what changes at the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP)."""
+    middle, which loses what changes at the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP); `tiles`: an overview
+    and tiles of `size` in a grid chosen from the picture (LLaVA-NeXT); `native`: patches of the picture's own shape, for
+    towers that take them (SigLIP 2 NaFlex)."""
+    max_tiles: int = Field(4, gt=1)
+    """With `fit: tiles`, the most tiles of a picture beside its overview."""
+    max_patches: int = Field(256, gt=0)
+    """With `fit: native`, the most patches of a picture; `size` then counts for nothing."""
     shorter_side: int | None = None
     """Shorter side before the cut; the default is `size` (DINOv2 scales to 256 and cuts 224)."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)

@@ -1,8 +1,9 @@
 """The Visual Delta Module: learned tokens that look at both images at several depths (paper, section 3.2).
 
-Shape letters: B pairs, P pictures, N tokens of a picture, Q delta tokens, V tower width, W module width, H heads,
-D head size. Pictures 2b and 2b + 1 are before and after of pair b: their tokens lie side by side, so that the keys of a
-pair are a view of what was projected once a picture, not a copy.
+Shape letters: B pairs, P pictures, N tokens of a picture, T tokens of all pairs, Q delta tokens, V tower width, W module
+width, H heads, D head size. Pictures 2b and 2b + 1 are before and after of pair b: their tokens lie side by side, so that
+the keys of a pair are a view of what was projected once a picture, not a copy. Where pictures differ in their number of
+tokens (`Planes`), the tokens of all pairs lie end to end, [T, …] in place of [B, 2, N, …].
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.model.attention import attention
 from onediff.model.config import DeltaConfig
@@ -36,16 +38,25 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BQW: Tensor, key_BKW: Tensor, value_BKW: Tensor, places_QW: Tensor | None = None) -> Tensor:
-        """`[B, Q, W]` queries over `[B, K, W]` keys and values already projected by `key` and `value`.
+    def forward(
+        self,
+        x_BQW: Tensor,
+        key_TW: Tensor,
+        value_TW: Tensor,
+        places_QW: Tensor | None = None,
+        at_k: Segments | None = None,
+    ) -> Tensor:
+        """`[B, Q, W]` queries over keys and values `[T, W]`, already projected by `key` and `value`.
 
-        `places_QW` is added to the projected queries: where in the pictures each of them looks.
+        `places_QW` is added to the projected queries: where in the pictures each of them looks. `at_k` says which keys
+        are whose; without it, each of B has as many.
         """
         query_BQW = self.query(x_BQW) if places_QW is None else self.query(x_BQW) + places_QW
-        pairs, queries, keys = len(x_BQW), x_BQW.shape[1], key_BKW.shape[1]
-        at_q, at_k = (Segments.even(pairs, tokens, x_BQW.device) for tokens in (queries, keys))
-        q, k, v = (t.flatten(0, 1).unflatten(-1, (self.heads, -1)) for t in (query_BQW, key_BKW, value_BKW))
-        places = (at_q.cu_seqlens, at_k.cu_seqlens, queries, keys)
+        pairs, queries = x_BQW.shape[:2]
+        at_q = Segments.even(pairs, queries, x_BQW.device)
+        at_k = at_k or Segments.even(pairs, len(key_TW) // pairs, x_BQW.device)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (query_BQW.flatten(0, 1), key_TW, value_TW))
+        places = (at_q.cu_seqlens, at_k.cu_seqlens, queries, at_k.longest)
         mixed = attention(q, k, v, *places, lengths_q=at_q.lengths, lengths_k=at_k.lengths)
         return self.norm(x_BQW + self.dropout(self.output(mixed.flatten(1).unflatten(0, (pairs, -1)))))
 
@@ -64,8 +75,10 @@ class DeltaLayer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BQW: Tensor, level_B2NV: Tensor, places_QW: Tensor, places_NW: Tensor) -> Tensor:
-        """One layer.
+    def forward(
+        self, x_BQW: Tensor, level: Tensor, places_QW: Tensor, places: Tensor, planes: Planes | None = None
+    ) -> Tensor:
+        """One layer over a level `[B, 2, N, V]` with its tokens' `places` `[N, W]`; with `planes` `[T, V]` and `[T, W]`.
 
         Before and after get their embedding: added to the keys, multiplied into the values. A token that looks at one
         place in both images so receives sums of what it finds there in some channels and differences in others.
@@ -73,12 +86,19 @@ class DeltaLayer(nn.Module):
         For the backward pass keys and values are kept once: sums keep nothing, and the multiplied values are made again.
         """
         own, cross = self.self_attention, self.cross_attention
-        x_BQW = own(x_BQW, own.key(x_BQW), own.value(x_BQW))
-        k_B2NW = cross.key(level_B2NV) + (places_NW + self.role_keys[:, None])
-        found_B2NW, roles_21W = cross.value(level_B2NV), self.role_values[:, None]
-        v_B2NW = found_B2NW * roles_21W
-        with made_again(v_B2NW, lambda: found_B2NW * roles_21W):
-            x_BQW = cross(x_BQW, k_B2NW.flatten(1, 2), v_B2NW.flatten(1, 2), places_QW)
+        x_BQW = own(x_BQW, own.key(x_BQW).flatten(0, 1), own.value(x_BQW).flatten(0, 1))
+        found, keys_2W, values_2W = cross.value(level), self.role_keys[:], self.role_values[:]
+
+        def of_tokens(of_roles_2W: Tensor) -> Tensor:
+            return of_roles_2W[:, None] if planes is None else of_roles_2W.index_select(0, planes.roles)
+
+        key = cross.key(level) + (places + of_tokens(keys_2W))
+        roles = of_tokens(values_2W)
+        with made_again(roles, lambda: of_tokens(values_2W)):
+            value = found * roles
+        with made_again(value, lambda: found * of_tokens(values_2W)):
+            at = None if planes is None else planes.pairs
+            x_BQW = cross(x_BQW, key.flatten(0, -2), value.flatten(0, -2), places_QW, at)
         return self.norm(x_BQW + self.dropout(self.contract(F.gelu(self.expand(x_BQW)))))
 
 
@@ -103,23 +123,32 @@ class DeltaModule(nn.Module):
         self.apply(_initialise)
         nn.init.normal_(self.tokens)
         with torch.no_grad():
-            self.places.copy_(place_embedding(spread(config.tokens), config.width, config.heads))
+            self.places.copy_(place_embedding(torch.tensor(spread(config.tokens)), config.width, config.heads))
 
-    def forward(self, levels_PNV: list[Tensor], pairs: int) -> Tensor:
-        """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, for the first 2 · `pairs` of the pictures.
+    def forward(self, levels: list[Tensor], pairs: int, planes: Planes | None = None) -> Tensor:
+        """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, for the first 2 · `pairs` of the pictures;
+        with `planes` from the tokens of all pairs, `[T, V]`.
 
         Further pictures cost nothing.
         """
-        levels_B2NV = [
-            norm(level[: 2 * pairs].unflatten(0, (pairs, 2)))
-            for norm, level in zip(self.level_norms, levels_PNV, strict=True)
-        ]
-        tokens = levels_PNV[0].shape[1]
-        places_NW = place_embedding(spread(tokens), self.tokens.shape[1], self.heads).to(levels_PNV[0])
+        if planes is None:
+            levels = [level[: 2 * pairs].unflatten(0, (pairs, 2)) for level in levels]
+        normed = [norm(level) for norm, level in zip(self.level_norms, levels, strict=True)]
+        places = key_places(levels[0], self.tokens.shape[1], self.heads, planes)
         x_BQW = self.tokens.expand(pairs, -1, -1)
         for layer, level in zip(self.layers, self.level_of_layer, strict=True):
-            x_BQW = layer(x_BQW, levels_B2NV[level], self.places, places_NW)
+            x_BQW = layer(x_BQW, normed[level], self.places, places, planes)
         return x_BQW
+
+
+def key_places(level: Tensor, width: int, heads: int, planes: Planes | None) -> Tensor:
+    """The place embeddings of a level's tokens: `[N, W]` for `[…, N, V]`, with `planes` `[T, W]`."""
+    if planes is None:
+        points = torch.tensor(spread(level.shape[-2]))
+    else:
+        boxes = planes.boxes[: len(level)]
+        points = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return place_embedding(points, width, heads).to(level)
 
 
 @lru_cache
@@ -133,15 +162,15 @@ def spread(points: int) -> tuple[tuple[float, float], ...]:
     return tuple(made)
 
 
-def place_embedding(points: tuple[tuple[float, float], ...], width: int, heads: int) -> Tensor:
-    """`[points, width]`, the same in every head: sines and cosines of x and y whose product peaks at equal places.
+def place_embedding(points: Tensor, width: int, heads: int) -> Tensor:
+    """`[points, width]` of places `[points, 2]`, the same in every head: sines and cosines of x and y whose product peaks at
+    equal places.
 
     For head size d the product of two embeddings falls to half at a distance of about 2/d of the picture's side.
     """
     size = width // heads
     waves = max(1, size // 4)
-    place = torch.tensor(points)  # [points, 2]
-    angles = place[:, :, None] * torch.arange(1, waves + 1) * math.pi
+    angles = points[:, :, None] * torch.arange(1, waves + 1, device=points.device) * math.pi
     head = torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
     head = F.pad(head, (0, max(0, size - head.shape[1])))[:, :size]
     return PEAK * head.repeat(1, heads)

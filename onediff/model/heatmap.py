@@ -1,6 +1,7 @@
 """Where the delta module looks: its cross-attention weights, computed beside it and without touching it.
 
-Shape letters: B pairs, P pictures, N tokens of a picture, Q delta tokens, W module width, H heads, D head size.
+Shape letters: B pairs, P pictures, N tokens of a picture, T tokens of all pairs, Q delta tokens, W module width, H heads,
+D head size.
 """
 
 from __future__ import annotations
@@ -11,30 +12,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onediff.data.batch import Batch
 from onediff.data.geometry import over_picture
+from onediff.data.planes import Planes
 from onediff.model.config import PictureConfig
-from onediff.model.delta import DeltaModule, place_embedding, spread
+from onediff.model.delta import DeltaModule, key_places
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import side_tokens
 
+RASTER = 32
+"""Places along a side of the map of a picture that is seen in tiles or in its own shape."""
+
 
 @torch.no_grad()
-def heat_maps(model: OneDiffModel, pictures: Tensor, pairs: int) -> Tensor:
+def heat_maps(model: OneDiffModel, batch: Batch) -> Tensor:
     """`[B, 2, side, side]`: the share of attention that each place of before and after gets, over all delta tokens.
 
-    The mean over layers, heads and tokens; it sums to 1 over a pair. `pictures` are `[P, 3, size, size]` uint8; 2b and
-    2b + 1 are before and after of pair b. Costs the tower and the delta module once more, without the language model.
+    The mean over layers, heads and tokens; it sums to 1 over a pair. The places are those of the tower's input, or, of
+    pictures in tiles or in their own shape, parts of the whole picture. Costs the tower and the delta module once more,
+    without the language model.
     """
-    _, levels = model.vision(pictures)
-    weights = cross_attention_weights(model.delta, levels, pairs)
-    mean_B2N = torch.stack([layer.mean(dim=(1, 2)) for layer in weights]).mean(0)
-    side = side_tokens(mean_B2N.shape[-1])
-    return mean_B2N.unflatten(-1, (side, side))
+    planes, pairs = batch.planes, batch.pairs
+    _, levels = model.vision(batch.pictures, planes)
+    if planes is None:
+        weights = cross_attention_weights(model.delta, levels, pairs)
+        mean_B2N = torch.stack([layer.mean(dim=(1, 2)) for layer in weights]).mean(0)
+        side = side_tokens(mean_B2N.shape[-1])
+        return mean_B2N.unflatten(-1, (side, side))
+    weights = cross_attention_weights(model.delta, planes.of_pairs(levels), pairs, planes)
+    mean_T = torch.stack([layer.mean(dim=(0, 1)) for layer in weights]).mean(0)
+    return _rasters(mean_T, planes).unflatten(0, (pairs, 2))
+
+
+def _rasters(weight_T: Tensor, planes: Planes) -> Tensor:
+    """`[pictures, RASTER, RASTER]`: the weight of each token spread evenly over the part of the picture that it saw."""
+    edges = torch.linspace(0, 1, RASTER + 1, device=weight_T.device)
+    boxes = planes.boxes[: len(weight_T)]
+
+    def covered(low_T: Tensor, high_T: Tensor) -> Tensor:
+        """`[T, RASTER]`: which share of a token's extent lies in each place."""
+        inside = torch.minimum(high_T[:, None], edges[1:]) - torch.maximum(low_T[:, None], edges[:-1])
+        return inside.clamp(min=0) / (high_T - low_T)[:, None]
+
+    across, down = covered(boxes[:, 0], boxes[:, 2]), covered(boxes[:, 1], boxes[:, 3]) * weight_T[:, None]
+    lengths = planes.lengths[: 2 * len(planes.pairs.lengths)]
+    return torch.stack([y.T @ x for x, y in zip(across.split(lengths), down.split(lengths), strict=True)])
 
 
 @torch.no_grad()
-def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs: int) -> list[Tensor]:
-    """Of each layer the weights `[B, H, Q, 2, N]` with which delta tokens look at before and after, fp32.
+def cross_attention_weights(
+    delta: DeltaModule, levels: list[Tensor], pairs: int, planes: Planes | None = None
+) -> list[Tensor]:
+    """Of each layer the weights `[B, H, Q, 2, N]` with which delta tokens look at before and after, fp32; with `planes`
+    `[H, Q, T]`.
 
     The attention itself runs fused and never holds its weights; here they come from the same projected queries and
     keys, which are listened to while the module runs.
@@ -53,20 +83,32 @@ def cross_attention_weights(delta: DeltaModule, levels_PNV: list[Tensor], pairs:
 
             hooks.append(getattr(layer.cross_attention, name).register_forward_hook(listen))
     try:
-        delta(levels_PNV, pairs)
+        delta(levels, pairs, planes)
     finally:
         for hook in hooks:
             hook.remove()
-    tokens, width = levels_PNV[0].shape[1], heard[0]["query"].shape[-1]
-    places_NW = place_embedding(spread(tokens), width, delta.heads).to(levels_PNV[0])
+    width = heard[0]["query"].shape[-1]
+    places = key_places(levels[0], width, delta.heads, planes)
     found = []
     for projected in heard:
-        query_BQW = projected["query"] + projected["places"]
-        key_B2NW = projected["key"] + places_NW + projected["role_keys"][:, None]
-        q = query_BQW.float().unflatten(-1, (delta.heads, -1)).transpose(1, 2)  # [B, H, Q, D]
-        k = key_B2NW.float().flatten(1, 2).unflatten(-1, (delta.heads, -1)).permute(0, 2, 3, 1)  # [B, H, D, 2N]
-        found.append((q @ k / q.shape[-1] ** 0.5).softmax(-1).unflatten(-1, (2, tokens)))
+        roles = projected["role_keys"]
+        roles = roles[:, None] if planes is None else roles.index_select(0, planes.roles)
+        query_BQW = (projected["query"] + projected["places"]).float()
+        key = (projected["key"] + places + roles).float()
+        if planes is None:
+            weights = _weights(query_BQW, key.flatten(1, 2), delta.heads)
+            found.append(weights.unflatten(-1, (2, levels[0].shape[1])))
+        else:
+            of_pairs = zip(query_BQW, key.split(planes.pairs.lengths), strict=True)
+            found.append(torch.cat([_weights(query[None], one[None], delta.heads)[0] for query, one in of_pairs], -1))
     return found
+
+
+def _weights(query_BQW: Tensor, key_BKW: Tensor, heads: int) -> Tensor:
+    """`[B, H, Q, K]`."""
+    q = query_BQW.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, H, Q, D]
+    k = key_BKW.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)  # [B, H, D, K]
+    return (q @ k / q.shape[-1] ** 0.5).softmax(-1)
 
 
 def drawn_over(picture: np.ndarray, heat: np.ndarray, config: PictureConfig) -> np.ndarray:

@@ -120,19 +120,26 @@ class OneDiffModel(nn.Module):
         under ZeRO-3 every rank must gather the same parameters in the same order.
         """
         words = self.language.get_input_embeddings()(batch.token_ids)
-        pictures, pairs = batch.pictures, batch.pairs
+        pictures, planes = batch.pictures, batch.planes
         if not len(pictures):
-            pictures = pictures.new_zeros(1, *pictures.shape[1:])
+            pictures = self.vision.blank(pictures.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
-            output, levels = self.vision(pictures)
-        if not pairs:
-            levels = [level[:1].expand(2, -1, -1) for level in levels]
-        picture_tokens, delta_tokens = self.projector(output, self.delta(levels, max(1, pairs)))
+            output, levels = self.vision(pictures, planes)
+        chosen = output if planes is None else planes.of_pictures(output)
+        picture_tokens, delta_tokens = self.projector(chosen, self._deltas(levels, batch))
         flat = words.flatten(0, 1)
         for places, tokens in ((batch.picture_places, picture_tokens), (batch.delta_places, delta_tokens)):
-            tokens = tokens.flatten(0, 1).to(flat.dtype)
+            tokens = tokens.flatten(0, -2).to(flat.dtype)
             flat = flat.index_copy(0, places, tokens) if len(places) else flat + 0 * tokens.sum()
         return flat.view_as(words)
+
+    def _deltas(self, levels: list[Tensor], batch: Batch) -> Tensor:
+        """`[pairs, tokens, width]`; without pairs, those of the first view with itself."""
+        if not batch.pairs:
+            return self.delta([level[:1].expand(2, -1, -1) for level in levels], 1)
+        if batch.planes is None:
+            return self.delta(levels, batch.pairs)
+        return self.delta(batch.planes.of_pairs(levels), batch.pairs, batch.planes)
 
     @torch.no_grad()
     def generate(self, batch: Batch, *, max_new_tokens: int, **options: Any) -> Tensor:

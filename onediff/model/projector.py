@@ -17,7 +17,7 @@ class Projector(nn.Module):
         self.delta_out = nn.Linear(language_width, language_width)
 
     def forward(self, pictures: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        """`[pictures, tokens, vision width]` and `[pairs, tokens, delta width]`, both into the language model's width."""
+        """`[…, vision width]` and `[pairs, tokens, delta width]`, both into the language model's width."""
         return (
             self.picture_out(F.gelu(self.picture_in(pictures))),
             self.delta_out(F.gelu(self.delta_in(deltas))),

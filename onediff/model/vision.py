@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from onediff.config.section import nearest
+from onediff.data.planes import Planes
+from onediff.data.segments import Segments
 from onediff.errors import UserError
 from onediff.model.config import PretrainedPart, VisionConfig
-from onediff.model.registered import implementation
+from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
 
 ONE_SIZE = ("clip_vision_model", "siglip_vision_model")
 """Model types whose position embeddings fit one picture size; others interpolate them."""
+OWN_SHAPE = ("siglip2_vision_model",)
+"""Model types that take pictures as patches, in the picture's own shape."""
 
 
 def architecture(part: PretrainedPart, where: str) -> PretrainedConfig:
@@ -69,7 +73,9 @@ def vision_architecture(config: VisionConfig) -> PretrainedConfig:
 
 
 def picture_tokens(config: VisionConfig, arch: PretrainedConfig) -> int:
-    """Patch tokens of one picture, the class token left out."""
+    """Patch tokens of one view, the class token left out; of one picture in its own shape the most that there can be."""
+    if config.picture.fit == "native":
+        return config.picture.max_patches
     return (config.picture.size // arch.patch_size) ** 2
 
 
@@ -81,7 +87,12 @@ def check_fits(config: VisionConfig, arch: PretrainedConfig) -> None:
             raise UserError(f"model.vision.levels: {level} is outside the tower's layers 1 to {depth}")
     if not -depth <= config.output_level + 1 <= depth + 1:
         raise UserError(f"model.vision.output_level: {config.output_level} is outside the tower's {depth} layers")
-    size = config.picture.size
+    size, native = config.picture.size, arch.model_type in OWN_SHAPE
+    if native != (config.picture.fit == "native"):
+        raise UserError(
+            f"model.vision.picture.fit: {config.picture.fit}, but a {arch.model_type} takes pictures "
+            + ("in their own shape; use native" if native else "of one size; use another")
+        )
     if arch.model_type in ONE_SIZE and size != arch.image_size:
         raise UserError(
             f"model.vision.picture.size: {size}, but this tower takes pictures of {arch.image_size} pixels; use that"
@@ -106,13 +117,18 @@ class VisionTower(nn.Module):
         else:
             self.model = pretrained(_class_of(arch), config, arch, "model.vision", attention)
         self.levels = config.levels
+        self.size = config.picture.size
         self.output_level = config.output_level % (arch.num_hidden_layers + 1)
         self.tokens = picture_tokens(config, arch)
         self.width = arch.hidden_size
+        self.own_shape = arch.model_type in OWN_SHAPE
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(config.picture.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.picture.std).view(1, 3, 1, 1), persistent=False)
+        for name, channels in (("mean", config.picture.mean), ("std", config.picture.std)):
+            values = torch.tensor(channels)
+            # The numbers of a patch are its pixels, each with three channels.
+            shaped = values.repeat(arch.patch_size**2) if self.own_shape else values.view(1, 3, 1, 1)
+            self.register_buffer(name, shaped, persistent=False)
 
     def train_last(self, layers: int) -> None:
         """Freezes everything but the last `layers` encoder layers. Raises UserError when there are not so many, or when
@@ -129,21 +145,43 @@ class VisionTower(nn.Module):
         for layer in encoder[depth - layers :]:
             layer.requires_grad_(True)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def blank(self, device: torch.device) -> Tensor:
+        """The smallest input, of black."""
+        shape = (1, 1, len(self.mean)) if self.own_shape else (1, 3, self.size, self.size)
+        return torch.zeros(shape, dtype=torch.uint8, device=device)
+
+    def forward(self, pictures: Tensor, planes: Planes | None = None) -> tuple[Tensor, list[Tensor]]:
         """Features of uint8 pictures.
 
         Args:
-            pictures: `[pictures, 3, size, size]` uint8.
+            pictures: `[views, 3, size, size]` uint8; for a tower that takes pictures in their own shape `[pictures, patches,
+                numbers]`, with `planes` saying which shape; without, each is one row of patches.
 
         Returns:
-            The output level and the chosen levels, each `[pictures, tokens, width]`, the class token dropped.
+            The output level and the chosen levels, each `[views or pictures, tokens, width]`, the class token dropped.
         """
         parameter = next(self.model.parameters())
         pixels = ((pictures.float() / 255 - self.mean) / self.std).to(parameter.dtype)
-        hidden = self.model(pixels, output_hidden_states=True).hidden_states
-        extra = hidden[0].shape[1] - self.tokens
+        shapes = self._shapes(pictures, planes) if self.own_shape else {}
+        hidden = self.model(pixels, output_hidden_states=True, **shapes).hidden_states
+        extra = hidden[0].shape[1] - (pictures.shape[1] if self.own_shape else self.tokens)
         assert extra >= 0, f"tower gave {hidden[0].shape[1]} tokens, expected at least {self.tokens}"
         return hidden[self.output_level][:, extra:], [hidden[level][:, extra:] for level in self.levels]
+
+    def _shapes(self, patches: Tensor, planes: Planes | None) -> dict[str, Any]:
+        """What the tower is told of pictures in their own shape. The shapes are read on the host."""
+        if planes is None:
+            pictures, longest, _ = patches.shape
+            mask = torch.ones(pictures, 1, 1, longest, dtype=torch.bool, device=patches.device)
+            lengths, shapes = Segments.even(pictures, longest, patches.device), ((1, longest),) * pictures
+        else:
+            assert planes.mask is not None and planes.patches is not None
+            mask, lengths, shapes = planes.mask, planes.patches, planes.shapes
+        told: dict[str, Any] = {"pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
+        if self.model.config._attn_implementation == NAME:
+            # A mask of four dimensions is taken as made already: to make one, transformers would ask the device.
+            return told | {"segments": lengths}
+        return told | {"pixel_attention_mask": mask[:, 0, 0].long()}
 
 
 def encoder_layers(model: Any, where: str = "vision_last") -> nn.ModuleList:

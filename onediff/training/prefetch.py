@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from onediff.data.batch import Batch
+from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 
 
@@ -78,11 +79,11 @@ class Prefetched:
 
 
 def _each(batch: Any, change: Any) -> Any:
-    """The same batch with every tensor in it changed, those of its segments too."""
+    """The same batch with every tensor in it changed, those of its planes and segments too."""
     changed = {}
     for name, value in vars(batch).items():
         if isinstance(value, Tensor):
             changed[name] = change(value)
-        elif isinstance(value, Segments):
+        elif isinstance(value, Planes | Segments):
             changed[name] = _each(value, change)
     return replace(batch, **changed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from onediff.config.tree import RunConfig
 from onediff.data.heldout import HeldOut
-from onediff.data.pictures import fitted, open_picture
+from onediff.data.pictures import open_picture
 from onediff.data.rows import RowMaker, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
@@ -39,7 +39,7 @@ class Samples:
                     pictures = [
                         open_picture(found.pictures[role], config.data.max_pixels) for role in ("before", "after")
                     ]
-                    row = maker.prompt([fitted(picture, self.picture) for picture in pictures], found.instruction, task)
+                    row = maker.prompt(pictures, found.instruction, task)
                 except BadSample:
                     continue  # training and evaluation count it
                 for picture in pictures:
@@ -60,7 +60,7 @@ class Samples:
             engine.model, self.tokenizer, self.rows, engine.device, self.ends, max_new_tokens=self.max_new_tokens
         )
         prompts = collate(self.rows, pad_left=True).to(engine.device)
-        maps = heat_maps(engine.model, prompts.pictures, prompts.pairs).float().cpu().numpy()
+        maps = heat_maps(engine.model, prompts).float().cpu().numpy()
         engine.model.train()
         table = []
         shown = zip(self.pairs, self.references, predictions, maps, strict=True)

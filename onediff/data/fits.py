@@ -1,0 +1,161 @@
+"""From a sample's pictures to the tower's input, by `model.vision.picture.fit`, and how many image tokens they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onediff.data.native import native_plane, native_shape, patched
+from onediff.data.planes import Plane, Size
+from onediff.data.tiles import best_grid, laid_on_canvas, place_in, tile_plane
+from onediff.model.config import PictureConfig
+
+Pixels = Literal["fast", "exact"]
+
+
+class Seen(NamedTuple):
+    """What the model is shown of the pictures of one sample."""
+
+    pictures: NDArray[np.uint8]
+    """`[views, 3, size, size]`, or `[patches, numbers]` where the tower takes pictures in their own shape."""
+    tokens: tuple[int, ...]
+    """Image tokens of each picture."""
+    planes: tuple[Plane, ...]
+    """Where they lie; empty where every picture is one square."""
+
+
+class Fit(Protocol):
+    """One way to show pictures to the tower. All raise BadSample for what is no picture."""
+
+    def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
+        """Image tokens of each picture of a sample, in files; none is decoded."""
+
+    def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
+        """The pictures of a sample, in files."""
+
+    def of(self, pictures: Sequence[Any]) -> Seen:
+        """The same of opened pictures (Pillow's, upright, RGB), exactly."""
+
+
+def fit_of(config: PictureConfig, patch: int) -> Fit:
+    """The fit that is configured, for a tower of patches of `patch` pixels."""
+    if config.fit == "tiles":
+        return Tiles(config, patch)
+    return Native(config, patch) if config.fit == "native" else Square(config, patch)
+
+
+# Rows of pictures that need no decoding are made where neither Pillow nor simplejpeg is installed: both are asked for late.
+
+
+class Square:
+    """Every picture is one view."""
+
+    def __init__(self, config: PictureConfig, patch: int) -> None:
+        self.config = config
+        self.tokens = (config.size // patch) ** 2
+
+    def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
+        return (self.tokens,) * len(encoded)
+
+    def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
+        from onediff.data.pictures import decode
+
+        made = self._empty(len(encoded))
+        for data, place in zip(encoded, made, strict=True):
+            decode(data, self.config, max_pixels, pixels, place)
+        return Seen(made, (self.tokens,) * len(made), ())
+
+    def of(self, pictures: Sequence[Any]) -> Seen:
+        from onediff.data.pictures import fitted
+
+        made = self._empty(len(pictures))
+        for picture, place in zip(pictures, made, strict=True):
+            fitted(picture, self.config, place)
+        return Seen(made, (self.tokens,) * len(made), ())
+
+    def _empty(self, pictures: int) -> NDArray[np.uint8]:
+        return np.empty((pictures, 3, self.config.size, self.config.size), np.uint8)
+
+
+class OwnShape:
+    """Pictures whose input depends on their size."""
+
+    def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
+        from onediff.data.pictures import upright_size
+
+        planes = self.planes([upright_size(data, max_pixels) for data in encoded])
+        return tuple(len(plane.chosen) for plane in planes)
+
+    def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
+        from onediff.data.pictures import opened
+
+        return self._seen([opened(data, max_pixels, pixels) for data in encoded], pixels)
+
+    def of(self, pictures: Sequence[Any]) -> Seen:
+        return self._seen([np.asarray(picture) for picture in pictures], "exact")
+
+    def _seen(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> Seen:
+        planes = self.planes([picture.shape[1::-1] for picture in pictures])
+        return Seen(self.inputs(pictures, pixels), tuple(len(plane.chosen) for plane in planes), planes)
+
+    def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
+        """Where the tokens of the pictures of one sample lie, by their sizes."""
+        raise NotImplementedError
+
+    def inputs(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
+        """The tower's input for pictures `[height, width, 3]`."""
+        raise NotImplementedError
+
+
+class Tiles(OwnShape):
+    """Every picture is an overview and the tiles of a grid."""
+
+    def __init__(self, config: PictureConfig, patch: int) -> None:
+        self.side, self.most, self.patch = config.size, config.max_tiles, patch
+
+    def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
+        if not sizes:
+            return ()
+        grid = best_grid(sizes, self.side, self.most)
+        return tuple(tile_plane(grid, size, self.side, self.patch) for size in sizes)
+
+    def inputs(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
+        scale = _scale(pixels)
+        if not pictures:
+            return np.empty((0, 3, self.side, self.side), np.uint8)
+        grid = best_grid([picture.shape[1::-1] for picture in pictures], self.side, self.most)
+        made = []
+        for picture in pictures:
+            made.append(scale(picture, (self.side, self.side)).transpose(2, 0, 1)[None])
+            if grid != (1, 1):
+                place = place_in(grid, picture.shape[1::-1], self.side)
+                made.append(laid_on_canvas(scale(picture, place.size), grid, place, self.side))
+        return np.concatenate(made)
+
+
+class Native(OwnShape):
+    """Every picture is the patches of its own shape."""
+
+    def __init__(self, config: PictureConfig, patch: int) -> None:
+        self.patch, self.most = patch, config.max_patches
+
+    def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
+        return tuple(native_plane(native_shape(size, self.patch, self.most)) for size in sizes)
+
+    def inputs(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
+        scale = _scale(pixels)
+        made = [np.empty((0, 3 * self.patch**2), np.uint8)]
+        for picture in pictures:
+            rows, columns = native_shape(picture.shape[1::-1], self.patch, self.most)
+            size = (columns * self.patch, rows * self.patch)
+            made.append(patched(scale(picture, size, "bilinear"), self.patch))
+        return np.concatenate(made)
+
+
+def _scale(pixels: Pixels) -> Any:
+    from onediff.data.pictures import scaled_exactly, scaled_fast
+
+    return scaled_fast if pixels == "fast" else scaled_exactly
