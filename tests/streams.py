@@ -95,10 +95,10 @@ PROMPT = PromptConfig(
 )
 
 
-def row_maker(**data: object) -> RowMaker:
+def row_maker(picture: PictureConfig | None = None, patch: int = PATCH, **data: object) -> RowMaker:
     config = DataConfig(sets={"none": {"path": "."}}, max_pixels=10_000, prompt=PROMPT, **data)
     prompter = Prompter(tokenizer(), config.prompt, DELTA_TOKENS)
-    return RowMaker(prompter, PictureConfig(size=SIZE), config, PATCH)
+    return RowMaker(prompter, picture or PictureConfig(size=SIZE), config, patch)
 
 
 def stream(

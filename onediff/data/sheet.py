@@ -147,11 +147,13 @@ def whole_pictures(row: Row) -> list[NDArray[np.uint8]]:
     """`[height, width, 3]` of each picture as the model sees it; of one in tiles the overview."""
     if not row.planes:
         return [pixels.permute(1, 2, 0).numpy() for pixels in row.pictures]
-    pictures = []
+    found = []
     for plane, inputs in zip(row.planes, row.pictures.split([plane.inputs for plane in row.planes]), strict=True):
-        own_shape = plane.shape is not None
-        pictures.append(unpatched(inputs.numpy(), plane.shape) if own_shape else inputs[0].permute(1, 2, 0).numpy())
-    return pictures
+        if plane.shape is None:
+            found.append(inputs[0].permute(1, 2, 0).numpy())
+        else:
+            found.append(unpatched(inputs.numpy(), plane.shape))
+    return found
 
 
 def _wrapped(text: str, lines: int) -> list[str]:
