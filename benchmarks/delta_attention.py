@@ -35,7 +35,7 @@ PICTURE_TOKENS, TOWER_WIDTH, LEVELS = 576, 1024, 3
 def plain(module: DeltaModule, levels: list[Tensor], pairs: int, fused: bool) -> Tensor:
     """`copied` where `fused`, else `eager`."""
     normed = [norm(level) for norm, level in zip(module.level_norms, levels, strict=True)]
-    places = place_embedding(spread(PICTURE_TOKENS), module.tokens.shape[1], module.heads)
+    places = place_embedding(torch.tensor(spread(PICTURE_TOKENS)), module.tokens.shape[1], module.heads)
     x = module.tokens.expand(pairs, -1, -1)
     index = torch.arange(2 * pairs).view(-1, 2)
     layers: list[Any] = list(module.layers)

@@ -41,12 +41,12 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BQW: Tensor,
-        key_TW: Tensor,
-        value_TW: Tensor,
+        key: Tensor,
+        value: Tensor,
         places_QW: Tensor | None = None,
         at_k: Segments | None = None,
     ) -> Tensor:
-        """`[B, Q, W]` queries over keys and values `[T, W]`, already projected by `key` and `value`.
+        """`[B, Q, W]` queries over keys and values `[…, W]`, already projected by `key` and `value`.
 
         `places_QW` is added to the projected queries: where in the pictures each of them looks. `at_k` says which keys
         are whose; without it, each of B has as many.
@@ -54,8 +54,8 @@ class Attention(nn.Module):
         query_BQW = self.query(x_BQW) if places_QW is None else self.query(x_BQW) + places_QW
         pairs, queries = x_BQW.shape[:2]
         at_q = Segments.even(pairs, queries, x_BQW.device)
-        at_k = at_k or Segments.even(pairs, len(key_TW) // pairs, x_BQW.device)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (query_BQW.flatten(0, 1), key_TW, value_TW))
+        q, k, v = (t.flatten(0, -2).unflatten(-1, (self.heads, -1)) for t in (query_BQW, key, value))
+        at_k = at_k or Segments.even(pairs, len(k) // pairs, x_BQW.device)
         places = (at_q.cu_seqlens, at_k.cu_seqlens, queries, at_k.longest)
         mixed = attention(q, k, v, *places, lengths_q=at_q.lengths, lengths_k=at_k.lengths)
         return self.norm(x_BQW + self.dropout(self.output(mixed.flatten(1).unflatten(0, (pairs, -1)))))
@@ -86,7 +86,7 @@ class DeltaLayer(nn.Module):
         For the backward pass keys and values are kept once: sums keep nothing, and the multiplied values are made again.
         """
         own, cross = self.self_attention, self.cross_attention
-        x_BQW = own(x_BQW, own.key(x_BQW).flatten(0, 1), own.value(x_BQW).flatten(0, 1))
+        x_BQW = own(x_BQW, own.key(x_BQW), own.value(x_BQW))
         found, keys_2W, values_2W = cross.value(level), self.role_keys[:], self.role_values[:]
 
         def of_tokens(of_roles_2W: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class DeltaLayer(nn.Module):
             value = found * roles
         with made_again(value, lambda: found * of_tokens(values_2W)):
             at = None if planes is None else planes.pairs
-            x_BQW = cross(x_BQW, key.flatten(0, -2), value.flatten(0, -2), places_QW, at)
+            x_BQW = cross(x_BQW, key, value, places_QW, at)
         return self.norm(x_BQW + self.dropout(self.contract(F.gelu(self.expand(x_BQW)))))
 
 
