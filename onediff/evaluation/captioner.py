@@ -78,7 +78,9 @@ class Captioner:
         try:
             return self.maker.prompt(pictures, instruction)
         except BadSample as bad:
-            what = f"instruction {instruction!r}" if bad.kind != "too_many_pixels" else f"{_name(before)}, {_name(after)}"
+            what = (
+                f"instruction {instruction!r}" if bad.kind != "too_many_pixels" else f"{_name(before)}, {_name(after)}"
+            )
             raise UserError(f"{what}: {bad.reason}") from None
 
     def answer(self, rows: list[Row], max_new_tokens: int = 64, **generation: Any) -> list[str]:
