@@ -1,9 +1,14 @@
 """Tokenizers: learned from captions, or read by name."""
 
+import json
+from pathlib import Path
+
 import pytest
+from transformers import AutoTokenizer
 
 from onediff.data.config import DataConfig
 from onediff.errors import UserError
+from onediff.model import tokenizer_files
 from onediff.model.build import build_row_maker
 from onediff.model.config import LanguageConfig, ModelConfig
 from onediff.model.tokenizer import END, PAD, START, learn_tokenizer, load_tokenizer
@@ -60,6 +65,84 @@ def test_a_tokenizer_that_is_not_there_or_cannot_end(tmp_path, learned):
     endless = LanguageConfig(config={"model_type": "llama"}, tokenizer=str(tmp_path / "endless"))
     with pytest.raises(UserError, match="has no end-of-text token"):
         load_tokenizer(endless, tmp_path)
+
+
+LLAMA = json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+
+
+def sentencepiece_model(folder: Path) -> Path:
+    """A folder as Vicuna's: `tokenizer.model` learned by SentencePiece itself, and no `tokenizer.json`."""
+    import sentencepiece
+
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 20),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",  # as Llama's: spaces count
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer_config.json").write_text(LLAMA)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+def read(folder: Path):
+    return load_tokenizer(LanguageConfig(config={"model_type": "llama"}, tokenizer=str(folder)), folder)
+
+
+def test_a_sentencepiece_vocabulary_alone_is_read_as_sentencepiece_reads_it(tmp_path):
+    import sentencepiece
+
+    found = read(sentencepiece_model(tmp_path / "vicuna"))
+    theirs = sentencepiece.SentencePieceProcessor(str(tmp_path / "vicuna" / "tokenizer.model"))
+    for text in (*TEXTS[:3], "Größe: 3", "two  spaces", "a\nline"):
+        assert ids(found, text) == theirs.encode(text)
+        assert found.decode(ids(found, text)) == theirs.decode(theirs.encode(text))
+    assert (found.bos_token_id, found.eos_token_id) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"tokenizer_config.json": LLAMA},
+            "it has no vocabulary, which lies in one of tokenizer.json, tokenizer.model",
+        ),
+        ({"tokenizer_config.json": '{"eos_token": "</s>"}'}, "it has no vocabulary, which lies in one of"),
+        ({"tokenizer_config.json": LLAMA, "tokenizer.model": "xx"}, "tokenizer.model is damaged, download it again"),
+        (
+            {"tokenizer_config.json": LLAMA, "tokenizer.model": "version https://git-lfs.github.com/spec/v1\noid 1"},
+            "tokenizer.model is a Git LFS pointer",
+        ),
+        ({"tokenizer_config.json": LLAMA, "tokenizer.model": "IQ== 0\nIg== 1\n"}, "is a tiktoken vocabulary"),
+        ({"tokenizer_config.json": LLAMA, "tokenizer.json": "{"}, "tokenizer.json: Expecting property name"),
+        (
+            {"tokenizer_config.json": '{"tokenizer_class": "A", "auto_map": {"AutoTokenizer": ["a.A", null]}}'},
+            "it needs code of its own, which is not run here",
+        ),
+    ],
+)
+def test_what_a_tokenizer_lacks_is_said(tmp_path, files, message):
+    """Not the last thing that transformers tried; where it makes an empty tokenizer, that is refused as well."""
+    for name, text in {"config.json": '{"model_type": "llama"}', **files}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        read(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package):
+    folder = sentencepiece_model(tmp_path / "vicuna")
+    monkeypatch.setitem(tokenizer_files.PACKAGES, package, "no_such_module")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)  # what it raises then says nothing
+    with pytest.raises(UserError, match=rf"tokenizer.model is read by the package {package}, which is missing; `pip"):
+        read(folder)
 
 
 def test_more_pieces_than_embeddings_are_refused(tmp_path, learned):

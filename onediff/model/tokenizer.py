@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from onediff.errors import UserError
 from onediff.model.config import LanguageConfig
+from onediff.model.tokenizer_files import knows_words, why_unreadable
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 
@@ -18,14 +19,19 @@ PAD, START, END = "<pad>", "<s>", "</s>"
 def load_tokenizer(config: LanguageConfig, learned: Path) -> Any:
     """The tokenizer of `config`; one that is learned is read from the folder `learned`, where the run keeps it.
 
-    Raises UserError when it cannot be read or cannot end a text.
+    Raises UserError when it cannot be read, knows no words or cannot end a text.
     """
     named = isinstance(config.tokenizer, str) or config.tokenizer is None
-    name = (config.tokenizer or config.name) if named else str(learned)
+    name = str(config.tokenizer or config.name) if named else str(learned)
+    revision = config.revision if name == config.name else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision if name == config.name else None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.language.tokenizer: cannot read {name!r}: {str(error).splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:  # whatever a vocabulary's reader raises for a file that it cannot read
+        reason = why_unreadable(name, revision, error)
+        raise UserError(f"model.language.tokenizer: cannot read {name!r}: {reason}") from None
+    if not knows_words(tokenizer):
+        reason = why_unreadable(name, revision, None)
+        raise UserError(f"model.language.tokenizer: cannot read {name!r}: {reason}")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.language.tokenizer: {name!r} has no end-of-text token, so an answer could not end")
     return tokenizer

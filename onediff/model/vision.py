@@ -39,7 +39,7 @@ def architecture(part: PretrainedPart, where: str) -> PretrainedConfig:
         return CONFIG_MAPPING[kind](**fields)
     try:
         assert part.name is not None
-        return AutoConfig.from_pretrained(part.name, revision=part.revision)
+        return AutoConfig.from_pretrained(part.name, revision=part.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{where}.name: cannot read {part.name!r}: {first}") from None

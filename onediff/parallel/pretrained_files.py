@@ -30,6 +30,9 @@ READ_WHOLE = 10**9
 """Bytes of an old PyTorch file, which cannot be read in parts, that a process may hold beside its share."""
 
 
+_POINTER = b"version https://git-lfs."
+
+
 class File(Protocol):
     """One file of tensors."""
 
@@ -47,6 +50,7 @@ class SafetensorsFile:
     """A safetensors file, of which only the rows asked for are read."""
 
     def __init__(self, path: str) -> None:
+        """Raises UserError for a file that is not such."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -77,6 +81,7 @@ class TorchFile:
     """
 
     def __init__(self, path: str) -> None:
+        """Raises UserError for a file that is not such, or could only be read whole."""
         mapped = is_zipfile(path)
         size = Path(path).stat().st_size
         if not mapped and size > READ_WHOLE:
@@ -139,6 +144,8 @@ class PretrainedFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         """of every tensor"""
         for path in weight_files(name, revision):
+            if is_pointer(path):
+                raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
             self._open[path] = SafetensorsFile(path) if path.endswith(".safetensors") else TorchFile(path)
             found = self._open[path].shapes()
             self.shapes |= found
@@ -185,12 +192,12 @@ def weight_files(name: str, revision: str | None = None) -> list[str]:
     Raises UserError when there are none or one that the index names is missing.
     """
     for form in FORMS:
-        path = _file(name, form, revision)
+        path = model_file(name, form, revision)
         if path is None:
             continue
         if not form.endswith(".json"):
             return [path]
-        found = {file: _file(name, file, revision) for file in _listed(path)}
+        found = {file: model_file(name, file, revision) for file in _listed(path)}
         for file, there in found.items():
             if there is None:
                 raise UserError(f"{name}: {file} is missing, although {form} names it")
@@ -210,7 +217,7 @@ def _listed(index: str) -> list[str]:
         raise UserError(f"{index}: not readable as an index of weights: {error}; download it again") from None
 
 
-def _file(name: str, file: str, revision: str | None) -> str | None:
+def model_file(name: str, file: str, revision: str | None) -> str | None:
     """The local path of one file of a model, downloaded when it is on the hub; None when it has none."""
     if Path(name).is_dir():
         path = Path(name) / file
@@ -221,3 +228,9 @@ def _file(name: str, file: str, revision: str | None) -> str | None:
         return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         raise UserError(f"{name}: {file} cannot be fetched: {str(error).splitlines()[0]}") from None
+
+
+def is_pointer(path: str) -> bool:
+    """Whether a file is only what git keeps of a large one, as in a clone without Git LFS."""
+    with open(path, "rb") as file:
+        return file.read(len(_POINTER)) == _POINTER

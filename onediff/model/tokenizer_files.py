@@ -1,0 +1,84 @@
+"""Why a tokenizer cannot be read: which package or file is missing.
+
+Transformers tries several ways to read a tokenizer and reports the last; where it finds no vocabulary at all, some
+tokenizers come out empty without a word.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from onediff.errors import UserError
+from onediff.parallel.pretrained_files import is_pointer, model_file
+
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Files that hold a vocabulary, one of which every tokenizer has."""
+
+PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""What reads a SentencePiece vocabulary, and how it is imported."""
+
+
+def knows_words(tokenizer: Any) -> bool:
+    """Whether ordinary text becomes anything but unknown pieces."""
+    return any(
+        piece != tokenizer.unk_token_id for piece in tokenizer("a picture", add_special_tokens=False)["input_ids"]
+    )
+
+
+def why_unreadable(name: str, revision: str | None, error: Exception | None) -> str:
+    """What is missing for the tokenizer `name`, in a line; `error` is what transformers said, if it said anything."""
+    if error is not None and "trust_remote_code" in str(error):
+        return "it needs code of its own, which is not run here"
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        return "no such folder"
+    try:
+        found = {file: path for file in VOCABULARIES if (path := model_file(name, file, revision)) is not None}
+    except UserError:
+        found = None
+    if found is None and error is not None:
+        return _first_line(error)
+    if not found:
+        reason = (
+            "" if error is None or "instantiate the backend tokenizer" in str(error) else f" ({_first_line(error)})"
+        )
+        return f"it has no vocabulary, which lies in one of {', '.join(VOCABULARIES)}{reason}"
+    for file, path in found.items():
+        if is_pointer(path):
+            return f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
+    pieces = [file for file in found if file.endswith(".model")]
+    if pieces and "tokenizer.json" not in found:
+        if _is_tiktoken(found[pieces[0]]):
+            return f"{pieces[0]} is a tiktoken vocabulary; take the model's tokenizer.json, or `pip install tiktoken`"
+        for package, module in PACKAGES.items():
+            if not _there(module):
+                return f"{pieces[0]} is read by the package {package}, which is missing; `pip install {package}`"
+        return f"{pieces[0]} is damaged, download it again; or it is of a kind that transformers does not know"
+    file = next(iter(found))
+    return f"{file} is damaged; download it again" if error is None else f"{file}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _is_tiktoken(path: str) -> bool:
+    """Whether each line is a piece in base 64 and its rank, as tiktoken writes vocabularies."""
+    with open(path, "rb") as file:
+        words = file.readline(200).split()
+    return len(words) == 2 and words[1].isdigit()
