@@ -23,7 +23,7 @@ REQUIRES = [
     "pydantic~=2.14",  # typed, strict configuration
     "pyyaml~=6.0",  # configuration files
     "numpy>=1.26",  # arrays between decoding and torch
-    "pillow>=11",  # image decoding, the reference for pixels
+    "pillow>=11.3",  # image decoding, the reference for pixels; AVIF too
     "simplejpeg~=1.9",  # libjpeg-turbo without Pillow's copies: a quarter of the decode path's time
     "tqdm~=4.70",  # progress bars
     "pyarrow>=15",  # Parquet tables of pairs
@@ -34,6 +34,7 @@ REQUIRES = [
 EXTRAS = {
     # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
     "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
+    "heif": ["pillow-heif>=1.0"],  # HEIC pictures, as phones take them
     "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
     "dev": [
         "pytest~=9.2",
@@ -45,6 +46,7 @@ EXTRAS = {
         "types-PyYAML",
         "gguf~=0.19.0",  # real weights for the tests: transformers reads SmolLM2 with it
         "onnx~=1.23.2",  # and DINOv2 is taken out of an ONNX file
+        "pillow-heif~=1.8",  # HEIC pictures
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
         "opencv-python-headless>=4.10",  # frames of videos as backgrounds

@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from data_prep.pictures import FORMATS, MAX_PIXELS
+from data_prep.pictures import MAX_PIXELS
 from data_prep.shards import over_shards
 from onediff.data.aspect import crop_remark
+from onediff.data.formats import jpeg_fault, open_image
 from onediff.data.index import build_index, index_path, load_index, read_sample
 from onediff.data.manifest import Manifest, Shard, file_sha256
 from onediff.data.sample import BadSample, Sample, parse_sample
@@ -157,11 +156,13 @@ def find_crop_loss(split: Sequence[ShardCheck]) -> None:
 def check_picture(role: str, data: bytes, pixels: bool) -> tuple[int, int]:
     """Its width and height. Raises `BadSample` unless the picture can be decoded (its header only, unless `pixels`)."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadSample("too_large", f"picture {role!r} has {image.width} × {image.height} pixels")
             if pixels:
                 image.load()
+                if fault := jpeg_fault(data):
+                    raise BadSample("bad_picture", f"picture {role!r} is not whole: {fault}")
             return image.size
     except BadSample:
         raise

@@ -8,10 +8,10 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from data_prep.pictures import FORMATS
 from data_prep.stats import Stats, show_stats
+from onediff.data.formats import open_image
 from onediff.data.index import read_index, read_sample
 from onediff.data.manifest import Manifest
 from onediff.data.sample import BadSample, Sample, parse_sample
@@ -78,7 +78,7 @@ def figure(where: str, sample: Sample | BadSample) -> str:
 def picture(role: str, data: bytes) -> str:
     """A small copy of a picture inside the page, or what is wrong with it."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        with open_image(io.BytesIO(data)) as file:
             small = ImageOps.exif_transpose(file).convert("RGB")
     except Exception as error:  # Pillow raises a dozen kinds for damaged files.
         return f'<span class="bad">{text(role)}: {text(str(error))}</span>'

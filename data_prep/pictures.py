@@ -12,20 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
+from PIL import Image, ImageOps
 
+from onediff.data.formats import foreign_profile, jpeg_fault, kind_of, open_image, to_eight_bits, to_srgb
 from onediff.data.sample import BadSample, picture_suffix
 
-# Parsers for anything else are left closed to pictures from strangers. (The JPEG parser reads MPO too.)
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "GIF",
-    "BMP",
-    "PPM",
-    TiffImagePlugin.TiffImageFile.format,
-    WebPImagePlugin.WebPImageFile.format,
-)
 MAX_PIXELS = 1 << 27
 ORIENTATION = 0x0112
 
@@ -56,11 +47,11 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], li
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = open_image(io.BytesIO(data))
         except Image.DecompressionBombError as error:
             raise BadSample("too_large", "the picture claims more pixels than any real one") from error
         except Exception as error:
-            raise BadSample("not_a_picture", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM picture") from error
+            raise BadSample("not_a_picture", kind_of(data)) from error
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise BadSample("too_large", f"{width} × {height} pixels, more than {MAX_PIXELS:,}")
@@ -70,9 +61,11 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], li
             if not notes and not shrink and encoding.form == "keep" and picture_suffix(data):
                 if encoding.decode or not looks_whole(data):
                     image.load()
+                    must_be_whole(data)
                 return data, (width, height), []
             lossless = image.format not in ("JPEG", "MPO", "WEBP")
             plain = upright_rgb(image)
+            must_be_whole(data)
         except BadSample:
             raise
         except Exception as error:
@@ -91,6 +84,12 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], li
     return out.getvalue(), plain.size, notes
 
 
+def must_be_whole(data: bytes) -> None:
+    """Raises `BadSample` for a JPEG with pixels missing, which Pillow fills with grey without a word."""
+    if fault := jpeg_fault(data):
+        raise BadSample("bad_picture", f"the picture is corrupt: {fault}")
+
+
 def plain_size(data: bytes) -> tuple[int, int] | None:
     """The size of a JPEG or PNG whose header alone shows that it is plain; None where a closer look is needed.
 
@@ -101,7 +100,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8 bits, grey or in three colours, without EXIF."""
+    """Width and height of a JPEG of 8 bits, grey or in three colours, without EXIF or a colour profile but sRGB's."""
     precision, height, width, colours = jpeg_frame(data, past_exif=False)
     return (width, height) if precision == 8 and colours in (1, 3) else None
 
@@ -115,6 +114,8 @@ def jpeg_frame(data: bytes, past_exif: bool) -> tuple[int, int, int, int]:
             precision, height, width, colours = struct.unpack(">BHHB", data[at + 4 : at + 10].ljust(6, b"\0"))
             return precision, height, width, colours
         if length < 2 or (marker == 0xE1 and not past_exif):
+            break
+        if marker == 0xE2 and not past_exif and b"sRGB" not in data[at : at + 2 + length]:
             break
         at += 2 + length
     return 0, 0, 0, 0
@@ -147,7 +148,7 @@ def png_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of a PNG of 8 bits, grey or RGB, without transparency, EXIF or animation."""
     if data[12:16] != b"IHDR" or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
         return None
-    if any(name in data for name in (b"tRNS", b"eXIf", b"acTL")):
+    if any(name in data for name in (b"tRNS", b"eXIf", b"acTL", b"iCCP")):
         return None
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
@@ -167,6 +168,10 @@ def peculiarities(image: Image.Image, data: bytes) -> list[str]:
         notes.append("alpha")
     if image.mode == "CMYK" or image.mode == "YCCK":
         notes.append("cmyk")
+    if foreign_profile(image):
+        notes.append("colour_profile")
+    if image.mode == "F":
+        notes.append("float")
     if image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10"):
         notes.append("16_bit")
     if picture_suffix(data) is None:
@@ -179,9 +184,10 @@ def peculiarities(image: Image.Image, data: bytes) -> list[str]:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The first frame, turned upright, as 8-bit grey or RGB; transparent parts become white. Decodes every pixel."""
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        # Pillow's own conversion cuts off at 255 instead of scaling.
-        return Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        return Image.fromarray(to_eight_bits(np.asarray(upright)))  # Pillow cuts off at 255 instead of scaling
+    if profile := foreign_profile(upright):
+        upright = to_srgb(upright, profile)
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data_prep.images import SUFFIXES
 from data_prep.readers import Row
+from onediff.data.formats import open_image
 from onediff.errors import UserError
 
 
@@ -64,7 +65,7 @@ def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tu
 def opened(path: Path) -> Image.Image | None:
     """The picture in RGB, or None where it cannot be decoded."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return None

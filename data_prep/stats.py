@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from data_prep.pictures import FORMATS
 from data_prep.report import table
 from data_prep.shards import over_shards
 from onediff.data.aspect import crop_remark, lost_to_crop
+from onediff.data.formats import open_image
 from onediff.data.index import read_index, read_sample
 from onediff.data.manifest import Manifest
 from onediff.data.sample import BadSample, parse_sample, picture_suffix
@@ -117,7 +115,7 @@ def add_sample(stats: Stats, members: dict[str, bytes]) -> None:
     for data in sample.pictures.values():
         stats.counted["format"][str(picture_suffix(data))] += 1
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with open_image(io.BytesIO(data)) as image:
                 stats.sizes[image.size] += 1
         except Exception as error:
             raise BadSample("bad_picture", f"the picture cannot be opened: {error}") from error

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from data_prep.scenes.backgrounds import PHOTOGRAPHS
 from data_prep.scenes.solids import solid
 from data_prep.scenes.things import COLOURS, MATERIALS, SHAPES
+from onediff.data.formats import open_image
 from onediff.errors import UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -96,7 +97,7 @@ def find_backgrounds(paths: Sequence[Path]) -> Found:
             found.aside["unreadable"] += not count
             continue
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 fault = _not_a_background(picture)
         except (OSError, ValueError, Image.DecompressionBombError):
             fault = "unreadable"
@@ -124,7 +125,7 @@ def find_cutouts(paths: Sequence[Path]) -> Found:
     for path in _files(paths, PICTURES):
         called = name_of(path)
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 fault = _not_a_cutout(picture) if called else "no usable name"
         except (OSError, ValueError, Image.DecompressionBombError):
             fault = "unreadable"
@@ -225,7 +226,7 @@ def _not_a_cutout(picture: Image.Image) -> str:
 @lru_cache(maxsize=128)
 def _photograph(path: str) -> Image.Image:
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the photograph is damaged ({error}); remove it") from error
@@ -259,7 +260,7 @@ def _frames(path: str) -> list[Image.Image]:
 
 @lru_cache(maxsize=512)
 def _cutout(path: str) -> Image.Image:
-    with Image.open(path) as file:
+    with open_image(path) as file:
         picture = file.convert("RGBA")
     picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox())
     picture.thumbnail((384, 384))

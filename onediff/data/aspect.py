@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 
+from onediff.data.formats import open_image
 from onediff.data.geometry import seen_box
 from onediff.data.index import read_index
 from onediff.data.manifest import Manifest
@@ -51,7 +52,6 @@ def first_sizes(manifest: Manifest) -> Counter[tuple[int, int]]:
 
     What cannot be read is passed over. Costs 64 KB of reading a picture.
     """
-    from PIL import Image
 
     sizes: Counter[tuple[int, int]] = Counter()
     path = next((manifest.path(s) for s in manifest.shards if not s.url and manifest.path(s).is_file()), None)
@@ -65,6 +65,6 @@ def first_sizes(manifest: Manifest) -> Counter[tuple[int, int]]:
                     continue
                 data = os.pread(file.fileno(), min(size, HEADER_BYTES), offset)
                 # Faults are for training and `onediff data check` to count; Pillow's parsers raise many kinds.
-                with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as picture:
+                with contextlib.suppress(Exception), open_image(io.BytesIO(data)) as picture:
                     sizes[picture.size] += 1
     return sizes

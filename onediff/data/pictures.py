@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from onediff.data.formats import kind_of, open_image, to_eight_bits
 from onediff.data.geometry import crop_place, pad_place
 from onediff.data.sample import BadSample
 from onediff.model.config import PictureConfig
@@ -39,7 +40,7 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
     The size is read from the header before anything is decoded. Raises BadSample.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with open_image(io.BytesIO(data)) as picture:
             if picture.width * picture.height > max_pixels:
                 raise BadSample("too_many_pixels", f"{picture.width} × {picture.height} pixels")
             picture.load()
@@ -50,20 +51,17 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:  # Pillow's own limit, from the header as well
         raise BadSample("too_many_pixels", str(error)) from None
     except UnidentifiedImageError:
-        raise BadSample("bad_picture", "of no kind that Pillow reads, or cut short") from None
+        raise BadSample("bad_picture", f"{kind_of(data)}, or cut short") from None
     except Exception as error:  # Pillow's plugins raise whatever their format's parser stumbles over
         raise BadSample("bad_picture", f"{type(error).__name__}: {error}") from None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey scaled to 8 bits, transparency laid on white."""
+    """Any mode to RGB: grey of more bits scaled to 8, transparency laid on white."""
     if picture.mode == "RGB":
         return picture
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture, dtype=np.float64)
-        return Image.fromarray(
-            (levels / max(levels.max(), 65535 if levels.max() > 255 else 255) * 255).astype(np.uint8)
-        ).convert("RGB")
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return Image.fromarray(to_eight_bits(np.asarray(picture))).convert("RGB")
     if "A" in picture.getbands() or "transparency" in picture.info:
         with_alpha = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

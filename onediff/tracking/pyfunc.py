@@ -16,6 +16,7 @@ import mlflow
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
+from onediff.data.formats import open_image
 from onediff.errors import UserError
 
 
@@ -38,10 +39,10 @@ class Captioner(PythonModel):
 def picture(cell: Any) -> Image.Image:
     """The picture that a cell names or holds, in RGB. Raises UserError for anything else."""
     if isinstance(cell, str) and not cell.startswith("data:") and len(cell) < 4096 and Path(cell).is_file():
-        return Image.open(cell).convert("RGB")
+        return open_image(cell).convert("RGB")
     try:
         raw = cell if isinstance(cell, bytes) else base64.b64decode(str(cell).rpartition(",")[2], validate=True)
-        return Image.open(io.BytesIO(raw)).convert("RGB")
+        return open_image(io.BytesIO(raw)).convert("RGB")
     except (binascii.Error, OSError):
         raise UserError(f"{str(cell)[:60]!r} is neither the path of a picture nor a picture in base64") from None
 

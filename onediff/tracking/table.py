@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from onediff.data.formats import open_image
 from onediff.tracking.journal import put
 
 TABLE = "table.json"
@@ -61,7 +62,7 @@ def write_table(folder: Path, artifact: str, rows: Sequence[Mapping[str, Any]]) 
 def opened(picture: Path | Image.Image | np.ndarray) -> Image.Image:
     """The picture in RGB."""
     if isinstance(picture, Path):
-        with Image.open(picture) as file:
+        with open_image(picture) as file:
             return file.convert("RGB")
     return (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGB")
 

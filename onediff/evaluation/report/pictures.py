@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from onediff.data.formats import open_image
 from onediff.data.index import SampleSpan, read_index, read_sample
 from onediff.data.manifest import read_manifest
 from onediff.data.sample import BadSample, parse_sample
@@ -91,7 +92,7 @@ def opened_small(data: bytes, side: int) -> Image.Image | None:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with open_image(io.BytesIO(data)) as picture:
             picture.draft("RGB", (side, side))
             small = ImageOps.exif_transpose(picture).convert("RGB")
             small.thumbnail((side, side))
