@@ -26,10 +26,8 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
 
     Raises what `PIL.Image.open` raises: UnidentifiedImageError for any other kind.
     """
-    formats = FORMATS
-    if is_heif(_start(source)) and _reads_heif():
-        formats = (*FORMATS, "HEIF")
-    return Image.open(source, formats=formats)
+    reads_heif = is_heif(_start(source)) and _reads_heif()
+    return Image.open(source, formats=(*FORMATS, "HEIF") if reads_heif else FORMATS)
 
 
 def kind_of(data: bytes) -> str:
@@ -98,7 +96,9 @@ def foreign_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
 
 def to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     """The picture in sRGB, which is what everything here takes RGB for."""
-    return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    made = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert made is not None, "only a conversion in place returns nothing"
+    return made
 
 
 def _start(source: str | Path | BinaryIO) -> bytes:
