@@ -1,9 +1,11 @@
 """Lengths in tokens: the first samples in order, what padding costs, what packing saves."""
 
+from collections import Counter
+
 import pytest
 from streams import stream, write_set
 
-from onediff.data.lengths import Lengths, first_lengths, padding
+from onediff.data.lengths import Lengths, first_lengths, padding, too_long
 from onediff.data.packing import Fill
 from onediff.errors import UserError
 
@@ -26,11 +28,22 @@ def test_a_set_of_nothing_but_bad_samples_is_one_line(tmp_path):
         first_lengths(made, 2, 1)
 
 
+def test_samples_that_are_too_long_are_counted_by_data_set(tmp_path):
+    made = stream({write_set(tmp_path / "pairs", [9], "pair"): 1.0, write_set(tmp_path / "texts", [9]): 1.0}, 2)
+    whole = [made.one(lane, draw) for draw in range(20) for lane in range(2)]
+    longest = sorted(len(row.token_ids) for row in whole)[-4]
+    made.maker.config = made.maker.config.model_copy(update={"max_tokens": longest})
+    expected = Counter(made.sources[row.source].name for row in whole if len(row.token_ids) > longest)
+    assert too_long(made, 2, 40) == expected and expected
+    assert sum(made.one(lane, draw).was_cut for draw in range(20) for lane in range(2)) == expected.total()
+
+
 def test_what_is_said_and_stored():
-    found = Lengths([10, 20, 5, 5], 2, 40, Fill(samples=3.5, real=0.995))
+    found = Lengths([10, 20, 5, 5], 2, 40, Fill(samples=3.5, real=0.995), 20, {"pairs": 3}, True)
     assert found.lines() == [
         "tokens of 4 samples: min 5, median 7.5, mean 10, p95 10, max 20",
         "padding: 20.0% in micro-batches of 2 as long as their longest; 0.5% in packed rows of 40, 3.5 samples in each",
+        "longer than data.max_tokens 20: 3 samples (3 of pairs): their answers are cut",
     ]
     assert found.fields()["tokens"]["max"] == 20
     assert (found.fields()["padding"], found.fields()["padding_packed"]) == (0.2, 0.005)

@@ -183,6 +183,24 @@ def test_bad_samples_are_counted_by_kind_and_reported(mixed):
     assert any(fault[:2] == ("bad_picture", "pairs/part-001.tar") and "sample 4:" in fault.what for fault in faults)
 
 
+@pytest.mark.parametrize("pack", [None, 80])
+def test_cut_answers_are_counted_and_told_by_data_set(tmp_path, caplog, pack):
+    """Of a source there is a line at the first, and whenever their number has doubled."""
+    made = stream({write_set(tmp_path / name, [40], "pair"): 1.0 for name in ("birds", "pairs")}, LANES, pack=pack)
+    lengths = [len(made.one(lane, draw).token_ids) for lane in range(LANES) for draw in range(4)]
+    longest = sorted(lengths)[len(lengths) // 2]
+    made.maker.config = made.maker.config.model_copy(update={"max_tokens": longest})
+    start = (0,) if pack else 0
+    loader = Loader(made, Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), start), 0, 2, 1.0)
+    batches = [batch for _, batch in zip(range(20), loader, strict=False)]
+    total = sum(sum(batch.info["cut"]) for batch in batches)
+    assert loader.cut.total() == total > 8 and set(loader.cut) == {"birds", "pairs"}
+    assert loader.answered.total() == sum(batch.info["samples"] for batch in batches)
+    lines = [record.getMessage() for record in caplog.records if "answers were cut" in record.getMessage()]
+    assert len(lines) == sum(count.bit_length() for count in loader.cut.values()) < total
+    assert f"data.max_tokens {longest}; raise it, or set data.too_long: skip" in lines[0]
+
+
 def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path):
     folder = write_set(tmp_path / "texts", [200], faults=dict.fromkeys(range(0, 200, 4), "bad_json"))
     made = stream({folder: 1.0}, LANES)

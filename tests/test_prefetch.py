@@ -18,12 +18,14 @@ class Loader:
     def __init__(self) -> None:
         self.draws = {0: 10}
         self.skipped: Counter[str] = Counter()
+        self.cut: Counter[str] = Counter()
         self.batches = [batch("text") for _ in range(5)]
 
     def __iter__(self):
         for made in self.batches:
             self.draws[0] += 1
             self.skipped["bad"] += 2
+            self.cut["pairs"] += 1
             yield made
 
 
@@ -61,6 +63,7 @@ def test_one_batch_is_copied_while_the_one_before_is_in_use():
         seen.append(made)
         assert prefetched.draws == {0: 11 + number}
         assert prefetched.skipped == {"bad": 2 * (number + 1)}
+        assert prefetched.cut == {"pairs": number + 1}
         assert len(copies.started) == min(5, number + 2)
         assert len(copies.finished) == number + 1
     assert [id(made) for made in seen] == [id(made) for made in loader.batches] == copies.finished

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import count
 from statistics import mean, median
@@ -23,6 +26,12 @@ class Lengths:
     """Tokens of a packed row."""
     fill: Fill
     """How full packed rows of these samples are."""
+    max_tokens: int
+    """Longest sequence."""
+    too_long: Mapping[str, int]
+    """Samples longer than that, by data set."""
+    cuts: bool
+    """Whether those lose the end of their answers, or are passed over."""
 
     def spread(self) -> dict[str, float]:
         """Least, median, mean, 95th percentile and greatest."""
@@ -45,6 +54,8 @@ class Lengths:
             "pack": self.pack,
             "padding_packed": round(1 - self.fill.real, 4),
             "samples_per_row": round(self.fill.samples, 2),
+            "max_tokens": self.max_tokens,
+            "too_long": dict(self.too_long),
         }
 
     def lines(self) -> list[str]:
@@ -54,7 +65,14 @@ class Lengths:
             f"tokens of {len(self.tokens):,} samples: {spread}",
             f"padding: {padding(self.tokens, self.micro_batch):.1%} in micro-batches of {self.micro_batch} as long as their "
             f"longest; {1 - self.fill.real:.1%} in packed rows of {self.pack:,}, {self.fill.samples:.1f} samples in each",
+            self._too_long(),
         ]
+
+    def _too_long(self) -> str:
+        total = sum(self.too_long.values())
+        where = ", ".join(f"{count:,} of {name}" for name, count in self.too_long.items())
+        told = f" ({where}): " + ("their answers are cut" if self.cuts else "they are passed over") if total else ""
+        return f"longer than data.max_tokens {self.max_tokens:,}: {total:,} samples{told}"
 
 
 def first_lengths(stream: Stream, lanes: int, samples: int) -> list[int]:
@@ -74,6 +92,23 @@ def first_lengths(stream: Stream, lanes: int, samples: int) -> list[int]:
             if len(tokens) == samples:
                 return tokens
     raise AssertionError("unreachable")
+
+
+def too_long(stream: Stream, lanes: int, samples: int) -> Counter[str]:
+    """How many of the first samples are longer than `data.max_tokens`, by data set."""
+    whole = copy(stream)
+    whole.maker = copy(stream.maker)
+    whole.maker.config = stream.maker.config.model_copy(update={"max_tokens": sys.maxsize})
+    found: Counter[str] = Counter()
+    for number in range(samples):
+        draw, lane = divmod(number, lanes)
+        try:
+            longer = whole.tokens(lane, draw) > stream.maker.config.max_tokens
+        except BadSample:
+            continue
+        if longer:
+            found[stream.sources[stream.mix.at(lane, draw)[0]].name] += 1
+    return found
 
 
 def padding(tokens: Sequence[int], micro_batch: int) -> float:

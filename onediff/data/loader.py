@@ -75,10 +75,13 @@ class Loader:
         """Unreadable samples by kind."""
         self.skipped_in: Counter[str] = Counter()
         """The same by shard."""
+        self.answered: Counter[str] = Counter()
+        """Samples by source, and of those the ones whose answers were cut at `data.max_tokens`."""
+        self.cut: Counter[str] = Counter()
         self._next_summary = 4 * NAMED
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields micro-batches for ever. `draws`, `skipped` and `skipped_in` are current behind each.
+        """Yields micro-batches for ever. `draws`, `skipped`, `skipped_in` and `cut` are current behind each.
 
         Raises UserError when too many samples are bad.
         """
@@ -105,6 +108,7 @@ class Loader:
             for lane, _, draw in rows:
                 self.draws[lane] = draw
             self._count(batch)
+            self._count_cut(batch)
             yield batch
 
     def _count(self, batch: Batch) -> None:
@@ -121,6 +125,22 @@ class Loader:
         if self.read >= 100 and self.skipped.total() > self.bad_share * self.read:
             last = f"; the last one: {faults[-1].shard} {faults[-1].what}" if faults else ""
             raise UserError(f"{self._summary()}, more than data.bad_share {self.bad_share:g}{last}")
+
+    def _count_cut(self, batch: Batch) -> None:
+        for number, was_cut in zip(batch.info["sources"], batch.info["cut"], strict=True):
+            source = self.stream.sources[number].name
+            self.answered[source] += 1
+            if not was_cut:
+                continue
+            self.cut[source] += 1
+            if self.cut[source].bit_count() == 1:  # the first, and whenever their number has doubled
+                log.warning(
+                    "data set %s: %d of %d answers were cut at data.max_tokens %d; raise it, or set data.too_long: skip",
+                    source,
+                    self.cut[source],
+                    self.answered[source],
+                    self.stream.maker.config.max_tokens,
+                )
 
     def _summary(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())

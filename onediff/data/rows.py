@@ -240,6 +240,7 @@ def _info(rows: list[list[Row]]) -> dict[str, Any]:
         "places": [(sample.source, sample.places) for sample in samples],
         "samples": len(samples),
         "tokens": sum(len(sample.token_ids) for sample in samples),
-        "cut": sum(sample.was_cut for sample in samples),
+        "sources": [sample.source for sample in samples],
+        "cut": [sample.was_cut for sample in samples],
         "skipped": [fault for sample in samples for fault in sample.skipped],
     }

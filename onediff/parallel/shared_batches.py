@@ -20,6 +20,8 @@ class SharedBatches:
         """how far each lane of this rank's share has been read, behind the last batch"""
         self.skipped: Counter[str] = Counter()
         """samples left out so far, by kind of fault"""
+        self.cut: Counter[str] = Counter()
+        """answers cut so far, by data set"""
 
     def __iter__(self) -> Iterator[Any]:
         """Yields what the loader yields. Collective over the group; a UserError of the loader is raised on all of it."""
@@ -28,11 +30,12 @@ class SharedBatches:
             made: Any = None
             if batches is not None:
                 try:
-                    made = next(batches), dict(self.loader.draws), Counter(self.loader.skipped)
+                    batch, loader = next(batches), self.loader
+                    made = batch, dict(loader.draws), Counter(loader.skipped), Counter(loader.cut)
                 except UserError as error:
                     made = str(error)
             made = self.topology.from_tensor_rank_zero(made)
             if isinstance(made, str):
                 raise UserError(made)
-            batch, self.draws, self.skipped = made
+            batch, self.draws, self.skipped, self.cut = made
             yield batch

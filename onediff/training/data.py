@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onediff.config.tree import RunConfig
-from onediff.data.lengths import Lengths, first_lengths
+from onediff.data.lengths import Lengths, first_lengths, too_long
 from onediff.data.manifest import FILE
 from onediff.data.packing import Packer
 from onediff.data.rows import RowMaker
@@ -94,14 +94,24 @@ def phase_lengths(config: RunConfig, phase: PhaseConfig, stream: Stream, lanes: 
     fill = Packer(stream, pack).fill(lanes)
     # A micro-batch of packed rows does the work of so many padded ones.
     micro_batch = round(phase.micro_batch * fill.samples) if phase.pack else phase.micro_batch
-    return Lengths(first_lengths(stream, lanes, samples), micro_batch, pack, fill)
+    return Lengths(
+        first_lengths(stream, lanes, samples),
+        micro_batch,
+        pack,
+        fill,
+        config.data.max_tokens,
+        too_long(stream, lanes, samples),
+        config.data.too_long == "cut",
+    )
 
 
 def data_set_lengths(config: RunConfig, maker: RowMaker, folder: Path, samples: int = 4096) -> Lengths:
     """The same of one split of a data set, as the run's last phase would read it. Raises UserError."""
     source = Source.open(folder.parent.name, folder, lanes=1, seed=config.data.seed, block=config.data.block)
     lanes = max(1, min(32, source.lanes.samples // 2))  # from as many places of the set
-    source = Source.open(folder.parent.name, folder, lanes, config.data.seed, config.data.block)
+    name = folder.parent.name
+    task = config.data.sets[name].task if name in config.data.sets else None
+    source = Source.open(name, folder, lanes, config.data.seed, config.data.block, task=task)
     stream = Stream([source], maker, False, config.data.seed, config.data.bad_in_a_row)
     phase = list(config.phases.values())[-1]
     return phase_lengths(config, phase, stream, lanes, min(samples, source.lanes.samples))

@@ -51,6 +51,8 @@ class Given:
     """How often each data set has been read."""
     skipped: dict[str, int]
     """Samples that this rank has left out, by kind."""
+    cut: dict[str, int]
+    """Answers that this rank has cut, by data set."""
     tflop: float | None
     """10¹² FLOPs of this rank's micro-batches."""
 
@@ -113,6 +115,7 @@ class PhaseLoop:
         self.step = extra["step"]
         self.skipped = extra["skipped"]
         self.pace.before.update(extra.get("skipped_by_kind", {}))
+        self.pace.cut_before.update(extra.get("cut_answers", {}))
         self.measures.restore(extra.get("measures"))
         with together():
             if self.rank == 0 and self.phase.best is not None:
@@ -165,6 +168,12 @@ class PhaseLoop:
             log.warning(
                 "phase %s passed over %d unreadable samples; the ranks' logs name them", self.name, self.skipped
             )
+        if measured.get("cut_answers"):
+            log.warning(
+                "phase %s cut %d answers at data.max_tokens; cut_answers/<data set> counts them",
+                self.name,
+                measured["cut_answers"],
+            )
         return measured
 
     def _saves_after(self, step: int) -> bool:
@@ -208,7 +217,9 @@ class PhaseLoop:
         work = self.engine.step(micro_batches, step, self.steps, self.stop.asked)
         lane = self.share.lanes[0]
         epochs = self.stream.epochs(lane, loader.draws[lane])
-        return Given(work, after, waited, epochs, dict(loader.skipped), self.meter.tflop(micro_batches))
+        return Given(
+            work, after, waited, epochs, dict(loader.skipped), dict(loader.cut), self.meter.tflop(micro_batches)
+        )
 
     def _take(self, given: Given, bar: Any) -> tuple[dict[str, float], str | None]:
         """The figures of a step once it is done, shown and tracked, and a stop request."""
@@ -219,7 +230,7 @@ class PhaseLoop:
         waited = min(given.waited, given.after.seconds_until(given.work.began))
         total = given.after.seconds_until(given.work.ended)
         measured |= self._rates(measured, given, total, waited)
-        measured |= self.pace.after(self.step, self.steps, total, waited, given.skipped)
+        measured |= self.pace.after(self.step, self.steps, total, waited, given.skipped, given.cut)
         if self.rank == 0:
             if self.step % self.log_every == 0 or self.step == self.steps:
                 self.tracker.log(self.step, measured)
@@ -279,6 +290,7 @@ class PhaseLoop:
                 "phase": self.name,
                 "skipped": self.skipped,
                 "skipped_by_kind": self.pace.skipped(loader.skipped),
+                "cut_answers": self.pace.cut(loader.cut),
                 "position": position.to_json(),
                 "measures": self.measures.to_json(),
                 "lora": None if self.phase.lora is None else self.phase.lora.model_dump(mode="json"),

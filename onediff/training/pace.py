@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class Seconds:
 
 
 class Pace:
-    """Step-time percentiles, the slowest rank, memory peaks and skipped samples by kind.
+    """Step-time percentiles, the slowest rank, memory peaks, skipped samples by kind and cut answers by data set.
 
     A step takes equally long on every rank, since all wait for the slowest. So a rank's own work is what is compared: its
     waiting for data, and its processor time; on GPUs the time of the same matrix product on each.
@@ -46,16 +47,25 @@ class Pace:
         self.counts_skipped = counts_skipped
         self.before: Counter[str] = Counter()
         """Samples skipped by kind, over all ranks, before this start of the phase."""
+        self.cut_before: Counter[str] = Counter()
+        """Answers cut by data set, over all ranks, before this start of the phase."""
         self.seconds = Seconds()
         self.processor = time.process_time()
         self.probe = Probe(device) if device.type == "cuda" else None
 
     def after(
-        self, step: int, steps: int, seconds: float, waiting: float, skipped: Mapping[str, int]
+        self,
+        step: int,
+        steps: int,
+        seconds: float,
+        waiting: float,
+        skipped: Mapping[str, int],
+        cut: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, float]:
         """Notes one step; at every gathering, and at the last step, the figures since the one before.
 
-        Collective at those steps: about 1 ms. `skipped` counts what this rank left out since the phase was taken up.
+        Collective at those steps: about 1 ms. `skipped` and `cut` count what this rank left out, and whose answers it cut,
+        since the phase was taken up.
         """
         before, self.processor = self.processor, time.process_time()
         computing = seconds - waiting if self.probe else self.processor - before
@@ -73,21 +83,31 @@ class Pace:
                 "probe": self.probe.seconds() if self.probe else None,
                 "memory": memory_gib(self.device),
                 "skipped": dict(skipped) if self.counts_skipped else {},
+                "cut": dict(cut) if self.counts_skipped else {},
             }
         )
+        answers = added(ranks, "cut", self.cut_before)
         return {
             **step_times(mine.step),
             **stragglers(own_work(ranks)),
             **memory_peaks([rank["memory"] for rank in ranks]),
-            **{f"skipped/{kind}": float(count) for kind, count in self._by_kind(ranks).items()},
+            **{f"skipped/{kind}": float(count) for kind, count in added(ranks, "skipped", self.before).items()},
+            "cut_answers": float(answers.total()),
+            **{f"cut_answers/{name}": float(count) for name, count in answers.items()},
         }
 
     def skipped(self, skipped: Mapping[str, int]) -> dict[str, int]:
         """Samples skipped by kind over all ranks since the phase began. Collective."""
-        return dict(self._by_kind(gathered({"skipped": dict(skipped) if self.counts_skipped else {}})))
+        return dict(added(gathered({"skipped": dict(skipped) if self.counts_skipped else {}}), "skipped", self.before))
 
-    def _by_kind(self, ranks: Sequence[Mapping[str, Any]]) -> Counter[str]:
-        return sum((Counter(rank["skipped"]) for rank in ranks), self.before.copy())
+    def cut(self, cut: Mapping[str, int]) -> dict[str, int]:
+        """Answers cut by data set over all ranks since the phase began. Collective."""
+        return dict(added(gathered({"cut": dict(cut) if self.counts_skipped else {}}), "cut", self.cut_before))
+
+
+def added(ranks: Sequence[Mapping[str, Any]], name: str, before: Counter[str]) -> Counter[str]:
+    """The counts `name` of all ranks on top of those `before`."""
+    return sum((Counter(rank[name]) for rank in ranks), before.copy())
 
 
 class Probe:

@@ -50,11 +50,15 @@ class InPlace:
     finish = start
 
 
+Waiting = tuple[Batch, dict[int, int], Counter[str], Counter[str]]
+"""A batch that is being copied, and `draws`, `skipped` and `cut` behind it."""
+
+
 class Prefetched:
     """A loader whose micro-batches are on the device already.
 
-    `draws` and `skipped` are as of the batch last handed out, not of the one that is being copied: a checkpoint must not
-    count a batch that no step has seen.
+    `draws`, `skipped` and `cut` are as of the batch last handed out, not of the one that is being copied: a checkpoint must
+    not count a batch that no step has seen.
     """
 
     def __init__(self, loader: Any, device: torch.device, copies: Any = None) -> None:
@@ -62,19 +66,21 @@ class Prefetched:
         self.copies = copies or (SideStream(device) if device.type == "cuda" else InPlace())
         self.draws: dict[int, int] = dict(loader.draws)
         self.skipped: Counter[str] = Counter(loader.skipped)
+        self.cut: Counter[str] = Counter(loader.cut)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields what the loader yields, in its order."""
-        waiting: deque[tuple[Batch, dict[int, int], Counter[str]]] = deque()
+        waiting: deque[Waiting] = deque()
         for batch in self.loader:
-            waiting.append((self.copies.start(batch), dict(self.loader.draws), Counter(self.loader.skipped)))
+            counts = Counter(self.loader.skipped), Counter(self.loader.cut)
+            waiting.append((self.copies.start(batch), dict(self.loader.draws), *counts))
             if len(waiting) > self.copies.ahead:
                 yield self._next(waiting)
         while waiting:
             yield self._next(waiting)
 
-    def _next(self, waiting: deque[tuple[Batch, dict[int, int], Counter[str]]]) -> Batch:
-        batch, self.draws, self.skipped = waiting.popleft()
+    def _next(self, waiting: deque[Waiting]) -> Batch:
+        batch, self.draws, self.skipped, self.cut = waiting.popleft()
         return self.copies.finish(batch)
 
 
