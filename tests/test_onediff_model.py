@@ -16,7 +16,8 @@ from onediff.data.segments import Segments
 from onediff.model.answer import answer
 from onediff.model.build import architecture_only
 from onediff.model.cuda_graph import not_recordable
-from onediff.model.onediff import PARTS, OneDiffModel, attention_mask
+from onediff.model.onediff import PARTS, OneDiffModel
+from onediff.model.registered import segments_mask
 from onediff.parallel.block import Block
 
 
@@ -129,11 +130,12 @@ def test_a_frozen_tower_keeps_no_graph():
 
 
 def test_attention_stays_inside_each_sample():
-    mask = attention_mask(torch.tensor([[0, 1, 1, 2]]), torch.float32)
+    mask = segments_mask(Segments.of([2, 1, 1]), 1, 4, torch.float32)
     assert mask.shape == (1, 1, 4, 4)
     allowed = (mask[0, 0] == 0).int().tolist()
-    assert allowed == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
-    assert attention_mask(None, torch.float32) is None
+    assert allowed == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    near = segments_mask(Segments.of([3, 1]), 2, 2, torch.float32, window=1)
+    assert (near[:, 0] == 0).int().tolist() == [[[1, 0], [0, 1]]] * 2
 
 
 @torch.no_grad()

@@ -242,7 +242,7 @@ def test_what_cannot_be_cut_is_named():
     for tensor, message in ((3, "8 attention heads"), (8, "4 key/value heads")):
         with pytest.raises(UserError, match=message):
             check_divisible(config, tensor)
-    with pytest.raises(UserError, match="gpt2 models have no tensor-parallel plan"):
+    with pytest.raises(UserError, match="models of type gpt2 are not cut"):
         check_divisible(AutoConfig.for_model("gpt2"), 2)
     for size, parts in itertools.product((96, 97, 98), (1, 2, 4)):
         padded = padded_vocabulary(size, parts)

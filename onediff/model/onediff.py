@@ -3,57 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from onediff.data.batch import Batch
-from onediff.data.segments import Segments
-from onediff.model.config import LanguageConfig, LoraConfig, ModelConfig
+from onediff.model.config import LoraConfig, ModelConfig
 from onediff.model.cuda_graph import CudaGraphs, not_recordable
 from onediff.model.decode import greedy, not_greedy
 from onediff.model.delta import DeltaModule
 from onediff.model.fp8 import multiply_in_fp8
-from onediff.model.lora import add_adapters
+from onediff.model.language import build_language, target_losses
 from onediff.model.norms import Kernels, fuse_norms
 from onediff.model.projector import Projector
-from onediff.model.registered import NAME, implementation, no_mask
-from onediff.model.vision import VisionTower, architecture, pretrained
-from onediff.parallel.loss import target_loss, with_loss
+from onediff.model.vision import VisionTower
 from onediff.parallel.placement import Placement
 
 PARTS = ("vision", "delta", "projector", "language")
-
-
-def build_language(
-    config: LanguageConfig,
-    attention: str | None = None,
-    placement: Placement | None = None,
-    lora: LoraConfig | None = None,
-) -> Any:
-    """The causal language model, with pretrained weights where `name` is given; cut and read as `placement` says.
-
-    `lora` puts adapters in, which needs a placement.
-    """
-    arch = architecture(config, "model.language")
-    attention = attention or implementation(AutoModelForCausalLM, arch)
-    if placement is not None:
-        return placement.build(
-            AutoModelForCausalLM,
-            arch,
-            config.name,
-            revision=config.revision,
-            attention=attention,
-            cut=True,
-            adapt=None if lora is None else partial(add_adapters, config=lora),
-        )
-    assert lora is None, "adapters need a placement"
-    if config.name is None:
-        return AutoModelForCausalLM.from_config(arch, attn_implementation=attention)
-    return pretrained(AutoModelForCausalLM, config, arch, "model.language", attention)
 
 
 class OneDiffModel(nn.Module):
@@ -73,7 +41,6 @@ class OneDiffModel(nn.Module):
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
         self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
-        with_loss(self.language.get_output_embeddings())
         self.loss_chunk: int | None = None
         """targets whose logits exist at a time; None is all of them"""
         language_width = self.language.config.hidden_size
@@ -91,27 +58,12 @@ class OneDiffModel(nn.Module):
         """of generation"""
 
     def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of every target, `[targets]` fp32, not reduced: the caller normalises over the global batch.
+        """The loss of every target as the language model computes it, `[targets]` fp32, not reduced: the caller
+        normalises over the global batch.
 
         Logits are made for the targets only, `[targets, vocabulary]`.
         """
-        embeds = self.embed(batch)
-        hidden = self.language.get_decoder()(
-            inputs_embeds=embeds,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            **self._inside_samples(batch, embeds),
-        ).last_hidden_state
-        hidden = hidden.flatten(0, 1)[batch.target_places]
-        return target_loss(self.language.get_output_embeddings(), hidden, batch.target_ids, self.loss_chunk)
-
-    def _inside_samples(self, batch: Batch, embeds: Tensor) -> dict[str, Any]:
-        """What keeps attention causal and inside each sample: `segments` for our function, for others a mask."""
-        if self.language.config._attn_implementation != NAME:
-            return {"attention_mask": attention_mask(batch.segment_ids, embeds.dtype)}
-        assert batch.segments is not None or batch.segment_ids is None, "a packed batch says where its samples lie"
-        segments = batch.segments or Segments.even(embeds.shape[0], embeds.shape[1], embeds.device)
-        return {"attention_mask": no_mask(embeds), "segments": segments}
+        return target_losses(self.language, self.embed(batch), batch, self.loss_chunk)
 
     def embed(self, batch: Batch) -> Tensor:
         """`[rows, tokens, width]`: word embeddings with image and delta tokens in their places.
@@ -167,20 +119,6 @@ class OneDiffModel(nn.Module):
             synced_gpus=synced,
             **options,
         )
-
-
-def attention_mask(segment_ids: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """`[rows, 1, tokens, tokens]` additive mask that keeps attention causal and inside each sample; None for plain rows.
-
-    For language models that do not call attention through transformers' interface: its memory grows with tokens².
-    Unpacked rows are padded on the right, where causality alone keeps padding out of sight.
-    """
-    if segment_ids is None:
-        return None
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    allowed = same & torch.ones_like(same[0]).tril()
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def _trains(module: nn.Module) -> bool:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from onediff.data.segments import Segments
-from onediff.errors import UserError
 from onediff.model.attention import attention
 
 NAME = "onediff"
 
-UNKNOWN = ("softcap", "s_aux", "position_bias")
-"""What some models change about attention that this function does not compute."""
+OWN_WAYS = ("softcap", "s_aux", "position_bias")
+"""What some models change about attention that our function does not compute: theirs attends then."""
+
+BY_MASK = ("axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4", "llama4_text", "nemotron", "phimoe")
+"""Model types that attend in a way of their own, or have their window in the mask alone, whatever they say of transformers'
+interface."""
 
 
 def attend(
@@ -37,11 +42,24 @@ def attend(
     `segments` is what a caller passes to the model's `forward`: the sequences in the rows laid end to end; then no mask
     is read. Without it, whole rows attend, or, in generation over a cache or with padding, what the mask allows.
     """
-    strange = [name for name in UNKNOWN if kwargs.get(name) is not None]
-    if strange:
-        raise UserError(f"model: {type(module).__name__} attends with {strange[0]!r}, which is not supported here")
     rows, _, tokens, _ = query.shape
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if any(kwargs.get(name) is not None for name in OWN_WAYS):
+        if segments is None and attention_mask is None and key.shape[2] == tokens:
+            segments = Segments.even(rows, tokens, query.device)
+        if segments is not None:
+            attention_mask = segments_mask(segments, rows, tokens, query.dtype, causal, sliding_window)
+        return own_eager(module)(
+            module,
+            query,
+            key,
+            value,
+            None if attention_mask is None else added(attention_mask, query.dtype),
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
     if segments is None and (attention_mask is not None or key.shape[2] != tokens):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
@@ -68,6 +86,34 @@ def attend(
     return mixed.unflatten(0, (rows, tokens)), None
 
 
+def segments_mask(
+    segments: Segments, rows: int, tokens: int, dtype: torch.dtype, causal: bool = True, window: int | None = None
+) -> Tensor:
+    """`[rows, 1, tokens, tokens]` additive mask that keeps attention inside each segment, and in a window of so many."""
+    device = segments.cu_seqlens.device
+    place = torch.arange(rows * tokens, device=device).view(rows, tokens)
+    segment = torch.bucketize(place, segments.cu_seqlens[1:].long(), right=True)
+    behind = place[:, :, None] - place[:, None, :]
+    allowed = segment[:, :, None] == segment[:, None, :]
+    if causal:
+        allowed &= behind >= 0
+    if window is not None:
+        allowed &= behind.abs() < window
+    return added(allowed[:, None], dtype)
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that says what is seen, as one that is added to scores; such a one as it is."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def own_eager(module: Any) -> Any:
+    """The plain attention function of the file that a module's class stands in."""
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
 def no_mask(like: Tensor) -> Tensor:
     """What goes to a model's `attention_mask` beside `segments`: a mask of four dimensions, which transformers takes as
     made already; with None it would look for packed rows itself, which waits for the device, and make the whole mask.
@@ -81,6 +127,8 @@ def implementation(auto: Any, architecture: Any) -> str | None:
     """
     kind = auto._model_mapping.get(type(architecture), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
+    if architecture.model_type in BY_MASK:
+        return None
     return NAME if getattr(kind, "_supports_attention_backend", False) else None
 
 

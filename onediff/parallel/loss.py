@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What a model makes of its head's output, entry by entry: `cap · tanh(output · times / over / cap)`."""
+
+    times: float = 1.0
+    over: float = 1.0
+    cap: float | None = None
+    """None for no cap"""
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Logits in fp32, of whichever entries these are."""
+        logits = output.float()
+        if self.times != 1:
+            logits = logits * self.times
+        if self.over != 1:
+            logits = logits / self.over
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 class LossHead(nn.Linear):
@@ -18,20 +38,24 @@ class LossHead(nn.Linear):
     call a chunk would leave some of them waiting.
     """
 
+    logits = Logits()
+    """what the model makes of this layer's output"""
+
     def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int | None = None) -> Tensor:
-        """Logits `[…, vocabulary]`, or with `targets` the loss of each, `[targets]` fp32."""
+        """The head's output `[…, vocabulary]`, or with `targets` the loss of each, `[targets]` fp32."""
         if targets is None:
             return super().forward(hidden)
         return by_chunks(self._loss, hidden, targets, chunk)
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(hidden, self.weight, self.bias).float(), targets, reduction="none")
+        return F.cross_entropy(self.logits(F.linear(hidden, self.weight, self.bias)), targets, reduction="none")
 
 
-def with_loss(head: Any) -> Any:
-    """The same head, able to give the loss: a plain `nn.Linear` becomes a `LossHead` in place."""
+def with_loss(head: Any, logits: Logits = Logits()) -> Any:
+    """The same head, able to give the loss by these logits: a plain `nn.Linear` becomes a `LossHead` in place."""
     if type(head) is nn.Linear:
         head.__class__ = LossHead
+    head.logits = logits
     return head
 
 

@@ -25,12 +25,20 @@ from torch import Tensor, nn
 
 from onediff.errors import UserError
 from onediff.parallel.block import Block
-from onediff.parallel.loss import by_chunks
+from onediff.parallel.loss import Logits, by_chunks
 from onediff.parallel.regions import TokenShares, gather_from_tensor_model_parallel_region
 from onediff.parallel.topology import Mpu
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`[…, in] · [out, in]ᵀ + [out]` → `[…, out]`, as `F.linear`."""
+
+_CUT = """
+    arcee cohere cohere2 cwm ernie4_5 exaone4 flint gemma gemma2 gemma3_text gpt_neox granite helium hyperclovax
+    internlm3 iquestcoder jais2 llama ministral ministral3 mistral nanochat nemotron olmo phi qwen2 qwen3 smollm3
+    starcoder2 vaultgemma youtu
+"""
+CUT = frozenset(_CUT.split())
+"""Model types whose loss and gradients are the same at every T, by test."""
 
 
 class Column(ColumnParallelLinear):
@@ -76,34 +84,45 @@ class Row(RowParallelLinear):
         return part.clone()
 
 
+class Words(VocabParallelEmbedding):
+    """The word embedding, times a factor where the model's own has one."""
+
+    factor: float | None = None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """`[…]` ids to `[…, width]`."""
+        words = super().forward(ids)
+        return words if self.factor is None else words * torch.tensor(self.factor, dtype=words.dtype)
+
+
 class Head(ColumnParallelLinear):
     """The language-model head over a vocabulary that was padded to a multiple of T."""
 
     vocabulary: int
     """entries that exist; the padding lies behind them"""
+    logits = Logits()
+    """what the model makes of this layer's output"""
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int | None = None) -> Tensor:
-        """Logits of the whole vocabulary, as generation needs them, or with `targets` the loss of each, `[targets]`.
+        """The output for the whole vocabulary, as generation needs it, or with `targets` the loss of each, `[targets]`.
 
         The loss is computed from the rank's part of the logits, `chunk` targets at a time.
         """
         if targets is not None:
             return by_chunks(self._loss, hidden, targets, chunk)
-        logits = gather_from_tensor_model_parallel_region(self._logits(hidden), group=self.tp_group)
-        return logits[..., : self.vocabulary]
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """The rank's own part; padding has the lowest logit there is, so that it takes no part in a softmax."""
-        logits = super().forward(hidden)[0]
-        missing = self.padding
-        if not missing:
-            return logits
-        lowest = logits.new_full((*logits.shape[:-1], missing), torch.finfo(logits.dtype).min)
-        return torch.cat([logits[..., : logits.shape[-1] - missing], lowest], dim=-1)
+        output = gather_from_tensor_model_parallel_region(super().forward(hidden)[0], group=self.tp_group)
+        return output[..., : self.vocabulary]
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        # Megatron overwrites its argument, which in fp32 would be the head's own output.
-        return vocab_parallel_cross_entropy(self._logits(hidden).float().clone(), targets)
+        output = super().forward(hidden)[0]
+        logits = self.logits(output)
+        if self.padding:
+            # The lowest there is, so that padding takes no part in a softmax.
+            existing = logits.shape[-1] - self.padding
+            lowest = logits.new_full((*logits.shape[:-1], self.padding), torch.finfo(output.dtype).min)
+            logits = torch.cat([logits[..., :existing], lowest], dim=-1)
+        # Megatron overwrites its argument, which in fp32 can be the layer's own output.
+        return vocab_parallel_cross_entropy(logits.clone() if logits is output else logits, targets)
 
     @property
     def padding(self) -> int:
@@ -115,8 +134,8 @@ class Head(ColumnParallelLinear):
 def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tensor") -> None:
     """Raises UserError when the language model cannot be cut into `tp_size` parts, before any weight is read."""
     kind = architecture.model_type
-    if getattr(architecture, "base_model_tp_plan", None) is None:
-        raise UserError(f"{where}: {kind} models have no tensor-parallel plan; use parallel.tensor=1")
+    if kind not in CUT:
+        raise UserError(f"{where}: models of type {kind} are not cut; use parallel.tensor=1")
     heads = architecture.num_attention_heads
     counts = {
         "attention heads": heads,
@@ -193,7 +212,10 @@ def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, na
 
 def _cut_embedding(layer: nn.Embedding, config: ModelParallelConfig, mpu: Mpu) -> nn.Module:
     rows = padded_vocabulary(layer.num_embeddings, mpu.get_tensor_model_parallel_world_size())
-    cut = VocabParallelEmbedding(rows, layer.embedding_dim, init_method=None, config=config)
+    cut = Words(rows, layer.embedding_dim, init_method=None, config=config)
+    if type(layer) is not nn.Embedding:
+        # Gemma's and its like: a factor beside the weights, and nothing else.
+        cut.factor = float(vars(layer)["scalar_embed_scale"])
     _note(cut.weight, layer.weight.shape, 0, mpu)
     return cut
 

@@ -24,6 +24,7 @@ from onediff.errors import UserError
 from onediff.model import attention
 from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.config import ModelConfig, NewTokenizer
+from onediff.model.families import check_packs
 from onediff.model.fp8 import check_fp8
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import architecture
@@ -243,6 +244,9 @@ def starting_model(
             check_divisible(language, topology.tp_size)
             if topology.sequence:
                 check_sequence(language)
+    if config.phases[name].pack is not None:
+        with together():
+            check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")
     before = previous(config, name)
     torch.manual_seed(config.training.seed)
     if config.init is not None and begins_with(config, name, folder):

@@ -1,0 +1,97 @@
+"""Which of transformers' causal language models can be trained here, and what each makes of its head's output.
+
+A model is covered where its loss here equals its own, alone and beside others in a packed row, and where it generates
+what it does alone. Tests compare every model type of transformers with these lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from onediff.errors import UserError
+
+_PACKED = """
+    afmoe arcee aria_text beam biogpt bitnet codegen cohere cohere2 cohere2_moe cwm deepseek_v2 diffllama ernie4_5
+    ernie4_5_moe exaone4 flex_olmo flint gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox
+    gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text
+    hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 iquestcoder jais2 jetmoe laguna llama mellum minicpm3 ministral
+    ministral3 mistral mixtral mpt nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 qwen2 qwen2_moe qwen3
+    qwen3_moe seed_oss smollm3 stablelm starcoder2 vaultgemma xglm youtu
+"""
+PACKED = frozenset(_PACKED.split())
+"""Model types whose samples can share rows."""
+
+_ONE_A_ROW = """
+    bloom doge falcon falcon_mamba granitemoehybrid jamba lfm2 lfm3 llama4_text mamba mamba2 olmo_hybrid phimoe
+    qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma rwkv
+"""
+ONE_A_ROW = frozenset(_ONE_A_ROW.split())
+"""Model types that carry a state, a window or a bias from one sample of a packed row into the next."""
+
+COVERED = PACKED | ONE_A_ROW
+
+_ROUTED = """
+    flex_olmo gpt_oss granitemoe granitemoe_swa granitemoeshared granitemoehybrid jamba laguna mellum mixtral olmoe phimoe
+    qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next
+"""
+ROUTED = frozenset(_ROUTED.split())
+"""Model types whose experts' load is balanced by a loss of its own, where `output_router_logits` is true."""
+
+
+@dataclass(frozen=True)
+class LogitsRule:
+    """The fields of an architecture that say what its logits are: `cap · tanh(output · times / over / cap)`."""
+
+    times: str | None = None
+    over: str | None = None
+    cap: str | None = None
+
+
+SCALED = ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "minicpm3")
+CAPPED = ("beam", "gemma2", "gemma3_text", "nanochat", "vaultgemma")
+
+LOGITS = {
+    **dict.fromkeys(SCALED, LogitsRule(over="logits_scaling")),
+    **dict.fromkeys(CAPPED, LogitsRule(cap="final_logit_softcapping")),
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), LogitsRule(times="logit_scale")),
+    "hyperclovax": LogitsRule(times="logits_scaling"),
+    "recurrent_gemma": LogitsRule(cap="logits_soft_cap"),
+}
+"""By model type; the logits of every other covered model are its head's output."""
+
+
+def logits_of(architecture: Any) -> tuple[float, float, float | None]:
+    """Factor, divisor and cap of a model's logits."""
+    rule = LOGITS.get(architecture.model_type, LogitsRule())
+    times, over, cap = (
+        None if field is None else getattr(architecture, field) for field in (rule.times, rule.over, rule.cap)
+    )
+    return 1.0 if times is None else times, 1.0 if over is None else over, cap
+
+
+def check_language(architecture: Any, where: str = "model.language") -> None:
+    """Raises UserError for a model whose loss would not be its own here, before any weight is read."""
+    kind = architecture.model_type
+    if kind not in COVERED:
+        inner = getattr(architecture.get_text_config(), "model_type", kind)
+        hint = f"; its language model alone, {inner}, is" if inner in COVERED else ""
+        raise UserError(
+            f"{where}: models of type {kind} are not covered{hint}; docs/parallel.md lists those that are, such as "
+            "llama, mistral, qwen3, smollm3, gemma3_text, granite"
+        )
+    if getattr(architecture, "output_router_logits", False) and kind not in ROUTED:
+        raise UserError(
+            f"{where}: the loss of {kind}'s router is not followed here; set output_router_logits to false in its config"
+        )
+    if kind == "qwen2_moe" and architecture.use_sliding_window:
+        raise UserError(f"{where}: the sliding window of {kind} is not followed here; set use_sliding_window to false")
+
+
+def check_packs(architecture: Any, where: str) -> None:
+    """Raises UserError for a model whose samples would see each other in a packed row."""
+    kind = architecture.model_type
+    if kind in ONE_A_ROW:
+        raise UserError(
+            f"{where}: samples of a packed row would see each other in models of type {kind}; leave `pack` out"
+        )

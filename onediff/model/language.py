@@ -1,0 +1,99 @@
+"""The causal language model: how it is built, and its loss as its own class computes it."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from onediff.data.batch import Batch
+from onediff.data.segments import Segments
+from onediff.model.config import LanguageConfig, LoraConfig
+from onediff.model.families import check_language, logits_of
+from onediff.model.lora import add_adapters
+from onediff.model.registered import NAME, implementation, no_mask, segments_mask
+from onediff.model.vision import architecture, pretrained
+from onediff.parallel.loss import Logits, target_loss, with_loss
+from onediff.parallel.placement import Placement
+
+
+def build_language(
+    config: LanguageConfig,
+    attention: str | None = None,
+    placement: Placement | None = None,
+    lora: LoraConfig | None = None,
+) -> Any:
+    """The causal language model, with pretrained weights where `name` is given; cut and read as `placement` says.
+
+    `lora` puts adapters in, which needs a placement. Raises UserError for a model whose loss would not be its own.
+    """
+    arch = architecture(config, "model.language")
+    check_language(arch)
+    attention = attention or implementation(AutoModelForCausalLM, arch)
+    if placement is not None:
+        language = placement.build(
+            AutoModelForCausalLM,
+            arch,
+            config.name,
+            revision=config.revision,
+            attention=attention,
+            cut=True,
+            adapt=None if lora is None else partial(add_adapters, config=lora),
+        )
+    else:
+        assert lora is None, "adapters need a placement"
+        if config.name is None:
+            language = AutoModelForCausalLM.from_config(arch, attn_implementation=attention)
+        else:
+            language = pretrained(AutoModelForCausalLM, config, arch, "model.language", attention)
+    with_loss(language.get_output_embeddings(), Logits(*logits_of(language.config)))
+    return language
+
+
+def target_losses(language: Any, embeds: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
+    """Cross-entropy of every target, `[targets]` fp32, not reduced, from the rows' embeddings `[rows, tokens, width]`.
+
+    Logits are made for the targets only, `[targets, vocabulary]`, and with `chunk` for so many at a time. Where the model
+    weighs its router's loss (`output_router_logits`), each target bears it, so that their mean is the model's own loss.
+    """
+    read = decoder_of(language)(
+        inputs_embeds=embeds,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        **inside_samples(language, batch, embeds),
+    )
+    hidden = read.last_hidden_state.flatten(0, 1)[batch.target_places]
+    losses = target_loss(language.get_output_embeddings(), hidden, batch.target_ids, chunk)
+    if not getattr(language.config, "output_router_logits", False):
+        return losses
+    return losses + language.router_aux_loss_coef * router_loss(language, read.router_logits, batch)
+
+
+def router_loss(language: Any, router_logits: Any, batch: Batch) -> Tensor:
+    """How unevenly the experts were chosen for the tokens of this batch, padding left out, by the model's own measure."""
+    own = sys.modules[type(language).__module__].load_balancing_loss_func
+    # Positions begin again at the padding behind a row's only sample.
+    seen = (batch.position_ids == 0).cumsum(1) == 1 if batch.segment_ids is None else batch.segment_ids > 0
+    return own(router_logits, language.num_experts, language.num_experts_per_tok, seen.long())
+
+
+def inside_samples(language: Any, batch: Batch, embeds: Tensor) -> dict[str, Any]:
+    """What keeps attention causal and inside each sample: `segments` for our function, for others a mask."""
+    rows, tokens, _ = embeds.shape
+    if language.config._attn_implementation != NAME:
+        if batch.segments is None:
+            return {}  # Rows are padded on the right, where causality alone keeps padding out of sight.
+        return {"attention_mask": segments_mask(batch.segments, rows, tokens, embeds.dtype)}
+    assert batch.segments is not None or batch.segment_ids is None, "a packed batch says where its samples lie"
+    segments = batch.segments or Segments.even(rows, tokens, embeds.device)
+    return {"attention_mask": no_mask(embeds), "segments": segments}
+
+
+def decoder_of(language: Any) -> Any:
+    """What stands between embeddings and head."""
+    found = language.get_decoder()
+    # Llama 4 gives itself, the decoder of ModernBERT its head.
+    return language.model if found is language or found is language.get_output_embeddings() else found
