@@ -15,7 +15,7 @@ from onediff.cli import main
 from onediff.data.config import PromptConfig
 from onediff.data.geometry import input_box, seen_box
 from onediff.errors import UserError
-from onediff.evaluation.heat import packed, side_by_side, unpacked
+from onediff.evaluation.heat import COLOURS, heat_pictures, packed, side_by_side, unpacked
 from onediff.evaluation.pairs import from_video, pairs_of
 from onediff.model.config import PictureConfig
 from onediff.model.saved import save_model
@@ -181,3 +181,8 @@ def test_the_map_covers_what_the_model_sees():
     assert margin.min() == margin.max() > 120, "what the model did not see is paler, of one colour"
     # The one place that was looked at, top right of the middle square, is the brightest.
     assert second[10:60, 290:340].mean() > second[200:290, 60:200].mean() + 40
+    # What falls on padding, rows 0 and 3 of a 2:1 picture, is neither shown nor does it take the colours from the rest.
+    heat[0, 0, 0], heat[1] = 4.0, np.eye(4)
+    before, after = heat_pictures(unpacked(packed(heat)), [(80, 40), (80, 40)], PictureConfig(size=64))
+    assert before.getextrema()[3] == (0, 0)
+    assert after.getpixel((30, 9)) == COLOURS[-1] and after.getpixel((70, 9)) == COLOURS[0]

@@ -163,7 +163,7 @@ def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str,
     pictures = [opened(captioner, picture) for picture in (pair.before, pair.after)]
     for picture in pictures:
         picture.thumbnail((512, 512))
-    heated = [png(laid_over(p, one, captioner.maker.picture)) for p, one in zip(pictures, heat, strict=True)]
+    heated = [png(picture) for picture in laid_over(pictures, heat, captioner.maker.picture)]
     return {
         "id": pair.id,
         "refs": list(pair.references),

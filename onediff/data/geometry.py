@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,10 @@ def over_picture(
         *((seen.left - box.left) * across, (seen.top - box.top) * down),
         *(min(columns, (seen.right - box.left) * across), min(rows, (seen.bottom - box.top) * down)),
     )
+    # Places that saw padding alone must not shine into the picture.
+    first_column, first_row = int(part[0]), int(part[1])
+    places = places[first_row : math.ceil(part[3]), first_column : math.ceil(part[2])]
+    part = (part[0] - first_column, part[1] - first_row, part[2] - first_column, part[3] - first_row)
     smooth = Image.fromarray(places).resize((right - left, bottom - top), Image.Resampling.BILINEAR, part)
     values = np.zeros((size[1], size[0]), np.float32)
     was_seen = np.zeros(values.shape, np.bool_)

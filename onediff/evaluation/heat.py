@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -31,29 +32,42 @@ def unpacked(text: str) -> np.ndarray:
     return flat.reshape(2, side, side)
 
 
-def heat_picture(heat_SS: np.ndarray, size: tuple[int, int], config: PictureConfig) -> Image.Image:
-    """A see-through RGBA picture of `size` with the colours of one map (uint8) on what the model sees, grey on the rest."""
-    values, was_seen = over_picture(heat_SS.astype(np.float32), size, config)
-    values *= (len(COLOURS) - 1) / 255
+def heat_pictures(heat: np.ndarray, sizes: Sequence[tuple[int, int]], config: PictureConfig) -> list[Image.Image]:
+    """See-through RGBA pictures of `sizes`, those of before and after, with the colours of their maps `[2, side, side]`
+    (uint8) on what the model sees, and grey on the rest.
+
+    Colours reach from the least to the most attention on the pair itself: what padding gets must not pale the pictures.
+    """
+    maps = [over_picture(one.astype(np.float32), size, config) for one, size in zip(heat, sizes, strict=True)]
+    inside = np.concatenate([values[was_seen] for values, was_seen in maps])
+    low, high = inside.min(), inside.max()
+    reach = max(high - low, 16)  # maps have whole numbers: less is rounding, not to be seen enlarged
+    return [_coloured((values - low) / reach, was_seen) for values, was_seen in maps]
+
+
+def _coloured(shares: np.ndarray, was_seen: np.ndarray) -> Image.Image:
+    """RGBA of attention from 0 to 1 where `was_seen`, both `[height, width]`."""
     table = np.asarray(COLOURS, dtype=np.float32)
+    values = shares.clip(0, 1) * (len(COLOURS) - 1)
     below = np.minimum(values.astype(int), len(COLOURS) - 2)
-    share = (values - below)[..., None]
-    colours = np.where(was_seen[..., None], table[below] * (1 - share) + table[below + 1] * share, UNSEEN)
+    part = (values - below)[..., None]
+    colours = np.where(was_seen[..., None], table[below] * (1 - part) + table[below + 1] * part, UNSEEN)
     return Image.fromarray(np.round(colours).astype(np.uint8))
 
 
-def laid_over(picture: Image.Image, heat_SS: np.ndarray, config: PictureConfig) -> Image.Image:
-    """The picture (RGB) with one map (uint8) over it."""
-    return Image.alpha_composite(picture.convert("RGBA"), heat_picture(heat_SS, picture.size, config)).convert("RGB")
+def laid_over(pictures: Sequence[Image.Image], heat: np.ndarray, config: PictureConfig) -> list[Image.Image]:
+    """Before and after (RGB) with the maps `[2, side, side]` (uint8) over them."""
+    maps = heat_pictures(heat, [picture.size for picture in pictures], config)
+    over = zip(pictures, maps, strict=True)
+    return [Image.alpha_composite(picture.convert("RGBA"), one).convert("RGB") for picture, one in over]
 
 
 def side_by_side(before: Image.Image, after: Image.Image, heat: np.ndarray, config: PictureConfig) -> Image.Image:
     """Both pictures with the maps `[2, side, side]` (uint8) over them, at one height, in one picture."""
     height = max(before.height, after.height)
-    both = []
-    for picture, one in zip((before, after), heat, strict=True):
-        scaled = picture.resize((max(1, round(picture.width * height / picture.height)), height))
-        both.append(laid_over(scaled, one, config))
+    widths = (max(1, round(picture.width * height / picture.height)) for picture in (before, after))
+    scaled = [picture.resize((width, height)) for picture, width in zip((before, after), widths, strict=True)]
+    both = laid_over(scaled, heat, config)
     gap = max(4, height // 60)
     sheet = Image.new("RGB", (both[0].width + gap + both[1].width, height), "white")
     sheet.paste(both[0], (0, 0))

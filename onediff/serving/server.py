@@ -21,7 +21,7 @@ from PIL import Image
 from onediff.data.pictures import open_picture
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
-from onediff.evaluation.heat import heat_picture, packed, png, unpacked
+from onediff.evaluation.heat import heat_pictures, packed, png, unpacked
 
 if TYPE_CHECKING:
     from onediff.evaluation.captioner import Captioner
@@ -131,7 +131,7 @@ def captioned(server: PageServer, body: bytes) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     for picture in pictures:
         picture.thumbnail((SIDE, SIDE))
-    maps = [heat_picture(one, p.size, captioner.maker.picture) for one, p in zip(heat, pictures, strict=True)]
+    maps = heat_pictures(heat, [picture.size for picture in pictures], captioner.maker.picture)
     return {
         "caption": caption,
         "seconds": round(seconds, 2),

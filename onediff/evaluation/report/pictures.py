@@ -79,10 +79,10 @@ def with_heat(pictures: Source, heat: Mapping[str, str], config: PictureConfig) 
         found = pictures(pair)
         if found is None or pair not in heat:
             return found
-        small = [opened_small(data, HEAT_SIDE) for data in found[:2]]
-        maps = zip(small, unpacked(heat[pair]), strict=True)
-        over = [None if picture is None else png(laid_over(picture, one, config)) for picture, one in maps]
-        return PairPictures(*found[:2], *over)
+        before, after = (opened_small(data, HEAT_SIDE) for data in found[:2])
+        if before is None or after is None:
+            return found
+        return PairPictures(*found[:2], *map(png, laid_over((before, after), unpacked(heat[pair]), config)))
 
     return heated
 
