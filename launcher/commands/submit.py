@@ -8,6 +8,7 @@ onediff launch submit configs/demo.yaml --profile local
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--comment", metavar="TEXT", help="comment that Slurm shows with the jobs")
     parser.add_argument("--no-memory-check", action="store_true", help="queue a phase that is planned not to fit")
-    parser.add_argument("--dry-run", action="store_true", help="print the scripts; write and queue nothing")
+    parser.add_argument("--no-weights-check", action="store_true", help="queue it though the nodes must fetch models")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the scripts and what is still missing; write and queue nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         comment=args.comment,
         dry_run=args.dry_run,
         memory_check=not args.no_memory_check,
+        weights_check=not args.no_weights_check,
+        said=[args.config, *args.overrides],
     )
 
 
@@ -61,14 +67,19 @@ def submit(
     new_code: bool = True,
     behind: str | None = None,
     memory_check: bool = True,
+    weights_check: bool = True,
+    said: Sequence[str] = (),
 ) -> int:
-    """Checks everything, freezes the run, queues the chain (after the job `behind`), and says what to type next."""
+    """Checks everything, freezes the run, queues the chain (after the job `behind`), and says what to type next.
+
+    `said` is the configuration with its overrides as they were typed, for commands to type; the run's own by default.
+    """
     from launcher.fit import check_memory
     from launcher.plan import check_cluster, chosen_phases, make_plan, node_range, phase_script
+    from launcher.ready import check_inputs, offline
     from launcher.render import rendered
     from launcher.submit import active_jobs, check_folder, freeze, remaining, submit_chain, write_scripts
     from onediff.config.tree import RunConfig
-    from onediff.data.manifest import read_manifest
     from onediff.errors import UserError
 
     assert isinstance(config, RunConfig)
@@ -78,10 +89,9 @@ def submit(
         print(f"{run_path}: every phase asked for has finished")
         return 0
     on_slurm = profile.scheduler == "slurm"
+    profile = offline(config, profile) if weights_check else profile
     plan = make_plan(config, run_path, profile, node_range(nodes) if on_slurm else (1, 1), wanted)
-    for name in wanted:
-        for data_set in config.phases[name].mix if name in config.phases else ():
-            read_manifest(config.data.sets[data_set].folder)
+    check_inputs(config, profile, wanted, said or [str(run_path)], dry_run=dry_run, weights=weights_check)
     if memory_check:
         check_memory(config, profile, plan)
     if dry_run:

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{' '.join(point)}:")
             queue, record = number % args.at_most, Record(folder / config.name)
             before = record.jobs()
-            submit(config, record.run, profile, args.nodes, args.phases, new_code=True, behind=last[queue])
+            said = [args.config, *fixed, *point]
+            submit(config, record.run, profile, args.nodes, args.phases, behind=last[queue], said=said)
             made = [entry["job"] for entry in record.jobs()[len(before) :]]
             queued += made
             last[queue] = made[-1] if made else last[queue]

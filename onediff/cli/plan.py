@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from onediff.config.compose import load_run
     from onediff.errors import UserError
     from onediff.plan.gpus import gpu_named
+    from onediff.plan.missing import missing_data, missing_models, told
     from onediff.plan.phase import plan_phase, setup_of
     from onediff.plan.report import as_json, command, lines, totals
     from onediff.plan.suggest import suggest
@@ -67,4 +68,7 @@ def run(args: argparse.Namespace) -> int:
     unfit = [plan.name for plan in plans if not plan.fits]
     if unfit:
         print(f"\nphase {', '.join(unfit)} does not fit; --suggest searches a way that does")
+    said = [args.config, *args.overrides]
+    if missing := [*missing_data(config, config.phases, quick=True), *missing_models(config, said)]:
+        print("", *told(missing), sep="\n")
     return 1 if unfit else 0

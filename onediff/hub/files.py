@@ -46,7 +46,7 @@ def shards(index: Path) -> list[str]:
 def lacking(named: Named, folder: Path | None) -> list[str]:
     """What of a named model is not in its folder: `weights`, `tokenizer`, a file; one that is damaged is named in full."""
     if folder is None:
-        return ["weights"] * named.weights + ["tokenizer"] * named.tokenizer or ["everything"]
+        return ["weights"] * named.weights + ["tokenizer"] * named.tokenizer or ["config.json"]
     there = {path.name for path in folder.iterdir()}
     found = ["config.json"] if named.config and "config.json" not in there else []
     if named.tokenizer and not any(name.endswith(TOKENIZERS) and not name.endswith(INDEX) for name in there):

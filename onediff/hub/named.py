@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,8 @@ class Named:
         return None if self.is_path else snapshot(self.name, self.revision, environ)
 
 
-def named_in(model: ModelConfig) -> list[Named]:
-    """Everything that `model` takes from a folder or the hub, in the order in which it is read."""
+def named_in(model: ModelConfig, parts: Container[str] = ("vision", "delta", "language")) -> list[Named]:
+    """Everything that `model` takes from a folder or the hub, where the weights of `parts` are read from there."""
     language, found = model.language, []
     tokenizer = language.name if language.tokenizer is None else language.tokenizer
     own = tokenizer == language.name

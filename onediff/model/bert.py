@@ -25,17 +25,11 @@ def initialise_from_bert(delta: DeltaModule, name: str) -> None:
     value read the tower, whose width may differ). Raises UserError when `name` cannot be read or is no BERT, when it has
     too few layers or another width.
     """
-    bert = _read(name)
-    layers = bert.encoder.layer
-    width = delta.tokens.shape[1]
-    if len(layers) < len(delta.layers) or bert.config.hidden_size != width:
-        raise UserError(
-            f"model.delta.bert: {name!r} has {len(layers)} layers of width {bert.config.hidden_size}, "
-            f"the delta module {len(delta.layers)} of width {width}"
-        )
+    bert, source = bert_and_source(name, layers=len(delta.layers), width=delta.tokens.shape[1])
+    bert = place(bert, source, Topology(Ranks(), 1, None))
     ours: Any
     theirs: Any
-    for ours, theirs in zip(delta.layers, layers, strict=False):
+    for ours, theirs in zip(delta.layers, bert.encoder.layer, strict=False):
         for attention in (ours.self_attention, ours.cross_attention):
             _copy_attention(attention, theirs.attention)
         _copy(ours.expand, theirs.intermediate.dense)
@@ -43,16 +37,25 @@ def initialise_from_bert(delta: DeltaModule, name: str) -> None:
         _copy(ours.norm, theirs.output.LayerNorm)
 
 
-def _read(name: str) -> Any:
+def bert_and_source(name: str, layers: int, width: int) -> tuple[Any, Pretrained]:
+    """The BERT `name` on the meta device and where its weights are, for a delta module of `layers` of `width`.
+
+    Raises UserError as `initialise_from_bert` does.
+    """
     try:
         architecture = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(f"model.delta.bert: cannot read {name!r}: {str(error).splitlines()[0]}") from None
     if not isinstance(architecture, BertConfig):
         raise UserError(f"model.delta.bert: {name!r} is a {architecture.model_type}, not a bert")
+    if architecture.num_hidden_layers < layers or architecture.hidden_size != width:
+        raise UserError(
+            f"model.delta.bert: {name!r} has {architecture.num_hidden_layers} layers of width {architecture.hidden_size}, "
+            f"the delta module {layers} of width {width}"
+        )
     with torch.device("meta"):
         bert = BertModel(architecture, add_pooling_layer=False)
-    return place(bert, Pretrained(PretrainedFiles(name), bert), Topology(Ranks(), 1, None))
+    return bert, Pretrained(PretrainedFiles(name), bert)
 
 
 def _copy_attention(ours: Attention, theirs: Any) -> None:

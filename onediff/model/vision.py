@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
@@ -36,7 +37,11 @@ def architecture(part: PretrainedPart, where: str) -> PretrainedConfig:
         kind = fields.pop("model_type")
         if kind not in CONFIG_MAPPING:
             raise UserError(f"{where}.config.model_type: unknown {kind!r}{nearest(kind, CONFIG_MAPPING.keys())}")
-        return CONFIG_MAPPING[kind](**fields)
+        try:
+            return CONFIG_MAPPING[kind](**fields)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            hint = "; YAML takes 1e-06 for text, and 1.0e-06 for a number" if "got str" in str(error) else ""
+            raise UserError(f"{where}.config: {error}{hint}") from None
     try:
         assert part.name is not None
         return AutoConfig.from_pretrained(part.name, revision=part.revision, trust_remote_code=False)

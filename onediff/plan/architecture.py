@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onediff.errors import UserError
+from onediff.hub.named import Named
 from onediff.model.config import DeltaConfig, ModelConfig, PretrainedPart
 
 # What transformers takes where a configuration leaves a field out; a test compares this with transformers itself.
@@ -186,26 +186,14 @@ def fields_of(part: PretrainedPart, where: str) -> dict[str, Any]:
     if part.config is not None:
         return dict(part.config)
     assert part.name is not None
-    file = Path(part.name) / "config.json"
-    if not file.is_file():
-        file = _cached(part.name, part.revision) or file
+    file = (Named(where, part.name, part.revision).folder() or Path(part.name)) / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{where}.name: no architecture of {part.name!r} on this machine ({type(error).__name__}); "
-            f"give it as {where}.config, as configs/models/onediff_7b.yaml does"
+            f"bring it with `onediff fetch CONFIG`, or give it as {where}.config, as configs/models/onediff_7b.yaml does"
         ) from None
     if not isinstance(found, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
     return found
-
-
-def _cached(name: str, revision: str | None) -> Path | None:
-    """`config.json` of a hub model that was fetched before (the cache's layout is documented by huggingface_hub)."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
-    reference = folder / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision or ""
-    file = folder / "snapshots" / commit / "config.json"
-    return file if commit and file.is_file() else None

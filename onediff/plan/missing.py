@@ -1,0 +1,103 @@
+"""What a run will read and is not here: shards and pretrained models, with the command that brings each. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from onediff.config.compose import configs_folder
+from onediff.config.tree import RunConfig
+from onediff.data.manifest import FILE, read_manifest
+from onediff.data.remote import is_url
+from onediff.errors import UserError
+from onediff.hub.files import lacking
+from onediff.hub.named import named_in
+from onediff.training.address import Address
+
+PARTS = ("vision", "delta", "language")
+
+
+class Missing(NamedTuple):
+    """One thing that a run will read and cannot."""
+
+    kind: str
+    """of things that one line may list together"""
+    name: str
+    why: str
+    mend: str
+    """the command that brings it, or what to change"""
+
+
+def missing_data(config: RunConfig, phases: Collection[str], quick: bool = False) -> list[Missing]:
+    """Data sets of `phases` without shards, or with others than their manifests say.
+
+    `quick` looks at nothing that takes time: neither at a URL nor into tars that have no manifest.
+    """
+    found = []
+    for name in dict.fromkeys(name for phase in phases for name in config.phases[phase].mix):
+        data_set = config.data.sets[name]
+        folder = data_set.folder
+        if quick and (is_url(str(folder)) or (Path(folder).is_dir() and not (Path(folder) / FILE).exists())):
+            continue
+        try:
+            read_manifest(folder)
+        except UserError as fault:
+            why = str(fault).partition(";")[0]
+            mend = f"mend data.sets.{name}"
+            if not is_url(str(folder)):
+                there = Path(folder).is_dir()
+                mend = (
+                    f"run: onediff data check {shlex.quote(str(folder))}" if there else maker(name, Path(data_set.path))
+                )
+            found.append(Missing("data set", name, why, mend))
+    return found
+
+
+def maker(name: str, folder: Path) -> str:
+    """The command that makes the data set `name` in `folder`: DiffCap's, that of rendered scenes, or one's own."""
+    diffcap: dict[str, Any] = yaml.safe_load((configs_folder() / "diffcap.yaml").read_text(encoding="utf-8"))
+    if folder.name in diffcap["parts"] and folder.parent == Path(diffcap["out"]):
+        return "run: onediff data build configs/diffcap.yaml"
+    if folder.parent.name == "scenes" and folder.name in ("pairs", "singles"):
+        return f"run: onediff data render --out {shlex.quote(str(folder.parent))}"
+    return f"run: onediff data convert generic --table TABLE --out {shlex.quote(str(folder))}, or mend data.sets.{name}"
+
+
+def missing_models(
+    config: RunConfig, said: Sequence[str], begins: bool = True, environ: Mapping[str, str] = os.environ
+) -> list[Missing]:
+    """Weights, tokenizers and sources of `init` that are not here; `said` is the configuration with its overrides.
+
+    A run that only goes on (`begins` is false) has its weights in checkpoints. `environ` says where the hub's cache is.
+    """
+    sources = config.init.addresses if config.init is not None and begins else {}
+    found = []
+    for address in dict.fromkeys(sources.values()):
+        try:
+            Address.of(address).require()
+        except UserError as fault:
+            found.append(Missing("init", address, str(fault).partition(";")[0], "train it first, or mend init"))
+    parts = [part for part in PARTS if begins and part not in sources]
+    for one in named_in(config.model, parts):
+        if absent := lacking(one, one.folder(environ)):
+            mend = f"mend {one.where}" if one.is_path else f"run: {shlex.join(['onediff', 'fetch', *said])}"
+            found.append(Missing("model", one.name, f"{one.where}: {', '.join(absent)}", mend))
+    return found
+
+
+def told(missing: Sequence[Missing]) -> Iterator[str]:
+    """A line for each way to mend, with all that it mends."""
+    groups: dict[tuple[str, str], list[Missing]] = {}
+    for one in missing:
+        groups.setdefault((one.kind, one.mend), []).append(one)
+    for (kind, mend), some in groups.items():
+        if kind == "model":
+            listed = ", ".join(f"{one.name} ({one.why})" for one in some)
+        else:
+            listed = f"{', '.join(one.name for one in some)} ({some[0].why}{', …' if len(some) > 1 else ''})"
+        yield f"still missing: {kind}{'s' if len(some) > 1 else ''} {listed} → {mend}"
