@@ -55,7 +55,8 @@ def test_equals_hugging_face_whenever_rows_end(family, padded):
     # A token that ends some rows early and others never; the rows that go on are then computed alone.
     ends = max(range(1, 40), key=lambda token: (free == token).any(1).sum() * (free[:, 2:] == token).any(1).sum())
     assert (free == ends).any(1).sum() > 0
-    for end in (None, ends):
+    others = free[free != ends]
+    for end in (None, ends, [ends, int(others[len(others) // 2])]):
         expected = by_hugging_face(model, embeds, seen, end)
         assert greedy(model, embeds, seen, max_new_tokens=NEW, eos_token_id=end).equal(expected)
 

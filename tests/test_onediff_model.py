@@ -220,6 +220,19 @@ def test_recorded_steps_are_remembered(monkeypatch):
     assert model.cuda_graphs.used
 
 
+@pytest.mark.parametrize("elsewhere", [{}, {"repetition_penalty": 1.0}])
+def test_answers_end_where_the_template_ends_a_turn(model, elsewhere):
+    """By our own search and by Hugging Face's; the token that ends a turn need not be a special one."""
+    words, device, more = tokenizer(), torch.device("cpu"), {"max_new_tokens": 6, **elsewhere}
+    made = model.generate(
+        collate(prompts(1), pad_left=True), do_sample=False, eos_token_id=None, pad_token_id=0, **more
+    )
+    second = int(made[0, 1])
+    assert second not in (int(made[0, 0]), words.eos_token_id)
+    expected = words.decode(made[0, :1], skip_special_tokens=True).strip()
+    assert answer(model, words, prompts(1), device, ends=(second,), **more) == [expected]
+
+
 def test_answers_end_at_the_end_of_text(model):
     texts = answer(model, tokenizer(), prompts(2), torch.device("cpu"), max_new_tokens=6)
     assert len(texts) == 2

@@ -109,7 +109,7 @@ class Prompter:
         words = placed([turn.words for turn in turns], pictures, deltas, self.template)
         for part in self._parts(len(turns), turns[-1].answer is not None):
             if part.kind == "answer":
-                yield replace(part, kind="text", text=self._as_text((turns[part.turn].answer or "").strip()))
+                yield Part("text", self._as_text((turns[part.turn].answer or "").strip()), learned=True)
             elif part.kind == "words":
                 for piece in words[part.turn]:
                     yield Part("text", self._as_text(piece)) if isinstance(piece, str) else piece

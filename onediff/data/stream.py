@@ -205,9 +205,10 @@ class Stream:
         skipped.append(Fault(bad.kind, shard, f"sample {place.sample}: {bad.reason}"))
         if len(skipped) >= self.bad_in_a_row:
             last = skipped[-1]
+            mend = "raise data.max_tokens" if last.kind == "too_long" else "run `onediff data check` on the data set"
             raise UserError(
                 f"{len(skipped)} unreadable samples in a row, the last one in {last.shard} {last.what} ({last.kind}); "
-                "run `onediff data check` on the data set, or raise data.bad_in_a_row"
+                f"{mend}, or raise data.bad_in_a_row"
             )
 
     def _places(self, lane: int, draw: int) -> tuple[Any, ...]:

@@ -179,6 +179,10 @@ def scored(
         seed=config.seed,
     )
     found, floors = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
+    if len(references) == config.limit:
+        found = replace(
+            found, notes=(*found.notes, f"only the first {config.limit} pairs were scored (evaluation.limit)")
+        )
     generation = {"decoding": decoding(config), "instruction": asked, "limit": config.limit, "cuda_graphs": cuda_graphs}
     results = {**found.as_json(), **results, "generation": generation, "unreadable": heldout.unreadable}
     results["floors"] = {name: dict(scores.scores) for name, scores in floors.items()}

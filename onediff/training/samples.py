@@ -41,7 +41,7 @@ class Samples:
                     ]
                     row = maker.prompt(pictures, found.instruction, task)
                 except BadSample:
-                    continue  # training and evaluation count it
+                    continue  # evaluation lists it
                 for picture in pictures:
                     picture.thumbnail((SIDE, SIDE))
                 self.pairs.append((np.asarray(pictures[0]), np.asarray(pictures[1])))
