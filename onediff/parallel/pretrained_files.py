@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import mmap
 from collections.abc import Iterator
@@ -15,13 +14,11 @@ from zipfile import is_zipfile
 import torch
 
 from onediff.errors import UserError
+from onediff.hub.files import WEIGHTS, shards
 from onediff.parallel.block import Block, Piece, overlaps
-from onediff.parallel.safetensors_writer import DTYPES, INDEX, SINGLE
+from onediff.parallel.safetensors_writer import DTYPES
 
 log = logging.getLogger(__name__)
-
-FORMS = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where weights may lie, the first that is there counts: transformers' own order."""
 
 BAND = 1 << 24
 """Elements that are copied at a time, so that a large vocabulary is never held twice."""
@@ -191,30 +188,23 @@ def weight_files(name: str, revision: str | None = None) -> list[str]:
 
     Raises UserError when there are none or one that the index names is missing.
     """
-    for form in FORMS:
+    for form in WEIGHTS:
         path = model_file(name, form, revision)
         if path is None:
             continue
         if not form.endswith(".json"):
             return [path]
-        found = {file: model_file(name, file, revision) for file in _listed(path)}
+        found = {file: model_file(name, file, revision) for file in shards(Path(path))}
         for file, there in found.items():
             if there is None:
                 raise UserError(f"{name}: {file} is missing, although {form} names it")
         return [there for there in found.values() if there is not None]
     if Path(name).is_dir():
-        raise UserError(f"{name}: has neither {', '.join(FORMS[:-1])} nor {FORMS[-1]}")
+        raise UserError(f"{name}: has neither {', '.join(WEIGHTS[:-1])} nor {WEIGHTS[-1]}")
     raise UserError(
-        f"{name}: no weights on the hub or in its cache ({', '.join(FORMS)}); "
+        f"{name}: no weights on the hub or in its cache ({', '.join(WEIGHTS)}); "
         "where the hub cannot be reached, `onediff fetch CONFIG` brings them beforehand"
     )
-
-
-def _listed(index: str) -> list[str]:
-    try:
-        return sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index}: not readable as an index of weights: {error}; download it again") from None
 
 
 def model_file(name: str, file: str, revision: str | None) -> str | None:
