@@ -1,12 +1,17 @@
 """The paper's model on the meta device: sizes, tokens and shapes, without weights and without network."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from onediff.config.compose import configs_folder, load_run
 from onediff.data.batch import Batch
 from onediff.model.build import architecture_only
 from onediff.model.onediff import OneDiffModel
+from onediff.parallel.pretrained import find
 from onediff.plan.gpus import gpu_named
 from onediff.plan.phase import plan_phase, setup_of
 from onediff.plan.rows import TEXT
@@ -116,3 +121,98 @@ def test_every_weight_has_its_origin(config):
     bare = architecture_only(config.model)
     assert (bare.vision.name, bare.language.name, bare.delta.bert) == (None, None, None)
     assert bare.language.tokenizer == "lmsys/vicuna-7b-v1.5"
+
+
+def vicuna_files() -> dict[str, tuple[int, ...]]:
+    """Names and shapes in lmsys/vicuna-7b-v1.5's pytorch_model.bin files."""
+    width, inner, words = 4096, 11008, 32000
+    found = {
+        "model.embed_tokens.weight": (words, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (words, width),
+    }
+    for layer in (f"model.layers.{number}" for number in range(32)):
+        found |= {f"{layer}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        found |= {f"{layer}.mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+        found |= {f"{layer}.mlp.down_proj.weight": (width, inner), f"{layer}.self_attn.rotary_emb.inv_freq": (64,)}
+        found |= {f"{layer}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    return found
+
+
+def pair_of(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    """A layer's weight and bias."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def clip_files() -> dict[str, tuple[int, ...]]:
+    """Names and shapes in openai/clip-vit-large-patch14-336's pytorch_model.bin, which holds both halves."""
+    found: dict[str, tuple[int, ...]] = {
+        "logit_scale": (),
+        "text_projection.weight": (768, 768),
+        "visual_projection.weight": (768, 1024),
+        "text_model.embeddings.token_embedding.weight": (49408, 768),
+        "vision_model.embeddings.class_embedding": (1024,),
+        "vision_model.embeddings.patch_embedding.weight": (1024, 3, 14, 14),
+        **pair_of("text_model.final_layer_norm", 768),
+        **pair_of("vision_model.pre_layrnorm", 1024),
+        **pair_of("vision_model.post_layernorm", 1024),
+    }
+    for half, width, depth, places in (("text_model", 768, 12, 77), ("vision_model", 1024, 24, 577)):
+        found[f"{half}.embeddings.position_embedding.weight"] = (places, width)
+        found[f"{half}.embeddings.position_ids"] = (1, places)
+        for layer in (f"{half}.encoder.layers.{number}" for number in range(depth)):
+            for name in ("q", "k", "v", "out"):
+                found |= pair_of(f"{layer}.self_attn.{name}_proj", width, width)
+            found |= pair_of(f"{layer}.mlp.fc1", 4 * width, width) | pair_of(f"{layer}.mlp.fc2", width, 4 * width)
+            found |= pair_of(f"{layer}.layer_norm1", width) | pair_of(f"{layer}.layer_norm2", width)
+    return found
+
+
+def bert_files() -> dict[str, tuple[int, ...]]:
+    """Names and shapes in bert-base-uncased's model.safetensors: LayerNorm's are called gamma and beta."""
+    width, inner, words = 768, 3072, 30522
+
+    def norm(name: str) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.LayerNorm.{part}": (width,) for part in ("gamma", "beta")}
+
+    found: dict[str, tuple[int, ...]] = {
+        "bert.embeddings.word_embeddings.weight": (words, width),
+        "bert.embeddings.position_embeddings.weight": (512, width),
+        "bert.embeddings.token_type_embeddings.weight": (2, width),
+        "cls.predictions.bias": (words,),
+        **norm("bert.embeddings"),
+        **pair_of("bert.pooler.dense", width, width),
+        **pair_of("cls.predictions.transform.dense", width, width),
+        **norm("cls.predictions.transform"),
+        **pair_of("cls.seq_relationship", 2, width),
+    }
+    for layer in (f"bert.encoder.layer.{number}" for number in range(12)):
+        for name in ("query", "key", "value"):
+            found |= pair_of(f"{layer}.attention.self.{name}", width, width)
+        found |= pair_of(f"{layer}.attention.output.dense", width, width) | norm(f"{layer}.attention.output")
+        found |= pair_of(f"{layer}.intermediate.dense", inner, width)
+        found |= pair_of(f"{layer}.output.dense", width, inner) | norm(f"{layer}.output")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("part", "published", "unread"),
+    [
+        ("language", vicuna_files, r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+        ("vision", clip_files, r"text_.+|logit_scale|visual_projection\.weight|vision_model\.embeddings\.position_ids"),
+        ("bert", bert_files, r"(bert\.pooler|cls)\..+"),
+    ],
+)
+def test_each_part_is_in_the_published_files(model, part, published, unread):
+    """Every parameter of the full-size model has its tensor there, of its shape; what is left over is known."""
+    if part == "bert":
+        with torch.device("meta"):
+            whole = BertModel(BertConfig(), add_pooling_layer=False)
+    else:
+        whole = {"language": model.language, "vision": model.vision.model}[part]
+    shapes = published()
+    found = find(SimpleNamespace(name=part, shapes=shapes), whole)
+    assert all(found.shapes[name] == tuple(p.shape) for name, p in whole.named_parameters())
+    left = set(shapes) - set(found.of.values())
+    assert left and all(re.fullmatch(unread, name) for name in left)
+    assert len(set(found.of.values())) == len(list(whole.named_parameters())), "a tensor serves twice"
