@@ -61,8 +61,11 @@ def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]
     wanted = [name for name in phases if not record.finished(name)]
     if EVALUATE in phases and EVALUATE not in wanted and len(wanted) > 0:
         wanted.append(EVALUATE)  # its scores are those of an earlier state
+    first = next((number for number, name in enumerate(order) if name in wanted or record.finished(name)), 0)
     for name in wanted:
         before = order if name == EVALUATE else order[: order.index(name)]
+        # With `init` the run may begin with any of its phases.
+        before = before[first:] if config.init is not None else before
         missing = [earlier for earlier in before if earlier not in wanted and not record.finished(earlier)]
         if missing:
             raise UserError(f"--phases: {name} needs phase {missing[0]}, which has not finished; add it to --phases")

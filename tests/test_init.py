@@ -7,13 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from launcher.record import Record
+from launcher.submit import remaining
+from onediff.cli import main
 from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 from onediff.model.tokenizer import learn_tokenizer
 from onediff.parallel.ranks import Ranks
 from onediff.parallel.topology import Topology
 from onediff.training.address import Address, found
+from onediff.training.checkpoint import read_weights
 from onediff.training.folder import RunFolder
 from onediff.training.run import starting_model
 from tests.small_run import config, metrics, onediff, render, train
@@ -41,16 +46,8 @@ def source(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(source: Path) -> Path:
     """Its first two phases as a saved model."""
     folder = source.with_name("export")
-    done = onediff(["export", f"{source}@one", str(folder)])
-    assert done.returncode == 0 and "phase one, step 2" in done.stdout, done.stderr
+    assert main(["export", f"{source}@one", str(folder)]) == 0
     return folder
-
-
-def begun(run: Path, data: Path, *words: str, **more: object) -> Path:
-    """A run of phase two alone."""
-    done = train(run, data, STEPS, "--phases", "two", *words, **FEW, **more)
-    assert done.returncode == 0, done.stderr
-    return run
 
 
 def tags(run: Path) -> dict[str, str]:
@@ -58,39 +55,49 @@ def tags(run: Path) -> dict[str, str]:
     return opening["open"]["tags"]
 
 
-def test_phase_two_alone_goes_on_from_another_runs_phase_one(source, data, tmp_path):
-    """Cut over two tensor ranks under ZeRO-3, though one process wrote it; resumed when the source is gone."""
-    moved = shutil.copytree(source, tmp_path / "moved")
+def test_phase_two_alone_goes_on_from_another_runs_phase_one(source, export, data, tmp_path):
+    """Each part from the run or from its export, cut over two tensor ranks under ZeRO-3 though one process wrote them;
+    resumed when both are gone."""
+    moved = shutil.copytree(source, tmp_path / "source")
+    model = shutil.copytree(export, tmp_path / "export")
+    parts = {"vision": f"{moved}@one", "delta": f"{moved}@one:2", "projector": model, "language": model}
     cut = {"parallel.tensor": 2, "parallel.zero_stage": 3, "phases.two.checkpoint_every": 2}
-    run = begun(tmp_path / "run", data, "--processes", "2", **cut, init=f"{moved}@one")
-    expected = metrics(source, "two")
-    assert list(metrics(run, "two").values()) == pytest.approx(list(expected.values()), abs=1e-5)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        assert (run / "tokenizer" / file).read_bytes() == (source / "tokenizer" / file).read_bytes()
+    init = {f"init.{part}": place for part, place in parts.items()}
+    done = train(tmp_path / "run", data, STEPS, "--phases", "two", "--processes", "2", **FEW, **cut, **init)
+    assert done.returncode == 0, done.stderr
+    run, expected = tmp_path / "run", list(metrics(source, "two").values())
+    assert list(metrics(run, "two").values()) == pytest.approx(expected, abs=1e-5)
+    assert (run / "tokenizer" / "tokenizer.json").read_bytes() == (source / "tokenizer" / "tokenizer.json").read_bytes()
     place = moved / "checkpoints" / "phase-one" / "step-00000002"
-    identity = json.loads((source / "tracking" / "run.json").read_text())["id"]
-    assert tags(run)["started_from"] == tags(run)["init.delta"] == str(place)
-    assert tags(run)["init.language.id"] == identity
-    shutil.rmtree(moved)
+    assert tags(run)["started_from"] == f"{place}, {model}"
+    assert tags(run)["init.delta"] == str(place) and tags(run)["init.language"] == str(model)
+    assert tags(run)["init.delta.id"] == json.loads((source / "tracking" / "run.json").read_text())["id"]
+    assert tags(run)["init.language.phase"] == "one"
+    for gone in (moved, model):
+        shutil.rmtree(gone)
     (run / "phase-two" / "finished.json").unlink()
     shutil.rmtree(run / "checkpoints" / "phase-two" / "step-00000004")
     done = onediff(["train", str(run), "--phases", "two", "--resume", "parallel.tensor=1"])
     assert done.returncode == 0, done.stderr
     assert "goes on from step 2" in done.stderr
-    assert list(metrics(run, "two").values()) == pytest.approx(list(expected.values()), abs=1e-5)
-
-
-def test_each_part_may_come_from_elsewhere_a_run_or_an_export(source, export, data, tmp_path):
-    parts = {"init.vision": export, "init.delta": f"{source}@one:2", "init.projector": export, "init.language": export}
-    run = begun(tmp_path / "run", data, "--processes", "2", **parts, **{"parallel.zero_stage": 3})
-    assert list(metrics(run, "two").values()) == pytest.approx(list(metrics(source, "two").values()), abs=1e-5)
-    assert tags(run)["init.language.phase"] == "one"
-    assert tags(run)["init.vision"] == str(export)
+    assert list(metrics(run, "two").values()) == pytest.approx(expected, abs=1e-5)
 
 
 def start(settings: RunConfig, folder: Path):
     """Starts the phase `two` in this process."""
     return starting_model(settings, "two", RunFolder(folder), Topology(Ranks(), 1, None))
+
+
+def test_an_address_alone_is_the_whole_model(source, export, data, tmp_path):
+    stored = dict(read_weights(found(Address.of(f"{source}@one")).checkpoint))
+    shutil.copytree(source / "tokenizer", tmp_path / "tokenizer")
+    like_export = {"model": export, "init": export}
+    for values in ({"init": f"{source}@one"}, {"init": export}, like_export):
+        settings = config(data, STEPS, **{"parallel.zero_stage": 0}, **values)
+        assert settings.model.delta == config(data, STEPS).model.delta
+        model, _ = start(settings, tmp_path)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, stored[name]), name
 
 
 def test_what_does_not_fit_is_named(source, export, data, tmp_path):
@@ -106,12 +113,12 @@ def test_what_does_not_fit_is_named(source, export, data, tmp_path):
             origin,
             **{"model.delta.tokens": 8},
         )
-        refused(r"init.delta: .*: model.delta.heads is \d+ there and 1 in this run", origin, **{"model.delta.heads": 1})
-        refused(
-            r"init.language: .*language.model.layers.1..* is missing in the model of this run; make model.language",
-            origin,
-            **{"model.language.config.num_hidden_layers": 1},
-        )
+    refused(r"init.delta: .*: model.delta.heads is \d+ there and 1 in this run", export, **{"model.delta.heads": 1})
+    refused(
+        r"init.language: .*language.model.layers.1..* is missing in the model of this run; make model.language",
+        export,
+        **{"model.language.config.num_hidden_layers": 1},
+    )
     refused("no-run: no such folder", str(tmp_path / "no-run"))
     refused("export@best: a saved model holds one set of weights", f"{export}@best")
     refused(r"source@three: behind @ stands a phase, a step or `best`.*: warm-up, one, two", f"{source}@three")
@@ -132,3 +139,13 @@ def test_an_address_names_a_phase_a_step_or_both(source):
         "@one:2": ("one", 2),
         "@warm-up": ("warm-up", 2),
     }
+
+
+def test_a_run_that_begins_with_init_queues_its_last_phase_alone(data, tmp_path):
+    record, alone = Record(tmp_path), config(data, STEPS)
+    begun = config(data, STEPS, init="runs/a@one")
+    with pytest.raises(UserError, match="two needs phase warm-up, which has not finished"):
+        remaining(record, alone, ["two"])
+    assert remaining(record, begun, ["two"]) == ["two"]
+    with pytest.raises(UserError, match="two needs phase one, which has not finished"):
+        remaining(record, begun, ["warm-up", "two"])

@@ -81,6 +81,7 @@ def submit(
     from launcher.submit import active_jobs, check_folder, freeze, remaining, submit_chain, write_scripts
     from onediff.config.tree import RunConfig
     from onediff.errors import UserError
+    from onediff.training.address import require_sources
 
     assert isinstance(config, RunConfig)
     record = Record(run_path)
@@ -92,6 +93,8 @@ def submit(
     profile = offline(config, profile) if weights_check else profile
     plan = make_plan(config, run_path, profile, node_range(nodes) if on_slurm else (1, 1), wanted)
     check_inputs(config, profile, wanted, said or [str(run_path)], dry_run=dry_run, weights=weights_check)
+    if not dry_run:
+        require_sources(config, run_path)
     if memory_check:
         check_memory(config, profile, plan)
     if dry_run:

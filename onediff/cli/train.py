@@ -23,7 +23,7 @@ from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 from onediff.ranks import own_place
 from onediff.tracking.overview import is_run
-from onediff.training.address import Address
+from onediff.training.address import require_sources
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,9 +80,7 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
 
     if (folder / "config.yaml").exists() and not resume:
         raise UserError(f"{folder}: this run has been started; go on with --resume, or name another folder with --run")
-    if config.init is not None and not any(folder.glob("checkpoints/*/step-*")):
-        for address in sorted(set(config.init.addresses.values())):
-            Address.of(address).require()
+    require_sources(config, folder)
     for name in phases:
         phase = config.phases[name]
         rows = phase.micro_batch * processes // config.parallel.tensor

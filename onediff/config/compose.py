@@ -2,7 +2,8 @@
 
 Composition has one rule: wherever a mapping is expected, `base: FILE` starts from that file and the keys beside it
 override; a plain string in place of a section is short for `base`. File names are looked up beside the file that names
-them, then in the project's `configs` folder; `.yaml` may be left out.
+them, then in the project's `configs` folder; `.yaml` may be left out. `model: FOLDER` may also name an export, whose model
+it then is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from onediff.config.saved import saved_model, saved_model_section
 from onediff.config.section import nearest, validated
 from onediff.config.tree import RunConfig
 from onediff.data.config import as_first_written
@@ -46,6 +48,8 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
     phases = list(_phases(values))
     for override in overrides:
         apply_override(values, override)
+        if isinstance(named := values.get("model"), str) and (folder := saved_model(named, Path.cwd())):
+            values["model"] = saved_model_section(folder)
     for name, phase in _phases(values).items():
         if name not in phases and isinstance(phase, dict) and "mix" not in phase:
             raise UserError(
@@ -104,6 +108,9 @@ def _filled(values: dict[str, Any], file: Path, above: tuple[Path, ...], top: bo
         made = read_composed(find(str(values["base"]), file.parent), above)
     for key, value in values.items():
         if key == "base":
+            continue
+        if top and key == "model" and isinstance(value, str) and (folder := saved_model(value, file.parent)):
+            made[key] = saved_model_section(folder)
             continue
         if top and key in SECTIONS and isinstance(value, str):
             value = {"base": value}

@@ -19,7 +19,7 @@ class RunConfig(Section):
     name: str
     """Name of the run and of its folder below `runs/`: letters, digits, `.`, `_`, `-`."""
     model: ModelConfig
-    """What is trained."""
+    """What is trained; the folder of an export alone stands for a model like that one, without its weights (`init`)."""
     init: InitConfig | None = None
     """Parts that start from another run or an export, not from where `model` says: in the first phase, or in the first that
     is trained in this run, where `--phases` leaves out those before it."""

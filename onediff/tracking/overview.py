@@ -18,7 +18,7 @@ import yaml
 from onediff.config.difference import Differences, flat
 from onediff.config.difference import differences as changed
 from onediff.errors import UserError
-from onediff.tracking.journal import Record, last, openings, records
+from onediff.tracking.journal import Record, last, openings, read, records
 from onediff.tracking.state import journals
 
 SILENT_SECONDS = 600
@@ -79,7 +79,7 @@ def overview(run: Path) -> Overview:
             newest = record
             steps = made.steps if path.stem == f"phase-{made.phase}" else None
             made.phase, made.step, made.steps = path.stem.removeprefix("phase-"), record["step"], steps
-            made.figures = record["metrics"]
+            made.figures = of_step(path, record["step"])
         elif path.stem.startswith("evaluation-"):
             made.scores = record["metrics"]
     made.scores = made.scores or numbers(read_json(run / "evaluation" / "scores.json"))
@@ -90,6 +90,16 @@ def overview(run: Path) -> Overview:
         if made.state == "running":
             made.state = alive(starts[-1], made.updated)
     return made
+
+
+def of_step(path: Path, step: int, window: int = 1 << 16) -> dict[str, float]:
+    """All metrics of a step near the end of a journal: losses of the training and of a validation are two records."""
+    start = max(0, path.stat().st_size - window)
+    found: dict[str, float] = {}
+    for _, record in read(path, start):
+        if record.get("step") == step and "metrics" in record:
+            found |= record["metrics"]
+    return found
 
 
 def ended_as(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onediff.config.compose import load_run
+from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 from onediff.training.folder import RunFolder, require_model
 
@@ -44,6 +45,13 @@ class Address(NamedTuple):
         require_model(self.folder)
         if self.at is not None and not self.is_run:
             raise UserError(f"{self}: a saved model holds one set of weights; leave out @{self.at}")
+
+
+def require_sources(config: RunConfig, run: Path) -> None:
+    """Raises UserError where `init` names what is not there; a run that has a checkpoint needs it no longer."""
+    if config.init is not None and not any(run.glob("checkpoints/*/step-*")):
+        for address in dict.fromkeys(config.init.addresses.values()):
+            Address.of(address).require()
 
 
 class Found(NamedTuple):

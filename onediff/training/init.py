@@ -150,8 +150,11 @@ class Start:
     def __init__(self, config: RunConfig, learned_tokenizer: Path) -> None:
         """Raises UserError for a part that does not fit the run's model, by name."""
         assert config.init is not None
-        opened = {text: origin_of(Address.of(text)) for text in sorted(set(config.init.addresses.values()))}
-        self.origins: dict[str, Origin] = {part: opened[text] for part, text in config.init.addresses.items()}
+        self.origins: dict[str, Origin] = {}
+        opened: dict[Path, Origin] = {}
+        for part, text in config.init.addresses.items():
+            origin = origin_of(Address.of(text))
+            self.origins[part] = opened.setdefault(origin.place, origin)
         bare, own = architecture_only(config.model), full_shapes(config.model)
         for part, origin in self.origins.items():
             check_shapes(part, origin, own)
