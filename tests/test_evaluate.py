@@ -10,6 +10,8 @@ from PIL import Image
 
 import onediff as package
 from onediff.data.heldout import HeldOut
+from onediff.training.address import Address, found
+from onediff.training.checkpoint import read_manifest
 from tests.small_run import onediff, render, train
 
 
@@ -23,6 +25,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     # Small batches, so that every rank has several, and not equally many.
     more = {"evaluation.batch_size": 5, "evaluation.bootstrap": 0, "phases.two.evaluate_every": 2}
+    more["phases.two.best"] = "{metric: evaluation/CIDEr}"
     done = train(folder, data, 2, "--processes", "2", **more)
     assert done.returncode == 0, done.stderr
     return folder
@@ -62,6 +65,8 @@ def test_the_loop_evaluated_the_same_weights_and_told_the_tracking(run, scores):
     (told,) = [record for record in journal if "evaluation/CIDEr" in record.get("metrics", {})]
     assert told["step"] == 2
     assert told["metrics"]["evaluation/CIDEr"] == pytest.approx(scores["scores"]["CIDEr"])
+    best = read_manifest(found(Address.of(f"{run}@two:best")).checkpoint).extra["measures"]["best"]
+    assert (best["step"], best["value"], best["lower"]) == (2, told["metrics"]["evaluation/CIDEr"], False)
 
 
 @pytest.mark.long

@@ -100,6 +100,17 @@ def test_an_address_alone_is_the_whole_model(source, export, data, tmp_path):
             assert torch.equal(parameter, stored[name]), name
 
 
+def test_a_new_language_model_takes_over_a_trained_tower(source, data, tmp_path):
+    """The projector, which joins them, begins anew."""
+    stored = dict(read_weights(found(Address.of(f"{source}@one")).checkpoint))
+    shutil.copytree(source / "tokenizer", tmp_path / "tokenizer")
+    parts = {"init.vision": f"{source}@one", "init.delta": f"{source}@one", "model.language.config.hidden_size": 64}
+    model, _ = start(config(data, STEPS, **{"parallel.zero_stage": 0}, **parts), tmp_path)
+    for name, parameter in model.named_parameters():
+        taken = name.startswith(("vision.", "delta."))
+        assert taken == (stored[name].shape == parameter.shape and torch.equal(parameter, stored[name])), name
+
+
 def test_what_does_not_fit_is_named(source, export, data, tmp_path):
     def refused(match: str, init: object, **more: object) -> None:
         with pytest.raises(UserError, match=match) as fault:

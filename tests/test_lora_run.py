@@ -1,5 +1,6 @@
 """A run whose second phase trains adapters and the last tower layers: two ranks that share the model, then one alone."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from onediff.cli import main
+from onediff.config.compose import load_run
 from onediff.model.lora import is_adapter
+from onediff.parallel.ranks import Ranks
+from onediff.parallel.topology import Topology
 from onediff.training.checkpoint import checkpoints, read_manifest, read_weights
 from onediff.training.checkpoint.folder import step_of
 from onediff.training.folder import RunFolder
+from onediff.training.run import starting_model
 from tests.small_run import metrics, onediff, render
 
 
@@ -102,3 +107,18 @@ def test_the_export_is_merged_and_holds_the_adapter(run, tmp_path):
     ids = torch.arange(1, 30)[None]
     torch.testing.assert_close(adapted(ids).logits, merged.eval()(ids).logits, rtol=1e-5, atol=1e-5)
     assert main(["checkpoint", "convert", str(run), str(tmp_path / "plain")]) == 0
+
+
+def test_another_run_starts_from_it_its_adapters_merged_or_going_on(run, tmp_path):
+    stored, merged = read_manifest(newest(run, "two")).parameters, dict(read_weights(newest(run, "two")))
+    shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+    settings = load_run(run, [f"init={run}@two"])
+    for phase in ("one", "two"):
+        model, _ = starting_model(settings, phase, RunFolder(tmp_path), Topology(Ranks(), 1, None))
+        adapted = {name for name, _ in model.named_parameters() if is_adapter(name)}
+        assert adapted == (set() if phase == "one" else {name for name in stored if is_adapter(name)})
+        for name, parameter in model.named_parameters():
+            if is_adapter(name):
+                assert parameter.any(), "an adapter that begins anew is zero"
+            elif phase == "one":
+                assert torch.equal(parameter, merged[name]), name

@@ -14,6 +14,7 @@ from onediff.config.compose import load_run
 from onediff.errors import UserError
 from onediff.model.tokenizer import learn_tokenizer
 from onediff.training.address import Address, found
+from onediff.training.checkpoint import read_manifest
 from onediff.training.data import training_texts
 from tests.small_run import config, metrics, overrides, render, train
 
@@ -68,11 +69,16 @@ def test_the_best_checkpoint_stays_and_has_a_name(judged, capsys):
 
 
 def test_a_killed_run_measures_the_same_keeps_the_same_best_and_ends_at_the_same_step(judged, data, tmp_path):
-    """Killed behind step 4, before the next checkpoint."""
+    """Asked to stop at step 4, so that this checkpoint was written without its validation."""
     run = shutil.copytree(judged, tmp_path / "killed")
-    shutil.rmtree(run / "checkpoints" / "phase-warm-up" / "step-00000008")
+    checkpoints = run / "checkpoints" / "phase-warm-up"
+    shutil.rmtree(checkpoints / "step-00000008")
     (run / "phase-warm-up" / "finished.json").unlink()
-    (run / "checkpoints" / "phase-warm-up" / "best").unlink()
+    (checkpoints / "best").unlink()
+    manifest = read_manifest(checkpoints / "step-00000004")
+    assert manifest.extra["measures"]["best"]["since"] == 1
+    manifest.extra["measures"] = read_manifest(checkpoints / "step-00000002").extra["measures"]
+    manifest.write(checkpoints / "step-00000004")
     done = train(run, data, STEPS, "--phases", "warm-up", "--resume", **DROPOUT, **JUDGED)
     assert done.returncode == 0, done.stderr
     assert "goes on from step 4" in done.stderr
