@@ -52,8 +52,10 @@ def load_data_job(file: Path) -> DataJob:
     """A collection (`configs/diffcap.yaml`) or a file of commands. Raises UserError for what no task could do."""
     import yaml
 
+    from onediff.config.compose import find
+
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(find(str(file), Path.cwd()).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):

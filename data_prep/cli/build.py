@@ -23,9 +23,10 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.build import build, show_collection
     from data_prep.collection import Collection
     from data_prep.synthetic import mapping_in
+    from onediff.config.compose import find
     from onediff.config.section import validated
 
-    collection = validated(Collection, mapping_in(args.file), str(args.file))
+    collection = validated(Collection, mapping_in(find(str(args.file), Path.cwd())), str(args.file))
     built = build(collection, args.processes, share=args.share)
     print(show_collection(collection, built))
     return 0 if all(part.samples for part in built.values()) else 1

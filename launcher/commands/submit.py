@@ -1,6 +1,6 @@
 """Turn a configuration into a chain of jobs: every phase, then the evaluation.
 
-onediff launch submit configs/demo.yaml --nodes 2 --profile my-cluster
+onediff launch submit configs/onediff_7b.yaml --nodes 8 --profile my-cluster
 onediff launch submit configs/onediff_7b.yaml --nodes 4-8 --profile infiniband optimizer.lr=3e-4 --dry-run
 onediff launch submit configs/demo.yaml --profile local
 """

@@ -1,6 +1,7 @@
 """Queue one run for every combination of values, at most so many at a time.
 
-  onediff launch sweep configs/demo.yaml model.delta.tokens=16,32,64 optimizer.lr=1e-3,3e-4 --at-most 2 --profile my-cluster
+  onediff launch sweep configs/onediff_7b.yaml model.delta.tokens=16,64 phases.two.lr=1e-5,2e-5 --nodes 8 --at-most 2
+  onediff launch sweep configs/demo.yaml optimizer.lr=1e-3,3e-4 --profile local
 
 A key with several values, commas between, is varied; one with a single value is the same in every run. The runs lie below
 runs/<name>-sweep/ and under one MLflow run of that name. A last small job writes runs/<name>-sweep/table.txt; meanwhile
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from launcher import slurm
     from launcher.commands.submit import submit
+    from launcher.plan import chosen_phases, make_plan, node_range
     from launcher.profile import load_profile
+    from launcher.ready import check_inputs
     from launcher.record import Record
     from onediff.config.compose import load_run
 
@@ -51,7 +54,14 @@ def run(args: argparse.Namespace) -> int:
     configs = [
         load_run(args.config, [*fixed, *point, f"name={slug(point)}", f"tracking.sweep={name}"]) for point in points
     ]
+    nodes = node_range(args.nodes) if profile.scheduler == "slurm" else (1, 1)
+    for config in configs:
+        make_plan(
+            config, Path("runs").resolve() / name / config.name, profile, nodes, chosen_phases(config, args.phases)
+        )
     if args.dry_run:
+        said = [args.config, *fixed, *points[0]]
+        check_inputs(configs[0], profile, chosen_phases(configs[0], args.phases), said, dry_run=True)
         print("\n".join(" ".join(point) for point in points))
         return 0
     # One queue for each run that may go on at a time: the next run of a queue waits for the end of the one before.
