@@ -20,7 +20,7 @@ def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():
     made = batch("pair", "single")
     meter = Meter(config, phase)
     rates = meter.rates(meter.tflop([made, made]), seconds=0.5)
-    flops = step_flops(sizes_of(config.model), shape_of(made), Trained.of(phase))
+    flops = step_flops(sizes_of(config.model), shape_of(made, 4), Trained.of(phase))
     assert rates["tflops_per_rank"] == pytest.approx(4 * sum(part.model for part in flops.values()) / 1e12)
     assert "mfu" not in rates  # nobody knows the peak of this processor
 
@@ -28,8 +28,8 @@ def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():
 def test_samples_of_a_packed_row_look_at_themselves_only():
     made = batch("pair", "single")
     rows, tokens = made.token_ids.shape
-    assert shape_of(made) == Shape(rows, tokens, 3, 1, made.targets, None)
-    assert shape_of(replace(made, segments=Segments.of([5, 3, 4]))).scores == 5**2 + 3**2 + 4**2
+    assert shape_of(made, 4) == Shape(rows, tokens, 3, 1, made.targets, None)
+    assert shape_of(replace(made, segments=Segments.of([5, 3, 4])), 4).scores == 5**2 + 3**2 + 4**2
 
 
 def test_a_gpu_is_known_by_the_name_that_its_driver_gives():

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onediff.config.compose import load_run
 from onediff.data.batch import Batch
+from onediff.data.planes import Planes
+from onediff.data.segments import Segments
 from onediff.errors import UserError
 from onediff.model.config import ModelConfig
 from onediff.model.lora import add_adapters
@@ -29,11 +31,22 @@ def meta_batch(config: ModelConfig, shape: Shape) -> Batch:
     """A batch of this size without values."""
     sizes = sizes_of(config)
     ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64, device="meta")
+    views = (shape.pictures * sizes.views, 3, sizes.picture, sizes.picture)
+    patches = (shape.pictures, sizes.patches, 3 * sizes.tower.patch**2)
+    every, paired = shape.pictures * sizes.picture_tokens, 2 * shape.pairs * sizes.picture_tokens
+    planes = Planes(
+        lengths=(sizes.picture_tokens,) * shape.pictures,
+        chosen=torch.zeros(every, dtype=torch.int64, device="meta"),
+        boxes=torch.zeros(every, 4, device="meta"),
+        roles=torch.zeros(paired, dtype=torch.int64, device="meta"),
+        pairs=Segments.of([2 * sizes.picture_tokens] * shape.pairs).to(torch.device("meta")),
+    )
     return Batch(
         token_ids=ids,
         position_ids=ids,
         segment_ids=None,
-        pictures=torch.zeros(shape.pictures, 3, sizes.picture, sizes.picture, dtype=torch.uint8, device="meta"),
+        pictures=torch.zeros(views if sizes.patches is None else patches, dtype=torch.uint8, device="meta"),
+        planes=planes if sizes.views > 1 else None,
         picture_places=torch.zeros(shape.pictures * sizes.picture_tokens, dtype=torch.int64, device="meta"),
         pairs=shape.pairs,
         delta_places=torch.zeros(shape.pairs * sizes.delta.tokens, dtype=torch.int64, device="meta"),
@@ -110,7 +123,10 @@ VISION = {
     "siglip": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 16},
     "dinov2": {"model_type": "dinov2", "image_size": 32, "patch_size": 16},
     "giant": {"model_type": "dinov2", "image_size": 32, "patch_size": 16, "use_swiglu_ffn": True},
+    "naflex": {"model_type": "siglip2_vision_model", "num_patches": 4, "patch_size": 16},
+    "tiles": {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 16},
 }
+PICTURES = {"naflex": {"fit": "native", "max_patches": 6}, "tiles": {"size": 32, "fit": "tiles", "max_tiles": 3}}
 LANGUAGE = {
     "llama": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"model_type": "mistral", "num_key_value_heads": 2},
@@ -119,7 +135,7 @@ LANGUAGE = {
 }
 
 
-@pytest.mark.parametrize(("vision", "language"), [*zip(VISION, LANGUAGE, strict=True)])
+@pytest.mark.parametrize(("vision", "language"), [*zip(VISION, [*LANGUAGE, "llama", "llama"], strict=True)])
 def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, language):
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = ModelConfig.model_validate(
@@ -128,7 +144,7 @@ def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, lan
                 "config": {**small, **VISION[vision]},
                 "levels": [1, 2],
                 "output_level": -2,  # the last layer is computed, and has no backward pass
-                "picture": {"size": 32},
+                "picture": PICTURES.get(vision, {"size": 32}),
             },
             "delta": {"tokens": 4, "layers": 2, "width": 32, "heads": 2, "intermediate": 48},
             "language": {"config": {**small, "vocab_size": 96, **LANGUAGE[language]}, "tokenizer": "none"},

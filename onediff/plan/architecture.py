@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ TOWERS: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"image_size": 224, "patch_size": 32, "intermediate_size": 3072, "hidden_act": "quick_gelu"},
     "siglip_vision_model": {
         "image_size": 224,
+        "patch_size": 16,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu_pytorch_tanh",
+        "vision_use_head": True,
+    },
+    "siglip2_vision_model": {
+        "num_patches": 256,
         "patch_size": 16,
         "intermediate_size": 3072,
         "hidden_act": "gelu_pytorch_tanh",
@@ -96,27 +104,38 @@ class Sizes:
     delta: DeltaConfig
     decoder: Decoder
     picture: int
-    """side of a picture, pixels"""
+    """side of a view, pixels"""
     levels: tuple[int, ...]
     output_level: int
     """1 … layers; 0 is the embedding"""
+    views: int = 1
+    """what the tower computes for one picture: with `fit: tiles` its overview and as many tiles as there may be"""
+    patches: int | None = None
+    """with `fit: native` the most patches of a picture"""
+
+    @property
+    def view_tokens(self) -> int:
+        """Patch tokens of one view."""
+        return (self.picture // self.tower.patch) ** 2 if self.patches is None else self.patches
 
     @property
     def picture_tokens(self) -> int:
-        """Patch tokens of one picture."""
-        return (self.picture // self.tower.patch) ** 2
+        """Image tokens of one picture, at most."""
+        return self.views * self.view_tokens
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
     """The sizes of the whole model. Raises UserError for a part whose architecture cannot be read or is not known."""
-    tower = tower_of(fields_of(config.vision, "model.vision"))
+    tower, picture = tower_of(fields_of(config.vision, "model.vision")), config.vision.picture
     return Sizes(
         tower=tower,
         delta=config.delta,
         decoder=decoder_of(fields_of(config.language, "model.language")),
-        picture=config.vision.picture.size,
+        picture=picture.size,
         levels=config.vision.levels,
         output_level=config.vision.output_level % (tower.layers + 1),
+        views=1 + picture.max_tiles if picture.fit == "tiles" else 1,
+        patches=picture.max_patches if picture.fit == "native" else None,
     )
 
 
@@ -137,7 +156,7 @@ def tower_of(fields: dict[str, Any]) -> Tower:
         heads=known["num_attention_heads"],
         intermediate=(int(inner * 2 / 3) + 7) // 8 * 8 if gated else inner,
         channels=known["num_channels"],
-        image_size=known["image_size"],
+        image_size=known.get("image_size") or isqrt(known["num_patches"]) * known["patch_size"],
         patch=known["patch_size"],
         activation=known.get("hidden_act", "gelu"),
         gated=gated,

@@ -97,18 +97,19 @@ def walk(
 
 def _tower(tape: Tape, sizes: Sizes, pictures: int, last: int | None) -> tuple[list[Value], Value]:
     """Hidden states of the levels, and of the output level; of a tower that trains perhaps the `last` layers only."""
-    tower, width = sizes.tower, sizes.tower.width
+    tower, width, views = sizes.tower, sizes.tower.width, pictures * sizes.views
     trains, tape.trains = tape.trains, tape.trains and last is None
-    pixels = tape.value(pictures, tower.channels, sizes.picture, sizes.picture)
-    patches = tape.convolution(pixels, width, tower.patch, bias=tower.kind != "clip_vision_model")
-    extra = 0 if tower.kind == "siglip_vision_model" else 1
+    if sizes.patches is None:
+        pixels = tape.value(views, tower.channels, sizes.picture, sizes.picture)
+        patches = tape.convolution(pixels, width, tower.patch, bias=tower.kind != "clip_vision_model")
+    else:
+        patches = tape.linear(tape.value(views, sizes.patches, tower.channels * tower.patch**2), width)
+    extra = 0 if tower.kind in ("siglip_vision_model", "siglip2_vision_model") else 1
     places = (tower.image_size // tower.patch) ** 2 + extra
     weights = [tape.weight(places, width)] + [tape.weight(width) for _ in range(extra)]
     if tower.kind == "dinov2":
         tape.weight(width)  # the mask token, never used
-    x = tape.place(
-        Value((pictures, patches.shape[1] + extra, width), tape.itemsize, tape.trains), weights=tuple(weights)
-    )
+    x = tape.place(Value((views, patches.shape[1] + extra, width), tape.itemsize, tape.trains), weights=tuple(weights))
     if tower.kind == "clip_vision_model":
         x = tape.layer_norm(x)
     states = [x]
@@ -126,15 +127,18 @@ def _tower(tape: Tape, sizes: Sizes, pictures: int, last: int | None) -> tuple[l
     tape.trains = trains and last is None
     with tape.without_backward():
         if tower.kind == "clip_vision_model":
-            x = tape.value(pictures, width)
+            x = tape.value(views, width)
         x = tape.layer_norm(x)
         if tower.head:
             _siglip_head(tape, tower, x)
     # The class token is cut off by a view; what is kept of a view is all of it.
     cut = {
-        level: Value((pictures, patches.shape[1], width), states[level].itemsize, states[level].grad)
+        level: Value((pictures, sizes.picture_tokens, width), states[level].itemsize, states[level].grad)
         for level in (*sizes.levels, sizes.output_level)
     }
+    if sizes.views > 1 or sizes.patches is not None:
+        # The tokens that go on are copied out.
+        cut = {level: tape.place(tokens) for level, tokens in cut.items()}
     return [cut[level] for level in sizes.levels], cut[sizes.output_level]
 
 

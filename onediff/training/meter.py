@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -27,8 +28,12 @@ class Meter:
 
     def __init__(self, config: RunConfig, phase: PhaseConfig) -> None:
         self.cost: StepCost | None = None
+        self.view_tokens = 1
         try:
-            self.cost = StepCost.of_phase(sizes_of(config.model), Trained.of(phase), config.parallel.tensor)
+            # Pictures in tiles are counted by the view.
+            sizes = replace(sizes_of(config.model), views=1)
+            self.view_tokens = sizes.view_tokens
+            self.cost = StepCost.of_phase(sizes, Trained.of(phase), config.parallel.tensor)
         except UserError as error:
             log.warning("no FLOP/s: %s", error)
         gpu = gpu_of_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
@@ -38,7 +43,7 @@ class Meter:
         """10¹² FLOPs of a step over these micro-batches; None for an architecture whose FLOPs nobody counts."""
         if self.cost is None:
             return None
-        return sum(self.cost.flops(shape_of(batch)) for batch in micro_batches) / 1e12
+        return sum(self.cost.flops(shape_of(batch, self.view_tokens)) for batch in micro_batches) / 1e12
 
     def rates(self, tflop: float | None, seconds: float) -> dict[str, float]:
         """`tflops_per_rank` of a step that took `seconds`, and `mfu` where the peak is known."""
@@ -48,9 +53,17 @@ class Meter:
         return {"tflops_per_rank": tflops} | ({"mfu": tflops / self.peak_tflops} if self.peak_tflops else {})
 
 
-def shape_of(batch: Batch) -> Shape:
-    """The size of a batch, by what the host knows of it."""
+def shape_of(batch: Batch, view_tokens: int) -> Shape:
+    """The size of a batch, by what the host knows of it.
+
+    Where pictures are more than one view, or less, in views of `view_tokens` that make as much work: of pictures in their
+    own shape the padded patches, of pairs the image tokens that the delta module looks at.
+    """
     rows, tokens = batch.token_ids.shape
     # A sample of a packed row looks at itself only.
     scores = None if batch.segments is None else sum(length**2 for length in batch.segments.lengths)
-    return Shape(rows, tokens, len(batch.pictures), batch.pairs, batch.targets, scores)
+    views, pairs = len(batch.pictures), batch.pairs
+    if batch.planes is not None:
+        views = round(views * batch.pictures.shape[1] / view_tokens) if batch.planes.shapes else views
+        pairs = round(len(batch.planes.roles) / (2 * view_tokens))
+    return Shape(rows, tokens, views, pairs, batch.targets, scores)
