@@ -27,13 +27,14 @@ def check_inputs(
     phases: Sequence[str],
     said: Sequence[str],
     *,
+    begins: bool = True,
     dry_run: bool = False,
     weights: bool = True,
 ) -> None:
     """Shards, pretrained models and what `init` names, for `phases`; `said` is the configuration with its overrides.
 
-    What is missing is listed by a dry run, and raises UserError else; so does what is here and does not fit. Without
-    `weights`, models are left to the nodes.
+    A run that goes on (`begins` is false) has its weights in checkpoints. What is missing is listed by a dry run, and raises
+    UserError else; so does what is here and does not fit. Without `weights`, models are left to the nodes.
     """
     from onediff.hub.named import named_in
     from onediff.plan.missing import PARTS, missing_data, missing_models, told
@@ -41,7 +42,6 @@ def check_inputs(
     trained = [phase for phase in phases if phase != EVALUATE]
     if not trained:
         return
-    begins = trained[0] == next(iter(config.phases))
     missing = missing_data(config, trained)
     environ = {**os.environ, **profile.environment}
     models = missing_models(config, said, begins, environ) if weights else []

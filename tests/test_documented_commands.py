@@ -7,6 +7,7 @@ there. Lines with placeholders, and those in `PARSED`, are only parsed.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -117,8 +118,8 @@ def parsed(words: list[str]) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the lines name, as far as it is configuration."""
     here = tmp_path_factory.mktemp("here")
-    for name in ("demo", "base", "low", "low-rate", "mine", "own-pairs", "onediff-7b"):
-        shipped = {"own-pairs": "own_pairs", "onediff-7b": "onediff_7b"}.get(name, "demo")
+    for name in ("demo", "base", "low", "low-rate", "mine", "own-pairs", "tuned", "onediff-7b"):
+        shipped = {"own-pairs": "own_pairs", "tuned": "own_pairs", "onediff-7b": "onediff_7b"}.get(name, "demo")
         (here / "runs" / name).mkdir(parents=True)
         write_run(load_run(f"configs/{shipped}.yaml"), here / "runs" / name / "config.yaml")
         RunFolder(here / "runs" / name).write_status(state="stopped", phase="one", step=0)
@@ -134,6 +135,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
+def with_export(place: Path) -> Path:
+    """A folder with the description of an export in it, `my-model`."""
+    model = load_run("configs/own_pairs.yaml").model.model_dump(mode="json")
+    for part in ("vision", "language"):
+        (place / "other" / "my-model" / part).mkdir(parents=True)
+        (place / "other" / "my-model" / part / "config.json").write_text(json.dumps(model[part]["config"]))
+    (place / "other" / "my-model" / "onediff.yaml").write_text(yaml.safe_dump({"model": model}))
+    return place / "other"
+
+
 SLOW = "--suggest"
 
 
@@ -147,6 +158,8 @@ def test_every_line_that_is_shown_runs(line, place, monkeypatch, capsys):
     name = chosen(words)
     if name in PARSED or "--uri" in words or any(PLACEHOLDER.fullmatch(word) for word in words):
         return
+    if "model=my-model" in words:
+        monkeypatch.chdir(with_export(place))
     if name == "train" and "--resume" not in words:
         words += ["--run", "runs/new"]
     if name in TRIED and "--dry-run" not in words:

@@ -92,7 +92,11 @@ def submit(
     on_slurm = profile.scheduler == "slurm"
     profile = offline(config, profile) if weights_check else profile
     plan = make_plan(config, run_path, profile, node_range(nodes) if on_slurm else (1, 1), wanted)
-    check_inputs(config, profile, wanted, said or [str(run_path)], dry_run=dry_run, weights=weights_check)
+    # What `init` names may be gone once a checkpoint is there; pretrained weights are read again until a phase has ended.
+    goes_on = config.init is not None and any(run_path.glob("checkpoints/*/latest"))
+    begins = not goes_on and not any(record.finished(phase) for phase in config.phases)
+    said = said or [str(run_path)]
+    check_inputs(config, profile, wanted, said, begins=begins, dry_run=dry_run, weights=weights_check)
     if not dry_run:
         require_sources(config, run_path)
     if memory_check:
