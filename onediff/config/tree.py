@@ -71,7 +71,8 @@ class RunConfig(Section):
             if data_set.task is not None and data_set.task not in self.data.prompt.instructions:
                 raise ValueError(
                     f"data.sets.{set_name}.task: no instruction {data_set.task!r} under data.prompt.instructions"
-                    f"{nearest(data_set.task, self.data.prompt.instructions)}"
+                    f"{nearest(data_set.task, self.data.prompt.instructions)}; where data.prompt was replaced by the name "
+                    "of a template, set data.prompt.template instead"
                 )
         return self
 
