@@ -117,10 +117,20 @@ def train(
     return losses
 
 
+def spoil(engine, state: str) -> None:
+    """Makes one number of this rank infinite: of a weight, or of the optimizer's state of that name."""
+    from onediff.training.checkpoint.engine_state import held, moments
+
+    with torch.no_grad():
+        part = [part for part in held(engine) if part.owner is not None and part.piece.length][-1]
+        (part.weight if state == "weight" else part.of(moments(engine, part)[state]))[-1] = float("inf")
+
+
 def main() -> None:
     """Runs the actions of argv[1] and writes the results of rank 0 to argv[2]."""
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.training import checkpoint
+    from onediff.training.faults import TrainingFault
 
     ranks = initialize_distributed()
     results = []
@@ -147,6 +157,8 @@ def main() -> None:
             swapped_in = swaps_of(engine) if offload and offload["device"] == "nvme" else []
             for step in action.get("save_each", [action["to"]]) if "save" in action else []:
                 writer.save(engine, step=step, extra={"lanes": [1, 2]})
+                if "spoil" in action and ranks.rank == 1:
+                    spoil(engine, action["spoil"])
             result["swapped_in"] = list(swapped_in)
             result["finished_before_the_next_step"] = checkpoint.latest_checkpoint(writer.folder) is not None
             if "then" in action:
@@ -161,7 +173,7 @@ def main() -> None:
                     after=lambda: polled.append(writer.poll()),  # noqa: B023
                 )
             writer.finish()
-        except ValueError as error:
+        except (ValueError, TrainingFault) as error:
             result["error"] = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         results.append(result)

@@ -40,6 +40,15 @@ def saved(tmp_path_factory) -> tuple[Path, list[dict]]:
         {"stage": 1, "precision": "bf16", "to": 4, "save": str(folder / "one-bf16"), "then": 8},
         {"stage": 3, "to": 4, "save": str(folder / "background"), "then": 8, "dropout": 0.3, "background": True},
         {"stage": 1, "to": 1, "save": str(folder / "full"), "then": 200, "background": True, "file_limit": 1000},
+        {
+            "stage": 3,
+            "to": 2,
+            "save": str(folder / "spoilt"),
+            "save_each": [2, 2],
+            "spoil": "weight",
+            "background": True,
+        },
+        {"stage": 1, "to": 2, "save": str(folder / "spoilt-one"), "save_each": [2, 3], "spoil": "exp_avg_sq"},
     ]
     return folder, results_of(folder, actions, 2)
 
@@ -98,6 +107,21 @@ def test_a_rank_that_cannot_write_in_the_background_stops_all_at_the_next_step(s
     assert "File too large" in runs[6]["error"]
     assert "then" not in runs[6]
     assert checkpoint.latest_checkpoint(folder / "full") is None
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "step", "state"), [(7, "spoilt", 2, "weight"), (8, "spoilt-one", 3, "exp_avg_sq")]
+)
+def test_a_number_that_is_not_finite_is_never_written_over_a_good_checkpoint(saved, number, name, step, state):
+    """Spoilt on one rank, after a good checkpoint of the same step or of the one before; refused on both."""
+    folder, runs = saved
+    good = folder / name / "step-00000002"
+    told = f"its {state} is not finite at step {step}, so no checkpoint is made of it; {good} stays the latest"
+    assert runs[number]["error"].endswith(told)
+    assert checkpoint.latest_checkpoint(folder / name) == good
+    assert sorted(path.name for path in (folder / name).iterdir()) == ["latest", "step-00000002"]
+    checkpoint.verify_checkpoint(good)
+    assert all(bool(weights.isfinite().all()) for _, weights in checkpoint.read_weights(good))
 
 
 def test_another_stage_goes_on(saved, resumed):

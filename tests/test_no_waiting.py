@@ -34,7 +34,7 @@ def test_a_whole_step_waits_only_for_the_norm_to_be_finite(tmp_path):
         found.pop("_get_value")
     groups = 8
     assert waits == {
-        "0": {},
+        "0": {"clip": 1},
         "1": {"is_invalid_grad_norm": 1 + groups},
         "2": {"is_invalid_grad_norm": 1 + groups},
         "3": {"is_invalid_grad_norm": 1},

@@ -4,16 +4,16 @@ import signal
 
 import pytest
 
-from onediff.training.stop import NONE_ASKED, StopRequest, agreed
+from onediff.training.stop import NONE_ASKED, StopRequest, signal_of
 
 
 def test_a_signal_to_any_rank_is_named_the_strongest_first():
-    assert agreed(NONE_ASKED) is None
+    assert signal_of(NONE_ASKED) is None
     sums = [0.0] * len(StopRequest.SIGNALS)
     sums[StopRequest.SIGNALS.index(signal.SIGUSR1)] = 1.0
-    assert agreed(sums) == "SIGUSR1"
+    assert signal_of(sums) == "SIGUSR1"
     sums[StopRequest.SIGNALS.index(signal.SIGTERM)] = 3.0
-    assert agreed(sums) == "SIGTERM"
+    assert signal_of(sums) == "SIGTERM"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def request_of_this_process():
 def test_ctrl_c_is_named_though_make_sends_sigterm_after_it(request_of_this_process):
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
         signal.raise_signal(number)
-    assert agreed(request_of_this_process.asked) == "Ctrl-C (SIGINT)"
+    assert signal_of(request_of_this_process.asked) == "Ctrl-C (SIGINT)"
 
 
 def test_a_second_ctrl_c_after_a_second_interrupts_at_once(request_of_this_process):

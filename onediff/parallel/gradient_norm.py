@@ -1,18 +1,123 @@
-"""The global gradient norm at every ZeRO stage."""
+"""The global gradient norm at every ZeRO stage; where it is not finite, no step is made, and none of it stays behind."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 
 def keep_gradient_norm(engine: Any) -> None:
-    """Lets `engine.get_global_grad_norm()` answer at stage 0 in fp32 too, where DeepSpeed clips and forgets the norm."""
-    if engine.zero_optimization_stage() != 0 or hasattr(engine.optimizer, "_global_grad_norm"):
-        return
+    """Makes all stages of DeepSpeed 0.19 alike.
+
+    `engine.get_global_grad_norm()` is infinite where any gradient of any rank is not finite. The step then changes neither
+    weights nor moments nor counts, and the next one begins without gradients. The host waits for the norm at every stage.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 0 and not hasattr(optimizer, "_global_grad_norm"):
+        _step_where_finite(engine)
+    elif engine.mpu is not None and engine.mpu.get_tensor_model_parallel_world_size() > 1:
+        _count_all(engine, optimizer)
+    if getattr(optimizer, "cpu_offload", False):
+        _forget_skipped(optimizer)
+
+
+def _step_where_finite(engine: Any) -> None:
+    """Stage 0 in fp32, where DeepSpeed has no optimizer of its own: it clips, forgets the norm, and steps."""
     from deepspeed.runtime.utils import clip_grad_norm_
 
-    def clip() -> None:
-        limit = engine.gradient_clipping()
-        engine._global_grad_norm = clip_grad_norm_(engine.module.parameters(), limit, mpu=engine.mpu)
+    optimizer, take_step = engine.optimizer, engine.optimizer.step
+    skips = False
 
-    engine.clip_fp32_gradients = clip
+    def clip() -> None:
+        nonlocal skips
+        gradients = {p: p.grad for p in engine.module.parameters() if p.grad is not None}
+        uncounted = _uncounted(engine, gradients.items())
+        norm = clip_grad_norm_(list(gradients), engine.gradient_clipping(), mpu=engine.mpu)
+        engine._global_grad_norm = norm = _with(norm, uncounted, engine)
+        # DeepSpeed looks at `overflow` to know whether the step was made.
+        skips = optimizer.overflow = not bool(torch.isfinite(norm))
+
+    def step(closure: Any = None) -> None:
+        nonlocal skips
+        if not skips:
+            take_step(closure)
+        # What was not looked at is stepped: reading a checkpoint lets the optimizer make its moments so.
+        skips = False
+
+    engine.clip_fp32_gradients, optimizer.step = clip, step
+
+
+def _count_all(engine: Any, optimizer: Any) -> None:
+    """Under tensor parallelism, makes the norm infinite for every gradient that is not finite (stage 0 in bf16 looks at all
+    of them anyway)."""
+    if hasattr(optimizer, "scaled_global_norm"):  # stages 1 and 2
+        of_stage_two = optimizer.scaled_global_norm
+        optimizer.scaled_global_norm = lambda norm_type=2: _with(
+            of_stage_two(norm_type), _of_zero(engine, optimizer, optimizer.params_in_partition), engine
+        )
+    elif hasattr(optimizer, "_get_norm_groups"):  # stage 3
+        of_groups = optimizer._get_norm_groups
+        optimizer._get_norm_groups = lambda: _with(
+            torch.stack(of_groups()), _of_zero(engine, optimizer, optimizer.fp16_groups), engine
+        ).unbind()
+    elif hasattr(optimizer, "get_grads_for_norm"):  # stage 1 in bf16
+        of_norm = optimizer.get_grads_for_norm
+
+        def gradients(for_clipping: bool = False) -> Any:
+            if for_clipping:
+                return of_norm(for_clipping)
+            counted, experts = of_norm()
+            both = zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True)
+            pairs = (pair for group, found in both for pair in zip(group, found, strict=True))
+            return [*counted, _with(torch.zeros(1, device=engine.device), _uncounted(engine, pairs), engine)], experts
+
+        optimizer.get_grads_for_norm = gradients
+
+
+def _of_zero(engine: Any, optimizer: Any, groups: list[list[Any]]) -> list[Tensor]:
+    """The uncounted of this rank's share of the gradients of `groups`; where they lie in the host's memory, their norms."""
+    pairs: list[tuple[Any, Tensor]] = []
+    for number, group in enumerate(groups):
+        if getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False):
+            norms = optimizer.norm_for_param_grads
+            pairs += [(p, norms[key]) for p in group if (key := optimizer.get_param_id(p)) in norms]
+        else:
+            pairs += zip(group, optimizer.averaged_gradients[number], strict=True)
+    return _uncounted(engine, pairs)
+
+
+def _uncounted(engine: Any, pairs: Iterable[tuple[Any, Tensor]]) -> list[Tensor]:
+    """The gradients that DeepSpeed leaves out of the norm: a parameter that is not cut counts on the first rank of a tensor
+    group only, although each rank steps on its own."""
+    if engine.mpu is None or engine.mpu.get_tensor_model_parallel_rank() == 0:
+        return []
+    return [gradient for p, gradient in pairs if not getattr(p, "tensor_model_parallel", False)]
+
+
+def _with(norm: Tensor, uncounted: list[Tensor], engine: Any) -> Tensor:
+    """`norm`, or infinity where any rank has something uncounted that is not finite. Collective under tensor parallelism."""
+    if engine.mpu is None or engine.mpu.get_tensor_model_parallel_world_size() == 1:
+        return norm
+    finite = torch.ones((), device=engine.device)
+    for gradient in uncounted:
+        finite = finite * gradient.isfinite().all().to(finite)
+    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return torch.where(finite.to(norm.device) > 0, norm, math.inf)
+
+
+def _forget_skipped(optimizer: Any) -> None:
+    """Stages 1 and 2 with offload: after a skipped step DeepSpeed would add the next gradients to those that it skipped."""
+    reset = optimizer.reset_cpu_buffers
+
+    def reset_all() -> None:
+        reset()
+        if optimizer.overflow:
+            for group in optimizer.averaged_gradients:
+                optimizer.averaged_gradients[group] = None
+
+    optimizer.reset_cpu_buffers = reset_all

@@ -3,7 +3,8 @@
 A stream becomes one MLflow run: `run` is the job as submitted, `phase-<name>` a phase, `evaluation-<name>` an evaluation;
 `node-<host>` carries a node's system metrics, which belong to `run`. A line holds one of these keys (beside `time`, ms):
 
-    open        the stream begins or goes on: {"step": resumed step, "name", "tags", "params"}
+    open        the stream begins or goes on: {"step": resumed step, "name", "tags", "params"}; where it went back by itself,
+                without a restart, also "rollback"
     metrics     {"loss": 2.1, …} at "step"
     tags        {"name": "text"}
     artifact    path of a file or folder, shipped to folder "to"; with "step" when it belongs to one

@@ -237,12 +237,14 @@ class Shipper:
         step, sent = opening["step"], self.state.sent(name)
         tags = dict(opening["tags"])
         if number and step >= 0:
-            again = starts[1 : number + 1]
+            again = [start for start in starts[1 : number + 1] if not start["open"].get("rollback")]
             when = [stamp(s["time"]) + ("" if name == "run" else f" from step {s['open']['step']}") for s in again]
-            tags |= {"restarts": str(number), "restarted": "; ".join(when)}
+            if again:
+                tags |= {"restarts": str(len(again)), "restarted": "; ".join(when)}
             later = [start["open"]["step"] for start in starts[number + 1 :]]
             if name != "run" and step not in sent.marked and not any(other < step for other in later):
-                self.client.log_batch(run_id, metrics=[Metric("restart", 1.0, record["time"], step)])
+                what = "rollback" if opening.get("rollback") else "restart"
+                self.client.log_batch(run_id, metrics=[Metric(what, 1.0, record["time"], step)])
                 sent.marked.append(step)
         if opening["params"]:
             tags |= self._params(run_id, opening["params"])

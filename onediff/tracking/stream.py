@@ -116,6 +116,12 @@ class Stream:
         record = {"model": str(folder), "name": name, "aliases": list(aliases), "trained": trained_as(folder)}
         self.journal.append(record | ({"score": dict(score)} if score else {}))
 
+    @never_raises
+    def went_back(self, step: int, why: str, times: int) -> None:
+        """Notes that the run goes on from an earlier step: what was logged after it is replaced, as by a restart."""
+        tags = {"rollbacks": str(times), f"rollback.{times}": scrubbed(f"to step {step} {why}")}
+        self.journal.append({"open": {"step": step, "name": "", "tags": tags, "params": {}, "rollback": True}})
+
     def durable(self) -> None:
         """Call at every checkpoint: the history up to it then survives a machine that goes down."""
         self.journal.durable()

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from onediff.config.section import Section
 from onediff.data.rules import check_rule
 from onediff.model.config import LoraConfig
+from onediff.training.faults import BadStepsConfig
 
 Part = Literal["vision", "delta", "projector", "language"]
 
@@ -235,6 +236,8 @@ class TrainingConfig(Section):
     matrix products; `auto` is the first of them that is installed and made for this machine's GPU."""
     seed: int = 0
     """Initial weights and dropout."""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """What is done about gradients that are not finite, and about spikes."""
     log_every: int = Field(1, gt=0)
     """Steps between logged metrics."""
     captions_every: int | None = Field(None, gt=0)

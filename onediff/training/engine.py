@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,6 @@ from onediff.training.optimizer import build_optimizer
 from onediff.training.parts import freeze, parameter_groups
 from onediff.training.schedule import rate
 from onediff.training.stop import NONE_ASKED
-
-
-class LossIsNotANumber(RuntimeError):
-    """The loss became NaN or infinite: nothing that follows would be worth computing."""
 
 
 def deepspeed_config(
@@ -73,6 +69,17 @@ def _trained(model: OneDiffModel) -> int:
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
 
 
+class Agreed(NamedTuple):
+    """What decisions are made by, to the last bit the same on every rank: the greatest value of any of them."""
+
+    loss: float
+    """Infinite where some rank's is not finite."""
+    grad_norm: float
+    """Infinite where the gradients are not finite: the step has changed nothing."""
+    asked: list[float]
+    """1 for each signal by which some rank was asked to stop."""
+
+
 @dataclass
 class StepUnderWay:
     """A step that was given to the device; it need not be done yet."""
@@ -88,28 +95,26 @@ class StepUnderWay:
     """When the device could begin with it."""
     ended: Moment
 
-    def figures(self) -> tuple[dict[str, float], list[float]]:
-        """The step's figures, and how many ranks were asked to stop by each signal. Waits for the step to be done.
+    def figures(self) -> tuple[dict[str, float], Agreed]:
+        """The step's figures, and what all ranks know alike. Waits for the step to be done.
 
-        Figures are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping), `rates`, the global
-        batch's `targets`, `tokens`, `samples` and `skipped` samples, the share of its positions that is no padding
-        (`real_token_share`), and `loss/<source>` for each source of the mix in it.
-        Raises LossIsNotANumber on every rank alike.
+        Figures are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping, not finite where the
+        step was skipped for that), `rates`, the global batch's `targets`, `tokens`, `samples` and `skipped` samples, the
+        share of its positions that is no padding (`real_token_share`), and `loss/<source>` for each source of the mix in it.
         """
         numbers = self.numbers.read()
-        (targets, tokens, skipped, samples, positions, grad_norm), numbers = numbers[:6], numbers[6:]
-        asked, sums = numbers[: len(NONE_ASKED)], numbers[len(NONE_ASKED) :]
+        (targets, tokens, skipped, samples, positions), numbers = numbers[:5], numbers[5:]
+        (loss, grad_norm), numbers = numbers[:2], numbers[2:]
+        agreed, sums = Agreed(loss, grad_norm, numbers[: len(NONE_ASKED)]), numbers[len(NONE_ASKED) :]
         loss_sums, counts = sums[: len(self.sources)], sums[len(self.sources) :]
         loss = sum(loss_sums) / max(1.0, targets)
-        if not math.isfinite(loss):
-            raise LossIsNotANumber(f"the loss is {loss} at step {self.step + 1}")
-        measured = {"loss": loss, "grad_norm": grad_norm, **self.rates}
+        measured = {"loss": loss, "grad_norm": agreed.grad_norm, **self.rates}
         measured |= {"targets": targets, "tokens": tokens, "skipped": skipped, "samples": samples}
         measured["real_token_share"] = tokens / positions
         for source, loss_sum, count in zip(self.sources, loss_sums, counts, strict=True):
             if count:
                 measured[f"loss/{source}"] = loss_sum / count
-        return measured, asked
+        return measured, agreed
 
 
 class Engine:
@@ -168,14 +173,15 @@ class Engine:
     ) -> StepUnderWay:
         """One optimizer step over this rank's micro-batches of one global batch; does not wait for the device.
 
-        `asked` holds this rank's stop requests, which are added up over the ranks with the rest. Collective.
+        Gradients that are not finite change nothing: neither weights nor moments nor counts. `asked` holds this rank's stop
+        requests. Collective.
         """
         began = Moment(self.device)
         for group, peak in zip(self._groups(), self.peaks, strict=True):
             group["lr"] = peak * rate(self.optimizer_config, step, steps)
         self.engine.train()
         own = [float(sum(counts)) for counts in zip(*map(_counts, micro_batches), strict=True)]
-        totals = self._on_device([*own, *asked])
+        totals, wanted = self._on_device(own), self._on_device(list(asked))
         dist.all_reduce(totals, group=self.engine.data_parallel_group)
         # DeepSpeed averages gradients over ranks and accumulation steps; undo both, divide by the global count.
         scale = (torch.full_like(totals[0], self.dp_size * len(micro_batches)) / totals[0].clamp(min=1)).float()
@@ -192,7 +198,12 @@ class Engine:
         norm = self.engine.get_global_grad_norm()
         if not torch.is_tensor(norm):
             norm = torch.full_like(totals[0], norm or 0.0)
-        numbers = torch.cat([totals[: len(own)], norm.to(totals).view(1), totals[len(own) :], sums.flatten()])
+        loss = sums[0].sum() / totals[0].clamp(min=1)
+        agreed = torch.cat(
+            [torch.stack([loss, norm.to(totals).view(())]).nan_to_num(nan=math.inf, posinf=math.inf), wanted]
+        )
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        numbers = torch.cat([totals, agreed, sums.flatten()])
         scheduled = rate(self.optimizer_config, step, steps)
         rates = {"lr": max(self.peaks) * scheduled}
         rates |= {f"lr/{part}": peak * scheduled for part, peak in self.peak_of.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,19 +19,22 @@ from onediff.data.loader import Share
 from onediff.data.position import Position
 from onediff.data.stream import Stream
 from onediff.parallel.agreement import together
-from onediff.training.checkpoint import CheckpointWriter, load_checkpoint
+from onediff.training.checkpoint import CheckpointWriter, load_checkpoint, read_manifest
+from onediff.training.checkpoint.back import go_back
 from onediff.training.checkpoint.folder import BEST, point
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.config import PhaseConfig
-from onediff.training.engine import Engine, LossIsNotANumber, StepUnderWay
+from onediff.training.engine import Engine, StepUnderWay
+from onediff.training.faults import BadStepsConfig, TrainingFault
 from onediff.training.figures import Moment
 from onediff.training.folder import RunFolder
+from onediff.training.guard import GoBack, Guard
 from onediff.training.measures import Measures
 from onediff.training.meter import Meter
 from onediff.training.pace import Pace
 from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples, due
-from onediff.training.stop import Stopped, StopRequest, agreed
+from onediff.training.stop import Stopped, StopRequest, signal_of
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class Given:
     """Answers that this rank has cut, by data set."""
     tflop: float | None
     """10¹² FLOPs of this rank's micro-batches."""
+    micro_batches: list[Batch]
+    """Kept until its figures are known, to be named where they are bad."""
 
 
 class PhaseLoop:
@@ -78,6 +84,7 @@ class PhaseLoop:
         meter: Meter,
         log_every: int,
         save_in_background: bool,
+        bad_steps: BadStepsConfig,
     ) -> None:
         self.name = name
         self.phase = phase
@@ -105,6 +112,7 @@ class PhaseLoop:
             keep_every=phase.keep_every,
             background=save_in_background,
         )
+        self.guard = Guard(bad_steps, name, steps, engine, stream, folder, lambda: self._durable(self.writer.finish()))
 
     def resume(self, checkpoint: Path, other_order: bool = False) -> None:
         """Goes back to `checkpoint`: weights, moments, random states, data. Raises UserError where it does not fit."""
@@ -112,10 +120,15 @@ class PhaseLoop:
             must_keep_adapters(checkpoint, self.phase.lora, f"phases.{self.name}")
         extra = load_checkpoint(self.engine.engine, checkpoint)
         self.position = Position.from_json(extra["position"], self.position.order, other_order)
-        self.step = extra["step"]
         self.skipped = extra["skipped"]
         self.pace.before.update(extra.get("skipped_by_kind", {}))
         self.pace.cut_before.update(extra.get("cut_answers", {}))
+        self._take_up(extra)
+
+    def _take_up(self, extra: dict[str, Any]) -> None:
+        """What belongs to the weights of a checkpoint, and not to the data that has been read. Collective."""
+        self.step = extra["step"]
+        self.guard.watch.restore(extra.get("bad_steps"))
         self.measures.restore(extra.get("measures"))
         with together():
             if self.rank == 0 and self.phase.best is not None:
@@ -123,20 +136,28 @@ class PhaseLoop:
                 point(self.writer.folder, BEST, self.measures.best.step)
 
     def run(self, loader: Prefetched) -> dict[str, float]:
-        """Steps until the end; returns the last figures. Raises Stopped after a stop request, with a checkpoint."""
+        """Steps until the end; returns the last figures.
+
+        Raises Stopped after a stop request, with a checkpoint, and TrainingFault where numbers are not to be trusted.
+        """
+        batches = iter(loader)
         try:
-            return self._run(loader)
-        except LossIsNotANumber:
+            while True:
+                try:
+                    return self._run(loader, batches)
+                except GoBack as spike:
+                    self._go_back(spike, loader)
+        except TrainingFault:
             self._durable(self.writer.finish())  # the last good one, if it is still being written
             raise
 
-    def _run(self, loader: Prefetched) -> dict[str, float]:
+    def _run(self, loader: Prefetched, batches: Iterator[Batch]) -> dict[str, float]:
         measured: dict[str, float] = {}
         saved = self.step
         best = self.measures.best
         if self.measures.owed(self.step) and self.measures.before_saving(self.engine, self.step):
             self._save(loader, best=True)
-        for measured, settled, stopped in self._steps(loader) if not best.over else ():
+        for measured, settled, stopped in self._steps(loader, batches) if not best.over else ():
             self._durable(self.writer.poll())
             if not settled:
                 continue
@@ -179,13 +200,14 @@ class PhaseLoop:
     def _saves_after(self, step: int) -> bool:
         return step % self.phase.checkpoint_every == 0 or step == self.steps
 
-    def _steps(self, loader: Prefetched) -> Iterator[tuple[dict[str, float], bool, str | None]]:
+    def _steps(
+        self, loader: Prefetched, batches: Iterator[Batch]
+    ) -> Iterator[tuple[dict[str, float], bool, str | None]]:
         """Takes the steps; yields, after each, its figures, whether none is under way behind it, and a stop request.
 
         The figures of a step are read when the next one has been given to the device, so that the device never waits
         for the host; before a checkpoint, captions or a stop the last step is waited for.
         """
-        batches = iter(loader)
         given: deque[Given] = deque()
         before: Moment | None = None
         stopped: str | None = None
@@ -218,28 +240,38 @@ class PhaseLoop:
         lane = self.share.lanes[0]
         epochs = self.stream.epochs(lane, loader.draws[lane])
         return Given(
-            work, after, waited, epochs, dict(loader.skipped), dict(loader.cut), self.meter.tflop(micro_batches)
+            work,
+            after,
+            waited,
+            epochs,
+            dict(loader.skipped),
+            dict(loader.cut),
+            self.meter.tflop(micro_batches),
+            micro_batches,
         )
 
     def _take(self, given: Given, bar: Any) -> tuple[dict[str, float], str | None]:
         """The figures of a step once it is done, shown and tracked, and a stop request."""
-        measured, asked = given.work.figures()
+        measured, agreed = given.work.figures()
         self.step = given.work.step + 1
+        self.guard.see(self.step, agreed)
         self.skipped += int(measured.pop("skipped"))
         # Data that came while the device was still at the step before has kept nobody waiting.
         waited = min(given.waited, given.after.seconds_until(given.work.began))
         total = given.after.seconds_until(given.work.ended)
         measured |= self._rates(measured, given, total, waited)
         measured |= self.pace.after(self.step, self.steps, total, waited, given.skipped, given.cut)
+        measured = {name: value for name, value in measured.items() if math.isfinite(value)}
         if self.rank == 0:
             if self.step % self.log_every == 0 or self.step == self.steps:
                 self.tracker.log(self.step, measured)
-            bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{measured.get('loss', math.nan):.3f}", refresh=False)
             bar.update()
             if time.monotonic() - self.last_line > LINE_SECONDS or self.step == self.steps:
                 self.last_line = time.monotonic()
                 self._tell(self.step, measured, quiet=not bar.disable)
-        return measured, agreed(asked)
+        self.guard.act(self.step, agreed, given.micro_batches)
+        return measured, signal_of(agreed.asked)
 
     def _rates(self, measured: dict[str, float], given: Given, total: float, waited: float) -> dict[str, float]:
         rates = {
@@ -248,6 +280,7 @@ class PhaseLoop:
             "data_wait_share": waited / total,
             "step_seconds": total,
             "skipped_samples": float(self.skipped),
+            "skipped_steps": float(self.guard.watch.skipped),
         }
         rates |= self.meter.rates(given.tflop, total)
         return rates | {f"epochs/{name}": epochs for name, epochs in given.epochs.items()}
@@ -271,15 +304,39 @@ class PhaseLoop:
             self.name,
             step,
             self.steps,
-            measured["loss"],
-            measured["grad_norm"],
+            measured.get("loss", math.nan),
+            measured.get("grad_norm", math.inf),
             measured["lr"],
             measured["samples_per_second"],
             100 * measured["data_wait_share"],
         )
 
+    def _go_back(self, spike: GoBack, loader: Prefetched) -> None:
+        """Goes on with the weights, moments and step of a checkpoint, behind the data that has been read by now."""
+        then = read_manifest(spike.checkpoint).extra
+        data = self._data(loader)
+        passed_over = {
+            "from_step": spike.step,
+            "to_step": then["step"],
+            "why": spike.why,
+            "draws": [then["position"]["draws"], data["position"]["draws"]],
+        }
+        rollbacks = [*self.guard.watch.rollbacks, passed_over]
+        bad_steps = {**then.get("bad_steps", {}), "rollbacks": rollbacks}
+        self._take_up(go_back(self.engine.engine, spike.checkpoint, {**data, "bad_steps": bad_steps}))
+        self.guard.record({"step": spike.step, "kind": "rollback", **passed_over})
+        if self.rank == 0:
+            log.warning(
+                "phase %s: %s; goes back to step %d and passes over the samples since then (rollback %d)",
+                self.name,
+                spike.why,
+                self.step,
+                len(rollbacks),
+            )
+            self.tracker.went_back(self.step, f"from step {spike.step}: {spike.why}", len(rollbacks))
+            self.tracker.durable()
+
     def _save(self, loader: Prefetched, best: bool = False) -> None:
-        position = Position(self.position.order, self._all_draws(loader))
         finished = self.writer.save(
             self.engine.engine,
             step=self.step,
@@ -288,15 +345,22 @@ class PhaseLoop:
                 "step": self.step,
                 "steps": self.steps,
                 "phase": self.name,
-                "skipped": self.skipped,
-                "skipped_by_kind": self.pace.skipped(loader.skipped),
-                "cut_answers": self.pace.cut(loader.cut),
-                "position": position.to_json(),
+                **self._data(loader),
+                "bad_steps": self.guard.watch.to_json(),
                 "measures": self.measures.to_json(),
                 "lora": None if self.phase.lora is None else self.phase.lora.model_dump(mode="json"),
             },
         )
         self._durable(finished)
+
+    def _data(self, loader: Prefetched) -> dict[str, Any]:
+        """How far the data has been read, for a checkpoint. Collective."""
+        return {
+            "skipped": self.skipped,
+            "skipped_by_kind": self.pace.skipped(loader.skipped),
+            "cut_answers": self.pace.cut(loader.cut),
+            "position": Position(self.position.order, self._all_draws(loader)).to_json(),
+        }
 
     def _durable(self, checkpoint: Path | None) -> None:
         """What a run can go back to needs its history on the disk."""

@@ -40,8 +40,9 @@ from onediff.tracking.scrub import scrubbed
 from onediff.training.checkpoint import latest_checkpoint, load_weights
 from onediff.training.checkpoint.folder import step_of
 from onediff.training.data import make_tokenizer, manifest_files, phase_steps, phase_stream
-from onediff.training.engine import Engine, LossIsNotANumber, deepspeed_config
+from onediff.training.engine import Engine, deepspeed_config
 from onediff.training.evaluations import Evaluations
+from onediff.training.faults import TrainingFault
 from onediff.training.folder import RunFolder
 from onediff.training.init import Start
 from onediff.training.loop import PhaseLoop
@@ -94,7 +95,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             gc.collect()  # engines hold themselves in circles, and the next one needs their memory
     except Stopped as stopped:
         code, state, reason = EXIT_STOPPED, "stopped", str(stopped)
-    except LossIsNotANumber as fault:
+    except TrainingFault as fault:
         code, state, reason = EXIT_NOT_A_NUMBER, "failed", str(fault)
     except UserError as fault:
         if tracker is not None:
@@ -156,7 +157,7 @@ def run_phase(
 ) -> None:
     """One phase on this rank; `swap` is for optimizer states on NVMe.
 
-    Raises Stopped, LossIsNotANumber, or UserError on every rank alike.
+    Raises Stopped, TrainingFault, or UserError on every rank alike.
     """
     phase = config.phases[name]
     dp_rank, dp_size, rank = topology.dp_rank, topology.dp_size, topology.ranks.rank
@@ -200,6 +201,7 @@ def run_phase(
         config.training.log_every,
         # A copy of what is swapped would undo the swapping.
         config.training.save_in_background and swap is None,
+        config.training.bad_steps,
     )
     # Dropout differs between ranks; a checkpoint brings its own random states.
     torch.manual_seed(config.training.seed + 1000 * dp_rank)

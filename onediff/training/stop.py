@@ -13,8 +13,8 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers the first of SIGINT, SIGTERM and SIGUSR1 (Slurm's warning); each step adds up `asked`
-    over the ranks, and `agreed` names a signal that any of them received.
+    """Remembers the first of SIGINT, SIGTERM and SIGUSR1 (Slurm's warning); each step reduces `asked`
+    over the ranks, and `signal_of` names a signal that any of them received.
 
     A second Ctrl-C, more than a second after the first, interrupts at once.
     """
@@ -43,7 +43,7 @@ class StopRequest:
 
     @property
     def asked(self) -> tuple[float, ...]:
-        """One number a signal of SIGNALS, 1 where this process received it first: to be added up over the ranks."""
+        """One number a signal of SIGNALS, 1 where this process received it first: to be reduced over the ranks."""
         return tuple(float(self.signal == number) for number in self.SIGNALS)
 
 
@@ -51,8 +51,8 @@ NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)"}
 """Signals that people know by another name."""
 
 
-def agreed(asked: Sequence[float]) -> str | None:
-    """The name of a signal that some rank received, from the sums of `asked` over all of them, or None."""
+def signal_of(asked: Sequence[float]) -> str | None:
+    """The name of a signal that some rank received, from the greatest of `asked` over all of them, or None."""
     received = [number for number, ranks in zip(StopRequest.SIGNALS, asked, strict=True) if ranks]
     return NAMES.get(max(received), max(received).name) if received else None
 

@@ -70,11 +70,13 @@ class Manifest:
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest and flushes it to the disk."""
-        with (folder / FILE).open("w") as file:
+        """Writes the manifest aside, flushes it to the disk, and gives it its name."""
+        aside = folder / f".tmp-{FILE}"
+        with aside.open("w") as file:
             json.dump(asdict(self), file, separators=(",", ":"))
             file.flush()
             os.fsync(file.fileno())
+        os.replace(aside, folder / FILE)
 
     @property
     def bytes(self) -> int:

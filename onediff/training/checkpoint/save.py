@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -16,10 +16,12 @@ import torch.distributed as dist
 from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
 from onediff.training.checkpoint.engine_state import Held, by_sub_group, held, moments, optimizer_of, steps_of
-from onediff.training.checkpoint.folder import BEST, aside, commit, name_of, point, prune
+from onediff.training.checkpoint.finite import Finite
+from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
 from onediff.training.checkpoint.randomness import random_states
 from onediff.training.checkpoint.swapped import Swapped
+from onediff.training.faults import TrainingFault
 
 
 def save_checkpoint(
@@ -34,7 +36,8 @@ def save_checkpoint(
     """Writes `folder/step-00000100`, moves `folder/latest` to it and removes what need not be kept. Collective.
 
     Kept are the weights (the fp32 master where there is one), the optimizer's moments and counts, its hyper-parameters,
-    every rank's random states and rank 0's `extra` (plain JSON). Raises UserError on every rank when one cannot write.
+    every rank's random states and rank 0's `extra` (plain JSON). Raises UserError on every rank when one cannot write, and
+    TrainingFault when a number is not finite; the folder is then as it was.
     """
     writer = CheckpointWriter(folder, keep_last=keep_last, keep_every=keep_every, background=False)
     path = writer.save(engine, step=step, extra=extra)
@@ -51,6 +54,7 @@ class _Pending:
     name: str
     """of this rank's file"""
     places: dict[str, Parameter]
+    finite: Finite
     written: Future[Written]
     best: bool
     """whether `best` is to name it"""
@@ -109,10 +113,12 @@ class CheckpointWriter:
         metadata = {"identity": manifest.identity, "step": str(step), "format": "onediff-checkpoint"}
         with Swapped(engine, changes=False) as swapped:
             entries, places = _entries(engine, swapped)
+            finite = Finite()
+            entries = [finite.noting(entry) for entry in entries]
             if self.background:
                 entries = [_on_host(entry) for entry in entries]
             written = self._thread.submit(write_safetensors, writing / name, entries, metadata)
-            self._pending = _Pending(manifest, name, places, written, best)
+            self._pending = _Pending(manifest, name, places, finite, written, best)
             return before if self.background else self.finish()
 
     def poll(self) -> Path | None:
@@ -136,8 +142,11 @@ class CheckpointWriter:
             return None
         with together():
             written = pending.written.result()
-        records = gathered((pending.name, written._asdict(), pending.places))
         manifest = pending.manifest
+        fault = next((fault for fault in gathered(pending.finite.first_fault()) if fault is not None), None)
+        if fault is not None:
+            self._drop(manifest.step, fault)
+        records = gathered((pending.name, written._asdict(), pending.places))
         with together():
             if dist.get_rank() == 0:
                 manifest.parameters = _merged(records)
@@ -148,6 +157,17 @@ class CheckpointWriter:
                     point(self.folder, BEST, manifest.step)
                 prune(self.folder, self.keep_last, self.keep_every)
         return self.folder / name_of(manifest.step)
+
+    def _drop(self, step: int, fault: str) -> NoReturn:
+        with together():
+            if dist.get_rank() == 0:
+                shutil.rmtree(aside(self.folder, step))
+        state, _, parameter = fault.partition("/")
+        good = latest_checkpoint(self.folder)
+        kept = f"{good} stays the latest" if good else "there is none before it"
+        raise TrainingFault(
+            f"{parameter}: its {state} is not finite at step {step}, so no checkpoint is made of it; {kept}"
+        )
 
 
 def _on_host(entry: Entry) -> Entry:

@@ -1,0 +1,34 @@
+"""Going back to a checkpoint in the middle of a phase."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from onediff.parallel.agreement import together
+from onediff.training.checkpoint.folder import LATEST, checkpoints, point, step_of
+from onediff.training.checkpoint.load import load_checkpoint
+from onediff.training.checkpoint.manifest import FILE, read_manifest
+
+
+def go_back(engine: Any, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Makes `path` the latest checkpoint of its phase, with `changes` in its `extra`, and puts it into `engine`. Collective.
+
+    Returns the changed `extra`. A run that is killed from here on resumes with the changes. Later checkpoints are removed.
+    Raises UserError on every rank alike where the checkpoint is damaged.
+    """
+    with together():
+        if dist.get_rank() == 0:
+            # In this order: killed in between, a run comes to the same spike again, and to here.
+            point(path.parent, LATEST, step_of(path))
+            manifest = read_manifest(path)
+            manifest.extra |= changes
+            manifest.write(path)
+            for later in checkpoints(path.parent):
+                if step_of(later) > step_of(path):
+                    (later / FILE).unlink()
+                    shutil.rmtree(later, ignore_errors=True)
+    return load_checkpoint(engine, path)

@@ -1,0 +1,147 @@
+"""Bad steps as the loop meets them: told, recorded, and where there are too many, what stops the run or takes it back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from onediff.data.batch import Batch
+from onediff.data.named import name_of
+from onediff.data.stream import Stream
+from onediff.parallel.agreement import from_rank_zero, gathered
+from onediff.training.blame import not_finite
+from onediff.training.checkpoint.folder import checkpoints, step_of
+from onediff.training.engine import Agreed, Engine
+from onediff.training.faults import BadStepsConfig, TrainingFault, Watch
+from onediff.training.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+FILE = "bad-steps.jsonl"
+"""In the folder of a phase: a line for each skipped step, with its samples, and for each rollback."""
+
+
+@dataclass
+class GoBack(Exception):
+    """A spike: the phase is to go on from an earlier checkpoint. Raised on every rank alike."""
+
+    step: int
+    """The last step of the spike."""
+    checkpoint: Path
+    why: str
+
+
+class Guard:
+    """Looks at each step of a phase. Every decision is by numbers that all ranks have alike."""
+
+    def __init__(
+        self,
+        config: BadStepsConfig,
+        phase: str,
+        steps: int,
+        engine: Engine,
+        stream: Stream,
+        folder: RunFolder,
+        settle: Callable[[], None],
+    ) -> None:
+        """`settle` finishes the checkpoint that is being written."""
+        self.watch = Watch(config)
+        self.why = ""
+        """By what the last step is bad."""
+        self.phase, self.steps = phase, steps
+        self.engine, self.stream, self.folder, self.settle = engine, stream, folder, settle
+
+    def see(self, step: int, agreed: Agreed) -> None:
+        """Judges a step by its figures."""
+        self.why = self.watch.excess(agreed.loss, agreed.grad_norm)
+        self.watch.see(step, agreed.loss, agreed.grad_norm)
+
+    def act(self, step: int, agreed: Agreed, micro_batches: list[Batch]) -> None:
+        """Does what the step that was just seen asks for; `micro_batches` are this rank's. Collective where it is bad.
+
+        Raises GoBack for a spike, and TrainingFault for what the run cannot get over, on every rank alike.
+        """
+        watch, spikes = self.watch, self.watch.config.spikes
+        if not (math.isfinite(agreed.loss) and math.isfinite(agreed.grad_norm)):
+            self._tell_skipped(step, agreed, micro_batches)
+        elif self.why:
+            log.warning("phase %s step %d: %s", self.phase, step, self.why)
+        if spikes is not None and watch.spiked(step):
+            why = f"{step - (watch.first_bad or step) + 1} bad steps in a row, the last one step {step}: {self.why}"
+            if len(watch.rollbacks) >= spikes.rollbacks:
+                limit = f"training.bad_steps.spikes.rollbacks {spikes.rollbacks}"
+                raise TrainingFault(f"{why}; the phase went back {len(watch.rollbacks)} times already ({limit})")
+            self.settle()
+            if (target := self._target()) is not None:
+                raise GoBack(step, target, why)
+            log.warning("phase %s: %s; there is no checkpoint from before them to go back to", self.phase, why)
+            watch.first_bad = None
+        if too_many := watch.too_many(step):
+            raise TrainingFault(self._blame(step, too_many, micro_batches))
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Adds a line to the phase's file of bad steps, on rank 0."""
+        if dist.get_rank() == 0:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": int(time.time()), **event}, ensure_ascii=False) + "\n")
+
+    @property
+    def _file(self) -> Path:
+        return self.folder.phase(self.phase) / FILE
+
+    def _target(self) -> Path | None:
+        """The newest checkpoint from before the spike; the one before it, where none was written since the last rollback."""
+        first, rollbacks = self.watch.first_bad or 0, self.watch.rollbacks
+        found = [path for path in checkpoints(self.folder.checkpoints(self.phase)) if step_of(path) < first]
+        if len(found) > 1 and rollbacks and step_of(found[-1]) <= rollbacks[-1]["to_step"]:
+            found.pop()
+        target = from_rank_zero(str(found[-1]) if found else None)
+        return None if target is None else Path(str(target))
+
+    def _tell_skipped(self, step: int, agreed: Agreed, micro_batches: list[Batch]) -> None:
+        log.warning(
+            "phase %s step %d: gradients are not finite, so it changes nothing (skipped_steps %d); its samples are in %s",
+            self.phase,
+            step,
+            self.watch.skipped,
+            self._file,
+        )
+        ranks = gathered([self._names(batch) for batch in micro_batches])
+        samples = list(dict.fromkeys(name for rank in ranks for micro_batch in rank for name in micro_batch))
+        loss = agreed.loss if math.isfinite(agreed.loss) else None
+        self.record({"step": step, "kind": "skipped", "loss": loss, "samples": samples})
+
+    def _blame(self, step: int, too_many: str, micro_batches: list[Batch]) -> str:
+        """Says why the run stops, which micro-batch is the cause, and how to look at its samples."""
+        bad = not_finite(self.engine, micro_batches, step - 1, self.steps)
+        ranks = gathered([(is_bad, self._names(batch)) for is_bad, batch in zip(bad, micro_batches, strict=True)])
+        found = [
+            (rank, number, names)
+            for rank, of_rank in enumerate(ranks)
+            for number, (is_bad, names) in enumerate(of_rank, 1)
+            if is_bad
+        ]
+        told = f"gradients are not finite in {too_many}, the last one step {step}"
+        if not found:
+            return f"{told}; they were finite when that step was taken again, its samples are in {self._file}"
+        rank, number, names = found[0]
+        every = sum(map(len, ranks))
+        among = "the only one" if len(found) == 1 else f"one of {len(found)}"
+        told += f"; micro-batch {number} of rank {rank} makes them, {among} of the {every} in the step"
+        if len(found) == every > 1:
+            told += " (as all do, weights or settings are likelier the cause than samples)"
+        run, samples = shlex.quote(str(self.folder.path)), " ".join(map(shlex.quote, names))
+        return f"{told}; look at its samples: onediff data show {run} --phase {self.phase} --sample {samples}"
+
+    def _names(self, batch: Batch) -> list[str]:
+        return [name_of(self.stream, source, places) for source, places in batch.info["places"]]
