@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 import onediff as package
+from onediff.cli import main as command
+from onediff.config.compose import load_run, write_run
 from onediff.data.heldout import HeldOut
+from onediff.model.saved import load_model
+from onediff.model.vision import architecture
 from onediff.training.address import Address, found
 from onediff.training.checkpoint import read_manifest
 from tests.small_run import onediff, render, train
@@ -88,6 +94,43 @@ def test_an_export_captions_like_the_run_and_needs_nothing_else(run, scores, tmp
     assert of_run.returncode == of_export.returncode == 0, of_run.stderr + of_export.stderr
     assert of_run.stdout == of_export.stdout
     assert package.load(saved).caption(*pictures, max_new_tokens=8) == of_run.stdout.strip()
+
+
+def types_in(folder: Path) -> set[str]:
+    files = sorted(folder.rglob("*.safetensors"))
+    assert {file.parent.name for file in files} == {folder.name, "vision", "language"}
+    headers = [safe_open(file, "pt") for file in files]
+    return {header.get_slice(key).get_dtype() for header in headers for key in header.keys()}  # noqa: SIM118
+
+
+def test_an_export_has_the_type_that_is_asked_for_or_in_which_the_language_model_came(run, tmp_path, capsys):
+    def exported(name: str, *words: str, of: Path = run) -> Path:
+        assert command(["export", str(of), str(tmp_path / name), *words]) == 0
+        return tmp_path / name
+
+    whole = exported("whole")
+    assert types_in(whole) == {"F32"}, "the small run computes in fp32, from random weights"
+    half = exported("half", "--dtype", "bf16", "--shard-gb", "0.00002")
+    assert capsys.readouterr().out.endswith(", bf16\n")
+    assert types_in(half) == {"BF16"}
+    for part in ("vision", "language"):
+        files = sorted(file.name for file in (half / part).glob("*.safetensors"))
+        index = json.loads((half / part / "model.safetensors.index.json").read_text())
+        assert len(files) > 1 and sorted(set(index["weight_map"].values())) == files
+    rounded = dict(load_model(half)[0].named_parameters())
+    for name, parameter in load_model(whole)[0].named_parameters():
+        assert rounded[name].equal(parameter.bfloat16()), name
+    # The same run, as if it had begun from a model that came in bf16.
+    config, came = load_run(run), tmp_path / "came"
+    architecture(config.model.language, "model.language").save_pretrained(came)
+    described = came / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"dtype": "bfloat16"}))
+    language = config.model.language.model_copy(update={"name": str(came), "config": None})
+    model = config.model.model_copy(update={"language": language})
+    copy = shutil.copytree(run, tmp_path / "copy")
+    write_run(config.model_copy(update={"model": model}), copy / "config.yaml")
+    for words, expected in (((), {"BF16"}), (("--dtype", "as-trained"), {"F32"}), (("--dtype", "fp32"), {"F32"})):
+        assert types_in(exported("again", *words, of=copy)) == expected
 
 
 def test_a_corrupt_picture_is_one_line(run, tmp_path):

@@ -2,6 +2,7 @@
 
   onediff export runs/demo my-model
   onediff export runs/demo@best my-model
+  onediff export runs/demo my-model --dtype bf16
   onediff export runs/demo my-model --register onediff --alias reviewed
 
 `vision/` and `language/` in it are Hugging Face models of their own.
@@ -20,6 +21,14 @@ from onediff.training.folder import require_run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or RUN@best, RUN@STEP, RUN@PHASE:STEP")
     parser.add_argument("target", type=Path, metavar="DIR", help="folder to write; an earlier export there is replaced")
+    parser.add_argument(
+        "--dtype",
+        choices=("bf16", "fp16", "fp32", "as-trained"),
+        default="as-came",
+        help="type of the weights; as-trained is the type in which the run computed. Without it, the type in which the "
+        "pretrained language model came, or as-trained where it began from random weights",
+    )
+    parser.add_argument("--shard-gb", type=float, default=5.0, help="largest weight file, in 10^9 bytes")
     parser.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
     parser.add_argument("--alias", action="append", default=[], help="alias of that version; may be repeated")
 
@@ -27,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from onediff.cli.quiet import quiet_libraries
 
+    if args.shard_gb <= 0:
+        raise UserError(f"--shard-gb: expected a positive number, got {args.shard_gb}")
     if args.alias and not args.register:
         raise UserError("--alias: belongs to a registered model; name it with --register")
     if "latest" in args.alias:
@@ -35,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     from onediff.training.export import export_run
 
-    trained = export_run(args.run, args.target)
+    trained = export_run(args.run, args.target, args.dtype, int(args.shard_gb * 1e9))
     if args.register:
         from onediff.config.compose import load_run
         from onediff.tracking.tracker import Tracker
@@ -43,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
         tracker = Tracker.attach(folder, load_run(folder).tracking)
         tracker.model(args.target, args.register, args.alias)
         tracker.finish(None)
-    print(f"{args.target}: {trained['run']}, phase {trained['phase']}, step {trained['step']}")
+    print(f"{args.target}: {trained['run']}, phase {trained['phase']}, step {trained['step']}, {trained['dtype']}")
     return 0

@@ -29,7 +29,6 @@ from onediff.parallel.agreement import from_rank_zero, gathered, together
 from onediff.parallel.config import ParallelConfig
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
-from onediff.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,23 @@ class Evaluation:
 def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Evaluation, dict[str, Any]] | None:
     """Captions and scores a split with all ranks of this job; rank 0 returns the plan and the results.
 
-    `planned` is called by rank 0 only, before it joins the others: it may export the run's newest weights, and reading a
-    checkpoint is work that the ranks of a process group share. With floors, the same model is also shown
-    each before image twice, and two systems that see no picture are scored. Raises UserError on every rank alike.
+    `planned` is called by rank 0 only, before it joins the others: it may export the run's newest weights, which takes as
+    long as it takes, and reading a checkpoint is work that the ranks of a process group share. With floors, the same model
+    is also shown each before image twice, and two systems that see no picture are scored. Raises UserError on every rank
+    alike.
     """
     made: Evaluation | None = None
     fault: Exception | None = None
-    if Ranks.from_environment().rank == 0:
+
+    def plan_alone() -> None:
+        nonlocal made, fault
         try:
             made = planned()
             made.out.mkdir(parents=True, exist_ok=True)
         except (UserError, OSError) as error:
             fault = error
-    ranks = initialize_distributed()
+
+    ranks = initialize_distributed(first=plan_alone)
     with together():
         if fault is not None:
             raise fault

@@ -35,6 +35,8 @@ from onediff.parallel.placement import Placement
 
 FILE = SAVED_MODEL_FILE
 OWN_PARTS = ("delta", "projector")
+SHARD_BYTES = 5 * 10**9
+"""Size of a weight file of tower and language model, at most; several have an index beside them."""
 
 
 class SavedModel(Section):
@@ -61,6 +63,7 @@ def save_model(
     folder: Path,
     trained: dict[str, Any],
     adapter: tuple[LoraConfig, str | None, dict[str, Tensor]] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes `folder`, beside its final name first; a folder of that name that holds a saved model is replaced.
 
@@ -72,8 +75,8 @@ def save_model(
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    model.vision.model.save_pretrained(aside / "vision")
-    model.language.save_pretrained(aside / "language")
+    model.vision.model.save_pretrained(aside / "vision", max_shard_size=shard_bytes)
+    model.language.save_pretrained(aside / "language", max_shard_size=shard_bytes)
     tokenizer.save_pretrained(aside / "tokenizer")
     if adapter is not None:
         save_adapter(aside / "adapter", *adapter)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from onediff.ranks import Ranks
 
 
-def initialize_distributed(ranks: Ranks | None = None, timeout: timedelta = timedelta(minutes=30)) -> Ranks:
+def initialize_distributed(
+    ranks: Ranks | None = None,
+    timeout: timedelta = timedelta(minutes=30),
+    first: Callable[[], None] | None = None,
+) -> Ranks:
     """Joins torch.distributed and DeepSpeed: nccl (with gloo for CPU tensors) where there is a GPU, else gloo.
 
-    `timeout` bounds every collective. Returns the ranks in use (those of the environment by default).
+    `timeout` bounds every collective. `first` is what rank 0 does before there is a group; the others wait for it as
+    long as rank 0 lives, without a limit. Returns the ranks in use (those of the environment by default).
     """
     import torch
     import torch.distributed as dist
@@ -32,11 +40,37 @@ def initialize_distributed(ranks: Ranks | None = None, timeout: timedelta = time
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         if ranks.alone:
+            if first is not None:
+                first()
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
-            dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
+            store = _meeting_point(ranks, timeout)
+            if first is not None:
+                _rank_zero_first(ranks, store, first)
+            dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
     deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     return ranks
+
+
+def _meeting_point(ranks: Ranks, timeout: timedelta) -> Any:
+    """The store at the launcher's address, or at rank 0's, through which the ranks find each other."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", rank=ranks.rank, world_size=ranks.world, timeout=timeout))
+    store.set_timeout(timeout)
+    return dist.PrefixStore("onediff", store)
+
+
+def _rank_zero_first(ranks: Ranks, store: Any, first: Callable[[], None]) -> None:
+    """Rank 0 does `first`, the others look once a second whether it has; a rank 0 that died fails their look."""
+    done = "rank-zero-was-first"
+    if ranks.rank == 0:
+        first()
+        store.set(done, "yes")
+    else:
+        while not store.check([done]):
+            time.sleep(1)
 
 
 def shutdown() -> None:

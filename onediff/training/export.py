@@ -6,10 +6,18 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onediff.config.compose import load_run
+from onediff.config.tree import RunConfig
+from onediff.errors import UserError
 from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.onediff import OneDiffModel
-from onediff.model.saved import FILE, description, save_model
+from onediff.model.saved import FILE, SHARD_BYTES, description, save_model
+from onediff.model.vision import architecture
+from onediff.parallel.placement import Placement
+from onediff.parallel.topology import Topology
+from onediff.ranks import Ranks
 from onediff.training.address import Address, found
 from onediff.training.checkpoint import load_weights, read_manifest
 from onediff.training.checkpoint.reader import Reader
@@ -20,10 +28,15 @@ MODEL_FOLDER = "model"
 """Where a run keeps its own export, below the run folder."""
 
 
-def export_run(run: Path, target: Path) -> dict[str, Any]:
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
     """Writes a checkpoint of `run` to `target`: the newest, or the one that its address names; returns which one it was.
 
-    Raises UserError when `run` is not a run or has no such checkpoint.
+    `dtype` is a name of `DTYPES`; `as-trained` for the type in which the phase computed; `as-came` for that of the
+    pretrained language model, and without one as it was trained. Raises UserError when `run` is not a run or has no such
+    checkpoint, or when a weight is beyond the type.
     """
     address = Address.of(run)
     folder = require_run(address.folder)
@@ -31,14 +44,36 @@ def export_run(run: Path, target: Path) -> dict[str, Any]:
     at = found(address)
     maker, tokenizer = build_row_maker(config.model, config.data, folder.tokenizer)
     bare = architecture_only(config.model)
-    model = OneDiffModel(bare)
+    model = OneDiffModel(bare, placement=Placement(Topology(Ranks(), 1, None), filled_later=True))
     load_weights(model, at.checkpoint)
     trained = {"run": config.name, "phase": at.phase, "step": at.step}
-    weights = Weights(Reader(at.checkpoint, read_manifest(at.checkpoint)))
+    manifest = read_manifest(at.checkpoint)
+    weights = Weights(Reader(at.checkpoint, manifest))
     lora = weights.stored
     adapter = None if lora is None else (lora, config.model.language.name, weights.adapter())
-    save_model(model, bare, maker.prompter.config, tokenizer, target, trained, adapter)
-    return trained
+    computed = {getattr(torch, parameter.dtype) for parameter in manifest.parameters.values()}
+    wanted = DTYPES.get(dtype) or _type_of(config, dtype, max(computed, key=lambda one: one.itemsize))
+    become(model, wanted)
+    save_model(model, bare, maker.prompter.config, tokenizer, target, trained, adapter, shard_bytes)
+    return trained | {"dtype": next(name for name, one in DTYPES.items() if one == wanted)}
+
+
+def _type_of(config: RunConfig, asked: str, computed: torch.dtype) -> torch.dtype:
+    """The type that `asked` means, where the phase computed in `computed`."""
+    language = config.model.language
+    if asked == "as-trained" or language.name is None:
+        return computed
+    came = architecture(language, "model.language").dtype
+    return next((one for one in DTYPES.values() if one == came), computed)
+
+
+def become(model: OneDiffModel, dtype: torch.dtype) -> None:
+    """Rounds every parameter to `dtype`, one after the other. Raises UserError for one with values beyond it."""
+    for name, parameter in model.named_parameters():
+        rounded = parameter.data.to(dtype)
+        if dtype == torch.float16 and rounded.isinf().any() and parameter.data.isfinite().all():
+            raise UserError(f"--dtype: {name} has values beyond fp16; export with --dtype bf16 or fp32")
+        parameter.data = rounded
 
 
 def saved_model_of(path: Path) -> Path:
@@ -61,5 +96,6 @@ def saved_model_of(path: Path) -> Path:
             trained = description(target).trained
             if (trained.get("phase"), trained.get("step")) == (at.phase, at.step):
                 return target
-        export_run(path, target)
+        # Every bit, so that its captions are those of the loop.
+        export_run(path, target, dtype="fp32")
     return target
