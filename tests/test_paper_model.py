@@ -216,3 +216,18 @@ def test_each_part_is_in_the_published_files(model, part, published, unread):
     left = set(shapes) - set(found.of.values())
     assert left and all(re.fullmatch(unread, name) for name in left)
     assert len(set(found.of.values())) == len(list(whole.named_parameters())), "a tensor serves twice"
+
+
+def test_the_model_of_today_is_what_its_parts_are_and_fits_on_one_gpu(monkeypatch):
+    """SigLIP 2 So400m NaFlex and Qwen3-1.7B, by the sizes that their authors publish."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = load_run(configs_folder() / "onediff_2b.yaml")
+    with torch.device("meta"):
+        model = OneDiffModel(architecture_only(config.model))
+    counts = {part: total for part, (total, _) in trainable(model).items()}
+    assert counts["vision"] == pytest.approx(428e6, rel=0.01)
+    assert counts["language"] == 1_720_574_976
+    gpu = gpu_named("h100-80g")
+    for name in config.phases:
+        plan = plan_phase(config, name, setup_of(config, name, 1, 1), gpu)
+        assert plan.fits and {part: total for part, (total, _) in plan.parameters.items()} == counts
