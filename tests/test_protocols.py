@@ -19,7 +19,7 @@ from onediff.evaluation.metrics import score
 from onediff.evaluation.protocols import MODULES, NAMES, protocol
 from onediff.evaluation.protocols.demo import read_type
 from onediff.evaluation.protocols.protocol import digest
-from onediff.evaluation.run import Evaluation
+from onediff.evaluation.run import Evaluation, caveats
 
 FILL = {
     "at": "at the top left",
@@ -157,6 +157,15 @@ def test_protocols_ask_what_the_papers_mix_trains():
         if name.removesuffix("-joined") in tasks:
             assert rules.task == tasks[name.removesuffix("-joined")]
             assert rules.instruction == data.prompt.wordings(rules.task)[0]
+
+
+def test_scores_that_are_not_those_of_the_papers_say_so():
+    part = EvaluationConfig(protocol="spot-the-diff", split="val", limit=7)
+    assert caveats(part, 7) == [
+        "only the first 7 pairs were scored (evaluation.limit)",
+        "published numbers are those of the split test, these are of val",
+    ]
+    assert caveats(part.model_copy(update={"split": "test"}), 6) == []
 
 
 @pytest.mark.parametrize(

@@ -182,10 +182,7 @@ def scored(
         seed=config.seed,
     )
     found, floors = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
-    if len(references) == config.limit:
-        found = replace(
-            found, notes=(*found.notes, f"only the first {config.limit} pairs were scored (evaluation.limit)")
-        )
+    found = replace(found, notes=(*found.notes, *caveats(config, len(references))))
     generation = {"decoding": decoding(config), "instruction": asked, "limit": config.limit, "cuda_graphs": cuda_graphs}
     results = {**found.as_json(), **results, "generation": generation, "unreadable": heldout.unreadable}
     results["floors"] = {name: dict(scores.scores) for name, scores in floors.items()}
@@ -195,6 +192,16 @@ def scored(
     pictures = with_heat(shard_pictures(plan.data / config.split, references), heat, picture)
     write_report(plan.out / "report.html", found, references, predictions, types, beside=floors, pictures=pictures)
     return results
+
+
+def caveats(config: EvaluationConfig, pairs: int) -> list[str]:
+    """What keeps the scores of so many pairs from being compared with published ones, one line each."""
+    rules, made = protocol(config.protocol), list[str]()
+    if pairs == config.limit:
+        made.append(f"only the first {pairs} pairs were scored (evaluation.limit)")
+    if rules.published and config.split != rules.split:
+        made.append(f"published numbers are those of the split {rules.split}, these are of {config.split}")
+    return made
 
 
 def captions_in_order(answers: dict[str, Answer], references: dict[str, list[str]]) -> dict[str, str]:

@@ -42,6 +42,5 @@ PROTOCOL = Protocol(
     source="onediff data render",
     split="test",
     pairs="every pair of the held-out split, pairs without a change included",
-    decoding={"num_beams": 1, "max_new_tokens": 64},
     read_type=read_type,
 )

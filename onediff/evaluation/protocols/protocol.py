@@ -46,8 +46,6 @@ class Protocol:
     """The instruction key (`data.sets.NAME.task`) that this benchmark's training pairs have in a generalist's data."""
     instruction: str | None = None
     """What a generalist model is asked, as `configs/data/diffcap_mix.yaml` has it trained; None is the data set's own."""
-    decoding: Mapping[str, int | float | bool] = field(default_factory=dict)
-    """Fields of `evaluation` that published numbers were generated with, where they say."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Change types that are reported together, such as `semantic`; each group is scored as a corpus of its own."""
     read_type: Callable[[str], str | None] | None = None

@@ -69,7 +69,7 @@ def write_report(
             "protocol": f"{rules.name}: {rules.title}",
             "source": rules.source,
             "pairs": f"{len(scores.ids)} ({rules.pairs})",
-            "references": f"{rules.references}; empty ones: {rules.empty_references}",
+            "references": f"{rules.references}; empty ones: {rules.empty_references}; {rules.repeated_ids}",
             "tokens": rules.tokenisation if scores.tokenisation == "ptb" else "a plain rule, Java was missing",
         },
         "notes": notes,
