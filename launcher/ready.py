@@ -76,16 +76,19 @@ def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str
 
     Nothing, with a note, where there is no torch on this machine.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "onediff.model.readable", *parts],
-        input=config,
-        env={**os.environ, **dict(environment), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["?"])[-1]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "onediff.model.readable", *parts],
+            input=config,
+            env={**os.environ, **dict(environment), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = error.stderr if isinstance(error.stderr, str) else ""
+        why = (said.strip().splitlines() or [f"no answer from {sys.executable}"])[-1]
         print(f"the headers of weights are not compared with the configuration: {why}", file=sys.stderr)
         return []
     found: list[str] = json.loads(done.stdout.splitlines()[-1])
