@@ -6,10 +6,13 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
+from PIL import Image
+from processes import run_ranks
 from streams import WORDS, add
 
-from tests.small_run import onediff
+from tests.small_run import metrics, onediff
 
 WORKER = Path(__file__).with_name("equality_worker.py")
 SIZES = [(64, 32), (40, 40), (24, 60), (90, 50), (30, 20)]
@@ -31,8 +34,6 @@ TOWERS = {
 
 
 def png(size: tuple[int, int], seed: int) -> bytes:
-    from PIL import Image
-
     out = io.BytesIO()
     drawn = np.random.default_rng(seed).integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
     Image.fromarray(drawn).resize(size).save(out, "PNG")
@@ -59,7 +60,7 @@ def write_sets(folder: Path) -> Path:
     return folder
 
 
-def configuration(folder: Path, data: Path, fit: str) -> Path:
+def configuration(folder: Path, fit: str) -> Path:
     """The demo's job with another tower: padded rows in phase one, packed ones in phase two."""
     phase = {"steps": STEPS, "global_batch": 4, "micro_batch": 1, "checkpoint_every": 1000}
     values = {
@@ -72,27 +73,60 @@ def configuration(folder: Path, data: Path, fit: str) -> Path:
             "one": {**phase, "mix": {"singles": 1, "pairs": 1}, "train": ["delta", "projector", "vision"]},
             "two": {**phase, "mix": {"pairs": 1}, "pack": 640},
         },
-        "evaluation": {"max_new_tokens": 4},
         "tracking": {"live": False},
     }
     path = folder / f"{fit}.yaml"
     path.write_text(yaml.safe_dump(values))
-    model = path.with_name("model.yaml")
-    model.unlink(missing_ok=True)
     return path
 
 
 def overrides(data: Path, fit: str) -> list[str]:
-    words = [f"data.sets.{name}={data / name}" for name in ("pairs", "singles")] + ["data.workers=0"]
     tower = TOWERS[fit]
-    words += [f"model.vision.config={json.dumps(tower['config'])}", "model.vision.levels=[1,2]"]
-    return words + [f"model.vision.picture={json.dumps(tower['picture'])}"]
+    return [
+        *(f"data.sets.{name}={data / name}" for name in ("pairs", "singles")),
+        "data.workers=0",
+        f"model.vision.config={json.dumps(tower['config'])}",
+        f"model.vision.picture={json.dumps(tower['picture'])}",
+        "model.vision.levels=[1,2]",
+    ]
 
 
 def test_a_run_in_tiles_from_shards_to_a_caption(tmp_path):
     data = write_sets(tmp_path / "data")
-    config, run = configuration(tmp_path, data, "tiles"), tmp_path / "run"
-    words = [*overrides(data, "tiles"), "training.sample_captions=2"]
-    done = onediff(["train", str(config), *words, "--run", str(run)])
+    config, run, model = configuration(tmp_path, "tiles"), tmp_path / "run", tmp_path / "model"
+    done = onediff(["train", str(config), *overrides(data, "tiles"), "training.sample_captions=2", "--run", str(run)])
     assert done.returncode == 0, done.stderr
-    print(done.stderr[-3000:])
+    assert [len(metrics(run, phase)) for phase in ("one", "two")] == [STEPS, STEPS]
+    done = onediff(["evaluate", str(run), "--data", str(data / "pairs"), "max_new_tokens=4"])
+    assert done.returncode == 0, done.stderr
+    (captions,) = run.glob("evaluation/*/predictions.jsonl")
+    assert len(captions.read_text().splitlines()) == 5
+    done = onediff(["export", str(run), str(model)])
+    assert done.returncode == 0, done.stderr
+    pictures = []
+    for role, seed in (("before", 0), ("after", 1)):
+        pictures.append(tmp_path / f"{role}.png")
+        pictures[-1].write_bytes(png((300, 150), seed))
+    heat = tmp_path / "heat.png"
+    words = ["--model", str(model), "--max-new-tokens", "4", "--attention", str(heat)]
+    done = onediff(["caption", *map(str, pictures), *words])
+    assert done.returncode == 0 and done.stdout.endswith("\n"), done.stderr
+    assert heat.is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fit", TOWERS)
+def test_pictures_of_many_shapes_train_the_same_on_any_ranks(fit, tmp_path):
+    """Padded and packed rows, ZeRO-3: one process, two that read different rows, and two that share a language model."""
+    data, found = write_sets(tmp_path / "data"), []
+    config = configuration(tmp_path, fit)
+    for tensor, ranks in ((1, 1), (1, 2), (2, 1)):
+        runs = tmp_path / f"{tensor}x{ranks}"
+        words = overrides(data, fit) + [f"phases.{phase}.micro_batch={4 // ranks}" for phase in ("one", "two")]
+        job = json.dumps({"stages": [3], "overrides": words})
+        run_ranks(WORKER, [str(tensor), str(config), str(runs), job], tensor * ranks, timeout=900)
+        for name, tolerance in (("loss", {"abs": 1e-5}), ("grad_norm", {"rel": 1e-5})):
+            values = [value for phase in ("one", "two") for value in metrics(runs / "3", phase, name).values()]
+            assert len(values) == 2 * STEPS
+            found.append(values)
+            assert values == pytest.approx(found[name == "grad_norm"], **tolerance), (name, tensor, ranks)
