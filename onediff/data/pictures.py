@@ -9,7 +9,8 @@ and for the ways that were not taken: scaled decoding and OpenCV's filters are o
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ MOST_PIXELS = 100_000_000
 """Pixels that scaling may make of one picture on the way to the tower's few; no photograph comes near."""
 BAND_PIXELS = 1 << 22
 """Pixels of a band that is padded at a time."""
-ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation")
+ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation", b"com.adobe.xmp")
 """One of these stands in every JPEG and PNG that has an orientation."""
 
 
@@ -39,13 +40,20 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
 
     The size is read from the header before anything is decoded. Raises BadSample.
     """
+    with _judged(data, max_pixels) as picture:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        return to_rgb(upright)
+
+
+@contextmanager
+def _judged(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture, not decoded yet. Raises BadSample for what is none, and for what Pillow says inside."""
     try:
         with open_image(io.BytesIO(data)) as picture:
             if picture.width * picture.height > max_pixels:
                 raise BadSample("too_many_pixels", f"{picture.width} × {picture.height} pixels")
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return to_rgb(upright)
+            yield picture
     except BadSample:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, from the header as well
@@ -179,21 +187,12 @@ def opened(data: bytes, max_pixels: int, pixels: Literal["fast", "exact"]) -> ND
 
 def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     """Width and height of the picture that `open_picture` gives, from the header alone. Raises BadSample."""
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise BadSample("too_many_pixels", f"{width} × {height} pixels")
-            # Of most kinds Pillow looks for an orientation in all of the file.
-            if picture.format in ("JPEG", "PNG") and not any(mark in data for mark in ORIENTATION_MARKS):
-                return width, height
-            return (height, width) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
-    except BadSample:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadSample("too_many_pixels", str(error)) from None
-    except Exception as error:  # as above
-        raise BadSample("bad_picture", f"{type(error).__name__}: {error}") from None
+    with _judged(data, max_pixels) as picture:
+        width, height = picture.size
+        # Of most kinds Pillow looks for an orientation in all of the file.
+        if picture.format in ("JPEG", "PNG") and not any(mark in data for mark in ORIENTATION_MARKS):
+            return width, height
+        return (height, width) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
