@@ -176,7 +176,6 @@ def tokenizer_image_token(prompt: str, words) -> list[int]:
 
 def test_llavas_conversations_have_llavas_ids(real_data, tmp_path):
     """A real SentencePiece tokenizer, loaded as Vicuna's is; pictures where the conversation says so."""
-    pytest.importorskip("sentencepiece")
     from transformers import AutoTokenizer
 
     (tmp_path / "tokenizer.model").write_bytes((real_data / "stories260K" / "tok512.model").read_bytes())

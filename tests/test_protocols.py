@@ -10,7 +10,8 @@ import yaml
 from data_prep.collection import Collection
 from data_prep.scenes.config import ChangeType
 from data_prep.scenes.words import CLAUSES, WORDINGS
-from onediff.config.compose import configs_folder, load_run
+from onediff.cli.evaluate import task_of
+from onediff.config.compose import configs_folder, load_run, write_run
 from onediff.config.section import validated
 from onediff.data.config import PromptConfig
 from onediff.errors import UserError
@@ -157,6 +158,14 @@ def test_protocols_ask_what_the_papers_mix_trains():
         if name.removesuffix("-joined") in tasks:
             assert rules.task == tasks[name.removesuffix("-joined")]
             assert rules.instruction == data.prompt.wordings(rules.task)[0]
+
+
+def test_a_run_knows_the_task_of_its_data_sets(tmp_path):
+    config = load_run("configs/onediff_7b.yaml")
+    write_run(config, tmp_path / "config.yaml")
+    assert task_of(tmp_path, Path("data/diffcap/birds-to-words").resolve()) == "birds"
+    assert task_of(tmp_path, Path("data/other")) is None
+    assert task_of(tmp_path / "export", Path("data/diffcap/birds-to-words")) is None
 
 
 def test_scores_that_are_not_those_of_the_papers_say_so():

@@ -122,7 +122,8 @@ def task_of(folder: Path, data: Path) -> str | None:
 
     if not (folder / "config.yaml").is_file():
         return None
-    return next((one.task for one in load_run(folder).data.sets.values() if Path(one.path) == data), None)
+    sets = load_run(folder).data.sets.values()
+    return next((one.task for one in sets if Path(one.path).resolve() == data.resolve()), None)
 
 
 def first_with_pairs(folders: list[Path], split: str) -> Path:
