@@ -166,6 +166,7 @@ class Start:
         for origin, parts in self._by_origin():
             self.model, later = origin.parts_for(self.model, parts)
             self.later |= later
+            log.info("%s: from %s", ", ".join(parts), origin.place)
 
     def fill(self, model: OneDiffModel, lora: LoraConfig | None) -> None:
         """Puts what the parts begin with into the model that `self.model` describes. Collective."""
