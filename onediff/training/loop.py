@@ -21,7 +21,6 @@ from onediff.data.stream import Stream
 from onediff.parallel.agreement import together
 from onediff.training.checkpoint import CheckpointWriter, load_checkpoint, read_manifest
 from onediff.training.checkpoint.back import go_back
-from onediff.training.checkpoint.folder import BEST, point
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.config import PhaseConfig
 from onediff.training.engine import Engine, StepUnderWay
@@ -129,11 +128,7 @@ class PhaseLoop:
         """What belongs to the weights of a checkpoint, and not to the data that has been read. Collective."""
         self.step = extra["step"]
         self.guard.watch.restore(extra.get("bad_steps"))
-        self.measures.restore(extra.get("measures"))
-        with together():
-            if self.rank == 0 and self.phase.best is not None:
-                # The newest best may be of steps that this checkpoint does not know.
-                point(self.writer.folder, BEST, self.measures.best.step)
+        self.measures.restore(extra.get("measures"), self.writer.folder)
 
     def run(self, loader: Prefetched) -> dict[str, float]:
         """Steps until the end; returns the last figures.

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from onediff.config.section import nearest
 from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 from onediff.evaluation.statistics import METRICS, TYPE_ACCURACY
-from onediff.parallel.agreement import from_rank_zero
+from onediff.parallel.agreement import from_rank_zero, together
 from onediff.training.best import Best
+from onediff.training.checkpoint.folder import BEST, name_of, point
+from onediff.training.checkpoint.manifest import FILE
 from onediff.training.engine import Engine
 from onediff.training.evaluations import Evaluations
 from onediff.training.validation import Validation
+
+log = logging.getLogger(__name__)
 
 
 class Measures:
@@ -52,7 +61,7 @@ class Measures:
         if self.validation.due(step):
             measured |= self.validation.losses(engine, step)
             if self.tracker is not None:
-                self.tracker.log(step, measured)
+                self.tracker.log(step, {name: value for name, value in measured.items() if math.isfinite(value)})
         if self._awaits_scores(step):
             scores: Any = from_rank_zero(self._scores(engine, step))
             measured |= scores
@@ -71,10 +80,20 @@ class Measures:
         """For a checkpoint."""
         return {"measured": self.measured, "best": self.best.to_json()}
 
-    def restore(self, stored: dict[str, Any] | None) -> None:
-        """Goes back to what a checkpoint says; one of an earlier version says nothing."""
+    def restore(self, stored: dict[str, Any] | None, folder: Path) -> None:
+        """Goes back to what a checkpoint in `folder` says; one of an earlier version says nothing. Collective."""
         self.measured = (stored or {}).get("measured", 0)
         self.best.restore((stored or {}).get("best"))
+        if self.best.config is None:
+            return
+        step = self.best.step
+        if step is not None and not from_rank_zero((folder / name_of(step) / FILE).is_file()):
+            log.warning("the checkpoint of the best step, %d, is gone: the best begins anew", step)
+            self.best.restore(None)
+        with together():
+            if dist.get_rank() == 0:
+                # What it names may be of steps that this checkpoint does not know.
+                point(folder, BEST, self.best.step)
 
     def _awaits_scores(self, step: int) -> bool:
         by_scores = self.best.config is not None and self.best.config.is_kin_of("evaluation/")
