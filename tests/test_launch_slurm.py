@@ -80,22 +80,45 @@ def test_a_chain_runs_to_its_end_and_is_not_repeated(launched):
     assert (run.run / "launch" / "code" / "onediff" / "errors.py").is_file()
 
 
-def test_a_script_written_by_hand_starts_ranks_in_its_batch_step_and_by_srun(cluster, tmp_path):
-    run, script, log = tmp_path / "run", tmp_path / "job.sh", tmp_path / "job.log"
-    small = small_run.overrides(small_run.render(tmp_path / "data", 10, 10), 1, **{"training.sample_captions": 0})
-    train = [sys.executable, "-m", "onediff", "train", "configs/demo.yaml", *small, "--run", str(run)]
-    train = shlex.join([*train, "--phases", "warm-up"])
+def by_hand(cluster, folder: Path, *lines: str) -> str:
+    """What a batch script of two nodes prints."""
+    script, log = folder / "job.sh", folder / "job.log"
+    script.write_text("\n".join(["#!/bin/bash", "export OMP_NUM_THREADS=1", *lines, ""]))
+    options = ["--nodes=2", "--ntasks-per-node=2", f"--output={log}", f"--chdir={GOLDEN.parents[1]}", "--wait"]
+    cluster.sh("sbatch", *options, script, seconds=600, check=False)
+    return log.read_text()
+
+
+def training(run: Path, *words: str) -> str:
+    return shlex.join([sys.executable, "-m", "onediff", "train", "configs/demo.yaml", *words, "--run", str(run)])
+
+
+def test_a_script_written_by_hand_is_no_rank_and_its_tasks_are(cluster, tmp_path):
+    train = training(tmp_path / "run", f"data.sets.singles={tmp_path / 'no'}")
     place = "from onediff.ranks import Ranks; print(*vars(Ranks.from_environment()).values())"
     srun = shlex.join(["srun", "--label", sys.executable, "-c", place])
-    script.write_text(f"#!/bin/bash\nexport OMP_NUM_THREADS=1\n{train} --processes 2\n{train}; echo code $?\n{srun}\n")
-    options = ["--nodes=2", "--ntasks-per-node=2", f"--output={log}", f"--chdir={GOLDEN.parents[1]}", "--wait"]
-    cluster.sh("sbatch", *options, script, seconds=300, check=False)
-    told = log.read_text()
-    assert json.loads((run / "phase-warm-up" / "finished.json").read_text())["step"] == 1, told
-    assert (run / "logs" / "process.rank1.log").is_file()
-    assert f"{run}: this run has been started; go on with --resume" in told and "\ncode 2\n" in told
+    told = by_hand(cluster, tmp_path, f"{train} --processes 2; echo code $?", f"{train}; echo code $?", srun)
+    assert told.count(f"{tmp_path / 'no'}/train: no such folder of shards") == told.count("code 2\n") == 2, told
     for rank in range(4):
         assert f"{rank}: {rank} {rank % 2} 4 2 node1 1" in told
+
+
+@pytest.mark.long
+def test_a_script_written_by_hand_trains_by_processes_and_by_srun(cluster, tmp_path):
+    run, data = tmp_path / "run", small_run.render(tmp_path / "data", 20, 20)
+    train = training(run, *small_run.overrides(data, 1, rows=8, **{"training.sample_captions": 0}))
+    told = by_hand(
+        cluster,
+        tmp_path,
+        f"{train} --phases warm-up --processes 2",
+        f"{train} --phases warm-up; echo code $?",
+        f"srun {train} --phases one --resume",
+    )
+    assert (run / "logs" / "process.rank1.log").is_file(), told
+    assert f"{run}: this run has been started; go on with --resume" in told and "\ncode 2\n" in told
+    for phase in ("warm-up", "one"):
+        assert json.loads((run / f"phase-{phase}" / "finished.json").read_text())["step"] == 1, told
+    assert (run / "logs" / "train.rank3.log").is_file()
 
 
 def test_a_warning_costs_no_step(launched, cluster):
