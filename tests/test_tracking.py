@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,7 +209,9 @@ def test_node_metrics_go_on(tmp_path):
 
 
 def test_embedded_store(tmp_path, monkeypatch, capsys):
-    """Two runs of a sweep meet in one store beside their folders; sent twice: the second time there is nothing to do."""
+    """Two runs of a sweep meet in one store beside their folders; sent twice: the second time there is nothing to do.
+
+    A third went back by itself: each step is there once, and no restart."""
     config = TrackingConfig(live=False, sweep="rates")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in ("a", "b"):
@@ -221,26 +224,37 @@ def test_embedded_store(tmp_path, monkeypatch, capsys):
         again = tracker.phase("one", resumed_step=2)
         again.log(3, {"loss": 30.0})
         tracker.finish()
+    tracker = Tracker.open(tmp_path / "back", TrackingConfig(live=False))
+    phase = tracker.phase("one")
+    for step in range(1, 4):
+        phase.log(step, {"loss": step})
+    phase.went_back(1, "from step 3: loss 3 is above 2 times the median 1", 1)
+    phase.log(2, {"loss": 20.0})
+    tracker.finish()
     for score in (1.0, 2.0):
         tracker = Tracker.attach(tmp_path / "a", config)
         tracker.evaluation("test").log(0, {"CIDEr": score})
         tracker.finish(None)
     assert State.load(tmp_path / "a").unsent()
-    assert main(["track", "sync", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert main(["track", "sync", *(str(tmp_path / name) for name in ("a", "b", "back"))]) == 0
     assert main(["track", "sync", str(tmp_path / "a")]) == 0
     assert f"{tmp_path / 'a'}: 0 records sent" in capsys.readouterr().out
     assert not State.load(tmp_path / "a").unsent()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("onediff").experiment_id])
-    assert sorted(run.info.run_name for run in found) == ["a", "b", "evaluation test", "one", "one", "rates"]
+    assert sorted(run.info.run_name for run in found) == ["a", "b", "back", "evaluation test", *["one"] * 3, "rates"]
     sweep = next(run.info.run_id for run in found if run.info.run_name == "rates")
     parents = {run.info.run_name: run.data.tags.get("mlflow.parentRunId") for run in found}
     assert parents["a"] == parents["b"] == sweep and parents["rates"] is None
     scores = next(run for run in found if run.info.run_name == "evaluation test")
     assert [point.value for point in client.get_metric_history(scores.info.run_id, "CIDEr")] == [2.0]
-    phase = next(run for run in found if run.info.run_name == "one")
-    points = client.get_metric_history(phase.info.run_id, "loss")
-    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    phases = {Path(run.data.tags["onediff.run"]).name: run for run in found if run.info.run_name == "one"}
+    for name, wanted in (("a", [(1, 1.0), (2, 2.0), (3, 30.0)]), ("back", [(1, 1.0), (2, 20.0)])):
+        points = client.get_metric_history(phases[name].info.run_id, "loss")
+        assert [(point.step, point.value) for point in points] == wanted
+    tags = phases["back"].data.tags
+    assert tags["rollback.1"].startswith("to step 1 from step 3: loss 3") and "restarts" not in tags
+    assert [point.step for point in client.get_metric_history(phases["back"].info.run_id, "rollback")] == [1]
     assert list((tmp_path / "mlflow-artifacts").rglob("config.json"))
     assert "MLFLOW_TRACKING_URI" not in os.environ
 

@@ -15,8 +15,10 @@ from typing import Any
 import torch.distributed as dist
 
 from onediff.data.batch import Batch
+from onediff.data.lanes import Place
 from onediff.data.named import name_of
 from onediff.data.stream import Stream
+from onediff.errors import UserError
 from onediff.parallel.agreement import from_rank_zero, gathered
 from onediff.training.blame import not_finite
 from onediff.training.checkpoint.folder import checkpoints, step_of
@@ -110,9 +112,12 @@ class Guard:
 
     def _tell_skipped(self, step: int, agreed: Agreed, micro_batches: list[Batch]) -> None:
         log.warning(
-            "phase %s step %d: gradients are not finite, so it changes nothing (skipped_steps %d); its samples are in %s",
+            "phase %s step %d: %s (skipped_steps %d); its samples are in %s",
             self.phase,
             step,
+            "its loss is not finite"
+            if math.isfinite(agreed.grad_norm)
+            else "gradients are not finite, so it changes nothing",
             self.watch.skipped,
             self._file,
         )
@@ -144,4 +149,11 @@ class Guard:
         return f"{told}; look at its samples: onediff data show {run} --phase {self.phase} --sample {samples}"
 
     def _names(self, batch: Batch) -> list[str]:
-        return [name_of(self.stream, source, places) for source, places in batch.info["places"]]
+        return [self._name(source, places) for source, places in batch.info["places"]]
+
+    def _name(self, source: int, places: tuple[Place, ...]) -> str:
+        try:
+            return name_of(self.stream, source, places)
+        except (UserError, OSError):  # a shard that is out of reach now: one rank must not fail where others go on
+            shards = self.stream.sources[source].shards.names
+            return "+".join(f"{self.stream.sources[source].name}/{shards[at.shard]}:#{at.sample}" for at in places)
