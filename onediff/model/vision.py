@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,31 @@ from onediff.model.config import PretrainedPart, VisionConfig
 from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
 
-ONE_SIZE = ("clip_vision_model", "siglip_vision_model")
-"""Model types whose position embeddings fit one picture size; others interpolate them."""
+ONE_SIZE = (
+    "aimv2_vision_model",
+    "chinese_clip_vision_model",
+    "clip_vision_model",
+    "deit",
+    "ijepa",
+    "siglip_vision_model",
+    "vit",
+    "vit_msn",
+)
+"""Model types whose position embeddings fit one picture size; those of `ANY_SIZE` fit several or are interpolated."""
+ANY_SIZE = (
+    "beit",
+    "data2vec-vision",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "idefics3_vision",
+    "internvl_vision",
+    "mlcd_vision_model",
+    "pixio",
+    "sapiens2",
+    "smolvlm_vision",
+    "tipsv2_vision_model",
+)
 OWN_SHAPE = ("siglip2_vision_model",)
 """Model types that take pictures as patches, in the picture's own shape."""
 
@@ -72,16 +96,30 @@ def pretrained(
 
 
 def vision_architecture(config: VisionConfig) -> PretrainedConfig:
-    """The tower's own configuration; of a two-tower model such as CLIP, its vision half."""
+    """The tower's own configuration; of a two-tower model such as CLIP, its vision half.
+
+    Raises UserError for a tower whose hidden states are not a token for each patch, row by row, behind what it adds.
+    """
     found = architecture(config, "model.vision")
-    return getattr(found, "vision_config", found)
+    found = getattr(found, "vision_config", found)
+    if found.model_type not in (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE):
+        raise UserError(
+            f"model.vision: models of type {found.model_type} are not covered; docs/parallel.md lists those that are, such "
+            "as clip_vision_model, siglip_vision_model, siglip2_vision_model, dinov2, dinov3_vit, internvl_vision"
+        )
+    return found
 
 
 def picture_tokens(config: VisionConfig, arch: PretrainedConfig) -> int:
     """Patch tokens of one view, the class token left out; of one picture in its own shape the most that there can be."""
     if config.picture.fit == "native":
         return config.picture.max_patches
-    return (config.picture.size // arch.patch_size) ** 2
+    return (config.picture.size // side_of(arch.patch_size)) ** 2
+
+
+def side_of(size: int | Sequence[int]) -> int:
+    """The side of a square that is given by one number or by two (InternVL)."""
+    return size if isinstance(size, int) else size[0]
 
 
 def check_fits(config: VisionConfig, arch: PretrainedConfig) -> None:
@@ -98,10 +136,8 @@ def check_fits(config: VisionConfig, arch: PretrainedConfig) -> None:
             f"model.vision.picture.fit: {config.picture.fit}, but a {arch.model_type} takes pictures "
             + ("in their own shape; use native" if native else "of one size; use another")
         )
-    if arch.model_type in ONE_SIZE and size != arch.image_size:
-        raise UserError(
-            f"model.vision.picture.size: {size}, but this tower takes pictures of {arch.image_size} pixels; use that"
-        )
+    if arch.model_type in ONE_SIZE and size != (own := side_of(arch.image_size)):
+        raise UserError(f"model.vision.picture.size: {size}, but this tower takes pictures of {own} pixels; use that")
 
 
 class VisionTower(nn.Module):
