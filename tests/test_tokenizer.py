@@ -136,6 +136,13 @@ def test_what_a_tokenizer_lacks_is_said(tmp_path, files, message):
     assert "\n" not in str(refused.value)
 
 
+def test_one_that_was_not_fetched_is_not_called_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(tokenizer_files, "model_file", lambda *_: None)  # as where the hub cannot be reached
+    with pytest.raises(UserError, match=r"cannot read 'lmsys/vicuna-7b-v1.5': .* `onediff fetch CONFIG` brings it"):
+        load_tokenizer(LanguageConfig(name="lmsys/vicuna-7b-v1.5"), tmp_path)
+
+
 @pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package):
     folder = sentencepiece_model(tmp_path / "vicuna")

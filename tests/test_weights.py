@@ -23,6 +23,8 @@ from transformers import (
     Dinov2Config,
     LlamaConfig,
     SiglipVisionConfig,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from onediff.errors import UserError
@@ -148,6 +150,11 @@ def as_torch(folder: Path, rename=lambda key: key, **options: object) -> Path:
     return folder
 
 
+def weight_names(folder: Path) -> set[str]:
+    """The names of the tensors in a folder's only file."""
+    return set(load_file(folder / "model.safetensors"))
+
+
 def same(model: torch.nn.Module, reference: torch.nn.Module) -> None:
     """Both have the same parameters and buffers."""
     for kind in ("named_parameters", "named_buffers"):
@@ -209,6 +216,20 @@ def test_missing_tensors_are_an_error_by_name(tmp_path, part, form):
         as_torch(tmp_path)
     with pytest.raises(UserError, match=rf"lack {len(lost)} of the \d+ tensors of a \w+: .*layers\.1\.mlp"):
         ALONE.build(auto, architecture, str(tmp_path))
+
+
+def test_a_tower_published_without_its_pooler_is_read(tmp_path):
+    """As google/vit-base-patch16-224, trained to classify; nothing here reads what a pooler makes."""
+    architecture = ViTConfig(**SMALL, image_size=28, patch_size=14)
+    reference = ViTForImageClassification(architecture)
+    reference.save_pretrained(tmp_path)
+    assert any(key.startswith("vit.encoder.layer.0.attention.attention.query") for key in weight_names(tmp_path))
+    model = ALONE.build(AutoModel, architecture, str(tmp_path))
+    pixels = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        expected = reference(pixels, output_hidden_states=True).hidden_states
+        for ours, theirs in zip(model(pixels, output_hidden_states=True).hidden_states, expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_files_that_do_not_fit_are_refused_in_a_line(tmp_path, monkeypatch):

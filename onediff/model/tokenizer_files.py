@@ -46,11 +46,10 @@ def why_unreadable(name: str, revision: str | None, error: Exception | None) -> 
         found = None
     if found is None and error is not None:
         return _first_line(error)
+    if not found and not Path(name).is_dir():
+        return "not on the hub or in its cache; where the hub cannot be reached, `onediff fetch CONFIG` brings it beforehand"
     if not found:
-        reason = (
-            "" if error is None or "instantiate the backend tokenizer" in str(error) else f" ({_first_line(error)})"
-        )
-        return f"it has no vocabulary, which lies in one of {', '.join(VOCABULARIES)}{reason}"
+        return f"it has no vocabulary, which lies in one of {', '.join(VOCABULARIES)}"
     for file, path in found.items():
         if is_pointer(path):
             return f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"

@@ -19,6 +19,7 @@ from onediff.errors import UserError
 from onediff.model.config import PretrainedPart, VisionConfig
 from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
+from onediff.parallel.pretrained import UNREAD
 
 ONE_SIZE = (
     "aimv2_vision_model",
@@ -89,7 +90,7 @@ def pretrained(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{where}.name: cannot read the weights in {part.name!r}: {first}") from None
-    missing = sorted(report["missing_keys"])
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNREAD))
     if missing:
         raise UserError(f"{where}.name: the weights in {part.name!r} lack {len(missing)} tensors, such as {missing[0]}")
     return model
