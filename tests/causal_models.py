@@ -61,7 +61,9 @@ SMALL: dict[str, Any] = {
 
 LATENT = {"num_key_value_heads": HEADS, "head_dim": 8}
 SPECIAL: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("deepseek_v2", "youtu"), LATENT),
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "youtu"), LATENT
+    ),
     "minicpm3": {**LATENT, "dim_model_base": 16},
     "mamba2": {"expand": 1, "num_heads": 4, "head_dim": 8, "n_groups": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -69,7 +71,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"use_sliding_window": False},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "granitemoehybrid": {"mamba_d_head": 16, "layer_types": ["linear_attention", "full_attention"]},
+    "dots1": {"n_shared_experts": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "zaya": {"num_experts_per_tok": 1},
 }
 """What some model types need besides."""
 
@@ -90,7 +95,7 @@ def small_config(kind: str, **fields: Any) -> PretrainedConfig:
 
 
 def small_model(kind: str, attention: str | None = None, **fields: Any) -> Any:
-    """A small model of this type, random by torch's seed, biases and norms too."""
+    """A small model of this type, random by torch's seed: biases, norms and buffers of its files too."""
     config = small_config(kind, **fields)
     with torch.device("meta"):
         weights = sum(
@@ -104,4 +109,8 @@ def small_model(kind: str, attention: str | None = None, **fields: Any) -> Any:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        kept = model.state_dict().keys()
+        for name, buffer in model.named_buffers():
+            if name in kept and buffer.is_floating_point():
+                buffer.add_(0.1 * torch.rand_like(buffer))
     return model

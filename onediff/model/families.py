@@ -12,19 +12,21 @@ from typing import Any
 from onediff.errors import UserError
 
 _PACKED = """
-    afmoe arcee aria_text beam biogpt bitnet codegen cohere cohere2 cohere2_moe cwm deepseek_v2 diffllama ernie4_5
-    ernie4_5_moe exaone4 flex_olmo flint gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox
-    gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text
-    hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 iquestcoder jais2 jetmoe laguna llama mellum minicpm3 ministral
-    ministral3 mistral mixtral mpt nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 qwen2 qwen2_moe qwen3
-    qwen3_moe seed_oss smollm3 stablelm starcoder2 vaultgemma xglm youtu
+    afmoe apertus arcee aria_text axk1 axk2 beam biogpt bitnet codegen cohere cohere2 cohere2_moe cwm deepseek_v2
+    deepseek_v3 deepseek_v32 diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma gemma2
+    gemma3_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese
+    gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text hunyuan_v1_dense
+    hunyuan_v1_moe hy_v3 hy_v4 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama mellum
+    mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mpt nanochat nemotron
+    olmo olmo2 olmo3 olmoe opt persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open
+    stablelm starcoder2 vaultgemma xglm youtu
 """
 PACKED = frozenset(_PACKED.split())
 """Model types whose samples can share rows."""
 
 _ONE_A_ROW = """
-    bloom doge falcon falcon_mamba granitemoehybrid jamba lfm2 lfm3 llama4_text mamba mamba2 olmo_hybrid phimoe
-    qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma rwkv
+    bloom doge falcon falcon_mamba granitemoehybrid jamba lfm2 lfm2_moe lfm3 llama4_text mamba mamba2 olmo_hybrid
+    phimoe qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma rwkv zaya
 """
 ONE_A_ROW = frozenset(_ONE_A_ROW.split())
 """Model types that carry a state, a window or a bias from one sample of a packed row into the next."""
