@@ -2,18 +2,20 @@
 
 import json
 import os
+import signal
 import sys
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def main() -> int | None:
-    """JSON: {"nan": ids whose loss has a gradient of NaN, "times": factor, "spike": ids whose loss is that much larger}."""
+    """JSON: {"nan": ids whose loss has a gradient of NaN, "times": factor, "spike": ids whose loss is that much larger,
+    "die": forward passes until the process kills itself}."""
     from onediff import cli
     from onediff.training import run
 
     spec = json.loads(sys.argv[1])
-    built = run.built
+    built, passes = run.built, []
 
     def poisoned(*args, **more):
         model = built(*args, **more)
@@ -21,6 +23,9 @@ def main() -> int | None:
         return model
 
     def poison(module, taken, losses):
+        passes.append(1)
+        if len(passes) == spec.get("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
         (batch,) = taken
         read = {name for row in batch.info.get("ids", ()) for name in row}
         if losses.requires_grad and read & set(spec.get("nan", ())):

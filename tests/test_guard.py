@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_a_spike_goes_back_passes_over_its_samples_and_is_exact_when_it_is_kille
     assert "goes on from step 6" in done.stderr and "goes back" not in done.stderr
     for name in ("loss", "grad_norm", "targets"):
         assert metrics(killed, PHASE, name) == metrics(run, PHASE, name)
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_behind_its_way_back_repeats_the_same_numbers(data, order, tmp_path):
+    """By SIGKILL in step 8, which it has taken for the second time, two micro-batches a step; the journal holds both."""
+    spec = {"spike": [order[step][0] for step in (6, 7)], "times": 100.0}
+    for name, more in (("whole", {}), ("killed", {"die": 2 * (9 + 2)})):
+        done = poisoned(tmp_path / name, data, spec | more, *SPIKES)
+    assert done.returncode == -signal.SIGKILL and max(metrics(tmp_path / "killed", PHASE)) <= 8
+    assert [event["kind"] for event in events(tmp_path / "killed")] == ["rollback"]
+    done = poisoned(tmp_path / "killed", data, spec, *SPIKES, "--resume")
+    assert done.returncode == 0 and "goes on from step 6" in done.stderr, done.stderr
+    for name in ("loss", "grad_norm", "targets"):
+        assert metrics(tmp_path / "killed", PHASE, name) == metrics(tmp_path / "whole", PHASE, name)
 
 
 @pytest.mark.long
