@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from launcher.environment import for_ranks
 from launcher.record import Record, write_json
 from launcher.task import LAST_LINES, node_name
 
@@ -22,9 +23,10 @@ def main(run: Path, phase: str) -> int:
     """Runs the commands of the plan one after the other; returns the exit code of the first that failed, or 0."""
     record = Record(run)
     plan = record.plan()
-    number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     tasks = plan["phases"][phase]["tasks"]
+    number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if phase == "shards" else 0
     share = ["--share", f"{number}/{tasks}"] if phase == "shards" else []
+    environment = for_ranks(plan["environment"])
     note = record.exits(phase, 1) / f"{number}.json"
     note.unlink(missing_ok=True)
     log = record.logs / f"{phase}.1.rank{number}.log"
@@ -41,7 +43,9 @@ def main(run: Path, phase: str) -> int:
         for words in plan["commands"]:
             command = [*plan["prefix"], *words, *share]
             print(f"onediff launch: {time.strftime('%H:%M:%S')} {' '.join(command)}; log: {log}", flush=True)
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            )
             code = process.wait()
             code = code if code >= 0 else 128 - code
             if code:

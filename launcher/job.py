@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from launcher.environment import for_ranks
 from launcher.outcome import Outcome, judge, read_notes, silent_nodes, sum_verdict
 from launcher.preflight import read_findings, verdict
-from launcher.record import Attempt, Record
+from launcher.record import Attempt, Record, names_in
 from launcher.rules import Decision, Rule, decide, usable_nodes
 from launcher.slurm import command
+from launcher.step import END_SECONDS, Step, signal_steps
 from onediff.errors import UserError
 from onediff.ranks import expand_nodes
 
 LOOK_SECONDS = 5.0
 """Pause between two looks at the step and at the notes of ranks."""
-STACKS_SECONDS = 10.0
-"""Time for the ranks to write their stacks after a hang."""
 STORAGE_SECONDS = 600.0
 """How long the run's folder may be out of reach before a job gives up."""
+RETRY_SECONDS, PATIENCE_SECONDS = 10.0, 600.0
+"""Pause between two tries of an srun that Slurm could not start, and how long it is tried."""
+IGNORANT = ["sh", "-c", 'trap "" TERM USR1; exec "$@"', "sh"]
+"""Before a task: a signal before its first line of Python must not end it."""
 AFTERMATH_SECONDS = 60.0
 """How long srun may go on once a rank has failed: it waits in vain for ranks on a node that is gone."""
 
@@ -46,7 +49,7 @@ class Supervisor:
         self.job = os.environ["SLURM_JOB_ID"]
         self.nodes = expand_nodes(os.environ["SLURM_JOB_NODELIST"])
         self.attempts = self.record.attempts(phase)
-        self.srun: subprocess.Popen[bytes] | None = None
+        self.srun: Step | None = None
         self.told_to_end = threading.Event()
         # slurmd signals the batch script as well as the ranks; its work is to see how they end.
         signal.signal(signal.SIGTERM, self.on_end)
@@ -126,19 +129,28 @@ class Supervisor:
             "--ntasks-per-node=1",
             "--job-name=preflight",
         ]
-        self.start(["srun", *options, *self.plan["srun"], *words])
-        if not self.wait(limits["seconds"]):
-            self.kill()
-        unfit = verdict(read_findings(notes), self.nodes)
+        refused = self.step(
+            ["srun", *options, *self.plan["srun"], *IGNORANT, *words],
+            lambda: self.wait(limits["seconds"]),
+            lambda: bool(read_findings(notes)),
+        )
+        if refused:
+            return refused
+        findings = read_findings(notes)
+        if not findings and len(self.nodes) > 1:
+            return Outcome("crash", f"no node answered the pre-flight: {self.last_words()}")
+        unfit = verdict(findings, self.nodes)
         if not unfit and limits["all_reduce"]:
-            unfit = self.sums()
+            refused, unfit = self.sums()
+            if refused:
+                return refused
         if not unfit:
             return None
         reason = "; ".join(f"{node}: {why}" for node, why in sorted(unfit.items()))
         return Outcome("bad node", f"pre-flight: {reason}", blamed=tuple(sorted(unfit)))
 
-    def sums(self) -> dict[str, str]:
-        """Has the ranks of every node sum a tensor through torch; the nodes that cannot, and why."""
+    def sums(self) -> tuple[Outcome | None, dict[str, str]]:
+        """Has the ranks of every node sum a tensor through torch; why they never began, and the nodes that cannot."""
         part, notes = self.part, self.notes_folder().with_name(f"{self.phase}.{self.attempts[-1].number}.all-reduce")
         tasks = len(self.nodes) * part["tasks_per_node"]
         stem = self.record.logs / f"{self.phase}.{self.attempts[-1].number}.all-reduce"
@@ -148,10 +160,12 @@ class Supervisor:
         options = [f"--nodes={len(self.nodes)}", f"--ntasks={tasks}", f"--ntasks-per-node={part['tasks_per_node']}"]
         options += ["--distribution=block:block", "--job-name=all-reduce"]
         task = [*python, "-m", "launcher.task", str(notes), str(stem)]
-        self.start(["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *task, *program])
-        if not self.wait(3 * self.plan["preflight"]["seconds"]):
-            self.kill()
-        return sum_verdict(read_notes(notes), self.nodes, tasks)
+        refused = self.step(
+            ["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *IGNORANT, *task, *program],
+            lambda: self.wait(3 * self.plan["preflight"]["seconds"]),
+            lambda: self.has_logs(stem),
+        )
+        return refused, {} if refused else sum_verdict(read_notes(notes), self.nodes, tasks)
 
     def train(self) -> Outcome:
         """Starts the ranks and follows them to their end."""
@@ -175,20 +189,43 @@ class Supervisor:
             f"--job-name={self.phase}",
         ]
         task = [*self.plan["rank_prefix"], "-m", "launcher.task", str(self.notes_folder()), str(stem)]
-        self.start(["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *task, *part["command"]])
-        hang = self.follow(attempt)
+        hang: str | None = None
+
+        def follow() -> bool:
+            nonlocal hang
+            hang = self.follow(attempt)
+            return self.wait(0)
+
+        refused = self.step(
+            ["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *IGNORANT, *task, *part["command"]],
+            follow,
+            lambda: self.has_logs(stem),
+        )
+        if refused and not hang:
+            return refused
         notes = read_notes(self.notes_folder())
         finished, status = self.record.finished(self.phase), self.record.status()
-        outcome = judge(notes, attempt.nodes, attempt.tasks, finished, status, lost_nodes)
+        ended = self.told_to_end.is_set()
+        outcome = judge(notes, attempt.nodes, attempt.tasks, finished, status, lost_nodes, ended)
         if hang:
             silent = silent_nodes(notes, attempt.nodes, attempt.tasks)
             lost = f"; {', '.join(silent)} fell silent: node failure" if silent else ""
             return Outcome("hang", hang + lost, outcome.exit_code, f"{stem}.rank0.log", tuple(silent))
         if outcome.cause == "stopped" and "SIGUSR1" in outcome.reason:
             return outcome  # a warning that was heeded; the end that follows it may be a preemption's
-        if self.told_to_end.is_set() and outcome.cause != "finished" and self.state()[0] in ("COMPLETING", "CANCELLED"):
-            if outcome.cause == "crash" and "node failure" in outcome.reason:
+        return self.ended_by_slurm(outcome) if ended and outcome.cause != "finished" else outcome
+
+    def ended_by_slurm(self, outcome: Outcome) -> Outcome:
+        """What an outcome means where Slurm told this process to end, too."""
+        if outcome.cause == "crash" and "node failure" in outcome.reason:
+            return outcome
+        shown = self.shown()
+        if requeued(shown):
+            if outcome.cause == "stopped":
                 return outcome
+            why = "preempted, or queued again with scontrol, before a checkpoint was written"
+            return Outcome("interrupted", f"{why}; {outcome.reason}", outcome.exit_code)
+        if shown.get("JobState") in ("COMPLETING", "CANCELLED"):
             return Outcome("cancelled", f"ended by Slurm or by scancel; {outcome.reason}", outcome.exit_code)
         return outcome
 
@@ -208,16 +245,17 @@ class Supervisor:
             if failed_at is None and any(note["code"] not in (0, 75) for note in read_notes(self.notes_folder())):
                 failed_at = now
             if failed_at is not None and now - failed_at > AFTERMATH_SECONDS:
-                self.kill()
+                assert self.srun is not None
+                self.srun.kill(self.job)
         return None
 
     def write_stacks(self) -> None:
         """SIGABRT makes every rank write the stacks of its threads and end; a stopped one first has to go on."""
         say("nothing moves: asking every rank for its stacks")
         for name in ("ABRT", "CONT"):
-            self.signal_steps(name)
-        if not self.wait(STACKS_SECONDS):
-            self.kill()
+            if trouble := signal_steps(self.job, name):
+                say(trouble)
+        self.wait(END_SECONDS)
 
     def end(self, outcome: Outcome) -> Decision:
         if os.path.exists(self.record.superseded(self.phase, self.attempts[-1].number)):
@@ -244,8 +282,8 @@ class Supervisor:
             return 0
         if decision.action == "fail":
             return 1
-        state, reason = self.state()
-        if state != "RUNNING" and reason != "TimeLimit":
+        shown = self.shown()
+        if shown.get("JobState", "RUNNING") != "RUNNING" and shown.get("Reason") != "TimeLimit":
             return 1  # Slurm requeues by itself after a node failure or a preemption; a cancelled job must stay so
         # Slurm's SIGTERM for the requeue reaches our children too; scontrol must outlive it.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -260,47 +298,47 @@ class Supervisor:
             return 1
         return 1
 
-    def start(self, words: list[str]) -> None:
-        # In a session of its own: srun ends its ranks at once when a signal meant for this process reaches it.
-        self.srun = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+    def step(self, words: list[str], follow: Callable[[], bool], begun: Callable[[], bool]) -> Outcome | None:
+        """Starts srun and `follow`s it, again while what keeps it from starting passes; the outcome where it never began.
+
+        What `follow` returns is whether srun has ended; it is ended if not. `begun` looks for a trace of its tasks.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self.srun = Step(words, for_ranks(self.plan["environment"]))
+            if not follow():
+                self.srun.kill(self.job)
+            refusal = None if begun() else self.srun.refusal()
+            if self.told_to_end.is_set() and not begun():
+                return self.ended_by_slurm(Outcome("interrupted", "ended before the ranks began"))
+            if refusal is None:
+                return None
+            if not refusal.passes or time.monotonic() > deadline:
+                return Outcome("refused" if refusal.final else "crash", refusal.words, blamed=refusal.nodes)
+            say(f"{refusal.words}; trying again")
+            self.told_to_end.wait(RETRY_SECONDS)
+
+    def has_logs(self, stem: Path) -> bool:
+        """Whether a rank of the attempt began: each opens its log first."""
+        return any(name.startswith(f"{stem.name}.rank") for name in names_in(stem.parent))
 
     def wait(self, seconds: float) -> bool:
         """Whether srun ended within `seconds`."""
         assert self.srun is not None
-        if self.srun.poll() is not None:
-            return True
-        descriptor = os.pidfd_open(self.srun.pid)
-        try:
-            select.select([descriptor], [], [], seconds)
-        finally:
-            os.close(descriptor)
-        return self.srun.poll() is not None
+        return self.srun.wait(seconds)
 
-    def kill(self) -> None:
-        """Ends the running step, then srun itself if it still waits for somebody."""
+    def last_words(self) -> str:
         assert self.srun is not None
-        self.signal_steps("KILL")
-        if not self.wait(STACKS_SECONDS):
-            self.srun.kill()
-            self.srun.wait()
+        return self.srun.last_words()
 
-    def signal_steps(self, name: str) -> None:
-        try:
-            for step in command(["squeue", "--noheader", "--steps", f"--jobs={self.job}", "--format=%i"]).split():
-                if step.rpartition(".")[2].isdecimal():  # not `batch` or `extern`
-                    command(["scancel", f"--signal={name}", step])
-        except UserError as error:
-            say(str(error))
-
-    def state(self) -> tuple[str, str]:
-        """State and reason of this job as the controller has them; RUNNING when it does not answer."""
+    def shown(self) -> dict[str, str]:
+        """This job as the controller has it; nothing when it does not answer."""
         try:
             words = command(["scontrol", "--oneliner", "show", "job", self.job]).split()
         except UserError as error:
             say(str(error))
-            return "RUNNING", ""
-        values = dict(word.split("=", 1) for word in words if "=" in word)
-        return values.get("JobState", ""), values.get("Reason", "")
+            return {}
+        return dict(word.split("=", 1) for word in words if "=" in word)
 
     def notes_folder(self) -> Path:
         return self.record.exits(self.phase, self.attempts[-1].number)
@@ -309,8 +347,13 @@ class Supervisor:
         self.told_to_end.set()
 
     def on_warning(self, number: int, frame: object) -> None:
-        if self.srun is not None and self.srun.poll() is None:
-            self.srun.send_signal(signal.SIGUSR1)
+        if self.srun is not None and self.srun.process.poll() is None:
+            self.srun.process.send_signal(signal.SIGUSR1)
+
+
+def requeued(shown: dict[str, str]) -> bool:
+    """Whether Slurm has queued the job again since this start of it, after a preemption or on somebody's request."""
+    return int(shown.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def lost_nodes(nodes: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ PEER = re.compile(
 )
 
 NOTE = {"rank", "node", "code", "ended", "log", "last"}
-"""What `launcher.task` tells of its rank; anything less is no note."""
+"""What `launcher.task` tells of its rank; anything less is no note. `told` is the signal that it got before its end."""
 
 
 class Outcome(NamedTuple):
@@ -48,18 +48,25 @@ def judge(
     finished: bool,
     status: Json,
     down: Callable[[list[str]], Sequence[str]] = lambda nodes: (),
+    ended: bool = False,
 ) -> Outcome:
     """What the notes of `tasks` ranks, spread evenly over `nodes`, say about the attempt.
 
-    `down` is asked which of some nodes Slurm counts as lost.
+    `down` is asked which of some nodes Slurm counts as lost; `ended` is whether Slurm is ending the job.
     """
     failed = [note for note in notes if note["code"] not in (FINISHED, STOPPED)]
     silent = silent_nodes(notes, nodes, tasks)
-    if silent and not all(map(lost_peer, failed)):
-        # A rank failed by itself. Slurm then kills the others, and those that are stuck in a sum go without a word.
+    if silent and (ended or not all(map(lost_peer, failed))):
+        # Slurm ends the job, or a rank failed by itself: the others are killed, and may go without a word.
         silent = list(down(silent))
     if silent and len(silent) < len(nodes):
         return Outcome("crash", f"{', '.join(silent)} fell silent: node failure", blamed=tuple(silent))
+    if failed and all(note.get("told") for note in failed):
+        return Outcome(
+            "interrupted",
+            f"ended by {failed[0]['told']} from Slurm or a person, before a checkpoint",
+            failed[0]["code"],
+        )
     if failed:
         # A rank that lost its peer may be the first to end, and is never the cause while another has a reason of its own.
         return failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from launcher.environment import PLACE
 from launcher.slurm import minutes
 from onediff.config.section import Section, nearest, validated
 from onediff.errors import UserError
@@ -144,6 +145,8 @@ class ClusterProfile(Section):
                 raise ValueError(f"{name!r} is not the name of a variable")
             if "\0" in value or "\n" in value:
                 raise ValueError(f"{name}: a value is one line")
+            if PLACE.fullmatch(name) and not name.startswith("MASTER_"):
+                raise ValueError(f"{name}: tells a rank its place, which the launcher does")
         return variables
 
     @model_validator(mode="after")

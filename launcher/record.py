@@ -32,7 +32,8 @@ class Attempt:
     ended: float | None = None
     last_step: int | None = None
     cause: str | None = None
-    """`finished`, `stopped`, `bad input`, `not a number`, `crash`, `hang`, `bad node`, `vanished` or `cancelled`."""
+    """`finished`, `stopped`, `bad input`, `not a number`, `crash`, `hang`, `bad node`, `refused` (srun bears none of its
+    options), `interrupted` (by a signal from outside), `vanished` or `cancelled`."""
     exit_code: int | None = None
     reason: str | None = None
     """One line for people."""

@@ -11,6 +11,11 @@ from launcher.record import Attempt
 FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, 75, 2, 3
 """Exit codes of a training process."""
 
+INTERRUPTIONS = 20
+"""Signals from outside, in a row and before any step of progress, after which somebody should look."""
+ASIDE = ("bad node", "interrupted", "cancelled")
+"""Ends that say nothing about whether the run can go on."""
+
 CAUSES = {FINISHED: "finished", STOPPED: "stopped", BAD_INPUT: "bad input", NOT_A_NUMBER: "not a number"}
 
 
@@ -42,6 +47,8 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
         return Decision("done", why)
     if last.cause == "cancelled":
         return Decision("fail", why)
+    if last.cause == "refused":
+        return Decision("fail", f"{why}; look at `srun` and `sbatch` in the profile")
     ever = max((attempt.last_step or 0) for attempt in attempts)
     if last.cause == "not a number":
         return Decision("fail", f"{why}; a restart would only repeat it")
@@ -52,6 +59,12 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
         if all(a.cause == "bad node" and set(a.nodes) <= set(a.blamed) for a in attempts[-2:]) and len(attempts) > 1:
             return Decision("fail", f"every node failed its pre-flight, twice: {why}")  # then it is not the nodes
         return Decision("requeue", why, exclude)
+    if all(a.cause == "interrupted" and a.last_step == a.first_step for a in attempts[-INTERRUPTIONS:]) and (
+        len(attempts) >= INTERRUPTIONS
+    ):
+        return Decision("fail", f"{why}, {INTERRUPTIONS} times in a row")
+    if last.cause == "interrupted":
+        return Decision("requeue", why, exclude)
     idle = without_progress(attempts)
     if idle > rule.restarts_without_progress:
         return Decision("fail", f"{why}; {idle} attempts in a row without a step of progress (step {ever})", exclude)
@@ -59,9 +72,9 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
 
 
 def without_progress(attempts: Sequence[Attempt]) -> int:
-    """How many of the last attempts came no further than an earlier one; those that never started training aside."""
+    """How many of the last attempts came no further than an earlier one; those that were not let aside."""
     idle = 0
-    for attempt in reversed([a for a in attempts if a.cause != "bad node"]):
+    for attempt in reversed([a for a in attempts if a.cause not in ASIDE]):
         if (attempt.last_step or 0) > attempt.first_step:
             break
         idle += 1

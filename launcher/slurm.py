@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from launcher.environment import for_commands
 from onediff.errors import UserError
 
 WAIT_SECONDS = 30.0
@@ -51,7 +52,7 @@ def available() -> bool:
 def command(words: Sequence[str], wait: float = WAIT_SECONDS) -> str:
     """What a Slurm command prints. Raises UserError when it is missing, does not answer in time, or refuses."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=wait)
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=wait, env=for_commands())
     except FileNotFoundError:
         raise UserError(
             f"{words[0]}: not on the path; run this on a login node of the cluster, or choose `--profile local`"

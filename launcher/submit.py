@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import slurm
+from launcher.environment import unheeded
 from launcher.plan import EVALUATE, phase_script
 from launcher.profile import ClusterProfile
 from launcher.record import Json, Record, own_mark, write_json
@@ -139,6 +141,8 @@ def submit_chain(
     The first waits for the end, whatever it is, of the job `behind`, if one is given.
     All or none: what was queued is cancelled again when Slurm refuses a later one.
     """
+    if wishes := unheeded():
+        print(f"not heeded, the profile decides: {', '.join(wishes)}", file=sys.stderr)
     for script in scripts:
         slurm.test_only(str(script))
     (record.folder / "cancelled").unlink(missing_ok=True)

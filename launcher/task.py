@@ -32,10 +32,13 @@ def main(notes: Path, stem: str, command: list[str]) -> int:
     """Runs the rank; returns its exit code, 0 for a rank that stopped on request."""
     place = Ranks.from_environment()
     warned = heard = False
+    told: str | None = None
 
     def remember(number: int, _: object) -> None:
-        nonlocal warned
+        nonlocal warned, told
         warned = warned or (number == signal.SIGUSR1 and not heard)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            told = told or signal.Signals(number).name
 
     # Slurm signals every process of the task at once, this one too. A handler, unlike SIG_IGN, does not reach the rank.
     for number in (signal.SIGTERM, signal.SIGABRT, signal.SIGCONT, signal.SIGINT):
@@ -79,7 +82,7 @@ def main(notes: Path, stem: str, command: list[str]) -> int:
     code = code if code >= 0 else 128 - code
     tail = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
     note = {"rank": place.rank, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": tail}
-    write_json(notes / f"{place.rank}.json", note)
+    write_json(notes / f"{place.rank}.json", {**note, "told": told})
     return 0 if code == STOPPED else code
 
 

@@ -77,13 +77,16 @@ class Launched:
             timeout=180,
         )
 
-    def submit(self, *words: str, nodes: str = "2") -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, *words: str, nodes: str = "2", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         profile = str(self.home / "profile.yaml")
-        return self.onediff("submit", "run.yaml", "--run", "run", "--profile", profile, "--nodes", nodes, *words)
+        base = ["submit", "run.yaml", "--run", "run", "--profile", profile, "--nodes", nodes]
+        return self.onediff(*base, *words, env=env)
 
-    def submitted(self, *words: str, nodes: str = "2") -> dict[str, str]:
+    def submitted(self, *words: str, nodes: str = "2", env: dict[str, str] | None = None) -> dict[str, str]:
         """Submits, and returns the job of each phase."""
-        done = self.submit(*words, nodes=nodes)
+        done = self.submit(*words, nodes=nodes, env=env)
         assert done.returncode == 0, done.stderr
         return self.record.latest_jobs()
 

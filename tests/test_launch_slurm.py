@@ -53,12 +53,37 @@ def done_twice(run: Launched, phase: str) -> int:
     return len((run.run / f"steps-{phase}.txt").read_text().splitlines()) - len(run.curve(phase))
 
 
-def test_a_chain_runs_to_its_end_and_is_not_repeated(launched):
+# What a shell inside salloc, under torchrun or mpirun, or of a user with habits may hold.
+SHELL = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "1",
+    "PMI_SIZE": "1",
+}
+SHELL |= {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+SHELL |= {
+    "SLURM_MEM_PER_CPU": "10",
+    "SLURM_GPUS_PER_TASK": "1",
+    "SLURM_CPU_BIND": "mask_cpu:0x1",
+    "SLURM_JOB_ID": "999",
+}
+SHELL |= {"SLURM_STEP_NUM_TASKS": "1", "SLURM_EXPORT_ENV": "NONE", "SLURM_HINT": "nomultithread", "SLURM_OVERLAP": "1"}
+SHELL |= {"SBATCH_PARTITION": "low", "SBATCH_NO_REQUEUE": "1", "SBATCH_TIMELIMIT": "1", "SBATCH_EXPORT": "NONE"}
+SHELL |= {"SQUEUE_STATES": "SUSPENDED", "SQUEUE_FORMAT": "%i", "SINFO_PARTITION": "low", "SCANCEL_STATE": "SUSPENDED"}
+
+
+def test_a_chain_runs_to_its_end_and_is_not_repeated_whatever_the_shell_holds(launched, cluster):
     run = launched(faults=[{"phase": "one", "step": 5, "do": "wait"}])
     run.profile["requeue"] = {"fence_seconds": 5}
-    jobs = run.submitted()
+    submitted = run.submit(env=SHELL)
+    jobs = run.record.latest_jobs()
+    assert "not heeded, the profile decides: SBATCH_EXPORT=NONE, SBATCH_NO_REQUEUE=1" in submitted.stderr
     assert list(jobs) == ["one", "two", "evaluate"]
     run.wait_step("one", 4)
+    shown = cluster.sh("scontrol", "--oneliner", "show", "job", jobs["one"])
+    assert all(word in shown for word in (" Requeue=1 ", " Partition=dev ", " TimeLimit=00:05:00 ")), shown
     again = run.submit()
     assert again.returncode == 2 and f"phase one is running as job {jobs['one']}" in again.stderr
     states = run.states()
@@ -211,9 +236,20 @@ def test_ranks_that_outlive_their_node_for_slurm_do_not_write_beside_those_of_th
         )
 
 
-def test_a_restarted_controller_is_not_noticed(launched, cluster):
+def test_a_restarted_controller_is_not_noticed_neither_as_the_job_starts_nor_later(launched, cluster, tmp_path):
     run = launched(seconds=0.2)
-    run.submitted("--phases", "one,two")
+    python = tmp_path / "python"
+    waits = f'touch {tmp_path}/up; while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; exec {sys.executable} "$@"'
+    python.write_text(f"#!/bin/sh\n{waits}\n")
+    python.chmod(0o755)
+    run.profile |= {"python": str(python), "preflight": {"seconds": 20}}
+    job = run.submitted("--phases", "one,two")["one"]
+    run.wait((tmp_path / "up").exists, 60, "the job did not start")
+    cluster.stop_controller()
+    (tmp_path / "go").touch()
+    log = run.run / "logs" / f"one-{job}.log"
+    run.wait(lambda: "trying again" in log.read_text(), 90, "srun was not refused")
+    cluster.start_controller()
     run.wait_step("one", 5)
     cluster.stop_controller()
     began = time.monotonic()
@@ -222,7 +258,19 @@ def test_a_restarted_controller_is_not_noticed(launched, cluster):
     cluster.start_controller()
     run.wait_end("two")
     assert run.curve("one") == run.curve("two") == undisturbed(20)
-    assert len(run.record.attempts("one")) == 1
+    (attempt,) = run.record.attempts("one")
+    assert attempt.cause == "finished" and not attempt.blamed
+
+
+def test_an_option_that_srun_does_not_know_ends_the_run_and_blames_no_node(launched, cluster):
+    run = launched()
+    run.profile["srun"] = ["--mem-bnid=none"]
+    job = run.submitted("--phases", "one")["one"]
+    run.wait_end("one", 60)
+    (attempt,) = run.record.attempts("one")
+    assert (attempt.cause, attempt.action, attempt.blamed) == ("refused", "fail", [])
+    assert "unrecognized option '--mem-bnid=none'" in run.onediff("explain", "run").stdout
+    assert "ExcNodeList=(null)" in cluster.sh("scontrol", "show", "job", job)
 
 
 @pytest.mark.parametrize(("code", "words"), [(2, "shards/x.tar: no such shard"), (3, "loss is NaN at step 4")])

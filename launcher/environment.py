@@ -1,0 +1,72 @@
+"""What Slurm's commands and the ranks inherit: a profile decides about a run, never what a shell happens to hold.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+ADDRESS = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+"""How Slurm's commands reach the controller."""
+JOB = ADDRESS | {
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_CLUSTER_NAME",
+    "SLURM_JOBID",
+    "SLURM_JOB_ACCOUNT",
+    "SLURM_JOB_END_TIME",
+    "SLURM_JOB_GPUS",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_QOS",
+    "SLURM_JOB_START_TIME",
+    "SLURM_JOB_UID",
+    "SLURM_JOB_USER",
+    "SLURM_RESTART_COUNT",
+    "SLURM_SUBMIT_DIR",
+    "SLURM_SUBMIT_HOST",
+}
+"""What a job is told about itself; none of it but the job's id is an option of srun."""
+SLURM = re.compile(r"(SLURM|SLURMD|SRUN|SBATCH|SALLOC|SCANCEL|SQUEUE|SINFO|SCONTROL)_")
+"""Every option of Slurm's commands can be given by a variable of theirs."""
+PLACE = re.compile(
+    r"(LOCAL_|ROLE_|GROUP_|CROSS_|NODE_)?RANK|(LOCAL_|ROLE_|GROUP_)?WORLD_SIZE|LOCAL_SIZE|CROSS_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
+    r"|(TORCHELASTIC|PET)_\w+|TORCH_DISABLE_SHARE_RDZV_TCP_STORE|NCCL_(COMM_ID|HOSTID)"
+    r"|(OMPI_COMM_WORLD|OMPI_UNIVERSE|PMI|PMI2|PMIX|MPI_LOCAL|MV2_COMM_WORLD|HYDI|PALS)\w+"
+)
+"""How torchrun, DeepSpeed, NCCL and the MPIs tell a process which rank of which job it is."""
+DEVICES = frozenset(
+    {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
+)
+"""GPUs of the machine that submits; those of a job are Slurm's to name."""
+
+
+def for_commands(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of Slurm's commands, and so of the jobs that they queue."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in ADDRESS or not (SLURM.match(name) or PLACE.fullmatch(name) or name in DEVICES)
+    }
+
+
+def for_ranks(own: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of srun inside a job, and so of the ranks: `own` are the variables of the profile.
+
+    A script may have been queued by hand, from any shell, and Slurm itself gives a job its options as variables.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name in JOB or not (SLURM.match(name) or PLACE.fullmatch(name))
+    }
+    return kept | dict(own)
+
+
+def unheeded(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The wishes of a shell that sbatch would have put above the profile's."""
+    return sorted(f"{name}={value}" for name, value in environ.items() if name.startswith("SBATCH_"))
