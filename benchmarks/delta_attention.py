@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from live import LiveBytes
 from torch import Tensor
 
-from onediff.model.config import DeltaConfig
+from onediff.config.model import DeltaConfig
 from onediff.model.delta import DeltaModule, place_embedding, spread
 
 PICTURE_TOKENS, TOWER_WIDTH, LEVELS = 576, 1024, 3

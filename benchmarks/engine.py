@@ -29,7 +29,7 @@ import torch
 from plan import batch_of
 
 from onediff.config.compose import load_run
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
 from onediff.plan.walk import Shape

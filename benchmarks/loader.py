@@ -132,8 +132,8 @@ def pictures_in(folder: Path) -> list[bytes]:
 def read_limit(folder: Path, pixels: str = "fast") -> Iterator[int]:
     import torch
 
+    from onediff.config.model import PictureConfig
     from onediff.data.pictures import decode
-    from onediff.model.config import PictureConfig
 
     torch.set_num_threads(1)
     config = PictureConfig(size=SIZE, fit="crop")
@@ -157,10 +157,10 @@ def read_onediff(folder: Path, pixels: str = "fast") -> Iterator[int]:
 
 
 def row_maker(folder: Path, pixels: str) -> Any:
-    from onediff.data.config import DataConfig
+    from onediff.config.data import DataConfig
+    from onediff.config.model import LanguageConfig, PictureConfig
     from onediff.data.prompts import Prompter
     from onediff.data.rows import RowMaker
-    from onediff.model.config import LanguageConfig, PictureConfig
     from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -344,8 +344,8 @@ def pixels(pictures: list[Image.Image]) -> dict[str, Any]:
     import torch
     from transformers import CLIPImageProcessorPil
 
+    from onediff.config.model import PictureConfig
     from onediff.data.pictures import decode, fitted, fitted_fast
-    from onediff.model.config import PictureConfig
 
     config = PictureConfig(size=SIZE, fit="crop")
     cv2.setNumThreads(1)

@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
+from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
 from onediff.data.packing import Packer
 from onediff.data.prompts import DELTA, PICTURE
 from onediff.data.rows import Row, collate, collate_packed
-from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 
 ROW = 4096

@@ -77,7 +77,7 @@ def settings(case: dict[str, Any]) -> list[str]:
 def configuration(case: dict[str, Any]) -> Any:
     """The run's configuration."""
     from onediff.config.compose import load_run
-    from onediff.model.config import ModelConfig
+    from onediff.config.model import ModelConfig
 
     config = load_run("configs/demo.yaml", settings(case))
     if case["model"] == "smollm2":
@@ -130,7 +130,7 @@ def work(several: list[dict[str, Any]], out: Path) -> None:
     """One rank: each case in turn, one engine after another; rank 0 writes what it saw."""
     import torch
 
-    from onediff.parallel.config import ParallelConfig
+    from onediff.config.parallel import ParallelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
 

@@ -40,7 +40,7 @@ import psutil
 from mlflow import MlflowClient
 
 from onediff.cli.track import sync
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 from onediff.tracking.tracker import Tracker
 
 WARM_UP = 10

@@ -9,13 +9,13 @@ from pathlib import Path
 from data_prep.captioning.cache import Cache
 from data_prep.captioning.client import Asker
 from data_prep.captioning.table import caption_rows, read_prompt
-from data_prep.collection import Captioning, Collection, Part, Retrieval
 from data_prep.convert import convert
 from data_prep.pictures import Encoding
 from data_prep.readers import Inputs, Row, reader
 from data_prep.report import Report, crop_remarks, table
 from data_prep.retrieve import captions_of, find_pairs
 from data_prep.share import Share
+from onediff.config.collection import Captioning, Collection, Part, Retrieval
 from onediff.errors import UserError
 
 

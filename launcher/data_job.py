@@ -76,7 +76,7 @@ def load_data_job(file: Path) -> DataJob:
 
 def collection_job(file: Path, values: dict[str, Any]) -> DataJob:
     """The job that builds the parts whose raw files are there."""
-    from data_prep.collection import Collection
+    from onediff.config.collection import Collection
 
     collection = validated(Collection, values, str(file))
     present, passed_over = {}, []

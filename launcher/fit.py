@@ -11,7 +11,7 @@ from launcher.rules import usable_nodes
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
-    from onediff.config.tree import RunConfig
+    from onediff.config.run import RunConfig
 
 
 def check_memory(config: RunConfig, profile: ClusterProfile, plan: Json) -> None:

@@ -17,7 +17,7 @@ from onediff.config.section import nearest
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
-    from onediff.config.tree import RunConfig
+    from onediff.config.run import RunConfig
 
 EVALUATE = "evaluate"
 

@@ -16,7 +16,7 @@ from launcher.profile import ClusterProfile
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
-    from onediff.config.tree import RunConfig
+    from onediff.config.run import RunConfig
 
 SECONDS = 600
 
@@ -97,7 +97,7 @@ def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str
 
 def note_container(config: RunConfig, profile: ClusterProfile) -> None:
     """Says which folders the ranks will not find where the container's mounts are all that they see."""
-    from onediff.data.remote import is_url
+    from onediff.config.addresses import is_url
     from onediff.hub.named import cache_folder, named_in
 
     container = profile.container

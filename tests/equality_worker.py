@@ -11,7 +11,7 @@ def main() -> None:
     from onediff.parallel.agreement import together
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
-    from onediff.training.folder import RunFolder
+    from onediff.runs.folder import RunFolder
     from onediff.training.run import open_tracker, prepare, run_phase
     from onediff.training.stop import StopRequest
 

@@ -46,7 +46,7 @@ def compare(kind: str, topology) -> None:
 
 def main() -> None:
     """Compares each model type of the arguments."""
-    from onediff.parallel.config import ParallelConfig
+    from onediff.config.parallel import ParallelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
 

@@ -15,7 +15,7 @@ def main() -> None:
     from models import TINY, batch
     from small_run import config
 
-    from onediff.model.config import ModelConfig
+    from onediff.config.model import ModelConfig
     from onediff.parallel.agreement import gathered
     from onediff.parallel.nvme import swap_folder
     from onediff.parallel.ranks import initialize_distributed, shutdown

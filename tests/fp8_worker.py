@@ -25,8 +25,8 @@ def engine_steps(ranks: Any, fp8: tuple[str, ...], **more: Any) -> dict[str, Any
     from models import rows
     from small_run import config
 
+    from onediff.config.model import ModelConfig
     from onediff.data.rows import collate
-    from onediff.model.config import ModelConfig
     from onediff.model.fp8 import multiply_in_fp8
     from onediff.parallel.topology import create_topology
     from onediff.training.engine import Engine
@@ -49,7 +49,7 @@ def resumed_run(ranks: Any, data: str, folder: Path) -> None:
     from small_run import config
 
     from onediff.parallel.topology import create_topology
-    from onediff.training.folder import RunFolder
+    from onediff.runs.folder import RunFolder
     from onediff.training.run import open_tracker, prepare, run_phase
     from onediff.training.stop import StopRequest
 

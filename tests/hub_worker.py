@@ -13,11 +13,11 @@ import torch
 import transformers
 from public_models import FAMILIES, TEXTS, Repository
 
+from onediff.config.model import LanguageConfig, VisionConfig
 from onediff.hub.fetch import fetch
 from onediff.hub.files import lacking
 from onediff.hub.named import Named
 from onediff.model.bert import bert_and_source
-from onediff.model.config import LanguageConfig, VisionConfig
 from onediff.model.onediff import build_language
 from onediff.model.tokenizer import load_tokenizer
 from onediff.model.vision import architecture, vision_architecture

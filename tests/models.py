@@ -3,10 +3,10 @@
 import torch
 from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, members, row_maker
 
+from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
 from onediff.data.rows import Row, collate
 from onediff.data.sample import parse_sample
-from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 
 TINY = {

@@ -10,10 +10,10 @@ def main() -> None:
     from models import TINY, rows
     from test_packing import KINDS, gradients
 
+    from onediff.config.model import ModelConfig
+    from onediff.config.parallel import ParallelConfig
     from onediff.data.rows import collate, collate_packed
-    from onediff.model.config import ModelConfig
     from onediff.model.onediff import OneDiffModel
-    from onediff.parallel.config import ParallelConfig
     from onediff.parallel.placement import Placement
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology

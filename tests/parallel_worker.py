@@ -57,7 +57,7 @@ def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None =
     import deepspeed
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from onediff.model.config import LoraConfig
+    from onediff.config.model import LoraConfig
     from onediff.model.lora import add_adapters, is_adapter
     from onediff.parallel.placement import Placement
     from onediff.training.activations import checkpoint_layers
@@ -119,7 +119,7 @@ def train(engine, first: int, last: int, topology, vocabulary: int, chunk: int |
 
 def main() -> None:
     """Runs the actions of argv[2] at T = argv[1] and writes the results of rank 0 to argv[3]."""
-    from onediff.parallel.config import ParallelConfig
+    from onediff.config.parallel import ParallelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
     from onediff.parallel.weights import export_weights

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from onediff.config.compose import load_run
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 
 PHASES = ("warm-up", "one", "two")
 SECONDS = 600

@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from onediff.data.config import DataConfig, PromptConfig
+from onediff.config.data import DataConfig, PromptConfig
+from onediff.config.model import LanguageConfig, PictureConfig
 from onediff.data.loader import Loader, Share
 from onediff.data.position import Position
 from onediff.data.prompts import Prompter
 from onediff.data.rows import RowMaker
 from onediff.data.stream import Source, Stream
-from onediff.model.config import LanguageConfig, PictureConfig
 from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
 
 SIZE, PATCH, PICTURE_TOKENS, DELTA_TOKENS = 8, 4, 4, 3

@@ -5,7 +5,7 @@ import torch
 from models import batch, tiny_model
 
 from benchmarks.counters import Counted
-from onediff.model.config import LoraConfig
+from onediff.config.model import LoraConfig
 from onediff.model.lora import add_adapters
 from onediff.training.activations import checkpoint_layers
 

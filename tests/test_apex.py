@@ -14,11 +14,11 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from onediff.config.training import OptimizerConfig
 from onediff.errors import UserError
 from onediff.model import norms
 from onediff.model.apex import find_apex
 from onediff.model.norms import ApexLayerNorm, ApexRMSNorm, FusedRMSNorm, fuse_norms
-from onediff.training.config import OptimizerConfig
 from onediff.training.optimizer import build_optimizer
 
 

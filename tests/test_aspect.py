@@ -8,10 +8,10 @@ import small_run
 from raw_data import encoded
 
 from onediff.cli import main
+from onediff.config.model import PictureConfig
 from onediff.data.aspect import lost_to_crop
 from onediff.errors import UserError
-from onediff.model.config import PictureConfig
-from onediff.training.folder import RunFolder
+from onediff.runs.folder import RunFolder
 from onediff.training.pictures import require_same_fit, warn_of_crop
 
 SAID = "`fit: crop` would cut away 50% of each picture (mean of 8), and what changes there is lost"

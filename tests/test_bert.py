@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from onediff.config.model import DeltaConfig
 from onediff.errors import UserError
 from onediff.model.bert import initialise_from_bert
-from onediff.model.config import DeltaConfig
 from onediff.model.delta import DeltaModule
 
 

@@ -12,12 +12,12 @@ from streams import tokenizer
 
 import onediff
 from onediff.cli import main
-from onediff.data.config import PromptConfig
+from onediff.config.data import PromptConfig
+from onediff.config.model import PictureConfig
 from onediff.data.geometry import input_box, seen_box
 from onediff.errors import UserError
 from onediff.evaluation.heat import COLOURS, heat_pictures, packed, side_by_side, unpacked
 from onediff.evaluation.pairs import from_video, pairs_of
-from onediff.model.config import PictureConfig
 from onediff.model.saved import save_model
 
 

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from streams import tokenizer
 
-from onediff.data.config import PromptConfig
+from onediff.config.data import PromptConfig
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.sample import BadSample
 from onediff.errors import UserError

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import add, global_batches, png, stream, write_set
 
+from onediff.config.training import PhaseConfig
 from onediff.data.coupling import LONGEST_WAIT, WINDOW, Couples, caption_in, similar_captions
 from onediff.data.lanes import Lanes
 from onediff.data.packing import LOOK_AHEAD, Packer
 from onediff.data.position import Position, order_of
 from onediff.errors import UserError
-from onediff.training.config import PhaseConfig
 
 LANES, BLOCK = 4, 8
 COLOURS, THINGS = ("red", "blue", "green"), ("cube", "ball", "cone", "car")

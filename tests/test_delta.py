@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from live_tensors import LiveTensors
 
-from onediff.model.config import DeltaConfig
+from onediff.config.model import DeltaConfig
 from onediff.model.delta import DeltaModule, place_embedding, spread
 
 WIDTH, HEADS, VISION, TOKENS = 16, 2, 12, 9

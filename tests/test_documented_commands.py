@@ -23,7 +23,7 @@ from PIL import Image
 
 from onediff.cli import COMMANDS, Parser, chosen, main
 from onediff.config.compose import configs_folder, load_run, write_run
-from onediff.training.folder import RunFolder
+from onediff.runs.folder import RunFolder
 
 HOUSE = Path(__file__).parents[1]
 PAGES = [HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md"))]

@@ -12,9 +12,9 @@ import torch
 from onediff.data.loader import Loader, Share
 from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.onediff import OneDiffModel
+from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import latest_checkpoint, read_weights
 from onediff.training.data import phase_stream
-from onediff.training.folder import RunFolder
 from onediff.training.parts import freeze, parameter_groups
 from onediff.training.schedule import rate
 from tests.small_run import PHASES, config, metrics, render, train

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from processes import run_ranks
 
+from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import latest_checkpoint, read_weights
-from onediff.training.folder import RunFolder
 from tests.small_run import metrics, render
 
 WORKER = Path(__file__).with_name("equality_worker.py")

@@ -16,8 +16,9 @@ from onediff.config.compose import load_run, write_run
 from onediff.data.heldout import HeldOut
 from onediff.model.saved import load_model
 from onediff.model.vision import architecture
-from onediff.training.address import Address, found
+from onediff.runs.address import Address
 from onediff.training.checkpoint import read_manifest
+from onediff.training.found import found
 from tests.small_run import onediff, render, train
 
 

@@ -11,10 +11,10 @@ from processes import run_ranks
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from onediff.config.model import LanguageConfig
 from onediff.data.batch import Batch
 from onediff.data.segments import Segments
 from onediff.errors import UserError
-from onediff.model.config import LanguageConfig
 from onediff.model.families import COVERED, ONE_A_ROW, PACKED, ROUTED, check_language, check_packs
 from onediff.model.language import build_language, target_losses
 from onediff.parallel.placement import Placement

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from processes import run_ranks
 
+from onediff.config.bad_steps import BadStepsConfig
 from onediff.config.compose import load_run
-from onediff.training.faults import BadStepsConfig, Watch
+from onediff.training.faults import Watch
 
 WORKER = Path(__file__).with_name("faults_worker.py")
 NAN = float("nan")

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 import onediff
 from benchmarks.counters import Counted
+from onediff.config.model import LoraConfig
+from onediff.config.training import TrainingConfig
 from onediff.data.rows import collate
 from onediff.errors import UserError
 from onediff.model import fp8
-from onediff.model.config import LoraConfig
 from onediff.model.fp8 import E4M3, E5M2, Fp8Linear, check_fp8, linear, multiply_in_fp8, quantised
 from onediff.model.lora import add_adapters
 from onediff.training.activations import checkpoint_layers
-from onediff.training.config import TrainingConfig
 from onediff.training.export import export_run
 from tests.small_run import metrics, render
 

@@ -8,11 +8,11 @@ from models import TINY, tiny_config
 from processes import end, run_ranks, start_ranks
 from streams import PROMPT, tokenizer, write_set
 
+from onediff.config.evaluation import EvaluationConfig
+from onediff.config.model import ModelConfig
 from onediff.errors import UserError
 from onediff.evaluation.answers import Answer, AnswerFile, read_answers
-from onediff.evaluation.config import EvaluationConfig
 from onediff.evaluation.run import asked_by
-from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import save_model
 

@@ -9,8 +9,8 @@ from models import batch, tiny_model
 from PIL import Image
 from test_delta import HEADS, TOKENS, WIDTH, levels, module  # noqa: F401
 
+from onediff.config.model import PictureConfig
 from onediff.data.pictures import fitted
-from onediff.model.config import PictureConfig
 from onediff.model.delta import place_embedding, spread
 from onediff.model.heatmap import cross_attention_weights, drawn_over, heat_maps
 

@@ -6,8 +6,8 @@ from live_tensors import WAITING, LiveTensors
 from models import TINY, rows
 from test_packing import KINDS
 
+from onediff.config.model import ModelConfig
 from onediff.data.rows import collate, collate_packed
-from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 
 

@@ -12,14 +12,15 @@ import torch
 from launcher.record import Record
 from launcher.submit import remaining
 from onediff.cli import main
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.model.tokenizer import learn_tokenizer
 from onediff.parallel.ranks import Ranks
 from onediff.parallel.topology import Topology
-from onediff.training.address import Address, found
+from onediff.runs.address import Address
+from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import read_weights
-from onediff.training.folder import RunFolder
+from onediff.training.found import found
 from onediff.training.run import starting_model
 from tests.small_run import config, metrics, onediff, render, train
 

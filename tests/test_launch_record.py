@@ -108,7 +108,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from launcher.record import write_json
-from onediff.training.folder import write_json as write_status
+from onediff.runs.folder import write_json as write_status
 os.getpid = lambda: 4242  # two nodes, one process id
 os.uname = lambda real=os.uname(), node=sys.argv[3]: type("Node", (), {"nodename": node})()
 for number in range(100):

@@ -7,8 +7,9 @@ import torch
 from models import tiny_config
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from onediff.config.model import LoraConfig
+from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.errors import UserError
-from onediff.model.config import LoraConfig
 from onediff.model.lora import add_adapters, initial, is_adapter, plain_name, save_adapter
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.block import Block
@@ -20,7 +21,6 @@ from onediff.training.checkpoint import load_weights, read_weights
 from onediff.training.checkpoint.consolidate import consolidate
 from onediff.training.checkpoint.manifest import Manifest, Parameter
 from onediff.training.checkpoint.weights import must_keep_adapters
-from onediff.training.config import OptimizerConfig, PhaseConfig
 from onediff.training.parts import freeze, parameter_groups, trainable
 
 ALONE = Placement(Topology(Ranks(), 1, None))

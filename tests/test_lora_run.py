@@ -14,9 +14,9 @@ from onediff.config.compose import load_run
 from onediff.model.lora import is_adapter
 from onediff.parallel.ranks import Ranks
 from onediff.parallel.topology import Topology
+from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import checkpoints, read_manifest, read_weights
 from onediff.training.checkpoint.folder import step_of
-from onediff.training.folder import RunFolder
 from onediff.training.run import starting_model
 from tests.small_run import metrics, onediff, render
 

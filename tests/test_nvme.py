@@ -9,8 +9,8 @@ import torch
 from processes import run_ranks
 from safetensors.torch import load_file
 
+from onediff.config.parallel import SWAPPED_TENSORS, ParallelConfig
 from onediff.errors import UserError
-from onediff.parallel.config import SWAPPED_TENSORS, ParallelConfig
 from onediff.parallel.lean import deepspeed
 from onediff.parallel.nvme import can_lock, check_room, compile_swapping, keep_gradients, swap_folder
 from onediff.ranks import Ranks

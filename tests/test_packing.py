@@ -15,12 +15,12 @@ from models import TINY, rows
 from processes import run_ranks
 from streams import global_batches, stream, write_set
 
+from onediff.config.model import ModelConfig
 from onediff.data.packing import LOOK_AHEAD, Packer, fullest
 from onediff.data.position import Position, order_of
 from onediff.data.rows import collate, collate_packed
 from onediff.errors import UserError
 from onediff.model import attention
-from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 
 LANES, TOKENS = 4, 100

@@ -4,9 +4,9 @@ import pytest
 import torch
 from models import batch, tiny_config, tiny_model
 
+from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.errors import UserError
 from onediff.model.onediff import PARTS, OneDiffModel
-from onediff.training.config import OptimizerConfig, PhaseConfig
 from onediff.training.parts import freeze, parameter_groups, trainable
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageFile
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
+from onediff.config.model import PictureConfig
 from onediff.data.pictures import decode, fitted, fitted_fast, open_picture
 from onediff.data.sample import BadSample
-from onediff.model.config import PictureConfig
 
 RAW = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
@@ -128,7 +128,7 @@ def test_the_difference_that_is_tested_for_can_be_seen():
 
 
 def test_normalised_pixels_equal_the_image_processor():
-    from onediff.model.config import VisionConfig
+    from onediff.config.model import VisionConfig
     from onediff.model.vision import VisionTower
 
     processor, config = TOWERS["clip"]

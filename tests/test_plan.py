@@ -16,7 +16,7 @@ import pytest
 from benchmarks import plan as benchmark
 from onediff.cli import COMMANDS, chosen, main
 from onediff.config.compose import load_run
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 from onediff.data.manifest import Manifest, Shard, write_manifest
 from onediff.errors import UserError
 from onediff.plan.architecture import sizes_of

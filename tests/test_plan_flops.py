@@ -10,18 +10,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from onediff.config.compose import load_run
+from onediff.config.model import ModelConfig
+from onediff.config.training import Checkpointing, PhaseConfig
 from onediff.data.batch import Batch
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError
-from onediff.model.config import ModelConfig
 from onediff.model.lora import add_adapters
 from onediff.model.onediff import OneDiffModel
 from onediff.plan.architecture import DECODERS, TOWERS, decoder_of, sizes_of, tower_of
 from onediff.plan.flops import StepCost, step_flops
 from onediff.plan.walk import PARTS, Shape, Trained, walk
 from onediff.training.activations import checkpoint_layers
-from onediff.training.config import Checkpointing, PhaseConfig
 from onediff.training.parts import freeze, trainable
 
 SHAPE = Shape(rows=2, tokens=48, pictures=3, pairs=1, targets=11)

@@ -11,13 +11,13 @@ from test_tiles import pair, picture
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from onediff.config.model import ModelConfig, PictureConfig, VisionConfig
 from onediff.data.planes import Planes
 from onediff.data.rows import RowMaker, collate, collate_packed
 from onediff.data.sample import Sample
 from onediff.data.segments import Segments
 from onediff.errors import UserError
 from onediff.model.answer import answer
-from onediff.model.config import ModelConfig, PictureConfig, VisionConfig
 from onediff.model.delta import spread
 from onediff.model.heatmap import RASTER, heat_maps
 from onediff.model.onediff import OneDiffModel

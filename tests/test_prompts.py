@@ -5,11 +5,11 @@ from streams import DELTA_TOKENS, PATCH, PICTURE_TOKENS, PROMPT, SIZE, members, 
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from onediff.data.config import PromptConfig
+from onediff.config.data import PromptConfig
+from onediff.config.model import PictureConfig
 from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.rows import RowMaker
 from onediff.data.sample import parse_sample
-from onediff.model.config import PictureConfig
 
 
 @pytest.fixture

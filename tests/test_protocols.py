@@ -7,17 +7,17 @@ from typing import get_args
 import pytest
 import yaml
 
-from data_prep.collection import Collection
 from data_prep.scenes.config import ChangeType
 from data_prep.scenes.words import CLAUSES, WORDINGS
 from onediff.cli.evaluate import task_of
+from onediff.config.collection import Collection
 from onediff.config.compose import configs_folder, load_run, write_run
+from onediff.config.data import PromptConfig
+from onediff.config.evaluation import PROTOCOLS, EvaluationConfig
 from onediff.config.section import validated
-from onediff.data.config import PromptConfig
 from onediff.errors import UserError
-from onediff.evaluation.config import EvaluationConfig
 from onediff.evaluation.metrics import score
-from onediff.evaluation.protocols import MODULES, NAMES, protocol
+from onediff.evaluation.protocols import protocol
 from onediff.evaluation.protocols.demo import read_type
 from onediff.evaluation.protocols.protocol import digest
 from onediff.evaluation.run import Evaluation, caveats
@@ -42,11 +42,11 @@ def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_each_protocol_is_documented_and_has_a_source(name: str) -> None:
     import importlib
 
-    module = importlib.import_module(f"onediff.evaluation.protocols.{MODULES[name]}")
+    module = importlib.import_module(f"onediff.evaluation.protocols.{name.replace('-', '_')}")
     assert len(inspect.getdoc(module) or "") > 150
     found = protocol(name)
     assert found.source
@@ -57,7 +57,7 @@ def test_each_protocol_is_documented_and_has_a_source(name: str) -> None:
 
 
 def test_published_numbers() -> None:
-    cider = {(name, one.model): one.scores["CIDEr"] for name in NAMES for one in protocol(name).published}
+    cider = {(name, one.model): one.scores["CIDEr"] for name in PROTOCOLS for one in protocol(name).published}
     assert cider == {
         ("spot-the-diff", "DDLA"): 0.351,
         ("spot-the-diff", "OneDiff"): 0.566,
@@ -153,7 +153,7 @@ def test_protocols_ask_what_the_papers_mix_trains():
     assert len(set(together)) == len(together)
     parts = Collection.model_validate(yaml.safe_load((configs_folder() / "diffcap.yaml").read_text())).parts
     assert {name: parts[name].task for name in tasks} == tasks
-    for name in NAMES:
+    for name in PROTOCOLS:
         rules = protocol(name)
         if name.removesuffix("-joined") in tasks:
             assert rules.task == tasks[name.removesuffix("-joined")]

@@ -11,8 +11,8 @@ import real_models
 import torch
 import yaml
 
+from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import latest_checkpoint, read_weights
-from onediff.training.folder import RunFolder
 from tests.small_run import metrics, onediff, render
 
 pytestmark = pytest.mark.real

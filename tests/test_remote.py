@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from streams import row_maker, stream, write_set
 
+from onediff.config.data import CacheConfig, DataSet
 from onediff.data import remote
 from onediff.data.cache import ShardCache
-from onediff.data.config import CacheConfig, DataSet
 from onediff.data.manifest import FILE, build_manifest, read_manifest, write_manifest
 from onediff.data.stream import Source, Stream
 from onediff.errors import UserError

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from onediff.errors import UserError
-from onediff.training.folder import RunFolder
+from onediff.runs.folder import RunFolder
 from onediff.training.run import starting_model
 from tests.small_run import SECONDS, config, metrics, onediff, overrides, render
 from tests.small_run import train as train_unpacked

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from onediff.cli import main
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 from onediff.tracking.tracker import Tracker
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from onediff.training.config import OptimizerConfig
+from onediff.config.training import OptimizerConfig
 from onediff.training.schedule import rate
 
 

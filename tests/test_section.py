@@ -69,7 +69,7 @@ def test_values_cannot_change_after_loading():
 
 def test_every_field_has_its_docstring():
     """`onediff` explains its configuration from them."""
-    from onediff.config.tree import RunConfig
+    from onediff.config.run import RunConfig
 
     assert Wheel.model_fields["spokes"].description == "How many."
     bare = [name for name, field in RunConfig.model_fields.items() if not field.description]

@@ -13,7 +13,7 @@ from models import tiny_config, tiny_model
 from PIL import Image
 from streams import tokenizer
 
-from onediff.data.config import PromptConfig
+from onediff.config.data import PromptConfig
 from onediff.errors import UserError
 from onediff.evaluation.captioner import Captioner
 from onediff.model.saved import save_model

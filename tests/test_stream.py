@@ -11,8 +11,8 @@ import webdataset
 from PIL import Image
 from streams import add, members, row_maker, stream, write_set
 
+from onediff.config.data import CacheConfig
 from onediff.data.cache import ShardCache
-from onediff.data.config import CacheConfig
 from onediff.data.index import BLOCK, read_index
 from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.sample import BadSample, parse_sample

@@ -11,6 +11,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from onediff.config.model import PictureConfig
 from onediff.data.fits import Native, Tiles
 from onediff.data.native import native_shape, unpatched
 from onediff.data.pictures import open_picture, upright_size
@@ -19,7 +20,6 @@ from onediff.data.prompts import DELTA, PICTURE
 from onediff.data.rows import collate, collate_packed
 from onediff.data.sample import BadSample, Sample
 from onediff.data.tiles import best_grid, grids
-from onediff.model.config import PictureConfig
 
 SIDE, PATCH = 32, 8
 SIZES = [(64, 32), (32, 64), (61, 45), (160, 90), (400, 37), (20, 30), (32, 32), (1000, 1), (97, 99)]

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from onediff.data.config import DataConfig
+from onediff.config.data import DataConfig
+from onediff.config.model import LanguageConfig, ModelConfig
 from onediff.errors import UserError
 from onediff.model import tokenizer_files
 from onediff.model.build import build_row_maker
-from onediff.model.config import LanguageConfig, ModelConfig
 from onediff.model.tokenizer import END, PAD, START, learn_tokenizer, load_tokenizer
 
 TEXTS = ["a red cube was added", "the small blue ball moved to the left", "nothing has changed"] * 5

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
+from onediff.config.parallel import ParallelConfig
 from onediff.errors import UserError
-from onediff.parallel.config import ParallelConfig
 from onediff.parallel.topology import Topology, check_world
 from onediff.ranks import Ranks
 
@@ -52,5 +52,5 @@ def test_the_folder_of_swapped_states_may_lie_at_home(monkeypatch):
 
 
 def test_the_configuration_and_the_ranks_need_no_torch():
-    code = "import sys; import onediff.parallel.config, onediff.parallel.ranks; sys.exit('torch' in sys.modules)"
+    code = "import sys; import onediff.config.parallel, onediff.parallel.ranks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

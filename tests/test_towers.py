@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from onediff.config.model import VisionConfig
 from onediff.errors import UserError
-from onediff.model.config import VisionConfig
 from onediff.model.vision import ANY_SIZE, ONE_SIZE, OWN_SHAPE, VisionTower, vision_architecture
 
 PATCH, SIZE, WIDTH = 8, 32, 32

@@ -19,8 +19,8 @@ from PIL import Image
 
 from onediff.cli import main
 from onediff.config.section import validated
+from onediff.config.tracking import TrackingConfig
 from onediff.errors import UserError
-from onediff.tracking.config import TrackingConfig
 from onediff.tracking.journal import Journal, last, openings, records
 from onediff.tracking.node import NodeMetrics
 from onediff.tracking.place import how_to_look, tracking_uri

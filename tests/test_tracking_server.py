@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow_server import FaultyProxy, MlflowServer, free_port
 
 from onediff.cli import main
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 from onediff.tracking.node import NodeMetrics
 from onediff.tracking.tracker import Tracker
 
@@ -23,7 +23,7 @@ TRAINER = '''
 """Plays a training of two phases: a step, a checkpoint every ten steps, resumed from the newest one."""
 import sys, time
 from pathlib import Path
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 from onediff.tracking.tracker import Tracker
 
 run, uri, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
@@ -254,8 +254,8 @@ def test_registered_model(server, tmp_path, monkeypatch):
 
     import onediff
     from onediff.config.compose import configs_folder
-    from onediff.data.config import PromptConfig
-    from onediff.model.config import ModelConfig
+    from onediff.config.data import PromptConfig
+    from onediff.config.model import ModelConfig
     from onediff.model.onediff import OneDiffModel
     from onediff.model.saved import save_model
     from onediff.model.tokenizer import learn_tokenizer

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from onediff.config.compose import configs_folder, read_composed
+from onediff.config.run import RunConfig
 from onediff.config.section import validated
-from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 
 

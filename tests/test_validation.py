@@ -13,9 +13,10 @@ from onediff.cli import main
 from onediff.config.compose import load_run
 from onediff.errors import UserError
 from onediff.model.tokenizer import learn_tokenizer
-from onediff.training.address import Address, found
+from onediff.runs.address import Address
 from onediff.training.checkpoint import read_manifest
 from onediff.training.data import training_texts
+from onediff.training.found import found
 from tests.small_run import config, metrics, overrides, render, train
 
 STEPS, ENDS = 20, 8

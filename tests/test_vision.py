@@ -12,8 +12,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from onediff.config.model import PictureConfig, VisionConfig
 from onediff.errors import UserError
-from onediff.model.config import PictureConfig, VisionConfig
 from onediff.model.vision import VisionTower, vision_architecture
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 28, "patch_size": 7}

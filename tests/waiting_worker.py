@@ -13,7 +13,7 @@ def main() -> None:
     from small_run import config
 
     from benchmarks.counters import Counted
-    from onediff.model.config import ModelConfig
+    from onediff.config.model import ModelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
     from onediff.training.engine import Engine

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from onediff.config.model import ModelConfig
 from onediff.data.prompts import DELTA, PICTURE
 from onediff.data.rows import Row
-from onediff.model.config import ModelConfig
 
 
 class Llava:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from onediff.config.model import ModelConfig
 from onediff.data.prompts import DELTA, PICTURE
 from onediff.data.rows import Row
-from onediff.model.config import ModelConfig
 from onediff.model.onediff import OneDiffModel
 
 CLIP_L = {

@@ -14,9 +14,9 @@ from gpu_parts.llava import Llava
 from gpu_parts.measure import Record, Setting
 from gpu_parts.models import SIZES, TINY, Size, build, model_config, pair_rows
 from gpu_parts.optimizer import PlainSteps, checkpointed
+from onediff.config.training import PhaseConfig
 from onediff.data.rows import collate
 from onediff.model.vision import encoder_layers
-from onediff.training.config import PhaseConfig
 from onediff.training.parts import freeze
 
 STEPS = 6
@@ -130,8 +130,8 @@ def _with_compiled_layers(setting: Setting, model: Any, size: Size) -> Callable[
 
 def _with_deepspeed(setting: Setting, model: Any, size: Size) -> Callable[[Any], Any]:
     """A step of the training engine itself: ZeRO stage 1 on one rank."""
-    from onediff.config.tree import RunConfig
-    from onediff.parallel.config import ParallelConfig
+    from onediff.config.parallel import ParallelConfig
+    from onediff.config.run import RunConfig
     from onediff.parallel.ranks import initialize_distributed
     from onediff.parallel.topology import create_topology
     from onediff.training.engine import Engine

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that a launcher can check a command line on a login node at once.
     from data_prep.build import build, show_collection
-    from data_prep.collection import Collection
     from data_prep.synthetic import mapping_in
+    from onediff.config.collection import Collection
     from onediff.config.compose import find
     from onediff.config.section import validated
 

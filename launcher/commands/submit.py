@@ -79,9 +79,9 @@ def submit(
     from launcher.ready import check_inputs, offline
     from launcher.render import rendered
     from launcher.submit import active_jobs, check_folder, freeze, remaining, submit_chain, write_scripts
-    from onediff.config.tree import RunConfig
+    from onediff.config.run import RunConfig
     from onediff.errors import UserError
-    from onediff.training.address import require_sources
+    from onediff.runs.address import require_sources
 
     assert isinstance(config, RunConfig)
     record = Record(run_path)

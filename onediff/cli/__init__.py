@@ -58,7 +58,7 @@ COMMANDS: dict[str, Command] = {
         "data", "data_prep.cli.check", "verify shards, records, pictures, and the split between them"
     ),
     "data repair": Command("data", "data_prep.cli.repair", "write a clean copy without what 'data check' finds"),
-    "data stats": Command("data", "data_prep.cli.stats", "count samples, captions, words, sizes, kinds of change"),
+    "data stats": Command("data", "onediff.cli.data_stats", "count samples, captions, words, sizes, kinds of change"),
     "data show": Command("data", "onediff.cli.data_show", "a sheet of samples exactly as the model will see them"),
     "data index": Command("data", "data_prep.cli.index", "index tars that another tool has written"),
     "data render": Command("data", "data_prep.cli.render", "render scenes with a known change, and single ones"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onediff.errors import UserError
-from onediff.training.address import Address
+from onediff.runs.address import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

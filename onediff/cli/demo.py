@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
-    from onediff.config.tree import RunConfig
+    from onediff.config.run import RunConfig
 
 DATA = Path("data/scenes")
 PAIRS, SINGLES = 16_000, 8_000
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onediff.config.compose import configs_folder, load_run
-    from onediff.tracking.config import TrackingConfig
+    from onediff.config.tracking import TrackingConfig
     from onediff.tracking.place import how_to_look, program, tracking_uri
     from onediff.tracking.scrub import scrubbed
 

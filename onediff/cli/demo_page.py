@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onediff.training.address import Address
+from onediff.runs.address import Address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

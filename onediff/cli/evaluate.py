@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError
 from onediff.ranks import own_place
-from onediff.training.address import Address
+from onediff.runs.address import Address
 
 if TYPE_CHECKING:
-    from onediff.evaluation.config import EvaluationConfig
+    from onediff.config.evaluation import EvaluationConfig
     from onediff.evaluation.run import Evaluation
 
 
@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
 def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
     """Data sets that have the split, and settings, from the command line and the run. Raises UserError; needs no torch."""
     from onediff.config.compose import apply_override, load_run
+    from onediff.config.evaluation import EvaluationConfig
     from onediff.config.section import validated
-    from onediff.evaluation.config import EvaluationConfig
 
     values: dict[str, Any] = {}
     folders: list[Path] = [args.data] if args.data else []

@@ -14,8 +14,8 @@ import argparse
 from pathlib import Path
 
 from onediff.errors import UserError
-from onediff.training.address import Address
-from onediff.training.folder import require_run
+from onediff.runs.address import Address
+from onediff.runs.folder import require_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from onediff.evaluation.protocols import NAMES
+    from onediff.config.evaluation import PROTOCOLS
 
     parser.add_argument("--references", type=Path, required=True, metavar="REF", help="what people wrote")
     parser.add_argument("--predictions", type=Path, required=True, metavar="PRED", help="one caption for each pair")
-    parser.add_argument("--protocol", default="plain", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("--protocol", default="plain", metavar="NAME", help=f"one of {', '.join(PROTOCOLS)}")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another prediction file (or a --json file)")
     parser.add_argument("--allow-missing", action="store_true", help="score the pairs that have a caption, and say so")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
+from onediff.config.run import RunConfig
 from onediff.config.section import nearest
-from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 from onediff.ranks import own_place
+from onediff.runs.address import require_sources
 from onediff.tracking.overview import is_run
-from onediff.training.address import require_sources
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Configuration: typed sections, YAML composed from small files, overrides from the command line.
+"""Configuration: typed sections for every part, YAML composed from small files, overrides from the command line.
 
-Each part keeps its own section beside the code that it configures; `tree` puts them together.
+The ground floor: it imports nothing of the parts that it configures. `run` puts the sections together.
 """

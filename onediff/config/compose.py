@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
+from onediff.config.data import as_first_written
+from onediff.config.run import RunConfig
 from onediff.config.saved import saved_model, saved_model_section
 from onediff.config.section import nearest, validated
-from onediff.config.tree import RunConfig
-from onediff.data.config import as_first_written
 from onediff.errors import UserError
 
 SECTIONS = ("model", "data", "optimizer", "training", "phases", "parallel", "tracking", "evaluation")

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from onediff.config.run import RunConfig
 from onediff.config.section import nearest
-from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 
 NAME = "<name>"

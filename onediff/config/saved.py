@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from onediff.config.model import SAVED_MODEL_FILE
 from onediff.errors import UserError
-from onediff.model.config import SAVED_MODEL_FILE
 
 
 def saved_model(name: str, beside: Path) -> Path | None:

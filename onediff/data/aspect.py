@@ -8,12 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 
+from onediff.config.model import PictureConfig
 from onediff.data.formats import open_image
 from onediff.data.geometry import seen_box
 from onediff.data.index import read_index
 from onediff.data.manifest import Manifest
 from onediff.data.sample import PICTURE_SUFFIXES
-from onediff.model.config import PictureConfig
 
 LOOKED_AT = 256
 """Samples whose pictures are measured."""

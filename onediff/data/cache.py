@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from onediff.data.config import CacheConfig
+from onediff.config.data import CacheConfig
 from onediff.data.index import Index, build_index, index_path, read_index, save_index
 from onediff.data.manifest import Shard
 from onediff.data.remote import pieces, retried

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from onediff.data.templates import Part, spaces_to_answers
+from onediff.config.templates import Part, spaces_to_answers
 from onediff.errors import UserError
 
 MARK = "\uf8f0{}{}\uf8f1"

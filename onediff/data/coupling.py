@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from onediff.config.coupling_rules import rule_of
 from onediff.data.lanes import Lanes, Place
-from onediff.data.rules import rule_of
 from onediff.errors import UserError
 
 WINDOW = 1024

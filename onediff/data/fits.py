@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onediff.config.model import PictureConfig
 from onediff.data.native import native_plane, native_shape, patched
 from onediff.data.planes import Plane, Size
 from onediff.data.tiles import best_grid, laid_on_canvas, place_in, tile_plane
-from onediff.model.config import PictureConfig
 
 Pixels = Literal["fast", "exact"]
 

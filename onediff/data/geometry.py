@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onediff.model.config import PictureConfig
+from onediff.config.model import PictureConfig
 
 
 class Box(NamedTuple):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onediff.data.remote import PLAIN_URL, fetched, file_in, is_url
+from onediff.config.addresses import is_url
+from onediff.data.remote import PLAIN_URL, fetched, file_in
 from onediff.errors import UserError
 
 SCHEMA = 1

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from onediff.config.model import PictureConfig
 from onediff.data.formats import kind_of, open_image, to_eight_bits
 from onediff.data.geometry import crop_place, pad_place
 from onediff.data.sample import BadSample
-from onediff.model.config import PictureConfig
 
 ORIENTATION = 0x0112
 """EXIF tag."""

@@ -14,11 +14,11 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+from onediff.config.data import PromptConfig
+from onediff.config.templates import Part, Template, to_be_answered, written
 from onediff.data.chat import chat_source, rendered
-from onediff.data.config import PromptConfig
 from onediff.data.lanes import mix64
 from onediff.data.sample import BadSample
-from onediff.data.templates import Part, Template, to_be_answered, written
 from onediff.errors import UserError
 
 PICTURE, DELTA = -1, -2

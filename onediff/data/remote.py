@@ -17,15 +17,13 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from typing import Any, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import quote
 
+from onediff.config.addresses import PLACE, below
 from onediff.errors import UserError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-PLACE = "{}"
-"""In a `pipe:` command, where the name of the file goes."""
 TRIES = 5
 PAUSE = 1.0
 """Seconds before the second try; twice as long before each further one."""
@@ -34,23 +32,6 @@ STALL = 60.0
 PIECE = 1 << 20
 # What a manifest of a stranger may name: no commands, and nothing that a shell would read.
 PLAIN_URL = re.compile(r"(https?|s3|gs|ais|hf)://[\w.~%/:@?&=+,-]+")
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is no path on this machine's disks."""
-    return path.startswith("pipe:") or "://" in path
-
-
-def below(base: str, folder: str) -> str:
-    """The folder `folder` in the folder `base`. Raises UserError for a `pipe:` without a place for names."""
-    if base.startswith("pipe:"):
-        if PLACE not in base:
-            raise UserError(
-                f"{base}: put {PLACE} where the name of a file goes, as in pipe:ssh host cat /sets/pairs/{PLACE}"
-            )
-        return base.replace(PLACE, f"{folder}/{PLACE}")
-    path, mark, query = base.partition("?")
-    return f"{path.rstrip('/')}/{quote(folder)}{mark}{query}"
 
 
 def file_in(folder: str, name: str) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onediff.config.data import DataConfig
+from onediff.config.model import PictureConfig
 from onediff.data.batch import Batch
-from onediff.data.config import DataConfig
 from onediff.data.fits import Seen, fit_of
 from onediff.data.lanes import Place, mix64
 from onediff.data.planes import Plane, laid_out
@@ -20,7 +21,6 @@ from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample
 from onediff.data.segments import Segments
-from onediff.model.config import PictureConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from onediff.config.data import CacheConfig
 from onediff.data.cache import ShardCache
-from onediff.data.config import CacheConfig
 from onediff.data.coupling import Couples
 from onediff.data.index import Index, SampleSpan, read_index, read_sample
 from onediff.data.lanes import Lanes, Place, mix64

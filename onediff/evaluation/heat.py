@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from onediff.config.model import PictureConfig
 from onediff.data.geometry import over_picture
-from onediff.model.config import PictureConfig
 
 COLOURS = ((0, 0, 0, 0), (60, 20, 140, 90), (200, 40, 90, 150), (255, 150, 30, 190), (255, 250, 160, 220))
 """From least to most attention: red, green, blue, alpha at equal distances."""

@@ -10,23 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onediff.data.config import PromptConfig
+from onediff.config.data import PromptConfig
+from onediff.config.evaluation import EvaluationConfig
+from onediff.config.model import PictureConfig
+from onediff.config.parallel import ParallelConfig
 from onediff.data.heldout import HeldOut
 from onediff.data.manifest import read_manifest
 from onediff.errors import UserError
 from onediff.evaluation.answers import Answer, fingerprint, read_answers
 from onediff.evaluation.captioner import Captioner
-from onediff.evaluation.config import EvaluationConfig
 from onediff.evaluation.files import write_aside
 from onediff.evaluation.floors import blind_answers
 from onediff.evaluation.generate import Job, caption_split
 from onediff.evaluation.metrics import Scores, score_all
 from onediff.evaluation.protocols import protocol
 from onediff.evaluation.report import shard_pictures, with_heat, write_report
-from onediff.model.config import PictureConfig
 from onediff.model.saved import weights_digest
 from onediff.parallel.agreement import from_rank_zero, gathered, together
-from onediff.parallel.config import ParallelConfig
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
 

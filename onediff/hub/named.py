@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onediff.model.config import ModelConfig
+from onediff.config.model import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onediff.data.config import DataConfig
+from onediff.config.data import DataConfig
+from onediff.config.model import ModelConfig
 from onediff.data.prompts import Prompter
 from onediff.data.rows import RowMaker
 from onediff.errors import UserError
-from onediff.model.config import ModelConfig
 from onediff.model.tokenizer import load_tokenizer
 from onediff.model.vision import architecture, vision_architecture
 

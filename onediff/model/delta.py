@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onediff.config.model import DeltaConfig
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.model.attention import attention
-from onediff.model.config import DeltaConfig
 from onediff.model.recompute import made_again
 
 PEAK = 2.0

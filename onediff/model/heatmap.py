@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onediff.config.model import PictureConfig
 from onediff.data.batch import Batch
 from onediff.data.geometry import over_picture
 from onediff.data.planes import Planes
-from onediff.model.config import PictureConfig
 from onediff.model.delta import DeltaModule, key_places
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import side_tokens

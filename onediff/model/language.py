@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from onediff.config.model import LanguageConfig, LoraConfig
 from onediff.data.batch import Batch
 from onediff.data.segments import Segments
-from onediff.model.config import LanguageConfig, LoraConfig
 from onediff.model.families import check_language, logits_of
 from onediff.model.lora import add_adapters
 from onediff.model.registered import NAME, implementation, no_mask, segments_mask

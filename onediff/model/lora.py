@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from onediff.config.model import LoraConfig
 from onediff.config.section import nearest
 from onediff.errors import UserError
-from onediff.model.config import LoraConfig
 from onediff.parallel.block import Piece
 from onediff.parallel.materialize import InMemory, Source
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from onediff.config.model import LoraConfig, ModelConfig
 from onediff.data.batch import Batch
-from onediff.model.config import LoraConfig, ModelConfig
 from onediff.model.cuda_graph import CudaGraphs, not_recordable
 from onediff.model.decode import greedy, not_greedy
 from onediff.model.delta import DeltaModule

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from onediff.config.tree import RunConfig
+from onediff.config.model import NewTokenizer, PretrainedPart
+from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.model.bert import bert_and_source
 from onediff.model.build import build_row_maker
-from onediff.model.config import NewTokenizer, PretrainedPart
 from onediff.model.vision import architecture, check_fits, vision_architecture
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles

@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from onediff.config.data import DataConfig, PromptConfig, as_first_written
+from onediff.config.model import SAVED_MODEL_FILE, LoraConfig, ModelConfig
 from onediff.config.section import Section, validated
-from onediff.data.config import DataConfig, PromptConfig, as_first_written
 from onediff.data.rows import RowMaker
 from onediff.errors import UserError
 from onediff.model.build import build_row_maker
-from onediff.model.config import SAVED_MODEL_FILE, LoraConfig, ModelConfig
 from onediff.model.lora import save_adapter
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.placement import Placement

@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
-from onediff.model.config import LanguageConfig
 from onediff.model.tokenizer_files import knows_words, why_unreadable
 
 PAD, START, END = "<pad>", "<s>", "</s>"

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from onediff.config.model import PretrainedPart, VisionConfig
 from onediff.config.section import nearest
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError
-from onediff.model.config import PretrainedPart, VisionConfig
 from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
 from onediff.parallel.pretrained import UNREAD

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS, ParallelConfig
 from onediff.errors import UserError
 from onediff.parallel.agreement import together
-from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS, ParallelConfig
 from onediff.ranks import Ranks
 
 log = logging.getLogger(__name__)

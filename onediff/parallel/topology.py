@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from onediff.config.parallel import ParallelConfig
 from onediff.errors import UserError
-from onediff.parallel.config import ParallelConfig
 from onediff.ranks import Ranks
 
 

@@ -8,9 +8,9 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
+from onediff.config.model import DeltaConfig, ModelConfig, PretrainedPart
 from onediff.errors import UserError
 from onediff.hub.named import Named
-from onediff.model.config import DeltaConfig, ModelConfig, PretrainedPart
 
 # What transformers takes where a configuration leaves a field out; a test compares this with transformers itself.
 TOWERS: dict[str, dict[str, Any]] = {

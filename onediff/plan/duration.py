@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onediff.parallel.config import SWAPPED_TENSORS
+from onediff.config.parallel import SWAPPED_TENSORS
 from onediff.plan.gpus import Gpu
 from onediff.plan.memory import Counts
 from onediff.plan.setup import Setup

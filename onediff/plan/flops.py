@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onediff.config.training import Checkpointing
 from onediff.plan.architecture import Sizes
 from onediff.plan.tape import Op, Tape
 from onediff.plan.walk import PARTS, Shape, Trained, walk
-from onediff.training.config import Checkpointing
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS
+from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS
 from onediff.plan.setup import Setup
 from onediff.plan.tape import Op, Tape
 

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from onediff.config.addresses import is_url
 from onediff.config.compose import configs_folder
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 from onediff.data.manifest import FILE, read_manifest
-from onediff.data.remote import is_url
 from onediff.errors import UserError
 from onediff.hub.files import lacking
 from onediff.hub.named import named_in
-from onediff.training.address import Address
+from onediff.runs.address import Address
 
 PARTS = ("vision", "delta", "language")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.plan.architecture import Sizes, sizes_of
 from onediff.plan.duration import Duration, duration_of

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.index import read_index
 from onediff.data.manifest import FILE, parse_manifest
 from onediff.plan.architecture import Sizes, sizes_of
 from onediff.plan.walk import Shape
-from onediff.training.config import PhaseConfig
 
 TEXT = 128
 """Tokens of a row that are neither picture nor delta: prompt, instruction and a caption of some sentences."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onediff.training.config import Checkpointing
+from onediff.config.training import Checkpointing
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
+from onediff.config.training import Checkpointing
 from onediff.errors import UserError
 from onediff.plan.architecture import sizes_of
 from onediff.plan.gpus import Gpu
 from onediff.plan.phase import PhasePlan, check_cut, plan_phase
 from onediff.plan.setup import Setup
-from onediff.training.config import Checkpointing
 
 MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
 

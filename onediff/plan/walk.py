@@ -10,7 +10,7 @@ from onediff.plan.architecture import Decoder, Sizes, Tower
 from onediff.plan.tape import Tape, Value
 
 if TYPE_CHECKING:
-    from onediff.training.config import PhaseConfig
+    from onediff.config.training import PhaseConfig
 
 PARTS = ("vision", "delta", "projector", "language")
 

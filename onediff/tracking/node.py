@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 from onediff.tracking.journal import Journal, last
 
 LOG = logging.getLogger(__name__)

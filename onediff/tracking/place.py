@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 
 SQLITE = "sqlite:///"
 

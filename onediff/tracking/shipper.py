@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 from onediff.tracking.journal import Record, openings, read
 from onediff.tracking.place import SQLITE, artifact_folder, database, tracking_uri
 from onediff.tracking.scrub import scrubbed

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onediff.tracking.config import TrackingConfig
+from onediff.config.tracking import TrackingConfig
 from onediff.tracking.journal import Journal, openings, put, records
 from onediff.tracking.provenance import start_tags, uncommitted
 from onediff.tracking.scrub import scrubbed, scrubbed_tree

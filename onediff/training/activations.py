@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from onediff.training.config import Checkpointing
+from onediff.config.training import Checkpointing
 
 # Results that cost much time for their size. Products of scores (`bmm`) are not among them: they are tokens², and only
 # attention without a fused kernel makes them.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from onediff.config.section import nearest
+from onediff.config.training import BestConfig
 from onediff.errors import UserError
-from onediff.training.config import BestConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onediff.config.tree import RunConfig
+from onediff.config.model import NewTokenizer
+from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.lengths import Lengths, first_lengths, too_long
 from onediff.data.manifest import FILE
 from onediff.data.packing import Packer
@@ -16,10 +18,8 @@ from onediff.data.rows import RowMaker
 from onediff.data.sample import BadSample, parse_sample
 from onediff.data.stream import Source, Stream
 from onediff.model.build import build_row_maker
-from onediff.model.config import NewTokenizer
 from onediff.model.tokenizer import learn_tokenizer
-from onediff.training.config import PhaseConfig
-from onediff.training.folder import RunFolder
+from onediff.runs.folder import RunFolder
 from onediff.training.init import take_tokenizer
 
 

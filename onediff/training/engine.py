@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from onediff.config.tree import RunConfig
+from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS
+from onediff.config.run import RunConfig
+from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.data.batch import Batch
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.agreement import together
-from onediff.parallel.config import SUB_GROUP, SWAPPED_TENSORS
 from onediff.parallel.gradient_norm import keep_gradient_norm
 from onediff.parallel.lean import deepspeed
 from onediff.parallel.nvme import check_room, keep_gradients
@@ -22,7 +23,6 @@ from onediff.parallel.release import release
 from onediff.parallel.topology import Topology
 from onediff.plan.memory import BUCKET
 from onediff.training.activations import checkpoint_layers
-from onediff.training.config import OptimizerConfig, PhaseConfig
 from onediff.training.figures import Moment, OnTheWay
 from onediff.training.optimizer import build_optimizer
 from onediff.training.parts import freeze, parameter_groups

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from onediff.config.tree import RunConfig
-from onediff.data.config import DataSet
+from onediff.config.data import DataSet
+from onediff.config.evaluation import EvaluationConfig
+from onediff.config.run import RunConfig
 from onediff.data.heldout import HeldOut
 from onediff.data.rows import Row, RowMaker
 from onediff.errors import UserError
 from onediff.evaluation.answers import fingerprint, read_answers
-from onediff.evaluation.config import EvaluationConfig
 from onediff.evaluation.generate import Job, caption_split
 from onediff.evaluation.run import Evaluation, decoding, instruction, scored
 from onediff.model.answer import answer

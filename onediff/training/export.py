@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from onediff.config.compose import load_run
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.model.build import architecture_only, build_row_maker
 from onediff.model.onediff import OneDiffModel
@@ -18,11 +18,12 @@ from onediff.model.vision import architecture
 from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology
 from onediff.ranks import Ranks
-from onediff.training.address import Address, found
+from onediff.runs.address import Address
+from onediff.runs.folder import require_run
 from onediff.training.checkpoint import load_weights, read_manifest
 from onediff.training.checkpoint.reader import Reader
 from onediff.training.checkpoint.weights import Weights
-from onediff.training.folder import require_run
+from onediff.training.found import found
 
 MODEL_FOLDER = "model"
 """Where a run keeps its own export, below the run folder."""

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch.distributed as dist
 
+from onediff.config.bad_steps import BadStepsConfig
 from onediff.data.batch import Batch
 from onediff.data.lanes import Place
 from onediff.data.named import name_of
 from onediff.data.stream import Stream
 from onediff.errors import UserError
 from onediff.parallel.agreement import from_rank_zero, gathered
+from onediff.runs.folder import RunFolder
 from onediff.training.blame import not_finite
 from onediff.training.checkpoint.folder import checkpoints, step_of
 from onediff.training.engine import Agreed, Engine
-from onediff.training.faults import BadStepsConfig, TrainingFault, Watch
-from onediff.training.folder import RunFolder
+from onediff.training.faults import TrainingFault, Watch
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from onediff.config.compose import load_run
+from onediff.config.data import PromptConfig
 from onediff.config.difference import differences, flat, told
-from onediff.config.tree import RunConfig
-from onediff.data.config import PromptConfig
+from onediff.config.model import LoraConfig, ModelConfig
+from onediff.config.run import RunConfig
+from onediff.config.training import InitConfig
 from onediff.errors import UserError
 from onediff.model.build import architecture_only
-from onediff.model.config import LoraConfig, ModelConfig
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import OWN_PARTS, description
 from onediff.model.tokenizer import load_tokenizer
@@ -27,13 +28,13 @@ from onediff.parallel.agreement import together
 from onediff.parallel.block import Piece
 from onediff.parallel.materialize import InMemory
 from onediff.parallel.weights import put_weights
+from onediff.runs.address import Address
+from onediff.runs.folder import RunFolder
 from onediff.tracking.state import State
-from onediff.training.address import Address, found
 from onediff.training.checkpoint import load_weights, read_manifest
 from onediff.training.checkpoint.reader import Reader
 from onediff.training.checkpoint.weights import Weights, part_of
-from onediff.training.config import InitConfig
-from onediff.training.folder import RunFolder
+from onediff.training.found import found
 
 log = logging.getLogger(__name__)
 

@@ -14,19 +14,20 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
+from onediff.config.bad_steps import BadStepsConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
 from onediff.data.loader import Share
 from onediff.data.position import Position
 from onediff.data.stream import Stream
 from onediff.parallel.agreement import together
+from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import CheckpointWriter, load_checkpoint, read_manifest
 from onediff.training.checkpoint.back import go_back
 from onediff.training.checkpoint.weights import must_keep_adapters
-from onediff.training.config import PhaseConfig
 from onediff.training.engine import Engine, StepUnderWay
-from onediff.training.faults import BadStepsConfig, TrainingFault
+from onediff.training.faults import TrainingFault
 from onediff.training.figures import Moment
-from onediff.training.folder import RunFolder
 from onediff.training.guard import GoBack, Guard
 from onediff.training.measures import Measures
 from onediff.training.meter import Meter

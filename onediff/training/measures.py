@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from onediff.config.run import RunConfig
 from onediff.config.section import nearest
-from onediff.config.tree import RunConfig
 from onediff.errors import UserError
 from onediff.evaluation.statistics import METRICS, TYPE_ACCURACY
 from onediff.parallel.agreement import from_rank_zero, together

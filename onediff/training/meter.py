@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import torch
 
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
 from onediff.errors import UserError
 from onediff.plan.architecture import sizes_of
 from onediff.plan.flops import StepCost
 from onediff.plan.gpus import gpu_of_device
 from onediff.plan.walk import Shape, Trained
-from onediff.training.config import PhaseConfig
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from onediff.config.training import OptimizerConfig
 from onediff.errors import UserError
 from onediff.model.apex import find_apex
-from onediff.training.config import OptimizerConfig
 
 
 def build_optimizer(

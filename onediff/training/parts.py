@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.model.lora import is_adapter
 from onediff.model.onediff import PARTS
 from onediff.parallel.block import block_of
-from onediff.training.config import OptimizerConfig, PhaseConfig
 
 
 def freeze(model: nn.Module, phase: PhaseConfig) -> None:

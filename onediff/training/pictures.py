@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from onediff.config.tree import RunConfig
+from onediff.config.addresses import is_url
+from onediff.config.run import RunConfig
 from onediff.data.aspect import crop_remark, first_sizes
 from onediff.data.manifest import read_manifest
-from onediff.data.remote import is_url
 from onediff.errors import UserError
-from onediff.training.folder import RunFolder
+from onediff.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

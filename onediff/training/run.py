@@ -18,12 +18,12 @@ import torch.distributed as dist
 
 from onediff.config.compose import load_run, write_run
 from onediff.config.difference import differences, flat, told
-from onediff.config.tree import RunConfig
+from onediff.config.model import ModelConfig, NewTokenizer
+from onediff.config.run import RunConfig
 from onediff.data.loader import Loader, Share
 from onediff.errors import UserError
 from onediff.model import attention
 from onediff.model.build import architecture_only, build_row_maker
-from onediff.model.config import ModelConfig, NewTokenizer
 from onediff.model.families import check_packs
 from onediff.model.fp8 import check_fp8
 from onediff.model.onediff import OneDiffModel
@@ -34,6 +34,7 @@ from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.shared_batches import SharedBatches
 from onediff.parallel.topology import Topology, create_topology
+from onediff.runs.folder import RunFolder
 from onediff.tracking import NodeMetrics, Tracker
 from onediff.tracking.place import how_to_look, tracking_uri
 from onediff.tracking.scrub import scrubbed
@@ -43,7 +44,6 @@ from onediff.training.data import make_tokenizer, manifest_files, phase_steps, p
 from onediff.training.engine import Engine, deepspeed_config
 from onediff.training.evaluations import Evaluations
 from onediff.training.faults import TrainingFault
-from onediff.training.folder import RunFolder
 from onediff.training.init import Start
 from onediff.training.loop import PhaseLoop
 from onediff.training.measures import Measures

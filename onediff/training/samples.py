@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
 from onediff.data.heldout import HeldOut
 from onediff.data.pictures import open_picture
 from onediff.data.rows import RowMaker, collate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onediff.training.config import OptimizerConfig
+from onediff.config.training import OptimizerConfig
 
 
 def rate(config: OptimizerConfig, step: int, steps: int) -> float:

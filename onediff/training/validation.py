@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from onediff.config.tree import RunConfig
+from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
 from onediff.data.rows import RowMaker, collate
 from onediff.data.sample import BadSample
@@ -16,7 +17,6 @@ from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
 from onediff.parallel.agreement import from_rank_zero, together
 from onediff.parallel.topology import Topology
-from onediff.training.config import PhaseConfig
 from onediff.training.engine import Engine
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from onediff.config.model import PictureConfig
 from onediff.data.formats import open_image
 from onediff.data.index import SampleSpan, read_index, read_sample
 from onediff.data.manifest import read_manifest
 from onediff.data.sample import BadSample, parse_sample
-from onediff.model.config import PictureConfig
 
 if TYPE_CHECKING:
     from PIL import Image

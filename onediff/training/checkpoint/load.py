@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from onediff.config.model import LoraConfig
 from onediff.errors import UserError
-from onediff.model.config import LoraConfig
 from onediff.parallel.agreement import together
 from onediff.training.checkpoint.engine_state import (
     Held,

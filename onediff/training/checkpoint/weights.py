@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from onediff.config.model import LoraConfig
 from onediff.errors import UserError
-from onediff.model.config import LoraConfig
 from onediff.model.lora import halves_of, initial, is_adapter, plain_name, update
 from onediff.parallel.block import Block, Piece
 from onediff.parallel.materialize import InMemory

@@ -8,6 +8,18 @@ from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section, nearest
 
+PROTOCOLS = (
+    "plain",
+    "spot-the-diff",
+    "spot-the-diff-joined",
+    "clevr-change",
+    "image-editing-request",
+    "birds-to-words",
+    "levir-cc",
+    "demo",
+)
+"""Rules of benchmarks by name, one module each in `onediff/evaluation/protocols/`."""
+
 
 class EvaluationConfig(Section):
     """Which pairs are captioned, how the captions are generated, and under which protocol they are scored."""
@@ -54,10 +66,8 @@ class EvaluationConfig(Section):
     @field_validator("protocol")
     @classmethod
     def _known(cls, protocol: str) -> str:
-        from onediff.evaluation.protocols import NAMES
-
-        if protocol not in NAMES:
-            raise ValueError(f"no protocol {protocol!r}{nearest(protocol, NAMES)}")
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"no protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
         return protocol
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Which weights of which run: `RUN`, `RUN@PHASE`, `RUN@STEP`, `RUN@best`, `RUN@PHASE:STEP`, `RUN@PHASE:best`.
+"""The checkpoint that an address of a run means.
 
 Without a phase the newest one that has a checkpoint is meant, without more its newest checkpoint. A saved model has
 nothing behind its folder.
@@ -10,48 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onediff.config.compose import load_run
-from onediff.config.tree import RunConfig
 from onediff.errors import UserError
-from onediff.training.folder import RunFolder, require_model
+from onediff.runs.address import Address
+from onediff.runs.folder import RunFolder
 
 BEST = "best"
-
-
-class Address(NamedTuple):
-    """A folder, and what stands behind its `@`."""
-
-    folder: Path
-    at: str | None
-
-    def __str__(self) -> str:
-        return str(self.folder) if self.at is None else f"{self.folder}@{self.at}"
-
-    @classmethod
-    def of(cls, text: str | Path) -> Address:
-        """Reads an address; a folder that is there may have an `@` in its own name."""
-        path = Path(text)
-        if path.exists() or "@" not in path.name:
-            return cls(path, None)
-        folder, _, at = path.name.rpartition("@")
-        return cls(path.with_name(folder) if folder else path, at)
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the folder is that of a run, not a saved model."""
-        return RunFolder(self.folder).config.is_file()
-
-    def require(self) -> None:
-        """Raises UserError unless a saved model or a run with a checkpoint is there. Needs no torch."""
-        require_model(self.folder)
-        if self.at is not None and not self.is_run:
-            raise UserError(f"{self}: a saved model holds one set of weights; leave out @{self.at}")
-
-
-def require_sources(config: RunConfig, run: Path) -> None:
-    """Raises UserError where `init` names what is not there; a run that has a checkpoint needs it no longer."""
-    if config.init is not None and not any(run.glob("checkpoints/*/step-*")):
-        for address in dict.fromkeys(config.init.addresses.values()):
-            Address.of(address).require()
 
 
 class Found(NamedTuple):

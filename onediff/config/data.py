@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from onediff.config.addresses import below, is_url
 from onediff.config.section import Section, nearest
-from onediff.data.remote import below, is_url
-from onediff.data.templates import TEMPLATES, Template
+from onediff.config.templates import TEMPLATES, Template
 
 
 class DataSet(Section):

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from onediff.config.bad_steps import BadStepsConfig
+from onediff.config.coupling_rules import check_rule
+from onediff.config.model import LoraConfig
 from onediff.config.section import Section
-from onediff.data.rules import check_rule
-from onediff.model.config import LoraConfig
-from onediff.training.faults import BadStepsConfig
 
 Part = Literal["vision", "delta", "projector", "language"]
 

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from onediff.config.model import SAVED_MODEL_FILE
 from onediff.errors import UserError
-from onediff.model.config import SAVED_MODEL_FILE
 
 
 class RunFolder:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
+from onediff.config.data import DataConfig
+from onediff.config.evaluation import EvaluationConfig
+from onediff.config.model import ModelConfig
+from onediff.config.parallel import ParallelConfig
 from onediff.config.section import PLAIN_NAME, Section, nearest
-from onediff.data.config import DataConfig
-from onediff.evaluation.config import EvaluationConfig
-from onediff.model.config import ModelConfig
-from onediff.parallel.config import ParallelConfig
-from onediff.tracking.config import TrackingConfig
-from onediff.training.config import Checkpointing, InitConfig, OptimizerConfig, PhaseConfig, TrainingConfig
+from onediff.config.tracking import TrackingConfig
+from onediff.config.training import Checkpointing, InitConfig, OptimizerConfig, PhaseConfig, TrainingConfig
 
 
 class RunConfig(Section):

@@ -21,7 +21,7 @@ from onediff.data.manifest import Manifest
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
-    from onediff.config.tree import RunConfig
+    from onediff.config.run import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

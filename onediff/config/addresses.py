@@ -1,0 +1,27 @@
+"""Addresses of data: paths on this machine's disks, URLs, and commands that print a file."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from onediff.errors import UserError
+
+PLACE = "{}"
+"""In a `pipe:` command, where the name of the file goes."""
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is no path on this machine's disks."""
+    return path.startswith("pipe:") or "://" in path
+
+
+def below(base: str, folder: str) -> str:
+    """The folder `folder` in the folder `base`. Raises UserError for a `pipe:` without a place for names."""
+    if base.startswith("pipe:"):
+        if PLACE not in base:
+            raise UserError(
+                f"{base}: put {PLACE} where the name of a file goes, as in pipe:ssh host cat /sets/pairs/{PLACE}"
+            )
+        return base.replace(PLACE, f"{folder}/{PLACE}")
+    path, mark, query = base.partition("?")
+    return f"{path.rstrip('/')}/{quote(folder)}{mark}{query}"

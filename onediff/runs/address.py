@@ -1,0 +1,47 @@
+"""Which weights of which run: `RUN`, `RUN@PHASE`, `RUN@STEP`, `RUN@best`, `RUN@PHASE:STEP`, `RUN@PHASE:best`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from onediff.config.run import RunConfig
+from onediff.errors import UserError
+from onediff.runs.folder import RunFolder, require_model
+
+
+class Address(NamedTuple):
+    """A folder, and what stands behind its `@`."""
+
+    folder: Path
+    at: str | None
+
+    def __str__(self) -> str:
+        return str(self.folder) if self.at is None else f"{self.folder}@{self.at}"
+
+    @classmethod
+    def of(cls, text: str | Path) -> Address:
+        """Reads an address; a folder that is there may have an `@` in its own name."""
+        path = Path(text)
+        if path.exists() or "@" not in path.name:
+            return cls(path, None)
+        folder, _, at = path.name.rpartition("@")
+        return cls(path.with_name(folder) if folder else path, at)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is that of a run, not a saved model."""
+        return RunFolder(self.folder).config.is_file()
+
+    def require(self) -> None:
+        """Raises UserError unless a saved model or a run with a checkpoint is there. Needs no torch."""
+        require_model(self.folder)
+        if self.at is not None and not self.is_run:
+            raise UserError(f"{self}: a saved model holds one set of weights; leave out @{self.at}")
+
+
+def require_sources(config: RunConfig, run: Path) -> None:
+    """Raises UserError where `init` names what is not there; a run that has a checkpoint needs it no longer."""
+    if config.init is not None and not any(run.glob("checkpoints/*/step-*")):
+        for address in dict.fromkeys(config.init.addresses.values()):
+            Address.of(address).require()
