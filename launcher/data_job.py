@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pydantic import Field
 
+from launcher.frozen import module
 from launcher.plan import container_prefix, pyxis_options
 from launcher.profile import ClusterProfile
 from launcher.record import Json
@@ -117,7 +118,7 @@ def data_plan(job: DataJob, run: Path, profile: ClusterProfile, tasks: int, agai
         raise UserError(f"run folder {run}: '%' is not allowed here; Slurm would replace it")
     python = profile.python or sys.executable
     inside = profile.container.python if profile.container else python
-    onediff = profile.command or [*container_prefix(profile, run), inside, "-m", "onediff"]
+    onediff = profile.command or [*container_prefix(profile, run), inside, *module(run, "onediff")]
     in_container = pyxis_options(profile, run)
     frozen = str(run / "launch" / "collection.yaml")
     commands = []
@@ -155,7 +156,7 @@ def data_script(plan: Json, profile: ClusterProfile, phase: str, at_most: int | 
         directives=directives,
         environment=environment_lines(profile, run / "launch" / "code"),
         work="Makes a share of the chunks." if phase == SHARDS else "Finds all chunks made, and puts them together.",
-        command=[plan["supervisor_python"], "-m", "launcher.data_task", plan["run"], phase],
+        command=[plan["supervisor_python"], *module(run, "launcher.data_task"), plan["run"], phase],
     )
 
 

@@ -14,15 +14,18 @@ import sys
 import time
 from pathlib import Path
 
+from launcher import frozen
 from launcher.environment import for_ranks
 from launcher.record import Record, write_json
 from launcher.task import LAST_LINES, node_name
+from onediff.errors import UserError
 
 
 def main(run: Path, phase: str) -> int:
     """Runs the commands of the plan one after the other; returns the exit code of the first that failed, or 0."""
     record = Record(run)
-    plan = record.plan()
+    frozen.check(record.folder)
+    plan = record.submitted_plan()
     tasks = plan["phases"][phase]["tasks"]
     number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if phase == "shards" else 0
     share = ["--share", f"{number}/{tasks}"] if phase == "shards" else []
@@ -58,4 +61,7 @@ def main(run: Path, phase: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    try:
+        sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    except UserError as error:
+        sys.exit(f"onediff: error: {error}")

@@ -33,14 +33,14 @@ class PhaseState:
 
 def phase_states(record: Record) -> list[PhaseState]:
     """One state a phase of the plan."""
-    latest = record.latest_jobs()
-    if record.plan().get("kind") == "data":
-        return [data_state(record, phase, latest.get(phase)) for phase in record.plan()["phases"]]
+    latest, plan = record.latest_jobs(), record.submitted_plan()
+    if plan.get("kind") == "data":
+        return [data_state(record, phase, latest.get(phase)) for phase in plan["phases"]]
     try:
         listed = slurm.jobs(list(latest.values())) if latest and slurm.available() else {}
     except UserError:
         listed = {}  # the controller is away: the folder alone still tells most
-    return [phase_state(record, phase, latest.get(phase), listed) for phase in record.plan()["phases"]]
+    return [phase_state(record, phase, latest.get(phase), listed) for phase in plan["phases"]]
 
 
 def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, slurm.Job]) -> PhaseState:

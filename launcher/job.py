@@ -1,6 +1,6 @@
 """The supervisor: the one process of a job's batch script. Starts the ranks, follows their steps, judges each end.
 
-    python -m launcher.job RUN PHASE
+    python RUN/launch/code launcher.job RUN PHASE
 
 Standard library only, and outside the container, so that what goes wrong in there can be told from here.
 """
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher import frozen
 from launcher.environment import for_ranks
 from launcher.outcome import Outcome, judge, read_notes, silent_nodes, sum_verdict
 from launcher.preflight import read_findings, verdict
@@ -32,6 +33,8 @@ STORAGE_SECONDS = 600.0
 """How long the run's folder may be out of reach before a job gives up."""
 RETRY_SECONDS, PATIENCE_SECONDS = 10.0, 600.0
 """Pause between two tries of an srun that Slurm could not start, and how long it is tried."""
+SRUN = ["srun", "--export=ALL"]
+"""Where jobs are submitted with `--export=NONE`, srun would drop the profile's variables, too."""
 IGNORANT = ["sh", "-c", 'trap "" TERM USR1; exec "$@"', "sh"]
 """Before a task: a signal before its first line of Python must not end it."""
 AFTERMATH_SECONDS = 60.0
@@ -43,7 +46,7 @@ class Supervisor:
 
     def __init__(self, run: Path, phase: str) -> None:
         self.record, self.phase = Record(run), phase
-        self.plan = self.record.plan()
+        self.plan = self.record.submitted_plan()
         self.part = self.plan["phases"][phase]
         self.rule = Rule(**self.plan["rule"])
         self.job = os.environ["SLURM_JOB_ID"]
@@ -122,7 +125,7 @@ class Supervisor:
         if not limits["enabled"]:
             return None
         notes = self.notes_folder().with_name(f"{self.phase}.{self.attempts[-1].number}.preflight")
-        words = [self.plan["supervisor_python"], "-m", "launcher.preflight", str(notes), json.dumps(limits)]
+        words = [self.plan["supervisor_python"], *self.module("launcher.preflight"), str(notes), json.dumps(limits)]
         options = [
             f"--nodes={len(self.nodes)}",
             f"--ntasks={len(self.nodes)}",
@@ -130,7 +133,7 @@ class Supervisor:
             "--job-name=preflight",
         ]
         refused = self.step(
-            ["srun", *options, *self.plan["srun"], *IGNORANT, *words],
+            [*SRUN, *options, *self.plan["srun"], *IGNORANT, *words],
             lambda: self.wait(limits["seconds"]),
             lambda: bool(read_findings(notes)),
         )
@@ -155,13 +158,13 @@ class Supervisor:
         tasks = len(self.nodes) * part["tasks_per_node"]
         stem = self.record.logs / f"{self.phase}.{self.attempts[-1].number}.all-reduce"
         python = self.plan["rank_prefix"]
-        program = [python[-1], "-m", "onediff.parallel.all_reduce", str(notes / "figures.json"), "--per-node"]
+        program = [python[-1], *self.module("onediff.parallel.all_reduce"), str(notes / "figures.json"), "--per-node"]
         program += ["--gpus"] if part["gpus"] else []
         options = [f"--nodes={len(self.nodes)}", f"--ntasks={tasks}", f"--ntasks-per-node={part['tasks_per_node']}"]
         options += ["--distribution=block:block", "--job-name=all-reduce"]
-        task = [*python, "-m", "launcher.task", str(notes), str(stem)]
+        task = [*python, *self.module("launcher.task"), str(notes), str(stem)]
         refused = self.step(
-            ["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *IGNORANT, *task, *program],
+            [*SRUN, *options, *self.plan["srun"], *self.plan["rank_srun"], *IGNORANT, *task, *program],
             lambda: self.wait(3 * self.plan["preflight"]["seconds"]),
             lambda: self.has_logs(stem),
         )
@@ -188,7 +191,7 @@ class Supervisor:
             "--label",
             f"--job-name={self.phase}",
         ]
-        task = [*self.plan["rank_prefix"], "-m", "launcher.task", str(self.notes_folder()), str(stem)]
+        task = [*self.plan["rank_prefix"], *self.module("launcher.task"), str(self.notes_folder()), str(stem)]
         hang: str | None = None
 
         def follow() -> bool:
@@ -197,7 +200,7 @@ class Supervisor:
             return self.wait(0)
 
         refused = self.step(
-            ["srun", *options, *self.plan["srun"], *self.plan["rank_srun"], *IGNORANT, *task, *part["command"]],
+            [*SRUN, *options, *self.plan["srun"], *self.plan["rank_srun"], *IGNORANT, *task, *part["command"]],
             follow,
             lambda: self.has_logs(stem),
         )
@@ -318,6 +321,9 @@ class Supervisor:
             say(f"{refusal.words}; trying again")
             self.told_to_end.wait(RETRY_SECONDS)
 
+    def module(self, name: str) -> list[str]:
+        return frozen.module(self.record.run, name)
+
     def has_logs(self, stem: Path) -> bool:
         """Whether a rank of the attempt began: each opens its log first."""
         return any(name.startswith(f"{stem.name}.rank") for name in names_in(stem.parent))
@@ -375,6 +381,7 @@ def say(text: str) -> None:
 
 def main(run: Path, phase: str) -> int:
     try:
+        frozen.check(run / "launch")
         return Supervisor(run, phase).run()
     except UserError as error:
         say(str(error))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import slurm
+from launcher.frozen import module
 from launcher.profile import ClusterProfile
 from launcher.record import Json
 from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
@@ -51,7 +52,7 @@ def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tupl
     python = profile.python or sys.executable
     container = profile.container
     inside = container.python if container else python
-    onediff = profile.command or [inside, "-m", "onediff"]
+    onediff = profile.command or [inside, *module(run, "onediff")]
     parts: dict[str, Json] = {}
     for name in phases:
         if name == EVALUATE:
@@ -131,6 +132,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
     directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
     directives += [directive("comment", comment)] if comment else []
     directives += resource_directives(profile, nodes, part["tasks_per_node"], part["gpus"])
+    directives += [directive("chdir", plan["directory"])] if "directory" in plan else []
     directives += [
         directive("signal", f"USR1@{profile.warn_seconds}"),
         "--requeue",
@@ -142,7 +144,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
         directives=directives,
         environment=environment_lines(profile, run / "launch" / "code"),
         work="The supervisor starts the ranks with srun, follows their steps, and decides what each end means.",
-        command=[plan["supervisor_python"], "-m", "launcher.job", plan["run"], phase],
+        command=[plan["supervisor_python"], *module(run, "launcher.job"), plan["run"], phase],
     )
 
 

@@ -58,6 +58,13 @@ class Record:
         """The frozen plan; empty for a folder that was never submitted."""
         return read_json(self.plan_file) or {}
 
+    def submitted_plan(self) -> Json:
+        """The frozen plan. Raises UserError where there is none."""
+        plan = self.plan()
+        if "phases" not in plan:
+            raise UserError(f"{self.plan_file}: no such file; the run's folder was removed, moved or never submitted")
+        return plan
+
     def jobs(self) -> list[Json]:
         """Every job submitted for this run, oldest first: `phase`, `job`, `submitted`."""
         return read_json(self.folder / "jobs.json") or []

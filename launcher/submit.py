@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import slurm
+from launcher import frozen, slurm
 from launcher.environment import unheeded
 from launcher.plan import EVALUATE, phase_script
 from launcher.profile import ClusterProfile
@@ -85,6 +85,7 @@ def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfil
     write_json(record.folder / "profile.json", profile.model_dump(mode="json"))
     if code or not (record.folder / "code").is_dir():
         freeze_code(record.folder)
+    frozen.add_starter(record.folder / "code")  # code of an older version has none
 
 
 def freeze_data(record: Record, collection: Json | None, plan: Json, profile: ClusterProfile) -> None:
@@ -115,8 +116,10 @@ def freeze_code(folder: Path) -> None:
         shutil.copytree(house / package, aside / package, ignore=leave)
     shutil.copytree(configs_folder(), aside / "configs", ignore=leave)
     shutil.copytree(template_folder(), aside / "slurm", ignore=leave)
+    frozen.add_starter(aside)
     shutil.rmtree(code, ignore_errors=True)
     aside.rename(code)
+    frozen.note_digest(folder)
     write_json(folder / "environment.json", start_tags())
     (folder / "uncommitted.diff").write_text(uncommitted(1_000_000), encoding="utf-8")
 

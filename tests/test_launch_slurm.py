@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,8 +91,13 @@ def test_a_chain_runs_to_its_end_and_is_not_repeated_whatever_the_shell_holds(la
     assert states["one"]["state"] == "running" and states["one"]["nodes"] == 2
     assert states["one"]["steps_total"] == 20 and states["one"]["seconds_left"] > 0
     assert states["two"]["state"] == "waiting" and states["two"]["why"] == "Dependency"
+    for package in ("launcher", "onediff"):  # as in a checkout that is edited while the jobs wait
+        (run.home / package).mkdir()
+        (run.home / package / "__init__.py").write_text("raise SystemExit('what was edited since runs')")
     (run.run / "go").touch()
     run.wait_end("evaluate")
+    for package in ("launcher", "onediff"):
+        shutil.rmtree(run.home / package)
     assert run.curve("one") == run.curve("two") == undisturbed(20)
     assert {state["state"] for state in run.states().values()} == {"finished"}
     log = (run.run / "logs" / "one.1.rank3.log").read_text()
@@ -366,9 +372,11 @@ def test_cancel_and_resume_on_more_nodes(launched):
 
 
 def test_a_range_of_nodes_takes_what_can_share_the_batch(launched, cluster):
-    run = launched()
+    run = launched(steps=6)
+    run.profile["sbatch"] = ["--export=NONE"]  # the profile's variables reach the ranks all the same
     run.submitted("--phases", "one", nodes="1-3")
     run.wait_end("one")
+    assert run.curve("one") == undisturbed(6)
     (attempt,) = run.record.attempts("one")
     assert attempt.tasks == 4 and len(attempt.nodes) == 2, "six ranks cannot share a batch of eight, four can"
 

@@ -15,7 +15,7 @@ pytestmark = [
 STEPS = {"warm-up": 2, "one": 2, "two": 36}
 ONE_ROW = {f"phases.{phase}.micro_batch": 1 for phase in STEPS}
 SIZES = {**ONE_ROW, **{f"phases.{phase}.steps": steps for phase, steps in STEPS.items()}}
-RANK = "^[^ ]+ -m onediff train"  # of the processes of a node: the ranks, not what started them
+RANK = "^[^ ]+ [^ ]+/launch/code onediff train"  # of the processes of a node: the ranks, not what started them
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ onediff launch resume runs/demo --nodes 4 --new-code
 from __future__ import annotations
 
 import argparse
+import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +30,14 @@ def run(args: argparse.Namespace) -> int:
     record = Record(path)
     if again := record.plan().get("again"):
         raise UserError(f"{path}: a data job goes on with: {again}")
-    parts = record.plan()["phases"]
+    parts = record.submitted_plan()["phases"]
     least, most = next(iter(parts.values()))["nodes"]
     if args.profile:
         profile = load_profile(args.profile, path)
     else:
         profile = ClusterProfile.model_validate(read_json(record.folder / "profile.json"))
+    if os.path.isdir(directory := record.plan().get("directory", "")):
+        os.chdir(directory)  # relative paths of the configuration are those of the first submission
     phases = args.phases or ",".join(dict.fromkeys([*(entry["phase"] for entry in record.jobs()), *parts]))
     return submit(
         load_run(str(path / "config.yaml")),

@@ -92,6 +92,8 @@ def submit(
     on_slurm = profile.scheduler == "slurm"
     profile = offline(config, profile) if weights_check else profile
     plan = make_plan(config, run_path, profile, node_range(nodes) if on_slurm else (1, 1), wanted)
+    # Relative paths of the configuration are those of the first submission.
+    plan["directory"] = record.plan().get("directory", str(Path.cwd()))
     # What `init` names may be gone once a checkpoint is there; pretrained weights are read again until a phase has ended.
     goes_on = config.init is not None and any(run_path.glob("checkpoints/*/latest"))
     begins = not goes_on and not any(record.finished(phase) for phase in config.phases)

@@ -106,7 +106,7 @@ def submit_table(folder: Path, profile: ClusterProfile, behind: list[str]) -> st
         ],
         environment=environment_lines(profile, code),
         work="What `onediff runs` prints, once every run has ended.",
-        command=[python, "-m", "onediff", "runs", str(folder)],
+        command=[python, str(code), "onediff", "runs", str(folder)],
     )
     file = folder / "table.sbatch"
     file.write_text(rendered(script), encoding="utf-8")

@@ -154,7 +154,10 @@ def start_sender(run: Path) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "onediff.tracking.sender", str(run), str(os.getpid())]
     # It needs no accelerator and few cores, and must not take the variables of this rank for its own.
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, **hidden}, start_new_session=True)
+    # It runs the code of this process, not what the working directory holds.
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    code = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, **hidden, **code}, start_new_session=True)
 
 
 def stop_sender(run: Path, sender: subprocess.Popen[bytes], seconds: float) -> str:
