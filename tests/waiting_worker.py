@@ -1,50 +1,53 @@
-"""One process that counts where whole optimizer steps wait for the device, at each ZeRO stage."""
+"""Two ranks that count what the host waits for in whole optimizer steps, at each ZeRO stage, as on a GPU."""
 
 import json
 import sys
-import traceback
-from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 
 def main() -> None:
-    """argv[1]: where the counts go, as JSON: by stage, by the function that waited."""
+    """argv[1]: where rank 0's counts go, as JSON: by stage, by who waited for what. argv[2]: the tensor-parallel size."""
+    import pretend_gpu
+
+    pretend_gpu.install()
     from models import TINY, batch
     from small_run import config
 
-    from benchmarks.counters import Counted
     from onediff.config.model import ModelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
-    from onediff.training.engine import Engine
+    from onediff.training import engine as ours
     from onediff.training.run import built
 
-    class Located(Counted):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            before = self.waits.total()
-            result = super().__torch_dispatch__(function, types, args, kwargs)
-            if self.waits.total() > before:
-                where[next(frame.name for frame in reversed(traceback.extract_stack()[:-1]) if known(frame))] += 1
-            return result
+    def told(*args):
+        # Else the parameters of a model as small as this are never cut, and never gathered.
+        made = in_training(*args)
+        made["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+        return made
 
-    def known(frame):
-        """Leaves out what torch puts between an operator and whoever asks for it."""
-        return "torch/_compile" not in frame.filename and "torch/_dynamo" not in frame.filename
-
-    ranks, found = initialize_distributed(), {}
+    ranks, found, in_training = initialize_distributed(), {}, ours.deepspeed_config
+    tensor = int(sys.argv[2])
     for stage in range(4):
-        run = config(Path("data"), 10, **{"parallel.zero_stage": stage})
+        words = {"parallel.zero_stage": stage, "parallel.tensor": tensor}
+        words |= {"training.precision": "bf16", "optimizer.kernel": "torch"}
+        run = config(Path("data"), 10, rows=4 * ranks.world // tensor, **words)
         run = run.model_copy(update={"model": ModelConfig.model_validate(TINY)})
         phase = run.phases["two"]
         topology = create_topology(run.parallel, ranks)
-        engine = Engine(built(run, run.model, "two", topology, filled_later=False), run, phase, topology)
+        with mock.patch.object(ours, "deepspeed_config", told):
+            engine = ours.Engine(built(run, run.model, "two", topology, filled_later=False), run, phase, topology)
         micro_batches = [batch("pair", "single"), batch("pair", "pair")]
-        engine.step(micro_batches, 0, 10)
-        where: Counter[str] = Counter()
-        with Located():
-            engine.step(micro_batches, 1, 10)
-        found[stage] = where
-    Path(sys.argv[1]).write_text(json.dumps(found))
+        # The third step is the first that DeepSpeed's timers look at.
+        for step in range(2):
+            engine.step(micro_batches, step, 10)
+        with pretend_gpu.counted() as waits:
+            engine.step(micro_batches, 2, 10)
+            waits.found.clear()  # what is made once and kept is not counted
+            engine.step(micro_batches, 3, 10)
+        found[stage] = {f"{where}: {what}": count for (what, where), count in sorted(waits.found.items())}
+    if ranks.rank == 0:
+        Path(sys.argv[1]).write_text(json.dumps(found))
     shutdown()
 
 

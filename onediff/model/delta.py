@@ -144,11 +144,16 @@ class DeltaModule(nn.Module):
 def key_places(level: Tensor, width: int, heads: int, planes: Planes | None) -> Tensor:
     """The place embeddings of a level's tokens: `[N, W]` for `[…, N, V]`, with `planes` `[T, W]`."""
     if planes is None:
-        points = torch.tensor(spread(level.shape[-2]))
-    else:
-        boxes = planes.boxes[: len(level)]
-        points = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return place_embedding(points, width, heads).to(level)
+        return even_places(level.shape[-2], width, heads, level.device, level.dtype)
+    boxes = planes.boxes[: len(level)]
+    return place_embedding((boxes[:, :2] + boxes[:, 2:]) / 2, width, heads).to(level)
+
+
+@lru_cache
+def even_places(points: int, width: int, heads: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`[points, width]`: the place embeddings of `spread`. Made once, since copying from the host waits for the device."""
+    with torch.inference_mode(False):  # what is kept serves training too
+        return place_embedding(torch.tensor(spread(points), device=device), width, heads).to(dtype)
 
 
 @lru_cache
