@@ -5,7 +5,7 @@
 
 STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoints), `faults`: a list of
 {"phase", "step", "rank" or "node", "do": "exit 1" | "kill" | "stop" | "wait", "once": true}; `wait` is until RUN/go
-exists or a signal comes.
+exists or a signal comes. Step 0 is the start, before any signal is handled.
 """
 
 import argparse
@@ -93,6 +93,7 @@ def suffer(run: Path, phase: str, step: int) -> None:
 
 
 def train(args) -> int:
+    suffer(args.run, args.phases, 0)  # while a rank still imports
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, remember)
     run, phase, total = args.run, args.phases, int(WISH.get("steps", 20))

@@ -152,31 +152,39 @@ def test_a_script_written_by_hand_trains_by_processes_and_by_srun(cluster, tmp_p
     assert (run / "logs" / "train.rank3.log").is_file()
 
 
-def test_a_warning_costs_no_step(launched, cluster):
-    run = launched(seconds=0.2)
+def test_a_warning_costs_no_step_and_sigterm_during_the_start_blames_nobody(launched, cluster):
+    run = launched(seconds=0.2, faults=[{"phase": "one", "step": 0, "do": "wait"}])
     job = run.submitted("--phases", "one")["one"]
+    run.wait(lambda: len(list(run.run.glob("fault-0-*"))) == 4, 60, "the ranks did not start")
+    cluster.sh("scancel", "--signal=TERM", job)
     run.wait_step("one", 7)
     cluster.sh("scancel", "--signal=USR1", job)
     run.wait_end("one")
     assert run.curve("one") == undisturbed(20) and done_twice(run, "one") == 0
-    first, second = run.record.attempts("one")
+    start, first, second = run.record.attempts("one")
+    assert (start.cause, start.action, start.blamed) == ("interrupted", "requeue", []) and "SIGTERM" in start.reason
     assert (first.cause, first.action) == ("stopped", "requeue") and second.cause == "finished"
     assert second.first_step == first.last_step >= 7
     assert run.record.latest_jobs() == {"one": job}, "a requeue keeps the job, so that the chain holds"
     told = run.onediff("explain", "run").stdout
     assert "stopped on request with a checkpoint (SIGUSR1): queued again" in told
-    assert run.states()["one"]["restarts"] == 1
+    assert run.states()["one"]["restarts"] == 2
 
 
-def test_preemption_costs_no_step(launched, cluster):
-    run = launched(seconds=0.3)
+def test_preemption_costs_no_step_and_during_the_start_blames_nobody(launched, cluster):
+    run = launched(seconds=0.3, faults=[{"phase": "one", "step": 0, "do": "wait"}])
     run.profile["partition"] = "low"
     run.submitted("--phases", "one", "phases.one.global_batch=24", nodes="3")
+    other = ["sbatch", "--partition=dev", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=sleep 2"]
+    run.wait(lambda: len(list(run.run.glob("fault-0-*"))) == 6, 60, "the ranks did not start")
+    cluster.sh(*other)
     run.wait_step("one", 5)
-    cluster.sh("sbatch", "--partition=dev", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=sleep 2")
+    cluster.sh(*other)
     run.wait_end("one")
     assert run.curve("one") == undisturbed(20) and done_twice(run, "one") == 0
-    assert [attempt.action for attempt in run.record.attempts("one")] == ["requeue", "done"]
+    attempts = run.record.attempts("one")
+    assert [attempt.action for attempt in attempts] == ["requeue", "requeue", "done"]
+    assert (attempts[0].cause, attempts[0].blamed) == ("interrupted", []), attempts[0]
 
 
 def test_a_time_limit_costs_no_step(launched):

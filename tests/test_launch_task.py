@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from launcher.outcome import judge
+
 PLACE = {
     "RANK": "3",
     "WORLD_SIZE": "4",
@@ -50,6 +52,23 @@ def test_stopping_on_request_is_hidden_from_srun_and_death_by_a_signal_is_not(tm
     assert process.wait(60) == 0 and note(tmp_path)["code"] == 75
     process = start(tmp_path, "import os; os.kill(os.getpid(), 9)")
     assert process.wait(60) == 137 and note(tmp_path)["code"] == 137
+
+
+def test_a_signal_from_outside_during_imports_is_no_fault(tmp_path):
+    process = start(tmp_path, "import time; print('importing', flush=True); time.sleep(20)")
+    wait_log(tmp_path, "importing")
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 143
+    told = note(tmp_path)
+    assert told["told"] == "SIGTERM"
+    outcome = judge([told, {**told, "rank": 2}], ["n6", "n7"], 4, False, {}, lambda nodes: [], ended=True)
+    assert (
+        outcome.cause == "interrupted"
+        and not outcome.blamed
+        and "ended by SIGTERM from Slurm or a person" in outcome.reason
+    )
+    own = {**told, "rank": 2, "code": 1, "told": None, "last": ["KeyError: 'x'"]}
+    assert judge([told, own], ["n7"], 2, False, {}).blamed == ("n7",), "srun's SIGTERM follows a fault of its own"
 
 
 def test_a_warning_during_imports_is_not_lost(tmp_path):
