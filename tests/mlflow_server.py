@@ -67,16 +67,41 @@ class MlflowServer:
 
 
 class FaultyProxy:
-    """Passes requests on to `target`, or answers 500, hangs, or cuts the connection, as `mode` says."""
+    """Passes requests on to `target`, or answers 500, hangs, or cuts the connection, as `mode` says.
+
+    `refuse` answers a status to what has the text in its path, without asking the server; `every` makes every so many-th
+    request fail.
+    """
 
     def __init__(self, target_port: int, hang_seconds: float = 10.0) -> None:
         self.mode = "pass"
-        self.refused = 0
+        self.refuse: dict[str, int] = {}
+        self.every = 0
+        self.asked = self.refused = 0
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
+            def body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                del self.headers["Transfer-Encoding"]
+                whole = b""
+                while size := int(self.rfile.readline(), 16):
+                    whole += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return whole
+
             def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = self.body()
+                proxy.asked += 1
+                status = next((code for text, code in proxy.refuse.items() if text in self.path), 0)
+                if proxy.every and proxy.asked % proxy.every == 0:
+                    status = 500
+                if status:
+                    proxy.refused += 1
+                    self.send_error(status)
+                    return
                 if proxy.mode != "pass":
                     proxy.refused += 1
                 if proxy.mode == "hang":

@@ -9,11 +9,19 @@ The journal in the run's folder is the truth: what MLflow has already is not sen
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onediff.errors import UserError
 
+if TYPE_CHECKING:
+    from onediff.tracking.shipper import Shipper
+
 PATIENCE_SECONDS = 120.0  # for one answer: somebody waits for the result, not for a step
+TRIES = 5  # that bring nothing further, before it gives up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +45,26 @@ def sync(folder: Path, uri: str | None) -> None:
     with sole_sender(folder, parent=0) as free:
         if not free:
             raise UserError(f"{folder}: is being sent by its own training right now; wait until it has ended")
-        shipper = Shipper(folder, uri)
+        shipper = Shipper(folder, uri, lambda line: print(f"{folder}: {line}", file=sys.stderr, flush=True))
         one_try(PATIENCE_SECONDS)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        send_all(shipper)
+    print(f"{folder}: {shipper.shipped} records sent to {shipper.state.where.split()[0]}")
+
+
+def send_all(shipper: Shipper) -> None:
+    """Sends until everything is there. Raises UserError when it gets no further."""
+    failures = 0
+    while True:
+        before, why = shipper.state.left(), ""
         try:
-            count = shipper.ship()
+            shipper.ship()
+            shipper.carry(now=True)
         except Exception as error:  # whatever a store, a proxy or a network answers; the user is told, nothing is lost
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{shipper.uri}: {why}; unsent: {shipper.state.unsent()}") from None
-    print(f"{folder}: {count} records sent to {shipper.state.where.split()[0]}")
+            why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; "
+        if not why and not shipper.state.left():
+            return
+        failures = failures + 1 if shipper.state.left() == before else 0
+        if failures >= TRIES:
+            raise UserError(f"{shipper.uri}: {why}unsent: {shipper.state.unsent()}")
+        time.sleep(2.0 ** (failures - 2))

@@ -26,6 +26,8 @@ class TrackingConfig(Section):
     """Longest wait for one answer of the MLflow server before the request counts as failed and is sent again later."""
     finish_seconds: float = Field(60.0, ge=0)
     """Longest wait for MLflow at the end of a run; what is unsent then stays in the journal."""
+    upload_seconds: float = Field(1800.0, ge=0)
+    """The same for files and models that are on their way by then, as long as none has failed."""
     queue_records: int = Field(10_000, gt=0)
     """Records kept in memory while the run folder cannot be written (disk full); older ones are dropped and counted."""
     system_seconds: float = Field(10.0, ge=1)

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from onediff.config.tracking import TrackingConfig
+from onediff.tracking.scrub import scrubbed
 
 SQLITE = "sqlite:///"
+VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(run: Path, config: TrackingConfig) -> str:
-    """Where a run is sent: the configuration, else MLFLOW_TRACKING_URI, else `mlflow.db` beside the run's folder.
+    """Where a run is sent: the configuration, else where it was trained to, else MLFLOW_TRACKING_URI, else beside it.
 
-    Beside, not inside: the runs below one folder are then compared in one MLflow.
+    Beside its folder, not inside, is `mlflow.db`: the runs below one folder are then compared in one MLflow.
     """
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{run.resolve().parent / 'mlflow.db'}"
+    beside = f"{SQLITE}{run.resolve().parent / 'mlflow.db'}"
+    here, known = os.environ.get(VARIABLE), remembered(run)
+    if known and here and without_secrets(here) == known:
+        known = here
+    return config.uri or known or here or beside
+
+
+def remembered(run: Path) -> str | None:
+    """The address in the run folder that MLFLOW_TRACKING_URI had when the run was trained."""
+    path = run / "tracking" / "run.json"
+    known: str | None = json.loads(path.read_text()).get("uri") if path.is_file() else None
+    return known
+
+
+def without_secrets(uri: str) -> str:
+    """An address that can be kept: without passwords and tokens, and for a server without the user, too."""
+    if "@" not in uri and "?" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    user = f"{parts.username}@" if parts.username and not parts.scheme.startswith("http") else ""
+    query = "&".join(pair for pair in parts.query.split("&") if scrubbed(pair) == pair)
+    return urlunsplit(parts._replace(netloc=user + parts.netloc.rpartition("@")[2], query=query))
 
 
 def artifact_folder(uri: str) -> str | None:

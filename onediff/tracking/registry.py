@@ -4,86 +4,114 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow import MlflowClient, pyfunc, set_tracking_uri
+from mlflow import MlflowClient, pyfunc
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from PIL import Image
 
-VARIABLE = "MLFLOW_TRACKING_URI"
+from onediff.tracking.state import Parcel, State
+from onediff.tracking.upload import below, upload
+
 PACKAGE = Path(__file__).parents[1]
+TRAINED = "trained"
 
 
-class Flavour:
-    """MLflow's pyfunc, without its habit of loading the weights once more to try the input example on them."""
+class Registry:
+    """Makes versions of the exported models of one run. Whatever was begun before is taken up, not made twice."""
 
-    @staticmethod
-    def save_model(validate_serving_input: bool, **options: Any) -> None:
-        """Writes the model as MLflow keeps it; the option is for the caller, `Model.log`."""
-        assert not validate_serving_input
-        pyfunc.save_model(**options)
+    def __init__(self, client: MlflowClient, experiment: str, state: State) -> None:
+        self.client = client
+        self.experiment = experiment
+        self.state = state
 
+    def register(self, run_id: str, folder: Path, record: Mapping[str, Any], parcel: Parcel) -> None:
+        """Logs `folder` in the run's experiment and registers it as the journal's `record` says.
 
-def register(client: MlflowClient, run_id: str, folder: Path, record: Mapping[str, Any]) -> None:
-    """Logs `folder` with signature, input example and this package's code, and registers it as the journal's `record` says.
+        A version that the same run registered before with the same weights is kept: only aliases and score are set.
+        Raises what MLflow raises; `parcel` then says how far it came.
+        """
+        name, trained = record["name"], record["trained"]
+        known = self.client.search_model_versions(f"name='{name}'")
+        version = next((v.version for v in known if v.run_id == run_id and v.tags.get(TRAINED) == trained), None)
+        if version is None:
+            model = self._logged(run_id, trained, parcel)
+            self._upload(model, run_id, folder, parcel)
+            version = self._version(model, run_id, name, trained)
+        for alias in record["aliases"]:
+            self.client.set_registered_model_alias(name, alias, version)
+        if score := record.get("score"):
+            self._score(name, version, score)
 
-    A version that the same run registered before with the same weights is kept: only aliases and score are set.
-    """
-    name, trained = record["name"], record["trained"]
-    known = client.search_model_versions(f"name='{name}'")
-    version = next((v.version for v in known if v.run_id == run_id and v.tags.get("trained") == trained), None)
-    if version is None:
-        with default_store(client.tracking_uri):
-            version = log_version(run_id, folder, name)
-        client.set_model_version_tag(name, version, "trained", trained)
-    for alias in record["aliases"]:
-        client.set_registered_model_alias(name, alias, version)
-    if score := record.get("score"):
+    def _logged(self, run_id: str, trained: str, parcel: Parcel) -> LoggedModel:
+        """The logged model that this one was begun as, or a new one."""
+        begun = self.client.search_logged_models([self.experiment], f"source_run_id = '{run_id}'")
+        model = next((model for model in begun if model.tags.get(TRAINED) == trained), None)
+        if model is None:
+            model = self.client.create_logged_model(
+                self.experiment, "model", run_id, {TRAINED: trained}, self.client.get_run(run_id).data.params
+            )
+        if parcel.model_id != model.model_id:
+            with self.state.lock:
+                parcel.model_id, parcel.there = model.model_id, {}
+            self.state.save()
+        return model
+
+    def _upload(self, model: LoggedModel, run_id: str, folder: Path, parcel: Parcel) -> None:
+        """Sends signature, input example, this package's code, and the folder from where it lies."""
+        with tempfile.TemporaryDirectory() as aside:
+            staged, stand_in = Path(aside) / "staged", Path(aside) / folder.name
+            stand_in.mkdir()  # MLflow would copy the weights
+            pyfunc.save_model(
+                staged,
+                mlflow_model=Model(
+                    run_id=run_id,
+                    artifact_path=model.artifact_location,
+                    model_uuid=model.model_id,
+                    model_id=model.model_id,
+                ),
+                signature=ModelSignature(Schema([text("before"), text("after")]), Schema([text()])),
+                input_example=pd.DataFrame([{"before": example((200, 60, 60)), "after": example((60, 60, 200))}]),
+                python_model=str(Path(__file__).with_name("pyfunc.py")),
+                artifacts={"model": str(stand_in)},
+                code_paths=[str(PACKAGE)],
+                pip_requirements=requirements(),
+            )
+            files = {name: path for name, path in below(staged, "").items() if "__pycache__" not in path.parts}
+            files |= below(folder, f"artifacts/{folder.name}")
+            put = partial(self.client.log_model_artifact, model.model_id)
+            upload(files, parcel.there, put, partial(self.state.noted, parcel))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        outputs = self.client.get_run(run_id).outputs  # MLflow refuses the same one twice
+        if outputs is None or all(output.model_id != model.model_id for output in outputs.model_outputs):
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+    def _version(self, model: LoggedModel, run_id: str, name: str, trained: str) -> str:
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"models:/{model.model_id}"
+        made = self.client.create_model_version(name, source, run_id, {TRAINED: trained}, model_id=model.model_id)
+        return str(made.version)
+
+    def _score(self, name: str, version: str, score: Mapping[str, Any]) -> None:
+        """Tags a version with its score; the alias `best` goes to the best of those scored on the same data."""
         scored_on = f"score.{score['metric']}.{score['data']}"
-        client.set_model_version_tag(name, version, scored_on, repr(float(score["value"])))
-        rivals = [v for v in client.search_model_versions(f"name='{name}'") if scored_on in v.tags]
+        self.client.set_model_version_tag(name, version, scored_on, repr(float(score["value"])))
+        rivals = [v for v in self.client.search_model_versions(f"name='{name}'") if scored_on in v.tags]
         best = max(rivals, key=lambda rival: (float(rival.tags[scored_on]), int(rival.version)))
-        client.set_registered_model_alias(name, "best", best.version)
-
-
-def log_version(run_id: str, folder: Path, name: str) -> str:
-    """Uploads the model and makes a version of it; returns the version's number."""
-    logged = Model.log(
-        None,
-        Flavour,
-        name="model",
-        run_id=run_id,
-        registered_model_name=name,
-        signature=ModelSignature(Schema([text("before"), text("after")]), Schema([text()])),
-        input_example=pd.DataFrame([{"before": example((200, 60, 60)), "after": example((60, 60, 200))}]),
-        python_model=str(Path(__file__).with_name("pyfunc.py")),
-        artifacts={"model": str(folder)},
-        code_paths=[str(PACKAGE)],
-        pip_requirements=requirements(),
-        validate_serving_input=False,
-    )
-    return str(logged.registered_model_version)
-
-
-@contextmanager
-def default_store(uri: str) -> Iterator[None]:
-    """MLflow's model functions know one store a process, and put it into the environment: both are put back after."""
-    before = os.environ.get(VARIABLE)
-    set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        set_tracking_uri("")
-        os.environ.pop(VARIABLE, None)
-        if before is not None:
-            os.environ[VARIABLE] = before
+        self.client.set_registered_model_alias(name, "best", best.version)
 
 
 def text(name: str | None = None) -> ColSpec:

@@ -12,14 +12,18 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from onediff.tracking.journal import openings
 from onediff.tracking.state import State, journals
+
+if TYPE_CHECKING:
+    from onediff.tracking.shipper import Shipper
 
 LOG = logging.getLogger(__name__)
 ORPHAN_SECONDS = 10.0  # for the rest, after the training process was killed
@@ -46,15 +50,21 @@ def follow(run: Path, parent: int, told: TextIO) -> int:
     """Sends until told to finish or orphaned."""
     from onediff.tracking.shipper import Shipper, one_try
 
-    shipper = Shipper(run)
+    def say(line: str) -> None:
+        LOG.warning("%s", line)
+        print(f"tracking: {line}", file=told, flush=True)
+
+    shipper = Shipper(run, say=say)
     one_try(shipper.config.request_seconds)
+    carrying = Carrying(shipper)
     failures, last_tries, finishing, deadline = 0, 0, False, float("inf")
     while True:
         try:
             shipper.ship()
             if failures:
-                print(f"tracking: MLflow answers again after {failures} failed tries", file=told, flush=True)
+                say(f"MLflow answers again after {failures} failed tries")
             failures = last_tries = 0
+            carrying.go_on(finishing)
         except Exception as error:  # anything a store, a proxy or a network may answer
             failures += 1
             last_tries += finishing
@@ -62,20 +72,41 @@ def follow(run: Path, parent: int, told: TextIO) -> int:
             if failures == 1:
                 where = shipper.state.where.split()[0]
                 why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                line = f"tracking: MLflow at {where} fails ({why}); the run goes on and its journal keeps everything"
-                print(line, file=told, flush=True)
+                say(f"MLflow at {where} fails ({why}); the run goes on and its journal keeps everything")
+        through = not failures and not shipper.state.waiting()
         if os.getppid() != parent:
             deadline = min(deadline, time.monotonic() + ORPHAN_SECONDS)
-            if not failures and not shipper.state.waiting():
-                if started_by(run, parent):
-                    shipper.end_as("KILLED")
+            if through and started_by(run, parent):
+                shipper.end_as("KILLED")
+            if through and not shipper.state.parcels():
                 return 0
             if time.monotonic() > deadline:
                 return 1
-        if finishing and ((not failures and not shipper.state.waiting()) or last_tries >= TRIES_AT_THE_END):
-            return 1 if failures else 0
+        if finishing and ((through and carrying.done()) or last_tries >= TRIES_AT_THE_END):
+            return 1 if failures or shipper.state.parcels() else 0
         pause = min(LONGEST_PAUSE, 2.0**failures) if failures else shipper.config.flush_seconds
         finishing = wait(pause, parent, finishing) or finishing
+
+
+class Carrying:
+    """A thread that sends the parcels, so that a large one does not hold the points up."""
+
+    def __init__(self, shipper: Shipper) -> None:
+        self.shipper = shipper
+        self.thread = threading.Thread()
+        self.last_tries = 0
+
+    def go_on(self, finishing: bool) -> None:
+        """Has the parcels tried that are due, or all of them at the end, unless the thread is at it."""
+        ready = any(finishing or parcel.due <= time.time() for _, _, parcel in self.shipper.state.parcels())
+        if ready and not self.thread.is_alive() and self.last_tries < TRIES_AT_THE_END:
+            self.last_tries += finishing
+            self.thread = threading.Thread(target=self.shipper.carry, args=(finishing,), daemon=True)
+            self.thread.start()
+
+    def done(self) -> bool:
+        """Whether all are there, or have failed often enough at the end."""
+        return not self.thread.is_alive() and (not self.shipper.state.parcels() or self.last_tries >= TRIES_AT_THE_END)
 
 
 def wait(seconds: float, parent: int, finishing: bool) -> bool:
@@ -112,9 +143,10 @@ def sole_sender(run: Path, parent: int) -> Iterator[bool]:
 
 
 def sent_up_to(run: Path, sizes: dict[str, int]) -> bool:
-    """Whether the first `sizes[name]` bytes of every journal are in MLflow."""
+    """Whether the first `sizes[name]` bytes of every journal are in MLflow, or have failed to get there."""
     state = State.load(run)
-    return all(state.sent(name).offset >= size for name, size in sizes.items())
+    there = all(state.sent(name).offset >= size for name, size in sizes.items())
+    return there and all(parcel.why or int(place) >= sizes.get(name, 0) for name, place, parcel in state.parcels())
 
 
 def started_by(run: Path, process: int) -> bool:

@@ -10,39 +10,37 @@ import fcntl
 import json
 import logging
 import os
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from onediff.config.tracking import TrackingConfig
+from onediff.tracking.carrier import Carrier, gone, parcel_of
 from onediff.tracking.journal import Record, openings, read
+from onediff.tracking.names import PARAM_TEXT, TAG_TEXT, valid_name, valid_text
 from onediff.tracking.place import SQLITE, artifact_folder, database, tracking_uri
+from onediff.tracking.refusal import reason, refused, too_large
 from onediff.tracking.scrub import scrubbed
 from onediff.tracking.state import Sent, State, journals
-from onediff.tracking.stream import trained_as
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "onediff.stream"
 SWEEP = "onediff.sweep"
 PARENT = "mlflow.parentRunId"
-TABLES = "mlflow.loggedArtifacts"
 METRICS, PARAMS = 1000, 100  # most that MLflow takes in one request
-PARAM_TEXT, TAG_TEXT = 6000, 8000  # longest values that every MLflow store takes
-NOT_A_NAME = re.compile(r"[^\w.\-/: ]")
-REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 
 class Shipper:
-    """Sends what is new in the journals of one run folder to one MLflow store."""
+    """Sends what is new in the journals of one run folder to one MLflow store; `say` tells people what is left out."""
 
-    def __init__(self, run: Path, uri: str | None = None) -> None:
+    def __init__(self, run: Path, uri: str | None = None, say: Callable[[str], None] = LOG.warning) -> None:
         self.run = run
+        self.say = say
         known = json.loads((run / "tracking" / "run.json").read_text())
         self.identity: str = known["id"]
         self.config = TrackingConfig(**known["config"])
@@ -54,30 +52,52 @@ class Shipper:
         self.starts: dict[str, list[tuple[int, Record]]] = {}
         self.looked: dict[str, int] = {}
         self.experiment = ""
+        self.shipped = 0
+        """Records that were read and sent, or set apart, so far."""
 
     def connect(self) -> None:
         """Reaches the store and finds or makes the experiment. Raises whatever MLflow raises when it cannot."""
         with ready_store(self.uri):
             self.client = MlflowClient(self.uri, self.uri)
-            found = self.client.get_experiment_by_name(self.config.experiment)
-            if found is None:
-                place = artifact_folder(self.uri)
-                try:
-                    self.experiment = self.client.create_experiment(self.config.experiment, place)
-                    return
-                except MlflowException as error:
-                    found = self.client.get_experiment_by_name(self.config.experiment)
-                    if found is None:
-                        raise error
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            self.experiment = found.experiment_id
+            self.experiment = self._find_experiment()
+        self.carrier = Carrier(self.client, self.experiment, self.state, self.say)
 
-    def ship(self) -> int:
-        """Sends everything that lies in the journals now; returns the number of records. Raises what MLflow raises."""
+    def _find_experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.config.experiment)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(self.config.experiment, artifact_folder(self.uri)))
+            except MlflowException as error:
+                found = self.client.get_experiment_by_name(self.config.experiment)
+                if found is None:
+                    raise error
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def ship(self) -> None:
+        """Sends the points that lie in the journals now, and all that MLflow keeps about a run; notes the parcels.
+
+        One stream that fails does not keep the next from being sent. Raises what MLflow raises.
+        """
         if not self.experiment:
             self.connect()
-        return sum(self._ship_stream(path) for path in journals(self.run))
+        while self.carrier.lost:
+            self._forget(self.carrier.lost.pop())
+        failed = None
+        for path in journals(self.run):
+            try:
+                self._ship_stream(path)
+            except Exception as error:  # whatever a store, a proxy or a network answers
+                if failed is not None:  # not one stream's own trouble
+                    break
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def carry(self, now: bool = False) -> int:
+        """Sends the parcels that are due, or all of them; returns how many went through. After `ship`."""
+        return self.carrier.carry(now) if self.experiment else 0
 
     def end_as(self, status: str) -> None:
         """Ends every MLflow run whose stream has not ended: the process that wrote it is gone."""
@@ -87,8 +107,8 @@ class Shipper:
             if self.client.get_run(sent.run_id).info.status == "RUNNING":
                 self.client.set_terminated(sent.run_id, status)
 
-    def _ship_stream(self, path: Path) -> int:
-        name, count = path.stem, 0
+    def _ship_stream(self, path: Path) -> None:
+        name = path.stem
         sent = self.state.sent(name)
         size = path.stat().st_size  # looked at first: a start that comes later is for the next time
         starts = self._starts_of(path)
@@ -100,7 +120,7 @@ class Shipper:
             sent = self.state.sent(name)
         while sent.offset < size:
             batch: list[tuple[int, Record]] = []
-            metrics = 0
+            metrics, place = 0, sent.offset
             for offset, record in read(path, sent.offset):
                 alone = "metrics" not in record
                 if offset > size or (alone and batch):
@@ -111,10 +131,27 @@ class Shipper:
                     break
             if not batch:
                 break
-            self._send(name, batch, starts)
+            if not self._set_apart(name, place, batch, starts):
+                self._send(name, batch, starts)
             sent = self.state.sent(name)
-            count += len(batch)
-        return count
+            self.shipped += len(batch)
+
+    def _set_apart(
+        self, name: str, place: int, batch: list[tuple[int, Record]], starts: list[tuple[int, Record]]
+    ) -> bool:
+        """Notes a parcel for the carrier, if the record of `batch` at `place` in the journal is one."""
+        offset, record = batch[0]
+        parcel = parcel_of(record)
+        if parcel is None:
+            return False
+        self._run_id(name, starts)
+        sent = self.state.sent(name)
+        with self.state.lock:
+            if not superseded(offset, record, starts):
+                sent.parcels[str(place)] = parcel
+            sent.offset = offset
+        self.state.save()
+        return True
 
     def _starts_of(self, path: Path) -> list[tuple[int, Record]]:
         """Openings of a stream, looked for only behind what was found or sent before."""
@@ -137,21 +174,29 @@ class Shipper:
         try:
             self._records(name, wanted, starts)
         except MlflowException as error:
-            if error.error_code not in REFUSED:
+            if not refused(error) and not too_large(error):
                 raise
-            if self._vanished(sent):
-                LOG.warning("%s was deleted from MLflow; it is made again", name)
-                if name == "run" or name.startswith("node-"):
-                    self.state.streams.clear()  # children point at their parent: they are made again with it
-                self.state.streams[name] = Sent()
-                self.state.save()
+            if refused(error) and self._vanished(sent):
+                self._forget(name)
                 return
-            if len(wanted) > 1:
-                for one in wanted:
-                    self._send(name, [(sent.offset, one)], [])
+            parts = wanted if len(wanted) > 1 else entries(wanted[0])
+            if len(parts) > 1:
+                for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
+                    self._send(name, [(0, part) for part in half], [])
+            elif refused(error):
+                self.say(f"MLflow refuses a record of {name}, which is left out: {wanted[0]}: {reason(error)}")
             else:
-                LOG.warning("%s: MLflow refuses %s: %s", name, wanted, error)
+                raise
         sent.offset = max(sent.offset, batch[-1][0])
+        self.state.save()
+
+    def _forget(self, name: str) -> None:
+        """Begins a stream anew, whose MLflow run was deleted."""
+        LOG.warning("%s was deleted from MLflow; it is made again", name)
+        with self.state.lock:
+            if name == "run" or name.startswith("node-"):
+                self.state.streams.clear()  # children point at their parent: they are made again with it
+            self.state.streams[name] = Sent()
         self.state.save()
 
     def _records(self, name: str, records: Sequence[Record], starts: list[tuple[int, Record]]) -> None:
@@ -159,7 +204,7 @@ class Shipper:
             return
         run_id = self._run_id(name, starts)
         points = [
-            Metric(metric_name(key), value, record["time"], record["step"])
+            Metric(valid_name(key), value, record["time"], record["step"])
             for record in records
             if "metrics" in record
             for key, value in record["metrics"].items()
@@ -167,7 +212,7 @@ class Shipper:
         for at in range(0, len(points), METRICS):
             self.client.log_batch(run_id, metrics=points[at : at + METRICS])
         for record in records:
-            for kind in ("open", "tags", "node", "artifact", "dataset", "model", "end"):
+            for kind in ("open", "tags", "node", "end"):
                 if kind in record:
                     getattr(self, f"_{kind}")(name, run_id, record)
 
@@ -223,18 +268,15 @@ class Shipper:
         self.state.save()
 
     def _vanished(self, sent: Sent) -> bool:
-        try:
-            return bool(self.client.get_run(sent.run_id).info.lifecycle_stage == "deleted")
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return True
-            raise
+        return gone(self.client, sent.run_id)
 
     def _open(self, name: str, run_id: str, record: Record) -> None:
         opening = record["open"]
         starts = [start for _, start in self.starts[name]]
-        number = next(i for i, start in enumerate(starts) if start["time"] == record["time"])
         step, sent = opening["step"], self.state.sent(name)
+        # Two within one millisecond differ in their step.
+        begun = [(start["time"], start["open"]["step"]) for start in starts]
+        number = begun.index((record["time"], step))
         tags = dict(opening["tags"])
         if number and step >= 0:
             again = [start for start in starts[1 : number + 1] if not start["open"].get("rollback")]
@@ -254,52 +296,20 @@ class Shipper:
     def _params(self, run_id: str, params: dict[str, str]) -> dict[str, str]:
         """Logs parameters; MLflow's never change, so those that a restart changed come back as tags."""
         known = self.client.get_run(run_id).data.params
-        cut = {metric_name(key): text[:PARAM_TEXT] for key, text in params.items()}
+        cut = {valid_name(key): valid_text(text, PARAM_TEXT) for key, text in params.items()}
         new = [Param(key, text) for key, text in cut.items() if key not in known]
         for at in range(0, len(new), PARAMS):
             self.client.log_batch(run_id, params=new[at : at + PARAMS])
         return {f"changed.{key}": f"{known[key]} → {text}" for key, text in cut.items() if known.get(key, text) != text}
 
     def _tags(self, name: str, run_id: str, record: Record) -> None:
-        tags = [RunTag(metric_name(key), text[:TAG_TEXT]) for key, text in record["tags"].items()]
+        tags = [RunTag(valid_name(key), valid_text(text, TAG_TEXT)) for key, text in record["tags"].items()]
         for at in range(0, len(tags), PARAMS):
             self.client.log_batch(run_id, tags=tags[at : at + PARAMS])
 
     def _node(self, name: str, run_id: str, record: Record) -> None:
         nodes = sorted(path.stem.removeprefix("node-") for path in journals(self.run) if path.stem.startswith("node-"))
         self._tags(name, run_id, {"tags": {"nodes": ",".join(nodes), f"node.{record['node']}": record["what"]}})
-
-    def _artifact(self, name: str, run_id: str, record: Record) -> None:
-        path, to = self.run / record["artifact"], record.get("to") or None
-        if path.is_dir():
-            self.client.log_artifacts(run_id, str(path), to)
-        elif path.exists():
-            self.client.log_artifact(run_id, str(path), to)
-        else:
-            LOG.warning("%s: artifact %s is gone", name, path)
-        if record.get("table"):
-            tables = json.loads(self.client.get_run(run_id).data.tags.get(TABLES, "[]"))
-            entry = {"path": f"{to}/table.json", "type": "table"}
-            tables = [*(one for one in tables if one != entry), entry]
-            while len(json.dumps(tables)) > TAG_TEXT:
-                tables.pop(0)
-            self.client.set_tag(run_id, TABLES, json.dumps(tables))
-
-    def _dataset(self, name: str, run_id: str, record: Record) -> None:
-        what = record["dataset"]
-        source = json.dumps({"uri": what["source"]})
-        profile = json.dumps({"samples": what["samples"]})
-        dataset = Dataset(what["name"], what["digest"], "local", source, profile=profile)
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", what["context"])])])
-
-    def _model(self, name: str, run_id: str, record: Record) -> None:
-        from onediff.tracking.registry import register
-
-        folder = Path(record["model"])
-        if not folder.is_dir() or trained_as(folder) != record["trained"]:
-            LOG.warning("%s: %s holds another model by now and is not registered", name, folder)
-            return
-        register(self.client, run_id, folder, record)
 
     def _end(self, name: str, run_id: str, record: Record) -> None:
         self.client.set_terminated(run_id, record["end"], record["time"])
@@ -311,9 +321,16 @@ def superseded(offset: int, record: Record, starts: list[tuple[int, Record]]) ->
     return step is not None and any(at > offset and start["open"]["step"] < step for at, start in starts)
 
 
-def metric_name(key: str) -> str:
-    """`key` with what MLflow does not allow in names replaced by `_`."""
-    return NOT_A_NAME.sub("_", key)[:250]
+def entries(record: Record) -> list[Record]:
+    """A record as records of one metric, tag or parameter each."""
+    for kind in ("metrics", "tags"):
+        if kind in record:
+            return [{**record, kind: {key: value}} for key, value in record[kind].items()]
+    if "open" in record:
+        bare = {**record["open"], "tags": {}, "params": {}}
+        parts = [{kind: {key: text}} for kind in ("tags", "params") for key, text in record["open"][kind].items()]
+        return [{**record, "open": bare | part} for part in parts]
+    return [record]
 
 
 def stamp(milliseconds: int) -> str:
@@ -325,6 +342,7 @@ def one_try(seconds: float) -> None:
     """Makes MLflow give up a request after `seconds`: its own tries would sit in one call for minutes."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(seconds)))
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
 @contextmanager

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from onediff.tracking.journal import put
+
+
+@dataclass
+class Parcel:
+    """An artifact, a data set or a model of a journal that is not in MLflow yet: it is sent apart from the points."""
+
+    what: str
+    """Its name, for people."""
+    tries: int = 0
+    """Tries that brought nothing further."""
+    why: str = ""
+    """Where the last of them was going, and what went wrong."""
+    due: float = 0.0
+    """When it is tried again, in seconds since 1970."""
+    there: dict[str, str] = field(default_factory=dict)
+    """Files of it that are there, with the size and the time that they had."""
+    model_id: str = ""
+    """The logged model that a model was begun as."""
 
 
 @dataclass
@@ -15,20 +35,30 @@ class Sent:
 
     run_id: str = ""
     offset: int = 0
-    """Bytes of the journal that are in MLflow."""
+    """Bytes of the journal that are in MLflow, except for the parcels."""
     through: int = -1
     """Highest step that is in MLflow: a restart from below it means that the MLflow run must be replaced."""
     marked: list[int] = field(default_factory=list)
     """Steps that already carry a restart marker."""
+    parcels: dict[str, Parcel] = field(default_factory=dict)
+    """What of those bytes is not in MLflow yet, by the place in the journal where its record begins."""
+
+    @classmethod
+    def of(cls, known: dict[str, Any]) -> Sent:
+        """What `asdict` made, as an object again."""
+        parcels = {place: Parcel(**parcel) for place, parcel in known.get("parcels", {}).items()}
+        return cls(**{**known, "parcels": parcels})
 
 
 @dataclass
 class State:
-    """All streams of a run, for one MLflow store and experiment."""
+    """All streams of a run, for one MLflow store and experiment. Points and parcels are sent by a thread each."""
 
     run: Path
     where: str = ""
     streams: dict[str, Sent] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    """Held while parcels come and go, and while the file is written."""
 
     @classmethod
     def load(cls, run: Path) -> State:
@@ -36,24 +66,50 @@ class State:
         path = run / "tracking" / "sent.json"
         try:
             known = json.loads(path.read_text())
-            return cls(run, known["where"], {name: Sent(**sent) for name, sent in known["streams"].items()})
+            return cls(run, known["where"], {name: Sent.of(sent) for name, sent in known["streams"].items()})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return cls(run)
 
     def save(self) -> None:
         """Writes the state aside and renames it."""
-        streams = {name: asdict(sent) for name, sent in self.streams.items()}
-        put(self.run / "tracking" / "sent.json", json.dumps({"where": self.where, "streams": streams}, indent=1))
+        with self.lock:
+            streams = {name: asdict(sent) for name, sent in self.streams.items()}
+            put(self.run / "tracking" / "sent.json", json.dumps({"where": self.where, "streams": streams}, indent=1))
 
     def sent(self, stream: str) -> Sent:
         """What is known about one stream."""
-        return self.streams.setdefault(stream, Sent())
+        with self.lock:
+            return self.streams.setdefault(stream, Sent())
 
     def waiting(self) -> dict[str, int]:
         """Bytes of each journal that are not in MLflow yet, for those that have any."""
         sizes = {path.stem: path.stat().st_size for path in journals(self.run)}
         left = {name: size - (self.streams[name].offset if name in self.streams else 0) for name, size in sizes.items()}
         return {name: size for name, size in left.items() if size > 0}
+
+    def parcels(self) -> list[tuple[str, str, Parcel]]:
+        """All that is to be sent apart, with its stream and its place in the journal, oldest first."""
+        with self.lock:
+            return [(name, place, one) for name, sent in self.streams.items() for place, one in sent.parcels.items()]
+
+    def noted(self, parcel: Parcel, name: str, mark: str) -> None:
+        """Remembers that a file of a parcel is there, as `mark` says that it was."""
+        with self.lock:
+            parcel.there[name] = mark
+            parcel.why = ""
+            self.save()
+
+    def on_its_way(self) -> bool:
+        """Whether all that is left to send are parcels of which none has failed."""
+        parcels = self.parcels()
+        return bool(parcels) and not self.waiting() and not any(parcel.why for _, _, parcel in parcels)
+
+    def left(self) -> dict[str, int]:
+        """What `waiting` says, and how many parcels there are of each stream: empty when everything is in MLflow."""
+        left = self.waiting()
+        for name, place, parcel in self.parcels():
+            left[f"{name} {place}"] = len(parcel.there)
+        return left
 
     def unsent(self) -> str:
         """What is waiting, in words, or nothing."""
@@ -63,7 +119,12 @@ class State:
             with open(self.run / "tracking" / f"{name}.jsonl", "rb") as file:
                 file.seek(self.streams[name].offset if name in self.streams else 0)
                 lines += sum(1 for _ in file)
-        return f"{lines} records of {', '.join(sorted(left))}" if left else ""
+        words = [f"{lines} records of {', '.join(sorted(left))}"] if left else []
+        if parcels := [parcel for _, _, parcel in self.parcels()]:
+            several = f" and {len(parcels) - 3} more" if len(parcels) > 3 else ""
+            why = next((f" ({parcel.what} {parcel.why})" for parcel in parcels if parcel.why), "")
+            words.append(", ".join(parcel.what for parcel in parcels[:3]) + several + why)
+        return "; ".join(words)
 
 
 def journals(run: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from onediff.config.tracking import TrackingConfig
 from onediff.tracking.journal import Journal, openings, put, records
+from onediff.tracking.place import VARIABLE, remembered, without_secrets
 from onediff.tracking.provenance import start_tags, uncommitted
 from onediff.tracking.scrub import scrubbed, scrubbed_tree
 from onediff.tracking.stream import Status, Stream, never_raises
@@ -35,6 +36,8 @@ class Tracker(Stream):
         super().__init__(run, journal, run / FOLDER / "files")
         self.config = config
         self.children: list[Stream] = []
+        self.unsent = ""
+        """After `finish`: what could not be sent, in words."""
         self.sender = start_sender(run) if config.live else None
 
     @classmethod
@@ -53,7 +56,7 @@ class Tracker(Stream):
         packages, host and Slurm job are added, secrets masked. Raises OSError when the folder cannot be written.
         """
         run = Path(run_dir).resolve()
-        remember(run, config)
+        remember(run, config, os.environ.get(VARIABLE))
         path = run / FOLDER / "run.jsonl"
         now = {**start_tags(), **{name: scrubbed(str(value)) for name, value in (tags or {}).items()}}
         now |= kept_over_restarts(path, now)
@@ -72,7 +75,7 @@ class Tracker(Stream):
     def attach(cls, run_dir: str | os.PathLike[str], config: TrackingConfig) -> Tracker:
         """Adds to the record of a run that is not being trained now: an evaluation, an export. No restart is noted."""
         run = Path(run_dir).resolve()
-        remember(run, config)
+        remember(run, config, remembered(run) or os.environ.get(VARIABLE))
         path = run / FOLDER / "run.jsonl"
         new = not openings(path)
         journal = Journal(path, config.queue_records)
@@ -115,16 +118,23 @@ class Tracker(Stream):
         if status is not None:
             self.journal.append({"end": status})
         self.journal.close()
-        if self.sender is not None and (unsent := stop_sender(self.run, self.sender, self.config.finish_seconds)):
-            LOG.warning("tracking: %s not sent to MLflow; 'onediff track sync %s' sends the rest", unsent, self.run)
+        if self.sender is not None:
+            self.unsent = stop_sender(self.run, self.sender, self.config)
+        if self.unsent:
+            rest = f"'onediff track sync {self.run}' sends the rest"
+            LOG.warning("tracking: not sent to MLflow: %s; %s", self.unsent, rest)
 
 
-def remember(run: Path, config: TrackingConfig) -> None:
-    """Writes what the sender needs to know, and gives the run its identity when it has none: `tracking/run.json`."""
+def remember(run: Path, config: TrackingConfig, uri: str | None = None) -> None:
+    """Writes what the sender needs to know, and gives the run its identity when it has none: `tracking/run.json`.
+
+    A `uri` that is given is where the run goes from now on; its secrets are not kept.
+    """
     path = run / FOLDER / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {"id": uuid.uuid4().hex, "created": int(time.time())}
-    put(path, json.dumps({**known, "config": config.model_dump(mode="json")}, indent=1))
+    address = {"uri": without_secrets(uri)} if uri else {}
+    put(path, json.dumps({**known, **address, "config": config.model_dump(mode="json")}, indent=1))
 
 
 def kept_over_restarts(path: Path, now: Mapping[str, str]) -> dict[str, str]:
@@ -160,16 +170,33 @@ def start_sender(run: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, **hidden, **code}, start_new_session=True)
 
 
-def stop_sender(run: Path, sender: subprocess.Popen[bytes], seconds: float) -> str:
-    """Lets the sender empty the journals for at most `seconds`, then ends it. Returns what is unsent in words, or ''."""
+def stop_sender(run: Path, sender: subprocess.Popen[bytes], config: TrackingConfig) -> str:
+    """Lets the sender empty the journals for a bounded time, then ends it. Returns what is unsent in words, or ''.
+
+    Files and models that are on their way have longer than the rest.
+    """
     from onediff.tracking.state import State
 
     assert sender.stdin is not None
     try:
         sender.stdin.write(b"finish\n")
         sender.stdin.close()
-        sender.wait(seconds)
-    except (BrokenPipeError, subprocess.TimeoutExpired):
+        sender.wait(config.finish_seconds)
+    except BrokenPipeError:
+        pass  # it has ended
+    except subprocess.TimeoutExpired:
+        end = time.monotonic() + config.upload_seconds - config.finish_seconds
+        told = False
+        while sender.poll() is None and time.monotonic() < end and State.load(run).on_its_way():
+            if not told:
+                LOG.info(
+                    "tracking: sends %s to MLflow, for at most %.0f s more",
+                    State.load(run).unsent(),
+                    end - time.monotonic(),
+                )
+            told = True
+            time.sleep(0.5)
+    if sender.poll() is None:
         sender.kill()
-        sender.wait()
+    sender.wait()
     return State.load(run).unsent()

@@ -1,0 +1,169 @@
+"""Artifacts, data sets and models: sent apart from the points, each by itself, so that what fails holds nothing up.
+
+The shipper notes a parcel when it comes by one in a journal and goes on. A parcel that fails is tried again with growing
+pauses and takes up what of it is there; what MLflow refuses for good is left out, and said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.exceptions import MlflowException
+
+from onediff.tracking.journal import Record, read
+from onediff.tracking.names import TAG_TEXT
+from onediff.tracking.refusal import reason, refused
+from onediff.tracking.scrub import scrubbed
+from onediff.tracking.state import Parcel, State
+from onediff.tracking.stream import trained_as
+from onediff.tracking.upload import below, upload
+
+LOG = logging.getLogger(__name__)
+KINDS = ("artifact", "dataset", "model")
+TABLES = "mlflow.loggedArtifacts"
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
+
+
+def parcel_of(record: Record) -> Parcel | None:
+    """The parcel that a record of a journal is, if it is one."""
+    if "artifact" in record:
+        return Parcel(f"artifact {posixpath.join(record.get('to', ''), Path(record['artifact']).name)}")
+    if "dataset" in record:
+        return Parcel(f"data set {record['dataset']['name']}")
+    if "model" in record:
+        return Parcel(f"model {record['name']} ({record['model']})")
+    return None
+
+
+class Carrier:
+    """Sends the parcels of one run folder to one MLflow store."""
+
+    def __init__(self, client: MlflowClient, experiment: str, state: State, say: Callable[[str], None]) -> None:
+        self.client = client
+        self.experiment = experiment
+        self.state = state
+        self.say = say
+        self.lost: set[str] = set()
+        """Streams whose MLflow run turned out to be gone."""
+        self.said: set[str] = set()
+
+    def carry(self, now: bool = False) -> int:
+        """Tries every parcel that is due, or all of them; returns how many went through."""
+        ready = [one for one in self.state.parcels() if now or one[2].due <= time.time()]
+        return sum(self._try(name, place, parcel) for name, place, parcel in ready)
+
+    def _try(self, name: str, place: str, parcel: Parcel) -> bool:
+        sent = self.state.sent(name)
+        run_id = self.state.sent("run" if name.startswith("node-") else name).run_id
+        _, record = next(read(self.state.run / "tracking" / f"{name}.jsonl", int(place)))
+        through = False
+        while True:
+            before = (len(parcel.there), parcel.model_id)
+            try:
+                through = self._send(run_id, record, parcel)
+                break
+            except Exception as error:  # whatever a store, a proxy or a network answers
+                if before != (len(parcel.there), parcel.model_id):
+                    LOG.info("%s of %s: %s; going on with the rest", parcel.what, name, reason(error))
+                elif not self._failed(name, run_id, record, parcel, error):
+                    return False
+                else:
+                    break
+        with self.state.lock:
+            sent.parcels.pop(place, None)
+        self.state.save()
+        return through
+
+    def _failed(self, name: str, run_id: str, record: Record, parcel: Parcel, error: Exception) -> bool:
+        """Notes a failure, and says it when it is new; returns whether the parcel is given up."""
+        if isinstance(error, MlflowException) and refused(error):
+            try:
+                if gone(self.client, run_id):
+                    self.lost.add(name)
+                    return False
+            except MlflowException as unknown:
+                LOG.warning("%s of %s: %s; whether the run is there: %s", parcel.what, name, error, unknown)
+                return False
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                self.say(f"MLflow refuses the {parcel.what} of {name}: {reason(error)}; it is left out")
+                return True
+        with self.state.lock:
+            parcel.tries += 1
+            parcel.why = f"to {self._where(run_id, record)}: {reason(error)}"
+            parcel.due = time.time() + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (parcel.tries - 1))
+        self.state.save()
+        LOG.warning("%s of %s, try %d: %s", parcel.what, name, parcel.tries, parcel.why)
+        kind = parcel.what.partition(" ")[0]
+        if kind not in self.said:
+            self.said.add(kind)
+            self.say(f"the {parcel.what} of {name} is not taken {parcel.why}; it is tried again, the rest goes on")
+        return False
+
+    def _where(self, run_id: str, record: Record) -> str:
+        store = scrubbed(self.client.tracking_uri)
+        if "artifact" not in record:
+            return store
+        try:
+            return f"{scrubbed(self.client.get_run(run_id).info.artifact_uri)} at {store}"
+        except MlflowException:
+            return store
+
+    def _send(self, run_id: str, record: Record, parcel: Parcel) -> bool:
+        """Sends a parcel; returns False for one that there is nothing to send of any more."""
+        if "artifact" in record:
+            return self._artifact(run_id, record, parcel)
+        if "dataset" in record:
+            return self._dataset(run_id, record["dataset"])
+        return self._model(run_id, record, parcel)
+
+    def _artifact(self, run_id: str, record: Record, parcel: Parcel) -> bool:
+        path, to = self.state.run / record["artifact"], record.get("to", "")
+        files = below(path, to) if path.is_dir() else {posixpath.join(to, path.name): path}
+        if not path.exists():
+            self.say(f"the {parcel.what} is gone from {path}; it is left out")
+            return False
+        upload(files, parcel.there, partial(self.client.log_artifact, run_id), partial(self.state.noted, parcel))
+        if record.get("table"):
+            tables = json.loads(self.client.get_run(run_id).data.tags.get(TABLES, "[]"))
+            entry = {"path": f"{to}/table.json", "type": "table"}
+            tables = [*(one for one in tables if one != entry), entry]
+            while len(json.dumps(tables)) > TAG_TEXT:
+                tables.pop(0)
+            self.client.set_tag(run_id, TABLES, json.dumps(tables))
+        return True
+
+    def _dataset(self, run_id: str, what: dict[str, Any]) -> bool:
+        source = json.dumps({"uri": what["source"]})
+        profile = json.dumps({"samples": what["samples"]})
+        dataset = Dataset(what["name"], what["digest"], "local", source, profile=profile)
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", what["context"])])])
+        return True
+
+    def _model(self, run_id: str, record: Record, parcel: Parcel) -> bool:
+        from onediff.tracking.registry import Registry
+
+        folder = Path(record["model"])
+        if not folder.is_dir() or trained_as(folder) != record["trained"]:
+            self.say(f"{folder} holds another model by now and is not registered")
+            return False
+        Registry(self.client, self.experiment, self.state).register(run_id, folder, record, parcel)
+        return True
+
+
+def gone(client: MlflowClient, run_id: str) -> bool:
+    """Whether somebody deleted a run."""
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "deleted")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return True
+        raise

@@ -1,0 +1,21 @@
+"""Names and texts as every MLflow store takes them."""
+
+from __future__ import annotations
+
+import re
+
+PARAM_TEXT, TAG_TEXT = 6000, 8000  # longest values
+LONGEST_NAME = 250
+NOT_IN_A_NAME = re.compile(r"[^\w.\-/: ]")
+
+
+def valid_name(key: str) -> str:
+    """`key` as MLflow takes it as the name of a metric, a parameter or a tag: a relative path of known characters."""
+    parts = NOT_IN_A_NAME.sub("_", key)[: LONGEST_NAME - 1].split("/")
+    name = "/".join(part for part in parts if part not in ("", ".", ".."))
+    return f"_{name}" if not name or name.startswith("..") else name
+
+
+def valid_text(text: str, longest: int) -> str:
+    """`text` without the one character that PostgreSQL does not take, cut to what MLflow takes."""
+    return text.replace("\0", "�")[:longest]
