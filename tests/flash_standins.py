@@ -1,10 +1,14 @@
 """Modules with the signatures of flash-attn 2.8.4, flash-attn 3 (hopper/) and flash-attn-4 (flash_attn/cute) as their
 sources of August 2026 have them; they compute on the CPU, and note what they were called with."""
 
+import inspect
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from onediff.model.attention import attention
 
@@ -13,6 +17,12 @@ def computed(q, k, v, cu_q, cu_k, max_q, max_k, dropout, scale, causal, window):
     assert cu_q.dtype == cu_k.dtype == torch.int32 and isinstance(max_q, int) and isinstance(max_k, int)
     assert max_q >= int(cu_q.diff().max()) and max_k >= int(cu_k.diff().max())
     return attention(q, k, v, cu_q, cu_k, max_q, max_k, dropout, scale, causal, window, backend="reference")
+
+
+def note(calls, name):
+    """A call of a model; trials run in a thread of their own."""
+    if threading.current_thread() is threading.main_thread():
+        calls.append(name)
 
 
 def flash_attn_2(calls):
@@ -34,7 +44,7 @@ def flash_attn_2(calls):
         return_attn_probs=False,
         block_table=None,
     ):
-        calls.append("flash_attn_2")
+        note(calls, "flash_attn_2")
         assert softcap == 0.0 and alibi_slopes is None and not return_attn_probs and block_table is None
         at = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         return computed(q, k, v, *at, dropout_p, softmax_scale, causal, window_size)
@@ -68,7 +78,7 @@ def flash_attn_3(calls):
         sm_margin=0,
         return_attn_probs=False,
     ):
-        calls.append("flash_attn_3")
+        note(calls, "flash_attn_3")
         assert seqused_q is None and seqused_k is None and qv is None and not return_attn_probs
         at = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         return computed(q, k, v, *at, 0.0, softmax_scale, causal, window_size)
@@ -110,7 +120,7 @@ def flash_attn_4(calls):
         seqlen_k_per_split=None,
         disable_scheduler_metadata=False,
     ):
-        calls.append("flash_attn_4")
+        note(calls, "flash_attn_4")
         assert qv is None and min_seqlen_k is None and seqused_q is None and page_table is None
         assert all(side is None or side >= 0 for side in window_size)
         window = tuple(-1 if side is None else side for side in window_size)
@@ -119,6 +129,126 @@ def flash_attn_4(calls):
         return computed(q, k, v, *at, 0.0, softmax_scale, causal, window), None
 
     return {"flash_attn.cute": flash_attn_varlen_func}
+
+
+def flash_attn_cute_of_2(calls):
+    """What the source package of flash-attn 2.8.3 has under the name of flash-attn-4."""
+
+    def flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens_q=None,
+        cu_seqlens_k=None,
+        seqused_q=None,
+        seqused_k=None,
+        page_table=None,
+        softmax_scale=None,
+        causal=False,
+        window_size=(None, None),
+        learnable_sink=None,
+        softcap=0.0,
+        pack_gqa=None,
+    ):
+        raise AssertionError("not to be called")
+
+    return {"flash_attn.cute": flash_attn_varlen_func}
+
+
+def flash_attn_4_without_backward(calls):
+    """A version that attends forward only, as several of its first did with packed sequences."""
+
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, mixed):
+            return mixed.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise NotImplementedError("backward pass of packed sequences")
+
+    ((module, whole),) = flash_attn_4(calls).items()
+
+    def flash_attn_varlen_func(q, k, v, *args, **kwargs):
+        mixed, more = whole(q, k, v, *args, **kwargs)
+        return Forward.apply(mixed), more
+
+    flash_attn_varlen_func.__signature__ = inspect.signature(whole)
+    return {module: flash_attn_varlen_func}
+
+
+def flash_attn_3_of_another_build(calls):
+    """A version that computes something else."""
+    ((module, whole),) = flash_attn_3(calls).items()
+
+    def flash_attn_varlen_func(*args, **kwargs):
+        return 2 * whole(*args, **kwargs)
+
+    flash_attn_varlen_func.__signature__ = inspect.signature(whole)
+    return {module: flash_attn_varlen_func}
+
+
+def flash_attn_3_by_its_operator(calls):
+    """Attends as the library does: an autograd function around the operator that it registers."""
+
+    @torch.library.custom_op("flash_attn_3::_flash_attn_forward", mutates_args=())
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float, causal: bool
+    ) -> Tensor:
+        note(calls, "flash_attn_3")
+        return computed(q, k, v, cu_q, cu_k, max_q, max_k, 0.0, scale, causal, (-1, -1))
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v, *at):
+            mixed = forward(q, k, v, *at)
+            ctx.save_for_backward(q, k, v, mixed)  # the kernel's backward pass reads it
+            ctx.at = at
+            return mixed
+
+        @staticmethod
+        def backward(ctx, gradient):
+            q, k, v, _ = ctx.saved_tensors
+            return *gradients_of(gradient, q, k, v, ctx.at), *(None for _ in ctx.at)
+
+    ((module, whole),) = flash_attn_3(calls).items()
+
+    def flash_attn_varlen_func(q, k, v, *at, softmax_scale, causal, window_size):
+        assert window_size == (-1, -1)
+        return Function.apply(q, k, v, *at, softmax_scale, causal)
+
+    flash_attn_varlen_func.__signature__ = inspect.signature(whole)
+    return {module: flash_attn_varlen_func}
+
+
+def gradients_of(gradient, q, k, v, at):
+    *places, scale, causal = at
+
+    def computed_again():
+        drawn = [t.detach().requires_grad_() for t in (q, k, v)]
+        mixed = computed(*drawn, *places, 0.0, scale, causal, (-1, -1))
+        return torch.autograd.grad(mixed, drawn, gradient)
+
+    # In a thread of its own: inside an operator there is no autograd.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(computed_again).result()
+
+
+def torch_varlen_itself(calls):
+    """Torch's own function and operators, with kernels for the CPU beneath."""
+    from torch.nn.attention import varlen
+
+    def forward(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False, scale=None, window_size=None, *more):
+        note(calls, "torch_varlen")
+        mixed = computed(q, k, v, cu_q, cu_k, max_q, max_k, 0.0, scale, is_causal, (-1, -1))
+        return mixed, q.new_zeros(1), q.new_zeros(1)
+
+    def backward(gradient, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, is_causal, rng, scale=None, window_size=None):
+        return gradients_of(gradient, q, k, v, (cu_q, cu_k, max_q, max_k, scale, is_causal))
+
+    varlen._varlen_attn.register_kernel("cpu")(forward)
+    varlen._varlen_attn_backward.register_kernel("cpu")(backward)
+    return {"torch.nn.attention.varlen": varlen.varlen_attn}
 
 
 def torch_varlen(calls):
@@ -139,7 +269,7 @@ def torch_varlen(calls):
         block_table=None,
         num_splits=None,
     ):
-        calls.append("torch_varlen")
+        note(calls, "torch_varlen")
         assert enable_gqa or query.shape[1] == key.shape[1]
         causal = window_size == (-1, 0)
         return computed(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, 0.0, scale, causal, window_size)
@@ -150,8 +280,9 @@ def torch_varlen(calls):
 def install(monkeypatch, calls, *makers, broken=()):
     """Puts stand-ins into `sys.modules`; every other flash module is absent, those in `broken` fail on import."""
     from onediff.model import attention as ours
+    from onediff.model import kernels
 
-    names = [kernel.module for kernel in ours.KERNELS.values()]
+    names = [kernel.module for kernel in kernels.KERNELS.values()]
     made = {name: function for maker in makers for name, function in maker(calls).items()}
     for name in names:
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises ModuleNotFoundError
@@ -167,5 +298,16 @@ def install(monkeypatch, calls, *makers, broken=()):
             monkeypatch.setitem(sys.modules, parent, package)
     for name in broken:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # imports, but lacks its function
-    ours._function.cache_clear()
+    monkeypatch.setattr(kernels, "ACCELERATOR", "cpu")
+    forget()
     monkeypatch.setattr(ours, "_in_use", None)
+    monkeypatch.setattr(ours, "_asked_for", None)
+
+
+def forget():
+    """What was found out about kernels is found out anew."""
+    from onediff.model import attention as ours
+    from onediff.model import kernels
+
+    kernels.function.cache_clear()
+    ours._working.cache_clear()

@@ -1,6 +1,7 @@
 """The attention function: every backend against the plain one in fp64, and which of them is chosen where."""
 
 import logging
+from functools import partial
 
 import flash_standins as standins
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from onediff.errors import UserError
-from onediff.model import attention as ours
-from onediff.model.attention import KERNELS, attention, in_use, missing, use
+from onediff.model import kernels
+from onediff.model.attention import attention, in_use, use
+from onediff.model.kernels import KERNELS, missing
 
 LENGTH = st.one_of(st.integers(0, 40), st.integers(0, 700))
 SHAPES = st.fixed_dictionaries(
@@ -86,6 +88,19 @@ EDGES = {
 }
 
 
+ONE_SHAPE = {
+    "lengths": [(9, 9), (5, 5)],
+    "same": True,
+    "even": False,
+    "heads": (2, 1),
+    "size": 32,
+    "causal": True,
+    "window": (-1, -1),
+    "scale": None,
+    "seed": 0,
+}
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @settings(max_examples=8, deadline=None)
 @given(shape=SHAPES)
@@ -135,13 +150,12 @@ def gpu(monkeypatch):
     def pretend(major, *makers, broken=()):
         calls = []
         standins.install(monkeypatch, calls, *makers, broken=broken)
-        monkeypatch.setattr(ours, "ACCELERATOR", "cpu")
-        monkeypatch.setattr(ours, "capability", lambda: major)
+        monkeypatch.setattr(kernels, "capability", lambda: major)
         return calls
 
     yield pretend
     monkeypatch.undo()
-    ours._function.cache_clear()
+    standins.forget()
 
 
 ALL = (standins.flash_attn_2, standins.flash_attn_3, standins.flash_attn_4, standins.torch_varlen)
@@ -175,14 +189,13 @@ def test_kernels_get_their_arguments_in_their_order(maker, shape):
     with pytest.MonkeyPatch.context() as monkeypatch:
         calls = []
         standins.install(monkeypatch, calls, maker)
-        monkeypatch.setattr(ours, "ACCELERATOR", "cpu")
-        monkeypatch.setattr(ours, "capability", lambda: 9)
+        monkeypatch.setattr(kernels, "capability", lambda: 9)
         drawn, at, options = case(shape, torch.bfloat16)
         assert use("auto") == maker.__name__
         made = with_gradients(drawn, at, options, None)
         assert calls == [maker.__name__] * (len(drawn[0]) > 0 and len(drawn[1]) > 0)
         assert_close(made, [t.double() for t in with_gradients(drawn, at, options, "reference")], 1e-2)
-    ours._function.cache_clear()
+    standins.forget()
 
 
 def test_what_a_kernel_cannot_take_goes_to_sdpa(gpu):
@@ -215,6 +228,57 @@ def test_an_installed_module_that_does_not_work_is_passed_over_and_named(gpu, ca
     gpu(9, standins.flash_attn_2, broken=["flash_attn_interface"])
     assert use() == "flash_attn_2"
     assert "flash_attn_interface is installed but cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("faulty", "says"),
+    [
+        (standins.flash_attn_4_without_backward, "NotImplementedError: backward pass of packed sequences"),
+        (standins.flash_attn_3_of_another_build, "its results are"),
+    ],
+)
+def test_a_kernel_that_fails_when_tried_is_left_out_with_one_line(gpu, caplog, faulty, says):
+    calls = gpu(9, faulty, standins.flash_attn_2)
+    drawn, at, options = case(ONE_SHAPE, torch.bfloat16)
+    expected = with_gradients([t.double() for t in drawn], at, options, "reference")
+    calls.clear()
+    for _ in range(2):
+        assert_close(with_gradients(drawn, at, options, None), expected, 1e-2)
+    assert calls == ["flash_attn_2"] * 2
+    lines = [record.message for record in caplog.records if "is not used" in record.message]
+    assert len(lines) == 1 and says in lines[0]
+    assert "2 heads of 32, 1 of them for keys, in torch.bfloat16" in lines[0]
+
+
+def test_a_kernel_that_was_asked_for_and_fails_when_tried_stops_the_run(gpu):
+    gpu(9, standins.flash_attn_4_without_backward, standins.flash_attn_2)
+    assert use("flash_attn_4") == "flash_attn_4"
+    drawn, at, options = case(ONE_SHAPE, torch.bfloat16)
+    with pytest.raises(UserError, match=r"training.attention: flash_attn_4 fails with .*; use auto"):
+        with_gradients(drawn, at, options, None)
+
+
+def test_an_older_version_of_a_package_is_not_taken_for_the_later(gpu):
+    """flash-attn 2.8.3's sources hold a `flash_attn.cute` without lengths and without a backward pass."""
+    gpu(9, standins.flash_attn_2, standins.flash_attn_cute_of_2)
+    assert use() == "flash_attn_2"
+    assert missing("flash_attn_4") == (
+        "flash_attn.cute is of another version, without max_seqlen_q; install flash-attn-4"
+    )
+
+
+def test_a_trial_leaves_no_trace_in_checkpointing(gpu):
+    """Selective checkpointing counts what is computed and kept; a trial inside of it is not."""
+    from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+    gpu(9, standins.flash_attn_2)
+    drawn, at, options = case(ONE_SHAPE, torch.bfloat16)
+    kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.einsum.default, torch.ops.aten.bmm.default])
+    q, k, v = (t.clone().requires_grad_() for t in drawn[:3])
+    made = checkpoint(lambda *qkv: attention(*qkv, *at, **options), q, k, v, use_reentrant=False, context_fn=kept)
+    made.backward(drawn[3])
+    expected = with_gradients([t.double() for t in drawn], at, options, "reference")
+    assert_close((made.detach(), q.grad, k.grad, v.grad), expected, 1e-2)
 
 
 def test_without_a_device_the_reason_is_named():

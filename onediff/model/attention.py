@@ -7,109 +7,22 @@ S sequences, H heads, G key/value heads (H is a multiple of G), D head size.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onediff.errors import UserError
+from onediff.model.kernels import HALF, KERNELS, Options, missing, run, takes
 
 log = logging.getLogger(__name__)
 
-ACCELERATOR = "cuda"
-"""Where the flash kernels run; everything else is torch's own."""
-HALF = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A library's kernel for packed sequences."""
-
-    module: str
-    function: str
-    package: str
-    """What a person installs."""
-    capabilities: tuple[int, ...]
-    """Major compute capabilities that it is built for, forward and backward."""
-    call: Callable[..., Any]
-    """Calls the function with our arguments."""
-    largest_head: int
-    dropout: bool = False
-    needs: tuple[str, ...] = ()
-    """Parameters that the function must have."""
-
-
-def _flash_attn_2(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: _Options) -> Any:
-    return run(q, k, v, *at, options.dropout_p, options.scale, options.causal, window_size=options.window_size)
-
-
-def _flash_attn_3(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: _Options) -> Any:
-    return run(q, k, v, *at, softmax_scale=options.scale, causal=options.causal, window_size=options.window_size)
-
-
-def _flash_attn_4(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: _Options) -> Any:
-    # The places are keywords: its fourth positional argument is another one. Infinite is None there, not -1.
-    cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k = at
-    left, right = (None if side < 0 else side for side in options.window_size)
-    return run(
-        q,
-        k,
-        v,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k,
-        softmax_scale=options.scale,
-        causal=options.causal,
-        window_size=(left, right),
-    )
-
-
-def _torch_varlen(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: _Options) -> Any:
-    left, right = options.window_size
-    window = (left, 0) if options.causal else (left, right)
-    grouped = q.shape[1] != k.shape[1]
-    return run(q, k, v, *at, scale=options.scale, window_size=window, enable_gqa=grouped)
-
-
-KERNELS = {
-    "flash_attn_3": Kernel(
-        "flash_attn_interface", "flash_attn_varlen_func", "flash-attn 3 (from source)", (9,), _flash_attn_3, 256
-    ),
-    "flash_attn_4": Kernel(
-        "flash_attn.cute", "flash_attn_varlen_func", "flash-attn-4", (9, 10, 11, 12), _flash_attn_4, 128
-    ),
-    "flash_attn_2": Kernel(
-        "flash_attn", "flash_attn_varlen_func", "flash-attn", (8, 9, 10, 12), _flash_attn_2, 256, dropout=True
-    ),
-    "torch_varlen": Kernel(
-        "torch.nn.attention.varlen",
-        "varlen_attn",
-        "a later torch",
-        (8, 9, 10, 12),
-        _torch_varlen,
-        256,
-        needs=("scale", "window_size", "enable_gqa"),
-    ),
-}
-"""Fastest first, where several are to be had."""
-
 BACKENDS = (*KERNELS, "sdpa", "reference")
-
-
-@dataclass(frozen=True)
-class _Options:
-    dropout_p: float
-    scale: float
-    causal: bool
-    window_size: tuple[int, int]
 
 
 def attention(
@@ -144,18 +57,24 @@ def attention(
         backend: one of `BACKENDS`, instead of the one in use.
 
     Returns:
-        `[Tq, H, D]`. What a flash kernel cannot take (fp32, the CPU, an odd head size) goes to torch's SDPA.
+        `[Tq, H, D]`. What a flash kernel cannot take (fp32, the CPU, an odd head size) goes to torch's SDPA. Before a kernel
+        first attends in a new shape it is tried, forward and backward: where it fails the next backend attends, and
+        where it was asked for by name UserError is raised.
 
     Memory grows with Tq + Tk on every backend but `reference` (and `sdpa` with a window, or causal with more keys than
     queries: queries × keys of one sequence). Cost 4 · Σ queries · keys · H · D flops forward, half of it if causal.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    options = _Options(dropout_p, scale, causal, window_size)
+    options = Options(dropout_p, scale, causal, window_size)
     name = backend or in_use()
-    if name in KERNELS and _takes(KERNELS[name], q, dropout_p) and q.numel() and k.numel():
-        at = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        made = KERNELS[name].call(_function(name), q, k, v, at, options)
-        return made[0] if isinstance(made, tuple) else made
+    if name in KERNELS and takes(KERNELS[name], q, dropout_p) and q.numel() and k.numel():
+        name = (
+            name
+            if torch.compiler.is_compiling()
+            else _working(name, _Shape.of(q, k), options, name in (backend, _asked_for))
+        )
+        if name in KERNELS:
+            return run(name, q, k, v, (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), options)
     lengths_q = cu_seqlens_q.diff().tolist() if lengths_q is None else lengths_q
     lengths_k = cu_seqlens_k.diff().tolist() if lengths_k is None else lengths_k
     assert sum(lengths_q) == len(q) and sum(lengths_k) == len(k) and len(lengths_q) == len(lengths_k)
@@ -167,18 +86,83 @@ def attention(
     return torch.cat([one(q_one[None], k_one[None], v_one[None], options)[0] for q_one, k_one, v_one in parts])
 
 
-def _takes(kernel: Kernel, q: Tensor, dropout_p: float) -> bool:
-    size = q.shape[-1]
-    return (
-        q.device.type == ACCELERATOR
-        and q.dtype in HALF
-        and size % 8 == 0
-        and size <= kernel.largest_head
-        and (kernel.dropout or not dropout_p)
-    )
+@dataclass(frozen=True)
+class _Shape:
+    heads: int
+    groups: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor) -> _Shape:
+        return cls(q.shape[1], k.shape[1], q.shape[2], q.dtype, q.device)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: _Options) -> Tensor:
+@cache
+def _working(name: str, shape: _Shape, options: Options, asked_for: bool) -> str:
+    """`name`, or the first backend behind it that computes this.
+
+    Each is tried once, in a thread of its own: what surrounds the caller (checkpointing, hooks, inference) sees nothing
+    of it. Raises UserError where `name` was asked for by its name and fails.
+    """
+    for candidate in BACKENDS[BACKENDS.index(name) :]:
+        if candidate not in KERNELS:
+            return candidate
+        like = torch.empty(0, shape.heads, shape.size, dtype=shape.dtype, device=shape.device)
+        if missing(candidate) is not None or not takes(KERNELS[candidate], like, options.dropout_p):
+            continue
+        with ThreadPoolExecutor(1, initializer=_on, initargs=(shape.device,)) as thread:
+            fault = thread.submit(_fault, candidate, shape, replace(options, dropout_p=0.0)).result()
+        if fault is None:
+            return candidate
+        tried = f"{shape.heads} heads of {shape.size}, {shape.groups} of them for keys, in {shape.dtype}"
+        if asked_for:
+            raise UserError(f"training.attention: {candidate} fails with {tried}: {fault}; use auto")
+        log.warning("attention: %s fails with %s, and is not used for that: %s", candidate, tried, fault)
+    raise AssertionError("sdpa computes everything")
+
+
+def _on(device: torch.device) -> None:
+    if device.type == "cuda":  # a thread begins on the first
+        torch.cuda.set_device(device)
+
+
+TRIED = (64, 17)
+"""Tokens of the sequences that a kernel is tried with."""
+
+
+def _fault(name: str, shape: _Shape, options: Options) -> str | None:
+    """What is wrong with a kernel's results and gradients; None where they are as the reference's."""
+    ends = torch.tensor([0, TRIED[0], sum(TRIED)], dtype=torch.int32, device=shape.device)
+    drawn: list[Tensor] = []
+    for number, heads in enumerate((shape.heads, shape.groups, shape.groups)):
+        places = torch.arange(sum(TRIED) * heads * shape.size, device=shape.device)
+        drawn.append((places.view(-1, heads, shape.size) + number).sin().to(shape.dtype).requires_grad_())
+    q, k, v = drawn
+    try:
+        made = run(name, q, k, v, (ends, ends, TRIED[0], TRIED[0]), options)
+        made_all = [made, *torch.autograd.grad(made.float().square().sum(), drawn)]
+        wanted = _reference_of(drawn, options)
+        wanted_all = [wanted, *torch.autograd.grad(wanted.float().square().sum(), drawn)]
+        one, other = (torch.cat([t.detach().float().flatten() for t in found]) for found in (made_all, wanted_all))
+        off = float((one - other).norm() / other.norm())
+    except Exception as error:
+        # A kernel of another version, or built for another machine, fails in many ways.
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None if off < LARGEST_ERROR else f"its results are {100 * off:.0f} % off"
+
+
+LARGEST_ERROR = 0.05
+"""Of a kernel's results in half precision, as a share of their norm."""
+
+
+def _reference_of(drawn: list[Tensor], options: Options) -> Tensor:
+    parts = zip(*(t.split(TRIED) for t in drawn), strict=True)
+    return torch.cat([_reference(q[None], k[None], v[None], options)[0] for q, k, v in parts])
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
     """`[S, tokens, H, D]` for sequences of one length, by the kernel that torch chooses."""
     queries, keys = q.shape[1], k.shape[1]
     if options.causal and queries > keys:
@@ -201,7 +185,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: _Options) -> Tensor:
     return mixed.transpose(1, 2)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, options: _Options) -> Tensor:
+def _reference(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
     """`[S, tokens, H, D]` in the plainest way; half precision is computed in fp32."""
     if q.dtype in HALF:
         return _reference(q.float(), k.float(), v.float(), options).to(q.dtype)
@@ -219,7 +203,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, options: _Options) -> Tensor:
     return torch.einsum("shqk,skhd->sqhd", F.dropout(weights, options.dropout_p), v)
 
 
-def _allowed(queries: int, keys: int, options: _Options, device: torch.device) -> Tensor | None:
+def _allowed(queries: int, keys: int, options: Options, device: torch.device) -> Tensor | None:
     """`[queries, keys]` bool: which keys a query sees; None if all."""
     left, right = options.window_size
     right = 0 if options.causal else right
@@ -236,6 +220,7 @@ def _allowed(queries: int, keys: int, options: _Options, device: torch.device) -
 
 
 _in_use: str | None = None
+_asked_for: str | None = None
 
 
 def in_use() -> str:
@@ -246,10 +231,11 @@ def in_use() -> str:
 def use(wanted: str = "auto") -> str:
     """Chooses the backend of this process, says so in the log, and returns its name.
 
-    `auto` takes the first of `BACKENDS` that is installed and built for the accelerator of this process. Raises
-    UserError when another one is asked for by name and cannot run here.
+    `auto` takes the first of `BACKENDS` that is installed in a version that we can call and built for the accelerator of
+    this process. Raises UserError when another one is asked for by name and cannot run here.
     """
-    global _in_use
+    global _in_use, _asked_for
+    _asked_for = None if wanted == "auto" else wanted
     if wanted == "auto":
         chosen = next(name for name in BACKENDS if missing(name) is None)
     else:
@@ -261,37 +247,3 @@ def use(wanted: str = "auto") -> str:
         log.info("attention runs on %s", chosen)
     _in_use = chosen
     return chosen
-
-
-def missing(name: str) -> str | None:
-    """Why a backend cannot run in this process; None where it can."""
-    kernel = KERNELS.get(name)
-    if kernel is None:
-        return None
-    major = capability()
-    if major is None:
-        return "there is no CUDA device"
-    if major not in kernel.capabilities:
-        return f"it is not built for devices of compute capability {major}.x"
-    if _function(name) is None:
-        return f"{kernel.module} cannot be imported; install {kernel.package}"
-    return None
-
-
-def capability() -> int | None:
-    """Major compute capability of this process's CUDA device; None without one."""
-    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
-
-
-@cache
-def _function(name: str) -> Any:
-    kernel = KERNELS[name]
-    try:
-        found = getattr(importlib.import_module(kernel.module), kernel.function)
-    except (ImportError, AttributeError, OSError) as error:
-        # A build for another CUDA or torch fails in many ways; none of them may stop a run that can do without.
-        if not isinstance(error, ModuleNotFoundError):
-            log.warning("%s is installed but cannot be used: %s", kernel.module, " ".join(str(error).split()))
-        return None
-    known = inspect.signature(found).parameters
-    return found if all(parameter in known for parameter in kernel.needs) else None

@@ -22,6 +22,9 @@ _DEAR = {
     "aten::_scaled_dot_product_cudnn_attention",
     "flash_attn::_flash_attn_forward",
     "flash_attn::_flash_attn_varlen_forward",
+    "flash_attn_3::_flash_attn_forward",
+    "flash_attn_3::fwd",  # its builds before that
+    "torch_attn::_varlen_attn",
 }
 
 
