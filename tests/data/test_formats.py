@@ -1,0 +1,149 @@
+"""Kinds of pictures: what is opened, what is refused and how it is named, and pixels that stay what they were."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from data_prep.check import check_picture
+from data_prep.pictures import Encoding, prepare
+from onediff.data.formats import open_image
+from onediff.data.pictures import open_picture
+from onediff.data.sample import BadSample
+
+HOUSE = Path(__file__).parents[2]
+
+
+def photograph(size: tuple[int, int] = (320, 240)) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=float)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 2}])
+def test_half_a_jpeg_with_an_end_mark_is_noticed_by_every_check(options) -> None:
+    whole = encoded(photograph(), "JPEG", quality=90, **options)
+    half = len(whole) // 2
+    for broken in (whole[:half] + b"\xff\xd9", whole[:half] + bytes(2000) + whole[half + 2000 :]):
+        with pytest.raises(BadSample, match="Corrupt JPEG data"):
+            prepare(broken, Encoding(decode=True))
+        with pytest.raises(BadSample, match="Corrupt JPEG data"):
+            prepare(broken, Encoding(max_side=64))
+        with pytest.raises(BadSample, match="'before' is not whole: Corrupt JPEG data"):
+            check_picture("before", broken, pixels=True)
+    assert prepare(whole, Encoding(decode=True))[0] == whole
+    padded = whole[:-2] + b"\0\0\0" + whole[-2:]  # as some cameras write
+    assert prepare(padded, Encoding(decode=True))[0] == padded
+
+
+@pytest.mark.parametrize(
+    ("levels", "mode"),
+    [
+        (np.linspace(0, 1, 256, dtype=np.float32), "F"),
+        (np.arange(256, dtype=np.float32), "F"),
+        (np.arange(256, dtype=np.uint16) * 256, "I;16"),
+        (np.arange(256, dtype=np.uint16) * 16, "I;16"),
+    ],
+    ids=["floats in 0…1", "floats in 0…255", "16 bits", "12 bits in 16"],
+)
+def test_grey_of_more_than_eight_bits_keeps_its_brightness(levels, mode) -> None:
+    image = Image.fromarray(np.tile(levels, (16, 1)))
+    assert image.mode == mode
+    data = encoded(image, "TIFF")
+    wanted = np.tile(np.arange(256), (16, 1))
+    for grey in (decoded(prepare(data, Encoding())[0])[..., 0], np.asarray(open_picture(data, 10**6))[..., 0]):
+        assert np.abs(grey - wanted).max() <= 1
+
+
+def test_a_colour_profile_other_than_srgb_is_turned_into_srgb_and_noted() -> None:
+    """A green that a profile calls Lab's is a green in the shard, whatever its numbers were."""
+    plain = encoded(
+        photograph(), "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
+    assert prepare(plain, Encoding())[2] == []
+    assert prepare(plain, Encoding())[0] == plain
+    swapped = swapped_profile()
+    data = encoded(Image.new("RGB", (16, 16), (200, 30, 30)), "PNG", icc_profile=swapped)
+    stored, _, notes = prepare(data, Encoding())
+    assert notes == ["colour_profile"]
+    red, green, _ = decoded(stored)[0, 0]
+    assert green > 150 > 100 > red
+
+
+def swapped_profile() -> bytes:
+    """sRGB with the primaries of red and green exchanged."""
+    text = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for coding in ("utf-16-be", "ascii"):
+        text = text.replace("sRGB".encode(coding), "test".encode(coding))
+    red, green = (text.index(tag, 128) for tag in (b"rXYZ", b"gXYZ"))
+    made = bytearray(text)
+    made[red : red + 4], made[green : green + 4] = made[green : green + 4], made[red : red + 4]
+    return bytes(made)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript program, which is not run"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"\xff\x0a" + bytes(32), "a JPEG XL picture"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"GIF", "not a JPEG, PNG, WebP, GIF"),
+    ],
+)
+def test_what_is_not_read_is_named_as_what_it_is(data: bytes, said: str) -> None:
+    with pytest.raises(BadSample, match=said):
+        prepare(data, Encoding())
+    with pytest.raises(BadSample, match=said):
+        open_picture(data, 10**6)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "HEIF"])
+def test_newer_kinds_are_read_in_training_and_converted(form: str) -> None:
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    image = photograph()
+    data = encoded(image, form, quality=95) if form != "JPEG2000" else encoded(image, form)
+    assert np.abs(np.asarray(open_picture(data, 10**6), dtype=float) - np.asarray(image)).mean() < 8
+    stored, size, notes = prepare(data, Encoding())
+    assert size == image.size and notes == [form.lower()]
+    assert np.abs(decoded(stored) - np.asarray(image)).mean() < 8
+
+
+def test_ghostscript_is_never_asked(monkeypatch) -> None:
+    from PIL import EpsImagePlugin
+
+    def asked(*_: object) -> None:
+        raise AssertionError("a stranger's program would have run")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", asked)
+    drawn = encoded(photograph((20, 20)), "EPS")
+    with pytest.raises(BadSample, match="PostScript"):
+        open_picture(drawn, 10**6)
+    with pytest.raises(OSError):
+        open_image(io.BytesIO(drawn))
+
+
+def test_every_picture_is_opened_in_one_place() -> None:
+    """Pillow's own `open` tries the parsers of forty kinds of files."""
+    allowed = {"onediff/data/formats.py", "data_prep/scenes/distractors.py", "data_prep/scenes/backgrounds.py"}
+    opening = re.compile(r"\bImage\.open\((?!.*formats=)")
+    found = {
+        str(file.relative_to(HOUSE))
+        for package in ("onediff", "data_prep", "launcher")
+        for file in (HOUSE / package).rglob("*.py")
+        if opening.search(file.read_text(encoding="utf-8"))
+    }
+    assert found <= allowed, sorted(found - allowed)

@@ -1,0 +1,126 @@
+"""The files of a run: read while others write them, written so that nobody sees half of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import job
+from launcher.outcome import judge, read_notes
+from launcher.preflight import read_findings
+from launcher.record import Attempt, Record, write_json
+from onediff.errors import UserError
+
+GARBLED = ["", "{", '{"phase": "one", "step": 5}{"phase"', "[1, 2]", "null", "\0\0\0\0", "\ufffd{}"]
+
+
+def record_of_one(folder: Path) -> Record:
+    record = Record(folder)
+    write_json(record.plan_file, {"phases": {"one": {}}, "rule": {"restarts_without_progress": 1, "node_failures": 2}})
+    return record
+
+
+@pytest.mark.parametrize("text", GARBLED)
+def test_a_garbled_file_of_another_process_is_not_there_yet(tmp_path, text):
+    record = record_of_one(tmp_path)
+    exits = record.exits("one", 1)
+    good = {"rank": 1, "node": "b", "code": 0, "ended": 1.0, "log": "l", "last": []}
+    write_json(exits / "1.json", good)
+    write_json(tmp_path / "findings" / "b.json", {"node": "b", "faults": []})
+    for path in (tmp_path / "status.json", exits / "0.json", tmp_path / "findings" / "a.json"):
+        path.write_text(text)
+    (tmp_path / "checkpoints" / "phase-one" / "step-00000007").mkdir(parents=True)
+    assert record.status() == {} and record.step("one") == 7
+    assert read_notes(exits) == [good]
+    assert judge(read_notes(exits), ["a", "b"], 2, False, record.status()).blamed == ("a",)
+    assert [note["node"] for note in read_findings(tmp_path / "findings")] == ["b"]
+    from launcher.follow import explanation, phase_states
+
+    assert phase_states(record)[0].step == 7 and "one: not submitted" in explanation(record)
+
+
+def test_a_status_with_strange_values_is_borne(tmp_path):
+    record = record_of_one(tmp_path)
+    write_json(tmp_path / "status.json", {"phase": "one", "step": "five", "loss": None})
+    assert record.step("one") == 0
+
+
+def test_the_plan_must_be_readable(tmp_path):
+    record = record_of_one(tmp_path)
+    record.plan_file.write_text('{"phases": ')
+    with pytest.raises(UserError, match=r"plan.json: not readable as JSON"):
+        record.plan()
+
+
+@pytest.mark.parametrize(
+    ("state", "updated", "cause", "words"),
+    [
+        ("stopped", 9.0, "stopped", "stopped on request with a checkpoint (SIGUSR1 at step 13), then preempted"),
+        ("running", 9.0, "vanished", "ended without a word: preempted or killed by Slurm"),
+        ("stopped", 1.0, "vanished", "ended without a word: preempted or killed by Slurm"),
+    ],
+)
+def test_a_preemption_that_leaves_no_time_for_a_word(tmp_path, monkeypatch, state, updated, cause, words):
+    """The ranks may have heeded the warning, though Slurm killed them and the supervisor before they were through."""
+    record = record_of_one(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)
+    record.write_attempts("one", [Attempt(1, "7", ["a"], 1, 5.0, 8)])
+    status = {"phase": "one", "step": 13, "state": state, "reason": "SIGUSR1 at step 13", "updated": updated}
+    write_json(tmp_path / "status.json", status)
+    decision = job.Supervisor(tmp_path, "one").close_vanished()
+    (attempt,) = record.attempts("one")
+    assert decision is not None and (decision.action, attempt.cause, attempt.last_step) == ("requeue", cause, 13)
+    assert attempt.reason is not None and attempt.reason.startswith(words)
+
+
+def test_a_folder_out_of_reach_is_waited_for(tmp_path, monkeypatch, capsys):
+    record = record_of_one(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a")
+    write_json(record.plan_file, {**record.plan(), "phases": {"one": {}}})
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(job, "LOOK_SECONDS", 0.01)
+    supervisor = job.Supervisor(tmp_path, "one")
+    supervisor.attempts.append(Attempt(1, "7", ["a"], 1, 0.0, 0))
+    real, failures = Record.write_attempts, iter([OSError(116, "Stale file handle")] * 2)
+
+    def away(self, phase, attempts):
+        for failure in failures:
+            raise failure
+        real(self, phase, attempts)
+
+    monkeypatch.setattr(Record, "write_attempts", away)
+    supervisor.keep()
+    assert record.attempts("one")[0].number == 1 and capsys.readouterr().out.count("Stale file handle") == 2
+    monkeypatch.setattr(job, "STORAGE_SECONDS", 0.0)
+    failures = iter([OSError(116, "Stale file handle")] * 9)
+    with pytest.raises(UserError, match="storage: Stale file handle; given up"):
+        supervisor.keep()
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from launcher.record import write_json
+from onediff.runs.folder import write_json as write_status
+os.getpid = lambda: 4242  # two nodes, one process id
+os.uname = lambda real=os.uname(), node=sys.argv[3]: type("Node", (), {"nodename": node})()
+for number in range(100):
+    write_json(Path(sys.argv[1]) / "a.json", {"node": sys.argv[3], "text": sys.argv[3] * (number % 97)})
+    write_status(Path(sys.argv[1]) / "b.json", {"node": sys.argv[3], "text": sys.argv[3] * (number % 97)})
+"""
+
+
+def test_two_nodes_with_the_same_process_id_write_one_file(tmp_path):
+    house = str(Path(__file__).parents[2])
+    words = [sys.executable, "-c", WRITER, str(tmp_path), house]
+    writers = [subprocess.Popen([*words, node], stderr=subprocess.PIPE, text=True) for node in ("n1", "n2" * 40)]
+    for writer in writers:
+        assert writer.communicate(timeout=60)[1] == "" and writer.returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "b.json"]

@@ -1,0 +1,138 @@
+"""Each causal language model of transformers: its loss and its words here are its own, or it is refused by name."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from causal_models import WIDTH, small_config, small_model
+from language_rows import LENGTHS, rows_of, sequences
+from places import SUPPORT
+from processes import run_ranks
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from onediff.config.model import LanguageConfig
+from onediff.errors import UserError
+from onediff.model.families import COVERED, ONE_A_ROW, PACKED, ROUTED, check_language, check_packs
+from onediff.model.language import build_language, target_losses
+from onediff.parallel.placement import Placement
+from onediff.parallel.ranks import Ranks
+from onediff.parallel.tensor import CUT
+from onediff.parallel.topology import Topology
+
+TELLING = (
+    "cohere",  # scales its logits
+    "gemma2",  # caps logits and scores, and has a window in every second layer
+    "gpt_oss",  # has sinks
+    "granite",  # scales its logits, scores and embeddings
+    "llama",
+    "minicpm3",  # divides in front of its head
+    "nemotron",  # attends in a way of its own
+    "phi",  # has a bias in its head
+    "qwen3_next",  # carries a state
+    "recurrent_gemma",  # carries a state, and caps its logits
+)
+DOCS = Path(__file__).parents[2] / "docs" / "parallel.md"
+
+
+def own_loss(model) -> float:
+    """The mean over the targets of both sequences, each by itself."""
+    sums = [float(model(inputs_embeds=e, labels=ids).loss) * (ids.numel() - 1) for e, ids in sequences()]
+    return sum(sums) / (sum(LENGTHS) - len(LENGTHS))
+
+
+def built_here(model, folder: Path):
+    """The same model as a run builds it: from its files, on the meta device first."""
+    model.save_pretrained(folder)
+    config = LanguageConfig(name=str(folder), tokenizer=str(folder))
+    return build_language(config, placement=Placement(Topology(Ranks(), 1, None))).eval()
+
+
+@torch.no_grad()
+def compare(kind: str, folder: Path) -> None:
+    """Losses in rows of one and packed, and words generated behind padding, with the model alone."""
+    model = small_model(kind)
+    ours, expected = built_here(model, folder), own_loss(model)
+    alone, batch = rows_of([[0], [1]], max(LENGTHS), packed=False)
+    for chunk in (None, 5):
+        assert float(target_losses(ours, alone, batch, chunk).mean()) == pytest.approx(expected, rel=2e-5)
+    if kind in PACKED:
+        check_packs(ours.config, "phases.one.pack")
+        together, batch = rows_of([[0, 1]], sum(LENGTHS) + 3, packed=True)
+        assert float(target_losses(ours, together, batch).mean()) == pytest.approx(expected, rel=2e-5)
+    else:
+        with pytest.raises(UserError, match=f"phases.one.pack: .* type {kind}"):
+            check_packs(ours.config, "phases.one.pack")
+    seen = torch.ones(2, max(LENGTHS), dtype=torch.long)
+    seen[1, : max(LENGTHS) - LENGTHS[1]] = 0
+    padded = torch.stack([torch.cat([torch.zeros(max(LENGTHS) - e.shape[1], WIDTH), e[0]]) for e, _ in sequences()])
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    theirs = model.generate(inputs_embeds=padded, attention_mask=seen, **options)
+    assert ours.generate(inputs_embeds=padded, attention_mask=seen, **options).equal(theirs)
+
+
+@pytest.mark.parametrize("kind", TELLING)
+def test_the_loss_and_the_words_are_the_model_s_own(kind, tmp_path):
+    compare(kind, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+def test_every_model_s_are_or_it_is_refused(kind, tmp_path):
+    if kind in COVERED:
+        compare(kind, tmp_path)
+    else:
+        with pytest.raises(UserError, match=f"models of type {kind} are not covered"):
+            check_language(type("Architecture", (), {"model_type": kind, "get_text_config": lambda self: self})())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kind", ["mixtral", *(pytest.param(k, marks=pytest.mark.long) for k in sorted(ROUTED - {"mixtral"}))]
+)
+def test_the_router_s_loss_weighs_as_in_the_model_s_own(kind, tmp_path):
+    model = small_model(kind, output_router_logits=True, router_aux_loss_coef=0.5)
+    embeds, batch = rows_of([[0], [1]], max(LENGTHS), packed=False)
+    seen = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    labels = batch.token_ids.masked_fill(seen == 0, -100)
+    theirs = model(inputs_embeds=embeds, attention_mask=seen, labels=labels)
+    losses = target_losses(built_here(model, tmp_path), embeds, batch)
+    assert float(losses.mean()) == pytest.approx(float(theirs.loss), rel=2e-5)
+    assert float(theirs.aux_loss) > 0.1
+
+
+def test_what_cannot_be_followed_is_refused_in_a_line():
+    with pytest.raises(
+        UserError, match="models of type gemma3 are not covered; its language model alone, gemma3_text, is"
+    ):
+        check_language(small_config("gemma3"))
+    with pytest.raises(UserError, match=r"model\.language: models of type bert are not covered"):
+        check_language(small_config("bert"))
+    with pytest.raises(
+        UserError, match="loss of jetmoe's router is not followed here; set output_router_logits to false"
+    ):
+        check_language(small_config("jetmoe", output_router_logits=True))
+    with pytest.raises(UserError, match="set use_sliding_window to false"):
+        check_language(small_config("qwen2_moe", use_sliding_window=True))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("cohere", "gemma2", "granite", "phi"), pytest.param(tuple(sorted(CUT)), marks=pytest.mark.long)],
+    ids=["few", "all"],
+)
+def test_two_tensor_ranks_give_the_model_s_own_loss_and_gradients(kinds):
+    run_ranks(SUPPORT / "families_worker.py", kinds, 2, timeout=600)
+
+
+def test_the_documentation_lists_what_is_covered():
+    table = DOCS.read_text().split("## Which language models", 1)[1].split("\n## ")[0]
+    found = {
+        what: frozenset(re.findall(r"`(\w+)`", line))
+        for what, line in re.findall(r"^\| (packed|one a row|T > 1|routers) \| (.*) \|$", table, re.MULTILINE)
+    }
+    assert found == {"packed": PACKED, "one a row": ONE_A_ROW, "T > 1": CUT, "routers": ROUTED}
+    assert CUT < COVERED and ROUTED < COVERED and not PACKED & ONE_A_ROW
+    assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() >= COVERED
+    assert all(kind in AutoModelForCausalLM._model_mapping._model_mapping for kind in COVERED)

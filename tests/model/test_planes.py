@@ -1,0 +1,161 @@
+"""The model over pictures of many shapes: each sample is what it is alone, and equal shapes are what squares are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from drawn import pair, picture
+from models import TINY
+from streams import SIZE, row_maker, tokenizer
+from test_delta import levels, module  # noqa: F401
+from transformers import Siglip2VisionConfig, Siglip2VisionModel
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+from onediff.config.model import ModelConfig, PictureConfig, VisionConfig
+from onediff.data.planes import Planes
+from onediff.data.rows import RowMaker, collate, collate_packed
+from onediff.data.sample import Sample
+from onediff.data.segments import Segments
+from onediff.errors import UserError
+from onediff.model.answer import answer
+from onediff.model.delta import spread
+from onediff.model.heatmap import RASTER, heat_maps
+from onediff.model.onediff import OneDiffModel
+from onediff.model.vision import VisionTower
+
+PATCH = SIZE // 2
+NAFLEX = {
+    "model_type": "siglip2_vision_model",
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+    "num_patches": 16,
+    "patch_size": PATCH,
+}
+FITS = {
+    "tiles": {"vision": {**TINY["vision"], "picture": {"size": SIZE, "fit": "tiles", "max_tiles": 4}}},
+    "native": {"vision": {"config": NAFLEX, "levels": [1, 2, 3], "picture": {"fit": "native", "max_patches": 12}}},
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=FITS)
+def model(request) -> OneDiffModel:
+    torch.manual_seed(0)
+    return OneDiffModel(ModelConfig.model_validate(TINY | FITS[request.param])).eval()
+
+
+def maker(model: OneDiffModel) -> RowMaker:
+    config = FITS["native" if model.vision.own_shape else "tiles"]["vision"]["picture"]
+    return row_maker(picture=PictureConfig(**config), patch=PATCH)
+
+
+def samples() -> list[Sample]:
+    return [pair(0, (20, 12)), pair(1, (30, 14), (30, 14)), pair(2), pair(3, (8, 8), (17, 8))]
+
+
+@torch.no_grad()
+def test_a_sample_is_in_a_batch_what_it_is_alone(model):
+    rows = [maker(model).row(sample, None, 0) for sample in samples()]
+    alone = torch.cat([model(collate([row])) for row in rows])
+    together = model(collate(rows))
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    in_rows = model(collate_packed([rows[:2], rows[2:]], sum(len(row.token_ids) for row in rows)))
+    torch.testing.assert_close(in_rows, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_tower_and_delta_module_run_in_every_batch(model):
+    """ZeRO-3 waits for ever where one rank gathers what another does not."""
+    ran: list[list[str]] = []
+    for name, part in model.named_modules():
+        if name.startswith(("vision", "delta", "projector")):
+            part.register_forward_hook(lambda *_, name=name: ran[-1].append(name))
+    for sample in samples():
+        ran.append([])
+        model(collate([maker(model).row(sample, None, 0)])).sum().backward()
+        assert ran[-1] == ran[0]
+        assert all(parameter.grad is not None for parameter in model.delta.parameters())
+        model.zero_grad()
+
+
+@torch.no_grad()
+def test_a_change_anywhere_in_a_wide_picture_changes_the_answer_and_its_place_gets_heat(model):
+    before = picture((64, 20))
+    losses, maps = [], []
+    for left in (0, 30, 58):
+        after = before.copy()
+        after.paste((255, 0, 0), (left, 6, left + 6, 14))
+        row = maker(model).prompt([before, after], None)
+        losses.append(model.embed(collate([row], pad_left=True)))
+        maps.append(heat_maps(model, collate([row, row], pad_left=True)))
+    assert not any(torch.allclose(losses[0], other, atol=1e-4) for other in losses[1:])
+    assert maps[0].shape == (2, 2, RASTER, RASTER)
+    assert maps[0].sum((1, 2, 3)).tolist() == pytest.approx([1, 1])
+    torch.testing.assert_close(maps[0][0], maps[0][1])
+    made = answer(model, tokenizer(), [row, row], CPU, max_new_tokens=4)
+    assert made[0] == made[1]
+
+
+def of_squares(pairs: int, singles: int, tokens: int) -> Planes:
+    """The planes of pictures that are all one view, in the order of their places."""
+    pictures = 2 * pairs + singles
+    points = torch.tensor(spread(tokens)).repeat(pictures, 1)
+    return Planes(
+        lengths=(tokens,) * pictures,
+        chosen=torch.arange(pictures * tokens),
+        boxes=torch.cat([points - 0.1, points + 0.1], 1),
+        roles=torch.arange(2 * pairs * tokens) // tokens % 2,
+        pairs=Segments.of([2 * tokens] * pairs),
+    )
+
+
+def test_the_delta_module_over_equal_planes_is_the_one_over_squares(module):  # noqa: F811
+    given = [level.requires_grad_() for level in levels(5)]
+    planes = of_squares(2, 1, given[0].shape[1])
+    weight = torch.randn(2, len(module.tokens), module.tokens.shape[1])
+    found = []
+    for made in (module(given, 2), module(planes.of_pairs(given), 2, planes)):
+        gradients = torch.autograd.grad((made * weight).sum(), [*given, *module.parameters()])
+        found.append((made, *gradients))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", [None, "sdpa", "eager"])
+def test_the_tower_over_pictures_in_their_own_shape_is_siglip_2(attention):
+    architecture = Siglip2VisionConfig(**{k: v for k, v in NAFLEX.items() if k != "model_type"})
+    torch.manual_seed(0)
+    theirs = Siglip2VisionModel(architecture).eval()
+    config = VisionConfig(config=NAFLEX, levels=(1, 2, 3), picture=PictureConfig(fit="native", max_patches=12))
+    tower = VisionTower(config, attention).eval()
+    tower.model.load_state_dict(theirs.state_dict())
+    pictures = [picture(size, number) for number, size in enumerate([(30, 14), (8, 8), (5, 40)])]
+    processor = Siglip2ImageProcessorPil(
+        patch_size=PATCH, max_num_patches=12, image_mean=config.picture.mean, image_std=config.picture.std
+    )
+    inputs = processor(pictures, return_tensors="pt")
+    hidden = theirs(**inputs, output_hidden_states=True).hidden_states
+    rows = [row_maker(picture=config.picture, patch=PATCH).prompt([one], None, "single") for one in pictures]
+    batch = collate(rows)
+    output, found = tower(batch.pictures, batch.planes)
+    seen = inputs["pixel_attention_mask"].bool()
+    for ours, level in zip((output, *found), (2, 1, 2, 3), strict=True):
+        torch.testing.assert_close(batch.planes.of_pictures(ours), hidden[level][seen], rtol=1e-4, atol=1e-5)
+
+
+def test_a_tower_gets_the_pictures_that_it_takes():
+    clip = TINY["vision"]
+    with pytest.raises(UserError, match=r"fit: pad, but a siglip2_vision_model takes .* own shape; use native"):
+        VisionTower(VisionConfig(config=NAFLEX, levels=(1,)))
+    with pytest.raises(UserError, match=r"fit: native, but a clip_vision_model takes .* of one size; use another"):
+        VisionTower(VisionConfig.model_validate({**clip, "picture": {"size": SIZE, "fit": "native"}}))
+
+
+def test_a_batch_moves_with_its_planes(model):
+    made = collate([maker(model).row(sample, None, 0) for sample in samples()])
+    moved = made.to(torch.device("meta"))
+    assert all(value.is_meta for value in vars(moved.planes).values() if isinstance(value, torch.Tensor))
+    assert moved.planes.pairs.cu_seqlens.is_meta
+    assert replace(made, planes=None).to(CPU).planes is None

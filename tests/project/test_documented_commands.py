@@ -1,0 +1,232 @@
+"""Every command that the documentation, a help text or a message shows is one that there is, and most of them are run here.
+
+A line is run in this process in a folder that holds runs without checkpoints, and no data: commands that only read
+configurations go to their end, jobs are tried with --dry-run, and the others must get as far as the first thing that is not
+there. Lines with placeholders, and those in `PARSED`, are only parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from onediff.cli import COMMANDS, Parser, chosen, main
+from onediff.config.compose import configs_folder, load_run, write_run
+from onediff.runs.folder import RunFolder
+
+HOUSE = Path(__file__).parents[2]
+PAGES = [HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md"))]
+RUN = ("plan", "config", "config show", "config explain", "runs", "runs diff")
+"""Commands that come to their end with nothing but configurations."""
+TRIED = ("launch submit", "launch sweep", "launch data")
+"""Commands that do so with --dry-run."""
+REFUSED = {
+    "train": "no such folder of shards|no rule 'by_length'",
+    "evaluate": "no checkpoint|no such split",
+    "caption": "no checkpoint|no such folder|no such picture",
+    "demo-page": "no checkpoint|no such folder",
+    "export": "no checkpoint",
+    "track sync": "no record of a run",
+    "checkpoint list": "no such|no checkpoint",
+    "data check": "no such",
+    "data stats": "no such",
+    "data convert": "no such|cannot be read|does not exist|no reader 'street'|which files it expects",
+    "data build": "raw files missing",
+    "launch data": "raw files of every part are missing",
+    "launch status": "no run that was submitted|no runs|holds no",
+    "launch explain": "no run that was submitted",
+    "launch logs": "no run that was submitted",
+    "launch cancel": "no run that was submitted",
+    "launch resume": "no run that was submitted",
+}
+"""What commands say of the first thing that is missing here: words and configuration were in order. 'street' and 'by_length'
+are names that a page has its reader write."""
+PARSED = {
+    "fetch": "test_fetch and test_ready run it, against a hub of their own",
+    "demo": "test_demo runs it",
+    "score": "Java takes seconds; test_score runs it",
+    "judge": "asks a language model; test_judge runs it",
+    "launch doctor": "asks Slurm; test_launch_slurm runs it",
+    "data caption": "asks a language model; test_captioning runs it",
+    "data retrieve": "computes features; test_retrieve runs it",
+    "data render": "minutes of pictures; test_scenes_data runs it",
+    "data compose": "minutes of pictures; test_compose_data runs it",
+    "data repair": "test_check runs it",
+    "data show": "needs torch and a data set; test_data_show runs it",
+}
+PLACEHOLDER = re.compile(r"[A-Z]{2,}|.*[<…].*")
+
+
+def shown(text: str) -> Iterator[str]:
+    """The command lines in blocks of a page or a help text: `onediff …`, without what is said of them."""
+    joined = re.sub(r"\s*\\\n\s*", " ", text)
+    for line in joined.splitlines():
+        found = re.match(r"\s*(onediff (?!/)\S.*)", line)
+        if found and not re.match(r"onediff [^a-z-]", found[1]):
+            yield re.split(r"\s{2,}(?=[^-\s])|\s+>\s", found[1])[0].strip()
+
+
+def blocks(page: Path) -> str:
+    """What stands in the blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return "\n".join([*fenced, *re.findall(r"^ {4}\S.*$(?:\n {6,}.*$)*", rest, re.MULTILINE)])
+
+
+def lines() -> list[str]:
+    """Every line, once."""
+    texts = [blocks(page) for page in PAGES]
+    texts += [import_module(command.module).__doc__ or "" for command in COMMANDS.values()]
+    return sorted({line for text in texts for line in shown(text)})
+
+
+def mentioned() -> list[str]:
+    """What stands in backticks, in pages, configurations and the sources, of which messages are made."""
+    files = [*PAGES, *(HOUSE / "configs").rglob("*.yaml")]
+    files += [file for package in ("onediff", "launcher", "data_prep") for file in (HOUSE / package).rglob("*.py")]
+    found = {span for file in files for span in re.findall(r"`(onediff [^`]*)`", file.read_text(encoding="utf-8"))}
+    return sorted({" ".join(re.sub(r'"\s*\n\s*f?"', "", span).split()) for span in found})
+
+
+def words_of(line: str) -> list[str]:
+    return shlex.split(line, comments=True)[1:]
+
+
+def parsed(words: list[str]) -> None:
+    """Raises UserError where the command has no such argument."""
+    name = chosen(words)
+    assert name is not None, f"no such command: {words}"
+    parser = Parser(f"onediff {name}")
+    import_module(COMMANDS[name].module).add_arguments(parser)
+    if "--help" not in words:
+        parser.parse_intermixed_args(words[len(name.split()) :])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the lines name, as far as it is configuration."""
+    here = tmp_path_factory.mktemp("here")
+    for name in ("demo", "base", "low", "low-rate", "mine", "own-pairs", "tuned", "onediff-7b"):
+        shipped = {"own-pairs": "own_pairs", "tuned": "own_pairs", "onediff-7b": "onediff_7b"}.get(name, "demo")
+        (here / "runs" / name).mkdir(parents=True)
+        write_run(load_run(f"configs/{shipped}.yaml"), here / "runs" / name / "config.yaml")
+        RunFolder(here / "runs" / name).write_status(state="stopped", phase="one", step=0)
+    (here / "profiles" / "onediff").mkdir(parents=True)
+    for name in ("default", "my-cluster"):
+        shutil.copy(configs_folder() / "clusters" / "infiniband.yaml", here / "profiles" / "onediff" / f"{name}.yaml")
+    (here / "configs").mkdir()
+    shutil.copy(configs_folder() / "own_pairs.yaml", here / "configs" / "mine.yaml")
+    (composed,) = re.findall(
+        r"^    (name: composed\n(?:    .*\n)+)", (HOUSE / "docs" / "slurm.md").read_text(), re.MULTILINE
+    )
+    (here / "composed.yaml").write_text(yaml.safe_dump(yaml.safe_load(composed.replace("\n    ", "\n"))))
+    return here
+
+
+def with_export(place: Path) -> Path:
+    """A folder with the description of an export in it, `my-model`."""
+    model = load_run("configs/own_pairs.yaml").model.model_dump(mode="json")
+    for part in ("vision", "language"):
+        (place / "other" / "my-model" / part).mkdir(parents=True)
+        (place / "other" / "my-model" / part / "config.json").write_text(json.dumps(model[part]["config"]))
+    (place / "other" / "my-model" / "onediff.yaml").write_text(yaml.safe_dump({"model": model}))
+    return place / "other"
+
+
+SLOW = "--suggest"
+
+
+@pytest.mark.parametrize("line", [pytest.param(x, marks=[pytest.mark.long] * (SLOW in x)) for x in lines()])
+def test_every_line_that_is_shown_runs(line, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "profiles"))
+    monkeypatch.setenv("HF_HOME", str(place / "hub"))
+    words = [str(place / "runs") if word == "/shared/runs" else word for word in words_of(line)]
+    parsed([word.replace("…", "x") for word in words])
+    name = chosen(words)
+    if name in PARSED or "--uri" in words or any(PLACEHOLDER.fullmatch(word) for word in words):
+        return
+    if "model=my-model" in words:
+        monkeypatch.chdir(with_export(place))
+    if name == "train" and "--resume" not in words:
+        words += ["--run", "runs/new"]
+    if name in TRIED and "--dry-run" not in words:
+        words.append("--dry-run")
+    assert name in (*RUN, *TRIED, *REFUSED), f"say in this file how `onediff {name}` is tried"
+    code = main(words)
+    told = "".join(capsys.readouterr())
+    assert (code == 0 and name in (*RUN, *TRIED)) or re.search(REFUSED.get(name, "(?!)"), told), told
+
+
+@pytest.mark.parametrize("span", mentioned())
+def test_every_command_that_is_mentioned_exists_with_its_options(span):
+    words = re.sub(r"\{[^{}]*\}", "X", span).split()[1:]
+    if words[:1] == ["…"] or words[0].startswith("--"):
+        return
+    name = chosen(words)
+    if name is None:
+        assert any(known.startswith(" ".join(words[:2]).removesuffix(" …") + " ") for known in COMMANDS), span
+        return
+    parser = Parser(name)
+    import_module(COMMANDS[name].module).add_arguments(parser)
+    known = {option for action in parser._actions for option in action.option_strings} | {"--help"}
+    assert {word for word in words if word.startswith("--")} <= known, span
+
+
+def test_pairs_of_ones_own_become_shards_as_the_readme_says(tmp_path):
+    """The block as it stands, by a shell."""
+    (block,) = (b for b in re.findall(r"```sh\n(.*?)```", PAGES[0].read_text(), re.DOTALL) if "pairs.csv <<" in b)
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("desk-1.jpg", "desk-2.jpg", "door-1.png", "door-2.png")):
+        Image.effect_noise((90, 60), 20 + number).save(tmp_path / "photos" / name)
+    command = f'onediff() {{ {shlex.quote(sys.executable)} -m onediff "$@"; }}\n{block}'
+    done = subprocess.run(["bash", "-e", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name in ("pairs", "singles"):
+        assert list((tmp_path / "data" / "mine" / name / "train").glob("*.tar"))
+
+
+INSTALLS = ("python3 -m venv", "pip install")
+"""Lines that need a package index; `make demo` and `make test` do the same with this checkout."""
+
+
+def test_no_line_of_a_shell_block_is_left_out():
+    for page in PAGES:
+        for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            if "pairs.csv <<" not in block:  # that one is run as a whole
+                for line in filter(None, block.splitlines()):
+                    assert line.startswith(("onediff ", "make ", *INSTALLS)), (
+                        f"{page.name}: say how this is tried: {line}"
+                    )
+
+
+def test_every_target_of_make_that_is_shown_is_one():
+    text = "\n".join(page.read_text() for page in PAGES)
+    for target in sorted(
+        set(re.findall(r"(?:^|`| )make ([a-z][a-z-]*)(?=[`\s]*(?:`|$|#| {2}|ARGS))", text, re.MULTILINE))
+    ):
+        done = subprocess.run(["make", "-n", target], cwd=HOUSE, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    for script in re.findall(r"`(?:python )?(benchmarks/\w+\.py)", text):
+        assert (HOUSE / script).is_file(), script
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8, 16])
+def test_the_papers_run_is_shared_out_over_8_to_128_gpus(nodes, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    submit = ["launch", "submit", "configs/onediff_7b.yaml", "--profile", "infiniband", "--dry-run"]
+    assert main([*submit, "--nodes", str(nodes)]) == 0
+    assert f"#SBATCH --nodes={nodes}\n" in capsys.readouterr().out
+    assert main(["plan", "configs/onediff_7b.yaml", "--nodes", str(nodes)]) == 0

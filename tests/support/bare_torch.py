@@ -1,0 +1,46 @@
+"""The small run computed by torch alone, which the engine must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from small_run import config
+
+from onediff.data.loader import Loader, Share
+from onediff.model.build import build_row_maker
+from onediff.model.onediff import OneDiffModel
+from onediff.runs.folder import RunFolder
+from onediff.training.data import phase_stream
+from onediff.training.parts import freeze, parameter_groups
+from onediff.training.schedule import rate
+
+STEPS = 20
+
+
+def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Losses and gradient norms of each phase by torch alone: no DeepSpeed, one process, the whole batch at once."""
+    settings = config(data, steps)
+    maker, _ = build_row_maker(settings.model, settings.data, RunFolder(run).tokenizer)
+    torch.manual_seed(settings.training.seed)
+    model = OneDiffModel(settings.model)
+    for name, phase in settings.phases.items():
+        freeze(model, phase)
+        groups = parameter_groups(model, phase, settings.optimizer)
+        optimizer = torch.optim.AdamW(groups, betas=settings.optimizer.betas, eps=settings.optimizer.eps)
+        share = Share.of_rank(phase.global_batch, phase.global_batch, 0, 1)
+        draws = dict.fromkeys(share.lanes, 0)
+        batches = iter(Loader(phase_stream(settings, phase, maker), share, draws, 0, 2, 1.0))
+        losses, norms = [], []
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate(settings.optimizer, step, steps)
+            loss = model(next(batches)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            trained = [p for group in groups for p in group["params"]]
+            norms.append(float(torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.clip)))
+            optimizer.step()
+            losses.append(loss.item())
+        yield name, losses, norms

@@ -1,0 +1,10 @@
+"""Samples of every kind, and what a model makes of a batch of them."""
+
+KINDS = ("single", "pair", "text", "pair", "single", "text")
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    losses = model(batch)
+    losses.sum().backward()
+    return losses.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -1,0 +1,223 @@
+"""Real trainings with two processes and a real MLflow server: what they leave there, and that kills change nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow_server import MlflowServer
+from PIL import Image
+from small_run import PHASES, SECONDS, metrics, onediff, overrides, render, train
+
+from onediff.data.heldout import HeldOut
+
+pytestmark = pytest.mark.long
+
+STEPS = 12
+EVERY_STEP = {
+    *("loss", "grad_norm", "lr", "lr/delta", "targets", "tokens", "samples_per_second", "tokens_per_second"),
+    *("data_wait_share", "step_seconds", "skipped_samples"),
+}
+AT_A_GATHERING = {
+    *("step_seconds/p50", "step_seconds/p90", "step_seconds/p99", "straggler/rank", "straggler/lag_seconds"),
+    *("memory/peak_gib/rank_0000", "memory/peak_gib/rank_0001"),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    started = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def default_store(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own client fetches artifacts from the store that the environment names."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+
+
+def settings(server: MlflowServer, experiment: str) -> dict[str, object]:
+    return {
+        "tracking.live": True,
+        "tracking.uri": server.url,
+        "tracking.experiment": experiment,
+        "tracking.system_seconds": 1,
+        "tracking.finish_seconds": 120,
+        "training.captions_every": 6,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(server: MlflowServer, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained, evaluated and exported."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    done = train(folder, data, STEPS, "--processes", "2", **settings(server, "whole"))
+    assert done.returncode == 0, done.stderr
+    for words in (
+        ["evaluate", str(folder), "--processes", "2", "bootstrap=0"],
+        ["export", str(folder), str(folder.parent / "exported"), "--register", "small", "--alias", "reviewed"],
+    ):
+        done = onediff(words)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def runs(server: MlflowServer, experiment: str) -> dict:
+    """Active runs of an experiment by name; a name twice is a failure."""
+    client = MlflowClient(server.url, server.url)
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    names = [run.info.run_name for run in found]
+    assert len(set(names)) == len(names), names
+    return {run.info.run_name: run for run in found}
+
+
+def history(server: MlflowServer, run, key: str) -> list[tuple[int, float]]:
+    points = MlflowClient(server.url, server.url).get_metric_history(run.info.run_id, key)
+    return [(point.step, point.value) for point in points]
+
+
+def test_the_tree_of_runs(server, run, data):
+    client = MlflowClient(server.url, server.url)
+    found = runs(server, "whole")
+    evaluation = f"evaluation pairs-test-two-{STEPS}"
+    assert set(found) == {"demo", *PHASES, evaluation}
+    parent = found["demo"]
+    assert {one.info.status for one in found.values()} == {"FINISHED"}
+    tags = parent.data.tags
+    assert {"git.commit", "command", "hosts", "nodes", "attention", "device", "package.torch", "package.mlflow"} <= set(
+        tags
+    )
+    assert tags["world_size"] == "2" and parent.data.params["phases.one.couple"] == "true"
+    inputs = {(one.dataset.name, one.tags[0].value) for one in parent.inputs.dataset_inputs}
+    assert inputs == {("singles/train", "training"), ("pairs/train", "training")}
+    host = tags["nodes"]
+    steps = [step for step, _ in history(server, parent, f"system/{host}/cpu_utilization_percentage")]
+    assert len(steps) > 5 and steps == sorted(set(steps))
+    for name in PHASES:
+        child = found[name]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert ("started_from" in child.data.tags) == (name != PHASES[0])
+        missing = (EVERY_STEP | AT_A_GATHERING) - {"lr/delta"} - set(child.data.metrics)
+        assert not missing, name
+        for key in ("loss", "step_seconds"):
+            assert [step for step, _ in history(server, child, key)] == list(range(1, STEPS + 1))
+        assert history(server, child, "loss") == list(metrics(run, name).items())
+        table = client.load_table(
+            parent.info.experiment_id, f"captions/step-{STEPS:08d}/table.json", [child.info.run_id]
+        )
+        assert list(table)[:6] == [
+            *("before", "after", "reference", "prediction"),
+            *("attention on before", "attention on after"),
+        ]
+        assert len(table) == 2 and table["attention on after"][0]["type"] == "image"
+    assert {"loss/pairs", "loss/singles", "epochs/pairs"} <= set(found["two"].data.metrics)
+    scores = json.loads(next((run / "evaluation").glob("*/scores.json")).read_text())["scores"]
+    assert found[evaluation].data.metrics == pytest.approx({k: v for k, v in scores.items() if v is not None})
+    assert [one.dataset.name for one in found[evaluation].inputs.dataset_inputs] == ["pairs/test"]
+    files = {file.path for file in client.list_artifacts(found[evaluation].info.run_id)}
+    assert files == {"scores.json", "predictions.jsonl", "references.jsonl", "report.html"}
+
+
+def test_the_registered_models_say_what_onediff_caption_says(server, run, data, tmp_path):
+    import mlflow
+
+    heldout = HeldOut.open(data / "pairs" / "test", 1)
+    (pair,) = heldout.references
+    pictures = []
+    for role in ("before", "after"):
+        pictures.append(str(tmp_path / f"{role}.png"))
+        Path(pictures[-1]).write_bytes(heldout.sample(pair).pictures[role])
+    done = onediff(["caption", *pictures, "--model", str(run)])
+    assert done.returncode == 0, done.stderr
+    import pandas as pd
+
+    table = pd.DataFrame([pictures], columns=["before", "after"])
+    for name in ("models:/onediff-demo@best", "models:/onediff-demo/latest", "models:/small@reviewed"):
+        assert list(mlflow.pyfunc.load_model(name).predict(table)) == [done.stdout.strip()], name
+    table.to_csv(tmp_path / "pair.csv", index=False)
+    words = [sys.executable, "-m", "mlflow", "models", "predict", "--model-uri", "models:/onediff-demo@best"]
+    words += ["--input-path", str(tmp_path / "pair.csv"), "--content-type", "csv", "--env-manager", "local"]
+    subprocess.run([*words, "--output-path", str(tmp_path / "said.json")], check=True, timeout=SECONDS)
+    assert json.loads((tmp_path / "said.json").read_text())["predictions"] == [done.stdout.strip()]
+
+
+def test_killed_five_times_at_random(server, run, data, tmp_path):
+    """SIGKILL to every process of the training: one parent, one child a phase, the histories of an undisturbed run."""
+    killed, draw = tmp_path / "killed", random.Random(time.time_ns())
+    words = ["train", "configs/demo.yaml", *overrides(data, STEPS, **settings(server, "killed"))]
+    words += ["--run", str(killed), "--processes", "2"]
+    moments = []
+    for attempt in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onediff", *words, *(["--resume"] if attempt else [])],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        if attempt < 5:
+            wanted = records(killed) + draw.randint(1, 12)
+            deadline = time.monotonic() + SECONDS
+            while records(killed) < wanted and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0, 0.3))
+            moments.append(records(killed))
+            os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait(2 * SECONDS)
+    assert code == 0, f"killed after {moments} records"
+    found = runs(server, "killed")
+    assert set(found) == {"killed", *PHASES}, moments
+    for name in PHASES:
+        assert found[name].info.status == "FINISHED"
+        for key in ("loss", "grad_norm", "targets", "tokens", "lr"):
+            assert history(server, found[name], key) == list(metrics(run, name, key).items()), f"{name} {key} {moments}"
+    assert int(found["killed"].data.tags["restarts"]) >= 1
+
+
+def records(run: Path) -> int:
+    """Metrics that the phases of a run have written so far."""
+    return sum(path.read_text().count('"metrics"') for path in (run / "tracking").glob("phase-*.jsonl"))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_people_see_the_captions_and_the_curves(server, run, tmp_path):
+    """MLflow's own pages in headless Chromium: the captions with their pictures, and a curve of the loss."""
+    child = runs(server, "whole")["two"]
+    client = MlflowClient(server.url, server.url)
+    text = client.load_table(child.info.experiment_id, f"captions/step-{STEPS:08d}/table.json", [child.info.run_id])[
+        "reference"
+    ][0]
+    base = f"{server.url}/#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}"
+    page(f"{base}/model-metrics", tmp_path, "loss/pairs", "loss/singles")
+    shown = page(f"{base}/artifacts/captions/step-{STEPS:08d}/table.json", tmp_path, text, "attention on after")
+    assert shown.count("get-artifact") >= 4
+
+
+def page(url: str, folder: Path, *wanted: str) -> str:
+    """A page as Chromium shows it once its scripts have brought all of `wanted`; a picture of it lies in `folder`."""
+    words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    words += ["--window-size=1600,1200", "--virtual-time-budget=60000", "--timeout=90000"]
+    subprocess.run([*words, f"--screenshot={folder / 'page.png'}", url], check=True, capture_output=True, timeout=180)
+    assert Image.open(folder / "page.png").size == (1600, 1200)
+    for _ in range(5):  # a busy machine is late with some charts
+        done = subprocess.run([*words, "--dump-dom", url], check=True, capture_output=True, text=True, timeout=180)
+        if all(text in done.stdout for text in wanted):
+            return done.stdout
+    raise AssertionError(f"{url} lacks {[text for text in wanted if text not in done.stdout]}")

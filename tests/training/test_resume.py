@@ -1,0 +1,175 @@
+"""A run that was killed, or asked to stop, goes on as if nothing had happened, packed rows included (phase two)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from small_run import SECONDS, config, metrics, onediff, overrides, render
+from small_run import train as train_unpacked
+
+from onediff.errors import UserError
+from onediff.runs.folder import RunFolder
+from onediff.training.run import starting_model
+
+STEPS = 16
+MORE = {"phases.two.pack": 256, "phases.warm-up.steps": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def before_two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has finished all but its last phase, to be copied and gone on with."""
+    run = tmp_path_factory.mktemp("runs") / "before-two"
+    done = train(run, data, STEPS, "--processes", "2", "--phases", "warm-up,one")
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(before_two: Path, data: Path) -> Path:
+    run = shutil.copytree(before_two, before_two.with_name("undisturbed"))
+    done = train(run, data, STEPS, "--processes", "2", "--resume")
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def train(run: Path, data: Path, steps: int, *words: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return train_unpacked(run, data, steps, *words, **MORE, **more)
+
+
+def started(run: Path, data: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = ["train", "configs/demo.yaml", *overrides(data, STEPS, **MORE), "--run", str(run)]
+    command += ["--processes", "2", *words]
+    return subprocess.Popen(
+        [sys.executable, "-m", "onediff", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_step(run: Path, phase: str, step: int) -> None:
+    """Until the journal holds `step` of `phase`."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if (run / "tracking" / f"phase-{phase}.jsonl").exists() and max(metrics(run, phase), default=0) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} of phase {phase} was not reached in {SECONDS} s")
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """Process ids of the ranks below a local launcher."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_a_killed_run_resumes_bit_identically(undisturbed, before_two, data, tmp_path):
+    run = shutil.copytree(before_two, tmp_path / "killed")
+    process = started(run, data, "--resume")
+    step = random.Random(time.time_ns()).randint(6, STEPS - 2)
+    wait_for_step(run, "two", step)
+    for pid in ranks_of(process):
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(60) != 0
+    done = train(run, data, STEPS, "--processes", "2", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert min(metrics(undisturbed, "two", "real_token_share").values()) > 0.7, "three samples in a row, not two"
+    for name in ("loss", "grad_norm", "targets"):
+        assert metrics(run, "two", name) == metrics(undisturbed, "two", name), f"killed at step {step}"
+
+
+def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(undisturbed, data, tmp_path):
+    run = tmp_path / "stopped"
+    process = started(run, data)
+    wait_for_step(run, "one", 3)
+    os.kill(ranks_of(process)[1], signal.SIGUSR1)
+    assert process.wait(60) == 75
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["phase"]) == ("stopped", "one")
+    assert "SIGUSR1" in status["reason"]
+    assert f"onediff train {run} --processes 2 --resume" in (run / "logs" / "process.rank0.log").read_text()
+    stopped_at = max(metrics(run, "one"))
+    done = onediff(["train", str(run), "--processes", "2", "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert f"goes on from step {stopped_at}" in done.stderr
+    assert metrics(run, "one") == metrics(undisturbed, "one")
+    assert metrics(run, "two") == metrics(undisturbed, "two")
+
+
+def test_a_signal_to_the_whole_group_stops_with_a_checkpoint_though_workers_get_it_too(data, tmp_path):
+    run = tmp_path / "group"
+    words = [*overrides(data, 500, **{"data.workers": 1}), "--run", str(run), "--phases", "warm-up"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onediff", "train", "configs/demo.yaml", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_for_step(run, "warm-up", 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 75
+    newest = max((run / "checkpoints" / "phase-warm-up").glob("step-*"))
+    assert int(newest.name.rpartition("-")[2]) == max(metrics(run, "warm-up"))
+
+
+@pytest.mark.long
+def test_another_number_of_processes_continues_the_same_curve(undisturbed, before_two, data, tmp_path):
+    run = shutil.copytree(before_two, tmp_path / "other")
+    process = started(run, data, "--resume")
+    wait_for_step(run, "two", 6)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    done = train(run, data, STEPS, "--processes", "1", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert list(metrics(run, "two").values()) == pytest.approx(list(metrics(undisturbed, "two").values()), abs=1e-5)
+
+
+def test_a_changed_data_order_is_refused(undisturbed, data):
+    done = train(undisturbed, data, STEPS + 4, "--resume", **{"data.seed": 5})
+    # Every phase is finished: nothing is repeated, nothing is refused.
+    assert done.returncode == 0, done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "settings change: " in line]
+    assert "data.seed 0 → 5" in told and f"phases.two.steps {STEPS} → {STEPS + 4}" in told
+    (undisturbed / "phase-two" / "finished.json").unlink()
+    done = train(undisturbed, data, STEPS + 4, "--resume", **{"data.seed": 5})
+    assert done.returncode == 2
+    assert "data.seed changed" in done.stderr
+    assert "settings change: " not in done.stderr, "the run has these settings since the start before"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_phase_does_not_start_from_a_checkpoint_before_the_end_of_the_last(before_two, data, tmp_path):
+    run = shutil.copytree(before_two, tmp_path / "deleted")
+    shutil.rmtree(run / "checkpoints" / "phase-one" / f"step-{STEPS:08d}")
+    folder, settings = RunFolder(run), config(data, STEPS, **MORE)
+    with pytest.raises(UserError, match=rf"phase one, which ended at step {STEPS}, but .*step-00000015 is its newest"):
+        starting_model(settings, "two", folder, SimpleNamespace(tp_size=1))
+
+
+def test_a_truncated_checkpoint_is_named(undisturbed, data):
+    (undisturbed / "phase-two" / "finished.json").unlink(missing_ok=True)
+    newest = max((undisturbed / "checkpoints" / "phase-two").glob("step-*"))
+    file = next(newest.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    done = train(undisturbed, data, STEPS, "--resume")
+    assert done.returncode == 2
+    assert file.name in done.stderr
+    assert "Traceback" not in done.stderr
+    status = json.loads((undisturbed / "status.json").read_text())
+    assert status["state"] == "failed" and file.name in status["reason"]
