@@ -14,6 +14,7 @@ from pydantic import Field
 from launcher.frozen import module
 from launcher.plan import container_prefix, pyxis_options
 from launcher.profile import ClusterProfile
+from launcher.queue import mark
 from launcher.record import Json
 from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
 from onediff.config.section import PLAIN_NAME, Section, nearest, validated
@@ -147,7 +148,7 @@ def data_script(plan: Json, profile: ClusterProfile, phase: str, at_most: int | 
     """The batch script of one phase; `at_most` tasks of the array run at a time."""
     run, tasks = Path(plan["run"]), plan["phases"][phase]["tasks"]
     directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
-    directives += resource_directives(profile, "1", 1, 0)
+    directives += [directive("comment", mark(run, phase)), *resource_directives(profile, "1", 1, 0)]
     directives += [directive("array", f"0-{tasks - 1}" + (f"%{at_most}" if at_most else ""))] if phase == SHARDS else []
     pattern = f"{phase}-%A_%a.log" if phase == SHARDS else f"{phase}-%j.log"
     directives += ["--requeue", "--open-mode=append", directive("output", run / "logs" / pattern)]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from launcher import slurm
 from launcher.outcome import read_notes, telling_line
+from launcher.queue import marked
 from launcher.record import Attempt, Record
 from onediff.errors import UserError
 
@@ -37,6 +38,8 @@ def phase_states(record: Record) -> list[PhaseState]:
     if plan.get("kind") == "data":
         return [data_state(record, phase, latest.get(phase)) for phase in plan["phases"]]
     try:
+        if slurm.available() and any(entry["job"] is None for entry in record.jobs()):
+            latest |= {phase: job.job for phase, job in marked(record.run).items()}  # an answer of sbatch was lost
         listed = slurm.jobs(list(latest.values())) if latest and slurm.available() else {}
     except UserError:
         listed = {}  # the controller is away: the folder alone still tells most

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.local import run_local
@@ -14,20 +11,6 @@ from launcher.outcome import failure
 from launcher.record import Attempt, Record
 from launcher.rules import FINISHED, STOPPED, Rule, decide
 from onediff.errors import UserError
-
-
-@contextmanager
-def sole(record: Record) -> Iterator[None]:
-    """Holds the run for this process. Raises UserError when another one of this machine has it."""
-    record.folder.mkdir(exist_ok=True)
-    with (record.folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{record.run}: another process is running it; follow it with `onediff launch status {record.run}`"
-            ) from None
-        yield
 
 
 def run_chain(record: Record, phases: list[str]) -> int:

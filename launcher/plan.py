@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from launcher import slurm
 from launcher.frozen import module
 from launcher.profile import ClusterProfile
+from launcher.queue import mark
 from launcher.record import Json
 from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
 from launcher.rules import usable_nodes
@@ -130,7 +131,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
     least, most = part["nodes"]
     nodes = str(most) if least == most else f"{least}-{most}"
     directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
-    directives += [directive("comment", comment)] if comment else []
+    directives += [directive("comment", " ".join(filter(None, [comment, mark(run, phase)])))]
     directives += resource_directives(profile, nodes, part["tasks_per_node"], part["gpus"])
     directives += [directive("chdir", plan["directory"])] if "directory" in plan else []
     directives += [

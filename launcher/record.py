@@ -66,15 +66,15 @@ class Record:
         return plan
 
     def jobs(self) -> list[Json]:
-        """Every job submitted for this run, oldest first: `phase`, `job`, `submitted`."""
+        """Every job submitted for this run, oldest first: `phase`, `job`, `submitted`; no `job` until Slurm answers."""
         return read_json(self.folder / "jobs.json") or []
 
-    def add_jobs(self, jobs: list[Json]) -> None:
-        write_json(self.folder / "jobs.json", self.jobs() + jobs)
+    def write_jobs(self, jobs: list[Json]) -> None:
+        write_json(self.folder / "jobs.json", jobs)
 
     def latest_jobs(self) -> dict[str, str]:
         """The newest job of each phase."""
-        return {entry["phase"]: entry["job"] for entry in self.jobs()}
+        return {entry["phase"]: entry["job"] for entry in self.jobs() if entry["job"] is not None}
 
     def attempts(self, phase: str) -> list[Attempt]:
         """Every start of `phase`, oldest first."""

@@ -5,6 +5,8 @@ Standard library only.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -18,6 +20,19 @@ WAIT_SECONDS = 30.0
 
 UNKNOWN = 1 << 30
 """Stands for a limit that Slurm does not tell."""
+
+
+PASSING = re.compile(
+    r"contact slurm controller|connect failure|controller in standby|[Ss]ocket timed out"
+    r"|Connection (refused|timed out|reset)|Communication connection failure|Zero Bytes were transmitted"
+    r"|temporarily|Requested nodes are busy|credential expired|[Mm]unge|authentication error|Unspecified error"
+    r"|Unexpected message received"
+)
+"""What Slurm's commands say while the controller is away, restarts or is overloaded, or an earlier step still ends."""
+
+
+class NoAnswer(UserError):
+    """Slurm did not answer: what was asked for may have been done all the same."""
 
 
 class Job(NamedTuple):
@@ -58,9 +73,10 @@ def command(words: Sequence[str], wait: float = WAIT_SECONDS) -> str:
             f"{words[0]}: not on the path; run this on a login node of the cluster, or choose `--profile local`"
         ) from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"{words[0]}: no answer from Slurm's controller within {wait:.0f} s; try again later") from None
+        raise NoAnswer(f"{words[0]}: no answer from Slurm's controller within {wait:.0f} s; try again later") from None
     if done.returncode:
-        raise UserError(f"{words[0]}: {refusal(done.stderr or done.stdout)}")
+        said = f"{words[0]}: {refusal(done.stderr or done.stdout)}"
+        raise NoAnswer(said) if PASSING.search(said) else UserError(said)
     return done.stdout
 
 
@@ -71,8 +87,12 @@ def refusal(text: str) -> str:
 
 
 def submit(script: str, options: Sequence[str] = ()) -> str:
-    """Queues the script file; returns the job id."""
-    return command(["sbatch", "--parsable", *options, script]).strip().partition(";")[0]
+    """Queues the script file; returns the job id, which stands in a line of its own amid whatever a site prints."""
+    said = command(["sbatch", "--parsable", *options, script])
+    ids = re.findall(r"^(\d+)(?:;\S+)?$", said, re.MULTILINE)
+    if len(ids) != 1:
+        raise NoAnswer(f"sbatch: no job id in its answer {said.strip()[:200]!r}")
+    return str(ids[0])
 
 
 def test_only(script: str) -> str:
@@ -111,6 +131,20 @@ def listed(ids: Sequence[str]) -> list[Job]:
         raise
     rows = [line.split("|") for line in text.splitlines()]
     return [Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]) for row in rows if len(row) == 6]
+
+
+def own_jobs() -> list[tuple[Job, str]]:
+    """Every job of this user that Slurm still lists, with its comment."""
+    words = [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        f"--user={os.getuid()}",
+        "--format=%F|%T|%r|%D|%N|%L|%k",
+    ]
+    rows = [line.split("|", 6) for line in command(words).splitlines()]
+    return [(Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]), row[6]) for row in rows if len(row) == 7]
 
 
 def configuration() -> dict[str, str]:

@@ -15,18 +15,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from launcher.slurm import command, refusal
+from launcher.slurm import PASSING, command, refusal
 from onediff.errors import UserError
 
 END_SECONDS = 10.0
 """Time for the ranks to write their stacks after a hang, and for srun to end after its ranks."""
 
-PASSES = re.compile(
-    r"contact slurm controller|connect failure|controller in standby|[Ss]ocket timed out"
-    r"|Connection (refused|timed out|reset)|Communication connection failure|Zero Bytes were transmitted"
-    r"|temporarily|Requested nodes are busy|credential expired|[Mm]unge|authentication error|Unspecified error"
-)
-"""What srun says while the controller is away, restarts or is overloaded, or while an earlier step still ends."""
 CANNOT = re.compile(
     r"unrecognized option|invalid option|requires an argument|doesn't allow an argument|ambiguous|fatal: "
     r"|[Ii]nvalid .*specification|[Ii]nvalid (option|argument|generic resource|feature|numeric value)"
@@ -120,7 +114,7 @@ def why_not_started(code: int, said: Sequence[str]) -> Refusal | None:
     if any(map(CANNOT.search, said)):
         container = "; pyxis is not installed on this cluster" if "--container-" in words else ""
         return Refusal(f"{words}{container}", final=True)
-    return Refusal(words, passes=any(map(PASSES.search, said)))
+    return Refusal(words, passes=any(map(PASSING.search, said)))
 
 
 def signal_steps(job: str, name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,23 +12,13 @@ from launcher import frozen, slurm
 from launcher.environment import unheeded
 from launcher.plan import EVALUATE, phase_script
 from launcher.profile import ClusterProfile
+from launcher.queue import queue_chain
 from launcher.record import Json, Record, own_mark, write_json
 from launcher.render import rendered
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
     from onediff.config.run import RunConfig
-
-ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
-
-
-def active_jobs(record: Record) -> dict[str, slurm.Job]:
-    """Jobs of the run that Slurm will still work on, by phase."""
-    latest = record.latest_jobs()
-    if not latest:
-        return {}
-    listed = slurm.jobs(list(latest.values()))
-    return {phase: listed[job] for phase, job in latest.items() if job in listed and listed[job].state in ACTIVE}
 
 
 def check_folder(record: Record, config: RunConfig) -> None:
@@ -139,26 +128,10 @@ def write_scripts(
 def submit_chain(
     record: Record, phases: Sequence[str], scripts: Sequence[Path], behind: str | None = None
 ) -> list[tuple[str, str]]:
-    """Queues the phases, each after the success of the one before; returns (phase, job id).
-
-    The first waits for the end, whatever it is, of the job `behind`, if one is given.
-    All or none: what was queued is cancelled again when Slurm refuses a later one.
-    """
+    """Has Slurm judge every script, then queues all or none, as `queue_chain` does."""
     if wishes := unheeded():
         print(f"not heeded, the profile decides: {', '.join(wishes)}", file=sys.stderr)
     for script in scripts:
         slurm.test_only(str(script))
     (record.folder / "cancelled").unlink(missing_ok=True)
-    made: list[tuple[str, str]] = []
-    try:
-        for phase, script in zip(phases, scripts, strict=True):
-            # Without the second option a child of a failed job waits for ever.
-            after = [f"--dependency=afterok:{made[-1][1]}", "--kill-on-invalid-dep=yes"] if made else []
-            after += [f"--dependency=afterany:{behind}"] if behind and not made else []
-            made.append((phase, slurm.submit(str(script), after)))
-    except UserError:
-        if made:
-            slurm.command(["scancel", *(job for _, job in made)])
-        raise
-    record.add_jobs([{"phase": phase, "job": job, "submitted": time.time()} for phase, job in made])
-    return made
+    return queue_chain(record, phases, scripts, behind)

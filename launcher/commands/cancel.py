@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from launcher import slurm
     from launcher.local_chain import run_folder
+    from launcher.queue import active_jobs
     from launcher.record import Record
-    from launcher.submit import active_jobs
 
     record = Record(run_folder(args.run))
     active = active_jobs(record)

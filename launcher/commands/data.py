@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import time
 from pathlib import Path
 
 
@@ -30,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher import slurm
     from launcher.data_job import MERGE, SHARDS, data_plan, data_script, for_data, here, load_data_job, own_name
     from launcher.plan import check_cluster
     from launcher.profile import load_profile
+    from launcher.queue import require_idle, sole
     from launcher.record import Record
     from launcher.render import rendered
-    from launcher.submit import active_jobs, check_writable, freeze_data
+    from launcher.submit import check_writable, freeze_data, submit_chain
     from onediff.errors import UserError
 
     for option, value in (("--tasks", args.tasks), ("--at-most", args.at_most)):
@@ -61,28 +60,15 @@ def run(args: argparse.Namespace) -> int:
         freeze_data(record, job.collection, plan, asked)
         codes = (subprocess.run(words).returncode for words in here(job, run_path))
         return next((code for code in codes if code), 0)
-    if running := active_jobs(record):
-        phase, active = next(iter(running.items()))
-        raise UserError(
-            f"{run_path}: {phase} is {active.state.lower()} as job {active.job}; follow it with `onediff launch status "
-            f"{run_path}` or end it with `onediff launch cancel {run_path}`"
-        )
     check_cluster(profile, [1])
     check_writable(run_path)
-    freeze_data(record, job.collection, plan, profile)
-    files = {phase: record.folder / f"{phase}.sbatch" for phase in scripts}
-    for phase, text in scripts.items():
-        files[phase].write_text(text, encoding="utf-8")
-    for file in files.values():
-        slurm.test_only(str(file))
-    shards = slurm.submit(str(files[SHARDS]))
-    try:
-        merge = slurm.submit(str(files[MERGE]), [f"--dependency=afterok:{shards}", "--kill-on-invalid-dep=yes"])
-    except UserError:
-        slurm.command(["scancel", shards])
-        raise
-    made = [{"phase": SHARDS, "job": shards}, {"phase": MERGE, "job": merge}]
-    record.add_jobs([{**entry, "submitted": time.time()} for entry in made])
+    with sole(record, "submitting"):
+        require_idle(record)
+        freeze_data(record, job.collection, plan, profile)
+        files = [record.folder / f"{phase}.sbatch" for phase in scripts]
+        for file, text in zip(files, scripts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
+        (_, shards), (_, merge) = submit_chain(record, list(scripts), files)
     print(f"{SHARDS:<12} job {shards}, {args.tasks} tasks\n{MERGE:<12} job {merge}")
     print(f"\nonediff launch status {run_path} --watch\nonediff launch logs {run_path} -f")
     return 0

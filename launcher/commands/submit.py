@@ -76,11 +76,11 @@ def submit(
     """
     from launcher.fit import check_memory
     from launcher.plan import check_cluster, chosen_phases, make_plan, node_range, phase_script
+    from launcher.queue import require_idle, sole
     from launcher.ready import check_inputs, offline
     from launcher.render import rendered
-    from launcher.submit import active_jobs, check_folder, freeze, remaining, submit_chain, write_scripts
+    from launcher.submit import check_folder, freeze, remaining, submit_chain, write_scripts
     from onediff.config.run import RunConfig
-    from onediff.errors import UserError
     from onediff.runs.address import require_sources
 
     assert isinstance(config, RunConfig)
@@ -108,24 +108,20 @@ def submit(
             print(rendered(phase_script(plan, profile, name, comment)))
         return 0
     if not on_slurm:
-        from launcher.local_chain import run_chain, sole
+        from launcher.local_chain import run_chain
 
         check_folder(record, config)
-        with sole(record):
+        with sole(record, "running"):
             freeze(record, config, plan, profile, new_code)
             return run_chain(record, wanted)
-    if running := active_jobs(record):
-        phase, job = next(iter(running.items()))
-        raise UserError(
-            f"{run_path}: phase {phase} is {job.state.lower()} as job {job.job}; follow it with `onediff launch status "
-            f"{run_path}` or end it with `onediff launch cancel {run_path}`"
-        )
     check_cluster(profile, [part["nodes"][0] for part in plan["phases"].values()])
     for name in wanted:
         rendered(phase_script(plan, profile, name, comment))  # a name that cannot be quoted is found here
     check_folder(record, config)
-    freeze(record, config, plan, profile, new_code)
-    made = submit_chain(record, wanted, write_scripts(record, plan, profile, wanted, comment), behind)
+    with sole(record, "submitting"):
+        require_idle(record)
+        freeze(record, config, plan, profile, new_code)
+        made = submit_chain(record, wanted, write_scripts(record, plan, profile, wanted, comment), behind)
     for name, job_id in made:
         print(f"{name:<12} job {job_id}")
     print(f"\nonediff launch status {run_path} --watch\nonediff launch logs {run_path} -f")

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             before = record.jobs()
             said = [args.config, *fixed, *point]
             submit(config, record.run, profile, args.nodes, args.phases, behind=last[queue], said=said)
-            made = [entry["job"] for entry in record.jobs()[len(before) :]]
+            made = [entry["job"] for entry in record.jobs()[len(before) :] if entry["job"]]
             queued += made
             last[queue] = made[-1] if made else last[queue]
         if queued:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,56 @@ def test_a_restarted_controller_is_not_noticed_neither_as_the_job_starts_nor_lat
     assert run.curve("one") == run.curve("two") == undisturbed(20)
     (attempt,) = run.record.attempts("one")
     assert attempt.cause == "finished" and not attempt.blamed
+
+
+SBATCH = """#!/bin/sh
+case "$*" in *--test-only*) exec {real} "$@";; esac
+echo "Welcome to the cluster: 3 nodes."
+sleep "${{SLOW:-0}}"
+case "$LOST:$*" in
+    refused:*two.sbatch*) echo "sbatch: error: Batch job submission failed: Unable to contact slurm controller" >&2; exit 1;;
+    answer:*two.sbatch*) {real} "$@" > /dev/null; echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1;;
+esac
+{real} "$@"
+echo "Have a nice day."
+"""
+
+
+def test_no_job_is_lost_or_doubled_by_a_banner_a_lost_answer_or_two_submissions_at_once(launched, cluster, tmp_path):
+    run, tools = launched(), tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sbatch").write_text(SBATCH.format(real=shutil.which("sbatch")))
+    (tools / "scancel").write_text(f'#!/bin/sh\n[ "$LOST" = refused ] && exit 1\nexec {shutil.which("scancel")} "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    path = {"PATH": f"{tools}:{cluster.env['PATH']}"}
+    run.profile["sbatch"] = ["--hold"]
+
+    def queue() -> list[str]:
+        return sorted(cluster.sh("squeue", "-h", "--format=%i").split())
+
+    # Two at once: one of them is refused, whichever comes second.
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: run.submit(env={**path, "SLOW": "2"}), range(2)))
+    assert sorted(done.returncode for done in both) == [0, 2], [done.stderr for done in both]
+    refused = next(done for done in both if done.returncode)
+    assert "another process is submitting it" in refused.stderr or "is pending as job" in refused.stderr
+    assert queue() == sorted(run.record.latest_jobs().values()) and len(queue()) == 3
+    # Nor does a folder without its notes take the run to be unknown.
+    (run.run / "launch" / "jobs.json").rename(tmp_path / "jobs.json")
+    assert "is pending as job" in run.submit(env=path).stderr
+    assert run.onediff("cancel", "run", "--now").returncode == 0 and queue() == []
+    done = run.submit(env={**path, "LOST": "answer"})
+    assert done.returncode == 0, done.stderr
+    assert queue() == sorted(run.record.latest_jobs().values()) and len(queue()) == 3
+    assert run.onediff("cancel", "run", "--now").returncode == 0 and queue() == []
+    # The controller goes away in the middle of the chain, so that its beginning cannot be taken back either.
+    done = run.submit(env={**path, "LOST": "refused"})
+    assert done.returncode == 2 and "two may be queued all the same" in done.stderr and len(queue()) == 1
+    assert f"not taken back: one (job {queue()[0]}), two (job not known)" in done.stderr
+    assert run.states()["one"]["state"] == "waiting" and "is pending as job" in run.submit().stderr
+    assert run.onediff("cancel", "run", "--now").returncode == 0 and queue() == []
+    assert "phase two was being queued" in run.submit().stderr
 
 
 def test_an_option_that_srun_does_not_know_ends_the_run_and_blames_no_node(launched, cluster):

@@ -1,0 +1,127 @@
+"""Queueing jobs so that none is lost or doubled: by one process at a time, written down before, found by their comments."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher import slurm
+from launcher.record import Json, Record
+from onediff.errors import UserError
+
+ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
+SETTLE_SECONDS = 60.0
+"""How long a job whose queueing got no answer may still appear."""
+
+
+def mark(run: Path, phase: str) -> str:
+    """What the comment of every job of `phase` ends with: where the run lies, in 12 hexadecimal digits, and the phase."""
+    return f"onediff:{hashlib.sha256(str(run).encode()).hexdigest()[:12]}:{phase}"
+
+
+@contextmanager
+def sole(record: Record, doing: str) -> Iterator[None]:
+    """Holds the run for this process. Raises UserError when another one has it, which is `doing` it."""
+    record.folder.mkdir(exist_ok=True)
+    with (record.folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{record.run}: another process is {doing} it; follow it with `onediff launch status {record.run}`"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: what is written down before each job has to do
+        yield
+
+
+def active_jobs(record: Record) -> dict[str, slurm.Job]:
+    """Jobs of the run that Slurm will still work on, by phase: those written down, and those with its mark."""
+    latest = record.latest_jobs()
+    listed = slurm.jobs(list(latest.values())) if latest else {}
+    found = [*marked(record.run).items(), *((phase, listed[job]) for phase, job in latest.items() if job in listed)]
+    return {phase: job for phase, job in found if job.state in ACTIVE}
+
+
+def marked(run: Path) -> dict[str, slurm.Job]:
+    """The newest job of each phase that this user's queue has under the mark of the run."""
+    word = re.compile(re.escape(mark(run, "")) + r"([A-Za-z0-9_.-]+)")
+    jobs = [(match[1], job) for job, comment in slurm.own_jobs() if (match := word.search(comment))]
+    return dict(sorted(jobs, key=lambda found: (found[1].state in ACTIVE, int(found[1].job))))
+
+
+def require_idle(record: Record) -> None:
+    """Raises UserError while a job of the run is queued or running, or may be."""
+    run = record.run
+    if running := active_jobs(record):
+        phase, job = next(iter(running.items()))
+        raise UserError(
+            f"{run}: phase {phase} is {job.state.lower()} as job {job.job}; follow it with `onediff launch status "
+            f"{run}` or end it with `onediff launch cancel {run}`"
+        )
+    for entry in record.jobs():
+        if entry["job"] is None and (age := time.time() - entry["submitted"]) < SETTLE_SECONDS:
+            raise UserError(
+                f"{run}: phase {entry['phase']} was being queued {age:.0f} s ago, by a submission that has not told its "
+                "end; try again in a minute"
+            )
+    record.write_jobs([entry for entry in record.jobs() if entry["job"] is not None])
+
+
+def queue_chain(
+    record: Record, phases: Sequence[str], scripts: Sequence[Path], behind: str | None = None
+) -> list[tuple[str, str]]:
+    """Queues the phases, each after the success of the one before; returns (phase, job id).
+
+    The first waits for the end, whatever it is, of the job `behind`, if one is given.
+    All or none: what was queued is cancelled again when Slurm refuses a later one.
+    """
+    before, made = record.jobs(), list[Json]()
+    try:
+        for phase, script in zip(phases, scripts, strict=True):
+            # Without the second option a child of a failed job waits for ever.
+            after = [f"--dependency=afterok:{made[-1]['job']}", "--kill-on-invalid-dep=yes"] if made else []
+            after += [f"--dependency=afterany:{behind}"] if behind and not made else []
+            entry: Json = {"phase": phase, "job": None, "submitted": time.time()}
+            record.write_jobs([*before, *made, entry])
+            entry["job"] = queued(record, phase, script, after)
+            made.append(entry)
+            record.write_jobs([*before, *made])
+    except slurm.NoAnswer as error:
+        raise UserError(
+            f"{error}; {phase} may be queued all the same. {take_back(record, before, made, entry)}"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{error}{take_back(record, before, made)}") from None
+    return [(entry["phase"], entry["job"]) for entry in made]
+
+
+def queued(record: Record, phase: str, script: Path, options: Sequence[str]) -> str:
+    """Queues one script; returns its job's id, from the queue itself where sbatch's answer was lost."""
+    try:
+        return slurm.submit(str(script), options)
+    except slurm.NoAnswer:
+        found = marked(record.run).get(phase)
+        if found is None or found.state not in ACTIVE:
+            raise
+        return found.job
+
+
+def take_back(record: Record, before: list[Json], made: list[Json], lost: Json | None = None) -> str:
+    """Cancels the jobs `made`, and says what may be left."""
+    left = [lost] if lost else []
+    try:
+        if made:
+            slurm.command(["scancel", *(entry["job"] for entry in made)])
+    except UserError:
+        left = [*made, *left]
+    record.write_jobs([*before, *left])
+    if not left:
+        return ""
+    names = ", ".join(f"{entry['phase']} (job {entry['job'] or 'not known'})" for entry in left)
+    return f"; not taken back: {names}; when Slurm answers again: onediff launch cancel {record.run}"
