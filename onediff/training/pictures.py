@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from onediff.config.addresses import is_url
+from onediff.config.model import PictureConfig
 from onediff.config.run import RunConfig
 from onediff.data.aspect import crop_remark, first_sizes
 from onediff.data.manifest import read_manifest
@@ -14,17 +15,26 @@ from onediff.runs.folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-def require_same_fit(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:
+def require_same_pictures(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:
     """Raises UserError where a run with checkpoints, trained so far with `before`, would go on to see pictures otherwise.
 
     The weights fit all the same, so nothing else would tell; above all not where the default has changed since.
     """
-    was, now = before.model.vision.picture.fit, config.model.vision.picture.fit
-    if was != now and any(folder.path.glob("checkpoints/phase-*/step-*")):
+    was, now = (_what_counts(one.model.vision.picture) for one in (before, config))
+    changed = next((key for key in was if was[key] != now.get(key)), None)
+    if changed and any(folder.path.glob("checkpoints/phase-*/step-*")):
+        key, value = f"model.vision.picture.{changed}", was[changed]
         raise UserError(
-            f"{folder.path}: trained so far with model.vision.picture.fit={was}, and the configuration says {now}; add "
-            f"model.vision.picture.fit={was} to go on, or start another run (--run)"
+            f"{folder.path}: trained so far with {key}={value}, and the configuration says {now.get(changed)}; add "
+            f"{key}={value} to go on, or start another run (--run)"
         )
+
+
+def _what_counts(picture: PictureConfig) -> dict[str, object]:
+    """The settings that decide what the tower sees: of `max_tiles` and `max_patches`, the one that goes with the fit."""
+    unread = {"tiles": {"max_patches"}, "native": {"max_tiles", "size"}}
+    left_out = unread.get(picture.fit, {"max_tiles", "max_patches"})
+    return {key: value for key, value in picture.model_dump(mode="json").items() if key not in left_out}
 
 
 def warn_of_crop(config: RunConfig) -> None:

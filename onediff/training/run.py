@@ -50,7 +50,7 @@ from onediff.training.measures import Measures
 from onediff.training.meter import Meter
 from onediff.training.pace import Pace
 from onediff.training.parts import trainable
-from onediff.training.pictures import require_same_fit, warn_of_crop
+from onediff.training.pictures import require_same_pictures, warn_of_crop
 from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
@@ -129,7 +129,7 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
     """Makes the run folder, writes the configuration, and the tokenizer where the run has its own."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.config.is_file() and (before := load_run(folder.config)) != config:
-        require_same_fit(folder, before, config)
+        require_same_pictures(folder, before, config)
         # What the finished phases were trained with must stay known.
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
         folder.config.rename(folder.path / f"config.before-{number}.yaml")

@@ -12,7 +12,7 @@ from onediff.config.model import PictureConfig
 from onediff.data.aspect import lost_to_crop
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
-from onediff.training.pictures import require_same_fit, warn_of_crop
+from onediff.training.pictures import require_same_pictures, warn_of_crop
 
 SAID = "`fit: crop` would cut away 50% of each picture (mean of 8), and what changes there is lost"
 
@@ -81,10 +81,19 @@ def test_a_run_does_not_go_on_with_pictures_fitted_another_way(tmp_path: Path) -
     """An older run, whose configuration says `crop`, under a file that leaves `fit` out."""
     before = small_run.config(tmp_path, 2, **{"model.vision.picture.fit": "crop"})
     now, folder = small_run.config(tmp_path, 2), RunFolder(tmp_path)
-    require_same_fit(folder, before, now)
+    require_same_pictures(folder, before, now)
     (folder.checkpoints("one") / "step-000001").mkdir(parents=True)
-    require_same_fit(folder, before, before)
+    require_same_pictures(folder, before, before)
     with pytest.raises(
         UserError, match=r"fit=crop, and the configuration says pad; add model\.vision\.picture\.fit=crop"
     ):
-        require_same_fit(folder, before, now)
+        require_same_pictures(folder, before, now)
+    # Grids of tiles count where there are tiles.
+    before, now = (
+        small_run.config(tmp_path, 2, **{"model.vision.picture": {"size": 64, "fit": "tiles", "max_tiles": most}})
+        for most in (4, 6)
+    )
+    with pytest.raises(UserError, match=r"max_tiles=4, and the configuration says 6"):
+        require_same_pictures(folder, before, now)
+    more = small_run.config(tmp_path, 2, **{"model.vision.picture.max_tiles": 6})
+    require_same_pictures(folder, small_run.config(tmp_path, 2), more)
