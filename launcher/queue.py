@@ -43,6 +43,8 @@ def sole(record: Record, doing: str) -> Iterator[None]:
 def active_jobs(record: Record) -> dict[str, slurm.Job]:
     """Jobs of the run that Slurm will still work on, by phase: those written down, and those with its mark."""
     latest = record.latest_jobs()
+    if not latest and not slurm.available():
+        return {}  # a run of this machine alone
     listed = slurm.jobs(list(latest.values())) if latest else {}
     found = [*marked(record.run).items(), *((phase, listed[job]) for phase, job in latest.items() if job in listed)]
     return {phase: job for phase, job in found if job.state in ACTIVE}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 import small_run
-from launch_runs import Launched
+from launch_runs import HOUSE, Launched
 
 from launcher.record import Record
 from onediff.config.compose import load_run
@@ -116,7 +116,7 @@ def by_hand(cluster, folder: Path, *lines: str) -> str:
     """What a batch script of two nodes prints."""
     script, log = folder / "job.sh", folder / "job.log"
     script.write_text("\n".join(["#!/bin/bash", "export OMP_NUM_THREADS=1", *lines, ""]))
-    options = ["--nodes=2", "--ntasks-per-node=2", f"--output={log}", f"--chdir={GOLDEN.parents[1]}", "--wait"]
+    options = ["--nodes=2", "--ntasks-per-node=2", f"--output={log}", f"--chdir={HOUSE}", "--wait"]
     cluster.sh("sbatch", *options, script, seconds=600, check=False)
     return log.read_text()
 
