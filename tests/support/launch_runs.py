@@ -125,3 +125,16 @@ class Launched:
         """Everything that helps to understand a failed test."""
         logs = [f"== {path.name}\n{path.read_text()[-2000:]}" for path in sorted(self.run.glob("logs/*-*.log"))]
         return "\n".join([self.onediff("explain", "run").stdout, *logs])
+
+
+def undisturbed(steps: int) -> dict[int, int]:
+    value, curve = 0, {}
+    for step in range(1, steps + 1):
+        value = value * 31 % 1000003 + step
+        curve[step] = value
+    return curve
+
+
+def done_twice(run: Launched, phase: str) -> int:
+    """Steps that were lost and done again."""
+    return len((run.run / f"steps-{phase}.txt").read_text().splitlines()) - len(run.curve(phase))

@@ -1,0 +1,23 @@
+"""Slurm daemons for the tests of a module, and runs on them."""
+
+import pytest
+import slurm_cluster
+from launch_runs import Launched
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    made = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture
+def launched(cluster, tmp_path):
+    """Makes runs, and leaves no job behind."""
+    yield lambda **wish: Launched(tmp_path / "home", cluster, **wish)
+    cluster.sh("scancel", "--user=root", check=False)
+    cluster.wait_until(lambda: not cluster.sh("squeue", "-h"), 90, "jobs are left")
