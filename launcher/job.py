@@ -17,12 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import frozen
+from launcher.again import (
+    PATIENCE_SECONDS,
+    RETRY_SECONDS,
+    all_excluded,
+    fewer_nodes,
+    lost_nodes,
+    partition_nodes,
+    queue_again,
+    requeued,
+    shown,
+)
 from launcher.environment import for_ranks
 from launcher.outcome import Outcome, judge, read_notes, silent_nodes, sum_verdict
 from launcher.preflight import read_findings, verdict
 from launcher.record import Attempt, Record, names_in
 from launcher.rules import Decision, Rule, decide, usable_nodes
-from launcher.slurm import command
 from launcher.step import END_SECONDS, Step, signal_steps
 from onediff.errors import UserError
 from onediff.ranks import expand_nodes
@@ -31,8 +41,6 @@ LOOK_SECONDS = 5.0
 """Pause between two looks at the step and at the notes of ranks."""
 STORAGE_SECONDS = 600.0
 """How long the run's folder may be out of reach before a job gives up."""
-RETRY_SECONDS, PATIENCE_SECONDS = 10.0, 600.0
-"""Pause between two tries of an srun that Slurm could not start, and how long it is tried."""
 SRUN = ["srun", "--export=ALL"]
 """Where jobs are submitted with `--export=NONE`, srun would drop the profile's variables, too."""
 IGNORANT = ["sh", "-c", 'trap "" TERM USR1; exec "$@"', "sh"]
@@ -222,13 +230,13 @@ class Supervisor:
         """What an outcome means where Slurm told this process to end, too."""
         if outcome.cause == "crash" and "node failure" in outcome.reason:
             return outcome
-        shown = self.shown()
-        if requeued(shown):
+        fields = self.shown()
+        if requeued(fields):
             if outcome.cause == "stopped":
                 return outcome
             why = "preempted, or queued again with scontrol, before a checkpoint was written"
             return Outcome("interrupted", f"{why}; {outcome.reason}", outcome.exit_code)
-        if shown.get("JobState") in ("COMPLETING", "CANCELLED"):
+        if fields.get("JobState") in ("COMPLETING", "CANCELLED"):
             return Outcome("cancelled", f"ended by Slurm or by scancel; {outcome.reason}", outcome.exit_code)
         return outcome
 
@@ -285,20 +293,32 @@ class Supervisor:
             return 0
         if decision.action == "fail":
             return 1
-        shown = self.shown()
-        if shown.get("JobState", "RUNNING") != "RUNNING" and shown.get("Reason") != "TimeLimit":
+        fields = self.shown()
+        if fields.get("JobState", "RUNNING") != "RUNNING" and fields.get("Reason") != "TimeLimit":
             return 1  # Slurm requeues by itself after a node failure or a preemption; a cancelled job must stay so
         # Slurm's SIGTERM for the requeue reaches our children too; scontrol must outlive it.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            command(["scontrol", "requeue", self.job])
-            # Only a waiting job's nodes can be chosen: between the requeue and our end by Slurm it is one.
+            excluded, count = all_excluded(fields, decision.exclude), None
             if decision.exclude:
-                say(f"excluding {', '.join(decision.exclude)}")
-                command(["scontrol", "update", f"JobId={self.job}", f"ExcNodeList={','.join(decision.exclude)}"])
+                known = partition_nodes(self.plan.get("partition") or fields["Partition"])
+                count = fewer_nodes(known, excluded, self.part)
+            if count == 0:
+                return self.too_few(excluded)
+            queue_again(self.job, excluded, count, self.part["tasks_per_node"], say)
         except UserError as error:
             say(str(error))
-            return 1
+        return 1
+
+    def too_few(self, excluded: list[str]) -> int:
+        """Stops a job that would wait for ever."""
+        last = self.attempts[-1]
+        last.action = "fail"
+        last.reason = (
+            f"{last.reason}; too few nodes are left to share the batch, beside {', '.join(excluded)} (excluded)"
+        )
+        self.keep()
+        say(f"fail: {last.reason}")
         return 1
 
     def step(self, words: list[str], follow: Callable[[], bool], begun: Callable[[], bool]) -> Outcome | None:
@@ -340,11 +360,10 @@ class Supervisor:
     def shown(self) -> dict[str, str]:
         """This job as the controller has it; nothing when it does not answer."""
         try:
-            words = command(["scontrol", "--oneliner", "show", "job", self.job]).split()
+            return shown(self.job)
         except UserError as error:
             say(str(error))
             return {}
-        return dict(word.split("=", 1) for word in words if "=" in word)
 
     def notes_folder(self) -> Path:
         return self.record.exits(self.phase, self.attempts[-1].number)
@@ -355,20 +374,6 @@ class Supervisor:
     def on_warning(self, number: int, frame: object) -> None:
         if self.srun is not None and self.srun.process.poll() is None:
             self.srun.process.send_signal(signal.SIGUSR1)
-
-
-def requeued(shown: dict[str, str]) -> bool:
-    """Whether Slurm has queued the job again since this start of it, after a preemption or on somebody's request."""
-    return int(shown.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0))
-
-
-def lost_nodes(nodes: list[str]) -> list[str]:
-    """Those of `nodes` that Slurm counts as lost now."""
-    try:
-        lines = command(["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"]).splitlines()
-    except UserError:
-        return []
-    return sorted({line.split()[0] for line in lines if line.split()[1].startswith(("down", "fail"))})
 
 
 def say(text: str) -> None:

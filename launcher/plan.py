@@ -74,6 +74,7 @@ def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tupl
     return {
         "name": config.name,
         "run": str(run),
+        "partition": profile.partition,
         "supervisor_python": python,
         "rank_prefix": [*container_prefix(profile, run), inside],
         "rank_srun": pyxis_options(profile, run),

@@ -129,10 +129,11 @@ def test_a_crash_loop_ends(launched):
     assert run.states()["one"]["state"] == "failed" and "fault with code 1" in run.states()["one"]["why"]
 
 
-def test_a_node_that_fails_its_preflight_is_excluded(launched, cluster):
+def test_a_node_that_fails_its_preflight_is_excluded_beside_the_users_own_and_fewer_go_on(launched, cluster):
     cluster.on("node1", "fallocate", "-l", "300M", "/dev/shm/full")
     run = launched()
     run.profile |= {"scratch": "/dev/shm", "preflight": {"seconds": 60, "free_disk_gb": 0.4}}
+    run.profile["sbatch"] = ["--exclude=node3"]
     try:
         job = run.submitted("--phases", "one")["one"]
         run.wait_end("one")
@@ -141,8 +142,8 @@ def test_a_node_that_fails_its_preflight_is_excluded(launched, cluster):
     first, second = run.record.attempts("one")
     assert first.cause == "bad node" and first.blamed == ["node1"], first
     assert "node1: /dev/shm: 0.2 GiB free, 0.4 wanted" in first.reason
-    assert second.nodes == ["node2", "node3"] and second.cause == "finished"
-    assert "ExcNodeList=node1" in cluster.sh("scontrol", "show", "job", job)
+    assert second.nodes == ["node2"] and second.cause == "finished", "of two wanted one is left, and the batch fits it"
+    assert "ExcNodeList=node1,node3" in cluster.sh("scontrol", "show", "job", job)
 
 
 def test_a_node_whose_ranks_cannot_sum_is_excluded(launched, cluster):

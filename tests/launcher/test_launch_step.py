@@ -2,6 +2,7 @@
 
 import pytest
 
+from launcher.again import all_excluded, fewer_nodes
 from launcher.record import Attempt
 from launcher.rules import INTERRUPTIONS, Rule, decide
 from launcher.step import why_not_started
@@ -53,6 +54,16 @@ def test_a_step_that_began_was_not_refused_and_a_node_is_named_only_by_srun():
     assert one.nodes == ("node2",) and not one.passes
     pyxis = why_not_started(255, ["srun: unrecognized option '--container-image=x'"])
     assert pyxis.final and pyxis.words.endswith("pyxis is not installed on this cluster")
+
+
+def test_exclusions_add_up_and_too_few_nodes_are_seen():
+    assert all_excluded({"ExcNodeList": "n[3-4],m1"}, ["n1"]) == ["m1", "n1", "n3", "n4"]
+    assert all_excluded({"ExcNodeList": "(null)"}, ["n1"]) == ["n1"] and all_excluded({}, []) == []
+    part = {"nodes": [3, 3], "tasks_per_node": 2, "tensor": 1, "batch": [24, 1]}
+    assert fewer_nodes(["n1", "n2", "n3", "n4"], ["n1"], part) is None
+    assert fewer_nodes(["n1", "n2", "n3"], ["n1"], part) == 2
+    assert fewer_nodes(["n1", "n2", "n3"], ["n1"], {**part, "tensor": 6}) == 0
+    assert fewer_nodes(["n1"], ["n1"], {**part, "nodes": [1, 1]}) == 0
 
 
 def test_what_srun_refuses_ends_the_run_and_signals_from_outside_do_not():
