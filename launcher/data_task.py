@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launcher import frozen
 from launcher.environment import for_ranks
-from launcher.record import Record, write_json
+from launcher.record import Record, last_lines, write_json
 from launcher.task import LAST_LINES, node_name
 from onediff.errors import UserError
 
@@ -53,7 +53,7 @@ def main(run: Path, phase: str) -> int:
             code = code if code >= 0 else 128 - code
             if code:
                 break
-    last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    last = last_lines(log, LAST_LINES)
     told = {"rank": number, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": last}
     write_json(note, told)
     print(f"onediff launch: {time.strftime('%H:%M:%S')} ended with exit code {code}", flush=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from launcher import slurm
 from launcher.outcome import read_notes, telling_line
 from launcher.queue import marked
-from launcher.record import Attempt, Record
+from launcher.record import Attempt, Record, last_lines
 from onediff.errors import UserError
 
 
@@ -32,15 +34,26 @@ class PhaseState:
     """Why it waits, restarted or ended."""
 
 
-def phase_states(record: Record) -> list[PhaseState]:
-    """One state a phase of the plan."""
+def look(records: Sequence[Record]) -> dict[str, slurm.Job]:
+    """What Slurm lists of all jobs of the runs, asked once; nothing while it does not answer."""
+    ids = [job for record in records for job in record.latest_jobs().values()]
+    try:
+        return slurm.jobs(ids) if ids and slurm.available() else {}
+    except UserError:
+        return {}  # the controller is away: the folders alone still tell most
+
+
+def phase_states(record: Record, listed: dict[str, slurm.Job] | None = None) -> list[PhaseState]:
+    """One state a phase of the plan; `listed` is what `look` saw of the run, and maybe of others."""
     latest, plan = record.latest_jobs(), record.submitted_plan()
     if plan.get("kind") == "data":
         return [data_state(record, phase, latest.get(phase)) for phase in plan["phases"]]
+    listed = look([record]) if listed is None else listed
     try:
-        if slurm.available() and any(entry["job"] is None for entry in record.jobs()):
-            latest |= {phase: job.job for phase, job in marked(record.run).items()}  # an answer of sbatch was lost
-        listed = slurm.jobs(list(latest.values())) if latest and slurm.available() else {}
+        if slurm.available() and any(entry["job"] is None for entry in record.jobs()):  # an answer of sbatch was lost
+            found = marked(record.run)
+            latest |= {phase: job.job for phase, job in found.items()}
+            listed = listed | {job.job: job for job in found.values()}
     except UserError:
         listed = {}  # the controller is away: the folder alone still tells most
     return [phase_state(record, phase, latest.get(phase), listed) for phase in plan["phases"]]
@@ -116,7 +129,9 @@ def judged(
     if here and here.state == "PENDING":
         why = "" if here.reason == "None" else here.reason
         return "waiting", f"{why}; before: {ended}" if ended else why
-    if here and here.state in ("RUNNING", "COMPLETING", "CONFIGURING"):
+    if here and here.state == "CONFIGURING":
+        return "waiting", "its nodes are booting"
+    if here and here.state in ("RUNNING", "COMPLETING"):
         return "running", previous_end(record.attempts(phase))
     if last and last.cause == "cancelled":
         return "cancelled", ended
@@ -176,7 +191,7 @@ def explanation(record: Record) -> str:
         for attempt in attempts:
             lines += [f"  {line}" for line in told(attempt)]
         if state.state == "failed" and attempts and (log := attempts[-1].log):
-            lines += [f"  last lines of {log}:", *(f"    {line}" for line in last_lines(log))]
+            lines += [f"  last lines of {log}:", *(f"    {line}" for line in last_lines(Path(log), 10))]
         for note in [note for note in read_notes(record.exits(state.phase, 1)) if note["code"]] if is_data else []:
             lines += [f"  task {note['rank']} on {note['node']}: exit code {note['code']}, {note['log']}:"]
             lines += [f"    {line}" for line in note["last"][-5:]]
@@ -193,14 +208,6 @@ def told(attempt: Attempt) -> list[str]:
     then = {"requeue": "queued again", "fail": "stopped for good", "done": "done"}.get(attempt.action or "", "")
     lines = [f"{where}: {steps}, {duration(attempt.ended - attempt.started)}", f"  {attempt.reason}: {then}"]
     return lines if attempt.cause != "finished" else lines[:1]
-
-
-def last_lines(log: str, count: int = 10) -> list[str]:
-    try:
-        with open(log, errors="replace") as file:
-            return file.read().splitlines()[-count:]
-    except OSError:
-        return ["(the log cannot be read)"]
 
 
 def advice(record: Record, states: list[PhaseState]) -> str:

@@ -214,10 +214,11 @@ class Supervisor:
         )
         if refused and not hang:
             return refused
+        assert self.srun is not None
         notes = read_notes(self.notes_folder())
         finished, status = self.record.finished(self.phase), self.record.status()
         ended = self.told_to_end.is_set()
-        outcome = judge(notes, attempt.nodes, attempt.tasks, finished, status, lost_nodes, ended)
+        outcome = judge(notes, attempt.nodes, attempt.tasks, finished, status, lost_nodes, ended, self.srun.heard())
         if hang:
             silent = silent_nodes(notes, attempt.nodes, attempt.tasks)
             lost = f"; {', '.join(silent)} fell silent: node failure" if silent else ""
@@ -304,19 +305,16 @@ class Supervisor:
                 known = partition_nodes(self.plan.get("partition") or fields["Partition"])
                 count = fewer_nodes(known, excluded, self.part)
             if count == 0:
-                return self.too_few(excluded)
+                return self.stop(f"beside {', '.join(excluded)} (excluded) too few nodes are left to share the batch")
             queue_again(self.job, excluded, count, self.part["tasks_per_node"], say)
         except UserError as error:
-            say(str(error))
+            return self.stop(f"cannot be queued again: {error}")
         return 1
 
-    def too_few(self, excluded: list[str]) -> int:
-        """Stops a job that would wait for ever."""
+    def stop(self, why: str) -> int:
+        """Ends the phase after all, where Slurm does not let it go on."""
         last = self.attempts[-1]
-        last.action = "fail"
-        last.reason = (
-            f"{last.reason}; too few nodes are left to share the batch, beside {', '.join(excluded)} (excluded)"
-        )
+        last.action, last.reason = "fail", f"{last.reason}; {why}"
         self.keep()
         say(f"fail: {last.reason}")
         return 1

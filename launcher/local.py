@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from launcher.record import last_lines
 from onediff.errors import UserError
 
 GRACE_SECONDS = 30.0
@@ -221,7 +222,7 @@ class Ranks:
         how = f"was ended by {signal.Signals(code - 128).name}" if code > 128 else f"ended with exit code {code}"
         text = [f"onediff: rank {rank} {how}; its log: {self.log_path(rank)}"]
         if rank != 0:  # rank 0's lines have been seen already
-            text += [f"  {line}" for line in self.log_path(rank).read_text(errors="replace").splitlines()[-5:]]
+            text += [f"  {line}" for line in last_lines(self.log_path(rank), 5)]
         print("\n".join(text), file=sys.stderr, flush=True)
 
     def log_path(self, rank: int) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.local import run_local
 from launcher.outcome import failure
-from launcher.record import Attempt, Record
+from launcher.record import Attempt, Record, last_lines
 from launcher.rules import FINISHED, STOPPED, Rule, decide
 from onediff.errors import UserError
 
@@ -54,8 +54,7 @@ def close(record: Record, phase: str, attempt: Attempt, code: int) -> None:
         attempt.cause, attempt.reason = "stopped", "stopped on request with a checkpoint"
     else:
         log = record.logs / f"{phase}.{attempt.number}.rank0.log"
-        last = log.read_text(errors="replace").splitlines()[-20:] if log.is_file() else []
-        note = {"rank": 0, "node": "localhost", "code": code, "log": str(log), "last": last}
+        note = {"rank": 0, "node": "localhost", "code": code, "log": str(log), "last": last_lines(log, 20)}
         outcome = failure(note, record.status())
         attempt.cause, attempt.reason, attempt.log = outcome.cause, outcome.reason, outcome.log
 

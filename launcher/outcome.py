@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,35 +49,44 @@ def judge(
     status: Json,
     down: Callable[[list[str]], Sequence[str]] = lambda nodes: (),
     ended: bool = False,
+    heard: Collection[str] = (),
 ) -> Outcome:
     """What the notes of `tasks` ranks, spread evenly over `nodes`, say about the attempt.
 
-    `down` is asked which of some nodes Slurm counts as lost; `ended` is whether Slurm is ending the job.
+    `down` is asked which of some nodes Slurm counts as lost; `ended` is whether Slurm is ending the job, and
+    `heard` has the nodes whose tasks srun saw end.
     """
     failed = [note for note in notes if note["code"] not in (FINISHED, STOPPED)]
-    silent = silent_nodes(notes, nodes, tasks)
+    silent = [node for node in silent_nodes(notes, nodes, tasks) if node not in heard]
     if silent and (ended or not all(map(lost_peer, failed))):
         # Slurm ends the job, or a rank failed by itself: the others are killed, and may go without a word.
         silent = list(down(silent))
     if silent and len(silent) < len(nodes):
         return Outcome("crash", f"{', '.join(silent)} fell silent: node failure", blamed=tuple(silent))
-    if failed and all(note.get("told") for note in failed):
+    if failed and all(note.get("told") for note in failed) and (ended or len(notes) == tasks):
         return Outcome(
             "interrupted",
             f"ended by {failed[0]['told']} from Slurm or a person, before a checkpoint",
             failed[0]["code"],
         )
+    if failed and len(notes) < tasks and all(map(lost_peer, failed)):
+        return without_a_word(notes, tasks)
     if failed:
         # A rank that lost its peer may be the first to end, and is never the cause while another has a reason of its own.
         return failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status)
     if len(notes) < tasks:
-        missing = sorted(set(range(tasks)) - {note["rank"] for note in notes})
-        return Outcome("crash", f"rank {missing[0]} and {len(missing) - 1} more ended without a word")
+        return without_a_word(notes, tasks)
     if any(note["code"] == STOPPED for note in notes):
         return Outcome("stopped", f"stopped on request with a checkpoint ({status.get('reason') or 'signal'})", STOPPED)
     if finished:
         return Outcome("finished", "finished", FINISHED)
     return Outcome("crash", "every rank ended with exit code 0, but the phase is not finished", FINISHED)
+
+
+def without_a_word(notes: Sequence[Json], tasks: int) -> Outcome:
+    """Ranks that left no note: they and what watched over them were killed, which says nothing about their nodes."""
+    missing = sorted(set(range(tasks)) - {note["rank"] for note in notes})
+    return Outcome("crash", f"rank {missing[0]} and {len(missing) - 1} more ended without a word, as by SIGKILL")
 
 
 def failure(note: Json, status: Json) -> Outcome:

@@ -15,6 +15,8 @@ from onediff.errors import UserError
 
 Json = dict[str, Any]
 SUPERSEDED = "superseded"
+TAIL_BYTES = 1 << 16
+"""As much of a log as its last lines are looked for in."""
 
 
 @dataclass
@@ -137,6 +139,16 @@ def glimpse(path: Path) -> Json:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log, of any size; none where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
 
 
 def names_in(folder: Path) -> list[str]:

@@ -32,6 +32,7 @@ OWN = re.compile(r"srun: (?!Warning: )|slurmstepd[\w.-]*: error: ")
 """A line of Slurm's own among those of the tasks."""
 BEGAN = re.compile(r"error: \S+: tasks? [\d,\- ]+: |tasks? [\d,\- ]+ (launch|start)")
 """srun's word for tasks that ended: they had been started."""
+ENDED = re.compile(r"error: (?P<node>[\w.-]+): tasks? [\d,\- ]+: ")
 ON_NODE = re.compile(r"(?:launch .*failed on node|Node failure on) (?P<node>[\w.-]+)")
 
 
@@ -96,6 +97,11 @@ class Step:
         """Why this srun, which has ended, started nothing; None where it started its tasks."""
         self.listener.join(END_SECONDS)
         return why_not_started(self.process.wait(), list(self.said))
+
+    def heard(self) -> set[str]:
+        """Nodes whose tasks srun saw end: those nodes live."""
+        self.listener.join(END_SECONDS)
+        return {match["node"] for line in self.said if (match := ENDED.search(line))}
 
     def last_words(self) -> str:
         self.listener.join(END_SECONDS)

@@ -70,7 +70,9 @@ def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfil
     record.folder.mkdir(exist_ok=True)
     record.logs.mkdir(exist_ok=True)
     write_run(config, record.run / "config.yaml")
-    write_json(record.plan_file, plan)
+    # Phases that were submitted before, and not now, stay in sight.
+    parts = {**record.plan().get("phases", {}), **plan["phases"]}
+    write_json(record.plan_file, {**plan, "phases": {n: parts[n] for n in [*config.phases, EVALUATE] if n in parts}})
     write_json(record.folder / "profile.json", profile.model_dump(mode="json"))
     if code or not (record.folder / "code").is_dir():
         freeze_code(record.folder)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from launcher.local import LastWritten
-from launcher.record import SUPERSEDED, write_json
+from launcher.record import SUPERSEDED, last_lines, write_json
 from launcher.rules import STOPPED
 from onediff.ranks import Ranks
 
@@ -80,7 +80,7 @@ def main(notes: Path, stem: str, command: list[str]) -> int:
         kept.close()
     code = process.wait()
     code = code if code >= 0 else 128 - code
-    tail = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    tail = last_lines(log, LAST_LINES)
     note = {"rank": place.rank, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": tail}
     write_json(notes / f"{place.rank}.json", {**note, "told": told})
     return 0 if code == STOPPED else code

@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     if again := record.plan().get("again"):
         raise UserError(f"{path}: a data job goes on with: {again}")
     parts = record.submitted_plan()["phases"]
-    least, most = next(iter(parts.values()))["nodes"]
+    left = [part for name, part in parts.items() if not record.finished(name)]
+    least, most = (left or list(parts.values()))[0]["nodes"]
     if args.profile:
         profile = load_profile(args.profile, path)
     else:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.follow import as_json, phase_states, table
+    from launcher.follow import as_json, look, phase_states, table
     from launcher.local_chain import run_folder
     from launcher.record import Record
 
@@ -29,7 +29,10 @@ def run(args: argparse.Namespace) -> int:
     if args.run and not folders:
         folders = [run_folder(args.run)]
     while True:
-        states = {str(folder): phase_states(Record(folder)) for folder in folders}
+        began = time.monotonic()
+        records = [Record(folder) for folder in folders]
+        listed = look(records)
+        states = {str(record.run): phase_states(record, listed) for record in records}
         if args.json:
             print(
                 json.dumps({folder: as_json(rows) for folder, rows in states.items()}, indent=None if args.watch else 1)
@@ -45,4 +48,5 @@ def run(args: argparse.Namespace) -> int:
         if not args.watch or not going:
             return 0
         sys.stdout.flush()
-        time.sleep(5)
+        # A controller that is slow to answer is asked the less often.
+        time.sleep(min(60.0, max(5.0, 10 * (time.monotonic() - began))))

@@ -25,8 +25,9 @@ def launched(tmp_path):
 
 def test_a_chain_runs_here_and_is_not_repeated(launched):
     run = launched()
-    done = run.submit(nodes="1")
-    assert done.returncode == 0, done.stderr
+    for words in (["--phases", "one"], []):
+        done = run.submit(*words, nodes="1")
+        assert done.returncode == 0, done.stderr
     assert run.curve("one") == run.curve("two") and len(run.curve("two")) == 20
     states = run.states()
     assert [state["state"] for state in states.values()] == ["finished"] * 3

@@ -10,7 +10,8 @@ import pytest
 from launcher import job
 from launcher.outcome import judge, read_notes
 from launcher.preflight import read_findings
-from launcher.record import Attempt, Record, write_json
+from launcher.record import Attempt, Record, last_lines, write_json
+from launcher.rules import Decision
 from onediff.errors import UserError
 
 GARBLED = ["", "{", '{"phase": "one", "step": 5}{"phase"', "[1, 2]", "null", "\0\0\0\0", "\ufffd{}"]
@@ -45,6 +46,35 @@ def test_a_status_with_strange_values_is_borne(tmp_path):
     record = record_of_one(tmp_path)
     write_json(tmp_path / "status.json", {"phase": "one", "step": "five", "loss": None})
     assert record.step("one") == 0
+
+
+def test_the_end_of_a_huge_log_is_read_and_nothing_else(tmp_path):
+    with (tmp_path / "log").open("wb") as file:
+        file.truncate(1 << 35)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\none\ntwo\n")
+    assert last_lines(tmp_path / "log", 2) == ["one", "two"] and last_lines(tmp_path / "no", 2) == []
+
+
+def test_a_phase_that_cannot_be_queued_again_has_failed(tmp_path, monkeypatch):
+    record = record_of_one(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a")
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(job, "shown", lambda _: {"JobState": "RUNNING", "Partition": "dev"})
+
+    def disabled(*_: object) -> None:
+        raise UserError("scontrol: Requested operation is presently disabled for job 7")
+
+    monkeypatch.setattr(job, "queue_again", disabled)
+    supervisor = job.Supervisor(tmp_path, "one")
+    supervisor.part = {"tasks_per_node": 1}
+    supervisor.attempts.append(
+        Attempt(1, "7", ["a"], 1, 0.0, 0, 1.0, 3, "crash", 1, "rank 0 on a ended", action="requeue")
+    )
+    assert supervisor.act(Decision("requeue", "rank 0 on a ended")) == 1
+    (attempt,) = record.attempts("one")
+    assert attempt.action == "fail" and "cannot be queued again: scontrol: Requested operation" in attempt.reason
 
 
 def test_the_plan_must_be_readable(tmp_path):

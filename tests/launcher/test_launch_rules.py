@@ -135,6 +135,13 @@ def test_a_node_that_fell_silent_is_lost_unless_a_rank_elsewhere_gives_the_reaso
     assert judge(killed, ["a", "b", "c"], 6, False, {}, lambda silent: silent[1:]).blamed == ("c",), "Slurm knows"
 
 
+def test_a_rank_killed_with_what_watches_over_it_blames_no_node_that_srun_still_hears():
+    ended = [{**note(0, 143, "a"), "told": "SIGTERM"}]
+    killed = judge(ended, ["a", "b"], 2, False, {}, heard={"b"})
+    assert killed.cause == "crash" and not killed.blamed and "rank 1 and 0 more ended without a word" in killed.reason
+    assert judge(ended, ["a", "b"], 2, False, {}).blamed == ("b",), "nobody hears of b"
+
+
 def test_usable_nodes():
     assert usable_nodes(8, 8, 1, 64, 1) == 8
     assert usable_nodes(7, 8, 1, 64, 1) == 4, "of seven nodes four can share 64 rows"

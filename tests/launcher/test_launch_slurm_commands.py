@@ -118,7 +118,12 @@ def test_a_sweep_keeps_to_its_cap_and_ends_in_a_table(launched, cluster):
     assert max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans) <= 2
     table = (sweep / "table.txt").read_text()
     assert table.startswith("run ") and all(f"lr-{value}" in table for value in ("1e-3", "2e-3", "3e-3")), table
-    states = json.loads(run.onediff("status", "runs/tiny-sweep", "--json").stdout)
+    counted = run.home / "squeue"
+    counted.write_text(f'#!/bin/sh\necho x >> {run.home}/asked\nexec {shutil.which("squeue")} "$@"\n')
+    counted.chmod(0o755)
+    path = {"PATH": f"{run.home}:{cluster.env['PATH']}"}
+    states = json.loads(run.onediff("status", "runs/tiny-sweep", "--json", env=path).stdout)
+    assert (run.home / "asked").read_text() == "x\n", "Slurm is asked once for all runs"
     assert [rows[0]["state"] for rows in states.values()] == ["finished"] * 3
     refused = run.onediff("sweep", *words[:1], "optimizer.lr=1e-4,x", *words[2:])
     assert refused.returncode == 2 and cluster.sh("squeue", "-h") == ""
