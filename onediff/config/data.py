@@ -147,7 +147,7 @@ class DataConfig(Section):
     workers: int = Field(2, ge=0)
     """Decoding processes a rank; 0 decodes in the training process. Changes nothing in the order."""
     prefetch: int = Field(2, gt=0)
-    """Micro-batches that each worker prepares ahead."""
+    """Micro-batches made ahead of the one in use, and at least so many rows a worker."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
     """A picture whose header promises more is skipped unread; Pillow refuses any above 178 million."""
     pixels: Literal["fast", "exact"] = "exact"

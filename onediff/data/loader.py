@@ -1,7 +1,8 @@
 """Micro-batches of one data-parallel rank, made in worker processes, each with the position that follows it.
 
-Rank r of D serves lanes r, r + D, …; a global batch is one row of every lane. Worker w of W makes every W-th row of each
-micro-batch, so the batches are the same for any number of workers.
+Rank r of D serves lanes r, r + D, …; a global batch is one row of every lane. Rows are made by whichever worker's turn it
+is, those of later micro-batches too, and laid into batches in their order, so the batches are the same for any number of
+workers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
+from onediff.data.ahead import Ahead, Made, Task, Work
 from onediff.data.batch import Batch
-from onediff.data.packing import Packer
 from onediff.data.rows import Row, collate, collate_packed
 from onediff.data.sample import Fault
 from onediff.data.stream import Stream
@@ -86,24 +88,26 @@ class Loader:
         Raises UserError when too many samples are bad.
         """
         others = set(multiprocessing.active_children())
-        parts = iter(
+        ahead, size = Ahead(self.stream, self.draws), self.share.micro_batch
+        a_worker = self.prefetch * max(1, -(-size // max(1, self.workers)))
+        results = map(
+            _unpacked,
             DataLoader(
-                _Rows(self.stream, self.share, dict(self.draws)),
+                Work(self.stream),
                 batch_size=None,
+                sampler=ahead,
                 num_workers=self.workers,
                 collate_fn=_packed,
                 worker_init_fn=_leave_signals_to_the_rank,
-                prefetch_factor=self.prefetch if self.workers else None,
-            )
+                prefetch_factor=a_worker if self.workers else None,
+            ),
         )
         # For good: an exception's frames can keep the workers alive even after this generator has been closed.
         atexit.register(_kill, set(multiprocessing.active_children()) - others)
-        while True:
-            # One part of a micro-batch from each worker, in turn, as DataLoader hands them out.
-            made = [_unpacked(next(parts)) for _ in range(max(1, self.workers))]
-            rows = [row for group in _interleaved(made) for row in group]
+        pack, lanes = self.stream.pack, self.share.lanes
+        for start in cycle(range(0, len(lanes), size)):
+            rows = [(lane, *ahead.row(lane, results)) for lane in lanes[start : start + size]]
             samples = [samples for _, samples, _ in rows]
-            pack = self.stream.pack
             batch = collate_packed(samples, pack) if pack else collate([one for (one,) in samples])
             for lane, _, draw in rows:
                 self.draws[lane] = draw
@@ -148,41 +152,6 @@ class Loader:
         return f"{self.skipped.total()} of {self.read} samples are unreadable ({kinds}; most of them: {shards})"
 
 
-Drawn = tuple[int, list[Row], Any]
-"""A lane, the samples of its next row, and where the lane goes on."""
-
-
-class _Rows(IterableDataset[Any]):
-    """The rows of one worker: for each micro-batch a list of `Drawn`, or one line about what stops the run."""
-
-    def __init__(self, stream: Stream, share: Share, draws: dict[int, Any]) -> None:
-        self.stream = stream
-        self.packer = Packer(stream, stream.pack) if stream.pack else None
-        self.share = share
-        self.draws = draws
-
-    def __iter__(self) -> Iterator[list[Drawn] | str]:
-        worker = get_worker_info()
-        first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        size = self.share.micro_batch
-        while True:
-            for start in range(0, len(self.share.lanes), size):
-                try:
-                    yield [self._next(lane) for lane in self.share.lanes[start : start + size][first::workers]]
-                except UserError as error:
-                    # An exception would cross the process border wrapped in a traceback.
-                    yield str(error)
-                    return
-
-    def _next(self, lane: int) -> Drawn:
-        if self.packer:
-            samples, self.draws[lane] = self.packer.row(lane, self.draws[lane])
-        else:
-            row = self.stream.row(lane, self.draws[lane])
-            samples, self.draws[lane] = [row], row.next_draw
-        return lane, samples, self.draws[lane]
-
-
 def _leave_signals_to_the_rank(worker: int) -> None:
     """Ctrl-C, `timeout` and Slurm signal every process of a group; workers end with their rank, after its checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -201,28 +170,20 @@ def _kill(workers: set[Any]) -> None:
 TENSORS = ("token_ids", "is_target", "pictures")
 
 
-def _packed(part: list[Drawn] | str) -> Any:
-    """A part as it crosses the process border: arrays, since torch would open a shared file for each small tensor."""
-    if isinstance(part, str):
-        return part
-    return [(lane, [_arrays(row) for row in samples], draw) for lane, samples, draw in part]
+def _packed(result: Any) -> Any:
+    """A result as it crosses the process border: arrays, since torch would open a shared file for each small tensor."""
+    task, made = result
+    return task, made if isinstance(made, str) else [_arrays(one) if isinstance(one, Row) else one for one in made]
 
 
 def _arrays(row: Row) -> dict[str, Any]:
     return vars(row) | {name: getattr(row, name).numpy() for name in TENSORS}
 
 
-def _unpacked(part: Any) -> list[Drawn]:
-    if isinstance(part, str):
-        raise UserError(part)
-    return [(lane, [_row(fields) for fields in samples], draw) for lane, samples, draw in part]
+def _unpacked(result: Any) -> tuple[Task, Made]:
+    task, made = result
+    return task, made if isinstance(made, str) else [_row(one) if isinstance(one, dict) else one for one in made]
 
 
 def _row(fields: dict[str, Any]) -> Row:
     return Row(**(fields | {name: torch.from_numpy(fields[name]) for name in TENSORS}))
-
-
-def _interleaved(parts: list[list[Drawn]]) -> Iterator[list[Drawn]]:
-    """Rows back in lane order: the first of each worker, then the second of each, …."""
-    for turn in range(max(len(part) for part in parts)):
-        yield [part[turn] for part in parts if turn < len(part)]

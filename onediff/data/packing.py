@@ -7,7 +7,7 @@ rows. A position is the draws that wait and the next one: resuming measures thos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from onediff.data.rows import Row
@@ -33,9 +33,11 @@ class Fill(NamedTuple):
 class Packer:
     """Packed rows of a stream, by lane and place."""
 
-    def __init__(self, stream: Stream, tokens: int) -> None:
+    def __init__(self, stream: Stream, tokens: int, measure: Callable[[int, int], int] | None = None) -> None:
+        """`measure` gives the length of a lane's sample by its draw, as `Stream.tokens` does, which is the default."""
         self.stream = stream
         self.tokens = tokens
+        self.measure = measure or stream.tokens
         self._lengths: dict[tuple[int, int], int] = {}
 
     def row(self, lane: int, place: Place) -> tuple[list[Row], Place]:
@@ -93,7 +95,7 @@ class Packer:
     def _length(self, lane: int, draw: int) -> int:
         """Tokens of a sample; kept while it waits."""
         if (lane, draw) not in self._lengths:
-            self._lengths[lane, draw] = self.stream.tokens(lane, draw)
+            self._lengths[lane, draw] = self.measure(lane, draw)
         return self._lengths[lane, draw]
 
 

@@ -202,7 +202,11 @@ class Stream:
         source = self.sources[number]
         place = source.lanes.at(lane, position)
         shard = f"{source.name}/{source.shards.names[place.shard]}"
-        skipped.append(Fault(bad.kind, shard, f"sample {place.sample}: {bad.reason}"))
+        self.note(skipped, Fault(bad.kind, shard, f"sample {place.sample}: {bad.reason}"))
+
+    def note(self, skipped: list[Fault], fault: Fault) -> None:
+        """Adds a fault to those that were met in a row. Raises UserError where there are `bad_in_a_row` of them."""
+        skipped.append(fault)
         if len(skipped) >= self.bad_in_a_row:
             last = skipped[-1]
             mend = "raise data.max_tokens" if last.kind == "too_long" else "run `onediff data check` on the data set"

@@ -18,6 +18,7 @@ from streams import global_batches, stream, write_set
 
 from onediff.data.loader import Loader, Share
 from onediff.data.position import Position, order_of
+from onediff.data.stream import Stream
 from onediff.errors import UserError
 
 LANES = 8
@@ -270,6 +271,7 @@ def test_a_batch_that_cannot_be_shared_out(micro_batch, ranks):
 
 
 KEPT = """
+from onediff.data.stream import Stream
 from onediff.errors import UserError
 Loader._count = lambda self, batch: (_ for _ in ()).throw(UserError("too many"))
 try:
@@ -337,3 +339,28 @@ def test_a_killed_rank_takes_its_workers_along(tmp_path):
     ended, worker = ended_rank(folder, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert ended.returncode == -9
     assert is_gone(worker)
+
+
+@pytest.mark.parametrize("pack", [None, 100])
+def test_every_worker_makes_rows_however_small_the_micro_batch(tmp_path, monkeypatch, pack):
+    """One lane and micro-batches of one row: three workers make those of three steps at once, in their order."""
+    folders = {write_set(tmp_path / "pairs", [60], "pair", {5: "bad_picture", 9: "bad_json"}): 1.0}
+    made, start = stream(folders, 1, pack=pack), (0,) if pack else 0
+
+    def first_rows(workers: int) -> tuple[list[tuple[str, ...]], set[str], dict]:
+        loader = Loader(made, Share.of_rank(1, 1, 0, 1), {0: start}, workers, 2, 1.0)
+        ids = [batch.info["ids"][0] for _, batch in zip(range(15), loader, strict=False)]
+        told = [tuple(word for word in row if not word.startswith("made by")) for row in ids]
+        return told, {word for row in ids for word in row if word.startswith("made by")}, loader.draws
+
+    def one(self, lane, draw):
+        row = whole(self, lane, draw)
+        row.ids = (*row.ids, f"made by {os.getpid()}")
+        return row
+
+    whole = Stream.one
+    monkeypatch.setattr(Stream, "one", one)
+    in_turn, _, end = first_rows(0)
+    at_once, makers, same_end = first_rows(3)
+    assert at_once == in_turn and same_end == end
+    assert len(makers) == 3
