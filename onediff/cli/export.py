@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from onediff.errors import UserError
@@ -42,6 +43,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--alias: belongs to a registered model; name it with --register")
     if "latest" in args.alias:
         raise UserError("--alias latest: MLflow keeps this name for the newest version of every model; choose another")
+    if args.register is not None and not re.fullmatch(r"[^/:.][^/:]*", args.register):
+        raise UserError(
+            f"--register {args.register!r}: a model's name in MLflow has neither '/' nor ':', nor a dot before it"
+        )
+    if wrong := next((alias for alias in args.alias if not re.fullmatch(r"(?![vV]\d+$)[\w-]+", alias)), None):
+        raise UserError(f"--alias {wrong!r}: MLflow takes letters, digits, '_' and '-', and nothing like v1")
     folder = require_run(Address.of(args.run).folder).path
     quiet_libraries()
     from onediff.training.export import export_run
@@ -54,5 +61,9 @@ def run(args: argparse.Namespace) -> int:
         tracker = Tracker.attach(folder, load_run(folder).tracking)
         tracker.model(args.target, args.register, args.alias)
         tracker.finish(None)
+        if tracker.sender is None:
+            print(f"tracking.live is off: 'onediff track sync {folder}' registers {args.register}")
+        if tracker.unsent:
+            raise UserError(f"{args.target}: is written, but {args.register} is not registered yet; see above")
     print(f"{args.target}: {trained['run']}, phase {trained['phase']}, step {trained['step']}, {trained['dtype']}")
     return 0

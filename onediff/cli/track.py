@@ -39,12 +39,14 @@ def run(args: argparse.Namespace) -> None:
 
 def sync(folder: Path, uri: str | None) -> None:
     """Sends what the journals of one run hold and prints what was done. Raises UserError when the store fails."""
+    from onediff.tracking.identity import settle
     from onediff.tracking.sender import sole_sender
     from onediff.tracking.shipper import Shipper, one_try
 
     with sole_sender(folder, parent=0) as free:
         if not free:
             raise UserError(f"{folder}: is being sent by its own training right now; wait until it has ended")
+        settle(folder)
         shipper = Shipper(folder, uri, lambda line: print(f"{folder}: {line}", file=sys.stderr, flush=True))
         one_try(PATIENCE_SECONDS)
         logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -14,7 +14,6 @@ from onediff.config.tracking import TrackingConfig
 from onediff.tracking.scrub import scrubbed
 
 SQLITE = "sqlite:///"
-VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(run: Path, config: TrackingConfig) -> str:
@@ -23,10 +22,15 @@ def tracking_uri(run: Path, config: TrackingConfig) -> str:
     Beside its folder, not inside, is `mlflow.db`: the runs below one folder are then compared in one MLflow.
     """
     beside = f"{SQLITE}{run.resolve().parent / 'mlflow.db'}"
-    here, known = os.environ.get(VARIABLE), remembered(run)
-    if known and here and without_secrets(here) == known:
-        known = here
-    return config.uri or known or here or beside
+    known, shell = remembered(run), here()
+    if known and shell and without_secrets(shell) == known:
+        known = shell
+    return config.uri or known or shell or beside
+
+
+def here() -> str | None:
+    """The address that the shell names."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def remembered(run: Path) -> str | None:

@@ -43,6 +43,8 @@ class Shipper:
         self.say = say
         known = json.loads((run / "tracking" / "run.json").read_text())
         self.identity: str = known["id"]
+        self.lineage: dict[str, str] = known.get("lineage", {})
+        self.copied: int = known.get("copied", 0)
         self.config = TrackingConfig(**known["config"])
         self.uri = uri or tracking_uri(run, self.config)
         self.state = State.load(run)
@@ -147,7 +149,8 @@ class Shipper:
         self._run_id(name, starts)
         sent = self.state.sent(name)
         with self.state.lock:
-            if not superseded(offset, record, starts):
+            before = "model" in record and record["time"] < self.copied  # the first run's version, not another one
+            if not before and not superseded(offset, record, starts):
                 sent.parcels[str(place)] = parcel
             sent.offset = offset
         self.state.save()
@@ -235,7 +238,11 @@ class Shipper:
     def _create(self, name: str, identity: str, starts: list[tuple[int, Record]]) -> str:
         began = starts[0][1]["time"] if starts else int(time.time() * 1000)
         title = starts[0][1]["open"]["name"] if starts else name
+        if name == "run" and self.copied:
+            title = self.run.name
         tags = {IDENTITY: identity, "onediff.kind": name.split("-")[0], "onediff.run": str(self.run)}
+        if name == "run":
+            tags |= self.lineage
         if name != "run":
             tags[PARENT] = self._run_id("run", [])
         elif self.config.sweep:

@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onediff.config.tracking import TrackingConfig
-from onediff.tracking.journal import Journal, openings, put, records
-from onediff.tracking.place import VARIABLE, remembered, without_secrets
+from onediff.tracking.identity import remember
+from onediff.tracking.journal import Journal, openings, records
+from onediff.tracking.place import here, remembered
 from onediff.tracking.provenance import start_tags, uncommitted
 from onediff.tracking.scrub import scrubbed, scrubbed_tree
 from onediff.tracking.stream import Status, Stream, never_raises
@@ -56,7 +56,7 @@ class Tracker(Stream):
         packages, host and Slurm job are added, secrets masked. Raises OSError when the folder cannot be written.
         """
         run = Path(run_dir).resolve()
-        remember(run, config, os.environ.get(VARIABLE))
+        remember(run, config, here())
         path = run / FOLDER / "run.jsonl"
         now = {**start_tags(), **{name: scrubbed(str(value)) for name, value in (tags or {}).items()}}
         now |= kept_over_restarts(path, now)
@@ -75,7 +75,7 @@ class Tracker(Stream):
     def attach(cls, run_dir: str | os.PathLike[str], config: TrackingConfig) -> Tracker:
         """Adds to the record of a run that is not being trained now: an evaluation, an export. No restart is noted."""
         run = Path(run_dir).resolve()
-        remember(run, config, remembered(run) or os.environ.get(VARIABLE))
+        remember(run, config, remembered(run) or here())
         path = run / FOLDER / "run.jsonl"
         new = not openings(path)
         journal = Journal(path, config.queue_records)
@@ -123,18 +123,6 @@ class Tracker(Stream):
         if self.unsent:
             rest = f"'onediff track sync {self.run}' sends the rest"
             LOG.warning("tracking: not sent to MLflow: %s; %s", self.unsent, rest)
-
-
-def remember(run: Path, config: TrackingConfig, uri: str | None = None) -> None:
-    """Writes what the sender needs to know, and gives the run its identity when it has none: `tracking/run.json`.
-
-    A `uri` that is given is where the run goes from now on; its secrets are not kept.
-    """
-    path = run / FOLDER / "run.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {"id": uuid.uuid4().hex, "created": int(time.time())}
-    address = {"uri": without_secrets(uri)} if uri else {}
-    put(path, json.dumps({**known, **address, "config": config.model_dump(mode="json")}, indent=1))
 
 
 def kept_over_restarts(path: Path, now: Mapping[str, str]) -> dict[str, str]:

@@ -70,13 +70,14 @@ class FaultyProxy:
     """Passes requests on to `target`, or answers 500, hangs, or cuts the connection, as `mode` says.
 
     `refuse` answers a status to what has the text in its path, without asking the server; `every` makes every so many-th
-    request fail.
+    request fail; `slow` holds an upload up for so many seconds.
     """
 
     def __init__(self, target_port: int, hang_seconds: float = 10.0) -> None:
         self.mode = "pass"
         self.refuse: dict[str, int] = {}
         self.every = 0
+        self.slow = 0.0
         self.asked = self.refused = 0
         proxy = self
 
@@ -98,6 +99,8 @@ class FaultyProxy:
                 status = next((code for text, code in proxy.refuse.items() if text in self.path), 0)
                 if proxy.every and proxy.asked % proxy.every == 0:
                     status = 500
+                if self.command == "PUT":
+                    proxy.ended.wait(proxy.slow)
                 if status:
                     proxy.refused += 1
                     self.send_error(status)

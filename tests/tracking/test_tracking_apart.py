@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from mlflow_server import FaultyProxy, MlflowServer
 
 from onediff.cli import main, track
 from onediff.config.tracking import TrackingConfig
+from onediff.tracking.registry import PACKAGE
+from onediff.tracking.state import State
 from onediff.tracking.tracker import Tracker
 
 
@@ -103,6 +106,25 @@ def test_what_the_server_refuses_holds_no_metric_up_and_follows_once(
     files = {one.path for one in client.list_logged_model_artifacts(model.model_id, "artifacts/exported")}
     assert files == {f"artifacts/exported/{path.name}" for path in exported.iterdir()}
     assert losses(server.url, found["one"]) == [(step, 1 / step) for step in range(1, 101)]
+
+
+def test_a_model_on_its_way_is_waited_for_beyond_the_end_of_the_run(server, proxy, tmp_path, exported):
+    """Its files take longer than the end of a run may wait for points; they go several at once."""
+    config = TrackingConfig(uri=proxy.url, experiment="slow", flush_seconds=0.1, finish_seconds=4)
+    tracker = Tracker.open(tmp_path / "run", config)
+    deadline = time.monotonic() + 60
+    while not (state := State.load(tmp_path / "run")).streams or state.waiting() or state.parcels():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    proxy.slow = 0.3
+    tracker.model(exported, "slow")
+    began = time.monotonic()
+    tracker.finish()
+    assert not tracker.unsent and time.monotonic() - began > 4
+    files = sum(1 for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert time.monotonic() - began < files * proxy.slow / 2
+    (version,) = MlflowClient(server.url, server.url).search_model_versions("name='slow'")
+    assert version.tags["trained"] == "run a, step 7"
 
 
 def test_a_server_that_fails_now_and_then_is_sent_everything_by_one_command(

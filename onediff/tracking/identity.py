@@ -1,0 +1,95 @@
+"""Which run a folder is: `tracking/run.json`. A copy of a folder is another run, with a record of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onediff.config.tracking import TrackingConfig
+from onediff.tracking.journal import put
+from onediff.tracking.place import here, remembered, without_secrets
+from onediff.tracking.state import State
+
+LOG = logging.getLogger(__name__)
+
+
+def identity_file(run: Path) -> Path:
+    """The file that holds who a run is, how it is tracked, and which folder it lies in."""
+    return run / "tracking" / "run.json"
+
+
+def known_of(run: Path) -> dict[str, Any]:
+    """What that file holds; nothing where there is none."""
+    path = identity_file(run)
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return known
+
+
+def remember(
+    run: Path, config: TrackingConfig, uri: str | None = None, lineage: Mapping[str, str] | None = None
+) -> None:
+    """Writes what the sender needs to know, and gives the run its identity when it has none of its own.
+
+    A `uri` that is given is where the run goes from now on; its secrets are not kept. `lineage` are tags that say where a
+    new run comes from.
+    """
+    identity_file(run).parent.mkdir(parents=True, exist_ok=True)
+    known = own(run, known_of(run)) or {"id": uuid.uuid4().hex, "created": int(time.time())}
+    place = {"folder": str(run), "inode": run.stat().st_ino}
+    address = {"uri": without_secrets(uri)} if uri else {}
+    origin = {"lineage": dict(lineage)} if lineage else {}
+    _write(run, {**known, **place, **address, **origin, "config": config.model_dump(mode="json")})
+
+
+def settle(run: Path) -> None:
+    """Gives a copied folder an identity of its own; changes nothing in any other."""
+    known = known_of(run)
+    if known and (mine := own(run, known)) is not known:
+        _write(run, {**mine, "folder": str(run), "inode": run.stat().st_ino})
+
+
+def own(run: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """`known` itself where it is the run's own, else what is known of a new run that was copied from that one."""
+    if not known or not is_copy(run, known):
+        return known
+    LOG.warning("tracking: %s is a copy of the run %s and becomes a run of its own in MLflow", run, known["folder"])
+    lineage = {"onediff.copied_from": known["folder"], **traces(run)}
+    (run / "tracking" / "sent.json").unlink(missing_ok=True)
+    return {**known, "id": uuid.uuid4().hex, "lineage": lineage, "copied": int(time.time() * 1000)}
+
+
+def is_copy(run: Path, known: Mapping[str, Any]) -> bool:
+    """Whether the folder's identity belongs to another folder, which goes on existing.
+
+    Where the first folder cannot be seen from here (another machine), one that was moved or is mounted elsewhere still
+    has its number in the file system. The store beside a folder does not tell: it is another one in another place.
+    """
+    if "folder" not in known or known["folder"] == str(run):
+        return False
+    first = Path(known["folder"])
+    with contextlib.suppress(OSError, ValueError):  # not there, or not for us to see
+        if known_of(first).get("id") == known["id"]:
+            return not first.samefile(run)
+    config = TrackingConfig(**known["config"])
+    elsewhere = config.uri or remembered(run) or here()
+    return elsewhere is not None and run.stat().st_ino != known["inode"]
+
+
+def traces(run: Path, phase: str | None = None) -> dict[str, str]:
+    """Tags for a run that comes from this one: its identity, and its runs in MLflow, where it has any."""
+    state, known = State.load(run), known_of(run)
+    ids = {"onediff.origin.id": known["id"]} if known else {}
+    for name, stream in (("run", "run"), ("phase", f"phase-{phase}")):
+        if stream in state.streams and state.streams[stream].run_id:
+            ids[f"onediff.origin.mlflow_{name}_id"] = state.streams[stream].run_id
+    return ids
+
+
+def _write(run: Path, known: Mapping[str, Any]) -> None:
+    put(identity_file(run), json.dumps(known, indent=1))
