@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "config show": Command("configuration", "onediff.cli.config_show", "print a configuration in full"),
     "config explain": Command("configuration", "onediff.cli.config_explain", "say what a key means"),
     "runs": Command("runs", "onediff.cli.runs", "list runs: state, phase, step, loss, scores, pace, job"),
+    "branch": Command("runs", "onediff.cli.branch", "begin a new run at a checkpoint of another"),
     "runs diff": Command(
         "runs", "onediff.cli.runs_diff", "what differs between two runs: settings, data, code, results"
     ),

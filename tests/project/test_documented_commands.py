@@ -37,6 +37,7 @@ REFUSED = {
     "caption": "no checkpoint|no such folder|no such picture",
     "demo-page": "no checkpoint|no such folder",
     "export": "no checkpoint",
+    "branch": "no checkpoint",
     "track sync": "no record of a run",
     "checkpoint list": "no such|no checkpoint",
     "data check": "no such",

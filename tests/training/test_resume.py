@@ -17,6 +17,7 @@ import pytest
 from small_run import SECONDS, config, metrics, onediff, overrides, render
 from small_run import train as train_unpacked
 
+from onediff.cli import main
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
 from onediff.training.run import starting_model
@@ -91,6 +92,27 @@ def test_a_killed_run_resumes_bit_identically(undisturbed, before_two, data, tmp
     assert min(metrics(undisturbed, "two", "real_token_share").values()) > 0.7, "three samples in a row, not two"
     for name in ("loss", "grad_norm", "targets"):
         assert metrics(run, "two", name) == metrics(undisturbed, "two", name), f"killed at step {step}"
+
+
+def test_a_branch_goes_on_bit_identically_under_its_own_name(undisturbed, tmp_path, capsys):
+    kept = sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*") if path.is_file())
+    branch = tmp_path / "branch"
+    assert main(["branch", f"{undisturbed}@one:15", str(branch)]) == 0
+    assert f"onediff train {branch} --resume" in capsys.readouterr().out
+    assert main(["branch", f"{undisturbed}@one:15", str(branch)]) == 2
+    assert f"{branch}: exists already" in capsys.readouterr().err
+    assert main(["branch", f"{undisturbed}@one:11", str(tmp_path / "other")]) == 2
+    assert "there are steps 15, 16" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    done = onediff(["train", str(branch), "--processes", "2", "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert "phase one goes on from step 15" in done.stderr
+    for name in ("loss", "grad_norm", "targets"):
+        assert metrics(branch, "one", name) == {STEPS: metrics(undisturbed, "one", name)[STEPS]}
+        assert metrics(branch, "two", name) == metrics(undisturbed, "two", name)
+    known = [json.loads((run / "tracking" / "run.json").read_text()) for run in (undisturbed, branch)]
+    assert known[1]["lineage"]["onediff.branched_from"] == f"{undisturbed}@one:15"
+    assert known[1]["lineage"]["onediff.origin.id"] == known[0]["id"] != known[1]["id"]
+    assert kept == sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*") if path.is_file())
 
 
 def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(undisturbed, data, tmp_path):
