@@ -66,13 +66,20 @@ def test_phases_are_the_papers_with_the_batches_and_rates_of_llava(config):
     assert config.training.precision == "bf16"
 
 
+def planned(config, gpus: int):
+    return [plan_phase(config, name, setup_of(config, name, gpus, 8), gpu_named("h100-80g")) for name in config.phases]
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 4, 8, 16])
-def test_it_fits_on_one_to_sixteen_nodes_as_it_stands_and_nearly_as_fast_as_could_be(config, nodes):
-    gpus, gpu = 8 * nodes, gpu_named("h100-80g")
-    plans = [plan_phase(config, name, setup_of(config, name, gpus, 8), gpu) for name in config.phases]
-    assert all(plan.fits for plan in plans)
-    best = suggest(config, gpu, gpus, 8, TEXT)
-    seconds, least = (sum(plan.rows.steps * plan.duration.expected for plan in found) for found in (plans, best))
+def test_it_fits_on_one_to_sixteen_nodes_as_it_stands(config, nodes):
+    assert all(plan.fits for plan in planned(config, 8 * nodes))
+
+
+def test_it_is_nearly_as_fast_as_could_be(config):
+    best = suggest(config, gpu_named("h100-80g"), 64, 8, TEXT)
+    seconds, least = (
+        sum(plan.rows.steps * plan.duration.expected for plan in found) for found in (planned(config, 64), best)
+    )
     assert seconds < 1.05 * least
 
 
