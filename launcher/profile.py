@@ -104,6 +104,8 @@ class ClusterProfile(Section):
     """Any further srun options."""
     modules: list[str] = []
     """Environment modules to load."""
+    setup: list[str] = []
+    """Lines of shell that prepare a node after the modules, such as `conda activate onediff` or `ulimit -n 65536`."""
     environment: dict[str, str] = {}
     """Variables for every rank: NCCL settings, proxies, caches."""
     interface: str | None = None

@@ -114,8 +114,10 @@ def memory(profile: ClusterProfile, tasks: int) -> str | None:
 
 
 def environment_lines(profile: ClusterProfile, code: Path | None) -> list[str]:
-    """Shell lines that prepare the node: modules, then variables, the profile's own last so that they win."""
+    """Shell lines that prepare the node: modules, setup, then variables, the profile's own last so that they win."""
     lines = [f"module load {' '.join(map(shlex.quote, profile.modules))}"] if profile.modules else []
+    if profile.setup:  # what a site gives to be sourced seldom bears `set -u`
+        lines += ["set +u", *(one_line(line, "setup") for line in profile.setup), "set -u"]
     if code is not None:
         lines.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     return lines + [f"export {name}={shlex.quote(value)}" for name, value in variables(profile).items()]

@@ -42,7 +42,7 @@ class Captioner:
         """
         topology = topology or Topology(Ranks(), 1, None)
         gpu = torch.cuda.is_available()
-        self.device = torch.device(device or (f"cuda:{topology.ranks.local_rank}" if gpu else "cpu"))
+        self.device = torch.device(device or (f"cuda:{torch.cuda.current_device()}" if gpu else "cpu"))
         if precision == "auto":
             precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32

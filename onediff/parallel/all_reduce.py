@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from onediff.parallel.ranks import own_device
 from onediff.ranks import Ranks
 
 ROUNDS = 20
@@ -31,7 +32,8 @@ def main(note: Path, per_node: bool, gpus: bool) -> None:
     ranks = Ranks.from_environment()
     if gpus and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here: driver, container or build of torch do not fit")
-    device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    visible = torch.cuda.device_count()
+    device = torch.device("cuda", own_device(ranks, visible)) if visible else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     rank, world = (ranks.local_rank, ranks.local_world) if per_node else (ranks.rank, ranks.world)

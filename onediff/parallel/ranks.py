@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from onediff.errors import UserError
 from onediff.ranks import Ranks
 
 
@@ -32,7 +33,9 @@ def initialize_distributed(
     os.environ.update(ranks.variables())
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(ranks.local_rank)
+        device = own_device(ranks, torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device)  # DeepSpeed takes it for the number of the device
     else:
         # DeepSpeed would compile a shared-memory collective here at first use; the ranks of two runs, or of two nodes
         # that share one /dev/shm, then talk to each other by mistake.
@@ -50,6 +53,21 @@ def initialize_distributed(
             dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
     deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     return ranks
+
+
+def own_device(ranks: Ranks, visible: int) -> int:
+    """The number of a rank's GPU among the `visible` ones: all of its node's, or only its own (`--gpus-per-task`).
+
+    Raises UserError where there are fewer than ranks, but more than one.
+    """
+    if visible == 1:
+        return 0
+    if ranks.local_rank >= visible:
+        raise UserError(
+            f"rank {ranks.rank} is the node's number {ranks.local_rank} of {ranks.local_world}, and sees {visible} GPUs; "
+            "ask for one GPU a rank (`gpus_per_node` in the profile)"
+        )
+    return ranks.local_rank
 
 
 def _meeting_point(ranks: Ranks, timeout: timedelta) -> Any:

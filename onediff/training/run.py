@@ -300,7 +300,7 @@ def built(
         zero_config=deepspeed_config(config, config.phases[name], topology.dp_size) if stage_three else None,
         filled_later=filled_later,
         later=later,
-        device=f"cuda:{topology.ranks.local_rank}" if torch.cuda.is_available() else "cpu",
+        device=f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu",
         dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
     )
     model = OneDiffModel(

@@ -11,7 +11,7 @@ from launch_runs import write_data
 
 from launcher.plan import make_plan, node_range, phase_script
 from launcher.profile import ClusterProfile, load_profile
-from launcher.render import Script, directive, rendered
+from launcher.render import Script, directive, environment_lines, rendered
 from onediff.config.compose import load_run
 from onediff.errors import UserError
 
@@ -62,6 +62,17 @@ def test_values_of_users_reach_the_shell_as_they_are(tmp_path):
     (tmp_path / "s.sh").write_text(rendered(made).replace("exec printf", 'printf "%s|" "$NOTE"; exec printf'))
     done = subprocess.run(["bash", str(tmp_path / "s.sh")], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == f"{nasty}|{nasty}|a b|'|" and not (tmp_path / "canary").exists()
+
+
+def test_setup_lines_run_as_they_are_before_the_variables(tmp_path):
+    profile = ClusterProfile(
+        tasks_per_node=1, setup=['echo "$UNSET_HERE" > seen', "ulimit -n 64"], environment={"A": "b"}
+    )
+    lines = "\n".join(["set -euo pipefail", *environment_lines(profile, None), "ulimit -n; echo $A"])
+    done = subprocess.run(["bash", "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["64", "b"] and (tmp_path / "seen").read_text() == "\n", done.stderr
+    with pytest.raises(UserError, match=r"setup .*: must be one line"):
+        environment_lines(ClusterProfile(tasks_per_node=1, setup=["a\nb"]), None)
 
 
 def test_a_marker_in_a_value_stays_what_it_is():

@@ -4,6 +4,7 @@ import pytest
 
 from onediff.cli import main
 from onediff.errors import UserError
+from onediff.parallel.ranks import own_device
 from onediff.ranks import Ranks, expand_nodes, tasks_per_node
 
 SLURM = {
@@ -241,3 +242,10 @@ def test_task_counts():
 def test_incomplete_or_contradictory(environ, message):
     with pytest.raises(UserError, match=message):
         Ranks.from_environment(environ)
+
+
+def test_a_rank_takes_its_own_gpu_among_all_of_its_node_or_the_only_one_it_sees():
+    third = Ranks(11, 3, 16, 8)
+    assert (own_device(third, 8), own_device(third, 1)) == (3, 0)
+    with pytest.raises(UserError, match="rank 11 is the node's number 3 of 8, and sees 2 GPUs"):
+        own_device(third, 2)
