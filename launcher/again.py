@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from launcher.record import Json
 from launcher.rules import usable_nodes
@@ -15,6 +16,7 @@ from launcher.slurm import NoAnswer, command
 from onediff.errors import UserError
 from onediff.ranks import expand_nodes
 
+T = TypeVar("T")
 RETRY_SECONDS, PATIENCE_SECONDS = 10.0, 600.0
 """Pause between two tries of what Slurm did not answer, and how long it is tried."""
 
@@ -58,25 +60,25 @@ def fewer_nodes(known: Sequence[str], excluded: Sequence[str], part: Json) -> in
     return usable_nodes(left, part["tasks_per_node"], part["tensor"], *part["batch"])
 
 
-def queue_again(job: str, excluded: Sequence[str], nodes: int | None, tasks: int, say: Callable[[str], None]) -> None:
-    """Queues the job again, trying as long as Slurm does not answer.
-
-    It keeps away from the `excluded` nodes; on `nodes`, if given, it has `tasks` ranks each.
-    """
+def patiently(ask: Callable[[], T], say: Callable[[str], None]) -> T:
+    """What `ask` returns, asked again as long as Slurm does not answer, for ten minutes at most."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            if shown(job).get("JobState") == "RUNNING":
-                command(["scontrol", "requeue", job])
-            # Only a waiting job's nodes can be chosen: between the requeue and our end by Slurm it is one.
-            changes = [f"ExcNodeList={','.join(excluded)}"] if excluded else []
-            changes += [f"NumNodes={nodes}", f"NumTasks={nodes * tasks}"] if nodes else []
-            if changes:
-                say(f"changing the job: {' '.join(changes)}")
-                command(["scontrol", "update", f"JobId={job}", *changes])
-            return
+            return ask()
         except NoAnswer as error:
             if time.monotonic() > deadline:
                 raise
             say(f"{error}; trying again")
             time.sleep(RETRY_SECONDS)
+
+
+def queue_again(job: str, excluded: Sequence[str], nodes: int | None, tasks: int) -> None:
+    """Queues the job again, away from the `excluded` nodes; on `nodes`, if given, with `tasks` ranks each."""
+    if not requeued(shown(job)):
+        command(["scontrol", "requeue", job])
+    # Only a waiting job's nodes can be chosen: between the requeue and our end by Slurm it is one.
+    changes = [f"ExcNodeList={','.join(excluded)}"] if excluded else []
+    changes += [f"NumNodes={nodes}", f"NumTasks={nodes * tasks}"] if nodes else []
+    if changes:
+        command(["scontrol", "update", f"JobId={job}", *changes])

@@ -24,6 +24,7 @@ from launcher.again import (
     fewer_nodes,
     lost_nodes,
     partition_nodes,
+    patiently,
     queue_again,
     requeued,
     shown,
@@ -294,19 +295,21 @@ class Supervisor:
             return 0
         if decision.action == "fail":
             return 1
-        fields = self.shown()
-        if fields.get("JobState", "RUNNING") != "RUNNING" and fields.get("Reason") != "TimeLimit":
-            return 1  # Slurm requeues by itself after a node failure or a preemption; a cancelled job must stay so
         # Slurm's SIGTERM for the requeue reaches our children too; scontrol must outlive it.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
+            fields = patiently(lambda: shown(self.job), say)
+            if fields.get("JobState") != "RUNNING" and fields.get("Reason") != "TimeLimit":
+                return 1  # Slurm requeues by itself after a node failure or a preemption; a cancelled job must stay so
             excluded, count = all_excluded(fields, decision.exclude), None
             if decision.exclude:
                 known = partition_nodes(self.plan.get("partition") or fields["Partition"])
                 count = fewer_nodes(known, excluded, self.part)
             if count == 0:
                 return self.stop(f"beside {', '.join(excluded)} (excluded) too few nodes are left to share the batch")
-            queue_again(self.job, excluded, count, self.part["tasks_per_node"], say)
+            if excluded:
+                say(f"excluding {', '.join(excluded)}{f', on {count} nodes from now on' if count else ''}")
+            patiently(lambda: queue_again(self.job, excluded, count, self.part["tasks_per_node"]), say)
         except UserError as error:
             return self.stop(f"cannot be queued again: {error}")
         return 1
