@@ -108,6 +108,7 @@ def test_what_the_server_refuses_holds_no_metric_up_and_follows_once(
     assert losses(server.url, found["one"]) == [(step, 1 / step) for step in range(1, 101)]
 
 
+@pytest.mark.long
 def test_a_model_on_its_way_is_waited_for_beyond_the_end_of_the_run(server, proxy, tmp_path, exported):
     """Its files take longer than the end of a run may wait for points; they go several at once."""
     config = TrackingConfig(uri=proxy.url, experiment="slow", flush_seconds=0.1, finish_seconds=4)

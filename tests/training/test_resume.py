@@ -94,6 +94,7 @@ def test_a_killed_run_resumes_bit_identically(undisturbed, before_two, data, tmp
         assert metrics(run, "two", name) == metrics(undisturbed, "two", name), f"killed at step {step}"
 
 
+@pytest.mark.long
 def test_a_branch_goes_on_bit_identically_under_its_own_name(undisturbed, tmp_path, capsys):
     kept = sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*") if path.is_file())
     branch = tmp_path / "branch"
