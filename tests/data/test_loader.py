@@ -143,7 +143,7 @@ def test_the_end_of_an_epoch_with_real_processes(tmp_path):
     for rank in ranks:
         rank.start()
     try:
-        lanes = {lane: ids for _ in ranks for lane, ids in results.get(timeout=120).items()}
+        lanes = {lane: ids for _ in ranks for lane, ids in results.get(timeout=300).items()}
     finally:
         for rank in ranks:
             rank.join(10)
@@ -301,7 +301,7 @@ def ended_rank(folder: Path, end: str) -> tuple[subprocess.CompletedProcess[str]
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     return ended, int(ended.stdout)
 

@@ -217,7 +217,7 @@ def test_processes_share_the_copies(tmp_path, folder, server):
     for reader in readers:
         reader.start()
     try:
-        assert len({done.get(timeout=60) for _ in readers}) == 3
+        assert len({done.get(timeout=300) for _ in readers}) == 3
     finally:
         for reader in readers:
             reader.kill()

@@ -79,7 +79,7 @@ def written_with_tar(folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*.*"))
-    subprocess.run(["tar", "-C", str(source), "-cf", str(folder / "0.tar"), *names], check=True, timeout=30)
+    subprocess.run(["tar", "-C", str(source), "-cf", str(folder / "0.tar"), *names], check=True, timeout=300)
 
 
 def written_with_webdataset(folder):

@@ -131,10 +131,11 @@ def test_nothing_is_lost_and_nothing_asked_twice(endpoint: Endpoint, tmp_path: P
 
 
 def test_the_rate_is_held(endpoint: Endpoint, tmp_path: Path) -> None:
+    began = time.monotonic()
     list(asker(endpoint, tmp_path / "a.jsonl", concurrency=8, per_minute=1200).ask_all(QUESTIONS))
-    assert endpoint.times[-1] - endpoint.times[0] >= 19 * 0.05 - 0.04
-    for first, last in zip(endpoint.times, endpoint.times[5:], strict=False):
-        assert last - first >= 5 * 0.05 - 0.1
+    # From the beginning, since a busy machine may hold the first request up and not the next.
+    for number, moment in enumerate(endpoint.times):
+        assert moment - began >= number * 0.05 - 0.01
 
 
 def test_a_429_makes_everybody_wait(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -252,13 +253,13 @@ def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
     command = [sys.executable, "-m", "onediff", *words(table, endpoint, out, "--concurrency", "2")]
     child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 300
         while sum(endpoint.answered.values()) < 8:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         child.send_signal(how)
-    error = child.communicate(timeout=20)[1].decode()
+    error = child.communicate(timeout=300)[1].decode()
     if how == signal.SIGINT:
         assert child.returncode == 130, error
         assert error.endswith("onediff: interrupted\n")
@@ -266,7 +267,7 @@ def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
     asked_before = sum(endpoint.answered.values())
     assert asked_before < 40
     endpoint.delay = 0
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     assert len(out.read_text().splitlines()) == 40
     twice = [question for question, times in endpoint.answered.items() if times > 1]
     # What was under way when the process was killed cannot be known to have been answered.

@@ -156,24 +156,29 @@ def test_strict_stops_at_the_first_bad_sample_and_leaves_no_data_set(tmp_path: P
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_killed_worker_is_one_clear_line_and_a_rerun_goes_on(tmp_path: Path, processes: int) -> None:
-    before = set(multiprocessing.active_children())
+    before, out, mark = set(multiprocessing.active_children()), tmp_path / "out", tmp_path / "killed"
     with pytest.raises(UserError, match=r"a worker process was killed \(out of memory\?\); run the command again"):
-        write_dataset(partial(deadly, os.getpid()), 40, tmp_path, processes=processes, **DEADLY)
+        write_dataset(partial(deadly, os.getpid(), mark), 40, out, processes=processes, **DEADLY)
     assert set(multiprocessing.active_children()) <= before
-    assert [path.name for path in tmp_path.iterdir()] == [".tmp-train"]
-    report = write_dataset(partial(deadly, os.getpid()), 40, tmp_path, processes=1, **DEADLY)
+    assert [path.name for path in out.iterdir()] == [".tmp-train"]
+    report = write_dataset(partial(deadly, os.getpid(), mark), 40, out, processes=1, **DEADLY)
     assert report.manifest.samples == 40 - 6
-    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    assert [path.name for path in out.iterdir()] == ["train"]
 
 
 DEADLY = {"name": "demo", "split": "train", "inputs": "x", "shard_samples": 10, "progress": False}
 
 
-def deadly(survivor: int, i: int) -> Sample:
-    """Kills the worker that makes it; the survivor is slow, so that a worker comes to its turn on a busy machine, too."""
+def deadly(survivor: int, mark: Path, i: int) -> Sample:
+    """Kills the worker that makes it; the survivor waits for that, so that a worker comes to its turn however busy the
+    machine is."""
     if os.getpid() != survivor:
+        mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return make(i, seconds=0.1)
+    deadline = time.monotonic() + 300
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return make(i)
 
 
 def test_nothing_usable_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
@@ -262,7 +267,7 @@ def test_two_writers_do_not_share_a_folder(tmp_path: Path) -> None:
         [sys.executable, script, tmp_path / "out", "1"], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
     )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not (tmp_path / "out" / ".tmp-train" / "job").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -12,6 +12,9 @@ from hub_server import serving
 from places import SUPPORT
 from public_models import FAMILIES, publish
 
+# What of these files the paper's run needs is fetched and trained in test_paper_run.py.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def read_by_name(tmp_path_factory) -> dict[str, str | None]:

@@ -229,4 +229,4 @@ def test_scoring_never_imports_torch() -> None:
         "score({'a': ['b c'], 'd': ['e']}, {'a': 'b', 'd': 'e'}, meteor=False)\n"
         "assert not {'torch', 'transformers', 'mlflow'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -65,7 +65,7 @@ def opened(page: Path, folder: Path, view: str = "") -> str:
         *("--dump-dom", f"{page.as_uri()}#{view}"),
     ]
     return subprocess.run(
-        command, capture_output=True, check=True, timeout=90, text=True, env=os.environ | {"PATH": os.defpath}
+        command, capture_output=True, check=True, timeout=300, text=True, env=os.environ | {"PATH": os.defpath}
     ).stdout
 
 

@@ -20,4 +20,4 @@ def launched(cluster, tmp_path):
     """Makes runs, and leaves no job behind."""
     yield lambda **wish: Launched(tmp_path / "home", cluster, **wish)
     cluster.sh("scancel", "--user=root", check=False)
-    cluster.wait_until(lambda: not cluster.sh("squeue", "-h"), 90, "jobs are left")
+    cluster.wait_until(lambda: not cluster.sh("squeue", "-h"), 300, "jobs are left")

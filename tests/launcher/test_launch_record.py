@@ -152,5 +152,5 @@ def test_two_nodes_with_the_same_process_id_write_one_file(tmp_path):
     words = [sys.executable, "-c", WRITER, str(tmp_path), house]
     writers = [subprocess.Popen([*words, node], stderr=subprocess.PIPE, text=True) for node in ("n1", "n2" * 40)]
     for writer in writers:
-        assert writer.communicate(timeout=60)[1] == "" and writer.returncode == 0
+        assert writer.communicate(timeout=300)[1] == "" and writer.returncode == 0
     assert sorted(os.listdir(tmp_path)) == ["a.json", "b.json"]

@@ -115,7 +115,7 @@ def test_a_script_written_by_hand_trains_by_processes_and_by_srun(cluster, tmp_p
 def test_a_warning_costs_no_step_and_sigterm_during_the_start_blames_nobody(launched, cluster):
     run = launched(seconds=0.2, faults=[{"phase": "one", "step": 0, "do": "wait"}])
     job = run.submitted("--phases", "one")["one"]
-    run.wait(lambda: len(list(run.run.glob("fault-0-*"))) == 4, 60, "the ranks did not start")
+    run.wait(lambda: len(list(run.run.glob("fault-0-*"))) == 4, 300, "the ranks did not start")
     cluster.sh("scancel", "--signal=TERM", job)
     run.wait_step("one", 7)
     cluster.sh("scancel", "--signal=USR1", job)
@@ -136,7 +136,7 @@ def test_preemption_costs_no_step_and_during_the_start_blames_nobody(launched, c
     run.profile["partition"] = "low"
     run.submitted("--phases", "one", "phases.one.global_batch=24", nodes="3")
     other = ["sbatch", "--partition=dev", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=sleep 2"]
-    run.wait(lambda: len(list(run.run.glob("fault-0-*"))) == 6, 60, "the ranks did not start")
+    run.wait(lambda: len(list(run.run.glob("fault-0-*"))) == 6, 300, "the ranks did not start")
     cluster.sh(*other)
     run.wait_step("one", 5)
     cluster.sh(*other)
@@ -152,7 +152,7 @@ def test_a_time_limit_costs_no_step(launched):
     run = launched(seconds=0.5, steps=120)
     run.profile |= {"time_limit": "1", "warn_seconds": 50}
     run.submitted("--phases", "one")
-    run.wait(lambda: len(run.record.attempts("one")) > 1, 240, "not queued again at the warning before the time limit")
+    run.wait(lambda: len(run.record.attempts("one")) > 1, 300, "not queued again at the warning before the time limit")
     first = run.record.attempts("one")[0]
     assert (first.cause, first.action) == ("stopped", "requeue") and 0 < first.last_step < 120
     run.wait_step("one", first.last_step + 1)

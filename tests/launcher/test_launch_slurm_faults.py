@@ -34,7 +34,7 @@ def test_a_crashed_node_is_left_and_the_run_goes_on_elsewhere(launched, cluster)
         run.wait_end("one")
     finally:
         cluster.start_node("node2")
-        cluster.wait_until(lambda: len(cluster.idle_nodes()) == 3, 90, "node2 did not come back")
+        cluster.wait_until(lambda: len(cluster.idle_nodes()) == 3, 300, "node2 did not come back")
     assert run.curve("one") == undisturbed(20) and done_twice(run, "one") <= 5
     attempts = run.record.attempts("one")
     assert attempts[-1].nodes == ["node1", "node3"]
@@ -50,7 +50,7 @@ def test_ranks_that_outlive_their_node_for_slurm_do_not_write_beside_those_of_th
     ((node,),) = [attempt.nodes for attempt in run.record.attempts("one")]
     try:
         cluster.on(node, "pkill", "-KILL", "slurmd")
-        run.wait(lambda: len(run.record.attempts("one")) > 1, 240, "not started elsewhere")
+        run.wait(lambda: len(run.record.attempts("one")) > 1, 300, "not started elsewhere")
         assert not cluster.on(node, "sh", "-c", "pgrep -f '[s]tandin_trainer.py' || true").strip(), "ranks live on"
         run.wait_step("one", run.record.attempts("one")[1].first_step + 2)
         run.curve("one")
@@ -60,7 +60,7 @@ def test_ranks_that_outlive_their_node_for_slurm_do_not_write_beside_those_of_th
         cluster.crash(node)
         cluster.start_node(node)
         cluster.wait_until(
-            lambda: node in cluster.sh("sinfo", "-h", "-N", "-t", "idle,alloc,mix", "-o", "%N"), 90, "away"
+            lambda: node in cluster.sh("sinfo", "-h", "-N", "-t", "idle,alloc,mix", "-o", "%N"), 300, "away"
         )
 
 
@@ -72,11 +72,11 @@ def test_a_restarted_controller_is_not_noticed_neither_as_the_job_starts_nor_lat
     python.chmod(0o755)
     run.profile |= {"python": str(python), "preflight": {"seconds": 20}}
     job = run.submitted("--phases", "one,two")["one"]
-    run.wait((tmp_path / "up").exists, 60, "the job did not start")
+    run.wait((tmp_path / "up").exists, 300, "the job did not start")
     cluster.stop_controller()
     (tmp_path / "go").touch()
     log = run.run / "logs" / f"one-{job}.log"
-    run.wait(lambda: "trying again" in log.read_text(), 90, "srun was not refused")
+    run.wait(lambda: "trying again" in log.read_text(), 300, "srun was not refused")
     cluster.start_controller()
     run.wait_step("one", 5)
     cluster.stop_controller()
@@ -110,7 +110,7 @@ def test_what_a_restart_cannot_mend_is_not_restarted(launched, code, words):
     run.wait_end("one")
     (attempt,) = run.record.attempts("one")
     assert attempt.action == "fail" and attempt.exit_code == code and words in attempt.reason
-    run.wait(lambda: run.states()["two"]["state"] == "cancelled", 90, "the later phase is still queued")
+    run.wait(lambda: run.states()["two"]["state"] == "cancelled", 300, "the later phase is still queued")
     assert not run.cluster.sh("squeue", "-h", f"--jobs={jobs['two']},{jobs['evaluate']}")
     assert (
         words in run.onediff("explain", "run").stdout

@@ -32,7 +32,7 @@ def note(folder: Path) -> dict:
 
 
 def wait_log(folder: Path, word: str) -> None:
-    log, end = folder / "logs" / "one.1.rank3.log", time.monotonic() + 60
+    log, end = folder / "logs" / "one.1.rank3.log", time.monotonic() + 300
     while not log.exists() or word not in log.read_text():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -40,7 +40,7 @@ def wait_log(folder: Path, word: str) -> None:
 
 def test_note_and_log(tmp_path):
     process = start(tmp_path, "import os, sys; print(os.environ['RANK'], os.environ['MASTER_PORT']); sys.exit(7)")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 7 and out == "3 9\n"
     found = note(tmp_path)
     assert (found["rank"], found["node"], found["code"], found["last"]) == (3, "n7", 7, ["3 9"])
@@ -49,16 +49,16 @@ def test_note_and_log(tmp_path):
 
 def test_stopping_on_request_is_hidden_from_srun_and_death_by_a_signal_is_not(tmp_path):
     process = start(tmp_path, "import sys; sys.exit(75)")
-    assert process.wait(60) == 0 and note(tmp_path)["code"] == 75
+    assert process.wait(300) == 0 and note(tmp_path)["code"] == 75
     process = start(tmp_path, "import os; os.kill(os.getpid(), 9)")
-    assert process.wait(60) == 137 and note(tmp_path)["code"] == 137
+    assert process.wait(300) == 137 and note(tmp_path)["code"] == 137
 
 
 def test_a_signal_from_outside_during_imports_is_no_fault(tmp_path):
     process = start(tmp_path, "import time; print('importing', flush=True); time.sleep(20)")
     wait_log(tmp_path, "importing")
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     told = note(tmp_path)
     assert told["told"] == "SIGTERM"
     outcome = judge([told, {**told, "rank": 2}], ["n6", "n7"], 4, False, {}, lambda nodes: [], ended=True)
@@ -82,7 +82,7 @@ time.sleep(20)
     process = start(tmp_path, program)
     wait_log(tmp_path, "importing")
     os.killpg(process.pid, signal.SIGUSR1)  # as Slurm does: to every process of the task
-    assert process.wait(60) == 0 and note(tmp_path)["code"] == 75
+    assert process.wait(300) == 0 and note(tmp_path)["code"] == 75
 
 
 def test_a_warning_does_not_end_a_rank_on_its_way_out(tmp_path):
@@ -101,7 +101,7 @@ sys.exit(75)
     process = start(tmp_path, program)
     wait_log(tmp_path, "ready")
     os.killpg(process.pid, signal.SIGUSR1)
-    assert process.wait(60) == 0 and note(tmp_path)["code"] == 75
+    assert process.wait(300) == 0 and note(tmp_path)["code"] == 75
 
 
 def test_a_rank_of_an_attempt_that_was_taken_over_is_ended(tmp_path):
@@ -109,4 +109,4 @@ def test_a_rank_of_an_attempt_that_was_taken_over_is_ended(tmp_path):
     wait_log(tmp_path, "step 3")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "superseded").touch()
-    assert process.wait(60) == 137 and note(tmp_path)["code"] == 137
+    assert process.wait(300) == 137 and note(tmp_path)["code"] == 137

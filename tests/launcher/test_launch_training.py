@@ -57,7 +57,7 @@ def test_a_chain_warned_preempted_killed_and_crashed_in_phase_two_ends_as_a_run_
     run.wait_step("two", run.record.attempts("two")[2].last_step + 2, 600)
     cluster.crash("node2")
     state = ["squeue", "--noheader", f"--jobs={jobs['two']}", "--format=%T"]
-    cluster.wait_until(lambda: "RUNNING" not in cluster.sh(*state), 90, "node2 is not missed")
+    cluster.wait_until(lambda: "RUNNING" not in cluster.sh(*state), 300, "node2 is not missed")
     cluster.start_node("node2")
     run.wait_end("evaluate", 900)
 

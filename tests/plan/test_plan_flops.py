@@ -135,7 +135,14 @@ LANGUAGE = {
 }
 
 
-@pytest.mark.parametrize(("vision", "language"), [*zip(VISION, [*LANGUAGE, "llama", "llama"], strict=True)])
+BESIDE = dict(zip(VISION, [*LANGUAGE, "llama", "llama"], strict=True))
+QUICK = ("giant", "tiles")  # the layers of the one and the views of the other are most unlike the demo's
+
+
+@pytest.mark.parametrize(
+    ("vision", "language"),
+    [pytest.param(*pair, marks=[pytest.mark.long] * (pair[0] not in QUICK)) for pair in BESIDE.items()],
+)
 def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, language):
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = ModelConfig.model_validate(
@@ -160,7 +167,7 @@ def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, lan
         assert planned == sum(p.numel() for p in getattr(meta_model(config), part).parameters()), part
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", [pytest.param("none", marks=pytest.mark.long), "full"])
 @pytest.mark.parametrize(
     "settings",
     [

@@ -47,7 +47,7 @@ class Browser(AbstractContextManager["Browser"]):
 
     def _page(self, profile: Path) -> str:
         """The address at which the page listens."""
-        port, deadline = profile / "DevToolsActivePort", time.monotonic() + 60
+        port, deadline = profile / "DevToolsActivePort", time.monotonic() + 300
         while not (port.exists() and port.read_text().strip()):
             assert self.process.poll() is None and time.monotonic() < deadline, "Chromium did not start"
             time.sleep(0.05)

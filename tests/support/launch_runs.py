@@ -74,7 +74,7 @@ class Launched:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=300,
         )
 
     def submit(
@@ -95,10 +95,10 @@ class Launched:
         assert done.returncode == 0, done.stderr
         return {row["phase"]: row for row in next(iter(json.loads(done.stdout).values()))}
 
-    def wait_step(self, phase: str, step: int, seconds: float = 120) -> None:
+    def wait_step(self, phase: str, step: int, seconds: float = 300) -> None:
         self.wait(lambda: self.record.step(phase) >= step, seconds, f"{phase} did not reach step {step}")
 
-    def wait_end(self, phase: str, seconds: float = 180) -> None:
+    def wait_end(self, phase: str, seconds: float = 300) -> None:
         """Until `phase` has finished, or the launcher has given it up."""
 
         def ended() -> bool:

@@ -138,7 +138,7 @@ class SlurmCluster:
         self.start_controller()
         for name in self.names:
             self.start_node(name)
-        self.wait_until(lambda: len(self.idle_nodes()) == self.count, 90, "nodes did not register")
+        self.wait_until(lambda: len(self.idle_nodes()) == self.count, 300, "nodes did not register")
 
     def write_files(self) -> None:
         root = self.root
@@ -181,7 +181,7 @@ class SlurmCluster:
                 ["unshare", *flags, "bash", "-c", INIT, f"slurm-{name}", str(self.root), name],
                 **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True},
             )
-        self.wait_until(ready.exists, 60, f"{name}: no namespace")
+        self.wait_until(ready.exists, 300, f"{name}: no namespace")
         link, inside = f"{self.bridge}n{number}", str(self.init_pid(name))
         subprocess.run(["ip", "link", "del", link], stderr=subprocess.DEVNULL)
         self.sh("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", inside)
@@ -211,7 +211,7 @@ class SlurmCluster:
         lines = self.sh("sinfo", "-h", "-N", "-p", "dev", "-o", "%N %t", check=False).splitlines()
         return [line.split()[0] for line in lines if line.endswith(" idle")]
 
-    def sh(self, *words: object, check: bool = True, seconds: float = 60) -> str:
+    def sh(self, *words: object, check: bool = True, seconds: float = 300) -> str:
         """Runs a command with the cluster's configuration; returns what it prints."""
         done = subprocess.run(
             [str(word) for word in words], env=self.env, capture_output=True, text=True, timeout=seconds

@@ -88,7 +88,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 journal.append({{"step": 60, "metrics": {{"loss": 1.0}}, "time": 1}})
 print(json.dumps([held, len(journal.waiting), journal.dropped]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     held, waiting, dropped = json.loads(done.stdout)
     assert 0 < held <= 50 and waiting == dropped == 0
     assert [record["step"] for _, record in records(tmp_path / "a.jsonl")] == list(range(61))

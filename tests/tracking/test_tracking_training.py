@@ -214,10 +214,10 @@ def page(url: str, folder: Path, *wanted: str) -> str:
     """A page as Chromium shows it once its scripts have brought all of `wanted`; a picture of it lies in `folder`."""
     words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     words += ["--window-size=1600,1200", "--virtual-time-budget=60000", "--timeout=90000"]
-    subprocess.run([*words, f"--screenshot={folder / 'page.png'}", url], check=True, capture_output=True, timeout=180)
+    subprocess.run([*words, f"--screenshot={folder / 'page.png'}", url], check=True, capture_output=True, timeout=300)
     assert Image.open(folder / "page.png").size == (1600, 1200)
     for _ in range(5):  # a busy machine is late with some charts
-        done = subprocess.run([*words, "--dump-dom", url], check=True, capture_output=True, text=True, timeout=180)
+        done = subprocess.run([*words, "--dump-dom", url], check=True, capture_output=True, text=True, timeout=300)
         if all(text in done.stdout for text in wanted):
             return done.stdout
     raise AssertionError(f"{url} lacks {[text for text in wanted if text not in done.stdout]}")

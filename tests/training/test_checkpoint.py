@@ -276,7 +276,7 @@ def kill_while_saving(tmp_path: Path, chance: random.Random, kills: int) -> None
         logs.mkdir(exist_ok=True)
         ranks = start_ranks(WORKER, [json.dumps([action]), str(tmp_path / "out.json")], 2, logs)
         try:
-            limit = time.monotonic() + 120
+            limit = time.monotonic() + 300
             while (latest := checkpoint.latest_checkpoint(folder)) is None or latest.stat().st_mtime_ns == started:
                 assert time.monotonic() < limit, (logs / "rank-0.log").read_text()
                 assert all(rank.poll() is None for rank in ranks), (logs / "rank-0.log").read_text()

@@ -98,12 +98,24 @@ def test_a_bad_sample_is_passed_over_and_too_many_steps_of_them_stop_all_ranks_n
     assert (tmp_path / "sheet.png").is_file()
 
 
-def test_a_spike_goes_back_passes_over_its_samples_and_is_exact_when_it_is_killed_and_resumed(data, order, tmp_path):
-    spec = {"spike": [order[step][0] for step in (6, 7)], "times": 100.0}
-    run = tmp_path / "run"
-    done = poisoned(run, data, spec, *SPIKES)
+@pytest.fixture(scope="module")
+def spike(order: list[list[str]]) -> dict:
+    """The samples of steps 7 and 8 spoil the loss."""
+    return {"spike": [order[step][0] for step in (6, 7)], "times": 100.0}
+
+
+@pytest.fixture(scope="module")
+def spiked(data: Path, spike: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that met it, and what it said."""
+    run = tmp_path_factory.mktemp("spiked") / "run"
+    done = poisoned(run, data, spike, *SPIKES)
     assert done.returncode == 0, done.stderr
-    assert "2 bad steps in a row, the last one step 8: loss " in done.stderr and "goes back to step 6" in done.stderr
+    return run, done.stderr
+
+
+def test_a_spike_goes_back_and_passes_over_its_samples(spiked):
+    run, said = spiked
+    assert "2 bad steps in a row, the last one step 8: loss " in said and "goes back to step 6" in said
     assert [(event["kind"], event["from_step"], event["to_step"]) for event in events(run)] == [("rollback", 8, 6)]
     back = read_manifest(latest_checkpoint(run / "checkpoints" / f"phase-{PHASE}")).extra
     # The data went on behind step 9, which was under way: steps 7 to 9 learned from the samples of steps 10 to 12.
@@ -112,12 +124,16 @@ def test_a_spike_goes_back_passes_over_its_samples_and_is_exact_when_it_is_kille
     losses = metrics(run, PHASE)
     assert max(losses.values()) < 3 * min(losses.values()), "no step of the spike is left"
 
-    # Killed behind the way back, before another checkpoint: what is left is the checkpoint that it went back to.
+
+@pytest.mark.long
+def test_a_run_that_is_resumed_from_the_checkpoint_that_it_went_back_to_is_exact(spiked, data, spike, tmp_path):
+    """As if killed behind the way back, before another checkpoint."""
+    run, _ = spiked
     killed = shutil.copytree(run, tmp_path / "killed")
     for late in (killed / "checkpoints" / f"phase-{PHASE}").glob("step-00000009"):
         shutil.rmtree(late)
     (killed / f"phase-{PHASE}" / "finished.json").unlink()
-    done = poisoned(killed, data, spec, *SPIKES, "--resume")
+    done = poisoned(killed, data, spike, *SPIKES, "--resume")
     assert done.returncode == 0, done.stderr
     assert "goes on from step 6" in done.stderr and "goes back" not in done.stderr
     for name in ("loss", "grad_norm", "targets"):

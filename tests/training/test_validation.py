@@ -51,6 +51,7 @@ def steps_of(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints" / "phase-warm-up").glob("step-*"))
 
 
+@pytest.mark.long
 def test_a_validation_changes_no_loss_of_the_training(judged, data, tmp_path):
     done = train(tmp_path / "run", data, STEPS, "--phases", "warm-up", **DROPOUT)
     assert done.returncode == 0, done.stderr
