@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,18 @@ SUB_GROUP = 100_000_000
 last parameter."""
 SWAPPED_TENSORS = 3
 """What is swapped of a sub-group, each as large as it in fp32: weights and both moments (`buffer_count`)."""
+
+
+DECIDED = {
+    "stage": "use parallel.zero_stage",
+    "offload_optimizer": "use parallel.offload_optimizer",
+    "offload_param": "use parallel.offload_parameters",
+    "cpu_offload": "use parallel.offload_optimizer",
+    "cpu_offload_param": "use parallel.offload_parameters",
+    "cpu_offload_use_pin_memory": "memory is pinned where there is a GPU",
+    "sub_group_size": "it follows from parallel.offload_optimizer",
+}
+"""Keys of DeepSpeed that other settings decide, and which."""
 
 
 class ParallelConfig(Section):
@@ -37,6 +49,21 @@ class ParallelConfig(Section):
     nvme_folder: Path | None = None
     """A folder on a fast disk of each node for `offload_optimizer: nvme`; every run has its own below it. `~` is the home
     folder."""
+
+    reduce_in: Literal["bf16", "fp32"] = "bf16"
+    """In what gradients are added up over the ranks where training is in bf16; fp32 rounds less and sends twice as much. In
+    fp32 training they are always fp32."""
+    deepspeed: dict[str, Any] = {}
+    """Further keys of DeepSpeed's own `zero_optimization`, such as `reduce_bucket_size` or `stage3_prefetch_bucket_size`,
+    for tuning on a given cluster; what other settings decide is refused here."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _decided_elsewhere(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        for key in keys:
+            if key in DECIDED:
+                raise ValueError(f"deepspeed: {key} is not set here; {DECIDED[key]}")
+        return keys
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> ParallelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -126,8 +125,6 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
     check_world(config, ranks)
     if config.tensor == 1:
         return Topology(ranks, 1, None)
-    # Megatron overlaps its all-reduces with matrix products, which needs one queue to the GPU.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # It warns about every optional library that it does without.
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     from megatron.core import parallel_state

@@ -68,7 +68,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
 
     A finished phase is not repeated. With `resume` a phase goes on from its latest checkpoint.
     """
-    ranks = initialize_distributed()
+    ranks = initialize_distributed(tensor=config.parallel.tensor)
     topology = create_topology(config.parallel, ranks)
     folder = RunFolder(path)
     _log_to(folder, ranks.rank)

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from unittest import mock
 
 
 def main() -> None:
@@ -17,26 +16,21 @@ def main() -> None:
     from onediff.config.model import ModelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
-    from onediff.training import engine as ours
+    from onediff.training.engine import Engine
     from onediff.training.run import built
 
-    def told(*args):
-        # Else the parameters of a model as small as this are never cut, and never gathered.
-        made = in_training(*args)
-        made["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
-        return made
-
-    ranks, found, in_training = initialize_distributed(), {}, ours.deepspeed_config
+    ranks, found = initialize_distributed(), {}
     tensor = int(sys.argv[2])
     for stage in range(4):
         words = {"parallel.zero_stage": stage, "parallel.tensor": tensor}
+        # Else the parameters of a model as small as this are never cut, and never gathered.
+        words["parallel.deepspeed"] = "{stage3_param_persistence_threshold: 0}"
         words |= {"training.precision": "bf16", "optimizer.kernel": "torch"}
         run = config(Path("data"), 10, rows=4 * ranks.world // tensor, **words)
         run = run.model_copy(update={"model": ModelConfig.model_validate(TINY)})
         phase = run.phases["two"]
         topology = create_topology(run.parallel, ranks)
-        with mock.patch.object(ours, "deepspeed_config", told):
-            engine = ours.Engine(built(run, run.model, "two", topology, filled_later=False), run, phase, topology)
+        engine = Engine(built(run, run.model, "two", topology, filled_later=False), run, phase, topology)
         micro_batches = [batch("pair", "single"), batch("pair", "pair")]
         # The third step is the first that DeepSpeed's timers look at.
         for step in range(2):

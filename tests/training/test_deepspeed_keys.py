@@ -1,0 +1,42 @@
+"""What DeepSpeed is told beyond our own settings: its keys pass, unknown ones and those decided elsewhere are refused."""
+
+from pathlib import Path
+
+import pytest
+from small_run import config
+
+from onediff.errors import UserError
+from onediff.training.engine import deepspeed_config
+
+
+def told(**parallel):
+    words = {f"parallel.{key}": value for key, value in parallel.items()}
+    run = config(Path("data"), 10, **{"training.precision": "bf16"}, **words)
+    return deepspeed_config(run, run.phases["two"], 1)
+
+
+def test_keys_of_deepspeed_and_reduction_in_fp32_reach_it():
+    plain = told()
+    assert plain["communication_data_type"] is None
+    keys = "{reduce_bucket_size: 1000, stage3_prefetch_bucket_size: 500}"
+    found = told(deepspeed=keys, reduce_in="fp32")
+    assert found["communication_data_type"] == "fp32"
+    assert found["zero_optimization"] == plain["zero_optimization"] | {
+        "reduce_bucket_size": 1000,
+        "stage3_prefetch_bucket_size": 500,
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("{stage: 2}", "deepspeed: stage is not set here; use parallel.zero_stage"),
+        ("{offload_param: {device: cpu}}", "deepspeed: offload_param is not set here; use parallel.offload_parameters"),
+        ("{reduce_buket_size: 5}", r"parallel.deepspeed: .* no 'reduce_buket_size'.*reduce_bucket_size"),
+        ("{reduce_bucket_size: many}", "parallel.deepspeed: reduce_bucket_size: "),
+    ],
+)
+def test_other_keys_and_values_are_refused_in_a_line(keys, says):
+    with pytest.raises(UserError, match=says) as refused:
+        told(deepspeed=keys)
+    assert "\n" not in str(refused.value)
