@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -80,7 +81,7 @@ class Square:
         return np.empty((pictures, 3, self.config.size, self.config.size), np.uint8)
 
 
-class OwnShape:
+class OwnShape(ABC):
     """Pictures whose input depends on their size."""
 
     def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
@@ -101,13 +102,13 @@ class OwnShape:
         planes = self.planes([picture.shape[1::-1] for picture in pictures])
         return Seen(self.inputs(pictures, pixels), tuple(len(plane.chosen) for plane in planes), planes)
 
+    @abstractmethod
     def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
         """Where the tokens of the pictures of one sample lie, by their sizes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
         """The tower's input for pictures `[height, width, 3]`."""
-        raise NotImplementedError
 
 
 class Tiles(OwnShape):
