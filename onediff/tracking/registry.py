@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import LoggedModel, LoggedModelOutput
@@ -101,6 +102,8 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        # A store in a file looks the logged model up at the address of the process, whatever the client's is.
+        mlflow.set_tracking_uri(self.client.tracking_uri)
         source = f"models:/{model.model_id}"
         made = self.client.create_model_version(name, source, run_id, {TRAINED: trained}, model_id=model.model_id)
         return str(made.version)

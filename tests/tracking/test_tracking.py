@@ -275,3 +275,22 @@ def test_memory_is_bounded(tmp_path):
     assert not phase.journal.waiting
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
     tracker.finish()
+
+
+def test_a_model_is_registered_in_the_store_beside_the_runs_and_nowhere_else(tmp_path, monkeypatch):
+    """As `onediff evaluate` leaves it for a run without a server, typed in another folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    for folder in (model, elsewhere):
+        folder.mkdir()
+    (model / "onediff.yaml").write_text("trained: {run: a}\n")
+    tracker = Tracker.attach(tmp_path / "runs" / "a", TrackingConfig(live=False))
+    tracker.model(model, "captioner", [], {"metric": "CIDEr", "value": 0.5, "data": "test"})
+    tracker.finish(None)
+    command = [sys.executable, "-m", "onediff", "track", "sync", str(tmp_path / "runs" / "a")]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db", f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (version,) = client.search_model_versions("name='captioner'")
+    assert version.tags["score.CIDEr.test"] == "0.5"
+    assert list(elsewhere.iterdir()) == []
