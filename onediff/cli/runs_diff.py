@@ -90,6 +90,6 @@ def shown(value: Any) -> str:
 
 
 def change(one: Any, other: Any) -> str:
-    """How much a number grew or shrank."""
+    """How much a number grew or shrank; nothing beside one that is as good as 0, of which anything is a multiple."""
     both = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other))
-    return f"  ({100 * (other - one) / abs(one):+.1f} %)" if both and one else ""
+    return f"  ({100 * (other - one) / abs(one):+.1f} %)" if both and abs(one) > 1e-6 else ""

@@ -101,7 +101,10 @@ class PromptConfig(Section):
     def _one_template(self) -> PromptConfig:
         own = [name for name in ("user", "assistant", "end") if getattr(self, name) is not None]
         if self.template == "chat" and own:
-            raise ValueError(f"`chat` takes the whole template from the tokenizer: leave out `{own[0]}`")
+            raise ValueError(
+                f"`chat` takes the whole template from the tokenizer: leave out `{own[0]}`, or write data.prompt=chat, "
+                "which leaves out all that this configuration says of prompts"
+            )
         return self
 
     def wordings(self, task: str) -> list[str]:

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from onediff.config.data import DataConfig
 from onediff.config.evaluation import EvaluationConfig
-from onediff.config.model import ModelConfig
+from onediff.config.model import ModelConfig, NewTokenizer
 from onediff.config.parallel import ParallelConfig
 from onediff.config.section import PLAIN_NAME, Section, nearest
 from onediff.config.tracking import TrackingConfig
@@ -51,6 +51,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> RunConfig:
+        if self.data.prompt.template == "chat" and isinstance(self.model.language.tokenizer, NewTokenizer):
+            raise ValueError(
+                "data.prompt: `chat` needs a tokenizer that has a chat template; one that is learned has none"
+            )
         for phase_name, phase in self.phases.items():
             if not PLAIN_NAME.fullmatch(phase_name):
                 raise ValueError(f"phases: {phase_name!r} is not a plain name; use letters, digits, '.', '_' and '-'")
