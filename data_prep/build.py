@@ -46,7 +46,8 @@ def build(
         needed = [part.annotations, part.images, part.retrieve.captions if part.retrieve else None]
         absent = [path for path in needed if path is not None and not path.exists()]
         if absent:
-            built[name] = Built({}, f"raw files missing: {absent[0]}")
+            source = reader(part.retrieve.captions_reader if part.retrieve else part.reader).source
+            built[name] = Built({}, f"raw files missing: {absent[0]}" + (f", published at {source}" if source else ""))
             continue
         say(f"{name} …")
         try:
