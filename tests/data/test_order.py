@@ -19,6 +19,7 @@ from streams import global_batches, members, row_maker, spoilt
 
 from onediff.data import loader
 from onediff.data.lanes import Lanes
+from onediff.data.manifest import Shard
 from onediff.data.position import Position, order_of
 from onediff.data.stream import Source, Stream
 
@@ -32,6 +33,7 @@ class Memory:
     def __init__(self, name: str, kind: str, sizes: list[int]) -> None:
         self.name, self.kind = name, kind
         self.names = [f"part-{shard:03d}.tar" for shard in range(len(sizes))]
+        self.shards = [Shard(name, size, 0) for name, size in zip(self.names, sizes, strict=True)]
         self.starts = np.cumsum([0, *sizes])
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
