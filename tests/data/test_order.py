@@ -5,10 +5,9 @@ the workers take turns in this process (`test_loader.py` has real ones).
 """
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,26 +59,20 @@ def made_stream(sizes: list[list[int]], weights: list[int], seed: int, pack: int
 
 
 class InTurn:
-    """torch's DataLoader without processes: one part from each worker in turn, each with its own copy of the state."""
+    """torch's DataLoader without processes: tasks are asked for as far ahead as the workers would take them."""
 
-    def __init__(self, dataset: Any, num_workers: int, collate_fn: Any, **_: Any) -> None:
-        self.dataset, self.workers, self.collate = dataset, num_workers, collate_fn
+    def __init__(
+        self, dataset: Any, sampler: Any, num_workers: int, collate_fn: Any, prefetch_factor: int | None, **_: Any
+    ) -> None:
+        self.dataset, self.sampler, self.collate = dataset, sampler, collate_fn
+        self.ahead = num_workers * (prefetch_factor or 0)
 
     def __iter__(self) -> Iterator[Any]:
-        workers = [self.worker(number) for number in range(max(1, self.workers))]
+        tasks, asked = iter(self.sampler), deque()
         while True:
-            for worker in workers:
-                yield next(worker)
-
-    def worker(self, number: int) -> Iterator[Any]:
-        told = SimpleNamespace(id=number, num_workers=self.workers) if self.workers else None
-        rows = type(self.dataset)(self.dataset.stream, self.dataset.share, dict(self.dataset.draws))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loader, "get_worker_info", lambda: told)
-            parts = iter(rows)
-            first = next(parts)  # a generator asks who it is when it starts
-        yield self.collate(first)
-        yield from map(self.collate, parts)
+            while len(asked) <= self.ahead:
+                asked.append(next(tasks))
+            yield self.collate(self.dataset[asked.popleft()])
 
 
 @pytest.fixture(scope="module", autouse=True)
