@@ -32,9 +32,9 @@ def alive_bytes():
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-def watched(*arguments):
+def watched(*arguments, **named):
     found.append({"alive": [name for name, part in held if part() is not None], "bytes": alive_bytes()})
-    return built(*arguments)
+    return built(*arguments, **named)
 
 
 built, run.starting_model, run.Engine = run.starting_model, watched, Watched
