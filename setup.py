@@ -34,7 +34,7 @@ REQUIRES = [
 EXTRAS = {
     # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
     "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
-    "heif": ["pillow-heif>=1.0"],  # HEIC pictures, as phones take them
+    "heif": ["pillow-heif>=1.0"],  # HEIC images, as phones take them
     "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
     "dev": [
         "pytest~=9.2",
@@ -46,7 +46,7 @@ EXTRAS = {
         "types-PyYAML",
         "gguf~=0.19.0",  # real weights for the tests: transformers reads SmolLM2 with it
         "onnx~=1.23.2",  # and DINOv2 is taken out of an ONNX file
-        "pillow-heif~=1.8",  # HEIC pictures
+        "pillow-heif~=1.8",  # HEIC images
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
         "opencv-python-headless>=4.10",  # frames of videos as backgrounds

@@ -3,9 +3,9 @@
   python benchmarks/delta_attention.py --json delta.json
 
 All three compute the same function of the same weights, forward and backward:
-  ours      keys and values projected once a picture and read in place, multiplied values made again in the backward pass;
+  ours      keys and values projected once an image and read in place, multiplied values made again in the backward pass;
   copied    keys and values gathered for each pair and given their roles there, then torch's fused attention;
-  eager     the features of both pictures laid end to end, attention as matrix products and a softmax (BERT's way).
+  eager     the features of both images laid end to end, attention as matrix products and a softmax (BERT's way).
 Peak memory is that of all tensors made in a step (weights, their gradients and the tower's output are not counted). Steps
 take turns; times are medians.
 """
@@ -29,13 +29,13 @@ from torch import Tensor
 from onediff.config.model import DeltaConfig
 from onediff.model.delta import DeltaModule, place_embedding, spread
 
-PICTURE_TOKENS, TOWER_WIDTH, LEVELS = 576, 1024, 3
+IMAGE_TOKENS, TOWER_WIDTH, LEVELS = 576, 1024, 3
 
 
 def plain(module: DeltaModule, levels: list[Tensor], pairs: int, fused: bool) -> Tensor:
     """`copied` where `fused`, else `eager`."""
     normed = [norm(level) for norm, level in zip(module.level_norms, levels, strict=True)]
-    places = place_embedding(torch.tensor(spread(PICTURE_TOKENS)), module.tokens.shape[1], module.heads)
+    places = place_embedding(torch.tensor(spread(IMAGE_TOKENS)), module.tokens.shape[1], module.heads)
     x = module.tokens.expand(pairs, -1, -1)
     index = torch.arange(2 * pairs).view(-1, 2)
     layers: list[Any] = list(module.layers)
@@ -71,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     module = DeltaModule(DeltaConfig(), TOWER_WIDTH, LEVELS)
-    levels = [torch.randn(2 * args.pairs, PICTURE_TOKENS, TOWER_WIDTH, requires_grad=True) for _ in range(LEVELS)]
+    levels = [torch.randn(2 * args.pairs, IMAGE_TOKENS, TOWER_WIDTH, requires_grad=True) for _ in range(LEVELS)]
     for tensor in (*levels, *module.parameters()):
         tensor.grad = torch.zeros_like(tensor)  # there in training, too, and the same for all
     ways = {

@@ -34,7 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"vocab_size": 8192},
 }
 PROMPT = {"demo": 60, "50M": 60}
-"""Tokens of a prompt: 2 × 16 of pictures, 16 of deltas and the words, as in the demo."""
+"""Tokens of a prompt: 2 × 16 of images, 16 of deltas and the words, as in the demo."""
 END = 1
 
 
@@ -84,7 +84,7 @@ def by_hugging_face(model: Any, embeds: Tensor, new: int, end: int = END) -> Ten
 def saved_batches(args: argparse.Namespace) -> tuple[Any, list[Tensor], int]:
     """The language model of a saved model, the embedded prompts of a held-out split, and the end-of-text token."""
     from onediff.data.heldout import HeldOut
-    from onediff.data.pictures import open_picture
+    from onediff.data.images import open_upright
     from onediff.data.rows import collate
     from onediff.evaluation.captioner import Captioner
 
@@ -92,8 +92,8 @@ def saved_batches(args: argparse.Namespace) -> tuple[Any, list[Tensor], int]:
     heldout = HeldOut.open(args.data, args.batch * args.batches)
     rows = []
     for pair in heldout.references:
-        pictures = heldout.sample(pair).pictures
-        both = [open_picture(pictures[role], captioner.maker.config.max_pixels) for role in ("before", "after")]
+        images = heldout.sample(pair).images
+        both = [open_upright(images[role], captioner.maker.config.max_pixels) for role in ("before", "after")]
         rows.append(captioner.maker.prompt(both, None))
     with torch.no_grad():
         batches = [

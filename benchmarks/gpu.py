@@ -6,7 +6,7 @@
 It builds and downloads nothing, and needs of this project's dependencies only torch, transformers (which brings numpy and
 safetensors), pydantic and PyYAML; DeepSpeed and flash-attn are measured where they are installed. Each part runs in a
 process of its own with a share of the time: what crashes or takes too long is reported as not measured, with the reason,
-and the rest goes on. Weights and pictures are random, of the real sizes: CLIP ViT-L/14 at 336 pixels with Llamas of 0.1, 1
+and the rest goes on. Weights and images are random, of the real sizes: CLIP ViT-L/14 at 336 pixels with Llamas of 0.1, 1
 and 7 billion parameters.
 """
 

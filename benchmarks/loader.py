@@ -4,7 +4,7 @@
 
 All ways read the same pairs of photographs (JPEG, 768 × 576) in one process without workers and give batches of 8 pairs at
 336 × 336 with their captions. The peers read as people use them: Pillow and the Hugging Face CLIP processor. `limit` decodes
-and scales pictures that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
+and scales images that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
 the median over the turns of a ratio within one turn. Rates are pairs per second of processor time, which other work on the
 machine falsifies less than the wall clock. `--peers` names a Python that has energon and streaming installed.
 
@@ -122,7 +122,7 @@ def measured(way: str, folder: Path) -> dict[str, float]:
     return {"per_cpu_second": count / cpu, "per_second": count / wall, "peak_MB": peak}
 
 
-def pictures_in(folder: Path) -> list[bytes]:
+def images_in(folder: Path) -> list[bytes]:
     import webdataset
 
     samples = webdataset.WebDataset([str(path) for path in sorted(folder.glob("*.tar"))], shardshuffle=False)
@@ -132,15 +132,15 @@ def pictures_in(folder: Path) -> list[bytes]:
 def read_limit(folder: Path, pixels: str = "fast") -> Iterator[int]:
     import torch
 
-    from onediff.config.model import PictureConfig
-    from onediff.data.pictures import decode
+    from onediff.config.model import ImageConfig
+    from onediff.data.images import decode
 
     torch.set_num_threads(1)
-    config = PictureConfig(size=SIZE, fit="crop")
-    pictures = itertools.cycle(pictures_in(folder))
+    config = ImageConfig(size=SIZE, fit="crop")
+    images = itertools.cycle(images_in(folder))
     while True:
         for _ in range(2 * BATCH):
-            decode(next(pictures), config, pixels=pixels)  # type: ignore[arg-type]
+            decode(next(images), config, pixels=pixels)  # type: ignore[arg-type]
         yield BATCH
 
 
@@ -158,9 +158,9 @@ def read_onediff(folder: Path, pixels: str = "fast") -> Iterator[int]:
 
 def row_maker(folder: Path, pixels: str) -> Any:
     from onediff.config.data import DataConfig
-    from onediff.config.model import LanguageConfig, PictureConfig
+    from onediff.config.model import ImageConfig, LanguageConfig
     from onediff.data.prompts import Prompter
-    from onediff.data.rows import RowMaker
+    from onediff.data.rows import Processor
     from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -168,7 +168,7 @@ def row_maker(folder: Path, pixels: str) -> Any:
         language = LanguageConfig.model_validate({"config": {"model_type": "llama"}, "tokenizer": {"vocabulary": 320}})
         tokenizer = load_tokenizer(language, Path(scratch))
     config = DataConfig.model_validate({"sets": {"pairs": str(folder.parent)}, "pixels": pixels})
-    return RowMaker(Prompter(tokenizer, config.prompt, 64), PictureConfig(size=SIZE, fit="crop"), config, patch=14)
+    return Processor(Prompter(tokenizer, config.prompt, 64), ImageConfig(size=SIZE, fit="crop"), config, patch=14)
 
 
 def stream_loader(folder: Path, maker: Any, draw: int) -> Any:
@@ -185,7 +185,7 @@ def read_onediff_exact(folder: Path) -> Iterator[int]:
 
 
 def processor() -> Callable[[bytes, bytes], Any]:
-    """Two encoded pictures to normalised tensors, as open_clip and LLaVA do it."""
+    """Two encoded images to normalised tensors, as open_clip and LLaVA do it."""
     import torch
     from transformers import CLIPImageProcessorPil
 
@@ -193,8 +193,8 @@ def processor() -> Callable[[bytes, bytes], Any]:
     made = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
 
     def tensors(before: bytes, after: bytes) -> Any:
-        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, after)]
-        return made(pictures, return_tensors="pt")["pixel_values"]
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, after)]
+        return made(images, return_tensors="pt")["pixel_values"]
 
     return tensors
 
@@ -299,24 +299,24 @@ def photographs() -> list[Image.Image]:
 
     names = ("astronaut", "chelsea", "coffee", "cat", "rocket")
     crops = [Image.fromarray(getattr(skimage.data, name)()[..., :3]) for name in names]
-    return [picture.convert("RGB").resize((768, 576), Image.Resampling.LANCZOS) for picture in crops]
+    return [image.convert("RGB").resize((768, 576), Image.Resampling.LANCZOS) for image in crops]
 
 
-def jpeg(picture: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=90)
+    image.save(out, "JPEG", quality=90)
     return out.getvalue()
 
 
 def write_pairs(folder: Path, count: int) -> None:
-    """Pairs whose second picture has a square more; four shards."""
+    """Pairs whose second image has a square more; four shards."""
     from data_prep.tar import TarWriter
 
     folder.mkdir(parents=True)
-    random, pictures = np.random.default_rng(0), photographs()
+    random, images = np.random.default_rng(0), photographs()
     pool = []
     for number in range(min(count, 40)):
-        before = pictures[number % len(pictures)]
+        before = images[number % len(images)]
         after = before.copy()
         x, y = random.integers(0, 500, 2)
         ImageDraw.Draw(after).rectangle([x, y, x + 80, y + 60], tuple(random.integers(0, 256, 3).tolist()))
@@ -337,24 +337,24 @@ def members(number: int, before: bytes, after: bytes) -> list[tuple[str, bytes]]
     return [(f"{key}.before.jpg", before), (f"{key}.after.jpg", after), (f"{key}.json", text)]
 
 
-def pixels(pictures: list[Image.Image]) -> dict[str, Any]:
+def pixels(images: list[Image.Image]) -> dict[str, Any]:
     """Time and error of each way from JPEG to `[336, 336, 3]`, against the Hugging Face processor."""
     import cv2
     import simplejpeg
     import torch
     from transformers import CLIPImageProcessorPil
 
-    from onediff.config.model import PictureConfig
-    from onediff.data.pictures import decode, fitted, fitted_fast
+    from onediff.config.model import ImageConfig
+    from onediff.data.images import decode, fitted, fitted_fast
 
-    config = PictureConfig(size=SIZE, fit="crop")
+    config = ImageConfig(size=SIZE, fit="crop")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
     def with_draft(data: bytes) -> Any:
-        picture = Image.open(io.BytesIO(data))
-        picture.draft("RGB", (SIZE, SIZE))
-        return fitted(picture, config)
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (SIZE, SIZE))
+        return fitted(image, config)
 
     def with_opencv(data: bytes, interpolation: int) -> Any:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -375,11 +375,11 @@ def pixels(pictures: list[Image.Image]) -> dict[str, Any]:
         "OpenCV, area": lambda data: with_opencv(data, cv2.INTER_AREA),
     }
     made = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
-    encoded = [jpeg(picture) for picture in pictures]
+    encoded = [jpeg(image) for image in images]
     raw = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}
     theirs = [made(Image.open(io.BytesIO(data)), **raw)["pixel_values"][0].astype(int) for data in encoded]
     found = {}
-    print(f"\n{'decoding':<36}{'ms a picture':>13}{'mean error':>12}{'99 %':>6}{'max':>5}  (of 255)")
+    print(f"\n{'decoding':<36}{'ms an image':>13}{'mean error':>12}{'99 %':>6}{'max':>5}  (of 255)")
     for name, way in ways.items():
         errors = np.stack([np.abs(way(data).astype(int) - their) for data, their in zip(encoded, theirs, strict=True)])
         times = []

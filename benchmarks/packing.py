@@ -2,7 +2,7 @@
 
   python benchmarks/packing.py --json packing.json
 
-The same samples, in the proportions of the paper's second phase (a third pairs, LLaVA's single pictures, some texts), once
+The same samples, in the proportions of the paper's second phase (a third pairs, LLaVA's single images, some texts), once
 one a row and padded to the longest of their micro-batch, once several in a row. Lengths are those at 336 px divided by
 `--scale`, so that a CPU can do it; the tower is small, as it is beside a 7B language model. Micro-batches hold as many
 positions either way. Steps take turns; times are medians. The summed losses must agree, or the script fails.
@@ -27,16 +27,16 @@ import torch
 from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
 from onediff.data.packing import Packer
-from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import Row, collate, collate_packed
 from onediff.model.onediff import OneDiffModel
 
 ROW = 4096
-SIDE, PATCH = 112, 14  # 64 tokens a picture, a ninth of 576
+SIDE, PATCH = 112, 14  # 64 tokens an image, a ninth of 576
 
 
-def model_config(picture_tokens: int, delta_tokens: int) -> ModelConfig:
-    assert picture_tokens == (SIDE // PATCH) ** 2
+def model_config(image_tokens: int, delta_tokens: int) -> ModelConfig:
+    assert image_tokens == (SIDE // PATCH) ** 2
     return ModelConfig.model_validate(
         {
             "vision": {
@@ -50,7 +50,7 @@ def model_config(picture_tokens: int, delta_tokens: int) -> ModelConfig:
                     "patch_size": PATCH,
                 },
                 "levels": [1, 2, 3],
-                "picture": {"size": SIDE},
+                "image": {"size": SIDE},
             },
             "delta": {"tokens": delta_tokens, "layers": 3, "width": 64, "heads": 2, "intermediate": 128},
             "language": {
@@ -71,26 +71,26 @@ def model_config(picture_tokens: int, delta_tokens: int) -> ModelConfig:
 
 
 def drawn_rows(count: int, scale: int, seed: int) -> list[Row]:
-    """Samples as rows: places for pictures and deltas, random words, the last half of the words to be learned."""
+    """Samples as rows: places for images and deltas, random words, the last half of the words to be learned."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     made = []
     for number in range(count):
-        (pictures,) = rng.choices([2, 1, 0], [335, 625, 40])
-        text = min(1400, rng.lognormvariate(0, 0.6) * {2: 90, 1: 280, 0: 600}[pictures])
+        (images,) = rng.choices([2, 1, 0], [335, 625, 40])
+        text = min(1400, rng.lognormvariate(0, 0.6) * {2: 90, 1: 280, 0: 600}[images])
         words = max(4, round(text / scale))
-        seats = [PICTURE] * (576 // scale * pictures) + [DELTA] * (64 // scale * (pictures == 2))
+        seats = [IMAGE] * (576 // scale * images) + [DELTA] * (64 // scale * (images == 2))
         ids = torch.tensor([1, *seats, *(rng.randrange(2, 1000) for _ in range(words))])
         targets = torch.zeros(len(ids), dtype=torch.bool)
         targets[-(words // 2) :] = True
-        shape = (pictures, 3, SIDE, SIDE)
+        shape = (images, 3, SIDE, SIDE)
         made.append(
             Row(
                 ids,
                 targets,
                 torch.randint(0, 256, shape, dtype=torch.uint8),
-                (576 // scale,) * pictures,
-                pictures == 2,
+                (576 // scale,) * images,
+                images == 2,
                 0,
                 (str(number),),
             )

@@ -36,7 +36,7 @@ SMOLLM2 = {
         },
         "levels": [4, 8, 12],
         "output_level": -2,
-        "picture": {"size": 112},
+        "image": {"size": 112},
     },
     "delta": {"tokens": 32, "layers": 3, "width": 384, "heads": 6, "intermediate": 1536},
     "language": {
@@ -176,23 +176,23 @@ def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
     return found
 
 
-def batch_of(config: Any, shape: Any, picture_tokens: int) -> Any:
-    """A batch of that shape: every row two pictures, deltas, and targets at its end."""
+def batch_of(config: Any, shape: Any, image_tokens: int) -> Any:
+    """A batch of that shape: every row two images, deltas, and targets at its end."""
     import torch
 
     from onediff.data.batch import Batch
 
-    size, deltas = config.model.vision.picture.size, config.model.delta.tokens
+    size, deltas = config.model.vision.image.size, config.model.delta.tokens
     seats = torch.arange(shape.rows * shape.tokens).view(shape.rows, shape.tokens)
     targets = shape.targets // shape.rows
     return Batch(
         token_ids=torch.ones(shape.rows, shape.tokens, dtype=torch.int64),
         position_ids=torch.arange(shape.tokens).repeat(shape.rows, 1),
         segment_ids=None,
-        pictures=torch.zeros(shape.pictures, 3, size, size, dtype=torch.uint8),
-        picture_places=seats[:, : 2 * picture_tokens].flatten(),
-        pairs=shape.pictures // 2,
-        delta_places=seats[:, 2 * picture_tokens : 2 * picture_tokens + deltas].flatten(),
+        images=torch.zeros(shape.images, 3, size, size, dtype=torch.uint8),
+        image_places=seats[:, : 2 * image_tokens].flatten(),
+        pairs=shape.images // 2,
+        delta_places=seats[:, 2 * image_tokens : 2 * image_tokens + deltas].flatten(),
         target_places=seats[:, -targets - 1 : -1].flatten(),
         target_ids=torch.ones(shape.targets, dtype=torch.int64),
         target_sources=torch.zeros(shape.targets, dtype=torch.int64),

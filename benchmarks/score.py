@@ -27,7 +27,7 @@ import numpy as np
 WORDS = (
     "the a an red blue green large small metal rubber cube sphere cone car person dog truck tree has have been is was "
     "now no longer gone moved removed added appeared disappeared from to at in on left right top bottom middle there "
-    "next behind picture image second first street sign umbrella white black standing walking parked near building"
+    "next behind image image second first street sign umbrella white black standing walking parked near building"
 )
 
 

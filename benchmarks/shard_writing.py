@@ -39,7 +39,7 @@ import psutil
 from PIL import Image
 
 from data_prep.convert import convert
-from data_prep.pictures import Encoding, prepare
+from data_prep.images import Encoding, prepare
 from data_prep.readers import Inputs, reader
 from data_prep.writer import cores
 
@@ -65,14 +65,14 @@ def photographs() -> list[bytes]:
 
 
 def make_source(folder: Path, pairs: int) -> Path:
-    """A folder of pictures and its table."""
-    pictures = photographs()
+    """A folder of images and its table."""
+    images = photographs()
     with (folder / "pairs.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["before", "after", "caption"])
         for n in range(pairs):
             for half, offset in (("a", 0), ("b", 1)):
-                (folder / f"{n:06d}_{half}.jpg").write_bytes(pictures[(n + offset) % DISTINCT])
+                (folder / f"{n:06d}_{half}.jpg").write_bytes(images[(n + offset) % DISTINCT])
             rows.writerow([f"{n:06d}_a.jpg", f"{n:06d}_b.jpg", f"thing {n} is gone"])
     return folder / "pairs.csv"
 
@@ -120,7 +120,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def with_img2dataset(source: Path, out: Path, command: Path, processes: int) -> None:
-    """It knows single pictures only: twice as many samples of one picture each."""
+    """It knows single images only: twice as many samples of one image each."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(source)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in sorted(os.listdir(source)) if "jpg" in name]
@@ -135,12 +135,12 @@ def with_img2dataset(source: Path, out: Path, command: Path, processes: int) -> 
         server.shutdown()
     written = sum(json.loads(file.read_text())["successes"] for file in (out / "shards").glob("*_stats.json"))
     if written != len(urls):
-        raise SystemExit(f"img2dataset wrote {written} of {len(urls)} pictures")
+        raise SystemExit(f"img2dataset wrote {written} of {len(urls)} images")
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of packing the pictures of `source`, beside the way that is its limit, in so many of the turns."""
+    """One way of packing the images of `source`, beside the way that is its limit, in so many of the turns."""
 
     source: Path
     limit: str
@@ -148,7 +148,7 @@ class Way:
     turns: int = 1000
 
     def size(self) -> tuple[int, float]:
-        """Pairs, and megabytes of their pictures."""
+        """Pairs, and megabytes of their images."""
         sizes = [path.stat().st_size for path in self.source.glob("*.jpg")]
         return len(sizes) // 2, sum(sizes) / 1e6
 

@@ -1,10 +1,10 @@
-"""Where the time of an optimizer step goes, by stage of the step and by kind of operator, as a picture.
+"""Where the time of an optimizer step goes, by stage of the step and by kind of operator, as an image.
 
-  python benchmarks/step_profile.py --picture docs/step_profile.png --json benchmarks/results/step_profile.json
+  python benchmarks/step_profile.py --image docs/step_profile.png --json benchmarks/results/step_profile.json
 
 The demo's model in phases one and two through this project's engine (ZeRO-3, one process), under torch's profiler. Bars are
 milliseconds of a mean step, each operator's own time; on a GPU machine the kernels' time. The profiler itself makes small
-operators look slower than they are: read the picture for its proportions.
+operators look slower than they are: read the image for its proportions.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def draw(figures: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     from matplotlib import pyplot
 
     bars = [(f"phase {phase}: {stage}", stages[stage]) for phase, stages in figures.items() for stage in STAGES]
-    picture, axes = pyplot.subplots(figsize=(9, 0.5 * len(bars) + 1.2))
+    image, axes = pyplot.subplots(figsize=(9, 0.5 * len(bars) + 1.2))
     left = [0.0] * len(bars)
     for kind in (*KINDS, REST):
         widths = [kinds.get(kind, 0.0) for _, kinds in bars]
@@ -110,15 +110,15 @@ def draw(figures: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of one step")
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4, fontsize="small", frameon=False)
-    picture.tight_layout()
-    picture.savefig(path, dpi=110)
+    image.tight_layout()
+    image.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--image", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -132,8 +132,8 @@ def main() -> None:
                 f"{kind} {ms / total:.0%}" for kind, ms in sorted(kinds.items(), key=lambda item: -item[1])[:4]
             )
             print(f"  {stage:<15} {sum(kinds.values()) / total:5.0%}   {shares}")
-    if args.picture:
-        draw(figures, args.picture)
+    if args.image:
+        draw(figures, args.image)
     if args.json:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
         about = {"machine": platform.platform(), "device": device, "torch": torch.__version__, "rows": args.rows}

@@ -10,7 +10,7 @@ from data_prep.captioning.cache import Cache
 from data_prep.captioning.client import Asker
 from data_prep.captioning.table import caption_rows, read_prompt
 from data_prep.convert import convert
-from data_prep.pictures import Encoding
+from data_prep.images import Encoding
 from data_prep.readers import Inputs, Row, reader
 from data_prep.report import Report, crop_remarks, table
 from data_prep.retrieve import captions_of, find_pairs
@@ -26,7 +26,7 @@ class Built:
     samples: dict[str, int]
     remark: str = ""
     notes: tuple[str, ...] = ()
-    """Lines that are worth knowing about its pictures."""
+    """Lines that are worth knowing about its images."""
 
 
 def build(

@@ -1,4 +1,4 @@
-"""Verifying finished data sets: every byte, record and picture, and what stands twice.
+"""Verifying finished data sets: every byte, record and image, and what stands twice.
 
 A fault makes a sample or a shard unusable, or a score untrue; a remark is worth knowing. Both name shard and key.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.pictures import MAX_PIXELS
+from data_prep.images import MAX_PIXELS
 from data_prep.shards import over_shards
 from onediff.data.aspect import crop_remark
 from onediff.data.formats import jpeg_fault, open_image
@@ -41,14 +41,14 @@ class Finding:
 
 @dataclass
 class Mark:
-    """What is remembered of one good sample: fingerprints of its pictures, and of pictures and words together."""
+    """What is remembered of one good sample: fingerprints of its images, and of images and words together."""
 
     key: str
     place: int
-    pictures: bytes
+    images: bytes
     whole: bytes
     each: tuple[bytes, ...] = ()
-    """Of a pair, each picture's alone."""
+    """Of a pair, each image's alone."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class ShardCheck:
     findings: list[Finding] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """How many pictures are of a width and height."""
+    """How many images are of a width and height."""
 
     def add(self, kind: str, reason: str, key: str = "", place: int = -1, is_fault: bool = True) -> None:
         self.findings.append(Finding(kind, str(self.path), key, reason, place, is_fault))
@@ -92,7 +92,7 @@ class Outcome:
 
 
 def check_data_sets(manifests: Sequence[Manifest], processes: int | None = None, pixels: bool = True) -> Outcome:
-    """Checks every shard, then what stands twice in a split or in two. `pixels` decodes every picture."""
+    """Checks every shard, then what stands twice in a split or in two. `pixels` decodes every image."""
     shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
     known = {manifest.path(shard): (shard, manifest.split) for manifest, shard in shards}
     work = partial(check_shard, known=known, pixels=pixels)
@@ -138,8 +138,8 @@ def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) 
                 sample = parse_sample(read_sample(file.fileno(), span), span.key)
                 if sample.split != split:
                     raise BadSample("wrong_split", f"the record says split {sample.split!r}, the manifest {split!r}")
-                for role, data in sample.pictures.items():
-                    check.sizes[check_picture(role, data, pixels)] += 1
+                for role, data in sample.images.items():
+                    check.sizes[check_image(role, data, pixels)] += 1
                 check.marks.append(mark_of(sample, place))
             except BadSample as bad:
                 check.add(bad.kind, bad.reason, span.key, place)
@@ -147,40 +147,40 @@ def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) 
 
 
 def find_crop_loss(split: Sequence[ShardCheck]) -> None:
-    """Remarks, once, on a split of whose pictures a crop would lose much."""
+    """Remarks, once, on a split of whose images a crop would lose much."""
     if remark := crop_remark(sum((check.sizes for check in split), Counter())):
         folder = str(split[0].path.parent)
         split[0].findings.insert(0, Finding("lost_to_crop", folder, "", remark, is_fault=False))
 
 
-def check_picture(role: str, data: bytes, pixels: bool) -> tuple[int, int]:
-    """Its width and height. Raises `BadSample` unless the picture can be decoded (its header only, unless `pixels`)."""
+def check_image(role: str, data: bytes, pixels: bool) -> tuple[int, int]:
+    """Its width and height. Raises `BadSample` unless the image can be decoded (its header only, unless `pixels`)."""
     try:
         with open_image(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise BadSample("too_large", f"picture {role!r} has {image.width} × {image.height} pixels")
+                raise BadSample("too_large", f"image {role!r} has {image.width} × {image.height} pixels")
             if pixels:
                 image.load()
                 if fault := jpeg_fault(data):
-                    raise BadSample("bad_picture", f"picture {role!r} is not whole: {fault}")
+                    raise BadSample("bad_image", f"image {role!r} is not whole: {fault}")
             return image.size
     except BadSample:
         raise
     except Exception as error:
-        raise BadSample("bad_picture", f"picture {role!r} cannot be decoded: {error}") from error
+        raise BadSample("bad_image", f"image {role!r} cannot be decoded: {error}") from error
 
 
 def mark_of(sample: Sample, place: int) -> Mark:
-    """Fingerprints of a sample; a pair turned around has the same pictures."""
-    pictures = sorted(hashlib.blake2b(data, digest_size=16).digest() for data in sample.pictures.values())
-    seen = hashlib.blake2b(b"".join(pictures), digest_size=16)
+    """Fingerprints of a sample; a pair turned around has the same images."""
+    images = sorted(hashlib.blake2b(data, digest_size=16).digest() for data in sample.images.values())
+    seen = hashlib.blake2b(b"".join(images), digest_size=16)
     whole = seen.copy()
-    words = (sorted(sample.pictures), sample.captions, sample.conversations, sample.instruction)
+    words = (sorted(sample.images), sample.captions, sample.conversations, sample.instruction)
     whole.update(repr(words).encode())
     if sample.is_pair:
-        whole.update(hashlib.blake2b(sample.pictures["before"], digest_size=16).digest())
-    each = tuple(pictures) if sample.is_pair else ()
-    return Mark(sample.key, place, seen.digest() if pictures else b"", whole.digest(), each)
+        whole.update(hashlib.blake2b(sample.images["before"], digest_size=16).digest())
+    each = tuple(images) if sample.is_pair else ()
+    return Mark(sample.key, place, seen.digest() if images else b"", whole.digest(), each)
 
 
 def find_repeats(checks: Sequence[ShardCheck]) -> None:
@@ -192,7 +192,7 @@ def find_repeats(checks: Sequence[ShardCheck]) -> None:
             this = (check.path, mark)
             twin, namesake = wholes.setdefault(mark.whole, this), keys.setdefault(mark.key, this)
             if twin is not this:
-                check.add("duplicate", f"the pictures and words of {shown(*twin)} again", mark.key, mark.place)
+                check.add("duplicate", f"the images and words of {shown(*twin)} again", mark.key, mark.place)
             elif namesake is not this:
                 check.add("repeated_key", f"the key of {shown(*namesake)} again", mark.key, mark.place)
 
@@ -202,22 +202,22 @@ def shown(path: Path, mark: Mark) -> str:
 
 
 def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
-    """Adds a fault for pictures of `train` that another split has too, and a remark for those of two other splits.
+    """Adds a fault for images of `train` that another split has too, and a remark for those of two other splits.
 
-    A single picture of a pair of `train` that stands in a pair of another split is a remark, too.
+    A single image of a pair of `train` that stands in a pair of another split is a remark, too.
     """
     first: dict[bytes, tuple[str, str]] = {}
     single: dict[bytes, tuple[str, str]] = {}
     for split in sorted(checks, key=lambda name: name == "train"):
         for check in checks[split]:
             for mark in check.marks:
-                other, there = first.setdefault(mark.pictures, (split, shown(check.path, mark)))
-                if mark.pictures and other != split:
-                    reason = f"its pictures stand in split {other} too, as {there}"
+                other, there = first.setdefault(mark.images, (split, shown(check.path, mark)))
+                if mark.images and other != split:
+                    reason = f"its images stand in split {other} too, as {there}"
                     check.add("leakage", reason, mark.key, mark.place, is_fault=split == "train")
                 elif split != "train":
-                    for picture in mark.each:
-                        single.setdefault(picture, (split, shown(check.path, mark)))
-                elif where := next((single[picture] for picture in mark.each if picture in single), None):
-                    reason = f"one of its pictures stands in split {where[0]} too, in {where[1]}"
-                    check.add("shared_picture", reason, mark.key, mark.place, is_fault=False)
+                    for image in mark.each:
+                        single.setdefault(image, (split, shown(check.path, mark)))
+                elif where := next((single[image] for image in mark.each if image in single), None):
+                    reason = f"one of its images stands in split {where[0]} too, in {where[1]}"
+                    check.add("shared_image", reason, mark.key, mark.place, is_fault=False)

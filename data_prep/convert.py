@@ -1,4 +1,4 @@
-"""From a reader's rows to shards: repeated rows merged, splits kept apart, pictures made plain, captions cleaned."""
+"""From a reader's rows to shards: repeated rows merged, splits kept apart, images made plain, captions cleaned."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.ids import Ids
-from data_prep.images import ImageSource
-from data_prep.pictures import Encoding, is_grey, is_misnamed, prepare
+from data_prep.image_source import ImageSource
+from data_prep.images import Encoding, is_grey, is_misnamed, prepare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.report import Report
 from data_prep.share import Share
@@ -35,10 +35,10 @@ class Split:
 
 @dataclass(frozen=True)
 class MakeSample:
-    """Sample `i` of a split. Picklable; opens the pictures where it runs."""
+    """Sample `i` of a split. Picklable; opens the images where it runs."""
 
     spool: Spool
-    images: ImageSource
+    image_source: ImageSource
     source: str
     encoding: Encoding
     extra: dict[int, list[str]]
@@ -60,25 +60,25 @@ class MakeSample:
             notes.append("instruction_is_caption")  # the model would be asked with the answer
         if not kept and not row.conversations:
             raise BadSample("no_caption", "the caption is empty" if len(clean) == 1 else "there is no caption")
-        pictures, sizes = {}, {}
-        for role, value in row.pictures.items():
-            pictures[role], sizes[role], remarks = self.picture(role, value)
+        images, sizes = {}, {}
+        for role, value in row.images.items():
+            images[role], sizes[role], remarks = self.image(role, value)
             notes += remarks
         if len(set(sizes.values())) > 1:
             notes.append("sizes_differ")
-        if pictures and "before" in pictures and pictures["before"] == pictures.get("after"):
+        if "before" in images and images["before"] == images.get("after"):
             notes.append("identical_pair")
         meta = {**row.meta, "size": {role: list(size) for role, size in sizes.items()}} if sizes else dict(row.meta)
         if notes:
             meta["notes"] = sorted(notes)
-        task = "conversation" if row.conversations else "pair" if "before" in pictures else "single"
-        return Sample(row.id, self.source, task, row.split, kept, row.conversations, row.instruction, meta, pictures)
+        task = "conversation" if row.conversations else "pair" if "before" in images else "single"
+        return Sample(row.id, self.source, task, row.split, kept, row.conversations, row.instruction, meta, images)
 
-    def picture(self, role: str, value: str | bytes) -> tuple[bytes, tuple[int, int], list[str]]:
-        """The picture to store, its size and notes."""
+    def image(self, role: str, value: str | bytes) -> tuple[bytes, tuple[int, int], list[str]]:
+        """The image to store, its size and notes."""
         if not value:
-            raise BadSample("missing_image", f"there is no {role} picture")
-        data, notes = (value, []) if isinstance(value, bytes) else self.images.read(value)
+            raise BadSample("missing_image", f"there is no {role} image")
+        data, notes = (value, []) if isinstance(value, bytes) else self.image_source.read(value)
         try:
             stored, size, remarks = prepare(data, self.encoding)
         except BadSample as bad:
@@ -103,15 +103,15 @@ def convert(
     """Writes `out/<split>/` for every split the reader finds, or for those named; `options` go to `write_dataset`.
 
     With a `share` this task reads all rows and makes its part of the shards. `hold_out` moves that fraction of the pairs
-    of a data set without splits to `test`, by a hash of their pictures.
-    Raises UserError when there are no rows, a path leaves the image folder, or the same pictures stand in `train` and
+    of a data set without splits to `test`, by a hash of their images.
+    Raises UserError when there are no rows, a path leaves the image folder, or the same images stand in `train` and
     in another split and not `allow_leakage`; what stands in two splits otherwise is noted.
     """
-    images = ImageSource(inputs.images or Path("."), inputs.hosts)
+    image_source = ImageSource(inputs.images or Path("."), inputs.hosts)
     encoding = encoding or Encoding()
     aside = out / (".tmp-rows" if share is None else f".tmp-rows-{share.number}")
     with locked(aside), ExitStack() as stack:
-        found = gather(reader, inputs, images, stack, aside, hold_out, allow_leakage, splits)
+        found = gather(reader, inputs, image_source, stack, aside, hold_out, allow_leakage, splits)
         wanted = [split for split in found if not splits or split in splits]
         missing = sorted(set(splits) - set(found))
         if missing or not wanted:
@@ -122,7 +122,7 @@ def convert(
         for name in wanted:
             split = found[name]
             split.digest.update(repr((encoding, reader.name, split.notes)).encode())
-            made = MakeSample(split.spool.close(), images, reader.name, encoding, split.extra, split.notes)
+            made = MakeSample(split.spool.close(), image_source, reader.name, encoding, split.extra, split.notes)
             reports.append(
                 write_dataset(
                     made,
@@ -143,7 +143,7 @@ def convert(
 def gather(
     reader: Reader,
     inputs: Inputs,
-    images: ImageSource,
+    image_source: ImageSource,
     stack: ExitStack,
     aside: Path,
     hold_out: float,
@@ -158,27 +158,27 @@ def gather(
     places: dict[bytes, int] = {}
     ids = Ids()
     split_of: dict[bytes, str] = {}
-    split_of_picture: dict[bytes, str] = {}
-    opened = images.open() if inputs.images else None
+    split_of_image: dict[bytes, str] = {}
+    opened = image_source.open() if inputs.images else None
     for row in reader.rows(inputs):
-        pictures = {
-            role: images.place(value, row.where) if isinstance(value, str) and value else value
-            for role, value in row.pictures.items()
+        images = {
+            role: image_source.place(value, row.where) if isinstance(value, str) and value else value
+            for role, value in row.images.items()
         }
-        mark = fingerprint(sorted((role, value) for role, value in pictures.items()))
+        mark = fingerprint(sorted((role, value) for role, value in images.items()))
         name = row.split or "train"
         if hold_out and name == "train" and int.from_bytes(mark[:4], "little") < hold_out * 2**32:
             name = "test"
         if name not in found and name not in meant:
             check_split(name, row.where)
         # A pair turned around is the same pair to a model that has seen it.
-        both = fingerprint(sorted(map(repr, pictures.values())))
-        is_whole = bool(pictures) and all(pictures.values())
+        both = fingerprint(sorted(map(repr, images.values())))
+        is_whole = bool(images) and all(images.values())
         other = split_of.setdefault(both, name) if is_whole else name
         if other != name and "train" in (other, name) and not allow_leakage:
             raise UserError(
-                f"{row.where}: the same picture{'s' * (len(pictures) > 1)} ({', '.join(map(shown, pictures.values()))}) "
-                f"stand in the splits {other} and {name}; mend the rows or add --allow-leakage"
+                f"{row.where}: the same image{'s' * (len(images) > 1)} ({', '.join(map(shown, images.values()))}) "
+                f"stand in the splits {other} and {name}; fix the rows or add --allow-leakage"
             )
         if name not in found:
             found[name] = Split(stack.enter_context(spooled(aside / f"{name}.jsonl")))
@@ -186,10 +186,8 @@ def gather(
         told = (row.id, row.captions, row.conversations, row.instruction, row.meta)
         split.digest.update(mark + repr(told).encode("utf-8", "surrogateescape"))
         if opened:
-            split.digest.update(
-                repr([opened.size(path) for path in pictures.values() if isinstance(path, str)]).encode()
-            )
-        row = ids.given(dataclasses.replace(row, pictures=pictures, split=name), mark)
+            split.digest.update(repr([opened.size(path) for path in images.values() if isinstance(path, str)]).encode())
+        row = ids.given(dataclasses.replace(row, images=images, split=name), mark)
         same = fingerprint((name, row.id, mark))
         if same in places and row.captions:
             place = places[same]
@@ -198,10 +196,10 @@ def gather(
             continue
         if other != name:
             split.notes[split.spool.count] = ["in_two_splits"]
-        elif len(pictures) > 1:
-            shared = {split_of_picture.setdefault(fingerprint(value), name) for value in pictures.values() if value}
+        elif len(images) > 1:
+            shared = {split_of_image.setdefault(fingerprint(value), name) for value in images.values() if value}
             if len({name, *shared}) > 1 and "train" in {name, *shared}:
-                split.notes[split.spool.count] = ["picture_in_two_splits"]
+                split.notes[split.spool.count] = ["image_in_two_splits"]
         places[same] = split.spool.count
         split.spool.add(row)
     if not found:

@@ -1,4 +1,4 @@
-"""What is in a data set as one HTML page: its statistics, and samples with their pictures. The page needs no other file."""
+"""What is in a data set as one HTML page: its statistics, and samples with their images. The page needs no other file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onediff.data.manifest import Manifest
 from onediff.data.sample import BadSample, Sample, parse_sample
 
 PIXELS = 320
-"""Longer side of a picture on the page."""
+"""Longer side of an image on the page."""
 STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;margin:1.5em;max-width:80em}pre{background:#f4f4f4;padding:1em;overflow:auto}"
     "figure{display:inline-block;margin:0 1em 1.5em 0;vertical-align:top;width:42em;max-width:100%}"
@@ -27,7 +27,7 @@ STYLE = (
 
 
 def write_gallery(path: Path, manifests: Sequence[Manifest], found: dict[str, Stats], most: int) -> None:
-    """Writes the page with at most `most` samples of each split, spread evenly over it. Costs about 5 ms a picture."""
+    """Writes the page with at most `most` samples of each split, spread evenly over it. Costs about 5 ms an image."""
     parts = [f'<!doctype html><meta charset="utf-8"><title>{text(manifests[0].name)}</title><style>{STYLE}</style>']
     parts.append(f"<h1>{text(manifests[0].name)}</h1><pre>{text(show_stats(found))}</pre>")
     for manifest in manifests:
@@ -60,12 +60,12 @@ def spread_over(manifest: Manifest, most: int) -> Iterator[tuple[str, Sample | B
 
 
 def figure(where: str, sample: Sample | BadSample) -> str:
-    """One sample: its pictures, what is said about it, and where it lies."""
+    """One sample: its images, what is said about it, and where it lies."""
     if isinstance(sample, BadSample):
         return (
             f'<figure><figcaption class="bad">{text(str(sample))}<br><small>{text(where)}</small></figcaption></figure>'
         )
-    shown = "".join(picture(role, data) for role, data in sample.pictures.items())
+    shown = "".join(image(role, data) for role, data in sample.images.items())
     said = [text(caption) for caption in sample.captions]
     said += [f"<b>{text(turn['from'])}</b> {text(turn['value'])}" for turn in sample.conversations]
     if sample.instruction:
@@ -75,8 +75,8 @@ def figure(where: str, sample: Sample | BadSample) -> str:
     return f"<figure>{shown}<figcaption>{'<br>'.join(said)}<br><small>{text(below)}</small></figcaption></figure>"
 
 
-def picture(role: str, data: bytes) -> str:
-    """A small copy of a picture inside the page, or what is wrong with it."""
+def image(role: str, data: bytes) -> str:
+    """A small copy of an image inside the page, or what is wrong with it."""
     try:
         with open_image(io.BytesIO(data)) as file:
             small = ImageOps.exif_transpose(file).convert("RGB")

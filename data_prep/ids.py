@@ -1,4 +1,4 @@
-"""Ids of rows: one id for one pair of pictures, since scores are made pair by pair."""
+"""Ids of rows: one id for one pair of images, since scores are made pair by pair."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from onediff.errors import UserError
 
 
 class Ids:
-    """Which pictures each id of a data set stands for."""
+    """Which images each id of a data set stands for."""
 
     def __init__(self) -> None:
-        self._pictures_of: dict[tuple[str, str], bytes] = {}
+        self._images_of: dict[tuple[str, str], bytes] = {}
 
-    def given(self, row: Row, pictures: bytes) -> Row:
+    def given(self, row: Row, images: bytes) -> Row:
         """The row with its id, made of the paths where it has none: `a/1.jpg` and `a/2.jpg` are `a-1-2`.
 
-        `pictures` is a fingerprint of them. Raises UserError where the row's own id stands for other pictures already.
+        `images` is a fingerprint of them. Raises UserError where the row's own id stands for other images already.
         """
         if not row.id:
-            return dataclasses.replace(row, id=next(id for id in _candidates(row) if self._is_free(row, id, pictures)))
-        if all(row.pictures.values()) and not row.conversations and not self._is_free(row, row.id, pictures):
+            return dataclasses.replace(row, id=next(id for id in _candidates(row) if self._is_free(row, id, images)))
+        if all(row.images.values()) and not row.conversations and not self._is_free(row, row.id, images):
             raise UserError(
-                f"{row.where}: an earlier row of split {row.split} has the id {row.id!r} and other pictures; give each pair "
+                f"{row.where}: an earlier row of split {row.split} has the id {row.id!r} and other images; give each pair "
                 "an id of its own, or let their paths be the ids (--columns id=)"
             )
         return row
 
-    def _is_free(self, row: Row, id: str, pictures: bytes) -> bool:
-        return self._pictures_of.setdefault((row.split, id), pictures) == pictures
+    def _is_free(self, row: Row, id: str, images: bytes) -> bool:
+        return self._images_of.setdefault((row.split, id), images) == images
 
 
 def _candidates(row: Row) -> list[str]:
     """Names for a row, the shortest first; the last is its own."""
-    values = [value for value in row.pictures.values() if isinstance(value, str) and value]
+    values = [value for value in row.images.values() if isinstance(value, str) and value]
     paths = [urlsplit(value).path.lstrip("/") if "://" in value else value for value in values]
     stems = [splitext(path)[0] for path in paths]
     folders = {dirname(path) for path in paths}

@@ -1,195 +1,205 @@
-"""Where the pictures of a raw data set come from: a folder, archives in it, a tar or a zip, or hosts that the user named."""
+"""Images as people have them, made into what a shard holds: upright 8-bit grey or RGB in JPEG, PNG or WebP.
+
+An image that is that already keeps its bytes. Everything else is encoded again, and a word about it is noted.
+"""
 
 from __future__ import annotations
 
-import os
-import stat
-import zipfile
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Literal
 
-from data_prep.web import MAX_BYTES, check_url, fetch, is_url
-from onediff.data.index import scan_members
-from onediff.data.sample import BadSample
-from onediff.errors import UserError
+import numpy as np
+from PIL import Image, ImageOps
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+from onediff.data.formats import foreign_profile, jpeg_fault, kind_of, open_image, to_eight_bits, to_srgb
+from onediff.data.sample import BadSample, image_suffix
 
-
-def inside(path: str, where: str) -> str:
-    """`path` in plain form, relative. Raises UserError when it is absolute or leaves its folder."""
-    archive, member = split_member(path)
-    if member:
-        return f"{inside(archive, where)}#{inside(member, where)}"
-    plain = os.path.normpath(path.replace("\\", "/"))
-    if plain.startswith(("/", "../")) or plain == ".." or (len(plain) > 1 and plain[1] == ":"):
-        raise UserError(f"{where}: the path {path!r} leaves the image folder; name that folder with --images")
-    return plain
-
-
-def split_member(path: str) -> tuple[str, str]:
-    """`shards/000.tar#1.jpg` as archive and member; the member is empty where `path` names a file."""
-    archive, _, member = path.partition("#")
-    return (archive, member) if archive.lower().endswith((".tar", ".zip")) else (path, "")
-
-
-class Folder:
-    """Pictures in a folder and the folders below it, and in their archives.
-
-    A name in other case or with another suffix is found too.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._listings: dict[str, dict[str, str]] = {}
-        self._archives: dict[str, Archive] = {}
-
-    def read(self, path: str) -> tuple[bytes, list[str]]:
-        """The bytes at `path`, and notes. Raises `BadSample`, and UserError for an archive that is refused."""
-        name, member = split_member(path)
-        if member:
-            return self._archive(name).read(member)
-        descriptor, notes = self._open(path), []  # type: int, list[str]
-        if descriptor < 0:
-            found = self._similar(path)
-            descriptor, notes = self._open(found) if found else -1, ["other_name"]
-        if descriptor < 0:
-            raise BadSample("missing_image", f"no file {path!r} in {self.root}")
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-            os.close(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadSample("missing_image", f"{path!r} is not a plain file")
-            raise BadSample("too_large", f"{path!r} has {status.st_size:,} bytes, more than {MAX_BYTES:,}")
-        with open(descriptor, "rb") as file:
-            return file.read(), notes
-
-    def _open(self, path: str) -> int:
-        """A descriptor, or -1 where there is no such file."""
-        try:
-            # Without waiting: a pipe in the folder must not stop the conversion.
-            return os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_NONBLOCK)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return -1
-        except (OSError, ValueError) as error:
-            raise BadSample("missing_image", f"{path!r} cannot be opened: {error}") from error
-
-    def _archive(self, name: str) -> Archive:
-        """Raises `BadSample` where there is none."""
-        if name not in self._archives:
-            if not (self.root / name).is_file():
-                raise BadSample("missing_image", f"no archive {name!r} in {self.root}")
-            self._archives[name] = Archive(self.root / name)
-        return self._archives[name]
-
-    def size(self, path: str) -> int:
-        """Bytes of the file or member, -1 where there is none of that very name."""
-        name, member = split_member(path)
-        try:
-            if member:
-                return self._archive(name).size(member)
-            return os.stat(f"{self.root}/{path}").st_size
-        except UserError:
-            raise
-        except (OSError, ValueError):
-            return -1
-
-    def _similar(self, path: str) -> str | None:
-        """The name on disk that differs from `path` in case or suffix only."""
-        pure = PurePosixPath(path)
-        folder = str(pure.parent)
-        if folder not in self._listings:
-            try:
-                self._listings[folder] = {name.lower(): name for name in sorted(os.listdir(self.root / folder))}
-            except OSError:
-                self._listings[folder] = {}
-        listing, name = self._listings[folder], pure.name.lower()
-        stem = name.removesuffix(pure.suffix.lower()) if pure.suffix.lower() in SUFFIXES else name
-        found = next((listing[guess] for guess in (name, *(stem + s for s in SUFFIXES)) if guess in listing), None)
-        return str(pure.parent / found) if found else None
-
-
-class Archive:
-    """Pictures in a tar or a zip, read in place and never unpacked. A suspicious member refuses the whole archive."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle: Any = None
-
-    @cached_property
-    def members(self) -> dict[str, tuple[int, int]]:
-        """`name → (offset, size)` in a tar, or `(0, size)` in a zip. Raises UserError."""
-        if zipfile.is_zipfile(self.path):
-            with zipfile.ZipFile(self.path) as archive:
-                return {
-                    self._checked(entry): (0, entry.file_size) for entry in archive.infolist() if not entry.is_dir()
-                }
-        damage: list[str] = []
-        with open(self.path, "rb") as file:
-            members = list(scan_members(file.fileno(), damage))
-        if damage:
-            raise UserError(f"{self.path}: {damage[0]}; the archive is refused, unpack and look at it yourself")
-        return {inside(name, f"{self.path} member"): (offset, size) for name, offset, size in members}
-
-    def _checked(self, entry: zipfile.ZipInfo) -> str:
-        mode = entry.external_attr >> 16
-        if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
-            raise UserError(f"{self.path}: {entry.filename!r} is not a plain file; the archive is refused")
-        return inside(entry.filename, f"{self.path} member")
-
-    def read(self, path: str) -> tuple[bytes, list[str]]:
-        """The bytes of member `path`, and notes. Raises `BadSample`."""
-        if path not in self.members:
-            raise BadSample("missing_image", f"no member {path!r} in {self.path}")
-        offset, size = self.members[path]
-        if size > MAX_BYTES:
-            raise BadSample("too_large", f"{path!r} has {size:,} bytes, more than {MAX_BYTES:,}")
-        if self._handle is None:
-            self._handle = zipfile.ZipFile(self.path) if zipfile.is_zipfile(self.path) else self.path.open("rb")
-        if not isinstance(self._handle, zipfile.ZipFile):
-            return os.pread(self._handle.fileno(), size, offset), []
-        try:
-            with self._handle.open(path) as file:
-                # The size that the archive declares is not to be trusted.
-                data = file.read(size + 1)
-        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
-            raise BadSample("bad_picture", f"{path!r} cannot be unpacked: {error}") from error
-        if len(data) > size:
-            raise BadSample("too_large", f"{path!r} unpacks to more than the {size} bytes it declares")
-        return data, []
-
-    def size(self, path: str) -> int:
-        return self.members.get(path, (0, -1))[1]
+MAX_PIXELS = 1 << 27
+ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class ImageSource:
-    """A folder or archive by path, and hosts for URLs: small to send to worker processes, opened where it is used."""
+class Encoding:
+    """How images are stored. `max_side` in pixels bounds the longer side, never enlarging; `decode` checks every pixel.
 
-    path: Path
-    hosts: tuple[str, ...] = ()
-    _opened: list[Folder | Archive] = field(default_factory=list, compare=False, repr=False)
+    `form` is the format of images that are encoded again: `keep` stays lossless where the original was, and `jpg`,
+    `png` and `webp` encode every image.
+    """
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ImageSource, (self.path, self.hosts)
+    max_side: int | None = None
+    form: Literal["keep", "jpg", "png", "webp"] = "keep"
+    quality: int = 95
+    decode: bool = False
 
-    def place(self, path: str, where: str) -> str:
-        """`path` in plain form. Raises UserError when it leaves the folder, or is a URL that may not be fetched."""
-        return check_url(path, self.hosts, where) if is_url(path) else inside(path, where)
 
-    def read(self, path: str) -> tuple[bytes, list[str]]:
-        """The bytes of the picture and notes. Raises `BadSample`, and UserError for an archive that is refused."""
-        return (fetch(path, self.hosts), []) if is_url(path) else self.open().read(path)
+def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], list[str]]:
+    """The bytes to store, the size `(width, height)` they decode to, and notes on what was changed.
 
-    def open(self) -> Folder | Archive:
-        """Raises UserError when there is neither a folder nor an archive."""
-        if not self._opened:
-            if self.path.is_dir():
-                self._opened.append(Folder(self.path))
-            elif self.path.is_file():
-                self._opened.append(Archive(self.path))
-            else:
-                raise UserError(f"{self.path}: no such folder, tar or zip of pictures")
-        return self._opened[0]
+    Raises `BadSample` of kind `not_an_image`, `too_large` (more than `MAX_PIXELS`: a decompression bomb) or `bad_image`.
+    """
+    size = plain_size(data)
+    small = encoding.max_side is None or (size is not None and max(size) <= encoding.max_side)
+    if size and small and encoding.form == "keep" and not encoding.decode and looks_whole(data):
+        return data, size, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = open_image(io.BytesIO(data))
+        except Image.DecompressionBombError as error:
+            raise BadSample("too_large", "the image claims more pixels than any real one") from error
+        except Exception as error:
+            raise BadSample("not_an_image", kind_of(data)) from error
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise BadSample("too_large", f"{width} × {height} pixels, more than {MAX_PIXELS:,}")
+        try:
+            notes = peculiarities(image, data)
+            shrink = encoding.max_side is not None and max(width, height) > encoding.max_side
+            if not notes and not shrink and encoding.form == "keep" and image_suffix(data):
+                if encoding.decode or not looks_whole(data):
+                    image.load()
+                    must_be_whole(data)
+                return data, (width, height), []
+            lossless = image.format not in ("JPEG", "MPO", "WEBP")
+            plain = upright_rgb(image)
+            must_be_whole(data)
+        except BadSample:
+            raise
+        except Exception as error:
+            raise BadSample("bad_image", f"the image is corrupt: {error}") from error
+    if shrink and encoding.max_side is not None:
+        scale = encoding.max_side / max(plain.size)
+        size = (max(1, round(plain.width * scale)), max(1, round(plain.height * scale)))
+        plain = plain.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        notes.append("resized")
+    form = ("png" if lossless else "jpg") if encoding.form == "keep" else encoding.form
+    out = io.BytesIO()
+    if form == "png":
+        plain.save(out, "PNG", compress_level=3)
+    else:
+        plain.save(out, {"jpg": "JPEG", "webp": "WEBP"}[form], quality=encoding.quality)
+    return out.getvalue(), plain.size, notes
+
+
+def must_be_whole(data: bytes) -> None:
+    """Raises `BadSample` for a JPEG with pixels missing, which Pillow fills with grey without a word."""
+    if fault := jpeg_fault(data):
+        raise BadSample("bad_image", f"the image is corrupt: {fault}")
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """The size of a JPEG or PNG whose header alone shows that it is plain; None where a closer look is needed.
+
+    Five times as fast as Pillow, which reads everything before the pixels; most images need no more.
+    """
+    size = jpeg_size(data) if data[:2] == b"\xff\xd8" else png_size(data) if data[:4] == b"\x89PNG" else None
+    return size if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8 bits, grey or in three colours, without EXIF or a colour profile but sRGB's."""
+    precision, height, width, colours = jpeg_frame(data, past_exif=False)
+    return (width, height) if precision == 8 and colours in (1, 3) else None
+
+
+def jpeg_frame(data: bytes, past_exif: bool) -> tuple[int, int, int, int]:
+    """Precision, height, width and number of colours from a JPEG's header; zeros where there is none to read."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):
+            precision, height, width, colours = struct.unpack(">BHHB", data[at + 4 : at + 10].ljust(6, b"\0"))
+            return precision, height, width, colours
+        if length < 2 or (marker == 0xE1 and not past_exif):
+            break
+        if marker == 0xE2 and not past_exif and b"sRGB" not in data[at : at + 2 + length]:
+            break
+        at += 2 + length
+    return 0, 0, 0, 0
+
+
+def is_grey(data: bytes) -> bool:
+    """Whether a JPEG or PNG has no colours, by its header."""
+    if data[:2] == b"\xff\xd8":
+        return jpeg_frame(data, past_exif=True)[3] == 1
+    return data[:4] == b"\x89PNG" and data[25:26] in (b"\x00", b"\x04")
+
+
+def content_print(data: bytes) -> tuple[int, int]:
+    """Length and sum of the 64-bit words of an encoded image, to tell copies from others.
+
+    A quarter of a CRC-32's time. What a sum misses, words that change places, no encoder makes by chance.
+    """
+    words = np.frombuffer(data, "<u8", len(data) // 8).sum(dtype=np.uint64)
+    return len(data), int(words) ^ int.from_bytes(data[-8:], "little")
+
+
+def is_misnamed(name: str, data: bytes) -> bool:
+    """Whether the suffix of an image's name is that of another kind of image than `data` holds."""
+    kinds = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp", "gif": None, "bmp": None, "tif": None}
+    suffix = name.rpartition(".")[2].lower()
+    return suffix in kinds and kinds[suffix] != image_suffix(data)
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a PNG of 8 bits, grey or RGB, without transparency, EXIF or animation."""
+    if data[12:16] != b"IHDR" or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
+        return None
+    if any(name in data for name in (b"tRNS", b"eXIf", b"acTL", b"iCCP")):
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def peculiarities(image: Image.Image, data: bytes) -> list[str]:
+    """Why the image cannot be stored as it is, in words that are counted; empty for a plain one."""
+    notes = []
+    # Pillow decodes a whole PNG to look for EXIF behind its pixels.
+    may_turn = image.format != "PNG" or b"eXIf" in data
+    if may_turn and image.getexif().get(ORIENTATION, 1) != 1:
+        notes.append("exif_rotation")
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        notes.append("animation")
+    if image.mode == "P":
+        notes.append("palette")
+    if image.has_transparency_data:
+        notes.append("alpha")
+    if image.mode == "CMYK" or image.mode == "YCCK":
+        notes.append("cmyk")
+    if foreign_profile(image):
+        notes.append("colour_profile")
+    if image.mode == "F":
+        notes.append("float")
+    if image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10"):
+        notes.append("16_bit")
+    if image_suffix(data) is None:
+        notes.append(str(image.format).lower())
+    if not notes and image.mode not in ("L", "RGB"):
+        notes.append(f"mode_{image.mode.lower()}")
+    return notes
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The first frame, turned upright, as 8-bit grey or RGB; transparent parts become white. Decodes every pixel."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        return Image.fromarray(to_eight_bits(np.asarray(upright)))  # Pillow cuts off at 255 instead of scaling
+    if profile := foreign_profile(upright):
+        upright = to_srgb(upright, profile)
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return upright if upright.mode in ("L", "RGB") else upright.convert("L" if upright.mode == "1" else "RGB")
+
+
+def looks_whole(data: bytes) -> bool:
+    """Whether the file has its end where it should be, which a download that was cut short has not."""
+    suffix = image_suffix(data)
+    if suffix == "jpg":
+        return b"\xff\xd9" in data[-64:]
+    if suffix == "png":
+        return b"IEND" in data[-64:]
+    return int.from_bytes(data[4:8], "little") + 8 <= len(data)

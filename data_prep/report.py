@@ -19,7 +19,7 @@ DETAILS = 50
 
 @dataclass
 class Tally:
-    """Counts over some samples; `details` are `kind: reason` lines, `prints` are those of each picture (`content_print`)."""
+    """Counts over some samples; `details` are `kind: reason` lines, `prints` are those of each image (`content_print`)."""
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class Tally:
         )
 
     def repeated(self) -> int:
-        """How many pictures have the content of an earlier one."""
+        """How many images have the content of an earlier one."""
         return len(self.prints) - len(set(self.prints))
 
 
@@ -67,7 +67,7 @@ class Report:
 
     manifest: Manifest
     tally: Tally
-    repeated_pictures: int
+    repeated_images: int
     seconds: float
 
     def fields(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Report:
             "bytes": self.manifest.bytes,
             "skipped": dict(sorted(self.tally.skipped.items())),
             "noted": dict(sorted(self.tally.noted.items())),
-            "repeated_pictures": self.repeated_pictures,
+            "repeated_images": self.repeated_images,
             "details": self.tally.details,
             "seconds": round(self.seconds, 3),
         }
@@ -116,9 +116,9 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
         text += [f"{title}: {kind} {number:,}" for kind, number in sorted(counts.items())]
     for own in (r.manifest.split for r in reports if r.manifest.split not in KNOWN):
         text.append(f"noted: split {own} is none of {', '.join(KNOWN)}: commands use it only where it is named")
-    repeated = sum(r.repeated_pictures for r in reports)
+    repeated = sum(r.repeated_images for r in reports)
     if repeated:
-        text.append(f"noted: {repeated:,} pictures have the content of an earlier one in the same split")
+        text.append(f"noted: {repeated:,} images have the content of an earlier one in the same split")
     text += [f"noted: {line}" for line in crop_remarks(reports)]
     lines = [line for r in reports for line in r.tally.details]
     text += [f"  {line}" for line in lines[:details]]
@@ -128,7 +128,7 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
 
 
 def crop_remarks(reports: Sequence[Report]) -> list[str]:
-    """A line for each split of whose pictures a crop would lose much, by the headers in its first shard."""
+    """A line for each split of whose images a crop would lose much, by the headers in its first shard."""
     found = {report.manifest.folder: crop_remark(first_sizes(report.manifest)) for report in reports}
     return [f"{folder}: {remark}" for folder, remark in found.items() if remark]
 

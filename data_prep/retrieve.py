@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.images import SUFFIXES
+from data_prep.image_source import SUFFIXES
 from data_prep.readers import Row
 from onediff.data.formats import open_image
 from onediff.errors import UserError
 
 
-def pictures_in(folder: Path) -> list[str]:
-    """Paths of the pictures below `folder`, relative and sorted. Raises UserError when there are fewer than two."""
+def images_in(folder: Path) -> list[str]:
+    """Paths of the images below `folder`, relative and sorted. Raises UserError when there are fewer than two."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of pictures")
+        raise UserError(f"{folder}: no such folder of images")
     found = [
         str(Path(base, name).relative_to(folder))
         for base, _, names in os.walk(folder)
@@ -30,12 +30,12 @@ def pictures_in(folder: Path) -> list[str]:
         if name.lower().endswith(SUFFIXES)
     ]
     if len(found) < 2:
-        raise UserError(f"{folder}: fewer than two pictures here")
+        raise UserError(f"{folder}: fewer than two images here")
     return sorted(found)
 
 
 def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tuple[NDArray[np.float32], list[str]]:
-    """Embeddings `[pictures, width]` of length one by a Hugging Face vision model, and the names that could be read.
+    """Embeddings `[images, width]` of length one by a Hugging Face vision model, and the names that could be read.
 
     The embedding is the mean over the last hidden states. Raises UserError when the model cannot be loaded.
     """
@@ -49,21 +49,21 @@ def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tu
     network = getattr(network, "vision_model", network).eval()
     rows, read = [], []
     for start in tqdm(range(0, len(names), batch), desc="embedding", unit=" batches", disable=None, leave=False):
-        some = [(name, picture) for name in names[start : start + batch] if (picture := opened(folder / name))]
+        some = [(name, image) for name in names[start : start + batch] if (image := opened(folder / name))]
         if not some:
             continue
-        inputs = processor(images=[picture for _, picture in some], return_tensors="pt")
+        inputs = processor(images=[image for _, image in some], return_tensors="pt")
         with torch.inference_mode():
             states = network(pixel_values=inputs["pixel_values"]).last_hidden_state.mean(1)
             rows.append(torch.nn.functional.normalize(states.float(), dim=-1).numpy())
         read += [name for name, _ in some]
     if len(read) < 2:
-        raise UserError(f"{folder}: fewer than two pictures can be read")
+        raise UserError(f"{folder}: fewer than two images can be read")
     return np.concatenate(rows), read
 
 
 def opened(path: Path) -> Image.Image | None:
-    """The picture in RGB, or None where it cannot be decoded."""
+    """The image in RGB, or None where it cannot be decoded."""
     try:
         with open_image(path) as image:
             return image.convert("RGB")
@@ -76,8 +76,8 @@ def neighbours(
 ) -> Iterator[tuple[int, int, float]]:
     """Yields `(first, second, cosine similarity)`, the most similar first, each pair once.
 
-    `vectors` `[pictures, width]` have length one. Only similarities in `[low, high]` count: above are near-duplicates, and
-    of those only the first of a group takes part. `nearest` neighbours are looked at; a picture is in at most `each` pairs.
+    `vectors` `[images, width]` have length one. Only similarities in `[low, high]` count: above are near-duplicates, and
+    of those only the first of a group takes part. `nearest` neighbours are looked at; an image is in at most `each` pairs.
     """
     import faiss
 
@@ -110,8 +110,8 @@ class Found:
 
     pairs: int
     uncaptioned: int
-    """Pairs left out because a picture of them has no caption."""
-    pictures: int
+    """Pairs left out because an image of them has no caption."""
+    images: int
     unreadable: int
 
 
@@ -126,29 +126,27 @@ def find_pairs(
     each: int,
     captions: Mapping[str, str] | None = None,
 ) -> Found:
-    """Writes the table of pairs in `folder`; with `captions`, by a picture's path, what is said of both pictures too.
+    """Writes the table of pairs in `folder`; with `captions`, by an image's path, what is said of both images too.
 
     Raises UserError when there is no pair.
     """
-    names = pictures_in(folder)
+    names = images_in(folder)
     vectors, read = embed(folder, names, model)
     pairs = [(read[i], read[j], similarity) for i, j, similarity in neighbours(vectors, low, high, nearest, each)]
     if not pairs:
-        raise UserError(f"{folder}: no two pictures have a similarity from {low} to {high}")
+        raise UserError(f"{folder}: no two images have a similarity from {low} to {high}")
     known = [pair for pair in pairs if captions is None or (pair[0] in captions and pair[1] in captions)]
     if not known:
-        raise UserError(
-            f"{folder}: none of {len(pairs):,} pairs has captions for both of its pictures, as {pairs[0][0]}"
-        )
+        raise UserError(f"{folder}: none of {len(pairs):,} pairs has captions for both of its images, as {pairs[0][0]}")
     write_pairs(out, known, captions)
     return Found(len(known), len(pairs) - len(known), len(read), len(names) - len(read))
 
 
 def captions_of(rows: Iterable[Row]) -> dict[str, str]:
-    """What is said of each single picture, by its path; the first caption where there are several."""
+    """What is said of each single image, by its path; the first caption where there are several."""
     found: dict[str, str] = {}
     for row in rows:
-        path = row.pictures.get("image")
+        path = row.images.get("image")
         if isinstance(path, str) and row.captions and row.captions[0].strip():
             found.setdefault(path, " ".join(row.captions[0].split()))
     return found

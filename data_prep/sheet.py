@@ -19,7 +19,7 @@ GAP = 6
 
 
 def save_sheet(pairs: Iterable[Pair], file: Path) -> None:
-    """Writes `pairs`, before on the left and after on the right, as one picture in the format of the file's suffix.
+    """Writes `pairs`, before on the left and after on the right, as one image in the format of the file's suffix.
 
     Raises UserError when it cannot be written.
     """
@@ -42,10 +42,10 @@ def _cell(pair: Pair) -> Image.Image:
     line = 15
     cell = Image.new("RGB", (2 * SIDE + 2, SIDE + LINES * line), "white")
     for i, pixels in enumerate((pair.before, pair.after)):
-        picture = Image.fromarray(pixels)
-        method = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.BICUBIC
-        picture = picture.resize((SIDE, round(SIDE * picture.height / picture.width)), method).crop((0, 0, SIDE, SIDE))
-        cell.paste(picture, (i * (SIDE + 2), 0))
+        image = Image.fromarray(pixels)
+        method = Image.Resampling.NEAREST if image.width < SIDE else Image.Resampling.BICUBIC
+        image = image.resize((SIDE, round(SIDE * image.height / image.width)), method).crop((0, 0, SIDE, SIDE))
+        cell.paste(image, (i * (SIDE + 2), 0))
     text = "\n".join(textwrap.wrap(pair.captions[0], 2 * SIDE // 6)[:LINES])
     ImageDraw.Draw(cell).multiline_text((0, SIDE + 1), text, "black", font, spacing=2)
     return cell

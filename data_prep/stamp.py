@@ -1,4 +1,4 @@
-"""Laying small pictures with soft edges and shadows over a large one."""
+"""Laying small images with soft edges and shadows over a large one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]
 
 
 class Stamp(NamedTuple):
-    """A picture to lay over another: `under * transmitted + emitted`; `box` bounds what it touches within itself."""
+    """An image to lay over another: `under * transmitted + emitted`; `box` bounds what it touches within itself."""
 
     transmitted: Floats  # [height, width, 1], 0..1
     emitted: Floats  # [height, width, 3], grey levels
@@ -39,7 +39,7 @@ def lay(
 ) -> Box:
     """Lays `stamp` with its centre at pixel position (x, y) into `pixels` [height, width, 3] and returns its box there.
 
-    `owner` [height, width] gets `number` wherever the object itself is seen. What reaches out of the picture is cut.
+    `owner` [height, width] gets `number` wherever the object itself is seen. What reaches out of the image is cut.
     """
     height, width = pixels.shape[:2]
     down, across = stamp.alpha.shape[:2]

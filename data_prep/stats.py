@@ -1,4 +1,4 @@
-"""What is in a data set: counts, sizes of pictures, lengths of captions, kinds of change."""
+"""What is in a data set: counts, sizes of images, lengths of captions, kinds of change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onediff.data.aspect import crop_remark, lost_to_crop
 from onediff.data.formats import open_image
 from onediff.data.index import read_index, read_sample
 from onediff.data.manifest import Manifest
-from onediff.data.sample import BadSample, parse_sample, picture_suffix
+from onediff.data.sample import BadSample, image_suffix, parse_sample
 
 if TYPE_CHECKING:
     from onediff.data.lengths import Lengths
@@ -85,7 +85,7 @@ def spread(histogram: Counter[int]) -> dict[str, float]:
 
 
 def shard_stats(path: Path) -> Stats:
-    """The statistics of one shard; reads every sample, and of each picture the header."""
+    """The statistics of one shard; reads every sample, and of each image the header."""
     stats = Stats()
     stats.bytes = path.stat().st_size
     with path.open("rb") as file:
@@ -100,7 +100,7 @@ def shard_stats(path: Path) -> Stats:
 
 def add_sample(stats: Stats, members: dict[str, bytes]) -> None:
     sample = parse_sample(members)
-    kind = "pair" if sample.is_pair else "single" if sample.pictures else "text"
+    kind = "pair" if sample.is_pair else "single" if sample.images else "text"
     answers = sample.captions or tuple(turn["value"] for turn in sample.conversations if turn["from"] == "gpt")
     stats.counted["kind"][f"{kind}, conversation" if sample.conversations else kind] += 1
     stats.counted["source"][sample.source] += 1
@@ -112,13 +112,13 @@ def add_sample(stats: Stats, members: dict[str, bytes]) -> None:
         words = answer.lower().split()
         stats.words[len(words)] += 1
         stats.vocabulary.update(word.strip(".,;:!?\"'()") for word in words)
-    for data in sample.pictures.values():
-        stats.counted["format"][str(picture_suffix(data))] += 1
+    for data in sample.images.values():
+        stats.counted["format"][str(image_suffix(data))] += 1
         try:
             with open_image(io.BytesIO(data)) as image:
                 stats.sizes[image.size] += 1
         except Exception as error:
-            raise BadSample("bad_picture", f"the picture cannot be opened: {error}") from error
+            raise BadSample("bad_image", f"the image cannot be opened: {error}") from error
 
 
 def data_set_stats(manifests: Sequence[Manifest], processes: int | None = None) -> dict[str, Stats]:

@@ -1,4 +1,4 @@
-"""Pictures by URL: over http and https only, from hosts that the user named, within limits of size and time."""
+"""Images by URL: over http and https only, from hosts that the user named, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANY = "any"
 """In place of host names: every host that has public addresses only."""
 MAX_BYTES = 1 << 28
 SECONDS = 60.0
-"""Longest time for one picture, and longest wait for a byte of it."""
+"""Longest time for one image, and longest wait for a byte of it."""
 TRIES = 3
 PAUSE = 1.0
 """Seconds before the second try; twice as long before the third."""
@@ -26,7 +26,7 @@ PIECE = 1 << 16
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` names a picture elsewhere."""
+    """Whether `path` names an image elsewhere."""
     return "://" in path
 
 
@@ -95,11 +95,11 @@ def _fault(url: str, hosts: tuple[str, ...]) -> str:
     except ValueError as error:
         return f" that cannot be read ({error})"
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-        return "; only http and https are fetched: name the picture by a path"
+        return "; only http and https are fetched: name the image by a path"
     if urlsplit(url).path.lower().endswith((".tar", ".zip")):
         return "; fetch the archive first and name its member as ARCHIVE#MEMBER"
     if ANY not in hosts and parts.hostname not in hosts:
-        return f"; add --fetch {parts.hostname} to fetch pictures from there, or download them first"
+        return f"; add --fetch {parts.hostname} to fetch images from there, or download them first"
     return ""
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.pictures import content_print
+from data_prep.images import content_print
 from data_prep.report import Report, Tally
 from data_prep.share import Share
 from data_prep.tar import TarWriter
@@ -104,7 +104,7 @@ def write_dataset(
             shards, tally = state.made(mine)
             return Report(Manifest(work, name, split, shards), tally, tally.repeated(), time.monotonic() - began)
         manifest, tally = gather(state, len(chunks), recipe)
-        repeated = manifest.extra["repeated_pictures"]
+        repeated = manifest.extra["repeated_images"]
         if final.exists():
             shutil.rmtree(final)
         os.replace(work, final)
@@ -119,7 +119,7 @@ def finished(final: Path, recipe: dict[str, Any], began: float) -> Report:
             f"{final}: was written from other inputs or options; remove it, add --overwrite, or choose another --out"
         )
     tally = Tally.of(manifest.extra["report"])
-    return Report(read_manifest(final), tally, manifest.extra["repeated_pictures"], time.monotonic() - began)
+    return Report(read_manifest(final), tally, manifest.extra["repeated_images"], time.monotonic() - began)
 
 
 def digest(fields: object) -> str:
@@ -252,7 +252,7 @@ class Chunks:
             tally.skip(bad.kind, bad.reason)
             return []
         tally.noted.update(sample.meta.get("notes", ()))
-        tally.prints += [content_print(data) for data in sample.pictures.values()]
+        tally.prints += [content_print(data) for data in sample.images.values()]
         return members
 
 
@@ -374,7 +374,7 @@ def gather(state: Chunks, chunks: int, recipe: dict[str, Any]) -> tuple[Manifest
     extra = {
         "inputs": recipe["inputs"],
         "recipe": digest(recipe),
-        "repeated_pictures": tally.repeated(),
+        "repeated_images": tally.repeated(),
         "report": report,
     }
     manifest = Manifest(

@@ -217,4 +217,4 @@ def advice(record: Record, states: list[PhaseState]) -> str:
     if kinds & {"running", "waiting"} and not kinds & {"failed", "cancelled"}:
         return f"Follow it with: onediff launch status {record.run} --watch"
     again = record.plan().get("again") or f"onediff launch resume {record.run}"
-    return f"Mend what is named above, then: {again}"
+    return f"Fix what is named above, then: {again}"

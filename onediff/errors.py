@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line that names the file, row or key, what is wrong, and what to do.
+    """Something the user can fix: one line that names the file, row or key, what is wrong, and what to do.
 
     The command prints it without a traceback and ends with exit code 2.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from onediff.config.model import ModelConfig
-from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import Row
 
 
@@ -19,7 +19,7 @@ class Llava:
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         vision, language = dict(config.vision.config or {}), dict(config.language.config or {})
         self.place = language["vocab_size"]
-        """the word that stands for a picture token"""
+        """the word that stands for an image token"""
         language["vocab_size"] += 1
         for fields in (vision, language):
             fields.pop("model_type")
@@ -28,7 +28,7 @@ class Llava:
             text_config=LlamaConfig(**language),
             image_token_id=self.place,
             image_token_index=self.place,
-            image_seq_length=(config.vision.picture.size // vision["patch_size"]) ** 2,
+            image_seq_length=(config.vision.image.size // vision["patch_size"]) ** 2,
             vision_feature_layer=config.vision.output_level,
             vision_feature_select_strategy="default",
         )
@@ -36,11 +36,11 @@ class Llava:
             self.model: Any = LlavaForConditionalGeneration._from_config(llava, attn_implementation="sdpa", dtype=dtype)
         self.model.to(device)
         self.device, self.dtype = device, dtype
-        self.mean = torch.tensor(config.vision.picture.mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(config.vision.picture.std).view(1, 3, 1, 1)
+        self.mean = torch.tensor(config.vision.image.mean).view(1, 3, 1, 1)
+        self.std = torch.tensor(config.vision.image.std).view(1, 3, 1, 1)
 
     def collated(self, rows: list[Row], left: bool = False) -> dict[str, Any]:
-        """Rows padded to the longest, pictures normalised by the processor on the host; on the CPU."""
+        """Rows padded to the longest, images normalised by the processor on the host; on the CPU."""
         words = [row.token_ids[row.token_ids != DELTA] for row in rows]
         targets = [row.is_target[row.token_ids != DELTA] for row in rows]
         longest = max(len(ids) for ids in words)
@@ -52,14 +52,14 @@ class Llava:
                 out[number, here] = part
             return out
 
-        ids = [torch.where(part == PICTURE, self.place, part) for part in words]
+        ids = [torch.where(part == IMAGE, self.place, part) for part in words]
         labels = [torch.where(t, part, -100) for part, t in zip(words, targets, strict=True)]
-        pictures = torch.cat([row.pictures for row in rows])
+        images = torch.cat([row.images for row in rows])
         return {
             "input_ids": padded(ids, 0),
             "attention_mask": padded([torch.ones_like(part) for part in words], 0),
             "labels": padded(labels, -100),
-            "pixel_values": (pictures.float() / 255 - self.mean) / self.std,
+            "pixel_values": (images.float() / 255 - self.mean) / self.std,
         }
 
     def loss(self, batch: dict[str, Any]) -> Tensor:

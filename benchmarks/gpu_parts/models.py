@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from onediff.config.model import ModelConfig
-from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import Row
 from onediff.model.onediff import OneDiffModel
 
@@ -97,7 +97,7 @@ def model_config(size: Size, dry: bool) -> ModelConfig:
             "vision": {
                 "config": tower,
                 "levels": (1, 2, 3) if dry else (8, 16, 24),
-                "picture": {"size": tower["image_size"]},
+                "image": {"size": tower["image_size"]},
             },
             "delta": delta,
             "language": {"config": size.language, "tokenizer": {"vocabulary": 300}},
@@ -121,9 +121,9 @@ def pair_rows(config: ModelConfig, count: int, phase: str, seed: int = 0, prompt
     """Rows of pairs with the lengths that training meets: two captions in phase one; in phase two a third short captions of
     changes and two thirds long conversations."""
     random = torch.Generator().manual_seed(seed)
-    side = config.vision.picture.size // config.vision.config["patch_size"]  # type: ignore[index]
+    side = config.vision.image.size // config.vision.config["patch_size"]  # type: ignore[index]
     vocabulary = config.language.config["vocab_size"]  # type: ignore[index]
-    scale = 1 if config.vision.picture.size > 100 else 20
+    scale = 1 if config.vision.image.size > 100 else 20
     made = []
     for number in range(count):
         long = phase == "two" and number % 3 != 0
@@ -131,14 +131,14 @@ def pair_rows(config: ModelConfig, count: int, phase: str, seed: int = 0, prompt
         answer = max(2, int(torch.randint(low, high, (1,), generator=random)) // scale)
         before, after = 40 // scale + 1, 20 // scale + 1
         words = torch.randint(3, vocabulary, (before + after + answer,), generator=random)
-        places = [PICTURE] * (2 * side * side) + [DELTA] * config.delta.tokens
+        places = [IMAGE] * (2 * side * side) + [DELTA] * config.delta.tokens
         ids = torch.cat([words[:before], torch.tensor(places), words[before:]])
         if prompt_only:
             ids = ids[: len(ids) - answer]
         is_target = torch.zeros(len(ids), dtype=torch.bool)
         if not prompt_only:
             is_target[-answer:] = True
-        shape = (2, 3, config.vision.picture.size, config.vision.picture.size)
-        pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
-        made.append(Row(ids, is_target, pictures, (side * side,) * 2, True, 0, (f"{number}",)))
+        shape = (2, 3, config.vision.image.size, config.vision.image.size)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        made.append(Row(ids, is_target, images, (side * side,) * 2, True, 0, (f"{number}",)))
     return made

@@ -199,7 +199,7 @@ def _flops(config: Any, size: Size, batches: list[Any]) -> float | None:
     total = 0
     for batch in batches:
         rows, tokens = batch.token_ids.shape
-        shape = Shape(rows, tokens, len(batch.pictures), batch.pairs, batch.targets)
+        shape = Shape(rows, tokens, len(batch.images), batch.pairs, batch.targets)
         parts = step_flops(sizes_of(config), shape, Trained(size.trains))
         total += sum(part.model for part in parts.values())
     return total / len(batches)

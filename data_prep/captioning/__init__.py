@@ -1,1 +1,1 @@
-"""Difference captions written by a language model from what is known in words: an edit, or two pictures' captions."""
+"""Difference captions written by a language model from what is known in words: an edit, or two images' captions."""

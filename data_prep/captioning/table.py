@@ -65,7 +65,7 @@ def write_tables(out: Path, rows: Sequence[Row], questions: Sequence[str], answe
             answer = clean(answers[question])
             fault = fault_of(answer)
             counts[f"rejected: {fault}" if fault else "good"] += 1
-            fields: dict[str, Any] = {**row.meta, **row.pictures, "id": row.id, "split": row.split}
+            fields: dict[str, Any] = {**row.meta, **row.images, "id": row.id, "split": row.split}
             fields |= {"rejected": fault, "answer": answer} if fault else {"captions": [answer]}
             (bad if fault else table).write(json.dumps(fields, ensure_ascii=False) + "\n")
     return counts

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="annotation file, folder or table",
     )
-    add("--images", type=Path, metavar="PATH", help="folder of pictures, for readers that need it to find the pairs")
+    add("--images", type=Path, metavar="PATH", help="folder of images, for readers that need it to find the pairs")
     add("--out", type=Path, required=True, metavar="FILE.jsonl", help="the table to write")
     add("--model", required=True, help="name of the model at the endpoint")
     add("--base-url", metavar="URL", help="endpoint (default: OPENAI_BASE_URL, else OpenAI's)")

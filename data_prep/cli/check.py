@@ -1,4 +1,4 @@
-"""Verify a data set: checksums, indexes, records, captions, pictures, samples that stand twice, leakage between splits.
+"""Verify a data set: checksums, indexes, records, captions, images, samples that stand twice, leakage between splits.
 
 Every fault is named by shard and key. The exit code is 0 without faults and 1 with some; remarks change nothing.
 """
@@ -15,7 +15,7 @@ from data_prep.shards import data_sets
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or the folder of its splits")
-    parser.add_argument("--no-pixels", action="store_true", help="read only the headers of pictures (much faster)")
+    parser.add_argument("--no-pixels", action="store_true", help="read only the headers of images (much faster)")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="findings to print (default: 50)")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")

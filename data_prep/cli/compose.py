@@ -1,6 +1,6 @@
 """Make pairs from photographs and cut-outs: one known change each, exactly described, with masks and boxes.
 
-Backgrounds are photographs and videos, cut-outs are named pictures with transparency; without either, those of
+Backgrounds are photographs and videos, cut-outs are named images with transparency; without either, those of
 scikit-image and rendered solids are used. Writes the data set DIR/<split>/ for each split; splits share no background.
 With the Debian packages opencv-doc and tuxpaint-stamps-default:
 
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", default="", help="licence of the result, for the manifest")
     parser.add_argument("--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--size", type=int, metavar="PX", help="width and height of the pictures (default: 256)")
+    parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 256)")
     parser.add_argument("--recipe", type=Path, metavar="YAML", help="objects, changes, blending, distractors, wording")
     parser.add_argument("--jpeg", type=int, default=92, metavar="QUALITY", help="0 for PNG (default: %(default)s)")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one picture")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image")
     parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
     add_share(parser)

@@ -1,6 +1,6 @@
 """Convert a data set in its own layout, or your own table of pairs, to shards: DIR/<split>/ with a manifest.
 
-A row that cannot be used (no caption, a missing or corrupt picture) is skipped, counted by reason and named in the final
+A row that cannot be used (no caption, a missing or corrupt image) is skipped, counted by reason and named in the final
 table; with --strict it stops the conversion instead. A table that cannot be read, a path that leaves the image folder and
 a pair that stands in train and in another split always stop it. Run the same command again to go on after an interruption.
 """
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="annotation file, folder or table",
     )
-    add(
-        "--images", type=Path, metavar="PATH", help="folder, tar or zip of pictures (generic: default beside the table)"
-    )
+    add("--images", type=Path, metavar="PATH", help="folder, tar or zip of images (generic: default beside the table)")
     add("--out", type=Path, metavar="DIR", help="where the splits go, each into a folder of its own")
     add("--layout", action="store_true", help="say which files the data set's reader expects, and stop")
     add("--splits", type=lambda text: text.split(","), default=[], metavar="A,B", help="only these splits")
@@ -44,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: tuple(text.lower().split(",")),
         default=(),
         metavar="HOST,…",
-        help="fetch pictures named by URL from these hosts (any: from all with public addresses)",
+        help="fetch images named by URL from these hosts (any: from all with public addresses)",
     )
     add("--dataset-name", metavar="NAME", help="name in the manifest and the shards (default: the reader's)")
     add("--licence", metavar="TEXT", help="licence in the manifest (default: the reader's)")
@@ -52,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hold-out", type=float, default=0.0, metavar="FRACTION", help="move this part of the training pairs to test")
     add("--allow-leakage", action="store_true", help="accept pairs that stand in train and in another split")
     add("--strict", action="store_true", help="stop at the first row that cannot be used")
-    add("--max-side", type=int, metavar="PIXELS", help="shrink larger pictures to this longer side")
-    add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="encode all pictures (default: keep)")
+    add("--max-side", type=int, metavar="PIXELS", help="shrink larger images to this longer side")
+    add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="encode all images (default: keep)")
     add("--quality", type=int, default=95, help="of encoded JPEG and WebP (default: 95)")
-    add("--decode", action="store_true", help="decode every picture to find damage (slower; 'data check' does it too)")
+    add("--decode", action="store_true", help="decode every image to find damage (slower; 'data check' does it too)")
     add("--shard-samples", type=int, default=1000, metavar="N", help="most samples in a shard (default: 1000)")
     add("--shard-mb", type=int, default=1024, metavar="N", help="most megabytes in a shard (default: 1024)")
     add("--seed", type=int, default=0, help="of the order of samples (default: 0)")
@@ -68,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that a launcher can check a command line on a login node at once.
     from data_prep.convert import convert
-    from data_prep.pictures import Encoding
+    from data_prep.images import Encoding
     from data_prep.report import save_reports, show_reports
 
     chosen = reader(args.name)

@@ -1,4 +1,4 @@
-"""Render scenes of a few solids: pairs with a change and its exact description, and single pictures.
+"""Render scenes of a few solids: pairs with a change and its exact description, and single images.
 
 Writes the data sets DIR/pairs/<split>/ and DIR/singles/<split>/. The same seed gives the same bytes, whatever the number
 of processes. Splits share no scene.
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the data sets go")
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help="how many pairs, over all splits")
-    parser.add_argument("--singles", type=int, default=0, metavar="N", help="how many single pictures, over all splits")
+    parser.add_argument("--singles", type=int, default=0, metavar="N", help="how many single images, over all splits")
     parser.add_argument("--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--size", type=int, metavar="PX", help="width and height of the pictures (default: 64)")
+    parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 64)")
     parser.add_argument(
         "--scenes", type=Path, metavar="YAML", help="objects, changes, backgrounds, distractors, wording"
     )
     parser.add_argument("--jpeg", type=int, default=0, metavar="QUALITY", help="write JPEG (default: PNG, lossless)")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one picture")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image")
     parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
     add_share(parser)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def scenes_config(file: Path | None, size: int | None) -> ScenesConfig:
-    """The scenes described by a YAML file, square pictures of `size` pixels where given. Raises UserError."""
+    """The scenes described by a YAML file, square images of `size` pixels where given. Raises UserError."""
     from data_prep.scenes.config import ScenesConfig
     from data_prep.synthetic import mapping_in
     from onediff.config.section import validated

@@ -1,7 +1,7 @@
 """Find pairs of similar photographs in a folder, for captions by people or by 'onediff data caption'.
 
-Writes a table with before, after and similarity. Pictures that are nearly the same count once. With the captions of the
-single pictures the table has what `onediff data caption generic --prompt pair` asks a language model about:
+Writes a table with before, after and similarity. Images that are nearly the same count once. With the captions of the
+single images the table has what `onediff data caption generic --prompt pair` asks a language model about:
 
   onediff data retrieve photos --model openai/clip-vit-base-patch32 --captions photos.csv --out pairs.csv
   onediff data caption generic --table pairs.csv --prompt pair --model gpt-4o-mini --out captioned.jsonl
@@ -20,15 +20,15 @@ from onediff.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("images", type=Path, metavar="DIR", help="folder of pictures")
+    add("images", type=Path, metavar="DIR", help="folder of images")
     add("--model", required=True, help="Hugging Face vision model, by name or folder")
     add("--out", type=Path, required=True, metavar="FILE.csv", help="the table to write")
-    add("--captions", type=Path, metavar="TABLE", help="captions of the single pictures: columns image and caption")
+    add("--captions", type=Path, metavar="TABLE", help="captions of the single images: columns image and caption")
     add("--captions-reader", default="generic", metavar="NAME", help="reader of that table, such as llava-558k")
     add("--low", type=float, default=0.7, help="least cosine similarity of a pair (default: 0.7)")
-    add("--high", type=float, default=0.95, help="above this, pictures are near-duplicates (default: 0.95)")
+    add("--high", type=float, default=0.95, help="above this, images are near-duplicates (default: 0.95)")
     add("--nearest", type=int, default=20, metavar="K", help="neighbours to look at (default: 20)")
-    add("--each", type=int, default=2, metavar="N", help="most pairs that a picture is in (default: 2)")
+    add("--each", type=int, default=2, metavar="N", help="most pairs that an image is in (default: 2)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,5 +41,5 @@ def run(args: argparse.Namespace) -> None:
     found = find_pairs(args.images, args.out, args.model, **band, captions=known)
     left_out = f"; {found.uncaptioned:,} pairs without captions left out" if found.uncaptioned else ""
     print(
-        f"{args.out}: {found.pairs:,} pairs of {found.pictures:,} pictures ({found.unreadable:,} cannot be read){left_out}"
+        f"{args.out}: {found.pairs:,} pairs of {found.images:,} images ({found.unreadable:,} cannot be read){left_out}"
     )

@@ -1,4 +1,4 @@
-"""Pairs made from photographs and cut-out pictures, with a known change and exact captions."""
+"""Pairs made from photographs and cut-out images, with a known change and exact captions."""
 
 from data_prep.compose.config import ComposeConfig
 from data_prep.compose.library import Library, find_backgrounds, find_cutouts

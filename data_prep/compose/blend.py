@@ -44,12 +44,12 @@ def tone_of(photograph: Image.Image) -> Tone:
 
 def piece_stamp(piece: Piece, side: int, tone: Tone, config: ComposeConfig) -> Stamp:
     """`piece` with `side` pixels along its longer side, ready to be laid over a photograph of that tone."""
-    picture = piece.cutout.open()
+    image = piece.cutout.open()
     if piece.mirrored:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    scale = side / max(picture.size)
-    size = max(2, round(picture.width * scale)), max(2, round(picture.height * scale))
-    pixels = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scale = side / max(image.size)
+    size = max(2, round(image.width * scale)), max(2, round(image.height * scale))
+    pixels = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     colours, alpha = _layers(pixels)
     if piece.colour is not None:
         colours = painted(colours, piece.colour)
@@ -94,9 +94,9 @@ def _small(cutout: Cutout | Solid) -> tuple[Floats, Floats]:
     return _layers(cutout.open().resize((32, 32), Image.Resampling.BILINEAR))
 
 
-def _layers(picture: Image.Image) -> tuple[Floats, Floats]:
-    """Colours [height, width, 3] in grey levels and alpha [height, width, 1] in 0..1 of a picture in RGBA."""
-    pixels = np.asarray(picture, np.float32)
+def _layers(image: Image.Image) -> tuple[Floats, Floats]:
+    """Colours [height, width, 3] in grey levels and alpha [height, width, 1] in 0..1 of an image in RGBA."""
+    pixels = np.asarray(image, np.float32)
     return pixels[..., :3], (pixels[..., 3:] / 255).astype(np.float32)
 
 
@@ -115,6 +115,6 @@ def _blurred(layers: Floats, radius: float) -> Floats:
     """Gaussian blur of [height, width, 1] in 0..1, or of [height, width, 3] in grey levels."""
     factor = 255.0 if layers.shape[-1] == 1 else 1.0
     values: NDArray[np.uint8] = np.clip(layers * factor + 0.5, 0, 255).astype(np.uint8)
-    picture = Image.fromarray(values[..., 0] if layers.shape[-1] == 1 else values)
-    soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32) / factor
+    image = Image.fromarray(values[..., 0] if layers.shape[-1] == 1 else values)
+    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / factor
     return soft.reshape(layers.shape)

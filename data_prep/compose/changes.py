@@ -1,4 +1,4 @@
-"""What can happen to a picture made of a photograph and cut-outs. Each change is made to be seen."""
+"""What can happen to an image made of a photograph and cut-outs. Each change is made to be seen."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from data_prep.scenes.distractors import Camera
 from data_prep.scenes.things import COLOURS, PLACES, pick
 
 PARTS = {"top left": (-1, -1), "top right": (1, -1), "bottom left": (-1, 1), "bottom right": (1, 1), "middle": (0, 0)}
-"""What a picture can be cropped to: the directions of the parts, rightwards and downwards."""
+"""What an image can be cropped to: the directions of the parts, rightwards and downwards."""
 LEAST_DETAIL = 4.0
 """A photograph needs this much fine detail for a blur to be seen, in grey levels."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change: the pieces concerned as they were and as they are, none where it concerns the whole picture.
+    """One change: the pieces concerned as they were and as they are, none where it concerns the whole image.
 
     `words` fill the wordings beyond what the pieces tell.
     """

@@ -18,9 +18,9 @@ class ComposeConfig(Section):
     """Photographs with a few cut-outs on them, in pairs with one known change."""
 
     width: Annotated[int, Field(ge=64, le=2048)] = 256
-    """Width of a picture, in pixels."""
+    """Width of an image, in pixels."""
     height: Annotated[int, Field(ge=64, le=2048)] = 256
-    """Height of a picture, in pixels."""
+    """Height of an image, in pixels."""
     min_objects: Annotated[int, Field(ge=1, le=6)] = 2
     """Fewest cut-outs on a photograph (before the change)."""
     max_objects: Annotated[int, Field(ge=1, le=6)] = 4
@@ -40,7 +40,7 @@ class ComposeConfig(Section):
     }
     """Relative frequency of each type of change; a type that is left out does not occur."""
     distractors: DistractorsConfig = DistractorsConfig(viewpoint=0.015, light=0.08, noise=3.0, jpeg=70)
-    """What differs between two pictures without being a change."""
+    """What differs between two images without being a change."""
     shadow: Share = 0.4
     """How much light the shadow of a cut-out takes."""
     match: Share = 0.15

@@ -19,7 +19,7 @@ from data_prep.scenes.things import COLOURS, MATERIALS, SHAPES
 from onediff.data.formats import open_image
 from onediff.errors import UserError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 FRAMES = 32
 """How many frames of a video are used, evenly spread."""
@@ -37,20 +37,20 @@ class Background:
     frame: int | None = None
 
     def open(self) -> Image.Image:
-        """The picture, upright, in RGB and at most LARGEST_BACKGROUND pixels a side. Raises UserError."""
+        """The image, upright, in RGB and at most LARGEST_BACKGROUND pixels a side. Raises UserError."""
         return _photograph(self.path) if self.frame is None else _frames(self.path)[self.frame]
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """A picture of one thing with nothing around it. `article` and `name` read "a", "red apple"."""
+    """An image of one thing with nothing around it. `article` and `name` read "a", "red apple"."""
 
     article: str
     name: str
     path: str
 
     def open(self) -> Image.Image:
-        """The picture in RGBA without empty borders."""
+        """The image in RGBA without empty borders."""
         return _cutout(self.path)
 
 
@@ -63,7 +63,7 @@ class Solid:
     look: tuple[str, str, str]
 
     def open(self) -> Image.Image:
-        """The picture in RGBA without empty borders."""
+        """The image in RGBA without empty borders."""
         return _solid(*self.look)
 
 
@@ -90,15 +90,15 @@ def find_backgrounds(paths: Sequence[Path]) -> Found:
     Raises UserError when a path does not exist, nothing fits, or a video cannot be read.
     """
     found = Found()
-    for path in _files(paths or _scikit_image(), (*PICTURES, *VIDEOS)):
+    for path in _files(paths or _scikit_image(), (*IMAGES, *VIDEOS)):
         if path.suffix.lower() in VIDEOS:
             count = len(_frames(str(path)))
             found.backgrounds += [Background(str(path), frame) for frame in range(count)]
             found.aside["unreadable"] += not count
             continue
         try:
-            with open_image(path) as picture:
-                fault = _not_a_background(picture)
+            with open_image(path) as image:
+                fault = _not_a_background(image)
         except (OSError, ValueError, Image.DecompressionBombError):
             fault = "unreadable"
         if fault:
@@ -111,9 +111,9 @@ def find_backgrounds(paths: Sequence[Path]) -> Found:
 
 
 def find_cutouts(paths: Sequence[Path]) -> Found:
-    """The named pictures with transparency in `paths` (files or folders); rendered solids for none.
+    """The named images with transparency in `paths` (files or folders); rendered solids for none.
 
-    `<name>.txt` beside a picture names it in its first line ("A red apple."), else its file name does. Names without "a"
+    `<name>.txt` beside an image names it in its first line ("A red apple."), else its file name does. Names without "a"
     or "an" in that line, and long ones, make poor captions and are left aside.
 
     Raises UserError when a path does not exist or fewer than eight cut-outs fit.
@@ -122,11 +122,11 @@ def find_cutouts(paths: Sequence[Path]) -> Found:
     if not paths:
         found.cutouts += _solids()
         return found
-    for path in _files(paths, PICTURES):
+    for path in _files(paths, IMAGES):
         called = name_of(path)
         try:
-            with open_image(path) as picture:
-                fault = _not_a_cutout(picture) if called else "no usable name"
+            with open_image(path) as image:
+                fault = _not_a_cutout(image) if called else "no usable name"
         except (OSError, ValueError, Image.DecompressionBombError):
             fault = "unreadable"
         if fault or not called:
@@ -134,7 +134,7 @@ def find_cutouts(paths: Sequence[Path]) -> Found:
         else:
             found.cutouts.append(Cutout(*called, str(path)))
     if len(found.cutouts) < 8:
-        raise UserError(f"{_named(paths)}: only {len(found.cutouts)} named pictures with transparency; give at least 8")
+        raise UserError(f"{_named(paths)}: only {len(found.cutouts)} named images with transparency; give at least 8")
     return found
 
 
@@ -155,7 +155,7 @@ def deal(backgrounds: Sequence[Background], counts: Mapping[str, int]) -> dict[s
 
 def name_of(path: Path) -> tuple[str, str] | None:
     """Article and name of a cut-out: ("a", "red apple"); None where there is no short name."""
-    # Tux Paint's stamps: the mirror image of a picture shares its name.
+    # Tux Paint's stamps: the mirror image of an image shares its name.
     stem = path.stem.removesuffix("_mirror")
     note = path.with_name(f"{stem}.txt")
     if note.is_file():
@@ -202,24 +202,24 @@ def _solids() -> list[Solid]:
     ]
 
 
-def _transparent(picture: Image.Image) -> bool:
-    return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
-def _not_a_background(picture: Image.Image) -> str:
-    """Why a picture cannot be a background; empty where it can."""
-    if min(picture.size) < SMALLEST_BACKGROUND:
+def _not_a_background(image: Image.Image) -> str:
+    """Why an image cannot be a background; empty where it can."""
+    if min(image.size) < SMALLEST_BACKGROUND:
         return "too small"
-    return "transparent" if _transparent(picture) else ""
+    return "transparent" if _transparent(image) else ""
 
 
-def _not_a_cutout(picture: Image.Image) -> str:
-    """Why a picture cannot be a cut-out; empty where it can."""
-    if max(picture.size) < SMALLEST_CUTOUT:
+def _not_a_cutout(image: Image.Image) -> str:
+    """Why an image cannot be a cut-out; empty where it can."""
+    if max(image.size) < SMALLEST_CUTOUT:
         return "too small"
-    if not _transparent(picture):
+    if not _transparent(image):
         return "not transparent"
-    shares = np.asarray(picture.convert("RGBA").getchannel("A")) > 128
+    shares = np.asarray(image.convert("RGBA").getchannel("A")) > 128
     return "" if 0.05 < shares.mean() < 0.98 else "hardly anything, or no outline"
 
 
@@ -227,11 +227,11 @@ def _not_a_cutout(picture: Image.Image) -> str:
 def _photograph(path: str) -> Image.Image:
     try:
         with open_image(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+            image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the photograph is damaged ({error}); remove it") from error
-    picture.thumbnail((LARGEST_BACKGROUND, LARGEST_BACKGROUND))
-    return picture
+    image.thumbnail((LARGEST_BACKGROUND, LARGEST_BACKGROUND))
+    return image
 
 
 @lru_cache(maxsize=8)
@@ -261,14 +261,14 @@ def _frames(path: str) -> list[Image.Image]:
 @lru_cache(maxsize=512)
 def _cutout(path: str) -> Image.Image:
     with open_image(path) as file:
-        picture = file.convert("RGBA")
-    picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox())
-    picture.thumbnail((384, 384))
-    return picture
+        image = file.convert("RGBA")
+    image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox())
+    image.thumbnail((384, 384))
+    return image
 
 
 @lru_cache(maxsize=64)
 def _solid(shape: str, colour: str, material: str) -> Image.Image:
     body, coverage = solid(shape, colour, material, 1, 192)
-    picture = Image.fromarray(np.concatenate([body, 255 * coverage], -1).astype(np.uint8))
-    return picture.crop(picture.getchannel("A").getbbox())
+    image = Image.fromarray(np.concatenate([body, 255 * coverage], -1).astype(np.uint8))
+    return image.crop(image.getchannel("A").getbbox())

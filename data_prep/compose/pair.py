@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """A picture of a stage, what is seen where, and the box of each piece by its number, shadow included.
+    """An image of a stage, what is seen where, and the box of each piece by its number, shadow included.
 
     `least_contrast` is the contrast of the piece that stands out least, in grey levels.
     """
@@ -52,7 +52,7 @@ class Shot(NamedTuple):
 def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int) -> Pair:
     """Pair number `index` of the series `seed`.
 
-    `meta` has `change_type`, the numbers of the pieces in each of `changes` (none for what concerns the whole picture),
+    `meta` has `change_type`, the numbers of the pieces in each of `changes` (none for what concerns the whole image),
     the pieces seen `before` and `after` with name, place on the photograph, box (left, top, right, bottom in pixels,
     shadow included) and mask (COCO's uncompressed run lengths), the file of the `background`, and the `distractors`.
     """
@@ -60,7 +60,7 @@ def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int)
     kind = drawn(rng, config.changes)
     distractors = draw_distractors(rng, config.distractors)
     if kind == "crop":
-        # A crop is a viewpoint already: the picture's edges must lie where the caption says.
+        # A crop is a viewpoint already: the image's edges must lie where the caption says.
         distractors = distractors._replace(camera=STILL)
     for _ in range(TRIES):
         plan = _draw_plan(rng, kind, config, library)
@@ -112,7 +112,7 @@ def _shoot(stage: Stage, plan: Plan, config: ComposeConfig, viewpoint: Camera) -
     ground = pixels.copy()
     owner = np.full((config.height, config.width), -1, np.int16)
     boxes = {}
-    # What lies lower in the picture covers what lies higher.
+    # What lies lower in the image covers what lies higher.
     for piece in sorted(stage.pieces, key=lambda piece: piece.centre[1]):
         side = max(8, round(piece.scale * camera.zoom * min(config.width, config.height)))
         x, y = camera.seen(*piece.centre)

@@ -27,5 +27,5 @@ class ComposedPairs(Maker):
             split=self.split,
             captions=tuple(pair.captions),
             meta=pair.meta,
-            pictures={"before": self.encoded(pair.before), "after": self.encoded(pair.after)},
+            images={"before": self.encoded(pair.before), "after": self.encoded(pair.after)},
         )

@@ -1,4 +1,4 @@
-"""What is on a picture: cut-outs at places of a photograph, and how the whole is seen."""
+"""What is on an image: cut-outs at places of a photograph, and how the whole is seen."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onediff.errors import UserError
 
 JITTER = 0.04
 SMALL, LARGE = (0.16, 0.20), (0.28, 0.34)
-"""Longest side of a cut-out, as a share of the picture's shorter side: two ranges, so that a resize can be told."""
+"""Longest side of a cut-out, as a share of the image's shorter side: two ranges, so that a resize can be told."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One cut-out on the picture. `number` stays with it from before to after."""
+    """One cut-out on the image. `number` stays with it from before to after."""
 
     number: int
     cutout: Cutout | Solid
@@ -35,14 +35,14 @@ class Piece:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Its centre, as shares of the picture's width and height."""
+        """Its centre, as shares of the image's width and height."""
         row, column = divmod(self.place, 3)
         return COORDINATES[column] + self.offset[0], COORDINATES[row] + self.offset[1]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything that a picture shows. `gain` multiplies its brightness; `is_blurred` is about the photograph alone."""
+    """Everything that an image shows. `gain` multiplies its brightness; `is_blurred` is about the photograph alone."""
 
     background: Background
     pieces: tuple[Piece, ...]

@@ -25,18 +25,18 @@ GROUP = "onediff.readers"
 
 @dataclass(frozen=True)
 class Row:
-    """One row as the data set has it; captions may still be blank, and pictures missing.
+    """One row as the data set has it; captions may still be blank, and images missing.
 
-    `pictures` maps `before`/`after`, or `image`, to a path below the image folder, `ARCHIVE#MEMBER` there, or a URL (or to
+    `images` maps `before`/`after`, or `image`, to a path below the image folder, `ARCHIVE#MEMBER` there, or a URL (or to
     encoded bytes, where the annotations hold them). `where` says to a person where the row stands: `train.json row 7`. Rows
-    of the same `id`, `split` and `pictures` become one sample with all their captions; a blank id is made of the pictures'
+    of the same `id`, `split` and `images` become one sample with all their captions; a blank id is made of the images'
     paths.
     """
 
     where: str
     id: str
     split: str
-    pictures: dict[str, str | bytes]
+    images: dict[str, str | bytes]
     captions: tuple[str, ...] = ()
     conversations: tuple[dict[str, str], ...] = ()
     instruction: str | None = None
@@ -46,7 +46,7 @@ class Row:
 @dataclass(frozen=True)
 class Inputs:
     """What the user named on the command line. `columns` renames columns of a table: `{"before": "left_image"}`;
-    pictures named by URL are fetched from `hosts`."""
+    images named by URL are fetched from `hosts`."""
 
     annotations: Path | None
     images: Path | None

@@ -1,4 +1,4 @@
-"""What stands in one cell of a table: a word, the captions of a pair, or a picture."""
+"""What stands in one cell of a table: a word, the captions of a pair, or an image."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def plain(value: Any) -> bool:
     return isinstance(value, (str, int, bool)) and value != ""
 
 
-def picture(value: Any) -> str | bytes:
-    """A path or URL, or the bytes of a picture inside the table (as `datasets` writes them)."""
+def image(value: Any) -> str | bytes:
+    """A path or URL, or the bytes of an image inside the table (as `datasets` writes them)."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return value if isinstance(value, bytes) else word(value)

@@ -32,7 +32,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
             where = f"{file.name} {name!r}"
             number = name.removesuffix(".png")
             if not number.isdigit() or int(number) not in split_of:
-                raise UserError(f"{where}: splits.json has no such picture")
+                raise UserError(f"{where}: splits.json has no such image")
             meta = {"change_type": change_of.get(name, "change") if kind == "change" else "none"}
             yield Row(
                 where,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import Inputs, Reader, Row, split_name
-from data_prep.readers.cells import picture, plain, texts, word
+from data_prep.readers.cells import image, plain, texts, word
 from data_prep.readers.tables import columns_of, table_rows
 from onediff.errors import UserError
 
@@ -41,9 +41,9 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def table_row(where: str, fields: dict[str, Any], columns: dict[str, str], caption_columns: list[str]) -> Row:
-    """One row, with whatever pictures and captions it has."""
+    """One row, with whatever images and captions it has."""
     roles = ("image",) if "image" in columns else ("before", "after")
-    pictures = {role: picture(fields.get(columns[role])) for role in roles}
+    images = {role: image(fields.get(columns[role])) for role in roles}
     captions = [text for name in caption_columns for text in texts(fields.get(name), where)]
     told = {
         name: word(fields.get(columns[name]))
@@ -57,7 +57,7 @@ def table_row(where: str, fields: dict[str, Any], columns: dict[str, str], capti
         where,
         told.get("id", ""),
         split_name(told.get("split", "")),
-        pictures,
+        images,
         tuple(captions),
         instruction=told.get("instruction") or None,
         meta={**other, **change},
@@ -65,7 +65,7 @@ def table_row(where: str, fields: dict[str, Any], columns: dict[str, str], capti
 
 
 def meanings(header: list[str], named: dict[str, str], table: Path) -> dict[str, str]:
-    """`meaning → column`, by the user's names first. Raises UserError when there are no pictures in the table."""
+    """`meaning → column`, by the user's names first. Raises UserError when there are no images in the table."""
     folded = {name.strip().lower(): name for name in header if name}
     taken = [name for name in named.values() if name]
     if len(set(taken)) < len(taken):
@@ -99,10 +99,10 @@ def captions_in(header: list[str], columns: dict[str, str]) -> list[str]:
 
 READER = Reader(
     name="generic",
-    summary="your own table of pairs (before, after, caption) or of pictures (image, caption)",
+    summary="your own table of pairs (before, after, caption) or of images (image, caption)",
     source="",
     licence="",
-    layout="--table pairs.csv (or .tsv, .json, .jsonl, .parquet) with before, after, caption…, split; pictures beside it, "
+    layout="--table pairs.csv (or .tsv, .json, .jsonl, .parquet) with before, after, caption…, split; images beside it, "
     "in --images, in archives there (ARCHIVE#MEMBER), or by URL (--fetch)",
     rows=rows,
 )

@@ -13,9 +13,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.images or inputs.annotations
     if base is None or not base.is_dir():
-        raise UserError(
-            "--images: give the folder of edits, each a folder with prompt.json, metadata.jsonl and pictures"
-        )
+        raise UserError("--images: give the folder of edits, each a folder with prompt.json, metadata.jsonl and images")
     folders = [base] if (base / "prompt.json").is_file() else sorted(path for path in base.iterdir() if path.is_dir())
     found = False
     for folder in folders:
@@ -50,7 +48,7 @@ READER = Reader(
     name="instruct-pix2pix",
     summary="generated edits, 454k edits, several pairs an edit; the caption is the edit instruction",
     source="https://github.com/timothybrooks/instruct-pix2pix",
-    licence="MIT; pictures by Stable Diffusion (CreativeML Open RAIL-M)",
+    licence="MIT; images by Stable Diffusion (CreativeML Open RAIL-M)",
     layout="--images DIR/<edit>/{prompt.json,metadata.jsonl,<seed>_0.jpg,<seed>_1.jpg}",
     rows=rows,
 )

@@ -1,4 +1,4 @@
-"""LLaVA-558K: single pictures with one caption each, for phase one."""
+"""LLaVA-558K: single images with one caption each, for phase one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 READER = Reader(
     name="llava-558k",
-    summary="single pictures with a short caption, 558k",
+    summary="single images with a short caption, 558k",
     source="https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
     licence="see the data set's page (LAION, CC, SBU)",
     layout="--annotations blip_laion_cc_sbu_558k.json; --images DIR (images.zip, or unpacked: 00000/000000010.jpg)",

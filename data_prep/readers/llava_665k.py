@@ -1,4 +1,4 @@
-"""LLaVA-665K: conversations about pictures from several data sets, and conversations without any."""
+"""LLaVA-665K: conversations about images from several data sets, and conversations without any."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def conversation(row: dict[str, Any], where: str) -> tuple[dict[str, str], ...]:
 
 READER = Reader(
     name="llava-665k",
-    summary="conversations about pictures, 665k, 40k of them text only",
+    summary="conversations about images, 665k, 40k of them text only",
     source="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
-    licence="CC BY 4.0; pictures under their own data sets' terms",
+    licence="CC BY 4.0; images under their own data sets' terms",
     layout="--annotations llava_v1_5_mix665k.json; --images DIR/{coco/train2017,gqa/images,ocr_vqa/images,"
     "textvqa/train_images,vg/VG_100K,vg/VG_100K_2}/…",
     rows=rows,

@@ -24,7 +24,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def turn_rows(folder: Path, below: Path) -> Iterator[Row]:
-    """The edit turns of one split, whose pictures lie in `below/images/<image id>/`."""
+    """The edit turns of one split, whose images lie in `below/images/<image id>/`."""
     for number, row in enumerate(json_array(folder / "edit_turns.json"), 1):
         where = f"{folder.name}/edit_turns.json row {number}"
         before, after = (str(field_of(row, name, where)) for name in ("input", "output"))

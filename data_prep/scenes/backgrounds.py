@@ -14,7 +14,7 @@ from data_prep.scenes.distractors import Camera
 from onediff.errors import UserError
 
 MARGIN = 0.15
-"""How far a background reaches beyond each side of the picture, so that the camera can move."""
+"""How far a background reaches beyond each side of the image, so that the camera can move."""
 # Of those that scikit-image brings along, the colourful ones that are free of copyright (CC0 or public domain).
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -33,7 +33,7 @@ CONTRAST = 0.45
 
 
 def draw_background(rng: np.random.Generator, kind: BackgroundType, width: int, height: int) -> Image.Image:
-    """A background for pictures of `width` x `height` pixels with MARGIN added on every side.
+    """A background for images of `width` x `height` pixels with MARGIN added on every side.
 
     Raises UserError where photographs are asked for and scikit-image is missing.
     """
@@ -99,6 +99,6 @@ def _open(name: str) -> Image.Image:
             "photographs the weight 0"
         ) from None
     with Image.open(Path(skimage.data.__file__).parent / name) as file:
-        picture = file.convert("RGB")
-    picture.thumbnail((512, 512))
-    return picture
+        image = file.convert("RGB")
+    image.thumbnail((512, 512))
+    return image

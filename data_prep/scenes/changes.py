@@ -1,4 +1,4 @@
-"""What can happen between the picture before and the picture after.
+"""What can happen between the image before and the image after.
 
 Every change leaves the objects distinguishable and cannot be mistaken for another type: a replacement always has
 another shape, only objects of different shape and colour swap, nothing appears where something has just gone.

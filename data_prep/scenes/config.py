@@ -15,27 +15,27 @@ BackgroundType = Literal["plain", "gradient", "texture", "photograph"]
 
 
 class DistractorsConfig(Section):
-    """What differs between two pictures without being a change. Each one is drawn on its own, for each pair."""
+    """What differs between two images without being a change. Each one is drawn on its own, for each pair."""
 
     probability: Share = 0.5
     """How often each distractor is applied."""
     viewpoint: Annotated[float, Field(ge=0, le=0.05)] = 0.025
-    """Largest shift of the camera, as a share of the picture's side; it also zooms by up to this much."""
+    """Largest shift of the camera, as a share of the image's side; it also zooms by up to this much."""
     light: Annotated[float, Field(ge=0, le=0.5)] = 0.12
-    """Largest relative change of brightness, of each colour's share of it, and of its slope across the picture."""
+    """Largest relative change of brightness, of each colour's share of it, and of its slope across the image."""
     noise: Annotated[float, Field(ge=0, le=50)] = 4.0
-    """Largest standard deviation of noise in each picture, in grey levels."""
+    """Largest standard deviation of noise in each image, in grey levels."""
     jpeg: Annotated[int, Field(ge=10, le=100)] = 60
-    """Lowest JPEG quality that a picture is passed through; 100 leaves pictures alone."""
+    """Lowest JPEG quality that an image is passed through; 100 leaves images alone."""
 
 
 class ScenesConfig(Section):
-    """Pictures of a few plain solids, in pairs with a known change or alone."""
+    """Images of a few plain solids, in pairs with a known change or alone."""
 
     width: Annotated[int, Field(ge=32, le=2048)] = 64
-    """Width of a picture, in pixels."""
+    """Width of an image, in pixels."""
     height: Annotated[int, Field(ge=32, le=2048)] = 64
-    """Height of a picture, in pixels."""
+    """Height of an image, in pixels."""
     min_objects: Annotated[int, Field(ge=2, le=6)] = 2
     """Fewest objects in a scene (before the change)."""
     max_objects: Annotated[int, Field(ge=2, le=6)] = 5
@@ -55,10 +55,10 @@ class ScenesConfig(Section):
     backgrounds: dict[BackgroundType, Weight] = {"plain": 1.0, "gradient": 1.0, "texture": 1.0}
     """Relative frequency of each type of background. `photograph` takes those that scikit-image brings along."""
     distractors: DistractorsConfig = DistractorsConfig()
-    """What differs between two pictures without being a change."""
+    """What differs between two images without being a change."""
     names: Literal["needed", "full"] = "needed"
     """In a pair's captions, objects are named by colour and shape, and by size and material where this is `full` or
-    where nothing less tells them apart. Captions of single pictures are always full."""
+    where nothing less tells them apart. Captions of single images are always full."""
     wordings: Annotated[int, Field(ge=1, le=5)] = 3
     """How many wordings a caption has at most; each sample lists them in an order of its own."""
 

@@ -1,4 +1,4 @@
-"""What differs between two pictures of a pair without being a change: camera, light, noise, compression."""
+"""What differs between two images of a pair without being a change: camera, light, noise, compression."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from data_prep.scenes.config import DistractorsConfig
 
 
 class Camera(NamedTuple):
-    """How far the camera has moved right and down, as shares of the picture's sides, and its zoom."""
+    """How far the camera has moved right and down, as shares of the image's sides, and its zoom."""
 
     right: float = 0.0
     down: float = 0.0
     zoom: float = 1.0
 
     def seen(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point of the scene appears, as shares of the picture's width and height."""
+        """Where a point of the scene appears, as shares of the image's width and height."""
         return 0.5 + (x - 0.5 - self.right) * self.zoom, 0.5 + (y - 0.5 - self.down) * self.zoom
 
 
 STILL = Camera()
-"""The camera of every picture before."""
+"""The camera of every image before."""
 
 
 class Distractors(NamedTuple):
-    """The distractors of one pair. Camera and light differ from the picture before; noise and JPEG harm both."""
+    """The distractors of one pair. Camera and light differ from the image before; noise and JPEG harm both."""
 
     camera: Camera = STILL
     light: tuple[float, ...] | None = None
@@ -63,13 +63,13 @@ def draw_distractors(rng: np.random.Generator, config: DistractorsConfig) -> Dis
 
 
 def disturbed(rng: np.random.Generator, pixels: NDArray[np.float32], distractors: Distractors) -> NDArray[np.uint8]:
-    """The finished picture [height, width, 3]: `pixels` with light, noise and compression applied, then rounded."""
+    """The finished image [height, width, 3]: `pixels` with light, noise and compression applied, then rounded."""
     if distractors.light is not None:
         pixels = _lit(pixels, distractors.light)
     if distractors.noise is not None:
         pixels = pixels + distractors.noise * rng.standard_normal(pixels.shape, np.float32)
-    picture = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
-    return picture if distractors.jpeg is None else _compressed(picture, distractors.jpeg)
+    image = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    return image if distractors.jpeg is None else _compressed(image, distractors.jpeg)
 
 
 def _lit(pixels: NDArray[np.float32], light: tuple[float, ...]) -> NDArray[np.float32]:
@@ -84,5 +84,5 @@ def _compressed(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     """`pixels` after one pass through JPEG."""
     packed = io.BytesIO()
     Image.fromarray(pixels).save(packed, "JPEG", quality=quality)
-    with Image.open(packed) as picture:
-        return np.array(picture)
+    with Image.open(packed) as image:
+        return np.array(image)

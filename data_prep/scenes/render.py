@@ -1,4 +1,4 @@
-"""Pictures of scenes: a pair with its change, or one alone. Everything follows from (config, seed, index)."""
+"""Images of scenes: a pair with its change, or one alone. Everything follows from (config, seed, index)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ K = TypeVar("K", bound=str)
 
 
 class Pair(NamedTuple):
-    """Two pictures and the change between them; `captions` holds several wordings of the same facts."""
+    """Two images and the change between them; `captions` holds several wordings of the same facts."""
 
     before: Pixels  # [height, width, 3]
     after: Pixels  # [height, width, 3]
@@ -32,9 +32,9 @@ class Pair(NamedTuple):
 
 
 class Single(NamedTuple):
-    """One picture and sentences that name everything in it."""
+    """One image and sentences that name everything in it."""
 
-    picture: Pixels  # [height, width, 3]
+    image: Pixels  # [height, width, 3]
     captions: list[str]
     meta: dict[str, Any]
 
@@ -69,15 +69,15 @@ def render_pair(config: ScenesConfig, seed: int, index: int) -> Pair:
 
 
 def render_single(config: ScenesConfig, seed: int, index: int) -> Single:
-    """Single picture number `index` of the series `seed`, of the same kind of scene; distractors harm it, too."""
+    """Single image number `index` of the series `seed`, of the same kind of scene; distractors harm it, too."""
     rng = np.random.default_rng([seed, index, 1])
     things = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)))
     distractors = draw_distractors(rng, config.distractors)
     ground = drawn(rng, config.backgrounds)
     background = draw_background(rng, ground, config.width, config.height)
-    picture, boxes = _photographed(rng, background, things, config, distractors)
+    image, boxes = _photographed(rng, background, things, config, distractors)
     meta = {"objects": _described(things, boxes), "background": ground, "distractors": distractors.described()}
-    return Single(picture, single_captions(rng, things, config.wordings), meta)
+    return Single(image, single_captions(rng, things, config.wordings), meta)
 
 
 def drawn(rng: np.random.Generator, weights: dict[K, float]) -> K:
@@ -103,7 +103,7 @@ def _photographed(
     """The scene as one camera saw it, and the box of each object by its number."""
     camera = distractors.camera
     pixels = through(camera, background, config.width, config.height)
-    # Further back first: what lies lower in the picture covers what lies higher.
+    # Further back first: what lies lower in the image covers what lies higher.
     boxes = {thing.number: _lay(pixels, thing, camera) for thing in sorted(things, key=lambda thing: thing.centre[1])}
     return disturbed(rng, pixels, distractors), boxes
 

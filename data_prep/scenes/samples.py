@@ -25,13 +25,13 @@ class Pairs(Maker):
             split=self.split,
             captions=tuple(pair.captions),
             meta=pair.meta,
-            pictures={"before": self.encoded(pair.before), "after": self.encoded(pair.after)},
+            images={"before": self.encoded(pair.before), "after": self.encoded(pair.after)},
         )
 
 
 @dataclass(frozen=True)
 class Singles(Maker):
-    """Pictures of one scene each."""
+    """Images of one scene each."""
 
     config: ScenesConfig
 
@@ -44,5 +44,5 @@ class Singles(Maker):
             split=self.split,
             captions=tuple(single.captions),
             meta=single.meta,
-            pictures={"image": self.encoded(single.picture)},
+            images={"image": self.encoded(single.image)},
         )

@@ -1,4 +1,4 @@
-"""Shaded pictures of single solids, by casting parallel rays at them."""
+"""Shaded images of single solids, by casting parallel rays at them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVERSAMPLING = 3
 
 @lru_cache(maxsize=512)
 def sprite(shape: str, colour: str, material: str, turn: int, diameter: int) -> Stamp:
-    """The picture of one object of `diameter` pixels with its shadow, centred in a square."""
+    """The image of one object of `diameter` pixels with its shadow, centred in a square."""
     body, coverage = solid(shape, colour, material, turn, diameter)
     return stamped(body * coverage, coverage, _shadow(diameter))
 

@@ -19,18 +19,18 @@ COLOURS = {
 SHAPES = ("cube", "sphere", "cylinder", "cone")
 MATERIALS = ("shiny", "matte")
 SIZES = {"small": 0.175, "large": 0.29}
-"""Diameter of an object, as a share of the picture's shorter side."""
+"""Diameter of an object, as a share of the image's shorter side."""
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 """The cells of a 3 x 3 grid in reading order."""
 COORDINATES = (0.19, 0.5, 0.81)
-"""Centres of the grid's columns and rows, as shares of the picture's width and height."""
+"""Centres of the grid's columns and rows, as shares of the image's width and height."""
 JITTER = 0.025
 TURNS = 6
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `number` stays with it from the picture before to the picture after; `turn` is its rotation in
+    """One object. `number` stays with it from the image before to the image after; `turn` is its rotation in
     steps of 90 / TURNS degrees; `offset` is how far it lies from the centre of its place (shares of the sides)."""
 
     number: int
@@ -49,7 +49,7 @@ class Thing:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Its centre, as shares of the picture's width and height."""
+        """Its centre, as shares of the image's width and height."""
         row, column = divmod(self.place, 3)
         return COORDINATES[column] + self.offset[0], COORDINATES[row] + self.offset[1]
 

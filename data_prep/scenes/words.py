@@ -67,7 +67,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "none": (
         "nothing has changed",
         "there is no difference",
-        "the two pictures show the same scene",
+        "the two images show the same scene",
         "there is no change",
         "everything is as it was before",
     ),
@@ -81,7 +81,7 @@ CLAUSES: dict[str, tuple[str, str]] = {
     "resize": ("the {old} has become {larger}", "the {old} is now {larger}"),
     "replace": ("the {old} has been replaced by {a_new}", "there is {a_new} instead of the {old}"),
 }
-LISTS = ("{all}", "there is {all}", "the picture shows {all}", "one can see {all}", "this is a picture of {all}")
+LISTS = ("{all}", "there is {all}", "the image shows {all}", "one can see {all}", "this is an image of {all}")
 
 
 def pair_captions(

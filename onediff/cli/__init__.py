@@ -32,8 +32,8 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("model", "onediff.cli.evaluate", "caption a held-out split and score the captions"),
     "score": Command("model", "onediff.cli.score", "score captions against references"),
     "judge": Command("model", "onediff.cli.judge", "let a language model compare captions with references"),
-    "caption": Command("model", "onediff.cli.caption", "say how two pictures differ"),
-    "demo-page": Command("model", "onediff.cli.demo_page", "open a local page that captions two dropped pictures"),
+    "caption": Command("model", "onediff.cli.caption", "say how two images differ"),
+    "demo-page": Command("model", "onediff.cli.demo_page", "open a local page that captions two dropped images"),
     "export": Command("model", "onediff.cli.export", "write a trained model as a folder"),
     "config": Command("configuration", "onediff.cli.config", "every key of a configuration, as a page"),
     "config show": Command("configuration", "onediff.cli.config_show", "print a configuration in full"),
@@ -55,9 +55,7 @@ COMMANDS: dict[str, Command] = {
     "data caption": Command("data", "data_prep.cli.caption_pairs", "have a language model write captions of pairs"),
     "data build": Command("data", "data_prep.cli.build", "build a collection of data sets, such as DiffCap"),
     "data retrieve": Command("data", "data_prep.cli.retrieve", "find pairs of similar photographs in a folder"),
-    "data check": Command(
-        "data", "data_prep.cli.check", "verify shards, records, pictures, and the split between them"
-    ),
+    "data check": Command("data", "data_prep.cli.check", "verify shards, records, images, and the split between them"),
     "data repair": Command("data", "data_prep.cli.repair", "write a clean copy without what 'data check' finds"),
     "data stats": Command("data", "onediff.cli.data_stats", "count samples, captions, words, sizes, kinds of change"),
     "data show": Command("data", "onediff.cli.data_show", "a sheet of samples exactly as the model will see them"),
@@ -83,7 +81,7 @@ DESCRIPTION = "Train, evaluate and use a model that says in words how two simila
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns the exit code: 0 for success, 2 for something the user can mend, 130 for Ctrl-C."""
+    """Runs one command line; returns the exit code: 0 for success, 2 for something the user can fix, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words in (["--version"], ["-V"]):

@@ -1,12 +1,12 @@
-"""Say in words how pictures differ.
+"""Say in words how images differ.
 
   onediff caption before.jpg after.jpg --model runs/demo
-  onediff caption photos/2023 photos/2024 --model my-model        pictures of the same name in two folders
+  onediff caption photos/2023 photos/2024 --model my-model        images of the same name in two folders
   onediff caption pairs.csv --model my-model --report page.html   columns before, after, and id, caption if you have them
   onediff caption street.mp4 --every 5 --against first --model my-model
   onediff caption before.jpg after.jpg --model my-model --attention where.png
 
-Pictures may be of any kind and size. One pair prints its sentence, several print a line each: its name and the sentence.
+Images may be of any kind and size. One pair prints its sentence, several print a line each: its name and the sentence.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="two pictures, two folders, a table, a video"
-    )
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="two images, two folders, a table, a video")
     parser.add_argument(
         "--model",
         type=Path,
@@ -54,13 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object a pair instead of the sentence")
     parser.add_argument(
-        "--report", type=Path, metavar="HTML", help="write one page with pictures, captions and heat maps"
+        "--report", type=Path, metavar="HTML", help="write one page with images, captions and heat maps"
     )
     parser.add_argument(
         "--attention",
         type=Path,
         metavar="PATH",
-        help="write where the model looked, over both pictures: a .png file for one pair, a folder for several",
+        help="write where the model looked, over both images: a .png file for one pair, a folder for several",
     )
 
 
@@ -134,23 +132,23 @@ def tell(pair: Pair, caption: str, single: bool, as_json: bool) -> None:
         print(caption if single else f"{pair.id}: {' '.join(caption.split())}", flush=True)
 
 
-def opened(captioner: Captioner, picture: Path | Image.Image) -> Image.Image:
-    """The picture upright and in RGB."""
-    from onediff.data.pictures import open_picture
+def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
+    """The image upright and in RGB."""
+    from onediff.data.images import open_upright
 
-    if not isinstance(picture, Path):
-        return picture
-    return open_picture(picture.read_bytes(), captioner.maker.config.max_pixels)
+    if not isinstance(image, Path):
+        return image
+    return open_upright(image.read_bytes(), captioner.maker.config.max_pixels)
 
 
 def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> None:
-    """Both pictures with the heat map over them, as one PNG. Raises UserError where it cannot be written."""
+    """Both images with the heat map over them, as one PNG. Raises UserError where it cannot be written."""
     from onediff.evaluation.heat import side_by_side
 
     before, after = opened(captioner, pair.before), opened(captioner, pair.after)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        side_by_side(before, after, heat, captioner.maker.picture).save(path, "PNG")
+        side_by_side(before, after, heat, captioner.maker.image).save(path, "PNG")
     except OSError as error:
         raise UserError(f"--attention {path}: {error.strerror or error}") from None
 
@@ -158,17 +156,17 @@ def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> 
 def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str, Any]:
     """One pair of the report."""
     from onediff.evaluation.heat import laid_over, png
-    from onediff.evaluation.report.pictures import PairPictures
+    from onediff.evaluation.report.images import PairImages
 
-    pictures = [opened(captioner, picture) for picture in (pair.before, pair.after)]
-    for picture in pictures:
-        picture.thumbnail((512, 512))
-    heated = [png(picture) for picture in laid_over(pictures, heat, captioner.maker.picture)]
+    images = [opened(captioner, image) for image in (pair.before, pair.after)]
+    for image in images:
+        image.thumbnail((512, 512))
+    heated = [png(image) for image in laid_over(images, heat, captioner.maker.image)]
     return {
         "id": pair.id,
         "refs": list(pair.references),
         "pred": caption,
-        "pictures": PairPictures(*(png(p) for p in pictures), *heated),
+        "images": PairImages(*(png(p) for p in images), *heated),
     }
 
 

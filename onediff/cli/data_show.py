@@ -4,7 +4,7 @@
   onediff data show runs/mine data.max_tokens=1024 --samples 6
   onediff data show runs/mine --phase two --sample pairs/part-003.tar:000017
 
-The PNG has the pictures after cutting and scaling, the words around them, the answer in green, and a bar of all tokens in
+The PNG has the images after cutting and scaling, the words around them, the answer in green, and a bar of all tokens in
 proportion: grey words, blue before, orange after, violet delta, green answer. The samples are those of the phase's first
 steps, in the order of training; where the phase packs them, row by row, with a bar of the whole row above its samples and
 padding left white. Below, the lengths in tokens of the first --lengths samples, the padding they cause, and what is left of

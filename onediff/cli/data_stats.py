@@ -1,7 +1,7 @@
-"""Say what is in a data set: counts, sizes of pictures, lengths of captions, kinds of change.
+"""Say what is in a data set: counts, sizes of images, lengths of captions, kinds of change.
 
 onediff data stats data/mine
-onediff data stats data/mine --html look.html        the same, and samples with their pictures
+onediff data stats data/mine --html look.html        the same, and samples with their images
 onediff data stats data/mine --tokens configs/demo.yaml     and lengths in this model's tokens, what padding costs and
                                                             what packing saves, by the first 4,096 samples
 """
@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="measure in tokens, as the last phase of this YAML file or run would read them",
     )
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write them as a page with samples and their pictures"
-    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write them as a page with samples and their images")
     parser.add_argument(
         "--samples", type=int, default=40, metavar="N", help="samples of each split there (default: 40)"
     )

@@ -1,4 +1,4 @@
-"""The whole job at a small size, on this machine: from rendered pictures to a trained, scored, captioning model.
+"""The whole job at a small size, on this machine: from rendered images to a trained, scored, captioning model.
 
 Renders scenes into data/scenes, trains configs/demo.yaml with two processes into runs/demo, scores held-out pairs beside
 systems that do not look, and captions one pair. Takes 15 to 20 minutes on two cores; needs no GPU and no
@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
     step("data", "render", "--out", DATA, "--scenes", scenes, *sizes)
     train = ["configs/demo.yaml", *args.overrides, "--processes", args.processes, "--run", folder]
     step("train", *train, *(["--resume"] if goes_on else []))
-    step("evaluate", folder, "--floors")
+    step("evaluate", folder, "--baselines")
     before, after, reference = held_out_pair(folder / "example")
     step("caption", before, after, "--model", folder)
     print(f"reference:  {reference}")
-    print(f"\nTry it:     {program('onediff')} demo-page {folder}   (a page to drop two pictures in)")
+    print(f"\nTry it:     {program('onediff')} demo-page {folder}   (a page to drop two images in)")
     print(f"The run:    {folder} (config.yaml repeats it; evaluation/ holds captions and scores)")
     print(f"MLflow:     {how_to_look(scrubbed(tracking_uri(folder, TrackingConfig())))}")
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
@@ -114,14 +114,14 @@ def step(*words: object) -> None:
 def held_out_pair(folder: Path) -> tuple[Path, Path, str]:
     """The first changed held-out pair as two files, and a sentence that somebody who knows would say of it."""
     from onediff.data.heldout import HeldOut
-    from onediff.data.sample import picture_suffix
+    from onediff.data.sample import image_suffix
 
     heldout = HeldOut.open(DATA / "pairs" / "test")
     pair = next(pair for pair, kind in heldout.change_types.items() if kind != "none")
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for role in ("before", "after"):
-        data = heldout.sample(pair).pictures[role]
-        files.append(folder / f"{role}.{picture_suffix(data)}")
+        data = heldout.sample(pair).images[role]
+        files.append(folder / f"{role}.{image_suffix(data)}")
         files[-1].write_bytes(data)
     return files[0], files[1], heldout.references[pair][0]

@@ -1,4 +1,4 @@
-"""Open a page on this machine: drop two pictures in, the caption and the heat map come back.
+"""Open a page on this machine: drop two images in, the caption and the heat map come back.
 
   onediff demo-page runs/demo
   onediff demo-page my-model --port 8000

@@ -3,7 +3,7 @@
   onediff evaluate runs/demo
   onediff evaluate runs/demo --data data/mine split=val --json scores.json
   onediff evaluate runs/demo@best
-  onediff evaluate runs/demo --floors --processes 2
+  onediff evaluate runs/demo --baselines --processes 2
 
 Captions and references stay in RUN/evaluation/<data>-<split>-<phase>-<step>/, where `onediff score` reads them too.
 A rerun goes on from the captions that are there.
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the run's `evaluation` section")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the first of the run with pairs)")
-    parser.add_argument("--floors", action="store_true", help="score blind systems on the same pairs as well")
+    parser.add_argument("--baselines", action="store_true", help="score blind systems on the same pairs as well")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of captions and scores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
     parser.add_argument("--processes", type=int, metavar="N", help="share the pairs among N processes on this machine")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
         plan = planned(args)
         words = [str(args.model), *overrides_of(plan.config), "--data", str(plan.data), "--out", str(plan.out)]
-        words += ["--floors"] if args.floors else []
+        words += ["--baselines"] if args.baselines else []
         command = [sys.executable, "-m", "onediff", "evaluate", *words]
         code = run_local(command, args.processes, log_dir=plan.out / "logs", name="evaluate")
         if code:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from onediff.evaluation.run import evaluate
 
-        done = evaluate(lambda: planned(args), args.floors)
+        done = evaluate(lambda: planned(args), args.baselines)
         if done is None:  # not rank 0
             return 0
         plan, results = done

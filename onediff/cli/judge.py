@@ -3,7 +3,7 @@
   onediff judge --references test.jsonl --predictions mine.jsonl --endpoint http://127.0.0.1:8000/v1 --model NAME
 
 The endpoint speaks the OpenAI chat protocol (vLLM, llama.cpp, Ollama, a service). Its key is read from the environment
-variable ONEDIFF_JUDGE_KEY. Captions and references are sent there, pictures are not. Answers are cached.
+variable ONEDIFF_JUDGE_KEY. Captions and references are sent there, images are not. Answers are cached.
 """
 
 from __future__ import annotations

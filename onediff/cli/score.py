@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there, per-pair scores included")
     parser.add_argument("--report", type=Path, metavar="HTML", help="write one page to look at")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder whose pictures the report shows")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder whose images the report shows")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if args.bootstrap < 0 or args.seed < 0:
         raise UserError("--bootstrap and --seed are 0 or more")
     if args.data is not None and args.report is None:
-        raise UserError("--data names pictures for the page: add --report HTML")
+        raise UserError("--data names images for the page: add --report HTML")
     rules = protocol(args.protocol)
     references = read_references(args.references)
     systems = [read_predictions(args.predictions, args.allow_missing)]
@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> None:
         write_aside(args.json, json.dumps(result, indent=1, allow_nan=False))
     if args.report is not None:
         from onediff.evaluation.report import write_report
-        from onediff.evaluation.report.pictures import shard_pictures
+        from onediff.evaluation.report.images import shard_images
 
-        pictures = shard_pictures(args.data, set(ours.ids)) if args.data is not None else None
-        write_report(args.report, ours, references.captions, systems[0], references.change_types, pictures=pictures)
+        images = shard_images(args.data, set(ours.ids)) if args.data is not None else None
+        write_report(args.report, ours, references.captions, systems[0], references.change_types, images=images)
         print(f"\nreport: {args.report}")
 
 

@@ -30,17 +30,17 @@ class Retrieval(Section):
     model: str
     """Hugging Face vision model, by name or folder."""
     captions: Path
-    """What is said of the single pictures."""
+    """What is said of the single images."""
     captions_reader: str = "generic"
     """Reader of that table."""
     low: float = Field(0.7, ge=-1, le=1)
     """Least cosine similarity of a pair."""
     high: float = Field(0.95, ge=-1, le=1)
-    """Above this, pictures are near-duplicates."""
+    """Above this, images are near-duplicates."""
     nearest: int = Field(20, gt=0)
     """Neighbours to look at."""
     each: int = Field(2, gt=0)
-    """Most pairs that a picture is in."""
+    """Most pairs that an image is in."""
 
 
 class Part(Section):
@@ -51,7 +51,7 @@ class Part(Section):
     annotations: Path | None = None
     """Annotation file, folder or table."""
     images: Path | None = None
-    """Folder, tar or zip of pictures."""
+    """Folder, tar or zip of images."""
     weight: float = Field(1.0, gt=0)
     """Share in training, relative to the other parts."""
     task: str | None = None
@@ -59,13 +59,13 @@ class Part(Section):
     published: int | None = None
     """Samples that its authors publish, for comparison."""
     max_side: int | None = Field(None, gt=0)
-    """Larger pictures are shrunk to this longer side, in pixels."""
+    """Larger images are shrunk to this longer side, in pixels."""
     splits: list[str] = []
     """Only these splits; all of them where empty."""
     allow_leakage: bool = False
-    """Accept pictures that stand in two splits."""
+    """Accept images that stand in two splits."""
     fetch: tuple[str, ...] = ()
-    """Hosts from which pictures named by URL are fetched; `any` stands for all with public addresses."""
+    """Hosts from which images named by URL are fetched; `any` stands for all with public addresses."""
     retrieve: Retrieval | None = None
     """Find the pairs first; `captions` then says who describes them, with the prompt `pair`."""
     captions: Captioning | None = None

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from onediff.config.data import as_first_written
+from onediff.config.renamed import under_new_names
 from onediff.config.run import RunConfig
 from onediff.config.saved import saved_model, saved_model_section
 from onediff.config.section import nearest, validated
@@ -42,6 +43,8 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
     """
     file = find(str(path), Path.cwd())
     values = read_composed(file)
+    if file.name == "config.yaml":
+        values = under_new_names(values)
     if file.name == "config.yaml" and isinstance(data := values.get("data"), dict) and "prompt" in data:
         # The folder of a run: what it was trained with must not become something else.
         data["prompt"] = as_first_written(data["prompt"])

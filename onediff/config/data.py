@@ -49,7 +49,7 @@ class PromptConfig(Section):
     """The words around image places and answers. A word instead of a mapping is the name of a template."""
 
     template: str = "vicuna"
-    """`vicuna`, `llava` (Vicuna's with a line break behind the pictures, as LLaVA-1.5 has it), `chatml`, `llama3`, `plain`;
+    """`vicuna`, `llava` (Vicuna's with a line break behind the images, as LLaVA-1.5 has it), `chatml`, `llama3`, `plain`;
     `chat` is the one that the language model's tokenizer brings. Special tokens in it become what they are; the same
     characters in a caption or an instruction stay text."""
     system: str | None = None
@@ -68,7 +68,7 @@ class PromptConfig(Section):
     }
     """Instruction per task, or several wordings of it: each sample draws one by `data.seed`, and the first is asked when the
     model is used. A sample's own `instruction` wins, and any `task` named by a data set may be added. `<image>` in an
-    instruction says where a picture goes."""
+    instruction says where an image goes."""
 
     couple_answer: str = "First image: {first} Second image: {second}"
     """The answer learned for two coupled images."""
@@ -152,7 +152,7 @@ class DataConfig(Section):
     prefetch: int = Field(2, gt=0)
     """Micro-batches made ahead of the one in use, and at least so many rows a worker."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
-    """A picture whose header promises more is skipped unread; Pillow refuses any above 178 million."""
+    """An image whose header promises more is skipped unread; Pillow refuses any above 178 million."""
     pixels: Literal["fast", "exact"] = "exact"
     """`exact`: the very pixels of the Hugging Face processors, by Pillow. `fast`: the same filter in vector code, 2 to 3
     times as fast, 0.01 of 255 off on average and 2 at most."""

@@ -32,20 +32,20 @@ class PretrainedPart(Section):
         return self
 
 
-class PictureConfig(Section):
-    """How a picture file becomes the tower's input; the fields follow the Hugging Face image processor of the tower."""
+class ImageConfig(Section):
+    """How an image file becomes the tower's input; the fields follow the Hugging Face image processor of the tower."""
 
     size: int = Field(336, gt=0)
     """Side of the square input, pixels."""
     fit: Literal["pad", "crop", "squash", "tiles", "native"] = "pad"
-    """`pad`: the whole picture, amid a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side and cut the
+    """`pad`: the whole image, amid a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side and cut the
     middle, which loses what changes at the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP); `tiles`: an overview
-    and tiles of `size` in a grid chosen from the picture (LLaVA-NeXT); `native`: patches of the picture's own shape, for
+    and tiles of `size` in a grid chosen from the image (LLaVA-NeXT); `native`: patches of the image's own shape, for
     towers that take them (SigLIP 2 NaFlex)."""
     max_tiles: int = Field(4, gt=1)
-    """With `fit: tiles`, the most tiles of a picture beside its overview."""
+    """With `fit: tiles`, the most tiles of an image beside its overview."""
     max_patches: int = Field(256, gt=0)
-    """With `fit: native`, the most patches of a picture; `size` then counts for nothing."""
+    """With `fit: native`, the most patches of an image; `size` then counts for nothing."""
     shorter_side: int | None = None
     """Shorter side before the cut; the default is `size` (DINOv2 scales to 256 and cuts 224)."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -54,7 +54,7 @@ class PictureConfig(Section):
     """Per-channel standard deviation; the default is CLIP's."""
 
     @model_validator(mode="after")
-    def _cut_fits(self) -> PictureConfig:
+    def _cut_fits(self) -> ImageConfig:
         if self.shorter_side is not None and (self.fit != "crop" or self.shorter_side < self.size):
             raise ValueError(f"`shorter_side` goes with fit: crop, here {self.fit}, and is at least `size`")
         return self
@@ -67,7 +67,7 @@ class VisionConfig(PretrainedPart):
     """Encoder layers whose output the delta module reads; 1 is the first layer's output."""
     output_level: int = -2
     """Hidden state that the language model reads: an encoder layer, or counted from the end (-1 is the last)."""
-    picture: PictureConfig = PictureConfig()
+    image: ImageConfig = ImageConfig()
     """Preprocessing."""
 
 

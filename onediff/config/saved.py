@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from onediff.config.model import SAVED_MODEL_FILE
+from onediff.config.renamed import under_new_names
 from onediff.errors import UserError
 
 
@@ -22,7 +23,7 @@ def saved_model_section(folder: Path) -> dict[str, Any]:
     """The section `model` of a run whose model is like the export in `folder`: its architectures without its weights, and
     its tokenizer. Raises UserError for a damaged export."""
     try:
-        section = dict(yaml.safe_load((folder / SAVED_MODEL_FILE).read_text(encoding="utf-8"))["model"])
+        section = under_new_names(yaml.safe_load((folder / SAVED_MODEL_FILE).read_text(encoding="utf-8")))["model"]
         for part in ("vision", "language"):
             architecture = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
             section[part] = {**section[part], "name": None, "config": architecture}

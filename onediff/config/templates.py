@@ -1,7 +1,7 @@
 """Prompt templates by name, and a conversation in one of them: its text, with places for words and answers.
 
 `vicuna` and `llava` are `conv_vicuna_v1` of LLaVA-1.5 (https://github.com/haotian-liu/LLaVA, `llava/conversation.py`), the
-latter with the line break that LLaVA puts behind a picture. `chatml` is what Qwen's models speak
+latter with the line break that LLaVA puts behind an image. `chatml` is what Qwen's models speak
 (https://github.com/openai/openai-python/blob/release-v0.28.1/chatml.md), `llama3` is Meta's format of that name
 (https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3).
 """
@@ -28,8 +28,8 @@ class Template:
     after_system: str = ""
     user: str = ""
     """Before a user's words."""
-    after_pictures: str = ""
-    """Between the pictures that stand before a user's words and those."""
+    after_images: str = ""
+    """Between the images that stand before a user's words and those."""
     assistant: str = ""
     """Between a user's words and the answer."""
     end: str | None = None
@@ -40,7 +40,7 @@ class Template:
 
 TEMPLATES = {
     "vicuna": Template(system=VICUNA, user="USER: ", assistant=" ASSISTANT:"),
-    "llava": Template(system=VICUNA, user="USER: ", after_pictures="\n", assistant=" ASSISTANT:"),
+    "llava": Template(system=VICUNA, user="USER: ", after_images="\n", assistant=" ASSISTANT:"),
     "chatml": Template(
         before_system="<|im_start|>system\n",
         after_system="<|im_end|>\n",

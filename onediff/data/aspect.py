@@ -1,4 +1,4 @@
-"""How much of a data set's pictures `fit: crop` would cut away, by the headers of some of them."""
+"""How much of a data set's images `fit: crop` would cut away, by the headers of some of them."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.formats import open_image
 from onediff.data.geometry import seen_box
 from onediff.data.index import read_index
 from onediff.data.manifest import Manifest
-from onediff.data.sample import PICTURE_SUFFIXES
+from onediff.data.sample import IMAGE_SUFFIXES
 
 LOOKED_AT = 256
-"""Samples whose pictures are measured."""
+"""Samples whose images are measured."""
 TOLERATED = 0.1
-"""Share of the pictures that a crop may cut away without a word."""
+"""Share of the images that a crop may cut away without a word."""
 HEADER_BYTES = 1 << 16
-"""Bytes of a picture that are read to find its size."""
-MIDDLE_SQUARE = PictureConfig(fit="crop")
+"""Bytes of an image that are read to find its size."""
+MIDDLE_SQUARE = ImageConfig(fit="crop")
 
 Sizes = Mapping[tuple[int, int], int]
-"""How many pictures are of a width and height."""
+"""How many images are of a width and height."""
 
 
-def crop_remark(sizes: Sizes, config: PictureConfig = MIDDLE_SQUARE) -> str | None:
+def crop_remark(sizes: Sizes, config: ImageConfig = MIDDLE_SQUARE) -> str | None:
     """What to say of a data set of which a crop loses more than is tolerated; None where it does not."""
     share = lost_to_crop(sizes, config)
     if share <= TOLERATED:
         return None
     return (
-        f"`fit: crop` would cut away {share:.0%} of each picture (mean of {sum(sizes.values()):,}), and what changes there "
-        "is lost; model.vision.picture.fit=pad, the default, keeps them whole"
+        f"`fit: crop` would cut away {share:.0%} of each image (mean of {sum(sizes.values()):,}), and what changes there "
+        "is lost; model.vision.image.fit=pad, the default, keeps them whole"
     )
 
 
-def lost_to_crop(sizes: Sizes, config: PictureConfig = MIDDLE_SQUARE) -> float:
-    """The mean share of a picture's area that is cut away; 0 where there are no pictures."""
+def lost_to_crop(sizes: Sizes, config: ImageConfig = MIDDLE_SQUARE) -> float:
+    """The mean share of an image's area that is cut away; 0 where there are no images."""
     lost = 0.0
     for (width, height), number in sizes.items():
         left, top, right, bottom = seen_box((width, height), config)
@@ -48,9 +48,9 @@ def lost_to_crop(sizes: Sizes, config: PictureConfig = MIDDLE_SQUARE) -> float:
 
 
 def first_sizes(manifest: Manifest) -> Counter[tuple[int, int]]:
-    """The sizes of the pictures of `LOOKED_AT` samples, evenly spread over the first shard that lies on this machine.
+    """The sizes of the images of `LOOKED_AT` samples, evenly spread over the first shard that lies on this machine.
 
-    What cannot be read is passed over. Costs 64 KB of reading a picture.
+    What cannot be read is passed over. Costs 64 KB of reading an image.
     """
 
     sizes: Counter[tuple[int, int]] = Counter()
@@ -61,10 +61,10 @@ def first_sizes(manifest: Manifest) -> Counter[tuple[int, int]]:
     with path.open("rb") as file:
         for number in range(0, len(index), -(-len(index) // LOOKED_AT)):
             for suffix, offset, size in index[number].members:
-                if suffix.rpartition(".")[2] not in PICTURE_SUFFIXES:
+                if suffix.rpartition(".")[2] not in IMAGE_SUFFIXES:
                     continue
                 data = os.pread(file.fileno(), min(size, HEADER_BYTES), offset)
                 # Faults are for training and `onediff data check` to count; Pillow's parsers raise many kinds.
-                with contextlib.suppress(Exception), open_image(io.BytesIO(data)) as picture:
-                    sizes[picture.size] += 1
+                with contextlib.suppress(Exception), open_image(io.BytesIO(data)) as image:
+                    sizes[image.size] += 1
     return sizes

@@ -14,25 +14,25 @@ from onediff.data.segments import Segments
 
 @dataclass
 class Batch:
-    """Rows of tokens with places for pictures and deltas, the pictures, and the targets.
+    """Rows of tokens with places for images and deltas, the images, and the targets.
 
     Places are flat indexes into `rows · tokens`, computed where the batch is made, so that the model never asks the
     device how many there are.
     """
 
     token_ids: Tensor
-    """`[rows, tokens]` int64; 0 where a picture or delta token goes and where the row is padded."""
+    """`[rows, tokens]` int64; 0 where an image or delta token goes and where the row is padded."""
     position_ids: Tensor
     """`[rows, tokens]` int64; starts again at 0 with each sample of a packed row."""
     segment_ids: Tensor | None
     """`[rows, tokens]` int64, 0 for padding, 1… for the samples of a packed row; None where no row holds two samples."""
-    pictures: Tensor
-    """`[views, 3, size, size]` uint8, in the order of their places; before and after of every pair come first. A picture is
+    images: Tensor
+    """`[views, 3, size, size]` uint8, in the order of their places; before and after of every pair come first. An image is
     one view, unless `planes` says otherwise."""
-    picture_places: Tensor
+    image_places: Tensor
     """`[image tokens]` int64."""
     pairs: int
-    """Pairs: pictures 2b and 2b + 1 are before and after of pair b."""
+    """Pairs: images 2b and 2b + 1 are before and after of pair b."""
     delta_places: Tensor
     """`[pairs · delta tokens]` int64."""
     target_places: Tensor
@@ -42,8 +42,8 @@ class Batch:
     target_sources: Tensor
     """`[targets]` int64: index of the source that a target comes from, for the loss per source."""
     planes: Planes | None = None
-    """Where the pictures' tokens lie, where pictures are more than one view or have shapes of their own; `pictures` are then
-    `[pictures, patches, numbers]` in the latter case."""
+    """Where the images' tokens lie, where images are more than one view or have shapes of their own; `images` are then
+    `[images, patches, numbers]` in the latter case."""
     segments: Segments | None = None
     """Where the samples lie in packed rows; None where each row holds one."""
     info: dict[str, Any] = field(default_factory=dict)

@@ -58,7 +58,7 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.folder}: the shard cache cannot be made: {error}; mend data.cache.folder") from None
+            raise UserError(f"{self.folder}: the shard cache cannot be made: {error}; fix data.cache.folder") from None
         path = self._path(shard)
         while True:
             with self._locked(self._slot(path.name), shared=True):  # nobody removes it now
@@ -88,7 +88,7 @@ class ShardCache:
             part, aside = self._reserved(shard)
         except OSError as error:
             raise UserError(
-                f"{self.folder}: the shard cache cannot be written: {error}; mend data.cache.folder"
+                f"{self.folder}: the shard cache cannot be written: {error}; fix data.cache.folder"
             ) from None
         try:
             with self._locked(self._slot(path.name)):

@@ -66,7 +66,7 @@ class Couples:
     def partner(self, lane: int, position: int) -> Place:
         """The sample that is coupled behind the one at `position`. Raises UserError for a rule that gives no ring.
 
-        The first call in a block reads all its captions, and no picture.
+        The first call in a block reads all its captions, and no image.
         """
         rings = self._rings.setdefault(lane, {})
         block = self.lanes.block_at(lane, position)
@@ -85,7 +85,7 @@ class Couples:
             order = [int(index) for index in self.rule(window)]
             if sorted(order) != list(range(len(window))):
                 raise UserError(
-                    f"couple: the rule {self.name!r} must give every index of the {len(window)} captions once; mend it"
+                    f"couple: the rule {self.name!r} must give every index of the {len(window)} captions once; fix it"
                 )
             made += [start + index for index in order]
         return np.array(made, dtype=np.int64)

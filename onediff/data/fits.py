@@ -1,4 +1,4 @@
-"""From a sample's pictures to the tower's input, by `model.vision.picture.fit`, and how many image tokens they make."""
+"""From a sample's images to the tower's input, by `model.vision.image.fit`, and how many image tokens they make."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.native import native_plane, native_shape, patched
 from onediff.data.planes import Plane, Size
 from onediff.data.tiles import best_grid, laid_on_canvas, place_in, tile_plane
@@ -18,43 +18,43 @@ Pixels = Literal["fast", "exact"]
 
 
 class Seen(NamedTuple):
-    """What the model is shown of the pictures of one sample."""
+    """What the model is shown of the images of one sample."""
 
-    pictures: NDArray[np.uint8]
-    """`[views, 3, size, size]`, or `[patches, numbers]` where the tower takes pictures in their own shape."""
+    images: NDArray[np.uint8]
+    """`[views, 3, size, size]`, or `[patches, numbers]` where the tower takes images in their own shape."""
     tokens: tuple[int, ...]
-    """Image tokens of each picture."""
+    """Image tokens of each image."""
     planes: tuple[Plane, ...]
-    """Where they lie; empty where every picture is one square."""
+    """Where they lie; empty where every image is one square."""
 
 
 class Fit(Protocol):
-    """One way to show pictures to the tower. All raise BadSample for what is no picture."""
+    """One way to show images to the tower. All raise BadSample for what is no image."""
 
     def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
-        """Image tokens of each picture of a sample, in files; none is decoded."""
+        """Image tokens of each image of a sample, in files; none is decoded."""
 
     def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
-        """The pictures of a sample, in files."""
+        """The images of a sample, in files."""
 
-    def of(self, pictures: Sequence[Any]) -> Seen:
-        """The same of opened pictures (Pillow's, upright, RGB), exactly."""
+    def of(self, images: Sequence[Any]) -> Seen:
+        """The same of opened images (Pillow's, upright, RGB), exactly."""
 
 
-def fit_of(config: PictureConfig, patch: int) -> Fit:
+def fit_of(config: ImageConfig, patch: int) -> Fit:
     """The fit that is configured, for a tower of patches of `patch` pixels."""
     if config.fit == "tiles":
         return Tiles(config, patch)
     return Native(config, patch) if config.fit == "native" else Square(config, patch)
 
 
-# Rows of pictures that need no decoding are made where neither Pillow nor simplejpeg is installed: both are asked for late.
+# Rows of images that need no decoding are made where neither Pillow nor simplejpeg is installed: both are asked for late.
 
 
 class Square:
-    """Every picture is one view."""
+    """Every image is one view."""
 
-    def __init__(self, config: PictureConfig, patch: int) -> None:
+    def __init__(self, config: ImageConfig, patch: int) -> None:
         self.config = config
         self.tokens = (config.size // patch) ** 2
 
@@ -62,59 +62,59 @@ class Square:
         return (self.tokens,) * len(encoded)
 
     def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
-        from onediff.data.pictures import decode
+        from onediff.data.images import decode
 
         made = self._empty(len(encoded))
         for data, place in zip(encoded, made, strict=True):
             decode(data, self.config, max_pixels, pixels, place)
         return Seen(made, (self.tokens,) * len(made), ())
 
-    def of(self, pictures: Sequence[Any]) -> Seen:
-        from onediff.data.pictures import fitted
+    def of(self, images: Sequence[Any]) -> Seen:
+        from onediff.data.images import fitted
 
-        made = self._empty(len(pictures))
-        for picture, place in zip(pictures, made, strict=True):
-            fitted(picture, self.config, place)
+        made = self._empty(len(images))
+        for image, place in zip(images, made, strict=True):
+            fitted(image, self.config, place)
         return Seen(made, (self.tokens,) * len(made), ())
 
-    def _empty(self, pictures: int) -> NDArray[np.uint8]:
-        return np.empty((pictures, 3, self.config.size, self.config.size), np.uint8)
+    def _empty(self, images: int) -> NDArray[np.uint8]:
+        return np.empty((images, 3, self.config.size, self.config.size), np.uint8)
 
 
 class OwnShape(ABC):
-    """Pictures whose input depends on their size."""
+    """Images whose input depends on their size."""
 
     def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
-        from onediff.data.pictures import upright_size
+        from onediff.data.images import upright_size
 
         planes = self.planes([upright_size(data, max_pixels) for data in encoded])
         return tuple(len(plane.chosen) for plane in planes)
 
     def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
-        from onediff.data.pictures import opened
+        from onediff.data.images import opened
 
         return self._seen([opened(data, max_pixels, pixels) for data in encoded], pixels)
 
-    def of(self, pictures: Sequence[Any]) -> Seen:
-        return self._seen([np.asarray(picture) for picture in pictures], "exact")
+    def of(self, images: Sequence[Any]) -> Seen:
+        return self._seen([np.asarray(image) for image in images], "exact")
 
-    def _seen(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> Seen:
-        planes = self.planes([picture.shape[1::-1] for picture in pictures])
-        return Seen(self.inputs(pictures, pixels), tuple(len(plane.chosen) for plane in planes), planes)
+    def _seen(self, images: Sequence[NDArray[np.uint8]], pixels: Pixels) -> Seen:
+        planes = self.planes([image.shape[1::-1] for image in images])
+        return Seen(self.inputs(images, pixels), tuple(len(plane.chosen) for plane in planes), planes)
 
     @abstractmethod
     def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
-        """Where the tokens of the pictures of one sample lie, by their sizes."""
+        """Where the tokens of the images of one sample lie, by their sizes."""
 
     @abstractmethod
-    def inputs(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
-        """The tower's input for pictures `[height, width, 3]`."""
+    def inputs(self, images: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
+        """The tower's input for images `[height, width, 3]`."""
 
 
 class Tiles(OwnShape):
-    """Every picture is an overview and the tiles of a grid."""
+    """Every image is an overview and the tiles of a grid."""
 
-    def __init__(self, config: PictureConfig, patch: int) -> None:
+    def __init__(self, config: ImageConfig, patch: int) -> None:
         self.side, self.most, self.patch = config.size, config.max_tiles, patch
 
     def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
@@ -123,40 +123,40 @@ class Tiles(OwnShape):
         grid = best_grid(sizes, self.side, self.most)
         return tuple(tile_plane(grid, size, self.side, self.patch) for size in sizes)
 
-    def inputs(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
+    def inputs(self, images: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
         scale = _scale(pixels)
-        if not pictures:
+        if not images:
             return np.empty((0, 3, self.side, self.side), np.uint8)
-        grid = best_grid([picture.shape[1::-1] for picture in pictures], self.side, self.most)
+        grid = best_grid([image.shape[1::-1] for image in images], self.side, self.most)
         made = []
-        for picture in pictures:
-            made.append(scale(picture, (self.side, self.side)).transpose(2, 0, 1)[None])
+        for image in images:
+            made.append(scale(image, (self.side, self.side)).transpose(2, 0, 1)[None])
             if grid != (1, 1):
-                place = place_in(grid, picture.shape[1::-1], self.side)
-                made.append(laid_on_canvas(scale(picture, place.size), grid, place, self.side))
+                place = place_in(grid, image.shape[1::-1], self.side)
+                made.append(laid_on_canvas(scale(image, place.size), grid, place, self.side))
         return np.concatenate(made)
 
 
 class Native(OwnShape):
-    """Every picture is the patches of its own shape."""
+    """Every image is the patches of its own shape."""
 
-    def __init__(self, config: PictureConfig, patch: int) -> None:
+    def __init__(self, config: ImageConfig, patch: int) -> None:
         self.patch, self.most = patch, config.max_patches
 
     def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
         return tuple(native_plane(native_shape(size, self.patch, self.most)) for size in sizes)
 
-    def inputs(self, pictures: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
+    def inputs(self, images: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
         scale = _scale(pixels)
         made = [np.empty((0, 3 * self.patch**2), np.uint8)]
-        for picture in pictures:
-            rows, columns = native_shape(picture.shape[1::-1], self.patch, self.most)
+        for image in images:
+            rows, columns = native_shape(image.shape[1::-1], self.patch, self.most)
             size = (columns * self.patch, rows * self.patch)
-            made.append(patched(scale(picture, size, "bilinear"), self.patch))
+            made.append(patched(scale(image, size, "bilinear"), self.patch))
         return np.concatenate(made)
 
 
 def _scale(pixels: Pixels) -> Any:
-    from onediff.data.pictures import scaled_exactly, scaled_fast
+    from onediff.data.images import scaled_exactly, scaled_fast
 
     return scaled_fast if pixels == "fast" else scaled_exactly

@@ -1,4 +1,4 @@
-"""The kinds of pictures that are read, the one way to open them, and the faults that Pillow passes over in silence."""
+"""The kinds of images that are read, the one way to open them, and the faults that Pillow passes over in silence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
-"""Parsers of anything else stay closed to pictures from strangers: PostScript, for one, is a program that Pillow would
+"""Parsers of anything else stay closed to images from strangers: PostScript, for one, is a program that Pillow would
 have Ghostscript run. (The JPEG parser reads MPO too.)"""
 NAMES = "JPEG, PNG, WebP, GIF, BMP, PPM, TIFF, AVIF or JPEG 2000"
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -22,7 +22,7 @@ HARMLESS = 16
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
-    """Opens a picture of one of `FORMATS`, and HEIC where the package pillow-heif is installed; decodes no pixel yet.
+    """Opens an image of one of `FORMATS`, and HEIC where the package pillow-heif is installed; decodes no pixel yet.
 
     Raises what `PIL.Image.open` raises: UnidentifiedImageError for any other kind.
     """
@@ -31,18 +31,18 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
 
 
 def kind_of(data: bytes) -> str:
-    """In words, what a picture is that cannot be read, and what to do."""
+    """In words, what an image is that cannot be read, and what to do."""
     if is_heif(data):
-        return "a HEIC picture: pip install pillow-heif to read it, or save it as JPEG"
+        return "a HEIC image: pip install pillow-heif to read it, or save it as JPEG"
     if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
-        return "a JPEG XL picture: save it as JPEG or PNG"
+        return "a JPEG XL image: save it as JPEG or PNG"
     if data[:4] == b"%!PS" or data[:4] == b"\xc5\xd0\xd3\xc6":
         return "a PostScript program, which is not run: save it as PNG"
     if data[:4] == b"%PDF":
         return "a PDF document: save its page as PNG"
     if b"<svg" in data[:1024]:
         return "an SVG drawing: save it as PNG"
-    return f"not a {NAMES} picture"
+    return f"not a {NAMES} image"
 
 
 def is_heif(data: bytes) -> bool:
@@ -53,7 +53,7 @@ def is_heif(data: bytes) -> bool:
 def jpeg_fault(data: bytes) -> str | None:
     """What libjpeg-turbo says of a JPEG whose pixels are not all there; None for a whole one, and for other kinds.
 
-    Decodes it. Pillow is content with half a picture and fills the rest with grey.
+    Decodes it. Pillow is content with half an image and fills the rest with grey.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -81,7 +81,7 @@ def to_eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def foreign_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    """The colour profile of an RGB or CMYK picture where it is another than sRGB, as of phones (Display P3) and printers."""
+    """The colour profile of an RGB or CMYK image where it is another than sRGB, as of phones (Display P3) and printers."""
     found = image.info.get("icc_profile")
     if not found or image.mode not in ("RGB", "CMYK"):
         return None
@@ -95,7 +95,7 @@ def foreign_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
 
 
 def to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """The picture in sRGB, which is what everything here takes RGB for."""
+    """The image in sRGB, which is what everything here takes RGB for."""
     made = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert made is not None, "only a conversion in place returns nothing"
     return made

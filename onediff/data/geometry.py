@@ -1,4 +1,4 @@
-"""What the tower's input covers of a picture: one arithmetic for making the input and for drawing over the picture."""
+"""What the tower's input covers of an image: one arithmetic for making the input and for drawing over the image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 
 
 class Box(NamedTuple):
-    """Edges in the pixels of the upright picture; they may be fractions, and lie outside of it."""
+    """Edges in the pixels of the upright image; they may be fractions, and lie outside of it."""
 
     left: float
     top: float
@@ -20,8 +20,8 @@ class Box(NamedTuple):
     bottom: float
 
 
-def crop_place(size: tuple[int, int], config: PictureConfig) -> tuple[tuple[int, int], int, int]:
-    """Width and height that a picture of `size` is scaled to before the cut, and where its middle square begins."""
+def crop_place(size: tuple[int, int], config: ImageConfig) -> tuple[tuple[int, int], int, int]:
+    """Width and height that an image of `size` is scaled to before the cut, and where its middle square begins."""
     shorter = config.shorter_side or config.size
     width, height = size
     # The longer side is cut down to a whole number, as the processors do; in whole numbers nothing is lost before.
@@ -31,13 +31,13 @@ def crop_place(size: tuple[int, int], config: PictureConfig) -> tuple[tuple[int,
 
 
 def pad_place(size: tuple[int, int]) -> tuple[int, int, int]:
-    """Side of the square that a picture of `size` is padded to, and its left and top edge in it (LLaVA's expand2square)."""
+    """Side of the square that an image of `size` is padded to, and its left and top edge in it (LLaVA's expand2square)."""
     side = max(size)
     return side, (side - size[0]) // 2, (side - size[1]) // 2
 
 
-def input_box(size: tuple[int, int], config: PictureConfig) -> Box:
-    """What the tower's input covers of an upright picture of `size` (width, height): less than the picture with
+def input_box(size: tuple[int, int], config: ImageConfig) -> Box:
+    """What the tower's input covers of an upright image of `size` (width, height): less than the image with
     `fit: crop`, more than it with `fit: pad`. The places of a heat map, `[rows, columns]`, share it out evenly."""
     width, height = size
     if config.fit == "crop":
@@ -50,19 +50,19 @@ def input_box(size: tuple[int, int], config: PictureConfig) -> Box:
     return Box(0, 0, width, height)
 
 
-def seen_box(size: tuple[int, int], config: PictureConfig) -> Box:
-    """The part of an upright picture of `size` that the model sees."""
+def seen_box(size: tuple[int, int], config: ImageConfig) -> Box:
+    """The part of an upright image of `size` that the model sees."""
     left, top, right, bottom = input_box(size, config)
     return Box(max(0, left), max(0, top), min(size[0], right), min(size[1], bottom))
 
 
-def over_picture(
-    places: NDArray[np.float32], size: tuple[int, int], config: PictureConfig
+def over_image(
+    places: NDArray[np.float32], size: tuple[int, int], config: ImageConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A map over the model's places, `[rows, columns]`, laid over an upright picture of `size`: values and what the model
+    """A map over the model's places, `[rows, columns]`, laid over an upright image of `size`: values and what the model
     saw, both `[height, width]`. What lies on padding is left out; values outside of what was seen mean nothing.
 
-    `size` may be that of the picture scaled down.
+    `size` may be that of the image scaled down.
     """
     from PIL import Image
 
@@ -75,7 +75,7 @@ def over_picture(
         *((seen.left - box.left) * across, (seen.top - box.top) * down),
         *(min(columns, (seen.right - box.left) * across), min(rows, (seen.bottom - box.top) * down)),
     )
-    # Places that saw padding alone must not shine into the picture.
+    # Places that saw padding alone must not shine into the image.
     first_column, first_row = int(part[0]), int(part[1])
     places = places[first_row : math.ceil(part[3]), first_column : math.ceil(part[2])]
     part = (part[0] - first_column, part[1] - first_row, part[2] - first_column, part[3] - first_row)

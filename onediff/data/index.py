@@ -211,7 +211,7 @@ def open_tar(tar: Path) -> Any:
         return open(tar, "rb")
     except OSError as error:
         raise UserError(
-            f"{tar}: the shard cannot be opened ({error.strerror}); write it again or mend the path"
+            f"{tar}: the shard cannot be opened ({error.strerror}); write it again or fix the path"
         ) from error
 
 

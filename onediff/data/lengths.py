@@ -1,4 +1,4 @@
-"""How long samples are in tokens, what padding costs, and what packing saves; no picture is decoded."""
+"""How long samples are in tokens, what padding costs, and what packing saves; no image is decoded."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def _kill(workers: set[Any]) -> None:
         worker.kill()
 
 
-TENSORS = ("token_ids", "is_target", "pictures")
+TENSORS = ("token_ids", "is_target", "images")
 
 
 def _packed(result: Any) -> Any:

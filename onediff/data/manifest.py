@@ -69,7 +69,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         return _fetched_manifest(str(folder))
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of shards; write it with 'onediff data convert' or mend the path")
+        raise UserError(f"{folder}: no such folder of shards; write it with 'onediff data convert' or fix the path")
     file = folder / FILE
     manifest = parse_manifest(file) if file.exists() else build_manifest(folder)
     if not manifest.samples:

@@ -1,7 +1,7 @@
-"""`fit: native`: a picture in its own shape, as patches (SigLIP 2's NaFlex, arXiv 2502.14786).
+"""`fit: native`: an image in its own shape, as patches (SigLIP 2's NaFlex, arXiv 2502.14786).
 
 It is scaled, up or down, until as many patches as allowed cover it; its sides become whole numbers of patches, which
-changes its aspect by less than one of them. Two pictures of one size get one shape; others each their own.
+changes its aspect by less than one of them. Two images of one size get one shape; others each their own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def native_shape(size: Size, patch: int, most: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=1024)
 def native_plane(shape: tuple[int, int]) -> Plane:
-    """The tokens of a picture of this shape: its patches in reading order."""
+    """The tokens of an image of this shape: its patches in reading order."""
     row, column = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
     corners = np.stack([column, row, column + 1, row + 1], 1) / np.array([shape[1], shape[0]] * 2)
     patches = shape[0] * shape[1]
@@ -49,6 +49,6 @@ def patched(pixels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
 
 
 def unpatched(patches: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture `[height, width, 3]` that `patched` cut."""
+    """The image `[height, width, 3]` that `patched` cut."""
     side = math.isqrt(patches.shape[1] // 3)
     return patches.reshape(*shape, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(shape[0] * side, shape[1] * side, 3)

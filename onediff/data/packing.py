@@ -53,14 +53,14 @@ class Packer:
             for draw in lengths:
                 try:
                     rows.append(self.stream.one(lane, draw))
-                except BadSample as bad:  # such as a picture that cannot be decoded: its part of the row stays empty
+                except BadSample as bad:  # such as an image that cannot be decoded: its part of the row stays empty
                     self.stream.passed_over(skipped, lane, draw, bad)
             if rows:
                 rows[0].skipped = skipped
                 return rows, place
 
     def chosen(self, lane: int, place: Place, skipped: list[Fault]) -> tuple[dict[int, int], Place]:
-        """Which draws make the row at `place` and their lengths, without decoding a picture; and the place behind it.
+        """Which draws make the row at `place` and their lengths, without decoding an image; and the place behind it.
 
         Bad samples that are met are added to `skipped`. Raises UserError where those are `data.bad_in_a_row`.
         """
@@ -79,7 +79,7 @@ class Packer:
         return chosen, (*(draw for draw in draws if draw not in chosen), next_draw)
 
     def fill(self, lanes: int, rows: int = 256) -> Fill:
-        """How full the first rows of some lanes are, measured without decoding any picture. Raises UserError."""
+        """How full the first rows of some lanes are, measured without decoding any image. Raises UserError."""
         used = min(lanes, 4)
         samples = tokens = 0
         for lane in range(used):

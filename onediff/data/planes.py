@@ -1,4 +1,4 @@
-"""Where image tokens lie in their pictures, where pictures are not all seen in one shape (`fit: tiles`, `fit: native`)."""
+"""Where image tokens lie in their images, where images are not all seen in one shape (`fit: tiles`, `fit: native`)."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plane:
-    """One picture before the tower."""
+    """One image before the tower."""
 
     inputs: int
-    """How much of `Row.pictures` is this picture's: views of the tower's size, or patches."""
+    """How much of `Row.images` is this image's: views of the tower's size, or patches."""
     given: int
     """Tokens that the tower gives for all of that."""
     chosen: NDArray[np.int64]
-    """`[tokens]`: which of the tower's tokens for this picture go on, in reading order; the others saw only padding."""
+    """`[tokens]`: which of the tower's tokens for this image go on, in reading order; the others saw only padding."""
     boxes: NDArray[np.float32]
-    """`[tokens, 4]`: left, top, right and bottom of what each of them saw, in a picture that is 1 wide and 1 high."""
+    """`[tokens, 4]`: left, top, right and bottom of what each of them saw, in an image that is 1 wide and 1 high."""
     shape: tuple[int, int] | None = None
-    """Rows and columns of patches, where the tower takes pictures in their own shape."""
+    """Rows and columns of patches, where the tower takes images in their own shape."""
 
 
 @dataclass(frozen=True)
 class Planes:
-    """The pictures of a batch before the tower: on the device what computing needs, on the host what shapes depend on."""
+    """The images of a batch before the tower: on the device what computing needs, on the host what shapes depend on."""
 
     lengths: tuple[int, ...]
-    """Image tokens of each picture."""
+    """Image tokens of each image."""
     chosen: Tensor
-    """`[tokens]` int64 into the tower's tokens, picture by picture; the tower gives as many for each of its inputs."""
+    """`[tokens]` int64 into the tower's tokens, image by image; the tower gives as many for each of its inputs."""
     boxes: Tensor
     """`[tokens, 4]` fp32, as in `Plane`."""
     roles: Tensor
-    """`[tokens of pairs]` int64: 0 for a token of a picture before, 1 for one after."""
+    """`[tokens of pairs]` int64: 0 for a token of an image before, 1 for one after."""
     pairs: Segments
     """The tokens of each pair, which come first."""
     mask: Tensor | None = None
-    """`[pictures, 1, 1, longest]` bool, which of the patches are no padding; None where the tower's inputs have none."""
+    """`[images, 1, 1, longest]` bool, which of the patches are no padding; None where the tower's inputs have none."""
     shapes: tuple[tuple[int, int], ...] = ()
-    """Rows and columns of patches of each picture, beside `mask`."""
+    """Rows and columns of patches of each image, beside `mask`."""
     patches: Segments | None = None
-    """Beside `mask`: the patches of each picture and behind them its padding, as sequences."""
+    """Beside `mask`: the patches of each image and behind them its padding, as sequences."""
 
     def to(self, device: torch.device) -> Planes:
         """The same with its tensors on `device`."""
@@ -63,12 +63,12 @@ class Planes:
         patches = None if self.patches is None else self.patches.to(device)
         return replace(self, pairs=self.pairs.to(device), patches=patches, **moved)
 
-    def of_pictures(self, level: Tensor) -> Tensor:
-        """`[tokens, width]`: the tokens that go on, of what the tower gave, `[views or pictures, tokens, width]`."""
+    def of_images(self, level: Tensor) -> Tensor:
+        """`[tokens, width]`: the tokens that go on, of what the tower gave, `[views or images, tokens, width]`."""
         return level.flatten(0, 1).index_select(0, self.chosen)
 
     def of_pairs(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The same of the pictures that are in a pair, for each level."""
+        """The same of the images that are in a pair, for each level."""
         chosen = self.chosen[: len(self.roles)]
         return [level.flatten(0, 1).index_select(0, chosen) for level in levels]
 
@@ -76,21 +76,21 @@ class Planes:
 class Shown(Protocol):
     """What is read here of a row."""
 
-    pictures: Tensor
+    images: Tensor
     planes: tuple[Plane, ...]
     is_pair: bool
 
 
 def laid_out(rows: Sequence[Shown]) -> tuple[Tensor, Planes | None]:
-    """The tower's input for the pictures of these rows, those with pairs first, and where its tokens lie.
+    """The tower's input for the images of these rows, those with pairs first, and where its tokens lie.
 
-    None where every picture is one view, or there is no picture. Pictures in their own shape are padded to the one of the
-    most patches, `[pictures, patches, numbers]`.
+    None where every image is one view, or there is no image. Images in their own shape are padded to the one of the
+    most patches, `[images, patches, numbers]`.
     """
     planes = [plane for row in rows for plane in row.planes]
-    pictures = torch.cat([row.pictures for row in rows])
+    images = torch.cat([row.images for row in rows])
     if not planes:
-        return pictures, None
+        return images, None
     pairs = sum(row.is_pair for row in rows)
     lengths = [len(plane.chosen) for plane in planes]
     own_shape = planes[0].shape is not None
@@ -104,16 +104,16 @@ def laid_out(rows: Sequence[Shown]) -> tuple[Tensor, Planes | None]:
         roles=torch.from_numpy(np.repeat(np.arange(2 * pairs) % 2, lengths[: 2 * pairs])),
         pairs=Segments.of([sum(lengths[first : first + 2]) for first in range(0, 2 * pairs, 2)]),
     )
-    return _padded(pictures, planes, made) if own_shape else (pictures, made)
+    return _padded(images, planes, made) if own_shape else (images, made)
 
 
 def _padded(patches: Tensor, planes: Sequence[Plane], made: Planes) -> tuple[Tensor, Planes]:
-    """Pictures in their own shape, each padded to the patches of the largest."""
+    """Images in their own shape, each padded to the patches of the largest."""
     counts = [plane.inputs for plane in planes]
     longest = max(counts)
     padded = patches.new_zeros(len(planes), longest, patches.shape[-1])
-    for place, picture in zip(padded, patches.split(counts), strict=True):
-        place[: len(picture)] = picture
+    for place, image in zip(padded, patches.split(counts), strict=True):
+        place[: len(image)] = image
     lengths = [length for count in counts for length in (count, longest - count) if length]
     return padded, replace(
         made,

@@ -1,6 +1,6 @@
 """From a sample to a token sequence with places for images and deltas, and labels on the answers only.
 
-A prompt is the text that it is: everything between two pictures is tokenised as running text. Special tokens come from the
+A prompt is the text that it is: everything between two images is tokenised as running text. Special tokens come from the
 template alone; the same characters in an instruction or a caption are text like any other.
 """
 
@@ -21,15 +21,15 @@ from onediff.data.lanes import mix64
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
-PICTURE, DELTA = -1, -2
+IMAGE, DELTA = -1, -2
 """Stand-ins for one image token and one delta token in a sequence."""
-IMAGE = "<image>"
-"""What says in a user's words where a picture goes, as in LLaVA's conversations."""
+IMAGE_MARK = "<image>"
+"""What says in a user's words where an image goes, as in LLaVA's conversations."""
 
 
 @dataclass
 class Sequence:
-    """Token ids of one sample; `PICTURE` and `DELTA` where features go."""
+    """Token ids of one sample; `IMAGE` and `DELTA` where features go."""
 
     token_ids: list[int] = field(default_factory=list)
     is_target: list[bool] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Turn:
 
 
 Element = Part | list[int]
-"""Text or a token of a sequence; or the places of pictures and deltas."""
+"""Text or a token of a sequence; or the places of images and deltas."""
 
 
 class Prompter:
@@ -75,8 +75,8 @@ class Prompter:
         has_start = self.template is None or (first is not None and first.text == tokenizer.bos_token)
         self.start = [] if has_start or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
-    def sequence(self, pictures: Iterable[int], is_pair: bool, turns: list[Turn]) -> Sequence:
-        """The sequence of one sample; `pictures` are the numbers of image tokens of each of its images.
+    def sequence(self, images: Iterable[int], is_pair: bool, turns: list[Turn]) -> Sequence:
+        """The sequence of one sample; `images` are the numbers of image tokens of each of its images.
 
         Images stand where the users' words say `<image>`, else in front of the first words, before then after; the delta
         tokens of a pair stand behind the last image. Each answer and the token that ends it are what is learned. Raises
@@ -86,7 +86,7 @@ class Prompter:
         made.add(self.start)
         stretch: list[Part] = []
         before = ""
-        for element in self._elements(list(pictures), self.delta_tokens * is_pair, turns):
+        for element in self._elements(list(images), self.delta_tokens * is_pair, turns):
             if isinstance(element, Part) and element.kind == "text":
                 stretch.append(element)
                 continue
@@ -105,8 +105,8 @@ class Prompter:
         wordings = self.config.wordings(task)
         return wordings[0 if draw is None or len(wordings) == 1 else mix64(draw, 2) % len(wordings)]
 
-    def _elements(self, pictures: list[int], deltas: int, turns: list[Turn]) -> Iterator[Element]:
-        words = placed([turn.words for turn in turns], pictures, deltas, self.template)
+    def _elements(self, images: list[int], deltas: int, turns: list[Turn]) -> Iterator[Element]:
+        words = placed([turn.words for turn in turns], images, deltas, self.template)
         for part in self._parts(len(turns), turns[-1].answer is not None):
             if part.kind == "answer":
                 yield Part("text", self._as_text((turns[part.turn].answer or "").strip()), learned=True)
@@ -147,7 +147,7 @@ class Prompter:
         return tuple(dict.fromkeys((self.tokens[token], self.tokenizer.eos_token_id)))
 
     def _add(self, made: Sequence, before: str, stretch: Several[Part], after: str) -> None:
-        """Appends text that stands between two special tokens, or pictures, or ends of the sequence."""
+        """Appends text that stands between two special tokens, or images, or ends of the sequence."""
         text, done = "", list[int]()
         runs = [(learned, "".join(part.text for part in parts)) for learned, parts in groupby(stretch, _is_learned)]
         for number, (learned, run) in enumerate(runs, 1):
@@ -203,23 +203,21 @@ def special_tokens(tokenizer: Any, source: str) -> dict[str, int]:
     } | {tokenizer.eos_token: tokenizer.eos_token_id}
 
 
-def placed(
-    words: list[str], pictures: list[int], deltas: int, template: Template | None
-) -> list[list[str | list[int]]]:
-    """The users' words of each turn, cut where pictures and deltas go. Raises BadSample."""
-    if not pictures:
+def placed(words: list[str], images: list[int], deltas: int, template: Template | None) -> list[list[str | list[int]]]:
+    """The users' words of each turn, cut where images and deltas go. Raises BadSample."""
+    if not images:
         return [[said] for said in words]
-    marks = sum(said.count(IMAGE) for said in words)
-    after = template.after_pictures if template else ""
+    marks = sum(said.count(IMAGE_MARK) for said in words)
+    after = template.after_images if template else ""
     if marks == 0:
-        words, marks = [IMAGE + after + words[0], *words[1:]], 1
-    if marks not in (1, len(pictures)):
-        raise BadSample("bad_schema", f"{marks} places {IMAGE} for {len(pictures)} pictures")
-    places = [[PICTURE] * sum(pictures)] if marks == 1 else [[PICTURE] * length for length in pictures]
+        words, marks = [IMAGE_MARK + after + words[0], *words[1:]], 1
+    if marks not in (1, len(images)):
+        raise BadSample("bad_schema", f"{marks} places {IMAGE_MARK} for {len(images)} images")
+    places = [[IMAGE] * sum(images)] if marks == 1 else [[IMAGE] * length for length in images]
     places[-1] += [DELTA] * deltas
     made: list[list[str | list[int]]] = []
     for said in words:
-        texts = said.split(IMAGE)
+        texts = said.split(IMAGE_MARK)
         cut: list[str | list[int]] = [texts[0]]
         for text in texts[1:]:
             cut += [places.pop(0), text]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from onediff.config.data import DataConfig
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.batch import Batch
 from onediff.data.fits import Seen, fit_of
 from onediff.data.lanes import Place, mix64
 from onediff.data.planes import Plane, laid_out
-from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
+from onediff.data.prompts import DELTA, IMAGE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample
 from onediff.data.segments import Segments
@@ -31,14 +31,14 @@ class Row:
     """One sequence, ready to be laid into a batch."""
 
     token_ids: Tensor
-    """`[tokens]` int64 with `PICTURE` and `DELTA` places."""
+    """`[tokens]` int64 with `IMAGE` and `DELTA` places."""
     is_target: Tensor
     """`[tokens]` bool."""
-    pictures: Tensor
-    """The tower's input, uint8: `[views, 3, size, size]`, of each picture one view or more; `[patches, numbers]` for a tower
-    that takes pictures in their own shape."""
-    picture_tokens: tuple[int, ...]
-    """Image tokens of each picture."""
+    images: Tensor
+    """The tower's input, uint8: `[views, 3, size, size]`, of each image one view or more; `[patches, numbers]` for a tower
+    that takes images in their own shape."""
+    image_tokens: tuple[int, ...]
+    """Image tokens of each image."""
     is_pair: bool
     source: int
     """Index of the source in the mix."""
@@ -47,7 +47,7 @@ class Row:
     places: tuple[Place, ...] = ()
     """Where in the source they lie."""
     planes: tuple[Plane, ...] = ()
-    """Where the image tokens of each picture lie; empty where every picture is one view."""
+    """Where the image tokens of each image lie; empty where every image is one view."""
     was_cut: bool = False
     next_draw: int = 0
     """The lane's position behind this row."""
@@ -55,39 +55,39 @@ class Row:
     """The bad samples passed over on the way to this row."""
 
 
-class RowMaker:
+class Processor:
     """Writes rows for one model: its tokenizer, its preprocessing, its numbers of image and delta tokens."""
 
-    def __init__(self, prompter: Prompter, picture: PictureConfig, config: DataConfig, patch: int) -> None:
+    def __init__(self, prompter: Prompter, image: ImageConfig, config: DataConfig, patch: int) -> None:
         """`patch` is the side of one of the tower's patches, pixels."""
         self.prompter = prompter
-        self.picture = picture
-        self.fit = fit_of(picture, patch)
+        self.image = image
+        self.fit = fit_of(image, patch)
         self.config = config
 
     def row(self, sample: Sample, task: str | None, draw: int, source: int = 0) -> Row:
         """A pair, a single image or a text as a training row; `draw` picks one of several captions.
 
-        Raises BadSample for a picture that cannot be read, or for a sample longer than `max_tokens` under
+        Raises BadSample for an image that cannot be read, or for a sample longer than `max_tokens` under
         `too_long: skip`.
         """
         turns = self._turns(sample, task, draw)
         return self._made(self._seen(sample), sample.is_pair, turns, source, (sample.id,))
 
     def tokens(self, sample: Sample, task: str | None, draw: int) -> int:
-        """The length of `row`, without its pictures. Raises BadSample."""
+        """The length of `row`, without its images. Raises BadSample."""
         lengths = self.fit.lengths(encoded(sample), self.config.max_pixels)
         return len(self._sequence(lengths, sample.is_pair, self._turns(sample, task, draw))[0].token_ids)
 
     def couple_tokens(self, first: Sample, second: Sample, draw: int) -> int:
-        """The length of `couple`, without its pictures. Raises BadSample."""
+        """The length of `couple`, without its images. Raises BadSample."""
         lengths = self.fit.lengths(encoded(first, second), self.config.max_pixels)
         return len(self._sequence(lengths, True, self._couple_turns(first, second, draw))[0].token_ids)
 
     def couple(self, first: Sample, second: Sample, draw: int, source: int = 0) -> Row:
         """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
         turns = self._couple_turns(first, second, draw)
-        if len(first.pictures) + len(second.pictures) != 2:
+        if len(first.images) + len(second.images) != 2:
             raise BadSample("not_single", f"{first.id} and {second.id}: coupling takes samples with one image each")
         return self._made(self._seen(first, second), True, turns, source, (first.id, second.id))
 
@@ -96,14 +96,14 @@ class RowMaker:
         answer = self.prompter.config.couple_answer.format(first=answers[0], second=answers[1])
         return [Turn(self.prompter.instruction("couple", draw), answer)]
 
-    def prompt(self, pictures: Sequence[Image], instruction: str | None, task: str = "pair") -> Row:
-        """A row to be answered by the model: upright RGB pictures and an instruction, or that of a task; no target.
+    def prompt(self, images: Sequence[Image], instruction: str | None, task: str = "pair") -> Row:
+        """A row to be answered by the model: upright RGB images and an instruction, or that of a task; no target.
 
-        Raises BadSample for pictures too narrow to be scaled, and for an instruction with places for another number of
-        pictures.
+        Raises BadSample for images too narrow to be scaled, and for an instruction with places for another number of
+        images.
         """
         turns = [Turn(instruction or self.prompter.instruction(task), None)]
-        return self._made(self.fit.of(pictures), len(pictures) == 2, turns, 0, ())
+        return self._made(self.fit.of(images), len(images) == 2, turns, 0, ())
 
     def _turns(self, sample: Sample, task: str | None, draw: int) -> list[Turn]:
         task = task or ("pair" if sample.is_pair else "single")
@@ -117,7 +117,7 @@ class RowMaker:
         return self._turns(sample, "single", draw)[0].answer or ""
 
     def _seen(self, *samples: Sample) -> Seen:
-        """What the model is shown of the pictures of these samples. Raises BadSample."""
+        """What the model is shown of the images of these samples. Raises BadSample."""
         return self.fit.read(encoded(*samples), self.config.max_pixels, self.config.pixels)
 
     def _made(self, seen: Seen, is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]) -> Row:
@@ -126,8 +126,8 @@ class RowMaker:
             # From bytes: torch.tensor looks at each number of a list, which took a twentieth of the loader's time.
             token_ids=torch.frombuffer(array("q", sequence.token_ids), dtype=torch.int64),
             is_target=torch.frombuffer(bytearray(sequence.is_target), dtype=torch.bool),
-            pictures=torch.from_numpy(seen.pictures),
-            picture_tokens=seen.tokens,
+            images=torch.from_numpy(seen.images),
+            image_tokens=seen.tokens,
             planes=seen.planes,
             is_pair=is_pair,
             source=source,
@@ -135,9 +135,9 @@ class RowMaker:
             was_cut=was_cut,
         )
 
-    def _sequence(self, pictures: Sequence[int], is_pair: bool, turns: list[Turn]) -> tuple[TokenSequence, bool]:
+    def _sequence(self, images: Sequence[int], is_pair: bool, turns: list[Turn]) -> tuple[TokenSequence, bool]:
         """The tokens of a sample, and whether the end of its answer had to be cut off. Raises BadSample."""
-        sequence = self.prompter.sequence(pictures, is_pair, turns)
+        sequence = self.prompter.sequence(images, is_pair, turns)
         length, longest, ends_answer = len(sequence.token_ids), self.config.max_tokens, bool(turns[-1].answer)
         if length <= longest:
             return sequence, False
@@ -145,21 +145,19 @@ class RowMaker:
         if self.config.too_long == "skip" or prompt_length >= longest:
             raise BadSample("too_long", f"{length} tokens, max_tokens is {longest}")
         if min(sequence.token_ids[longest:]) < 0:
-            raise BadSample("too_long", f"{length} tokens, a picture lies behind max_tokens, which is {longest}")
+            raise BadSample("too_long", f"{length} tokens, an image lies behind max_tokens, which is {longest}")
         return TokenSequence(sequence.token_ids[:longest], sequence.is_target[:longest]), True
 
 
 def encoded(*samples: Sample) -> list[bytes]:
-    """The picture files of these samples, before and after of a pair in this order."""
+    """The image files of these samples, before and after of a pair in this order."""
     return [
-        sample.pictures[role]
-        for sample in samples
-        for role in (("before", "after") if sample.is_pair else sample.pictures)
+        sample.images[role] for sample in samples for role in (("before", "after") if sample.is_pair else sample.images)
     ]
 
 
 def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
-    """What was said before each answer, and the answer. `<image>` in the words says where a picture goes."""
+    """What was said before each answer, and the answer. `<image>` in the words says where an image goes."""
     turns: list[Turn] = []
     words: list[str] = []
     for said in conversation:
@@ -210,18 +208,18 @@ def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
             lengths.append(padding)
             if not pad_left:
                 positions[number, start:] = np.arange(padding)
-    # Paired pictures first, so that before and after of pair b are pictures 2b and 2b + 1.
+    # Paired images first, so that before and after of pair b are images 2b and 2b + 1.
     in_order = sorted(samples, key=lambda found: not found[1].is_pair)
-    places = [start + np.flatnonzero(sample.token_ids.numpy() == PICTURE) for start, sample in in_order]
+    places = [start + np.flatnonzero(sample.token_ids.numpy() == IMAGE) for start, sample in in_order]
     flat, target_places = ids.ravel(), np.flatnonzero(targets)
-    pictures, planes = laid_out([sample for _, sample in in_order])
+    images, planes = laid_out([sample for _, sample in in_order])
     return Batch(
         token_ids=torch.from_numpy(np.maximum(ids, 0)),
         position_ids=torch.from_numpy(positions),
         segment_ids=torch.from_numpy(segments),
-        pictures=pictures,
+        images=images,
         planes=planes,
-        picture_places=torch.from_numpy(np.concatenate(places)),
+        image_places=torch.from_numpy(np.concatenate(places)),
         pairs=sum(sample.is_pair for _, sample in samples),
         delta_places=torch.from_numpy(np.flatnonzero(flat == DELTA)),
         # The hidden state in front of a target predicts it.

@@ -1,7 +1,7 @@
-"""What one sample is: the JSON record and the pictures of one WebDataset key, read from and written to tar members.
+"""What one sample is: the JSON record and the images of one WebDataset key, read from and written to tar members.
 
-A pair has `<key>.before.<jpg|png|webp>`, `<key>.after.…` and `<key>.json`; a single picture has `<key>.<jpg|…>` and
-`<key>.json`; text alone has `<key>.json`. Nothing here decodes a picture or needs torch.
+A pair has `<key>.before.<jpg|png|webp>`, `<key>.after.…` and `<key>.json`; a single image has `<key>.<jpg|…>` and
+`<key>.json`; text alone has `<key>.json`. Nothing here decodes an image or needs torch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-KINDS = ("truncated", "no_json", "bad_json", "bad_schema", "no_caption", "missing_half", "no_picture", "bad_picture")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+KINDS = ("truncated", "no_json", "bad_json", "bad_schema", "no_caption", "missing_half", "no_image", "bad_image")
 
 
 class BadSample(ValueError):
@@ -42,7 +42,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample. `pictures` maps a role to encoded bytes: `before` and `after`, or `image`, or nothing for text.
+    """One sample. `images` maps a role to encoded bytes: `before` and `after`, or `image`, or nothing for text.
 
     Exactly one of `captions` and `conversations` (turns `{"from", "value"}`) is non-empty. An empty `key` lets the
     writer choose one. `meta` is free; `meta["change_type"]` names the change where it is known.
@@ -56,12 +56,12 @@ class Sample:
     conversations: tuple[dict[str, str], ...] = ()
     instruction: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
     key: str = ""
 
     @property
     def is_pair(self) -> bool:
-        return "before" in self.pictures
+        return "before" in self.images
 
     def record(self) -> dict[str, Any]:
         """The JSON record, without the fields that are empty."""
@@ -75,8 +75,8 @@ class Sample:
         return {**record, "split": self.split, "meta": self.meta}
 
 
-def picture_suffix(data: bytes) -> str | None:
-    """The suffix for an encoded picture by its first bytes: `jpg`, `png`, `webp`, or None for anything else."""
+def image_suffix(data: bytes) -> str | None:
+    """The suffix for an encoded image by its first bytes: `jpg`, `png`, `webp`, or None for anything else."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -87,19 +87,19 @@ def picture_suffix(data: bytes) -> str | None:
 
 
 def encode_sample(sample: Sample, key: str | None = None) -> list[tuple[str, bytes]]:
-    """The tar members `(name, data)` of a sample, pictures first. Raises `BadSample` for what breaks the contract."""
+    """The tar members `(name, data)` of a sample, images first. Raises `BadSample` for what breaks the contract."""
     key = key or sample.key
     if not key or "." in key or key != key.strip("/ "):
         raise BadSample("bad_schema", f"key {key!r} must be non-empty, without dots and without slashes at its ends")
-    check_roles(sample.pictures)
+    check_roles(sample.images)
     check_record(sample.record())
     members = []
     for role in ("before", "after", "image"):
-        if role in sample.pictures:
-            suffix = picture_suffix(sample.pictures[role])
+        if role in sample.images:
+            suffix = image_suffix(sample.images[role])
             if suffix is None:
-                raise BadSample("bad_picture", f"picture {role!r} is not JPEG, PNG or WebP")
-            members.append((f"{key}.{suffix}" if role == "image" else f"{key}.{role}.{suffix}", sample.pictures[role]))
+                raise BadSample("bad_image", f"image {role!r} is not JPEG, PNG or WebP")
+            members.append((f"{key}.{suffix}" if role == "image" else f"{key}.{role}.{suffix}", sample.images[role]))
     text = json.dumps(sample.record(), ensure_ascii=False, separators=(",", ":"))
     return [*members, (f"{key}.json", text.encode())]
 
@@ -115,19 +115,19 @@ def parse_sample(members: Mapping[str, bytes], key: str = "") -> Sample:
         record = json.loads(members["json"])
     except ValueError as error:
         raise BadSample("bad_json", f"the .json cannot be read: {error}") from error
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for suffix, data in members.items():
         role, _, extension = suffix.rpartition(".")
-        if extension in PICTURE_SUFFIXES and role in ("", "before", "after", "image"):
-            if pictures.setdefault(role or "image", data) is not data:
-                raise BadSample("bad_schema", f"the sample has two pictures for {role or 'image'!r}")
+        if extension in IMAGE_SUFFIXES and role in ("", "before", "after", "image"):
+            if images.setdefault(role or "image", data) is not data:
+                raise BadSample("bad_schema", f"the sample has two images for {role or 'image'!r}")
             if not data:
-                raise BadSample("bad_picture", f"the picture .{suffix} is empty")
-    check_roles(pictures)
+                raise BadSample("bad_image", f"the image .{suffix} is empty")
+    check_roles(images)
     check_record(record)
     task = record["task"]
-    if not pictures and (task in ("difference", "pair") or "<image>" in members["json"].decode(errors="replace")):
-        raise BadSample("no_picture", f"a sample of task {task!r} has no picture")
+    if not images and (task in ("difference", "pair") or "<image>" in members["json"].decode(errors="replace")):
+        raise BadSample("no_image", f"a sample of task {task!r} has no image")
     return Sample(
         id=str(record["id"]),
         source=record["source"],
@@ -137,19 +137,19 @@ def parse_sample(members: Mapping[str, bytes], key: str = "") -> Sample:
         conversations=tuple(record.get("conversations", ())),
         instruction=record.get("instruction"),
         meta=record.get("meta", {}),
-        pictures=pictures,
+        images=images,
         key=key,
     )
 
 
-def check_roles(pictures: Mapping[str, bytes]) -> None:
-    """Raises `BadSample` unless the pictures are a pair, a single one, or none."""
-    halves = {"before", "after"} & set(pictures)
+def check_roles(images: Mapping[str, bytes]) -> None:
+    """Raises `BadSample` unless the images are a pair, a single one, or none."""
+    halves = {"before", "after"} & set(images)
     if len(halves) == 1:
         have = halves.pop()
-        raise BadSample("missing_half", f"the pair has only its {have!r} picture")
-    if halves and "image" in pictures:
-        raise BadSample("bad_schema", "the sample has a pair and a single picture")
+        raise BadSample("missing_half", f"the pair has only its {have!r} image")
+    if halves and "image" in images:
+        raise BadSample("bad_schema", "the sample has a pair and a single image")
 
 
 def check_record(record: Any) -> None:

@@ -1,4 +1,4 @@
-"""A contact sheet of rows as the model will see them: pictures after cutting and scaling, words, and every token's place."""
+"""A contact sheet of rows as the model will see them: images after cutting and scaling, words, and every token's place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from onediff.data.native import unpatched
-from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import Row
 from onediff.errors import UserError
 
@@ -23,12 +23,12 @@ COLUMNS = 3
 LINE = 15
 LINES = 9
 GAP = 10
-COLOURS = {"words": "#9aa5b1", "before": "#2f6fde", "after": "#e07b00", "picture": "#2f6fde", "delta": "#7a3fc4"}
+COLOURS = {"words": "#9aa5b1", "before": "#2f6fde", "after": "#e07b00", "image": "#2f6fde", "delta": "#7a3fc4"}
 ANSWER = "#1f9d55"
 
 
 class Span(NamedTuple):
-    """Neighbouring tokens of one kind: `words` that are read, `before`, `after`, `picture`, `delta`, or the `answer`."""
+    """Neighbouring tokens of one kind: `words` that are read, `before`, `after`, `image`, `delta`, or the `answer`."""
 
     kind: str
     tokens: int
@@ -38,14 +38,14 @@ class Span(NamedTuple):
 def spans(row: Row, tokenizer: Any) -> list[Span]:
     """Where the tokens of a row come from, in order."""
     found: list[Span] = []
-    pictures = zip(("before", "after") if row.is_pair else ("picture",), row.picture_tokens, strict=False)
+    images = zip(("before", "after") if row.is_pair else ("image",), row.image_tokens, strict=False)
     tokens = zip(row.token_ids.tolist(), row.is_target.tolist(), strict=True)
     for (place, target), group in groupby(tokens, key=lambda token: (min(token[0], 0), token[1])):
         ids = [token for token, _ in group]
-        if place == PICTURE:
+        if place == IMAGE:
             left = len(ids)
             while left:
-                role, length = next(pictures)
+                role, length = next(images)
                 found.append(Span(role, length, ""))
                 left -= length
         elif place == DELTA:
@@ -120,13 +120,13 @@ def _strip(number: int, samples: Sequence[Row], tokenizer: Any, pack: int, width
 
 
 def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
-    """Pictures, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id and place."""
+    """Images, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id and place."""
     cell = Image.new("RGB", (WIDTH, SIDE + 18 + LINES * LINE), "#f4f5f7")
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
-    for number, pixels in enumerate(whole_pictures(row)):
-        picture = Image.fromarray(pixels)
-        method = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.BICUBIC
-        cell.paste(picture.resize((SIDE, SIDE), method), (number * (SIDE + 4), 0))
+    for number, pixels in enumerate(whole_images(row)):
+        image = Image.fromarray(pixels)
+        method = Image.Resampling.NEAREST if image.width < SIDE else Image.Resampling.BICUBIC
+        cell.paste(image.resize((SIDE, SIDE), method), (number * (SIDE + 4), 0))
     start = 0
     parts = spans(row, tokenizer)
     for part in parts:
@@ -143,12 +143,12 @@ def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
     return cell
 
 
-def whole_pictures(row: Row) -> list[NDArray[np.uint8]]:
-    """`[height, width, 3]` of each picture as the model sees it; of one in tiles the overview."""
+def whole_images(row: Row) -> list[NDArray[np.uint8]]:
+    """`[height, width, 3]` of each image as the model sees it; of one in tiles the overview."""
     if not row.planes:
-        return [pixels.permute(1, 2, 0).numpy() for pixels in row.pictures]
+        return [pixels.permute(1, 2, 0).numpy() for pixels in row.images]
     found = []
-    for plane, inputs in zip(row.planes, row.pictures.split([plane.inputs for plane in row.planes]), strict=True):
+    for plane, inputs in zip(row.planes, row.images.split([plane.inputs for plane in row.planes]), strict=True):
         if plane.shape is None:
             found.append(inputs[0].permute(1, 2, 0).numpy())
         else:

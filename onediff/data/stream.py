@@ -22,7 +22,7 @@ from onediff.data.index import Index, SampleSpan, read_index, read_sample
 from onediff.data.lanes import Lanes, Place, mix64
 from onediff.data.manifest import Shard, read_manifest
 from onediff.data.mixing import Mix
-from onediff.data.rows import Row, RowMaker
+from onediff.data.rows import Processor, Row
 from onediff.data.sample import BadSample, Fault, Sample, parse_sample
 from onediff.errors import UserError
 
@@ -138,7 +138,7 @@ class Stream:
     def __init__(
         self,
         sources: list[Source],
-        maker: RowMaker,
+        maker: Processor,
         couple: bool | str,
         seed: int,
         bad_in_a_row: int,
@@ -190,7 +190,7 @@ class Stream:
         return row
 
     def tokens(self, lane: int, draw: int) -> int:
-        """How long that row is; no picture is decoded. Raises BadSample."""
+        """How long that row is; no image is decoded. Raises BadSample."""
         source, first, second, choice = self._read(*self._places(lane, draw))
         if second is not None:
             return self.maker.couple_tokens(first, second, choice)
@@ -209,10 +209,10 @@ class Stream:
         skipped.append(fault)
         if len(skipped) >= self.bad_in_a_row:
             last = skipped[-1]
-            mend = "raise data.max_tokens" if last.kind == "too_long" else "run `onediff data check` on the data set"
+            fix = "raise data.max_tokens" if last.kind == "too_long" else "run `onediff data check` on the data set"
             raise UserError(
                 f"{len(skipped)} unreadable samples in a row, the last one in {last.shard} {last.what} ({last.kind}); "
-                f"{mend}, or raise data.bad_in_a_row"
+                f"{fix}, or raise data.bad_in_a_row"
             )
 
     def _places(self, lane: int, draw: int) -> tuple[Any, ...]:

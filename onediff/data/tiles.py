@@ -1,9 +1,9 @@
-"""`fit: tiles`: a picture as an overview and tiles of the tower's size, LLaVA-NeXT's AnyRes
+"""`fit: tiles`: an image as an overview and tiles of the tower's size, LLaVA-NeXT's AnyRes
 (https://llava-vl.github.io/blog/2024-01-30-llava-next/).
 
-The overview is the whole picture, both sides scaled to the tower's. The tiles cut a canvas of some columns and rows, into
-which the picture is scaled in its own aspect, amid black. Which columns and rows follows from its size, by the rule of
-`LlavaNextImageProcessor`, whose pixels these are; both pictures of a pair get the same. A picture that fits into one tile
+The overview is the whole image, both sides scaled to the tower's. The tiles cut a canvas of some columns and rows, into
+which the image is scaled in its own aspect, amid black. Which columns and rows follows from its size, by the rule of
+`LlavaNextImageProcessor`, whose pixels these are; both images of a pair get the same. An image that fits into one tile
 is seen in the overview alone. Tokens that saw nothing but black are dropped.
 """
 
@@ -28,7 +28,7 @@ class Grid(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the picture lies in its canvas, pixels."""
+    """Where the image lies in its canvas, pixels."""
 
     left: int
     top: int
@@ -48,9 +48,9 @@ def grids(most: int) -> tuple[Grid, ...]:
 
 
 def best_grid(sizes: Sequence[Size], side: int, most: int) -> Grid:
-    """The grid in which these pictures together keep the most pixels, and of several such the one with the least black.
+    """The grid in which these images together keep the most pixels, and of several such the one with the least black.
 
-    As `select_best_resolution` of transformers for one picture. Scaling up adds nothing.
+    As `select_best_resolution` of transformers for one image. Scaling up adds nothing.
     """
 
     def kept(grid: Grid) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def best_grid(sizes: Sequence[Size], side: int, most: int) -> Grid:
 
 
 def place_in(grid: Grid, size: Size, side: int) -> Place:
-    """Where a picture of `size` lies, as large as it can be, in the middle (`get_patch_output_size`)."""
+    """Where an image of `size` lies, as large as it can be, in the middle (`get_patch_output_size`)."""
     across, down = grid.columns * side, grid.rows * side
     by_width, by_height = across / size[0], down / size[1]
     if by_width < by_height:
@@ -89,9 +89,9 @@ def tile_plane(grid: Grid, size: Size, side: int, patch: int) -> Plane:
         tile = row // cells * grid.columns + column // cells
         token = (1 + tile) * cells**2 + row % cells * cells + column % cells
         box = _crossed(across, down)
-        holds_picture = (box[:, 2:] > 0).all(1) & (box[:, :2] < 1).all(1)
-        chosen.append(token[holds_picture])
-        boxes.append(box[holds_picture].clip(0, 1))
+        holds_image = (box[:, 2:] > 0).all(1) & (box[:, :2] < 1).all(1)
+        chosen.append(token[holds_image])
+        boxes.append(box[holds_image].clip(0, 1))
     views = 1 if grid == (1, 1) else 1 + grid.columns * grid.rows
     return Plane(views, views * cells**2, np.concatenate(chosen), np.concatenate(boxes).astype(np.float32))
 
@@ -109,7 +109,7 @@ def _crossed(across: NDArray[np.float64], down: NDArray[np.float64]) -> NDArray[
 
 
 def laid_on_canvas(scaled: NDArray[np.uint8], grid: Grid, place: Place, side: int) -> NDArray[np.uint8]:
-    """The tiles `[tiles, 3, side, side]`, in reading order, of a picture `[height, width, 3]` scaled to its place."""
+    """The tiles `[tiles, 3, side, side]`, in reading order, of an image `[height, width, 3]` scaled to its place."""
     canvas = np.zeros((grid.rows * side, grid.columns * side, 3), np.uint8)
     canvas[place.top : place.top + place.height, place.left : place.left + place.width] = scaled
     tiles = canvas.reshape(grid.rows, side, grid.columns, side, 3)

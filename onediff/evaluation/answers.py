@@ -1,6 +1,6 @@
 """Answer files: each rank appends to one of its own, all ranks and all reruns are read together.
 
-A line is `{"id", "caption", "by"}`. `by` is a fingerprint of what answered: weights, decoding, prompt, pictures. Lines by
+A line is `{"id", "caption", "by"}`. `by` is a fingerprint of what answered: weights, decoding, prompt, images. Lines by
 another are passed over, so that a rerun with another model or another decoding never takes their answers for its own.
 """
 

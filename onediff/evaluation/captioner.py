@@ -1,4 +1,4 @@
-"""A trained model that captions pairs of pictures: `onediff.load(DIR).caption(before, after)`."""
+"""A trained model that captions pairs of images: `onediff.load(DIR).caption(before, after)`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from onediff.data.pictures import open_picture, to_rgb
+from onediff.data.images import open_upright, to_rgb
 from onediff.data.rows import Row, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
@@ -21,7 +21,7 @@ from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology
 from onediff.ranks import Ranks
 
-Picture = str | Path | bytes | Image.Image
+ImageLike = str | Path | bytes | Image.Image
 
 
 class Captioner:
@@ -49,16 +49,16 @@ class Captioner:
         placement = Placement(topology, device=str(self.device), dtype=self.dtype)
         self.model, self.maker, self.tokenizer, self.saved = load_model(Path(folder), placement=placement)
 
-    def caption(self, before: Picture, after: Picture, **options: Any) -> str:
-        """One sentence about what differs. Pictures are files, bytes or PIL images of any kind and size.
+    def caption(self, before: ImageLike, after: ImageLike, **options: Any) -> str:
+        """One sentence about what differs. Images are files, bytes or PIL images of any kind and size.
 
-        `options` are those of `captions`. Raises UserError for a file that is not a picture.
+        `options` are those of `captions`. Raises UserError for a file that is not an image.
         """
         return next(self.captions([(before, after)], **options))
 
     def captions(
         self,
-        pairs: Sequence[tuple[Picture, Picture]],
+        pairs: Sequence[tuple[ImageLike, ImageLike]],
         *,
         instruction: str | None = None,
         batch_size: int = 16,
@@ -72,11 +72,11 @@ class Captioner:
             rows = [self.row(*pair, instruction=instruction) for pair in pairs[start : start + batch_size]]
             yield from self.answer(rows, **generation)
 
-    def row(self, before: Picture, after: Picture, instruction: str | None = None) -> Row:
-        """The prompt of one pair. Raises UserError for what is not a picture and for a wrong instruction."""
-        pictures = [self._read(before), self._read(after)]
+    def row(self, before: ImageLike, after: ImageLike, instruction: str | None = None) -> Row:
+        """The prompt of one pair. Raises UserError for what is not an image and for a wrong instruction."""
+        images = [self._read(before), self._read(after)]
         try:
-            return self.maker.prompt(pictures, instruction)
+            return self.maker.prompt(images, instruction)
         except BadSample as bad:
             what = (
                 f"instruction {instruction!r}" if bad.kind != "too_many_pixels" else f"{_name(before)}, {_name(after)}"
@@ -84,7 +84,7 @@ class Captioner:
             raise UserError(f"{what}: {bad.reason}") from None
 
     def answer(self, rows: list[Row], max_new_tokens: int = 64, **generation: Any) -> list[str]:
-        """The answers to prompt rows (`RowMaker.prompt`), computed as one batch; greedy unless told otherwise."""
+        """The answers to prompt rows (`Processor.prompt`), computed as one batch; greedy unless told otherwise."""
         options = {"ends": self.maker.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
         return answer(self.model, self.tokenizer, rows, self.device, **options)
 
@@ -92,22 +92,22 @@ class Captioner:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""
         return heat_maps(self.model, collate(rows, pad_left=True).to(self.device)).cpu().numpy()
 
-    def attention(self, before: Picture, after: Picture) -> np.ndarray:
+    def attention(self, before: ImageLike, after: ImageLike) -> np.ndarray:
         """`[2, side, side]`: the heat map of one pair, see `heat_maps`."""
         return self.heat_maps([self.row(before, after)])[0]
 
-    def _read(self, picture: Picture) -> Image.Image:
-        if isinstance(picture, Image.Image):
-            return to_rgb(picture)
-        name = _name(picture)
+    def _read(self, image: ImageLike) -> Image.Image:
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        name = _name(image)
         try:
-            data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-            return open_picture(data, self.maker.config.max_pixels)
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            return open_upright(data, self.maker.config.max_pixels)
         except OSError as error:
             raise UserError(f"{name}: cannot be read: {error.strerror}") from None
         except BadSample as bad:
-            raise UserError(f"{name}: not a picture that can be read: {bad.reason}") from None
+            raise UserError(f"{name}: not an image that can be read: {bad.reason}") from None
 
 
-def _name(picture: Picture) -> str:
-    return str(picture) if isinstance(picture, str | Path) else "picture"
+def _name(image: ImageLike) -> str:
+    return str(image) if isinstance(image, str | Path) else "image"

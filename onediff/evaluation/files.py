@@ -124,7 +124,7 @@ def _coco_rows(path: Path, value: Any) -> Iterator[Row]:
         value = value["annotations"]
     if not isinstance(value, list):
         raise UserError(f"{path}: neither a list of captions nor COCO-style annotations")
-    # In COCO files `id` numbers the annotation; the picture is `image_id`.
+    # In COCO files `id` numbers the annotation; the image is `image_id`.
     return (_row(f"{path}: entry {i}", entry, ("image_id", "id")) for i, entry in enumerate(value))
 
 

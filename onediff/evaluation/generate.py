@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from onediff.data.heldout import HeldOut
-from onediff.data.pictures import open_picture
-from onediff.data.rows import Row, RowMaker
+from onediff.data.images import open_upright
+from onediff.data.rows import Processor, Row
 from onediff.data.sample import BadSample
 from onediff.evaluation.answers import Answer, AnswerFile, read_answers
 from onediff.evaluation.heat import packed
-from onediff.parallel.agreement import from_rank_zero, gathered, together
+from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.progress import progress
 
@@ -38,7 +38,7 @@ class Job:
     """What is answered, how, and where the answers go."""
 
     heldout: HeldOut
-    maker: RowMaker
+    maker: Processor
     folder: Path
     by: str
     """Fingerprint of what the answers depend on (`answers.fingerprint`)."""
@@ -69,11 +69,11 @@ def batches(heldout: HeldOut, size: int) -> list[list[str]]:
 def caption_split(job: Job, topology: Topology) -> None:
     """Answers this rank's share of what is open and appends it to `<label>.rank<r>.jsonl`. Collective.
 
-    When it returns, all ranks have written and `read_answers` finds every pair. Pairs whose pictures could not be read
+    When it returns, all ranks have written and `read_answers` finds every pair. Pairs whose images could not be read
     have an empty caption and stand in `heldout.unreadable`, on every rank. Raises UserError on every rank alike.
     """
     cut = batches(job.heldout, job.batch_size)
-    with together():
+    with raise_on_all_ranks():
         done = read_answers(job.folder, job.label, job.by)
     # A quick rank may be writing by the time that a slow one reads, so rank 0's view counts.
     open_batches: list[int] = from_rank_zero([n for n, pairs in enumerate(cut) if not done.keys() >= set(pairs)])  # type: ignore[assignment]
@@ -108,7 +108,7 @@ def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, 
         try:
             sample = job.heldout.sample(pair)
             before, after = (
-                open_picture(sample.pictures[role], job.maker.config.max_pixels) for role in ("before", "after")
+                open_upright(sample.images[role], job.maker.config.max_pixels) for role in ("before", "after")
             )
             rows[pair] = job.maker.prompt(job.see(before, after), job.instruction or sample.instruction or job.usual)
         except BadSample as fault:
@@ -116,7 +116,7 @@ def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, 
     rows = topology.from_tensor_rank_zero(rows)
     asked = list(rows.values())
     if job.in_step and not asked:
-        blank = Image.new("RGB", (job.maker.picture.size, job.maker.picture.size))
+        blank = Image.new("RGB", (job.maker.image.size, job.maker.image.size))
         job.answer([job.maker.prompt([blank, blank], None)])
     captions = job.answer(asked) if asked else []
     maps: list[str | None] = [packed(heat) for heat in job.heat(asked)] if job.heat and asked else [None] * len(asked)

@@ -1,4 +1,4 @@
-"""Heat maps as pictures: which part of a picture a model saw, and where in it its delta module looked."""
+"""Heat maps as images: which part of an image a model saw, and where in it its delta module looked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from onediff.config.model import PictureConfig
-from onediff.data.geometry import over_picture
+from onediff.config.model import ImageConfig
+from onediff.data.geometry import over_image
 
 COLOURS = ((0, 0, 0, 0), (60, 20, 140, 90), (200, 40, 90, 150), (255, 150, 30, 190), (255, 250, 160, 220))
 """From least to most attention: red, green, blue, alpha at equal distances."""
@@ -32,13 +32,13 @@ def unpacked(text: str) -> np.ndarray:
     return flat.reshape(2, side, side)
 
 
-def heat_pictures(heat: np.ndarray, sizes: Sequence[tuple[int, int]], config: PictureConfig) -> list[Image.Image]:
-    """See-through RGBA pictures of `sizes`, those of before and after, with the colours of their maps `[2, side, side]`
+def heat_images(heat: np.ndarray, sizes: Sequence[tuple[int, int]], config: ImageConfig) -> list[Image.Image]:
+    """See-through RGBA images of `sizes`, those of before and after, with the colours of their maps `[2, side, side]`
     (uint8) on what the model sees, and grey on the rest.
 
-    Colours reach from the least to the most attention on the pair itself: what padding gets must not pale the pictures.
+    Colours reach from the least to the most attention on the pair itself: what padding gets must not pale the images.
     """
-    maps = [over_picture(one.astype(np.float32), size, config) for one, size in zip(heat, sizes, strict=True)]
+    maps = [over_image(one.astype(np.float32), size, config) for one, size in zip(heat, sizes, strict=True)]
     inside = np.concatenate([values[was_seen] for values, was_seen in maps])
     low, high = inside.min(), inside.max()
     reach = max(high - low, 16)  # maps have whole numbers: less is rounding, not to be seen enlarged
@@ -55,18 +55,18 @@ def _coloured(shares: np.ndarray, was_seen: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(colours).astype(np.uint8))
 
 
-def laid_over(pictures: Sequence[Image.Image], heat: np.ndarray, config: PictureConfig) -> list[Image.Image]:
+def laid_over(images: Sequence[Image.Image], heat: np.ndarray, config: ImageConfig) -> list[Image.Image]:
     """Before and after (RGB) with the maps `[2, side, side]` (uint8) over them."""
-    maps = heat_pictures(heat, [picture.size for picture in pictures], config)
-    over = zip(pictures, maps, strict=True)
-    return [Image.alpha_composite(picture.convert("RGBA"), one).convert("RGB") for picture, one in over]
+    maps = heat_images(heat, [image.size for image in images], config)
+    over = zip(images, maps, strict=True)
+    return [Image.alpha_composite(image.convert("RGBA"), one).convert("RGB") for image, one in over]
 
 
-def side_by_side(before: Image.Image, after: Image.Image, heat: np.ndarray, config: PictureConfig) -> Image.Image:
-    """Both pictures with the maps `[2, side, side]` (uint8) over them, at one height, in one picture."""
+def side_by_side(before: Image.Image, after: Image.Image, heat: np.ndarray, config: ImageConfig) -> Image.Image:
+    """Both images with the maps `[2, side, side]` (uint8) over them, at one height, in one image."""
     height = max(before.height, after.height)
-    widths = (max(1, round(picture.width * height / picture.height)) for picture in (before, after))
-    scaled = [picture.resize((width, height)) for picture, width in zip((before, after), widths, strict=True)]
+    widths = (max(1, round(image.width * height / image.height)) for image in (before, after))
+    scaled = [image.resize((width, height)) for image, width in zip((before, after), widths, strict=True)]
     both = laid_over(scaled, heat, config)
     gap = max(4, height // 60)
     sheet = Image.new("RGB", (both[0].width + gap + both[1].width, height), "white")
@@ -75,8 +75,8 @@ def side_by_side(before: Image.Image, after: Image.Image, heat: np.ndarray, conf
     return sheet
 
 
-def png(picture: Image.Image) -> bytes:
-    """The picture as PNG."""
+def png(image: Image.Image) -> bytes:
+    """The image as PNG."""
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()

@@ -162,7 +162,7 @@ def unanswered(
     for system in systems:
         unknown = [pair for pair in system if pair not in references]
         if unknown:
-            raise UserError(f"predictions: {_some(unknown)} not among the references; remove it or mend the id")
+            raise UserError(f"predictions: {_some(unknown)} not among the references; remove it or fix the id")
         missing |= dict.fromkeys(pair for pair in counted if pair not in system)
     if missing and not allow_missing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Pairs of pictures that people have: two files, two folders, a table, the frames of a video."""
+"""Pairs of images that people have: two files, two folders, a table, the frames of a video."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 class Pair(NamedTuple):
-    """Two pictures, as files or (of a video) in memory, and what people wrote about them, where that is known."""
+    """Two images, as files or (of a video) in memory, and what people wrote about them, where that is known."""
 
     id: str
     before: Path | Image.Image
@@ -32,7 +32,7 @@ def pairs_of(
     """The pairs that one or two paths name; frames of a video every `every` seconds. Raises UserError."""
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: no such picture, folder, table or video")
+            raise UserError(f"{path}: no such image, folder, table or video")
     if len(paths) == 1:
         suffix = paths[0].suffix.lower()
         if suffix in TABLES:
@@ -43,7 +43,7 @@ def pairs_of(
             f"{paths[0]}: one path alone is a table ({', '.join(TABLES)}) or a video; else give BEFORE AFTER"
         )
     if len(paths) != 2:
-        raise UserError(f"{len(paths)} paths: give two pictures, two folders, a table or a video")
+        raise UserError(f"{len(paths)} paths: give two images, two folders, a table or a video")
     before, after = paths
     if before.is_dir() != after.is_dir():
         raise UserError(f"{before} and {after}: one is a folder and the other is not")
@@ -51,24 +51,24 @@ def pairs_of(
 
 
 def from_folders(before: Path, after: Path) -> Iterator[Pair]:
-    """Pictures of the same name, whatever their suffix, in the order of names; the rest is left out.
+    """Images of the same name, whatever their suffix, in the order of names; the rest is left out.
 
     Raises UserError where a name is not unique in a folder, or none is in both.
     """
-    first, second = _pictures(before), _pictures(after)
+    first, second = _images(before), _images(after)
     names = sorted(first.keys() & second.keys())
     if not names:
-        raise UserError(f"{before} and {after}: no picture of the same name is in both")
+        raise UserError(f"{before} and {after}: no image of the same name is in both")
     return (Pair(name, first[name], second[name]) for name in names)
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def _images(folder: Path) -> dict[str, Path]:
     Image.init()
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in Image.EXTENSION and path.is_file():
             if path.stem in found:
-                raise UserError(f"{folder}: both {found[path.stem].name} and {path.name}; a name must tell one picture")
+                raise UserError(f"{folder}: both {found[path.stem].name} and {path.name}; a name must tell one image")
             found[path.stem] = path
     return found
 
@@ -93,7 +93,7 @@ def from_table(table: Path) -> Iterator[Pair]:
             made = Pair(pair, table.parent / row["before"], table.parent / row["after"])
             known = found.setdefault(pair, made)
             if known[:3] != made[:3]:
-                raise UserError(f"{where}: id {pair!r} names other pictures above")
+                raise UserError(f"{where}: id {pair!r} names other images above")
             if row.get("caption"):
                 found[pair] = known._replace(references=(*known.references, row["caption"]))
     except csv.Error as error:

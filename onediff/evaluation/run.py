@@ -1,4 +1,4 @@
-"""One evaluation: captions by all ranks of this job, then scores, floors and a table by rank 0."""
+"""One evaluation: captions by all ranks of this job, then scores, baselines and a table by rank 0."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 from onediff.config.data import PromptConfig
 from onediff.config.evaluation import EvaluationConfig
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.config.parallel import ParallelConfig
 from onediff.data.heldout import HeldOut
 from onediff.data.manifest import read_manifest
 from onediff.errors import UserError
 from onediff.evaluation.answers import Answer, fingerprint, read_answers
+from onediff.evaluation.baselines import blind_answers
 from onediff.evaluation.captioner import Captioner
 from onediff.evaluation.files import write_aside
-from onediff.evaluation.floors import blind_answers
 from onediff.evaluation.generate import Job, caption_split
 from onediff.evaluation.metrics import Scores, score_all
 from onediff.evaluation.protocols import protocol
-from onediff.evaluation.report import shard_pictures, with_heat, write_report
+from onediff.evaluation.report import shard_images, with_heat, write_report
 from onediff.model.saved import weights_digest
-from onediff.parallel.agreement import from_rank_zero, gathered, together
+from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
 
@@ -53,13 +53,12 @@ class Evaluation:
         return prompt.wordings((*known, "pair")[0])[0]
 
 
-def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Evaluation, dict[str, Any]] | None:
+def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[Evaluation, dict[str, Any]] | None:
     """Captions and scores a split with all ranks of this job; rank 0 returns the plan and the results.
 
-    `planned` is called by rank 0 only, before it joins the others: it may export the run's newest weights, which takes as
-    long as it takes, and reading a checkpoint is work that the ranks of a process group share. With floors, the same model
-    is also shown each before image twice, and two systems that see no picture are scored. Raises UserError on every rank
-    alike.
+    Only rank 0 calls `planned`, before it joins the others: it may export the run's newest weights, which takes time, and
+    the ranks of a process group share the reading of a checkpoint. With baselines, the same model is also shown each
+    before image twice, and two systems that see no image are scored. Raises UserError on every rank alike.
     """
     made: Evaluation | None = None
     fault: Exception | None = None
@@ -73,13 +72,13 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
             fault = error
 
     ranks = initialize_distributed(first=plan_alone)
-    with together():
+    with raise_on_all_ranks():
         if fault is not None:
             raise fault
     plan: Evaluation = from_rank_zero(made)  # type: ignore[assignment]
     config = plan.config
     topology = create_topology(ParallelConfig(tensor=config.tensor), ranks)
-    with together():
+    with raise_on_all_ranks():
         heldout = HeldOut.open(plan.data / config.split, config.limit)
         captioner = Captioner(plan.model, precision=config.precision, topology=topology)
         digest = weights_digest(plan.model) if ranks.rank == 0 else ""
@@ -99,15 +98,15 @@ def evaluate(planned: Callable[[], Evaluation], with_floors: bool) -> tuple[Eval
     )
     caption_split(job, topology)
     blind = replace(job, see=lambda before, after: [before, before], label="before-twice", heat=None)
-    if with_floors:
+    if with_baselines:
         caption_split(blind, topology)
     graphs = any(gathered(captioner.model.cuda_graphs.used))
     results = None
     if ranks.rank == 0:
-        before_twice = read_answers(plan.out, blind.label, blind.by) if with_floors else None
+        before_twice = read_answers(plan.out, blind.label, blind.by) if with_baselines else None
         print(f"scoring the captions of {len(heldout.references)} pairs …", file=sys.stderr, flush=True)
         answers = read_answers(plan.out, job.label, job.by)
-        results = scored(plan, heldout, answers, job.maker.picture, instruction(config) or usual, before_twice, graphs)
+        results = scored(plan, heldout, answers, job.maker.image, instruction(config) or usual, before_twice, graphs)
     shutdown()
     return (plan, results) if results is not None else None
 
@@ -150,14 +149,14 @@ def scored(
     plan: Evaluation,
     heldout: HeldOut,
     answers: dict[str, Answer],
-    picture: PictureConfig,
+    image: ImageConfig,
     asked: str,
     before_twice: dict[str, Answer] | None = None,
     cuda_graphs: bool = False,
 ) -> dict[str, Any]:
     """Scores answers; writes `predictions.jsonl`, `references.jsonl`, `scores.json` and `report.html` into `plan.out`.
 
-    `asked` is the instruction of pairs without one of their own. With the answers to the before image twice, floors are
+    `asked` is the instruction of pairs without one of their own. With the answers to the before image twice, baselines are
     scored as well. `cuda_graphs` tells whether they were used.
     """
     config, references, types = plan.config, heldout.references, heldout.change_types
@@ -181,16 +180,16 @@ def scored(
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    found, floors = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
+    found, baselines = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
     found = replace(found, notes=(*found.notes, *caveats(config, len(references))))
     generation = {"decoding": decoding(config), "instruction": asked, "limit": config.limit, "cuda_graphs": cuda_graphs}
     results = {**found.as_json(), **results, "generation": generation, "unreadable": heldout.unreadable}
-    results["floors"] = {name: dict(scores.scores) for name, scores in floors.items()}
-    results["table"] = table({"model": found, **floors})
+    results["baselines"] = {name: dict(scores.scores) for name, scores in baselines.items()}
+    results["table"] = table({"model": found, **baselines})
     write_aside(plan.out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False))
     heat = {pair: answer.heat for pair, answer in answers.items() if answer.heat is not None}
-    pictures = with_heat(shard_pictures(plan.data / config.split, references), heat, picture)
-    write_report(plan.out / "report.html", found, references, predictions, types, beside=floors, pictures=pictures)
+    images = with_heat(shard_images(plan.data / config.split, references), heat, image)
+    write_report(plan.out / "report.html", found, references, predictions, types, beside=baselines, images=images)
     return results
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from onediff.config.data import DataConfig
 from onediff.config.model import ModelConfig
 from onediff.data.prompts import Prompter
-from onediff.data.rows import RowMaker
+from onediff.data.rows import Processor
 from onediff.errors import UserError
 from onediff.model.tokenizer import load_tokenizer
 from onediff.model.vision import architecture, vision_architecture
@@ -28,7 +28,7 @@ def architecture_only(config: ModelConfig) -> ModelConfig:
     )
 
 
-def build_row_maker(model: ModelConfig, data: DataConfig, learned_tokenizer: Path) -> tuple[RowMaker, Any]:
+def build_row_maker(model: ModelConfig, data: DataConfig, learned_tokenizer: Path) -> tuple[Processor, Any]:
     """What writes rows for this model, and the tokenizer in it.
 
     Raises UserError when the tokenizer has more pieces than the language model has embeddings.
@@ -42,4 +42,4 @@ def build_row_maker(model: ModelConfig, data: DataConfig, learned_tokenizer: Pat
         )
     prompter = Prompter(tokenizer, data.prompt, model.delta.tokens)
     patch = vision_architecture(model.vision).patch_size
-    return RowMaker(prompter, model.vision.picture, data, patch), tokenizer
+    return Processor(prompter, model.vision.image, data, patch), tokenizer

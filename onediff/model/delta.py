@@ -1,8 +1,8 @@
 """The Visual Delta Module: learned tokens that look at both images at several depths (paper, section 3.2).
 
-Shape letters: B pairs, P pictures, N tokens of a picture, T tokens of all pairs, Q delta tokens, V tower width, W module
-width, H heads, D head size. Pictures 2b and 2b + 1 are before and after of pair b: their tokens lie side by side, so that
-the keys of a pair are a view of what was projected once a picture, not a copy. Where pictures differ in their number of
+Shape letters: B pairs, P images, N tokens of an image, T tokens of all pairs, Q delta tokens, V tower width, W module
+width, H heads, D head size. Images 2b and 2b + 1 are before and after of pair b: their tokens lie side by side, so that
+the keys of a pair are a view of what was projected once an image, not a copy. Where images differ in their number of
 tokens (`Planes`), the tokens of all pairs lie end to end, [T, …] in place of [B, 2, N, …].
 """
 
@@ -48,7 +48,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`[B, Q, W]` queries over keys and values `[…, W]`, already projected by `key` and `value`.
 
-        `places_QW` is added to the projected queries: where in the pictures each of them looks. `at_k` says which keys
+        `places_QW` is added to the projected queries: where in the images each of them looks. `at_k` says which keys
         are whose; without it, each of B has as many.
         """
         query_BQW = self.query(x_BQW) if places_QW is None else self.query(x_BQW) + places_QW
@@ -103,9 +103,9 @@ class DeltaLayer(nn.Module):
 
 
 class DeltaModule(nn.Module):
-    """Delta tokens for pairs of pictures.
+    """Delta tokens for pairs of images.
 
-    The tokens begin spread over the picture: each looks at its own neighbourhood in both images, and in half of the
+    The tokens begin spread over the image: each looks at its own neighbourhood in both images, and in half of the
     channels it begins with the difference of what it finds. All of this is learned on from there.
 
     Cost of a pair: `layers · (2·2N·V·W + 2·Q·2N·W + O(Q·W²))` multiply-adds; the keys and values of the 2N image
@@ -126,10 +126,10 @@ class DeltaModule(nn.Module):
             self.places.copy_(place_embedding(torch.tensor(spread(config.tokens)), config.width, config.heads))
 
     def forward(self, levels: list[Tensor], pairs: int, planes: Planes | None = None) -> Tensor:
-        """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, for the first 2 · `pairs` of the pictures;
+        """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, for the first 2 · `pairs` of the images;
         with `planes` from the tokens of all pairs, `[T, V]`.
 
-        Further pictures cost nothing.
+        Further images cost nothing.
         """
         if planes is None:
             levels = [level[: 2 * pairs].unflatten(0, (pairs, 2)) for level in levels]
@@ -171,7 +171,7 @@ def place_embedding(points: Tensor, width: int, heads: int) -> Tensor:
     """`[points, width]` of places `[points, 2]`, the same in every head: sines and cosines of x and y whose product peaks at
     equal places.
 
-    For head size d the product of two embeddings falls to half at a distance of about 2/d of the picture's side.
+    For head size d the product of two embeddings falls to half at a distance of about 2/d of the image's side.
     """
     size = width // heads
     waves = max(1, size // 4)

@@ -1,6 +1,6 @@
 """Where the delta module looks: its cross-attention weights, computed beside it and without touching it.
 
-Shape letters: B pairs, P pictures, N tokens of a picture, T tokens of all pairs, Q delta tokens, W module width, H heads,
+Shape letters: B pairs, P images, N tokens of an image, T tokens of all pairs, Q delta tokens, W module width, H heads,
 D head size.
 """
 
@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.batch import Batch
-from onediff.data.geometry import over_picture
+from onediff.data.geometry import over_image
 from onediff.data.planes import Planes
 from onediff.model.delta import DeltaModule, key_places
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import side_tokens
 
 RASTER = 32
-"""Places along a side of the map of a picture that is seen in tiles or in its own shape."""
+"""Places along a side of the map of an image that is seen in tiles or in its own shape."""
 
 
 @torch.no_grad()
@@ -29,11 +29,11 @@ def heat_maps(model: OneDiffModel, batch: Batch) -> Tensor:
     """`[B, 2, side, side]`: the share of attention that each place of before and after gets, over all delta tokens.
 
     The mean over layers, heads and tokens; it sums to 1 over a pair. The places are those of the tower's input, or, of
-    pictures in tiles or in their own shape, parts of the whole picture. Costs the tower and the delta module once more,
+    images in tiles or in their own shape, parts of the whole image. Costs the tower and the delta module once more,
     without the language model.
     """
     planes, pairs = batch.planes, batch.pairs
-    _, levels = model.vision(batch.pictures, planes)
+    _, levels = model.vision(batch.images, planes)
     if planes is None:
         weights = cross_attention_weights(model.delta, levels, pairs)
         mean_B2N = torch.stack([layer.mean(dim=(1, 2)) for layer in weights]).mean(0)
@@ -45,7 +45,7 @@ def heat_maps(model: OneDiffModel, batch: Batch) -> Tensor:
 
 
 def _rasters(weight_T: Tensor, planes: Planes) -> Tensor:
-    """`[pictures, RASTER, RASTER]`: the weight of each token spread evenly over the part of the picture that it saw."""
+    """`[images, RASTER, RASTER]`: the weight of each token spread evenly over the part of the image that it saw."""
     edges = torch.linspace(0, 1, RASTER + 1, device=weight_T.device)
     boxes = planes.boxes[: len(weight_T)]
 
@@ -111,15 +111,15 @@ def _weights(query_BQW: Tensor, key_BKW: Tensor, heads: int) -> Tensor:
     return (q @ k / q.shape[-1] ** 0.5).softmax(-1)
 
 
-def drawn_over(picture: np.ndarray, heat: np.ndarray, config: PictureConfig) -> np.ndarray:
-    """`picture`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red; paled where the model
+def drawn_over(image: np.ndarray, heat: np.ndarray, config: ImageConfig) -> np.ndarray:
+    """`image`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red; paled where the model
     did not see it.
 
     The even share of a place stays grey, and three times as much is full red: maps of all steps can be compared.
     """
-    even = 0.5 / heat.size  # the maps of both pictures add up to 1
+    even = 0.5 / heat.size  # the maps of both images add up to 1
     above = np.clip((heat / even - 1) / 2, 0, 1).astype(np.float32)
-    red, was_seen = (part[..., None] for part in over_picture(above, picture.shape[1::-1], config))
-    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    red, was_seen = (part[..., None] for part in over_image(above, image.shape[1::-1], config))
+    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     drawn = np.where(was_seen, (1 - 0.7 * red) * grey + 0.7 * red * np.array([255, 30, 0]), 0.2 * grey + 0.8 * 200)
     return drawn.astype(np.uint8)

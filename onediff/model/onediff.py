@@ -68,19 +68,19 @@ class OneDiffModel(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """`[rows, tokens, width]`: word embeddings with image and delta tokens in their places.
 
-        A batch without pictures or pairs runs tower and delta module on a blank picture whose result weighs nothing:
+        A batch without images or pairs runs tower and delta module on a blank image whose result weighs nothing:
         under ZeRO-3 every rank must gather the same parameters in the same order.
         """
         words = self.language.get_input_embeddings()(batch.token_ids)
-        pictures, planes = batch.pictures, batch.planes
-        if not len(pictures):
-            pictures = self.vision.blank(pictures.device)
+        images, planes = batch.images, batch.planes
+        if not len(images):
+            images = self.vision.blank(images.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
-            output, levels = self.vision(pictures, planes)
-        chosen = output if planes is None else planes.of_pictures(output)
-        picture_tokens, delta_tokens = self.projector(chosen, self._deltas(levels, batch))
+            output, levels = self.vision(images, planes)
+        chosen = output if planes is None else planes.of_images(output)
+        image_tokens, delta_tokens = self.projector(chosen, self._deltas(levels, batch))
         flat = words.flatten(0, 1)
-        for places, tokens in ((batch.picture_places, picture_tokens), (batch.delta_places, delta_tokens)):
+        for places, tokens in ((batch.image_places, image_tokens), (batch.delta_places, delta_tokens)):
             tokens = tokens.flatten(0, -2).to(flat.dtype)
             flat = flat.index_copy(0, places, tokens) if len(places) else flat + 0 * tokens.sum()
         return flat.view_as(words)

@@ -16,9 +16,9 @@ class Projector(nn.Module):
         self.delta_in = nn.Linear(delta_width, language_width)
         self.delta_out = nn.Linear(language_width, language_width)
 
-    def forward(self, pictures: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
         """`[…, vision width]` and `[pairs, tokens, delta width]`, both into the language model's width."""
         return (
-            self.picture_out(F.gelu(self.picture_in(pictures))),
+            self.picture_out(F.gelu(self.picture_in(images))),
             self.delta_out(F.gelu(self.delta_in(deltas))),
         )

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from onediff.config.data import DataConfig, PromptConfig, as_first_written
 from onediff.config.model import SAVED_MODEL_FILE, LoraConfig, ModelConfig
+from onediff.config.renamed import under_new_names
 from onediff.config.section import Section, validated
-from onediff.data.rows import RowMaker
+from onediff.data.rows import Processor
 from onediff.errors import UserError
 from onediff.model.build import build_row_maker
 from onediff.model.lora import save_adapter
@@ -113,12 +114,12 @@ def description(folder: Path) -> SavedModel:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
-    return validated(SavedModel, values, str(file))
+    return validated(SavedModel, under_new_names(values), str(file))
 
 
 def load_model(
     folder: Path, data: DataConfig | None = None, placement: Placement | None = None
-) -> tuple[OneDiffModel, RowMaker, Any, SavedModel]:
+) -> tuple[OneDiffModel, Processor, Any, SavedModel]:
     """Model, row maker, tokenizer and description of a saved model, in evaluation mode.
 
     On the CPU and in its own dtype, or where and as `placement` says; its language model is then cut over the tensor group.

@@ -30,7 +30,7 @@ PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 def knows_words(tokenizer: Any) -> bool:
     """Whether ordinary text becomes anything but unknown pieces."""
     return any(
-        piece != tokenizer.unk_token_id for piece in tokenizer("a picture", add_special_tokens=False)["input_ids"]
+        piece != tokenizer.unk_token_id for piece in tokenizer("an image", add_special_tokens=False)["input_ids"]
     )
 
 

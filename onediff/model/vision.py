@@ -31,7 +31,7 @@ ONE_SIZE = (
     "vit",
     "vit_msn",
 )
-"""Model types whose position embeddings fit one picture size; those of `ANY_SIZE` fit several or are interpolated."""
+"""Model types whose position embeddings fit one image size; those of `ANY_SIZE` fit several or are interpolated."""
 ANY_SIZE = (
     "beit",
     "data2vec-vision",
@@ -47,7 +47,7 @@ ANY_SIZE = (
     "tipsv2_vision_model",
 )
 OWN_SHAPE = ("siglip2_vision_model",)
-"""Model types that take pictures as patches, in the picture's own shape."""
+"""Model types that take images as patches, in the image's own shape."""
 
 
 def architecture(part: PretrainedPart, where: str) -> PretrainedConfig:
@@ -111,11 +111,11 @@ def vision_architecture(config: VisionConfig) -> PretrainedConfig:
     return found
 
 
-def picture_tokens(config: VisionConfig, arch: PretrainedConfig) -> int:
-    """Patch tokens of one view, the class token left out; of one picture in its own shape the most that there can be."""
-    if config.picture.fit == "native":
-        return config.picture.max_patches
-    return (config.picture.size // side_of(arch.patch_size)) ** 2
+def image_tokens(config: VisionConfig, arch: PretrainedConfig) -> int:
+    """Patch tokens of one view, the class token left out; of one image in its own shape the most that there can be."""
+    if config.image.fit == "native":
+        return config.image.max_patches
+    return (config.image.size // side_of(arch.patch_size)) ** 2
 
 
 def side_of(size: int | Sequence[int]) -> int:
@@ -124,27 +124,27 @@ def side_of(size: int | Sequence[int]) -> int:
 
 
 def check_fits(config: VisionConfig, arch: PretrainedConfig) -> None:
-    """Raises UserError when levels or pictures are not such as the tower has and takes."""
+    """Raises UserError when levels or images are not such as the tower has and takes."""
     depth = arch.num_hidden_layers
     for level in config.levels:
         if not 1 <= level <= depth:
             raise UserError(f"model.vision.levels: {level} is outside the tower's layers 1 to {depth}")
     if not -depth <= config.output_level + 1 <= depth + 1:
         raise UserError(f"model.vision.output_level: {config.output_level} is outside the tower's {depth} layers")
-    size, native = config.picture.size, arch.model_type in OWN_SHAPE
-    if native != (config.picture.fit == "native"):
+    size, native = config.image.size, arch.model_type in OWN_SHAPE
+    if native != (config.image.fit == "native"):
         raise UserError(
-            f"model.vision.picture.fit: {config.picture.fit}, but a {arch.model_type} takes pictures "
+            f"model.vision.image.fit: {config.image.fit}, but a {arch.model_type} takes images "
             + ("in their own shape; use native" if native else "of one size; use another")
         )
     if arch.model_type in ONE_SIZE and size != (own := side_of(arch.image_size)):
-        raise UserError(f"model.vision.picture.size: {size}, but this tower takes pictures of {own} pixels; use that")
+        raise UserError(f"model.vision.image.size: {size}, but this tower takes images of {own} pixels; use that")
 
 
 class VisionTower(nn.Module):
-    """Pictures to hidden states.
+    """Images to hidden states.
 
-    Runs once on all pictures of a batch, before and after alike: one set of weights, no copy.
+    Runs once on all images of a batch, before and after alike: one set of weights, no copy.
     """
 
     def __init__(self, config: VisionConfig, attention: str | None = None, placement: Placement | None = None) -> None:
@@ -159,14 +159,14 @@ class VisionTower(nn.Module):
         else:
             self.model = pretrained(_class_of(arch), config, arch, "model.vision", attention)
         self.levels = config.levels
-        self.size = config.picture.size
+        self.size = config.image.size
         self.output_level = config.output_level % (arch.num_hidden_layers + 1)
-        self.tokens = picture_tokens(config, arch)
+        self.tokens = image_tokens(config, arch)
         self.width = arch.hidden_size
         self.own_shape = arch.model_type in OWN_SHAPE
         self.mean: Tensor
         self.std: Tensor
-        for name, channels in (("mean", config.picture.mean), ("std", config.picture.std)):
+        for name, channels in (("mean", config.image.mean), ("std", config.image.std)):
             values = torch.tensor(channels)
             # The numbers of a patch are its pixels, each with three channels.
             shaped = values.repeat(arch.patch_size**2) if self.own_shape else values.view(1, 3, 1, 1)
@@ -192,30 +192,30 @@ class VisionTower(nn.Module):
         shape = (1, 1, len(self.mean)) if self.own_shape else (1, 3, self.size, self.size)
         return torch.zeros(shape, dtype=torch.uint8, device=device)
 
-    def forward(self, pictures: Tensor, planes: Planes | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Features of uint8 pictures.
+    def forward(self, images: Tensor, planes: Planes | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Features of uint8 images.
 
         Args:
-            pictures: `[views, 3, size, size]` uint8; for a tower that takes pictures in their own shape `[pictures, patches,
+            images: `[views, 3, size, size]` uint8; for a tower that takes images in their own shape `[images, patches,
                 numbers]`, with `planes` saying which shape; without, each is one row of patches.
 
         Returns:
-            The output level and the chosen levels, each `[views or pictures, tokens, width]`, the class token dropped.
+            The output level and the chosen levels, each `[views or images, tokens, width]`, the class token dropped.
         """
         parameter = next(self.model.parameters())
-        pixels = ((pictures.float() / 255 - self.mean) / self.std).to(parameter.dtype)
-        shapes = self._shapes(pictures, planes) if self.own_shape else {}
+        pixels = ((images.float() / 255 - self.mean) / self.std).to(parameter.dtype)
+        shapes = self._shapes(images, planes) if self.own_shape else {}
         hidden = self.model(pixels, output_hidden_states=True, **shapes).hidden_states
-        extra = hidden[0].shape[1] - (pictures.shape[1] if self.own_shape else self.tokens)
+        extra = hidden[0].shape[1] - (images.shape[1] if self.own_shape else self.tokens)
         assert extra >= 0, f"tower gave {hidden[0].shape[1]} tokens, expected at least {self.tokens}"
         return hidden[self.output_level][:, extra:], [hidden[level][:, extra:] for level in self.levels]
 
     def _shapes(self, patches: Tensor, planes: Planes | None) -> dict[str, Any]:
-        """What the tower is told of pictures in their own shape. The shapes are read on the host."""
+        """What the tower is told of images in their own shape. The shapes are read on the host."""
         if planes is None:
-            pictures, longest, _ = patches.shape
-            mask = torch.ones(pictures, 1, 1, longest, dtype=torch.bool, device=patches.device)
-            lengths, shapes = Segments.even(pictures, longest, patches.device), ((1, longest),) * pictures
+            images, longest, _ = patches.shape
+            mask = torch.ones(images, 1, 1, longest, dtype=torch.bool, device=patches.device)
+            lengths, shapes = Segments.even(images, longest, patches.device), ((1, longest),) * images
         else:
             assert planes.mask is not None and planes.patches is not None
             mask, lengths, shapes = planes.mask, planes.patches, planes.shapes
@@ -244,5 +244,5 @@ def _class_of(arch: PretrainedConfig) -> Any:
 
 
 def side_tokens(tokens: int) -> int:
-    """Patch tokens along one side of the square picture."""
+    """Patch tokens along one side of the square image."""
     return math.isqrt(tokens)

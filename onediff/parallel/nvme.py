@@ -18,7 +18,7 @@ import torch
 
 from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS, ParallelConfig
 from onediff.errors import UserError
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Pat
         return
     whole = run.resolve()
     folder = config.nvme_folder / f"{whole.name}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"
-    with together():
+    with raise_on_all_ranks():
         if ranks.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             compile_swapping()
-    with together():
+    with raise_on_all_ranks():
         _make(folder, ranks.rank)
     try:
         yield folder

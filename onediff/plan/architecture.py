@@ -103,39 +103,39 @@ class Sizes:
     tower: Tower
     delta: DeltaConfig
     decoder: Decoder
-    picture: int
+    image: int
     """side of a view, pixels"""
     levels: tuple[int, ...]
     output_level: int
     """1 … layers; 0 is the embedding"""
     views: int = 1
-    """what the tower computes for one picture: with `fit: tiles` its overview and as many tiles as there may be"""
+    """what the tower computes for one image: with `fit: tiles` its overview and as many tiles as there may be"""
     patches: int | None = None
-    """with `fit: native` the most patches of a picture"""
+    """with `fit: native` the most patches of an image"""
 
     @property
     def view_tokens(self) -> int:
         """Patch tokens of one view."""
-        return (self.picture // self.tower.patch) ** 2 if self.patches is None else self.patches
+        return (self.image // self.tower.patch) ** 2 if self.patches is None else self.patches
 
     @property
-    def picture_tokens(self) -> int:
-        """Image tokens of one picture, at most."""
+    def image_tokens(self) -> int:
+        """Image tokens of one image, at most."""
         return self.views * self.view_tokens
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
     """The sizes of the whole model. Raises UserError for a part whose architecture cannot be read or is not known."""
-    tower, picture = tower_of(fields_of(config.vision, "model.vision")), config.vision.picture
+    tower, image = tower_of(fields_of(config.vision, "model.vision")), config.vision.image
     return Sizes(
         tower=tower,
         delta=config.delta,
         decoder=decoder_of(fields_of(config.language, "model.language")),
-        picture=picture.size,
+        image=image.size,
         levels=config.vision.levels,
         output_level=config.vision.output_level % (tower.layers + 1),
-        views=1 + picture.max_tiles if picture.fit == "tiles" else 1,
-        patches=picture.max_patches if picture.fit == "native" else None,
+        views=1 + image.max_tiles if image.fit == "tiles" else 1,
+        patches=image.max_patches if image.fit == "native" else None,
     )
 
 

@@ -96,7 +96,7 @@ class StepCost:
 
     per_token: int
     per_score: int
-    per_picture: int
+    per_image: int
     per_pair: int
     per_target: int
 
@@ -105,14 +105,14 @@ class StepCost:
         """The cost of a phase, on one of `tensor` ranks, recomputation left out."""
 
         def total(**counts: int) -> int:
-            shape = Shape(**{"rows": 1, "tokens": 1, "pictures": 1, "pairs": 1, "targets": 0, "scores": 0, **counts})
+            shape = Shape(**{"rows": 1, "tokens": 1, "images": 1, "pairs": 1, "targets": 0, "scores": 0, **counts})
             return sum(part.model for part in step_flops(sizes, shape, trained, tensor=tensor).values())
 
         base = total()
         return cls(
             per_token=total(tokens=2) - base,
             per_score=total(scores=1) - base,
-            per_picture=total(pictures=2) - base,
+            per_image=total(images=2) - base,
             per_pair=total(pairs=2) - base,
             per_target=total(targets=1) - base,
         )
@@ -123,7 +123,7 @@ class StepCost:
         return (
             self.per_token * shape.rows * shape.tokens
             + self.per_score * scores
-            + self.per_picture * max(1, shape.pictures)
+            + self.per_image * max(1, shape.images)
             + self.per_pair * max(1, shape.pairs)
             + self.per_target * shape.targets
         )

@@ -29,7 +29,7 @@ class Missing(NamedTuple):
     """of things that one line may list together"""
     name: str
     why: str
-    mend: str
+    fix: str
     """the command that brings it, or what to change"""
 
 
@@ -48,13 +48,13 @@ def missing_data(config: RunConfig, phases: Collection[str], quick: bool = False
             read_manifest(folder)
         except UserError as fault:
             why = str(fault).partition(";")[0]
-            mend = f"mend data.sets.{name}"
+            fix = f"fix data.sets.{name}"
             if not is_url(str(folder)):
                 there = Path(folder).is_dir()
-                mend = (
+                fix = (
                     f"run: onediff data check {shlex.quote(str(folder))}" if there else maker(name, Path(data_set.path))
                 )
-            found.append(Missing("data set", name, why, mend))
+            found.append(Missing("data set", name, why, fix))
     return found
 
 
@@ -65,7 +65,7 @@ def maker(name: str, folder: Path) -> str:
         return "run: onediff data build configs/diffcap.yaml"
     if folder.parent.name == "scenes" and folder.name in ("pairs", "singles"):
         return f"run: onediff data render --out {shlex.quote(str(folder.parent))}"
-    return f"run: onediff data convert generic --table TABLE --out {shlex.quote(str(folder))}, or mend data.sets.{name}"
+    return f"run: onediff data convert generic --table TABLE --out {shlex.quote(str(folder))}, or fix data.sets.{name}"
 
 
 def missing_models(
@@ -81,23 +81,23 @@ def missing_models(
         try:
             Address.of(address).require()
         except UserError as fault:
-            found.append(Missing("init", address, str(fault).partition(";")[0], "train it first, or mend init"))
+            found.append(Missing("init", address, str(fault).partition(";")[0], "train it first, or fix init"))
     parts = [part for part in PARTS if begins and part not in sources]
     for one in named_in(config.model, parts):
         if absent := lacking(one, one.folder(environ)):
-            mend = f"mend {one.where}" if one.is_path else f"run: {shlex.join(['onediff', 'fetch', *said])}"
-            found.append(Missing("model", one.name, f"{one.where}: {', '.join(absent)}", mend))
+            fix = f"fix {one.where}" if one.is_path else f"run: {shlex.join(['onediff', 'fetch', *said])}"
+            found.append(Missing("model", one.name, f"{one.where}: {', '.join(absent)}", fix))
     return found
 
 
 def told(missing: Sequence[Missing]) -> Iterator[str]:
-    """A line for each way to mend, with all that it mends."""
+    """A line for each way to fix, with all that it fixes."""
     groups: dict[tuple[str, str], list[Missing]] = {}
     for one in missing:
-        groups.setdefault((one.kind, one.mend), []).append(one)
-    for (kind, mend), some in groups.items():
+        groups.setdefault((one.kind, one.fix), []).append(one)
+    for (kind, fix), some in groups.items():
         if kind == "model":
             listed = ", ".join(f"{one.name} ({one.why})" for one in some)
         else:
             listed = f"{', '.join(one.name for one in some)} ({some[0].why}{', …' if len(some) > 1 else ''})"
-        yield f"still missing: {kind}{'s' if len(some) > 1 else ''} {listed} → {mend}"
+        yield f"still missing: {kind}{'s' if len(some) > 1 else ''} {listed} → {fix}"

@@ -41,7 +41,7 @@ class PhasePlan:
     """of one GPU"""
     mfu: tuple[float, float]
     checkpoint_bytes: int
-    pictures_per_second: float
+    images_per_second: float
     """that all loaders together must deliver"""
 
     @property
@@ -152,5 +152,5 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
         usable_bytes=usable_bytes(gpu),
         mfu=(model_flops / most / duration.worst, model_flops / most / duration.best),
         checkpoint_bytes=12 * trained + setup.itemsize * (total - trained),
-        pictures_per_second=rows.pictures * setup.global_batch / duration.expected,
+        images_per_second=rows.images * setup.global_batch / duration.expected,
     )

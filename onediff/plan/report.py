@@ -61,8 +61,8 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
             f"  {'length':<12}{plan.rows.steps:,} steps (from {plan.rows.steps_from}): {plan.hours:.1f} hours, {low:.1f} to "
             f"{high:.1f}; {plan.hours * setup.world:,.0f} GPU-hours"
         )
-    pictures = plan.pictures_per_second
-    yield f"  {'loaders':<12}{pictures:,.0f} images/s in all, {pictures / setup.nodes:,.0f} a node"
+    images = plan.images_per_second
+    yield f"  {'loaders':<12}{images:,.0f} images/s in all, {images / setup.nodes:,.0f} a node"
     yield f"  {'checkpoint':<12}{_gb(plan.checkpoint_bytes)} GB"
 
 

@@ -14,7 +14,7 @@ from onediff.plan.architecture import Sizes, sizes_of
 from onediff.plan.walk import Shape
 
 TEXT = 128
-"""Tokens of a row that are neither picture nor delta: prompt, instruction and a caption of some sentences."""
+"""Tokens of a row that are neither image nor delta: prompt, instruction and a caption of some sentences."""
 ANSWER = 0.5
 """Share of those that are learned."""
 
@@ -26,8 +26,8 @@ class Rows:
     steps: int | None
     """None where the size of no data set is known"""
     steps_from: str
-    pictures: float
-    """pictures of a row, on average"""
+    images: float
+    """images of a row, on average"""
     pairs: float
     """delta tokens are made for so many pairs a row"""
     samples: float = 1.0
@@ -35,13 +35,13 @@ class Rows:
 
 
 def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
-    """Steps and pictures of a phase. Reads manifests and at most one index of each data set.
+    """Steps and images of a phase. Reads manifests and at most one index of each data set.
 
     How many samples a packed row takes is judged by usual ones, with `text` tokens of text each.
     """
     total = sum(phase.mix.values())
     counts, where = {}, set()
-    pictures = pairs = 0.0
+    images = pairs = 0.0
     published = published_counts()
     for name, weight in phase.mix.items():
         folder = Path(config.data.sets[name].path) / config.data.sets[name].split
@@ -56,27 +56,27 @@ def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
                 where.add("published counts")
             paired = published.get(name, (0, True))[1]
         share = weight / total
-        pictures += share * (2 if paired or phase.couple else 1)
+        images += share * (2 if paired or phase.couple else 1)
         pairs += share * (1 if paired or phase.couple else 0)
     samples = 1.0
     if phase.pack is not None:
         sizes = sizes_of(config.model)
-        usual = pictures * sizes.picture_tokens + pairs * sizes.delta.tokens + text
+        usual = images * sizes.image_tokens + pairs * sizes.delta.tokens + text
         samples = max(1.0, phase.pack / min(usual, config.data.max_tokens))
-        pictures, pairs = pictures * samples, pairs * samples
+        images, pairs = images * samples, pairs * samples
     if phase.steps is not None:
-        return Rows(phase.steps, "the configuration", pictures, pairs, samples)
+        return Rows(phase.steps, "the configuration", images, pairs, samples)
     if not counts:
-        return Rows(None, "no data set is here, and none has a published count", pictures, pairs, samples)
+        return Rows(None, "no data set is here, and none has a published count", images, pairs, samples)
     assert phase.epochs is not None
     # As `phase_steps` counts: until the data set that lasts longest has been read so often.
     rows = max(samples * total / phase.mix[name] for name, samples in counts.items())
     steps = math.ceil(phase.epochs * rows / samples / phase.global_batch)
-    return Rows(steps, " and ".join(sorted(where)), pictures, pairs, samples)
+    return Rows(steps, " and ".join(sorted(where)), images, pairs, samples)
 
 
 def _holds_pairs(tar: Path) -> bool:
-    """Whether the first sample of a shard has a picture before and one after; True where the shard is not here."""
+    """Whether the first sample of a shard has an image before and one after; True where the shard is not here."""
     if not tar.is_file():
         return True
     index = read_index(tar, write=False)
@@ -102,19 +102,19 @@ def shapes_of(
 ) -> tuple[Shape, Shape]:
     """A micro-batch of usual rows, for time, and the largest that may come, for memory.
 
-    The largest has rows of `max_tokens`, two pictures in each, and learns all that is text; a packed one is `pack` tokens
-    of nothing but the samples with the most pictures.
+    The largest has rows of `max_tokens`, two images in each, and learns all that is text; a packed one is `pack` tokens
+    of nothing but the samples with the most images.
     """
     paired = rows.pairs > 0
     most = 2 if paired else 1
-    seats = most * sizes.picture_tokens + paired * sizes.delta.tokens
+    seats = most * sizes.image_tokens + paired * sizes.delta.tokens
     if pack is not None:
         one = round(pack / rows.samples)
         fullest = max(1, pack // (seats + 1))
         usual = Shape(
             rows=micro_batch,
             tokens=pack,
-            pictures=max(1, round(rows.pictures * micro_batch)),
+            images=max(1, round(rows.images * micro_batch)),
             pairs=round(rows.pairs * micro_batch),
             targets=max(1, round(micro_batch * rows.samples * text * ANSWER)),
             scores=round(micro_batch * rows.samples * one**2),
@@ -122,24 +122,24 @@ def shapes_of(
         largest = Shape(
             rows=micro_batch,
             tokens=pack,
-            pictures=most * fullest * micro_batch,
+            images=most * fullest * micro_batch,
             pairs=paired * fullest * micro_batch,
             targets=micro_batch * pack,
         )
         return usual, largest
-    usual_seats = rows.pictures * sizes.picture_tokens + rows.pairs * sizes.delta.tokens
+    usual_seats = rows.images * sizes.image_tokens + rows.pairs * sizes.delta.tokens
     usual = Shape(
         rows=micro_batch,
-        # Rows are padded to the longest of the micro-batch, which in a mix is one with two pictures.
+        # Rows are padded to the longest of the micro-batch, which in a mix is one with two images.
         tokens=min(max_tokens, round((seats if micro_batch > 1 else usual_seats) + text)),
-        pictures=max(1, round(rows.pictures * micro_batch)),
+        images=max(1, round(rows.images * micro_batch)),
         pairs=round(rows.pairs * micro_batch),
         targets=max(1, round(micro_batch * text * ANSWER)),
     )
     largest = Shape(
         rows=micro_batch,
         tokens=max_tokens,
-        pictures=most * micro_batch,
+        images=most * micro_batch,
         pairs=paired * micro_batch,
         targets=micro_batch * max(1, max_tokens - seats),
     )

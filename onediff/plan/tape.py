@@ -153,13 +153,13 @@ class Tape:
         return result
 
     def convolution(self, pixels: Value, out: int, kernel: int, bias: bool) -> Value:
-        """Patches of `[pictures, channels, side, side]` → `[pictures, tokens, out]`, stride = kernel."""
-        pictures, channels, side, _ = pixels.shape
+        """Patches of `[images, channels, side, side]` → `[images, tokens, out]`, stride = kernel."""
+        images, channels, side, _ = pixels.shape
         weights: tuple[Weight, ...] = (self.weight(out, channels, kernel, kernel),)
         weights += (self.weight(out),) if bias else ()
         tokens = (side // kernel) ** 2
-        flops = 2 * pictures * tokens * out * channels * kernel * kernel
-        result = Value((pictures, tokens, out), self.itemsize, self.trains)
+        flops = 2 * images * tokens * out * channels * kernel * kernel
+        result = Value((images, tokens, out), self.itemsize, self.trains)
         return self._add("convolution", result, flops, flops * self.trains, (pixels,) * self.trains, weights)
 
     def attention(self, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scores: int | None = None) -> Value:

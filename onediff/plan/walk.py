@@ -49,7 +49,7 @@ class Shape:
     rows: int
     tokens: int
     """tokens of a row, padding included"""
-    pictures: int
+    images: int
     pairs: int
     targets: int
     scores: int | None = None
@@ -65,8 +65,8 @@ def walk(
     `itemsize` is that of the precision in which is computed: 2 for bf16, 4 for fp32.
     """
     tape = Tape(itemsize)
-    # A batch without pictures or pairs is given a blank one (`OneDiffModel.embed`).
-    pictures, pairs = max(1, shape.pictures), max(1, shape.pairs)
+    # A batch without images or pairs is given a blank one (`OneDiffModel.embed`).
+    images, pairs = max(1, shape.images), max(1, shape.pairs)
 
     language = "language" in trained.parts and trained.adapters is None
     tape.part, tape.trains = "language", language
@@ -77,15 +77,15 @@ def walk(
     )
 
     tape.part, tape.trains = "vision", "vision" in trained.parts
-    levels, output = _tower(tape, sizes, pictures, trained.vision_last)
+    levels, output = _tower(tape, sizes, images, trained.vision_last)
     tape.part, tape.trains = "delta", "delta" in trained.parts
     deltas = _delta(tape, sizes, levels, pairs)
     tape.part, tape.trains = "projector", "projector" in trained.parts
-    picture_tokens, delta_tokens = _projector(tape, sizes.decoder.width, output, deltas)
+    image_tokens, delta_tokens = _projector(tape, sizes.decoder.width, output, deltas)
 
     tape.part, tape.trains = "language", language
     x = words
-    for tokens in (picture_tokens, delta_tokens):
+    for tokens in (image_tokens, delta_tokens):
         x = tape.place(Value(x.shape, itemsize, x.grad or tokens.grad))
     hidden = _decoder(tape, sizes.decoder, x, shape, tensor, sequence and tensor > 1, trained.adapters)
     chosen = tape.place(Value((shape.targets, sizes.decoder.width), itemsize, hidden.grad))
@@ -95,12 +95,12 @@ def walk(
     return tape
 
 
-def _tower(tape: Tape, sizes: Sizes, pictures: int, last: int | None) -> tuple[list[Value], Value]:
+def _tower(tape: Tape, sizes: Sizes, images: int, last: int | None) -> tuple[list[Value], Value]:
     """Hidden states of the levels, and of the output level; of a tower that trains perhaps the `last` layers only."""
-    tower, width, views = sizes.tower, sizes.tower.width, pictures * sizes.views
+    tower, width, views = sizes.tower, sizes.tower.width, images * sizes.views
     trains, tape.trains = tape.trains, tape.trains and last is None
     if sizes.patches is None:
-        pixels = tape.value(views, tower.channels, sizes.picture, sizes.picture)
+        pixels = tape.value(views, tower.channels, sizes.image, sizes.image)
         patches = tape.convolution(pixels, width, tower.patch, bias=tower.kind != "clip_vision_model")
     else:
         patches = tape.linear(tape.value(views, sizes.patches, tower.channels * tower.patch**2), width)
@@ -133,7 +133,7 @@ def _tower(tape: Tape, sizes: Sizes, pictures: int, last: int | None) -> tuple[l
             _siglip_head(tape, tower, x)
     # The class token is cut off by a view; what is kept of a view is all of it.
     cut = {
-        level: Value((pictures, sizes.picture_tokens, width), states[level].itemsize, states[level].grad)
+        level: Value((images, sizes.image_tokens, width), states[level].itemsize, states[level].grad)
         for level in (*sizes.levels, sizes.output_level)
     }
     if sizes.views > 1 or sizes.patches is not None:
@@ -174,10 +174,10 @@ def _siglip_head(tape: Tape, tower: Tower, x: Value) -> None:
 
 
 def _delta(tape: Tape, sizes: Sizes, levels: list[Value], pairs: int) -> Value:
-    config, width, tokens = sizes.delta, sizes.delta.width, sizes.picture_tokens
+    config, width, tokens = sizes.delta, sizes.delta.width, sizes.image_tokens
     dropout = config.dropout > 0
     learned = (tape.weight(config.tokens, width), tape.weight(config.tokens, width))
-    # Pictures that are in no pair take no part.
+    # Images that are in no pair take no part.
     paired = [Value((2 * pairs, *level.shape[1:]), level.itemsize, level.grad) for level in levels]
     normed = [tape.layer_norm(level) for level in paired]
     x = tape.place(Value((pairs, config.tokens, width), tape.itemsize, tape.trains), weights=learned)
@@ -211,11 +211,11 @@ def _dropout(tape: Tape, x: Value) -> Value:
     return tape.elementwise(x, keeps=(Value(x.shape, 1),))
 
 
-def _projector(tape: Tape, width: int, pictures: Value, deltas: Value) -> tuple[Value, Value]:
-    first = tape.linear(pictures, width)
-    pictures_out = tape.linear(tape.activation(first, "gelu"), width)
+def _projector(tape: Tape, width: int, images: Value, deltas: Value) -> tuple[Value, Value]:
+    first = tape.linear(images, width)
+    images_out = tape.linear(tape.activation(first, "gelu"), width)
     second = tape.linear(deltas, width)
-    return pictures_out, tape.linear(tape.activation(second, "gelu"), width)
+    return images_out, tape.linear(tape.activation(second, "gelu"), width)
 
 
 def _decoder(

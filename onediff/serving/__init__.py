@@ -1,1 +1,1 @@
-"""A page on this machine where two pictures are dropped in and the caption comes back."""
+"""A page on this machine where two images are dropped in and the caption comes back."""

@@ -1,7 +1,7 @@
 """The page's server: Python's own, on the loopback address, one pair at a time.
 
 `GET /` is the page, `POST /caption` takes `{"before", "after"}` (files as base64) and gives `{"caption", "seconds",
-"pictures", "heat"}` with pictures as data URIs, or `{"error"}`. Nothing is kept, and nothing is asked of another machine.
+"images", "heat"}` with images as data URIs, or `{"error"}`. Nothing is kept, and nothing is asked of another machine.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from onediff.data.pictures import open_picture
+from onediff.data.images import open_upright
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
-from onediff.evaluation.heat import heat_pictures, packed, png, unpacked
+from onediff.evaluation.heat import heat_images, packed, png, unpacked
 
 if TYPE_CHECKING:
     from onediff.evaluation.captioner import Captioner
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 PAGE = Path(__file__).with_name("page.html")
 SIDE = 768
-"""Pixels of the longer side of the pictures that the page shows."""
+"""Pixels of the longer side of the images that the page shows."""
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/caption" or not length.isdecimal():
             self._refuse(404 if self.path != "/caption" else 411, "POST /caption takes a body of a known length")
         elif int(length) > self.server.max_bytes:
-            self._refuse(413, f"the two pictures are larger than {self.server.max_bytes / 1e6:g} MB together")
+            self._refuse(413, f"the two images are larger than {self.server.max_bytes / 1e6:g} MB together")
         else:
             try:
                 self._send(200, captioned(self.server, self.rfile.read(int(length))))
@@ -120,43 +120,43 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def captioned(server: PageServer, body: bytes) -> dict[str, Any]:
-    """The answer to one request. Raises UserError for what is not two pictures."""
+    """The answer to one request. Raises UserError for what is not two images."""
     captioner = server.captioner
-    pictures = [picture_of(body, role, captioner.maker.config.max_pixels) for role in ("before", "after")]
+    images = [image_of(body, role, captioner.maker.config.max_pixels) for role in ("before", "after")]
     with server.one_at_a_time:
         started = time.perf_counter()
-        rows = [captioner.row(pictures[0], pictures[1])]
+        rows = [captioner.row(images[0], images[1])]
         (caption,) = captioner.answer(rows)
         heat = unpacked(packed(captioner.heat_maps(rows)[0]))
         seconds = time.perf_counter() - started
-    for picture in pictures:
-        picture.thumbnail((SIDE, SIDE))
-    maps = heat_pictures(heat, [picture.size for picture in pictures], captioner.maker.picture)
+    for image in images:
+        image.thumbnail((SIDE, SIDE))
+    maps = heat_images(heat, [image.size for image in images], captioner.maker.image)
     return {
         "caption": caption,
         "seconds": round(seconds, 2),
-        "pictures": [data_uri(jpeg(picture), "jpeg") for picture in pictures],
+        "images": [data_uri(jpeg(image), "jpeg") for image in images],
         "heat": [data_uri(png(one), "png") for one in maps],
     }
 
 
-def picture_of(body: bytes, role: str, max_pixels: int) -> Image.Image:
-    """One picture of a request, upright and RGB. Raises UserError."""
+def image_of(body: bytes, role: str, max_pixels: int) -> Image.Image:
+    """One image of a request, upright and RGB. Raises UserError."""
     try:
-        return open_picture(base64.b64decode(json.loads(body)[role], validate=True), max_pixels)
+        return open_upright(base64.b64decode(json.loads(body)[role], validate=True), max_pixels)
     except BadSample as bad:
-        raise UserError(f"{role}: not a picture that can be read: {bad.reason}") from None
+        raise UserError(f"{role}: not an image that can be read: {bad.reason}") from None
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise UserError(f"{role}: missing; send {{before, after}} as base64") from None
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """The picture as JPEG."""
+def jpeg(image: Image.Image) -> bytes:
+    """The image as JPEG."""
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=88)
+    image.save(out, "JPEG", quality=88)
     return out.getvalue()
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Bytes of a picture as an address that holds them."""
+    """Bytes of an image as an address that holds them."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

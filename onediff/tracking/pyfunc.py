@@ -1,7 +1,7 @@
-"""The MLflow flavour of an exported model: `mlflow.pyfunc.load_model(URI).predict(table)` captions pairs of pictures.
+"""The MLflow flavour of an exported model: `mlflow.pyfunc.load_model(URI).predict(table)` captions pairs of images.
 
 MLflow keeps this file with the model and runs it when the model is loaded. The table has the columns `before` and `after`;
-a cell is the path of a picture, or its bytes in base64 (a `data:` URL too), so that JSON and CSV can carry it.
+a cell is the path of an image, or its bytes in base64 (a `data:` URL too), so that JSON and CSV can carry it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Captioner(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """The captions of the pairs in `model_input`, a DataFrame with `before` and `after`, in its order."""
         pairs = zip(model_input["before"], model_input["after"], strict=True)
-        return [self.model.caption(picture(before), picture(after)) for before, after in pairs]
+        return [self.model.caption(image(before), image(after)) for before, after in pairs]
 
 
-def picture(cell: Any) -> Image.Image:
-    """The picture that a cell names or holds, in RGB. Raises UserError for anything else."""
+def image(cell: Any) -> Image.Image:
+    """The image that a cell names or holds, in RGB. Raises UserError for anything else."""
     if isinstance(cell, str) and not cell.startswith("data:") and len(cell) < 4096 and Path(cell).is_file():
         return open_image(cell).convert("RGB")
     try:
         raw = cell if isinstance(cell, bytes) else base64.b64decode(str(cell).rpartition(",")[2], validate=True)
         return open_image(io.BytesIO(raw)).convert("RGB")
     except (binascii.Error, OSError):
-        raise UserError(f"{str(cell)[:60]!r} is neither the path of a picture nor a picture in base64") from None
+        raise UserError(f"{str(cell)[:60]!r} is neither the path of an image nor an image in base64") from None
 
 
 mlflow.models.set_model(Captioner())

@@ -128,7 +128,7 @@ def requirements() -> list[str]:
 
 
 def example(colour: tuple[int, int, int]) -> str:
-    """A small picture of one colour, PNG in base64."""
+    """A small image of one colour, PNG in base64."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

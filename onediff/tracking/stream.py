@@ -57,7 +57,7 @@ class Stream:
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Sample captions of one step as an MLflow table and an HTML page, both also kept in the run folder.
 
-        A row is {"before": picture, "after": picture, "reference": text, "prediction": text, …}; a picture is a `Path`,
+        A row is {"before": image, "after": image, "reference": text, "prediction": text, …}; an image is a `Path`,
         a `PIL.Image` or an array [height, width, 3] of uint8.
         """
         place = f"{name}/step-{step:08d}"

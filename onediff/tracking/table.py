@@ -1,4 +1,4 @@
-"""Sample captions beside their pictures: a folder with the pictures, an MLflow table, and one HTML page."""
+"""Sample captions beside their images: a folder with the images, an MLflow table, and one HTML page."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ STYLE = (
 
 
 def write_table(folder: Path, artifact: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `rows` into `folder`: every picture, `table.json` as MLflow's table view reads it, and `index.html`.
+    """Writes `rows` into `folder`: every image, `table.json` as MLflow's table view reads it, and `index.html`.
 
-    A picture is a `Path`, a `PIL.Image`, or an array [height, width, 3] of uint8; anything else is shown as text.
+    An image is a `Path`, a `PIL.Image`, or an array [height, width, 3] of uint8; anything else is shown as text.
     `artifact` is where the folder will lie among the artifacts of the MLflow run. Rows may differ in their columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,12 +41,12 @@ def write_table(folder: Path, artifact: str, rows: Sequence[Mapping[str, Any]]) 
         for column in columns:
             value = row.get(column, "")
             if isinstance(value, (Path, Image.Image, np.ndarray)):
-                picture = opened(value)
+                image = opened(value)
                 name = f"{index:03d}-{column}.png"
-                picture.save(folder / name, compress_level=3)
+                image.save(folder / name, compress_level=3)
                 place = f"{artifact}/{name}"
                 cells[-1].append({"type": "image", "filepath": place, "compressed_filepath": place})
-                lines.append(f'<td><img alt="{html.escape(column)}" src="{embedded(picture)}"></td>')
+                lines.append(f'<td><img alt="{html.escape(column)}" src="{embedded(image)}"></td>')
             else:
                 value = value if isinstance(value, (str, int, float, bool)) else str(value)
                 cells[-1].append(value)
@@ -59,17 +59,17 @@ def write_table(folder: Path, artifact: str, rows: Sequence[Mapping[str, Any]]) 
     put(folder / TABLE, json.dumps({"columns": columns, "data": cells}, ensure_ascii=False))
 
 
-def opened(picture: Path | Image.Image | np.ndarray) -> Image.Image:
-    """The picture in RGB."""
-    if isinstance(picture, Path):
-        with open_image(picture) as file:
+def opened(image: Path | Image.Image | np.ndarray) -> Image.Image:
+    """The image in RGB."""
+    if isinstance(image, Path):
+        with open_image(image) as file:
             return file.convert("RGB")
-    return (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGB")
+    return (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
 
 
-def embedded(picture: Image.Image) -> str:
-    """The picture, made small, as a `data:` URL: the page stays whole when it is moved or shown inside MLflow."""
-    small = picture.copy()
+def embedded(image: Image.Image) -> str:
+    """The image, made small, as a `data:` URL: the page stays whole when it is moved or shown inside MLflow."""
+    small = image.copy()
     small.thumbnail((PAGE_PIXELS, PAGE_PIXELS))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)

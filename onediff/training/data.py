@@ -14,7 +14,7 @@ from onediff.config.training import PhaseConfig
 from onediff.data.lengths import Lengths, first_lengths, too_long
 from onediff.data.manifest import FILE
 from onediff.data.packing import Packer
-from onediff.data.rows import RowMaker
+from onediff.data.rows import Processor
 from onediff.data.sample import BadSample, parse_sample
 from onediff.data.stream import Source, Stream
 from onediff.model.build import build_row_maker
@@ -40,7 +40,7 @@ def phase_sources(config: RunConfig, phase: PhaseConfig) -> list[Source]:
     ]
 
 
-def phase_stream(config: RunConfig, phase: PhaseConfig, maker: RowMaker) -> Stream:
+def phase_stream(config: RunConfig, phase: PhaseConfig, maker: Processor) -> Stream:
     """The rows of a phase."""
     sources, data = phase_sources(config, phase), config.data
     return Stream(sources, maker, phase.couple, data.seed, data.bad_in_a_row, phase.pack)
@@ -61,7 +61,7 @@ def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
     return math.ceil(phase.epochs * samples / a_row / phase.global_batch)
 
 
-def row_maker_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[RowMaker, Any]:
+def row_maker_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[Processor, Any]:
     """What writes rows for a run that may not have started yet, and its tokenizer: one that is to be learned, or taken
     over, is made as training will do it, and forgotten.
 
@@ -105,7 +105,7 @@ def phase_lengths(config: RunConfig, phase: PhaseConfig, stream: Stream, lanes: 
     )
 
 
-def data_set_lengths(config: RunConfig, maker: RowMaker, folder: Path, samples: int = 4096) -> Lengths:
+def data_set_lengths(config: RunConfig, maker: Processor, folder: Path, samples: int = 4096) -> Lengths:
     """The same of one split of a data set, as the run's last phase would read it. Raises UserError."""
     source = Source.open(folder.parent.name, folder, lanes=1, seed=config.data.seed, block=config.data.block)
     lanes = max(1, min(32, source.lanes.samples // 2))  # from as many places of the set

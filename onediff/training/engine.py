@@ -18,7 +18,7 @@ from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.data.batch import Batch
 from onediff.errors import UserError
 from onediff.model.onediff import OneDiffModel
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.parallel.gradient_norm import keep_gradient_norm
 from onediff.parallel.lean import deepspeed
 from onediff.parallel.nvme import check_room, keep_gradients
@@ -170,7 +170,7 @@ class Engine:
         offloaded = config.parallel.offload_optimizer != "none"
         optimizer, self.optimizer_kernel = build_optimizer(groups, config.optimizer, offloaded)
         if swap is not None:
-            with together():
+            with raise_on_all_ranks():
                 check_room(swap, groups, topology.dp_size, topology.ranks.local_world)
         self.peaks = [group["peak_lr"] for group in groups]
         self.peak_of = {group["part"]: group["peak_lr"] for group in groups}

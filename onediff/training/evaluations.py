@@ -14,13 +14,13 @@ from onediff.config.data import DataSet
 from onediff.config.evaluation import EvaluationConfig
 from onediff.config.run import RunConfig
 from onediff.data.heldout import HeldOut
-from onediff.data.rows import Row, RowMaker
+from onediff.data.rows import Processor, Row
 from onediff.errors import UserError
 from onediff.evaluation.answers import fingerprint, read_answers
 from onediff.evaluation.generate import Job, caption_split
 from onediff.evaluation.run import Evaluation, decoding, instruction, scored
 from onediff.model.answer import answer
-from onediff.parallel.agreement import gathered, together
+from onediff.parallel.agreement import gathered, raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.training.engine import Engine
 
@@ -34,7 +34,7 @@ class Evaluations:
     """
 
     def __init__(
-        self, config: RunConfig, phase: str, maker: RowMaker, tokenizer: Any, topology: Topology, run: Path
+        self, config: RunConfig, phase: str, maker: Processor, tokenizer: Any, topology: Topology, run: Path
     ) -> None:
         """Raises UserError where evaluation is asked for and no data set of the phase has pairs to evaluate."""
         self.every = config.phases[phase].evaluate_every
@@ -54,7 +54,7 @@ class Evaluations:
     def scores(self, engine: Engine, step: int) -> tuple[Path, dict[str, float]] | None:
         """Folder of captions and scores, and the scores, on rank 0; None on the others. Collective."""
         folder = self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
-        with together():
+        with raise_on_all_ranks():
             if self.topology.ranks.rank == 0:
                 # After a resume the step has come again, with other weights where arithmetic is not repeatable.
                 shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +84,7 @@ class Evaluations:
             return None
         answers = read_answers(folder, job.label, job.by)
         asked = instruction(self.config) or usual
-        found = scored(plan, self.heldout, answers, self.maker.picture, asked, cuda_graphs=graphs)["scores"]
+        found = scored(plan, self.heldout, answers, self.maker.image, asked, cuda_graphs=graphs)["scores"]
         figures = {name: value for name, value in found.items() if value is not None}
         log.info(
             "phase %s step %d: CIDEr ×100 %.1f of %d pairs", self.phase, step, 100 * figures["CIDEr"], len(answers)

@@ -24,7 +24,7 @@ from onediff.model.build import architecture_only
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import OWN_PARTS, description
 from onediff.model.tokenizer import load_tokenizer
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.parallel.block import Piece
 from onediff.parallel.materialize import InMemory
 from onediff.parallel.weights import put_weights
@@ -118,7 +118,7 @@ class OfExport:
 
     def fill(self, model: OneDiffModel, parts: Collection[str], lora: LoraConfig | None) -> None:
         """Puts delta module and projector, as far as they are among `parts`, into a model that is built. Collective."""
-        with together():
+        with raise_on_all_ranks():
             for part in set(parts) & set(OWN_PARTS):
                 file = self.place / f"{part}.safetensors"
                 try:

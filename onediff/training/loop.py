@@ -20,7 +20,7 @@ from onediff.data.batch import Batch
 from onediff.data.loader import Share
 from onediff.data.position import Position
 from onediff.data.stream import Stream
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import CheckpointWriter, load_checkpoint, read_manifest
 from onediff.training.checkpoint.back import go_back
@@ -30,8 +30,8 @@ from onediff.training.faults import TrainingFault
 from onediff.training.figures import Moment
 from onediff.training.guard import GoBack, Guard
 from onediff.training.measures import Measures
-from onediff.training.meter import Meter
-from onediff.training.pace import Pace
+from onediff.training.meter import FlopCounter
+from onediff.training.pace import StragglerMonitor
 from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples, due
 from onediff.training.stop import Stopped, StopRequest, signal_of
@@ -80,8 +80,8 @@ class PhaseLoop:
         samples: Samples,
         samples_every: int | None,
         measures: Measures,
-        pace: Pace,
-        meter: Meter,
+        pace: StragglerMonitor,
+        meter: FlopCounter,
         log_every: int,
         save_in_background: bool,
         bad_steps: BadStepsConfig,
@@ -116,7 +116,7 @@ class PhaseLoop:
 
     def resume(self, checkpoint: Path, other_order: bool = False) -> None:
         """Goes back to `checkpoint`: weights, moments, random states, data. Raises UserError where it does not fit."""
-        with together():
+        with raise_on_all_ranks():
             must_keep_adapters(checkpoint, self.phase.lora, f"phases.{self.name}")
         extra = load_checkpoint(self.engine.engine, checkpoint)
         self.position = Position.from_json(extra["position"], self.position.order, other_order)

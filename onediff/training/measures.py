@@ -13,7 +13,7 @@ from onediff.config.run import RunConfig
 from onediff.config.section import nearest
 from onediff.errors import UserError
 from onediff.evaluation.statistics import METRICS, TYPE_ACCURACY
-from onediff.parallel.agreement import from_rank_zero, together
+from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
 from onediff.training.best import Best
 from onediff.training.checkpoint.folder import BEST, name_of, point
 from onediff.training.checkpoint.manifest import FILE
@@ -90,7 +90,7 @@ class Measures:
         if step is not None and not from_rank_zero((folder / name_of(step) / FILE).is_file()):
             log.warning("the checkpoint of the best step, %d, is gone: the best begins anew", step)
             self.best.restore(None)
-        with together():
+        with raise_on_all_ranks():
             if dist.get_rank() == 0:
                 # What it names may be of steps that this checkpoint does not know.
                 point(folder, BEST, self.best.step)

@@ -20,7 +20,7 @@ from onediff.plan.walk import Shape, Trained
 log = logging.getLogger(__name__)
 
 
-class Meter:
+class FlopCounter:
     """Achieved FLOP/s of this rank: the model's FLOPs, forward and backward once, of the shapes that it computed.
 
     Costs some microseconds a step, and asks the device nothing.
@@ -30,7 +30,7 @@ class Meter:
         self.cost: StepCost | None = None
         self.view_tokens = 1
         try:
-            # Pictures in tiles are counted by the view.
+            # Images in tiles are counted by the view.
             sizes = replace(sizes_of(config.model), views=1)
             self.view_tokens = sizes.view_tokens
             self.cost = StepCost.of_phase(sizes, Trained.of(phase), config.parallel.tensor)
@@ -56,14 +56,14 @@ class Meter:
 def shape_of(batch: Batch, view_tokens: int) -> Shape:
     """The size of a batch, by what the host knows of it.
 
-    Where pictures are more than one view, or less, in views of `view_tokens` that make as much work: of pictures in their
+    Where images are more than one view, or less, in views of `view_tokens` that make as much work: of images in their
     own shape the padded patches, of pairs the image tokens that the delta module looks at.
     """
     rows, tokens = batch.token_ids.shape
     # A sample of a packed row looks at itself only.
     scores = None if batch.segments is None else sum(length**2 for length in batch.segments.lengths)
-    views, pairs = len(batch.pictures), batch.pairs
+    views, pairs = len(batch.images), batch.pairs
     if batch.planes is not None:
-        views = round(views * batch.pictures.shape[1] / view_tokens) if batch.planes.shapes else views
+        views = round(views * batch.images.shape[1] / view_tokens) if batch.planes.shapes else views
         pairs = round(len(batch.planes.roles) / (2 * view_tokens))
     return Shape(rows, tokens, views, pairs, batch.targets, scores)

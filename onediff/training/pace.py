@@ -33,7 +33,7 @@ class Seconds:
     """of its processors, or of its GPU and whatever that waited for"""
 
 
-class Pace:
+class StragglerMonitor:
     """Step-time percentiles, the slowest rank, memory peaks, skipped samples by kind and cut answers by data set.
 
     A step takes equally long on every rank, since all wait for the slowest. So a rank's own work is what is compared: its

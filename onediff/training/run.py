@@ -28,7 +28,7 @@ from onediff.model.families import check_packs
 from onediff.model.fp8 import check_fp8
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import architecture
-from onediff.parallel.agreement import gathered, together
+from onediff.parallel.agreement import gathered, raise_on_all_ranks
 from onediff.parallel.nvme import swap_folder
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
@@ -44,13 +44,13 @@ from onediff.training.data import make_tokenizer, manifest_files, phase_steps, p
 from onediff.training.engine import Engine, deepspeed_config
 from onediff.training.evaluations import Evaluations
 from onediff.training.faults import TrainingFault
+from onediff.training.image_config import require_same_images, warn_of_crop
 from onediff.training.init import Start
 from onediff.training.loop import PhaseLoop
 from onediff.training.measures import Measures
-from onediff.training.meter import Meter
-from onediff.training.pace import Pace
+from onediff.training.meter import FlopCounter
+from onediff.training.pace import StragglerMonitor
 from onediff.training.parts import trainable
-from onediff.training.pictures import require_same_pictures, warn_of_crop
 from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
@@ -72,7 +72,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
     topology = create_topology(config.parallel, ranks)
     folder = RunFolder(path)
     _log_to(folder, ranks.rank)
-    with together():
+    with raise_on_all_ranks():
         attention.use(config.training.attention)
         if config.training.fp8:
             check_fp8()
@@ -129,7 +129,7 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
     """Makes the run folder, writes the configuration, and the tokenizer where the run has its own."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.config.is_file() and (before := load_run(folder.config)) != config:
-        require_same_pictures(folder, before, config)
+        require_same_images(folder, before, config)
         # What the finished phases were trained with must stay known.
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
         folder.config.rename(folder.path / f"config.before-{number}.yaml")
@@ -162,7 +162,7 @@ def run_phase(
     phase = config.phases[name]
     dp_rank, dp_size, rank = topology.dp_rank, topology.dp_size, topology.ranks.rank
     checkpoint = latest_checkpoint(folder.checkpoints(name)) if resume else None
-    with together():
+    with raise_on_all_ranks():
         maker, tokenizer = build_row_maker(config.model, config.data, folder.tokenizer)
         stream = phase_stream(config, phase, maker)
         share = Share.of_rank(phase.global_batch, phase.micro_batch, dp_rank, dp_size)
@@ -170,7 +170,7 @@ def run_phase(
         samples = Samples(config, maker, tokenizer)
         evaluations = Evaluations(config, name, maker, tokenizer, topology, folder.path)
     validation = Validation(config, name, maker, topology)
-    with together():
+    with raise_on_all_ranks():
         measures = Measures(config, name, validation, evaluations)
     model, started_from = starting_model(config, name, folder, topology, resumes=checkpoint is not None)
     engine = Engine(model, config, phase, topology, swap)
@@ -191,13 +191,13 @@ def run_phase(
         samples,
         config.training.captions_every,
         measures,
-        Pace(
+        StragglerMonitor(
             config.training.log_every,
             engine.device,
             loads_itself=config.data.workers == 0,
             counts_skipped=topology.tp_rank == 0,
         ),
-        Meter(config, phase),
+        FlopCounter(config, phase),
         config.training.log_every,
         # A copy of what is swapped would undo the swapping.
         config.training.save_in_background and swap is None,
@@ -241,20 +241,20 @@ def starting_model(
         from onediff.parallel.sequence import check_sequence
         from onediff.parallel.tensor import check_divisible
 
-        with together():
+        with raise_on_all_ranks():
             language = architecture(config.model.language, "model.language")
             check_divisible(language, topology.tp_size)
             if topology.sequence:
                 check_sequence(language)
     if config.phases[name].pack is not None:
-        with together():
+        with raise_on_all_ranks():
             check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")
     before = previous(config, name)
     torch.manual_seed(config.training.seed)
     if config.init is not None and begins_with(config, name, folder):
         if resumes:
             return built(config, architecture_only(config.model), name, topology, filled_later=True), {}
-        with together():
+        with raise_on_all_ranks():
             start = Start(config, folder.tokenizer)
         model = built(config, start.model, name, topology, filled_later=False, later=start.later)
         start.fill(model, config.phases[name].lora)

@@ -9,8 +9,8 @@ import numpy as np
 
 from onediff.config.run import RunConfig
 from onediff.data.heldout import HeldOut
-from onediff.data.pictures import open_picture
-from onediff.data.rows import RowMaker, collate
+from onediff.data.images import open_upright
+from onediff.data.rows import Processor, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.model.answer import answer
@@ -18,15 +18,15 @@ from onediff.model.heatmap import drawn_over, heat_maps
 from onediff.training.engine import Engine
 
 SIDE = 384
-"""Most pixels of a shown picture's longer side."""
+"""Most pixels of a shown image's longer side."""
 
 
 class Samples:
     """The first few pairs of the held-out split of the run's first data set that has any; read once."""
 
-    def __init__(self, config: RunConfig, maker: RowMaker, tokenizer: Any) -> None:
+    def __init__(self, config: RunConfig, maker: Processor, tokenizer: Any) -> None:
         self.tokenizer, self.ends = tokenizer, maker.prompter.ends
-        self.picture = maker.picture
+        self.image = maker.image
         self.max_new_tokens = config.evaluation.max_new_tokens
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self.references: list[str] = []
@@ -36,15 +36,13 @@ class Samples:
             for pair, captions in heldout.references.items():
                 try:
                     found = heldout.sample(pair)
-                    pictures = [
-                        open_picture(found.pictures[role], config.data.max_pixels) for role in ("before", "after")
-                    ]
-                    row = maker.prompt(pictures, found.instruction, task)
+                    images = [open_upright(found.images[role], config.data.max_pixels) for role in ("before", "after")]
+                    row = maker.prompt(images, found.instruction, task)
                 except BadSample:
                     continue  # evaluation lists it
-                for picture in pictures:
-                    picture.thumbnail((SIDE, SIDE))
-                self.pairs.append((np.asarray(pictures[0]), np.asarray(pictures[1])))
+                for image in images:
+                    image.thumbnail((SIDE, SIDE))
+                self.pairs.append((np.asarray(images[0]), np.asarray(images[1])))
                 self.references.append(captions[0])
                 self.rows.append(row)
 
@@ -71,8 +69,8 @@ class Samples:
                     "after": after,
                     "reference": reference,
                     "prediction": prediction,
-                    "attention on before": drawn_over(before, heats[0], self.picture),
-                    "attention on after": drawn_over(after, heats[1], self.picture),
+                    "attention on before": drawn_over(before, heats[0], self.image),
+                    "attention on after": drawn_over(after, heats[1], self.image),
                 }
             )
         return table

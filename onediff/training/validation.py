@@ -11,11 +11,11 @@ import torch.distributed as dist
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
-from onediff.data.rows import RowMaker, collate
+from onediff.data.rows import Processor, collate
 from onediff.data.sample import BadSample
 from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
-from onediff.parallel.agreement import from_rank_zero, together
+from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.training.engine import Engine
 
@@ -32,7 +32,7 @@ class Validation:
     batch, and in which order losses are added up, depends on neither the ranks nor `pack`.
     """
 
-    def __init__(self, config: RunConfig, phase_name: str, maker: RowMaker, topology: Topology) -> None:
+    def __init__(self, config: RunConfig, phase_name: str, maker: Processor, topology: Topology) -> None:
         """Collective. Raises UserError on every rank alike where there are no such rows."""
         phase = config.phases[phase_name]
         self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
@@ -41,18 +41,18 @@ class Validation:
         self.spare: Batch | None = None
         if self.every is None:
             return
-        with together():
+        with raise_on_all_ranks():
             self.names = data_sets(config, phase_name)
             self.streams = [held_out(config, phase, name, maker) for name in self.names]
         chosen: Chosen = []
-        with together():
+        with raise_on_all_ranks():
             # Choosing reads every row once, which need not be done by all.
             if topology.ranks.rank == 0:
                 chosen = [row for number in range(len(self.names)) for row in self._chosen(number, phase)]
         chosen = from_rank_zero(chosen)  # type: ignore[assignment]
         rows = phase.micro_batch * (phase.pack // config.data.max_tokens if phase.pack else 1)
         self.batches = [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
-        with together():
+        with raise_on_all_ranks():
             # Under ZeRO-3 all ranks run the same layers: one without rows runs this, which counts for nothing.
             self.spare = next((made for row in chosen if (made := self._batch([row])) is not None), None)
             if self.spare is None:
@@ -115,7 +115,7 @@ class Validation:
         return [(number, draw) for _, draw in sorted(lengths, key=lambda row: (-row[0], row[1]))]
 
     def _batch(self, chosen: Chosen) -> Batch | None:
-        """The batch of some rows; those whose picture cannot be decoded are left out, and None is a batch of none."""
+        """The batch of some rows; those whose image cannot be decoded are left out, and None is a batch of none."""
         rows = []
         for number, draw in chosen:
             try:
@@ -156,7 +156,7 @@ def _has(config: RunConfig, name: str, split: str) -> bool:
         return False
 
 
-def held_out(config: RunConfig, phase: PhaseConfig, name: str, maker: RowMaker) -> Stream:
+def held_out(config: RunConfig, phase: PhaseConfig, name: str, maker: Processor) -> Stream:
     """The held-out rows of one data set, in the order of one lane that is shuffled as a whole."""
     data, data_set = config.data, config.data.sets[name]
     folder = data_set.model_copy(update={"split": phase.validation.split}).folder

@@ -123,7 +123,7 @@ def test_missing_data_shards_and_folders_are_named(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_corrupt_picture_in_a_shard_is_skipped_counted_and_reported(data, tmp_path):
+def test_a_corrupt_image_in_a_shard_is_skipped_counted_and_reported(data, tmp_path):
     from onediff.data.manifest import build_manifest, write_manifest
 
     damaged = tmp_path / "damaged" / "train"
@@ -152,13 +152,13 @@ def test_a_corrupt_picture_in_a_shard_is_skipped_counted_and_reported(data, tmp_
         if "metrics" in line
     ]
     assert skipped[-1] >= 1
-    assert "bad_picture" in done.stderr
+    assert "bad_image" in done.stderr
 
 
-def test_caption_refuses_what_is_not_a_picture_or_a_model(tmp_path):
+def test_caption_refuses_what_is_not_an_image_or_a_model(tmp_path):
     text = tmp_path / "note.jpg"
-    text.write_text("not a picture")
-    mistake(["caption", str(text), str(tmp_path / "none.jpg"), "--model", str(tmp_path)], "none.jpg", "no such picture")
+    text.write_text("not an image")
+    mistake(["caption", str(text), str(tmp_path / "none.jpg"), "--model", str(tmp_path)], "none.jpg", "no such image")
     mistake(["caption", str(text), str(text), "--model", str(tmp_path)], str(tmp_path), "neither a run")
 
 

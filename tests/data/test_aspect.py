@@ -1,4 +1,4 @@
-"""Pictures that are not square: every tool that touches a data set says what a crop would lose of them."""
+"""Images that are not square: every tool that touches a data set says what a crop would lose of them."""
 
 import logging
 from pathlib import Path
@@ -8,17 +8,17 @@ import small_run
 from raw_data import encoded
 
 from onediff.cli import main
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.aspect import lost_to_crop
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
-from onediff.training.pictures import require_same_pictures, warn_of_crop
+from onediff.training.image_config import require_same_images, warn_of_crop
 
-SAID = "`fit: crop` would cut away 50% of each picture (mean of 8), and what changes there is lost"
+SAID = "`fit: crop` would cut away 50% of each image (mean of 8), and what changes there is lost"
 
 
 def raw(folder: Path, width: int) -> Path:
-    """Four pairs of pictures of `width` × 30 pixels and their table."""
+    """Four pairs of images of `width` × 30 pixels and their table."""
     folder.mkdir()
     rows = ["before,after,caption,split"]
     for number in range(4):
@@ -70,30 +70,30 @@ def test_training_says_it_where_a_crop_is_asked_for(
         return [record.getMessage() for record in caplog.records]
 
     assert warnings() == []
-    (line,) = warnings(**{"model.vision.picture.fit": "crop"})
-    assert line.startswith(f"data.sets.pairs: {SAID}") and "model.vision.picture.fit=pad" in line
-    # Where more than the middle square is cut, as DINOv2's processor does, square pictures lose too.
-    assert len(warnings(**{"model.vision.picture": {"size": 64, "fit": "crop", "shorter_side": 73}})) == 2
-    assert lost_to_crop({(70, 70): 3}, PictureConfig(size=224, fit="crop", shorter_side=256)) == pytest.approx(0.234375)
+    (line,) = warnings(**{"model.vision.image.fit": "crop"})
+    assert line.startswith(f"data.sets.pairs: {SAID}") and "model.vision.image.fit=pad" in line
+    # Where more than the middle square is cut, as DINOv2's processor does, square images lose too.
+    assert len(warnings(**{"model.vision.image": {"size": 64, "fit": "crop", "shorter_side": 73}})) == 2
+    assert lost_to_crop({(70, 70): 3}, ImageConfig(size=224, fit="crop", shorter_side=256)) == pytest.approx(0.234375)
 
 
-def test_a_run_does_not_go_on_with_pictures_fitted_another_way(tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_images_fitted_another_way(tmp_path: Path) -> None:
     """An older run, whose configuration says `crop`, under a file that leaves `fit` out."""
-    before = small_run.config(tmp_path, 2, **{"model.vision.picture.fit": "crop"})
+    before = small_run.config(tmp_path, 2, **{"model.vision.image.fit": "crop"})
     now, folder = small_run.config(tmp_path, 2), RunFolder(tmp_path)
-    require_same_pictures(folder, before, now)
+    require_same_images(folder, before, now)
     (folder.checkpoints("one") / "step-000001").mkdir(parents=True)
-    require_same_pictures(folder, before, before)
+    require_same_images(folder, before, before)
     with pytest.raises(
-        UserError, match=r"fit=crop, and the configuration says pad; add model\.vision\.picture\.fit=crop"
+        UserError, match=r"fit=crop, and the configuration says pad; add model\.vision\.image\.fit=crop"
     ):
-        require_same_pictures(folder, before, now)
+        require_same_images(folder, before, now)
     # Grids of tiles count where there are tiles.
     before, now = (
-        small_run.config(tmp_path, 2, **{"model.vision.picture": {"size": 64, "fit": "tiles", "max_tiles": most}})
+        small_run.config(tmp_path, 2, **{"model.vision.image": {"size": 64, "fit": "tiles", "max_tiles": most}})
         for most in (4, 6)
     )
     with pytest.raises(UserError, match=r"max_tiles=4, and the configuration says 6"):
-        require_same_pictures(folder, before, now)
-    more = small_run.config(tmp_path, 2, **{"model.vision.picture.max_tiles": 6})
-    require_same_pictures(folder, small_run.config(tmp_path, 2), more)
+        require_same_images(folder, before, now)
+    more = small_run.config(tmp_path, 2, **{"model.vision.image.max_tiles": 6})
+    require_same_images(folder, small_run.config(tmp_path, 2), more)

@@ -7,7 +7,7 @@ import pytest
 from streams import tokenizer
 
 from onediff.config.data import PromptConfig
-from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
+from onediff.data.prompts import DELTA, IMAGE, Prompter, Turn
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
@@ -166,16 +166,16 @@ def test_a_word_names_a_template():
 
 
 def tokenizer_image_token(prompt: str, words) -> list[int]:
-    """Ids as `llava/mm_utils.py` of LLaVA-1.5 computes them, `PICTURE` for the place of an image."""
+    """Ids as `llava/mm_utils.py` of LLaVA-1.5 computes them, `IMAGE` for the place of an image."""
     chunks = [words(chunk).input_ids for chunk in prompt.split("<image>")]
     made = list(chunks[0])
     for chunk in chunks[1:]:
-        made += [PICTURE, *chunk[1:]]  # without the token that starts a text
+        made += [IMAGE, *chunk[1:]]  # without the token that starts a text
     return made
 
 
 def test_llavas_conversations_have_llavas_ids(real_data, tmp_path):
-    """A real SentencePiece tokenizer, loaded as Vicuna's is; pictures where the conversation says so."""
+    """A real SentencePiece tokenizer, loaded as Vicuna's is; images where the conversation says so."""
     from transformers import AutoTokenizer
 
     (tmp_path / "tokenizer.model").write_bytes((real_data / "stories260K" / "tok512.model").read_bytes())
@@ -193,28 +193,28 @@ def test_llavas_conversations_have_llavas_ids(real_data, tmp_path):
     text = f"{system} USER: What is this?\n<image> ASSISTANT: a cat</s>USER: And <image> here? ASSISTANT: it ran</s>"
     assert made.token_ids == tokenizer_image_token(text, words)
     assert learned(made, words) == "a cat</s> it ran</s>"
-    # Of an instruction, LLaVA puts the picture first, with a line break behind it.
+    # Of an instruction, LLaVA puts the image first, with a line break behind it.
     made = prompter.sequence([1], False, [Turn("What?", None)])
     assert made.token_ids == tokenizer_image_token(f"{system} USER: <image>\nWhat? ASSISTANT:", words)
-    around = made.token_ids.index(PICTURE)
+    around = made.token_ids.index(IMAGE)
     pieces = words.convert_ids_to_tokens(made.token_ids[around - 7 : around]), made.token_ids[around + 1 :]
     assert pieces[0] == ["▁", "U", "S", "E", "R", ":", "▁"]
     assert words.convert_ids_to_tokens(pieces[1])[:4] == ["▁", "<0x0A>", "W", "h"]
 
 
-def test_pictures_stand_where_the_words_say():
+def test_images_stand_where_the_words_say():
     prompter = Prompter(tokenizer(), PromptConfig(system="", user="", assistant=":"), 1)
 
-    def places(words: list[str], pictures: int) -> str:
-        made = prompter.sequence([2] * pictures, pictures == 2, [Turn(said, "a") for said in words])
-        return "".join({PICTURE: "#", DELTA: "~"}.get(i) or tokenizer().decode([i]) for i in made.token_ids)
+    def places(words: list[str], images: int) -> str:
+        made = prompter.sequence([2] * images, images == 2, [Turn(said, "a") for said in words])
+        return "".join({IMAGE: "#", DELTA: "~"}.get(i) or tokenizer().decode([i]) for i in made.token_ids)
 
     assert places(["one"], 2) == "<s>####~one: a</s>"
     assert places(["one <image>two"], 2) == "<s>one ####~two: a</s>"
     assert places(["from <image> to <image> what"], 2) == "<s>from ## to ##~ what: a</s>"
     assert places(["<image>\none", "two <image>"], 2) == "<s>##\none: a</s>two ##~: a</s>"
     assert places(["one <image>"], 0) == "<s>one <image>: a</s>"
-    with pytest.raises(BadSample, match="2 places <image> for 1 pictures"):
+    with pytest.raises(BadSample, match="2 places <image> for 1 images"):
         places(["<image> and <image>"], 1)
 
 
@@ -241,7 +241,7 @@ def test_runs_and_models_of_before_keep_their_prompt(tmp_path):
     assert load_run(tmp_path).data.prompt == saved
     made = Prompter(tokenizer(), saved, 1).sequence([2], False, [Turn("what?", "red")])
     pieces = [ids(tokenizer(), text) for text in (vicuna.system, vicuna.user)]
-    assert made.token_ids[: 1 + sum(map(len, pieces)) + 2] == [1, *pieces[0], *pieces[1], PICTURE, PICTURE]
+    assert made.token_ids[: 1 + sum(map(len, pieces)) + 2] == [1, *pieces[0], *pieces[1], IMAGE, IMAGE]
     # Where no text of the template meets other text there is nothing to keep.
     assert not SavedModel.model_validate(
         {"model": values["model"], "prompt": values["data"]["prompt"]}

@@ -68,9 +68,9 @@ def test_what_is_said_of_a_sample():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Single pictures in uneven shards; one cannot be decoded, of one there is no JSON that can be read."""
+    """Single images in uneven shards; one cannot be decoded, of one there is no JSON that can be read."""
     return write_set(
-        tmp_path_factory.mktemp("sets") / "singles", [1, 40, 7, 22], "single", {9: "bad_picture", 30: "bad_json"}
+        tmp_path_factory.mktemp("sets") / "singles", [1, 40, 7, 22], "single", {9: "bad_image", 30: "bad_json"}
     )
 
 

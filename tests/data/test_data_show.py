@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from streams import DELTA_TOKENS, PICTURE_TOKENS, add, members, row_maker, stream, tokenizer, write_set
+from streams import DELTA_TOKENS, IMAGE_TOKENS, add, members, row_maker, stream, tokenizer, write_set
 
 from onediff.cli.data_show import described, in_order
 from onediff.data.lanes import Place
@@ -23,10 +23,10 @@ def test_the_layout_names_every_token(tmp_path, kind):
     found = spans(row, tokenizer())
     assert sum(span.tokens for span in found) == len(row.token_ids)
     assert [span.tokens for span in found if span.kind == "answer"] == [int(row.is_target.sum())]
-    pictures = {"pair": ["before", "after", "delta"], "single": ["picture"], "text": []}[kind]
-    assert [span.kind for span in found if span.kind not in ("words", "answer")] == pictures
-    assert all(span.tokens == PICTURE_TOKENS for span in found if span.kind in ("before", "after", "picture"))
-    assert ("delta" in pictures) == (f"{DELTA_TOKENS} delta" in layout(row, tokenizer()))
+    images = {"pair": ["before", "after", "delta"], "single": ["image"], "text": []}[kind]
+    assert [span.kind for span in found if span.kind not in ("words", "answer")] == images
+    assert all(span.tokens == IMAGE_TOKENS for span in found if span.kind in ("before", "after", "image"))
+    assert ("delta" in images) == (f"{DELTA_TOKENS} delta" in layout(row, tokenizer()))
     assert layout(row, tokenizer()).endswith(f"= {len(row.token_ids)} tokens")
 
 
@@ -36,8 +36,8 @@ def test_the_sheet_shows_the_rows_own_pixels(tmp_path):
     assert [row.ids for (row,) in rows] == [stream({folder: 1.0}, 2).row(n % 2, n // 2).ids for n in range(4)]
     save_sheet(rows, row_maker().prompter.tokenizer, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    shown = sheet[10 : 10 + SIDE : SIDE // 8, 10 : 10 + SIDE : SIDE // 8]  # one pixel of each of the picture's
-    assert np.array_equal(shown, rows[0][0].pictures[0].permute(1, 2, 0).numpy())
+    shown = sheet[10 : 10 + SIDE : SIDE // 8, 10 : 10 + SIDE : SIDE // 8]  # one pixel of each of the image's
+    assert np.array_equal(shown, rows[0][0].images[0].permute(1, 2, 0).numpy())
 
 
 def test_packed_rows_are_shown_as_they_lie(tmp_path):
@@ -78,7 +78,7 @@ def test_a_row_made_by_its_name_is_the_row_that_training_reads(tmp_path, kind, c
             same = row_named(made, name)
             again += "@" in name
             assert (same.ids, same.source) == (row.ids, row.source)
-            for field in ("token_ids", "is_target", "pictures"):
+            for field in ("token_ids", "is_target", "images"):
                 assert torch.equal(getattr(same, field), getattr(row, field)), name
     assert again, "the test needs a second pass"
 
@@ -94,7 +94,7 @@ def test_a_row_made_by_its_name_is_the_row_that_training_reads(tmp_path, kind, c
     ],
 )
 def test_a_name_that_means_no_sample_is_refused_in_a_line(tmp_path, name, told):
-    made = stream({write_set(tmp_path / "some", [5], "pair", faults={3: "bad_picture"}): 1.0}, 1)
+    made = stream({write_set(tmp_path / "some", [5], "pair", faults={3: "bad_image"}): 1.0}, 1)
     with pytest.raises(UserError, match=told) as refused:
         row_named(made, name)
     assert str(refused.value).startswith(f"--sample {name}: ")

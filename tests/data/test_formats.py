@@ -1,4 +1,4 @@
-"""Kinds of pictures: what is opened, what is refused and how it is named, and pixels that stay what they were."""
+"""Kinds of images: what is opened, what is refused and how it is named, and pixels that stay what they were."""
 
 import io
 import re
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data_prep.check import check_picture
-from data_prep.pictures import Encoding, prepare
+from data_prep.check import check_image
+from data_prep.images import Encoding, prepare
 from onediff.data.formats import open_image
-from onediff.data.pictures import open_picture
+from onediff.data.images import open_upright
 from onediff.data.sample import BadSample
 
 HOUSE = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_half_a_jpeg_with_an_end_mark_is_noticed_by_every_check(options) -> None
         with pytest.raises(BadSample, match="Corrupt JPEG data"):
             prepare(broken, Encoding(max_side=64))
         with pytest.raises(BadSample, match="'before' is not whole: Corrupt JPEG data"):
-            check_picture("before", broken, pixels=True)
+            check_image("before", broken, pixels=True)
     assert prepare(whole, Encoding(decode=True))[0] == whole
     padded = whole[:-2] + b"\0\0\0" + whole[-2:]  # as some cameras write
     assert prepare(padded, Encoding(decode=True))[0] == padded
@@ -63,7 +63,7 @@ def test_grey_of_more_than_eight_bits_keeps_its_brightness(levels, mode) -> None
     assert image.mode == mode
     data = encoded(image, "TIFF")
     wanted = np.tile(np.arange(256), (16, 1))
-    for grey in (decoded(prepare(data, Encoding())[0])[..., 0], np.asarray(open_picture(data, 10**6))[..., 0]):
+    for grey in (decoded(prepare(data, Encoding())[0])[..., 0], np.asarray(open_upright(data, 10**6))[..., 0]):
         assert np.abs(grey - wanted).max() <= 1
 
 
@@ -98,7 +98,7 @@ def swapped_profile() -> bytes:
     [
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript program, which is not run"),
         (b"%PDF-1.7", "a PDF document"),
-        (b"\xff\x0a" + bytes(32), "a JPEG XL picture"),
+        (b"\xff\x0a" + bytes(32), "a JPEG XL image"),
         (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
         (b"GIF", "not a JPEG, PNG, WebP, GIF"),
     ],
@@ -107,7 +107,7 @@ def test_what_is_not_read_is_named_as_what_it_is(data: bytes, said: str) -> None
     with pytest.raises(BadSample, match=said):
         prepare(data, Encoding())
     with pytest.raises(BadSample, match=said):
-        open_picture(data, 10**6)
+        open_upright(data, 10**6)
 
 
 @pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "HEIF"])
@@ -116,7 +116,7 @@ def test_newer_kinds_are_read_in_training_and_converted(form: str) -> None:
         pytest.importorskip("pillow_heif").register_heif_opener()
     image = photograph()
     data = encoded(image, form, quality=95) if form != "JPEG2000" else encoded(image, form)
-    assert np.abs(np.asarray(open_picture(data, 10**6), dtype=float) - np.asarray(image)).mean() < 8
+    assert np.abs(np.asarray(open_upright(data, 10**6), dtype=float) - np.asarray(image)).mean() < 8
     stored, size, notes = prepare(data, Encoding())
     assert size == image.size and notes == [form.lower()]
     assert np.abs(decoded(stored) - np.asarray(image)).mean() < 8
@@ -131,12 +131,12 @@ def test_ghostscript_is_never_asked(monkeypatch) -> None:
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", asked)
     drawn = encoded(photograph((20, 20)), "EPS")
     with pytest.raises(BadSample, match="PostScript"):
-        open_picture(drawn, 10**6)
+        open_upright(drawn, 10**6)
     with pytest.raises(OSError):
         open_image(io.BytesIO(drawn))
 
 
-def test_every_picture_is_opened_in_one_place() -> None:
+def test_every_image_is_opened_in_one_place() -> None:
     """Pillow's own `open` tries the parsers of forty kinds of files."""
     allowed = {"onediff/data/formats.py", "data_prep/scenes/distractors.py", "data_prep/scenes/backgrounds.py"}
     opening = re.compile(r"\bImage\.open\((?!.*formats=)")

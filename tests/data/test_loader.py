@@ -29,8 +29,8 @@ def mixed(tmp_path_factory):
     """Three sources of uneven shards, some samples bad: pairs, single images, texts."""
     folder = tmp_path_factory.mktemp("sets")
     return {
-        write_set(folder / "pairs", [1, 23, 4], "pair", {5: "bad_picture", 6: "missing_half", 20: "bad_json"}): 2.0,
-        write_set(folder / "singles", [9, 17], "single", {0: "too_many_pixels", 25: "bad_picture"}): 1.0,
+        write_set(folder / "pairs", [1, 23, 4], "pair", {5: "bad_image", 6: "missing_half", 20: "bad_json"}): 2.0,
+        write_set(folder / "singles", [9, 17], "single", {0: "too_many_pixels", 25: "bad_image"}): 1.0,
         write_set(folder / "texts", [3, 1, 1, 40], "text", {44: "bad_json"}): 1.0,
     }
 
@@ -87,7 +87,7 @@ def uneven(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
     folders = {
         write_set(folder / "texts", [1, 997, 40, 3], "text", {5: "bad_json", 600: "bad_json"}): 3.0,
-        write_set(folder / "singles", [61, 2], "single", {60: "bad_picture"}): 1.0,
+        write_set(folder / "singles", [61, 2], "single", {60: "bad_image"}): 1.0,
     }
     made = stream(folders, LANES, block=32, pack=request.param)
     position = Position.start(made, LANES, 32)
@@ -177,12 +177,12 @@ def test_bad_samples_are_counted_by_kind_and_reported(mixed):
     loader = Loader(made, Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), 0), 0, 2, 1.0)
     batches = iter(loader)
     faults = [fault for _ in range(20) for fault in next(batches).info["skipped"]]
-    assert set(loader.skipped) == {"bad_picture", "missing_half", "bad_json", "too_many_pixels"}
+    assert set(loader.skipped) == {"bad_image", "missing_half", "bad_json", "too_many_pixels"}
     assert loader.skipped == Counter(fault.kind for fault in faults)
     assert loader.skipped_in == Counter(fault.shard for fault in faults)
     assert set(loader.skipped_in) >= {"pairs/part-001.tar", "singles/part-000.tar"}
     assert loader.read == 20 * LANES + len(faults)
-    assert any(fault[:2] == ("bad_picture", "pairs/part-001.tar") and "sample 4:" in fault.what for fault in faults)
+    assert any(fault[:2] == ("bad_image", "pairs/part-001.tar") and "sample 4:" in fault.what for fault in faults)
 
 
 @pytest.mark.parametrize("pack", [None, 80])
@@ -255,7 +255,7 @@ def test_a_set_smaller_than_the_global_batch(tmp_path, couple):
 
 
 def test_couples_are_the_same_at_any_number_of_ranks(tmp_path):
-    folder = write_set(tmp_path / "singles", [11, 1, 20], "single", {7: "bad_picture"})
+    folder = write_set(tmp_path / "singles", [11, 1, 20], "single", {7: "bad_image"})
     made = stream({folder: 1.0}, LANES, couple=True)
     start = Position.start(made, LANES, 8)
     one, end = global_batches(made, LANES, start, 12, ranks=1, workers=0)
@@ -344,7 +344,7 @@ def test_a_killed_rank_takes_its_workers_along(tmp_path):
 @pytest.mark.parametrize("pack", [None, 100])
 def test_every_worker_makes_rows_however_small_the_micro_batch(tmp_path, monkeypatch, pack):
     """One lane and micro-batches of one row: three workers make those of three steps at once, in their order."""
-    folders = {write_set(tmp_path / "pairs", [60], "pair", {5: "bad_picture", 9: "bad_json"}): 1.0}
+    folders = {write_set(tmp_path / "pairs", [60], "pair", {5: "bad_image", 9: "bad_json"}): 1.0}
     made, start = stream(folders, 1, pack=pack), (0,) if pack else 0
 
     def first_rows(workers: int) -> tuple[list[tuple[str, ...]], set[str], dict]:

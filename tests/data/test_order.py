@@ -1,6 +1,6 @@
 """The whole order, mixing and packing on: global batches that nothing but seed and data decide, each sample once an epoch.
 
-Everything is the real stream, down to the decoded pictures, but that samples come out of memory instead of tars and that
+Everything is the real stream, down to the decoded images, but that samples come out of memory instead of tars and that
 the workers take turns in this process (`test_loader.py` has real ones).
 """
 
@@ -42,11 +42,11 @@ class Memory:
 @cache
 def made_once(kind: str, number: int, name: str) -> dict[str, bytes]:
     good = members(kind, number, name)
-    return spoilt(good, "bad_json" if number % 2 else "bad_picture") if is_bad(kind, number) else good
+    return spoilt(good, "bad_json" if number % 2 else "bad_image") if is_bad(kind, number) else good
 
 
 def is_bad(kind: str, number: int) -> bool:
-    """`bad_picture` is found when a packed row is decoded already, `bad_json` before."""
+    """`bad_image` is found when a packed row is decoded already, `bad_json` before."""
     return number % 17 == 11 and (number % 2 == 1 or kind != "text")
 
 

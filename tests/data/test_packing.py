@@ -42,7 +42,7 @@ def test_no_other_choice_fills_a_row_better(lengths, room):
 
 @pytest.mark.parametrize("tokens", [4096, 8192])
 def test_rows_of_a_usual_mix_are_full(tokens):
-    """Lengths of the paper's second phase at 336 px: a third pairs, LLaVA's single pictures, some texts."""
+    """Lengths of the paper's second phase at 336 px: a third pairs, LLaVA's single images, some texts."""
     drawn = random.Random(0)
     lengths = {}
 
@@ -66,7 +66,7 @@ def test_rows_of_a_usual_mix_are_full(tokens):
 def mixed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     return {
-        write_set(folder / "pairs", [1, 23, 4], "pair", {5: "bad_picture", 6: "missing_half"}): 2.0,
+        write_set(folder / "pairs", [1, 23, 4], "pair", {5: "bad_image", 6: "missing_half"}): 2.0,
         write_set(folder / "singles", [9, 17], "single", {0: "too_many_pixels"}): 1.0,
         write_set(folder / "texts", [3, 1, 1, 30], "text", {33: "bad_json"}): 1.0,
     }

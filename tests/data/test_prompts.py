@@ -1,14 +1,14 @@
 """Prompts: where images, deltas and targets lie in a sequence."""
 
 import pytest
-from streams import DELTA_TOKENS, PATCH, PICTURE_TOKENS, PROMPT, SIZE, members, row_maker, tokenizer
+from streams import DELTA_TOKENS, IMAGE_TOKENS, PATCH, PROMPT, SIZE, members, row_maker, tokenizer
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from onediff.config.data import PromptConfig
-from onediff.config.model import PictureConfig
-from onediff.data.prompts import DELTA, PICTURE, Prompter, Turn
-from onediff.data.rows import RowMaker
+from onediff.config.model import ImageConfig
+from onediff.data.prompts import DELTA, IMAGE, Prompter, Turn
+from onediff.data.rows import Processor
 from onediff.data.sample import parse_sample
 
 
@@ -21,35 +21,33 @@ def words(ids: list[int]) -> str:
     """The text of a sequence with `#` for an image token and `~` for a delta token."""
     runs = []
     for token in ids:
-        runs.append({PICTURE: "#", DELTA: "~"}.get(token) or tokenizer().decode([token]))
+        runs.append({IMAGE: "#", DELTA: "~"}.get(token) or tokenizer().decode([token]))
     return "".join(runs)
 
 
 def test_a_pair(prompter):
-    made = prompter.sequence([PICTURE_TOKENS] * 2, True, [Turn("what has changed", " a red cube ")])
-    places = "#" * (2 * PICTURE_TOKENS) + "~" * DELTA_TOKENS
+    made = prompter.sequence([IMAGE_TOKENS] * 2, True, [Turn("what has changed", " a red cube ")])
+    places = "#" * (2 * IMAGE_TOKENS) + "~" * DELTA_TOKENS
     assert words(made.token_ids) == f"<s>U: {places}what has changed A: a red cube</s>"
     learned = [token for token, target in zip(made.token_ids, made.is_target, strict=True) if target]
     assert words(learned) == " a red cube</s>"
 
 
 def test_a_single_image_has_no_delta_and_a_text_no_image(prompter):
-    assert (
-        words(prompter.sequence([PICTURE_TOKENS], False, [Turn("one", "two")]).token_ids) == "<s>U: ####one A: two</s>"
-    )
+    assert words(prompter.sequence([IMAGE_TOKENS], False, [Turn("one", "two")]).token_ids) == "<s>U: ####one A: two</s>"
     assert words(prompter.sequence([], False, [Turn("one", "two")]).token_ids) == "<s>U: one A: two</s>"
 
 
 def test_turns_learn_every_answer_and_show_images_once(prompter):
-    made = prompter.sequence([PICTURE_TOKENS], False, [Turn("one", "two"), Turn("red", "blue")])
+    made = prompter.sequence([IMAGE_TOKENS], False, [Turn("one", "two"), Turn("red", "blue")])
     assert words(made.token_ids) == "<s>U: ####one A: two</s>U: red A: blue</s>"
     learned = [token for token, target in zip(made.token_ids, made.is_target, strict=True) if target]
     assert words(learned) == " two</s> blue</s>"
 
 
 def test_a_prompt_to_be_answered_is_the_start_of_the_training_sequence(prompter):
-    asked = prompter.sequence([PICTURE_TOKENS] * 2, True, [Turn("what", None)])
-    taught = prompter.sequence([PICTURE_TOKENS] * 2, True, [Turn("what", "red")])
+    asked = prompter.sequence([IMAGE_TOKENS] * 2, True, [Turn("what", None)])
+    taught = prompter.sequence([IMAGE_TOKENS] * 2, True, [Turn("what", "red")])
     assert taught.token_ids[: len(asked.token_ids)] == asked.token_ids
     assert not any(asked.is_target)
     assert all(taught.is_target[len(asked.token_ids) :])
@@ -69,7 +67,7 @@ def test_one_of_several_wordings_is_drawn_with_each_sample():
     assert drawn == [(draw % 2, prompter.instruction("birds", draw)) for draw in range(1200)]
     assert all(150 < drawn.count((caption, wording)) < 250 for caption in (0, 1) for wording in ("how", "why", "where"))
     assert prompter.instruction("birds") == "how"
-    maker = RowMaker(prompter, PictureConfig(size=SIZE), row_maker().config, PATCH)
+    maker = Processor(prompter, ImageConfig(size=SIZE), row_maker().config, PATCH)
     for draw in range(5):
         row = maker.row(parse_sample(members("pair", 0, "s")), "birds", draw)
         assert words(row.token_ids.tolist()).count(prompter.instruction("birds", draw) + " A:") == 1
@@ -97,6 +95,6 @@ def test_the_answer_of_a_sentencepiece_model_starts_as_in_running_text():
 
 def test_row_makers_take_the_configured_instruction():
     maker = row_maker()
-    other = RowMaker(maker.prompter, PictureConfig(size=8), maker.config, 4)
+    other = Processor(maker.prompter, ImageConfig(size=8), maker.config, 4)
     row = other.prompt([], "is it red", task="single")
     assert words(row.token_ids.tolist()) == "<s>U: is it red A:"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, members, png, row_maker, tokenizer
+from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, members, png, row_maker, tokenizer
 
-from onediff.data.pictures import decode
-from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.images import decode
+from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import collate
 from onediff.data.sample import BadSample, Sample, parse_sample
 from onediff.data.sheet import spans
@@ -25,17 +25,17 @@ def said(row) -> str:
 
 def talk(*turns: tuple[str, str]) -> Sample:
     conversation = tuple({"from": who, "value": what} for who, what in turns)
-    return Sample("t", "s", "chat", "train", conversations=conversation, pictures={"image": png(3)})
+    return Sample("t", "s", "chat", "train", conversations=conversation, images={"image": png(3)})
 
 
-def test_a_row_holds_pictures_in_order_before_after():
+def test_a_row_holds_images_in_order_before_after():
     maker, pair = row_maker(), sample("pair")
     row = maker.row(pair, None, draw=0)
-    assert row.pictures.dtype == torch.uint8
-    assert row.pictures.shape == (2, 3, SIZE, SIZE)
-    assert np.array_equal(row.pictures[0], decode(pair.pictures["before"], maker.picture))
-    assert np.array_equal(row.pictures[1], decode(pair.pictures["after"], maker.picture))
-    assert (row.token_ids == PICTURE).sum() == 2 * PICTURE_TOKENS
+    assert row.images.dtype == torch.uint8
+    assert row.images.shape == (2, 3, SIZE, SIZE)
+    assert np.array_equal(row.images[0], decode(pair.images["before"], maker.image))
+    assert np.array_equal(row.images[1], decode(pair.images["after"], maker.image))
+    assert (row.token_ids == IMAGE).sum() == 2 * IMAGE_TOKENS
     assert (row.token_ids == DELTA).sum() == DELTA_TOKENS
     assert said(row) == pair.captions[0] + tokenizer().eos_token
 
@@ -58,7 +58,7 @@ def test_conversations_are_turns():
     assert "<image>" not in tokenizer().decode(row.token_ids.clamp(min=0))
 
 
-def test_pictures_of_a_conversation_stand_where_it_says_so():
+def test_images_of_a_conversation_stand_where_it_says_so():
     """Between words too; and a row is not cut in front of one, whose features would have no place."""
     pair = parse_sample(members("pair", 0, "s"))
     turns = [("human", "from <image> to"), ("gpt", "red"), ("human", "what <image> and"), ("gpt", "blue")]
@@ -67,7 +67,7 @@ def test_pictures_of_a_conversation_stand_where_it_says_so():
     kinds = [span.kind for span in spans(row, tokenizer())]
     assert kinds == ["words", "before", "words", "answer", "words", "after", "delta", "words", "answer"]
     places = (row.token_ids < 0).nonzero().flatten()
-    with pytest.raises(BadSample, match="a picture lies behind max_tokens") as refused:
+    with pytest.raises(BadSample, match="an image lies behind max_tokens") as refused:
         row_maker(max_tokens=int(places[-1])).row(sample, None, 0)
     assert refused.value.kind == "too_long"
 
@@ -121,14 +121,14 @@ def test_a_batch_of_all_kinds():
     # Before and after of the pairs come first.
     assert batch.pairs == 2
     in_order = [1, 3, 0, 2]
-    assert batch.pictures.equal(torch.cat([rows[number].pictures for number in in_order]))
-    assert (batch.picture_places // length)[::PICTURE_TOKENS].tolist() == [1, 1, 3, 3, 0]
-    assert len(batch.picture_places) == 5 * PICTURE_TOKENS
+    assert batch.images.equal(torch.cat([rows[number].images for number in in_order]))
+    assert (batch.image_places // length)[::IMAGE_TOKENS].tolist() == [1, 1, 3, 3, 0]
+    assert len(batch.image_places) == 5 * IMAGE_TOKENS
     assert len(batch.delta_places) == 2 * DELTA_TOKENS
     flat = torch.full((4, length), 0)
     for number, row in enumerate(rows):
         flat[number, : len(row.token_ids)] = row.token_ids
-    assert (flat.flatten()[batch.picture_places] == PICTURE).all()
+    assert (flat.flatten()[batch.image_places] == IMAGE).all()
     assert (flat.flatten()[batch.delta_places] == DELTA).all()
     # The place in front of each target, row by row.
     assert batch.target_ids.equal(torch.cat([row.token_ids[row.is_target] for row in rows]))
@@ -138,11 +138,11 @@ def test_a_batch_of_all_kinds():
     assert batch.segment_ids is None and batch.segments is None
 
 
-def test_a_batch_of_texts_has_no_picture():
+def test_a_batch_of_texts_has_no_image():
     batch = collate([row_maker().row(sample("text", n), None, 0) for n in range(2)])
-    assert batch.pictures.shape == (0, 3, SIZE, SIZE)
+    assert batch.images.shape == (0, 3, SIZE, SIZE)
     assert batch.pairs == 0
-    assert not len(batch.picture_places) and not len(batch.delta_places)
+    assert not len(batch.image_places) and not len(batch.delta_places)
 
 
 def test_prompts_are_padded_on_the_left():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from raw_data import encoded
 
-from onediff.data.sample import KINDS, BadSample, Sample, encode_sample, parse_sample, picture_suffix
+from onediff.data.sample import KINDS, BadSample, Sample, encode_sample, image_suffix, parse_sample
 
 JPG, PNG, WEBP = encoded(1, "JPEG"), encoded(1, "PNG"), encoded(1, "WEBP")
 RECORD = {"id": "1", "source": "s", "task": "pair", "captions": ["it moved"], "split": "train", "meta": {}}
@@ -18,10 +18,10 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
     ("sample", "names"),
     [
         (
-            Sample("é1", "s", "pair", "train", ("a", "b"), meta={"x": [1]}, pictures={"before": JPG, "after": PNG}),
+            Sample("é1", "s", "pair", "train", ("a", "b"), meta={"x": [1]}, images={"before": JPG, "after": PNG}),
             ["k.before.jpg", "k.after.png", "k.json"],
         ),
-        (Sample("1", "s", "single", "val", ("a",), instruction="say", pictures={"image": WEBP}), ["k.webp", "k.json"]),
+        (Sample("1", "s", "single", "val", ("a",), instruction="say", images={"image": WEBP}), ["k.webp", "k.json"]),
         (Sample("1", "s", "conversation", "train", conversations=tuple(TURNS[1:])), ["k.json"]),
     ],
 )
@@ -34,8 +34,8 @@ def test_what_is_encoded_is_parsed_again(sample: Sample, names: list[str]) -> No
 
 
 def members(record: Any = RECORD, **files: bytes) -> dict[str, bytes]:
-    pictures = {name.replace("_", "."): data for name, data in files.items()}
-    return {**pictures, "json": record if isinstance(record, bytes) else json.dumps(record).encode()}
+    images = {name.replace("_", "."): data for name, data in files.items()}
+    return {**images, "json": record if isinstance(record, bytes) else json.dumps(record).encode()}
 
 
 PAIR = {"before_jpg": JPG, "after_jpg": JPG}
@@ -48,12 +48,12 @@ PAIR = {"before_jpg": JPG, "after_jpg": JPG}
         (members(b"{", **PAIR), "bad_json", "the .json cannot be read"),
         (members(b"\xff", **PAIR), "bad_json", "the .json cannot be read"),
         (members([1], **PAIR), "bad_schema", "a list, not an object"),
-        (members(before_jpg=JPG), "missing_half", "the pair has only its 'before' picture"),
-        (members(after_png=PNG), "missing_half", "the pair has only its 'after' picture"),
-        (members(), "no_picture", "a sample of task 'pair' has no picture"),
-        (members(jpg=JPG, **PAIR), "bad_schema", "a pair and a single picture"),
-        (members(before_png=PNG, **PAIR), "bad_schema", "two pictures for 'before'"),
-        (members(before_jpg=b"", after_jpg=JPG), "bad_picture", "the picture .before.jpg is empty"),
+        (members(before_jpg=JPG), "missing_half", "the pair has only its 'before' image"),
+        (members(after_png=PNG), "missing_half", "the pair has only its 'after' image"),
+        (members(), "no_image", "a sample of task 'pair' has no image"),
+        (members(jpg=JPG, **PAIR), "bad_schema", "a pair and a single image"),
+        (members(before_png=PNG, **PAIR), "bad_schema", "two images for 'before'"),
+        (members(before_jpg=b"", after_jpg=JPG), "bad_image", "the image .before.jpg is empty"),
         (members({**RECORD, "captions": []}, **PAIR), "no_caption", "neither captions nor conversations"),
         (members({**RECORD, "captions": ["a", " "]}, **PAIR), "no_caption", "a caption is empty"),
         (members({**RECORD, "captions": "a"}, **PAIR), "bad_schema", "must be a list of strings"),
@@ -69,7 +69,7 @@ PAIR = {"before_jpg": JPG, "after_jpg": JPG}
             "no_caption",
             "the conversation has no answer",
         ),
-        (members({**RECORD, "task": "x", "captions": [], "conversations": TURNS}), "no_picture", "has no picture"),
+        (members({**RECORD, "task": "x", "captions": [], "conversations": TURNS}), "no_image", "has no image"),
     ],
 )
 def test_every_fault_has_a_kind_and_a_reason(parts: dict[str, bytes], kind: str, reason: str) -> None:
@@ -83,13 +83,13 @@ def test_every_fault_has_a_kind_and_a_reason(parts: dict[str, bytes], kind: str,
 @pytest.mark.parametrize("key", ["", "a.b", "/a", "a/", " a"])
 def test_keys_that_tars_would_split_elsewhere_are_refused(key: str) -> None:
     with pytest.raises(BadSample, match="key"):
-        encode_sample(Sample("1", "s", "single", "train", ("a",), pictures={"image": JPG}), key)
+        encode_sample(Sample("1", "s", "single", "train", ("a",), images={"image": JPG}), key)
 
 
-def test_a_picture_of_another_format_is_not_written() -> None:
-    with pytest.raises(BadSample, match="picture 'image' is not JPEG, PNG or WebP"):
-        encode_sample(Sample("1", "s", "single", "train", ("a",), pictures={"image": encoded(1, "GIF")}), "k")
-    assert [picture_suffix(data) for data in (JPG, PNG, WEBP, b"")] == ["jpg", "png", "webp", None]
+def test_an_image_of_another_format_is_not_written() -> None:
+    with pytest.raises(BadSample, match="image 'image' is not JPEG, PNG or WebP"):
+        encode_sample(Sample("1", "s", "single", "train", ("a",), images={"image": encoded(1, "GIF")}), "k")
+    assert [image_suffix(data) for data in (JPG, PNG, WEBP, b"")] == ["jpg", "png", "webp", None]
 
 
 def test_a_bad_sample_travels_between_processes() -> None:

@@ -32,7 +32,7 @@ def test_a_row_is_a_function_of_lane_and_draw(tmp_path):
         row = again.row(1, draw)
         assert row.ids == there[draw].ids
         assert row.token_ids.equal(there[draw].token_ids)
-        assert row.pictures.equal(there[draw].pictures)
+        assert row.images.equal(there[draw].images)
         assert row.next_draw == draw + 1
 
 
@@ -52,7 +52,7 @@ def test_a_source_of_a_mix_keeps_its_order(tmp_path):
     assert both.epochs(0, 80) == {"texts": pytest.approx(20 / 15), "more": pytest.approx(60 / 4)}
 
 
-def test_couples_hold_both_captions_and_both_pictures(tmp_path):
+def test_couples_hold_both_captions_and_both_images(tmp_path):
     folder = write_set(tmp_path / "singles", [6], "single")
     made = stream({folder: 1.0}, 1, couple=True)
     alone = stream({folder: 1.0}, 1)
@@ -60,8 +60,8 @@ def test_couples_hold_both_captions_and_both_pictures(tmp_path):
     single = alone.row(0, 0)
     assert row.is_pair
     assert row.ids[0] == single.ids[0] != row.ids[1]
-    assert row.pictures[0].equal(single.pictures[0])
-    assert not row.pictures[1].equal(row.pictures[0])
+    assert row.images[0].equal(single.images[0])
+    assert not row.images[1].equal(row.images[0])
 
 
 def test_couples_of_texts_are_passed_over(tmp_path):
@@ -108,7 +108,7 @@ def test_shards_written_by_others(tmp_path, write):
     made = stream({folder: 1.0}, 1)
     rows = {row.ids: row for row in (made.row(0, draw) for draw in range(5))}
     for row in (expected.row(0, draw) for draw in range(5)):
-        assert rows[row.ids].pictures.equal(row.pictures)
+        assert rows[row.ids].images.equal(row.images)
         assert rows[row.ids].token_ids.equal(row.token_ids)
 
 
@@ -150,7 +150,7 @@ def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
             except UserError:  # passed over
                 skipped += 1
                 continue
-            match = [i for i, one in enumerate(rows) if one.pictures.equal(row.pictures)]
+            match = [i for i, one in enumerate(rows) if one.images.equal(row.images)]
             assert match in ([], [draw])
             intact += bool(match)
     assert skipped > 20

@@ -1,23 +1,23 @@
-"""Pictures in tiles and in their own shape: the pixels of the Hugging Face processors, and where each token lies."""
+"""Images in tiles and in their own shape: the pixels of the Hugging Face processors, and where each token lies."""
 
 import io
 
 import numpy as np
 import pytest
 import torch
-from drawn import pair, picture, png
+from drawn import image, pair, png
 from PIL import Image
 from streams import DELTA_TOKENS, row_maker
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.fits import Native, Tiles
+from onediff.data.images import open_upright, upright_size
 from onediff.data.native import native_shape, unpatched
-from onediff.data.pictures import open_picture, upright_size
 from onediff.data.planes import laid_out
-from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import collate, collate_packed
 from onediff.data.sample import BadSample
 from onediff.data.tiles import best_grid, grids
@@ -27,11 +27,11 @@ SIZES = [(64, 32), (32, 64), (61, 45), (160, 90), (400, 37), (20, 30), (32, 32),
 
 
 def tiles(most: int = 6) -> Tiles:
-    return Tiles(PictureConfig(size=SIDE, fit="tiles", max_tiles=most), PATCH)
+    return Tiles(ImageConfig(size=SIDE, fit="tiles", max_tiles=most), PATCH)
 
 
 def native(most: int = 20) -> Native:
-    return Native(PictureConfig(fit="native", max_patches=most), PATCH)
+    return Native(ImageConfig(fit="native", max_patches=most), PATCH)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -47,9 +47,9 @@ def test_tiles_are_the_views_of_llava_next(size):
     if min(size) > 1:
         grid = best_grid([size], SIDE, 6)
         assert (grid.rows * SIDE, grid.columns * SIDE) == select_best_resolution(size[::-1], pinpoints)
-        theirs = processor(picture(size), return_tensors="np")["pixel_values"][0]
-        ours = tiles().of([picture(size)]).pictures
-        # A picture that one tile holds is seen once.
+        theirs = processor(image(size), return_tensors="np")["pixel_values"][0]
+        ours = tiles().of([image(size)]).images
+        # An image that one tile holds is seen once.
         assert np.array_equal(ours, theirs[: len(ours)])
         assert len(ours) == (1 if grid == (1, 1) else 1 + grid.columns * grid.rows)
 
@@ -57,13 +57,13 @@ def test_tiles_are_the_views_of_llava_next(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_patches_are_those_of_siglip_2(size):
     processor = Siglip2ImageProcessorPil(patch_size=PATCH, max_num_patches=20, do_normalize=False, do_rescale=False)
-    theirs = processor(picture(size), return_tensors="np")
-    seen = native().of([picture(size)])
+    theirs = processor(image(size), return_tensors="np")
+    seen = native().of([image(size)])
     assert seen.planes[0].shape == tuple(theirs["spatial_shapes"][0])
-    assert len(seen.pictures) == theirs["pixel_attention_mask"].sum() == seen.tokens[0] <= 20
-    assert np.array_equal(seen.pictures, theirs["pixel_values"][0][: len(seen.pictures)])
-    whole = picture(size).resize([length * PATCH for length in seen.planes[0].shape[::-1]], Image.Resampling.BILINEAR)
-    assert np.array_equal(unpatched(seen.pictures, seen.planes[0].shape), np.asarray(whole))
+    assert len(seen.images) == theirs["pixel_attention_mask"].sum() == seen.tokens[0] <= 20
+    assert np.array_equal(seen.images, theirs["pixel_values"][0][: len(seen.images)])
+    whole = image(size).resize([length * PATCH for length in seen.planes[0].shape[::-1]], Image.Resampling.BILINEAR)
+    assert np.array_equal(unpatched(seen.images, seen.planes[0].shape), np.asarray(whole))
 
 
 @pytest.mark.parametrize("fit", [tiles(), native()], ids=["tiles", "native"])
@@ -76,10 +76,10 @@ def test_a_token_lies_where_its_pixels_come_from(fit, size):
         pixels = np.broadcast_to(ramp if axis == 0 else ramp[:, None], size[::-1])
         seen = fit.of([Image.fromarray(np.round(pixels).astype(np.uint8)).convert("RGB")])
         if seen.planes[0].shape is None:
-            cut = seen.pictures.reshape(-1, 3, SIDE // patch, patch, SIDE // patch, patch)
+            cut = seen.images.reshape(-1, 3, SIDE // patch, patch, SIDE // patch, patch)
             values = cut.mean((1, 3, 5)).ravel()
         else:
-            values = seen.pictures.mean(-1)
+            values = seen.images.mean(-1)
         boxes = seen.planes[0].boxes
         # In tiles the others touch an edge, or padding.
         whole = (boxes > 0).all(1) & (boxes < 1).all(1) | (seen.planes[0].shape is not None)
@@ -88,7 +88,7 @@ def test_a_token_lies_where_its_pixels_come_from(fit, size):
         assert np.abs(values[seen.planes[0].chosen] / 255 - middle)[whole].max() < 0.03
 
 
-def test_every_part_of_the_picture_is_seen_by_tiles_and_no_token_sees_padding_alone():
+def test_every_part_of_the_image_is_seen_by_tiles_and_no_token_sees_padding_alone():
     plane = tiles().planes([(61, 45)])[0]  # 64 × 48 of 64 × 64
     overview, rest = plane.boxes[:16], plane.boxes[16:]
     for boxes in (overview, rest):
@@ -98,7 +98,7 @@ def test_every_part_of_the_picture_is_seen_by_tiles_and_no_token_sees_padding_al
     assert (len(rest), plane.given) == (6 * 8, 5 * 16)
 
 
-def test_both_pictures_of_a_pair_lie_in_one_grid():
+def test_both_images_of_a_pair_lie_in_one_grid():
     wide, tall = (96, 32), (32, 96)
     assert best_grid([wide], SIDE, 3) == (3, 1) and best_grid([tall], SIDE, 3) == (1, 3)
     planes = tiles(3).planes([wide, tall])
@@ -108,7 +108,7 @@ def test_both_pictures_of_a_pair_lie_in_one_grid():
     assert native_shape(wide, PATCH, 20) == (2, 6) and native_shape(tall, PATCH, 20) == (6, 2)
 
 
-def test_a_size_is_read_from_the_header_as_the_picture_will_be(tmp_path):
+def test_a_size_is_read_from_the_header_as_the_image_will_be(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     for kind, options in (
@@ -118,57 +118,57 @@ def test_a_size_is_read_from_the_header_as_the_picture_will_be(tmp_path):
         ("BMP", {}),
     ):
         out = io.BytesIO()
-        picture((40, 20)).save(out, kind, **options)
-        opened = open_picture(out.getvalue(), 10_000)
+        image((40, 20)).save(out, kind, **options)
+        opened = open_upright(out.getvalue(), 10_000)
         assert upright_size(out.getvalue(), 10_000) == opened.size == ((20, 40) if options else (40, 20))
     with pytest.raises(BadSample, match="40 × 20 pixels"):
-        upright_size(png(picture((40, 20))), 799)
+        upright_size(png(image((40, 20))), 799)
     with pytest.raises(BadSample) as refused:
         upright_size(b"nothing", 800)
-    assert refused.value.kind == "bad_picture"
+    assert refused.value.kind == "bad_image"
 
 
 @pytest.mark.parametrize("fit", ["tiles", "native"])
 def test_a_batch_of_many_shapes_keeps_them_apart(fit):
-    maker = row_maker(picture=PictureConfig(size=SIDE, fit=fit, max_tiles=4, max_patches=20), patch=PATCH)
+    maker = row_maker(image=ImageConfig(size=SIDE, fit=fit, max_tiles=4, max_patches=20), patch=PATCH)
     samples = [pair(0, (40, 30)), pair(1, (90, 40), (90, 40)), pair(2), pair(3, (32, 32), (70, 32))]
     rows = [maker.row(sample, None, 0) for sample in samples]
     for sample, row in zip(samples, rows, strict=True):
         assert maker.tokens(sample, None, 0) == len(row.token_ids)
-        assert (row.token_ids == PICTURE).sum() == sum(row.picture_tokens)
+        assert (row.token_ids == IMAGE).sum() == sum(row.image_tokens)
         assert (row.token_ids == DELTA).sum() == DELTA_TOKENS * row.is_pair
     for batch in (collate(rows), collate_packed([rows[:2], rows[2:]], 300)):
         planes = batch.planes
-        assert planes.lengths == (*rows[1].picture_tokens, *rows[3].picture_tokens, *rows[0].picture_tokens)
-        assert planes.pairs.lengths == (sum(rows[1].picture_tokens), sum(rows[3].picture_tokens))
-        assert len(batch.picture_places) == sum(planes.lengths) == len(planes.chosen) == len(planes.boxes)
+        assert planes.lengths == (*rows[1].image_tokens, *rows[3].image_tokens, *rows[0].image_tokens)
+        assert planes.pairs.lengths == (sum(rows[1].image_tokens), sum(rows[3].image_tokens))
+        assert len(batch.image_places) == sum(planes.lengths) == len(planes.chosen) == len(planes.boxes)
         assert (
             planes.roles.tolist()
             == [0] * planes.lengths[0] + [1] * planes.lengths[1] + [0] * planes.lengths[2] + [1] * planes.lengths[3]
         )
         alone = [laid_out([row]) for row in (rows[1], rows[3], rows[0])]
         if fit == "tiles":
-            assert batch.pictures.equal(torch.cat([pictures for pictures, _ in alone]))
+            assert batch.images.equal(torch.cat([images for images, _ in alone]))
         else:
             # As `spatial_shapes` and `pixel_attention_mask` of the processor say.
             counts = [rows * columns for rows, columns in planes.shapes]
             assert planes.mask[:, 0, 0].sum(1).tolist() == counts == list(planes.lengths)
-        flat = batch.pictures if fit == "native" else batch.pictures.unflatten(2, (4, 8)).unflatten(4, (4, 8))
+        flat = batch.images if fit == "native" else batch.images.unflatten(2, (4, 8)).unflatten(4, (4, 8))
         flat = flat.flatten(0, 1) if fit == "native" else flat.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         apart = []
-        for pictures, one in alone:
-            cut = pictures if fit == "native" else pictures.unflatten(2, (4, 8)).unflatten(4, (4, 8))
+        for images, one in alone:
+            cut = images if fit == "native" else images.unflatten(2, (4, 8)).unflatten(4, (4, 8))
             cut = cut.flatten(0, 1) if fit == "native" else cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
             apart.append(cut[one.chosen])
         assert flat[planes.chosen].equal(torch.cat(apart))
 
 
 @pytest.mark.parametrize(("fit", "told"), [("crop", False), ("tiles", True), ("native", True)])
-def test_a_change_at_the_left_edge_of_a_wide_picture_reaches_the_model(fit, told):
-    maker = row_maker(picture=PictureConfig(size=SIDE, fit=fit, max_patches=20), patch=PATCH)
-    before = picture((128, 64))
+def test_a_change_at_the_left_edge_of_a_wide_image_reaches_the_model(fit, told):
+    maker = row_maker(image=ImageConfig(size=SIDE, fit=fit, max_patches=20), patch=PATCH)
+    before = image((128, 64))
     after = before.copy()
     after.paste((255, 0, 0), (0, 20, 12, 40))
     row = maker.prompt([before, after], None)
-    first, second = row.pictures.chunk(2)
+    first, second = row.images.chunk(2)
     assert first.equal(second) != told

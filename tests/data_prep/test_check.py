@@ -20,9 +20,9 @@ from onediff.data.sample import Sample, encode_sample
 
 
 def sample(i: int, split: str = "train", base: int = 0) -> Sample:
-    pictures = {"before": encoded(base + 2 * i, "JPEG", height=38), "after": encoded(base + 2 * i + 1, height=38)}
+    images = {"before": encoded(base + 2 * i, "JPEG", height=38), "after": encoded(base + 2 * i + 1, height=38)}
     meta = {"change_type": ("add", "move")[i % 2]}
-    return Sample(f"{split} {i}", "s", "pair", split, (f"number {i} moved", "yes"), meta=meta, pictures=pictures)
+    return Sample(f"{split} {i}", "s", "pair", split, (f"number {i} moved", "yes"), meta=meta, images=images)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def with_record(samples: list[list[tuple[str, bytes]]], place: int, **fields: ob
     samples[place][2] = name, json.dumps({**json.loads(data), **fields}).encode()
 
 
-def with_picture(samples: list[list[tuple[str, bytes]]], data: bytes) -> None:
+def with_image(samples: list[list[tuple[str, bytes]]], data: bytes) -> None:
     samples[1][1] = samples[1][1][0], data
 
 
@@ -97,12 +97,12 @@ FAULTS = {
     "no_caption": (lambda s: with_record(s, 1, captions=[" "]), "00000001: a caption is empty"),
     "bad_schema": (lambda s: with_record(s, 1, meta=3), "00000001: field 'meta' must be an object"),
     "wrong_split": (lambda s: with_record(s, 1, split="test"), "00000001: the record says split 'test', the manifest"),
-    "missing_half": (lambda s: s[1].pop(0), "00000001: the pair has only its 'after' picture"),
+    "missing_half": (lambda s: s[1].pop(0), "00000001: the pair has only its 'after' image"),
     "bad_json": (lambda s: s[1].__setitem__(2, (s[1][2][0], b"{")), "00000001: the .json cannot be read"),
-    "bad_picture": (lambda s: with_picture(s, damaged_png()), "00000001: picture 'after' cannot be decoded"),
+    "bad_image": (lambda s: with_image(s, damaged_png()), "00000001: image 'after' cannot be decoded"),
     "duplicate": (
         lambda s: (s.__setitem__(1, list(s[0])), with_key(s, 1, "x")),
-        "x: the pictures and words of d-train-000000.tar 00000000 (sample 0) again",
+        "x: the images and words of d-train-000000.tar 00000000 (sample 0) again",
     ),
     "repeated_key": (
         lambda s: with_key(s, 1, "00000000"),
@@ -110,7 +110,7 @@ FAULTS = {
     ),
     "leakage": (
         lambda s: s.__setitem__(1, encode_sample(dataclasses.replace(sample(0, "test", 100), split="train"), "z")),
-        "z: its pictures stand in split test too, as d-test-000000.tar 00000000 (sample 0)",
+        "z: its images stand in split test too, as d-test-000000.tar 00000000 (sample 0)",
     ),
 }
 
@@ -174,8 +174,8 @@ def test_a_half_lost_shard_is_repaired_to_what_is_whole(
     assert main(["data", "repair", str(folder), "--out", str(folder)]) == 2
 
 
-def test_pictures_are_decoded_unless_told_not_to(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rewrite(folder / "train/d-train-000000.tar", lambda s: with_picture(s, damaged_png()))
+def test_images_are_decoded_unless_told_not_to(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(folder / "train/d-train-000000.tar", lambda s: with_image(s, damaged_png()))
     assert check(folder, capsys)[0] == 1
     assert check(folder, capsys, "--no-pixels")[0] == 0
 
@@ -188,19 +188,19 @@ def test_a_pair_of_two_evaluation_splits_is_a_remark(folder: Path, capsys: pytes
 
 
 def half_seen_in_test(i: int) -> Sample:
-    """A pair of `val` whose before picture is that of a training pair; its after picture is its own."""
+    """A pair of `val` whose before image is that of a training pair; its after image is its own."""
     made = sample(200 + i, split="val", base=0)
     return dataclasses.replace(
-        made, pictures={**made.pictures, "before": sample(i, split="train", base=0).pictures["before"]}
+        made, images={**made.images, "before": sample(i, split="train", base=0).images["before"]}
     )
 
 
-def test_one_picture_shared_with_another_split_is_a_remark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_shared_with_another_split_is_a_remark(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_dataset(half_seen_in_test, 2, folder, name="d", split="val", processes=1, progress=False)
     code, lines = check(folder, capsys)
     assert code == 0
-    assert lines[-1] == "0 faults, 2 remarks: shared_picture 2"
-    assert any("one of its pictures stands in split val too, in d-val-000000.tar 00000001" in line for line in lines)
+    assert lines[-1] == "0 faults, 2 remarks: shared_image 2"
+    assert any("one of its images stands in split val too, in d-val-000000.tar 00000001" in line for line in lines)
 
 
 def test_findings_as_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +258,7 @@ def test_stats_and_sheets_in_tokens_of_a_model(
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_a_page_shows_samples_with_their_pictures(
+def test_a_page_shows_samples_with_their_images(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewrite(folder / "train/d-train-000000.tar", FAULTS["no_caption"][0])

@@ -35,9 +35,9 @@ def quiet_pairs(library):
     return [compose_pair(config, library, 1, index) for index in range(NUMBER)]
 
 
-def seen(pair, picture):
-    """The pieces of one picture by number, with their masks decoded."""
-    return {piece["number"]: {**piece, "mask": decode_mask(piece["mask"])} for piece in pair.meta[picture]}
+def seen(pair, image):
+    """The pieces of one image by number, with their masks decoded."""
+    return {piece["number"]: {**piece, "mask": decode_mask(piece["mask"])} for piece in pair.meta[image]}
 
 
 def hue(pixels):
@@ -94,10 +94,10 @@ def changed_piece(pair, old, new):
     return "flip" if np.abs(was[:, ::-1] - now).mean() < np.abs(was - now).mean() else "blur"
 
 
-def patch(picture, mask):
-    """What `mask` shows of `picture`, without what surrounds it, as [48, 48, 3]."""
+def patch(image, mask):
+    """What `mask` shows of `image`, without what surrounds it, as [48, 48, 3]."""
     rows, columns = np.nonzero(mask)
-    alone = Image.fromarray(np.where(mask[..., None], picture, 0).astype(np.uint8))
+    alone = Image.fromarray(np.where(mask[..., None], image, 0).astype(np.uint8))
     box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     return np.asarray(alone.resize((48, 48), Image.Resampling.BILINEAR, box=box), float)
 
@@ -126,17 +126,17 @@ def test_pixels_differ_only_inside_the_boxes_of_what_changed(quiet_pairs):
             continue
         touched = np.zeros(pair.before.shape[:2], bool)
         for change in pair.meta["changes"]:
-            for picture in ("before", "after"):
-                for number in change[picture]:
-                    left, top, right, bottom = seen(pair, picture)[number]["box"]
+            for image in ("before", "after"):
+                for number in change[image]:
+                    left, top, right, bottom = seen(pair, image)[number]["box"]
                     touched[top:bottom, left:right] = True
         assert not ((pair.before != pair.after).any(-1) & ~touched).any(), pair.captions[0]
 
 
 def test_masks_lie_inside_boxes_and_never_overlap(quiet_pairs):
     for pair in quiet_pairs[:80]:
-        for picture in ("before", "after"):
-            pieces = seen(pair, picture).values()
+        for image in ("before", "after"):
+            pieces = seen(pair, image).values()
             assert np.sum([piece["mask"] for piece in pieces], 0).max() <= 1 if pieces else True
             for piece in pieces:
                 left, top, right, bottom = piece["box"]
@@ -181,7 +181,7 @@ def test_a_recoloured_piece_shows_the_colour_that_is_told(quiet_pairs):
         assert pair.captions[0].split()[-1] in nearest, pair.captions[0]
 
 
-def test_a_cropped_picture_is_the_told_part_of_the_first(library):
+def test_a_cropped_image_is_the_told_part_of_the_first(library):
     config = ComposeConfig(distractors=QUIET, changes={"crop": 1.0})
     for index in range(12):
         pair = compose_pair(config, library, 2, index)
@@ -260,7 +260,7 @@ def test_folders_are_searched_and_what_does_not_fit_is_counted(tmp_path, library
         cutout.open().save(tmp_path / f"thing {chr(97 + number)} {cutout.look[1]}.png")
     Image.new("RGB", (200, 200)).save(tmp_path / "photo.jpg")
     Image.new("RGBA", (20, 20)).save(tmp_path / "tiny.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     found = find_cutouts([tmp_path])
     assert len(found.cutouts) == 10
     assert all(isinstance(cutout, Cutout) for cutout in found.cutouts)
@@ -274,7 +274,7 @@ def test_searches_that_find_nothing_are_clear_errors(tmp_path):
         find_backgrounds([tmp_path / "missing"])
     with pytest.raises(UserError, match="no photograph of at least"):
         find_backgrounds([tmp_path])
-    with pytest.raises(UserError, match="only 0 named pictures"):
+    with pytest.raises(UserError, match="only 0 named images"):
         find_cutouts([tmp_path])
 
 

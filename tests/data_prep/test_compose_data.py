@@ -20,7 +20,7 @@ def compose(out, *words):
 
 
 def records(folder):
-    """The JSON records and the pictures of a split."""
+    """The JSON records and the images of a split."""
     manifest = read_manifest(folder)
     found = {}
     for shard in manifest.shards:
@@ -49,14 +49,14 @@ def test_splits_have_their_counts_and_share_no_background(composed):
     assert not behind["train"] & behind["test"]
 
 
-def test_samples_hold_pictures_captions_masks_and_boxes(composed):
+def test_samples_hold_images_captions_masks_and_boxes(composed):
     for sample in records(composed / "train"):
         record = json.loads(sample["json"])
         assert record["task"] == "difference"
         assert len(record["captions"]) == 3
-        for picture in ("before", "after"):
-            assert Image.open(io.BytesIO(sample[f"{picture}.jpg"])).size == (96, 96)
-            for piece in record["meta"][picture]:
+        for image in ("before", "after"):
+            assert Image.open(io.BytesIO(sample[f"{image}.jpg"])).size == (96, 96)
+            for piece in record["meta"][image]:
                 left, top, right, bottom = piece["box"]
                 mask = decode_mask(piece["mask"])
                 assert mask.shape == (96, 96)

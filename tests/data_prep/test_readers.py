@@ -63,8 +63,8 @@ def test_a_reader_of_another_package_is_found_by_entry_point(
     put(tmp_path / "site/other-1.0.dist-info/entry_points.txt", "[onediff.readers]\nother = other_reader:READER\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     for name in ("x_a.png", "x_b.png"):
-        put(tmp_path / "pictures" / name, encoded(len(name)))
-    code, said, _ = convert(capsys, "other", tmp_path / "out", "--images", tmp_path / "pictures")
+        put(tmp_path / "images" / name, encoded(len(name)))
+    code, said, _ = convert(capsys, "other", tmp_path / "out", "--images", tmp_path / "images")
     assert code == 0
     assert said.splitlines()[2].split()[:4] == ["train", "1", "1", "0"]
     assert records(tmp_path / "out/train")["x"]["captions"] == ["it changed"]
@@ -102,8 +102,8 @@ def test_an_annotation_that_leaves_the_image_folder_is_refused(
     put(tmp_path / "notes/train.json", [{"img_id": "../secret", "sentences": ["it left"]}])
     put(tmp_path / "secret.png", encoded(1))
     put(tmp_path / "secret_2.png", encoded(2))
-    (tmp_path / "pictures").mkdir()
-    words = ("--annotations", tmp_path / "notes", "--images", tmp_path / "pictures")
+    (tmp_path / "images").mkdir()
+    words = ("--annotations", tmp_path / "notes", "--images", tmp_path / "images")
     code, _, error = convert(capsys, "spot-the-diff", tmp_path / "out", *words)
     assert code == 2
     assert "train.json row 1: the path '../secret.png' leaves the image folder" in error
@@ -177,7 +177,7 @@ def test_clevr_change(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFix
         capsys, "clevr-change", tmp_path / "out", "--annotations", ann, "--images", tmp_path / "img"
     )
     assert code == 0, error
-    assert "noted: alpha 6" in said.splitlines()  # The real pictures are RGBA.
+    assert "noted: alpha 6" in said.splitlines()  # The real images are RGBA.
     found = records(tmp_path / "out/train")
     assert len(found) == 6
     number = some[0].removesuffix(".png")
@@ -189,7 +189,7 @@ def test_clevr_change(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert (code, error) == (
         2,
-        "onediff: error: change_captions.json '999999.png': splits.json has no such picture\n",
+        "onediff: error: change_captions.json '999999.png': splits.json has no such image\n",
     )
 
 

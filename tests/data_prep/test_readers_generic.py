@@ -1,4 +1,4 @@
-"""data_prep.readers.generic and the quirks of pictures and rows: the line that the user sees for each."""
+"""data_prep.readers.generic and the quirks of images and rows: the line that the user sees for each."""
 
 import csv
 import io
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from raw_data import PAIR, encoded, numbered_pictures, pixels, put, table, tar_with
+from raw_data import PAIR, encoded, numbered_images, pixels, put, table, tar_with
 from test_readers import convert, records
 
-from data_prep.pictures import Encoding, plain_size, prepare
+from data_prep.images import Encoding, plain_size, prepare
 from data_prep.splits import check_split, split_name
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
@@ -20,7 +20,7 @@ from onediff.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return numbered_pictures(tmp_path)
+    return numbered_images(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
@@ -78,7 +78,7 @@ def test_captions_in_several_columns_or_as_a_list_and_other_columns_kept(
     assert found["2-3"]["captions"] == ["[sic] one"]
 
 
-def test_pictures_inside_a_parquet_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_inside_a_parquet_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -101,8 +101,8 @@ def test_pictures_inside_a_parquet_table(tmp_path: Path, capsys: pytest.CaptureF
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train"]
 
 
-def test_single_pictures_and_a_hold_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"image": f"{n}.{kind}", "caption": f"picture {n}"} for n in range(6) for kind in ("png", "jpg")]
+def test_single_images_and_a_hold_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"image": f"{n}.{kind}", "caption": f"image {n}"} for n in range(6) for kind in ("png", "jpg")]
     code, _, error = convert(
         capsys, "generic", folder / "out", "--table", table(folder / "t.csv", rows), "--hold-out", "0.4"
     )
@@ -121,18 +121,18 @@ def broken_png() -> bytes:
 
 SKIPPED = {
     "an empty caption": ({**PAIR, "after": "2.png", "caption": "   "}, "no_caption: t.csv row 2: the caption is empty"),
-    "no picture named": ({**PAIR, "after": ""}, "missing_image: t.csv row 2: there is no after picture"),
+    "no image named": ({**PAIR, "after": ""}, "missing_image: t.csv row 2: there is no after image"),
     "a missing file": ({**PAIR, "after": "9.gif"}, "missing_image: t.csv row 2: no file '9.gif' in"),
     "a missing archive": ({**PAIR, "after": "9.tar#1.png"}, "missing_image: t.csv row 2: no archive '9.tar' in"),
     "a missing member": ({**PAIR, "after": "a.tar#9.png"}, "missing_image: t.csv row 2: no member '9.png' in"),
     "a folder": ({**PAIR, "after": "sub"}, "missing_image: t.csv row 2: 'sub' is not a plain file"),
-    "not a picture": ({**PAIR, "after": "t.csv"}, "not_a_picture: t.csv row 2: t.csv: not a JPEG, PNG, WebP"),
-    "cut short": ({**PAIR, "after": "cut.jpg"}, "bad_picture: t.csv row 2: cut.jpg: the picture is corrupt: "),
-    "an empty file": ({**PAIR, "after": "empty.jpg"}, "not_a_picture: t.csv row 2: empty.jpg"),
+    "not an image": ({**PAIR, "after": "t.csv"}, "not_an_image: t.csv row 2: t.csv: not a JPEG, PNG, WebP"),
+    "cut short": ({**PAIR, "after": "cut.jpg"}, "bad_image: t.csv row 2: cut.jpg: the image is corrupt: "),
+    "an empty file": ({**PAIR, "after": "empty.jpg"}, "not_an_image: t.csv row 2: empty.jpg"),
     "a decompression bomb": ({**PAIR, "after": "bomb.png"}, "too_large: t.csv row 2: bomb.png: "),
     "a JPEG of four gigapixels": (
         {**PAIR, "after": "bomb.jpg"},
-        "too_large: t.csv row 2: bomb.jpg: the picture claims",
+        "too_large: t.csv row 2: bomb.jpg: the image claims",
     ),
 }
 
@@ -234,13 +234,13 @@ def test_the_same_pair_in_train_and_test_is_refused_unless_allowed(
     path = table(folder / "t.csv", [{**PAIR, "split": "train"}, turned])
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
     assert code == 2
-    assert "t.csv row 2: the same pictures (1.png, 0.png) stand in the splits train and test; mend the rows or" in error
+    assert "t.csv row 2: the same images (1.png, 0.png) stand in the splits train and test; fix the rows or" in error
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--allow-leakage")
     assert code == 0, error
     assert "noted: in_two_splits 1" in said.splitlines()
 
 
-def test_one_picture_in_pairs_of_train_and_of_another_split_is_counted(
+def test_one_image_in_pairs_of_train_and_of_another_split_is_counted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
@@ -250,7 +250,7 @@ def test_one_picture_in_pairs_of_train_and_of_another_split_is_counted(
     ]
     code, said, error = convert(capsys, "generic", folder / "out", "--table", table(folder / "t.csv", rows))
     assert code == 0, error
-    assert "noted: picture_in_two_splits 1" in said.splitlines()
+    assert "noted: image_in_two_splits 1" in said.splitlines()
 
 
 def test_a_misspelt_split_is_refused_and_an_own_one_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +275,7 @@ def test_a_missing_table_is_named_as_the_user_named_it(folder: Path, capsys: pyt
     assert error.strip().endswith("no.csv: no such file or folder (--table)")
 
 
-def test_pictures_of_equal_content_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_equal_content_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(folder / "copy.png", (folder / "0.png").read_bytes())
     rows = [PAIR, {**PAIR, "after": "copy.png"}, {"before": "2.png", "after": "3.jpg", "caption": "sizes"}]
     put(folder / "3.jpg", encoded(3, "JPEG", 60, 20))
@@ -284,10 +284,10 @@ def test_pictures_of_equal_content_are_noted(folder: Path, capsys: pytest.Captur
     lines = said.splitlines()
     assert "noted: identical_pair 1" in lines
     assert "noted: sizes_differ 1" in lines
-    assert "noted: 2 pictures have the content of an earlier one in the same split" in lines
+    assert "noted: 2 images have the content of an earlier one in the same split" in lines
 
 
-def test_grey_pictures_are_kept_and_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_grey_images_are_kept_and_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grey = {"0.png": saved(image("L"), "PNG"), "1.jpg": saved(image("L"), "JPEG")}
     for name, data in grey.items():
         put(folder / name, data)
@@ -302,9 +302,9 @@ def image(mode: str) -> Image.Image:
     return Image.fromarray(pixels(4)).convert(mode)
 
 
-def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form, **options)
+    image.save(out, form, **options)
     return out.getvalue()
 
 
@@ -329,7 +329,7 @@ QUIRKS = {
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)
-def test_pictures_that_are_not_plain_are_made_plain_and_noted(
+def test_images_that_are_not_plain_are_made_plain_and_noted(
     folder: Path, quirk: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, form, size = QUIRKS[quirk]
@@ -353,7 +353,7 @@ def test_pictures_that_are_not_plain_are_made_plain_and_noted(
         assert (np.asarray(stored) == pixels(4)[..., 0]).all()
 
 
-def test_plain_pictures_keep_their_bytes_and_large_ones_shrink_only_when_asked() -> None:
+def test_plain_images_keep_their_bytes_and_large_ones_shrink_only_when_asked() -> None:
     for data in (encoded(1), encoded(1, "JPEG"), encoded(1, "WEBP"), saved(image("L"), "PNG")):
         assert prepare(data, Encoding())[0] == data
         assert prepare(data, Encoding(max_side=40))[0] == data
@@ -363,7 +363,7 @@ def test_plain_pictures_keep_their_bytes_and_large_ones_shrink_only_when_asked()
     assert prepare(encoded(1), Encoding(form="webp"))[0][8:12] == b"WEBP"
 
 
-def test_the_header_alone_tells_plain_pictures_from_others() -> None:
+def test_the_header_alone_tells_plain_images_from_others() -> None:
     plain = [
         encoded(1, "JPEG", 33, 21, progressive=True),
         encoded(1, "PNG", 33, 21),

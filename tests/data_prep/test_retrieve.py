@@ -1,4 +1,4 @@
-"""data_prep.retrieve: similar pictures found, near-duplicates left out, by a real (small, random) vision model."""
+"""data_prep.retrieve: similar images found, near-duplicates left out, by a real (small, random) vision model."""
 
 import csv
 import itertools
@@ -12,7 +12,7 @@ from data_prep.retrieve import embed, neighbours
 from onediff.cli import main
 
 
-def test_pairs_lie_in_the_band_and_no_picture_is_used_too_often() -> None:
+def test_pairs_lie_in_the_band_and_no_image_is_used_too_often() -> None:
     draw = np.random.default_rng(0)
     vectors = draw.normal(size=(60, 6))
     vectors[30] = vectors[3] + 1e-4  # A near-duplicate.
@@ -25,7 +25,7 @@ def test_pairs_lie_in_the_band_and_no_picture_is_used_too_often() -> None:
         assert similarity == pytest.approx(float(cosines[first, second]), abs=1e-5)
         assert 0.6 <= similarity <= 0.99
     assert [s for *_, s in found] == sorted((s for *_, s in found), reverse=True)
-    uses = [sum(picture in pair[:2] for pair in found) for picture in range(60)]
+    uses = [sum(image in pair[:2] for pair in found) for image in range(60)]
     assert max(uses) <= 2
     assert uses[30] == 0
     everything = {pair[:2] for pair in neighbours(vectors, 0.6, 0.99, nearest=59, each=99)}
@@ -52,14 +52,14 @@ def test_the_command_with_a_small_model(tmp_path: Path, capsys: pytest.CaptureFi
     small_vision_model(tmp_path / "model")
     for number in range(6):
         put(tmp_path / f"img/sub/{number}.png", encoded(number))
-    put(tmp_path / "img/broken.jpg", b"no picture")
+    put(tmp_path / "img/broken.jpg", b"no image")
     put(tmp_path / "img/copy.png", encoded(2))
     vectors, read = embed(tmp_path / "img", ["copy.png", "sub/2.png", "broken.jpg"], str(tmp_path / "model"))
     assert read == ["copy.png", "sub/2.png"]
     assert float(vectors[0] @ vectors[1]) == pytest.approx(1, abs=1e-5)
     words = ["data", "retrieve", str(tmp_path / "img"), "--model", str(tmp_path / "model"), "--out"]
     assert main([*words, str(tmp_path / "p.csv"), "--low", "-1", "--high", "0.9999", "--each", "1"]) == 0
-    assert "pairs of 7 pictures (1 cannot be read)" in capsys.readouterr().out
+    assert "pairs of 7 images (1 cannot be read)" in capsys.readouterr().out
     with (tmp_path / "p.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert 1 <= len(rows) <= 3
@@ -76,6 +76,6 @@ def test_the_command_with_a_small_model(tmp_path: Path, capsys: pytest.CaptureFi
         assert row["caption_before"] == f"scene {Path(row['before']).stem}"
         assert row["caption_after"] == f"scene {Path(row['after']).stem}"
     assert main([*words, str(tmp_path / "q.csv"), "--low", "-1", "--high", "-0.99"]) == 2
-    assert "no two pictures have a similarity from" in capsys.readouterr().err
+    assert "no two images have a similarity from" in capsys.readouterr().err
     assert main(["data", "retrieve", str(tmp_path / "img"), "--model", str(tmp_path), "--out", "x.csv"]) == 2
     assert "cannot be loaded" in capsys.readouterr().err

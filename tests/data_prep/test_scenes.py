@@ -1,4 +1,4 @@
-"""Rendered scenes: the same for the same seed, and their captions true of the pictures and of nothing else."""
+"""Rendered scenes: the same for the same seed, and their captions true of the images and of nothing else."""
 
 import re
 from collections import Counter
@@ -39,12 +39,12 @@ def test_pairs_follow_from_seed_and_index_alone():
     assert not np.array_equal(one.before, render_pair(config, 5, 10).before)
     assert not np.array_equal(one.before, render_pair(config, 6, 9).before)
     single, same = render_single(config, 5, 9), render_single(config, 5, 9)
-    assert np.array_equal(single.picture, same.picture)
+    assert np.array_equal(single.image, same.image)
     assert single.captions == same.captions
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (128, 96)])
-def test_pictures_have_the_size_asked_for(width, height):
+def test_images_have_the_size_asked_for(width, height):
     pair = render_pair(ScenesConfig(width=width, height=height), 0, 0)
     assert pair.before.shape == pair.after.shape == (height, width, 3)
     assert pair.before.dtype == np.uint8
@@ -62,9 +62,9 @@ def test_pixels_differ_only_inside_the_boxes_of_what_changed(quiet_pairs):
     for pair in quiet_pairs:
         touched = np.zeros(pair.before.shape[:2], bool)
         for change in pair.meta["changes"]:
-            for picture in ("before", "after"):
-                for number in change[picture]:
-                    left, top, right, bottom = by_number(pair.meta[picture])[number]["box"]
+            for image in ("before", "after"):
+                for number in change[image]:
+                    left, top, right, bottom = by_number(pair.meta[image])[number]["box"]
                     assert not np.array_equal(*(p[top:bottom, left:right] for p in (pair.before, pair.after)))
                     touched[top:bottom, left:right] = True
         differ = (pair.before != pair.after).any(-1)
@@ -98,7 +98,7 @@ def test_meta_describes_the_change_that_the_type_names(quiet_pairs):
             assert all(before[number][key] == after[number][key] for key in (*attributes, "place", "box"))
 
 
-def test_names_in_captions_fit_exactly_one_object_of_their_picture(quiet_pairs):
+def test_names_in_captions_fit_exactly_one_object_of_their_image(quiet_pairs):
     for pair in quiet_pairs:
         expected = {(change["type"], n) for change in pair.meta["changes"] for n in change["before"]}
         old = {number for _, number in expected}
@@ -106,10 +106,10 @@ def test_names_in_captions_fit_exactly_one_object_of_their_picture(quiet_pairs):
         for caption in pair.captions:
             named = {"before": set(), "after": set()}
             for article, *match in re.findall(rf"\b(the|an?) {NAME}", caption):
-                picture = "before" if article == "the" else "after"
-                fitting = called([word or None for word in match], pair.meta[picture])
+                image = "before" if article == "the" else "after"
+                fitting = called([word or None for word in match], pair.meta[image])
                 assert len(fitting) == 1, caption
-                named[picture].add(fitting[0]["number"])
+                named[image].add(fitting[0]["number"])
             assert named == {"before": old, "after": new}, caption
 
 
@@ -168,7 +168,7 @@ def test_an_object_shows_its_own_colour():
             left, top, right, bottom = thing["box"]
             # The box reaches further on the side of the shadow, so look a little before its middle.
             x, y = round(left + 0.42 * (right - left)), round(top + 0.55 * (bottom - top))
-            seen = single.picture[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3).astype(float).mean(0)
+            seen = single.image[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3).astype(float).mean(0)
             shades = {name: np.array(rgb, float) / np.linalg.norm(rgb) for name, rgb in COLOURS.items()}
             closest = max(shades, key=lambda name: shades[name] @ seen)
             assert closest == thing["colour"], (index, thing)

@@ -22,7 +22,7 @@ def render(out, *words):
 
 
 def records(folder):
-    """The JSON records and pictures of a split, by key."""
+    """The JSON records and images of a split, by key."""
     found = {}
     manifest = read_manifest(folder)
     for shard in manifest.shards:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from raw_data import numbered_pictures, put, table
+from raw_data import numbered_images, put, table
 from test_readers import convert, records
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return numbered_pictures(tmp_path)
+    return numbered_images(tmp_path)
 
 
 def written(folder: Path, kind: str, rows: list[dict[str, object]]) -> Path:
@@ -81,7 +81,7 @@ def test_an_id_of_the_users_that_stands_for_two_pairs_is_refused_with_a_way_out(
     path = table(folder / "t.csv", rows)
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
     assert code == 2
-    assert "t.csv row 2: an earlier row of split train has the id 'x' and other pictures" in error
+    assert "t.csv row 2: an earlier row of split train has the id 'x' and other images" in error
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--columns", "id=")
     assert code == 0, error
     assert set(records(folder / "out/train")) == {"0-1", "2-3"}

@@ -1,4 +1,4 @@
-"""data_prep.web: pictures by URL from a real server that misbehaves, and never from elsewhere."""
+"""data_prep.web: images by URL from a real server that misbehaves, and never from elsewhere."""
 
 import contextlib
 import http.server
@@ -18,7 +18,7 @@ from onediff.data.sample import BadSample
 HERE = ("127.0.0.1",)
 
 
-class Pictures(http.server.BaseHTTPRequestHandler):
+class Images(http.server.BaseHTTPRequestHandler):
     asked: Counter[str] = Counter()
 
     def do_GET(self) -> None:
@@ -32,9 +32,9 @@ class Pictures(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", place[kind])
             self.end_headers()
         else:
-            self.send_picture(kind, bytes(3000) if kind == "endless" else encoded(len(kind)))
+            self.send_image(kind, bytes(3000) if kind == "endless" else encoded(len(kind)))
 
-    def send_picture(self, kind: str, body: bytes) -> None:
+    def send_image(self, kind: str, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", {"large": str(1 << 40), "cut": "99999"}.get(kind, str(len(body))))
         self.end_headers()
@@ -51,8 +51,8 @@ class Pictures(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(web, "PAUSE", 0.01)
-    monkeypatch.setattr(Pictures, "asked", Counter())
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    monkeypatch.setattr(Images, "asked", Counter())
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Images)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -60,10 +60,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_what_comes_is_the_file_also_after_a_redirect_and_a_busy_server(server: str) -> None:
-    assert web.fetch(f"{server}/picture.png", HERE) == encoded(7)
+    assert web.fetch(f"{server}/image.png", HERE) == encoded(5)
     assert web.fetch(f"{server}/to-1", HERE) == encoded(1)
     assert web.fetch(f"{server}/busy.png", HERE) == encoded(4)
-    assert Pictures.asked["busy"] == 2
+    assert Images.asked["busy"] == 2
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_what_cannot_be_had_is_one_clear_line(
         web.fetch(f"{server}/{name}", HERE)
     assert bad.value.kind == kind
     assert said in bad.value.reason
-    assert Pictures.asked[name.partition(".")[0]] == times
+    assert Images.asked[name.partition(".")[0]] == times
 
 
 def test_any_host_means_public_ones(server: str) -> None:
     with pytest.raises(BadSample, match=r"127\.0\.0\.1 has no public address; name it with --fetch"):
         web.fetch(f"{server}/1.png", (web.ANY,))
-    assert not Pictures.asked
+    assert not Images.asked
 
 
 def test_a_table_of_urls_is_converted(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,12 +100,12 @@ def test_a_table_of_urls_is_converted(server: str, tmp_path: Path, capsys: pytes
     path = put(tmp_path / "t.csv", "\n".join(["before,after,caption", *rows]) + "\n")
     code, _, error = convert(capsys, "generic", tmp_path / "out", "--table", path)
     assert (code, f"t.csv row 1: '{server}/a.png' is a URL; add --fetch 127.0.0.1 to fetch" in error) == (2, True)
-    assert not Pictures.asked
+    assert not Images.asked
     code, said, error = convert(capsys, "generic", tmp_path / "out", "--table", path, "--fetch", "127.0.0.1")
     assert code == 0, error
     assert f"missing_image: t.csv row 4: '{server}/gone.png' cannot be fetched: HTTP Error 404: Not Found" in said
     assert records(tmp_path / "out/train").keys() == {"a-bb", "aa-bbb", "aaa-bbbb"}
-    asked = Pictures.asked.total()
+    asked = Images.asked.total()
     again = convert(capsys, "generic", tmp_path / "out", "--table", path, "--fetch", "127.0.0.1")
     assert again == (0, said, error)
-    assert Pictures.asked.total() == asked, "a finished split is left alone"
+    assert Images.asked.total() == asked, "a finished split is left alone"

@@ -29,7 +29,7 @@ from onediff.data.sample import BadSample, Sample, parse_sample
 from onediff.errors import UserError
 
 
-def picture(color: tuple[int, int, int]) -> bytes:
+def image(color: tuple[int, int, int]) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (8, 8), color).save(out, "PNG")
     return out.getvalue()
@@ -39,9 +39,9 @@ def make(i: int, bad_every: int = 7, seconds: float = 0.0) -> Sample:
     time.sleep(seconds)
     if i % bad_every == 3:
         raise BadSample("no_caption", f"row {i}: the caption is empty")
-    pictures = {"before": picture((i % 256, 0, 0)), "after": picture((i % 256, 9, 0))}
+    images = {"before": image((i % 256, 0, 0)), "after": image((i % 256, 9, 0))}
     meta = {"notes": ["palette"]} if i % 2 else {}
-    return Sample(f"id {i}", "test", "difference", "train", (f"caption {i} é",), meta=meta, pictures=pictures)
+    return Sample(f"id {i}", "test", "difference", "train", (f"caption {i} é",), meta=meta, images=images)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -283,9 +283,9 @@ def test_the_manifest_holds_no_times(tmp_path: Path) -> None:
     fields = json.loads((tmp_path / "train" / "manifest.json").read_text())
     assert set(fields) == {
         *("schema", "name", "split", "source", "licence", "samples", "shards"),
-        *("inputs", "recipe", "report", "repeated_pictures"),
+        *("inputs", "recipe", "report", "repeated_images"),
     }
-    assert fields["repeated_pictures"] == 0
+    assert fields["repeated_images"] == 0
     assert (
         fields["shards"][0]["sha256"]
         == hashlib.sha256((tmp_path / "train" / fields["shards"][0]["name"]).read_bytes()).hexdigest()

@@ -42,7 +42,7 @@ def test_an_interrupted_demo_goes_on_and_a_finished_one_is_left_alone(steps, tmp
     shown = capsys.readouterr().out
     assert "runs/demo is unfinished and goes on" in shown and "demo-page runs/demo" in shown
     assert [words[0] for words in steps] == ["data", "train", "evaluate", "caption"]
-    assert "--overwrite" not in steps[0], "pictures that are there are not rendered again"
+    assert "--overwrite" not in steps[0], "images that are there are not rendered again"
     assert steps[1][-1] == "--resume" and steps[1][steps[1].index("--run") + 1] == "runs/demo"
     steps.clear()
     assert main(["demo", *OVERRIDES]) == 130

@@ -1,4 +1,4 @@
-"""The main job on somebody's own pictures: tables → shards → both phases → scores → a caption."""
+"""The main job on somebody's own images: tables → shards → both phases → scores → a caption."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def photographs(folder: Path) -> list[Path]:
     made = []
     for name in PHOTOGRAPHS:
         try:
-            picture = getattr(skimage, name)()
+            image = getattr(skimage, name)()
         except (OSError, ValueError, ModuleNotFoundError):
             continue  # not in the package, and nothing is downloaded here
         made.append(folder / f"{name}.jpg")
-        Image.fromarray(picture[:, :, :3]).save(made[-1])
+        Image.fromarray(image[:, :, :3]).save(made[-1])
     return made
 
 
@@ -74,7 +74,7 @@ def test_photographs_and_real_pairs_train_score_and_caption(real_data, tmp_path)
     done = onediff(["evaluate", "runs/own-pairs"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "CIDEr" in done.stdout
-    pictures = [str(real[2][0]), str(real[2][1])]
-    done = onediff(["caption", *pictures, "--model", "runs/own-pairs", "--max-new-tokens", "8"], cwd=tmp_path)
+    images = [str(real[2][0]), str(real[2][1])]
+    done = onediff(["caption", *images, "--model", "runs/own-pairs", "--max-new-tokens", "8"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1

@@ -22,7 +22,7 @@ SIZES = {
     **{f"model.vision.config.{key}": value for key, value in NARROW.items()},
     "model.vision.config.projection_dim": 16,
     "model.vision.config.image_size": 56,
-    "model.vision.picture.size": 56,
+    "model.vision.image.size": 56,
     "model.vision.levels": [1, 2],
     "model.delta.tokens": 4,
     "model.delta.layers": 2,
@@ -109,11 +109,11 @@ def test_it_goes_through_both_phases_evaluation_export_and_a_caption(site):
     site.onediff("evaluate", str(run), "bootstrap=0", "--json", str(scores))
     assert json.loads(scores.read_text())
     site.onediff("export", str(run), str(saved))
-    pictures = [str(site.folder / f"{colour}.png") for colour in ("red", "blue")]
-    for picture in pictures:
-        Image.new("RGB", (120, 60), Path(picture).stem).save(picture)
+    images = [str(site.folder / f"{colour}.png") for colour in ("red", "blue")]
+    for image in images:
+        Image.new("RGB", (120, 60), Path(image).stem).save(image)
     said = [
-        site.onediff("caption", *pictures, "--model", str(model), "--max-new-tokens", "8").stdout
+        site.onediff("caption", *images, "--model", str(model), "--max-new-tokens", "8").stdout
         for model in (run, saved)
     ]
     assert said[0] == said[1] and said[0].strip()

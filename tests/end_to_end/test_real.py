@@ -59,10 +59,10 @@ def configuration(folder: Path, data: Path) -> Path:
             "vision": {
                 "name": str(real_models.dinov2()),
                 "levels": [4, 8, 12],
-                # Its last layer's values are 2.6, those before 0.5: picture tokens then begin no smaller than words. Smaller
+                # Its last layer's values are 2.6, those before 0.5: image tokens then begin no smaller than words. Smaller
                 # ones SmolLM2 takes for places to rest its attention on, and carries values of 20,000 there, or does not.
                 "output_level": -1,
-                "picture": {"size": 84, **IMAGENET},
+                "image": {"size": 84, **IMAGENET},
             },
             "delta": {"tokens": 8, "layers": 3, "width": 192, "heads": 4, "intermediate": 384},
             "language": {"name": str(real_models.smollm2())},

@@ -1,4 +1,4 @@
-"""A run whose pictures are seen in tiles, or in their own shape, from shards to a caption; the same on any ranks."""
+"""A run whose images are seen in tiles, or in their own shape, from shards to a caption; the same on any ranks."""
 
 import io
 import json
@@ -28,8 +28,8 @@ NAFLEX = {
 }
 CLIP = {**NAFLEX, "model_type": "clip_vision_model", "image_size": 32}
 TOWERS = {
-    "tiles": {"config": CLIP, "picture": {"size": 32, "fit": "tiles", "max_tiles": 4}},
-    "native": {"config": NAFLEX, "picture": {"fit": "native", "max_patches": 40}},
+    "tiles": {"config": CLIP, "image": {"size": 32, "fit": "tiles", "max_tiles": 4}},
+    "native": {"config": NAFLEX, "image": {"fit": "native", "max_patches": 40}},
 }
 
 
@@ -41,7 +41,7 @@ def png(size: tuple[int, int], seed: int) -> bytes:
 
 
 def write_sets(folder: Path) -> Path:
-    """Pairs, single pictures and texts of many shapes; the pictures of every fourth pair differ in size."""
+    """Pairs, single images and texts of many shapes; the images of every fourth pair differ in size."""
     words = WORDS.split()
     for name, splits in (("pairs", {"train": 24, "test": 5}), ("singles", {"train": 24})):
         for split, count in splits.items():
@@ -86,7 +86,7 @@ def overrides(data: Path, fit: str) -> list[str]:
         *(f"data.sets.{name}={data / name}" for name in ("pairs", "singles")),
         "data.workers=0",
         f"model.vision.config={json.dumps(tower['config'])}",
-        f"model.vision.picture={json.dumps(tower['picture'])}",
+        f"model.vision.image={json.dumps(tower['image'])}",
         "model.vision.levels=[1,2]",
     ]
 
@@ -102,20 +102,20 @@ def test_a_run_in_tiles_from_shards_to_a_caption(tmp_path):
     assert done.returncode == 0, done.stderr
     (captions,) = run.glob("evaluation/*/predictions.jsonl")
     assert len(captions.read_text().splitlines()) == 5
-    pictures = []
+    images = []
     for role, seed in (("before", 0), ("after", 1)):
-        pictures.append(tmp_path / f"{role}.png")
-        pictures[-1].write_bytes(png((300, 150), seed))
+        images.append(tmp_path / f"{role}.png")
+        images[-1].write_bytes(png((300, 150), seed))
     heat = tmp_path / "heat.png"
     words = ["--model", str(run), "--max-new-tokens", "4", "--attention", str(heat)]
-    done = onediff(["caption", *map(str, pictures), *words])
+    done = onediff(["caption", *map(str, images), *words])
     assert done.returncode == 0 and done.stdout.endswith("\n"), done.stderr
     assert heat.is_file()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fit", TOWERS)
-def test_pictures_of_many_shapes_train_the_same_on_any_ranks(fit, tmp_path):
+def test_images_of_many_shapes_train_the_same_on_any_ranks(fit, tmp_path):
     """Padded and packed rows, ZeRO-3: one process, two that read different rows, and two that share a language model."""
     data, found = write_sets(tmp_path / "data"), []
     config = configuration(tmp_path, fit)

@@ -19,7 +19,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ["--pairs", "30", "--singles", "20", "--split-sizes", "train=0.8,test=0.2", "--processes", "1"]
     done = onediff(["data", "render", "--scenes", str(scenes), "--out", str(folder / "data"), *sizes])
     assert done.returncode == 0, done.stderr
-    assert "`fit: crop` would cut away 50% of each picture" in done.stdout
+    assert "`fit: crop` would cut away 50% of each image" in done.stdout
     return folder / "data"
 
 
@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("fit", ["pad", "tiles"])
 def test_the_demo_in_wide_scenes_from_shards_to_a_caption(data, fit, tmp_path):
     run, saved = tmp_path / "run", tmp_path / "saved"
-    done = train(run, data, 2, **{"model.vision.picture.fit": fit, "data.max_tokens": 512})
+    done = train(run, data, 2, **{"model.vision.image.fit": fit, "data.max_tokens": 512})
     assert done.returncode == 0, done.stderr
     assert all(np.isfinite(list(metrics(run, phase).values())).all() for phase in PHASES)
     done = onediff(["evaluate", str(run)])
@@ -38,14 +38,14 @@ def test_the_demo_in_wide_scenes_from_shards_to_a_caption(data, fit, tmp_path):
     before = Image.effect_noise((200, 100), 60).convert("RGB")
     after = before.copy()
     after.paste("red", (0, 30, 30, 70))
-    for name, picture in (("before", before), ("after", after)):
-        picture.save(tmp_path / f"{name}.png")
-    pictures = [tmp_path / "before.png", tmp_path / "after.png"]
-    words = ["caption", *map(str, pictures), "--model", str(saved), "--max-new-tokens", "4", "--json"]
+    for name, image in (("before", before), ("after", after)):
+        image.save(tmp_path / f"{name}.png")
+    images = [tmp_path / "before.png", tmp_path / "after.png"]
+    words = ["caption", *map(str, images), "--model", str(saved), "--max-new-tokens", "4", "--json"]
     done = onediff([*words, "--attention", str(tmp_path / "map.png")])
     assert done.returncode == 0, done.stderr
     captioner = api.load(saved)
-    assert json.loads(done.stdout)["caption"] == captioner.caption(*pictures, max_new_tokens=4)
-    changed, same = captioner.row(*pictures).pictures, captioner.row(before, before).pictures
+    assert json.loads(done.stdout)["caption"] == captioner.caption(*images, max_new_tokens=4)
+    changed, same = captioner.row(*images).images, captioner.row(before, before).images
     assert not changed.equal(same)
     assert np.asarray(Image.open(tmp_path / "map.png")).shape == (100, 404, 3)

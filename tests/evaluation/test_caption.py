@@ -13,10 +13,10 @@ from streams import tokenizer
 import onediff
 from onediff.cli import main
 from onediff.config.data import PromptConfig
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.geometry import input_box, seen_box
 from onediff.errors import UserError
-from onediff.evaluation.heat import COLOURS, heat_pictures, packed, side_by_side, unpacked
+from onediff.evaluation.heat import COLOURS, heat_images, packed, side_by_side, unpacked
 from onediff.evaluation.pairs import from_video, pairs_of
 from onediff.model.saved import save_model
 
@@ -50,7 +50,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         write(tmp_path / "old" / name, colour)
     write(tmp_path / "new" / "one.bmp", "white", (300, 20))
     write(tmp_path / "new" / "two.gif", "black", mode="L")
-    (tmp_path / "new" / "notes.txt").write_text("no picture")
+    (tmp_path / "new" / "notes.txt").write_text("no image")
     return tmp_path / "old", tmp_path / "new"
 
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_left_out_and_said_in_the_end(run, folders):
     code, out, errors = run(*folders)
     assert code == 2
     assert [line.split(": ")[0] for line in out.splitlines()] == ["one"]
-    assert "1 of 2 pairs are left out" in errors and "two.gif: not a picture" in errors
+    assert "1 of 2 pairs are left out" in errors and "two.gif: not an image" in errors
 
 
 def test_a_table_with_captions_becomes_a_page_that_opens_and_filters(run, folders, tmp_path):
@@ -98,7 +98,7 @@ def test_a_table_with_captions_becomes_a_page_that_opens_and_filters(run, folder
         assert (
             browser.run("[...document.querySelectorAll('article li')].map(e => e.textContent)")[0] == "it is white, now"
         )
-        # Under the heat map a picture stays where it is, and its name below it can be read.
+        # Under the heat map an image stays where it is, and its name below it can be read.
         browser.run("document.getElementById('heat').click()")
         boxes = "(i => { const b = i.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })"
         shown = browser.run(f"[...document.querySelectorAll('article:first-of-type img')].map({boxes})")
@@ -139,14 +139,14 @@ def test_without_opencv_a_video_is_one_clear_line(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
-        (["absent.png", "old"], "absent.png: no such picture"),
+        (["absent.png", "old"], "absent.png: no such image"),
         (["old"], "old: one path alone is a table"),
         (["old", "old/one.png"], "one is a folder and the other is not"),
-        (["old", "empty"], "no picture of the same name is in both"),
-        (["old", "new", "old"], "3 paths: give two pictures"),
+        (["old", "empty"], "no image of the same name is in both"),
+        (["old", "new", "old"], "3 paths: give two images"),
         (["bare.csv"], "bare.csv: no column 'after' in the header"),
         (["half.csv"], "half.csv: line 2: needs a before and an after"),
-        (["other.csv"], "other.csv: line 3: id '1' names other pictures above"),
+        (["other.csv"], "other.csv: line 3: id '1' names other images above"),
         (["twice", "old"], "twice: both one.jpg and one.png"),
     ],
 )
@@ -164,25 +164,25 @@ def test_wrong_paths_are_one_clear_line(run, folders, tmp_path, monkeypatch, pat
 
 
 def test_the_map_covers_what_the_model_sees():
-    assert seen_box((400, 300), PictureConfig(size=300, fit="crop")) == (50, 0, 350, 300)
-    assert seen_box((400, 300), PictureConfig(size=64, fit="squash")) == (0, 0, 400, 300)
-    assert seen_box((400, 300), PictureConfig(size=64)) == (0, 0, 400, 300)
-    assert input_box((400, 300), PictureConfig(size=64)) == (0, -50, 400, 350)
-    left, top, right, bottom = seen_box((400, 300), PictureConfig(size=224, fit="crop", shorter_side=256))
+    assert seen_box((400, 300), ImageConfig(size=300, fit="crop")) == (50, 0, 350, 300)
+    assert seen_box((400, 300), ImageConfig(size=64, fit="squash")) == (0, 0, 400, 300)
+    assert seen_box((400, 300), ImageConfig(size=64)) == (0, 0, 400, 300)
+    assert input_box((400, 300), ImageConfig(size=64)) == (0, -50, 400, 350)
+    left, top, right, bottom = seen_box((400, 300), ImageConfig(size=224, fit="crop", shorter_side=256))
     assert (right - left, bottom - top) == pytest.approx((262.5, 262.5), abs=1) and top == 18.75
     heat = np.zeros((2, 4, 4))
     heat[1, 0, 3] = 1.0
     assert unpacked(packed(heat)).tolist() == (heat * 255).astype(int).tolist()
     grey = Image.new("RGB", (400, 300), (90, 90, 90))
-    config = PictureConfig(size=64, fit="crop")
+    config = ImageConfig(size=64, fit="crop")
     sheet = np.asarray(side_by_side(grey, grey, unpacked(packed(heat)), config)).astype(int)
     second = sheet[:, -400:]
     margin = second[:, :45]
     assert margin.min() == margin.max() > 120, "what the model did not see is paler, of one colour"
     # The one place that was looked at, top right of the middle square, is the brightest.
     assert second[10:60, 290:340].mean() > second[200:290, 60:200].mean() + 40
-    # What falls on padding, rows 0 and 3 of a 2:1 picture, is neither shown nor does it take the colours from the rest.
+    # What falls on padding, rows 0 and 3 of a 2:1 image, is neither shown nor does it take the colours from the rest.
     heat[0, 0, 0], heat[1] = 4.0, np.eye(4)
-    before, after = heat_pictures(unpacked(packed(heat)), [(80, 40), (80, 40)], PictureConfig(size=64))
+    before, after = heat_images(unpacked(packed(heat)), [(80, 40), (80, 40)], ImageConfig(size=64))
     assert before.getextrema()[3] == (0, 0)
     assert after.getpixel((30, 9)) == COLOURS[-1] and after.getpixel((70, 9)) == COLOURS[0]

@@ -40,7 +40,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scores(run: Path) -> dict[str, object]:
-    done = onediff(["evaluate", str(run), "--floors", "--processes", "2", "--json", str(run / "scores.json")])
+    done = onediff(["evaluate", str(run), "--baselines", "--processes", "2", "--json", str(run / "scores.json")])
     assert done.returncode == 0, done.stderr
     assert "before twice" in done.stdout
     return json.loads((run / "scores.json").read_text())
@@ -56,9 +56,9 @@ def test_every_pair_is_answered_and_scored_beside_the_floors(run, data, scores):
     (folder,) = (run / "evaluation").iterdir()
     assert answers(folder).keys() == heldout.references.keys()
     assert scores["pairs"] == len(heldout.references)
-    assert set(scores["floors"]) == {"best constant", "before twice", "shuffled"}
+    assert set(scores["baselines"]) == {"best constant", "before twice", "shuffled"}
     # Shuffled captions share the wording of the right ones; a model of two steps knows nothing yet.
-    assert scores["floors"]["shuffled"]["BLEU-1"] > scores["scores"]["BLEU-1"]
+    assert scores["baselines"]["shuffled"]["BLEU-1"] > scores["scores"]["BLEU-1"]
     assert (folder / "report.html").stat().st_size > 10_000
 
 
@@ -89,12 +89,12 @@ def test_an_export_captions_like_the_run_and_needs_nothing_else(run, scores, tmp
     assert onediff(["export", str(run), str(saved)]).returncode == 0
     for name, colour in (("before", "red"), ("after", "blue")):
         Image.new("RGB", (90, 70), colour).save(tmp_path / f"{name}.png")
-    pictures = [str(tmp_path / "before.png"), str(tmp_path / "after.png")]
-    of_run = onediff(["caption", *pictures, "--model", str(run), "--max-new-tokens", "8"])
-    of_export = onediff(["caption", *pictures, "--model", str(saved), "--max-new-tokens", "8"])
+    images = [str(tmp_path / "before.png"), str(tmp_path / "after.png")]
+    of_run = onediff(["caption", *images, "--model", str(run), "--max-new-tokens", "8"])
+    of_export = onediff(["caption", *images, "--model", str(saved), "--max-new-tokens", "8"])
     assert of_run.returncode == of_export.returncode == 0, of_run.stderr + of_export.stderr
     assert of_run.stdout == of_export.stdout
-    assert package.load(saved).caption(*pictures, max_new_tokens=8) == of_run.stdout.strip()
+    assert package.load(saved).caption(*images, max_new_tokens=8) == of_run.stdout.strip()
 
 
 def types_in(folder: Path) -> set[str]:
@@ -134,7 +134,7 @@ def test_an_export_has_the_type_that_is_asked_for_or_in_which_the_language_model
         assert types_in(exported("again", *words, of=copy)) == expected
 
 
-def test_a_corrupt_picture_is_one_line(run, tmp_path):
+def test_a_corrupt_image_is_one_line(run, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff and no more")
     done = onediff(["caption", str(bad), str(bad), "--model", str(run)])

@@ -26,7 +26,7 @@ SECONDS = 400
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "set"
-    write_set(folder, [6, PAIRS - 6], "pair", {BAD: "bad_picture"})
+    write_set(folder, [6, PAIRS - 6], "pair", {BAD: "bad_image"})
     return folder
 
 
@@ -73,7 +73,7 @@ def scores(folder: Path) -> dict[str, object]:
     }
 
 
-def test_every_pair_has_a_caption_and_a_map_and_a_bad_picture_is_named(one):
+def test_every_pair_has_a_caption_and_a_map_and_a_bad_image_is_named(one):
     found = captions(one)
     assert list(found) == [f"set/{number}" for number in range(PAIRS)]
     assert len(set(found.values())) > 3
@@ -81,7 +81,7 @@ def test_every_pair_has_a_caption_and_a_map_and_a_bad_picture_is_named(one):
     assert [line.split(":")[0] for line in scores(one)["unreadable"]] == [f"set/{BAD}"]
     assert all("heat" in line for line in written(one) if line["id"] != f"set/{BAD}")
     page = (one / "report.html").read_text()
-    assert page.count('"pictures":["data:') == PAIRS and page.count("data:image/jpeg") == 4 * (PAIRS - 1) + 1
+    assert page.count('"images":["data:') == PAIRS and page.count("data:image/jpeg") == 4 * (PAIRS - 1) + 1
 
 
 def test_cuda_graphs_are_in_the_scores_if_used_and_never_in_what_captions_depend_on(one, data):
@@ -144,15 +144,15 @@ def test_in_bf16_a_saved_model_says_what_it_says_in_fp32(model, data):
     import torch
 
     from onediff.data.heldout import HeldOut
-    from onediff.data.pictures import open_picture
+    from onediff.data.images import open_upright
     from onediff.evaluation.captioner import Captioner
 
     heldout, said = HeldOut.open(data / "train", 4), {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         captioner = Captioner(model, "cpu", precision=precision)
         assert {parameter.dtype for parameter in captioner.model.parameters()} == {dtype}
-        pairs = [heldout.sample(pair).pictures for pair in heldout.references]
-        shown = [[open_picture(pair[role], 10**8) for role in ("before", "after")] for pair in pairs]
+        pairs = [heldout.sample(pair).images for pair in heldout.references]
+        shown = [[open_upright(pair[role], 10**8) for role in ("before", "after")] for pair in pairs]
         said[precision] = captioner.answer([captioner.maker.prompt(both, None) for both in shown], max_new_tokens=3)
     assert sum(one == two for one, two in zip(said["fp32"], said["bf16"], strict=True)) >= 3
     assert len(set(said["bf16"])) > 1
@@ -182,9 +182,9 @@ def test_the_table_is_in_hundreds_and_shows_intervals_beside_the_model():
 
     references = {str(n): [f"the {word} is gone"] for n, word in enumerate(("cup", "door", "lamp"))}
     captions = {"0": "the cup is gone", "1": "the door is open", "2": "a lamp"}
-    ours, floor = score_all(references, [captions, captions], protocol("plain"), {}, bootstrap=20)
-    head, *rows = table({"model": ours, "floor": floor}).splitlines()
-    assert head.split() == ["×100", "model", "95", "%", "interval", "floor"]
+    ours, baseline = score_all(references, [captions, captions], protocol("plain"), {}, bootstrap=20)
+    head, *rows = table({"model": ours, "baseline": baseline}).splitlines()
+    assert head.split() == ["×100", "model", "95", "%", "interval", "baseline"]
     (cider,) = [row.split() for row in rows if row.startswith("CIDEr ")]
     low, high = (f"{100 * end:.1f}" for end in ours.intervals["CIDEr"])
     value = f"{100 * ours.scores['CIDEr']:.1f}"

@@ -1,4 +1,4 @@
-"""Scores: equal to pycocoevalcap's own, per pair and in sum; floors; intervals and paired tests."""
+"""Scores: equal to pycocoevalcap's own, per pair and in sum; baselines; intervals and paired tests."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from onediff.errors import UserError
 from onediff.evaluation import meteor
-from onediff.evaluation.floors import best_constant, floors
+from onediff.evaluation.baselines import baselines, best_constant
 from onediff.evaluation.java import JavaProgram, JavaUnavailable
 from onediff.evaluation.metrics import METRICS, Scores, compare, score, score_all
 from onediff.evaluation.protocols import protocol
@@ -195,7 +195,7 @@ def test_best_constant_is_the_best_of_all() -> None:
 def test_best_constant_is_the_same_in_every_process() -> None:
     """Python hashes words differently in each; of many captions that are as frequent, the same must be tried."""
     program = (
-        "from onediff.evaluation.floors import best_constant\n"
+        "from onediff.evaluation.baselines import best_constant\n"
         "pairs = {str(i): [f'the w{i * k % 701} {k} cube v{i * 7 % 97} is gone' for k in (1, 2, 3)] for i in range(400)}\n"
         "print(best_constant(pairs))"
     )
@@ -209,12 +209,12 @@ def test_best_constant_is_the_same_in_every_process() -> None:
 
 
 def test_floors_are_blind_systems_on_the_same_pairs() -> None:
-    found = floors(references())
+    found = baselines(references())
     assert found.caption in {caption for group in references().values() for caption in group}
     seeing = score(references(), predictions(), meteor=False)
     assert seeing.scores["CIDEr"] > found.constant.scores["CIDEr"]
     assert found.shuffled.ids == found.constant.ids == seeing.ids
-    assert floors(references()).shuffled.scores == found.shuffled.scores
+    assert baselines(references()).shuffled.scores == found.shuffled.scores
     assert found.shuffled.scores["CIDEr"] < 5
 
 

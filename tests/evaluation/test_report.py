@@ -17,9 +17,9 @@ from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.sample import Sample, encode_sample
 from onediff.errors import UserError
 from onediff.evaluation.metrics import Scores, score
-from onediff.evaluation.report import PairPictures, shard_pictures, write_report
+from onediff.evaluation.report import PairImages, shard_images, write_report
+from onediff.evaluation.report.images import thumbnail
 from onediff.evaluation.report.page import rankings
-from onediff.evaluation.report.pictures import thumbnail
 
 KINDS = ("add", "remove", "none")
 WORDS = ["a", "the", "red", "blue", "cube", "sphere", "has", "appeared", "gone", "left", "right", "top"]
@@ -27,7 +27,7 @@ WORDS = ["a", "the", "red", "blue", "cube", "sphere", "has", "appeared", "gone",
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def picture(shade: int, kind: str = "JPEG") -> bytes:
+def image(shade: int, kind: str = "JPEG") -> bytes:
     out = io.BytesIO()
     noise = np.random.default_rng(shade).integers(0, 255, (9, 12, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC).save(out, kind)
@@ -77,8 +77,8 @@ def cards(dom: str) -> list[str]:
 def test_gallery_filters_and_sorts(without_java: Scores, tmp_path: Path) -> None:
     references, predictions, types = made(60)
     page = tmp_path / "report.html"
-    pictures = {"pair-1": PairPictures(picture(1), picture(2, "PNG"), picture(3, "PNG"), None)}
-    write_report(page, without_java, references, predictions, types, pictures=pictures.get)
+    images = {"pair-1": PairImages(image(1), image(2, "PNG"), image(3, "PNG"), None)}
+    write_report(page, without_java, references, predictions, types, images=images.get)
     dom = opened(page, tmp_path, "type=remove&sort=best&metric=ROUGE-L&low=20")
     ranks = rankings(without_java)
     rouge = ranks["columns"]["ROUGE-L"]
@@ -96,7 +96,7 @@ def test_gallery_filters_and_sorts(without_java: Scores, tmp_path: Path) -> None
 def test_published_numbers_stand_beside_ours_with_their_sources(without_java: Scores, tmp_path: Path) -> None:
     references, predictions, types = made(60)
     page = tmp_path / "report.html"
-    write_report(page, without_java, references, predictions, types, beside={"floor": without_java})
+    write_report(page, without_java, references, predictions, types, beside={"baseline": without_java})
     dom = opened(page, tmp_path)
     table = dom[dom.index('<table id="scores">') : dom.index("</table>")]
     assert 'href="https://arxiv.org/abs/2407.05645"' in table
@@ -134,10 +134,10 @@ def test_of_many_pairs_one_page_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_pa
     references = {pair: captions[:1] for pair, captions in references.items()}
     found = score(references, predictions, change_types=types, meteor=False)
     # A thumbnail costs milliseconds to make; the page's size is what counts here.
-    ready = thumbnail(picture(0), 96)
+    ready = thumbnail(image(0), 96)
     monkeypatch.setattr("onediff.evaluation.report.page.thumbnail", lambda data, side: ready)
-    pictures = PairPictures(b"", b"", b"", b"")
-    write_report(tmp_path / "report.html", found, references, predictions, types, pictures=lambda pair: pictures)
+    images = PairImages(b"", b"", b"", b"")
+    write_report(tmp_path / "report.html", found, references, predictions, types, images=lambda pair: images)
     assert (tmp_path / "report.html").stat().st_size < 18_000_000
     dom = opened(tmp_path / "report.html", tmp_path, "sort=surprising")
     assert len(cards(dom)) == 24
@@ -160,34 +160,32 @@ def test_a_pair_surprises_where_the_metrics_disagree(without_java: Scores) -> No
 def test_size_is_bounded_and_the_page_says_so(without_java: Scores, tmp_path: Path) -> None:
     references, predictions, types = made(60)
     page = tmp_path / "report.html"
-    pictures = PairPictures(picture(1), picture(2))
-    write_report(
-        page, without_java, references, predictions, types, pictures=lambda pair: pictures, picture_bytes=50_000
-    )
+    images = PairImages(image(1), image(2))
+    write_report(page, without_java, references, predictions, types, images=lambda pair: images, image_bytes=50_000)
     text = page.read_text()
-    left_out = re.search(r"(\d+) pairs are shown without pictures to bound", text)
+    left_out = re.search(r"(\d+) pairs are shown without images to bound", text)
     assert left_out is not None
-    assert text.count('"pictures":') == 60 - int(left_out[1]) > 0
+    assert text.count('"images":') == 60 - int(left_out[1]) > 0
     assert text.count("data:image/jpeg") * 1000 < 50_000 * 2
 
 
-def test_pictures_come_from_shards(without_java: Scores, tmp_path: Path) -> None:
+def test_images_come_from_shards(without_java: Scores, tmp_path: Path) -> None:
     folder = tmp_path / "set" / "test"
     folder.mkdir(parents=True)
-    before, after = picture(1), picture(2, "PNG")
+    before, after = image(1), image(2, "PNG")
     with tarfile.open(folder / "set-test-000000.tar", "w") as tar:
         for key, roles in (("a", {"before": before, "after": after}), ("b", {"image": before})):
-            sample = Sample(key, "set", "difference" if key == "a" else "caption", "test", ("x",), pictures=roles)
+            sample = Sample(key, "set", "difference" if key == "a" else "caption", "test", ("x",), images=roles)
             for name, data in encode_sample(sample, key):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     write_manifest(build_manifest(folder))
-    source = shard_pictures(folder, {"a", "b", "absent"})
-    assert source("a") == PairPictures(before, after)
+    source = shard_images(folder, {"a", "b", "absent"})
+    assert source("a") == PairImages(before, after)
     assert source("b") is None
     assert source("absent") is None
-    assert thumbnail(b"no picture", 64) is None
+    assert thumbnail(b"no image", 64) is None
 
 
 def test_reports_do_not_mix_rules(without_java: Scores, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ needs_slurm = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str
 
 
 def raw(folder: Path, pairs: int = 30) -> Path:
-    """A table of pairs and its pictures."""
+    """A table of pairs and its images."""
     rows = []
     for number in range(pairs):
         for role in ("before", "after"):

@@ -50,7 +50,7 @@ def models(tmp_path_factory):
         torch.save(part, root / LANGUAGE / file)
         index |= dict.fromkeys(part, file)
     (root / LANGUAGE / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
-    learn_tokenizer(["what has changed in the picture"] * 3, 390, root / LANGUAGE)
+    learn_tokenizer(["what has changed in the image"] * 3, 390, root / LANGUAGE)
     BertModel(BertConfig(vocab_size=50, **sizes)).save_pretrained(root / BERT)
     (root / BERT / "vocab.txt").write_text("a\n")
     return root
@@ -63,7 +63,7 @@ def run_file(tmp_path):
     values = {
         "name": "small",
         "model": {
-            "vision": {"name": TOWER, "levels": [1, 2, 4], "picture": {"size": 64}},
+            "vision": {"name": TOWER, "levels": [1, 2, 4], "image": {"size": 64}},
             "delta": {"tokens": 8, "bert": BERT, **sizes},
             "language": {"name": LANGUAGE},
         },
@@ -165,9 +165,9 @@ def test_damaged_files_are_missing_and_a_machine_without_torch_is_told(models, r
     submit = ["launch", "submit", str(run_file), *words, "--run", str(tmp_path / "run"), "--profile", "plain"]
     assert main(submit) == 2
     told = capsys.readouterr().err
-    assert f"{cut[0]}: not readable as PyTorch weights) → mend model.vision.name" in told
-    assert re.search(rf"{cut[1]}: \d+ bytes, but its header says \d+\) → mend model.delta.bert", told)
-    assert "pytorch_model-00002-of-00002.bin) → mend model.language.name" in told
+    assert f"{cut[0]}: not readable as PyTorch weights) → fix model.vision.name" in told
+    assert re.search(rf"{cut[1]}: \d+ bytes, but its header says \d+\) → fix model.delta.bert", told)
+    assert "pytorch_model-00002-of-00002.bin) → fix model.language.name" in told
     monkeypatch.setattr("launcher.ready.sys.executable", "/bin/false")
     assert unfit(load_run(run_file).model_dump_json(), ("vision",), ()) == []
     assert "the headers of weights are not compared with the configuration" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The delta module: equal to a plain version that lays both images side by side and attends head by head."""
+"""The delta module: equal to a plain version that lays both normed side by side and attends head by head."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ def module():
     return made
 
 
-def levels(pictures: int = 3) -> list[torch.Tensor]:
+def levels(images: int = 3) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(pictures, TOKENS, VISION, generator=generator) for _ in range(3)]
+    return [torch.randn(images, TOKENS, VISION, generator=generator) for _ in range(3)]
 
 
 def naive_attention(attention, queries, keys, values):
@@ -38,16 +38,16 @@ def naive_attention(attention, queries, keys, values):
 
 
 def naive(module, levels, before: int, after: int) -> torch.Tensor:
-    """Delta tokens `[Q, W]` of one pair, both images laid side by side before anything else."""
+    """Delta tokens `[Q, W]` of one pair, both normed laid side by side before anything else."""
     x = module.tokens
     places = place_embedding(torch.tensor(spread(TOKENS)), WIDTH, HEADS)
     for number, layer in enumerate(module.layers):
         level = number * 3 // len(module.layers)
-        images = [module.level_norms[level](levels[level][picture]) for picture in (before, after)]
+        normed = [module.level_norms[level](levels[level][image]) for image in (before, after)]
         own, cross = layer.self_attention, layer.cross_attention
         x = own.norm(x + naive_attention(own, own.query(x), own.key(x), own.value(x)))
-        keys = [cross.key(image) + places + layer.role_keys[role] for role, image in enumerate(images)]
-        values = [cross.value(image) * layer.role_values[role] for role, image in enumerate(images)]
+        keys = [cross.key(image) + places + layer.role_keys[role] for role, image in enumerate(normed)]
+        values = [cross.value(image) * layer.role_values[role] for role, image in enumerate(normed)]
         queries = cross.query(x) + module.places
         x = cross.norm(x + naive_attention(cross, queries, torch.cat(keys), torch.cat(values)))
         x = layer.norm(x + layer.contract(F.gelu(layer.expand(x))))
@@ -55,7 +55,7 @@ def naive(module, levels, before: int, after: int) -> torch.Tensor:
 
 
 def test_equals_the_plain_version(module):
-    """Output and gradients; a picture that is in no pair, the last one, changes nothing."""
+    """Output and gradients; an image that is in no pair, the last one, changes nothing."""
     given = [level.requires_grad_() for level in levels(5)]
     made = module(given, 2)
     assert made.shape == (2, 5, WIDTH)
@@ -76,10 +76,10 @@ def test_before_and_after_play_different_roles(module):
 
 @torch.no_grad()
 @pytest.mark.parametrize("level", [0, 1, 2])
-@pytest.mark.parametrize("picture", [0, 1])
-def test_every_level_of_both_images_is_read(module, level, picture):
+@pytest.mark.parametrize("image", [0, 1])
+def test_every_level_of_both_images_is_read(module, level, image):
     changed = levels()
-    changed[level][picture] *= -1
+    changed[level][image] *= -1
     assert not torch.allclose(module(changed, 1), module(levels(), 1), atol=1e-4)
 
 
@@ -111,7 +111,7 @@ def test_dropout_acts_in_training_only():
 
 
 @pytest.mark.parametrize("points", [1, 2, 9, 16, 20, 64])
-def test_tokens_are_spread_over_the_picture(points):
+def test_tokens_are_spread_over_the_image(points):
     places = spread(points)
     assert len(set(places)) == points
     assert sum(x for x, _ in places) / points == pytest.approx(0.5, abs=0.05)

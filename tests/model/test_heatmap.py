@@ -9,8 +9,8 @@ from models import batch, tiny_model
 from PIL import Image
 from test_delta import HEADS, TOKENS, WIDTH, levels, module  # noqa: F401
 
-from onediff.config.model import PictureConfig
-from onediff.data.pictures import fitted
+from onediff.config.model import ImageConfig
+from onediff.data.images import fitted
 from onediff.model.delta import place_embedding, spread
 from onediff.model.heatmap import cross_attention_weights, drawn_over, heat_maps
 
@@ -21,9 +21,9 @@ def test_weights_are_those_of_plain_attention(module):  # noqa: F811
     layer = module.layers[0]
     x, own, cross = module.tokens, layer.self_attention, layer.cross_attention
     x = own(x[None], own.key(x[None]), own.value(x[None]))[0]
-    images = [module.level_norms[0](levels(4)[0][picture]) for picture in (2, 3)]
+    normed = [module.level_norms[0](levels(4)[0][image]) for image in (2, 3)]
     places = place_embedding(torch.tensor(spread(TOKENS)), WIDTH, HEADS)
-    keys = torch.cat([cross.key(image) + places + layer.role_keys[role] for role, image in enumerate(images)])
+    keys = torch.cat([cross.key(image) + places + layer.role_keys[role] for role, image in enumerate(normed)])
     queries, size = cross.query(x) + module.places, WIDTH // HEADS
     for head in range(HEADS):
         part = slice(head * size, (head + 1) * size)
@@ -39,7 +39,7 @@ def test_looking_changes_nothing(module):  # noqa: F811
     assert not any(part._forward_hooks for part in module.modules())
 
 
-def test_a_map_shares_all_attention_among_the_places_of_both_pictures():
+def test_a_map_shares_all_attention_among_the_places_of_both_images():
     model, given = tiny_model(), batch("pair", "pair")
     maps = heat_maps(model, given)
     assert maps.shape == (2, 2, 2, 2)
@@ -47,18 +47,18 @@ def test_a_map_shares_all_attention_among_the_places_of_both_pictures():
     assert not maps[0].equal(maps[1])
 
 
-def test_a_picture_turns_red_where_it_is_looked_at():
-    picture = np.full((40, 60, 3), 100, np.uint8)
-    drawn = drawn_over(picture, np.array([[0.125, 0.0], [0.0, 0.375]]), PictureConfig(size=28, fit="squash"))
-    assert drawn.shape == picture.shape and drawn[0, 0].tolist() == [100, 100, 100]
+def test_an_image_turns_red_where_it_is_looked_at():
+    image = np.full((40, 60, 3), 100, np.uint8)
+    drawn = drawn_over(image, np.array([[0.125, 0.0], [0.0, 0.375]]), ImageConfig(size=28, fit="squash"))
+    assert drawn.shape == image.shape and drawn[0, 0].tolist() == [100, 100, 100]
     red, green, blue = drawn[-1, -1].tolist()
     assert red > 200 and green < 60 and blue < 60
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
-def test_a_map_lies_over_the_part_of_a_picture_that_its_places_saw(fit):
-    """Each place of the tower's grid in turn: what is red on a 2:1 picture is what that place gets when it turns white."""
-    config, side = PictureConfig(size=32, fit=fit, mean=(0, 0, 0)), 4
+def test_a_map_lies_over_the_part_of_an_image_that_its_places_saw(fit):
+    """Each place of the tower's grid in turn: what is red on a 2:1 image is what that place gets when it turns white."""
+    config, side = ImageConfig(size=32, fit=fit, mean=(0, 0, 0)), 4
     for row, column in itertools.product(range(side), repeat=2):
         heat = np.zeros((side, side))
         heat[row, column] = 1.0

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from models import batch, rows, tiny_config, tiny_model
 from PIL import Image
-from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, row_maker, tokenizer
+from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, row_maker, tokenizer
 
-from onediff.data.prompts import DELTA, PICTURE
+from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import collate
 from onediff.data.segments import Segments
 from onediff.model.answer import answer
@@ -28,14 +28,14 @@ def model():
 
 def naive_embeddings(model, row):
     """`[1, tokens, width]`, laid one by one: image tokens by the projector, delta tokens of the pair, words."""
-    output, levels = model.vision(row.pictures)
-    pictures = model.projector.picture_out(F.gelu(model.projector.picture_in(output))).flatten(0, 1)
+    output, levels = model.vision(row.images)
+    images = model.projector.picture_out(F.gelu(model.projector.picture_in(output))).flatten(0, 1)
     deltas = torch.zeros(0)
     if row.is_pair:
         deltas = model.delta(levels, 1)
         deltas = model.projector.delta_out(F.gelu(model.projector.delta_in(deltas)))[0]
     words = model.language.get_input_embeddings()
-    taken = {PICTURE: iter(pictures), DELTA: iter(deltas)}
+    taken = {IMAGE: iter(images), DELTA: iter(deltas)}
     laid = [next(taken[token]) if token in taken else words.weight[token] for token in row.token_ids.tolist()]
     return torch.stack(laid)[None]
 
@@ -67,7 +67,7 @@ def test_a_pair_equals_the_language_model_on_the_same_embeddings(model):
 
 @torch.no_grad()
 def test_a_batch_of_all_kinds_equals_its_rows_alone(model):
-    """Padding and neighbours change nothing; every picture goes to its own row."""
+    """Padding and neighbours change nothing; every image goes to its own row."""
     made = rows("single", "pair", "text", "pair", "single")[1:]
     together = model(collate(made))
     alone = torch.cat([model(collate([row])) for row in made])
@@ -78,9 +78,9 @@ def test_a_batch_of_all_kinds_equals_its_rows_alone(model):
 @torch.no_grad()
 def test_before_and_after_are_told_apart(model):
     made = batch("pair")
-    swapped = replace(made, pictures=made.pictures.flip(0))
-    picture_free = made.target_places > made.delta_places.max()
-    assert not torch.allclose(model(made)[picture_free], model(swapped)[picture_free])
+    swapped = replace(made, images=made.images.flip(0))
+    image_free = made.target_places > made.delta_places.max()
+    assert not torch.allclose(model(made)[image_free], model(swapped)[image_free])
 
 
 def test_text_alone_trains_every_part_by_zero(model):
@@ -158,11 +158,11 @@ def test_two_samples_packed_in_a_row_equal_two_rows(model):
 
 def prompts(count: int) -> list:
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (count, 2, SIZE, SIZE, 3), dtype=np.uint8)
+    images = random.integers(0, 256, (count, 2, SIZE, SIZE, 3), dtype=np.uint8)
     maker = row_maker()
     return [
-        maker.prompt([Image.fromarray(picture) for picture in pair], "what " * (number + 1))
-        for number, pair in enumerate(pictures)
+        maker.prompt([Image.fromarray(image) for image in pair], "what " * (number + 1))
+        for number, pair in enumerate(images)
     ]
 
 
@@ -254,5 +254,5 @@ def test_architecture_only_reads_no_weights():
     assert all(parameter.is_meta for parameter in model.parameters())
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert shapes == {name: parameter.shape for name, parameter in tiny_model().named_parameters()}
-    assert model.vision.tokens == PICTURE_TOKENS
+    assert model.vision.tokens == IMAGE_TOKENS
     assert model.delta.tokens.shape[0] == DELTA_TOKENS

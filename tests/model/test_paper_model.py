@@ -18,7 +18,7 @@ from onediff.plan.rows import TEXT
 from onediff.plan.suggest import suggest
 from onediff.training.parts import freeze, trainable
 
-PICTURE_TOKENS, DELTA_TOKENS, WORDS = 576, 64, 30
+IMAGE_TOKENS, DELTA_TOKENS, WORDS = 576, 64, 30
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +85,16 @@ def test_it_is_nearly_as_fast_as_could_be(config):
 
 def pair_batch() -> Batch:
     """Shapes of one pair with an instruction and an answer."""
-    length = 2 * PICTURE_TOKENS + DELTA_TOKENS + WORDS
+    length = 2 * IMAGE_TOKENS + DELTA_TOKENS + WORDS
     numbers = torch.arange(length)
     return Batch(
         token_ids=torch.zeros(1, length, dtype=torch.int64),
         position_ids=numbers[None],
         segment_ids=None,
-        pictures=torch.zeros(2, 3, 336, 336, dtype=torch.uint8),
-        picture_places=numbers[: 2 * PICTURE_TOKENS],
+        images=torch.zeros(2, 3, 336, 336, dtype=torch.uint8),
+        image_places=numbers[: 2 * IMAGE_TOKENS],
         pairs=1,
-        delta_places=numbers[2 * PICTURE_TOKENS : 2 * PICTURE_TOKENS + DELTA_TOKENS],
+        delta_places=numbers[2 * IMAGE_TOKENS : 2 * IMAGE_TOKENS + DELTA_TOKENS],
         target_places=numbers[-10:-1],
         target_ids=torch.zeros(9, dtype=torch.int64),
         target_sources=torch.zeros(9, dtype=torch.int64),
@@ -103,13 +103,13 @@ def pair_batch() -> Batch:
 
 @torch.no_grad()
 def test_shapes_of_a_pair(model, config):
-    assert model.vision.tokens == PICTURE_TOKENS
+    assert model.vision.tokens == IMAGE_TOKENS
     made = pair_batch()
-    output, levels = model.vision(made.pictures)
-    assert output.shape == (2, PICTURE_TOKENS, 1024)
+    output, levels = model.vision(made.images)
+    assert output.shape == (2, IMAGE_TOKENS, 1024)
     assert model.vision.levels == (8, 16, 24)
     assert model.vision.output_level == 23
-    assert [level.shape for level in levels] == [(2, PICTURE_TOKENS, 1024)] * 3
+    assert [level.shape for level in levels] == [(2, IMAGE_TOKENS, 1024)] * 3
     deltas = model.delta(levels, made.pairs)
     assert deltas.shape == (1, DELTA_TOKENS, 768)
     assert model.delta.level_of_layer == [0, 0, 1, 1, 2, 2]

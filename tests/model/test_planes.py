@@ -1,19 +1,19 @@
-"""The model over pictures of many shapes: each sample is what it is alone, and equal shapes are what squares are."""
+"""The model over images of many shapes: each sample is what it is alone, and equal shapes are what squares are."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from drawn import pair, picture
+from drawn import image, pair
 from models import TINY
 from streams import SIZE, row_maker, tokenizer
 from test_delta import levels, module  # noqa: F401
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from onediff.config.model import ModelConfig, PictureConfig, VisionConfig
+from onediff.config.model import ImageConfig, ModelConfig, VisionConfig
 from onediff.data.planes import Planes
-from onediff.data.rows import RowMaker, collate, collate_packed
+from onediff.data.rows import Processor, collate, collate_packed
 from onediff.data.sample import Sample
 from onediff.data.segments import Segments
 from onediff.errors import UserError
@@ -34,8 +34,8 @@ NAFLEX = {
     "patch_size": PATCH,
 }
 FITS = {
-    "tiles": {"vision": {**TINY["vision"], "picture": {"size": SIZE, "fit": "tiles", "max_tiles": 4}}},
-    "native": {"vision": {"config": NAFLEX, "levels": [1, 2, 3], "picture": {"fit": "native", "max_patches": 12}}},
+    "tiles": {"vision": {**TINY["vision"], "image": {"size": SIZE, "fit": "tiles", "max_tiles": 4}}},
+    "native": {"vision": {"config": NAFLEX, "levels": [1, 2, 3], "image": {"fit": "native", "max_patches": 12}}},
 }
 CPU = torch.device("cpu")
 
@@ -46,9 +46,9 @@ def model(request) -> OneDiffModel:
     return OneDiffModel(ModelConfig.model_validate(TINY | FITS[request.param])).eval()
 
 
-def maker(model: OneDiffModel) -> RowMaker:
-    config = FITS["native" if model.vision.own_shape else "tiles"]["vision"]["picture"]
-    return row_maker(picture=PictureConfig(**config), patch=PATCH)
+def maker(model: OneDiffModel) -> Processor:
+    config = FITS["native" if model.vision.own_shape else "tiles"]["vision"]["image"]
+    return row_maker(image=ImageConfig(**config), patch=PATCH)
 
 
 def samples() -> list[Sample]:
@@ -80,8 +80,8 @@ def test_tower_and_delta_module_run_in_every_batch(model):
 
 
 @torch.no_grad()
-def test_a_change_anywhere_in_a_wide_picture_changes_the_answer_and_its_place_gets_heat(model):
-    before = picture((64, 20))
+def test_a_change_anywhere_in_a_wide_image_changes_the_answer_and_its_place_gets_heat(model):
+    before = image((64, 20))
     losses, maps = [], []
     for left in (0, 30, 58):
         after = before.copy()
@@ -98,12 +98,12 @@ def test_a_change_anywhere_in_a_wide_picture_changes_the_answer_and_its_place_ge
 
 
 def of_squares(pairs: int, singles: int, tokens: int) -> Planes:
-    """The planes of pictures that are all one view, in the order of their places."""
-    pictures = 2 * pairs + singles
-    points = torch.tensor(spread(tokens)).repeat(pictures, 1)
+    """The planes of images that are all one view, in the order of their places."""
+    images = 2 * pairs + singles
+    points = torch.tensor(spread(tokens)).repeat(images, 1)
     return Planes(
-        lengths=(tokens,) * pictures,
-        chosen=torch.arange(pictures * tokens),
+        lengths=(tokens,) * images,
+        chosen=torch.arange(images * tokens),
         boxes=torch.cat([points - 0.1, points + 0.1], 1),
         roles=torch.arange(2 * pairs * tokens) // tokens % 2,
         pairs=Segments.of([2 * tokens] * pairs),
@@ -124,33 +124,33 @@ def test_the_delta_module_over_equal_planes_is_the_one_over_squares(module):  # 
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", [None, "sdpa", "eager"])
-def test_the_tower_over_pictures_in_their_own_shape_is_siglip_2(attention):
+def test_the_tower_over_images_in_their_own_shape_is_siglip_2(attention):
     architecture = Siglip2VisionConfig(**{k: v for k, v in NAFLEX.items() if k != "model_type"})
     torch.manual_seed(0)
     theirs = Siglip2VisionModel(architecture).eval()
-    config = VisionConfig(config=NAFLEX, levels=(1, 2, 3), picture=PictureConfig(fit="native", max_patches=12))
+    config = VisionConfig(config=NAFLEX, levels=(1, 2, 3), image=ImageConfig(fit="native", max_patches=12))
     tower = VisionTower(config, attention).eval()
     tower.model.load_state_dict(theirs.state_dict())
-    pictures = [picture(size, number) for number, size in enumerate([(30, 14), (8, 8), (5, 40)])]
+    images = [image(size, number) for number, size in enumerate([(30, 14), (8, 8), (5, 40)])]
     processor = Siglip2ImageProcessorPil(
-        patch_size=PATCH, max_num_patches=12, image_mean=config.picture.mean, image_std=config.picture.std
+        patch_size=PATCH, max_num_patches=12, image_mean=config.image.mean, image_std=config.image.std
     )
-    inputs = processor(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
     hidden = theirs(**inputs, output_hidden_states=True).hidden_states
-    rows = [row_maker(picture=config.picture, patch=PATCH).prompt([one], None, "single") for one in pictures]
+    rows = [row_maker(image=config.image, patch=PATCH).prompt([one], None, "single") for one in images]
     batch = collate(rows)
-    output, found = tower(batch.pictures, batch.planes)
+    output, found = tower(batch.images, batch.planes)
     seen = inputs["pixel_attention_mask"].bool()
     for ours, level in zip((output, *found), (2, 1, 2, 3), strict=True):
-        torch.testing.assert_close(batch.planes.of_pictures(ours), hidden[level][seen], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batch.planes.of_images(ours), hidden[level][seen], rtol=1e-4, atol=1e-5)
 
 
-def test_a_tower_gets_the_pictures_that_it_takes():
+def test_a_tower_gets_the_images_that_it_takes():
     clip = TINY["vision"]
     with pytest.raises(UserError, match=r"fit: pad, but a siglip2_vision_model takes .* own shape; use native"):
         VisionTower(VisionConfig(config=NAFLEX, levels=(1,)))
     with pytest.raises(UserError, match=r"fit: native, but a clip_vision_model takes .* of one size; use another"):
-        VisionTower(VisionConfig.model_validate({**clip, "picture": {"size": SIZE, "fit": "native"}}))
+        VisionTower(VisionConfig.model_validate({**clip, "image": {"size": SIZE, "fit": "native"}}))
 
 
 def test_a_batch_moves_with_its_planes(model):

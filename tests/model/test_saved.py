@@ -24,9 +24,9 @@ def saved(tmp_path_factory):
     return folder, model
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     drawn = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
-    return [Image.fromarray(picture) for picture in drawn]
+    return [Image.fromarray(image) for image in drawn]
 
 
 def test_the_same_weights_and_words_come_back(saved):
@@ -39,11 +39,11 @@ def test_the_same_weights_and_words_come_back(saved):
     made = batch("pair", "single")
     with torch.no_grad():
         torch.testing.assert_close(loaded(made), model(made), rtol=1e-6, atol=1e-6)
-    rows = [maker.prompt(pictures(), None)]
+    rows = [maker.prompt(images(), None)]
     assert answer(loaded, words, rows, CPU, max_new_tokens=8) == answer(model, tokenizer(), rows, CPU, max_new_tokens=8)
     assert about.prompt == PROMPT
     assert about.trained == {"run": "demo", "step": 3}
-    assert maker.picture.size == SIZE
+    assert maker.image.size == SIZE
 
 
 def test_a_folder_can_be_moved(saved, tmp_path):

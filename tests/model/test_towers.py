@@ -32,9 +32,9 @@ def tower(kind: str, size: int) -> VisionTower:
         for name, value in SMALL.items()
         if hasattr(default, name)
     }
-    picture = {"size": size, "fit": "squash"}
+    image = {"size": size, "fit": "squash"}
     torch.manual_seed(0)
-    return VisionTower(VisionConfig(config={"model_type": kind, **fields}, levels=(1, 3), picture=picture)).eval()
+    return VisionTower(VisionConfig(config={"model_type": kind, **fields}, levels=(1, 3), image=image)).eval()
 
 
 @torch.no_grad()
@@ -42,19 +42,17 @@ def tower(kind: str, size: int) -> VisionTower:
 def test_a_patch_that_changes_changes_its_own_token_first(kind):
     for size in (SIZE, SIZE + 2 * PATCH):
         if size > SIZE and kind in ONE_SIZE:
-            with pytest.raises(
-                UserError, match=f"picture.size: {size}, but this tower takes pictures of {SIZE} pixels"
-            ):
+            with pytest.raises(UserError, match=f"image.size: {size}, but this tower takes images of {SIZE} pixels"):
                 tower(kind, size)
             continue
         model, across = tower(kind, size), size // PATCH
-        pictures = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
-        other = pictures.clone()
+        images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+        other = images.clone()
         other[:, :, PATCH : 2 * PATCH, 2 * PATCH : 3 * PATCH] = (
             255 - other[:, :, PATCH : 2 * PATCH, 2 * PATCH : 3 * PATCH]
         )
         model.output_level = 0  # the embeddings, before any layer lets tokens see each other
-        before, levels = model(pictures)
+        before, levels = model(images)
         after, _ = model(other)
         assert before.shape == levels[0].shape == (1, across**2, WIDTH)
         assert (before != after).any(-1)[0].nonzero().flatten().tolist() == [across + 2]

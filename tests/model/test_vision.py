@@ -12,7 +12,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from onediff.config.model import PictureConfig, VisionConfig
+from onediff.config.model import ImageConfig, VisionConfig
 from onediff.errors import UserError
 from onediff.model.vision import VisionTower, vision_architecture
 
@@ -23,15 +23,15 @@ TOWERS = {
     "siglip_vision_model": (SiglipVisionModel, SiglipVisionConfig(**SMALL, intermediate_size=40), 0),
     "dinov2": (Dinov2Model, Dinov2Config(**SMALL, mlp_ratio=2), 1),
 }
-PICTURE = PictureConfig(size=28, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+IMAGE = ImageConfig(size=28, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 
 
 def config(kind: str, **fields: object) -> VisionConfig:
     arch = {"model_type": kind, **TOWERS[kind][1].to_diff_dict()}
-    return VisionConfig(**{"config": arch, "levels": (1, 3, 4), "output_level": -2, "picture": PICTURE, **fields})
+    return VisionConfig(**{"config": arch, "levels": (1, 3, 4), "output_level": -2, "image": IMAGE, **fields})
 
 
-def pictures(count: int = 3, size: int = 28) -> torch.Tensor:
+def images(count: int = 3, size: int = 28) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -42,9 +42,9 @@ def test_hidden_states_equal_the_hugging_face_class(kind):
     theirs = model_class(arch).eval()
     tower = VisionTower(config(kind)).eval()
     tower.model.load_state_dict(theirs.state_dict())
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (PICTURE.mean, PICTURE.std))
-    hidden = theirs((pictures() / 255 - mean) / std, output_hidden_states=True).hidden_states
-    output, levels = tower(pictures())
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGE.mean, IMAGE.std))
+    hidden = theirs((images() / 255 - mean) / std, output_hidden_states=True).hidden_states
+    output, levels = tower(images())
     assert tower.tokens == 16
     assert output.shape == (3, 16, 24)
     assert hidden[0].shape[1] == 16 + extra
@@ -73,17 +73,17 @@ def test_a_two_tower_model_gives_its_vision_half():
 
 
 @torch.no_grad()
-def test_pictures_do_not_see_each_other():
+def test_images_do_not_see_each_other():
     tower = VisionTower(config("dinov2")).eval()
-    together, _ = tower(pictures())
-    alone, _ = tower(pictures()[1:2])
+    together, _ = tower(images())
+    alone, _ = tower(images()[1:2])
     torch.testing.assert_close(together[1:2], alone)
 
 
 @torch.no_grad()
 def test_dinov2_takes_other_sizes_than_it_was_made_for():
-    tower = VisionTower(config("dinov2", picture=PictureConfig(size=42))).eval()
-    output, _ = tower(pictures(2, 42))
+    tower = VisionTower(config("dinov2", image=ImageConfig(size=42))).eval()
+    output, _ = tower(images(2, 42))
     assert output.shape == (2, 36, 24)
 
 
@@ -95,8 +95,8 @@ def test_dinov2_takes_other_sizes_than_it_was_made_for():
         ({"output_level": 5}, r"model.vision.output_level: 5 is outside the tower's 4 layers"),
         ({"output_level": -6}, r"model.vision.output_level: -6 is outside the tower's 4 layers"),
         (
-            {"picture": PictureConfig(size=35)},
-            r"model.vision.picture.size: 35, but this tower takes pictures of 28 pixels",
+            {"image": ImageConfig(size=35)},
+            r"model.vision.image.size: 35, but this tower takes images of 28 pixels",
         ),
     ],
 )

@@ -123,15 +123,15 @@ def test_a_folder_of_several_files_is_read(tmp_path, tied):
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "language model without its head"])
 def test_parts_stored_under_other_names_are_read(tmp_path, kind):
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    pictures = {"image_size": 28, "patch_size": 14}
-    if kind == "clip":  # the tower inside a model of text and pictures, as OpenAI published it
-        CLIPModel(CLIPConfig(vision_config={**vision, **pictures}, text_config=vision)).save_pretrained(tmp_path)
+    images = {"image_size": 28, "patch_size": 14}
+    if kind == "clip":  # the tower inside a model of text and images, as OpenAI published it
+        CLIPModel(CLIPConfig(vision_config={**vision, **images}, text_config=vision)).save_pretrained(tmp_path)
         architecture = CLIPConfig.from_pretrained(tmp_path).vision_config
     elif kind == "siglip":
-        architecture = SiglipVisionConfig(**vision, **pictures)
+        architecture = SiglipVisionConfig(**vision, **images)
         AutoModel.from_config(architecture).save_pretrained(tmp_path)
     elif kind == "dinov2":
-        architecture = Dinov2Config(**{**vision, **pictures})
+        architecture = Dinov2Config(**{**vision, **images})
         AutoModel.from_config(architecture).save_pretrained(tmp_path)
     else:
         AutoModelForCausalLM.from_config(llama()).save_pretrained(tmp_path)

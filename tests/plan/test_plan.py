@@ -185,7 +185,7 @@ def test_accumulation_keeps_gradients_from_one_micro_batch_to_the_next():
 def test_steps_come_from_manifests_and_else_from_published_counts(paper, tmp_path):
     rows = rows_of(paper, paper.phases["one"])
     assert (rows.steps, rows.steps_from) == (-(-558128 // 256), "published counts")
-    assert (rows.pictures, rows.pairs) == (2, 1)  # coupled
+    assert (rows.images, rows.pairs) == (2, 1)  # coupled
     folder = tmp_path / "train"
     folder.mkdir()
     write_manifest(Manifest(folder, "llava-558k", "train", (Shard("0.tar", 2561, 10),)))

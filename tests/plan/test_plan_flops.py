@@ -24,30 +24,30 @@ from onediff.plan.walk import PARTS, Shape, Trained, walk
 from onediff.training.activations import checkpoint_layers
 from onediff.training.parts import freeze, trainable
 
-SHAPE = Shape(rows=2, tokens=48, pictures=3, pairs=1, targets=11)
+SHAPE = Shape(rows=2, tokens=48, images=3, pairs=1, targets=11)
 
 
 def meta_batch(config: ModelConfig, shape: Shape) -> Batch:
     """A batch of this size without values."""
     sizes = sizes_of(config)
     ids = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64, device="meta")
-    views = (shape.pictures * sizes.views, 3, sizes.picture, sizes.picture)
-    patches = (shape.pictures, sizes.patches, 3 * sizes.tower.patch**2)
-    every, paired = shape.pictures * sizes.picture_tokens, 2 * shape.pairs * sizes.picture_tokens
+    views = (shape.images * sizes.views, 3, sizes.image, sizes.image)
+    patches = (shape.images, sizes.patches, 3 * sizes.tower.patch**2)
+    every, paired = shape.images * sizes.image_tokens, 2 * shape.pairs * sizes.image_tokens
     planes = Planes(
-        lengths=(sizes.picture_tokens,) * shape.pictures,
+        lengths=(sizes.image_tokens,) * shape.images,
         chosen=torch.zeros(every, dtype=torch.int64, device="meta"),
         boxes=torch.zeros(every, 4, device="meta"),
         roles=torch.zeros(paired, dtype=torch.int64, device="meta"),
-        pairs=Segments.of([2 * sizes.picture_tokens] * shape.pairs).to(torch.device("meta")),
+        pairs=Segments.of([2 * sizes.image_tokens] * shape.pairs).to(torch.device("meta")),
     )
     return Batch(
         token_ids=ids,
         position_ids=ids,
         segment_ids=None,
-        pictures=torch.zeros(views if sizes.patches is None else patches, dtype=torch.uint8, device="meta"),
+        images=torch.zeros(views if sizes.patches is None else patches, dtype=torch.uint8, device="meta"),
         planes=planes if sizes.views > 1 else None,
-        picture_places=torch.zeros(shape.pictures * sizes.picture_tokens, dtype=torch.int64, device="meta"),
+        image_places=torch.zeros(shape.images * sizes.image_tokens, dtype=torch.int64, device="meta"),
         pairs=shape.pairs,
         delta_places=torch.zeros(shape.pairs * sizes.delta.tokens, dtype=torch.int64, device="meta"),
         target_places=torch.zeros(shape.targets, dtype=torch.int64, device="meta"),
@@ -113,7 +113,7 @@ def test_the_demo_costs_what_torch_counts(phase, checkpointing):
 @pytest.mark.parametrize("phase", ["one", "two"])
 def test_the_paper_model_costs_what_torch_counts(phase):
     config = load_run("configs/onediff_7b.yaml").model
-    shape = Shape(rows=2, tokens=1400, pictures=4, pairs=2, targets=100)
+    shape = Shape(rows=2, tokens=1400, images=4, pairs=2, targets=100)
     found = step_flops(sizes_of(config), shape, Trained(PHASES[phase]), "full")
     assert sum(part.hardware for part in found.values()) == counted(config, shape, PHASES[phase], "full")
 
@@ -126,7 +126,7 @@ VISION = {
     "naflex": {"model_type": "siglip2_vision_model", "num_patches": 4, "patch_size": 16},
     "tiles": {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 16},
 }
-PICTURES = {"naflex": {"fit": "native", "max_patches": 6}, "tiles": {"size": 32, "fit": "tiles", "max_tiles": 3}}
+IMAGES = {"naflex": {"fit": "native", "max_patches": 6}, "tiles": {"size": 32, "fit": "tiles", "max_tiles": 3}}
 LANGUAGE = {
     "llama": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"model_type": "mistral", "num_key_value_heads": 2},
@@ -151,7 +151,7 @@ def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, lan
                 "config": {**small, **VISION[vision]},
                 "levels": [1, 2],
                 "output_level": -2,  # the last layer is computed, and has no backward pass
-                "picture": PICTURES.get(vision, {"size": 32}),
+                "image": IMAGES.get(vision, {"size": 32}),
             },
             "delta": {"tokens": 4, "layers": 2, "width": 32, "heads": 2, "intermediate": 48},
             "language": {"config": {**small, "vocab_size": 96, **LANGUAGE[language]}, "tokenizer": "none"},
@@ -194,7 +194,7 @@ def test_adapters_and_last_layers_cost_what_torch_counts_and_have_as_many_parame
         assert sum(weight.numel for weight in planned if weight.trains) == trains, part
 
 
-def test_any_batch_costs_the_sum_of_its_tokens_scores_pictures_pairs_and_targets():
+def test_any_batch_costs_the_sum_of_its_tokens_scores_images_pairs_and_targets():
     sizes = sizes_of(load_run("configs/demo.yaml").model)
     shapes = (SHAPE, Shape(1, 7, 0, 0, 0), replace(SHAPE, scores=900), Shape(5, 200, 9, 4, 321))
     for trains in PHASES.values():

@@ -34,7 +34,7 @@ TRIED = ("launch submit", "launch sweep", "launch data")
 REFUSED = {
     "train": "no such folder of shards|no rule 'by_length'",
     "evaluate": "no checkpoint|no such split",
-    "caption": "no checkpoint|no such folder|no such picture",
+    "caption": "no checkpoint|no such folder|no such image",
     "demo-page": "no checkpoint|no such folder",
     "export": "no checkpoint",
     "branch": "no checkpoint",
@@ -61,8 +61,8 @@ PARSED = {
     "launch doctor": "asks Slurm; test_launch_slurm runs it",
     "data caption": "asks a language model; test_captioning runs it",
     "data retrieve": "computes features; test_retrieve runs it",
-    "data render": "minutes of pictures; test_scenes_data runs it",
-    "data compose": "minutes of pictures; test_compose_data runs it",
+    "data render": "minutes of images; test_scenes_data runs it",
+    "data compose": "minutes of images; test_compose_data runs it",
     "data repair": "test_check runs it",
     "data show": "needs torch and a data set; test_data_show runs it",
 }

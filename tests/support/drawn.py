@@ -1,4 +1,4 @@
-"""Pictures of noise in any size, and samples of them."""
+"""Images of noise in any size, and samples of them."""
 
 import io
 
@@ -8,19 +8,19 @@ from PIL import Image
 from onediff.data.sample import Sample
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+def image(size: tuple[int, int], seed: int = 0) -> Image.Image:
     drawn = np.random.default_rng(seed).integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(drawn).resize(size, Image.Resampling.BICUBIC)
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
 def pair(number: int, *sizes: tuple[int, int]) -> Sample:
-    files = {role: png(picture(size, number)) for role, size in zip(("before", "after"), sizes, strict=False)}
+    files = {role: png(image(size, number)) for role, size in zip(("before", "after"), sizes, strict=False)}
     if len(sizes) == 1:
         files = {"image": files["before"]}
-    return Sample(f"{number}", "s", "t", "train", captions=("a red cube was added",), pictures=files)
+    return Sample(f"{number}", "s", "t", "train", captions=("a red cube was added",), images=files)

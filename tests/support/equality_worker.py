@@ -8,7 +8,7 @@ from pathlib import Path
 def main() -> None:
     """argv[2]: a run's YAML; argv[3]: where the runs go; argv[4]: ZeRO stages and overrides, as JSON."""
     from onediff.config.compose import load_run
-    from onediff.parallel.agreement import together
+    from onediff.parallel.agreement import raise_on_all_ranks
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
     from onediff.runs.folder import RunFolder
@@ -22,7 +22,7 @@ def main() -> None:
         config = load_run(sys.argv[2], words)
         topology = create_topology(config.parallel, ranks)
         folder = RunFolder(Path(sys.argv[3]) / str(stage))
-        with together():
+        with raise_on_all_ranks():
             if ranks.rank == 0:
                 prepare(folder, config)
         tracker = open_tracker(config, folder, topology, "here") if ranks.rank == 0 else None

@@ -12,7 +12,7 @@ LENGTHS = (11, 7)
 
 
 def sequences() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Embeddings `[1, tokens, width]`, as of pictures and words, and the words' ids `[1, tokens]`."""
+    """Embeddings `[1, tokens, width]`, as of images and words, and the words' ids `[1, tokens]`."""
     generator = torch.Generator().manual_seed(1)
     return [
         (0.5 * torch.randn(1, n, WIDTH, generator=generator), torch.randint(3, 60, (1, n), generator=generator))
@@ -42,8 +42,8 @@ def rows_of(samples: list[list[int]], tokens: int, packed: bool) -> tuple[torch.
         token_ids=ids,
         position_ids=positions,
         segment_ids=segments,
-        pictures=none,
-        picture_places=none,
+        images=none,
+        image_places=none,
         pairs=0,
         delta_places=none,
         target_places=where,

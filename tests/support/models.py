@@ -1,7 +1,7 @@
 """A OneDiff of some thousand parameters and rows for it."""
 
 import torch
-from streams import DELTA_TOKENS, PICTURE_TOKENS, SIZE, members, row_maker
+from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, members, row_maker
 
 from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
@@ -21,7 +21,7 @@ TINY = {
             "patch_size": SIZE // 2,
         },
         "levels": [1, 2, 3],
-        "picture": {"size": SIZE},
+        "image": {"size": SIZE},
     },
     "delta": {"tokens": DELTA_TOKENS, "layers": 3, "width": 16, "heads": 2, "intermediate": 24},
     "language": {
@@ -44,7 +44,7 @@ TINY = {
 
 def tiny_config() -> ModelConfig:
     config = ModelConfig.model_validate(TINY)
-    assert (config.vision.picture.size // (SIZE // 2)) ** 2 == PICTURE_TOKENS
+    assert (config.vision.image.size // (SIZE // 2)) ** 2 == IMAGE_TOKENS
     return config
 
 

@@ -1,4 +1,4 @@
-"""Small pictures and raw data sets in their own layouts, made for the tests of readers."""
+"""Small images and raw data sets in their own layouts, made for the tests of readers."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def pixels(seed: int, width: int = 40, height: int = 30) -> np.ndarray:
-    """A smooth picture `[height, width, 3]`, another one for each seed."""
+    """A smooth image `[height, width, 3]`, another one for each seed."""
     y, x = np.mgrid[0:height, 0:width]
     channels = [(x * (seed % 5 + 1) * 3), (y * (seed % 7 + 1) * 2), (x + y + seed * 31)]
     return np.stack([channel % 256 for channel in channels], -1).astype(np.uint8)
@@ -45,8 +45,8 @@ def table(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def numbered_pictures(folder: Path) -> Path:
-    """A folder with pictures `0.png … 5.png` and `0.jpg … 5.jpg`."""
+def numbered_images(folder: Path) -> Path:
+    """A folder with images `0.png … 5.png` and `0.jpg … 5.jpg`."""
     for number in range(6):
         put(folder / f"{number}.png", encoded(number))
         put(folder / f"{number}.jpg", encoded(number, "JPEG"))

@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image
 
 from onediff.config.data import DataConfig, PromptConfig
-from onediff.config.model import LanguageConfig, PictureConfig
+from onediff.config.model import ImageConfig, LanguageConfig
 from onediff.data.loader import Loader, Share
 from onediff.data.position import Position
 from onediff.data.prompts import Prompter
-from onediff.data.rows import RowMaker
+from onediff.data.rows import Processor
 from onediff.data.stream import Source, Stream
 from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
 
-SIZE, PATCH, PICTURE_TOKENS, DELTA_TOKENS = 8, 4, 4, 3
+SIZE, PATCH, IMAGE_TOKENS, DELTA_TOKENS = 8, 4, 4, 3
 WORDS = "a red cube was added to the left of two small blue balls and then one more was taken away"
 
 
@@ -44,15 +44,15 @@ def members(kind: str, number: int, name: str) -> dict[str, bytes]:
 
 def spoilt(good: dict[str, bytes], fault: str) -> dict[str, bytes]:
     """A sample with one fault, named by the kind that it is counted as."""
-    picture = next((suffix for suffix in reversed(good) if suffix.endswith("png")), "")
-    if fault == "bad_picture":
-        return {**good, picture: good[picture][:40] + b"\0" * 30}
+    image = next((suffix for suffix in reversed(good) if suffix.endswith("png")), "")
+    if fault == "bad_image":
+        return {**good, image: good[image][:40] + b"\0" * 30}
     if fault == "bad_json":
         return {**good, "json": good["json"][:-9]}
     if fault == "missing_half":
         return {suffix: data for suffix, data in good.items() if suffix != "after.png"}
     assert fault == "too_many_pixels"
-    return {**good, picture: png(0, 200, 200)}
+    return {**good, image: png(0, 200, 200)}
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -95,10 +95,10 @@ PROMPT = PromptConfig(
 )
 
 
-def row_maker(picture: PictureConfig | None = None, patch: int = PATCH, **data: object) -> RowMaker:
+def row_maker(image: ImageConfig | None = None, patch: int = PATCH, **data: object) -> Processor:
     config = DataConfig(sets={"none": {"path": "."}}, max_pixels=10_000, prompt=PROMPT, **data)
     prompter = Prompter(tokenizer(), config.prompt, DELTA_TOKENS)
-    return RowMaker(prompter, picture or PictureConfig(size=SIZE), config, patch)
+    return Processor(prompter, image or ImageConfig(size=SIZE), config, patch)
 
 
 def stream(

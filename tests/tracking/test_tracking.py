@@ -140,7 +140,7 @@ def test_scrubbed_names():
 
 
 def test_table(tmp_path):
-    """Pictures given as path, array and image; a column that some rows lack; text that looks like HTML."""
+    """Images given as path, array and image; a column that some rows lack; text that looks like HTML."""
     Image.new("L", (9, 7), 200).save(tmp_path / "grey.png")
     array = np.zeros((7, 9, 3), np.uint8)
     rows = [
@@ -168,7 +168,7 @@ def test_pace():
 
 
 def test_nothing_raises(tmp_path, caplog):
-    """A metric that is no number, a table without its picture, a manifest that is none: warnings, not exceptions."""
+    """A metric that is no number, a table without its image, a manifest that is none: warnings, not exceptions."""
     tracker = Tracker.open(tmp_path / "run", OFFLINE)
     tracker.log(1, {"loss": "high"})
     tracker.table(1, "samples", [{"before": tmp_path / "missing.png"}])

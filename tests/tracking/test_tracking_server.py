@@ -90,8 +90,8 @@ def test_tree_of_runs(server, tmp_path, monkeypatch):
     one = tracker.phase("one", tags={"started_from": "nothing"})
     for step in range(1, 31):
         one.log(step, {"loss": 1 / step, "loss/source one": 2.0, "bad*name": float("nan")})
-    pictures = {"before": np.zeros((8, 8, 3), np.uint8), "after": np.full((8, 8, 3), 255, np.uint8)}
-    one.table(30, "samples", [{**pictures, "reference": "a cube was added", "prediction": "<b>a ball</b>"}])
+    images = {"before": np.zeros((8, 8, 3), np.uint8), "after": np.full((8, 8, 3), 255, np.uint8)}
+    one.table(30, "samples", [{**images, "reference": "a cube was added", "prediction": "<b>a ball</b>"}])
     one.finish()
     time.sleep(2.5)
     for node in nodes:
@@ -265,10 +265,10 @@ def test_registered_model(server, tmp_path, monkeypatch):
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     save_model(OneDiffModel(config), config, PromptConfig(), tokenizer, tmp_path / "exported", {"run": "test"})
-    pictures = [tmp_path / "before.png", tmp_path / "after.png"]
-    for path, colour in zip(pictures, ("red", "blue"), strict=True):
+    images = [tmp_path / "before.png", tmp_path / "after.png"]
+    for path, colour in zip(images, ("red", "blue"), strict=True):
         Image.new("RGB", (40, 30), colour).save(path)
-    expected = onediff.load(tmp_path / "exported").caption(*pictures)
+    expected = onediff.load(tmp_path / "exported").caption(*images)
     assert expected
 
     run = tmp_path / "run"
@@ -285,8 +285,8 @@ def test_registered_model(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     loaded = mlflow.pyfunc.load_model("models:/captioner@best")
     assert loaded.metadata.signature.inputs.input_names() == ["before", "after"]
-    coded = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
-    table = pd.DataFrame([[str(path) for path in pictures], coded], columns=["before", "after"])
+    coded = [base64.b64encode(path.read_bytes()).decode() for path in images]
+    table = pd.DataFrame([[str(path) for path in images], coded], columns=["before", "after"])
     assert list(loaded.predict(table)) == [expected, expected]
     assert len(loaded.predict(loaded.input_example)) == 1
     assert client.get_run(version.run_id).info.status == "FINISHED"

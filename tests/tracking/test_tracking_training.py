@@ -139,15 +139,15 @@ def test_the_registered_models_say_what_onediff_caption_says(server, run, data, 
 
     heldout = HeldOut.open(data / "pairs" / "test", 1)
     (pair,) = heldout.references
-    pictures = []
+    images = []
     for role in ("before", "after"):
-        pictures.append(str(tmp_path / f"{role}.png"))
-        Path(pictures[-1]).write_bytes(heldout.sample(pair).pictures[role])
-    done = onediff(["caption", *pictures, "--model", str(run)])
+        images.append(str(tmp_path / f"{role}.png"))
+        Path(images[-1]).write_bytes(heldout.sample(pair).images[role])
+    done = onediff(["caption", *images, "--model", str(run)])
     assert done.returncode == 0, done.stderr
     import pandas as pd
 
-    table = pd.DataFrame([pictures], columns=["before", "after"])
+    table = pd.DataFrame([images], columns=["before", "after"])
     for name in ("models:/onediff-demo@best", "models:/onediff-demo/latest", "models:/small@reviewed"):
         assert list(mlflow.pyfunc.load_model(name).predict(table)) == [done.stdout.strip()], name
     table.to_csv(tmp_path / "pair.csv", index=False)
@@ -198,7 +198,7 @@ def records(run: Path) -> int:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_people_see_the_captions_and_the_curves(server, run, tmp_path):
-    """MLflow's own pages in headless Chromium: the captions with their pictures, and a curve of the loss."""
+    """MLflow's own pages in headless Chromium: the captions with their images, and a curve of the loss."""
     child = runs(server, "whole")["two"]
     client = MlflowClient(server.url, server.url)
     text = client.load_table(child.info.experiment_id, f"captions/step-{STEPS:08d}/table.json", [child.info.run_id])[
@@ -211,7 +211,7 @@ def test_people_see_the_captions_and_the_curves(server, run, tmp_path):
 
 
 def page(url: str, folder: Path, *wanted: str) -> str:
-    """A page as Chromium shows it once its scripts have brought all of `wanted`; a picture of it lies in `folder`."""
+    """A page as Chromium shows it once its scripts have brought all of `wanted`; an image of it lies in `folder`."""
     words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     words += ["--window-size=1600,1200", "--virtual-time-budget=60000", "--timeout=90000"]
     subprocess.run([*words, f"--screenshot={folder / 'page.png'}", url], check=True, capture_output=True, timeout=300)

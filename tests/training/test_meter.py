@@ -11,14 +11,14 @@ from onediff.plan.architecture import sizes_of
 from onediff.plan.flops import step_flops
 from onediff.plan.gpus import GPUS, gpu_named, gpu_of_device
 from onediff.plan.walk import Shape, Trained
-from onediff.training.meter import Meter, shape_of
+from onediff.training.meter import FlopCounter, shape_of
 
 
 def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():
     config = load_run("configs/demo.yaml")
     phase = config.phases["two"]
     made = batch("pair", "single")
-    meter = Meter(config, phase)
+    meter = FlopCounter(config, phase)
     rates = meter.rates(meter.tflop([made, made]), seconds=0.5)
     flops = step_flops(sizes_of(config.model), shape_of(made, 4), Trained.of(phase))
     assert rates["tflops_per_rank"] == pytest.approx(4 * sum(part.model for part in flops.values()) / 1e12)

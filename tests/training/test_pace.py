@@ -8,23 +8,23 @@ import pytest
 import torch
 
 from onediff.training import pace
-from onediff.training.pace import Pace, own_work
+from onediff.training.pace import StragglerMonitor, own_work
 
 CPU = torch.device("cpu")
 
 
 def test_a_gathering_every_so_many_steps_and_at_the_last():
-    tempo = Pace(3, CPU, loads_itself=False, counts_skipped=True)
-    found = {step: tempo.after(step, 25, 0.1 * step, 0.0, {"bad_picture": step}) for step in range(1, 26)}
+    tempo = StragglerMonitor(3, CPU, loads_itself=False, counts_skipped=True)
+    found = {step: tempo.after(step, 25, 0.1 * step, 0.0, {"bad_image": step}) for step in range(1, 26)}
     assert [step for step, figures in found.items() if figures] == [21, 25]
     assert found[21]["step_seconds/p50"] == pytest.approx(1.1) and found[21]["step_seconds/max"] == pytest.approx(2.1)
     assert found[25]["step_seconds/p50"] == pytest.approx(2.35), "only the steps since the gathering before"
-    assert found[25]["skipped/bad_picture"] == 25
+    assert found[25]["skipped/bad_image"] == 25
     assert found[25]["memory/peak_gib"] == found[25]["memory/peak_gib/rank_0000"] > 0.01
 
 
 def test_skipped_samples_are_added_up_over_ranks_and_restarts(monkeypatch):
-    tempo = Pace(1, CPU, loads_itself=False, counts_skipped=True)
+    tempo = StragglerMonitor(1, CPU, loads_itself=False, counts_skipped=True)
     tempo.before = Counter(too_long=5)
     other = {"skipped": {"too_long": 1, "bad_json": 2}}
     monkeypatch.setattr(pace, "gathered", lambda mine: [mine, other])
@@ -39,7 +39,7 @@ def test_skipped_samples_are_added_up_over_ranks_and_restarts(monkeypatch):
         "cut_answers/pairs": 4,
     }
     monkeypatch.setattr(pace, "gathered", lambda mine: [mine, other])
-    second_of_its_group = Pace(1, CPU, loads_itself=False, counts_skipped=False)
+    second_of_its_group = StragglerMonitor(1, CPU, loads_itself=False, counts_skipped=False)
     assert second_of_its_group.skipped({"too_long": 1}) == other["skipped"]
 
 

@@ -1,4 +1,4 @@
-"""Image-Editing-Request: the instruction that would turn the first picture into the second.
+"""Image-Editing-Request: the instruction that would turn the first image into the second.
 
 Source: Tan, Dernoncourt, Lin, Bui and Bansal, "Expressing Visual Relationships via Language", ACL 2019
 (https://arxiv.org/abs/1906.07689); data and evaluation at https://github.com/airsplay/VisualRelationships.

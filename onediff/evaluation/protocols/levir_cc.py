@@ -1,4 +1,4 @@
-"""LEVIR-CC: what was built or torn down between two satellite pictures.
+"""LEVIR-CC: what was built or torn down between two satellite images.
 
 Source: Liu, Zhao, Chen, Zou and Shi, "Remote Sensing Image Change Captioning With Dual-Branch Transformers", IEEE TGRS
 2022 (https://doi.org/10.1109/TGRS.2022.3218921); evaluation at https://github.com/Chen-Yang-Liu/RSICC.

@@ -60,7 +60,7 @@ class Protocol:
             blank = [caption for caption in captions if not caption.strip()]
             if not captions or (blank and self.empty_references == "refuse"):
                 raise UserError(
-                    f"references: an empty caption for id {pair!r}; protocol {self.name} has none: mend the file"
+                    f"references: an empty caption for id {pair!r}; protocol {self.name} has none: fix the file"
                 )
             kept = list(captions) if self.empty_references == "keep" else [c for c in captions if c.strip()]
             if kept:

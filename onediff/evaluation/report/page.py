@@ -17,7 +17,7 @@ import numpy as np
 from onediff.evaluation.files import write_aside
 from onediff.evaluation.metrics import Scores, require_comparable
 from onediff.evaluation.protocols import protocol as protocol_named
-from onediff.evaluation.report.pictures import Source, thumbnail
+from onediff.evaluation.report.images import Source, thumbnail
 from onediff.evaluation.statistics import TYPE_ACCURACY, corpus_scores
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -34,14 +34,14 @@ def write_report(
     *,
     title: str | None = None,
     beside: Mapping[str, Scores] | None = None,
-    pictures: Source | None = None,
-    picture_bytes: int = 48_000_000,
+    images: Source | None = None,
+    image_bytes: int = 48_000_000,
 ) -> None:
     """Writes the page at `path`.
 
-    `beside` are other systems on the same pairs, such as the floors: columns of the table, and refused (UserError)
-    where they were not computed under the same rules. `pictures` gives the pictures of an id; once thumbnails of
-    `picture_bytes` are in the page, the remaining pairs go without and the page says so. Best, worst and most
+    `beside` are other systems on the same pairs, such as the baselines: columns of the table, and refused (UserError)
+    where they were not computed under the same rules. `images` gives the images of an id; once thumbnails of
+    `image_bytes` are in the page, the remaining pairs go without and the page says so. Best, worst and most
     surprising pairs get theirs first. Raises UserError where `path` cannot be written.
     """
     for other in (beside or {}).values():
@@ -59,10 +59,10 @@ def write_report(
         }
         for i, pair in enumerate(scores.ids)
     ]
-    left_out = add_pictures(pairs, pictures, picture_bytes)
+    left_out = add_images(pairs, images, image_bytes)
     notes = list(scores.notes)
     if left_out:
-        notes.append(f"{left_out} pairs are shown without pictures to bound the size of this page")
+        notes.append(f"{left_out} pairs are shown without images to bound the size of this page")
     data = {
         "title": title or rules.title,
         "facts": {
@@ -86,17 +86,17 @@ def write_report(
 
 
 def write_gallery(path: Path, pairs: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> None:
-    """Writes a page of captions without scores: pairs `{"id", "refs", "pred", "pictures": PairPictures}` as they come.
+    """Writes a page of captions without scores: pairs `{"id", "refs", "pred", "images": PairImages}` as they come.
 
     Raises UserError where `path` cannot be written.
     """
-    found = {pair["id"]: pair["pictures"] for pair in pairs}
+    found = {pair["id"]: pair["images"] for pair in pairs}
     cards = [
         {"id": pair["id"], "type": "", "refs": pair["refs"], "pred": pair["pred"], "scores": [], "rank": [place]}
         for place, pair in enumerate(pairs)
     ]
-    left_out = add_pictures(cards, found.get, 48_000_000)
-    notes = [f"{left_out} pairs are shown without pictures to bound the size of this page"] if left_out else []
+    left_out = add_images(cards, found.get, 48_000_000)
+    notes = [f"{left_out} pairs are shown without images to bound the size of this page"] if left_out else []
     data: dict[str, Any] = {"title": "Captions", "facts": dict(facts), "notes": notes, "pairs": cards}
     write_page(path, {**data, "table": [], "published": [], "groups": [], "metrics": [], "orders": ["as given"]})
 
@@ -126,9 +126,9 @@ def rankings(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
     return {"columns": columns, "ranks": ranks}
 
 
-def add_pictures(pairs: Sequence[dict[str, Any]], pictures: Source | None, limit: int) -> int:
+def add_images(pairs: Sequence[dict[str, Any]], images: Source | None, limit: int) -> int:
     """Puts thumbnails into `pairs`, the most telling first; returns how many pairs go without for want of room."""
-    if pictures is None:
+    if images is None:
         return 0
     side = next(side for most, side in SIDES if len(pairs) <= most)
     used = left_out = 0
@@ -136,10 +136,10 @@ def add_pictures(pairs: Sequence[dict[str, Any]], pictures: Source | None, limit
         if used >= limit:
             left_out += 1
             continue
-        found = pictures(pair["id"])
+        found = images(pair["id"])
         if found is not None:
-            pair["pictures"] = [thumbnail(data, side) if data is not None else None for data in found]
-            used += sum(len(uri) for uri in pair["pictures"] if uri)
+            pair["images"] = [thumbnail(data, side) if data is not None else None for data in found]
+            used += sum(len(uri) for uri in pair["images"] if uri)
     return left_out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.training.checkpoint.folder import LATEST, checkpoints, point, step_of
 from onediff.training.checkpoint.load import load_checkpoint
 from onediff.training.checkpoint.manifest import FILE, read_manifest
@@ -20,7 +20,7 @@ def go_back(engine: Any, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     Returns the changed `extra`. A run that is killed from here on resumes with the changes. Later checkpoints are removed.
     Raises UserError on every rank alike where the checkpoint is damaged.
     """
-    with together():
+    with raise_on_all_ranks():
         if dist.get_rank() == 0:
             # In this order: killed in between, a run comes to the same spike again, and to here.
             point(path.parent, LATEST, step_of(path))

@@ -2,8 +2,8 @@
 
 DeepSpeed keeps the fp32 weights and the optimizer's moments in different places: stage 0 in the parameters themselves (or in
 fp32 copies of them), stages 1 and 2 in one flat range per parameter group, stage 3 in flat groups of per-parameter ranges,
-in memory or swapped to files. Here each becomes a list of `Held`: a range of one parameter, the tensor that the optimizer
-steps on, and where in it.
+in memory or swapped to files. Here each becomes a list of `ParameterShard`: a range of one parameter, the tensor that the
+optimizer steps on, and where in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onediff.training.checkpoint.swapped import is_swapped
 
 
 @dataclass
-class Held:
+class ParameterShard:
     """A range of one parameter on this rank, with its optimizer state."""
 
     name: str
@@ -55,7 +55,7 @@ def optimizer_of(engine: Any) -> torch.optim.Optimizer | None:
     return getattr(engine, "basic_optimizer", None)
 
 
-def held(engine: Any) -> Iterator[Held]:
+def held(engine: Any) -> Iterator[ParameterShard]:
     """Everything this rank holds of the engine's parameters, in the model's own order."""
     stage = engine.zero_optimization_stage()
     copies = _fp32_copies(engine) if stage == 0 else {}
@@ -64,31 +64,33 @@ def held(engine: Any) -> Iterator[Held]:
         if stage == 3:
             yield _of_stage_three(engine, name, parameter, block)
         elif not parameter.requires_grad:
-            yield Held(name, parameter, Piece(block, 0, block.real), parameter, 0, True)
+            yield ParameterShard(name, parameter, Piece(block, 0, block.real), parameter, 0, True)
         elif stage == 0:
-            yield Held(name, parameter, Piece(block, 0, block.real), copies.get(parameter, parameter), 0, True)
+            yield ParameterShard(
+                name, parameter, Piece(block, 0, block.real), copies.get(parameter, parameter), 0, True
+            )
         elif (mapping := parameter._hp_mapping) is not None:
             owner = _flat_groups(engine)[mapping.param_group_index]
             offset, position = mapping.lp_fragment_address.start, mapping.hp_fragment_address.start
             length = _real_length(block, offset, mapping.lp_fragment_address.numel)
-            yield Held(name, parameter, Piece(block, offset, length), owner, position, False)
+            yield ParameterShard(name, parameter, Piece(block, offset, length), owner, position, False)
 
 
-def by_sub_group(part: Held) -> int:
+def by_sub_group(part: ParameterShard) -> int:
     """A key to sort by: first what is in memory, then one swapped sub-group after the other."""
     return -1 if part.swapped is None else part.swapped
 
 
-def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block: Block) -> Held:
+def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block: Block) -> ParameterShard:
     share = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
     offset = share * dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
     piece = Piece(block, min(offset, block.real), _real_length(block, offset, share))
     if not parameter.requires_grad:
-        return Held(name, parameter, piece, parameter.ds_tensor, 0, False)  # type: ignore[attr-defined]
+        return ParameterShard(name, parameter, piece, parameter.ds_tensor, 0, False)  # type: ignore[attr-defined]
     zero = engine.optimizer
     group, position, _ = zero.grad_position[zero.get_param_id(parameter)]
     swapped = group if is_swapped(engine, group) else None
-    return Held(name, parameter, piece, zero.fp32_partitioned_groups_flat[group], position, False, swapped)
+    return ParameterShard(name, parameter, piece, zero.fp32_partitioned_groups_flat[group], position, False, swapped)
 
 
 def _real_length(block: Block, offset: int, length: int) -> int:
@@ -112,7 +114,7 @@ def _fp32_copies(engine: Any) -> Mapping[torch.nn.Parameter, torch.Tensor]:
     return {p: copy for group, copies in pairs for p, copy in zip(group, copies, strict=True)}
 
 
-def moments(engine: Any, part: Held) -> dict[str, torch.Tensor]:
+def moments(engine: Any, part: ParameterShard) -> dict[str, torch.Tensor]:
     """The optimizer's tensors as large as `part.values`; none before the first step or where frozen."""
     return {
         key: value
@@ -121,7 +123,7 @@ def moments(engine: Any, part: Held) -> dict[str, torch.Tensor]:
     }
 
 
-def steps_of(engine: Any, part: Held) -> int | None:
+def steps_of(engine: Any, part: ParameterShard) -> int | None:
     """How many steps the optimizer has made on this range; None where it has no count."""
     state = _state(engine, part.owner)
     step = state.get("step", _group_of(engine, part.owner).get("step") if state else None)
@@ -154,7 +156,7 @@ def _group_of(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
     return next((group for group in groups if any(member is owner for member in group["params"])), {})
 
 
-def create_moments(engine: Any, parts: list[Held]) -> None:
+def create_moments(engine: Any, parts: list[ParameterShard]) -> None:
     """Lets the optimizer make its own tensors for every range, by a step of nothing at all on those that have none.
 
     Gradient and learning rate are zero, so no weight changes; the count of steps is set afterwards.
@@ -175,7 +177,7 @@ def create_moments(engine: Any, parts: list[Held]) -> None:
             optimizer.param_groups[:] = kept
 
 
-def publish(engine: Any, part: Held) -> None:
+def publish(engine: Any, part: ParameterShard) -> None:
     """Under ZeRO-3, puts the weights of a range, which are in memory, where the model is gathered from."""
     if engine.zero_optimization_stage() == 3 and part.owner is not None:
         with torch.no_grad():

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from onediff.config.model import LoraConfig
 from onediff.errors import UserError
-from onediff.parallel.agreement import together
+from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.training.checkpoint.engine_state import (
-    Held,
+    ParameterShard,
     by_sub_group,
     create_moments,
     held,
@@ -46,7 +46,7 @@ def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str
     path = Path(path)
     manifest = _checked(path, verify)
     parts = list(held(engine))
-    with together():
+    with raise_on_all_ranks():
         _must_fit(dict(engine.module.named_parameters()), parts, manifest, path)
         reader = Reader(path, manifest)
         stepped = any(manifest.parameters[part.name].steps is not None for part in parts if part.owner is not None)
@@ -60,7 +60,7 @@ def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str
     return manifest.extra
 
 
-def _fill(engine: Any, parts: list[Held], reader: Reader, stepped: bool) -> None:
+def _fill(engine: Any, parts: list[ParameterShard], reader: Reader, stepped: bool) -> None:
     """Puts weights, moments and counts into ranges that are in memory."""
     if stepped:
         create_moments(engine, parts)
@@ -102,7 +102,7 @@ def load_weights(
     if hasattr(module, "zero_optimization_stage"):
         assert parts is None, "an engine is filled whole"
         ranges = list(held(module))
-        with together():
+        with raise_on_all_ranks():
             reader = Reader(path, manifest)
             weights = Weights(reader, lora)
             weights.must_fit(dict(module.module.named_parameters()))
@@ -116,7 +116,7 @@ def load_weights(
         return
     from onediff.parallel.weights import put_weights
 
-    with together():
+    with raise_on_all_ranks():
         reader = Reader(path, manifest)
         weights = Weights(reader, lora)
         weights.must_fit(dict(module.named_parameters()), parts)
@@ -138,10 +138,10 @@ def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torc
 
 def _checked(path: Path, verify: bool) -> Manifest:
     """The manifest, after every file was checked by one rank or another."""
-    with together():
+    with raise_on_all_ranks():
         manifest = read_manifest(path)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    with together():
+    with raise_on_all_ranks():
         for number, name in enumerate(manifest.files):
             if verify and number % world == rank:
                 check_file(path, name, manifest)

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from onediff.parallel.agreement import from_rank_zero, gathered, together
+from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
-from onediff.training.checkpoint.engine_state import Held, by_sub_group, held, moments, optimizer_of, steps_of
+from onediff.training.checkpoint.engine_state import ParameterShard, by_sub_group, held, moments, optimizer_of, steps_of
 from onediff.training.checkpoint.finite import Finite
 from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
@@ -105,7 +105,7 @@ class CheckpointWriter:
             parameters={},
             buffers=[name for name, _ in _persistent_buffers(engine)],
         )
-        with together():
+        with raise_on_all_ranks():
             if rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
                 writing.mkdir(parents=True)
@@ -140,14 +140,14 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         if pending is None:
             return None
-        with together():
+        with raise_on_all_ranks():
             written = pending.written.result()
         manifest = pending.manifest
         fault = next((fault for fault in gathered(pending.finite.first_fault()) if fault is not None), None)
         if fault is not None:
             self._drop(manifest.step, fault)
         records = gathered((pending.name, written._asdict(), pending.places))
-        with together():
+        with raise_on_all_ranks():
             if dist.get_rank() == 0:
                 manifest.parameters = _merged(records)
                 manifest.files = {name: file for name, file, _ in records}
@@ -159,7 +159,7 @@ class CheckpointWriter:
         return self.folder / name_of(manifest.step)
 
     def _drop(self, step: int, fault: str) -> NoReturn:
-        with together():
+        with raise_on_all_ranks():
             if dist.get_rank() == 0:
                 shutil.rmtree(aside(self.folder, step))
         state, _, parameter = fault.partition("/")
@@ -203,7 +203,7 @@ def _entries(engine: Any, swapped: Swapped) -> tuple[list[Entry], dict[str, Para
     return entries, places
 
 
-def _share(engine: Any, part: Held) -> tuple[int, int]:
+def _share(engine: Any, part: ParameterShard) -> tuple[int, int]:
     """First element and length of what this rank writes of a range: an equal part of it where several ranks hold it."""
     copies, number = 1, 0
     if part.shared:
@@ -216,7 +216,7 @@ def _share(engine: Any, part: Held) -> tuple[int, int]:
     return first, min(each, part.piece.length - first)
 
 
-def _range(swapped: Swapped, part: Held, tensor: torch.Tensor, first: int, length: int) -> torch.Tensor:
+def _range(swapped: Swapped, part: ParameterShard, tensor: torch.Tensor, first: int, length: int) -> torch.Tensor:
     """[length] of the tensor in which `part` lies, or of one of its moments."""
     swapped.bring(part.swapped)
     return part.of(tensor).narrow(0, first, length)

@@ -1,4 +1,4 @@
-"""Pictures small enough to lie inside a page, and where they come from."""
+"""Images small enough to lie inside a page, and where they come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.formats import open_image
 from onediff.data.index import SampleSpan, read_index, read_sample
 from onediff.data.manifest import read_manifest
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 QUALITY = 72
 HEAT_SIDE = 192
-"""Pixels of the longer side of a picture under a heat map: those of the page's largest thumbnails."""
+"""Pixels of the longer side of an image under a heat map: those of the page's largest thumbnails."""
 
 
-class PairPictures(NamedTuple):
-    """Encoded pictures of one pair, of any kind Pillow reads, and both again under their heat maps where there are any."""
+class PairImages(NamedTuple):
+    """Encoded images of one pair, of any kind Pillow reads, and both again under their heat maps where there are any."""
 
     before: bytes
     after: bytes
@@ -34,12 +34,12 @@ class PairPictures(NamedTuple):
     heat_after: bytes | None = None
 
 
-Source = Callable[[str], PairPictures | None]
-"""Gives the pictures of an id, or None where it has none."""
+Source = Callable[[str], PairImages | None]
+"""Gives the images of an id, or None where it has none."""
 
 
-def shard_pictures(folder: Path, ids: Collection[str]) -> Source:
-    """The pictures of `ids` out of a data set folder with a manifest, read only when asked for. Raises UserError.
+def shard_images(folder: Path, ids: Collection[str]) -> Source:
+    """The images of `ids` out of a data set folder with a manifest, read only when asked for. Raises UserError.
 
     Costs one small read for each sample of the data set.
     """
@@ -50,51 +50,51 @@ def shard_pictures(folder: Path, ids: Collection[str]) -> Source:
         with _opened(path) as fd:
             for span in read_index(path):
                 record = tuple(member for member in span.members if member.suffix == "json")
-                # A sample that cannot be read has no pictures to show either.
+                # A sample that cannot be read has no images to show either.
                 with contextlib.suppress(BadSample, ValueError, KeyError, TypeError):
                     pair = str(json.loads(read_sample(fd, SampleSpan(span.key, record))["json"])["id"])
                     if pair in ids:
                         places[pair] = path, span
 
-    def pictures(pair: str) -> PairPictures | None:
+    def images(pair: str) -> PairImages | None:
         if pair not in places:
             return None
         path, span = places[pair]
         with _opened(path) as fd, contextlib.suppress(BadSample):
-            found = parse_sample(read_sample(fd, span), span.key).pictures
-            return PairPictures(found["before"], found["after"]) if "before" in found else None
+            found = parse_sample(read_sample(fd, span), span.key).images
+            return PairImages(found["before"], found["after"]) if "before" in found else None
         return None
 
-    return pictures
+    return images
 
 
-def with_heat(pictures: Source, heat: Mapping[str, str], config: PictureConfig) -> Source:
-    """The pictures of `pictures`, and the same under the maps of `heat` (`heat.packed` texts by id) where there are any.
+def with_heat(images: Source, heat: Mapping[str, str], config: ImageConfig) -> Source:
+    """The images of `images`, and the same under the maps of `heat` (`heat.packed` texts by id) where there are any.
 
-    `config` says which part of a picture the model saw.
+    `config` says which part of an image the model saw.
     """
     from onediff.evaluation.heat import laid_over, png, unpacked
 
-    def heated(pair: str) -> PairPictures | None:
-        found = pictures(pair)
+    def heated(pair: str) -> PairImages | None:
+        found = images(pair)
         if found is None or pair not in heat:
             return found
         before, after = (opened_small(data, HEAT_SIDE) for data in found[:2])
         if before is None or after is None:
             return found
-        return PairPictures(*found[:2], *map(png, laid_over((before, after), unpacked(heat[pair]), config)))
+        return PairImages(*found[:2], *map(png, laid_over((before, after), unpacked(heat[pair]), config)))
 
     return heated
 
 
 def opened_small(data: bytes, side: int) -> Image.Image | None:
-    """The picture, upright and RGB, with its longer side at most `side` pixels; None where it cannot be decoded."""
+    """The image, upright and RGB, with its longer side at most `side` pixels; None where it cannot be decoded."""
     from PIL import Image, ImageOps
 
     try:
-        with open_image(io.BytesIO(data)) as picture:
-            picture.draft("RGB", (side, side))
-            small = ImageOps.exif_transpose(picture).convert("RGB")
+        with open_image(io.BytesIO(data)) as image:
+            image.draft("RGB", (side, side))
+            small = ImageOps.exif_transpose(image).convert("RGB")
             small.thumbnail((side, side))
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
@@ -102,7 +102,7 @@ def opened_small(data: bytes, side: int) -> Image.Image | None:
 
 
 def thumbnail(data: bytes, side: int) -> str | None:
-    """A data URI of the picture with its longer side at most `side` pixels; None where it cannot be decoded."""
+    """A data URI of the image with its longer side at most `side` pixels; None where it cannot be decoded."""
     small = opened_small(data, side)
     if small is None:
         return None

@@ -1,4 +1,4 @@
-"""What a system that does not look at the pictures can reach on the same references."""
+"""What a system that does not look at the images can reach on the same references."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Blind(NamedTuple):
     shuffled: dict[str, str]
 
 
-class Floors(NamedTuple):
+class Baselines(NamedTuple):
     """The best constant caption, and the scores of the two blind systems."""
 
     caption: str
@@ -34,23 +34,23 @@ class Floors(NamedTuple):
     shuffled: Scores
 
 
-def floors(
+def baselines(
     references: Mapping[str, Sequence[str]],
     protocol: str = "plain",
     change_types: Mapping[str, str] | None = None,
     seed: int = 0,
     meteor: bool = False,
-) -> Floors:
-    """Floors under `protocol` for two or more pairs. Without METEOR by default: it takes seconds and moves little."""
+) -> Baselines:
+    """Baselines under `protocol` for two or more pairs. Without METEOR by default: it takes seconds and moves little."""
     rules = protocol_named(protocol)
     blind = blind_answers(references, protocol, seed)
     systems = [blind.constant, blind.shuffled]
     constant, shuffled = score_all(references, systems, rules, change_types, seed=seed, meteor=meteor)
-    return Floors(blind.caption, constant, shuffled)
+    return Baselines(blind.caption, constant, shuffled)
 
 
 def blind_answers(references: Mapping[str, Sequence[str]], protocol: str = "plain", seed: int = 0) -> Blind:
-    """The answers behind `floors`, to be scored together with others by `score_all`."""
+    """The answers behind `baselines`, to be scored together with others by `score_all`."""
     texts = protocol_named(protocol).treated(references)
     caption = best_constant(texts, seed)
     ids = [list(texts)[i] for i in np.random.default_rng(seed).permutation(len(texts))]

@@ -1,4 +1,4 @@
-"""Pictures: the pixels of the Hugging Face image processors, and every kind of file that people have."""
+"""Images: the pixels of the Hugging Face image processors, and every kind of file that people have."""
 
 import io
 import itertools
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageFile
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from onediff.config.model import PictureConfig
-from onediff.data.pictures import decode, fitted, fitted_fast, open_picture
+from onediff.config.model import ImageConfig
+from onediff.data.images import decode, fitted, fitted_fast, open_upright
 from onediff.data.sample import BadSample
 
 RAW = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}
@@ -18,9 +18,9 @@ CLIP = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56
 SIGLIP = SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=3)
 DINOV2 = BitImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, resample=3)
 TOWERS = {
-    "clip": (CLIP, PictureConfig(size=56, fit="crop")),
-    "siglip": (SIGLIP, PictureConfig(size=48, fit="squash")),
-    "dinov2": (DINOV2, PictureConfig(size=56, fit="crop", shorter_side=64)),
+    "clip": (CLIP, ImageConfig(size=56, fit="crop")),
+    "siglip": (SIGLIP, ImageConfig(size=48, fit="squash")),
+    "dinov2": (DINOV2, ImageConfig(size=56, fit="crop", shorter_side=64)),
 }
 
 
@@ -47,9 +47,9 @@ def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(smooth + random.normal(0, 40, smooth.shape), 0, 255).astype(np.uint8))
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form, **options)
+    image.save(out, form, **options)
     return out.getvalue()
 
 
@@ -73,13 +73,13 @@ random_sizes = [tuple(int(n) for n in size) for size in np.random.default_rng(1)
 @pytest.mark.parametrize("size", SIZES + random_sizes)
 def test_pixels_equal_the_image_processor(tower, size):
     processor, config = TOWERS[tower]
-    picture = photograph(*size)
-    theirs = processor(picture, **RAW)["pixel_values"][0]
-    ours = fitted(picture, config)
+    image = photograph(*size)
+    theirs = processor(image, **RAW)["pixel_values"][0]
+    ours = fitted(image, config)
     assert ours.shape == theirs.shape
     assert ours.dtype == np.uint8
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
-    fast = fitted_fast(np.array(picture), config)
+    fast = fitted_fast(np.array(image), config)
     assert fast.flags.c_contiguous
     # Noise is the worst case, above all where it is scaled by little: the vector code rounds its weights to 16 bits.
     assert np.abs(fast.astype(int) - theirs.astype(int)).max() <= 10
@@ -89,42 +89,42 @@ def test_pixels_equal_the_image_processor(tower, size):
 @pytest.mark.parametrize("band", [1 << 22, 1000])
 @pytest.mark.parametrize("size", SIZES + random_sizes)
 def test_padded_pixels_are_those_of_llava_1_5(size, band, monkeypatch):
-    monkeypatch.setattr("onediff.data.pictures.BAND_PIXELS", band)
-    picture, config = photograph(*size), PictureConfig(size=56)
+    monkeypatch.setattr("onediff.data.images.BAND_PIXELS", band)
+    image, config = photograph(*size), ImageConfig(size=56)
     assert config.fit == "pad", "where nothing is said"
-    square = expand2square(picture, tuple(int(x * 255) for x in CLIP.image_mean))
+    square = expand2square(image, tuple(int(x * 255) for x in CLIP.image_mean))
     theirs = CLIP(square, **RAW)["pixel_values"][0]
-    assert np.array_equal(fitted(picture, config), theirs)
-    fast = fitted_fast(np.array(picture), config).astype(int)
+    assert np.array_equal(fitted(image, config), theirs)
+    fast = fitted_fast(np.array(image), config).astype(int)
     assert np.abs(fast - theirs).max() <= 10
     assert np.abs(fast - theirs).mean() < 0.5
 
 
-def test_a_change_at_the_edge_of_a_wide_picture_is_seen_unless_it_is_cropped_away():
+def test_a_change_at_the_edge_of_a_wide_image_is_seen_unless_it_is_cropped_away():
     before, after = photograph(200, 100), photograph(200, 100)
     after.paste("red", (0, 30, 30, 70))
     for pixels, fit in itertools.product(("exact", "fast"), ("crop", "pad")):
-        config = PictureConfig(size=56, fit=fit)
-        inputs = [decode(encoded(picture), config, pixels=pixels) for picture in (before, after)]
+        config = ImageConfig(size=56, fit=fit)
+        inputs = [decode(encoded(image), config, pixels=pixels) for image in (before, after)]
         assert np.array_equal(*inputs) == (fit == "crop")
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 @pytest.mark.parametrize("size", [(400_000, 1), (1, 400_000)])
-def test_a_picture_too_narrow_to_be_scaled_is_a_bad_sample(fit, size):
+def test_an_image_too_narrow_to_be_scaled_is_a_bad_sample(fit, size):
     """A few bytes of file that would take half a gigabyte at the tower's size."""
     for pixels in ("exact", "fast"):
         with pytest.raises(BadSample, match="too narrow to be scaled"):
-            decode(encoded(Image.new("1", size)), PictureConfig(size=336, fit=fit), pixels=pixels)
+            decode(encoded(Image.new("1", size)), ImageConfig(size=336, fit=fit), pixels=pixels)
 
 
 def test_the_difference_that_is_tested_for_can_be_seen():
     """Another resampling or another cut is more than one grey level away."""
-    picture = photograph(97, 60)
-    theirs = TOWERS["clip"][0](picture, **RAW)["pixel_values"][0].astype(int)
-    shifted = fitted(picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 1, 0, 1, 0)), TOWERS["clip"][1])
+    image = photograph(97, 60)
+    theirs = TOWERS["clip"][0](image, **RAW)["pixel_values"][0].astype(int)
+    shifted = fitted(image.transform(image.size, Image.Transform.AFFINE, (1, 0, 1, 0, 1, 0)), TOWERS["clip"][1])
     assert np.abs(shifted.astype(int) - theirs).max() > 1
-    assert np.abs(fitted(picture, PictureConfig(size=56, fit="squash")).astype(int) - theirs).max() > 1
+    assert np.abs(fitted(image, ImageConfig(size=56, fit="squash")).astype(int) - theirs).max() > 1
 
 
 def test_normalised_pixels_equal_the_image_processor():
@@ -132,19 +132,19 @@ def test_normalised_pixels_equal_the_image_processor():
     from onediff.model.vision import VisionTower
 
     processor, config = TOWERS["clip"]
-    picture = photograph(97, 60)
-    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    image = photograph(97, 60)
+    theirs = processor(image, return_tensors="np")["pixel_values"][0]
     arch = {"model_type": "clip_vision_model", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    tower = VisionTower(VisionConfig(config={**arch, "image_size": 56, "patch_size": 14}, levels=(1,), picture=config))
-    ours = (fitted(picture, config)[None] / 255 - tower.mean.numpy()) / tower.std.numpy()
+    tower = VisionTower(VisionConfig(config={**arch, "image_size": 56, "patch_size": 14}, levels=(1,), image=config))
+    ours = (fitted(image, config)[None] / 255 - tower.mean.numpy()) / tower.std.numpy()
     assert np.abs(ours[0] - theirs).max() < 2 / 255 / 0.26
 
 
 def red_left(mode: str = "RGB") -> Image.Image:
     """Left half red, right half blue."""
-    picture = Image.new("RGB", (40, 20), "blue")
-    picture.paste("red", (0, 0, 20, 20))
-    return picture.convert(mode)
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (0, 0, 20, 20))
+    return image.convert(mode)
 
 
 @pytest.mark.parametrize(
@@ -152,43 +152,43 @@ def red_left(mode: str = "RGB") -> Image.Image:
 )
 def test_modes_and_formats(form, mode):
     options = {"lossless": True} if form == "WEBP" else {"quality": 95} if form == "JPEG" else {}
-    pixels = np.asarray(open_picture(encoded(red_left(mode), form, **options), 10_000)).astype(int)
+    pixels = np.asarray(open_upright(encoded(red_left(mode), form, **options), 10_000)).astype(int)
     assert np.abs(pixels[10, 5] - (255, 0, 0)).max() < 30
     assert np.abs(pixels[10, 35] - (0, 0, 255)).max() < 30
 
 
-def test_grey_pictures_keep_their_levels():
+def test_grey_images_keep_their_levels():
     levels = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (8, 1))
-    eight = open_picture(encoded(Image.fromarray(levels)), 10_000)
-    sixteen = open_picture(encoded(Image.fromarray(levels.astype(np.uint16) * 257)), 10_000)
-    with_alpha = open_picture(encoded(Image.fromarray(levels).convert("LA")), 10_000)
-    for picture in (eight, sixteen, with_alpha):
-        assert picture.mode == "RGB"
-        assert np.abs(np.asarray(picture)[..., 1].astype(int) - levels).max() <= 1
+    eight = open_upright(encoded(Image.fromarray(levels)), 10_000)
+    sixteen = open_upright(encoded(Image.fromarray(levels.astype(np.uint16) * 257)), 10_000)
+    with_alpha = open_upright(encoded(Image.fromarray(levels).convert("LA")), 10_000)
+    for image in (eight, sixteen, with_alpha):
+        assert image.mode == "RGB"
+        assert np.abs(np.asarray(image)[..., 1].astype(int) - levels).max() <= 1
 
 
 def test_black_and_white():
-    picture = open_picture(encoded(Image.new("1", (4, 4), 1)), 100)
-    assert np.asarray(picture).min() == 255
+    image = open_upright(encoded(Image.new("1", (4, 4), 1)), 100)
+    assert np.asarray(image).min() == 255
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_white(mode):
-    picture = Image.new("RGBA", (6, 6), (0, 0, 0, 0))
-    picture.paste((0, 0, 0, 255), (0, 0, 3, 6))
+    image = Image.new("RGBA", (6, 6), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 3, 6))
     if mode == "P":
-        picture = picture.convert("RGB").quantize(2)
-        data = encoded(picture, transparency=picture.getpixel((5, 5)))
-        assert np.asarray(open_picture(data, 100)).min() == 255
+        image = image.convert("RGB").quantize(2)
+        data = encoded(image, transparency=image.getpixel((5, 5)))
+        assert np.asarray(open_upright(data, 100)).min() == 255
         return
-    pixels = np.asarray(open_picture(encoded(picture.convert(mode)), 100))
+    pixels = np.asarray(open_upright(encoded(image.convert(mode)), 100))
     assert (pixels[:, :3] == 0).all()
     assert (pixels[:, 3:] == 255).all()
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_exif_orientation_is_applied(orientation):
-    """The stored picture is what a camera held that way writes; the one that is read is upright."""
+    """The stored image is what a camera held that way writes; the one that is read is upright."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -202,7 +202,7 @@ def test_exif_orientation_is_applied(orientation):
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    read = open_picture(encoded(stored, exif=exif), 10_000)
+    read = open_upright(encoded(stored, exif=exif), 10_000)
     assert read.size == (40, 24)
     assert np.array_equal(np.asarray(read), np.asarray(upright))
 
@@ -219,25 +219,25 @@ def promising(side: int) -> bytes:
 def test_the_size_is_read_before_anything_is_decoded(monkeypatch):
     """A header that promises 30,000 × 30,000 pixels costs nothing."""
     loaded = []
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture: loaded.append(picture.size))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loaded.append(image.size))
     for side in (11_000, 30_000):
         with pytest.raises(BadSample, match=rf"{side} × {side} pixels|{side * side} pixels") as refused:
-            decode(promising(side), PictureConfig(size=8), max_pixels=100_000_000)
+            decode(promising(side), ImageConfig(size=8), max_pixels=100_000_000)
         assert refused.value.kind == "too_many_pixels"
     assert not loaded
     monkeypatch.undo()
-    assert decode(encoded(Image.new("L", (10, 10))), PictureConfig(size=8), max_pixels=100).shape == (3, 8, 8)
+    assert decode(encoded(Image.new("L", (10, 10))), ImageConfig(size=8), max_pixels=100).shape == (3, 8, 8)
     with pytest.raises(BadSample, match="10 × 11 pixels"):
-        decode(encoded(Image.new("L", (10, 11))), PictureConfig(size=8), max_pixels=109)
+        decode(encoded(Image.new("L", (10, 11))), ImageConfig(size=8), max_pixels=109)
 
 
-def test_damaged_pictures_are_bad_samples():
+def test_damaged_images_are_bad_samples():
     whole = encoded(photograph(60, 60), "JPEG")
     png = encoded(photograph(60, 60))
-    for data in (b"", b"not a picture", whole[:200], png[: len(png) // 2], whole[:2] + b"\0" * 50):
+    for data in (b"", b"not an image", whole[:200], png[: len(png) // 2], whole[:2] + b"\0" * 50):
         with pytest.raises(BadSample) as refused:
-            decode(data, PictureConfig(size=8))
-        assert refused.value.kind == "bad_picture"
+            decode(data, ImageConfig(size=8))
+        assert refused.value.kind == "bad_image"
         assert "\n" not in str(refused.value)
 
 
@@ -274,8 +274,8 @@ def test_jpegs_that_are_not_rgb_are_pillow_s_in_the_fast_way_too(mode):
     assert np.abs(decode(data, config).astype(int) - decode(data, config, pixels="fast").astype(int)).max() <= 10
 
 
-def test_both_ways_refuse_the_same_pictures():
-    """JPEGs cut, flipped, or with something behind them: both give a picture or both refuse it, for the same reason."""
+def test_both_ways_refuse_the_same_images():
+    """JPEGs cut, flipped, or with something behind them: both give an image or both refuse it, for the same reason."""
     whole, config, random = encoded(photograph(60, 80), "JPEG"), TOWERS["clip"][1], np.random.default_rng(0)
     damaged = [whole[: len(whole) // 2], whole[:100], whole + b"more", b"", whole[:-2]]
     for _ in range(60):

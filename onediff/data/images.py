@@ -1,4 +1,4 @@
-"""Picture bytes to the tower's uint8 input: exactly the pixels of the Hugging Face image processors, or nearly and faster.
+"""Image bytes to the tower's uint8 input: exactly the pixels of the Hugging Face image processors, or nearly and faster.
 
 Decoding and scaling are most of what a stream costs. Of a JPEG of 768 × 576 pixels, scaled to 336, Pillow decodes in a third
 of its time and scales in two thirds; libjpeg-turbo called without Pillow, and torch's vector code for the same filter, need
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
-from onediff.config.model import PictureConfig
+from onediff.config.model import ImageConfig
 from onediff.data.formats import kind_of, open_image, to_eight_bits
 from onediff.data.geometry import crop_place, pad_place
 from onediff.data.sample import BadSample
@@ -28,53 +28,53 @@ from onediff.data.sample import BadSample
 ORIENTATION = 0x0112
 """EXIF tag."""
 MOST_PIXELS = 100_000_000
-"""Pixels that scaling may make of one picture on the way to the tower's few; no photograph comes near."""
+"""Pixels that scaling may make of one image on the way to the tower's few; no photograph comes near."""
 BAND_PIXELS = 1 << 22
 """Pixels of a band that is padded at a time."""
 ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation", b"com.adobe.xmp")
 """One of these stands in every JPEG and PNG that has an orientation."""
 
 
-def open_picture(data: bytes, max_pixels: int) -> Image.Image:
-    """An RGB picture, upright by its EXIF orientation, transparency laid on white.
+def open_upright(data: bytes, max_pixels: int) -> Image.Image:
+    """An RGB image, upright by its EXIF orientation, transparency laid on white.
 
     The size is read from the header before anything is decoded. Raises BadSample.
     """
-    with _judged(data, max_pixels) as picture:
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
+    with _judged(data, max_pixels) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
         return to_rgb(upright)
 
 
 @contextmanager
 def _judged(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture, not decoded yet. Raises BadSample for what is none, and for what Pillow says inside."""
+    """The image, not decoded yet. Raises BadSample for what is none, and for what Pillow says inside."""
     try:
-        with open_image(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise BadSample("too_many_pixels", f"{picture.width} × {picture.height} pixels")
-            yield picture
+        with open_image(io.BytesIO(data)) as image:
+            if image.width * image.height > max_pixels:
+                raise BadSample("too_many_pixels", f"{image.width} × {image.height} pixels")
+            yield image
     except BadSample:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, from the header as well
         raise BadSample("too_many_pixels", str(error)) from None
     except UnidentifiedImageError:
-        raise BadSample("bad_picture", f"{kind_of(data)}, or cut short") from None
+        raise BadSample("bad_image", f"{kind_of(data)}, or cut short") from None
     except Exception as error:  # Pillow's plugins raise whatever their format's parser stumbles over
-        raise BadSample("bad_picture", f"{type(error).__name__}: {error}") from None
+        raise BadSample("bad_image", f"{type(error).__name__}: {error}") from None
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: grey of more bits scaled to 8, transparency laid on white."""
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return Image.fromarray(to_eight_bits(np.asarray(picture))).convert("RGB")
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        with_alpha = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(to_eight_bits(np.asarray(image))).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, with_alpha).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 Filter = Literal["bicubic", "bilinear"]
@@ -82,13 +82,13 @@ Scale = Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.uint8]]
 """Bicubic scaling of pixels `[height, width, 3]` to a width and height."""
 
 
-def fitted(picture: Image.Image, config: PictureConfig, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def fitted(image: Image.Image, config: ImageConfig, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """`[3, size, size]` uint8, in `out` if given: scaled to the tower's square as `config.fit` says. Raises BadSample."""
-    return _laid(_fit(np.asarray(picture), config, scaled_exactly), out)
+    return _laid(_fit(np.asarray(image), config, scaled_exactly), out)
 
 
 def fitted_fast(
-    pixels: NDArray[np.uint8], config: PictureConfig, out: NDArray[np.uint8] | None = None
+    pixels: NDArray[np.uint8], config: ImageConfig, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
     """What `fitted` gives, but for the rounding of its weights, from pixels `[height, width, 3]`. Raises BadSample."""
     return _laid(_fit(pixels, config, scaled_fast), out)
@@ -107,15 +107,15 @@ def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter
     return interpolate(batch, size[::-1], mode=filter, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def cropped(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> NDArray[np.uint8]:
-    """The middle square, `[size, size, 3]`, of the picture scaled by its shorter side."""
+def cropped(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArray[np.uint8]:
+    """The middle square, `[size, size, 3]`, of the image scaled by its shorter side."""
     scaled, left, top = crop_place(pixels.shape[1::-1], config)
     _require_room(pixels, *scaled)
     return scale(pixels, scaled)[top : top + config.size, left : left + config.size]
 
 
-def padded(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> NDArray[np.uint8]:
-    """The whole picture amid a square of the mean colour, `[size, size, 3]`, as LLaVA-1.5's `expand2square` makes it.
+def padded(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArray[np.uint8]:
+    """The whole image amid a square of the mean colour, `[size, size, 3]`, as LLaVA-1.5's `expand2square` makes it.
 
     Filters scale width before height, with bytes between. So the width is scaled first, a band of rows at a time, and
     only then come the rows of padding: the same bytes, though the large square is never made.
@@ -135,7 +135,7 @@ def padded(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> ND
     return scale(narrow, (config.size, config.size))
 
 
-def _fit(pixels: NDArray[np.uint8], config: PictureConfig, scale: Scale) -> NDArray[np.uint8]:
+def _fit(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArray[np.uint8]:
     """`[size, size, 3]`. Raises BadSample."""
     if config.fit == "crop":
         return cropped(pixels, config, scale)
@@ -153,7 +153,7 @@ def _plain(height: int, width: int, colour: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def _require_room(pixels: NDArray[np.uint8], width: int, height: int) -> None:
-    """Raises BadSample for a picture so narrow that scaling it would fill the memory: a million pixels long, one wide."""
+    """Raises BadSample for an image so narrow that scaling it would fill the memory: a million pixels long, one wide."""
     if width * height > MOST_PIXELS:
         raise BadSample("too_many_pixels", f"{pixels.shape[1]} × {pixels.shape[0]} pixels, too narrow to be scaled")
 
@@ -167,42 +167,42 @@ def _laid(square: NDArray[np.uint8], out: NDArray[np.uint8] | None) -> NDArray[n
 
 def decode(
     data: bytes,
-    config: PictureConfig,
+    config: ImageConfig,
     max_pixels: int = 100_000_000,
     pixels: Literal["fast", "exact"] = "exact",
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Encoded picture bytes to `[3, size, size]` uint8, in `out` if given. Raises BadSample."""
+    """Encoded image bytes to `[3, size, size]` uint8, in `out` if given. Raises BadSample."""
     if pixels == "exact":
-        return fitted(open_picture(data, max_pixels), config, out)
+        return fitted(open_upright(data, max_pixels), config, out)
     plain = _plain_jpeg(data, max_pixels)
-    return fitted_fast(np.array(open_picture(data, max_pixels)) if plain is None else plain, config, out)
+    return fitted_fast(np.array(open_upright(data, max_pixels)) if plain is None else plain, config, out)
 
 
 def opened(data: bytes, max_pixels: int, pixels: Literal["fast", "exact"]) -> NDArray[np.uint8]:
-    """`[height, width, 3]`: a picture in its own size, upright, RGB. Raises BadSample."""
+    """`[height, width, 3]`: an image in its own size, upright, RGB. Raises BadSample."""
     plain = _plain_jpeg(data, max_pixels) if pixels == "fast" else None
-    return np.array(open_picture(data, max_pixels)) if plain is None else plain
+    return np.array(open_upright(data, max_pixels)) if plain is None else plain
 
 
 def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """Width and height of the picture that `open_picture` gives, from the header alone. Raises BadSample."""
-    with _judged(data, max_pixels) as picture:
-        width, height = picture.size
+    """Width and height of the image that `open_upright` gives, from the header alone. Raises BadSample."""
+    with _judged(data, max_pixels) as image:
+        width, height = image.size
         # Of most kinds Pillow looks for an orientation in all of the file.
-        if picture.format in ("JPEG", "PNG") and not any(mark in data for mark in ORIENTATION_MARKS):
+        if image.format in ("JPEG", "PNG") and not any(mark in data for mark in ORIENTATION_MARKS):
             return width, height
-        return (height, width) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+        return (height, width) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
-    """The pixels of an upright RGB JPEG without fault; None for every other picture, of which Pillow is the judge."""
+    """The pixels of an upright RGB JPEG without fault; None for every other image, of which Pillow is the judge."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "RGB") or width * height > max_pixels or _may_be_turned(data):
             return None
         return simplejpeg.decode_jpeg(data)
-    except Exception:  # as above, whatever the parsers stumble over: open_picture says what it is
+    except Exception:  # as above, whatever the parsers stumble over: open_upright says what it is
         return None
 
 

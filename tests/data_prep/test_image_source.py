@@ -1,11 +1,11 @@
-"""data_prep.images: pictures out of archives, and archives that are refused."""
+"""data_prep.image_source: images out of archives, and archives that are refused."""
 
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from raw_data import PAIR, encoded, numbered_pictures, put, table, tar_with
+from raw_data import PAIR, encoded, numbered_images, put, table, tar_with
 from test_readers import convert, records
 
 from onediff.data.index import read_index
@@ -14,7 +14,7 @@ from onediff.data.manifest import read_manifest
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return numbered_pictures(tmp_path)
+    return numbered_images(tmp_path)
 
 
 HOSTILE = {
@@ -27,7 +27,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("fault", HOSTILE)
-def test_a_hostile_tar_of_pictures_is_refused(folder: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hostile_tar_of_images_is_refused(folder: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     build, line = HOSTILE[fault]
     archive = build(folder / "images.tar")
     code, _, error = convert(
@@ -62,7 +62,7 @@ def test_hostile_zips_are_refused_or_their_members_skipped(folder: Path, capsys:
     lying = (folder / "liar.zip").read_bytes().replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     put(folder / "liar.zip", lying)
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "liar.zip")
-    assert (code, "bad_picture: t.csv row 1: '1.png' cannot be unpacked: Bad CRC-32" in error) == (2, True)
+    assert (code, "bad_image: t.csv row 1: '1.png' cannot be unpacked: Bad CRC-32" in error) == (2, True)
     with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", encoded(0))
         archive.writestr("1.png", bytes(300_000_000))
@@ -71,7 +71,7 @@ def test_hostile_zips_are_refused_or_their_members_skipped(folder: Path, capsys:
     assert "too_large: t.csv row 1: '1.png' has 300,000,000 bytes, more than" in error
 
 
-def test_pictures_from_a_plain_tar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_from_a_plain_tar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = tar_with(folder / "images.tar", "1.png")
     path = table(folder / "t.csv", [PAIR])
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", archive)
@@ -80,7 +80,7 @@ def test_pictures_from_a_plain_tar(folder: Path, capsys: pytest.CaptureFixture[s
     assert len(read_index(manifest.path(manifest.shards[0]))) == 1
 
 
-def test_pictures_from_archives_in_the_image_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_from_archives_in_the_image_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(folder / "shards/0.png", encoded(0))
     put(folder / "shards/1.png", encoded(1))
     tar_with(folder / "shards/000.tar", "./a/1.png")

@@ -1,0 +1,195 @@
+"""Where the images of a raw data set come from: a folder, archives in it, a tar or a zip, or hosts that the user named."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_prep.web import MAX_BYTES, check_url, fetch, is_url
+from onediff.data.index import scan_members
+from onediff.data.sample import BadSample
+from onediff.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+def inside(path: str, where: str) -> str:
+    """`path` in plain form, relative. Raises UserError when it is absolute or leaves its folder."""
+    archive, member = split_member(path)
+    if member:
+        return f"{inside(archive, where)}#{inside(member, where)}"
+    plain = os.path.normpath(path.replace("\\", "/"))
+    if plain.startswith(("/", "../")) or plain == ".." or (len(plain) > 1 and plain[1] == ":"):
+        raise UserError(f"{where}: the path {path!r} leaves the image folder; name that folder with --images")
+    return plain
+
+
+def split_member(path: str) -> tuple[str, str]:
+    """`shards/000.tar#1.jpg` as archive and member; the member is empty where `path` names a file."""
+    archive, _, member = path.partition("#")
+    return (archive, member) if archive.lower().endswith((".tar", ".zip")) else (path, "")
+
+
+class Folder:
+    """Images in a folder and the folders below it, and in their archives.
+
+    A name in other case or with another suffix is found too.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listings: dict[str, dict[str, str]] = {}
+        self._archives: dict[str, Archive] = {}
+
+    def read(self, path: str) -> tuple[bytes, list[str]]:
+        """The bytes at `path`, and notes. Raises `BadSample`, and UserError for an archive that is refused."""
+        name, member = split_member(path)
+        if member:
+            return self._archive(name).read(member)
+        descriptor, notes = self._open(path), []  # type: int, list[str]
+        if descriptor < 0:
+            found = self._similar(path)
+            descriptor, notes = self._open(found) if found else -1, ["other_name"]
+        if descriptor < 0:
+            raise BadSample("missing_image", f"no file {path!r} in {self.root}")
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            os.close(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadSample("missing_image", f"{path!r} is not a plain file")
+            raise BadSample("too_large", f"{path!r} has {status.st_size:,} bytes, more than {MAX_BYTES:,}")
+        with open(descriptor, "rb") as file:
+            return file.read(), notes
+
+    def _open(self, path: str) -> int:
+        """A descriptor, or -1 where there is no such file."""
+        try:
+            # Without waiting: a pipe in the folder must not stop the conversion.
+            return os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return -1
+        except (OSError, ValueError) as error:
+            raise BadSample("missing_image", f"{path!r} cannot be opened: {error}") from error
+
+    def _archive(self, name: str) -> Archive:
+        """Raises `BadSample` where there is none."""
+        if name not in self._archives:
+            if not (self.root / name).is_file():
+                raise BadSample("missing_image", f"no archive {name!r} in {self.root}")
+            self._archives[name] = Archive(self.root / name)
+        return self._archives[name]
+
+    def size(self, path: str) -> int:
+        """Bytes of the file or member, -1 where there is none of that very name."""
+        name, member = split_member(path)
+        try:
+            if member:
+                return self._archive(name).size(member)
+            return os.stat(f"{self.root}/{path}").st_size
+        except UserError:
+            raise
+        except (OSError, ValueError):
+            return -1
+
+    def _similar(self, path: str) -> str | None:
+        """The name on disk that differs from `path` in case or suffix only."""
+        pure = PurePosixPath(path)
+        folder = str(pure.parent)
+        if folder not in self._listings:
+            try:
+                self._listings[folder] = {name.lower(): name for name in sorted(os.listdir(self.root / folder))}
+            except OSError:
+                self._listings[folder] = {}
+        listing, name = self._listings[folder], pure.name.lower()
+        stem = name.removesuffix(pure.suffix.lower()) if pure.suffix.lower() in SUFFIXES else name
+        found = next((listing[guess] for guess in (name, *(stem + s for s in SUFFIXES)) if guess in listing), None)
+        return str(pure.parent / found) if found else None
+
+
+class Archive:
+    """Images in a tar or a zip, read in place and never unpacked. A suspicious member refuses the whole archive."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: Any = None
+
+    @cached_property
+    def members(self) -> dict[str, tuple[int, int]]:
+        """`name → (offset, size)` in a tar, or `(0, size)` in a zip. Raises UserError."""
+        if zipfile.is_zipfile(self.path):
+            with zipfile.ZipFile(self.path) as archive:
+                return {
+                    self._checked(entry): (0, entry.file_size) for entry in archive.infolist() if not entry.is_dir()
+                }
+        damage: list[str] = []
+        with open(self.path, "rb") as file:
+            members = list(scan_members(file.fileno(), damage))
+        if damage:
+            raise UserError(f"{self.path}: {damage[0]}; the archive is refused, unpack and look at it yourself")
+        return {inside(name, f"{self.path} member"): (offset, size) for name, offset, size in members}
+
+    def _checked(self, entry: zipfile.ZipInfo) -> str:
+        mode = entry.external_attr >> 16
+        if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+            raise UserError(f"{self.path}: {entry.filename!r} is not a plain file; the archive is refused")
+        return inside(entry.filename, f"{self.path} member")
+
+    def read(self, path: str) -> tuple[bytes, list[str]]:
+        """The bytes of member `path`, and notes. Raises `BadSample`."""
+        if path not in self.members:
+            raise BadSample("missing_image", f"no member {path!r} in {self.path}")
+        offset, size = self.members[path]
+        if size > MAX_BYTES:
+            raise BadSample("too_large", f"{path!r} has {size:,} bytes, more than {MAX_BYTES:,}")
+        if self._handle is None:
+            self._handle = zipfile.ZipFile(self.path) if zipfile.is_zipfile(self.path) else self.path.open("rb")
+        if not isinstance(self._handle, zipfile.ZipFile):
+            return os.pread(self._handle.fileno(), size, offset), []
+        try:
+            with self._handle.open(path) as file:
+                # The size that the archive declares is not to be trusted.
+                data = file.read(size + 1)
+        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+            raise BadSample("bad_image", f"{path!r} cannot be unpacked: {error}") from error
+        if len(data) > size:
+            raise BadSample("too_large", f"{path!r} unpacks to more than the {size} bytes it declares")
+        return data, []
+
+    def size(self, path: str) -> int:
+        return self.members.get(path, (0, -1))[1]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A folder or archive by path, and hosts for URLs: small to send to worker processes, opened where it is used."""
+
+    path: Path
+    hosts: tuple[str, ...] = ()
+    _opened: list[Folder | Archive] = field(default_factory=list, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageSource, (self.path, self.hosts)
+
+    def place(self, path: str, where: str) -> str:
+        """`path` in plain form. Raises UserError when it leaves the folder, or is a URL that may not be fetched."""
+        return check_url(path, self.hosts, where) if is_url(path) else inside(path, where)
+
+    def read(self, path: str) -> tuple[bytes, list[str]]:
+        """The bytes of the image and notes. Raises `BadSample`, and UserError for an archive that is refused."""
+        return (fetch(path, self.hosts), []) if is_url(path) else self.open().read(path)
+
+    def open(self) -> Folder | Archive:
+        """Raises UserError when there is neither a folder nor an archive."""
+        if not self._opened:
+            if self.path.is_dir():
+                self._opened.append(Folder(self.path))
+            elif self.path.is_file():
+                self._opened.append(Archive(self.path))
+            else:
+                raise UserError(f"{self.path}: no such folder, tar or zip of images")
+        return self._opened[0]
