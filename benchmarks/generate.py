@@ -93,8 +93,8 @@ def saved_batches(args: argparse.Namespace) -> tuple[Any, list[Tensor], int]:
     rows = []
     for pair in heldout.references:
         images = heldout.sample(pair).images
-        both = [open_upright(images[role], captioner.maker.config.max_pixels) for role in ("before", "after")]
-        rows.append(captioner.maker.prompt(both, None))
+        both = [open_upright(images[role], captioner.processor.config.max_pixels) for role in ("before", "after")]
+        rows.append(captioner.processor.prompt(both, None))
     with torch.no_grad():
         batches = [
             captioner.model.embed(collate(rows[at : at + args.batch], pad_left=True))

@@ -152,11 +152,11 @@ def read_onediff(folder: Path, pixels: str = "fast") -> Iterator[int]:
     import torch
 
     torch.set_num_threads(1)
-    for batch in stream_loader(folder, row_maker(folder, pixels), 0):
+    for batch in stream_loader(folder, make_processor(folder, pixels), 0):
         yield len(batch.info["ids"])
 
 
-def row_maker(folder: Path, pixels: str) -> Any:
+def make_processor(folder: Path, pixels: str) -> Any:
     from onediff.config.data import DataConfig
     from onediff.config.model import ImageConfig, LanguageConfig
     from onediff.data.prompts import Prompter
@@ -171,12 +171,12 @@ def row_maker(folder: Path, pixels: str) -> Any:
     return Processor(Prompter(tokenizer, config.prompt, 64), ImageConfig(size=SIZE, fit="crop"), config, patch=14)
 
 
-def stream_loader(folder: Path, maker: Any, draw: int) -> Any:
+def stream_loader(folder: Path, processor: Any, draw: int) -> Any:
     """The training loader of one rank without workers, whose lanes all go on from `draw`."""
     from onediff.data.loader import Loader, Share
     from onediff.data.stream import Source, Stream
 
-    stream = Stream([Source.open("pairs", folder, BATCH, 0, 1024)], maker, False, 0, 50)
+    stream = Stream([Source.open("pairs", folder, BATCH, 0, 1024)], processor, False, 0, 50)
     return Loader(stream, Share.of_rank(BATCH, BATCH, 0, 1), dict.fromkeys(range(BATCH), draw), 0, 2, 0.01)
 
 
@@ -414,14 +414,14 @@ def resume(folder: Path, samples: int) -> dict[str, Any]:
     from onediff.data.manifest import build_manifest, write_manifest
 
     write_manifest(build_manifest(folder))
-    maker = row_maker(folder, "fast")
+    processor = make_processor(folder, "fast")
     parts = (0.01, 0.5, 0.99)
     for part in parts:  # once for the system's cache
-        in_a_fresh_process(folder, maker, int(part * samples))
+        in_a_fresh_process(folder, processor, int(part * samples))
     times: dict[float, list[tuple[float, float]]] = {part: [] for part in parts}
     for _ in range(FRESH):
         for part in parts:
-            times[part].append(in_a_fresh_process(folder, maker, int(part * samples)))
+            times[part].append(in_a_fresh_process(folder, processor, int(part * samples)))
     found: dict[str, Any] = {}
     print(f"\n{'resuming at':<14}{'onediff s':>12}{'of CPU':>10}{'webdataset s':>14}")
     for part, of_part in times.items():
@@ -444,10 +444,12 @@ def resume(folder: Path, samples: int) -> dict[str, Any]:
     return found
 
 
-def in_a_fresh_process(folder: Path, maker: Any, position: int) -> tuple[float, float]:
+def in_a_fresh_process(folder: Path, processor: Any, position: int) -> tuple[float, float]:
     """Seconds of the clock and of the processor to the first batch, in a fork of this process."""
     there, here = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=lambda: there.send(first_batch(folder, maker, position)))
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: there.send(first_batch(folder, processor, position))
+    )
     child.start()
     if not here.poll(120):
         child.kill()
@@ -457,10 +459,10 @@ def in_a_fresh_process(folder: Path, maker: Any, position: int) -> tuple[float, 
     return times
 
 
-def first_batch(folder: Path, maker: Any, position: int) -> tuple[float, float]:
+def first_batch(folder: Path, processor: Any, position: int) -> tuple[float, float]:
     """Seconds of the clock and of the processor from opening the set to the first batch behind `position` samples."""
     began, cpu = time.perf_counter(), time.process_time()
-    batch = next(iter(stream_loader(folder, maker, position // BATCH)))
+    batch = next(iter(stream_loader(folder, processor, position // BATCH)))
     times = time.perf_counter() - began, time.process_time() - cpu
     assert len(batch.info["ids"]) == BATCH
     return times

@@ -138,7 +138,7 @@ def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
 
     if not isinstance(image, Path):
         return image
-    return open_upright(image.read_bytes(), captioner.maker.config.max_pixels)
+    return open_upright(image.read_bytes(), captioner.processor.config.max_pixels)
 
 
 def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> None:
@@ -148,7 +148,7 @@ def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> 
     before, after = opened(captioner, pair.before), opened(captioner, pair.after)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        side_by_side(before, after, heat, captioner.maker.image).save(path, "PNG")
+        side_by_side(before, after, heat, captioner.processor.image).save(path, "PNG")
     except OSError as error:
         raise UserError(f"--attention {path}: {error.strerror or error}") from None
 
@@ -161,7 +161,7 @@ def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str,
     images = [opened(captioner, image) for image in (pair.before, pair.after)]
     for image in images:
         image.thumbnail((512, 512))
-    heated = [png(image) for image in laid_over(images, heat, captioner.maker.image)]
+    heated = [png(image) for image in laid_over(images, heat, captioner.processor.image)]
     return {
         "id": pair.id,
         "refs": list(pair.references),

@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--samples and --lengths must be 1 or more")
     quiet_libraries()
     from onediff.data.sheet import save_sheet
-    from onediff.training.data import phase_lengths, phase_stream, row_maker_before_training
+    from onediff.training.data import phase_lengths, phase_stream, processor_before_training
 
     phase = config.phases[name]
-    maker, tokenizer = row_maker_before_training(config, args.config, args.run)
-    stream = phase_stream(config, phase, maker)
+    processor, tokenizer = processor_before_training(config, args.config, args.run)
+    stream = phase_stream(config, phase, processor)
     if args.sample:
         show_named(args.sample, stream, tokenizer, args.out)
         return

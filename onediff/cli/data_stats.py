@@ -68,8 +68,8 @@ def measure_tokens(config: RunConfig, named: str, manifests: Sequence[Manifest],
     from onediff.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from onediff.training.data import data_set_lengths, row_maker_before_training
+    from onediff.training.data import data_set_lengths, processor_before_training
 
-    maker, _ = row_maker_before_training(config, named)
+    processor, _ = processor_before_training(config, named)
     for manifest in manifests:
-        found[manifest.split].lengths = data_set_lengths(config, maker, manifest.folder)
+        found[manifest.split].lengths = data_set_lengths(config, processor, manifest.folder)

@@ -97,13 +97,13 @@ def first_lengths(stream: Stream, lanes: int, samples: int) -> list[int]:
 def too_long(stream: Stream, lanes: int, samples: int) -> Counter[str]:
     """How many of the first samples are longer than `data.max_tokens`, by data set."""
     whole = copy(stream)
-    whole.maker = copy(stream.maker)
-    whole.maker.config = stream.maker.config.model_copy(update={"max_tokens": sys.maxsize})
+    whole.processor = copy(stream.processor)
+    whole.processor.config = stream.processor.config.model_copy(update={"max_tokens": sys.maxsize})
     found: Counter[str] = Counter()
     for number in range(samples):
         draw, lane = divmod(number, lanes)
         try:
-            longer = whole.tokens(lane, draw) > stream.maker.config.max_tokens
+            longer = whole.tokens(lane, draw) > stream.processor.config.max_tokens
         except BadSample:
             continue
         if longer:

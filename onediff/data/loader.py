@@ -143,7 +143,7 @@ class Loader:
                     source,
                     self.cut[source],
                     self.answered[source],
-                    self.stream.maker.config.max_tokens,
+                    self.stream.processor.config.max_tokens,
                 )
 
     def _summary(self) -> str:

@@ -138,7 +138,7 @@ class Stream:
     def __init__(
         self,
         sources: list[Source],
-        maker: Processor,
+        processor: Processor,
         couple: bool | str,
         seed: int,
         bad_in_a_row: int,
@@ -146,7 +146,7 @@ class Stream:
     ) -> None:
         self.sources = sources
         self.mix = Mix([source.weight for source in sources])
-        self.maker = maker
+        self.processor = processor
         self.couple = couple
         """Whether two samples make a row; or by which rule over their captions they are chosen."""
         self.couples: list[Couples] | list[Lanes] = (
@@ -183,9 +183,9 @@ class Stream:
         """The sample at a place of source `number`, or two of them coupled, as a row. Raises BadSample."""
         source, first, second, choice = self._read(number, *places)
         if second is not None:
-            row = self.maker.couple(first, second, choice, number)
+            row = self.processor.couple(first, second, choice, number)
         else:
-            row = self.maker.row(first, source.task, choice, number)
+            row = self.processor.row(first, source.task, choice, number)
         row.places = places
         return row
 
@@ -193,8 +193,8 @@ class Stream:
         """How long that row is; no image is decoded. Raises BadSample."""
         source, first, second, choice = self._read(*self._places(lane, draw))
         if second is not None:
-            return self.maker.couple_tokens(first, second, choice)
-        return self.maker.tokens(first, source.task, choice)
+            return self.processor.couple_tokens(first, second, choice)
+        return self.processor.tokens(first, source.task, choice)
 
     def passed_over(self, skipped: list[Fault], lane: int, draw: int, bad: BadSample) -> None:
         """Notes a bad sample in `skipped`. Raises UserError where there are `bad_in_a_row` of them."""

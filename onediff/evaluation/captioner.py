@@ -47,7 +47,7 @@ class Captioner:
             precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         placement = Placement(topology, device=str(self.device), dtype=self.dtype)
-        self.model, self.maker, self.tokenizer, self.saved = load_model(Path(folder), placement=placement)
+        self.model, self.processor, self.tokenizer, self.saved = load_model(Path(folder), placement=placement)
 
     def caption(self, before: ImageLike, after: ImageLike, **options: Any) -> str:
         """One sentence about what differs. Images are files, bytes or PIL images of any kind and size.
@@ -76,7 +76,7 @@ class Captioner:
         """The prompt of one pair. Raises UserError for what is not an image and for a wrong instruction."""
         images = [self._read(before), self._read(after)]
         try:
-            return self.maker.prompt(images, instruction)
+            return self.processor.prompt(images, instruction)
         except BadSample as bad:
             what = (
                 f"instruction {instruction!r}" if bad.kind != "too_many_pixels" else f"{_name(before)}, {_name(after)}"
@@ -85,7 +85,7 @@ class Captioner:
 
     def answer(self, rows: list[Row], max_new_tokens: int = 64, **generation: Any) -> list[str]:
         """The answers to prompt rows (`Processor.prompt`), computed as one batch; greedy unless told otherwise."""
-        options = {"ends": self.maker.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
+        options = {"ends": self.processor.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
         return answer(self.model, self.tokenizer, rows, self.device, **options)
 
     def heat_maps(self, rows: list[Row]) -> np.ndarray:
@@ -102,7 +102,7 @@ class Captioner:
         name = _name(image)
         try:
             data = image if isinstance(image, bytes) else Path(image).read_bytes()
-            return open_upright(data, self.maker.config.max_pixels)
+            return open_upright(data, self.processor.config.max_pixels)
         except OSError as error:
             raise UserError(f"{name}: cannot be read: {error.strerror}") from None
         except BadSample as bad:

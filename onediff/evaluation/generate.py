@@ -38,7 +38,7 @@ class Job:
     """What is answered, how, and where the answers go."""
 
     heldout: HeldOut
-    maker: Processor
+    processor: Processor
     folder: Path
     by: str
     """Fingerprint of what the answers depend on (`answers.fingerprint`)."""
@@ -108,16 +108,18 @@ def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, 
         try:
             sample = job.heldout.sample(pair)
             before, after = (
-                open_upright(sample.images[role], job.maker.config.max_pixels) for role in ("before", "after")
+                open_upright(sample.images[role], job.processor.config.max_pixels) for role in ("before", "after")
             )
-            rows[pair] = job.maker.prompt(job.see(before, after), job.instruction or sample.instruction or job.usual)
+            rows[pair] = job.processor.prompt(
+                job.see(before, after), job.instruction or sample.instruction or job.usual
+            )
         except BadSample as fault:
             bad.append(f"{pair}: {fault}")
     rows = topology.from_tensor_rank_zero(rows)
     asked = list(rows.values())
     if job.in_step and not asked:
-        blank = Image.new("RGB", (job.maker.image.size, job.maker.image.size))
-        job.answer([job.maker.prompt([blank, blank], None)])
+        blank = Image.new("RGB", (job.processor.image.size, job.processor.image.size))
+        job.answer([job.processor.prompt([blank, blank], None)])
     captions = job.answer(asked) if asked else []
     maps: list[str | None] = [packed(heat) for heat in job.heat(asked)] if job.heat and asked else [None] * len(asked)
     found = {pair: Answer(caption, heat) for pair, caption, heat in zip(rows, captions, maps, strict=True)}

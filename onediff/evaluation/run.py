@@ -83,10 +83,10 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
         captioner = Captioner(plan.model, precision=config.precision, topology=topology)
         digest = weights_digest(plan.model) if ranks.rank == 0 else ""
     digest = str(from_rank_zero(digest))
-    usual = plan.usual(captioner.maker.prompter.config)
+    usual = plan.usual(captioner.processor.prompter.config)
     job = Job(
         heldout=heldout,
-        maker=captioner.maker,
+        processor=captioner.processor,
         folder=plan.out,
         by=asked_by(config, plan.data, model=digest, precision=str(captioner.dtype), usual=usual),
         batch_size=config.batch_size,
@@ -106,7 +106,9 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
         before_twice = read_answers(plan.out, blind.label, blind.by) if with_baselines else None
         print(f"scoring the captions of {len(heldout.references)} pairs …", file=sys.stderr, flush=True)
         answers = read_answers(plan.out, job.label, job.by)
-        results = scored(plan, heldout, answers, job.maker.image, instruction(config) or usual, before_twice, graphs)
+        results = scored(
+            plan, heldout, answers, job.processor.image, instruction(config) or usual, before_twice, graphs
+        )
     shutdown()
     return (plan, results) if results is not None else None
 

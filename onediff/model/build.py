@@ -28,7 +28,7 @@ def architecture_only(config: ModelConfig) -> ModelConfig:
     )
 
 
-def build_row_maker(model: ModelConfig, data: DataConfig, learned_tokenizer: Path) -> tuple[Processor, Any]:
+def build_processor(model: ModelConfig, data: DataConfig, learned_tokenizer: Path) -> tuple[Processor, Any]:
     """What writes rows for this model, and the tokenizer in it.
 
     Raises UserError when the tokenizer has more pieces than the language model has embeddings.

@@ -20,7 +20,7 @@ from onediff.config.model import NewTokenizer, PretrainedPart
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.model.bert import bert_and_source
-from onediff.model.build import build_row_maker
+from onediff.model.build import build_processor
 from onediff.model.vision import architecture, check_fits, vision_architecture
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
@@ -39,7 +39,7 @@ def faults(config: RunConfig, parts: Collection[str]) -> Iterator[str]:
 def tokenizer(config: RunConfig) -> None:
     """Raises UserError for a tokenizer that cannot be read, or with ids that the language model has no embeddings for."""
     if not isinstance(config.model.language.tokenizer, NewTokenizer):
-        build_row_maker(config.model, config.data, Path())
+        build_processor(config.model, config.data, Path())
 
 
 def vision(config: RunConfig) -> None:

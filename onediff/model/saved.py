@@ -29,7 +29,7 @@ from onediff.config.renamed import under_new_names
 from onediff.config.section import Section, validated
 from onediff.data.rows import Processor
 from onediff.errors import UserError
-from onediff.model.build import build_row_maker
+from onediff.model.build import build_processor
 from onediff.model.lora import save_adapter
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.placement import Placement
@@ -120,7 +120,7 @@ def description(folder: Path) -> SavedModel:
 def load_model(
     folder: Path, data: DataConfig | None = None, placement: Placement | None = None
 ) -> tuple[OneDiffModel, Processor, Any, SavedModel]:
-    """Model, row maker, tokenizer and description of a saved model, in evaluation mode.
+    """Model, processor, tokenizer and description of a saved model, in evaluation mode.
 
     On the CPU and in its own dtype, or where and as `placement` says; its language model is then cut over the tensor group.
 
@@ -139,5 +139,7 @@ def load_model(
     if placement is not None:
         placement.settle(model)
     data = data or DataConfig(sets={"none": {"path": "."}}, max_tokens=1_000_000)
-    maker, tokenizer = build_row_maker(config, data.model_copy(update={"prompt": saved.prompt}), folder / "tokenizer")
-    return model.eval(), maker, tokenizer, saved
+    processor, tokenizer = build_processor(
+        config, data.model_copy(update={"prompt": saved.prompt}), folder / "tokenizer"
+    )
+    return model.eval(), processor, tokenizer, saved

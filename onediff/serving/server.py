@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
 def captioned(server: PageServer, body: bytes) -> dict[str, Any]:
     """The answer to one request. Raises UserError for what is not two images."""
     captioner = server.captioner
-    images = [image_of(body, role, captioner.maker.config.max_pixels) for role in ("before", "after")]
+    images = [image_of(body, role, captioner.processor.config.max_pixels) for role in ("before", "after")]
     with server.one_at_a_time:
         started = time.perf_counter()
         rows = [captioner.row(images[0], images[1])]
@@ -131,7 +131,7 @@ def captioned(server: PageServer, body: bytes) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     for image in images:
         image.thumbnail((SIDE, SIDE))
-    maps = heat_images(heat, [image.size for image in images], captioner.maker.image)
+    maps = heat_images(heat, [image.size for image in images], captioner.processor.image)
     return {
         "caption": caption,
         "seconds": round(seconds, 2),

@@ -17,7 +17,7 @@ from onediff.data.packing import Packer
 from onediff.data.rows import Processor
 from onediff.data.sample import BadSample, parse_sample
 from onediff.data.stream import Source, Stream
-from onediff.model.build import build_row_maker
+from onediff.model.build import build_processor
 from onediff.model.tokenizer import learn_tokenizer
 from onediff.runs.folder import RunFolder
 from onediff.training.init import take_tokenizer
@@ -40,10 +40,10 @@ def phase_sources(config: RunConfig, phase: PhaseConfig) -> list[Source]:
     ]
 
 
-def phase_stream(config: RunConfig, phase: PhaseConfig, maker: Processor) -> Stream:
+def phase_stream(config: RunConfig, phase: PhaseConfig, processor: Processor) -> Stream:
     """The rows of a phase."""
     sources, data = phase_sources(config, phase), config.data
-    return Stream(sources, maker, phase.couple, data.seed, data.bad_in_a_row, phase.pack)
+    return Stream(sources, processor, phase.couple, data.seed, data.bad_in_a_row, phase.pack)
 
 
 def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
@@ -61,7 +61,7 @@ def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
     return math.ceil(phase.epochs * samples / a_row / phase.global_batch)
 
 
-def row_maker_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[Processor, Any]:
+def processor_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[Processor, Any]:
     """What writes rows for a run that may not have started yet, and its tokenizer: one that is to be learned, or taken
     over, is made as training will do it, and forgotten.
 
@@ -74,7 +74,7 @@ def row_maker_before_training(config: RunConfig, named: str, run: Path | None = 
         if isinstance(wanted, NewTokenizer) and not folder.is_dir():
             folder = Path(scratch) / "tokenizer"
             make_tokenizer(config, wanted, folder)
-        return build_row_maker(config.model, config.data, folder)
+        return build_processor(config.model, config.data, folder)
 
 
 def make_tokenizer(config: RunConfig, wanted: NewTokenizer, target: Path) -> None:
@@ -105,14 +105,14 @@ def phase_lengths(config: RunConfig, phase: PhaseConfig, stream: Stream, lanes: 
     )
 
 
-def data_set_lengths(config: RunConfig, maker: Processor, folder: Path, samples: int = 4096) -> Lengths:
+def data_set_lengths(config: RunConfig, processor: Processor, folder: Path, samples: int = 4096) -> Lengths:
     """The same of one split of a data set, as the run's last phase would read it. Raises UserError."""
     source = Source.open(folder.parent.name, folder, lanes=1, seed=config.data.seed, block=config.data.block)
     lanes = max(1, min(32, source.lanes.samples // 2))  # from as many places of the set
     name = folder.parent.name
     task = config.data.sets[name].task if name in config.data.sets else None
     source = Source.open(name, folder, lanes, config.data.seed, config.data.block, task=task)
-    stream = Stream([source], maker, False, config.data.seed, config.data.bad_in_a_row)
+    stream = Stream([source], processor, False, config.data.seed, config.data.bad_in_a_row)
     phase = list(config.phases.values())[-1]
     return phase_lengths(config, phase, stream, lanes, min(samples, source.lanes.samples))
 

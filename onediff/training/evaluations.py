@@ -34,12 +34,12 @@ class Evaluations:
     """
 
     def __init__(
-        self, config: RunConfig, phase: str, maker: Processor, tokenizer: Any, topology: Topology, run: Path
+        self, config: RunConfig, phase: str, processor: Processor, tokenizer: Any, topology: Topology, run: Path
     ) -> None:
         """Raises UserError where evaluation is asked for and no data set of the phase has pairs to evaluate."""
         self.every = config.phases[phase].evaluate_every
         self.config: EvaluationConfig = config.evaluation
-        self.maker, self.tokenizer, self.topology = maker, tokenizer, topology
+        self.processor, self.tokenizer, self.topology = processor, tokenizer, topology
         self.phase, self.run = phase, run
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
@@ -60,10 +60,10 @@ class Evaluations:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
         plan = Evaluation(self.run, self.data, self.config, folder, self.task)
-        usual = plan.usual(self.maker.prompter.config)
+        usual = plan.usual(self.processor.prompter.config)
         job = Job(
             heldout=self.heldout,
-            maker=self.maker,
+            processor=self.processor,
             folder=folder,
             by=fingerprint(phase=self.phase, step=step),
             batch_size=self.config.batch_size,
@@ -84,7 +84,7 @@ class Evaluations:
             return None
         answers = read_answers(folder, job.label, job.by)
         asked = instruction(self.config) or usual
-        found = scored(plan, self.heldout, answers, self.maker.image, asked, cuda_graphs=graphs)["scores"]
+        found = scored(plan, self.heldout, answers, self.processor.image, asked, cuda_graphs=graphs)["scores"]
         figures = {name: value for name, value in found.items() if value is not None}
         log.info(
             "phase %s step %d: CIDEr ×100 %.1f of %d pairs", self.phase, step, 100 * figures["CIDEr"], len(answers)
@@ -93,7 +93,7 @@ class Evaluations:
 
     def _answer(self, engine: Engine, rows: list[Row]) -> list[str]:
         options: dict[str, Any] = decoding(self.config) | {"cuda_graph": self.config.cuda_graphs}
-        options["ends"] = self.maker.prompter.ends
+        options["ends"] = self.processor.prompter.ends
         if self.in_step:
             options["synced"] = lambda going: any_rank(going, engine.device)
         return answer(engine.model, self.tokenizer, rows, engine.device, **options)

@@ -11,7 +11,7 @@ import torch
 from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
-from onediff.model.build import architecture_only, build_row_maker
+from onediff.model.build import architecture_only, build_processor
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import FILE, SHARD_BYTES, description, save_model
 from onediff.model.vision import architecture
@@ -43,7 +43,7 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     folder = require_run(address.folder)
     config = load_run(folder.config)
     at = found(address)
-    maker, tokenizer = build_row_maker(config.model, config.data, folder.tokenizer)
+    processor, tokenizer = build_processor(config.model, config.data, folder.tokenizer)
     bare = architecture_only(config.model)
     model = OneDiffModel(bare, placement=Placement(Topology(Ranks(), 1, None), filled_later=True))
     load_weights(model, at.checkpoint)
@@ -55,7 +55,7 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     computed = {getattr(torch, parameter.dtype) for parameter in manifest.parameters.values()}
     wanted = DTYPES.get(dtype) or _type_of(config, dtype, max(computed, key=lambda one: one.itemsize))
     become(model, wanted)
-    save_model(model, bare, maker.prompter.config, tokenizer, target, trained, adapter, shard_bytes)
+    save_model(model, bare, processor.prompter.config, tokenizer, target, trained, adapter, shard_bytes)
     return trained | {"dtype": next(name for name, one in DTYPES.items() if one == wanted)}
 
 

@@ -23,7 +23,7 @@ from onediff.config.run import RunConfig
 from onediff.data.loader import Loader, Share
 from onediff.errors import UserError
 from onediff.model import attention
-from onediff.model.build import architecture_only, build_row_maker
+from onediff.model.build import architecture_only, build_processor
 from onediff.model.families import check_packs
 from onediff.model.fp8 import check_fp8
 from onediff.model.onediff import OneDiffModel
@@ -163,13 +163,13 @@ def run_phase(
     dp_rank, dp_size, rank = topology.dp_rank, topology.dp_size, topology.ranks.rank
     checkpoint = latest_checkpoint(folder.checkpoints(name)) if resume else None
     with raise_on_all_ranks():
-        maker, tokenizer = build_row_maker(config.model, config.data, folder.tokenizer)
-        stream = phase_stream(config, phase, maker)
+        processor, tokenizer = build_processor(config.model, config.data, folder.tokenizer)
+        stream = phase_stream(config, phase, processor)
         share = Share.of_rank(phase.global_batch, phase.micro_batch, dp_rank, dp_size)
         steps = phase_steps(phase, stream)
-        samples = Samples(config, maker, tokenizer)
-        evaluations = Evaluations(config, name, maker, tokenizer, topology, folder.path)
-    validation = Validation(config, name, maker, topology)
+        samples = Samples(config, processor, tokenizer)
+        evaluations = Evaluations(config, name, processor, tokenizer, topology, folder.path)
+    validation = Validation(config, name, processor, topology)
     with raise_on_all_ranks():
         measures = Measures(config, name, validation, evaluations)
     model, started_from = starting_model(config, name, folder, topology, resumes=checkpoint is not None)

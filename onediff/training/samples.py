@@ -24,9 +24,9 @@ SIDE = 384
 class Samples:
     """The first few pairs of the held-out split of the run's first data set that has any; read once."""
 
-    def __init__(self, config: RunConfig, maker: Processor, tokenizer: Any) -> None:
-        self.tokenizer, self.ends = tokenizer, maker.prompter.ends
-        self.image = maker.image
+    def __init__(self, config: RunConfig, processor: Processor, tokenizer: Any) -> None:
+        self.tokenizer, self.ends = tokenizer, processor.prompter.ends
+        self.image = processor.image
         self.max_new_tokens = config.evaluation.max_new_tokens
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self.references: list[str] = []
@@ -37,7 +37,7 @@ class Samples:
                 try:
                     found = heldout.sample(pair)
                     images = [open_upright(found.images[role], config.data.max_pixels) for role in ("before", "after")]
-                    row = maker.prompt(images, found.instruction, task)
+                    row = processor.prompt(images, found.instruction, task)
                 except BadSample:
                     continue  # evaluation lists it
                 for image in images:

@@ -32,7 +32,7 @@ class Validation:
     batch, and in which order losses are added up, depends on neither the ranks nor `pack`.
     """
 
-    def __init__(self, config: RunConfig, phase_name: str, maker: Processor, topology: Topology) -> None:
+    def __init__(self, config: RunConfig, phase_name: str, processor: Processor, topology: Topology) -> None:
         """Collective. Raises UserError on every rank alike where there are no such rows."""
         phase = config.phases[phase_name]
         self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
@@ -43,7 +43,7 @@ class Validation:
             return
         with raise_on_all_ranks():
             self.names = data_sets(config, phase_name)
-            self.streams = [held_out(config, phase, name, maker) for name in self.names]
+            self.streams = [held_out(config, phase, name, processor) for name in self.names]
         chosen: Chosen = []
         with raise_on_all_ranks():
             # Choosing reads every row once, which need not be done by all.
@@ -156,11 +156,11 @@ def _has(config: RunConfig, name: str, split: str) -> bool:
         return False
 
 
-def held_out(config: RunConfig, phase: PhaseConfig, name: str, maker: Processor) -> Stream:
+def held_out(config: RunConfig, phase: PhaseConfig, name: str, processor: Processor) -> Stream:
     """The held-out rows of one data set, in the order of one lane that is shuffled as a whole."""
     data, data_set = config.data, config.data.sets[name]
     folder = data_set.model_copy(update={"split": phase.validation.split}).folder
     # A rule that couples reads the captions of a whole block, so a block must not be a whole split.
     block = data.block if isinstance(phase.couple, str) else 1 << 40
     source = Source.open(name, folder, 1, data.seed, block, task=data_set.task, cache=data.cache)
-    return Stream([source], maker, phase.couple, data.seed, data.bad_in_a_row)
+    return Stream([source], processor, phase.couple, data.seed, data.bad_in_a_row)

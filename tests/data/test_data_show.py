@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from streams import DELTA_TOKENS, IMAGE_TOKENS, add, members, row_maker, stream, tokenizer, write_set
+from streams import DELTA_TOKENS, IMAGE_TOKENS, add, make_processor, members, stream, tokenizer, write_set
 
 from onediff.cli.data_show import described, in_order
 from onediff.data.lanes import Place
@@ -34,7 +34,7 @@ def test_the_sheet_shows_the_rows_own_pixels(tmp_path):
     folder = write_set(tmp_path / "pairs", [5], "pair")
     rows = [row for row, _ in zip(in_order(stream({folder: 1.0}, 2), 2), range(4), strict=False)]
     assert [row.ids for (row,) in rows] == [stream({folder: 1.0}, 2).row(n % 2, n // 2).ids for n in range(4)]
-    save_sheet(rows, row_maker().prompter.tokenizer, tmp_path / "sheet.png")
+    save_sheet(rows, make_processor().prompter.tokenizer, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     shown = sheet[10 : 10 + SIDE : SIDE // 8, 10 : 10 + SIDE : SIDE // 8]  # one pixel of each of the image's
     assert np.array_equal(shown, rows[0][0].images[0].permute(1, 2, 0).numpy())

@@ -32,7 +32,7 @@ def test_samples_that_are_too_long_are_counted_by_data_set(tmp_path):
     made = stream({write_set(tmp_path / "pairs", [9], "pair"): 1.0, write_set(tmp_path / "texts", [9]): 1.0}, 2)
     whole = [made.one(lane, draw) for draw in range(20) for lane in range(2)]
     longest = sorted(len(row.token_ids) for row in whole)[-4]
-    made.maker.config = made.maker.config.model_copy(update={"max_tokens": longest})
+    made.processor.config = made.processor.config.model_copy(update={"max_tokens": longest})
     expected = Counter(made.sources[row.source].name for row in whole if len(row.token_ids) > longest)
     assert too_long(made, 2, 40) == expected and expected
     assert sum(made.one(lane, draw).was_cut for draw in range(20) for lane in range(2)) == expected.total()

@@ -191,7 +191,7 @@ def test_cut_answers_are_counted_and_told_by_data_set(tmp_path, caplog, pack):
     made = stream({write_set(tmp_path / name, [40], "pair"): 1.0 for name in ("birds", "pairs")}, LANES, pack=pack)
     lengths = [len(made.one(lane, draw).token_ids) for lane in range(LANES) for draw in range(4)]
     longest = sorted(lengths)[len(lengths) // 2]
-    made.maker.config = made.maker.config.model_copy(update={"max_tokens": longest})
+    made.processor.config = made.processor.config.model_copy(update={"max_tokens": longest})
     start = (0,) if pack else 0
     loader = Loader(made, Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), start), 0, 2, 1.0)
     batches = [batch for _, batch in zip(range(20), loader, strict=False)]

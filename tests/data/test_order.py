@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import global_batches, members, row_maker, spoilt
+from streams import global_batches, make_processor, members, spoilt
 
 from onediff.data import loader
 from onediff.data.lanes import Lanes
@@ -55,7 +55,7 @@ def made_stream(sizes: list[list[int]], weights: list[int], seed: int, pack: int
         Source(kind, Memory(kind, kind, of_kind), Lanes(np.array(of_kind), LANES, seed, BLOCK), weight)
         for kind, of_kind, weight in zip(KINDS, sizes, weights, strict=False)
     ]
-    return Stream(sources, row_maker(), False, seed, bad_in_a_row=50, pack=pack)
+    return Stream(sources, make_processor(), False, seed, bad_in_a_row=50, pack=pack)
 
 
 class InTurn:

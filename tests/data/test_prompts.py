@@ -1,7 +1,7 @@
 """Prompts: where images, deltas and targets lie in a sequence."""
 
 import pytest
-from streams import DELTA_TOKENS, IMAGE_TOKENS, PATCH, PROMPT, SIZE, members, row_maker, tokenizer
+from streams import DELTA_TOKENS, IMAGE_TOKENS, PATCH, PROMPT, SIZE, make_processor, members, tokenizer
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,7 +14,7 @@ from onediff.data.sample import parse_sample
 
 @pytest.fixture
 def prompter():
-    return row_maker().prompter
+    return make_processor().prompter
 
 
 def words(ids: list[int]) -> str:
@@ -67,9 +67,9 @@ def test_one_of_several_wordings_is_drawn_with_each_sample():
     assert drawn == [(draw % 2, prompter.instruction("birds", draw)) for draw in range(1200)]
     assert all(150 < drawn.count((caption, wording)) < 250 for caption in (0, 1) for wording in ("how", "why", "where"))
     assert prompter.instruction("birds") == "how"
-    maker = Processor(prompter, ImageConfig(size=SIZE), row_maker().config, PATCH)
+    processor = Processor(prompter, ImageConfig(size=SIZE), make_processor().config, PATCH)
     for draw in range(5):
-        row = maker.row(parse_sample(members("pair", 0, "s")), "birds", draw)
+        row = processor.row(parse_sample(members("pair", 0, "s")), "birds", draw)
         assert words(row.token_ids.tolist()).count(prompter.instruction("birds", draw) + " A:") == 1
     for wrong in ([], [" "], ""):
         with pytest.raises(ValueError, match="needs a text for 'birds', not an empty one"):
@@ -94,7 +94,7 @@ def test_the_answer_of_a_sentencepiece_model_starts_as_in_running_text():
 
 
 def test_row_makers_take_the_configured_instruction():
-    maker = row_maker()
-    other = Processor(maker.prompter, ImageConfig(size=8), maker.config, 4)
+    processor = make_processor()
+    other = Processor(processor.prompter, ImageConfig(size=8), processor.config, 4)
     row = other.prompt([], "is it red", task="single")
     assert words(row.token_ids.tolist()) == "<s>U: is it red A:"

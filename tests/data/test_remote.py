@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from streams import row_maker, stream, write_set
+from streams import make_processor, stream, write_set
 
 from onediff.config.data import CacheConfig, DataSet
 from onediff.data import remote
@@ -76,7 +76,7 @@ def server(tmp_path, monkeypatch):
 def rows(path: str, cache: CacheConfig, draws: int = 38) -> list:
     data_set = DataSet(path=path)
     source = Source.open("texts", data_set.folder, 1, 0, 8, cache=cache)
-    made = Stream([source], row_maker(), False, 0, 20)
+    made = Stream([source], make_processor(), False, 0, 20)
     return [made.row(0, draw).ids for draw in range(draws)]
 
 

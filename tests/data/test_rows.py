@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, members, png, row_maker, tokenizer
+from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, make_processor, members, png, tokenizer
 
 from onediff.data.images import decode
 from onediff.data.prompts import DELTA, IMAGE
@@ -29,30 +29,32 @@ def talk(*turns: tuple[str, str]) -> Sample:
 
 
 def test_a_row_holds_images_in_order_before_after():
-    maker, pair = row_maker(), sample("pair")
-    row = maker.row(pair, None, draw=0)
+    processor, pair = make_processor(), sample("pair")
+    row = processor.row(pair, None, draw=0)
     assert row.images.dtype == torch.uint8
     assert row.images.shape == (2, 3, SIZE, SIZE)
-    assert np.array_equal(row.images[0], decode(pair.images["before"], maker.image))
-    assert np.array_equal(row.images[1], decode(pair.images["after"], maker.image))
+    assert np.array_equal(row.images[0], decode(pair.images["before"], processor.image))
+    assert np.array_equal(row.images[1], decode(pair.images["after"], processor.image))
     assert (row.token_ids == IMAGE).sum() == 2 * IMAGE_TOKENS
     assert (row.token_ids == DELTA).sum() == DELTA_TOKENS
     assert said(row) == pair.captions[0] + tokenizer().eos_token
 
 
 def test_the_instruction_of_the_sample_wins_over_the_task():
-    maker = row_maker()
+    processor = make_processor()
     plain = sample("text")
     own = Sample("i", "s", "t", "train", captions=("one",), instruction="is it red")
-    decoded = [tokenizer().decode(maker.row(one, task, 0).token_ids) for one, task in ((plain, "pair"), (own, "pair"))]
+    decoded = [
+        tokenizer().decode(processor.row(one, task, 0).token_ids) for one, task in ((plain, "pair"), (own, "pair"))
+    ]
     assert "what has changed" in decoded[0]
     assert "is it red" in decoded[1]
     assert "changed" not in decoded[1]
 
 
 def test_conversations_are_turns():
-    maker = row_maker()
-    row = maker.row(talk(("human", "<image>\nwhat"), ("gpt", "red"), ("human", "and"), ("gpt", "blue")), None, 0)
+    processor = make_processor()
+    row = processor.row(talk(("human", "<image>\nwhat"), ("gpt", "red"), ("human", "and"), ("gpt", "blue")), None, 0)
     end = tokenizer().eos_token
     assert said(row) == f"red{end} blue{end}"
     assert "<image>" not in tokenizer().decode(row.token_ids.clamp(min=0))
@@ -63,57 +65,60 @@ def test_images_of_a_conversation_stand_where_it_says_so():
     pair = parse_sample(members("pair", 0, "s"))
     turns = [("human", "from <image> to"), ("gpt", "red"), ("human", "what <image> and"), ("gpt", "blue")]
     sample = replace(pair, captions=(), conversations=talk(*turns).conversations)
-    row = row_maker().row(sample, None, 0)
+    row = make_processor().row(sample, None, 0)
     kinds = [span.kind for span in spans(row, tokenizer())]
     assert kinds == ["words", "before", "words", "answer", "words", "after", "delta", "words", "answer"]
     places = (row.token_ids < 0).nonzero().flatten()
     with pytest.raises(BadSample, match="an image lies behind max_tokens") as refused:
-        row_maker(max_tokens=int(places[-1])).row(sample, None, 0)
+        make_processor(max_tokens=int(places[-1])).row(sample, None, 0)
     assert refused.value.kind == "too_long"
 
 
 def test_conversations_with_other_orders_of_turns():
     """A remark before the question, an opening answer, an empty answer: nothing is learned that nobody answered."""
     end = tokenizer().eos_token
-    maker = row_maker()
-    assert said(maker.row(talk(("system", "be"), ("human", "what"), ("gpt", "red")), None, 0)) == f"red{end}"
-    assert said(maker.row(talk(("gpt", "red"), ("human", "and"), ("gpt", "two")), None, 0)) == f"red{end} two{end}"
+    processor = make_processor()
+    assert said(processor.row(talk(("system", "be"), ("human", "what"), ("gpt", "red")), None, 0)) == f"red{end}"
+    assert said(processor.row(talk(("gpt", "red"), ("human", "and"), ("gpt", "two")), None, 0)) == f"red{end} two{end}"
     assert (
-        said(maker.row(talk(("human", "what"), ("gpt", " "), ("human", "and"), ("gpt", "two")), None, 0)) == f"two{end}"
+        said(processor.row(talk(("human", "what"), ("gpt", " "), ("human", "and"), ("gpt", "two")), None, 0))
+        == f"two{end}"
     )
 
 
 def test_couples_have_both_captions_in_order():
-    maker = row_maker()
+    processor = make_processor()
     first, second = sample("single", 1), sample("single", 2)
-    row = maker.couple(first, second, draw=0)
+    row = processor.couple(first, second, draw=0)
     assert said(row) == f"first {first.captions[0]} second {second.captions[0]}{tokenizer().eos_token}"
     assert row.ids == ("s/1", "s/2")
     assert row.is_pair
     with pytest.raises(BadSample, match="one image each"):
-        maker.couple(first, sample("pair"), draw=0)
+        processor.couple(first, sample("pair"), draw=0)
 
 
 def test_longer_rows_are_cut_at_the_answer_or_skipped():
     pair = sample("pair", 3)
-    whole = row_maker().row(pair, None, 0)
+    whole = make_processor().row(pair, None, 0)
     length = len(whole.token_ids)
-    assert not row_maker(max_tokens=length).row(pair, None, 0).was_cut
-    cut = row_maker(max_tokens=length - 2).row(pair, None, 0)
+    assert not make_processor(max_tokens=length).row(pair, None, 0).was_cut
+    cut = make_processor(max_tokens=length - 2).row(pair, None, 0)
     assert cut.was_cut
     assert cut.token_ids.equal(whole.token_ids[:-2])
     with pytest.raises(BadSample, match=f"{length} tokens, max_tokens is {length - 2}") as refused:
-        row_maker(max_tokens=length - 2, too_long="skip").row(pair, None, 0)
+        make_processor(max_tokens=length - 2, too_long="skip").row(pair, None, 0)
     assert refused.value.kind == "too_long"
     prompt = length - int(whole.is_target.sum())
-    assert row_maker(max_tokens=prompt + 1).row(pair, None, 0).is_target.sum() == 1
+    assert make_processor(max_tokens=prompt + 1).row(pair, None, 0).is_target.sum() == 1
     with pytest.raises(BadSample, match="max_tokens"):  # no target would be left
-        row_maker(max_tokens=prompt).row(pair, None, 0)
+        make_processor(max_tokens=prompt).row(pair, None, 0)
 
 
 def test_a_batch_of_all_kinds():
-    maker = row_maker()
-    rows = [maker.row(sample(kind, n), None, 0, source=n) for n, kind in enumerate(("single", "pair", "text", "pair"))]
+    processor = make_processor()
+    rows = [
+        processor.row(sample(kind, n), None, 0, source=n) for n, kind in enumerate(("single", "pair", "text", "pair"))
+    ]
     batch = collate(rows)
     length = max(len(row.token_ids) for row in rows)
     assert batch.token_ids.shape == batch.position_ids.shape == (4, length)
@@ -139,16 +144,16 @@ def test_a_batch_of_all_kinds():
 
 
 def test_a_batch_of_texts_has_no_image():
-    batch = collate([row_maker().row(sample("text", n), None, 0) for n in range(2)])
+    batch = collate([make_processor().row(sample("text", n), None, 0) for n in range(2)])
     assert batch.images.shape == (0, 3, SIZE, SIZE)
     assert batch.pairs == 0
     assert not len(batch.image_places) and not len(batch.delta_places)
 
 
 def test_prompts_are_padded_on_the_left():
-    maker = row_maker()
+    processor = make_processor()
     blank = Image.new("RGB", (SIZE, SIZE))
-    rows = [maker.prompt([blank, blank], "one two"), maker.prompt([], "what")]
+    rows = [processor.prompt([blank, blank], "one two"), processor.prompt([], "what")]
     batch = collate(rows, pad_left=True)
     pad = len(rows[0].token_ids) - len(rows[1].token_ids)
     assert pad > 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from streams import add, members, row_maker, stream, write_set
+from streams import add, make_processor, members, stream, write_set
 
 from onediff.config.data import CacheConfig
 from onediff.data.cache import ShardCache
@@ -184,7 +184,7 @@ def test_a_thousand_mutations_of_a_shard(tmp_path):
     good = [source.shards.read(0, number) for number in range(5)]
     every = [member for span in read_index(shard) for member in span.members]
     spans = [(member.offset - BLOCK, member.offset + -(-member.size // BLOCK) * BLOCK) for member in every]
-    maker, random = row_maker(), np.random.default_rng(0)
+    processor, random = make_processor(), np.random.default_rng(0)
     intact = passed_over = 0
     for turn in range(1000):
         damaged = mutated(whole, spans, random)
@@ -202,7 +202,7 @@ def test_a_thousand_mutations_of_a_shard(tmp_path):
                 sample = parse_sample(found)
                 assert found not in good
                 if turn % 20 < 2:
-                    maker.row(sample, None, 0)
+                    processor.row(sample, None, 0)
             except BadSample:
                 passed_over += 1
         os.close(shards._open[0][0])
@@ -248,7 +248,7 @@ def test_one_of_several_captions_is_drawn_by_seed_and_epoch(tmp_path):
         record = b'{"id": 1, "source": "s", "task": "t", "split": "train", "captions": ["red", "blue", "two", "cube"]}'
         add(tar, "a.json", record)
     made = stream({folder: 1.0}, 1)
-    tokenizer = row_maker().prompter.tokenizer
+    tokenizer = make_processor().prompter.tokenizer
     said = [tokenizer.decode(row.token_ids[row.is_target]) for row in (made.row(0, draw) for draw in range(40))]
     assert len(set(said)) == 4
     assert said == [

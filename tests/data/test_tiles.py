@@ -7,7 +7,7 @@ import pytest
 import torch
 from drawn import image, pair, png
 from PIL import Image
-from streams import DELTA_TOKENS, row_maker
+from streams import DELTA_TOKENS, make_processor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
@@ -130,11 +130,11 @@ def test_a_size_is_read_from_the_header_as_the_image_will_be(tmp_path):
 
 @pytest.mark.parametrize("fit", ["tiles", "native"])
 def test_a_batch_of_many_shapes_keeps_them_apart(fit):
-    maker = row_maker(image=ImageConfig(size=SIDE, fit=fit, max_tiles=4, max_patches=20), patch=PATCH)
+    processor = make_processor(image=ImageConfig(size=SIDE, fit=fit, max_tiles=4, max_patches=20), patch=PATCH)
     samples = [pair(0, (40, 30)), pair(1, (90, 40), (90, 40)), pair(2), pair(3, (32, 32), (70, 32))]
-    rows = [maker.row(sample, None, 0) for sample in samples]
+    rows = [processor.row(sample, None, 0) for sample in samples]
     for sample, row in zip(samples, rows, strict=True):
-        assert maker.tokens(sample, None, 0) == len(row.token_ids)
+        assert processor.tokens(sample, None, 0) == len(row.token_ids)
         assert (row.token_ids == IMAGE).sum() == sum(row.image_tokens)
         assert (row.token_ids == DELTA).sum() == DELTA_TOKENS * row.is_pair
     for batch in (collate(rows), collate_packed([rows[:2], rows[2:]], 300)):
@@ -165,10 +165,10 @@ def test_a_batch_of_many_shapes_keeps_them_apart(fit):
 
 @pytest.mark.parametrize(("fit", "told"), [("crop", False), ("tiles", True), ("native", True)])
 def test_a_change_at_the_left_edge_of_a_wide_image_reaches_the_model(fit, told):
-    maker = row_maker(image=ImageConfig(size=SIDE, fit=fit, max_patches=20), patch=PATCH)
+    processor = make_processor(image=ImageConfig(size=SIDE, fit=fit, max_patches=20), patch=PATCH)
     before = image((128, 64))
     after = before.copy()
     after.paste((255, 0, 0), (0, 20, 12, 40))
-    row = maker.prompt([before, after], None)
+    row = processor.prompt([before, after], None)
     first, second = row.images.chunk(2)
     assert first.equal(second) != told

@@ -153,7 +153,7 @@ def test_in_bf16_a_saved_model_says_what_it_says_in_fp32(model, data):
         assert {parameter.dtype for parameter in captioner.model.parameters()} == {dtype}
         pairs = [heldout.sample(pair).images for pair in heldout.references]
         shown = [[open_upright(pair[role], 10**8) for role in ("before", "after")] for pair in pairs]
-        said[precision] = captioner.answer([captioner.maker.prompt(both, None) for both in shown], max_new_tokens=3)
+        said[precision] = captioner.answer([captioner.processor.prompt(both, None) for both in shown], max_new_tokens=3)
     assert sum(one == two for one, two in zip(said["fp32"], said["bf16"], strict=True)) >= 3
     assert len(set(said["bf16"])) > 1
 

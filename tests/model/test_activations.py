@@ -40,10 +40,10 @@ def test_losses_and_gradients_are_bit_identical(mode, adapters):
         assert torch.equal(gradient, wanted_gradients[name]), name
 
 
-@pytest.mark.parametrize("maker", [standins.flash_attn_3_by_its_operator, standins.torch_varlen_itself])
-def test_selective_checkpointing_computes_attention_once_by_any_kernel(monkeypatch, maker):
+@pytest.mark.parametrize("processor", [standins.flash_attn_3_by_its_operator, standins.torch_varlen_itself])
+def test_selective_checkpointing_computes_attention_once_by_any_kernel(monkeypatch, processor):
     calls, found = [], []
-    standins.install(monkeypatch, calls, maker)
+    standins.install(monkeypatch, calls, processor)
     monkeypatch.setattr(kernels, "capability", lambda: 9)
     for mode in ("none", "selective", "full"):
         calls.clear()

@@ -182,18 +182,18 @@ def test_fastest_that_the_device_takes_is_chosen(gpu, caplog, major, installed, 
     assert [record.message for record in caplog.records] == [f"attention runs on {chosen}"]
 
 
-@pytest.mark.parametrize("maker", ALL, ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("processor", ALL, ids=lambda processor: processor.__name__)
 @settings(max_examples=5, deadline=None)
 @given(shape=SHAPES.filter(lambda shape: shape["size"] % 8 == 0))
-def test_kernels_get_their_arguments_in_their_order(maker, shape):
+def test_kernels_get_their_arguments_in_their_order(processor, shape):
     with pytest.MonkeyPatch.context() as monkeypatch:
         calls = []
-        standins.install(monkeypatch, calls, maker)
+        standins.install(monkeypatch, calls, processor)
         monkeypatch.setattr(kernels, "capability", lambda: 9)
         drawn, at, options = case(shape, torch.bfloat16)
-        assert use("auto") == maker.__name__
+        assert use("auto") == processor.__name__
         made = with_gradients(drawn, at, options, None)
-        assert calls == [maker.__name__] * (len(drawn[0]) > 0 and len(drawn[1]) > 0)
+        assert calls == [processor.__name__] * (len(drawn[0]) > 0 and len(drawn[1]) > 0)
         assert_close(made, [t.double() for t in with_gradients(drawn, at, options, "reference")], 1e-2)
     standins.forget()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from models import batch, rows, tiny_config, tiny_model
 from PIL import Image
-from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, row_maker, tokenizer
+from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, make_processor, tokenizer
 
 from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import collate
@@ -159,9 +159,9 @@ def test_two_samples_packed_in_a_row_equal_two_rows(model):
 def prompts(count: int) -> list:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (count, 2, SIZE, SIZE, 3), dtype=np.uint8)
-    maker = row_maker()
+    processor = make_processor()
     return [
-        maker.prompt([Image.fromarray(image) for image in pair], "what " * (number + 1))
+        processor.prompt([Image.fromarray(image) for image in pair], "what " * (number + 1))
         for number, pair in enumerate(images)
     ]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from drawn import image, pair
 from models import TINY
-from streams import SIZE, row_maker, tokenizer
+from streams import SIZE, make_processor, tokenizer
 from test_delta import levels, module  # noqa: F401
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
@@ -46,9 +46,9 @@ def model(request) -> OneDiffModel:
     return OneDiffModel(ModelConfig.model_validate(TINY | FITS[request.param])).eval()
 
 
-def maker(model: OneDiffModel) -> Processor:
+def processor(model: OneDiffModel) -> Processor:
     config = FITS["native" if model.vision.own_shape else "tiles"]["vision"]["image"]
-    return row_maker(image=ImageConfig(**config), patch=PATCH)
+    return make_processor(image=ImageConfig(**config), patch=PATCH)
 
 
 def samples() -> list[Sample]:
@@ -57,7 +57,7 @@ def samples() -> list[Sample]:
 
 @torch.no_grad()
 def test_a_sample_is_in_a_batch_what_it_is_alone(model):
-    rows = [maker(model).row(sample, None, 0) for sample in samples()]
+    rows = [processor(model).row(sample, None, 0) for sample in samples()]
     alone = torch.cat([model(collate([row])) for row in rows])
     together = model(collate(rows))
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
@@ -73,7 +73,7 @@ def test_tower_and_delta_module_run_in_every_batch(model):
             part.register_forward_hook(lambda *_, name=name: ran[-1].append(name))
     for sample in samples():
         ran.append([])
-        model(collate([maker(model).row(sample, None, 0)])).sum().backward()
+        model(collate([processor(model).row(sample, None, 0)])).sum().backward()
         assert ran[-1] == ran[0]
         assert all(parameter.grad is not None for parameter in model.delta.parameters())
         model.zero_grad()
@@ -86,7 +86,7 @@ def test_a_change_anywhere_in_a_wide_image_changes_the_answer_and_its_place_gets
     for left in (0, 30, 58):
         after = before.copy()
         after.paste((255, 0, 0), (left, 6, left + 6, 14))
-        row = maker(model).prompt([before, after], None)
+        row = processor(model).prompt([before, after], None)
         losses.append(model.embed(collate([row], pad_left=True)))
         maps.append(heat_maps(model, collate([row, row], pad_left=True)))
     assert not any(torch.allclose(losses[0], other, atol=1e-4) for other in losses[1:])
@@ -137,7 +137,7 @@ def test_the_tower_over_images_in_their_own_shape_is_siglip_2(attention):
     )
     inputs = processor(images, return_tensors="pt")
     hidden = theirs(**inputs, output_hidden_states=True).hidden_states
-    rows = [row_maker(image=config.image, patch=PATCH).prompt([one], None, "single") for one in images]
+    rows = [make_processor(image=config.image, patch=PATCH).prompt([one], None, "single") for one in images]
     batch = collate(rows)
     output, found = tower(batch.images, batch.planes)
     seen = inputs["pixel_attention_mask"].bool()
@@ -154,7 +154,7 @@ def test_a_tower_gets_the_images_that_it_takes():
 
 
 def test_a_batch_moves_with_its_planes(model):
-    made = collate([maker(model).row(sample, None, 0) for sample in samples()])
+    made = collate([processor(model).row(sample, None, 0) for sample in samples()])
     moved = made.to(torch.device("meta"))
     assert all(value.is_meta for value in vars(moved.planes).values() if isinstance(value, torch.Tensor))
     assert moved.planes.pairs.cu_seqlens.is_meta

@@ -31,7 +31,7 @@ def images() -> list[Image.Image]:
 
 def test_the_same_weights_and_words_come_back(saved):
     folder, model = saved
-    loaded, maker, words, about = load_model(folder)
+    loaded, processor, words, about = load_model(folder)
     assert not loaded.training
     theirs = loaded.state_dict()
     assert theirs.keys() == model.state_dict().keys()
@@ -39,11 +39,11 @@ def test_the_same_weights_and_words_come_back(saved):
     made = batch("pair", "single")
     with torch.no_grad():
         torch.testing.assert_close(loaded(made), model(made), rtol=1e-6, atol=1e-6)
-    rows = [maker.prompt(images(), None)]
+    rows = [processor.prompt(images(), None)]
     assert answer(loaded, words, rows, CPU, max_new_tokens=8) == answer(model, tokenizer(), rows, CPU, max_new_tokens=8)
     assert about.prompt == PROMPT
     assert about.trained == {"run": "demo", "step": 3}
-    assert maker.image.size == SIZE
+    assert processor.image.size == SIZE
 
 
 def test_a_folder_can_be_moved(saved, tmp_path):

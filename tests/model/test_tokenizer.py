@@ -10,7 +10,7 @@ from onediff.config.data import DataConfig
 from onediff.config.model import LanguageConfig, ModelConfig
 from onediff.errors import UserError
 from onediff.model import tokenizer_files
-from onediff.model.build import build_row_maker
+from onediff.model.build import build_processor
 from onediff.model.tokenizer import END, PAD, START, learn_tokenizer, load_tokenizer
 
 TEXTS = ["a red cube was added", "the small blue ball moved to the left", "nothing has changed"] * 5
@@ -160,4 +160,4 @@ def test_more_pieces_than_embeddings_are_refused(tmp_path, learned):
         }
     )
     with pytest.raises(UserError, match=rf"the tokenizer has {len(learned)} pieces, the language model 200 embeddings"):
-        build_row_maker(config, DataConfig(sets={"a": "."}), tmp_path / "tokenizer")
+        build_processor(config, DataConfig(sets={"a": "."}), tmp_path / "tokenizer")

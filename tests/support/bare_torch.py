@@ -9,7 +9,7 @@ import torch
 from small_run import config
 
 from onediff.data.loader import Loader, Share
-from onediff.model.build import build_row_maker
+from onediff.model.build import build_processor
 from onediff.model.onediff import OneDiffModel
 from onediff.runs.folder import RunFolder
 from onediff.training.data import phase_stream
@@ -22,7 +22,7 @@ STEPS = 20
 def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str, list[float], list[float]]]:
     """Losses and gradient norms of each phase by torch alone: no DeepSpeed, one process, the whole batch at once."""
     settings = config(data, steps)
-    maker, _ = build_row_maker(settings.model, settings.data, RunFolder(run).tokenizer)
+    processor, _ = build_processor(settings.model, settings.data, RunFolder(run).tokenizer)
     torch.manual_seed(settings.training.seed)
     model = OneDiffModel(settings.model)
     for name, phase in settings.phases.items():
@@ -31,7 +31,7 @@ def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str
         optimizer = torch.optim.AdamW(groups, betas=settings.optimizer.betas, eps=settings.optimizer.eps)
         share = Share.of_rank(phase.global_batch, phase.global_batch, 0, 1)
         draws = dict.fromkeys(share.lanes, 0)
-        batches = iter(Loader(phase_stream(settings, phase, maker), share, draws, 0, 2, 1.0))
+        batches = iter(Loader(phase_stream(settings, phase, processor), share, draws, 0, 2, 1.0))
         losses, norms = [], []
         for step in range(steps):
             for group in optimizer.param_groups:

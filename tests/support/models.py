@@ -1,7 +1,7 @@
 """A OneDiff of some thousand parameters and rows for it."""
 
 import torch
-from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, members, row_maker
+from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, make_processor, members
 
 from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
@@ -55,8 +55,8 @@ def tiny_model(seed: int = 0) -> OneDiffModel:
 
 def rows(*kinds: str) -> list[Row]:
     """Training rows: `pair`, `single` or `text`."""
-    maker = row_maker()
-    return [maker.row(parse_sample(members(kind, number, "s")), None, 0) for number, kind in enumerate(kinds)]
+    processor = make_processor()
+    return [processor.row(parse_sample(members(kind, number, "s")), None, 0) for number, kind in enumerate(kinds)]
 
 
 def batch(*kinds: str) -> Batch:

@@ -1,4 +1,4 @@
-"""Tiny data sets and row makers for the tests of the data stream."""
+"""Tiny data sets and processors for the tests of the data stream."""
 
 import io
 import json
@@ -95,7 +95,7 @@ PROMPT = PromptConfig(
 )
 
 
-def row_maker(image: ImageConfig | None = None, patch: int = PATCH, **data: object) -> Processor:
+def make_processor(image: ImageConfig | None = None, patch: int = PATCH, **data: object) -> Processor:
     config = DataConfig(sets={"none": {"path": "."}}, max_pixels=10_000, prompt=PROMPT, **data)
     prompter = Prompter(tokenizer(), config.prompt, DELTA_TOKENS)
     return Processor(prompter, image or ImageConfig(size=SIZE), config, patch)
@@ -111,7 +111,7 @@ def stream(
     pack: int | None = None,
 ) -> Stream:
     sources = [Source.open(f.parent.name, f, lanes, seed, block, weight) for f, weight in folders.items()]
-    return Stream(sources, row_maker(), couple, seed, bad_in_a_row, pack)
+    return Stream(sources, make_processor(), couple, seed, bad_in_a_row, pack)
 
 
 def global_batches(

@@ -11,7 +11,7 @@ def main() -> None:
     from small_run import config
 
     from onediff.data.rows import collate
-    from onediff.model.build import build_row_maker
+    from onediff.model.build import build_processor
     from onediff.model.onediff import OneDiffModel
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
@@ -30,8 +30,8 @@ def main() -> None:
     }.items():
         run = config(Path(sys.argv[1]), 4, **values, **parallel)
         topology = create_topology(run.parallel, ranks)
-        maker, _ = build_row_maker(run.model, run.data, Path(sys.argv[2]))
-        validation = Validation(run, "two", maker, topology)
+        processor, _ = build_processor(run.model, run.data, Path(sys.argv[2]))
+        validation = Validation(run, "two", processor, topology)
         torch.manual_seed(0)
         engine = Engine(built(run, run.model, "two", topology, filled_later=False), run, run.phases["two"], topology)
         before = torch.get_rng_state()

@@ -18,7 +18,7 @@ from processes import end, start_ranks
 from small_run import config, metrics, onediff, overrides, render
 
 from onediff.training.checkpoint import latest_checkpoint, read_manifest, verify_checkpoint
-from onediff.training.data import phase_stream, row_maker_before_training
+from onediff.training.data import phase_stream, processor_before_training
 
 STEPS, ROWS, PHASE = 9, 4, "warm-up"
 MORE = {
@@ -38,8 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def order(data: Path) -> list[list[str]]:
     """Ids of the samples that each step would read, from the first step on."""
     settings = config(data, STEPS, **MORE)
-    maker, _ = row_maker_before_training(settings, "demo")
-    stream = phase_stream(settings, settings.phases[PHASE], maker)
+    processor, _ = processor_before_training(settings, "demo")
+    stream = phase_stream(settings, settings.phases[PHASE], processor)
     return [[stream.row(lane, draw).ids[0] for lane in range(ROWS)] for draw in range(20)]
 
 
