@@ -27,8 +27,10 @@ from onediff.data.sample import BadSample
 
 ORIENTATION = 0x0112
 """EXIF tag."""
-MOST_PIXELS = 100_000_000
-"""Pixels that scaling may make of one image on the way to the tower's few; no photograph comes near."""
+MOST_SQUARES = 64
+MOST_COPIES = 16
+"""Scaling an image makes at most so many times the pixels of the tower's square, or of the image: a strip of one pixel by
+20,000 is cut before it is scaled, and scaled before it is padded. Others come out exactly as of the image processors."""
 BAND_PIXELS = 1 << 22
 """Pixels of a band that is padded at a time."""
 ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation", b"com.adobe.xmp")
@@ -109,9 +111,13 @@ def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter
 
 def cropped(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArray[np.uint8]:
     """The middle square, `[size, size, 3]`, of the image scaled by its shorter side."""
-    scaled, left, top = crop_place(pixels.shape[1::-1], config)
-    _require_room(pixels, *scaled)
-    return scale(pixels, scaled)[top : top + config.size, left : left + config.size]
+    (height, width), size = pixels.shape[:2], config.size
+    scaled, left, top = crop_place((width, height), config)
+    if scaled[0] * scaled[1] > MOST_SQUARES * size * size:
+        across, down = width / scaled[0], height / scaled[1]
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box))
+    return scale(pixels, scaled)[top : top + size, left : left + size]
 
 
 def padded(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArray[np.uint8]:
@@ -121,8 +127,9 @@ def padded(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDAr
     only then come the rows of padding: the same bytes, though the large square is never made.
     """
     side, left, top = pad_place(pixels.shape[1::-1])
-    _require_room(pixels, config.size, side)
     colour = [int(255 * mean) for mean in config.mean]
+    if side * side > max(MOST_SQUARES * config.size**2, MOST_COPIES * pixels.size // 3):
+        return _scaled_then_padded(pixels, config, colour, scale)
     narrow = _plain(side, config.size, colour)
     rows = max(1, BAND_PIXELS // side)
     for start in range(0, len(pixels), rows):
@@ -152,10 +159,15 @@ def _plain(height: int, width: int, colour: Sequence[int]) -> NDArray[np.uint8]:
     return pixels
 
 
-def _require_room(pixels: NDArray[np.uint8], width: int, height: int) -> None:
-    """Raises BadSample for an image so narrow that scaling it would fill the memory: a million pixels long, one wide."""
-    if width * height > MOST_PIXELS:
-        raise BadSample("too_many_pixels", f"{pixels.shape[1]} × {pixels.shape[0]} pixels, too narrow to be scaled")
+def _scaled_then_padded(
+    pixels: NDArray[np.uint8], config: ImageConfig, colour: Sequence[int], scale: Scale
+) -> NDArray[np.uint8]:
+    """What `padded` gives, but for the place of the image to within a pixel, without its long rows of padding."""
+    height, width = (max(1, round(side * config.size / max(pixels.shape))) for side in pixels.shape[:2])
+    square = _plain(config.size, config.size, colour)
+    top, left = (config.size - height) // 2, (config.size - width) // 2
+    square[top : top + height, left : left + width] = scale(pixels, (width, height))
+    return square
 
 
 def _laid(square: NDArray[np.uint8], out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:

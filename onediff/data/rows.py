@@ -99,8 +99,7 @@ class Processor:
     def prompt(self, images: Sequence[Image], instruction: str | None, task: str = "pair") -> Row:
         """A row to be answered by the model: upright RGB images and an instruction, or that of a task; no target.
 
-        Raises BadSample for images too narrow to be scaled, and for an instruction with places for another number of
-        images.
+        Raises BadSample for an instruction with places for another number of images.
         """
         turns = [Turn(instruction or self.prompter.instruction(task), None)]
         return self._made(self.fit.of(images), len(images) == 2, turns, 0, ())

@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -110,12 +112,28 @@ def test_a_change_at_the_edge_of_a_wide_image_is_seen_unless_it_is_cropped_away(
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
-@pytest.mark.parametrize("size", [(400_000, 1), (1, 400_000)])
-def test_an_image_too_narrow_to_be_scaled_is_a_bad_sample(fit, size):
-    """A few bytes of file that would take half a gigabyte at the tower's size."""
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (3, 90_000)])
+def test_a_strip_of_a_few_bytes_costs_what_the_towers_square_costs(fit, size):
+    """At the tower's size such a strip has millions of pixels, of which a square is seen."""
+    data, config = encoded(Image.new("RGB", size, "blue")), ImageConfig(size=336, fit=fit)
     for pixels in ("exact", "fast"):
-        with pytest.raises(BadSample, match="too narrow to be scaled"):
-            decode(encoded(Image.new("1", size)), ImageConfig(size=336, fit=fit), pixels=pixels)
+        began = time.process_time()
+        tracemalloc.start()
+        made = decode(data, config, pixels=pixels)
+        _, peak = tracemalloc.get_traced_memory()  # numpy's arrays; what Pillow makes is no larger
+        tracemalloc.stop()
+        assert (made[:, 167:169, 167:169].transpose(1, 2, 0) == (0, 0, 255)).all(-1).any()
+        assert peak < 16e6 and time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("size", [(700, 8), (8, 700)])
+def test_a_strip_looks_as_it_would_at_any_cost(fit, size, monkeypatch):
+    config, image = ImageConfig(size=56, fit=fit), photograph(*size).resize(size)
+    smooth = Image.fromarray(np.asarray(image) // 4 + 90)
+    cheap = fitted(smooth, config).astype(int)
+    monkeypatch.setattr("onediff.data.images.MOST_SQUARES", 10_000)
+    assert np.abs(cheap - fitted(smooth, config)).mean() < (1 if fit == "crop" else 3)
 
 
 def test_the_difference_that_is_tested_for_can_be_seen():
