@@ -54,7 +54,14 @@ def run(args: argparse.Namespace) -> None:
     if args.against is not None and earlier is None:
         systems.append(read_predictions(args.against, args.allow_missing))
     found = score_all(
-        references.captions, systems, rules, references.change_types, args.allow_missing, args.bootstrap, args.seed
+        references.captions,
+        systems,
+        rules,
+        references.change_types,
+        args.allow_missing,
+        args.bootstrap,
+        args.seed,
+        changes=references.changes,
     )
     ours = found[0]
     differences = compare(ours, found[1], args.bootstrap, args.seed) if len(found) > 1 else {}
@@ -96,7 +103,7 @@ def lines(
     found = [f"{rules.title} (protocol {rules.name}), {len(scores.ids)} pairs, tokens {scores.tokenisation}"]
     found += table(rows)
     if scores.groups:
-        names = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "change type")
+        names = ("captions right", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "change type")
         shown = [name for name in names if name in scores.scores]
         rows = [[("group" if rules.groups else "change type") + " ×100", "pairs", *shown]]
         for name, (pairs, group) in scores.groups.items():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from onediff.data.sample import BadSample, Sample, parse_sample
+from onediff.data.sample import BadSample, Sample, change_list, parse_sample
 from onediff.data.stream import Source
 from onediff.errors import UserError
 
@@ -20,6 +21,8 @@ class HeldOut:
     """Captions of every pair, by id, in the order of the shards."""
     change_types: dict[str, str] = field(default_factory=dict)
     """Change type of the pairs where it is known."""
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Change list of the pairs where it is known: `changes`, and the objects `before` and `after` (docs/synthetic.md)."""
     instructions: dict[str, str] = field(default_factory=dict)
     """What is to be asked of the pairs that have an instruction of their own."""
     unreadable: list[str] = field(default_factory=list)
@@ -52,6 +55,8 @@ class HeldOut:
                     made.instructions.setdefault(sample.id, sample.instruction)
                 if "change_type" in sample.meta:
                     made.change_types[sample.id] = str(sample.meta["change_type"])
+                if (changes := change_list(sample.meta)) is not None:
+                    made.changes[sample.id] = changes
         if not made.references:
             raise UserError(f"{folder}: no readable pair with captions in this split")
         return made
@@ -61,10 +66,15 @@ class HeldOut:
         return parse_sample(self.source.shards.read(*self._places[pair]))
 
     def write_references(self, path: Path) -> None:
-        """JSONL with `id`, `captions` and, where known, `change_type`: what `onediff score` reads."""
+        """JSONL with `id`, `captions` and, where known, `change_type` and the change list in `meta`.
+
+        `onediff score` reads it.
+        """
         with path.open("w", encoding="utf-8") as out:
             for pair, captions in self.references.items():
                 record: dict[str, object] = {"id": pair, "captions": captions}
                 if pair in self.change_types:
                     record["change_type"] = self.change_types[pair]
+                if pair in self.changes:
+                    record["meta"] = self.changes[pair]
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -189,3 +189,15 @@ def check_turns(turns: Any) -> None:
         raise BadSample("bad_schema", 'field \'conversations\' must be a list of {"from", "value"}')
     if not any(turn["from"] == "gpt" and turn["value"].strip() for turn in turns):
         raise BadSample("no_caption", "the conversation has no answer")
+
+
+def change_list(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The part of `meta` that tells a pair's changes, without boxes and masks; None where it has no such part."""
+    parts = {key: meta.get(key) for key in ("changes", "before", "after")}
+    if not all(isinstance(part, list) and all(isinstance(one, dict) for one in part) for part in parts.values()):
+        return None
+    left_out = ("box", "mask")
+    return {
+        key: [{name: value for name, value in one.items() if name not in left_out} for one in part or ()]
+        for key, part in parts.items()
+    }

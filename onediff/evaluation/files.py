@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from onediff.data.sample import change_list
 from onediff.errors import UserError
 
 ID_NAMES = ("id", "image_id")
@@ -21,10 +22,11 @@ TYPE_NAME = "change_type"
 
 
 class References(NamedTuple):
-    """Captions of each pair in the order of the file, and the change types where the file has them."""
+    """Captions of each pair in the order of the file; its change type and change list where the file has them."""
 
     captions: dict[str, list[str]]
     change_types: dict[str, str]
+    changes: dict[str, dict[str, Any]]
 
 
 class Row(NamedTuple):
@@ -34,17 +36,20 @@ class Row(NamedTuple):
     pair: str
     captions: list[str]
     change_type: str | None
+    changes: dict[str, Any] | None
 
 
 def read_references(path: Path) -> References:
     """All captions of each id, wherever they stand in the file. Raises UserError."""
-    found = References({}, {})
+    found = References({}, {}, {})
     for row in _rows(path):
         found.captions.setdefault(row.pair, []).extend(row.captions)
         if row.change_type is not None:
             known = found.change_types.setdefault(row.pair, row.change_type)
             if known != row.change_type:
                 raise UserError(f"{row.where}: id {row.pair!r} is {row.change_type!r} here and {known!r} above")
+        if row.changes is not None:
+            found.changes[row.pair] = row.changes
     if not found.captions:
         raise UserError(f"{path}: no references in it")
     return found
@@ -170,10 +175,11 @@ def _row(where: str, entry: Any, id_names: Iterable[str]) -> Row:
     if any(0xD800 <= ord(letter) <= 0xDFFF for caption in captions for letter in caption):
         raise UserError(f"{where}: the caption of id {str(pair)!r} holds half a character (a lone surrogate)")
     meta = entry.get("meta")
-    kind = entry.get(TYPE_NAME, meta.get(TYPE_NAME) if isinstance(meta, Mapping) else None)
+    meta = meta if isinstance(meta, Mapping) else {}
+    kind = entry.get(TYPE_NAME, meta.get(TYPE_NAME))
     if kind is not None and not isinstance(kind, str):
         raise UserError(f"{where}: {TYPE_NAME} {kind!r} is not text")
-    return Row(where, str(pair), captions, kind)
+    return Row(where, str(pair), captions, kind, change_list(meta))
 
 
 def _first(where: str, entry: Mapping[str, Any], names: Iterable[str]) -> Any:

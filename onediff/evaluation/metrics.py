@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from onediff.errors import UserError
+from onediff.evaluation.items import ItemScores
+from onediff.evaluation.items import score as score_items
+from onediff.evaluation.items.scores import RIGHT
 from onediff.evaluation.protocols import Protocol
 from onediff.evaluation.protocols import protocol as protocol_named
 from onediff.evaluation.protocols.protocol import digest
@@ -52,11 +55,17 @@ class Scores:
     """Fingerprint of the references."""
     rows: np.ndarray = field(repr=False, compare=False)
     """[pairs, columns]: the statistics behind the scores, in the order of `ids`."""
+    items: ItemScores | None = None
+    """What the captions say beside the changes that are known; None where none are. Its scores are among `scores`."""
 
     def per_pair(self) -> dict[str, dict[str, float]]:
         """Id → metric → score of that pair alone."""
         columns = corpus_scores(self.rows)
-        return {pair: {name: float(column[i]) for name, column in columns.items()} for i, pair in enumerate(self.ids)}
+        found = {pair: {name: float(column[i]) for name, column in columns.items()} for i, pair in enumerate(self.ids)}
+        if self.items is not None:
+            for pair, row in zip(self.items.ids, self.items.rows, strict=True):
+                found[pair] = {"captions right": float(row[RIGHT]), **found[pair]}
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`; a metric that could not be computed is null."""
@@ -65,7 +74,7 @@ class Scores:
             "tokenisation": self.tokenisation,
             "references": self.references,
             "pairs": len(self.ids),
-            "scores": {name: self.scores.get(name) for name in (*METRICS, *(set(self.scores) - set(METRICS)))},
+            "scores": {**self.scores, **{name: None for name in METRICS if name not in self.scores}},
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "change_types": {name: {"pairs": n, "scores": dict(scores)} for name, (n, scores) in self.groups.items()},
             "missing": list(self.missing),
@@ -84,15 +93,17 @@ def score(
     bootstrap: int = 0,
     seed: int = 0,
     meteor: bool = True,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Scores:
     """Scores `predictions` (id → caption) against `references` (id → captions) under a protocol, given or named.
 
     `change_types` (id → type) adds a breakdown, and the share of right types where the protocol can read them from a
-    caption. `bootstrap` resamples give 95 % intervals. `meteor=False` spares a Java start of some seconds.
+    caption. `changes` (id → a sample's `meta`) adds item scores. `bootstrap` resamples give 95 % intervals.
+    `meteor=False` spares a Java start of some seconds.
     Raises UserError for a prediction with an unknown id and, unless `allow_missing`, for a pair without prediction.
     """
     rules = protocol_named(protocol) if isinstance(protocol, str) else protocol
-    return score_all(references, [predictions], rules, change_types, allow_missing, bootstrap, seed, meteor)[0]
+    return score_all(references, [predictions], rules, change_types, allow_missing, bootstrap, seed, meteor, changes)[0]
 
 
 def score_all(
@@ -104,6 +115,7 @@ def score_all(
     bootstrap: int = 0,
     seed: int = 0,
     meteor: bool = True,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Scores]:
     """`score` for several systems on the same pairs (those that all of them answered), tokenised in one go."""
     counted = rules.treated(references)
@@ -119,18 +131,31 @@ def score_all(
     found = []
     for system, mine, statistics in zip(systems, answers, collect(answers, theirs, tokenisation, meteor), strict=True):
         mark_types(statistics.rows, {pair: system[pair] for pair in texts}, types, rules)
+        items, fault = item_scores(system, {pair: (changes or {}).get(pair, {}) for pair in texts}, bootstrap, seed)
+        groups = grouped(statistics.rows, mine, theirs, [types.get(pair) for pair in texts], rules)
+        if items is not None:
+            groups = {
+                name: (n, {**items.by_type.get(name, (0, {}))[1], **scores}) for name, (n, scores) in groups.items()
+            }
         found.append(
             Scores(
                 protocol=rules.name,
                 tokenisation=tokenisation,
                 ids=tuple(texts),
-                scores={name: float(value) for name, value in corpus_scores(statistics.rows.sum(0)).items()},
-                intervals=intervals(statistics.rows, bootstrap, seed) if bootstrap else {},
-                groups=grouped(statistics.rows, mine, theirs, [types.get(pair) for pair in texts], rules),
+                scores={
+                    **(items.values if items else {}),
+                    **{name: float(value) for name, value in corpus_scores(statistics.rows.sum(0)).items()},
+                },
+                intervals={
+                    **(items.intervals if items else {}),
+                    **(intervals(statistics.rows, bootstrap, seed) if bootstrap else {}),
+                },
+                groups=groups,
                 missing=missing,
-                notes=notes(reason, statistics, missing, len(counted)),
+                notes=notes(reason, statistics, missing, len(counted)) + fault,
                 references=digest(counted),
                 rows=statistics.rows,
+                items=items,
             )
         )
     return found
@@ -178,6 +203,18 @@ def mark_types(rows: np.ndarray, answers: Mapping[str, str], types: Mapping[str,
             if pair in types:
                 row[TYPED] = 1
                 row[TYPE_RIGHT] = rules.read_type(answer) == types[pair]
+
+
+def item_scores(
+    answers: Mapping[str, str], changes: Mapping[str, Mapping[str, Any]], bootstrap: int, seed: int
+) -> tuple[ItemScores | None, tuple[str, ...]]:
+    """Item scores where any change list is known; a list that cannot be read is a note, and there are no item scores."""
+    if not any("changes" in meta for meta in changes.values()):
+        return None, ()
+    try:
+        return score_items(answers, changes, bootstrap=bootstrap, seed=seed), ()
+    except UserError as error:
+        return None, (f"item scores are left out: {error}",)
 
 
 def grouped(

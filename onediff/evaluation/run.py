@@ -181,6 +181,7 @@ def scored(
         types,
         bootstrap=config.bootstrap,
         seed=config.seed,
+        changes=heldout.changes,
     )
     found, baselines = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
     found = replace(found, notes=(*found.notes, *caveats(config, len(references))))

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from onediff.config.run import RunConfig
 from onediff.config.section import nearest
 from onediff.errors import UserError
+from onediff.evaluation.items.scores import RATIOS
 from onediff.evaluation.statistics import METRICS, TYPE_ACCURACY
 from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
 from onediff.training.best import Best
@@ -41,7 +42,9 @@ class Measures:
         if (judged_by := config.phases[phase].best) is not None:
             known = ["validation/loss", *(f"validation/loss/{name}" for name in validation.names)]
             known = [name for name in known if validation.every is not None]
-            known += [f"evaluation/{name}" for name in (*METRICS, TYPE_ACCURACY) if evaluations.every is not None]
+            known += [
+                f"evaluation/{name}" for name in (*METRICS, TYPE_ACCURACY, *RATIOS) if evaluations.every is not None
+            ]
             if judged_by.metric not in known:
                 raise UserError(
                     f"phases.{phase}.best.metric: no {judged_by.metric!r}{nearest(judged_by.metric, known)}"

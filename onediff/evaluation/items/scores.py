@@ -1,0 +1,136 @@
+"""Item scores of a set of captions, with intervals and by change type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onediff.errors import UserError
+from onediff.evaluation.items.agreement import COUNTED, judged
+from onediff.evaluation.items.grammar import Reading, read
+from onediff.evaluation.items.known import Known, known
+
+# The columns of a row; then two for each attribute: how often it is counted, how often it is right.
+PAIRS, RIGHT, CHANGED, CHANGED_RIGHT, TRUE, FOUND, SAID, HALLUCINATED, UNCHANGED, FALSE_ALARM, MISSED, UNREAD = range(
+    12
+)
+COLUMNS = 12 + 2 * len(COUNTED)
+
+RATIOS = {
+    "captions right": (RIGHT, PAIRS),
+    "changed captions right": (CHANGED_RIGHT, CHANGED),
+    "item recall": (FOUND, TRUE),
+    "item precision": (FOUND, SAID),
+    "hallucinated items": (HALLUCINATED, SAID),
+    "false alarms": (FALSE_ALARM, UNCHANGED),
+    "missed changes": (MISSED, CHANGED),
+    "unread captions": (UNREAD, PAIRS),
+    **{f"{name} right": (12 + 2 * i + 1, 12 + 2 * i) for i, name in enumerate(COUNTED)},
+}
+"""Score → (numerator, denominator), both sums over pairs; a score whose denominator is 0 does not exist."""
+LOWER_IS_BETTER = ("hallucinated items", "false alarms", "missed changes", "unread captions")
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Scores by name, as fractions; see RATIOS and docs/evaluation.md."""
+
+    values: Mapping[str, float]
+    """Of all pairs; without those that have nothing to count."""
+    intervals: Mapping[str, tuple[float, float]]
+    """95 % bootstrap intervals over pairs; empty where none were asked for."""
+    by_type: Mapping[str, tuple[int, Mapping[str, float]]]
+    """Change type → pairs and scores; `several` and `none` included."""
+    ids: tuple[str, ...]
+    """The pairs that were scored: those whose changes are known."""
+    readings: Mapping[str, Reading] = field(repr=False)
+    """What each caption was read as."""
+    rows: np.ndarray = field(repr=False, compare=False)
+    """[pairs, COLUMNS]: the counts behind the scores."""
+
+    def is_right(self, pair: str) -> bool:
+        """Whether the caption of this pair is right in everything that matters."""
+        return bool(self.rows[self.ids.index(pair), RIGHT])
+
+
+def score(
+    captions: Mapping[str, str],
+    references: Mapping[str, Mapping[str, Any] | Known],
+    *,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> ItemScores:
+    """Scores `captions` (by id) against `references`: each pair's `meta`, or its `Known` changes.
+
+    Pairs without a change list are passed over; `bootstrap` resamples give intervals. Raises UserError where no pair
+    has both a caption and a change list.
+    """
+    truths: dict[str, Known] = {}
+    for pair, given in references.items():
+        truth = given if isinstance(given, Known) else known(given, f"pair {pair!r}")
+        if truth is not None and pair in captions:
+            truths[pair] = truth
+    if not truths:
+        raise UserError("no pair has both a caption and a list of its changes (meta.changes); item scores need both")
+    readings = {pair: read(captions[pair]) for pair in truths}
+    rows = np.array([row(readings[pair], truth) for pair, truth in truths.items()], dtype=float)
+    types = [type_of(truth) for truth in truths.values()]
+    return ItemScores(
+        values=_present(ratios(rows.sum(0))),
+        intervals=_intervals(rows, bootstrap, seed) if bootstrap else {},
+        by_type={
+            kind: (types.count(kind), _present(ratios(rows[[one == kind for one in types]].sum(0))))
+            for kind in sorted(set(types))
+        },
+        ids=tuple(truths),
+        readings=readings,
+        rows=rows,
+    )
+
+
+def row(reading: Reading, truth: Known) -> list[float]:
+    """[COLUMNS] counts of one caption."""
+    verdict = judged(reading, truth)
+    changed = bool(truth.items)
+    counts: list[float] = [0] * COLUMNS
+    counts[PAIRS], counts[RIGHT] = 1, verdict.right
+    counts[CHANGED], counts[CHANGED_RIGHT] = changed, changed and verdict.right
+    counts[TRUE], counts[FOUND], counts[SAID] = len(truth.items), verdict.found, verdict.said
+    counts[HALLUCINATED] = verdict.hallucinated
+    counts[UNCHANGED], counts[FALSE_ALARM] = not changed, not changed and bool(reading.items)
+    counts[MISSED], counts[UNREAD] = changed and reading.type == "none", bool(reading.unread)
+    for i, name in enumerate(COUNTED):
+        counts[12 + 2 * i : 14 + 2 * i] = verdict.attributes[name]
+    return counts
+
+
+def ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Summed rows [..., COLUMNS] → each score [...]; NaN where there is nothing to count."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: np.divide(sums[..., top], sums[..., bottom]) for name, (top, bottom) in RATIOS.items()}
+
+
+def type_of(truth: Known) -> str:
+    """The change type of a pair: `none`, `several`, or that of its one change."""
+    return "none" if not truth.items else truth.items[0].type if len(truth.items) == 1 else "several"
+
+
+def _present(found: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if not np.isnan(value)}
+
+
+def _intervals(rows: np.ndarray, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap over pairs; a resample in which a score does not exist is left out of its interval."""
+    rng = np.random.default_rng(seed)
+    pairs = len(rows)
+    weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=resamples)  # [resamples, pairs]
+    found = {}
+    for name, values in ratios(weights @ rows).items():
+        there: Sequence[float] = values[~np.isnan(values)]
+        if len(there):
+            low, high = np.percentile(there, [2.5, 97.5])
+            found[name] = float(low), float(high)
+    return found
