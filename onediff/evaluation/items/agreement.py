@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
     said: int
     """Items told; an unread remainder is one."""
     hallucinated: int
-    """Items told about something that did not change: neither their object's look nor their place is that of a change."""
+    """Items told about something that did not change; an unread remainder is one."""
     attributes: dict[str, tuple[int, int]]
     """Attribute → how often it is counted, how often it is right."""
 
@@ -47,7 +47,7 @@ def judged(reading: Reading, known: Known) -> Verdict:
         right=found == len(said) == len(true) and not unread,
         found=found,
         said=len(said) + unread,
-        hallucinated=unread + sum(not any(_concerns(one, other) for other in true) for one in said),
+        hallucinated=unread + sum(_invented(one, known) for one in said),
         attributes={name: _counted(name, said, known) for name in COUNTED},
     )
 
@@ -123,13 +123,24 @@ def _tells(said: Description, true: Description, scene: Iterable[Description]) -
     return not any(fits(look, other) for other in scene if _look(other) != _look(true))
 
 
-def _concerns(said: Item, true: Item) -> bool:
-    """Whether `said` is about what `true` is about: an object of that look, or something in that place."""
-    if not said.objects or not true.objects:
-        return said.type == true.type
-    if any(fits(_look(one), other) for one in said.objects for other in true.objects):
+def _invented(said: Item, known: Known) -> bool:
+    """Whether `said` is about something that did not change.
+
+    That is an object which is there as it is told and stayed as it was; or neither a place that is told nor half of the
+    look of an object is that of a change.
+    """
+    changed = [one for item in known.items for one in item.objects]
+    if not said.objects or not changed:
+        return all(said.type != true.type for true in known.items)
+    if any(fits(one, other) for one in said.objects for other in changed):
+        return False
+    stayed = [one for one in known.before if one not in changed and one in known.after]
+    if any(fits(one, other) for one in said.objects for other in stayed):
         return True
-    return bool(_places(said) & _places(true))
+    if any(_places(said) & _places(true) for true in known.items):
+        return False
+    looks = [_look(one) for one in said.objects]
+    return not any(look and 2 * _shared(look, other) >= len(look) for look in looks for other in changed)
 
 
 def _places(item: Item) -> set[str]:
@@ -177,7 +188,7 @@ def _overlap(said: Sequence[Description], true: Sequence[Description], without: 
     return sum(_shared(s, t, without) for s, t in zip(said, true, strict=False))
 
 
-def _shared(said: Description, true: Description, without: str) -> int:
+def _shared(said: Description, true: Description, without: str = "") -> int:
     return sum(fits({key: value}, true) for key, value in said.items() if key != without)
 
 
