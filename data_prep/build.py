@@ -11,10 +11,12 @@ from data_prep.captioning.client import Asker
 from data_prep.captioning.table import caption_rows, read_prompt
 from data_prep.convert import convert
 from data_prep.images import Encoding
+from data_prep.plan import Choices
 from data_prep.readers import Inputs, Row, reader
-from data_prep.report import Report, crop_remarks, table
+from data_prep.report import Report, table
 from data_prep.retrieve import captions_of, find_pairs
 from data_prep.share import Share
+from data_prep.skipping import max_skipped
 from onediff.config.collection import Captioning, Collection, Part, Retrieval
 from onediff.errors import UserError
 
@@ -25,8 +27,6 @@ class Built:
 
     samples: dict[str, int]
     remark: str = ""
-    notes: tuple[str, ...] = ()
-    """Lines that are worth knowing about its images."""
 
 
 def build(
@@ -52,8 +52,7 @@ def build(
         say(f"{name} …")
         try:
             reports = build_part(name, part, collection.out / name, processes, share)
-            samples = {report.manifest.split: report.manifest.samples for report in reports}
-            built[name] = Built(samples, notes=tuple(crop_remarks(reports)))
+            built[name] = Built({report.manifest.split: report.manifest.samples for report in reports})
         except UserError as error:
             built[name] = Built({}, str(error))
     return built
@@ -79,9 +78,9 @@ def build_part(name: str, part: Part, out: Path, processes: int | None, share: S
         chosen,
         inputs,
         out,
-        splits=part.splits,
+        choices=Choices(part.splits, allow_leakage=part.allow_leakage),
         encoding=Encoding(part.max_side),
-        allow_leakage=part.allow_leakage,
+        max_skipped=max_skipped(part.max_skipped),
         processes=processes,
         seed=0,
         share=share,
@@ -128,7 +127,6 @@ def show_collection(collection: Collection, built: dict[str, Built]) -> str:
             [name, f"{part.weight:g}", part.published or "", sum(there.values()) or "", splits or built[name].remark]
         )
     text = table(rows, ("part", "weight", "published", "here", "splits"))
-    text += "".join(f"\nnoted: {note}" for part in built.values() for note in part.notes)
     done = [name for name in collection.parts if name in built and built[name].samples]
     if done:
         sets = "\n".join(f"    {name}: {_data_set(collection, name)}" for name in done)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.images import MAX_PIXELS
-from data_prep.shards import over_shards
-from onediff.data.aspect import crop_remark
+from data_prep.shards import on_disk, over_shards, place_of
 from onediff.data.formats import jpeg_fault, open_image
 from onediff.data.index import build_index, index_path, load_index, read_sample
 from onediff.data.manifest import Manifest, Shard, file_sha256
 from onediff.data.sample import BadSample, Sample, parse_sample
+from onediff.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class ShardCheck:
     samples: int = 0
     findings: list[Finding] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """How many images are of a width and height."""
 
     def add(self, kind: str, reason: str, key: str = "", place: int = -1, is_fault: bool = True) -> None:
         self.findings.append(Finding(kind, str(self.path), key, reason, place, is_fault))
@@ -94,7 +92,7 @@ class Outcome:
 def check_data_sets(manifests: Sequence[Manifest], processes: int | None = None, pixels: bool = True) -> Outcome:
     """Checks every shard, then what stands twice in a split or in two. `pixels` decodes every image."""
     shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
-    known = {manifest.path(shard): (shard, manifest.split) for manifest, shard in shards}
+    known = {place_of(manifest, shard): (shard, manifest.split) for manifest, shard in shards}
     work = partial(check_shard, known=known, pixels=pixels)
     done = list(over_shards(work, list(known), processes, "checking"))
     checks: dict[str, list[ShardCheck]] = {manifest.split: [] for manifest in manifests}
@@ -102,18 +100,28 @@ def check_data_sets(manifests: Sequence[Manifest], processes: int | None = None,
         checks[manifest.split].append(check)
     for split in checks.values():
         find_repeats(split)
-        find_crop_loss(split)
     find_leakage(checks)
     return Outcome(checks)
 
 
 def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) -> ShardCheck:
-    """Everything that can be said about one shard by itself."""
+    """Everything that can be said about one shard by itself; one that lies elsewhere is fetched for that."""
     shard, split = known[path]
     check = ShardCheck(path)
-    if not path.is_file():
+    if not shard.url and not path.is_file():
         check.add("missing_shard", "the manifest names it, but there is no such file")
         return check
+    try:
+        with on_disk(shard, path) as file:
+            check_file(check, file, shard)
+            check_samples(check, file, split, pixels)
+    except UserError as error:
+        check.add("missing_shard", str(error))
+    return check
+
+
+def check_file(check: ShardCheck, path: Path, shard: Shard) -> None:
+    """The shard's file against its manifest and its index."""
     if path.stat().st_size != shard.bytes:
         check.add("wrong_size", f"{path.stat().st_size} bytes, but the manifest says {shard.bytes}")
     elif shard.sha256 and file_sha256(path) != shard.sha256:
@@ -124,6 +132,8 @@ def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) 
         check.add("damaged_tar", line)
     if len(index) != shard.samples:
         check.add("wrong_count", f"{len(index)} samples, but the manifest says {shard.samples}")
+    if shard.url:
+        return  # what fetches it makes the index
     try:
         stored = load_index(index_path(path))
         if stored.facts != index.facts or list(stored) != list(index):
@@ -132,29 +142,25 @@ def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) 
         check.add("no_index", "no index beside it; it is built at every start", is_fault=False)
     except (ValueError, KeyError) as error:
         check.add("stale_index", f"the index beside it cannot be read ({error}); 'onediff data index' writes it again")
+
+
+def check_samples(check: ShardCheck, path: Path, split: str, pixels: bool) -> None:
+    """Every record and image of a shard."""
     with path.open("rb") as file:
-        for place, span in enumerate(index):
+        for place, span in enumerate(build_index(path)):
             try:
                 sample = parse_sample(read_sample(file.fileno(), span), span.key)
                 if sample.split != split:
                     raise BadSample("wrong_split", f"the record says split {sample.split!r}, the manifest {split!r}")
                 for role, data in sample.images.items():
-                    check.sizes[check_image(role, data, pixels)] += 1
+                    check_image(role, data, pixels)
                 check.marks.append(mark_of(sample, place))
             except BadSample as bad:
                 check.add(bad.kind, bad.reason, span.key, place)
-    return check
 
 
-def find_crop_loss(split: Sequence[ShardCheck]) -> None:
-    """Remarks, once, on a split of whose images a crop would lose much."""
-    if remark := crop_remark(sum((check.sizes for check in split), Counter())):
-        folder = str(split[0].path.parent)
-        split[0].findings.insert(0, Finding("lost_to_crop", folder, "", remark, is_fault=False))
-
-
-def check_image(role: str, data: bytes, pixels: bool) -> tuple[int, int]:
-    """Its width and height. Raises `BadSample` unless the image can be decoded (its header only, unless `pixels`)."""
+def check_image(role: str, data: bytes, pixels: bool) -> None:
+    """Raises `BadSample` unless the image can be decoded (its header only, unless `pixels`)."""
     try:
         with open_image(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -163,7 +169,6 @@ def check_image(role: str, data: bytes, pixels: bool) -> tuple[int, int]:
                 image.load()
                 if fault := jpeg_fault(data):
                     raise BadSample("bad_image", f"image {role!r} is not whole: {fault}")
-            return image.size
     except BadSample:
         raise
     except Exception as error:

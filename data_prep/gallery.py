@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import ImageOps
 
+from data_prep.outputs import write_text
 from data_prep.stats import Stats, show_stats
 from onediff.data.formats import open_image
 from onediff.data.index import read_index, read_sample
@@ -33,7 +34,7 @@ def write_gallery(path: Path, manifests: Sequence[Manifest], found: dict[str, St
     for manifest in manifests:
         parts.append(f"<h2>{text(manifest.split)}</h2>")
         parts += [figure(where, sample) for where, sample in spread_over(manifest, most)]
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(parts) + "\n")
 
 
 def spread_over(manifest: Manifest, most: int) -> Iterator[tuple[str, Sample | BadSample]]:

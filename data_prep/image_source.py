@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,15 +17,28 @@ from onediff.data.index import scan_members
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
+UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, OSError, EOFError)
+"""What `zipfile` raises for a damaged member, an unknown method, or a password."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
-def inside(path: str, where: str) -> str:
-    """`path` in plain form, relative. Raises UserError when it is absolute or leaves its folder."""
+def inside(path: str, where: str, root: Path | None = None) -> str:
+    """`path` in plain form, relative; an absolute one may lie below `root`.
+
+    Raises UserError when it leaves its folder.
+    """
     archive, member = split_member(path)
     if member:
-        return f"{inside(archive, where)}#{inside(member, where)}"
+        return f"{inside(archive, where, root)}#{inside(member, where)}"
     plain = os.path.normpath(path.replace("\\", "/"))
+    if plain.startswith("/") and root is not None:
+        for base in (os.path.abspath(root), os.path.realpath(root)):
+            if plain.startswith(base.rstrip("/") + "/"):
+                return plain[len(base.rstrip("/")) + 1 :]
+        raise UserError(
+            f"{where}: {path!r} is not below the image folder {root}; name a folder that holds all images, such as "
+            f"--images {os.path.dirname(plain)}"
+        )
     if plain.startswith(("/", "../")) or plain == ".." or (len(plain) > 1 and plain[1] == ":"):
         raise UserError(f"{where}: the path {path!r} leaves the image folder; name that folder with --images")
     return plain
@@ -121,17 +136,27 @@ class Archive:
     @cached_property
     def members(self) -> dict[str, tuple[int, int]]:
         """`name → (offset, size)` in a tar, or `(0, size)` in a zip. Raises UserError."""
-        if zipfile.is_zipfile(self.path):
-            with zipfile.ZipFile(self.path) as archive:
-                return {
-                    self._checked(entry): (0, entry.file_size) for entry in archive.infolist() if not entry.is_dir()
-                }
+        if self._is_zip:
+            return {name: (0, entry.file_size) for name, entry in self._entries.items()}
         damage: list[str] = []
         with open(self.path, "rb") as file:
             members = list(scan_members(file.fileno(), damage))
         if damage:
             raise UserError(f"{self.path}: {damage[0]}; the archive is refused, unpack and look at it yourself")
         return {inside(name, f"{self.path} member"): (offset, size) for name, offset, size in members}
+
+    @cached_property
+    def _is_zip(self) -> bool:
+        return zipfile.is_zipfile(self.path)
+
+    @cached_property
+    def _entries(self) -> dict[str, zipfile.ZipInfo]:
+        """The files of a zip by their names in plain form: Windows writes backslashes, others a `./` before each."""
+        try:
+            self._handle = zipfile.ZipFile(self.path)
+        except (*UNPACKING, ValueError) as error:
+            raise UserError(f"{self.path}: not a whole zip ({error}); fetch it again") from error
+        return {self._checked(entry): entry for entry in self._handle.infolist() if not entry.is_dir()}
 
     def _checked(self, entry: zipfile.ZipInfo) -> str:
         mode = entry.external_attr >> 16
@@ -146,15 +171,14 @@ class Archive:
         offset, size = self.members[path]
         if size > MAX_BYTES:
             raise BadSample("too_large", f"{path!r} has {size:,} bytes, more than {MAX_BYTES:,}")
-        if self._handle is None:
-            self._handle = zipfile.ZipFile(self.path) if zipfile.is_zipfile(self.path) else self.path.open("rb")
-        if not isinstance(self._handle, zipfile.ZipFile):
+        if not self._is_zip:
+            self._handle = self._handle or self.path.open("rb")
             return os.pread(self._handle.fileno(), size, offset), []
         try:
-            with self._handle.open(path) as file:
+            with self._handle.open(self._entries[path]) as file:
                 # The size that the archive declares is not to be trusted.
                 data = file.read(size + 1)
-        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+        except UNPACKING as error:
             raise BadSample("bad_image", f"{path!r} cannot be unpacked: {error}") from error
         if len(data) > size:
             raise BadSample("too_large", f"{path!r} unpacks to more than the {size} bytes it declares")
@@ -177,7 +201,7 @@ class ImageSource:
 
     def place(self, path: str, where: str) -> str:
         """`path` in plain form. Raises UserError when it leaves the folder, or is a URL that may not be fetched."""
-        return check_url(path, self.hosts, where) if is_url(path) else inside(path, where)
+        return check_url(path, self.hosts, where) if is_url(path) else inside(path, where, self.path)
 
     def read(self, path: str) -> tuple[bytes, list[str]]:
         """The bytes of the image and notes. Raises `BadSample`, and UserError for an archive that is refused."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.outputs import write_text
 from data_prep.splits import KNOWN
-from onediff.data.aspect import crop_remark, first_sizes
 from onediff.data.manifest import Manifest
 
 # Each chunk keeps this many lines about single samples; the counts are complete.
@@ -119,7 +119,6 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
     repeated = sum(r.repeated_images for r in reports)
     if repeated:
         text.append(f"noted: {repeated:,} images have the content of an earlier one in the same split")
-    text += [f"noted: {line}" for line in crop_remarks(reports)]
     lines = [line for r in reports for line in r.tally.details]
     text += [f"  {line}" for line in lines[:details]]
     if len(lines) > details:
@@ -127,11 +126,10 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
     return "\n".join(text)
 
 
-def crop_remarks(reports: Sequence[Report]) -> list[str]:
-    """A line for each split of whose images a crop would lose much, by the headers in its first shard."""
-    found = {report.manifest.folder: crop_remark(first_sizes(report.manifest)) for report in reports}
-    return [f"{folder}: {remark}" for folder, remark in found.items() if remark]
+def counted(number: int, thing: str) -> str:
+    """`1 shard`, `2,000 shards`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def save_reports(reports: Sequence[Report], path: Path) -> None:
-    path.write_text(json.dumps([report.fields() for report in reports], indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps([report.fields() for report in reports], indent=2, ensure_ascii=False) + "\n")

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from data_prep.splits import KNOWN
 from data_prep.writer import cores
-from onediff.data.manifest import FILE, Manifest, build_manifest, parse_manifest
+from onediff.config.addresses import below, is_url
+from onediff.data.manifest import FILE, Manifest, Shard, build_manifest, parse_manifest, read_manifest
+from onediff.data.remote import pieces, retried
 from onediff.errors import UserError
 from onediff.progress import progress
 
 Found = TypeVar("Found")
 
 
-def data_sets(folder: Path) -> list[Manifest]:
+def data_sets(folder: Path | str) -> list[Manifest]:
     """The data set in `folder`, or those in the folders below it (its splits). The shards need not be there.
 
-    Raises UserError when there is none.
+    `folder` may be a URL, of which only manifests are fetched. Raises UserError when there is none.
     """
+    if is_url(str(folder)):
+        return _remote_data_sets(str(folder))
+    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     holders = [path for path in (folder, *sorted(folder.iterdir())) if path.is_dir() and not path.name.startswith(".")]
@@ -30,6 +38,41 @@ def data_sets(folder: Path) -> list[Manifest]:
     if found[0] == folder:
         found = found[:1]
     return [parse_manifest(path / FILE) if (path / FILE).exists() else build_manifest(path) for path in found]
+
+
+def _remote_data_sets(address: str) -> list[Manifest]:
+    """The data set at a URL, or its splits by their usual names: a server need not list its folders."""
+    found = []
+    for place in (address, *(below(address, split) for split in KNOWN)):
+        with suppress(UserError):
+            found.append(read_manifest(place))
+        if found and place == address:
+            return found
+    if not found:
+        raise UserError(f"{address}: no {FILE} there, nor in {', '.join(KNOWN)} below it")
+    return found
+
+
+def place_of(manifest: Manifest, shard: Shard) -> Path:
+    """What a shard is called: its path, or its split and name where it lies elsewhere."""
+    return Path(manifest.split) / shard.name if shard.url else manifest.path(shard)
+
+
+@contextmanager
+def on_disk(shard: Shard, path: Path) -> Iterator[Path]:
+    """The shard at `path`, or, where it lies elsewhere, a copy for as long as it is used. Raises UserError."""
+    if not shard.url:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="onediff-shard-") as folder:
+        copy = Path(folder) / shard.name
+
+        def fetch() -> None:
+            with copy.open("wb") as file:
+                file.writelines(pieces(shard.url))
+
+        retried(shard.url, fetch)
+        yield copy
 
 
 def over_shards(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from itertools import accumulate, pairwise
 
@@ -20,15 +21,17 @@ def split_name(word: object) -> str:
     return ALIASES.get(plain, plain)
 
 
-def check_split(name: str, where: str) -> None:
-    """Raises UserError for a name that is no folder's, or that looks like a known one misspelt; own names are free."""
+def check_split(name: str, where: str, meant: Collection[str] = ()) -> None:
+    """Raises UserError for a name that is no folder's, or that looks like a known one misspelt and is not `meant`."""
     if "/" in name or name.startswith("."):
         raise UserError(f"{where}: split {name!r} must be a plain folder name")
     usual = (*KNOWN, *ALIASES)
     # `testA`, `val2` and `trainval` are names of their own; `validaton` and `trainig` are not.
     longer = name.startswith(KNOWN)
-    meant = [one for one in usual if len(one) > len("valid")] if longer else usual
-    if name not in usual and (close := get_close_matches(name, meant, n=1, cutoff=0.85 if longer else 0.75)):
+    known = [one for one in usual if len(one) > len("valid")] if longer else usual
+    if name in usual or name in meant:
+        return
+    if close := get_close_matches(name, known, n=1, cutoff=0.85 if longer else 0.75):
         raise UserError(f"{where}: split {name!r}: did you mean {close[0]!r}? If not, say so with --splits {name},…")
 
 

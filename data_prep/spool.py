@@ -1,37 +1,35 @@
-"""Rows on disk between reading and writing, so that a million of them need no memory and workers can share them."""
+"""Rows on disk between reading and writing, so that a million of them need little memory and all processes share them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.readers import Row
 
 
 class SpoolWriter:
-    """Appends rows to `<path>`, and images that came inside the annotations to `<path>.images`."""
+    """Appends rows to `<folder>/rows.jsonl`, and images that came inside the annotations to `<folder>/images`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self._rows = path.open("wb")
-        self._images = path.with_name(path.name + ".images").open("wb")
-        self._offsets: list[int] = []
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows = (folder / "rows.jsonl").open("wb")
+        self._images = (folder / "images").open("wb")
+        self._at = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row) -> tuple[int, int]:
+        """Where the row's text begins and ends."""
         images = {role: self._stored(value) for role, value in row.images.items()}
         text = json.dumps({**vars(row), "images": images}, ensure_ascii=False).encode("utf-8", "replace")
-        self._offsets.append(self._rows.tell())
-        self._rows.write(text + b"\n")
-        self.count += 1
+        self._rows.write(text)
+        begin, self._at = self._at, self._at + len(text)
+        return begin, self._at
 
     def _stored(self, value: str | bytes) -> str | list[int]:
         if isinstance(value, str):
@@ -40,46 +38,44 @@ class SpoolWriter:
         self._images.write(value)
         return [at, len(value)]
 
-    def close(self) -> Spool:
+    def close(self) -> None:
         self._rows.close()
         self._images.close()
-        np.array(self._offsets, dtype="<i8").tofile(self.path.with_name(self.path.name + ".offsets"))
-        return Spool(self.path, self.count)
 
-
-@contextmanager
-def spooled(path: Path) -> Iterator[SpoolWriter]:
-    """A `SpoolWriter` whose files are removed in the end."""
-    writer = SpoolWriter(path)
-    try:
-        yield writer
-    finally:
-        for name in ("", ".images", ".offsets"):
-            path.with_name(path.name + name).unlink(missing_ok=True)
+    def spool(self, split: str, places: Sequence[tuple[int, int]]) -> Spool:
+        """The rows at `places` as those of one split."""
+        spool = Spool(self.folder, split, len(places))
+        np.array(places, dtype="<i8").tofile(spool.places)
+        return spool
 
 
 @dataclass(frozen=True)
 class Spool:
     """The rows of one split. Small to send to worker processes; `spool[i]` reads row `i`."""
 
-    path: Path
+    folder: Path
+    split: str
     count: int
     _open: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Spool, (self.path, self.count)
+        return Spool, (self.folder, self.split, self.count)
+
+    @property
+    def places(self) -> Path:
+        """The file of where the rows begin and end, `[count, 2]` little-endian int64."""
+        return self.folder / f"{self.split}.places"
 
     def __getitem__(self, i: int) -> Row:
         if not self._open:
-            for name in ("", ".images"):
-                self._open[name] = os.open(self.path.with_name(self.path.name + name), os.O_RDONLY)
-            offsets: NDArray[np.int64] = np.fromfile(self.path.with_name(self.path.name + ".offsets"), dtype="<i8")
-            self._open["ends"] = np.append(offsets, os.fstat(self._open[""]).st_size)
-        start, end = (int(self._open["ends"][n]) for n in (i, i + 1))
-        fields = json.loads(os.pread(self._open[""], end - start, start))
+            for name in ("rows.jsonl", "images"):
+                self._open[name] = os.open(self.folder / name, os.O_RDONLY)
+            self._open["places"] = np.memmap(self.places, dtype="<i8", mode="r", shape=(self.count, 2))
+        begin, end = map(int, self._open["places"][i])
+        fields = json.loads(os.pread(self._open["rows.jsonl"], end - begin, begin))
         images = {
-            role: value if isinstance(value, str) else os.pread(self._open[".images"], value[1], value[0])
+            role: value if isinstance(value, str) else os.pread(self._open["images"], value[1], value[0])
             for role, value in fields.pop("images").items()
         }
         captions, turns = tuple(fields.pop("captions")), tuple(fields.pop("conversations"))
-        return Row(images=images, captions=captions, conversations=turns, **fields)
+        return replace(Row(images=images, captions=captions, conversations=turns, **fields), split=self.split)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.report import table
-from data_prep.shards import over_shards
+from data_prep.shards import on_disk, over_shards, place_of
 from onediff.data.aspect import crop_remark, lost_to_crop
 from onediff.data.formats import open_image
 from onediff.data.index import read_index, read_sample
-from onediff.data.manifest import Manifest
+from onediff.data.manifest import Manifest, Shard
 from onediff.data.sample import BadSample, image_suffix, parse_sample
+from onediff.errors import UserError
 
 if TYPE_CHECKING:
     from onediff.data.lengths import Lengths
@@ -84,12 +86,17 @@ def spread(histogram: Counter[int]) -> dict[str, float]:
     return {"min": at(0), "median": at(0.5), "mean": round(mean, 2), "p95": at(0.95), "max": max(histogram)}
 
 
-def shard_stats(path: Path) -> Stats:
-    """The statistics of one shard; reads every sample, and of each image the header."""
+def shard_stats(path: Path, known: Mapping[Path, Shard]) -> Stats:
+    """The statistics of one shard; reads every sample, and of each image the header.
+
+    Raises UserError where the shard is missing.
+    """
     stats = Stats()
-    stats.bytes = path.stat().st_size
-    with path.open("rb") as file:
-        for span in read_index(path, write=False):
+    if not known[path].url and not path.is_file():
+        raise UserError(f"{path}: the shard is missing; 'onediff data check' names everything that is")
+    with on_disk(known[path], path) as place, place.open("rb") as file:
+        stats.bytes = place.stat().st_size
+        for span in read_index(place, write=False):
             stats.samples += 1
             try:
                 add_sample(stats, read_sample(file.fileno(), span))
@@ -123,11 +130,12 @@ def add_sample(stats: Stats, members: dict[str, bytes]) -> None:
 
 def data_set_stats(manifests: Sequence[Manifest], processes: int | None = None) -> dict[str, Stats]:
     """Statistics per split."""
-    shards = [(manifest.split, manifest.path(shard)) for manifest in manifests for shard in manifest.shards]
+    shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
     found = {manifest.split: Stats() for manifest in manifests}
-    done = over_shards(shard_stats, [path for _, path in shards], processes, "reading")
-    for (split, _), stats in zip(shards, done, strict=True):
-        found[split].merge(stats)
+    known = {place_of(manifest, shard): shard for manifest, shard in shards}
+    done = over_shards(partial(shard_stats, known=known), list(known), processes, "reading")
+    for (manifest, _), stats in zip(shards, done, strict=True):
+        found[manifest.split].merge(stats)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -67,7 +68,8 @@ class TarWriter:
 
     def discard(self) -> None:
         """Removes what was written."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # on a full disk, what is still to be written cannot be
+            self._file.close()
         self._aside.unlink(missing_ok=True)
 
     def _put(self, pieces: list[bytes]) -> None:

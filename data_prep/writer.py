@@ -18,6 +18,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.images import content_print
+from data_prep.outputs import writing
 from data_prep.report import Report, Tally
 from data_prep.share import Share
+from data_prep.skipping import MaxSkipped
 from data_prep.tar import TarWriter
 from onediff.data.index import index_path, save_index
 from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
@@ -38,6 +41,30 @@ from onediff.errors import UserError
 from onediff.progress import progress as progress_of
 
 Make = Callable[[int], Sample]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What tells one data set's samples and shards from another's."""
+
+    name: str
+    split: str
+    source: str
+    licence: str
+    inputs: str
+    count: int
+    shard_samples: int
+    shard_bytes: int
+    seed: int | None
+
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return digest(vars(self))
+
+    def chunks(self) -> list[list[int]]:
+        """The samples of each chunk."""
+        order = shuffled(self.count, self.seed)
+        return [order[at : at + self.shard_samples] for at in range(0, self.count, self.shard_samples)]
 
 
 def write_dataset(
@@ -55,8 +82,10 @@ def write_dataset(
     seed: int | None = None,
     processes: int | None = None,
     strict: bool = False,
+    max_skipped: MaxSkipped | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    extra: dict[str, Any] | None = None,
     share: Share | None = None,
 ) -> Report:
     """Writes `make(0) … make(count - 1)` as the data set `out/<split>/`.
@@ -65,56 +94,51 @@ def write_dataset(
     `BadSample` for a sample to skip and count (`strict`: to stop at). A sample without a key gets its number as key.
     `meta["notes"]`, a list of words, is counted in the report. `inputs` is a digest of what the samples are made from
     (default: of the pickled `make`); with it a repeated call finds its finished work and returns at once. `seed` shuffles.
-    `processes` defaults to the cores this process may use. With a `share` only its chunks are made, beside other tasks of
-    the same job, and the report is about those; the call without one puts the data set together.
+    `processes` defaults to the cores this process may use; `extra` goes into the manifest. With a `share` only its chunks
+    are made, beside other tasks of the same job, and the report is about those; the call without one puts the data set
+    together.
 
     Raises UserError when `out/<split>` holds something else and not `overwrite`, when another process writes it, when no
-    sample is left, or when a worker dies.
+    sample is left or more are skipped than `max_skipped` allows, when the disk is full, or when a worker dies.
     """
     if "/" in split or split.startswith("."):
         raise UserError(f"split {split!r}: must be a plain folder name")
     if count <= 0:
         raise UserError(f"{name} {split}: there is nothing to write")
+    inputs = inputs if inputs is not None else hashlib.sha256(pickle.dumps(make)).hexdigest()
+    job = Job(name, split, source, licence, inputs, count, shard_samples, shard_bytes, seed)
     out, began = Path(out), time.monotonic()
     final, work = out / split, out / f".tmp-{split}"
-    recipe = {
-        "name": name,
-        "split": split,
-        "source": source,
-        "licence": licence,
-        "inputs": inputs if inputs is not None else hashlib.sha256(pickle.dumps(make)).hexdigest(),
-        "count": count,
-        "shard_samples": shard_samples,
-        "shard_bytes": shard_bytes,
-        "seed": seed,
-    }
     if (final / FILE).exists() and not overwrite:
-        return finished(final, recipe, began)
+        return finished(final, job, began)
     if final.exists() and not overwrite:
         raise UserError(f"{final}: exists and was not written by this command; remove it or choose another --out")
-    order = shuffled(count, seed)
-    chunks = [order[at : at + shard_samples] for at in range(0, count, shard_samples)]
-    mine = [n for n in range(len(chunks)) if share is None or share.has(n)]
-    with claimed(work, recipe, beside_others=share is not None):
+    with writing(out), claimed(work, job, beside_others=share is not None):
         state = Chunks(make, work, shard_bytes, strict)
-        todo = [n for n in mine if state.load(n) is None]
-        own = sum(len(chunks[n]) for n in mine)
-        run_chunks(state, {n: chunks[n] for n in todo}, own, processes or cores(), f"{name} {split}", progress)
+        mine = make_chunks(state, job, share, processes or cores(), progress)
         if share is not None:
             shards, tally = state.made(mine)
             return Report(Manifest(work, name, split, shards), tally, tally.repeated(), time.monotonic() - began)
-        manifest, tally = gather(state, len(chunks), recipe)
-        repeated = manifest.extra["repeated_images"]
+        manifest, tally = put_together(state, len(mine), job, max_skipped, extra or {})
         if final.exists():
             shutil.rmtree(final)
         os.replace(work, final)
-    return Report(read_manifest(final), tally, repeated, time.monotonic() - began)
+    return Report(read_manifest(final), tally, manifest.extra["repeated_images"], time.monotonic() - began)
 
 
-def finished(final: Path, recipe: dict[str, Any], began: float) -> Report:
+def make_chunks(state: Chunks, job: Job, share: Share | None, processes: int, progress: bool) -> list[int]:
+    """Makes what is not yet there of this task's chunks; returns their numbers."""
+    chunks = job.chunks()
+    mine = [n for n in range(len(chunks)) if share is None or share.has(n)]
+    todo = {n: chunks[n] for n in mine if state.load(n) is None}
+    run_chunks(state, todo, sum(len(chunks[n]) for n in mine), processes, f"{job.name} {job.split}", progress)
+    return mine
+
+
+def finished(final: Path, job: Job, began: float) -> Report:
     """The report of a data set that is already there. Raises UserError when it came from other inputs."""
     manifest = parse_manifest(final / FILE)
-    if manifest.extra.get("recipe") != digest(recipe):
+    if manifest.extra.get("recipe") != job.digest():
         raise UserError(
             f"{final}: was written from other inputs or options; remove it, add --overwrite, or choose another --out"
         )
@@ -140,22 +164,26 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, may_share: Callable[[], bool] = lambda: False) -> Iterator[int]:
+def locked(folder: Path, may_share: Callable[[], bool] = lambda: False, waiting: str = "") -> Iterator[int]:
     """Makes `folder` and holds it for this process, or beside others that hold it in the same way where `may_share()`.
 
-    Yields the descriptor of the lock. Raises UserError when another process keeps the folder for five seconds.
+    Yields the descriptor of the lock. Raises UserError when another process keeps the folder for five seconds; with the
+    line `waiting`, prints that instead and waits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         # The workers of a killed writer need a moment to notice that they are alone.
-        deadline = time.monotonic() + 5
+        deadline, told = time.monotonic() + 5, False
         while True:
             try:
                 fcntl.flock(lock, (fcntl.LOCK_SH if may_share() else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except OSError as error:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline and not waiting:
                     raise UserError(f"{folder}: another process is writing here; wait for it or stop it") from error
+                if waiting and not told:
+                    print(waiting, file=sys.stderr, flush=True)
+                    told = True
                 time.sleep(0.1)
         try:
             yield lock.fileno()
@@ -166,12 +194,12 @@ def locked(folder: Path, may_share: Callable[[], bool] = lambda: False) -> Itera
 
 
 @contextlib.contextmanager
-def claimed(work: Path, recipe: dict[str, Any], beside_others: bool = False) -> Iterator[None]:
+def claimed(work: Path, job: Job, beside_others: bool = False) -> Iterator[None]:
     """Holds the folder `work`, emptied unless it holds parts of the same job; `beside_others` that work at this job."""
-    job = work / "job"
+    mark = work / "job"
 
     def is_mine() -> bool:
-        return job.exists() and job.read_text() == digest(recipe)
+        return mark.exists() and mark.read_text() == job.digest()
 
     with locked(work, lambda: beside_others and is_mine()) as lock:
         if not is_mine():
@@ -179,8 +207,8 @@ def claimed(work: Path, recipe: dict[str, Any], beside_others: bool = False) -> 
                 if path.name != "lock":
                     path.unlink()
             aside = work / f".tmp-{os.uname().nodename}-{os.getpid()}-job"
-            aside.write_text(digest(recipe))
-            os.replace(aside, job)
+            aside.write_text(job.digest())
+            os.replace(aside, mark)
         if beside_others:
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield
@@ -354,34 +382,31 @@ def work_chunk(place: int, n: int, indices: list[int]) -> None:
     state.write(n, indices, done)
 
 
-def gather(state: Chunks, chunks: int, recipe: dict[str, Any]) -> tuple[Manifest, Tally]:
+def put_together(
+    state: Chunks, chunks: int, job: Job, max_skipped: MaxSkipped | None, extra: dict[str, Any]
+) -> tuple[Manifest, Tally]:
     """Gives the shards of all chunks their final names and writes the manifest. Raises UserError when there are none."""
     parts, tally = state.made(range(chunks))
     if not parts:
         for path in state.work.glob("[!l]*"):
             path.unlink()
         raise UserError(
-            f"{recipe['name']} {recipe['split']}: none of {tally.read} samples can be used; the first: "
+            f"{job.name} {job.split}: none of {tally.read} samples can be used; the first: "
             f"{tally.details[0] if tally.details else 'there is none'}"
         )
+    if max_skipped:
+        max_skipped.check(tally, f"{job.name} {job.split}")
     shards = []
     for number, part in enumerate(parts):
-        final = Shard(f"{recipe['name']}-{recipe['split']}-{number:06d}.tar", part.samples, part.bytes, part.sha256)
+        final = Shard(f"{job.name}-{job.split}-{number:06d}.tar", part.samples, part.bytes, part.sha256)
         os.replace(index_path(state.work / part.name), index_path(state.work / final.name))
         os.replace(state.work / part.name, state.work / final.name)
         shards.append(final)
-    report = {**tally.fields(), "prints": []}
-    extra = {
-        "inputs": recipe["inputs"],
-        "recipe": digest(recipe),
-        "repeated_images": tally.repeated(),
-        "report": report,
-    }
-    manifest = Manifest(
-        state.work, recipe["name"], recipe["split"], tuple(shards), recipe["source"], recipe["licence"], extra
-    )
-    keep = {FILE} | {name for shard in shards for name in (shard.name, index_path(Path(shard.name)).name)}
+    found = {"inputs": job.inputs, "recipe": job.digest(), "repeated_images": tally.repeated(), **extra}
+    found["report"] = {**tally.fields(), "prints": []}
+    manifest = Manifest(state.work, job.name, job.split, tuple(shards), job.source, job.licence, found)
     write_manifest(manifest)
+    keep = {FILE} | {name for shard in shards for name in (shard.name, index_path(Path(shard.name)).name)}
     for path in state.work.iterdir():
         if path.name not in keep:
             path.unlink()

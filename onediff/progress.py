@@ -38,8 +38,13 @@ class Lines(tqdm):
             self._decr_instances(self)
 
 
-def progress(total: int, desc: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = False) -> tqdm:
-    """A `tqdm` over `total` of `unit`: lines where the output is no terminal, nothing unless `shown`."""
+def progress(
+    total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = False
+) -> tqdm:
+    """A `tqdm` over `total` of `unit`, None where nobody knows how many: lines where the output is no terminal.
+
+    Nothing is printed unless `shown`.
+    """
     if not shown:
         return tqdm(disable=True)
     kind = tqdm if sys.stderr.isatty() else Lines

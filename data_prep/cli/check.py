@@ -10,11 +10,13 @@ import json
 from pathlib import Path
 
 from data_prep.check import check_data_sets
+from data_prep.outputs import check_output, write_text
+from data_prep.report import counted
 from data_prep.shards import data_sets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or the folder of its splits")
+    parser.add_argument("folder", metavar="DIR", help="a data set, or the folder of its splits, on disk or at a URL")
     parser.add_argument("--no-pixels", action="store_true", help="read only the headers of images (much faster)")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="findings to print (default: 50)")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
@@ -22,16 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_output(args.json, "--json")
     outcome = check_data_sets(data_sets(args.folder), args.processes, not args.no_pixels)
     for finding in outcome.findings[: args.limit]:
         print(finding)
     if len(outcome.findings) > args.limit:
         print(f"… and {len(outcome.findings) - args.limit:,} more (--limit, --json FILE)")
     for split, checks in outcome.checks.items():
-        print(f"{split}: {sum(check.samples for check in checks):,} samples in {len(checks):,} shards")
+        print(
+            f"{split}: {counted(sum(check.samples for check in checks), 'sample')} in {counted(len(checks), 'shard')}"
+        )
     faults = len(outcome.faults)
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(outcome.counts().items()))
-    print(f"{faults:,} faults, {len(outcome.findings) - faults:,} remarks{f': {kinds}' if kinds else ''}")
+    remarks = counted(len(outcome.findings) - faults, "remark")
+    print(f"{counted(faults, 'fault')}, {remarks}{f': {kinds}' if kinds else ''}")
     if args.json:
-        args.json.write_text(json.dumps(outcome.fields(), indent=2, ensure_ascii=False) + "\n")
+        write_text(args.json, json.dumps(outcome.fields(), indent=2, ensure_ascii=False) + "\n")
     return 1 if faults else 0

@@ -1,8 +1,9 @@
 """Convert a data set in its own layout, or your own table of pairs, to shards: DIR/<split>/ with a manifest.
 
 A row that cannot be used (no caption, a missing or corrupt image) is skipped, counted by reason and named in the final
-table; with --strict it stops the conversion instead. A table that cannot be read, a path that leaves the image folder and
-a pair that stands in train and in another split always stop it. Run the same command again to go on after an interruption.
+table; with --strict it stops the conversion instead, and so does more of them than --max-skipped. A table that cannot be
+read, a path that leaves the image folder, and a pair of your own table that stands in train and in another split always
+stop it. Run the same command again to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from data_prep.outputs import check_output
 from data_prep.readers import BUILT_IN, Inputs, reader
 from data_prep.share import add_share
+from data_prep.skipping import MaxSkipped, max_skipped
 from onediff.errors import UserError
 
 
@@ -47,9 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset-name", metavar="NAME", help="name in the manifest and the shards (default: the reader's)")
     add("--licence", metavar="TEXT", help="licence in the manifest (default: the reader's)")
     add("--source", metavar="TEXT", help="source in the manifest (default: the reader's)")
-    add("--hold-out", type=float, default=0.0, metavar="FRACTION", help="move this part of the training pairs to test")
+    add(
+        "--hold-out",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="move this part of the training pairs to test, never one of two that share an image",
+    )
+    add("--hold-out-by", metavar="COLUMN", help="with --hold-out: rows with the same value in COLUMN stay together")
     add("--allow-leakage", action="store_true", help="accept pairs that stand in train and in another split")
     add("--strict", action="store_true", help="stop at the first row that cannot be used")
+    add(
+        "--max-skipped",
+        type=max_skipped,
+        default=MaxSkipped(),
+        metavar="SHARE",
+        help="fail when more rows than this cannot be used, such as 1%% or 200 (default: 10%%, and always 10 rows)",
+    )
     add("--max-side", type=int, metavar="PIXELS", help="shrink larger images to this longer side")
     add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="encode all images (default: keep)")
     add("--quality", type=int, default=95, help="of encoded JPEG and WebP (default: 95)")
@@ -67,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     # Imported here, so that a launcher can check a command line on a login node at once.
     from data_prep.convert import convert
     from data_prep.images import Encoding
+    from data_prep.plan import Choices
     from data_prep.report import save_reports, show_reports
 
     chosen = reader(args.name)
@@ -86,15 +104,14 @@ def run(args: argparse.Namespace) -> None:
         chosen,
         Inputs(table, images, columns_of(args.columns), args.fetch),
         args.out,
-        splits=args.splits,
+        choices=Choices(args.splits, args.hold_out, args.hold_out_by, args.allow_leakage),
         encoding=Encoding(args.max_side, args.encode, args.quality, args.decode),
-        hold_out=args.hold_out,
-        allow_leakage=args.allow_leakage,
         shard_samples=args.shard_samples,
         shard_bytes=args.shard_mb << 20,
         seed=args.seed,
         processes=args.processes,
         strict=args.strict,
+        max_skipped=args.max_skipped,
         overwrite=args.overwrite,
         share=args.share,
     )
@@ -116,6 +133,9 @@ def check_paths(args: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
     if not 0 <= args.hold_out < 1:
         raise UserError(f"--hold-out {args.hold_out}: must be a fraction below 1")
+    if args.hold_out_by and not args.hold_out:
+        raise UserError("--hold-out-by: say how much with --hold-out FRACTION")
+    check_output(args.json, "--json")
     if args.dataset_name and not args.dataset_name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--dataset-name {args.dataset_name!r}: letters, digits, - and _ only")
 

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from data_prep.report import counted
 from data_prep.shards import data_sets, over_shards
 from onediff.data.index import build_index, index_path, save_index
 from onediff.data.manifest import FILE, build_manifest, write_manifest
@@ -33,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
             new = dataclasses.replace(build_manifest(manifest.folder, checksums=True), **fields)
             if not new.samples:
                 raise UserError(f"{manifest.folder}: the tars hold no samples")
-            print(f"{write_manifest(new)}: {new.samples:,} samples in {len(new.shards):,} shards")
+            print(f"{write_manifest(new)}: {counted(new.samples, 'sample')} in {counted(len(new.shards), 'shard')}")
 
 
 def index_tar(path: Path) -> str:
     """Builds and stores one index; returns a line about it."""
     index = build_index(path)
     save_index(index, index_path(path))
-    return "; ".join([f"{len(index):,} samples", *index.damage])
+    return "; ".join([counted(len(index), "sample"), *index.damage])

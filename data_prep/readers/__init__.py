@@ -41,6 +41,8 @@ class Row:
     conversations: tuple[dict[str, str], ...] = ()
     instruction: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""
+    """What is missing or broken where the data set gives no sample here: such a row is skipped and counted."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Reader:
-    """A data set's own layout; `layout` shows it in words."""
+    """A data set's own layout; `layout` shows it in words.
+
+    The splits of a `published` data set are its authors': images that two of them share are recorded, not refused.
+    """
 
     name: str
     summary: str
@@ -79,6 +84,7 @@ class Reader:
     licence: str
     layout: str
     rows: Callable[[Inputs], Iterator[Row]]
+    published: bool = False
 
 
 def reader(name: str) -> Reader:

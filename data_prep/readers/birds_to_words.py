@@ -43,4 +43,5 @@ READER = Reader(
     licence="CC BY 4.0",
     layout="--annotations birds-to-words-v1.0.tsv; --images DIR/<photo id>.<jpg|jpeg|png>, the number in the image's URL",
     rows=rows,
+    published=True,
 )

@@ -52,4 +52,5 @@ READER = Reader(
     layout="--annotations DIR/{change_captions,no_change_captions,splits,type_mapping}.json; "
     "--images DIR/{images,sc_images,nsc_images}/CLEVR_{default,semantic,nonsemantic}_000000.png",
     rows=rows,
+    published=True,
 )

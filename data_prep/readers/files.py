@@ -83,8 +83,10 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def field_of(row: dict[str, Any], name: str, where: str) -> Any:
+def field_of(row: Any, name: str, where: str) -> Any:
     """`row[name]`. Raises UserError with the fields there are."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object, not {type(row).__name__}")
     if name not in row:
         raise UserError(f"{where}: no field {name!r}, only {', '.join(map(repr, row)) or 'none'}")
     return row[name]

@@ -36,4 +36,5 @@ READER = Reader(
     licence="not stated",
     layout="--annotations DIR/{train,valid,test}.json with img0, img1, sents, uid; --images DIR/<img0>, <img1>",
     rows=rows,
+    published=True,
 )

@@ -14,18 +14,24 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.images or inputs.annotations
     if base is None or not base.is_dir():
         raise UserError("--images: give the folder of edits, each a folder with prompt.json, metadata.jsonl and images")
-    folders = [base] if (base / "prompt.json").is_file() else sorted(path for path in base.iterdir() if path.is_dir())
-    found = False
-    for folder in folders:
-        if (folder / "prompt.json").is_file():
-            found = True
-            yield from edit_rows(folder, base)
-    if not found:
+    folders = [base] if (base / "prompt.json").is_file() else sorted(path for path in base.iterdir() if is_edit(path))
+    if not any((folder / "prompt.json").is_file() for folder in folders):
         raise UserError(f"{base}: no folder here has a prompt.json")
+    for folder in folders:
+        try:
+            yield from list(edit_rows(folder, base))
+        except UserError as error:
+            # Of the published folders, thousands never came whole.
+            yield Row(folder.name, folder.name, "train", {}, fault=str(error))
+
+
+def is_edit(folder: Path) -> bool:
+    """Whether a folder holds an edit, or what came of one."""
+    return (folder / "prompt.json").is_file() or (folder / "metadata.jsonl").is_file()
 
 
 def edit_rows(folder: Path, base: Path) -> Iterator[Row]:
-    """The pairs of one edit."""
+    """The pairs of one edit. Raises UserError for a folder that is not whole."""
     prompt = load_json(folder / "prompt.json")
     where = f"{folder.name}/prompt.json"
     edit = str(field_of(prompt, "edit", where))
@@ -51,4 +57,5 @@ READER = Reader(
     licence="MIT; images by Stable Diffusion (CreativeML Open RAIL-M)",
     layout="--images DIR/<edit>/{prompt.json,metadata.jsonl,<seed>_0.jpg,<seed>_1.jpg}",
     rows=rows,
+    published=True,
 )

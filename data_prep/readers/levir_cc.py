@@ -34,4 +34,5 @@ READER = Reader(
     licence="academic use only",
     layout="--annotations LevirCCcaptions.json; --images DIR/{train,val,test}/{A,B}/<name>.png",
     rows=rows,
+    published=True,
 )

@@ -35,4 +35,5 @@ READER = Reader(
     licence="see the data set's page (LAION, CC, SBU)",
     layout="--annotations blip_laion_cc_sbu_558k.json; --images DIR (images.zip, or unpacked: 00000/000000010.jpg)",
     rows=rows,
+    published=True,
 )

@@ -48,4 +48,5 @@ READER = Reader(
     layout="--annotations llava_v1_5_mix665k.json; --images DIR/{coco/train2017,gqa/images,ocr_vqa/images,"
     "textvqa/train_images,vg/VG_100K,vg/VG_100K_2}/…",
     rows=rows,
+    published=True,
 )

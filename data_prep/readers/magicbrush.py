@@ -46,4 +46,5 @@ READER = Reader(
     licence="CC BY 4.0",
     layout="--annotations DIR and --images DIR, with DIR/{train,dev}/{edit_turns.json,images/<id>/<id>-….png}",
     rows=rows,
+    published=True,
 )

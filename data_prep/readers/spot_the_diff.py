@@ -37,4 +37,5 @@ READER = Reader(
     licence="not stated",
     layout="--annotations DIR/{train,val,test}.json with img_id and sentences; --images DIR/<img_id>.png, <img_id>_2.png",
     rows=rows,
+    published=True,
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.gallery import write_gallery
+from data_prep.outputs import check_output, write_text
 from data_prep.shards import data_sets
 from data_prep.stats import Stats, data_set_stats, show_stats
 from onediff.data.manifest import Manifest
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or the folder of its splits")
+    parser.add_argument("folder", metavar="DIR", help="a data set, or the folder of its splits, on disk or at a URL")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the statistics as JSON")
     parser.add_argument(
@@ -42,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
+    check_output(args.json, "--json")
+    check_output(args.html, "--html")
     config = None
     if args.tokens:
         from onediff.config.compose import load_run
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     print(show_stats(found))
     if args.json:
         fields = {split: stats.fields() for split, stats in found.items()}
-        args.json.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+        write_text(args.json, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
     if args.html:
         write_gallery(args.html, manifests, found, args.samples)
         print(f"{args.html}: a page to look at")

@@ -64,6 +64,8 @@ class Part(Section):
     """Only these splits; all of them where empty."""
     allow_leakage: bool = False
     """Accept images that stand in two splits."""
+    max_skipped: str = Field("10%", pattern=r"^\d+(\.\d+)?%?$")
+    """Most rows that may be unusable: a percentage or a number."""
     fetch: tuple[str, ...] = ()
     """Hosts from which images named by URL are fetched; `any` stands for all with public addresses."""
     retrieve: Retrieval | None = None

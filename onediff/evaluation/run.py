@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -184,9 +184,11 @@ def scored(
         changes=heldout.changes,
     )
     found, baselines = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
-    found = replace(found, notes=(*found.notes, *caveats(config, len(references))))
+    leakage = read_manifest(plan.data / config.split).extra.get("leakage", {})
+    found = replace(found, notes=(*found.notes, *caveats(config, len(references), leakage)))
     generation = {"decoding": decoding(config), "instruction": asked, "limit": config.limit, "cuda_graphs": cuda_graphs}
     results = {**found.as_json(), **results, "generation": generation, "unreadable": heldout.unreadable}
+    results["leakage"] = leakage
     results["baselines"] = {name: dict(scores.scores) for name, scores in baselines.items()}
     results["table"] = table({"model": found, **baselines})
     write_aside(plan.out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False))
@@ -196,13 +198,21 @@ def scored(
     return results
 
 
-def caveats(config: EvaluationConfig, pairs: int) -> list[str]:
-    """What keeps the scores of so many pairs from being compared with published ones, one line each."""
+def caveats(config: EvaluationConfig, pairs: int, leakage: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What keeps the scores of so many pairs from being compared with others, one line each.
+
+    `leakage` is the manifest's: by other split, how many pairs have both images in common with it, or one.
+    """
     rules, made = protocol(config.protocol), list[str]()
     if pairs == config.limit:
         made.append(f"only the first {pairs} pairs were scored (evaluation.limit)")
     if rules.published and config.split != rules.split:
         made.append(f"published numbers are those of the split {rules.split}, these are of {config.split}")
+    if (shared := leakage.get("train")) and any(shared.values()):
+        made.append(
+            f"{shared['same_images']} pairs of the split stand in train too, and {shared['one_image']} share one image "
+            "with it"
+        )
     return made
 
 

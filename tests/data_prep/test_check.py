@@ -1,9 +1,11 @@
 """data_prep.check, repair, stats and the indexing of foreign tars: every fault named by shard and key."""
 
 import dataclasses
+import http.server
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,7 +69,7 @@ def read_manifest_quietly(folder: Path):
 def test_a_sound_data_set_has_no_faults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(folder, capsys) == (
         0,
-        ["test: 2 samples in 1 shards", "train: 8 samples in 2 shards", "0 faults, 0 remarks"],
+        ["test: 2 samples in 1 shard", "train: 8 samples in 2 shards", "0 faults, 0 remarks"],
     )
     assert check(folder / "train", capsys)[0] == 0
     capsys.readouterr()
@@ -125,7 +127,7 @@ def test_a_faulty_sample_is_named_and_left_out_of_the_repaired_copy(
     code, lines = check(folder, capsys)
     assert code == 1
     assert lines[0].startswith(f"fault: {kind}: {tar} {line}")
-    assert lines[-1] == f"1 faults, 0 remarks: {kind} 1"
+    assert lines[-1] == f"1 fault, 0 remarks: {kind} 1"
     clean = tmp_path_factory.mktemp("clean")
     assert main(["data", "repair", str(folder), "--out", str(clean), "--processes", "1"]) == 0
     assert check(clean, capsys)[0] == 0
@@ -184,7 +186,7 @@ def test_a_pair_of_two_evaluation_splits_is_a_remark(folder: Path, capsys: pytes
     write_dataset(partial(sample, split="val", base=100), 1, folder, name="d", split="val", processes=1, progress=False)
     code, lines = check(folder, capsys)
     assert code == 0
-    assert lines[-1] == "0 faults, 1 remarks: leakage 1"
+    assert lines[-1] == "0 faults, 1 remark: leakage 1"
 
 
 def half_seen_in_test(i: int) -> Sample:
@@ -201,6 +203,28 @@ def test_one_image_shared_with_another_split_is_a_remark(folder: Path, capsys: p
     assert code == 0
     assert lines[-1] == "0 faults, 2 remarks: shared_image 2"
     assert any("one of its images stands in split val too, in d-val-000000.tar 00000001" in line for line in lines)
+
+
+def test_a_data_set_behind_a_url_is_checked_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its shards have no index there, and need none."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    rewrite(folder / "train/d-train-000000.tar", FAULTS["no_caption"][0])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert main(["data", "check", address, "--processes", "1"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "fault: no_caption: train/d-train-000000.tar 00000001: a caption is empty"
+        assert lines[-1] == "1 fault, 0 remarks: no_caption 1"
+        assert main(["data", "stats", f"{address}/test", "--processes", "1"]) == 0
+        assert capsys.readouterr().out.splitlines()[2].split()[:2] == ["test", "2"]
+        (folder / "test/d-test-000000.tar").unlink()
+        assert main(["data", "check", address, "--processes", "1"]) == 1
+        assert "missing_shard: test/d-test-000000.tar: http://127" in capsys.readouterr().out
+        server.shutdown()
 
 
 def test_findings_as_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +305,7 @@ def test_tars_of_another_tool_get_an_index_and_a_manifest(tmp_path: Path, capsys
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     assert main(["data", "index", str(tmp_path / "set"), "--licence", "CC0", "--processes", "1"]) == 0
-    assert "1 samples in 1 shards" in capsys.readouterr().out
+    assert "1 sample in 1 shard" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "set/train")
     assert (manifest.name, manifest.split, manifest.licence, manifest.samples) == ("set", "train", "CC0", 1)
     assert index_path(tmp_path / "set/train/a.tar").exists()

@@ -183,7 +183,7 @@ REFUSED = {
     "a path upwards": ({**PAIR, "after": "../1.png"}, "t.csv row 1: the path '../1.png' leaves the image folder"),
     "an absolute path": (
         {**PAIR, "after": "/etc/passwd"},
-        "t.csv row 1: the path '/etc/passwd' leaves the image folder",
+        "t.csv row 1: '/etc/passwd' is not below the image folder",
     ),
     "a Windows path": ({**PAIR, "after": "C:\\x.png"}, "leaves the image folder"),
     "a URL": ({**PAIR, "after": "https://x.org/1.png"}, "t.csv row 1: 'https://x.org/1.png' is a URL; add --fetch x"),

@@ -170,11 +170,13 @@ def test_a_run_knows_the_task_of_its_data_sets(tmp_path):
 
 def test_scores_that_are_not_those_of_the_papers_say_so():
     part = EvaluationConfig(protocol="spot-the-diff", split="val", limit=7)
-    assert caveats(part, 7) == [
+    leakage = {"train": {"same_images": 2, "one_image": 0}, "test": {"same_images": 4, "one_image": 0}}
+    assert caveats(part, 7, leakage) == [
         "only the first 7 pairs were scored (evaluation.limit)",
         "published numbers are those of the split test, these are of val",
+        "2 pairs of the split stand in train too, and 0 share one image with it",
     ]
-    assert caveats(part.model_copy(update={"split": "test"}), 6) == []
+    assert caveats(part.model_copy(update={"split": "test"}), 6, {}) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Which rows are held out together: those that share an image, or a value of a column."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+
+def image_groups(images: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """A name for the group of each row, by the fingerprints of its images: rows that share one are of one group.
+
+    A group's name is the least fingerprint in it, so it does not depend on the order of the rows.
+    """
+    parent: dict[bytes, bytes] = {}
+
+    def root(image: bytes) -> bytes:
+        while (above := parent.setdefault(image, image)) != image:
+            parent[image] = parent[above]
+            image = above
+        return image
+
+    for row in images:
+        roots = sorted({root(image) for image in row})
+        for other in roots[1:]:
+            parent[other] = roots[0]
+    # A row that lacks an image is skipped later; it belongs to nobody.
+    return [root(row[0]) if row else b"%d" % i for i, row in enumerate(images)]
+
+
+def held_out(groups: Sequence[str | bytes], fraction: float) -> set[int]:
+    """The rows to hold out: whole groups in an order that only their names decide, as many as fit into the fraction.
+
+    Where not even one fits, the smallest is taken, unless it is all there is.
+    """
+    sizes = Counter(groups)
+    order = sorted(sizes, key=lambda name: hashlib.blake2b(_bytes(name), digest_size=8).digest())
+    room, chosen = round(fraction * len(groups)), set()
+    for name in order:
+        if sizes[name] <= room:
+            chosen.add(name)
+            room -= sizes[name]
+    if not chosen and len(sizes) > 1:
+        chosen.add(min(order, key=lambda name: sizes[name]))
+    return {i for i, name in enumerate(groups) if name in chosen}
+
+
+def _bytes(name: str | bytes) -> bytes:
+    return name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")

@@ -1,0 +1,44 @@
+"""Files and folders that are written: whether they can be, before work begins, and one clear line where they cannot."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from onediff.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Raises UserError in place of an OSError: a full disk, a folder that cannot be made, no permission."""
+    try:
+        yield
+    except OSError as error:
+        # The name of a temporary file inside `target` says nothing to a person; where that is, does.
+        advice = "make room and run the command again" if error.errno in FULL else "choose another place"
+        raise UserError(f"{target}: cannot be written ({error.strerror or error}); {advice}") from error
+
+
+def check_output(path: Path | None, option: str) -> None:
+    """Makes the folder of the file that `option` names. Raises UserError where no file can be written there."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder ({option}); name a file in it")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file. Raises UserError."""
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
