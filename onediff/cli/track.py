@@ -41,7 +41,8 @@ def sync(folder: Path, uri: str | None) -> None:
     """Sends what the journals of one run hold and prints what was done. Raises UserError when the store fails."""
     from onediff.tracking.identity import settle
     from onediff.tracking.sender import sole_sender
-    from onediff.tracking.shipper import Shipper, one_try
+    from onediff.tracking.shipper import Shipper
+    from onediff.tracking.store import one_try
 
     with sole_sender(folder, parent=0) as free:
         if not free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import socket
@@ -26,6 +27,10 @@ def start_tags() -> dict[str, str]:
         "git.commit": git("rev-parse", "HEAD"),
         "git.branch": git("rev-parse", "--abbrev-ref", "HEAD"),
         "git.dirty": "yes" if git("status", "--porcelain", "--untracked-files=no") else "no",
+        "mlflow.user": user(),
+        "mlflow.source.name": " ".join(["onediff", *scrubbed_words(sys.argv[1:2])]),
+        "mlflow.source.type": "JOB" if "SLURM_JOB_ID" in job else "LOCAL",
+        "mlflow.source.git.commit": git("rev-parse", "HEAD"),
         "command": " ".join(scrubbed_words(sys.argv)),
         "host": socket.gethostname(),
         "python": platform.python_version(),
@@ -40,6 +45,14 @@ def start_tags() -> dict[str, str]:
     if not tags["git.commit"]:
         del tags["git.dirty"]
     return {name: scrubbed(text) for name, text in tags.items() if text}
+
+
+def user() -> str:
+    """Who started this process; nothing for a user number without a name, as containers have."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def versions() -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -102,10 +104,9 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        # A store in a file looks the logged model up at the address of the process, whatever the client's is.
-        mlflow.set_tracking_uri(self.client.tracking_uri)
         source = f"models:/{model.model_id}"
-        made = self.client.create_model_version(name, source, run_id, {TRAINED: trained}, model_id=model.model_id)
+        with process_store(self.client.tracking_uri):
+            made = self.client.create_model_version(name, source, run_id, {TRAINED: trained}, model_id=model.model_id)
         return str(made.version)
 
     def _score(self, name: str, version: str, score: Mapping[str, Any]) -> None:
@@ -115,6 +116,19 @@ class Registry:
         rivals = [v for v in self.client.search_model_versions(f"name='{name}'") if scored_on in v.tags]
         best = max(rivals, key=lambda rival: (float(rival.tags[scored_on]), int(rival.version)))
         self.client.set_registered_model_alias(name, "best", best.version)
+
+
+@contextmanager
+def process_store(uri: str) -> Iterator[None]:
+    """Makes `uri` the store of this process: one in a file looks models up there, whatever the client's store is."""
+    shell = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # MLflow's own way back to the environment's
+        if shell is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = shell
 
 
 def text(name: str | None = None) -> ColSpec:

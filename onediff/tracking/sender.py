@@ -48,7 +48,8 @@ def main(run: Path, parent: int) -> int:
 
 def follow(run: Path, parent: int, told: TextIO) -> int:
     """Sends until told to finish or orphaned."""
-    from onediff.tracking.shipper import Shipper, one_try
+    from onediff.tracking.shipper import Shipper
+    from onediff.tracking.store import one_try
 
     def say(line: str) -> None:
         LOG.warning("%s", line)

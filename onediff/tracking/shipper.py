@@ -6,13 +6,10 @@ MLflow run, filled from the journal, and the old one is deleted (`mlflow gc` fre
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -21,18 +18,29 @@ from mlflow.exceptions import MlflowException
 
 from onediff.config.tracking import TrackingConfig
 from onediff.tracking.carrier import Carrier, gone, parcel_of
+from onediff.tracking.comparison import Results, decisive
 from onediff.tracking.journal import Record, openings, read
 from onediff.tracking.names import PARAM_TEXT, TAG_TEXT, valid_name, valid_text
-from onediff.tracking.place import SQLITE, artifact_folder, database, tracking_uri
+from onediff.tracking.place import tracking_uri
 from onediff.tracking.refusal import reason, refused, too_large
 from onediff.tracking.scrub import scrubbed
 from onediff.tracking.state import Sent, State, journals
+from onediff.tracking.store import experiment_of, ready_store
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "onediff.stream"
 SWEEP = "onediff.sweep"
 PARENT = "mlflow.parentRunId"
 METRICS, PARAMS = 1000, 100  # most that MLflow takes in one request
+NODES = "nodes"
+"""The child that holds the system metrics of all nodes: among a run's results they would be in the way."""
+RESULTS_SECONDS = 300.0
+"""Time between two copies of a phase's newest results to the run above it; the last copy is made when the phase ends."""
+
+
+def home(stream: str) -> str:
+    """The stream whose MLflow run holds the records of `stream`."""
+    return NODES if stream.startswith("node-") else stream
 
 
 class Shipper:
@@ -53,6 +61,9 @@ class Shipper:
             self.state = State(run, where)
         self.starts: dict[str, list[tuple[int, Record]]] = {}
         self.looked: dict[str, int] = {}
+        self.results: dict[str, Results] = {}
+        self.copied_results: dict[str, float] = {}
+        """When the results of a stream were last copied to the run above it, by `time.monotonic`."""
         self.experiment = ""
         self.shipped = 0
         """Records that were read and sent, or set apart, so far."""
@@ -61,21 +72,8 @@ class Shipper:
         """Reaches the store and finds or makes the experiment. Raises whatever MLflow raises when it cannot."""
         with ready_store(self.uri):
             self.client = MlflowClient(self.uri, self.uri)
-            self.experiment = self._find_experiment()
+            self.experiment = experiment_of(self.client, self.uri, self.config.experiment)
         self.carrier = Carrier(self.client, self.experiment, self.state, self.say)
-
-    def _find_experiment(self) -> str:
-        found = self.client.get_experiment_by_name(self.config.experiment)
-        if found is None:
-            try:
-                return str(self.client.create_experiment(self.config.experiment, artifact_folder(self.uri)))
-            except MlflowException as error:
-                found = self.client.get_experiment_by_name(self.config.experiment)
-                if found is None:
-                    raise error
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
 
     def ship(self) -> None:
         """Sends the points that lie in the journals now, and all that MLflow keeps about a run; notes the parcels.
@@ -106,6 +104,8 @@ class Shipper:
         for name, sent in self.state.streams.items():
             if name.startswith("node-") or not sent.run_id:
                 continue
+            if name.startswith("phase-"):
+                self._copy_results(name)
             if self.client.get_run(sent.run_id).info.status == "RUNNING":
                 self.client.set_terminated(sent.run_id, status)
 
@@ -114,9 +114,8 @@ class Shipper:
         sent = self.state.sent(name)
         size = path.stat().st_size  # looked at first: a start that comes later is for the next time
         starts = self._starts_of(path)
-        parent = self.state.sent("run").run_id
-        if name.startswith("node-") and sent.run_id != parent:
-            sent.run_id, sent.offset, sent.through = parent, 0, -1
+        if name.startswith("node-") and sent.run_id != (nodes := self.state.sent(NODES).run_id):
+            sent.run_id, sent.offset, sent.through = nodes, 0, -1
         if any(at > sent.offset and start["open"]["step"] < sent.through for at, start in starts):
             self._replace(name)
             sent = self.state.sent(name)
@@ -137,6 +136,8 @@ class Shipper:
                 self._send(name, batch, starts)
             sent = self.state.sent(name)
             self.shipped += len(batch)
+        if name.startswith("phase-") and time.monotonic() - self.copied_results.get(name, -1e9) > RESULTS_SECONDS:
+            self._copy_results(name)
 
     def _set_apart(
         self, name: str, place: int, batch: list[tuple[int, Record]], starts: list[tuple[int, Record]]
@@ -194,11 +195,13 @@ class Shipper:
         self.state.save()
 
     def _forget(self, name: str) -> None:
-        """Begins a stream anew, whose MLflow run was deleted."""
+        """Starts a stream over whose MLflow run was deleted."""
         LOG.warning("%s was deleted from MLflow; it is made again", name)
         with self.state.lock:
-            if name == "run" or name.startswith("node-"):
+            if name == "run":
                 self.state.streams.clear()  # children point at their parent: they are made again with it
+            if home(name) == NODES:
+                self.state.streams.pop(NODES, None)
             self.state.streams[name] = Sent()
         self.state.save()
 
@@ -221,14 +224,15 @@ class Shipper:
 
     def _run_id(self, name: str, starts: list[tuple[int, Record]]) -> str:
         """The MLflow run of a stream: the known one, for the parent the one with its tag, else a new one."""
-        sent = self.state.sent("run" if name.startswith("node-") else name)
+        name = home(name)
+        sent = self.state.sent(name)
         if not sent.run_id:
             identity = f"{self.identity}/{name}"
             found = self.client.search_runs(
                 [self.experiment], f"tags.`{IDENTITY}` = '{identity}'", ViewType.ACTIVE_ONLY, 100, ["start_time ASC"]
             )
             # What a child holds is unknown when the state was lost; a parent's points are never replaced.
-            kept, surplus = (found[:1], found[1:]) if name == "run" else ([], found)
+            kept, surplus = (found[:1], found[1:]) if name in ("run", NODES) else ([], found)
             for run in surplus:
                 self.client.delete_run(run.info.run_id)
             sent.run_id = kept[0].info.run_id if kept else self._create(name, identity, starts)
@@ -247,7 +251,10 @@ class Shipper:
             tags[PARENT] = self._run_id("run", [])
         elif self.config.sweep:
             tags[PARENT] = self._sweep_id(self.config.sweep)
-        return str(self.client.create_run(self.experiment, began, tags, title).info.run_id)
+        made = str(self.client.create_run(self.experiment, began, tags, title).info.run_id)
+        if name == NODES and (status := self.client.get_run(tags[PARENT]).info.status) != "RUNNING":
+            self.client.set_terminated(made, status)
+        return made
 
     def _sweep_id(self, sweep: str) -> str:
         """The MLflow run above the runs of a sweep, made where there is none; of two made at once, the earlier."""
@@ -295,10 +302,16 @@ class Shipper:
                 what = "rollback" if opening.get("rollback") else "restart"
                 self.client.log_batch(run_id, metrics=[Metric(what, 1.0, record["time"], step)])
                 sent.marked.append(step)
-        if opening["params"]:
-            tags |= self._params(run_id, opening["params"])
+        params = opening["params"]
+        if name != "run" and self.starts.get("run"):
+            whole = self.starts["run"][-1][1]["open"]
+            params = decisive(name, whole["params"])
+            tags |= {key: text for key, text in whole["tags"].items() if key.startswith("mlflow.")}
+        if params:
+            tags |= self._params(run_id, params)
         self._tags(name, run_id, {"tags": tags})
-        self.client.update_run(run_id, status="RUNNING")
+        for one in self._with_nodes(name, run_id):
+            self.client.update_run(one, status="RUNNING")
 
     def _params(self, run_id: str, params: dict[str, str]) -> dict[str, str]:
         """Logs parameters; MLflow's never change, so those that a restart changed come back as tags."""
@@ -316,10 +329,36 @@ class Shipper:
 
     def _node(self, name: str, run_id: str, record: Record) -> None:
         nodes = sorted(path.stem.removeprefix("node-") for path in journals(self.run) if path.stem.startswith("node-"))
-        self._tags(name, run_id, {"tags": {"nodes": ",".join(nodes), f"node.{record['node']}": record["what"]}})
+        tags = {"nodes": ",".join(nodes), f"node.{record['node']}": record["what"]}
+        self._tags(name, self._run_id("run", []), {"tags": tags})
 
     def _end(self, name: str, run_id: str, record: Record) -> None:
-        self.client.set_terminated(run_id, record["end"], record["time"])
+        if name != "run":
+            self._copy_results(name)
+        for one in self._with_nodes(name, run_id):
+            self.client.set_terminated(one, record["end"], record["time"])
+
+    def _with_nodes(self, name: str, run_id: str) -> list[str]:
+        """The MLflow run of `name`; for the whole run also the one of its nodes, which has the same status."""
+        nodes = self.state.streams[NODES].run_id if name == "run" and NODES in self.state.streams else ""
+        return [run_id, nodes] if nodes else [run_id]
+
+    def _copy_results(self, name: str) -> None:
+        """Puts the newest results of a child on the run above it.
+
+        All at step 0, where MLflow takes the latest in time for the run's own: steps of one phase say nothing about
+        those of the next, and values at step 0 are compared as bars.
+        """
+        results = self.results.setdefault(name, Results())
+        found = results.read_to(self.run / "tracking" / f"{name}.jsonl", self.state.sent(name).offset)
+        points = [Metric(valid_name(key), value, at, 0) for key, (value, at) in found.items()]
+        parent = self._run_id("run", [])
+        for at in range(0, len(points), METRICS):
+            self.client.log_batch(parent, metrics=points[at : at + METRICS])
+        if points and name.startswith("evaluation-"):
+            self.client.set_tag(parent, "evaluation", name.removeprefix("evaluation-"))
+        if points:
+            self.copied_results[name] = time.monotonic()
 
 
 def superseded(offset: int, record: Record, starts: list[tuple[int, Record]]) -> bool:
@@ -343,31 +382,3 @@ def entries(record: Record) -> list[Record]:
 def stamp(milliseconds: int) -> str:
     """A time for people, UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds / 1000))
-
-
-def one_try(seconds: float) -> None:
-    """Makes MLflow give up a request after `seconds`: its own tries would sit in one call for minutes."""
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(seconds)))
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-
-
-@contextmanager
-def ready_store(uri: str) -> Iterator[None]:
-    """Makes an embedded store where there is none, whole or not at all, and keeps two runs from doing so at once.
-
-    MLflow builds its tables in dozens of steps; a process killed in between would leave a file that never works again.
-    """
-    if not uri.startswith(SQLITE):
-        yield
-        return
-    path = database(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            aside = path.with_name(f".tmp-{path.name}")
-            aside.unlink(missing_ok=True)
-            MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
-            os.replace(aside, path)
-        yield

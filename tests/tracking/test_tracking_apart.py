@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow import MlflowClient
-from mlflow_server import FaultyProxy, MlflowServer
 
 from onediff.cli import main, track
 from onediff.config.tracking import TrackingConfig
 from onediff.tracking.registry import PACKAGE
 from onediff.tracking.state import State
 from onediff.tracking.tracker import Tracker
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    started = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
-    yield started
-    started.stop()
-
-
-@pytest.fixture
-def proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
-    started = FaultyProxy(server.port)
-    yield started
-    started.stop()
 
 
 @pytest.fixture

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer
 
 from onediff.cli import main
 from onediff.config.tracking import TrackingConfig
 from onediff.tracking.tracker import Tracker
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    started = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
-    yield started
-    started.stop()
 
 
 def train(run: Path, config: TrackingConfig, resumed: int, until: int) -> None:
@@ -28,6 +18,7 @@ def train(run: Path, config: TrackingConfig, resumed: int, until: int) -> None:
     for step in range(resumed + 1, until + 1):
         phase.log(step, {"loss": 1 / step})
     tracker.finish()
+    assert main(["track", "sync", str(run)]) == 0
 
 
 def recorded(url: str, experiment: str) -> dict[str, tuple[str, list[int], dict[str, str]]]:
@@ -46,7 +37,7 @@ def recorded(url: str, experiment: str) -> dict[str, tuple[str, list[int], dict[
 
 
 def test_a_copy_is_a_run_of_its_own_and_a_moved_folder_is_not(server, tmp_path, caplog):
-    config = TrackingConfig(uri=server.url, experiment="copies", flush_seconds=0.1)
+    config = TrackingConfig(uri=server.url, experiment="copies", live=False)
     train(tmp_path / "a", config, 0, 10)
     before = recorded(server.url, "copies")["a"]
     for name in ("b", "c"):

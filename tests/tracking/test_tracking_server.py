@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import FaultyProxy, MlflowServer, free_port
+from mlflow_server import free_port
 
 from onediff.cli import main
 from onediff.config.tracking import TrackingConfig
@@ -47,20 +47,6 @@ tracker.finish()
 '''
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    started = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
-    yield started
-    started.stop()
-
-
-@pytest.fixture
-def proxy(server):
-    started = FaultyProxy(server.port)
-    yield started
-    started.stop()
-
-
 def runs(url: str, experiment: str) -> dict:
     """Active runs of an experiment by name; a name twice is a failure."""
     client = MlflowClient(url, url)
@@ -74,12 +60,49 @@ def history(url: str, run, key: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in MlflowClient(url, url).get_metric_history(run.info.run_id, key)]
 
 
+def test_two_runs_are_compared_by_settings_and_results_together(server, tmp_path):
+    """What the run list filters and plots by: scores and last losses on the run, its settings on its children."""
+    for name, rate, cider in (("good", 0.1, 3.5), ("bad", 0.2, 2.5)):
+        settings = {
+            "optimizer": {"lr": rate},
+            "phases": {"one": {"steps": 30}, "two": {"steps": 9}},
+            "tracking": {"live": 1},
+        }
+        config = TrackingConfig(uri=server.url, experiment="compared", live=False, system_seconds=1)
+        tracker = Tracker.open(tmp_path / name, config, params=settings)
+        node = NodeMetrics(tmp_path / name, config, "node-a").start()
+        for phase, steps in (("one", 30), ("two", 9)):
+            stream = tracker.phase(phase)
+            for step in range(1, steps + 1):
+                stream.log(step, {"loss": rate + 1 / step, "lr": rate, "straggler/rank": 1.0})
+        tracker.evaluation("scenes-test-two-9").log(0, {"CIDEr": cider})
+        wait_for(lambda name=name: (tmp_path / name / "tracking" / "node-node-a.jsonl").read_text().count("metrics"))
+        node.stop()
+        tracker.finish()
+        assert main(["track", "sync", str(tmp_path / name)]) == 0
+    client = MlflowClient(server.url, server.url)
+    experiment = client.get_experiment_by_name("compared")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    question = "metrics.CIDEr > 3 and params.optimizer.lr = '0.1'"
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], question)}
+    assert set(found) == {"good", "evaluation scenes-test-two-9"}
+    assert found["good"].data.metrics == {"CIDEr": 3.5, "loss": 0.1 + 1 / 9}
+    assert found["good"].data.tags["evaluation"] == "scenes-test-two-9"
+    every = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{found['good'].info.run_id}'")
+    children = {run.info.run_name: run for run in every}
+    assert children["two"].data.params == {"optimizer.lr": "0.1", "phases.two.steps": "9"}
+    assert set(children) == {"one", "two", "evaluation scenes-test-two-9", "nodes"}
+    assert all(key.startswith("system/node-a/") for key in children["nodes"].data.metrics)
+    assert {run.info.status for run in every} == {"FINISHED"}
+    assert found["good"].data.tags["mlflow.user"] and found["good"].data.tags["mlflow.source.name"]
+
+
 def test_tree_of_runs(server, tmp_path, monkeypatch):
     """Parent and children, parameters, tags, data sets, tables and artifacts; two nodes; two starts; no secrets."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("HF_TOKEN", "a-very-secret-value")
     run = tmp_path / "tree"
-    config = TrackingConfig(uri=server.url, experiment="tree", flush_seconds=0.2, system_seconds=1)
+    config = TrackingConfig(uri=server.url, experiment="tree", live=False, system_seconds=1)
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"schema": 1, "name": "scenes", "split": "train", "samples": 7, "shards": []}))
 
@@ -107,9 +130,10 @@ def test_tree_of_runs(server, tmp_path, monkeypatch):
     scores.log(0, {"CIDEr": 1.5})
     scores.finish()
     tracker.finish()
+    assert main(["track", "sync", str(run)]) == 0
 
     found = runs(server.url, "tree")
-    assert set(found) == {"tree", "one", "two", "evaluation held-out"}
+    assert set(found) == {"tree", "one", "two", "nodes", "evaluation held-out"}
     parent = found.pop("tree")
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in found.values())
     assert {run.info.status for run in [parent, *found.values()]} == {"FINISHED"}
@@ -122,7 +146,7 @@ def test_tree_of_runs(server, tmp_path, monkeypatch):
     assert data.dataset.name == "scenes/train" and len(data.dataset.digest) == 32
     assert {tag.key: tag.value for tag in data.tags} == {"mlflow.data.context": "training"}
     for host in ("node-a", "node-b"):
-        points = history(server.url, parent, f"system/{host}/cpu_utilization_percentage")
+        points = history(server.url, found["nodes"], f"system/{host}/cpu_utilization_percentage")
         steps = [step for step, _ in points]
         assert len(steps) >= 2 and steps == sorted(set(steps))
     assert history(server.url, found["one"], "loss") == [(step, 1 / step) for step in range(1, 31)]
@@ -272,11 +296,12 @@ def test_registered_model(server, tmp_path, monkeypatch):
     assert expected
 
     run = tmp_path / "run"
-    config = TrackingConfig(uri=server.url, experiment="models", flush_seconds=0.2)
+    config = TrackingConfig(uri=server.url, experiment="models", live=False)
     for aliases in ([], ["reviewed"]):
         tracker = Tracker.attach(run, config)
         tracker.model(tmp_path / "exported", "captioner", aliases, {"metric": "CIDEr", "value": 0.5, "data": "test"})
         tracker.finish(None)
+        assert main(["track", "sync", str(run)]) == 0
     client = MlflowClient(server.url, server.url)
     (version,) = client.search_model_versions("name='captioner'")
     for alias in ("best", "reviewed", "latest"):
@@ -297,5 +322,6 @@ def test_registered_model(server, tmp_path, monkeypatch):
     tracker = Tracker.attach(run, config)
     tracker.model(tmp_path / "exported", "captioner", score={"metric": "CIDEr", "value": 0.4, "data": "test"})
     tracker.finish(None)
+    assert main(["track", "sync", str(run)]) == 0
     by_alias = {alias: client.get_model_version_by_alias("captioner", alias).version for alias in ("best", "latest")}
     assert by_alias == {"best": "1", "latest": "2"}

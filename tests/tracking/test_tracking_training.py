@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +31,6 @@ AT_A_GATHERING = {
     *("step_seconds/p50", "step_seconds/p90", "step_seconds/p99", "straggler/rank", "straggler/lag_seconds"),
     *("memory/peak_gib/rank_0000", "memory/peak_gib/rank_0001"),
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    started = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
-    yield started
-    started.stop()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +88,7 @@ def test_the_tree_of_runs(server, run, data):
     client = MlflowClient(server.url, server.url)
     found = runs(server, "whole")
     evaluation = f"evaluation pairs-test-two-{STEPS}"
-    assert set(found) == {"demo", *PHASES, evaluation}
+    assert set(found) == {"demo", *PHASES, "nodes", evaluation}
     parent = found["demo"]
     assert {one.info.status for one in found.values()} == {"FINISHED"}
     tags = parent.data.tags
@@ -107,7 +99,7 @@ def test_the_tree_of_runs(server, run, data):
     inputs = {(one.dataset.name, one.tags[0].value) for one in parent.inputs.dataset_inputs}
     assert inputs == {("singles/train", "training"), ("pairs/train", "training")}
     host = tags["nodes"]
-    steps = [step for step, _ in history(server, parent, f"system/{host}/cpu_utilization_percentage")]
+    steps = [step for step, _ in history(server, found["nodes"], f"system/{host}/cpu_utilization_percentage")]
     assert len(steps) > 5 and steps == sorted(set(steps))
     for name in PHASES:
         child = found[name]
@@ -183,7 +175,7 @@ def test_killed_five_times_at_random(server, run, data, tmp_path):
         code = process.wait(2 * SECONDS)
     assert code == 0, f"killed after {moments} records"
     found = runs(server, "killed")
-    assert set(found) == {"killed", *PHASES}, moments
+    assert set(found) == {"killed", *PHASES, "nodes"}, moments
     for name in PHASES:
         assert found[name].info.status == "FINISHED"
         for key in ("loss", "grad_norm", "targets", "tokens", "lr"):

@@ -1,0 +1,57 @@
+"""What makes runs comparable in MLflow: the results of a run's children on the run itself, and its settings on them.
+
+MLflow filters, sorts and plots by what one of its runs holds. Without this the parameters of a run and its losses and
+scores would lie in different ones, and `metrics.CIDEr > 3 and params.optimizer.lr = '0.001'` would find nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onediff.tracking.journal import read
+
+OF_A_PHASE = ("loss", "validation/", "evaluation/", "tokens_per_second", "mfu", "skipped_steps")
+"""What a phase contributes to its run. MLflow opens a page of charts with the first names, so there are no others."""
+NOT_DECISIVE = ("name", "tracking.", "parallel.")
+"""Settings that change no result."""
+
+
+@dataclass
+class Results:
+    """The newest value of every metric in one journal, read on from where the last call ended."""
+
+    offset: int = 0
+    values: dict[str, tuple[float, int, int]] = field(default_factory=dict)
+    """By metric: value, step, and time in milliseconds."""
+
+    def read_to(self, journal: Path, end: int) -> dict[str, tuple[float, int]]:
+        """Value and time of each metric in the first `end` bytes of `journal` that its run is compared by."""
+        while self.offset < end:
+            before = self.offset
+            for offset, record in read(journal, self.offset):
+                if offset > end:
+                    break
+                self.offset = offset
+                if "open" in record:  # what was logged after the step that it goes on from does not count
+                    known, step = self.values, record["open"]["step"]
+                    self.values = {key: one for key, one in known.items() if one[1] <= step}
+                for key, value in record.get("metrics", {}).items():
+                    self.values[key] = (value, record["step"], record["time"])
+            if self.offset == before:
+                break
+        wanted = OF_A_PHASE if journal.stem.startswith("phase-") else ""
+        return {key: (value, time) for key, (value, _, time) in self.values.items() if key.startswith(wanted)}
+
+
+def decisive(stream: str, params: Mapping[str, str]) -> dict[str, str]:
+    """Those of a run's parameters that decide what the child `stream` comes to: for a phase, not those of other phases."""
+    kind, _, name = stream.partition("-")
+    foreign = ("evaluation.",) if kind == "phase" else ()
+    return {
+        key: text
+        for key, text in params.items()
+        if not key.startswith((*NOT_DECISIVE, *foreign))
+        and (kind != "phase" or not key.startswith("phases.") or key.startswith(f"phases.{name}."))
+    }

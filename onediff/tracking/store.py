@@ -1,0 +1,58 @@
+"""An MLflow store and its experiment, made where they are missing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from onediff.tracking.place import SQLITE, artifact_folder, database
+
+
+def experiment_of(client: MlflowClient, uri: str, name: str) -> str:
+    """Id of the experiment `name`, created where it is missing and restored where it was deleted."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # MLflow's pages then open on training runs, not on the traces of a chat application.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        try:
+            return str(client.create_experiment(name, artifact_folder(uri), kind))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def one_try(seconds: float) -> None:
+    """Makes MLflow give up a request after `seconds`: its own tries would sit in one call for minutes."""
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(seconds)))
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+
+@contextmanager
+def ready_store(uri: str) -> Iterator[None]:
+    """Makes an embedded store where there is none, whole or not at all, and keeps two runs from doing so at once.
+
+    MLflow builds its tables in dozens of steps; a process killed in between would leave a file that never works again.
+    """
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = database(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            aside = path.with_name(f".tmp-{path.name}")
+            aside.unlink(missing_ok=True)
+            MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
+            os.replace(aside, path)
+        yield
