@@ -144,7 +144,7 @@ def main() -> None:
     }
     batch_size = [f"phases.two.global_batch={args.rows}", f"phases.two.micro_batch={args.rows}"]
     for name, stage, other in (("bare torch", 0, bare), ("DeepSpeed, ZeRO 3", 3, minimal)):
-        config = load_run("configs/demo.yaml", [f"parallel.zero_stage={stage}", *batch_size])
+        config = load_run("configs/demo.yaml", ["model=models/tiny", f"parallel.zero_stage={stage}", *batch_size])
         topology = create_topology(config.parallel, initialize_distributed())
         batch = batch_of(config, Shape(args.rows, 96, 2 * args.rows, args.rows, 40 * args.rows), 16)
         sides = [make(config, "two", topology, batch, args.steps + 5) for make in (ours, other)]

@@ -62,6 +62,7 @@ def settings(case: dict[str, Any]) -> list[str]:
     """The demo's configuration as overrides for one case."""
     rows = SHAPES[case["model"]][0]
     values = {
+        "model": "models/tiny",
         "training.precision": case["precision"],
         "training.activation_checkpointing": case["checkpointing"],
         "parallel.tensor": case["tensor"],

@@ -66,7 +66,8 @@ def staged(engine: Any) -> None:
 
 def profiled(phase: str, rows: int, steps: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a mean step by stage and kind."""
-    config = load_run("configs/demo.yaml", [f"phases.{phase}.{key}={rows}" for key in ("global_batch", "micro_batch")])
+    sizes = [f"phases.{phase}.{key}={rows}" for key in ("global_batch", "micro_batch")]
+    config = load_run("configs/demo.yaml", ["model=models/tiny", *sizes])
     topology = create_topology(config.parallel, initialize_distributed())
     model = built(config, config.model, phase, topology, filled_later=False)
     engine = Engine(model, config, config.phases[phase], topology)

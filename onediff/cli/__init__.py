@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("start here", "onediff.cli.demo", "the whole job at a small size, on this machine"),
+    "demo-tower": Command("start here", "onediff.cli.demo_tower", "train the vision tower that the demo begins with"),
     "train": Command("model", "onediff.cli.train", "train the phases of a configuration"),
     "fetch": Command("model", "onediff.cli.fetch", "bring the weights that a configuration names from the hub"),
     "plan": Command("model", "onediff.cli.plan", "what a run needs: memory, traffic, FLOPs, time, before it is queued"),

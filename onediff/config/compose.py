@@ -51,8 +51,7 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
     phases = list(_phases(values))
     for override in overrides:
         apply_override(values, override)
-        if isinstance(named := values.get("model"), str) and (folder := saved_model(named, Path.cwd())):
-            values["model"] = saved_model_section(folder)
+        _fill_named_sections(values, file)
     for name, phase in _phases(values).items():
         if name not in phases and isinstance(phase, dict) and "mix" not in phase:
             raise UserError(
@@ -62,6 +61,17 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
         # Blame the command line, not the file, for a fault that only the overrides bring in.
         _blame_override(values, file, overrides)
     return validated(RunConfig, values, str(path))
+
+
+def _fill_named_sections(values: dict[str, Any], file: Path) -> None:
+    """A section that an override gives by name (`model=models/tiny`) becomes that file's, or for `model` that export's."""
+    for section in SECTIONS:
+        if not isinstance(named := values.get(section), str):
+            continue
+        if section == "model" and (folder := saved_model(named, Path.cwd())):
+            values["model"] = saved_model_section(folder)
+        else:
+            values[section] = read_composed(find(named, file.parent))
 
 
 def write_run(config: RunConfig, path: str | os.PathLike[str]) -> None:

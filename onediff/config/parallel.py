@@ -95,3 +95,31 @@ class ParallelConfig(Section):
             return folder and folder.expanduser()
         except RuntimeError as error:  # ~somebody
             raise ValueError(f"{folder}: {error}; write the path in full") from None
+
+
+class PhaseParallelConfig(Section):
+    """What one phase does differently from the run's `parallel`; a key that is left out stays as the run has it.
+
+    Tensor parallelism is the same in all phases: it decides which processes work together.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """What DeepSpeed cuts over the data-parallel ranks in this phase. A phase that trains little, or a small model, often
+    runs faster at a lower stage; the weights of the next phase are the same to rounding."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] | None = None
+    """Where this phase keeps optimizer states."""
+    offload_parameters: Literal["none", "cpu"] | None = None
+    """Where this phase keeps the cut weights."""
+    nvme_folder: Path | None = None
+    """A folder on a fast disk of each node, for `offload_optimizer: nvme`."""
+    reduce_in: Literal["bf16", "fp32"] | None = None
+    """The type in which this phase adds up gradients."""
+    deepspeed: dict[str, Any] | None = None
+    """Further keys of `zero_optimization`, in place of the run's."""
+
+    def over(self, run: ParallelConfig) -> ParallelConfig:
+        """The settings of this phase in a run with the settings `run`. Raises ValueError where they contradict."""
+        values = run.model_dump() | self.model_dump(exclude_none=True)
+        if values["offload_optimizer"] != "nvme":
+            values["nvme_folder"] = self.nvme_folder
+        return ParallelConfig.model_validate(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from onediff.config.data import DataConfig
 from onediff.config.evaluation import EvaluationConfig
@@ -42,6 +42,10 @@ class RunConfig(Section):
         """The activation checkpointing of a phase: its own, or else that of all phases."""
         return phase.activation_checkpointing or self.training.activation_checkpointing
 
+    def of_phase(self, name: str) -> RunConfig:
+        """The same configuration with `parallel` as phase `name` has it."""
+        return self.model_copy(update={"parallel": self.phases[name].parallel.over(self.parallel)})
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
@@ -58,6 +62,11 @@ class RunConfig(Section):
         for phase_name, phase in self.phases.items():
             if not PLAIN_NAME.fullmatch(phase_name):
                 raise ValueError(f"phases: {phase_name!r} is not a plain name; use letters, digits, '.', '_' and '-'")
+            try:
+                phase.parallel.over(self.parallel)
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"phases.{phase_name}.parallel: {first['msg'].removeprefix('Value error, ')}") from None
             if phase.pack is not None and phase.pack < self.data.max_tokens:
                 raise ValueError(
                     f"phases.{phase_name}.pack: a row of {phase.pack} tokens cannot take every sample, which may have "

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from onediff.config.bad_steps import BadStepsConfig
 from onediff.config.coupling_rules import check_rule
 from onediff.config.model import LoraConfig
+from onediff.config.parallel import PhaseParallelConfig
 from onediff.config.section import Section
 
 Part = Literal["vision", "delta", "projector", "language"]
@@ -150,6 +151,8 @@ class PhaseConfig(Section):
     activation_checkpointing: Checkpointing | None = None
     """What layers keep for the backward pass, instead of `training.activation_checkpointing`: a phase that trains little
     often has room for everything."""
+    parallel: PhaseParallelConfig = PhaseParallelConfig()
+    """What this phase does differently from the run's `parallel`."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, gt=0)

@@ -56,7 +56,7 @@ class PhasePlan:
 
 def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
     """How the configuration runs a phase on `gpus`. Raises UserError where it cannot."""
-    phase, parallel = config.phases[name], config.parallel
+    phase, parallel = config.phases[name], config.of_phase(name).parallel
     if gpus % parallel.tensor:
         raise UserError(f"parallel.tensor: {gpus} GPUs cannot be groups of {parallel.tensor}")
     if parallel.tensor > min(gpus, per_node) and not parallel.across_nodes:

@@ -90,8 +90,9 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             if finished := folder.finished(name):
                 log.info("phase %s is finished already (%d steps)", name, finished["step"])
                 continue
-            with swap_folder(config.parallel, path, ranks) as swap:
-                run_phase(config, name, folder, topology, tracker, stop, resume, swap)
+            of_phase = config.of_phase(name)
+            with swap_folder(of_phase.parallel, path, ranks) as swap:
+                run_phase(of_phase, name, folder, topology, tracker, stop, resume, swap)
             gc.collect()  # engines hold themselves in circles, and the next one needs their memory
     except Stopped as stopped:
         code, state, reason = EXIT_STOPPED, "stopped", str(stopped)

@@ -92,6 +92,19 @@ def test_overrides():
     assert load_run("configs/demo.yaml", ["data.seed=1", "data.seed=2"]).data.seed == 2
 
 
+def test_an_override_names_the_file_of_a_whole_section():
+    run = load_run("configs/demo.yaml", ["model=models/tiny", "model.vision.levels=[2, 4]"])
+    assert run.model.vision.name is None and run.model.vision.levels == (2, 4)
+    with pytest.raises(UserError, match="models/tny: no such configuration"):
+        load_run("configs/demo.yaml", ["model=models/tny"])
+
+
+def test_a_phase_sees_its_own_parallel_settings():
+    run = load_run("configs/demo.yaml", ["parallel.reduce_in=fp32", "phases.one.parallel.zero_stage=2"])
+    assert run.of_phase("one").parallel.zero_stage == 2 and run.of_phase("one").parallel.reduce_in == "fp32"
+    assert run.of_phase("two").parallel.zero_stage == run.parallel.zero_stage
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

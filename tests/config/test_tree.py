@@ -49,12 +49,17 @@ def put(values: dict, path: str, value: object) -> dict:
         ("phases/one/lr_of", {"vision": 1e-4}, "lr_of.vision: this part does not train in this phase"),
         ("phases", {}, "phases: dictionary should have at least 1 item"),
         ("model/delta/heads", 5, r"width \d+ is not divisible by heads 5"),
-        ("model/vision/config", None, "needs `name` .* or `config`"),
+        ("model/vision", {}, "needs `name` .* or `config`"),
         ("model/vision/config", {"hidden_size": 3}, "`config` needs `model_type`"),
         ("model/language/tokenizer", None, "needs `tokenizer`"),
         ("model/vision/image", {"size": 64, "shorter_side": 32}, "`shorter_side` goes with fit: crop"),
         ("optimizer/lr", 0, "optimizer.lr: input should be greater than 0, got 0"),
         ("parallel", {"offload_parameters": "cpu", "zero_stage": 2}, "offload_parameters needs zero_stage 3"),
+        (
+            "phases/two/parallel",
+            {"offload_parameters": "cpu", "zero_stage": 1},
+            "phases.two.parallel: offload_parameters needs zero_stage 3",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(path, value, message):

@@ -14,7 +14,7 @@ PACKAGES = ("onediff", "launcher", "data_prep")
 
 FLOORS = (
     {"cli"},
-    {"training", "evaluation", "serving"},
+    {"training", "evaluation", "serving", "demo"},
     {"model", "data", "parallel", "tracking", "plan", "hub"},
     {"runs"},
     {"config"},

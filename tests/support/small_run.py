@@ -25,8 +25,12 @@ def render(folder: Path, pairs: int = 60, singles: int = 60) -> Path:
 
 
 def overrides(data: Path, steps: int, rows: int = 4, **more: object) -> list[str]:
-    """The demo's configuration at the size of a test: `steps` of `rows` rows in every phase, fp32, no workers."""
+    """The demo's configuration at the size of a test: `steps` of `rows` rows in every phase, fp32, no workers.
+
+    Its model is the one that starts from nothing; the demo's own tower would have to be trained first.
+    """
     values: dict[str, object] = {
+        "model": "models/tiny",
         "data.sets.pairs": data / "pairs",
         "data.sets.singles": data / "singles",
         "data.workers": 0,
