@@ -66,7 +66,9 @@ class RunConfig(Section):
                 phase.parallel.over(self.parallel)
             except ValidationError as error:
                 first = error.errors()[0]
-                raise ValueError(f"phases.{phase_name}.parallel: {first['msg'].removeprefix('Value error, ')}") from None
+                raise ValueError(
+                    f"phases.{phase_name}.parallel: {first['msg'].removeprefix('Value error, ')}"
+                ) from None
             if phase.pack is not None and phase.pack < self.data.max_tokens:
                 raise ValueError(
                     f"phases.{phase_name}.pack: a row of {phase.pack} tokens cannot take every sample, which may have "

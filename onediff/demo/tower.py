@@ -9,6 +9,7 @@ Cost with the demo's tower (0.8 million parameters, 10 tokens): about 1.1 ms of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -29,6 +30,7 @@ from onediff.config.run import RunConfig
 from onediff.config.training import OptimizerConfig
 from onediff.data.fits import fit_of
 from onediff.data.images import upright_size
+from onediff.data.manifest import read_manifest
 from onediff.data.mixing import Mix
 from onediff.data.rows import encoded
 from onediff.data.sample import Sample, parse_sample
@@ -150,7 +152,7 @@ def make_tower(config: RunConfig, training: TowerTraining) -> dict[str, float]:
     """
     assert config.model.vision.name is not None
     target = Path(config.model.vision.name)
-    recipe = {"vision": config.model.vision.model_dump(mode="json"), **vars(training)}
+    recipe = {"vision": config.model.vision.model_dump(mode="json"), "data": digests(config), **vars(training)}
     if (known := _finished(target)) and known["recipe"] == recipe:
         return known["accuracy"]
     scenes = Scenes(config, "train", training.batch, training.seed)
@@ -164,6 +166,14 @@ def make_tower(config: RunConfig, training: TowerTraining) -> dict[str, float]:
     accuracy = model.eval().accuracy(*held_out.batch(0, labels))
     _write(model, target, {"recipe": recipe, "accuracy": accuracy})
     return accuracy
+
+
+def digests(config: RunConfig) -> dict[str, str]:
+    """A digest of the training shards of each data set. Raises UserError for a data set that is missing."""
+    return {
+        name: hashlib.sha256("".join(shard.sha256 for shard in read_manifest(one.folder).shards).encode()).hexdigest()
+        for name, one in config.data.sets.items()
+    }
 
 
 def spread_positions(tower: Any) -> None:

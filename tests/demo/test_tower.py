@@ -22,7 +22,7 @@ def config(data, target):
 
 
 def test_a_patch_is_labelled_with_the_object_whose_centre_lies_in_it():
-    labels = Labels({name: ("a", "b") for name in ("shape", "colour", "size", "material")})
+    labels = Labels(dict.fromkeys(("shape", "colour", "size", "material"), ("a", "b")))
     thing = {"shape": "b", "colour": "a", "size": "a", "material": "b", "box": [50, 2, 62, 30]}
     classes = labels.of_patches([thing], (90, 60), 3)
     assert classes[1].tolist() == [1, 0, 0, 1], "centre (56, 16) of 90 x 60: second column, first row"

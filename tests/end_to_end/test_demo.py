@@ -31,26 +31,27 @@ def steps(tmp_path, monkeypatch) -> list[list[str]]:
 
     monkeypatch.setattr(demo, "step", step)
     monkeypatch.setattr(demo, "held_out_pair", pair)
+    monkeypatch.setattr(demo, "outcome", lambda run: iter(["Captions right: 87.0 %"]))
     return found
 
 
 def test_an_interrupted_demo_goes_on_and_a_finished_one_is_left_alone(steps, tmp_path, capsys):
     assert main(["demo", *OVERRIDES]) == 130
-    assert "--overwrite" in steps[0] and "--resume" not in steps[1]
+    assert "--overwrite" in steps[0] and "--resume" not in steps[2]
     steps.clear()
     assert main(["demo", *OVERRIDES]) == 0
     shown = capsys.readouterr().out
     assert "runs/demo is unfinished and goes on" in shown and "demo-page runs/demo" in shown
-    assert [words[0] for words in steps] == ["data", "train", "evaluate", "caption"]
+    assert [words[0] for words in steps] == ["data", "demo-tower", "train", "evaluate", "caption"]
     assert "--overwrite" not in steps[0], "images that are there are not rendered again"
-    assert steps[1][-1] == "--resume" and steps[1][steps[1].index("--run") + 1] == "runs/demo"
+    assert steps[2][-1] == "--resume" and steps[2][steps[2].index("--run") + 1] == "runs/demo"
     steps.clear()
     assert main(["demo", *OVERRIDES]) == 130
-    assert "--resume" not in steps[1] and "runs/demo-2" in steps[1]
+    assert "--resume" not in steps[2] and "runs/demo-2" in steps[2]
 
 
 def test_other_settings_make_another_run(steps, tmp_path):
     assert main(["demo", *OVERRIDES]) == 130
     steps.clear()
     assert main(["demo", "phases.two.steps=4"]) == 130
-    assert "--resume" not in steps[1] and "runs/demo-2" in steps[1]
+    assert "--resume" not in steps[2] and "runs/demo-2" in steps[2]
