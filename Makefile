@@ -24,6 +24,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/project/plain_english.py
 
 # Every figure that needs a GPU, with whatever this machine's Python has; ARGS=--dry-run runs small sizes on the CPU.
 bench-gpu:

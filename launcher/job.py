@@ -47,7 +47,7 @@ SRUN = ["srun", "--export=ALL"]
 IGNORANT = ["sh", "-c", 'trap "" TERM USR1; exec "$@"', "sh"]
 """Before a task: a signal before its first line of Python must not end it."""
 AFTERMATH_SECONDS = 60.0
-"""How long srun may go on once a rank has failed: it waits in vain for ranks on a node that is gone."""
+"""How long srun may go on once a rank has failed: it would wait forever for ranks on a node that is gone."""
 
 
 class Supervisor:

@@ -86,7 +86,7 @@ def queue_chain(
     before, made = record.jobs(), list[Json]()
     try:
         for phase, script in zip(phases, scripts, strict=True):
-            # Without the second option a child of a failed job waits for ever.
+            # Without the second option a child of a failed job waits forever.
             after = [f"--dependency=afterok:{made[-1]['job']}", "--kill-on-invalid-dep=yes"] if made else []
             after += [f"--dependency=afterany:{behind}"] if behind and not made else []
             entry: Json = {"phase": phase, "job": None, "submitted": time.time()}

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path("runs") / config.name
     goes_on = is_unfinished(folder, config)
     if goes_on:
-        print(f"{folder} is unfinished and goes on; remove the folder to start anew")
+        print(f"{folder} is unfinished and goes on; remove the folder to start over")
     else:
         folder = free_folder(folder)
     size = config.model.vision.image.size

@@ -37,9 +37,9 @@ class BadStepsConfig(Section):
     """
 
     skipped_in_a_row: int = Field(3, ge=0)
-    """So many skipped steps in a row are passed over; one more stops the run with exit code 3."""
+    """How many skipped steps in a row a run survives; one more stops it with exit code 3."""
     skipped_in_window: int = Field(10, ge=0)
-    """So many skipped steps among the last `window` are passed over; one more stops the run with exit code 3."""
+    """How many skipped steps among the last `window` a run survives; one more stops it with exit code 3."""
     window: int = Field(500, gt=0)
     """Steps that `skipped_in_window` counts in."""
     spikes: SpikesConfig | None = None

@@ -97,7 +97,7 @@ class BestConfig(Section):
     direction: Literal["lower", "higher"] | None = None
     """Which is better; by default a lower loss and a higher score."""
     stop_after: int | None = Field(None, gt=0)
-    """Measurements in a row without a new best after which the phase ends, its `steps` notwithstanding; by default it never
+    """The phase ends after this many measurements in a row without a new best, whatever `steps` says; by default it never
     does."""
 
     @model_validator(mode="after")
@@ -127,7 +127,7 @@ class PhaseConfig(Section):
     train: tuple[Part, ...] = ("vision", "delta", "projector", "language")
     """Parts that train; the others stay bit-identical and cost neither gradient nor optimizer memory."""
     vision_last: int | None = Field(None, gt=0)
-    """Of the vision tower only the last so many layers train; by default all of it, where it trains."""
+    """How many of the vision tower's last layers train; by default all of it, where it trains."""
     lora: LoraConfig | None = None
     """Of the language model only low-rank adapters train, beside its frozen matrices; by default all of it, where it
     trains. A following phase goes on with the same adapters, or starts with them merged where its `lora` differs."""

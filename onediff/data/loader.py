@@ -83,7 +83,7 @@ class Loader:
         self._next_summary = 4 * NAMED
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields micro-batches for ever. `draws`, `skipped`, `skipped_in` and `cut` are current behind each.
+        """Yields micro-batches forever. `draws`, `skipped`, `skipped_in` and `cut` are current behind each.
 
         Raises UserError when too many samples are bad.
         """

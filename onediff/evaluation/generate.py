@@ -70,7 +70,7 @@ def caption_split(job: Job, topology: Topology) -> None:
     """Answers this rank's share of what is open and appends it to `<label>.rank<r>.jsonl`. Collective.
 
     When it returns, all ranks have written and `read_answers` finds every pair. Pairs whose images could not be read
-    have an empty caption and stand in `heldout.unreadable`, on every rank. Raises UserError on every rank alike.
+    have an empty caption and stand in `heldout.unreadable`, on every rank. Raises UserError on every rank.
     """
     cut = batches(job.heldout, job.batch_size)
     with raise_on_all_ranks():

@@ -24,7 +24,7 @@ class Difference(NamedTuple):
 def intervals(rows: np.ndarray, resamples: int, seed: int, level: float = 0.95) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap over pairs: rows [pairs, columns] → metric → (low, high).
 
-    Pairs are drawn with replacement and the corpus score is computed anew from summed rows. Document frequencies of
+    Pairs are drawn with replacement and the corpus score is recomputed from summed rows. Document frequencies of
     CIDEr stay those of all references.
     """
     rng = np.random.default_rng(seed)

@@ -58,7 +58,7 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
 
     Only rank 0 calls `planned`, before it joins the others: it may export the run's newest weights, which takes time, and
     the ranks of a process group share the reading of a checkpoint. With baselines, the same model is also shown each
-    before image twice, and two systems that see no image are scored. Raises UserError on every rank alike.
+    before image twice, and two systems that see no image are scored. Raises UserError on every rank.
     """
     made: Evaluation | None = None
     fault: Exception | None = None

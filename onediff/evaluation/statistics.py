@@ -27,7 +27,7 @@ METEOR = slice(16, 16 + meteor.COLUMNS)
 
 
 class Statistics(NamedTuple):
-    """`rows` [pairs, columns]; METEOR's columns are absent where Java was not to be had, and `missing` says why."""
+    """`rows` [pairs, columns]; METEOR's columns are absent where Java is missing, and `missing` says why."""
 
     rows: np.ndarray
     missing: str | None

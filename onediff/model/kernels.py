@@ -123,7 +123,7 @@ KERNELS = {
         ("cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale", "window_size", "enable_gqa"),
     ),
 }
-"""Fastest first, where several are to be had."""
+"""Fastest first, where several are available."""
 
 
 def takes(kernel: Kernel, q: Tensor, dropout_p: float) -> bool:

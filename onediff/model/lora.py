@@ -87,7 +87,7 @@ def initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class WithAdapters:
-    """A source of plain weights for a model with adapters, which begin anew."""
+    """A source of plain weights for a model with adapters, which start over."""
 
     def __init__(self, base: Source) -> None:
         self.base = base

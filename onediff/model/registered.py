@@ -103,7 +103,7 @@ def segments_mask(
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask that says what is seen, as one that is added to scores; such a one as it is."""
+    """A boolean mask of what is seen, as a mask to add to the scores; a mask of numbers is returned as it is."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -12,7 +12,7 @@ from onediff.errors import UserError
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """A block that succeeds or fails on every rank alike; it must not hold a collective of its own.
+    """A block that succeeds or fails on every rank; it must not hold a collective of its own.
 
     When any rank raises UserError or OSError inside, every rank raises the fault of the lowest such rank, as UserError.
     """

@@ -31,7 +31,7 @@ OPS = ("pin_memory", "async_io")
 def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Path | None]:
     """The folder of a run's swap files, its own below `config.nvme_folder`; None where nothing is swapped. Collective.
 
-    Empty at the start, whatever a killed process left there, and gone at the end. Raises UserError on every rank alike
+    Empty at the start, whatever a killed process left there, and gone at the end. Raises UserError on every rank
     where this machine cannot swap.
     """
     if config.nvme_folder is None or config.offload_optimizer != "nvme":
@@ -75,7 +75,7 @@ def compile_swapping() -> None:
     with (folders[-1] / "onediff.lock").open("w") as own:
         fcntl.flock(own, fcntl.LOCK_EX)
         for name, folder in zip(OPS, folders, strict=True):
-            # A compilation that was killed leaves this file, and torch would wait for its end for ever.
+            # A compilation that was killed leaves this file, and torch would wait for its end forever.
             (folder / "lock").unlink(missing_ok=True)
             if not (folder / f"{name}.so").is_file():
                 log.info("compiling DeepSpeed's %s in %s: once a machine, some minutes at most", name, folder)

@@ -45,7 +45,7 @@ class Setup:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a weight or activation in the precision in which is computed."""
+        """Bytes of a weight or activation in the precision of the computation."""
         return 2 if self.bf16 else 4
 
     @property

@@ -63,11 +63,11 @@ class Best:
         return {**rule, "value": self.value, "step": self.step, "since": self.since}
 
     def restore(self, stored: Mapping[str, Any] | None) -> None:
-        """Goes back to what a checkpoint says; begins anew where that was judged by another metric."""
+        """Goes back to what a checkpoint says; starts over where that was judged by another metric."""
         self.value, self.step, self.since = None, None, 0
         if self.config is None or stored is None:
             return
         if (stored["metric"], stored["lower"]) != (self.config.metric, self.config.lower):
-            log.warning("phase %s was judged by %s so far: the best begins anew", self.phase, stored["metric"])
+            log.warning("phase %s was judged by %s so far: the best starts over", self.phase, stored["metric"])
             return
         self.value, self.step, self.since = stored["value"], stored["step"], stored["since"]

@@ -158,7 +158,7 @@ class Engine:
     ) -> None:
         """`swap` is the folder for optimizer states on NVMe, where the configuration says so.
 
-        Raises UserError on every rank alike for what cannot be: parts, kernels, states without room.
+        Raises UserError on every rank for what cannot be: parts, kernels, states without room.
         """
         freeze(model, phase)
         model.loss_chunk = config.training.loss_chunk

@@ -35,7 +35,7 @@ FILE = "bad-steps.jsonl"
 
 @dataclass
 class GoBack(Exception):
-    """A spike: the phase is to go on from an earlier checkpoint. Raised on every rank alike."""
+    """A spike: the phase is to go on from an earlier checkpoint. Raised on every rank."""
 
     step: int
     """The last step of the spike."""
@@ -71,7 +71,7 @@ class Guard:
     def act(self, step: int, agreed: Agreed, micro_batches: list[Batch]) -> None:
         """Does what the step that was just seen asks for; `micro_batches` are this rank's. Collective where it is bad.
 
-        Raises GoBack for a spike, and TrainingFault for what the run cannot get over, on every rank alike.
+        Raises GoBack for a spike, and TrainingFault for what the run cannot get over, on every rank.
         """
         watch, spikes = self.watch, self.watch.config.spikes
         if not (math.isfinite(agreed.loss) and math.isfinite(agreed.grad_norm)):

@@ -73,7 +73,7 @@ class OfRun:
         return model.model_copy(update=kept), frozenset(parts)
 
     def fill(self, model: OneDiffModel, parts: Collection[str], lora: LoraConfig | None) -> None:
-        """Puts `parts` into a model that is built. Collective. Raises UserError on every rank alike."""
+        """Puts `parts` into a model that is built. Collective. Raises UserError on every rank."""
         load_weights(model, self.place, lora=lora, parts=parts)
 
     def lineage(self) -> dict[str, str]:

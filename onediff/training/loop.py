@@ -199,7 +199,7 @@ class PhaseLoop:
     def _steps(
         self, loader: Prefetched, batches: Iterator[Batch]
     ) -> Iterator[tuple[dict[str, float], bool, str | None]]:
-        """Takes the steps; yields, after each, its figures, whether none is under way behind it, and a stop request.
+        """Takes the steps; yields, after each, its metrics, whether it is the newest one, and a stop request.
 
         The figures of a step are read when the next one has been given to the device, so that the device never waits
         for the host; before a checkpoint, captions or a stop the last step is waited for.

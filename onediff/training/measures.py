@@ -91,7 +91,7 @@ class Measures:
             return
         step = self.best.step
         if step is not None and not from_rank_zero((folder / name_of(step) / FILE).is_file()):
-            log.warning("the checkpoint of the best step, %d, is gone: the best begins anew", step)
+            log.warning("the checkpoint of the best step, %d, is gone: the best starts over", step)
             self.best.restore(None)
         with raise_on_all_ranks():
             if dist.get_rank() == 0:

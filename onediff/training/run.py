@@ -158,7 +158,7 @@ def run_phase(
 ) -> None:
     """One phase on this rank; `swap` is for optimizer states on NVMe.
 
-    Raises Stopped, TrainingFault, or UserError on every rank alike.
+    Raises Stopped, TrainingFault, or UserError on every rank.
     """
     phase = config.phases[name]
     dp_rank, dp_size, rank = topology.dp_rank, topology.dp_size, topology.ranks.rank

@@ -28,7 +28,7 @@ class StopRequest:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        # A terminal, make and a launcher may each pass on one and the same Ctrl-C.
+        # A terminal, make and a launcher may each pass on the same Ctrl-C.
         if number == signal.SIGINT:
             if self.interrupted is not None and time.monotonic() - self.interrupted > 1:
                 raise KeyboardInterrupt

@@ -26,14 +26,14 @@ Chosen = list[tuple[int, int]]
 
 
 class Validation:
-    """Held-out rows of a phase, made anew each time by the rank that computes them.
+    """Held-out rows of a phase, rebuilt each time by the rank that computes them.
 
     Rows are made as the phase makes them, coupled where it couples, but each by itself. Which rows stand together in a
     batch, and in which order losses are added up, depends on neither the ranks nor `pack`.
     """
 
     def __init__(self, config: RunConfig, phase_name: str, processor: Processor, topology: Topology) -> None:
-        """Collective. Raises UserError on every rank alike where there are no such rows."""
+        """Collective. Raises UserError on every rank where there are no such rows."""
         phase = config.phases[phase_name]
         self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
         self.names: list[str] = []

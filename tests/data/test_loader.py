@@ -318,7 +318,7 @@ def is_gone(process: int) -> bool:
 
 
 def test_an_uncaught_exception_ends_the_rank_and_its_workers(tmp_path):
-    """Workers ignore SIGTERM, with which multiprocessing would end them at exit, and then wait for ever."""
+    """Workers ignore SIGTERM, with which multiprocessing would end them at exit, and then wait forever."""
     folder = write_set(tmp_path / "texts", [60])
     ended, worker = ended_rank(folder, 'raise RuntimeError("out of memory")')
     assert ended.returncode == 1

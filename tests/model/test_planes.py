@@ -66,7 +66,7 @@ def test_a_sample_is_in_a_batch_what_it_is_alone(model):
 
 
 def test_tower_and_delta_module_run_in_every_batch(model):
-    """ZeRO-3 waits for ever where one rank gathers what another does not."""
+    """ZeRO-3 waits forever where one rank gathers what another does not."""
     ran: list[list[str]] = []
     for name, part in model.named_modules():
         if name.startswith(("vision", "delta", "projector")):

@@ -107,7 +107,7 @@ def test_a_checkpoint_with_adapters_is_merged_or_goes_on(tmp_path):
     same = adapted(seed=1)
     load_weights(same, path, lora=LORA)
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True))
-    # With others: begun anew beside merged weights.
+    # With others: started over beside merged weights.
     other = LoraConfig(rank=2, alpha=4, targets=("q_proj", "v_proj"))
     anew = OneDiffModel(tiny_config(), placement=ALONE, lora=other).eval()
     load_weights(anew, path, lora=other)

@@ -66,7 +66,7 @@ def read(folder: Path, rank: int) -> int:
                     setattr(module, key, part)
     Path("/proc/self/clear_refs").write_text(
         "5"
-    )  # the peak begins anew: it would be the parent's at its fork, if larger
+    )  # the peak starts over: it would be the parent's at its fork, if larger
     before = peak()
     place(model, source, Topology(Ranks(), 1, None))
     return peak() - before

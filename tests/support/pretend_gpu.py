@@ -72,7 +72,7 @@ class Waits(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = func.__name__
-        if func is Tensor.backward:  # its hooks are to be seen too
+        if func is Tensor.backward:  # its hooks must be seen too
             gradient = kwargs.pop("gradient", None)
             with self:
                 return torch.autograd.backward(args[0], gradient, **kwargs)

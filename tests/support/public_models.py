@@ -259,7 +259,7 @@ def stored_weights(repository: Repository, seed: int) -> dict[str, torch.Tensor]
     state = model.state_dict()
     if repository.config.get("tie_word_embeddings") and r"lm_head" not in repository.stored:
         state.pop("lm_head.weight", None)
-    # Larger numbers than those that training begins with, so that no two tensors are alike.
+    # Larger numbers than those that training begins with, so that no two tensors are equal.
     state = {
         name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in state.items() if tensor.is_floating_point()
     }

@@ -72,7 +72,7 @@ PartitionName=p5 Nodes=cloud[001-512] MaxTime=7-00:00:00
 """
 
 # What the first process of a node does, in its new namespaces: a name, its own /dev/shm, name resolution from a file only
-# (a reverse look-up would wait 10 s for a name server that no node can reach), then sleep for ever.
+# (a reverse look-up would wait 10 s for a name server that no node can reach), then sleep forever.
 INIT = """
 hostname "$2"
 mount --bind "$1/hosts" /etc/hosts

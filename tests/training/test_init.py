@@ -114,7 +114,7 @@ def test_an_address_alone_is_the_whole_model(source, export, data, tmp_path):
 
 
 def test_a_new_language_model_takes_over_a_trained_tower(source, data, tmp_path):
-    """The projector, which joins them, begins anew."""
+    """The projector, which joins them, starts over."""
     stored = dict(read_weights(found(Address.of(f"{source}@one")).checkpoint))
     shutil.copytree(source / "tokenizer", tmp_path / "tokenizer")
     parts = {"init.vision": f"{source}@one", "init.delta": f"{source}@one", "model.language.config.hidden_size": 64}

@@ -119,6 +119,6 @@ def test_another_run_starts_from_it_its_adapters_merged_or_going_on(run, tmp_pat
         assert adapted == (set() if phase == "one" else {name for name in stored if is_adapter(name)})
         for name, parameter in model.named_parameters():
             if is_adapter(name):
-                assert parameter.any(), "an adapter that begins anew is zero"
+                assert parameter.any(), "an adapter that starts over is zero"
             elif phase == "one":
                 assert torch.equal(parameter, merged[name]), name

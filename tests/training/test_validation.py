@@ -22,7 +22,7 @@ from onediff.training.found import found
 
 STEPS, ENDS = 20, 8
 DROPOUT = {"model.delta.dropout": 0.1, "training.sample_captions": 0, "data.seed": 3}
-# The loss falls from the first measurement on: judged the wrong way round, the first is the best for ever.
+# The loss falls from the first measurement on: judged the wrong way round, the first is the best forever.
 JUDGED = {
     "phases.warm-up.validate_every": 2,
     "phases.warm-up.validation": "{split: test, rows: 5}",

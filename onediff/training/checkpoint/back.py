@@ -18,7 +18,7 @@ def go_back(engine: Any, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Makes `path` the latest checkpoint of its phase, with `changes` in its `extra`, and puts it into `engine`. Collective.
 
     Returns the changed `extra`. A run that is killed from here on resumes with the changes. Later checkpoints are removed.
-    Raises UserError on every rank alike where the checkpoint is damaged.
+    Raises UserError on every rank where the checkpoint is damaged.
     """
     with raise_on_all_ranks():
         if dist.get_rank() == 0:

@@ -41,7 +41,7 @@ def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str
 
     The engine may have any number of ranks and any ZeRO stage; with the same ones it goes on bit by bit. Random states are
     restored where the same rank wrote one. `verify` checks every file's checksum first, shared out over the ranks.
-    Raises UserError on every rank alike for a checkpoint that is damaged, or of another model.
+    Raises UserError on every rank for a checkpoint that is damaged, or of another model.
     """
     path = Path(path)
     manifest = _checked(path, verify)
@@ -93,8 +93,8 @@ def load_weights(
     """Puts the weights alone into a plain model or an engine. Collective where there are several ranks.
 
     Of a plain model `parts` alone, where they are given, such as `delta`; the checkpoint may then differ in the others.
-    `lora` says which adapters the model has: those of the checkpoint go on, others begin anew beside merged weights, and
-    with none the checkpoint's are merged. Raises UserError on every rank alike for a checkpoint that is damaged, or of
+    `lora` says which adapters the model has: those of the checkpoint go on, others start over beside merged weights, and
+    with none the checkpoint's are merged. Raises UserError on every rank for a checkpoint that is damaged, or of
     another model.
     """
     path = Path(path)

@@ -36,7 +36,7 @@ def part_of(name: str) -> str:
 class Weights:
     """The weights of a checkpoint under the names of a model; adapters that this model has not are merged.
 
-    `lora` says which adapters the model has. With the checkpoint's own they go on; others begin anew, beside merged
+    `lora` says which adapters the model has. With the checkpoint's own they go on; others start over, beside merged
     weights. Merging holds one full parameter in memory at a time.
     """
 

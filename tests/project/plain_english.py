@@ -1,0 +1,83 @@
+"""The worst of translated English, kept out of sources, configurations and pages: `python tests/project/plain_english.py`.
+
+Prints one line for each place, as ruff does, and ends with 1 where there is any.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+HOUSE = Path(__file__).parents[2]
+READ = ("*.md", "Makefile", "setup.py", "pyproject.toml", "docs/*.md", "configs/**/*.yaml")
+READ += tuple(f"{package}/**/*.py" for package in ("onediff", "launcher", "data_prep", "benchmarks", "tests"))
+
+SAY = {
+    r"\bin the \w+ in which (is|are)\b": "put the subject first: `in the precision that … uses`",
+    r"\b(is|are|was|were) (not )?to be (had|found|seen)\b": "`is available`, `was missing`",
+    r"\blast so many\b": "`the last N`",
+    r"^\W*so many \w+": "`How many …`, `This many …`",
+    r"\bwhether none\b": "`whether any`, or turn the sentence round",
+    r"\bnotwithstanding\b": "`whatever … says`, `despite`",
+    r"\bfor ever\b": "`forever`",
+    r"\bin vain\b": "`without success`, or say what happens",
+    r"\bon (every|all) ranks? alike\b": "`on every rank`",
+    r"\b(begins?|began|begun|starts?|made|built|computed|set up) anew\b": "`start over`, `rebuilt`, `recomputed`",
+    r"\bhence\b(?! with)": "`so`",
+    r"\b(thereby|hereby|herewith|whereupon|thereupon|hitherto|henceforth|wherein|thereof)\b": "`so`, `then`, `in which`",
+    r"\bso that \w+( \w+){0,4} alike\b": "`so that … are the same`",
+    r"\b(mend|mends|mended|mending)\b": "`fix`",
+    r"\bpictures?\b": "`image`",
+    r"\b(row maker|RowMaker)\b": "`processor`",
+    r"\bfrom of old\b|\bof old\b": "`older`, `before`",
+    r"\bit is that\b.{0,40}\bwhich\b": "drop the `it is`",
+    r"\bcannot help\b": "say what happens",
+    r"\bwith one another\b": "`with each other`",
+    r"\bgets? along without\b": "`does not need`",
+    r"\bover against\b": "`compared with`",
+    r"\bsuch a one\b": "`one of those`",
+    r"\bcomes? into being\b": "`is created`",
+    r"\bthe half of\b": "`half of`",
+    r"\bin the course of\b": "`during`",
+    r"\bmakes? good\b(?! \w)": "`restores`, `replaces`",
+    r"\bone and the same\b": "`the same`",
+    r"\bdistributes? itself\b|\blets? itself be\b": "use the passive",
+    r"\binform(s|ed)? oneself\b": "`reads`, `asks`",
+}
+"""A pattern, and what to write instead."""
+
+EXEMPT = {
+    "tests/project/plain_english.py": "",
+    "tests/project/test_plain_english.py": "",
+    "onediff/config/renamed.py": r"picture|mend|row maker",  # the old names of keys
+    "tests/config/test_renamed.py": r"picture|mend|row maker",
+    "onediff/evaluation/items/grammar.py": r"picture",  # captions, in the words of people
+    "data_prep/compose/words.py": r"picture",  # captions, in the words of people
+    "data_prep/readers/generic.py": r"picture",  # columns of tables by others
+    "configs/data": r"picture",  # instructions, in the words of people
+}
+"""Where a word is meant: a file or folder, and the patterns that may stand there (all, where empty)."""
+
+
+def faults(name: str, text: str) -> Iterator[str]:
+    """`file:line:column: 'words': what to write`, for each place in the text of the file `name`."""
+    pardoned = [allowed for place, allowed in EXEMPT.items() if name.startswith(place)]
+    for number, line in enumerate(text.splitlines(), 1):
+        for pattern, instead in SAY.items():
+            for found in re.finditer(pattern, line, re.IGNORECASE):
+                if not any(re.search(allowed, found[0], re.IGNORECASE) for allowed in pardoned):
+                    yield f"{name}:{number}:{found.start() + 1}: {found[0].strip()!r}: write {instead}"
+
+
+def main() -> int:
+    """Every place in the project, printed; 1 where there is one."""
+    files = sorted({file for pattern in READ for file in HOUSE.glob(pattern)})
+    lines = [line for file in files for line in faults(str(file.relative_to(HOUSE)), file.read_text(encoding="utf-8"))]
+    print("\n".join(lines) or f"{len(files)} files in plain English")
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
