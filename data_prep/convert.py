@@ -14,6 +14,7 @@ from data_prep.plan import Choices, SplitPlan, planned
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.report import Report
 from data_prep.share import Share
+from data_prep.web import is_url
 from data_prep.writer import write_dataset
 from onediff.data.sample import BadSample, Sample
 from onediff.errors import UserError
@@ -37,6 +38,11 @@ class MakeSample:
             return self.sample(row, captions, list(self.plan.notes.get(i, ())))
         except BadSample as bad:
             raise BadSample(bad.kind, f"{row.where}: {bad.reason}") from bad
+
+    def sizes(self, i: int) -> list[int]:
+        """Bytes of the images that sample `i` is made from, -1 for one that is missing or lies elsewhere."""
+        paths = [value for value in self.plan.spool[i].images.values() if isinstance(value, str)]
+        return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths]
 
     def sample(self, row: Row, captions: Sequence[str], notes: list[str]) -> Sample:
         """Raises `BadSample` with a reason that does not say where."""
@@ -94,24 +100,26 @@ def convert(
     image_source = ImageSource(inputs.images or Path("."), inputs.hosts)
     choices, encoding = choices or Choices(), encoding or Encoding()
     with writing(out), planned(reader, inputs, image_source, choices, out, share) as plan:
-        wanted = [split for split in plan if not choices.splits or split in choices.splits]
-        missing = sorted(set(choices.splits) - set(plan))
+        found = plan.splits
+        wanted = [split for split in found if not choices.splits or split in choices.splits]
+        missing = sorted(set(choices.splits) - set(found))
         if missing or not wanted:
             raise UserError(
-                f"{reader.name}: no rows of split {', '.join(missing) or 'any name'}; there are {', '.join(plan)}"
+                f"{reader.name}: no rows of split {', '.join(missing) or 'any name'}; there are {', '.join(found)}"
             )
         return [
             write_dataset(
-                MakeSample(plan[name], image_source, reader.name, encoding),
-                plan[name].spool.count,
+                MakeSample(found[name], image_source, reader.name, encoding),
+                found[name].spool.count,
                 out,
                 name=reader.name,
                 split=name,
                 source=reader.source,
                 licence=reader.licence,
-                inputs=plan[name].digest(reader.name, repr(encoding)),
-                extra={"leakage": plan[name].leakage} if plan[name].leakage else {},
+                inputs=found[name].digest(reader.name, repr(encoding)),
+                extra={"leakage": found[name].leakage} if found[name].leakage else {},
                 share=share,
+                trusted=plan.shared and share is None,
                 **options,
             )
             for name in wanted

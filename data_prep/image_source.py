@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import stat
 import zipfile
 import zlib
@@ -22,11 +23,17 @@ UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
+PLAIN = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*")
+"""Most paths, which are in plain form already."""
+
+
 def inside(path: str, where: str, root: Path | None = None) -> str:
     """`path` in plain form, relative; an absolute one may lie below `root`.
 
     Raises UserError when it leaves its folder.
     """
+    if PLAIN.fullmatch(path):
+        return path
     archive, member = split_member(path)
     if member:
         return f"{inside(archive, where, root)}#{inside(member, where)}"
@@ -200,20 +207,32 @@ class ImageSource:
         return ImageSource, (self.path, self.hosts)
 
     def place(self, path: str, where: str) -> str:
-        """`path` in plain form. Raises UserError when it leaves the folder, or is a URL that may not be fetched."""
-        return check_url(path, self.hosts, where) if is_url(path) else inside(path, where, self.path)
+        """`path` in plain form; no image is looked at.
+
+        Raises UserError when it leaves the folder, lies in an archive that is refused, or is a URL that may not be fetched.
+        """
+        if PLAIN.fullmatch(path):
+            return path
+        if is_url(path):
+            return check_url(path, self.hosts, where)
+        plain = inside(path, where, self.path)
+        if split_member(plain)[1]:
+            self.open().size(plain)
+        return plain
 
     def read(self, path: str) -> tuple[bytes, list[str]]:
         """The bytes of the image and notes. Raises `BadSample`, and UserError for an archive that is refused."""
         return (fetch(path, self.hosts), []) if is_url(path) else self.open().read(path)
 
     def open(self) -> Folder | Archive:
-        """Raises UserError when there is neither a folder nor an archive."""
+        """Raises UserError when there is neither a folder nor an archive, or the archive is refused."""
         if not self._opened:
             if self.path.is_dir():
                 self._opened.append(Folder(self.path))
             elif self.path.is_file():
-                self._opened.append(Archive(self.path))
+                archive = Archive(self.path)
+                self._opened.append(archive)
+                assert archive.members is not None, "listed now, so that a suspicious archive is refused at once"
             else:
                 raise UserError(f"{self.path}: no such folder, tar or zip of images")
         return self._opened[0]

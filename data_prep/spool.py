@@ -13,6 +13,8 @@ import numpy as np
 
 from data_prep.readers import Row
 
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
 
 class SpoolWriter:
     """Appends rows to `<folder>/rows.jsonl`, and images that came inside the annotations to `<folder>/images`."""
@@ -23,20 +25,21 @@ class SpoolWriter:
         self._images = (folder / "images").open("wb")
         self._at = 0
 
-    def add(self, row: Row) -> tuple[int, int]:
-        """Where the row's text begins and ends."""
-        images = {role: self._stored(value) for role, value in row.images.items()}
-        text = json.dumps({**vars(row), "images": images}, ensure_ascii=False).encode("utf-8", "replace")
+    def text_of(self, row: Row) -> bytes:
+        """The row as one line; what it holds of images goes into the file of images."""
+        images = {role: value if isinstance(value, str) else self._stored(value) for role, value in row.images.items()}
+        return ENCODE({**vars(row), "images": images}).encode("utf-8", "replace")
+
+    def add(self, text: bytes) -> tuple[int, int]:
+        """Where the text of a row then begins and ends."""
         self._rows.write(text)
         begin, self._at = self._at, self._at + len(text)
         return begin, self._at
 
-    def _stored(self, value: str | bytes) -> str | list[int]:
-        if isinstance(value, str):
-            return value
+    def _stored(self, image: bytes) -> list[int]:
         at = self._images.tell()
-        self._images.write(value)
-        return [at, len(value)]
+        self._images.write(image)
+        return [at, len(image)]
 
     def close(self) -> None:
         self._rows.close()

@@ -87,6 +87,7 @@ def write_dataset(
     progress: bool = True,
     extra: dict[str, Any] | None = None,
     share: Share | None = None,
+    trusted: bool = False,
 ) -> Report:
     """Writes `make(0) … make(count - 1)` as the data set `out/<split>/`.
 
@@ -96,7 +97,7 @@ def write_dataset(
     (default: of the pickled `make`); with it a repeated call finds its finished work and returns at once. `seed` shuffles.
     `processes` defaults to the cores this process may use; `extra` goes into the manifest. With a `share` only its chunks
     are made, beside other tasks of the same job, and the report is about those; the call without one puts the data set
-    together.
+    together, at once where the parts are `trusted`.
 
     Raises UserError when `out/<split>` holds something else and not `overwrite`, when another process writes it, when no
     sample is left or more are skipped than `max_skipped` allows, when the disk is full, or when a worker dies.
@@ -110,14 +111,14 @@ def write_dataset(
     out, began = Path(out), time.monotonic()
     final, work = out / split, out / f".tmp-{split}"
     if (final / FILE).exists() and not overwrite:
-        return finished(final, job, began)
+        return finished(final, job, make if share is None else None, began)
     if final.exists() and not overwrite:
         raise UserError(f"{final}: exists and was not written by this command; remove it or choose another --out")
     with writing(out), claimed(work, job, beside_others=share is not None):
-        state = Chunks(make, work, shard_bytes, strict)
+        state = Chunks(make, work, shard_bytes, strict, trusted)
         mine = make_chunks(state, job, share, processes or cores(), progress)
         if share is not None:
-            shards, tally = state.made(mine)
+            shards, tally, _ = state.made(mine)
             return Report(Manifest(work, name, split, shards), tally, tally.repeated(), time.monotonic() - began)
         manifest, tally = put_together(state, len(mine), job, max_skipped, extra or {})
         if final.exists():
@@ -130,20 +131,28 @@ def make_chunks(state: Chunks, job: Job, share: Share | None, processes: int, pr
     """Makes what is not yet there of this task's chunks; returns their numbers."""
     chunks = job.chunks()
     mine = [n for n in range(len(chunks)) if share is None or share.has(n)]
-    todo = {n: chunks[n] for n in mine if state.load(n) is None}
+    todo = {n: chunks[n] for n in mine if not state.is_made(n, chunks[n])}
     run_chunks(state, todo, sum(len(chunks[n]) for n in mine), processes, f"{job.name} {job.split}", progress)
     return mine
 
 
-def finished(final: Path, job: Job, began: float) -> Report:
+def finished(final: Path, job: Job, make: Make | None, began: float) -> Report:
     """The report of a data set that is already there. Raises UserError when it came from other inputs."""
     manifest = parse_manifest(final / FILE)
-    if manifest.extra.get("recipe") != job.digest():
+    files = manifest.extra.get("files")
+    changed = make is not None and files and files != digest([files_of(make, chunk) for chunk in job.chunks()])
+    if manifest.extra.get("recipe") != job.digest() or changed:
         raise UserError(
             f"{final}: was written from other inputs or options; remove it, add --overwrite, or choose another --out"
         )
     tally = Tally.of(manifest.extra["report"])
     return Report(read_manifest(final), tally, manifest.extra["repeated_images"], time.monotonic() - began)
+
+
+def files_of(make: Make, samples: Sequence[int]) -> str:
+    """A digest of the sizes of the files that these samples are made from, where `make.sizes(i)` tells them."""
+    sizes = getattr(make, "sizes", None)
+    return digest([sizes(i) for i in samples]) if sizes else ""
 
 
 def digest(fields: object) -> str:
@@ -222,25 +231,33 @@ class Chunks:
     work: Path
     shard_bytes: int
     strict: bool
+    trusted: bool = False
+    """Other tasks made the chunks that are there a moment ago: their images are not looked at again."""
 
-    def load(self, n: int) -> tuple[list[Shard], Tally] | None:
-        """The shards and counts of chunk `n`, or None when it is not finished."""
+    def is_made(self, n: int, indices: Sequence[int]) -> bool:
+        """Whether chunk `n` is finished, and the files that it was made from are of the same sizes still."""
+        made = self.load(n)
+        return made is not None and (self.trusted or made[2] == files_of(self.make, indices))
+
+    def load(self, n: int) -> tuple[list[Shard], Tally, str] | None:
+        """The shards and counts of chunk `n` and the digest of its files, or None when it is not finished."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             fields = json.loads((self.work / f"chunk-{n:06d}.json").read_text())
             shards = [Shard(**shard) for shard in fields["shards"]]
             if all((self.work / shard.name).stat().st_size == shard.bytes for shard in shards):
-                return shards, Tally.of(fields["tally"])
+                return shards, Tally.of(fields["tally"]), fields["files"]
         return None
 
-    def made(self, chunks: Sequence[int]) -> tuple[tuple[Shard, ...], Tally]:
-        """The shards of finished chunks, in their order, and their counts together."""
-        tally, shards = Tally(), []  # type: Tally, list[Shard]
+    def made(self, chunks: Sequence[int]) -> tuple[tuple[Shard, ...], Tally, str]:
+        """The shards of finished chunks, in their order, their counts together, and the digest of all their files."""
+        tally, shards, files = Tally(), [], []  # type: Tally, list[Shard], list[str]
         for n in chunks:
             chunk = self.load(n)
             assert chunk is not None, f"chunk {n} was written and is gone"
             shards += chunk[0]
             tally.merge(chunk[1])
-        return tuple(shards), tally
+            files.append(chunk[2])
+        return tuple(shards), tally, digest(files) if any(files) else ""
 
     def write(self, n: int, indices: Sequence[int], done: Callable[[], None]) -> None:
         """Makes and writes the samples of chunk `n`; `done` is called after each."""
@@ -263,7 +280,8 @@ class Chunks:
             if tar:
                 tar.discard()
             raise
-        record = json.dumps({"shards": [vars(shard) for shard in shards], "tally": tally.fields()})
+        files = files_of(self.make, indices)
+        record = json.dumps({"shards": [vars(shard) for shard in shards], "tally": tally.fields(), "files": files})
         aside = self.work / f".tmp-{os.uname().nodename}-{os.getpid()}-chunk-{n:06d}.json"
         aside.write_text(record)
         os.replace(aside, self.work / f"chunk-{n:06d}.json")
@@ -386,7 +404,7 @@ def put_together(
     state: Chunks, chunks: int, job: Job, max_skipped: MaxSkipped | None, extra: dict[str, Any]
 ) -> tuple[Manifest, Tally]:
     """Gives the shards of all chunks their final names and writes the manifest. Raises UserError when there are none."""
-    parts, tally = state.made(range(chunks))
+    parts, tally, files = state.made(range(chunks))
     if not parts:
         for path in state.work.glob("[!l]*"):
             path.unlink()
@@ -403,6 +421,8 @@ def put_together(
         os.replace(state.work / part.name, state.work / final.name)
         shards.append(final)
     found = {"inputs": job.inputs, "recipe": job.digest(), "repeated_images": tally.repeated(), **extra}
+    if files:
+        found["files"] = files
     found["report"] = {**tally.fields(), "prints": []}
     manifest = Manifest(state.work, job.name, job.split, tuple(shards), job.source, job.licence, found)
     write_manifest(manifest)

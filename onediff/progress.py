@@ -17,9 +17,10 @@ class Lines(tqdm):
     disable: bool
 
     def __init__(self, **options: Any) -> None:
+        known = ", {rate_fmt}" if options["total"] is None else " of {total_fmt}, {rate_fmt}, {remaining} left"
         super().__init__(
             **options,
-            bar_format="{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left",
+            bar_format=f"{{desc}}: {{n_fmt}}{known}",
             delay=LINE_SECONDS,
             mininterval=LINE_SECONDS,
             maxinterval=float("inf"),
