@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, BertConfig, BertModel
 
 from onediff.errors import UserError
 from onediff.model.delta import Attention, DeltaModule
+from onediff.model.lean import transformers
 from onediff.parallel.materialize import place
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
@@ -43,10 +43,10 @@ def bert_and_source(name: str, layers: int, width: int) -> tuple[Any, Pretrained
     Raises UserError as `initialise_from_bert` does.
     """
     try:
-        architecture = AutoConfig.from_pretrained(name)
+        architecture = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(f"model.delta.bert: cannot read {name!r}: {str(error).splitlines()[0]}") from None
-    if not isinstance(architecture, BertConfig):
+    if not isinstance(architecture, transformers.BertConfig):
         raise UserError(f"model.delta.bert: {name!r} is a {architecture.model_type}, not a bert")
     if architecture.num_hidden_layers < layers or architecture.hidden_size != width:
         raise UserError(
@@ -54,7 +54,7 @@ def bert_and_source(name: str, layers: int, width: int) -> tuple[Any, Pretrained
             f"the delta module {layers} of width {width}"
         )
     with torch.device("meta"):
-        bert = BertModel(architecture, add_pooling_layer=False)
+        bert = transformers.BertModel(architecture, add_pooling_layer=False)
     return bert, Pretrained(PretrainedFiles(name), bert)
 
 

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from onediff.config.model import LanguageConfig, LoraConfig
 from onediff.data.batch import Batch
 from onediff.data.segments import Segments
 from onediff.model.families import check_language, logits_of
+from onediff.model.lean import transformers
 from onediff.model.lora import add_adapters
 from onediff.model.registered import NAME, implementation, no_mask, segments_mask
 from onediff.model.vision import architecture, pretrained
@@ -32,10 +32,10 @@ def build_language(
     """
     arch = architecture(config, "model.language")
     check_language(arch)
-    attention = attention or implementation(AutoModelForCausalLM, arch)
+    attention = attention or implementation(transformers.AutoModelForCausalLM, arch)
     if placement is not None:
         language = placement.build(
-            AutoModelForCausalLM,
+            transformers.AutoModelForCausalLM,
             arch,
             config.name,
             revision=config.revision,
@@ -46,9 +46,9 @@ def build_language(
     else:
         assert lora is None, "adapters need a placement"
         if config.name is None:
-            language = AutoModelForCausalLM.from_config(arch, attn_implementation=attention)
+            language = transformers.AutoModelForCausalLM.from_config(arch, attn_implementation=attention)
         else:
-            language = pretrained(AutoModelForCausalLM, config, arch, "model.language", attention)
+            language = pretrained(transformers.AutoModelForCausalLM, config, arch, "model.language", attention)
     with_loss(language.get_output_embeddings(), Logits(*logits_of(language.config)))
     return language
 

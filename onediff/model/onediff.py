@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from onediff.config.model import LoraConfig, ModelConfig
 from onediff.data.batch import Batch
@@ -16,6 +15,7 @@ from onediff.model.decode import greedy, not_greedy
 from onediff.model.delta import DeltaModule
 from onediff.model.fp8 import multiply_in_fp8
 from onediff.model.language import build_language, target_losses
+from onediff.model.lean import transformers
 from onediff.model.norms import Kernels, fuse_norms
 from onediff.model.projector import Projector
 from onediff.model.vision import VisionTower
@@ -111,7 +111,7 @@ class OneDiffModel(nn.Module):
         if elsewhere is None:
             return greedy(self.language, embeds, seen, max_new_tokens=max_new_tokens, record=record, **options)
         synced = options.pop("synced", None) is not None
-        self.language.generation_config = GenerationConfig()
+        self.language.generation_config = transformers.GenerationConfig()
         return self.language.generate(
             inputs_embeds=embeds,
             attention_mask=seen.long(),

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
 
 from onediff.config.model import NewTokenizer, PretrainedPart
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.model.bert import bert_and_source
 from onediff.model.build import build_processor
+from onediff.model.lean import transformers
 from onediff.model.vision import architecture, check_fits, vision_architecture
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
@@ -46,12 +46,14 @@ def vision(config: RunConfig) -> None:
     """Raises UserError for a tower whose files are not those of its architecture."""
     arch = vision_architecture(config.model.vision)
     check_fits(config.model.vision, arch)
-    compare(AutoModel, arch, config.model.vision)
+    compare(transformers.AutoModel, arch, config.model.vision)
 
 
 def language(config: RunConfig) -> None:
     """The same for the language model."""
-    compare(AutoModelForCausalLM, architecture(config.model.language, "model.language"), config.model.language)
+    compare(
+        transformers.AutoModelForCausalLM, architecture(config.model.language, "model.language"), config.model.language
+    )
 
 
 def delta(config: RunConfig) -> None:

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from onediff.data.segments import Segments
 from onediff.model.attention import attention
+from onediff.model.lean import transformers
 
 NAME = "onediff"
 
@@ -61,7 +59,7 @@ def attend(
             **kwargs,
         )
     if segments is None and (attention_mask is not None or key.shape[2] != tokens):
-        return sdpa_attention_forward(
+        return transformers.integrations.sdpa_attention.sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
     if segments is None:
@@ -132,5 +130,5 @@ def implementation(auto: Any, architecture: Any) -> str | None:
     return NAME if getattr(kind, "_supports_attention_backend", False) else None
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+transformers.AttentionInterface.register(NAME, attend)
+transformers.AttentionMaskInterface.register(NAME, transformers.masking_utils.sdpa_mask)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
+from onediff.model.lean import transformers
 from onediff.model.tokenizer_files import knows_words, why_unreadable
 
 PAD, START, END = "<pad>", "<s>", "</s>"
@@ -25,7 +25,7 @@ def load_tokenizer(config: LanguageConfig, learned: Path) -> Any:
     name = str(config.tokenizer or config.name) if named else str(learned)
     revision = config.revision if name == config.name else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # whatever a vocabulary's reader raises for a file that it cannot read
         reason = why_unreadable(name, revision, error)
         raise UserError(f"model.language.tokenizer: cannot read {name!r}: {reason}") from None
@@ -49,5 +49,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path) -> None
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END)
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END
+    )
     wrapped.save_pretrained(folder)

@@ -10,13 +10,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from onediff.config.model import PretrainedPart, VisionConfig
 from onediff.config.section import nearest
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError
+from onediff.model.lean import transformers
 from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
 from onediff.parallel.pretrained import UNREAD
@@ -50,7 +50,7 @@ OWN_SHAPE = ("siglip2_vision_model",)
 """Model types that take images as patches, in the image's own shape."""
 
 
-def architecture(part: PretrainedPart, where: str) -> PretrainedConfig:
+def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedConfig:
     """The Hugging Face configuration of a part, from `config` or from `name`.
 
     Raises UserError naming `where` when the model type is unknown or `name` cannot be read.
@@ -69,14 +69,14 @@ def architecture(part: PretrainedPart, where: str) -> PretrainedConfig:
             raise UserError(f"{where}.config: {error}{hint}") from None
     try:
         assert part.name is not None
-        return AutoConfig.from_pretrained(part.name, revision=part.revision, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(part.name, revision=part.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{where}.name: cannot read {part.name!r}: {first}") from None
 
 
 def pretrained(
-    model_class: Any, part: PretrainedPart, arch: PretrainedConfig, where: str, attention: str | None
+    model_class: Any, part: PretrainedPart, arch: transformers.PretrainedConfig, where: str, attention: str | None
 ) -> Any:
     """A model of `model_class` with the weights of `part.name`.
 
@@ -96,7 +96,7 @@ def pretrained(
     return model
 
 
-def vision_architecture(config: VisionConfig) -> PretrainedConfig:
+def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
     """The tower's own configuration; of a two-tower model such as CLIP, its vision half.
 
     Raises UserError for a tower whose hidden states are not a token for each patch, row by row, behind what it adds.
@@ -111,7 +111,7 @@ def vision_architecture(config: VisionConfig) -> PretrainedConfig:
     return found
 
 
-def image_tokens(config: VisionConfig, arch: PretrainedConfig) -> int:
+def image_tokens(config: VisionConfig, arch: transformers.PretrainedConfig) -> int:
     """Patch tokens of one view, the class token left out; of one image in its own shape the most that there can be."""
     if config.image.fit == "native":
         return config.image.max_patches
@@ -123,7 +123,7 @@ def side_of(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def check_fits(config: VisionConfig, arch: PretrainedConfig) -> None:
+def check_fits(config: VisionConfig, arch: transformers.PretrainedConfig) -> None:
     """Raises UserError when levels or images are not such as the tower has and takes."""
     depth = arch.num_hidden_layers
     for level in config.levels:
@@ -150,12 +150,14 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, attention: str | None = None, placement: Placement | None = None) -> None:
         super().__init__()
         arch = vision_architecture(config)
-        attention = attention or implementation(AutoModel, arch)
+        attention = attention or implementation(transformers.AutoModel, arch)
         check_fits(config, arch)
         if placement is not None:
-            self.model = placement.build(AutoModel, arch, config.name, revision=config.revision, attention=attention)
+            self.model = placement.build(
+                transformers.AutoModel, arch, config.name, revision=config.revision, attention=attention
+            )
         elif config.name is None:
-            self.model = AutoModel.from_config(arch, attn_implementation=attention)
+            self.model = transformers.AutoModel.from_config(arch, attn_implementation=attention)
         else:
             self.model = pretrained(_class_of(arch), config, arch, "model.vision", attention)
         self.levels = config.levels
@@ -238,9 +240,9 @@ def encoder_layers(model: Any, where: str = "vision_last") -> nn.ModuleList:
     return found[0]
 
 
-def _class_of(arch: PretrainedConfig) -> Any:
+def _class_of(arch: transformers.PretrainedConfig) -> Any:
     with torch.device("meta"):
-        return type(AutoModel.from_config(arch))
+        return type(transformers.AutoModel.from_config(arch))
 
 
 def side_tokens(tokens: int) -> int:

@@ -112,7 +112,7 @@ def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Para
 
 def _give_to_zero(parameter: nn.Parameter, topology: Topology, zero_config: dict[str, Any]) -> None:
     """Cuts a parameter over the data-parallel ranks, and lets go of the rest."""
-    from onediff.parallel.lean import deepspeed
+    from onediff.model.lean import deepspeed
 
     holder = nn.Module()
     holder.parameter = parameter

@@ -28,7 +28,7 @@ def initialize_distributed(
     import torch
     import torch.distributed as dist
 
-    from onediff.parallel.lean import deepspeed
+    from onediff.model.lean import deepspeed
 
     ranks = ranks or Ranks.from_environment()
     # DeepSpeed and Megatron read these even when the process group exists already.

@@ -125,9 +125,13 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
     check_world(config, ranks)
     if config.tensor == 1:
         return Topology(ranks, 1, None)
+    from onediff.model.lean import lean_imports
+
     # It warns about every optional library that it does without.
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-    from megatron.core import parallel_state
+    with lean_imports():
+        import megatron.core.tensor_parallel  # noqa: F401  (the rest of what a rank needs of it)
+        from megatron.core import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(config.tensor, create_gloo_process_groups=False)

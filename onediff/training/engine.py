@@ -17,10 +17,10 @@ from onediff.config.section import nearest
 from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.data.batch import Batch
 from onediff.errors import UserError
+from onediff.model.lean import deepspeed, lean_imports
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.parallel.gradient_norm import keep_gradient_norm
-from onediff.parallel.lean import deepspeed
 from onediff.parallel.nvme import check_room, keep_gradients
 from onediff.parallel.release import release
 from onediff.parallel.topology import Topology
@@ -174,13 +174,18 @@ class Engine:
                 check_room(swap, groups, topology.dp_size, topology.ranks.local_world)
         self.peaks = [group["peak_lr"] for group in groups]
         self.peak_of = {group["part"]: group["peak_lr"] for group in groups}
-        self.engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=deepspeed_config(config, phase, topology.dp_size, _trained(model), swap),
-            mpu=topology.mpu,
-            dist_init_required=False,
-        )
+        from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+        if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
+            ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))  # torch's own by another name: nothing to warn of
+        with lean_imports():  # ZeRO-3 marks a function for torch's compiler at every layer
+            self.engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=deepspeed_config(config, phase, topology.dp_size, _trained(model), swap),
+                mpu=topology.mpu,
+                dist_init_required=False,
+            )
         keep_gradient_norm(self.engine)
         if swap is not None:
             keep_gradients(self.engine.optimizer)

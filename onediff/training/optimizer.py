@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -9,6 +10,12 @@ import torch
 from onediff.config.training import OptimizerConfig
 from onediff.errors import UserError
 from onediff.model.apex import find_apex
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's own. Its step is taken out of the wrapper that imports torch's compiler, 1.5 s, to tell it to stay away."""
+
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def build_optimizer(
@@ -31,5 +38,5 @@ def build_optimizer(
         return made, "Apex FusedAdam"
     # On the CPU the plain one is the default: its steps are small beside the rest.
     fused = config.kernel == "torch" or (config.kernel == "auto" and gpu)
-    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
+    adamw = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
     return adamw, "torch AdamW, fused" if fused else "torch AdamW"

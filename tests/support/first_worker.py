@@ -16,7 +16,7 @@ def main() -> None:
     import torch
     import torch.distributed as dist
 
-    from onediff.parallel.lean import deepspeed  # noqa: F401
+    from onediff.model.lean import deepspeed  # noqa: F401
     from onediff.parallel.ranks import initialize_distributed, shutdown
 
     folder = Path(sys.argv[1])

@@ -1,0 +1,98 @@
+"""transformers and DeepSpeed without what they import for other uses: half of a rank's start.
+
+    from onediff.model.lean import deepspeed, transformers
+
+Left out are torch's compiler, which both of them mark functions for, SciPy for detection losses, the tensors of
+transformers' own parallelism, which runs nowhere here, and the experiment tracker of DeepSpeed's autotuner. Whatever needs
+the compiler later imports it then. Costs 3.3 s of processor time, torch included, where the plain imports cost 9.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+import transformers.utils.import_utils
+
+COMPILER = "torch._dynamo"
+UNUSED = ("is_scipy_available", "is_torch_distributed_available")
+"""What transformers asks before it imports SciPy and its own parallelism."""
+
+
+@contextmanager
+def lean_imports() -> Iterator[None]:
+    """Inside, MLflow is not installed, and functions are marked for torch's compiler without importing it."""
+    stand_ins: dict[str, ModuleType | None] = {"mlflow": None}  # importing it raises ImportError, as if it were missing
+    if COMPILER not in sys.modules:
+        stand_ins[COMPILER] = _compiler()
+    stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    marks = torch.compile, torch.compiler.disable, torch.compiler.allow_in_graph, torch._disable_dynamo
+    sys.modules.update(stand_ins)  # type: ignore[arg-type]
+    torch.compile = _at_first_call(torch.compile)
+    torch.compiler.disable = torch.compiler.allow_in_graph = torch._disable_dynamo = _mark  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile, torch.compiler.disable, torch.compiler.allow_in_graph, torch._disable_dynamo = marks
+        for name in stand_ins:
+            del sys.modules[name]
+        vars(torch).pop("_dynamo", None)
+
+
+def _mark(function: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+    """A mark that says nothing: the compiler finds its own way around the function, or is not used."""
+    return _mark if function is None else function
+
+
+def _compiler() -> ModuleType:
+    """A package in the place of torch's compiler: its files can be imported, and it marks functions without a word."""
+    module = ModuleType(COMPILER)
+    module.__path__ = [f"{torch.__path__[0]}/_dynamo"]
+    vars(module).update(dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _mark))
+    return module
+
+
+def _at_first_call(compile_now: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` that waits for the first call of what it compiles."""
+
+    def later(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return lambda marked: later(marked, **options)
+        compiled = cache(lambda: compile_now(function, **options))
+        return wraps(function)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+    return later
+
+
+def _call_without_compiler(*marked: Any) -> None:
+    """Keeps functions of torch itself that are marked for its compiler from importing it when they are first called."""
+    for function in marked:
+        # `torch._disable_dynamo` looks here first. Where another torch does not, nothing changes.
+        function.__wrapped__.__dynamo_disable = function.__wrapped__
+
+
+_optimizer = torch.optim.Optimizer
+_call_without_compiler(_optimizer.add_param_group, _optimizer.load_state_dict, _optimizer.state_dict)
+_call_without_compiler(_optimizer.zero_grad, torch.utils.checkpoint.checkpoint)
+for asked in UNUSED:
+    for module in (transformers.utils, transformers.utils.import_utils):
+        setattr(module, asked, lambda: False)
+
+with lean_imports():
+    import deepspeed as deepspeed
+    import transformers as transformers
+
+    for later in (
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # every engine imports it, which compiles it
+        "transformers.modeling_utils",
+        "transformers.masking_utils",
+        "transformers.integrations.sdpa_attention",
+    ):
+        import_module(later)
