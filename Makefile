@@ -5,10 +5,14 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
-.PHONY: demo test test-long test-real lint install debian mlflow bench-gpu clean
+.PHONY: demo demo-long test test-long test-real lint install debian mlflow bench-gpu clean
 
 demo: install
 	$(BIN)/onediff demo
+
+# The same for an hour.
+demo-long: install
+	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 64000 --singles 16000
 
 test: install debian lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 1

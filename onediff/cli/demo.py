@@ -4,17 +4,15 @@ Renders scenes into data/scenes, teaches a small vision tower what is in them, t
 into runs/demo, scores held-out pairs beside systems that do not look, captions one pair, and draws a sheet of the worst and
 the best captions. Takes about ten minutes on two cores; needs no GPU and no downloads. Each step is an ordinary command,
 printed before it runs. After an interruption the same command goes on; after the end it makes another run, runs/demo-2.
-"--config configs/demo_long.yaml" trains for an hour and learns more.
+"--config configs/demo_long.yaml" is the same for an hour.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +21,12 @@ from onediff.errors import UserError
 if TYPE_CHECKING:
     from onediff.config.run import RunConfig
 
-DATA = Path("data/scenes")
 PAIRS, SINGLES = 16_000, 8_000
 SPLITS = "train=0.95,val=0.02,test=0.03"
 QUALITY = 95
 """Of the scenes' JPEG files: they are decoded three times as fast as PNG."""
 STOPPED = 75
 """Exit code of a command that was asked to stop and can go on."""
-ON_THE_SHEET = 6
-"""Captions in each column of the sheet."""
-DETAILS = ("changed captions right", "false alarms", "missed changes")
-ATTRIBUTES = ("shape", "colour", "size", "material", "place")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     config = load_run(args.config, args.overrides)
+    data = Path(config.data.sets["pairs"].path).parent
     folder = Path("runs") / config.name
     goes_on = is_unfinished(folder, config)
     if goes_on:
@@ -63,46 +57,21 @@ def run(args: argparse.Namespace) -> int:
     size = config.model.vision.image.size
     render = ["--scenes", configs_folder() / "scenes" / "demo.yaml", "--size", size, "--jpeg", QUALITY]
     render += ["--pairs", args.pairs, "--singles", args.singles, "--split-sizes", SPLITS]
-    step("data", "render", "--out", DATA, *render, *([] if goes_on else ["--overwrite"]))
+    step("data", "render", "--out", data, *render, *([] if goes_on else ["--overwrite"]))
     if config.model.vision.name is not None:
         step("demo-tower", args.config, *args.overrides)
     train = [args.config, *args.overrides, "--processes", args.processes, "--run", folder]
     step("train", *train, *(["--resume"] if goes_on else []))
     step("evaluate", folder, "--baselines", "--processes", args.processes)
-    before, after, reference = held_out_pair(folder / "example")
+    before, after, reference = held_out_pair(data / "pairs" / "test", folder / "example")
     step("caption", before, after, "--model", folder)
     print(f"reference:  {reference}")
-    for line in outcome(folder):
-        print(line)
+    show_outcome(folder, data / "pairs" / "test")
     print(f"\nTry it:     {program('onediff')} demo-page {folder}   (a page to drop two images in)")
     print(f"The run:    {folder} (config.yaml repeats it; evaluation/ holds captions and scores)")
     print(f"MLflow:     {how_to_look(scrubbed(tracking_uri(folder, TrackingConfig())))}")
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0
-
-
-def outcome(run: Path) -> Iterator[str]:
-    """What the run has learned, in lines, most telling first; draws the sheet that the last one names."""
-    from onediff.data.heldout import HeldOut
-    from onediff.demo.sheet import save_sheet, worst_and_best
-    from onediff.evaluation.items import score
-
-    scored = max((run / "evaluation").glob("*/scores.json"), key=lambda file: file.stat().st_mtime)
-    lines = (scored.parent / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    captions = {record["id"]: record["caption"] for record in map(json.loads, lines)}
-    heldout = HeldOut.open(DATA / "pairs" / "test")
-    items = score(captions, {pair: heldout.changes[pair] for pair in captions}, bootstrap=1000)
-    found = {name: f"{100 * value:.1f} %" for name, value in items.values.items()}
-    low, high = items.intervals["captions right"]
-    interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
-    yield f"\nCaptions right: {found['captions right']} of {len(captions)} held-out pairs ({interval})"
-    yield "            " + ", ".join(f"{name} {found[name]}" for name in DETAILS if name in found)
-    yield "Attributes: " + ", ".join(
-        f"{name} {found[f'{name} right']}" for name in ATTRIBUTES if f"{name} right" in found
-    )
-    sheet = scored.parent / "worst-and-best.png"
-    save_sheet(*worst_and_best(items, captions, ON_THE_SHEET), heldout, sheet)
-    yield f"Look at:    {sheet}"
 
 
 def is_unfinished(folder: Path, config: RunConfig) -> bool:
@@ -146,12 +115,21 @@ def step(*words: object) -> None:
         raise UserError(f"demo: 'onediff {shown[0]}' ended with exit code {code}; its messages stand above")
 
 
-def held_out_pair(folder: Path) -> tuple[Path, Path, str]:
-    """The first changed held-out pair as two files, and a sentence that somebody who knows would say of it."""
+def show_outcome(run: Path, split: Path) -> None:
+    """Prints what the run has learned."""
+    from onediff.demo.outcome import outcome
+
+    print()
+    for line in outcome(run, split):
+        print(line)
+
+
+def held_out_pair(split: Path, folder: Path) -> tuple[Path, Path, str]:
+    """The first changed pair of a split as two files in `folder`, and a sentence that somebody who knows would say of it."""
     from onediff.data.heldout import HeldOut
     from onediff.data.sample import image_suffix
 
-    heldout = HeldOut.open(DATA / "pairs" / "test")
+    heldout = HeldOut.open(split)
     pair = next(pair for pair, kind in heldout.change_types.items() if kind != "none")
     folder.mkdir(parents=True, exist_ok=True)
     files = []
