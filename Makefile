@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
-.PHONY: demo demo-long test test-long test-real lint install debian mlflow bench-gpu clean
+.PHONY: demo demo-long ablation-small test test-long test-real lint install debian mlflow bench-gpu clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -13,6 +13,13 @@ demo: install
 # The same for an hour.
 demo-long: install
 	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 64000 --singles 16000
+
+# {Visual Delta Module, difference, none} x {Coupled Sample Training or not}, on the demo's scenes and tower.
+ablation-small: install
+	test -d data/scenes/tower || { $(BIN)/onediff data render --out data/scenes --scenes configs/scenes/demo.yaml --size 63 \
+		--jpeg 95 --pairs 16000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03 && \
+		$(BIN)/onediff demo-tower configs/demo.yaml; }
+	$(BIN)/python benchmarks/learning/ablation.py
 
 test: install debian lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 1

@@ -1,0 +1,259 @@
+"""Do the Visual Delta Module and Coupled Sample Training help? The paper's ablation on rendered scenes, cell by cell.
+
+  make ablation-small                                                  # the demo's scenes, one seed
+  python benchmarks/learning/ablation.py --steps 1250 --seeds 0,1,2    # the same, larger
+  python benchmarks/learning/ablation.py --table                       # print what is there
+
+A cell is one of {vdm, difference, none} x {cst, no_cst}. All cells of a seed start from one warm-up (single scenes, the
+delta module takes no part in it) and then take equally many steps of equally many rows: with `cst` the first of them are
+phase one (coupled samples; only delta module and projector train), the others pairs. Every delta module trains equally
+many parameters:
+
+  vdm          the Visual Delta Module
+  difference   an MLP on the difference of the two images' tokens at the deepest level, as wide as makes the numbers equal
+  none         the Visual Delta Module shown blank features: its tokens say nothing of the images
+
+One process and one thread a cell, plain torch around this project's model, stream and decoder: the same cell twice on one
+machine gives the same numbers. Each cell is a file; cells that are there already, made with the same settings, are kept,
+so the same command goes on after an interruption. Seconds are of processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import torch
+from torch import Tensor, nn
+
+from onediff.config.compose import load_run
+from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
+from onediff.data.batch import Batch
+from onediff.data.heldout import HeldOut
+from onediff.data.images import open_upright
+from onediff.data.planes import Planes
+from onediff.data.rows import collate
+from onediff.evaluation.items import score
+from onediff.model.answer import answer
+from onediff.model.build import build_processor
+from onediff.model.delta import DeltaModule
+from onediff.model.onediff import OneDiffModel
+from onediff.training.data import make_tokenizer, phase_stream
+from onediff.training.parts import freeze, parameter_groups
+from onediff.training.schedule import rate
+
+WORK = Path("runs/ablation")
+"""The tokenizer, and the weights after the warm-up of each seed."""
+DELTAS = ("vdm", "difference", "none")
+SHOWN = ("captions right", "changed captions right", "false alarms", "shape right", "colour right", "place right")
+
+
+class Cell(NamedTuple):
+    """One training: which delta module, with Coupled Sample Training or without, from which seed."""
+
+    delta: str
+    cst: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.delta}-{'cst' if self.cst else 'no_cst'}-{self.seed}"
+
+
+class Blind(DeltaModule):
+    """The Visual Delta Module that is shown nothing."""
+
+    def forward(self, levels: list[Tensor], pairs: int, planes: Planes | None = None) -> Tensor:
+        """`[pairs, tokens, width]`, the same for every pair."""
+        return super().forward([torch.zeros_like(level) for level in levels], pairs, planes)
+
+
+class Difference(nn.Module):
+    """An MLP on after minus before at the deepest level; needs as many delta tokens as an image has."""
+
+    def __init__(self, vision_width: int, width: int, parameters: int) -> None:
+        super().__init__()
+        hidden = round((parameters - width) / (vision_width + width + 1))
+        self.mlp = nn.Sequential(nn.Linear(vision_width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, levels: list[Tensor], pairs: int, planes: Planes | None = None) -> Tensor:
+        """`[pairs, tokens, width]`"""
+        both = levels[-1][: 2 * pairs].unflatten(0, (pairs, 2))
+        return self.mlp(both[:, 1] - both[:, 0])
+
+
+def built(config: RunConfig, cell: Cell) -> OneDiffModel:
+    """The model with the delta module of a cell."""
+    torch.manual_seed(cell.seed)
+    model = OneDiffModel(config.model)
+    parameters = sum(weight.numel() for weight in model.delta.parameters())
+    if cell.delta == "none":
+        model.delta = Blind(config.model.delta, model.vision.width, len(config.model.vision.levels))
+    elif cell.delta == "difference":
+        assert config.model.delta.tokens == model.vision.tokens, "a delta token for each image token"
+        model.delta = Difference(model.vision.width, config.model.delta.width, parameters)
+    return model
+
+
+def batches(config: RunConfig, phase: PhaseConfig, processor: Any) -> Iterator[Batch]:
+    """The global batches of a phase, in the order of training."""
+    stream = phase_stream(config, phase, processor)
+    draws = [0] * phase.global_batch
+    while True:
+        rows = [stream.row(lane, draw) for lane, draw in enumerate(draws)]
+        draws = [row.next_draw for row in rows]
+        yield collate(rows)
+
+
+def train(model: OneDiffModel, config: RunConfig, name: str, steps: int, processor: Any) -> float:
+    """`steps` of phase `name`; returns the loss of the last."""
+    phase, optimizer = config.phases[name], config.optimizer
+    freeze(model, phase)
+    groups = parameter_groups(model, phase, optimizer)
+    stepper = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
+    weights = [weight for group in groups for weight in group["params"]]
+    model.train()
+    source = batches(config, phase, processor)
+    for step in range(steps):
+        for group in stepper.param_groups:
+            group["lr"] = group["peak_lr"] * rate(optimizer, step, steps)
+        stepper.zero_grad()
+        loss = model(next(source)).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, optimizer.clip)
+        stepper.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def scored(model: OneDiffModel, config: RunConfig, processor: Any, tokenizer: Any) -> dict[str, float]:
+    """Item scores on the held-out pairs of the configuration."""
+    model.eval()
+    evaluation = config.evaluation
+    heldout = HeldOut.open(Path(config.data.sets["pairs"].path) / evaluation.split, evaluation.limit)
+    ids, captions = list(heldout.references), dict[str, str]()
+    for start in range(0, len(ids), evaluation.batch_size):
+        chosen = ids[start : start + evaluation.batch_size]
+        rows = []
+        for pair in chosen:
+            images = heldout.sample(pair).images
+            rows.append(processor.prompt([open_upright(images[role], 10**8) for role in ("before", "after")], None))
+        made = answer(
+            model,
+            tokenizer,
+            rows,
+            torch.device("cpu"),
+            ends=processor.prompter.ends,
+            max_new_tokens=evaluation.max_new_tokens,
+        )
+        captions |= dict(zip(chosen, made, strict=True))
+    return dict(score(captions, {pair: heldout.changes[pair] for pair in ids}).values)
+
+
+def warmed_up(config: RunConfig, cell: Cell, args: argparse.Namespace, processor: Any) -> dict[str, Tensor]:
+    """Weights of tower, projector and language model after the warm-up that all cells of a seed share."""
+    told = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+    kept = WORK / f"warm-up-{args.warm_up}-{told}.pt"
+    if not kept.is_file():
+        model = built(config, cell)
+        train(model, config, "warm-up", args.warm_up, processor)
+        state = {name: value for name, value in model.state_dict().items() if not name.startswith("delta.")}
+        aside = kept.with_suffix(f".{os.getpid()}")
+        torch.save(state, aside)
+        aside.rename(kept)
+    return dict(torch.load(kept, weights_only=True))
+
+
+def measured(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """Trains and scores one cell."""
+    began = time.process_time()
+    overrides = [f"training.seed={cell.seed}", f"data.seed={cell.seed}", *args.overrides]
+    config = load_run("configs/demo.yaml", overrides)
+    tokenizer_folder = WORK / "tokenizer"
+    if not tokenizer_folder.is_dir():
+        make_tokenizer(config, config.model.language.tokenizer, tokenizer_folder)
+    processor, tokenizer = build_processor(config.model, config.data, tokenizer_folder)
+    weights = warmed_up(config, cell, args, processor)
+    model = built(config, cell)
+    model.load_state_dict(weights, strict=False)
+    first = args.coupled if cell.cst else 0
+    if first:
+        train(model, config, "one", first, processor)
+    loss = train(model, config, "two", args.steps - first, processor)
+    scores = scored(model, config, processor, tokenizer)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return {"scores": scores, "loss": loss, "parameters": parameters, "seconds": round(time.process_time() - began, 1)}
+
+
+def settings(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """What a cell's numbers depend on."""
+    sizes = {"warm_up": args.warm_up, "steps": args.steps, "coupled": args.coupled}
+    return {**cell._asdict(), **sizes, "overrides": list(args.overrides)}
+
+
+def table(folder: Path) -> str:
+    """All cells in a folder as a Markdown table, the mean of their seeds."""
+    found: dict[tuple[Any, ...], list[dict[str, float]]] = {}
+    for file in sorted(folder.glob("*.json")):
+        record = json.loads(file.read_text())
+        key = tuple(record["settings"][name] for name in ("delta", "cst", "steps", "coupled"))
+        found.setdefault(key, []).append(record["scores"])
+    lines = ["| delta | CST | steps | seeds | " + " | ".join(SHOWN) + " |", "|" + " --- |" * (4 + len(SHOWN))]
+    for (delta, cst, steps, coupled), scores in sorted(found.items(), key=lambda item: DELTAS.index(item[0][0])):
+        means = [sum(one.get(name, 0.0) for one in scores) / len(scores) for name in SHOWN]
+        told = f"{coupled} of {steps}" if cst else "none"
+        lines.append(
+            f"| {delta} | {told} | {steps} | {len(scores)} | " + " | ".join(f"{100 * m:.1f}" for m in means) + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Makes the cells that are missing, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override configs/demo.yaml")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"), metavar="DIR")
+    parser.add_argument("--seeds", default="0", metavar="N,…")
+    parser.add_argument("--warm-up", type=int, default=300, metavar="N", help="steps on single scenes (default: 300)")
+    parser.add_argument("--steps", type=int, default=800, metavar="N", help="steps behind them (default: 800)")
+    parser.add_argument("--coupled", type=int, default=80, metavar="N", help="of those, coupled ones with CST")
+    parser.add_argument("--only", metavar="CELL", help="one cell, such as vdm-cst-0")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    cells = [Cell(delta, cst, seed) for seed in seeds for delta in DELTAS for cst in (False, True)]
+    for cell in cells if not args.table else ():
+        file, made_with = args.out / f"{cell.name}.json", settings(cell, args)
+        known = json.loads(file.read_text())["settings"] if file.is_file() else None
+        if known == made_with or args.only not in (None, cell.name):
+            continue
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        record = {"settings": made_with, **measured(cell, args), "commit": commit, "torch": torch.__version__}
+        record |= {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread"}
+        aside = file.with_suffix(".tmp")
+        aside.write_text(json.dumps(record, indent=1) + "\n")
+        aside.rename(file)
+        print(f"{cell.name}: captions right {100 * record['scores']['captions right']:.1f} %", flush=True)
+    print(table(args.out))
+
+
+if __name__ == "__main__":
+    main()
