@@ -47,7 +47,7 @@ def captions(pairs: int, seed: int) -> tuple[dict[str, list[str]], dict[str, str
 
 
 def ours(pairs: int, seed: int, bootstrap: int) -> dict[str, float]:
-    from onediff.evaluation.metrics import score
+    from onediff.evaluation.scoring import score
 
     return dict(score(*captions(pairs, seed), bootstrap=bootstrap).scores)
 

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from onediff.errors import UserError
     from onediff.evaluation.files import read_predictions, read_references, write_aside
     from onediff.evaluation.judge import Judge
-    from onediff.evaluation.metrics import unanswered
+    from onediff.evaluation.scoring import unanswered
 
     if args.at_once < 1:
         raise UserError("--at-once is 1 or more")

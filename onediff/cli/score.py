@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onediff.evaluation.metrics import Scores
     from onediff.evaluation.protocols import Protocol
     from onediff.evaluation.resampling import Difference
+    from onediff.evaluation.scoring import Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,39 +30,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default="plain", metavar="NAME", help=f"one of {', '.join(PROTOCOLS)}")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another prediction file (or a --json file)")
     parser.add_argument("--allow-missing", action="store_true", help="score the pairs that have a caption, and say so")
+    parser.add_argument(
+        "--metrics",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,…",
+        help="besides the usual ones (docs)",
+    )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there, per-pair scores included")
     parser.add_argument("--report", type=Path, metavar="HTML", help="write one page to look at")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder whose images the report shows")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder with the pairs' images")
 
 
 def run(args: argparse.Namespace) -> None:
     from onediff.errors import UserError
     from onediff.evaluation.files import read_predictions, read_references, write_aside
-    from onediff.evaluation.metrics import compare, score_all
+    from onediff.evaluation.metrics import chosen
     from onediff.evaluation.protocols import protocol
+    from onediff.evaluation.report.images import shard_images
+    from onediff.evaluation.scoring import compare, score_all
 
     if args.bootstrap < 0 or args.seed < 0:
         raise UserError("--bootstrap and --seed are 0 or more")
-    if args.data is not None and args.report is None:
-        raise UserError("--data names images for the page: add --report HTML")
+    if args.data is not None and args.report is None and not args.metrics:
+        raise UserError("--data names images for the page, or for a metric that looks at them: add --report HTML")
     rules = protocol(args.protocol)
     references = read_references(args.references)
     systems = [read_predictions(args.predictions, args.allow_missing)]
     earlier = read_scores(args.against) if args.against is not None else None
     if args.against is not None and earlier is None:
         systems.append(read_predictions(args.against, args.allow_missing))
-    found = score_all(
-        references.captions,
-        systems,
-        rules,
-        references.change_types,
-        args.allow_missing,
-        args.bootstrap,
-        args.seed,
-        changes=references.changes,
-    )
+    images = shard_images(args.data, set(references.captions)) if args.data is not None else None
+    metrics = chosen(args.metrics)
+    found = score_all(references, systems, rules, metrics, args.allow_missing, args.bootstrap, args.seed, images)
     ours = found[0]
     differences = compare(ours, found[1], args.bootstrap, args.seed) if len(found) > 1 else {}
     if earlier is not None:
@@ -75,9 +77,7 @@ def run(args: argparse.Namespace) -> None:
         write_aside(args.json, json.dumps(result, indent=1, allow_nan=False))
     if args.report is not None:
         from onediff.evaluation.report import write_report
-        from onediff.evaluation.report.images import shard_images
 
-        images = shard_images(args.data, set(ours.ids)) if args.data is not None else None
         write_report(args.report, ours, references.captions, systems[0], references.change_types, images=images)
         print(f"\nreport: {args.report}")
 
@@ -103,8 +103,7 @@ def lines(
     found = [f"{rules.title} (protocol {rules.name}), {len(scores.ids)} pairs, tokens {scores.tokenisation}"]
     found += table(rows)
     if scores.groups:
-        names = ("captions right", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "change type")
-        shown = [name for name in names if name in scores.scores]
+        shown = scores.shown
         rows = [[("group" if rules.groups else "change type") + " ×100", "pairs", *shown]]
         for name, (pairs, group) in scores.groups.items():
             rows.append([name, str(pairs), *(_figure(group.get(metric)) for metric in shown)])

@@ -60,6 +60,9 @@ class EvaluationConfig(Section):
     cannot be (no GPU, a model cut over several, beams, sampling), a line says why."""
     seed: int = Field(0, ge=0)
     """Of the drawing and of the bootstrap."""
+    metrics: list[str] = []
+    """Computed besides the usual ones: `bertscore:MODEL`, `clipscore:MODEL` by a model's folder or name, `spice`, or one of
+    another package."""
     bootstrap: int = Field(1000, ge=0)
     """Resamples behind each 95 % interval; 0 leaves intervals out."""
 

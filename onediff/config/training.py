@@ -95,7 +95,7 @@ class BestConfig(Section):
     metric: str = "validation/loss"
     """`validation/loss`, `validation/loss/<data set>`, or a score of `evaluate_every` such as `evaluation/CIDEr`."""
     direction: Literal["lower", "higher"] | None = None
-    """Which is better; by default a lower loss and a higher score."""
+    """Which is better; by default a lower loss, and of a score what its metric says."""
     stop_after: int | None = Field(None, gt=0)
     """The phase ends after this many measurements in a row without a new best, whatever `steps` says; by default it never
     does."""

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from onediff.evaluation.cider import Cider, Vector
-from onediff.evaluation.metrics import Scores, score_all
+from onediff.evaluation.files import References
+from onediff.evaluation.metrics import chosen
 from onediff.evaluation.protocols import protocol as protocol_named
+from onediff.evaluation.scoring import Scores, score_all
 from onediff.evaluation.tokenisation import tokenised
 
 CANDIDATES = 400  # constants that are tried
@@ -45,7 +47,8 @@ def baselines(
     rules = protocol_named(protocol)
     blind = blind_answers(references, protocol, seed)
     systems = [blind.constant, blind.shuffled]
-    constant, shuffled = score_all(references, systems, rules, change_types, seed=seed, meteor=meteor)
+    metrics = chosen(without=() if meteor else ("meteor",))
+    constant, shuffled = score_all(References(references, change_types or {}), systems, rules, metrics, seed=seed)
     return Baselines(blind.caption, constant, shuffled)
 
 

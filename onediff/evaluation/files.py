@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,11 +22,11 @@ TYPE_NAME = "change_type"
 
 
 class References(NamedTuple):
-    """Captions of each pair in the order of the file; its change type and change list where the file has them."""
+    """Captions of each pair in the order of the file; its change type and change list where they are known."""
 
-    captions: dict[str, list[str]]
-    change_types: dict[str, str]
-    changes: dict[str, dict[str, Any]]
+    captions: Mapping[str, Sequence[str]]
+    change_types: Mapping[str, str] = {}
+    changes: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Row(NamedTuple):
@@ -41,18 +41,20 @@ class Row(NamedTuple):
 
 def read_references(path: Path) -> References:
     """All captions of each id, wherever they stand in the file. Raises UserError."""
-    found = References({}, {}, {})
+    captions: dict[str, list[str]] = {}
+    change_types: dict[str, str] = {}
+    changes: dict[str, dict[str, Any]] = {}
     for row in _rows(path):
-        found.captions.setdefault(row.pair, []).extend(row.captions)
+        captions.setdefault(row.pair, []).extend(row.captions)
         if row.change_type is not None:
-            known = found.change_types.setdefault(row.pair, row.change_type)
+            known = change_types.setdefault(row.pair, row.change_type)
             if known != row.change_type:
                 raise UserError(f"{row.where}: id {row.pair!r} is {row.change_type!r} here and {known!r} above")
         if row.changes is not None:
-            found.changes[row.pair] = row.changes
-    if not found.captions:
+            changes[row.pair] = row.changes
+    if not captions:
         raise UserError(f"{path}: no references in it")
-    return found
+    return References(captions, change_types, changes)
 
 
 def read_predictions(path: Path, allow_missing: bool = False) -> dict[str, str]:

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from onediff.evaluation.metrics.metric import Unavailable
 
-class JavaUnavailable(Exception):
+
+class JavaUnavailable(Unavailable):
     """Java is absent, failed, or did not answer in time; the message is one line for the user."""
 
 

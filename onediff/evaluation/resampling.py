@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onediff.evaluation.statistics import corpus_scores
+from onediff.evaluation.metrics import Rows, scores_of
 
 CHUNK = 100  # resamples at a time, which bounds the memory at 100 × pairs numbers
 
 
 class Difference(NamedTuple):
-    """One metric of ours beside another system's on the same pairs; `p` is two-sided."""
+    """One score of ours beside another system's on the same pairs; `p` is two-sided."""
 
     ours: float
     other: float
@@ -21,48 +21,51 @@ class Difference(NamedTuple):
     p: float
 
 
-def intervals(rows: np.ndarray, resamples: int, seed: int, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap over pairs: rows [pairs, columns] → metric → (low, high).
+def intervals(rows: Rows, resamples: int, seed: int, level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap over pairs: metric → [pairs, columns] → name → (low, high).
 
     Pairs are drawn with replacement and the corpus score is recomputed from summed rows. Document frequencies of
-    CIDEr stay those of all references.
+    CIDEr stay those of all references. A resample in which a score does not exist is left out of that score's interval.
     """
     rng = np.random.default_rng(seed)
-    pairs = len(rows)
+    pairs = len(next(iter(rows.values())))
     found: dict[str, list[np.ndarray]] = {}
     for size in _chunks(resamples):
         # How often each pair is drawn: [resamples, pairs].
         weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=size)
-        for metric, values in corpus_scores(weights @ rows).items():
-            found.setdefault(metric, []).append(values)
+        for name, values in scores_of({metric: weights @ part for metric, part in rows.items()}).items():
+            found.setdefault(name, []).append(values[~np.isnan(values)])
     tails = [50 * (1 - level), 50 * (1 + level)]
     return {
-        metric: (float(low), float(high))
-        for metric, values in found.items()
-        if len(values) == len(next(iter(found.values())))
-        for low, high in [np.percentile(np.concatenate(values), tails)]
+        name: (float(low), float(high))
+        for name, parts in found.items()
+        if len(values := np.concatenate(parts))
+        for low, high in [np.percentile(values, tails)]
     }
 
 
-def differences(rows: np.ndarray, other: np.ndarray, resamples: int, seed: int) -> dict[str, Difference]:
+def differences(rows: Rows, other: Rows, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired approximate randomisation: in each trial the two answers of every pair change sides with a coin.
 
     p is how often a difference at least as large as the seen one arises so, counting the seen one (Noreen, 1989).
     """
     rng = np.random.default_rng(seed)
-    one, two = corpus_scores(rows.sum(0)), corpus_scores(other.sum(0))
-    seen = {metric: float(one[metric] - two[metric]) for metric in one if metric in two}
+    both = [metric for metric in rows if metric in other]
+    one, two = (scores_of({metric: side[metric].sum(0) for metric in both}) for side in (rows, other))
+    seen = {name: float(one[name] - two[name]) for name in one if not np.isnan(one[name] - two[name])}
     beyond = dict.fromkeys(seen, 1)
-    exchange = other - rows
+    pairs = len(next(iter(rows.values())))
     for size in _chunks(resamples):
-        moved = rng.integers(0, 2, size=(size, len(rows)), dtype=np.int8).astype(float) @ exchange
-        left, right = corpus_scores(rows.sum(0) + moved), corpus_scores(other.sum(0) - moved)
-        for metric, difference in seen.items():
+        coins = rng.integers(0, 2, size=(size, pairs), dtype=np.int8).astype(float)
+        moved = {metric: coins @ (other[metric] - rows[metric]) for metric in both}
+        left = scores_of({metric: rows[metric].sum(0) + moved[metric] for metric in both})
+        right = scores_of({metric: other[metric].sum(0) - moved[metric] for metric in both})
+        for name, difference in seen.items():
             # A hair of slack: sums taken in another order differ in the last digit.
-            beyond[metric] += int(np.sum(np.abs(left[metric] - right[metric]) >= abs(difference) - 1e-12))
+            beyond[name] += int(np.sum(np.abs(left[name] - right[name]) >= abs(difference) - 1e-12))
     return {
-        metric: Difference(float(one[metric]), float(two[metric]), difference, beyond[metric] / (resamples + 1))
-        for metric, difference in seen.items()
+        name: Difference(float(one[name]), float(two[name]), difference, beyond[name] / (resamples + 1))
+        for name, difference in seen.items()
     }
 
 

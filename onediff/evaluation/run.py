@@ -20,11 +20,12 @@ from onediff.errors import UserError
 from onediff.evaluation.answers import Answer, fingerprint, read_answers
 from onediff.evaluation.baselines import blind_answers
 from onediff.evaluation.captioner import Captioner
-from onediff.evaluation.files import write_aside
+from onediff.evaluation.files import References, write_aside
 from onediff.evaluation.generate import Job, caption_split
-from onediff.evaluation.metrics import Scores, score_all
+from onediff.evaluation.metrics import chosen
 from onediff.evaluation.protocols import protocol
 from onediff.evaluation.report import shard_images, with_heat, write_report
+from onediff.evaluation.scoring import Scores, score_all
 from onediff.model.saved import weights_digest
 from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.ranks import initialize_distributed, shutdown
@@ -174,14 +175,15 @@ def scored(
         systems["before twice"] = captions_in_order(before_twice, references)
         systems["shuffled"] = blind.shuffled
         results["constant"] = blind.caption
+    images = shard_images(plan.data / config.split, references)
     all_scores = score_all(
-        references,
+        References(references, types, heldout.changes),
         list(systems.values()),
         protocol(config.protocol),
-        types,
+        chosen(config.metrics),
         bootstrap=config.bootstrap,
         seed=config.seed,
-        changes=heldout.changes,
+        images=images,
     )
     found, baselines = all_scores[0], dict(zip(list(systems)[1:], all_scores[1:], strict=True))
     leakage = read_manifest(plan.data / config.split).extra.get("leakage", {})
@@ -193,8 +195,8 @@ def scored(
     results["table"] = table({"model": found, **baselines})
     write_aside(plan.out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False))
     heat = {pair: answer.heat for pair, answer in answers.items() if answer.heat is not None}
-    images = with_heat(shard_images(plan.data / config.split, references), heat, image)
-    write_report(plan.out / "report.html", found, references, predictions, types, beside=baselines, images=images)
+    shown = with_heat(images, heat, image)
+    write_report(plan.out / "report.html", found, references, predictions, types, beside=baselines, images=shown)
     return results
 
 

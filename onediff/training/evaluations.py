@@ -86,8 +86,9 @@ class Evaluations:
         asked = instruction(self.config) or usual
         found = scored(plan, self.heldout, answers, self.processor.image, asked, cuda_graphs=graphs)["scores"]
         figures = {name: value for name, value in found.items() if value is not None}
+        lead = next(iter(figures))
         log.info(
-            "phase %s step %d: CIDEr ×100 %.1f of %d pairs", self.phase, step, 100 * figures["CIDEr"], len(answers)
+            "phase %s step %d: %s ×100 %.1f of %d pairs", self.phase, step, lead, 100 * figures[lead], len(answers)
         )
         return folder, figures
 

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from onediff.config.run import RunConfig
 from onediff.config.section import nearest
 from onediff.errors import UserError
-from onediff.evaluation.items.scores import RATIOS
-from onediff.evaluation.statistics import METRICS, TYPE_ACCURACY
+from onediff.evaluation.metrics import chosen
 from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
 from onediff.training.best import Best
 from onediff.training.checkpoint.folder import BEST, name_of, point
@@ -35,20 +34,24 @@ class Measures:
     def __init__(self, config: RunConfig, phase: str, validation: Validation, evaluations: Evaluations) -> None:
         """Raises UserError for a metric that is none."""
         self.validation, self.evaluations = validation, evaluations
-        self.best = Best(phase, config.phases[phase].best)
         self.measured = 0
         """Newest step whose measurements `best` knows."""
         self.tracker: Any = None  # rank 0 has one
-        if (judged_by := config.phases[phase].best) is not None:
+        judged_by = config.phases[phase].best
+        if judged_by is not None:
             known = ["validation/loss", *(f"validation/loss/{name}" for name in validation.names)]
             known = [name for name in known if validation.every is not None]
-            known += [
-                f"evaluation/{name}" for name in (*METRICS, TYPE_ACCURACY, *RATIOS) if evaluations.every is not None
-            ]
+            metrics = chosen(config.evaluation.metrics)
+            if evaluations.every is not None:
+                known += [f"evaluation/{name}" for metric in metrics for name in metric.scores]
             if judged_by.metric not in known:
                 raise UserError(
                     f"phases.{phase}.best.metric: no {judged_by.metric!r}{nearest(judged_by.metric, known)}"
                 )
+            lower = [f"evaluation/{name}" for metric in metrics for name in metric.lower_is_better]
+            if judged_by.direction is None and judged_by.metric in lower:
+                judged_by = judged_by.model_copy(update={"direction": "lower"})
+        self.best = Best(phase, judged_by)
 
     def due(self, step: int) -> bool:
         """Whether anything is measured after this step."""

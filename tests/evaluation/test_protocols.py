@@ -16,11 +16,11 @@ from onediff.config.data import PromptConfig
 from onediff.config.evaluation import PROTOCOLS, EvaluationConfig
 from onediff.config.section import validated
 from onediff.errors import UserError
-from onediff.evaluation.metrics import score
 from onediff.evaluation.protocols import protocol
 from onediff.evaluation.protocols.demo import read_type
 from onediff.evaluation.protocols.protocol import digest
 from onediff.evaluation.run import Evaluation, caveats
+from onediff.evaluation.scoring import score
 
 FILL = {
     "at": "at the top left",

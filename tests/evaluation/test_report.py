@@ -16,10 +16,10 @@ from PIL import Image
 from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.sample import Sample, encode_sample
 from onediff.errors import UserError
-from onediff.evaluation.metrics import Scores, score
 from onediff.evaluation.report import PairImages, shard_images, write_report
 from onediff.evaluation.report.images import thumbnail
 from onediff.evaluation.report.page import rankings
+from onediff.evaluation.scoring import Scores, score
 
 KINDS = ("add", "remove", "none")
 WORDS = ["a", "the", "red", "blue", "cube", "sphere", "has", "appeared", "gone", "left", "right", "top"]

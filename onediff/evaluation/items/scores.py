@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,9 @@ def score(
     Pairs without a change list are passed over; `bootstrap` resamples give intervals. Raises UserError where no pair
     has both a caption and a change list.
     """
+    from onediff.evaluation.metrics import metric  # which has these scores among its metrics
+    from onediff.evaluation.resampling import intervals
+
     truths: dict[str, Known] = {}
     for pair, given in references.items():
         truth = given if isinstance(given, Known) else known(given, f"pair {pair!r}")
@@ -80,7 +83,7 @@ def score(
     types = [type_of(truth) for truth in truths.values()]
     return ItemScores(
         values=_present(ratios(rows.sum(0))),
-        intervals=_intervals(rows, bootstrap, seed) if bootstrap else {},
+        intervals=intervals({metric("items"): rows}, bootstrap, seed) if bootstrap else {},
         by_type={
             kind: (types.count(kind), _present(ratios(rows[[one == kind for one in types]].sum(0))))
             for kind in sorted(set(types))
@@ -120,17 +123,3 @@ def type_of(truth: Known) -> str:
 
 def _present(found: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if not np.isnan(value)}
-
-
-def _intervals(rows: np.ndarray, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap over pairs; a resample in which a score does not exist is left out of its interval."""
-    rng = np.random.default_rng(seed)
-    pairs = len(rows)
-    weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=resamples)  # [resamples, pairs]
-    found = {}
-    for name, values in ratios(weights @ rows).items():
-        there: Sequence[float] = values[~np.isnan(values)]
-        if len(there):
-            low, high = np.percentile(there, [2.5, 97.5])
-            found[name] = float(low), float(high)
-    return found

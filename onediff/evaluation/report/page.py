@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from onediff.evaluation.files import write_aside
-from onediff.evaluation.metrics import Scores, require_comparable
+from onediff.evaluation.metrics import scores_of
 from onediff.evaluation.protocols import protocol as protocol_named
 from onediff.evaluation.report.images import Source, thumbnail
-from onediff.evaluation.statistics import TYPE_ACCURACY, corpus_scores
+from onediff.evaluation.scoring import Scores, require_comparable
 
 TEMPLATE = Path(__file__).with_name("page.html")
-SHOWN = ("CIDEr", "METEOR", "ROUGE-L", "BLEU-4", TYPE_ACCURACY)
 SIDES = ((500, 192), (2000, 128), (10**9, 96))  # up to so many pairs, thumbnails of so many pixels
 
 
@@ -54,7 +53,9 @@ def write_report(
             "type": (change_types or {}).get(pair, ""),
             "refs": list(references[pair]),
             "pred": predictions[pair],
-            "scores": [round(float(column[i]), 4) for column in order["columns"].values()],
+            "scores": [
+                None if np.isnan(column[i]) else round(float(column[i]), 4) for column in order["columns"].values()
+            ],
             "rank": [int(ranks[i]) for ranks in order["ranks"].values()],
         }
         for i, pair in enumerate(scores.ids)
@@ -110,14 +111,16 @@ def write_page(path: Path, data: Mapping[str, Any]) -> None:
 
 def rankings(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
     """`columns`: per-pair scores that the page shows; `ranks`: each pair's place when sorted best, worst, and most
-    surprising first. A pair surprises where the metrics disagree: its places by CIDEr and by METEOR (or ROUGE-L, where
-    METEOR is missing) lie far apart, which is where a look tells more than the numbers."""
-    found = corpus_scores(scores.rows)
-    columns = {name: found[name] for name in SHOWN if name in found}
-    second = columns.get("METEOR", columns["ROUGE-L"])
-    # CIDEr first; the other metric decides among the many pairs that have the same.
-    best = _places(np.lexsort((-second, -columns["CIDEr"])))
-    surprise = np.abs(_standing(columns["CIDEr"]) - _standing(second))
+    surprising first. Best is a right caption where that is known, then a high CIDEr. A pair surprises where the metrics
+    disagree: its places by CIDEr and by METEOR (or ROUGE-L, where METEOR is missing) lie far apart, which is where a look
+    tells more than the numbers."""
+    found = scores_of(scores.rows)
+    columns = {name: found[name] for name in scores.shown}
+    right, cider = (np.nan_to_num(found.get(name, np.zeros(len(scores.ids)))) for name in ("captions right", "CIDEr"))
+    second = found.get("METEOR", found["ROUGE-L"])
+    # The last metric decides among the many pairs that have the same of the others.
+    best = _places(np.lexsort((-second, -cider, -right)))
+    surprise = np.abs(_standing(cider) - _standing(second))
     ranks = {
         "worst": len(best) - 1 - best,
         "best": best,

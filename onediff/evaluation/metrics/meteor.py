@@ -12,11 +12,38 @@ from pathlib import Path
 import numpy as np
 
 from onediff.evaluation.java import JavaProgram, JavaUnavailable
+from onediff.evaluation.metrics.metric import Metric, Pairs
 
 COLUMNS = 23
 CHUNKS = 20
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+LONGEST = 500
+"""Words of a caption that are looked at: aligning two texts takes memory by the product of their lengths."""
 STAGES = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
+
+
+class Meteor(Metric):
+    """METEOR 1.5, English, `-norm`, summed over the corpus as the jar does. One start of Java serves all systems."""
+
+    name = "meteor"
+    scores = shown = ("METEOR",)
+    ptb_only = True
+    waits = True
+
+    def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
+        captions = [caption for one in systems for caption in one.tokens]
+        references = [texts for one in systems for texts in one.reference_tokens]
+        with meteor_program(captions, references) as program:
+            found = meteor_statistics(program)
+        cut = np.array([[len(caption.split()) > LONGEST] for caption in captions], dtype=float)
+        return np.split(np.hstack([found, cut]), len(systems))
+
+    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {"METEOR": meteor(sums[..., :COLUMNS])}
+
+    def notes(self, sums: np.ndarray) -> list[str]:
+        cut = int(sums[COLUMNS])
+        return [f"METEOR looks at the first {LONGEST} words of {cut} captions that are longer"] if cut else []
 
 
 def meteor_program(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> JavaProgram:
@@ -72,5 +99,8 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    """`text` without the separator of the jar's protocol."""
-    return text.replace("|||", "").replace("  ", " ")
+    """`text` without the separator of the jar's protocol, and no longer than METEOR can take."""
+    return " ".join(text.replace("|||", "").replace("  ", " ").split(" ")[:LONGEST])
+
+
+METRIC = Meteor()

@@ -1,0 +1,37 @@
+"""The share of captions that tell the pair's change type, where it can be read out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onediff.evaluation.metrics.metric import Metric, Pairs, ratio
+
+
+class ChangeType(Metric):
+    """`several` is a type of its own, and a caption whose type cannot be read is wrong."""
+
+    name = "change-type"
+    scores = shown = ("change type",)
+
+    def applies(self, pairs: Pairs) -> bool:
+        return pairs.read_type is not None and any(pairs.change_types)
+
+    def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
+        return [
+            np.array([counts(one, text, kind) for text, kind in zip(one.captions, one.change_types, strict=True)])
+            for one in systems
+        ]
+
+    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {"change type": ratio(sums[..., 1], sums[..., 0])}
+
+
+def counts(pairs: Pairs, caption: str, kind: str | None) -> list[float]:
+    """Whether the pair's type is known, and whether the caption tells it."""
+    assert pairs.read_type is not None
+    return [0.0, 0.0] if kind is None else [1.0, float(pairs.read_type(caption) == kind)]
+
+
+METRIC = ChangeType()
