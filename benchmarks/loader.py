@@ -171,13 +171,15 @@ def make_processor(folder: Path, pixels: str) -> Any:
     return Processor(Prompter(tokenizer, config.prompt, 64), ImageConfig(size=SIZE, fit="crop"), config, patch=14)
 
 
-def stream_loader(folder: Path, processor: Any, draw: int) -> Any:
-    """The training loader of one rank without workers, whose lanes all go on from `draw`."""
-    from onediff.data.loader import Loader, Share
+def stream_loader(folder: Path, processor: Any, index: int) -> Any:
+    """The batches that one rank without workers trains on, from sample `index` of every lane on."""
+    from onediff.data.cursor import Cursor
+    from onediff.data.loader import read_batches
     from onediff.data.stream import Source, Stream
 
     stream = Stream([Source.open("pairs", folder, BATCH, 0, 1024)], processor, False, 0, 50)
-    return Loader(stream, Share.of_rank(BATCH, BATCH, 0, 1), dict.fromkeys(range(BATCH), draw), 0, 2, 0.01)
+    cursor = Cursor.start(range(BATCH))._replace(lanes=dict.fromkeys(range(BATCH), (index,)))
+    return (batch for batch, _ in read_batches(stream, BATCH, cursor, 0, 2, 0.01))
 
 
 def read_onediff_exact(folder: Path) -> Iterator[int]:

@@ -100,15 +100,12 @@ def drawn_rows(count: int, scale: int, seed: int) -> list[Row]:
 
 def packed_rows(rows: list[Row], tokens: int) -> list[list[Row]]:
     """What the packer makes of these samples, all of them."""
-
-    def one(lane: int, draw: int) -> Row:
-        return rows[draw]
-
-    stream: Any = SimpleNamespace(tokens=lambda lane, draw: len(rows[draw].token_ids), one=one)
-    packer, place, made = Packer(stream, tokens), (0,), []
-    while place[-1] < len(rows) - 8:
-        samples, place = packer.row(0, place)
-        made.append(samples)
+    stream: Any = SimpleNamespace(tokens=lambda lane, index: len(rows[index].token_ids))
+    packer, made = Packer(stream, tokens), []
+    cursor: tuple[int, ...] = (0,)
+    while cursor[-1] < len(rows) - 8:
+        chosen, cursor = packer.chosen(0, cursor, [])
+        made.append([rows[index] for index in chosen])
     return made
 
 

@@ -114,15 +114,8 @@ def described(number: int, samples: list[Row], stream: Stream, tokenizer: Any) -
 
 def in_order(stream: Stream, lanes: int) -> Iterator[list[Row]]:
     """The samples of each row in the order of training: a row of every lane, step by step."""
-    from onediff.data.packing import Packer
+    from onediff.data.ahead import rows
+    from onediff.data.cursor import Cursor
 
-    packer = Packer(stream, stream.pack) if stream.pack else None
-    places: list[Any] = [(0,) if packer else 0] * lanes
-    while True:
-        for lane in range(lanes):
-            if packer:
-                samples, places[lane] = packer.row(lane, places[lane])
-            else:
-                samples = [stream.row(lane, places[lane])]
-                places[lane] = samples[0].next_draw
-            yield samples
+    for _, samples, _ in rows(stream, Cursor.start(range(lanes)).lanes, workers=0, prefetch=1):
+        yield samples

@@ -1,99 +1,72 @@
-"""What the workers of a rank are asked for, ahead of its use: rows of its lanes in turn, and what it takes to choose them.
+"""The rows of a rank's lanes, in turn, asked for ahead of their use.
 
-Every piece of work is a function of a lane and draws, so any worker can do any of it, and rows of one lane are made at
-once by several. Which rows there are is decided here, in the rank: where each has one sample, the lane's draws in turn;
-where rows are packed, by the lengths of samples, which the workers measure ahead of that. A row that turns out to hold bad
-samples only falls out, and the lane is asked for one more.
+Every task is a function of a lane and indexes, so any worker can do any of them, and several make rows of one lane at once.
+The rank decides which samples make a row: each in turn, or, in packed rows, by the lengths of samples, which workers have
+measured before. A row that turns out to hold bad samples only drops out, and its lane is asked for one more.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, NamedTuple
 
-from torch.utils.data import Dataset
-
+from onediff.data.cursor import LaneCursor
 from onediff.data.packing import LOOK_AHEAD, Packer
 from onediff.data.rows import Row
 from onediff.data.sample import BadSample, Fault
 from onediff.data.stream import Stream
+from onediff.data.workers import Bad, Made, Task, work
 from onediff.errors import UserError
 
 MEASURED = 16
-"""Samples that are measured in one piece of work."""
+"""Samples measured by one task."""
 
 
-class Task(NamedTuple):
-    """A piece of work: some samples of a lane, to be made rows of or only to be measured."""
+def rows(
+    stream: Stream, lanes: Mapping[int, LaneCursor], workers: int, prefetch: int
+) -> Iterator[tuple[int, list[Row], LaneCursor]]:
+    """Without end, lane after lane: the lane, the samples of its next row, and where the lane goes on behind it.
 
-    lane: int
-    draws: tuple[int, ...]
-    measure: bool = False
-
-
-class Bad(NamedTuple):
-    """A bad sample, in place of what was asked for."""
-
-    kind: str
-    reason: str
-
-
-Made = list[Row | int | Bad] | str
-"""For each draw its row, or its length; or one line about what stops the run."""
-
-
-class Work(Dataset[tuple[Task, Made]]):
-    """The worker's side."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-
-    def __getitem__(self, task: Task) -> tuple[Task, Made]:
-        one = self.stream.tokens if task.measure else self.stream.one
-        made: list[Row | int | Bad] = []
-        for draw in task.draws:
-            try:
-                made.append(one(task.lane, draw))
-            except BadSample as bad:
-                made.append(Bad(bad.kind, bad.reason))
-            except UserError as error:
-                # An exception would cross the process border wrapped in a traceback.
-                return task, str(error)
-        return task, made
+    `lanes` says where each begins. Faults of bad samples met on the way are in `skipped` of a row's first sample. Raises
+    UserError after `data.bad_in_a_row` of them, and for what stops a worker.
+    """
+    ahead = Ahead(stream, lanes)
+    results = work(stream, ahead, workers, prefetch)
+    for lane in cycle(lanes):
+        yield lane, *ahead.row(lane, results)
 
 
 @dataclass
 class _Planned:
     """A row that is being made."""
 
-    draws: tuple[int, ...]
-    behind: Any
+    indexes: tuple[int, ...]
+    behind: LaneCursor
     """Where the lane goes on."""
     skipped: list[Fault]
-    """Bad samples that were met in choosing it."""
+    """Bad samples met while choosing it."""
     error: str | None = None
 
 
 class Ahead:
-    """The rank's side: an endless iterable of tasks, and the rows that come of them, lane by lane in their order."""
+    """An endless iterable of tasks, and the rows that come of them, by lane."""
 
-    def __init__(self, stream: Stream, draws: dict[int, Any]) -> None:
-        """`draws` is where each lane begins."""
+    def __init__(self, stream: Stream, lanes: Mapping[int, LaneCursor]) -> None:
         self.stream = stream
-        self._next = dict(draws)
-        self._planned: dict[int, deque[_Planned]] = {lane: deque() for lane in draws}
-        self._made: dict[int, deque[Made]] = {lane: deque() for lane in draws}
+        self._next = dict(lanes)
+        """Where each lane goes on behind the rows that are planned."""
+        self._planned: dict[int, deque[_Planned]] = {lane: deque() for lane in lanes}
+        self._made: dict[int, deque[Made]] = {lane: deque() for lane in lanes}
         self._owed: deque[int] = deque()
-        """Lanes of which a row fell out."""
+        """Lanes of which a row dropped out."""
         self._packer = Packer(stream, stream.pack, self._length) if stream.pack else None
         self._lengths: dict[tuple[int, int], int | Bad | str] = {}
         self._margin = MEASURED
         """How many lengths are asked for beyond those that a row is chosen from."""
         self._asked: dict[int, int] = {}
-        """The first draw of each lane whose length nobody was asked for."""
+        """The first index of each lane whose length has not been asked for."""
 
     def __iter__(self) -> Iterator[Task]:
         for lane in cycle(self._planned):
@@ -101,42 +74,37 @@ class Ahead:
                 yield from self._tasks(self._owed.popleft())
             yield from self._tasks(lane)
 
-    def take(self, task: Task, made: Made) -> None:
-        """Takes what came of a task; all must come in the order in which they were asked for."""
-        if not task.measure:
-            self._made[task.lane].append(made)
-            return
-        each = [made] * len(task.draws) if isinstance(made, str) else made
-        for draw, length in zip(task.draws, each, strict=True):
-            assert not isinstance(length, Row)
-            self._lengths[task.lane, draw] = length
-
-    def row(self, lane: int, results: Iterator[tuple[Task, Made]]) -> tuple[list[Row], Any]:
-        """The samples of a lane's next row, and where the lane goes on; `results` are those of the tasks.
-
-        Faults of bad samples met on the way are in `skipped` of the first. Raises UserError after `data.bad_in_a_row` of
-        them, and for what stops a worker.
-        """
+    def row(self, lane: int, results: Iterator[tuple[Task, Made]]) -> tuple[list[Row], LaneCursor]:
+        """The samples of a lane's next row, and where the lane goes on; `results` are those of the tasks, in order."""
         skipped: list[Fault] = []
         while True:
             while not self._made[lane]:
-                self.take(*next(results))
+                self._take(*next(results))
             planned, made = self._planned[lane].popleft(), self._made[lane].popleft()
             for fault in planned.skipped:
                 self.stream.note(skipped, fault)
             if planned.error or isinstance(made, str):
                 raise UserError(planned.error or str(made))
-            rows: list[Row] = []
-            for draw, one in zip(planned.draws, made, strict=True):
+            samples: list[Row] = []
+            for index, one in zip(planned.indexes, made, strict=True):
                 if isinstance(one, Row):
-                    rows.append(one)
+                    samples.append(one)
                 else:
                     assert isinstance(one, Bad)
-                    self.stream.passed_over(skipped, lane, draw, BadSample(*one))
-            if rows:
-                rows[0].skipped = skipped
-                return rows, planned.behind
+                    self.stream.passed_over(skipped, lane, index, BadSample(*one))
+            if samples:
+                samples[0].skipped = skipped
+                return samples, planned.behind
             self._owed.append(lane)
+
+    def _take(self, task: Task, made: Made) -> None:
+        if not task.measure:
+            self._made[task.lane].append(made)
+            return
+        each = [made] * len(task.indexes) if isinstance(made, str) else made
+        for index, length in zip(task.indexes, each, strict=True):
+            assert not isinstance(length, Row)
+            self._lengths[task.lane, index] = length
 
     def _tasks(self, lane: int) -> Iterator[Task]:
         """What must be asked for to have one more row of a lane."""
@@ -146,24 +114,25 @@ class Ahead:
             planned = self._plan(lane)
         self._planned[lane].append(planned)
         self._next[lane] = planned.behind
-        yield Task(lane, planned.draws)
+        yield Task(lane, planned.indexes)
 
     def _plan(self, lane: int) -> _Planned | None:
-        """The next row of a lane; None where lengths are missing."""
-        place = self._next[lane]
+        """The next row of a lane; None while lengths are missing."""
+        cursor = self._next[lane]
         if self._packer is None:
-            return _Planned((place,), place + 1, [])
+            (index,) = cursor
+            return _Planned(cursor, (index + 1,), [])
         if self._lacks(lane):
             return None
         skipped: list[Fault] = []
         try:
-            chosen, behind = self._packer.chosen(lane, place, skipped)
+            chosen, behind = self._packer.chosen(lane, cursor, skipped)
         except _NotMeasured:
             return None
         except UserError as error:
-            return _Planned((), place, skipped, str(error))
-        for draw in range(place[-1], behind[-1]):
-            self._lengths.pop((lane, draw), None)
+            return _Planned((), cursor, skipped, str(error))
+        for index in range(cursor[-1], behind[-1]):
+            self._lengths.pop((lane, index), None)
         return _Planned(tuple(chosen), behind, skipped)
 
     def _lacks(self, lane: int) -> bool:
@@ -171,7 +140,7 @@ class Ahead:
         return self._asked.get(lane, -1) < self._next[lane][-1] + LOOK_AHEAD + self._margin
 
     def _to_be_measured(self, lane: int) -> int:
-        """Where lengths are on their way, those of the lanes whose turn is next; where all are, more than there were."""
+        """The next lane in turn that lacks lengths; `lane` itself, and more lengths than before, if none does."""
         lanes = list(self._next)
         at = lanes.index(lane)
         lacking = next((one for one in lanes[at:] + lanes[:at] if self._lacks(one)), None)
@@ -180,17 +149,17 @@ class Ahead:
         return lane if lacking is None else lacking
 
     def _measure(self, lane: int) -> Task:
-        *waiting, place = self._next[lane]
+        *waiting, first_new = self._next[lane]
         if lane not in self._asked:
-            self._asked[lane] = place
+            self._asked[lane] = first_new
             if waiting:
                 return Task(lane, tuple(waiting), measure=True)
         first = self._asked[lane]
         self._asked[lane] = first + MEASURED
         return Task(lane, tuple(range(first, first + MEASURED)), measure=True)
 
-    def _length(self, lane: int, draw: int) -> int:
-        found = self._lengths.get((lane, draw))
+    def _length(self, lane: int, index: int) -> int:
+        found = self._lengths.get((lane, index))
         if found is None:
             raise _NotMeasured
         if isinstance(found, Bad):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from onediff.data.planes import Planes
-from onediff.data.segments import Segments
+from onediff.data.segments import Segments, each_tensor
 
 
 @dataclass
@@ -47,17 +47,11 @@ class Batch:
     segments: Segments | None = None
     """Where the samples lie in packed rows; None where each row holds one."""
     info: dict[str, Any] = field(default_factory=dict)
-    """Not for the model: sample ids, counts, the stream's position behind this batch."""
+    """Not for the model: the samples' ids and places, counts, faults met on the way to them."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        for name in ("planes", "segments"):
-            if (part := getattr(self, name)) is not None:
-                moved[name] = part.to(device)
-        return replace(self, **moved)
+        return each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     @property
     def targets(self) -> int:

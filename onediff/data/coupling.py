@@ -2,7 +2,7 @@
 
 A rule lays the captions of a block out in a ring; each sample is coupled with the one behind it. So each is once the first
 and once the second of a couple, never both of one, whatever the rule is. Another package adds a rule with an entry point in
-the group `onediff.couples`, `name = module:function` (`rules.py`; docs/data.md has a worked example).
+the group `onediff.couples`, `name = module:function`; docs/data.md has a worked example.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOW = 1024
 """Captions that a rule sees at once: what it needs in memory does not grow with `data.block`."""
 
 LONGEST_WAIT = 1024
-"""Draws behind the newest that a sample of a packed lane may wait: 32 rows of 32 samples."""
+"""How many samples behind the newest one a sample of a packed lane may wait: 32 rows of 32 samples."""
 
 
 def similar_captions(captions: Sequence[str]) -> list[int]:
@@ -63,31 +63,31 @@ class Couples:
         """The JSON of a sample, by shard and place; empty where it cannot be read."""
         self._rings: dict[int, dict[tuple[int, int], NDArray[np.int64]]] = {}
 
-    def partner(self, lane: int, position: int) -> Place:
-        """The sample that is coupled behind the one at `position`. Raises UserError for a rule that gives no ring.
+    def partner(self, lane: int, index: int) -> Place:
+        """The sample that is coupled behind sample `index`. Raises UserError for a rule that gives no ring.
 
         The first call in a block reads all its captions, and no image.
         """
         rings = self._rings.setdefault(lane, {})
-        block = self.lanes.block_at(lane, position)
+        block = self.lanes.block_at(lane, index)
         if block not in rings:
-            places = self.lanes.places(lane, position)
+            places = self.lanes.places(lane, index)
             rings[block] = self._ring([caption_in(self.record(at.shard, at.sample)) for at in places])
             oldest = next(iter(rings))
             if sum(map(len, rings.values())) - len(rings[oldest]) - len(rings[block]) >= LONGEST_WAIT:
                 del rings[oldest]
-        return self.lanes.partner(lane, position, rings[block])
+        return self.lanes.partner(lane, index, rings[block])
 
     def _ring(self, captions: list[str]) -> NDArray[np.int64]:
         made: list[int] = []
         for start in range(0, len(captions), WINDOW):
             window = captions[start : start + WINDOW]
-            order = [int(index) for index in self.rule(window)]
+            order = [int(number) for number in self.rule(window)]
             if sorted(order) != list(range(len(window))):
                 raise UserError(
                     f"couple: the rule {self.name!r} must give every index of the {len(window)} captions once; fix it"
                 )
-            made += [start + index for index in order]
+            made += [start + number for number in order]
         return np.array(made, dtype=np.int64)
 
 

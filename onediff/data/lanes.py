@@ -1,4 +1,4 @@
-"""Which sample comes next, as arithmetic: from (seed, epoch, shard sizes, lanes, position) to a sample. No I/O, no state.
+"""Which sample comes next, as arithmetic: from (seed, epoch, shard sizes, lanes, index) to a sample. No I/O, no state.
 
 An epoch's shards, permuted by (seed, epoch), are laid end to end and cut into `lanes` slices of equal length (to one
 sample). A lane reads its slice block by block and shuffles inside each block. Every optimizer step takes the same number
@@ -56,7 +56,7 @@ class Lanes:
 
     A data set smaller than `lanes` is laid out several times an epoch (`repeats`), each time in another order, so that no
     lane is empty. Memory: some bytes a shard and `block` indexes for each lane in use; the time of a look-up does not
-    depend on how far the position lies.
+    depend on how far into a lane it is.
     """
 
     def __init__(self, shard_samples: NDArray[np.int64], lanes: int, seed: int, block: int = 1024) -> None:
@@ -75,32 +75,32 @@ class Lanes:
         """Samples of `lane` in one epoch; lanes differ by one at most."""
         return self._start(lane + 1) - self._start(lane)
 
-    def at(self, lane: int, position: int) -> Place:
-        """The sample at `position` (0, 1, …, without end) of `lane`."""
-        epoch, offset = divmod(position, self.length(lane))
+    def at(self, lane: int, index: int) -> Place:
+        """Sample `index` (0, 1, …, without end) of `lane`."""
+        epoch, offset = divmod(index, self.length(lane))
         block, start = self._block_of(lane, offset)
         return self._place(epoch, lane, start + int(self._block_order(epoch, lane, block)[offset - start]))
 
-    def block_at(self, lane: int, position: int) -> tuple[int, int]:
-        """The epoch of `position` of `lane`, and the number of its block: what is shuffled and coupled together."""
-        epoch, offset = divmod(position, self.length(lane))
+    def block_at(self, lane: int, index: int) -> tuple[int, int]:
+        """The epoch of that sample, and the number of its block: what is shuffled and coupled together."""
+        epoch, offset = divmod(index, self.length(lane))
         return epoch, self._block_of(lane, offset)[0]
 
-    def places(self, lane: int, position: int) -> list[Place]:
+    def places(self, lane: int, index: int) -> list[Place]:
         """All samples of that block, in the order of the shards."""
-        epoch, offset = divmod(position, self.length(lane))
+        epoch, offset = divmod(index, self.length(lane))
         block, start = self._block_of(lane, offset)
         size = len(self._block_order(epoch, lane, block))
-        return [self._place(epoch, lane, start + index) for index in range(size)]
+        return [self._place(epoch, lane, start + offset) for offset in range(size)]
 
-    def partner(self, lane: int, position: int, ring: NDArray[np.int64] | None = None) -> Place:
-        """The sample that is coupled behind the one at `position`: the next in `ring`, behind the last the first.
+    def partner(self, lane: int, index: int, ring: NDArray[np.int64] | None = None) -> Place:
+        """The sample that is coupled behind sample `index`: the next in `ring`, behind the last the first.
 
         A ring is an order of the block's `places`, by default the shuffled one. So each sample of an epoch is once
         the first and once the second of a couple, and never both of one.
         """
-        first = self.at(lane, position)
-        epoch, offset = divmod(position, self.length(lane))
+        first = self.at(lane, index)
+        epoch, offset = divmod(index, self.length(lane))
         block, start = self._block_of(lane, offset)
         order, at = self._block_order(epoch, lane, block), offset - start
         if ring is not None:

@@ -82,13 +82,13 @@ def first_lengths(stream: Stream, lanes: int, samples: int) -> list[int]:
     """
     tokens: list[int] = []
     skipped: list[Fault] = []
-    for draw in count():
+    for index in count():
         for lane in range(lanes):
             try:
-                tokens.append(stream.tokens(lane, draw))
+                tokens.append(stream.tokens(lane, index))
                 skipped = []
             except BadSample as bad:
-                stream.passed_over(skipped, lane, draw, bad)
+                stream.passed_over(skipped, lane, index, bad)
             if len(tokens) == samples:
                 return tokens
     raise AssertionError("unreachable")
@@ -101,13 +101,13 @@ def too_long(stream: Stream, lanes: int, samples: int) -> Counter[str]:
     whole.processor.config = stream.processor.config.model_copy(update={"max_tokens": sys.maxsize})
     found: Counter[str] = Counter()
     for number in range(samples):
-        draw, lane = divmod(number, lanes)
+        index, lane = divmod(number, lanes)
         try:
-            longer = whole.tokens(lane, draw) > stream.processor.config.max_tokens
+            longer = whole.tokens(lane, index) > stream.processor.config.max_tokens
         except BadSample:
             continue
         if longer:
-            found[stream.sources[stream.mix.at(lane, draw)[0]].name] += 1
+            found[stream.sources[stream.mix.at(lane, index)[0]].name] += 1
     return found
 
 

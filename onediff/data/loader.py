@@ -1,39 +1,38 @@
-"""Micro-batches of one data-parallel rank, made in worker processes, each with the position that follows it.
+"""Micro-batches of one data-parallel rank, each with the cursor behind it.
 
-Rank r of D serves lanes r, r + D, …; a global batch is one row of every lane. Rows are made by whichever worker's turn it
-is, those of later micro-batches too, and laid into batches in their order, so the batches are the same for any number of
-workers.
+Rank r of D serves lanes r, r + D, …; a global batch is one row of every lane. Rows are laid into batches in their order,
+so the batches are the same for any number of worker processes.
+
+`read_batches`, `share_batches` and `onediff.data.device.copy_batches` are stages, each an iterator over the pairs
+`(batch, cursor)` of the one before; `load` is all of them.
 """
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import logging
-import multiprocessing
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from onediff.data.ahead import Ahead, Made, Task, Work
+from onediff.config.data import DataConfig
+from onediff.data.ahead import rows
 from onediff.data.batch import Batch
-from onediff.data.rows import Row, collate, collate_packed
+from onediff.data.cursor import Cursor
+from onediff.data.device import copy_batches
+from onediff.data.rows import collate, collate_packed
 from onediff.data.sample import Fault
 from onediff.data.stream import Stream
 from onediff.errors import UserError
+from onediff.parallel.topology import Topology
 
 log = logging.getLogger(__name__)
 
 NAMED = 10
 """Unreadable samples of each kind that a rank names in its log; of the rest, a summary whenever their number doubled."""
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Share:
 
     @classmethod
     def of_rank(cls, global_batch: int, micro_batch: int, dp_rank: int, dp_size: int) -> Share:
-        """Lanes dp_rank, dp_rank + dp_size, …. Raises UserError when the batch cannot be shared out evenly."""
+        """Lanes dp_rank, dp_rank + dp_size, …. Raises UserError if the batch cannot be shared out evenly."""
         if global_batch % (micro_batch * dp_size):
             raise UserError(
                 f"global_batch {global_batch} cannot be shared out over {dp_size} data-parallel ranks in micro-batches "
@@ -59,63 +58,80 @@ class Share:
         return len(self.lanes) // self.micro_batch
 
 
-class Loader:
-    """Endless micro-batches of one rank; `draws` is where each of its lanes goes on: its next draw, or, where rows are
-    packed, the draws that wait and the next one."""
+def load(
+    stream: Stream, micro_batch: int, cursor: Cursor, data: DataConfig, topology: Topology, device: torch.device
+) -> Iterator[tuple[Batch, Cursor]]:
+    """Endless micro-batches on `device`, for every rank of a tensor group. Collective over the group.
 
-    def __init__(
-        self, stream: Stream, share: Share, draws: dict[int, Any], workers: int, prefetch: int, bad_share: float
-    ) -> None:
+    Raises UserError, on all of the group, when too many samples are bad.
+    """
+    batches = read_batches(stream, micro_batch, cursor, data.workers, data.prefetch, data.bad_share)
+    return copy_batches(share_batches(batches, topology), device)
+
+
+def read_batches(
+    stream: Stream, micro_batch: int, cursor: Cursor, workers: int, prefetch: int, bad_share: float
+) -> Iterator[tuple[Batch, Cursor]]:
+    """Endless micro-batches of the lanes of `cursor`, read and decoded by `workers` processes from the first `next` on.
+
+    Raises UserError when too many samples are bad.
+    """
+    # Together the workers are `prefetch` micro-batches ahead, or as many rows as there are workers.
+    a_worker = prefetch * max(1, -(-micro_batch // max(1, workers)))
+    lanes, left_out = dict(cursor.lanes), LeftOut(stream, bad_share)
+    in_turn = rows(stream, cursor.lanes, workers, a_worker)
+    while True:
+        micro = []
+        for lane, samples, behind in islice(in_turn, micro_batch):
+            micro.append(samples)
+            lanes[lane] = behind
+        batch = collate_packed(micro, stream.pack) if stream.pack else collate([one for (one,) in micro])
+        left_out.count(batch)
+        yield batch, Cursor(dict(lanes), left_out.skipped.copy(), left_out.cut.copy())
+
+
+def share_batches(batches: Iterator[tuple[Batch, Cursor]], topology: Topology) -> Iterator[tuple[Batch, Cursor]]:
+    """The batches of a tensor group's first rank, on all ranks of the group; the others never touch their own `batches`.
+
+    Collective over the group. A UserError of the first rank is raised on all of them.
+    """
+    while True:
+        made: Any = None
+        if topology.tp_rank == 0:
+            try:
+                made = next(batches)
+            except UserError as error:
+                made = str(error)
+        made = topology.from_tensor_rank_zero(made)
+        if isinstance(made, str):
+            raise UserError(made)
+        yield made
+
+
+class LeftOut:
+    """What a rank has left out: counted, and named in its log."""
+
+    def __init__(self, stream: Stream, bad_share: float) -> None:
         self.stream = stream
-        self.share = share
-        self.draws = {lane: draws[lane] for lane in share.lanes}
-        self.workers = workers
-        self.prefetch = prefetch
         self.bad_share = bad_share
         self.read = 0
+        """Samples, the bad ones too."""
         self.skipped: Counter[str] = Counter()
-        """Unreadable samples by kind."""
+        """Unreadable samples, by kind."""
         self.skipped_in: Counter[str] = Counter()
-        """The same by shard."""
-        self.answered: Counter[str] = Counter()
-        """Samples by source, and of those the ones whose answers were cut at `data.max_tokens`."""
+        """The same, by shard."""
         self.cut: Counter[str] = Counter()
+        """Samples whose answers were cut at `data.max_tokens`, by source."""
+        self.answered: Counter[str] = Counter()
+        """All samples that made a row, by source."""
         self._next_summary = 4 * NAMED
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yields micro-batches forever. `draws`, `skipped`, `skipped_in` and `cut` are current behind each.
+    def count(self, batch: Batch) -> None:
+        """Counts what is missing from one more batch. Raises UserError when more than `bad_share` of the samples are bad."""
+        self._count_skipped(batch)
+        self._count_cut(batch)
 
-        Raises UserError when too many samples are bad.
-        """
-        others = set(multiprocessing.active_children())
-        ahead, size = Ahead(self.stream, self.draws), self.share.micro_batch
-        a_worker = self.prefetch * max(1, -(-size // max(1, self.workers)))
-        results = map(
-            _unpacked,
-            DataLoader(
-                Work(self.stream),
-                batch_size=None,
-                sampler=ahead,
-                num_workers=self.workers,
-                collate_fn=_packed,
-                worker_init_fn=_leave_signals_to_the_rank,
-                prefetch_factor=a_worker if self.workers else None,
-            ),
-        )
-        # For good: an exception's frames can keep the workers alive even after this generator has been closed.
-        atexit.register(_kill, set(multiprocessing.active_children()) - others)
-        pack, lanes = self.stream.pack, self.share.lanes
-        for start in cycle(range(0, len(lanes), size)):
-            rows = [(lane, *ahead.row(lane, results)) for lane in lanes[start : start + size]]
-            samples = [samples for _, samples, _ in rows]
-            batch = collate_packed(samples, pack) if pack else collate([one for (one,) in samples])
-            for lane, _, draw in rows:
-                self.draws[lane] = draw
-            self._count(batch)
-            self._count_cut(batch)
-            yield batch
-
-    def _count(self, batch: Batch) -> None:
+    def _count_skipped(self, batch: Batch) -> None:
         faults: list[Fault] = batch.info["skipped"]
         self.read += batch.info["samples"] + len(faults)
         for fault in faults:
@@ -150,40 +166,3 @@ class Loader:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common())
         shards = ", ".join(f"{count} in {shard}" for shard, count in self.skipped_in.most_common(3))
         return f"{self.skipped.total()} of {self.read} samples are unreadable ({kinds}; most of them: {shards})"
-
-
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """Ctrl-C, `timeout` and Slurm signal every process of a group; workers end with their rank, after its checkpoint."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    # A rank that is killed takes them along: at their own end they would wait for it to read what they have made.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _kill(workers: set[Any]) -> None:
-    """At the rank's exit, before multiprocessing's own exit handler sends SIGTERM, which workers ignore, and waits."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for a worker that was killed
-    for worker in workers:
-        worker.kill()
-
-
-TENSORS = ("token_ids", "is_target", "images")
-
-
-def _packed(result: Any) -> Any:
-    """A result as it crosses the process border: arrays, since torch would open a shared file for each small tensor."""
-    task, made = result
-    return task, made if isinstance(made, str) else [_arrays(one) if isinstance(one, Row) else one for one in made]
-
-
-def _arrays(row: Row) -> dict[str, Any]:
-    return vars(row) | {name: getattr(row, name).numpy() for name in TENSORS}
-
-
-def _unpacked(result: Any) -> tuple[Task, Made]:
-    task, made = result
-    return task, made if isinstance(made, str) else [_row(one) if isinstance(one, dict) else one for one in made]
-
-
-def _row(fields: dict[str, Any]) -> Row:
-    return Row(**(fields | {name: torch.from_numpy(fields[name]) for name in TENSORS}))

@@ -29,14 +29,14 @@ class Mix:
         # Where the turns of each source lie in a period: memory does not grow with the number of sources.
         self._turns = [np.flatnonzero(self._sequence == source).astype(np.int32) for source in range(len(turns))]
 
-    def at(self, lane: int, draw: int) -> tuple[int, int]:
-        """The source of draw number `draw` of `lane`, and how many draws of that source this lane made before."""
-        source = int(self._sequence[(lane + draw) % self.period])
-        return source, self._count(source, lane + draw) - self._count(source, lane)
+    def at(self, lane: int, index: int) -> tuple[int, int]:
+        """The source of sample `index` of `lane`, and how many samples of that source this lane has before it."""
+        source = int(self._sequence[(lane + index) % self.period])
+        return source, self.count(source, lane, index)
 
-    def draws(self, source: int, lane: int, draw: int) -> int:
-        """Draws of `source` among the first `draw` draws of `lane`."""
-        return self._count(source, lane + draw) - self._count(source, lane)
+    def count(self, source: int, lane: int, index: int) -> int:
+        """Samples of `source` among the first `index` of `lane`."""
+        return self._count(source, lane + index) - self._count(source, lane)
 
     def _count(self, source: int, end: int) -> int:
         """Turns of `source` among the first `end` of the sequence."""

@@ -2,7 +2,7 @@
 
 A lane's next `LOOK_AHEAD` samples are measured, not decoded: which of them go into a row together is arithmetic on their
 lengths, and only those are then read as rows. The oldest always goes, so that no sample waits for more than `LOOK_AHEAD`
-rows. A position is the draws that wait and the next one: resuming measures those again and replays nothing.
+rows. A lane's cursor is the samples that wait and the next new one: resuming measures those again and replays nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from onediff.data.rows import Row
+from onediff.data.cursor import LaneCursor
 from onediff.data.sample import BadSample, Fault
 from onediff.data.stream import Stream
 
 LOOK_AHEAD = 32
 """Samples that a row is chosen from."""
-
-Place = tuple[int, ...]
-"""The draws of a lane that wait, oldest first, and behind them the next one that nobody has looked at."""
 
 
 class Fill(NamedTuple):
@@ -31,72 +28,54 @@ class Fill(NamedTuple):
 
 
 class Packer:
-    """Packed rows of a stream, by lane and place."""
+    """Chooses the samples of packed rows."""
 
     def __init__(self, stream: Stream, tokens: int, measure: Callable[[int, int], int] | None = None) -> None:
-        """`measure` gives the length of a lane's sample by its draw, as `Stream.tokens` does, which is the default."""
+        """`measure` gives the length of a sample by lane and index; by default it is `Stream.tokens`."""
         self.stream = stream
         self.tokens = tokens
         self.measure = measure or stream.tokens
         self._lengths: dict[tuple[int, int], int] = {}
 
-    def row(self, lane: int, place: Place) -> tuple[list[Row], Place]:
-        """The samples of the row at `place`, each as a row of its own, and the place behind it.
+    def chosen(self, lane: int, cursor: LaneCursor, skipped: list[Fault]) -> tuple[dict[int, int], LaneCursor]:
+        """The samples of the row at `cursor` with their lengths, by index, and the cursor behind it.
 
-        Faults of bad samples met on the way are in `skipped` of the first. Raises UserError after `data.bad_in_a_row` of
-        them.
+        No image is decoded. Bad samples met on the way are added to `skipped`; raises UserError once there are
+        `data.bad_in_a_row` of them.
         """
-        skipped: list[Fault] = []
-        while True:
-            lengths, place = self.chosen(lane, place, skipped)
-            rows = []
-            for draw in lengths:
-                try:
-                    rows.append(self.stream.one(lane, draw))
-                except BadSample as bad:  # such as an image that cannot be decoded: its part of the row stays empty
-                    self.stream.passed_over(skipped, lane, draw, bad)
-            if rows:
-                rows[0].skipped = skipped
-                return rows, place
-
-    def chosen(self, lane: int, place: Place, skipped: list[Fault]) -> tuple[dict[int, int], Place]:
-        """Which draws make the row at `place` and their lengths, without decoding an image; and the place behind it.
-
-        Bad samples that are met are added to `skipped`. Raises UserError where those are `data.bad_in_a_row`.
-        """
-        *waiting, next_draw = place
-        pool = {draw: self._length(lane, draw) for draw in waiting}
+        *waiting, next_new = cursor
+        pool = {index: self._length(lane, index) for index in waiting}
         while len(pool) < LOOK_AHEAD:
             try:
-                pool[next_draw] = self._length(lane, next_draw)
+                pool[next_new] = self._length(lane, next_new)
             except BadSample as bad:
-                self.stream.passed_over(skipped, lane, next_draw, bad)
-            next_draw += 1
-        draws = list(pool)
-        chosen = {draws[index]: pool[draws[index]] for index in fullest(list(pool.values()), self.tokens)}
-        for draw in chosen:
-            del self._lengths[lane, draw]
-        return chosen, (*(draw for draw in draws if draw not in chosen), next_draw)
+                self.stream.passed_over(skipped, lane, next_new, bad)
+            next_new += 1
+        indexes = list(pool)
+        chosen = {indexes[number]: pool[indexes[number]] for number in fullest(list(pool.values()), self.tokens)}
+        for index in chosen:
+            del self._lengths[lane, index]
+        return chosen, (*(index for index in indexes if index not in chosen), next_new)
 
     def fill(self, lanes: int, rows: int = 256) -> Fill:
         """How full the first rows of some lanes are, measured without decoding any image. Raises UserError."""
         used = min(lanes, 4)
         samples = tokens = 0
         for lane in range(used):
-            place: Place = (0,)
+            cursor: LaneCursor = (0,)
             for _ in range(rows // used):
-                lengths, place = self.chosen(lane, place, [])
+                lengths, cursor = self.chosen(lane, cursor, [])
                 samples += len(lengths)
                 tokens += sum(lengths.values())
         self._lengths.clear()
         made = rows // used * used
         return Fill(samples / made, tokens / made / self.tokens)
 
-    def _length(self, lane: int, draw: int) -> int:
+    def _length(self, lane: int, index: int) -> int:
         """Tokens of a sample; kept while it waits."""
-        if (lane, draw) not in self._lengths:
-            self._lengths[lane, draw] = self.measure(lane, draw)
-        return self._lengths[lane, draw]
+        if (lane, index) not in self._lengths:
+            self._lengths[lane, index] = self.measure(lane, index)
+        return self._lengths[lane, index]
 
 
 def fullest(lengths: Sequence[int], room: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -54,14 +54,6 @@ class Planes:
     """Rows and columns of patches of each image, beside `mask`."""
     patches: Segments | None = None
     """Beside `mask`: the patches of each image and behind them its padding, as sequences."""
-
-    def to(self, device: torch.device) -> Planes:
-        """The same with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        patches = None if self.patches is None else self.patches.to(device)
-        return replace(self, pairs=self.pairs.to(device), patches=patches, **moved)
 
     def of_images(self, level: Tensor) -> Tensor:
         """`[tokens, width]`: the tokens that go on, of what the tower gave, `[views or images, tokens, width]`."""

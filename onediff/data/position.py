@@ -1,15 +1,16 @@
-"""Where a phase stands in its data: one number a lane, or some where rows are packed; small enough for any checkpoint."""
+"""Where a whole phase stands in its data, and in which order: what a checkpoint stores of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onediff.data.packing import Place
+from onediff.data.cursor import Cursor, LaneCursor
 from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
 
@@ -33,18 +34,25 @@ SOURCE_CHANGES = {
 
 @dataclass(frozen=True)
 class Position:
-    """Draws made by each lane, and a description of the order that they count in."""
+    """The cursors of all lanes, and a description of the order that they count in."""
 
     order: dict[str, Any]
     """What determines the order: lanes, seed, block, coupling, packing, and each source's name, weight, shards, their
     sizes and checksums."""
-    draws: tuple[int | Place, ...]
-    """Draws made so far, by lane; where rows are packed, the draws that wait and then the next one."""
+    cursors: tuple[LaneCursor, ...]
 
     @classmethod
     def start(cls, stream: Stream, lanes: int, block: int) -> Position:
         """Before the first row."""
-        return cls(order_of(stream, lanes, block), (((0,) if stream.pack else 0),) * lanes)
+        return cls(order_of(stream, lanes, block), ((0,),) * lanes)
+
+    def cursor(self, lanes: Iterable[int]) -> Cursor:
+        """Where a rank that serves these lanes starts reading."""
+        return Cursor({lane: self.cursors[lane] for lane in lanes}, Counter(), Counter())
+
+    def moved(self, lanes: Mapping[int, LaneCursor]) -> Position:
+        """The same order with these cursors of all its lanes."""
+        return Position(self.order, tuple(lanes[lane] for lane in range(len(self.cursors))))
 
     def to_json(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -55,9 +63,9 @@ class Position:
         """The stored position, if its order is `current`.
 
         Raises UserError naming what changed otherwise: the numbers would mean other samples. Where `other_order` allows
-        that, the new order goes on as far in as the old one came; with another number of lanes all stand equally far.
+        that, the new order goes on as far in as the old one came; with another number of lanes all are equally far.
         """
-        draws: tuple[int | Place, ...] = tuple(tuple(d) if isinstance(d, list) else d for d in stored["draws"])
+        cursors = stored_cursors(stored)
         for what, old, new in _compared(stored["order"], current):
             if old == new:
                 continue
@@ -68,13 +76,18 @@ class Position:
                     "to go on though some samples of this epoch then come twice or not at all"
                 )
             log.warning("%s: some samples of this epoch come twice or not at all", changed)
-        packed = current["pack"] is not None
-        if len(draws) != current["lanes"] or packed != isinstance(draws[0], tuple):
-            reached = [draw[-1] if isinstance(draw, tuple) else draw for draw in draws]
-            if len(reached) != current["lanes"]:
-                reached = [-(-sum(reached) // current["lanes"])] * current["lanes"]
-            draws = tuple((draw,) if packed else draw for draw in reached)
-        return cls(current, draws)
+        if len(cursors) != current["lanes"]:
+            reached = -(-sum(cursor[-1] for cursor in cursors) // current["lanes"])
+            cursors = ((reached,),) * current["lanes"]
+        elif current["pack"] is None:
+            cursors = tuple(cursor[-1:] for cursor in cursors)
+        return cls(current, cursors)
+
+
+def stored_cursors(stored: dict[str, Any]) -> tuple[LaneCursor, ...]:
+    """The cursors in a stored position. Older ones have `draws`, a plain number for each lane that leaves none waiting."""
+    each = stored["cursors"] if "cursors" in stored else stored["draws"]
+    return tuple((one,) if isinstance(one, int) else tuple(one) for one in each)
 
 
 def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:

@@ -100,10 +100,10 @@ class Prompter:
         self._add(made, before, stretch, "")
         return made
 
-    def instruction(self, task: str, draw: int | None = None) -> str:
-        """The instruction of a task: the wording that `draw` chooses, or the first."""
+    def instruction(self, task: str, choice: int | None = None) -> str:
+        """The instruction of a task: the wording that `choice` picks, or the first."""
         wordings = self.config.wordings(task)
-        return wordings[0 if draw is None or len(wordings) == 1 else mix64(draw, 2) % len(wordings)]
+        return wordings[0 if choice is None or len(wordings) == 1 else mix64(choice, 2) % len(wordings)]
 
     def _elements(self, images: list[int], deltas: int, turns: list[Turn]) -> Iterator[Element]:
         words = placed([turn.words for turn in turns], images, deltas, self.template)

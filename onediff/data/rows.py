@@ -49,8 +49,6 @@ class Row:
     planes: tuple[Plane, ...] = ()
     """Where the image tokens of each image lie; empty where every image is one view."""
     was_cut: bool = False
-    next_draw: int = 0
-    """The lane's position behind this row."""
     skipped: list[Fault] = field(default_factory=list)
     """The bad samples passed over on the way to this row."""
 
@@ -65,36 +63,36 @@ class Processor:
         self.fit = fit_of(image, patch)
         self.config = config
 
-    def row(self, sample: Sample, task: str | None, draw: int, source: int = 0) -> Row:
-        """A pair, a single image or a text as a training row; `draw` picks one of several captions.
+    def row(self, sample: Sample, task: str | None, choice: int, source: int = 0) -> Row:
+        """A pair, a single image or a text as a training row; `choice` picks one of several captions.
 
         Raises BadSample for an image that cannot be read, or for a sample longer than `max_tokens` under
         `too_long: skip`.
         """
-        turns = self._turns(sample, task, draw)
+        turns = self._turns(sample, task, choice)
         return self._made(self._seen(sample), sample.is_pair, turns, source, (sample.id,))
 
-    def tokens(self, sample: Sample, task: str | None, draw: int) -> int:
+    def tokens(self, sample: Sample, task: str | None, choice: int) -> int:
         """The length of `row`, without its images. Raises BadSample."""
         lengths = self.fit.lengths(encoded(sample), self.config.max_pixels)
-        return len(self._sequence(lengths, sample.is_pair, self._turns(sample, task, draw))[0].token_ids)
+        return len(self._sequence(lengths, sample.is_pair, self._turns(sample, task, choice))[0].token_ids)
 
-    def couple_tokens(self, first: Sample, second: Sample, draw: int) -> int:
+    def couple_tokens(self, first: Sample, second: Sample, choice: int) -> int:
         """The length of `couple`, without its images. Raises BadSample."""
         lengths = self.fit.lengths(encoded(first, second), self.config.max_pixels)
-        return len(self._sequence(lengths, True, self._couple_turns(first, second, draw))[0].token_ids)
+        return len(self._sequence(lengths, True, self._couple_turns(first, second, choice))[0].token_ids)
 
-    def couple(self, first: Sample, second: Sample, draw: int, source: int = 0) -> Row:
+    def couple(self, first: Sample, second: Sample, choice: int, source: int = 0) -> Row:
         """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
-        turns = self._couple_turns(first, second, draw)
+        turns = self._couple_turns(first, second, choice)
         if len(first.images) + len(second.images) != 2:
             raise BadSample("not_single", f"{first.id} and {second.id}: coupling takes samples with one image each")
         return self._made(self._seen(first, second), True, turns, source, (first.id, second.id))
 
-    def _couple_turns(self, first: Sample, second: Sample, draw: int) -> list[Turn]:
-        answers = [self._caption(sample, mix64(draw, place)) for place, sample in enumerate((first, second))]
+    def _couple_turns(self, first: Sample, second: Sample, choice: int) -> list[Turn]:
+        answers = [self._caption(sample, mix64(choice, place)) for place, sample in enumerate((first, second))]
         answer = self.prompter.config.couple_answer.format(first=answers[0], second=answers[1])
-        return [Turn(self.prompter.instruction("couple", draw), answer)]
+        return [Turn(self.prompter.instruction("couple", choice), answer)]
 
     def prompt(self, images: Sequence[Image], instruction: str | None, task: str = "pair") -> Row:
         """A row to be answered by the model: upright RGB images and an instruction, or that of a task; no target.
@@ -104,16 +102,16 @@ class Processor:
         turns = [Turn(instruction or self.prompter.instruction(task), None)]
         return self._made(self.fit.of(images), len(images) == 2, turns, 0, ())
 
-    def _turns(self, sample: Sample, task: str | None, draw: int) -> list[Turn]:
+    def _turns(self, sample: Sample, task: str | None, choice: int) -> list[Turn]:
         task = task or ("pair" if sample.is_pair else "single")
         if sample.conversations:
             return _turns_of(sample.conversations)
-        return [Turn(sample.instruction or self.prompter.instruction(task, draw), self._caption(sample, draw))]
+        return [Turn(sample.instruction or self.prompter.instruction(task, choice), self._caption(sample, choice))]
 
-    def _caption(self, sample: Sample, draw: int) -> str:
+    def _caption(self, sample: Sample, choice: int) -> str:
         if sample.captions:
-            return sample.captions[draw % len(sample.captions)]
-        return self._turns(sample, "single", draw)[0].answer or ""
+            return sample.captions[choice % len(sample.captions)]
+        return self._turns(sample, "single", choice)[0].answer or ""
 
     def _seen(self, *samples: Sample) -> Seen:
         """What the model is shown of the images of these samples. Raises BadSample."""

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Part = TypeVar("Part")
+
+
+def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    """A copy of a dataclass with every tensor in it changed, those of the dataclasses in it too."""
+    changed: dict[str, Any] = {}
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor):
+            changed[name] = change(value)
+        elif is_dataclass(value):
+            changed[name] = each_tensor(value, change)
+    return replace(part, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,3 @@ class Segments:
     def longest(self) -> int:
         """Tokens of the longest sequence."""
         return max(self.lengths, default=0)
-
-    def to(self, device: torch.device) -> Segments:
-        """The same with `cu_seqlens` on `device`."""
-        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))

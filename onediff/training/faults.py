@@ -30,7 +30,8 @@ class Watch:
     first_bad: int | None = None
     """First of the bad steps that the last step is one of, without a good one between them."""
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Where the phase went back: `from_step`, `to_step`, `why`, and `draws` by lane between which nothing was learned."""
+    """Where the phase went back: `from_step`, `to_step`, `why`, and the `cursors` of all lanes at both ends of what
+    was passed over."""
 
     def see(self, step: int, loss: float, grad_norm: float) -> None:
         """Notes a step; numbers that are not finite stand for one that may have been skipped."""

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from tqdm import tqdm
 from onediff.config.bad_steps import BadStepsConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
+from onediff.data.cursor import Cursor, LaneCursor
 from onediff.data.loader import Share
-from onediff.data.position import Position
+from onediff.data.position import Position, stored_cursors
 from onediff.data.stream import Stream
 from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.runs.folder import RunFolder
@@ -32,7 +34,6 @@ from onediff.training.guard import GoBack, Guard
 from onediff.training.measures import Measures
 from onediff.training.meter import FlopCounter
 from onediff.training.pace import StragglerMonitor
-from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples, due
 from onediff.training.stop import Stopped, StopRequest, signal_of
 
@@ -52,11 +53,9 @@ class Given:
     waited: float
     """Seconds for which the host waited for data."""
     epochs: dict[str, float]
-    """How often each data set has been read."""
-    skipped: dict[str, int]
-    """Samples that this rank has left out, by kind."""
-    cut: dict[str, int]
-    """Answers that this rank has cut, by data set."""
+    """How many times each data set has been read."""
+    cursor: Cursor
+    """Where this rank's data goes on behind the step."""
     tflop: float | None
     """10¹² FLOPs of this rank's micro-batches."""
     micro_batches: list[Batch]
@@ -131,36 +130,36 @@ class PhaseLoop:
         self.guard.watch.restore(extra.get("bad_steps"))
         self.measures.restore(extra.get("measures"), self.writer.folder)
 
-    def run(self, loader: Prefetched) -> dict[str, float]:
+    def run(self, batches: Iterator[tuple[Batch, Cursor]]) -> dict[str, float]:
         """Steps until the end; returns the last figures.
 
         Raises Stopped after a stop request, with a checkpoint, and TrainingFault where numbers are not to be trusted.
         """
-        batches = iter(loader)
+        self.cursor = self.position.cursor(self.share.lanes)
         try:
             while True:
                 try:
-                    return self._run(loader, batches)
+                    return self._run(batches)
                 except GoBack as spike:
-                    self._go_back(spike, loader)
+                    self._go_back(spike)
         except TrainingFault:
             self._durable(self.writer.finish())  # the last good one, if it is still being written
             raise
 
-    def _run(self, loader: Prefetched, batches: Iterator[Batch]) -> dict[str, float]:
+    def _run(self, batches: Iterator[tuple[Batch, Cursor]]) -> dict[str, float]:
         measured: dict[str, float] = {}
         saved = self.step
         best = self.measures.best
         if self.measures.owed(self.step) and self.measures.before_saving(self.engine, self.step):
-            self._save(loader, best=True)
-        for measured, settled, stopped in self._steps(loader, batches) if not best.over else ():
+            self._save(best=True)
+        for measured, settled, stopped in self._steps(batches) if not best.over else ():
             self._durable(self.writer.poll())
             if not settled:
                 continue
             stops = stopped is not None and self.step < self.steps
             is_best = not stops and self.measures.due(self.step) and self.measures.before_saving(self.engine, self.step)
             if self._saves_after(self.step) or stopped or is_best or best.over:
-                self._save(loader, best=is_best)
+                self._save(best=is_best)
                 saved = self.step
                 if self.rank == 0:
                     self._write_status(self.step, measured)
@@ -176,7 +175,7 @@ class PhaseLoop:
                 self._durable(self.writer.finish())
                 raise Stopped(f"{stopped} at step {self.step} of {self.steps}")
         if saved < self.step or self.step == 0:
-            self._save(loader)
+            self._save()
         self._durable(self.writer.finish())
         if best.over:
             told = (self.name, self.step, self.steps, best.in_words(), best.since)
@@ -196,9 +195,7 @@ class PhaseLoop:
     def _saves_after(self, step: int) -> bool:
         return step % self.phase.checkpoint_every == 0 or step == self.steps
 
-    def _steps(
-        self, loader: Prefetched, batches: Iterator[Batch]
-    ) -> Iterator[tuple[dict[str, float], bool, str | None]]:
+    def _steps(self, batches: Iterator[tuple[Batch, Cursor]]) -> Iterator[tuple[dict[str, float], bool, str | None]]:
         """Takes the steps; yields, after each, its metrics, whether it is the newest one, and a stop request.
 
         The figures of a step are read when the next one has been given to the device, so that the device never waits
@@ -216,7 +213,7 @@ class PhaseLoop:
             disable=None if self.rank == 0 else True,
         ) as bar:
             for step in range(self.step, self.steps):
-                given.append(self._give(step, batches, loader, before or Moment(self.engine.device)))
+                given.append(self._give(step, batches, before or Moment(self.engine.device)))
                 before = given[-1].work.ended
                 settles = self._saves_after(step + 1) or due(self.samples_every, step + 1, self.steps)
                 settles = settles or self.measures.due(step + 1)
@@ -227,21 +224,23 @@ class PhaseLoop:
                 if not given:
                     before = None
 
-    def _give(self, step: int, batches: Iterator[Batch], loader: Prefetched, after: Moment) -> Given:
+    def _give(self, step: int, batches: Iterator[tuple[Batch, Cursor]], after: Moment) -> Given:
         """Gives one step to the device."""
         asked = time.perf_counter()
-        micro_batches = [next(batches) for _ in range(self.share.micro_batches)]
+        micro_batches: list[Batch] = []
+        for batch, cursor in islice(batches, self.share.micro_batches):
+            micro_batches.append(batch)
+            self.cursor = cursor
         waited = time.perf_counter() - asked
         work = self.engine.step(micro_batches, step, self.steps, self.stop.asked)
         lane = self.share.lanes[0]
-        epochs = self.stream.epochs(lane, loader.draws[lane])
+        epochs = self.stream.epochs(lane, self.cursor.lanes[lane])
         return Given(
             work,
             after,
             waited,
             epochs,
-            dict(loader.skipped),
-            dict(loader.cut),
+            self.cursor,
             self.meter.tflop(micro_batches),
             micro_batches,
         )
@@ -256,7 +255,7 @@ class PhaseLoop:
         waited = min(given.waited, given.after.seconds_until(given.work.began))
         total = given.after.seconds_until(given.work.ended)
         measured |= self._rates(measured, given, total, waited)
-        measured |= self.pace.after(self.step, self.steps, total, waited, given.skipped, given.cut)
+        measured |= self.pace.after(self.step, self.steps, total, waited, given.cursor.skipped, given.cursor.cut)
         measured = {name: value for name, value in measured.items() if math.isfinite(value)}
         if self.rank == 0:
             if self.step % self.log_every == 0 or self.step == self.steps:
@@ -307,15 +306,15 @@ class PhaseLoop:
             100 * measured["data_wait_share"],
         )
 
-    def _go_back(self, spike: GoBack, loader: Prefetched) -> None:
+    def _go_back(self, spike: GoBack) -> None:
         """Goes on with the weights, moments and step of a checkpoint, behind the data that has been read by now."""
         then = read_manifest(spike.checkpoint).extra
-        data = self._data(loader)
+        data = self._data()
         passed_over = {
             "from_step": spike.step,
             "to_step": then["step"],
             "why": spike.why,
-            "draws": [then["position"]["draws"], data["position"]["draws"]],
+            "cursors": [stored_cursors(then["position"]), stored_cursors(data["position"])],
         }
         rollbacks = [*self.guard.watch.rollbacks, passed_over]
         bad_steps = {**then.get("bad_steps", {}), "rollbacks": rollbacks}
@@ -332,7 +331,7 @@ class PhaseLoop:
             self.tracker.went_back(self.step, f"from step {spike.step}: {spike.why}", len(rollbacks))
             self.tracker.durable()
 
-    def _save(self, loader: Prefetched, best: bool = False) -> None:
+    def _save(self, best: bool = False) -> None:
         finished = self.writer.save(
             self.engine.engine,
             step=self.step,
@@ -341,7 +340,7 @@ class PhaseLoop:
                 "step": self.step,
                 "steps": self.steps,
                 "phase": self.name,
-                **self._data(loader),
+                **self._data(),
                 "bad_steps": self.guard.watch.to_json(),
                 "measures": self.measures.to_json(),
                 "lora": None if self.phase.lora is None else self.phase.lora.model_dump(mode="json"),
@@ -349,13 +348,13 @@ class PhaseLoop:
         )
         self._durable(finished)
 
-    def _data(self, loader: Prefetched) -> dict[str, Any]:
+    def _data(self) -> dict[str, Any]:
         """How far the data has been read, for a checkpoint. Collective."""
         return {
             "skipped": self.skipped,
-            "skipped_by_kind": self.pace.skipped(loader.skipped),
-            "cut_answers": self.pace.cut(loader.cut),
-            "position": Position(self.position.order, self._all_draws(loader)).to_json(),
+            "skipped_by_kind": self.pace.skipped(self.cursor.skipped),
+            "cut_answers": self.pace.cut(self.cursor.cut),
+            "position": self.position.moved(self._all_lanes()).to_json(),
         }
 
     def _durable(self, checkpoint: Path | None) -> None:
@@ -363,9 +362,8 @@ class PhaseLoop:
         if checkpoint is not None and self.rank == 0:
             self.tracker.durable()
 
-    def _all_draws(self, loader: Prefetched) -> tuple[Any, ...]:
-        """Draws of every lane, from all ranks."""
-        gathered: list[dict[int, Any]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, loader.draws)
-        merged = {lane: draw for draws in gathered for lane, draw in draws.items()}
-        return tuple(merged[lane] for lane in range(self.phase.global_batch))
+    def _all_lanes(self) -> dict[int, LaneCursor]:
+        """The cursor of every lane, from all ranks. Collective."""
+        gathered: list[dict[int, LaneCursor]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, self.cursor.lanes)
+        return {lane: cursor for lanes in gathered for lane, cursor in lanes.items()}

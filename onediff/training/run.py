@@ -20,7 +20,7 @@ from onediff.config.compose import load_run, write_run
 from onediff.config.difference import differences, flat, told
 from onediff.config.model import ModelConfig, NewTokenizer
 from onediff.config.run import RunConfig
-from onediff.data.loader import Loader, Share
+from onediff.data.loader import Share, load
 from onediff.errors import UserError
 from onediff.model import attention
 from onediff.model.build import architecture_only, build_processor
@@ -32,7 +32,6 @@ from onediff.parallel.agreement import gathered, raise_on_all_ranks
 from onediff.parallel.nvme import swap_folder
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
-from onediff.parallel.shared_batches import SharedBatches
 from onediff.parallel.topology import Topology, create_topology
 from onediff.runs.folder import RunFolder
 from onediff.tracking import NodeMetrics, Tracker
@@ -51,7 +50,6 @@ from onediff.training.measures import Measures
 from onediff.training.meter import FlopCounter
 from onediff.training.pace import StragglerMonitor
 from onediff.training.parts import trainable
-from onediff.training.prefetch import Prefetched
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
 from onediff.training.validation import Validation
@@ -219,9 +217,8 @@ def run_phase(
         measures.tracker = loop.tracker
         for manifest in manifest_files(config, phase):
             tracker.dataset(manifest, "training")
-    draws = dict(enumerate(loop.position.draws))
-    loader = Loader(stream, share, draws, config.data.workers, config.data.prefetch, config.data.bad_share)
-    measured = loop.run(Prefetched(SharedBatches(loader, topology), engine.device))
+    cursor = loop.position.cursor(share.lanes)
+    measured = loop.run(load(stream, share.micro_batch, cursor, config.data, topology, engine.device))
     if rank == 0:
         folder.finish(name, {"step": loop.step, **measured})
         loop.tracker.finish("FINISHED")

@@ -22,7 +22,7 @@ from onediff.training.engine import Engine
 log = logging.getLogger(__name__)
 
 Chosen = list[tuple[int, int]]
-"""The stream of a row, and its draw."""
+"""The stream of a row, and its index in the stream's only lane."""
 
 
 class Validation:
@@ -103,23 +103,23 @@ class Validation:
         stream = self.streams[number]
         lengths: list[tuple[int, int]] = []
         samples = stream.sources[0].lanes.samples
-        for draw in range(samples):
+        for index in range(samples):
             if len(lengths) == phase.validation.rows:
                 break
             try:
-                lengths.append((stream.tokens(0, draw), draw))
+                lengths.append((stream.tokens(0, index), index))
             except BadSample as bad:
                 log.warning("unreadable sample of %s, left out of the validation: %s", self.names[number], bad)
         if not lengths:
             raise UserError(f"phases.{self.phase}.validation: {self.names[number]}: no readable sample in its split")
-        return [(number, draw) for _, draw in sorted(lengths, key=lambda row: (-row[0], row[1]))]
+        return [(number, index) for _, index in sorted(lengths, key=lambda row: (-row[0], row[1]))]
 
     def _batch(self, chosen: Chosen) -> Batch | None:
         """The batch of some rows; those whose image cannot be decoded are left out, and None is a batch of none."""
         rows = []
-        for number, draw in chosen:
+        for number, index in chosen:
             try:
-                row = self.streams[number].one(0, draw)
+                row = self.streams[number].one(0, index)
             except BadSample as bad:
                 log.warning("unreadable sample of %s, left out of the validation: %s", self.names[number], bad)
                 continue

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import add, global_batches, png, stream, write_set
+from streams import add, global_batches, png, row_at, stream, write_set
 
 from onediff.config.training import PhaseConfig
 from onediff.data.coupling import LONGEST_WAIT, WINDOW, Couples, caption_in, similar_captions
@@ -107,7 +107,7 @@ def test_hard_couples_are_harder_and_come_in_the_same_order_of_firsts(folder):
     assert [hard.sources[0].lanes.at(0, at) for at in range(70)] == [
         easy.sources[0].lanes.at(0, at) for at in range(70)
     ]
-    row, other = hard.row(0, 0), easy.row(0, 0)
+    row, other = row_at(hard, 0, 0), row_at(easy, 0, 0)
     assert row.is_pair and row.ids[0] == other.ids[0] and len(set(row.ids)) == 2
 
 
@@ -151,10 +151,10 @@ def test_each_block_is_read_once_though_packed_rows_wait_across_its_end(folder, 
     seen = []
     rule = made.couples[0].rule
     monkeypatch.setattr(made.couples[0], "rule", lambda said: seen.append(len(said)) or rule(said))
-    packer, place = Packer(made, 100), (0,)
-    while place[-1] < 1500:
-        _, place = packer.row(0, place)
-    assert seen == [35] * ((place[-1] - 1) // 35 + 1)
+    packer, cursor = Packer(made, 100), (0,)
+    while cursor[-1] < 1500:
+        _, cursor = packer.chosen(0, cursor, [])
+    assert seen == [35] * ((cursor[-1] - 1) // 35 + 1)
     assert len(made.couples[0]._rings[0]) < 1024 / 35 + 3
 
 
@@ -195,7 +195,7 @@ def test_rules_that_are_none(folder, tmp_path, monkeypatch):
         phase(couple="similar_caption")
     put_rule(tmp_path, monkeypatch, "lossy", "def ring(said): return range(len(said) - 1)")
     with pytest.raises(UserError, match=r"the rule 'lossy' must give every index of the \d+ captions once"):
-        stream({folder: 1.0}, 1, couple="lossy").row(0, 0)
+        row_at(stream({folder: 1.0}, 1, couple="lossy"), 0, 0)
 
 
 def test_a_set_smaller_than_the_lanes_couples_no_sample_with_itself(tmp_path):
@@ -208,5 +208,5 @@ def test_a_set_smaller_than_the_lanes_couples_no_sample_with_itself(tmp_path):
             add(tar, f"{number}.json", json.dumps(record).encode())
     made = stream({split: 1.0}, 16, couple="similar_captions")
     for lane in range(16):
-        for draw in range(6):
-            assert len(set(made.row(lane, draw).ids)) == 2
+        for index in range(6):
+            assert len(set(row_at(made, lane, index).ids)) == 2

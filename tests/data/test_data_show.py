@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from streams import DELTA_TOKENS, IMAGE_TOKENS, add, make_processor, members, stream, tokenizer, write_set
+from streams import DELTA_TOKENS, IMAGE_TOKENS, add, make_processor, members, row_at, stream, tokenizer, write_set
 
 from onediff.cli.data_show import described, in_order
 from onediff.data.lanes import Place
@@ -19,7 +19,7 @@ from onediff.errors import UserError
 @pytest.mark.parametrize("kind", ["pair", "single", "text"])
 def test_the_layout_names_every_token(tmp_path, kind):
     made = stream({write_set(tmp_path / kind, [3], kind): 1.0}, 1)
-    row = made.row(0, 0)
+    row = row_at(made, 0, 0)
     found = spans(row, tokenizer())
     assert sum(span.tokens for span in found) == len(row.token_ids)
     assert [span.tokens for span in found if span.kind == "answer"] == [int(row.is_target.sum())]
@@ -33,7 +33,7 @@ def test_the_layout_names_every_token(tmp_path, kind):
 def test_the_sheet_shows_the_rows_own_pixels(tmp_path):
     folder = write_set(tmp_path / "pairs", [5], "pair")
     rows = [row for row, _ in zip(in_order(stream({folder: 1.0}, 2), 2), range(4), strict=False)]
-    assert [row.ids for (row,) in rows] == [stream({folder: 1.0}, 2).row(n % 2, n // 2).ids for n in range(4)]
+    assert [row.ids for (row,) in rows] == [row_at(stream({folder: 1.0}, 2), n % 2, n // 2).ids for n in range(4)]
     save_sheet(rows, make_processor().prompter.tokenizer, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     shown = sheet[10 : 10 + SIDE : SIDE // 8, 10 : 10 + SIDE : SIDE // 8]  # one pixel of each of the image's
@@ -46,7 +46,7 @@ def test_packed_rows_are_shown_as_they_lie(tmp_path):
     made = stream(folders, 2, pack=68)
     rows = [row for row, _ in zip(in_order(made, 2), range(2), strict=False)]
 
-    assert [row.ids for row in rows[0]] == [row.ids for row in Packer(made, 68).row(0, (0,))[0]]
+    assert [row.ids for row in rows[0]] == [made.one(0, index).ids for index in Packer(made, 68).chosen(0, (0,), [])[0]]
     lengths = [len(sample.token_ids) for sample in rows[0]]
     assert len(lengths) > 1 and sum(lengths) < 68, "the test needs several samples and some padding"
     lines = list(described(1, rows[0], made, tokenizer()))

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from streams import stream, write_set
+from streams import readable, row_at, stream, write_set
 
 from onediff.data.lengths import Lengths, first_lengths, padding, too_long
 from onediff.data.packing import Fill
@@ -17,7 +17,8 @@ def test_padding_is_what_lies_behind_shorter_rows():
 
 def test_the_first_samples_in_the_order_of_training(tmp_path):
     made = stream({write_set(tmp_path / "pairs", [9, 2], "pair", {3: "bad_json"}): 1.0}, 2)
-    rows = [made.row(0, 0), made.row(1, 0), made.row(0, made.row(0, 0).next_draw)]
+    first, behind = readable(made, 0, 0)
+    rows = [first, row_at(made, 1, 0), row_at(made, 0, behind)]
     assert first_lengths(made, 2, 30)[:2] == [len(row.token_ids) for row in rows[:2]]
     assert len(first_lengths(made, 2, 30)) == 30
 
@@ -30,12 +31,12 @@ def test_a_set_of_nothing_but_bad_samples_is_one_line(tmp_path):
 
 def test_samples_that_are_too_long_are_counted_by_data_set(tmp_path):
     made = stream({write_set(tmp_path / "pairs", [9], "pair"): 1.0, write_set(tmp_path / "texts", [9]): 1.0}, 2)
-    whole = [made.one(lane, draw) for draw in range(20) for lane in range(2)]
+    whole = [made.one(lane, index) for index in range(20) for lane in range(2)]
     longest = sorted(len(row.token_ids) for row in whole)[-4]
     made.processor.config = made.processor.config.model_copy(update={"max_tokens": longest})
     expected = Counter(made.sources[row.source].name for row in whole if len(row.token_ids) > longest)
     assert too_long(made, 2, 40) == expected and expected
-    assert sum(made.one(lane, draw).was_cut for draw in range(20) for lane in range(2)) == expected.total()
+    assert sum(made.one(lane, index).was_cut for index in range(20) for lane in range(2)) == expected.total()
 
 
 def test_what_is_said_and_stored():

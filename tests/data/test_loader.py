@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from places import HOUSE, SUPPORT
-from streams import global_batches, stream, write_set
+from streams import global_batches, readable, stream, write_set
 
-from onediff.data.loader import Loader, Share
+from onediff.data.cursor import Cursor
+from onediff.data.loader import Share, read_batches
 from onediff.data.position import Position, order_of
 from onediff.data.stream import Stream
 from onediff.errors import UserError
@@ -51,11 +53,10 @@ def unbroken(mixed):
 def test_batches_are_the_rows_of_every_lane_in_turn(mixed, unbroken):
     made = stream(mixed, LANES)
     for lane in range(LANES):
-        draw = 0
+        index = 0
         for batch in unbroken[0]:
-            row = made.row(lane, draw)
+            row, index = readable(made, lane, index)
             assert batch[lane] == row.ids
-            draw = row.next_draw
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
@@ -96,7 +97,7 @@ def uneven(request, tmp_path_factory):
         (batch,), position = global_batches(made, LANES, position, 1, ranks=1, workers=0)
         batches.append(batch)
         positions.append(position)
-    assert made.epochs(0, position.draws[0])["singles"] > 4
+    assert made.epochs(0, position.cursors[0])["singles"] > 4
     return folders, batches, positions, request.param
 
 
@@ -120,13 +121,13 @@ def an_epoch_of_one_rank(rank: int, world: int, folder, folders, results) -> Non
     """Reads the steps of one epoch in lockstep with the other ranks, and reports what each lane gave."""
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     made = stream(folders, LANES)
-    loader = Loader(made, Share.of_rank(LANES, 1, rank, world), dict.fromkeys(range(LANES), 0), rank % 2, 2, 1.0)
-    batches = iter(loader)
-    lanes = {lane: [] for lane in loader.share.lanes}
+    share = Share.of_rank(LANES, 1, rank, world)
+    batches = read_batches(made, 1, Cursor.start(share.lanes), rank % 2, 2, 1.0)
+    lanes = {lane: [] for lane in share.lanes}
     longest = max(made.sources[0].lanes.length(lane) for lane in range(LANES))
     for _ in range(longest):
-        for lane in loader.share.lanes:
-            lanes[lane] += [name for row in next(batches).info["ids"] for name in row]
+        for lane in share.lanes:
+            lanes[lane] += [name for row in next(batches)[0].info["ids"] for name in row]
         together = torch.ones(1)
         dist.all_reduce(together)  # as a training step does: a rank that ran dry would leave the others here
         assert together.item() == world
@@ -161,27 +162,25 @@ def test_every_good_sample_once_an_epoch_and_no_bad_one(mixed, unbroken):
         seen = Counter()
         for lane in range(LANES):
             first, last = (source.lanes.length(lane) * epoch for epoch in (2, 3))
-            draw = 0
-            while made.mix.draws(number, lane, draw) < last:
-                here, position = made.mix.at(lane, draw)
-                row = made.row(lane, draw)
-                if here == number and position >= first and row.next_draw == draw + 1:
+            index = 0
+            while made.mix.count(number, lane, index) < last:
+                here, of_source = made.mix.at(lane, index)
+                row, behind = readable(made, lane, index)
+                if here == number and of_source >= first and behind == index + 1:
                     seen.update(row.ids)
-                draw += 1
+                index += 1
         good = set(range(source.lanes.samples)) - bad
         assert seen == Counter(f"{source.name}/{i}" for i in good)
 
 
 def test_bad_samples_are_counted_by_kind_and_reported(mixed):
     made = stream(mixed, LANES)
-    loader = Loader(made, Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), 0), 0, 2, 1.0)
-    batches = iter(loader)
-    faults = [fault for _ in range(20) for fault in next(batches).info["skipped"]]
-    assert set(loader.skipped) == {"bad_image", "missing_half", "bad_json", "too_many_pixels"}
-    assert loader.skipped == Counter(fault.kind for fault in faults)
-    assert loader.skipped_in == Counter(fault.shard for fault in faults)
-    assert set(loader.skipped_in) >= {"pairs/part-001.tar", "singles/part-000.tar"}
-    assert loader.read == 20 * LANES + len(faults)
+    faults = []
+    for batch, cursor in islice(read_batches(made, LANES, Cursor.start(range(LANES)), 0, 2, 1.0), 20):
+        faults += batch.info["skipped"]
+        assert cursor.skipped == Counter(fault.kind for fault in faults)
+    assert set(cursor.skipped) == {"bad_image", "missing_half", "bad_json", "too_many_pixels"}
+    assert {fault.shard for fault in faults} >= {"pairs/part-001.tar", "singles/part-000.tar"}
     assert any(fault[:2] == ("bad_image", "pairs/part-001.tar") and "sample 4:" in fault.what for fault in faults)
 
 
@@ -189,44 +188,39 @@ def test_bad_samples_are_counted_by_kind_and_reported(mixed):
 def test_cut_answers_are_counted_and_told_by_data_set(tmp_path, caplog, pack):
     """Of a source there is a line at the first, and whenever their number has doubled."""
     made = stream({write_set(tmp_path / name, [40], "pair"): 1.0 for name in ("birds", "pairs")}, LANES, pack=pack)
-    lengths = [len(made.one(lane, draw).token_ids) for lane in range(LANES) for draw in range(4)]
+    lengths = [len(made.one(lane, index).token_ids) for lane in range(LANES) for index in range(4)]
     longest = sorted(lengths)[len(lengths) // 2]
     made.processor.config = made.processor.config.model_copy(update={"max_tokens": longest})
-    start = (0,) if pack else 0
-    loader = Loader(made, Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), start), 0, 2, 1.0)
-    batches = [batch for _, batch in zip(range(20), loader, strict=False)]
-    total = sum(sum(batch.info["cut"]) for batch in batches)
-    assert loader.cut.total() == total > 8 and set(loader.cut) == {"birds", "pairs"}
-    assert loader.answered.total() == sum(batch.info["samples"] for batch in batches)
+    read = list(islice(read_batches(made, LANES, Cursor.start(range(LANES)), 0, 2, 1.0), 20))
+    cut = read[-1][1].cut
+    total = sum(sum(batch.info["cut"]) for batch, _ in read)
+    assert cut.total() == total > 8 and set(cut) == {"birds", "pairs"}
     lines = [record.getMessage() for record in caplog.records if "answers were cut" in record.getMessage()]
-    assert len(lines) == sum(count.bit_length() for count in loader.cut.values()) < total
+    assert len(lines) == sum(count.bit_length() for count in cut.values()) < total
     assert f"data.max_tokens {longest}; raise it, or set data.too_long: skip" in lines[0]
 
 
 def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path):
     folder = write_set(tmp_path / "texts", [200], faults=dict.fromkeys(range(0, 200, 4), "bad_json"))
     made = stream({folder: 1.0}, LANES)
-    loader = Loader(made, Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), 0), 0, 2, 0.1)
+    batches = read_batches(made, LANES, Cursor.start(range(LANES)), 0, 2, 0.1)
+    for _ in range(8):
+        next(batches)  # a few bad samples at the start stop nothing
     with pytest.raises(
         UserError,
         match=r"unreadable \(\d+ bad_json; most of them: \d+ in texts/part-000.tar\), more than data.bad_share",
     ) as stop:
-        for _, _batch in zip(range(200), loader, strict=False):
-            pass
+        deque(batches, maxlen=0)
     assert "\n" not in str(stop.value)
-    assert loader.read >= 100
 
 
 def test_the_log_of_bad_samples_is_bounded(tmp_path, caplog):
     """Ten are named; of the others there is a line whenever their number has doubled."""
     folder = write_set(tmp_path / "texts", [200], faults=dict.fromkeys(range(0, 200, 2), "bad_json"))
-    loader = Loader(
-        stream({folder: 1.0}, LANES), Share.of_rank(LANES, 8, 0, 1), dict.fromkeys(range(LANES), 0), 0, 2, 1.0
-    )
-    for _, _batch in zip(range(60), loader, strict=False):
-        pass
+    batches = read_batches(stream({folder: 1.0}, LANES), LANES, Cursor.start(range(LANES)), 0, 2, 1.0)
+    *_, (_, cursor) = islice(batches, 60)
     lines = [record.getMessage() for record in caplog.records]
-    assert loader.skipped["bad_json"] > 320
+    assert cursor.skipped["bad_json"] > 320
     assert sum("passed over" in line for line in lines) == 10
     assert sum("most of them" in line for line in lines) == 4  # at 40, 80, 160 and 320
 
@@ -234,9 +228,9 @@ def test_the_log_of_bad_samples_is_bounded(tmp_path, caplog):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_in_a_row_stop_the_run_with_one_line(tmp_path, workers):
     folder = write_set(tmp_path / "texts", [60], faults=dict.fromkeys(range(60), "bad_json"))
-    loader = Loader(stream({folder: 1.0}, 4), Share.of_rank(4, 4, 0, 1), dict.fromkeys(range(4), 0), workers, 2, 1.0)
+    batches = read_batches(stream({folder: 1.0}, 4), 4, Cursor.start(range(4)), workers, 2, 1.0)
     with pytest.raises(UserError, match=r"20 unreadable samples in a row.*part-000.tar sample \d+.*data check") as stop:
-        next(iter(loader))
+        next(batches)
     assert "\n" not in str(stop.value)
 
 
@@ -271,9 +265,10 @@ def test_a_batch_that_cannot_be_shared_out(micro_batch, ranks):
 
 
 KEPT = """
+from onediff.data.loader import LeftOut
 from onediff.data.stream import Stream
 from onediff.errors import UserError
-Loader._count = lambda self, batch: (_ for _ in ()).throw(UserError("too many"))
+LeftOut.count = lambda self, batch: (_ for _ in ()).throw(UserError("too many"))
 try:
     next(batches)
 except UserError as error:
@@ -283,10 +278,11 @@ RANK = """
 import sys
 import time
 from pathlib import Path
-from streams import stream
-from onediff.data.loader import Loader, Share
+from streams import readable, stream
+from onediff.data.cursor import Cursor
+from onediff.data.loader import read_batches
 made = stream({Path(sys.argv[1]): 1.0}, 4)
-batches = iter(Loader(made, Share.of_rank(4, 4, 0, 1), dict.fromkeys(range(4), 0), 1, 2, 1.0))
+batches = read_batches(made, 4, Cursor.start(range(4)), 1, 2, 1.0)
 next(batches)
 import multiprocessing
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -345,16 +341,16 @@ def test_a_killed_rank_takes_its_workers_along(tmp_path):
 def test_every_worker_makes_rows_however_small_the_micro_batch(tmp_path, monkeypatch, pack):
     """One lane and micro-batches of one row: three workers make those of three steps at once, in their order."""
     folders = {write_set(tmp_path / "pairs", [60], "pair", {5: "bad_image", 9: "bad_json"}): 1.0}
-    made, start = stream(folders, 1, pack=pack), (0,) if pack else 0
+    made = stream(folders, 1, pack=pack)
 
     def first_rows(workers: int) -> tuple[list[tuple[str, ...]], set[str], dict]:
-        loader = Loader(made, Share.of_rank(1, 1, 0, 1), {0: start}, workers, 2, 1.0)
-        ids = [batch.info["ids"][0] for _, batch in zip(range(15), loader, strict=False)]
+        read = list(islice(read_batches(made, 1, Cursor.start([0]), workers, 2, 1.0), 15))
+        ids = [batch.info["ids"][0] for batch, _ in read]
         told = [tuple(word for word in row if not word.startswith("made by")) for row in ids]
-        return told, {word for row in ids for word in row if word.startswith("made by")}, loader.draws
+        return told, {word for row in ids for word in row if word.startswith("made by")}, read[-1][1].lanes
 
-    def one(self, lane, draw):
-        row = whole(self, lane, draw)
+    def one(self, lane, index):
+        row = whole(self, lane, index)
         row.ids = (*row.ids, f"made by {os.getpid()}")
         return row
 

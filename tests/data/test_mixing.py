@@ -24,7 +24,7 @@ def test_shares_hold_in_every_global_batch(weights, lanes):
 def test_shares_hold_in_every_window_of_a_lane(weights):
     mix = Mix(weights)
     share = np.array(weights) / sum(weights)
-    drawn = np.array([mix.at(5, draw)[0] for draw in range(400)])
+    drawn = np.array([mix.at(5, index)[0] for index in range(400)])
     counts = np.cumsum(np.eye(len(weights), dtype=int)[drawn], axis=0)
     for length in (1, 10, 64, 200):
         windows = counts[length:] - counts[:-length]
@@ -36,9 +36,9 @@ def test_draws_of_a_source_count_up_without_gap(weights):
     mix = Mix(weights)
     for lane in (0, 3, 4095):
         next_draw = [0] * len(weights)
-        for draw in range(250):
-            assert [mix.draws(source, lane, draw) for source in range(len(weights))] == next_draw
-            source, position = mix.at(lane, draw)
+        for index in range(250):
+            assert [mix.count(source, lane, index) for source in range(len(weights))] == next_draw
+            source, position = mix.at(lane, index)
             assert position == next_draw[source]
             next_draw[source] += 1
 
@@ -52,8 +52,8 @@ def test_period_is_the_smallest():
 def test_golden_sequence():
     """Checkpoints count on this sequence."""
     mix = Mix([5, 3, 1])
-    assert [mix.at(0, draw)[0] for draw in range(9)] == [0, 1, 0, 0, 1, 2, 0, 1, 0]
-    assert [mix.at(2, draw)[0] for draw in range(7)] == [0, 0, 1, 2, 0, 1, 0]
+    assert [mix.at(0, index)[0] for index in range(9)] == [0, 1, 0, 0, 1, 2, 0, 1, 0]
+    assert [mix.at(2, index)[0] for index in range(7)] == [0, 0, 1, 2, 0, 1, 0]
     assert mix.at(0, 10**12 + 3) == (1, 333333333334)
 
 

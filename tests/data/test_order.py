@@ -8,6 +8,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import global_batches, make_processor, members, spoilt
 
-from onediff.data import loader
+from onediff.data import workers as worker_processes
 from onediff.data.lanes import Lanes
+from onediff.data.loader import read_batches
 from onediff.data.manifest import Shard
 from onediff.data.position import Position, order_of
 from onediff.data.stream import Source, Stream
@@ -78,7 +80,7 @@ class InTurn:
 @pytest.fixture(scope="module", autouse=True)
 def workers_in_turn():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "DataLoader", InTurn)
+        patch.setattr(worker_processes, "DataLoader", InTurn)
         yield
 
 
@@ -89,11 +91,10 @@ def resumed(made: Stream, position: Position) -> Position:
 def unbroken(made: Stream, steps: int) -> tuple[list[list[tuple[str, ...]]], list[Position]]:
     """Global batches of one rank that is never stopped, and the position behind each."""
     position = Position.start(made, LANES, BLOCK)
-    rows = loader.Loader(made, loader.Share.of_rank(LANES, LANES, 0, 1), dict(enumerate(position.draws)), 0, 2, 1.0)
     batches, positions = [], [position]
-    for batch, _ in zip(rows, range(steps), strict=False):
+    for batch, cursor in islice(read_batches(made, LANES, position.cursor(range(LANES)), 0, 2, 1.0), steps):
         batches.append(batch.info["ids"])
-        positions.append(Position(position.order, tuple(rows.draws[lane] for lane in range(LANES))))
+        positions.append(position.moved(cursor.lanes))
     return batches, positions
 
 
@@ -101,23 +102,22 @@ def assert_each_sample_once(made: Stream, batches: list[list[tuple[str, ...]]], 
     """Each sample of each epoch that is over came once, the bad ones never. Returns how many epochs that are."""
     given = [[id for batch in batches for id in batch[lane]] for lane in range(LANES)]
     drawn: Counter[tuple[int, int, str]] = Counter()
-    for lane, place in enumerate(end.draws):
-        *waiting, next_draw = place if isinstance(place, tuple) else (place,)
+    for lane, (*waiting, next_new) in enumerate(end.cursors):
         ids = Counter(given[lane])
-        for draw in range(next_draw):
-            number, position = made.mix.at(lane, draw)
+        for index in range(next_new):
+            number, of_source = made.mix.at(lane, index)
             source = made.sources[number]
-            at = source.lanes.at(lane, position)
+            at = source.lanes.at(lane, of_source)
             flat = int(source.shards.starts[at.shard]) + at.sample
             if not is_bad(source.name, flat):
                 drawn[number, at.epoch, f"{source.name}/{flat}"] += 1
-                ids[f"{source.name}/{flat}"] -= draw not in waiting
+                ids[f"{source.name}/{flat}"] -= index not in waiting
         assert not any(ids.values()), "a lane gave what it drew and what does not wait"
     over = 0
     for number, source in enumerate(made.sources):
         reached = (
-            (made.mix.draws(number, lane, draws if isinstance(draws, int) else draws[-1]), source.lanes.length(lane))
-            for lane, draws in enumerate(end.draws)
+            (made.mix.count(number, lane, cursor[-1]), source.lanes.length(lane))
+            for lane, cursor in enumerate(end.cursors)
         )
         complete = min(count // length for count, length in reached)
         good = {f"{source.name}/{i}" for i in range(source.lanes.samples) if not is_bad(source.name, i)}

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections import Counter
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from processes import run_ranks
 from streams import global_batches, stream, write_set
 
 from onediff.config.model import ModelConfig
+from onediff.data.ahead import rows as rows_of
 from onediff.data.packing import LOOK_AHEAD, Packer, fullest
 from onediff.data.position import Position, order_of
 from onediff.data.rows import collate, collate_packed
@@ -46,20 +48,20 @@ def test_rows_of_a_usual_mix_are_full(tokens):
     drawn = random.Random(0)
     lengths = {}
 
-    def measured(lane, draw):
-        assert draw == len(lengths), "each sample is measured once"
+    def measured(lane, index):
+        assert index == len(lengths), "each sample is measured once"
         text = min(1400, int(drawn.lognormvariate(0, 0.6) * 250))
-        lengths[draw] = drawn.choices([2 * 576 + 64 + text // 3, 576 + text, 2 * text + 20], [335, 625, 40])[0]
-        return lengths[draw]
+        lengths[index] = drawn.choices([2 * 576 + 64 + text // 3, 576 + text, 2 * text + 20], [335, 625, 40])[0]
+        return lengths[index]
 
-    packer = Packer(SimpleNamespace(tokens=measured, one=lambda lane, draw: SimpleNamespace(draw=draw)), tokens)
-    place, read = (0,), []
+    packer = Packer(SimpleNamespace(tokens=measured), tokens)
+    cursor, read = (0,), []
     for _ in range(200):
-        made, place = packer.row(0, place)
-        read += [row.draw for row in made]
-    assert sum(lengths[draw] for draw in read) >= 0.97 * 200 * tokens
-    assert sorted([*read, *place[:-1]]) == list(range(place[-1]))
-    assert len(place) <= LOOK_AHEAD
+        chosen, cursor = packer.chosen(0, cursor, [])
+        read += chosen
+    assert sum(lengths[index] for index in read) >= 0.97 * 200 * tokens
+    assert sorted([*read, *cursor[:-1]]) == list(range(cursor[-1]))
+    assert len(cursor) <= LOOK_AHEAD
 
 
 @pytest.fixture(scope="module")
@@ -99,33 +101,33 @@ def test_the_same_rows_at_any_ranks_and_workers_from_anywhere(mixed, unbroken, s
 
 
 def test_no_sample_is_lost_and_none_comes_twice(mixed, unbroken):
-    """What was drawn and does not wait has been in a row, once for each draw of it, unless it is bad."""
+    """What a lane has looked at and does not wait has been in a row, each time that it came, unless it is bad."""
     made = stream(mixed, LANES, pack=TOKENS)
     batches, positions = unbroken
     expected = Counter()
-    for lane, place in enumerate(positions[-1].draws):
-        for draw in set(range(place[-1])) - set(place[:-1]):
-            source, position = made.mix.at(lane, draw)
-            at = made.sources[source].lanes.at(lane, position)
+    for lane, (*waiting, next_new) in enumerate(positions[-1].cursors):
+        for index in set(range(next_new)) - set(waiting):
+            source, of_source = made.mix.at(lane, index)
+            at = made.sources[source].lanes.at(lane, of_source)
             flat = int(made.sources[source].lanes.shard_samples[: at.shard].sum()) + at.sample
             expected[f"{made.sources[source].name}/{flat}"] += 1
     bad = {"pairs/5", "pairs/6", "singles/0", "texts/33"}
     assert bad <= set(expected)
     found = Counter(id for batch in batches for row in batch for id in row)
     assert found == Counter({id: count for id, count in expected.items() if id not in bad})
-    assert max(len(place) for place in positions[-1].draws) <= LOOK_AHEAD
+    assert max(len(cursor) for cursor in positions[-1].cursors) <= LOOK_AHEAD
 
 
 def test_resuming_measures_what_waits_and_reads_nothing_again(mixed, unbroken, monkeypatch):
     made = stream(mixed, LANES, pack=TOKENS)
-    place = resumed(made, unbroken[1][20]).draws[1]
+    cursor = resumed(made, unbroken[1][20]).cursors[1]
     measured, read = [], []
     tokens, one = made.tokens, made.one
-    monkeypatch.setattr(made, "tokens", lambda lane, draw: measured.append(draw) or tokens(lane, draw))
-    monkeypatch.setattr(made, "one", lambda lane, draw: read.append(draw) or one(lane, draw))
-    samples, _ = Packer(made, TOKENS).row(1, place)
+    monkeypatch.setattr(made, "tokens", lambda lane, index: measured.append(index) or tokens(lane, index))
+    monkeypatch.setattr(made, "one", lambda lane, index: read.append(index) or one(lane, index))
+    _, samples, _ = next(rows_of(made, {1: cursor}, workers=0, prefetch=1))
     assert tuple(id for row in samples for id in row.ids) == unbroken[0][20][1]
-    assert measured[: len(place) - 1] == list(place[:-1]) and min(measured) == place[0]
+    assert measured[: len(cursor) - 1] == list(cursor[:-1]) and min(measured) == cursor[0]
     assert len(read) == len(set(read)) < LOOK_AHEAD
 
 
@@ -134,8 +136,8 @@ def test_packing_cannot_be_changed_while_a_phase_runs(mixed, unbroken):
         resumed(stream(mixed, LANES), unbroken[1][3])
     made = stream(mixed, LANES)
     stored = unbroken[1][3].to_json()
-    assert Position.from_json(stored, order_of(made, LANES, 8), other_order=True).draws == tuple(
-        place[-1] for place in unbroken[1][3].draws
+    assert Position.from_json(stored, order_of(made, LANES, 8), other_order=True).cursors == tuple(
+        cursor[-1:] for cursor in unbroken[1][3].cursors
     )
 
 
@@ -144,10 +146,8 @@ def test_how_full_rows_are_is_what_the_packer_makes(mixed, unbroken):
     fill = Packer(made, TOKENS).fill(LANES, 100)
     found = sum(len(row) for batch in unbroken[0] for row in batch) / (25 * LANES)
     assert fill.samples == pytest.approx(found, rel=0.05)
-    place, real = (0,), 0
-    for _ in range(25):
-        samples, place = Packer(made, TOKENS).row(1, place)
-        real += sum(len(sample.token_ids) for sample in samples)
+    first = islice(rows_of(made, {1: (0,)}, workers=0, prefetch=1), 25)
+    real = sum(len(sample.token_ids) for _, samples, _ in first for sample in samples)
     assert fill.real == pytest.approx(real / 25 / TOKENS, rel=0.05) and 0.9 < fill.real <= 1
 
 

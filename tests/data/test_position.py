@@ -22,8 +22,8 @@ def stored(folders, **options):
 
 
 def test_round_trip(folders):
-    order = order_of(stream(folders, 4), 4, 8)
-    position = Position(order, (3, 2, 2, 3))
+    order = order_of(stream(folders, 4, pack=100), 4, 8)
+    position = Position(order, ((3,), (2, 4, 9), (2,), (3,)))
     assert Position.from_json(json.loads(json.dumps(position.to_json())), order) == position
 
 
@@ -90,15 +90,28 @@ def test_a_position_from_before_checksums_were_kept_goes_on(folders):
     before = stored(folders)
     for source in before["order"]["sources"]:
         del source["contents"]
-    assert Position.from_json(before, order_of(stream(folders, 4), 4, 8)).draws == tuple(before["draws"])
+    assert Position.from_json(before, order_of(stream(folders, 4), 4, 8)).cursors == ((0,),) * 4
+
+
+def test_a_position_stored_as_plain_numbers_goes_on(folders):
+    """As checkpoints had it before every cursor was a list."""
+    before = stored(folders)
+    del before["cursors"]
+    before["draws"] = [3, 2, [1, 7], 2]
+    assert Position.from_json(before, order_of(stream(folders, 4, pack=100), 4, 8), other_order=True).cursors == (
+        (3,),
+        (2,),
+        (1, 7),
+        (2,),
+    )
 
 
 def test_another_order_is_taken_where_it_is_allowed(folders, caplog):
     """As far in as before: the same draws, or all of them spread over the new lanes; each change is named."""
-    before = stored(folders) | {"draws": [5, 4, 4, 4]}
+    before = stored(folders) | {"cursors": [[5], [4], [4], [4]]}
     reseeded = order_of(stream(folders, 4, seed=1), 4, 8)
-    assert Position.from_json(before, reseeded, other_order=True) == Position(reseeded, (5, 4, 4, 4))
+    assert Position.from_json(before, reseeded, other_order=True) == Position(reseeded, ((5,), (4,), (4,), (4,)))
     assert "data.seed changed since the checkpoint (0 → 1)" in caplog.text
     wider = order_of(stream(dict([*folders.items()][:1]), 8), 8, 8)
-    assert Position.from_json(before, wider, other_order=True) == Position(wider, (3,) * 8)
+    assert Position.from_json(before, wider, other_order=True) == Position(wider, ((3,),) * 8)
     assert "the list of data sets in the mix changed" in caplog.text

@@ -63,14 +63,14 @@ def test_one_of_several_wordings_is_drawn_with_each_sample():
     """Evenly, whatever is drawn among the captions; the first is what a model is asked."""
     prompt = PROMPT.model_copy(update={"instructions": {**PROMPT.instructions, "birds": ["how", "why", "where"]}})
     prompter = Prompter(tokenizer(), prompt, DELTA_TOKENS)
-    drawn = [(draw % 2, prompter.instruction("birds", draw)) for draw in range(1200)]
-    assert drawn == [(draw % 2, prompter.instruction("birds", draw)) for draw in range(1200)]
+    drawn = [(choice % 2, prompter.instruction("birds", choice)) for choice in range(1200)]
+    assert drawn == [(choice % 2, prompter.instruction("birds", choice)) for choice in range(1200)]
     assert all(150 < drawn.count((caption, wording)) < 250 for caption in (0, 1) for wording in ("how", "why", "where"))
     assert prompter.instruction("birds") == "how"
     processor = Processor(prompter, ImageConfig(size=SIZE), make_processor().config, PATCH)
-    for draw in range(5):
-        row = processor.row(parse_sample(members("pair", 0, "s")), "birds", draw)
-        assert words(row.token_ids.tolist()).count(prompter.instruction("birds", draw) + " A:") == 1
+    for choice in range(5):
+        row = processor.row(parse_sample(members("pair", 0, "s")), "birds", choice)
+        assert words(row.token_ids.tolist()).count(prompter.instruction("birds", choice) + " A:") == 1
     for wrong in ([], [" "], ""):
         with pytest.raises(ValueError, match="needs a text for 'birds', not an empty one"):
             PromptConfig(instructions={**PROMPT.instructions, "birds": wrong})

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from streams import make_processor, stream, write_set
+from streams import make_processor, row_at, stream, write_set
 
 from onediff.config.data import CacheConfig, DataSet
 from onediff.data import remote
@@ -73,11 +73,11 @@ def server(tmp_path, monkeypatch):
         serving.shutdown()
 
 
-def rows(path: str, cache: CacheConfig, draws: int = 38) -> list:
+def rows(path: str, cache: CacheConfig, indexes: int = 38) -> list:
     data_set = DataSet(path=path)
     source = Source.open("texts", data_set.folder, 1, 0, 8, cache=cache)
     made = Stream([source], make_processor(), False, 0, 20)
-    return [made.row(0, draw).ids for draw in range(draws)]
+    return [row_at(made, 0, index).ids for index in range(indexes)]
 
 
 def copies(cache: CacheConfig) -> list[Path]:
@@ -85,7 +85,7 @@ def copies(cache: CacheConfig) -> list[Path]:
 
 
 def test_http_and_pipes_give_what_the_folder_gives(tmp_path, folder, server):
-    expected = [stream({folder: 1.0}, 1).row(0, draw).ids for draw in range(38)]
+    expected = [row_at(stream({folder: 1.0}, 1), 0, index).ids for index in range(38)]
     cache = CacheConfig(folder=str(tmp_path / "cache"))
     assert rows(server, cache) == expected
     assert len(copies(cache)) == 12
@@ -100,7 +100,7 @@ def test_an_object_store_is_read_by_its_own_command(tmp_path, server, monkeypatc
     """Amazon's real client against an HTTP server that answers as S3 does: `HEAD` and `GET` of `/bucket/key`."""
     split = write_set(tmp_path / "sets" / "bucket" / "few", [3, 2])
     write_manifest(build_manifest(split, checksums=True))
-    expected = [stream({split: 1.0}, 1).row(0, draw).ids for draw in range(5)]
+    expected = [row_at(stream({split: 1.0}, 1), 0, index).ids for index in range(5)]
     store = server.removesuffix("/texts")
     environment = {
         "AWS_ENDPOINT_URL": store,
@@ -139,7 +139,7 @@ def test_the_copies_take_no_more_than_their_limit(tmp_path, folder, server):
 def test_transfers_that_fail_are_tried_again(tmp_path, folder, server, monkeypatch):
     monkeypatch.setattr(Handler, "failing", 2)
     monkeypatch.setattr(Handler, "short", 3)
-    expected = [stream({folder: 1.0}, 1).row(0, draw).ids for draw in range(38)]
+    expected = [row_at(stream({folder: 1.0}, 1), 0, index).ids for index in range(38)]
     cache = CacheConfig(folder=str(tmp_path / "cache"))
     assert rows(server, cache) == expected
     assert Handler.asked.count("part-002.tar") == 4
@@ -177,7 +177,7 @@ def test_a_command_that_says_nothing_is_ended(monkeypatch):
 
 def test_a_manifest_names_urls_but_no_commands(tmp_path, folder, server):
     """A local manifest whose shards lie elsewhere; a manifest may be a stranger's, so it starts no command."""
-    expected = [stream({folder: 1.0}, 1).row(0, draw).ids for draw in range(38)]
+    expected = [row_at(stream({folder: 1.0}, 1), 0, index).ids for index in range(38)]
     here = tmp_path / "here" / "train"
     here.mkdir(parents=True)
     fields = json.loads((folder / FILE).read_text())

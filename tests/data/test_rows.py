@@ -30,7 +30,7 @@ def talk(*turns: tuple[str, str]) -> Sample:
 
 def test_a_row_holds_images_in_order_before_after():
     processor, pair = make_processor(), sample("pair")
-    row = processor.row(pair, None, draw=0)
+    row = processor.row(pair, None, choice=0)
     assert row.images.dtype == torch.uint8
     assert row.images.shape == (2, 3, SIZE, SIZE)
     assert np.array_equal(row.images[0], decode(pair.images["before"], processor.image))
@@ -89,12 +89,12 @@ def test_conversations_with_other_orders_of_turns():
 def test_couples_have_both_captions_in_order():
     processor = make_processor()
     first, second = sample("single", 1), sample("single", 2)
-    row = processor.couple(first, second, draw=0)
+    row = processor.couple(first, second, choice=0)
     assert said(row) == f"first {first.captions[0]} second {second.captions[0]}{tokenizer().eos_token}"
     assert row.ids == ("s/1", "s/2")
     assert row.is_pair
     with pytest.raises(BadSample, match="one image each"):
-        processor.couple(first, sample("pair"), draw=0)
+        processor.couple(first, sample("pair"), choice=0)
 
 
 def test_longer_rows_are_cut_at_the_answer_or_skipped():

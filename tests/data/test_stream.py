@@ -1,4 +1,4 @@
-"""The stream: a row is a function of lane and draw; shards written by others; damaged shards."""
+"""The stream: a row is a function of lane and index; shards written by others; damaged shards."""
 
 import io
 import os
@@ -9,31 +9,32 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from streams import add, make_processor, members, stream, write_set
+from streams import add, make_processor, members, readable, row_at, stream, write_set
 
 from onediff.config.data import CacheConfig
 from onediff.data.cache import ShardCache
 from onediff.data.index import BLOCK, read_index
 from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.sample import BadSample, parse_sample
-from onediff.data.stream import OPEN_SHARDS, Shards, Source
+from onediff.data.shards import OPEN_SHARDS, Shards
+from onediff.data.stream import Source
 from onediff.errors import UserError
 
 
-def ids(made, lanes: int, draws: int) -> list[tuple[str, ...]]:
-    return [made.row(lane, draw).ids for lane in range(lanes) for draw in range(draws)]
+def ids(made, lanes: int, indexes: int) -> list[tuple[str, ...]]:
+    return [row_at(made, lane, index).ids for lane in range(lanes) for index in range(indexes)]
 
 
 def test_a_row_is_a_function_of_lane_and_draw(tmp_path):
     folder = write_set(tmp_path / "pairs", [5, 8], "pair")
     made, again = stream({folder: 1.0}, 2), stream({folder: 1.0}, 2)
-    there = [made.row(1, draw) for draw in range(12)]
-    for draw in (11, 0, 5, 5):
-        row = again.row(1, draw)
-        assert row.ids == there[draw].ids
-        assert row.token_ids.equal(there[draw].token_ids)
-        assert row.images.equal(there[draw].images)
-        assert row.next_draw == draw + 1
+    there = [row_at(made, 1, index) for index in range(12)]
+    for index in (11, 0, 5, 5):
+        row, behind = readable(again, 1, index)
+        assert row.ids == there[index].ids
+        assert row.token_ids.equal(there[index].token_ids)
+        assert row.images.equal(there[index].images)
+        assert behind == index + 1
 
 
 def test_another_seed_is_another_order(tmp_path):
@@ -44,20 +45,20 @@ def test_another_seed_is_another_order(tmp_path):
 def test_a_source_of_a_mix_keeps_its_order(tmp_path):
     """Adding a second source moves no sample of the first."""
     texts = write_set(tmp_path / "texts", [13, 2])
-    alone = [made.ids for made in (stream({texts: 1.0}, 1).row(0, draw) for draw in range(20))]
+    alone = [made.ids for made in (row_at(stream({texts: 1.0}, 1), 0, index) for index in range(20))]
     both = stream({texts: 1.0, write_set(tmp_path / "more", [4]): 3.0}, 1)
-    drawn = [both.row(0, draw) for draw in range(80)]
+    drawn = [row_at(both, 0, index) for index in range(80)]
     assert [row.ids for row in drawn if row.source == 0] == alone
     assert sum(row.source == 1 for row in drawn) == 60
-    assert both.epochs(0, 80) == {"texts": pytest.approx(20 / 15), "more": pytest.approx(60 / 4)}
+    assert both.epochs(0, (80,)) == {"texts": pytest.approx(20 / 15), "more": pytest.approx(60 / 4)}
 
 
 def test_couples_hold_both_captions_and_both_images(tmp_path):
     folder = write_set(tmp_path / "singles", [6], "single")
     made = stream({folder: 1.0}, 1, couple=True)
     alone = stream({folder: 1.0}, 1)
-    row = made.row(0, 0)
-    single = alone.row(0, 0)
+    row = row_at(made, 0, 0)
+    single = row_at(alone, 0, 0)
     assert row.is_pair
     assert row.ids[0] == single.ids[0] != row.ids[1]
     assert row.images[0].equal(single.images[0])
@@ -67,7 +68,7 @@ def test_couples_hold_both_captions_and_both_images(tmp_path):
 def test_couples_of_texts_are_passed_over(tmp_path):
     made = stream({write_set(tmp_path / "texts", [6]): 1.0}, 1, couple=True, bad_in_a_row=3)
     with pytest.raises(UserError, match="not_single"):
-        made.row(0, 0)
+        row_at(made, 0, 0)
 
 
 def written_with_tar(folder):
@@ -106,8 +107,8 @@ def test_shards_written_by_others(tmp_path, write):
     folder.mkdir(parents=True)
     write(folder)
     made = stream({folder: 1.0}, 1)
-    rows = {row.ids: row for row in (made.row(0, draw) for draw in range(5))}
-    for row in (expected.row(0, draw) for draw in range(5)):
+    rows = {row.ids: row for row in (row_at(made, 0, index) for index in range(5))}
+    for row in (row_at(expected, 0, index) for index in range(5)):
         assert rows[row.ids].images.equal(row.images)
         assert rows[row.ids].token_ids.equal(row.token_ids)
 
@@ -119,8 +120,8 @@ def test_a_shard_that_lost_its_end_after_the_index_was_made(tmp_path):
     whole = ids(stream({folder: 1.0}, 1), 1, 20)
     made = stream({folder: 1.0}, 1)
     with open(shard, "r+b") as file:
-        file.truncate(made.sources[0].shards._opened(0)[1][15].members[0].offset)
-    kept = [row for row in (made.row(0, draw) for draw in range(20)) if not row.skipped]
+        file.truncate(read_index(shard)[15].members[0].offset)
+    kept = [row for row in (row_at(made, 0, index) for index in range(20)) if not row.skipped]
     assert [row.ids for row in kept] == [one for one in whole if int(one[0].split("/")[1]) < 15]
     with pytest.raises(BadSample, match="truncated"):
         made.sources[0].shards.read(0, 15)
@@ -133,7 +134,7 @@ def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
     shard = folder / "part-000.tar"
     whole = shard.read_bytes()
     good = stream({folder: 1.0}, 1)
-    rows = [good.row(0, draw) for draw in range(12)]
+    rows = [row_at(good, 0, index) for index in range(12)]
     stored = (folder / "part-000.tar.index").read_bytes()
     random = np.random.default_rng(0)
     skipped = intact = 0
@@ -144,14 +145,14 @@ def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
         shard.write_bytes(damaged)
         (folder / "part-000.tar.index").write_bytes(stored)
         made = stream({folder: 1.0}, 1, bad_in_a_row=1)
-        for draw in range(12):
+        for index in range(12):
             try:
-                row = made.row(0, draw)
+                row = row_at(made, 0, index)
             except UserError:  # passed over
                 skipped += 1
                 continue
             match = [i for i, one in enumerate(rows) if one.images.equal(row.images)]
-            assert match in ([], [draw])
+            assert match in ([], [index])
             intact += bool(match)
     assert skipped > 20
     assert intact > 200
@@ -249,9 +250,9 @@ def test_one_of_several_captions_is_drawn_by_seed_and_epoch(tmp_path):
         add(tar, "a.json", record)
     made = stream({folder: 1.0}, 1)
     tokenizer = make_processor().prompter.tokenizer
-    said = [tokenizer.decode(row.token_ids[row.is_target]) for row in (made.row(0, draw) for draw in range(40))]
+    said = [tokenizer.decode(row.token_ids[row.is_target]) for row in (row_at(made, 0, index) for index in range(40))]
     assert len(set(said)) == 4
     assert said == [
         tokenizer.decode(row.token_ids[row.is_target])
-        for row in (stream({folder: 1.0}, 1).row(0, draw) for draw in range(40))
+        for row in (row_at(stream({folder: 1.0}, 1), 0, index) for index in range(40))
     ]

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from small_run import config
 
-from onediff.data.loader import Loader, Share
+from onediff.data.cursor import Cursor
+from onediff.data.loader import read_batches
 from onediff.model.build import build_processor
 from onediff.model.onediff import OneDiffModel
 from onediff.runs.folder import RunFolder
@@ -29,14 +30,13 @@ def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str
         freeze(model, phase)
         groups = parameter_groups(model, phase, settings.optimizer)
         optimizer = torch.optim.AdamW(groups, betas=settings.optimizer.betas, eps=settings.optimizer.eps)
-        share = Share.of_rank(phase.global_batch, phase.global_batch, 0, 1)
-        draws = dict.fromkeys(share.lanes, 0)
-        batches = iter(Loader(phase_stream(settings, phase, processor), share, draws, 0, 2, 1.0))
+        stream = phase_stream(settings, phase, processor)
+        batches = read_batches(stream, phase.global_batch, Cursor.start(range(phase.global_batch)), 0, 2, 1.0)
         losses, norms = [], []
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * rate(settings.optimizer, step, steps)
-            loss = model(next(batches)).mean()
+            loss = model(next(batches)[0]).mean()
             optimizer.zero_grad()
             loss.backward()
             trained = [p for group in groups for p in group["params"]]

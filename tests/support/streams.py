@@ -13,10 +13,12 @@ from PIL import Image
 
 from onediff.config.data import DataConfig, PromptConfig
 from onediff.config.model import ImageConfig, LanguageConfig
-from onediff.data.loader import Loader, Share
+from onediff.data.cursor import LaneCursor
+from onediff.data.loader import Share, read_batches
 from onediff.data.position import Position
 from onediff.data.prompts import Prompter
-from onediff.data.rows import Processor
+from onediff.data.rows import Processor, Row
+from onediff.data.sample import BadSample, Fault
 from onediff.data.stream import Source, Stream
 from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
 
@@ -118,19 +120,36 @@ def global_batches(
     made: Stream, lanes: int, position: Position, steps: int, ranks: int, workers: int, micro_batch: int = 1
 ) -> tuple[list[list[tuple[str, ...]]], Position]:
     """Ids of the next global batches by lane, read by `ranks` loaders in turn, and the position behind them."""
-    draws = dict(enumerate(position.draws))
-    loaders = [
-        Loader(made, Share.of_rank(lanes, micro_batch, rank, ranks), draws, workers, 2, 1.0) for rank in range(ranks)
-    ]
     found: list[dict[int, tuple[str, ...]]] = [{} for _ in range(steps)]
-    for loader in loaders:
-        batches = iter(loader)
+    lanes_after: dict[int, LaneCursor] = dict(enumerate(position.cursors))
+    for rank in range(ranks):
+        share = Share.of_rank(lanes, micro_batch, rank, ranks)
+        batches = read_batches(made, micro_batch, position.cursor(share.lanes), workers, 2, 1.0)
         for step in range(steps):
-            ids = [next(batches).info["ids"] for _ in range(loader.share.micro_batches)]
-            in_order = [row for micro in ids for row in micro]
-            found[step].update(zip(loader.share.lanes, in_order, strict=True))
-    after = {lane: draw for loader in loaders for lane, draw in loader.draws.items()}
-    return (
-        [[batch[lane] for lane in range(lanes)] for batch in found],
-        Position(position.order, tuple(after[lane] for lane in range(lanes))),
-    )
+            for first in range(0, len(share.lanes), micro_batch):
+                batch, cursor = next(batches)
+                found[step].update(zip(share.lanes[first : first + micro_batch], batch.info["ids"], strict=True))
+        lanes_after.update(cursor.lanes if steps else {})
+    return [[batch[lane] for lane in range(lanes)] for batch in found], position.moved(lanes_after)
+
+
+def readable(made: Stream, lane: int, index: int) -> tuple[Row, int]:
+    """The first readable sample of a lane from `index` on, as a row with its `skipped`, and the index behind it.
+
+    Raises UserError after `bad_in_a_row` bad ones.
+    """
+    skipped: list[Fault] = []
+    while True:
+        try:
+            row = made.one(lane, index)
+        except BadSample as bad:
+            made.passed_over(skipped, lane, index, bad)
+            index += 1
+            continue
+        row.skipped = skipped
+        return row, index + 1
+
+
+def row_at(made: Stream, lane: int, index: int) -> Row:
+    """That row alone."""
+    return readable(made, lane, index)[0]

@@ -16,6 +16,7 @@ import pytest
 from places import SUPPORT
 from processes import end, start_ranks
 from small_run import config, metrics, onediff, overrides, render
+from streams import row_at
 
 from onediff.training.checkpoint import latest_checkpoint, read_manifest, verify_checkpoint
 from onediff.training.data import phase_stream, processor_before_training
@@ -40,7 +41,7 @@ def order(data: Path) -> list[list[str]]:
     settings = config(data, STEPS, **MORE)
     processor, _ = processor_before_training(settings, "demo")
     stream = phase_stream(settings, settings.phases[PHASE], processor)
-    return [[stream.row(lane, draw).ids[0] for lane in range(ROWS)] for draw in range(20)]
+    return [[row_at(stream, lane, index).ids[0] for lane in range(ROWS)] for index in range(20)]
 
 
 def command(run: Path, data: Path, spec: dict, *words: str) -> list[str]:
@@ -119,8 +120,8 @@ def test_a_spike_goes_back_and_passes_over_its_samples(spiked):
     assert [(event["kind"], event["from_step"], event["to_step"]) for event in events(run)] == [("rollback", 8, 6)]
     back = read_manifest(latest_checkpoint(run / "checkpoints" / f"phase-{PHASE}")).extra
     # The data went on behind step 9, which was under way: steps 7 to 9 learned from the samples of steps 10 to 12.
-    assert back["step"] == STEPS and back["position"]["draws"] == [12] * ROWS
-    assert [passed["draws"] for passed in back["bad_steps"]["rollbacks"]] == [[[6] * ROWS, [9] * ROWS]]
+    assert back["step"] == STEPS and back["position"]["cursors"] == [[12]] * ROWS
+    assert [passed["cursors"] for passed in back["bad_steps"]["rollbacks"]] == [[[[6]] * ROWS, [[9]] * ROWS]]
     losses = metrics(run, PHASE)
     assert max(losses.values()) < 3 * min(losses.values()), "no step of the spike is left"
 
