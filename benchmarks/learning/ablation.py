@@ -41,10 +41,11 @@ from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
+from onediff.data.cursor import Cursor
 from onediff.data.heldout import HeldOut
 from onediff.data.images import open_upright
+from onediff.data.loader import read_batches
 from onediff.data.planes import Planes
-from onediff.data.rows import collate
 from onediff.evaluation.items import score
 from onediff.model.answer import answer
 from onediff.model.build import build_processor
@@ -111,11 +112,9 @@ def built(config: RunConfig, cell: Cell) -> OneDiffModel:
 def batches(config: RunConfig, phase: PhaseConfig, processor: Any) -> Iterator[Batch]:
     """The global batches of a phase, in the order of training."""
     stream = phase_stream(config, phase, processor)
-    draws = [0] * phase.global_batch
-    while True:
-        rows = [stream.row(lane, draw) for lane, draw in enumerate(draws)]
-        draws = [row.next_draw for row in rows]
-        yield collate(rows)
+    cursor = Cursor.start(range(phase.global_batch))
+    for batch, _ in read_batches(stream, phase.global_batch, cursor, workers=0, prefetch=1, bad_share=1.0):
+        yield batch
 
 
 def train(model: OneDiffModel, config: RunConfig, name: str, steps: int, processor: Any) -> float:

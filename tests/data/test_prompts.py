@@ -93,7 +93,7 @@ def test_the_answer_of_a_sentencepiece_model_starts_as_in_running_text():
     assert sequence.is_target == [False] * 4 + [True] * 2
 
 
-def test_row_makers_take_the_configured_instruction():
+def test_processors_take_the_configured_instruction():
     processor = make_processor()
     other = Processor(processor.prompter, ImageConfig(size=8), processor.config, 4)
     row = other.prompt([], "is it red", task="single")
