@@ -13,9 +13,9 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from data_prep.captioning.answers import clean, fault_of
-from data_prep.captioning.client import Asker
 from data_prep.readers import Row
 from onediff.errors import UserError
+from onediff.llm import Asker
 
 PROMPTS = Path(__file__).parent / "prompts"
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_prep.captioning.cache import Cache
-from data_prep.captioning.client import Asker
 from data_prep.captioning.table import caption_rows, read_prompt
 from data_prep.readers import Inputs, reader
+from onediff.llm import Asker, Cache
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,11 @@
-"""Let a language model compare captions with references, beside the classic scores.
+"""Let a language model compare captions with references, beside the metrics.
 
   onediff judge --references test.jsonl --predictions mine.jsonl --endpoint http://127.0.0.1:8000/v1 --model NAME
+  onediff judge --items --references test.jsonl --predictions mine.jsonl --endpoint http://127.0.0.1:8000/v1 --model NAME
+
+Without --items each caption gets two marks. With it, captions are taken apart into atomic claims, and each claim is held
+against the list of true changes: recall of changes, invented claims, false alarms on pairs without a change. The judge
+itself is tried on --controls captions that are known to be right and as many that are known to be wrong.
 
 The endpoint speaks the OpenAI chat protocol (vLLM, llama.cpp, Ollama, a service). Its key is read from the environment
 variable ONEDIFF_JUDGE_KEY. Captions and references are sent there, images are not. Answers are cached.
@@ -11,44 +16,120 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from onediff.evaluation.files import References
+    from onediff.llm import Asker
+
+Found = TypeVar("Found")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, metavar="REF", help="what people wrote")
     parser.add_argument("--predictions", type=Path, required=True, metavar="PRED", help="one caption for each pair")
+    parser.add_argument("--items", action="store_true", help="judge by atomic claims")
     parser.add_argument("--endpoint", required=True, metavar="URL", help="base address, ending in /v1")
     parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask there")
     parser.add_argument("--cache", type=Path, default=Path("judge-cache.jsonl"), metavar="FILE", help="kept answers")
     parser.add_argument("--at-once", type=int, default=4, metavar="N", help="questions under way (default 4)")
+    parser.add_argument("--attempts", type=int, default=4, metavar="N", help="attempts a question (default 4)")
+    parser.add_argument(
+        "--controls", type=int, default=10, metavar="N", help="known captions of each kind (default 10)"
+    )
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
     parser.add_argument("--allow-missing", action="store_true", help="judge the pairs that have a caption")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write marks, per pair too")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there, per pair too")
 
 
-def run(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
+def run(args: argparse.Namespace) -> int:
     from onediff.errors import UserError
     from onediff.evaluation.files import read_predictions, read_references, write_aside
-    from onediff.evaluation.judge import Judge
+    from onediff.evaluation.judge import claims, marks
     from onediff.evaluation.scoring import unanswered
+    from onediff.llm import Asker, Cache
 
-    if args.at_once < 1:
-        raise UserError("--at-once is 1 or more")
-    references = read_references(args.references).captions
+    if min(args.at_once, args.attempts) < 1 or min(args.controls, args.bootstrap) < 0:
+        raise UserError("--at-once and --attempts are 1 or more, --controls and --bootstrap 0 or more")
+    references = read_references(args.references)
     predictions = read_predictions(args.predictions, args.allow_missing)
-    missing = unanswered(references, references, [predictions], args.allow_missing)
-    judge = Judge(args.endpoint, args.model, args.cache, os.environ.get("ONEDIFF_JUDGE_KEY"), at_once=args.at_once)
-    found = dict(tqdm(judge.judge(references, predictions), total=len(predictions), unit="pair", disable=None))
-    marks = {
-        name: sum(getattr(one, name) for one in found.values()) / len(found) for name in ("correctness", "completeness")
-    }
+    missing = unanswered(references.captions, references.captions, [predictions], args.allow_missing)
+    cache = Cache(args.cache)
+    try:
+        asker = Asker(
+            cache,
+            args.model,
+            args.endpoint,
+            concurrency=args.at_once,
+            attempts=args.attempts,
+            max_tokens=1000,
+            key=os.environ.get("ONEDIFF_JUDGE_KEY") or "none",
+            check=claims.usable if args.items else marks.read,
+        )
+        result, lines = (by_claims if args.items else by_marks)(args, asker, references, predictions)
+    finally:
+        cache.close()
+    unjudged = len(predictions) - result["pairs"]
     print(
-        f"{len(found)} pairs judged by {args.model}"
+        f"{result['pairs']} pairs judged by {args.model}"
         + (f", {len(missing)} without a caption left out" if missing else "")
+        + (f", {unjudged} without a usable answer: run it again to ask for them" if unjudged else "")
     )
-    print("\n".join(f"{name:<13} {value:.3f}" for name, value in marks.items()))
+    print("\n".join(lines))
     if args.json is not None:
-        per_pair = {pair: found[pair]._asdict() for pair in predictions}
-        result = {"judge": args.model, "pairs": len(found), "marks": marks, "missing": missing, "per_pair": per_pair}
-        write_aside(args.json, json.dumps(result, indent=1))
+        write_aside(args.json, json.dumps({"judge": args.model, **result, "missing": missing}, indent=1))
+    return 1 if unjudged else 0
+
+
+def by_marks(
+    args: argparse.Namespace, asker: Asker, references: References, predictions: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Mean marks, as JSON and as lines."""
+    from onediff.evaluation.judge.marks import Marks, marked
+
+    found = answered(marked(asker, references.captions, predictions), len(predictions))
+    means = {name: sum(getattr(one, name) for one in found.values()) / max(1, len(found)) for name in Marks._fields}
+    per_pair = {pair: found[pair]._asdict() for pair in predictions if pair in found}
+    return (
+        {"pairs": len(found), "marks": means, "per_pair": per_pair},
+        [f"{name:<13} {value:.3f}" for name, value in means.items()],
+    )
+
+
+def by_claims(
+    args: argparse.Namespace, asker: Asker, references: References, predictions: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Scores of claims and what the judge made of the controls, as JSON and as lines."""
+    from onediff.evaluation.judge.claims import controls, judged, scores, true_changes
+
+    wanted = {pair: references.captions[pair] for pair in predictions}
+    changes = answered(true_changes(asker, references._replace(captions=wanted)), len(wanted))
+    asked = {pair: caption for pair, caption in predictions.items() if pair in changes}
+    found = answered(judged(asker, changes, asked), len(asked))
+    result: dict[str, Any] = {"pairs": len(found), **(scores(found, args.bootstrap, 0) if found else {"scores": {}})}
+    lines = []
+    for name, value in result["scores"].items():
+        ends = result["intervals"].get(name)
+        lines.append(
+            f"{name:<16} {100 * value:6.1f}" + (f"  {100 * ends[0]:.1f} – {100 * ends[1]:.1f}" if ends else "")
+        )
+    result["controls"] = {}
+    for kind, captions in controls(references, changes, args.controls).items() if args.controls else ():
+        tried = answered(judged(asker, changes, captions), len(captions))
+        right = sum(bool(one.row[1]) for one in tried.values())
+        result["controls"][kind] = {"captions": len(tried), "judged right": right}
+        lines.append(f"control: of {len(tried)} captions known to be {kind}, {right} judged right")
+    result["per_pair"] = {
+        pair: {"changes": found[pair].changes, "claims": found[pair].claims} for pair in predictions if pair in found
+    }
+    return result, lines
+
+
+def answered(answers: Iterable[tuple[str, Found | None]], total: int) -> dict[str, Found]:
+    """The answers that came, with a progress bar."""
+    from tqdm import tqdm
+
+    shown = tqdm(answers, total=total, unit="pair", disable=None, leave=False)
+    return {pair: answer for pair, answer in shown if answer is not None}

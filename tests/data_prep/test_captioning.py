@@ -16,10 +16,9 @@ import pytest
 from raw_data import put
 
 from data_prep.captioning.answers import clean, fault_of
-from data_prep.captioning.cache import Cache
-from data_prep.captioning.client import Asker
 from onediff.cli import main
 from onediff.errors import UserError
+from onediff.llm import Asker, Cache
 
 
 class Endpoint(http.server.ThreadingHTTPServer):

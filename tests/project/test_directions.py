@@ -18,13 +18,13 @@ FLOORS = (
     {"model", "data", "parallel", "tracking", "plan", "hub"},
     {"runs"},
     {"config"},
-    {"errors", "progress", "ranks"},
+    {"errors", "llm", "progress", "ranks"},
 )
 """Of `onediff`, from the top; a package imports from its own floor and those below it."""
 
 MAY_IMPORT = {
     "launcher": {"config", "data", "errors", "hub", "plan", "ranks", "runs", "tracking"},
-    "data_prep": {"config", "data", "errors", "progress"},
+    "data_prep": {"config", "data", "errors", "llm", "progress"},
 }
 """What the packages that stand apart may use of `onediff`."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from data_prep.captioning.cache import Cache, key_of
 from onediff.errors import UserError
+from onediff.llm.cache import Cache, key_of
 
 
 class Rate:
@@ -47,16 +47,24 @@ class Asker:
         timeout: float = 60.0,
         first_pause: float = 1.0,
         max_tokens: int = 120,
+        key: str | None = None,
+        check: Callable[[str], object] | None = None,
     ) -> None:
-        """Raises UserError when the client is not installed or has no key (`OPENAI_API_KEY`)."""
+        """`key` replaces `OPENAI_API_KEY`. `check` raises ValueError for an answer that is of no use: it is asked again.
+
+        Raises UserError when the client is not installed or has no key.
+        """
         try:
             import openai
         except ImportError as error:
-            raise UserError("captions by a language model need the client: pip install openai") from error
+            raise UserError("asking a language model needs the client: pip install openai") from error
+        if base_url is not None and not base_url.startswith(("http://", "https://")):
+            raise UserError(f"endpoint {base_url!r}: expected http:// or https://")
         try:
-            self._client = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
+            self._client = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0, api_key=key)
         except openai.OpenAIError as error:
             raise UserError(f"{error} (any word will do for an endpoint that asks for none)") from error
+        self._check = check
         self.cache, self.model, self.counts = cache, model, Counter[str]()
         self._openai, self._rate, self._stop = openai, Rate(per_minute), threading.Event()
         self._attempts, self._first_pause, self._max_tokens = attempts, first_pause, max_tokens
@@ -119,6 +127,8 @@ class Asker:
         choices = getattr(answer, "choices", None)
         if not choices or choices[0].message is None or choices[0].message.content is None:
             raise ValueError("an answer without content")
+        if self._check is not None:
+            self._check(choices[0].message.content)
         usage = answer.usage
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         record = self.cache.put(key_of(self.model, question), choices[0].message.content, *tokens)

@@ -24,9 +24,12 @@ class Cache:
             # A kill may have cut the last line; it is taken away so that the next one starts afresh.
             if not line.endswith(b"\n"):
                 break
-            record = json.loads(line)
-            self._answers[record["key"]] = record
             whole += len(line)
+            try:
+                record = json.loads(line)
+                self._answers[record["key"]] = {**record, "answer": str(record["answer"])}
+            except (ValueError, KeyError, TypeError):
+                continue  # Not an answer: it is asked again.
         self._file.truncate(whole)
 
     def __len__(self) -> int:

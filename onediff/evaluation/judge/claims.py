@@ -1,0 +1,191 @@
+"""Captions taken apart into atomic claims, each held against a list of the true changes.
+
+The list comes from the change list of a sample where it is known, else a language model makes it once from the references
+(`changes.txt`), whatever captions are judged. Then it is asked of each caption which claims it makes and which true change
+each of them tells (`claims.txt`). Pairs without a change are the control: every claim about them is invented.
+
+The method is that of DiffCap-Bench, ViDiC and ClaimDiff: recall of true changes, and claims that nothing supports.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onediff.evaluation.files import References
+from onediff.evaluation.items import Item, known
+from onediff.evaluation.judge.marks import filled, listed
+from onediff.evaluation.metrics.metric import Metric, Pairs, ratio
+from onediff.evaluation.resampling import intervals
+from onediff.llm import Asker
+
+CLAIMS, CHANGES = (Path(__file__).with_name(name) for name in ("claims.txt", "changes.txt"))
+COUNTED, RIGHT, TRUE, TOLD, CLAIMED, INVENTED, UNCHANGED, ALARMS = range(8)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What one caption claims beside the true changes of its pair."""
+
+    changes: tuple[str, ...]
+    """The true changes, in words."""
+    claims: tuple[tuple[str, int], ...]
+    """Each claim, and the number of the true change that it tells, from 1; 0 is invented."""
+
+    @property
+    def row(self) -> list[float]:
+        """[8] counts, in the order of the constants above."""
+        told = len({number for _, number in self.claims if number})
+        invented = sum(not number for _, number in self.claims)
+        unchanged = not self.changes
+        right = told == len(self.changes) and not invented
+        return [1, right, len(self.changes), told, len(self.claims), invented, unchanged, unchanged and invented > 0]
+
+
+class ClaimScores(Metric):
+    """The scores of claims; computed from a judge's answers, so `rows` is not asked of it."""
+
+    name = "claims"
+    scores = ("captions right", "change recall", "invented claims", "false alarms")
+    lower_is_better = ("invented claims", "false alarms")
+
+    def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
+        raise NotImplementedError("claims are read by a judge")
+
+    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            "captions right": ratio(sums[..., RIGHT], sums[..., COUNTED]),
+            "change recall": ratio(sums[..., TOLD], sums[..., TRUE]),
+            "invented claims": ratio(sums[..., INVENTED], sums[..., CLAIMED]),
+            "false alarms": ratio(sums[..., ALARMS], sums[..., UNCHANGED]),
+        }
+
+
+def true_changes(asker: Asker, references: References) -> Iterator[tuple[str, tuple[str, ...] | None]]:
+    """The true changes of each pair in words; None where a judge was needed and gave no usable answer.
+
+    Costs one question for each set of references whose changes are not known.
+    """
+    asked: dict[str, list[str]] = {}
+    for pair, captions in references.captions.items():
+        truth = known(references.changes.get(pair, {}), f"pair {pair!r}")
+        if truth is not None:
+            yield pair, tuple(map(in_words, truth.items))
+        elif references.change_types.get(pair) == "none":
+            yield pair, ()
+        else:
+            asked.setdefault(filled(CHANGES, references="\n".join(map(listed, captions))), []).append(pair)
+    for text, record in asker.ask_all(asked):
+        for pair in asked[text]:
+            yield pair, read_changes(record["answer"]) if record else None
+
+
+def judged(
+    asker: Asker, changes: Mapping[str, tuple[str, ...]], predictions: Mapping[str, str]
+) -> Iterator[tuple[str, Claims | None]]:
+    """The claims of each caption as they come; None where no usable answer was given. One question a caption."""
+    asked: dict[str, list[str]] = {}
+    for pair, caption in predictions.items():
+        asked.setdefault(question(changes[pair], caption), []).append(pair)
+    for text, record in asker.ask_all(asked):
+        for pair in asked[text]:
+            yield pair, Claims(changes[pair], read_claims(record["answer"], len(changes[pair]))) if record else None
+
+
+def controls(
+    references: References, changes: Mapping[str, tuple[str, ...]], count: int, seed: int = 0
+) -> dict[str, dict]:
+    """Captions of which it is known whether they are right: {"right": {pair: caption}, "wrong": …}, up to `count` each.
+
+    Right is a pair's own reference where there is one alone or its changes are known; wrong is what another pair with other
+    changes is described by, or for every third that nothing has changed.
+    """
+    pairs = sorted(pair for pair, true in changes.items() if true)  # answers come in any order
+    random.Random(seed).shuffle(pairs)
+    right = {
+        pair: references.captions[pair][0]
+        for pair in pairs
+        if pair in references.changes or len(references.captions[pair]) == 1
+    }
+    wrong = {}
+    for number, (pair, other) in enumerate(zip(pairs, pairs[1:] + pairs[:1], strict=True)):
+        if set(changes[pair]) & set(changes[other]):
+            continue
+        wrong[pair] = "nothing has changed" if number % 3 == 2 else references.captions[other][0]
+    return {"right": dict(list(right.items())[:count]), "wrong": dict(list(wrong.items())[:count])}
+
+
+def scores(found: Mapping[str, Claims], bootstrap: int, seed: int) -> dict[str, Any]:
+    """The scores and their intervals, as JSON has them."""
+    metric, rows = ClaimScores(), np.array([one.row for one in found.values()], dtype=float)
+    values = {name: float(value) for name, value in metric.values(rows.sum(0)).items() if not np.isnan(value)}
+    return {"scores": values, "intervals": intervals({metric: rows}, bootstrap, seed) if bootstrap else {}}
+
+
+def question(changes: Sequence[str], caption: str) -> str:
+    """The prompt about one caption."""
+    numbered = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(changes, start=1))
+    return filled(
+        CLAIMS, changes=numbered or "(none: nothing has changed)", caption=" ".join(caption.split()) or "(nothing)"
+    )
+
+
+def in_words(item: Item) -> str:
+    """A known change in words, every attribute told: `replace: large red cube (top left) → small blue cone`."""
+    objects = " and ".join(filter(None, map(described, item.objects))) or "the whole image"
+    outcome = described(item.becomes)
+    return f"{item.type}: {objects}" + (f" → {outcome}" if outcome else "")
+
+
+def described(one: Mapping[str, str]) -> str:
+    words = " ".join(one[key] for key in ("size", "colour", "material", "shape", "name", "light", "part") if key in one)
+    return f"{words} ({one['place']})".strip() if "place" in one else words
+
+
+def read_changes(text: str) -> tuple[str, ...]:
+    """The list in an answer. Raises ValueError."""
+    found = _json(text, "changes")
+    if not all(isinstance(one, str) for one in found):
+        raise ValueError(f"not a list of texts: {text[:80]!r}")
+    return tuple(" ".join(one.split()) for one in found if one.strip())
+
+
+def read_claims(text: str, changes: int | None = None) -> tuple[tuple[str, int], ...]:
+    """The claims in an answer; a number that is none of the list is 0. Raises ValueError."""
+    claims = []
+    for one in _json(text, "claims"):
+        if not isinstance(one, dict) or not isinstance(one.get("claim"), str):
+            raise ValueError(f"not a list of claims: {text[:80]!r}")
+        number = one.get("change") or 0
+        if not isinstance(number, int) or number < 0:
+            raise ValueError(f"claim {one['claim']!r} tells change {number!r}, which is no number")
+        claims.append((one["claim"], number if changes is None or number <= changes else 0))
+    return tuple(claims)
+
+
+def usable(text: str) -> None:
+    """Raises ValueError for an answer to neither question."""
+    if '"claims"' in text:
+        read_claims(text)
+    else:
+        read_changes(text)
+
+
+def _json(text: str, key: str) -> list[Any]:
+    """The list under `key` of the JSON object in an answer, whatever stands around it. Raises ValueError."""
+    for start in re.finditer(r"\{", text):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text[start.start() :])
+        except ValueError:
+            continue
+        if isinstance(value, dict) and isinstance(value.get(key), list):
+            found: list[Any] = value[key]
+            return found
+    raise ValueError(f"no list {key!r} in {text[:80]!r}")

@@ -1,0 +1,62 @@
+"""Two marks for each caption: is it correct, and is it complete. The prompt is `marks.txt`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from onediff.llm import Asker
+
+PROMPT = Path(__file__).with_name("marks.txt")
+HIGHEST = 4
+OBJECT = re.compile(r"\{[^{}]*\}")
+
+
+class Marks(NamedTuple):
+    """As fractions: 1 is nothing wrong, or nothing left out."""
+
+    correctness: float
+    completeness: float
+
+
+def marked(
+    asker: Asker, references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]
+) -> Iterator[tuple[str, Marks | None]]:
+    """The marks of each pair as they come; None where no usable answer was given. Raises UserError when refused."""
+    asked: dict[str, list[str]] = {}
+    for pair, caption in predictions.items():
+        asked.setdefault(question(references[pair], caption), []).append(pair)
+    for text, record in asker.ask_all(asked):
+        for pair in asked[text]:
+            yield pair, read(record["answer"]) if record else None
+
+
+def question(references: Sequence[str], caption: str) -> str:
+    """The prompt about one pair."""
+    return filled(
+        PROMPT, references="\n".join(map(listed, references)), caption=" ".join(caption.split()) or "(nothing)"
+    )
+
+
+def filled(prompt: Path, **words: str) -> str:
+    """The prompt in a file with `{name}` filled in. One pass, so that braces in a caption stay what they are."""
+    names = "|".join(rf"\{{{name}\}}" for name in words)
+    return re.sub(names, lambda match: words[match[0][1:-1]], prompt.read_text(encoding="utf-8"))
+
+
+def listed(text: str) -> str:
+    return f"- {' '.join(text.split())}"
+
+
+def read(text: str) -> Marks:
+    """The two marks in a model's answer, whatever stands around the JSON. Raises ValueError."""
+    for found in reversed(OBJECT.findall(text)):
+        marks = json.loads(found)
+        if {"correctness", "completeness"} <= set(marks):
+            values = [marks["correctness"], marks["completeness"]]
+            if all(isinstance(value, (int, float)) and 0 <= value <= HIGHEST for value in values):
+                return Marks(*(value / HIGHEST for value in values))
+    raise ValueError(f"no two marks from 0 to {HIGHEST} in {text[:80]!r}")
