@@ -199,13 +199,21 @@ def explanation(record: Record) -> str:
     return "\n".join(lines)
 
 
+ACTIONS = {
+    "restart": "restarted in the job",
+    "requeue": "queued again",
+    "fail": "stopped for good",
+    "done": "done",
+}
+
+
 def told(attempt: Attempt) -> list[str]:
     """One attempt in one or two lines."""
     where = f"attempt {attempt.number}, job {attempt.job}, {attempt.tasks} ranks on {', '.join(attempt.nodes)}"
     if attempt.ended is None:
         return [f"{where}: from step {attempt.first_step}, not ended"]
     steps = f"steps {attempt.first_step} to {attempt.last_step}" if attempt.last_step else "no steps"
-    then = {"requeue": "queued again", "fail": "stopped for good", "done": "done"}.get(attempt.action or "", "")
+    then = ACTIONS.get(attempt.action or "", "")
     lines = [f"{where}: {steps}, {duration(attempt.ended - attempt.started)}", f"  {attempt.reason}: {then}"]
     return lines if attempt.cause != "finished" else lines[:1]
 

@@ -273,6 +273,11 @@ class LastWritten:
 def die_with(parent: int) -> None:
     """In the child: a process group of its own, and SIGKILL when `parent` dies."""
     os.setpgid(0, 0)
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """In the child: SIGKILL when `parent` dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

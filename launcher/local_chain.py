@@ -55,7 +55,7 @@ def close(record: Record, phase: str, attempt: Attempt, code: int) -> None:
     else:
         log = record.logs / f"{phase}.{attempt.number}.rank0.log"
         note = {"rank": 0, "node": "localhost", "code": code, "log": str(log), "last": last_lines(log, 20)}
-        outcome = failure(note, record.status())
+        outcome = failure(note, record.status(), record.plan().get("failures", ()))
         attempt.cause, attempt.reason, attempt.log = outcome.cause, outcome.reason, outcome.log
 
 

@@ -8,17 +8,20 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launcher.record import Json, glimpse, names_in
+from launcher.failures import LEAVE_OUT, RESTART, STOP, STOP_AT_START, known
+from launcher.record import Json, glimpse, last_lines, names_in
 from launcher.rules import BAD_INPUT, CAUSES, FINISHED, NOT_A_NUMBER, STOPPED
 
-OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|oom[-_ ]kill|Cannot allocate memory", re.IGNORECASE)
-STORAGE = re.compile(r"No space left on device|Stale file handle|Disk quota exceeded|Transport endpoint")
+TELLING_LINES = 60
+"""As far from the end of a log as a known failure is looked for: below it may stand the frames of its stack."""
 PEER = re.compile(
     r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process exited|Socket Timeout|timed out"
     r"|No route to host|DistBackendError|collective operation timeout",
     re.IGNORECASE,
 )
 
+CAUSE_OF = {RESTART: "crash", LEAVE_OUT: "bad hardware", STOP: "hopeless", STOP_AT_START: "hopeless at start"}
+"""What an attempt is said to have ended by, for each action of a known failure."""
 NOTE = {"rank", "node", "code", "ended", "log", "last"}
 """What `launcher.task` tells of its rank; anything less is no note. `told` is the signal that it got before its end."""
 
@@ -50,11 +53,13 @@ def judge(
     down: Callable[[list[str]], Sequence[str]] = lambda nodes: (),
     ended: bool = False,
     heard: Collection[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+    said: Sequence[str] = (),
 ) -> Outcome:
     """What the notes of `tasks` ranks, spread evenly over `nodes`, say about the attempt.
 
     `down` is asked which of some nodes Slurm counts as lost; `ended` is whether Slurm is ending the job, and
-    `heard` has the nodes whose tasks srun saw end.
+    `heard` has the nodes whose tasks srun saw end. `rows` are known failures of the profile's own, `said` is what srun said.
     """
     failed = [note for note in notes if note["code"] not in (FINISHED, STOPPED)]
     silent = [node for node in silent_nodes(notes, nodes, tasks) if node not in heard]
@@ -73,7 +78,7 @@ def judge(
         return without_a_word(notes, tasks)
     if failed:
         # A rank that lost its peer may be the first to end, and is never the cause while another has a reason of its own.
-        return failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status)
+        return failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status, rows, said)
     if len(notes) < tasks:
         return without_a_word(notes, tasks)
     if any(note["code"] == STOPPED for note in notes):
@@ -89,27 +94,28 @@ def without_a_word(notes: Sequence[Json], tasks: int) -> Outcome:
     return Outcome("crash", f"rank {missing[0]} and {len(missing) - 1} more ended without a word, as by SIGKILL")
 
 
-def failure(note: Json, status: Json) -> Outcome:
-    """The end of the rank that failed first."""
-    code, last = int(note["code"]), [line.strip() for line in note["last"] if line.strip()]
+def failure(note: Json, status: Json, rows: Sequence[Sequence[str]] = (), said: Sequence[str] = ()) -> Outcome:
+    """The end of the rank that failed first, by its exit code and by the failures that are known (`rows` are the user's)."""
+    code = int(note["code"])
+    lines = last_lines(Path(note["log"]), TELLING_LINES) or note["last"]
+    last = [line.strip() for line in lines if line.strip()]
     who, told = f"rank {note['rank']} on {note['node']}", telling_line(last)
-    cause = CAUSES.get(code, "crash")
     if code == BAD_INPUT:
         reason = told.removeprefix("onediff: error: ") or f"{who}: bad input"
-    elif code == NOT_A_NUMBER:
+        return Outcome(CAUSES[code], reason, code, note["log"])
+    if code == NOT_A_NUMBER:
         reason = str(status.get("reason") or told or "the loss is not a number")
-    elif any(OUT_OF_MEMORY.search(line) for line in last):
-        reason = f"{who}: out of memory; lower micro_batch or use more nodes: {told}"
-    elif any(STORAGE.search(line) for line in last):
-        reason = f"{who}: storage: {told}"
-    elif code > 128:
+        return Outcome(CAUSES[code], reason, code, note["log"])
+    blamed = (str(note["node"]),)
+    if found := known([*last, *(said if code > 128 else ())], rows):
+        cause = CAUSE_OF[found.failure.action]
+        guilty = blamed if cause in ("crash", "bad hardware") else ()
+        return Outcome(cause, f"{who}: {found.words()}", code, note["log"], guilty)
+    if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in list(signal.Signals) else f"signal {code - 128}"
         hint = " (the kernel does this when memory runs out)" if name == "SIGKILL" else ""
-        reason = f"{who} was ended by {name}{hint}"
-    else:
-        reason = f"{who} ended with exit code {code}: {told}"
-    blamed = () if cause != "crash" else (str(note["node"]),)
-    return Outcome(cause, reason, code, note["log"], blamed)
+        return Outcome("crash", f"{who} was ended by {name}{hint}", code, note["log"], blamed)
+    return Outcome("crash", f"{who} ended with exit code {code}: {told}", code, note["log"], blamed)
 
 
 def lost_peer(note: Json) -> bool:

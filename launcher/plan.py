@@ -12,7 +12,7 @@ from launcher import slurm
 from launcher.frozen import module
 from launcher.profile import ClusterProfile
 from launcher.queue import mark
-from launcher.record import Json
+from launcher.record import Json, Record
 from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
 from launcher.rules import usable_nodes
 from onediff.config.section import nearest
@@ -45,8 +45,30 @@ def chosen_phases(config: RunConfig, wanted: str | None) -> list[str]:
     return [name for name in known if name in names]
 
 
-def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tuple[int, int], phases: list[str]) -> Json:
-    """What the supervisor needs to know, as plain JSON. Raises UserError where the run could not start."""
+def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]:
+    """The phases that still have to run. Raises UserError when an earlier one is neither done nor asked for."""
+    order = list(config.phases)
+    wanted = [name for name in phases if not record.finished(name)]
+    if EVALUATE in phases and EVALUATE not in wanted and len(wanted) > 0:
+        wanted.append(EVALUATE)  # its scores are those of an earlier state
+    first = next((number for number, name in enumerate(order) if name in wanted or record.finished(name)), 0)
+    for name in wanted:
+        before = order if name == EVALUATE else order[: order.index(name)]
+        # With `init` the run may begin with any of its phases.
+        before = before[first:] if config.init is not None else before
+        missing = [earlier for earlier in before if earlier not in wanted and not record.finished(earlier)]
+        if missing:
+            raise UserError(f"--phases: {name} needs phase {missing[0]}, which has not finished; add it to --phases")
+    return wanted
+
+
+def make_plan(
+    config: RunConfig, run: Path, profile: ClusterProfile, nodes: tuple[int, int], phases: list[str], spares: int = 0
+) -> Json:
+    """What the supervisor needs to know, as plain JSON. Raises UserError where the run could not start.
+
+    A training phase gets `spares` nodes more than its ranks need.
+    """
     safe(str(run), "run folder")
     if "%" in str(run):
         raise UserError(f"run folder {run}: '%' is not allowed here; Slurm would replace it")
@@ -61,13 +83,14 @@ def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tupl
             parts[name] = {"nodes": [1, 1], "tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
             # Every copy of the model takes pairs of its own, so any number of them divides the work.
             tensor = config.evaluation.tensor
-            parts[name] |= {"tensor": tensor, "batch": [max(1, profile.tasks // tensor), 1]}
+            parts[name] |= {"tensor": tensor, "batch": [max(1, profile.tasks // tensor), 1], "spares": 0}
             check_batch(name, parts[name])
         else:
             phase = config.phases[name]
             words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
             parts[name] = {"nodes": list(nodes), "tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
             parts[name] |= {"tensor": config.parallel.tensor, "batch": [phase.global_batch, phase.micro_batch]}
+            parts[name] |= {"spares": spares}
             check_batch(name, parts[name])
         parts[name] |= {"cpus_per_task": profile.cpus_per_task, "command": [*onediff, *words]}
     rule = profile.requeue
@@ -85,8 +108,14 @@ def make_plan(config: RunConfig, run: Path, profile: ClusterProfile, nodes: tupl
             "restarts_without_progress": rule.restarts_without_progress,
             "node_failures": rule.node_failures,
         },
+        "failures": [[row.kind, row.match, row.action, row.advice] for row in profile.failures],
         "fence_seconds": rule.fence_seconds,
-        "hang": {"hang_minutes": rule.hang_minutes, "start_minutes": rule.start_minutes},
+        "minutes": {
+            "start": rule.start_minutes,
+            "loading": rule.start_minutes,
+            "step": rule.hang_minutes,
+            **rule.section_minutes.model_dump(),
+        },
         "preflight": {
             **profile.preflight.model_dump(),
             "run": str(run),
@@ -129,7 +158,7 @@ def pyxis_options(profile: ClusterProfile, run: Path) -> list[str]:
 def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str | None = None) -> Script:
     """The batch script of one phase."""
     part, run = plan["phases"][phase], Path(plan["run"])
-    least, most = part["nodes"]
+    least, most = (count + part["spares"] for count in part["nodes"])
     nodes = str(most) if least == most else f"{least}-{most}"
     directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
     directives += [directive("comment", " ".join(filter(None, [comment, mark(run, phase)])))]
@@ -138,6 +167,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
     directives += [
         directive("signal", f"USR1@{profile.warn_seconds}"),
         "--requeue",
+        "--no-kill",  # the supervisor sees to a lost node, and may go on without it
         "--open-mode=append",
         directive("output", run / "logs" / f"{phase}-%j.log"),
     ]

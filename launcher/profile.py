@@ -31,6 +31,23 @@ class Container(Section):
     """Python inside the image."""
 
 
+class SectionMinutes(Section):
+    """Minutes for which a part of a phase may go on without moving; each batch, table or file of it counts as a move."""
+
+    validation: float = Field(60, gt=0)
+    """The loss of held-out rows."""
+    evaluation: float = Field(60, gt=0)
+    """Captions of a held-out split and their scores."""
+    captions: float = Field(30, gt=0)
+    """Captions of a few pairs, for people."""
+    saving: float = Field(60, gt=0)
+    """A checkpoint."""
+    export: float = Field(60, gt=0)
+    """A saved model."""
+    closing: float = Field(30, gt=0)
+    """The end of a phase: the last writes, the tracking server, the other ranks."""
+
+
 class RequeueRule(Section):
     """When an attempt that ended badly is tried again."""
 
@@ -41,11 +58,34 @@ class RequeueRule(Section):
     hang_minutes: float = Field(20, gt=0)
     """Minutes without a step after which the stacks of all ranks are written and the attempt is ended."""
     start_minutes: float = Field(45, gt=0)
-    """The same for the first step of an attempt: imports, weights and a first checkpoint take their time."""
-
+    """The same for the start of an attempt, until its first step: imports, weights and compilers take their time."""
+    section_minutes: SectionMinutes = SectionMinutes()
+    """The same for what else a phase does."""
     fence_seconds: float = Field(60, ge=0)
     """Longest wait before a restart for ranks that live on, on a node that Slurm lost, to see that they are replaced; more
     than the shared folder's caches keep."""
+
+
+class KnownFailure(Section):
+    """A failure of this cluster, known by what it prints."""
+
+    kind: str
+    """Its name, in a word or two."""
+    match: str
+    """Regular expression, searched in each of the last lines of the log of the rank that failed first."""
+    action: Literal["restart", "leave out", "stop", "stop at start"]
+    """Start again, start again without the node, end the phase, or end it unless it has made a step before."""
+    advice: str = ""
+    """What a user can do about it."""
+
+    @field_validator("match")
+    @classmethod
+    def _is_expression(cls, text: str) -> str:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return text
 
 
 class Preflight(Section):
@@ -124,6 +164,8 @@ class ClusterProfile(Section):
     """When to try again."""
     preflight: Preflight = Preflight()
     """What nodes must show."""
+    failures: list[KnownFailure] = []
+    """Failures known here, asked before those that `launcher/failures.py` lists."""
 
     @field_validator("time_limit")
     @classmethod

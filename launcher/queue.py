@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from launcher import slurm
+from launcher.environment import unheeded
 from launcher.record import Json, Record
 from onediff.errors import UserError
 
@@ -73,6 +75,18 @@ def require_idle(record: Record) -> None:
                 "end; try again in a minute"
             )
     record.write_jobs([entry for entry in record.jobs() if entry["job"] is not None])
+
+
+def submit_chain(
+    record: Record, phases: Sequence[str], scripts: Sequence[Path], behind: str | None = None
+) -> list[tuple[str, str]]:
+    """Has Slurm judge every script, then queues all or none, as `queue_chain` does."""
+    if wishes := unheeded():
+        print(f"not heeded, the profile decides: {', '.join(wishes)}", file=sys.stderr)
+    for script in scripts:
+        slurm.test_only(str(script))
+    (record.folder / "cancelled").unlink(missing_ok=True)
+    return queue_chain(record, phases, scripts, behind)
 
 
 def queue_chain(

@@ -34,8 +34,9 @@ class Attempt:
     ended: float | None = None
     last_step: int | None = None
     cause: str | None = None
-    """`finished`, `stopped`, `bad input`, `not a number`, `crash`, `hang`, `bad node`, `refused` (srun bears none of its
-    options), `interrupted` (by a signal from outside), `vanished` or `cancelled`."""
+    """`finished`, `stopped`, `bad input`, `not a number`, `crash`, `hang`, `bad node` (by its pre-flight), `bad hardware`
+    (by a known failure), `hopeless` and `hopeless at start` (likewise), `refused` (srun bears none of its options),
+    `interrupted` (by a signal from outside), `vanished` or `cancelled`."""
     exit_code: int | None = None
     reason: str | None = None
     """One line for people."""
@@ -44,7 +45,19 @@ class Attempt:
     blamed: list[str] = field(default_factory=list)
     """Nodes that this end speaks against."""
     action: str | None = None
-    """What the launcher did: `done`, `requeue` or `fail`."""
+    """What the launcher did: `done`, `restart` (in the same job), `requeue` or `fail`."""
+    failed: float | None = None
+    """When the first rank failed, or when anything last moved before a hang; seconds since the epoch, as all times here."""
+    launched: float | None = None
+    """When the ranks were started, after the nodes had been checked."""
+    moved: float | None = None
+    """When it reached a step that no earlier attempt had reached."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Spent in each section, as rank 0 counted them."""
+    repeated: float = 0.0
+    """Of the seconds of steps, those of steps that an earlier attempt had done."""
+    section: str | None = None
+    """What rank 0 was at last."""
 
 
 class Record:
@@ -99,6 +112,10 @@ class Record:
         """What rank 0 wrote last; empty before the first step."""
         return glimpse(self.run / "status.json")
 
+    def beat(self) -> Json:
+        """What rank 0 is at, as it wrote last; empty before the first."""
+        return glimpse(self.run / "heartbeat.json")
+
     def finished(self, phase: str) -> bool:
         """Whether `phase` needs no further attempt."""
         if phase == "evaluate":
@@ -110,10 +127,9 @@ class Record:
         return glimpse(self.run / f"phase-{phase}" / "finished.json")
 
     def step(self, phase: str) -> int:
-        """The furthest step of `phase` known from its checkpoints and, while it is at it, from the status."""
-        status = self.status()
-        step = status.get("step") if status.get("phase") == phase else None
-        seen = [step] if isinstance(step, int) else []
+        """The furthest step of `phase` known from its checkpoints and, while it is at it, from what rank 0 writes."""
+        told = [found.get("step") for found in (self.status(), self.beat()) if found.get("phase") == phase]
+        seen = [step for step in told if isinstance(step, int)]
         for name in names_in(self.run / "checkpoints" / f"phase-{phase}"):
             digits = name.removeprefix("step-")
             seen += [int(digits)] if digits != name and digits.isdecimal() else []

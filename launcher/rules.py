@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launcher.record import Attempt
+from launcher.record import Attempt, Json
 
 FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, 75, 2, 3
 """Exit codes of a training process."""
@@ -52,7 +52,9 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
     ever = max((attempt.last_step or 0) for attempt in attempts)
     if last.cause == "not a number":
         return Decision("fail", f"{why}; a restart would only repeat it")
-    if last.cause == "bad input" and ever == 0:
+    if last.cause == "hopeless":
+        return Decision("fail", f"{why}; a restart would only repeat it")
+    if last.cause in ("bad input", "hopeless at start") and ever == 0:
         return Decision("fail", why)
     exclude = bad_nodes(attempts, rule)
     if last.cause == "bad node":
@@ -71,6 +73,19 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
     return Decision("requeue", why, exclude)
 
 
+def nodes_here(decision: Decision, last: Attempt, ours: Sequence[str], part: Json) -> list[str]:
+    """Nodes of the running job on which to start again at once, spares last; none where it has to be queued again.
+
+    `ours` are the nodes that the job still has. Fewer than the user asked for are too few.
+    """
+    if decision.action != "requeue" or last.cause in ("stopped", "vanished", "cancelled"):
+        return []
+    left = sorted((node for node in ours if node not in decision.exclude), key=lambda node: node not in last.nodes)
+    least, most = part["nodes"]
+    count = usable_nodes(min(len(left), most), part["tasks_per_node"], part["tensor"], *part["batch"])
+    return left if count >= least else []
+
+
 def without_progress(attempts: Sequence[Attempt]) -> int:
     """How many of the last attempts came no further than an earlier one; those that were not let aside."""
     idle = 0
@@ -82,9 +97,10 @@ def without_progress(attempts: Sequence[Attempt]) -> int:
 
 
 def bad_nodes(attempts: Sequence[Attempt], rule: Rule) -> list[str]:
-    """Nodes to keep away from: those that failed a pre-flight once, or ended attempts often enough."""
+    """Nodes to keep away from: broken ones, those that failed a pre-flight once, or that ended attempts often enough."""
     failures = Counter(node for attempt in attempts for node in attempt.blamed)
-    unfit = {node for attempt in attempts if attempt.cause == "bad node" for node in attempt.blamed}
+    at_once = ("bad node", "bad hardware")
+    unfit = {node for attempt in attempts if attempt.cause in at_once for node in attempt.blamed}
     return sorted(unfit | {node for node, count in failures.items() if count >= rule.node_failures})
 
 

@@ -28,7 +28,7 @@ CANNOT = re.compile(
     r"|Invalid MPI type|find the specified plugin"
 )
 """What srun says of options that this allocation, or any, does not bear: it would say so again."""
-OWN = re.compile(r"srun: (?!Warning: )|slurmstepd[\w.-]*: error: ")
+OWN = re.compile(r"srun: (?!Warning: )|(\d+: )?slurmstepd[\w.-]*: error: ")
 """A line of Slurm's own among those of the tasks."""
 BEGAN = re.compile(r"error: \S+: tasks? [\d,\- ]+: |tasks? [\d,\- ]+ (launch|start)")
 """srun's word for tasks that ended: they had been started."""

@@ -1,9 +1,10 @@
 """One rank under srun: gives it its place and its log, passes warnings on, and leaves a note of how it ended.
 
-    python -m launcher.task NOTES LOG COMMAND …
+    python -m launcher.task NOTES LOG SUPERVISOR COMMAND …
 
-Writes `LOG.rank<r>.log` and `NOTES/<r>.json`. Its own exit code hides EX_TEMPFAIL, since srun kills the other ranks at the
-first bad one, and ranks that stop together must not be killed over their last writes. Standard library only.
+Writes `LOG.rank<r>.log` and `NOTES/<r>.json`, and sends signs of life to SUPERVISOR (`HOST:PORT`, or `-`). Its own exit code
+hides EX_TEMPFAIL: srun kills the other ranks at the first bad exit code, and ranks that stop together must be free to finish
+their last writes. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from launcher.local import LastWritten
+from launcher.beats import BEAT_SECONDS, Sender
+from launcher.local import LastWritten, end_with
 from launcher.record import SUPERSEDED, last_lines, write_json
 from launcher.rules import STOPPED
 from onediff.ranks import Ranks
 
 LISTEN_SECONDS = 1.0
 """Pause between two looks at whether a rank that was warned during its imports listens by now."""
-FENCE_SECONDS = 3.0
-"""Pause between two looks whether a later attempt took over, while Slurm lost this node and did not end this one."""
 LAST_LINES = 20
 
 
-def main(notes: Path, stem: str, command: list[str]) -> int:
+def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
     """Runs the rank; returns its exit code, 0 for a rank that stopped on request."""
     place = Ranks.from_environment()
+    # One task a node speaks for it.
+    sender = Sender(supervisor if place.local_rank == 0 else "-", notes.name, node_name())
     warned = heard = False
     told: str | None = None
 
@@ -51,23 +54,29 @@ def main(notes: Path, stem: str, command: list[str]) -> int:
     with log.open("ab") as file:
         # The rank inherits SIG_IGN: a warning during its imports must not end it.
         process = subprocess.Popen(
-            command, env=variables(place), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=variables(place),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=partial(end_with, os.getpid()),
         )
         signal.signal(signal.SIGUSR1, remember)
         assert process.stdout is not None
         output, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
         kept, reading = LastWritten(file), True
-        look = time.monotonic() + FENCE_SECONDS
+        look = time.monotonic()
         while reading:
-            if time.monotonic() > look:
-                look = time.monotonic() + FENCE_SECONDS
-                if os.path.exists(notes / SUPERSEDED):
+            if time.monotonic() >= look:
+                look = time.monotonic() + BEAT_SECONDS
+                # A later attempt took over, while Slurm lost this node and so did not end this one.
+                if sender.beat() or os.path.exists(notes / SUPERSEDED):
                     process.kill()
             if warned and listens(process.pid):
                 # Once only: a second one would end a rank that is on its way out and no longer listens.
                 process.send_signal(signal.SIGUSR1)
                 warned, heard = False, True
-            ready = select.select([output, ended, wake], [], [], LISTEN_SECONDS if warned else FENCE_SECONDS)[0]
+            ready = select.select([output, ended, wake], [], [], LISTEN_SECONDS if warned else BEAT_SECONDS)[0]
             if wake in ready:
                 os.read(wake, 64)
             if output in ready:
@@ -122,4 +131,4 @@ def node_name() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]))

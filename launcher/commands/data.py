@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launcher.data_job import MERGE, SHARDS, data_plan, data_script, for_data, here, load_data_job, own_name
+    from launcher.freeze import check_writable, freeze_data
     from launcher.plan import check_cluster
     from launcher.profile import load_profile
-    from launcher.queue import require_idle, sole
+    from launcher.queue import require_idle, sole, submit_chain
     from launcher.record import Record
     from launcher.render import rendered
-    from launcher.submit import check_writable, freeze_data, submit_chain
     from onediff.errors import UserError
 
     for option, value in (("--tasks", args.tasks), ("--at-most", args.at_most)):

@@ -179,7 +179,16 @@ def sum_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace
     inside = profile.container.python if profile.container else profile.python or sys.executable
     figures, notes = folder / "sums" / "figures.json", folder / "sums"
     program = [inside, "-m", "onediff.parallel.all_reduce", str(figures), *(["--gpus"] * (profile.gpus_per_node > 0))]
-    task = [*container_prefix(profile, folder), inside, "-m", "launcher.task", str(notes), str(notes / "log"), *program]
+    task = [
+        *container_prefix(profile, folder),
+        inside,
+        "-m",
+        "launcher.task",
+        str(notes),
+        str(notes / "log"),
+        "-",
+        *program,
+    ]
     environment = [*here_code(), *(f"{name}={value}" for name, value in variables(profile).items())]
     options = [*short_job(profile, args, profile.tasks), *profile.srun, *pyxis_options(profile, folder)]
     try:

@@ -13,8 +13,13 @@ import os
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--nodes", metavar="N|N-M", help="nodes (default: as before)")
+    parser.add_argument(
+        "--spares", type=int, metavar="N", help="nodes more that wait for one to fail (default: as before)"
+    )
     parser.add_argument("--profile", metavar="NAME|FILE", help="another cluster (default: as before)")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: those submitted before)")
+    parser.add_argument("--no-memory-check", action="store_true", help="queue a phase that is planned not to fit")
+    parser.add_argument("--no-weights-check", action="store_true", help="queue it though the nodes must fetch models")
     parser.add_argument("--new-code", action="store_true", help="take the code as it is now instead of the frozen one")
 
 
@@ -23,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from launcher.local_chain import run_folder
     from launcher.profile import ClusterProfile, load_profile
     from launcher.record import Record, read_json
+    from launcher.submission import Submission
     from onediff.config.compose import load_run
     from onediff.errors import UserError
 
@@ -40,11 +46,15 @@ def run(args: argparse.Namespace) -> int:
     if os.path.isdir(directory := record.plan().get("directory", "")):
         os.chdir(directory)  # relative paths of the configuration are those of the first submission
     phases = args.phases or ",".join(dict.fromkeys([*(entry["phase"] for entry in record.jobs()), *parts]))
-    return submit(
+    asked = Submission(
         load_run(str(path / "config.yaml")),
         path,
         profile,
         args.nodes or f"{least}-{most}",
         phases,
+        spares=max((part.get("spares", 0) for part in left), default=0) if args.spares is None else args.spares,
         new_code=args.new_code,
+        memory_check=not args.no_memory_check,
+        weights_check=not args.no_weights_check,
     )
+    return submit(asked)

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from launcher.profile import load_profile
     from launcher.ready import check_inputs
     from launcher.record import Record
+    from launcher.submission import Submission
     from onediff.config.compose import load_run
 
     if args.at_most < 1:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             queue, record = number % args.at_most, Record(folder / config.name)
             before = record.jobs()
             said = [args.config, *fixed, *point]
-            submit(config, record.run, profile, args.nodes, args.phases, behind=last[queue], said=said)
+            submit(Submission(config, record.run, profile, args.nodes, args.phases, behind=last[queue], said=said))
             made = [entry["job"] for entry in record.jobs()[len(before) :] if entry["job"]]
             queued += made
             last[queue] = made[-1] if made else last[queue]

@@ -3,8 +3,8 @@
 import subprocess
 import sys
 
+from launcher.freeze import freeze_code
 from launcher.record import Record
-from launcher.submit import freeze_code
 
 
 def test_frozen_code_runs_from_anywhere_and_is_refused_once_it_was_changed(tmp_path):

@@ -114,7 +114,7 @@ def test_a_folder_out_of_reach_is_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "a")
     write_json(record.plan_file, {**record.plan(), "phases": {"one": {}}})
     monkeypatch.setattr(job.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(job, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(job, "RETRY_SECONDS", 0.01)
     supervisor = job.Supervisor(tmp_path, "one")
     supervisor.attempts.append(Attempt(1, "7", ["a"], 1, 0.0, 0))
     real, failures = Record.write_attempts, iter([OSError(116, "Stale file handle")] * 2)

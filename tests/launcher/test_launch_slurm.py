@@ -122,7 +122,7 @@ def test_a_warning_costs_no_step_and_sigterm_during_the_start_blames_nobody(laun
     run.wait_end("one")
     assert run.curve("one") == undisturbed(20) and done_twice(run, "one") == 0
     start, first, second = run.record.attempts("one")
-    assert (start.cause, start.action, start.blamed) == ("interrupted", "requeue", []) and "SIGTERM" in start.reason
+    assert (start.cause, start.action, start.blamed) == ("interrupted", "restart", []) and "SIGTERM" in start.reason
     assert (first.cause, first.action) == ("stopped", "requeue") and second.cause == "finished"
     assert second.first_step == first.last_step >= 7
     assert run.record.latest_jobs() == {"one": job}, "a requeue keeps the job, so that the chain holds"

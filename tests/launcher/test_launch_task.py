@@ -21,7 +21,7 @@ PLACE = {
 
 
 def start(folder: Path, program: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "launcher.task", str(folder / "notes"), str(folder / "logs" / "one.1")]
+    words = [sys.executable, "-m", "launcher.task", str(folder / "notes"), str(folder / "logs" / "one.1"), "-"]
     env = {**os.environ, **PLACE, "SLURMD_NODENAME": "n7", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [*words, sys.executable, "-c", program]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from small_run import config, metrics, onediff, render, train
 
+from launcher.plan import remaining
 from launcher.record import Record
-from launcher.submit import remaining
 from onediff.cli import main
 from onediff.config.run import RunConfig
 from onediff.errors import UserError

@@ -1,18 +1,15 @@
-"""Freezing a run into its folder and queueing the chain of its phases."""
+"""Freezing a run into its folder: what its jobs read, and nothing that changes while they wait."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import frozen, slurm
-from launcher.environment import unheeded
+from launcher import frozen
 from launcher.plan import EVALUATE, phase_script
 from launcher.profile import ClusterProfile
-from launcher.queue import queue_chain
 from launcher.record import Json, Record, own_mark, write_json
 from launcher.render import rendered
 from onediff.errors import UserError
@@ -44,23 +41,6 @@ def check_writable(run: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"run folder {run}: cannot be written: {error.strerror}") from None
-
-
-def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]:
-    """The phases that still have to run. Raises UserError when an earlier one is neither done nor asked for."""
-    order = list(config.phases)
-    wanted = [name for name in phases if not record.finished(name)]
-    if EVALUATE in phases and EVALUATE not in wanted and len(wanted) > 0:
-        wanted.append(EVALUATE)  # its scores are those of an earlier state
-    first = next((number for number, name in enumerate(order) if name in wanted or record.finished(name)), 0)
-    for name in wanted:
-        before = order if name == EVALUATE else order[: order.index(name)]
-        # With `init` the run may begin with any of its phases.
-        before = before[first:] if config.init is not None else before
-        missing = [earlier for earlier in before if earlier not in wanted and not record.finished(earlier)]
-        if missing:
-            raise UserError(f"--phases: {name} needs phase {missing[0]}, which has not finished; add it to --phases")
-    return wanted
 
 
 def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfile, code: bool) -> None:
@@ -125,15 +105,3 @@ def write_scripts(
         file.write_text(rendered(phase_script(plan, profile, phase, comment)), encoding="utf-8")
         files.append(file)
     return files
-
-
-def submit_chain(
-    record: Record, phases: Sequence[str], scripts: Sequence[Path], behind: str | None = None
-) -> list[tuple[str, str]]:
-    """Has Slurm judge every script, then queues all or none, as `queue_chain` does."""
-    if wishes := unheeded():
-        print(f"not heeded, the profile decides: {', '.join(wishes)}", file=sys.stderr)
-    for script in scripts:
-        slurm.test_only(str(script))
-    (record.folder / "cancelled").unlink(missing_ok=True)
-    return queue_chain(record, phases, scripts, behind)

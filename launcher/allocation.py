@@ -1,0 +1,111 @@
+"""The nodes that Slurm has given to this job, and the sruns that run on them, one at a time.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from launcher.again import PATIENCE_SECONDS, RETRY_SECONDS, lost_nodes, requeued, shown
+from launcher.environment import for_ranks
+from launcher.outcome import Outcome
+from launcher.record import Json
+from launcher.say import say
+from launcher.step import Step
+from onediff.errors import UserError
+from onediff.ranks import expand_nodes
+
+SRUN = ["srun", "--export=ALL"]
+"""Where jobs are submitted with `--export=NONE`, srun would drop the profile's variables, too."""
+IGNORANT = ["sh", "-c", 'trap "" TERM USR1; exec "$@"', "sh"]
+"""Before a task: a signal before its first line of Python must not end it."""
+
+
+class Allocation:
+    """The job from inside. Signals that Slurm sends to the batch script end up here."""
+
+    def __init__(self, plan: Json) -> None:
+        self.plan = plan
+        self.job = os.environ["SLURM_JOB_ID"]
+        self.nodes = expand_nodes(os.environ["SLURM_JOB_NODELIST"])
+        self.srun: Step | None = None
+        self.ending = threading.Event()
+        """Slurm has told this process to end."""
+        # slurmd signals the batch script as well as the ranks; its work is to see how they end.
+        signal.signal(signal.SIGTERM, self._on_end)
+        signal.signal(signal.SIGUSR1, self._on_warning)
+
+    def run(
+        self, words: Sequence[str], follow: Callable[[], bool], begun: Callable[[], bool], job_name: str
+    ) -> Outcome | None:
+        """Starts srun with `words` and follows it, again while what keeps it from starting passes.
+
+        `follow` returns whether srun has ended; it is ended if not. `begun` looks for a trace of its tasks. Returns None
+        where they began, else the outcome.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self.srun = Step([*SRUN, f"--job-name={job_name}", *words], for_ranks(self.plan["environment"]))
+            if not follow():
+                self.srun.kill(self.job)
+            refusal = None if begun() else self.srun.refusal()
+            if self.ending.is_set() and not begun():
+                return self.ended_by_slurm(Outcome("interrupted", "ended before the ranks began"))
+            if refusal is None:
+                return None
+            if not refusal.passes or time.monotonic() > deadline:
+                return Outcome("refused" if refusal.final else "crash", refusal.words, blamed=refusal.nodes)
+            say(f"{refusal.words}; trying again")
+            self.ending.wait(RETRY_SECONDS)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether srun ended within `seconds`."""
+        assert self.srun is not None
+        return self.srun.wait(seconds)
+
+    def shown(self) -> dict[str, str]:
+        """This job as the controller has it; nothing when it does not answer."""
+        try:
+            return shown(self.job)
+        except UserError as error:
+            say(str(error))
+            return {}
+
+    def still_ours(self) -> list[str]:
+        """The nodes that this job goes on with: none where Slurm ends it, all of them while the controller is away."""
+        if self.ending.is_set():
+            return []
+        fields = self.shown()
+        if not fields:
+            return self.nodes
+        if fields.get("JobState") != "RUNNING" or requeued(fields):
+            return []
+        left = expand_nodes(fields["NodeList"])
+        lost = lost_nodes(left)
+        return [node for node in self.nodes if node in left and node not in lost]
+
+    def ended_by_slurm(self, outcome: Outcome) -> Outcome:
+        """What an outcome means where Slurm told this process to end, too."""
+        if outcome.cause == "crash" and "node failure" in outcome.reason:
+            return outcome
+        fields = self.shown()
+        if requeued(fields):
+            if outcome.cause == "stopped":
+                return outcome
+            why = "preempted, or queued again with scontrol, before a checkpoint was written"
+            return Outcome("interrupted", f"{why}; {outcome.reason}", outcome.exit_code)
+        if fields.get("JobState") in ("COMPLETING", "CANCELLED"):
+            return Outcome("cancelled", f"ended by Slurm or by scancel; {outcome.reason}", outcome.exit_code)
+        return outcome
+
+    def _on_end(self, number: int, frame: object) -> None:
+        self.ending.set()
+
+    def _on_warning(self, number: int, frame: object) -> None:
+        if self.srun is not None and self.srun.process.poll() is None:
+            self.srun.process.send_signal(signal.SIGUSR1)

@@ -1,0 +1,91 @@
+"""How a phase gets on: what rank 0 is at, since when, and how long it may be at it without moving.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from launcher.record import Attempt, Json, Record
+
+STEP, START, LOADING = "step", "start", "loading"
+
+
+class Beat(NamedTuple):
+    """What rank 0 wrote last about its work, as `onediff.runs.section` writes it."""
+
+    section: str
+    began: float
+    """When the section began, in seconds since the epoch."""
+    moved: float
+    """When it last got on, likewise."""
+    done: int | None
+    """Steps, batches or parameters done in it, where they are counted."""
+    total: int | None
+    seconds: dict[str, float]
+    """Spent in each section by this start of the process."""
+
+
+def as_beat(found: Json, phase: str) -> Beat | None:
+    """What a file of beats says of `phase`; None where it is of another one, or garbled."""
+    if found.get("phase") != phase or not isinstance(found.get("section"), str):
+        return None
+    began, moved = float(found.get("began") or 0), float(found.get("moved") or 0)
+    seconds = found.get("seconds")
+    return Beat(
+        found["section"],
+        began,
+        moved,
+        found.get("done"),
+        found.get("total"),
+        seconds if isinstance(seconds, dict) else {},
+    )
+
+
+class Progress:
+    """The progress of one attempt, from the files that its ranks write."""
+
+    def __init__(self, record: Record, phase: str, attempt: Attempt, minutes: Json) -> None:
+        """`minutes` has the limit of every section."""
+        self.record, self.phase, self.attempt, self.minutes = record, phase, attempt, minutes
+        self.began = time.time()
+        self.moved = self.began
+        """When anything was last seen to move, by this machine's clock."""
+        self.before = record.beat()
+        """Of an earlier start of the phase."""
+        self.beat: Beat | None = None
+        self.step = record.step(phase)
+
+    def look(self) -> None:
+        """Reads what there is to read, and notes the first step beyond all earlier attempts."""
+        found = self.record.beat()
+        step, beat = self.record.step(self.phase), None if found == self.before else as_beat(found, self.phase)
+        if step != self.step or beat != self.beat:
+            self.moved = time.time()
+        if beat is not None:
+            self.attempt.seconds = dict(beat.seconds)
+            self.attempt.section = in_words(beat)
+        if step > self.attempt.first_step and self.attempt.moved is None:
+            self.attempt.moved = time.time()
+            self.attempt.repeated = self.attempt.seconds.get(STEP, 0.0)
+        self.step, self.beat = step, beat
+
+    def stuck(self) -> str | None:
+        """Why the ranks must be ended, or None while something moves."""
+        section = self.beat.section if self.beat is not None else START if self.attempt.moved is None else STEP
+        limit = float(self.minutes[section if section in self.minutes else STEP])
+        if time.time() - self.moved <= limit * 60:
+            return None
+        if section == STEP:
+            return f"no step for {limit:g} minutes after step {self.step}"
+        at = in_words(self.beat) if self.beat is not None else START
+        return f"{at}: nothing moved for {limit:g} minutes after step {self.step}"
+
+
+def in_words(beat: Beat) -> str:
+    """`evaluation, 12 of 40`."""
+    if beat.section == STEP or beat.done is None:
+        return beat.section
+    return f"{beat.section}, {beat.done}{f' of {beat.total}' if beat.total else ''}"

@@ -1,0 +1,109 @@
+"""One run as it is asked for: checked whole, then frozen into its folder, then queued or run here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from launcher.fit import check_memory
+from launcher.freeze import check_folder, freeze, write_scripts
+from launcher.plan import check_cluster, chosen_phases, make_plan, node_range, phase_script, remaining
+from launcher.profile import ClusterProfile
+from launcher.queue import require_idle, sole, submit_chain
+from launcher.ready import check_inputs, offline
+from launcher.record import Json, Record
+from launcher.render import rendered
+from onediff.config.run import RunConfig
+from onediff.errors import UserError
+from onediff.runs.address import require_sources
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a user asks for."""
+
+    config: RunConfig
+    run: Path
+    """The run's folder, absolute."""
+    profile: ClusterProfile
+    nodes: str = "1"
+    """A count, or a range such as `4-8`."""
+    phases: str | None = None
+    """Names with commas between; all by default."""
+    spares: int = 0
+    """Nodes beyond those, which wait to take the place of one that fails."""
+    comment: str | None = None
+    new_code: bool = True
+    """Freeze the code as it is installed, even where the run has some."""
+    behind: str | None = None
+    """A job whose end is waited for."""
+    memory_check: bool = True
+    weights_check: bool = True
+    said: Sequence[str] = ()
+    """The configuration with its overrides as they were typed, for commands to type; the run's own by default."""
+
+
+class Ready(NamedTuple):
+    """A submission that has passed every check."""
+
+    asked: Submission
+    record: Record
+    profile: ClusterProfile
+    plan: Json
+    phases: list[str]
+    """Those that still have to run; none where all have finished."""
+
+    def scripts(self) -> list[str]:
+        """The batch script of each phase. Raises UserError for a name that cannot be quoted."""
+        return [rendered(phase_script(self.plan, self.profile, name, self.asked.comment)) for name in self.phases]
+
+
+def checked(asked: Submission, dry_run: bool = False) -> Ready:
+    """Checks everything that can be checked without Slurm. Raises UserError; a dry run only lists what is missing."""
+    config, record = asked.config, Record(asked.run)
+    wanted = remaining(record, config, chosen_phases(config, asked.phases))
+    if not wanted:
+        return Ready(asked, record, asked.profile, {}, [])
+    if asked.spares < 0:
+        raise UserError(f"--spares {asked.spares}: must be 0 or more")
+    on_slurm = asked.profile.scheduler == "slurm"
+    profile = offline(config, asked.profile) if asked.weights_check else asked.profile
+    nodes, spares = (node_range(asked.nodes), asked.spares) if on_slurm else ((1, 1), 0)
+    plan = make_plan(config, asked.run, profile, nodes, wanted, spares)
+    # Relative paths of the configuration are those of the first submission.
+    plan["directory"] = record.plan().get("directory", str(Path.cwd()))
+    # What `init` names may be gone once a checkpoint is there; pretrained weights are read again until a phase has ended.
+    goes_on = config.init is not None and any(asked.run.glob("checkpoints/*/latest"))
+    begins = not goes_on and not any(record.finished(phase) for phase in config.phases)
+    said = asked.said or [str(asked.run)]
+    check_inputs(config, profile, wanted, said, begins=begins, dry_run=dry_run, weights=asked.weights_check)
+    if not dry_run:
+        require_sources(config, asked.run)
+    if asked.memory_check:
+        check_memory(config, profile, plan)
+    return Ready(asked, record, profile, plan, wanted)
+
+
+def run_here(ready: Ready) -> int:
+    """Runs the phases as processes of this machine; returns the exit code of the chain."""
+    from launcher.local_chain import run_chain
+
+    check_folder(ready.record, ready.asked.config)
+    with sole(ready.record, "running"):
+        freeze(ready.record, ready.asked.config, ready.plan, ready.profile, ready.asked.new_code)
+        return run_chain(ready.record, ready.phases)
+
+
+def queue(ready: Ready) -> list[tuple[str, str]]:
+    """Has Slurm judge every script, then queues all or none; returns phases and their jobs."""
+    asked, record = ready.asked, ready.record
+    check_cluster(ready.profile, [part["nodes"][0] + part["spares"] for part in ready.plan["phases"].values()])
+    ready.scripts()
+    check_folder(record, asked.config)
+    with sole(record, "submitting"):
+        require_idle(record)
+        freeze(record, asked.config, ready.plan, ready.profile, asked.new_code)
+        scripts = write_scripts(record, ready.plan, ready.profile, ready.phases, asked.comment)
+        return submit_chain(record, ready.phases, scripts, asked.behind)

@@ -1,0 +1,160 @@
+"""One start of the ranks of a phase: followed to its end, which is judged.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from launcher import frozen, slurm
+from launcher.again import lost_nodes
+from launcher.allocation import IGNORANT, Allocation
+from launcher.beats import Beats, answers
+from launcher.checks import has_logs
+from launcher.outcome import Outcome, judge, read_notes, silent_nodes
+from launcher.record import Attempt, Json, Record
+from launcher.rules import FINISHED, STOPPED
+from launcher.say import say
+from launcher.sections import Progress
+from launcher.step import END_SECONDS, signal_steps
+from onediff.errors import UserError
+
+LOOK_SECONDS = 2.0
+"""Pause between two looks at the run's progress and at the notes of ranks."""
+AFTERMATH_SECONDS = 15.0
+"""How long srun may go on once a rank has failed: it waits in vain for ranks on a node that is gone."""
+
+
+class Watch:
+    """Starts the ranks of `attempt`, and returns how they ended."""
+
+    def __init__(
+        self, allocation: Allocation, record: Record, phase: str, part: Json, attempt: Attempt, beats: Beats
+    ) -> None:
+        self.allocation, self.plan, self.record, self.beats = allocation, allocation.plan, record, beats
+        self.phase, self.part, self.attempt = phase, part, attempt
+        self.name = f"{phase}.{attempt.number}"
+        self.again = any(before.job == attempt.job for before in record.attempts(phase)[:-1])
+        """Whether this job has had ranks before."""
+        self.notes, self.stem = record.exits(phase, attempt.number), record.logs / self.name
+        self.progress = Progress(record, phase, attempt, self.plan["minutes"])
+        self.slurmd = node_port()
+
+    def run(self) -> Outcome:
+        """Starts the ranks and follows them to their end."""
+        attempt, found = self.attempt, list[Outcome]()
+
+        def follow() -> bool:
+            found[:] = filter(None, [self.follow()])
+            return self.allocation.wait(0)
+
+        refused = self.allocation.run(self.words(), follow, lambda: has_logs(self.stem), self.phase)
+        self.progress.look()
+        if refused and not found:
+            return refused
+        assert self.allocation.srun is not None
+        notes = read_notes(self.notes)
+        failed = [note["ended"] for note in notes if note["code"] not in (FINISHED, STOPPED)]
+        attempt.failed = min([attempt.failed, *failed] if attempt.failed else failed, default=None)
+        finished, status = self.record.finished(self.phase), self.record.status()
+        ended, srun = self.allocation.ending.is_set(), self.allocation.srun
+        rows = self.plan.get("failures", ())
+        outcome = judge(
+            notes,
+            attempt.nodes,
+            attempt.tasks,
+            finished,
+            status,
+            lost_nodes,
+            ended,
+            srun.heard(),
+            rows,
+            list(srun.said),
+        )
+        if found and found[0].cause == "hang":
+            silent = silent_nodes(notes, attempt.nodes, attempt.tasks)
+            silent = silent if len(silent) < len(attempt.nodes) else []
+            lost = f"; {', '.join(silent)} fell silent: node failure" if silent else ""
+            return found[0]._replace(
+                reason=found[0].reason + lost,
+                exit_code=outcome.exit_code,
+                log=f"{self.stem}.rank0.log",
+                blamed=tuple(silent),
+            )
+        if found:
+            return found[0]
+        if outcome.cause == "stopped" and "SIGUSR1" in outcome.reason:
+            return outcome  # a warning that was heeded; the end that follows it may be a preemption's
+        return self.allocation.ended_by_slurm(outcome) if ended and outcome.cause != "finished" else outcome
+
+    def words(self) -> list[str]:
+        """Options of srun, and what it starts."""
+        attempt, part, plan = self.attempt, self.part, self.plan
+        options = [
+            f"--nodes={len(attempt.nodes)}",
+            f"--ntasks={attempt.tasks}",
+            f"--ntasks-per-node={part['tasks_per_node']}",
+            f"--nodelist={','.join(attempt.nodes)}",
+            f"--cpus-per-task={part['cpus_per_task']}",
+            *([f"--cpu-bind={plan['cpu_bind']}"] if plan["cpu_bind"] != "none" else []),
+            "--distribution=block:block",
+            "--kill-on-bad-exit=1",
+            "--label",
+            # Slurm may count CPUs as taken by a step that a lost node has ended, and would wait for them for ever.
+            *(["--overlap"] if self.again else []),
+        ]
+        task = [*plan["rank_prefix"], *frozen.module(self.record.run, "launcher.task")]
+        task += [str(self.notes), str(self.stem), self.beats.address]
+        return [*options, *plan["srun"], *plan["rank_srun"], *IGNORANT, *task, *part["command"]]
+
+    def follow(self) -> Outcome | None:
+        """Waits for the end of the ranks. Returns why, where they had to be ended."""
+        failed_at: float | None = None
+        while not self.allocation.wait(LOOK_SECONDS):
+            self.progress.look()
+            if stuck := self.progress.stuck():
+                self.attempt.failed = self.progress.moved
+                self.write_stacks()
+                return Outcome("hang", f"{stuck}; the stacks of all ranks are in their logs")
+            if gone := self.gone():
+                self.attempt.failed = time.time()
+                say(f"{', '.join(gone)}: no sign of life, and no answer; ending the other ranks")
+                self.allocation_ends()
+                return Outcome("crash", f"{', '.join(gone)} fell silent: node failure", blamed=tuple(gone))
+            now = time.monotonic()
+            if failed_at is None and any(note["code"] not in (FINISHED, STOPPED) for note in read_notes(self.notes)):
+                failed_at = now
+            if failed_at is not None and now - failed_at > AFTERMATH_SECONDS:
+                self.allocation_ends()
+        return None
+
+    def gone(self) -> Sequence[str]:
+        """Nodes whose signs of life ceased and whose host does not answer either."""
+        if self.slurmd is None:
+            return []
+        silent = self.beats.silent(self.name, self.attempt.nodes)
+        return [node for node in silent if not answers(node, self.slurmd)]
+
+    def allocation_ends(self) -> None:
+        """Ends the ranks that are left."""
+        assert self.allocation.srun is not None
+        self.allocation.srun.kill(self.allocation.job)
+
+    def write_stacks(self) -> None:
+        """SIGABRT makes every rank write the stacks of its threads and end; a stopped one first has to go on."""
+        say("nothing moves: asking every rank for its stacks")
+        for name in ("ABRT", "CONT"):
+            if trouble := signal_steps(self.allocation.job, name):
+                say(trouble)
+        self.allocation.wait(END_SECONDS)
+
+
+def node_port() -> int | None:
+    """The port on which the daemons of all nodes listen; None where Slurm does not say."""
+    try:
+        text = slurm.configuration().get("SlurmdPort", "")
+    except UserError:
+        return None
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,73 @@
+"""Ranks, all ranks of a node, and nodes that die: the run goes on inside its job, which never leaves RUNNING."""
+
+import json
+import signal
+
+import pytest
+import slurm_cluster
+from launch_runs import done_twice, undisturbed
+
+pytestmark = pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str(slurm_cluster.missing()))
+
+
+def restarts_of_slurm(run, job: str) -> int:
+    shown = run.cluster.sh("scontrol", "--oneliner", "show", "job", job)
+    return int(shown.split(" Restarts=")[1].split()[0])
+
+
+def test_a_killed_rank_and_then_all_ranks_of_its_node_are_started_again_in_the_same_job(launched, cluster):
+    faults = [{"phase": "one", "step": 8, "rank": 3, "do": "kill"}, {"phase": "one", "step": 14, "do": "wait"}]
+    run = launched(faults=faults)
+    run.profile["requeue"] |= {"node_failures": 9}
+    job = run.submitted("--phases", "one")["one"]
+    run.wait(lambda: len(list(run.run.glob("fault-1-*"))) == 4, 120, "the ranks did not come to step 14")
+    cluster.on("node2", "pkill", "-KILL", "-f", "[s]tandin_trainer.py")
+    run.wait_end("one")
+    assert run.curve("one") == undisturbed(20) and 0 < done_twice(run, "one") <= 10
+    first, second, third = run.record.attempts("one")
+    assert [one.action for one in (first, second, third)] == ["restart", "restart", "done"], run.story()
+    assert first.reason.startswith("rank 3 on node2 was ended by SIGKILL") and first.exit_code == 128 + signal.SIGKILL
+    assert "ended without a word" in second.reason and third.nodes == ["node1", "node2"]
+    assert (first.blamed, second.blamed) == (["node2"], []), "what watches over the ranks was killed, too; srun was not"
+    assert restarts_of_slurm(run, job) == 0
+    checked = sorted(path.stem for path in run.run.glob("launch/exits/one.2.preflight/*"))
+    assert checked == ["node2"], "only the blamed node is checked again"
+    assert first.failed < first.ended < second.moved
+    told = run.onediff("explain", "run").stdout
+    assert (
+        "rank 3 on node2 was ended by SIGKILL (the kernel does this when memory runs out): restarted in the job" in told
+    )
+
+
+def test_a_crashed_node_is_replaced_by_the_spare_without_leaving_the_job(launched, cluster):
+    run = launched(seconds=0.3)
+    job = run.submitted("--phases", "one", "--spares", "1")["one"]
+    run.wait_step("one", 7)
+    assert run.record.attempts("one")[0].nodes == ["node1", "node2"], "the spare waits"
+    try:
+        cluster.crash("node2")
+        run.wait_end("one")
+    finally:
+        cluster.start_node("node2")
+        cluster.wait_until(lambda: len(cluster.idle_nodes()) == 3, 300, "node2 did not come back")
+    assert run.curve("one") == undisturbed(20) and done_twice(run, "one") <= 5
+    first, second = run.record.attempts("one")
+    assert (first.blamed, first.action) == (["node2"], "restart") and "node failure" in first.reason, run.story()
+    assert second.nodes == ["node1", "node3"] and second.job == first.job == job
+    assert restarts_of_slurm(run, job) == 0
+
+
+def test_fewer_nodes_go_on_where_the_user_said_that_they_will_do(launched, cluster):
+    cluster.on("node3", "fallocate", "-l", "300M", "/dev/shm/full")
+    run = launched()
+    run.profile |= {"scratch": "/dev/shm", "preflight": {"seconds": 60, "free_disk_gb": 0.4}}
+    try:
+        job = run.submitted("--phases", "one", "phases.one.global_batch=12", nodes="2-3")["one"]
+        run.wait_end("one")
+    finally:
+        cluster.on("node3", "rm", "/dev/shm/full")
+    first, second = run.record.attempts("one")
+    assert (first.cause, first.blamed, first.action) == ("bad node", ["node3"], "restart"), run.story()
+    assert second.nodes == ["node1", "node2"] and run.curve("one") == undisturbed(20)
+    assert restarts_of_slurm(run, job) == 0
+    assert json.loads((run.run / "launch" / "plan.json").read_text())["phases"]["one"]["nodes"] == [2, 3]
