@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher import slurm
+from launcher import goodput, slurm
+from launcher.goodput import spoken, summary
 from launcher.outcome import read_notes, telling_line
 from launcher.queue import marked
 from launcher.record import Attempt, Record, last_lines
+from launcher.sections import as_beat, in_words
 from onediff.errors import UserError
 
 
@@ -32,6 +34,10 @@ class PhaseState:
     restarts: int
     why: str
     """Why it waits, restarted or ended."""
+    at: str | None = None
+    """What rank 0 is at while it runs: `step`, `evaluation, 12 of 40`, `saving` …"""
+    goodput: dict[str, object] | None = None
+    """Share of productive time, seconds by kind, and recoveries in seconds."""
 
 
 def look(records: Sequence[Record]) -> dict[str, slurm.Job]:
@@ -85,7 +91,15 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
         left,
         max(0, len(attempts) - 1),
         why,
+        current_section(record, phase) if state == "running" else None,
+        summary(record, phase) if attempts else None,
     )
+
+
+def current_section(record: Record, phase: str) -> str | None:
+    """What rank 0 is at, as it last said."""
+    beat = as_beat(record.beat(), phase)
+    return None if beat is None else in_words(beat)
 
 
 def data_state(record: Record, phase: str, job: str | None) -> PhaseState:
@@ -155,26 +169,18 @@ def previous_end(attempts: list[Attempt]) -> str:
 
 def table(states: list[PhaseState]) -> str:
     """The states as people read them."""
-    heads = ("phase", "job", "state", "nodes", "step", "loss", "tokens/s", "left", "restarts", "why")
+    heads = ("phase", "job", "state", "at", "nodes", "step", "loss", "tokens/s", "left", "restarts", "why")
     rows = [heads]
     for s in states:
         step = f"{s.step} of {s.steps_total}" if s.steps_total else str(s.step or "")
         loss = "" if s.loss is None else f"{s.loss:.4f}"
         pace = "" if s.tokens_per_second is None else f"{s.tokens_per_second:,.0f}"
-        numbers = (step, loss, pace, duration(s.seconds_left), str(s.restarts))
-        rows.append((s.phase, s.job or "", s.state, str(s.nodes or ""), *numbers, s.why))
+        numbers = (step, loss, pace, "" if s.seconds_left is None else spoken(s.seconds_left), str(s.restarts))
+        rows.append((s.phase, s.job or "", s.state, s.at or "", str(s.nodes or ""), *numbers, s.why))
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def duration(seconds: float | None) -> str:
-    """`3700` as `1h02m`."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
 def as_json(states: list[PhaseState]) -> list[dict[str, object]]:
@@ -188,6 +194,8 @@ def explanation(record: Record) -> str:
     for state in states:
         attempts = record.attempts(state.phase)
         lines.append(f"{state.phase}: {state.state}{f' ({state.why})' if state.why else ''}")
+        if spent := goodput.in_words(record, state.phase):
+            lines.append(f"  {spent}")
         for attempt in attempts:
             lines += [f"  {line}" for line in told(attempt)]
         if state.state == "failed" and attempts and (log := attempts[-1].log):
@@ -211,10 +219,10 @@ def told(attempt: Attempt) -> list[str]:
     """One attempt in one or two lines."""
     where = f"attempt {attempt.number}, job {attempt.job}, {attempt.tasks} ranks on {', '.join(attempt.nodes)}"
     if attempt.ended is None:
-        return [f"{where}: from step {attempt.first_step}, not ended"]
+        return [f"{where}: from step {attempt.first_step}, at {attempt.section or 'start'}, not ended"]
     steps = f"steps {attempt.first_step} to {attempt.last_step}" if attempt.last_step else "no steps"
     then = ACTIONS.get(attempt.action or "", "")
-    lines = [f"{where}: {steps}, {duration(attempt.ended - attempt.started)}", f"  {attempt.reason}: {then}"]
+    lines = [f"{where}: {steps}, {spoken(attempt.ended - attempt.started)}", f"  {attempt.reason}: {then}"]
     return lines if attempt.cause != "finished" else lines[:1]
 
 

@@ -23,12 +23,13 @@ from launcher.again import (
     queue_again,
     shown,
 )
+from launcher.alerts import Alerts
 from launcher.allocation import Allocation
 from launcher.beats import SILENT_SECONDS, Beats
 from launcher.checks import preflight
 from launcher.outcome import Outcome, read_notes
 from launcher.record import Attempt, Record
-from launcher.rules import Decision, Rule, decide, nodes_here, usable_nodes
+from launcher.rules import Decision, Rule, decide, nodes_here, usable_nodes, without_progress
 from launcher.say import say
 from launcher.task import node_name
 from launcher.watch import Watch
@@ -48,6 +49,7 @@ class Supervisor:
         self.rule = Rule(**self.plan["rule"])
         self.allocation = Allocation(self.plan)
         self.attempts = self.record.attempts(phase)
+        self.alerts = Alerts(self.plan.get("alerts", {}), str(run), phase)
         self.fit: set[str] = set()
         """Nodes that passed their pre-flight in this job, and that nothing has spoken against since."""
 
@@ -145,7 +147,7 @@ class Supervisor:
         attempt.tasks = count * part["tasks_per_node"]
         attempt.launched = time.time()
         self.keep()
-        return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats).run()
+        return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts).run()
 
     def end(self, outcome: Outcome) -> Decision:
         """Closes the running attempt. Raises UserError where a later one has taken the phase over."""
@@ -164,7 +166,17 @@ class Supervisor:
         decision = decide(self.attempts, self.rule)
         attempt.action = decision.action
         self.keep()
+        self.tell(attempt, decision)
         return decision
+
+    def tell(self, attempt: Attempt, decision: Decision) -> None:
+        """Alerts about the end of an attempt."""
+        if decision.action in ("done", "fail"):
+            self.alerts.tell("end", "finished" if decision.action == "done" else f"stopped for good: {decision.why}")
+            return
+        self.alerts.tell("hang" if attempt.cause == "hang" else "failure", attempt.reason or "")
+        if idle := without_progress(self.attempts):
+            self.alerts.tell("no progress", f"{idle} attempts in a row reached no further step ({attempt.last_step})")
 
     def restart(self, nodes: list[str]) -> None:
         """Prepares for the next attempt in this job: the last one is over, wherever its ranks may be."""
@@ -173,6 +185,7 @@ class Supervisor:
         self.keep()
         self.fit -= {*last.blamed}
         say(f"restart in this job, on {', '.join(nodes)}: {last.reason}")
+        self.alerts.tell("restart", f"restart in the job on {', '.join(nodes)}, from step {last.last_step}")
         name = f"{self.phase}.{last.number}"
         told = {note["node"] for note in read_notes(self.record.exits(self.phase, last.number))}
         ended = self.allocation.srun.heard() if self.allocation.srun else set()
@@ -228,7 +241,11 @@ class Supervisor:
 def main(run: Path, phase: str) -> int:
     try:
         frozen.check(run / "launch")
-        return Supervisor(run, phase).run()
+        supervisor = Supervisor(run, phase)
+        try:
+            return supervisor.run()
+        finally:
+            supervisor.alerts.finish()
     except UserError as error:
         say(str(error))
         return 1

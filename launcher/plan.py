@@ -109,6 +109,7 @@ def make_plan(
             "node_failures": rule.node_failures,
         },
         "failures": [[row.kind, row.match, row.action, row.advice] for row in profile.failures],
+        "alerts": profile.alerts.model_dump(),
         "fence_seconds": rule.fence_seconds,
         "minutes": {
             "start": rule.start_minutes,

@@ -88,6 +88,26 @@ class KnownFailure(Section):
         return text
 
 
+class Alerts(Section):
+    """Word of what happens to a run. At most one alert of a kind goes out in `minutes`; secrets are masked."""
+
+    webhook: str | None = None
+    """URL that takes a POST of JSON with `text`, `event`, `run` and `phase`, or `$NAME` for a variable that holds it."""
+    command: list[str] | None = None
+    """Command that gets the same JSON on its standard input."""
+    events: list[Literal["failure", "hang", "restart", "spike", "no progress", "end"]] = []
+    """Kinds that are told; all by default."""
+    minutes: float = Field(10, ge=0)
+    """Shortest pause between two alerts of one kind."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_address(cls, text: str | None) -> str | None:
+        if text is not None and not re.match(r"https?://|\$[A-Za-z_]\w*$", text):
+            raise ValueError("expected an http(s) URL, or $NAME for a variable that holds one")
+        return text
+
+
 class Preflight(Section):
     """What every node must show before ranks are started on it."""
 
@@ -164,6 +184,8 @@ class ClusterProfile(Section):
     """When to try again."""
     preflight: Preflight = Preflight()
     """What nodes must show."""
+    alerts: Alerts = Alerts()
+    """Whom to tell."""
     failures: list[KnownFailure] = []
     """Failures known here, asked before those that `launcher/failures.py` lists."""
 

@@ -5,10 +5,13 @@ Standard library only.
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from pathlib import Path
 from typing import NamedTuple
 
-from launcher.record import Attempt, Json, Record
+from launcher.record import Attempt, Json, Record, last_lines
 
 STEP, START, LOADING = "step", "start", "loading"
 
@@ -89,3 +92,31 @@ def in_words(beat: Beat) -> str:
     if beat.section == STEP or beat.done is None:
         return beat.section
     return f"{beat.section}, {beat.done}{f' of {beat.total}' if beat.total else ''}"
+
+
+class Spikes:
+    """Bad steps of a phase that were not there before, from the file in which the training writes them."""
+
+    def __init__(self, run: Path, phase: str) -> None:
+        self.file = run / f"phase-{phase}" / "bad-steps.jsonl"
+        self.size = size_of(self.file)
+
+    def new(self) -> str | None:
+        """The newest in words, where there is one since the last look."""
+        size = size_of(self.file)
+        if size <= self.size:
+            return None
+        self.size = size
+        try:
+            last = json.loads(last_lines(self.file, 1)[0])
+        except (ValueError, IndexError):
+            return None
+        return f"step {last.get('step')}: {last.get('why') or last.get('kind')}"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from launcher import frozen, slurm
 from launcher.again import lost_nodes
+from launcher.alerts import Alerts
 from launcher.allocation import IGNORANT, Allocation
 from launcher.beats import Beats, answers
 from launcher.checks import has_logs
@@ -17,7 +18,7 @@ from launcher.outcome import Outcome, judge, read_notes, silent_nodes
 from launcher.record import Attempt, Json, Record
 from launcher.rules import FINISHED, STOPPED
 from launcher.say import say
-from launcher.sections import Progress
+from launcher.sections import Progress, Spikes
 from launcher.step import END_SECONDS, signal_steps
 from onediff.errors import UserError
 
@@ -31,7 +32,14 @@ class Watch:
     """Starts the ranks of `attempt`, and returns how they ended."""
 
     def __init__(
-        self, allocation: Allocation, record: Record, phase: str, part: Json, attempt: Attempt, beats: Beats
+        self,
+        allocation: Allocation,
+        record: Record,
+        phase: str,
+        part: Json,
+        attempt: Attempt,
+        beats: Beats,
+        alerts: Alerts,
     ) -> None:
         self.allocation, self.plan, self.record, self.beats = allocation, allocation.plan, record, beats
         self.phase, self.part, self.attempt = phase, part, attempt
@@ -41,6 +49,7 @@ class Watch:
         self.notes, self.stem = record.exits(phase, attempt.number), record.logs / self.name
         self.progress = Progress(record, phase, attempt, self.plan["minutes"])
         self.slurmd = node_port()
+        self.alerts, self.spikes = alerts, Spikes(record.run, phase)
 
     def run(self) -> Outcome:
         """Starts the ranks and follows them to their end."""
@@ -114,6 +123,8 @@ class Watch:
         failed_at: float | None = None
         while not self.allocation.wait(LOOK_SECONDS):
             self.progress.look()
+            if spike := self.spikes.new():
+                self.alerts.tell("spike", spike)
             if stuck := self.progress.stuck():
                 self.attempt.failed = self.progress.moved
                 self.write_stacks()

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launcher.follow import as_json, look, phase_states, table
+    from launcher.goodput import in_words
     from launcher.local_chain import run_folder
     from launcher.record import Record
 
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
             if args.watch and sys.stdout.isatty():
                 print("\033[H\033[2J", end="")
             for folder, rows in states.items():
-                print(f"{folder}\n{table(rows)}\n")
+                print(f"{folder}\n{table(rows)}")
+                spent = [(row.phase, in_words(Record(Path(folder)), row.phase)) for row in rows]
+                print(*(f"{phase}: {text}" for phase, text in spent if text), "", sep="\n")
             if not folders:
                 print("no runs below runs/; start one with `onediff launch submit`")
         going = any(state.state in ("running", "waiting") for rows in states.values() for state in rows)
