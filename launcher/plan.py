@@ -76,23 +76,7 @@ def make_plan(
     container = profile.container
     inside = container.python if container else python
     onediff = profile.command or [inside, *module(run, "onediff")]
-    parts: dict[str, Json] = {}
-    for name in phases:
-        if name == EVALUATE:
-            words = ["evaluate", str(run), "--json", str(run / "evaluation" / "scores.json")]
-            parts[name] = {"nodes": [1, 1], "tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
-            # Every copy of the model takes pairs of its own, so any number of them divides the work.
-            tensor = config.evaluation.tensor
-            parts[name] |= {"tensor": tensor, "batch": [max(1, profile.tasks // tensor), 1], "spares": 0}
-            check_batch(name, parts[name])
-        else:
-            phase = config.phases[name]
-            words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
-            parts[name] = {"nodes": list(nodes), "tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
-            parts[name] |= {"tensor": config.parallel.tensor, "batch": [phase.global_batch, phase.micro_batch]}
-            parts[name] |= {"spares": spares}
-            check_batch(name, parts[name])
-        parts[name] |= {"cpus_per_task": profile.cpus_per_task, "command": [*onediff, *words]}
+    parts = {name: phase_part(config, run, profile, name, nodes, spares, onediff) for name in phases}
     rule = profile.requeue
     return {
         "name": config.name,
@@ -124,6 +108,31 @@ def make_plan(
         },
         "phases": parts,
     }
+
+
+def phase_part(
+    config: RunConfig,
+    run: Path,
+    profile: ClusterProfile,
+    name: str,
+    nodes: tuple[int, int],
+    spares: int,
+    onediff: Sequence[str],
+) -> Json:
+    """The part of the plan that is one phase's own: `onediff` are the words that start the program on a node."""
+    part: Json = {"tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
+    if name == EVALUATE:
+        words = ["evaluate", str(run), "--json", str(run / "evaluation" / "scores.json")]
+        # Every copy of the model takes pairs of its own, so any number of them divides the work.
+        tensor = config.evaluation.tensor
+        part |= {"nodes": [1, 1], "spares": 0, "tensor": tensor, "batch": [max(1, profile.tasks // tensor), 1]}
+    else:
+        phase = config.phases[name]
+        words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
+        part |= {"nodes": list(nodes), "spares": spares, "tensor": config.parallel.tensor}
+        part |= {"batch": [phase.global_batch, phase.micro_batch]}
+    check_batch(name, part)
+    return part | {"cpus_per_task": profile.cpus_per_task, "command": [*onediff, *words]}
 
 
 def check_batch(name: str, part: Json) -> None:

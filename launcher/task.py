@@ -53,14 +53,7 @@ def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         # The rank inherits SIG_IGN: a warning during its imports must not end it.
-        process = subprocess.Popen(
-            command,
-            env=variables(place),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=partial(end_with, os.getpid()),
-        )
+        process = started(command, place)
         signal.signal(signal.SIGUSR1, remember)
         assert process.stdout is not None
         output, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
@@ -89,10 +82,27 @@ def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
         kept.close()
     code = process.wait()
     code = code if code >= 0 else 128 - code
-    tail = last_lines(log, LAST_LINES)
-    note = {"rank": place.rank, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": tail}
-    write_json(notes / f"{place.rank}.json", {**note, "told": told})
+    leave_note(notes, place.rank, code, log, told)
     return 0 if code == STOPPED else code
+
+
+def started(command: list[str], place: Ranks) -> subprocess.Popen[bytes]:
+    """The rank, which dies with this process."""
+    return subprocess.Popen(
+        command,
+        env=variables(place),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=partial(end_with, os.getpid()),
+    )
+
+
+def leave_note(notes: Path, rank: int, code: int, log: Path, told: str | None) -> None:
+    """Writes how a rank ended; `told` is the signal from outside that it got before."""
+    last = last_lines(log, LAST_LINES)
+    note = {"rank": rank, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": last}
+    write_json(notes / f"{rank}.json", {**note, "told": told})
 
 
 def variables(place: Ranks) -> dict[str, str]:

@@ -25,7 +25,7 @@ from onediff.errors import UserError
 LOOK_SECONDS = 2.0
 """Pause between two looks at the run's progress and at the notes of ranks."""
 AFTERMATH_SECONDS = 15.0
-"""How long srun may go on once a rank has failed: it waits in vain for ranks on a node that is gone."""
+"""How long srun may go on once a rank has failed: it would wait forever for ranks on a node that is gone."""
 
 
 class Watch:
@@ -111,7 +111,7 @@ class Watch:
             "--distribution=block:block",
             "--kill-on-bad-exit=1",
             "--label",
-            # Slurm may count CPUs as taken by a step that a lost node has ended, and would wait for them for ever.
+            # Slurm may count CPUs as taken by a step that a lost node has ended, and would wait for them forever.
             *(["--overlap"] if self.again else []),
         ]
         task = [*plan["rank_prefix"], *frozen.module(self.record.run, "launcher.task")]
