@@ -129,7 +129,7 @@ def phase_part(
     else:
         phase = config.phases[name]
         words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
-        part |= {"nodes": list(nodes), "spares": spares, "tensor": config.parallel.tensor}
+        part |= {"nodes": list(nodes), "spares": spares, "tensor": config.of_phase(name).parallel.tensor}
         part |= {"batch": [phase.global_batch, phase.micro_batch]}
     check_batch(name, part)
     return part | {"cpus_per_task": profile.cpus_per_task, "command": [*onediff, *words]}
