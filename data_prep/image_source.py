@@ -179,8 +179,9 @@ class Archive:
         if size > MAX_BYTES:
             raise BadSample("too_large", f"{path!r} has {size:,} bytes, more than {MAX_BYTES:,}")
         if not self._is_zip:
-            self._handle = self._handle or self.path.open("rb")
-            return os.pread(self._handle.fileno(), size, offset), []
+            # A handle for each of a thousand tars would be too many.
+            with self.path.open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), size, offset), []
         try:
             with self._handle.open(self._entries[path]) as file:
                 # The size that the archive declares is not to be trusted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from itertools import accumulate, pairwise
@@ -19,6 +20,15 @@ def split_name(word: object) -> str:
     """One name for the splits that data sets call differently: `valid`, `validation` and `dev` are `val`."""
     plain = str(word).strip().lower()
     return ALIASES.get(plain, plain)
+
+
+def split_in(path: str) -> str:
+    """The split that the name of a file or its folder tells (`data/train-00000.parquet`, `valid/0001.tar`), else `train`."""
+    *folders, name = path.lower().replace("\\", "/").split("/")
+    for word in (*re.split(r"[-_.]", name), *reversed(folders)):
+        if split_name(word) in KNOWN:
+            return split_name(word)
+    return "train"
 
 
 def check_split(name: str, where: str, meant: Collection[str] = ()) -> None:

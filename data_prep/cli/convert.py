@@ -22,6 +22,7 @@ from onediff.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", help=f"the data set: {', '.join(BUILT_IN)}, or one that an installed package adds")
+    add("path", nargs="?", type=Path, help="the same as --annotations; for hf also a data set of the hub, OWNER/NAME")
     add(
         "--annotations",
         "--table",
@@ -93,6 +94,11 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.out is None:
         raise UserError("--out: say where the shards go")
+    args.annotations = args.annotations or args.path
+    if args.name == "hf" and args.annotations and not is_here(args.annotations):
+        from data_prep.readers.hf import fetched
+
+        args.annotations = fetched(str(args.annotations))
     if args.annotations is None and args.images is None:
         raise UserError(f"--annotations: say where the data set is; {chosen.name} expects {chosen.layout}")
     check_paths(args)
@@ -124,7 +130,7 @@ def check_paths(args: argparse.Namespace) -> None:
     """Raises UserError for paths and numbers that cannot be meant."""
     for option in ("annotations", "images"):
         path = getattr(args, option)
-        if path is not None and not path.exists():
+        if path is not None and not (args.name == "hf" and option == "annotations") and not path.exists():
             typed = "table" if option == "annotations" and args.name == "generic" else option
             raise UserError(f"{path}: no such file or folder (--{typed})")
     for option in ("max_side", "quality", "shard_samples", "shard_mb", "processes"):
@@ -138,6 +144,11 @@ def check_paths(args: argparse.Namespace) -> None:
     check_output(args.json, "--json")
     if args.dataset_name and not args.dataset_name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--dataset-name {args.dataset_name!r}: letters, digits, - and _ only")
+
+
+def is_here(path: Path) -> bool:
+    """Whether a path, or a pattern such as `data/train-*.parquet`, is something on this machine."""
+    return path.exists() or any(path.parent.glob(path.name))
 
 
 def columns_of(text: str) -> dict[str, str]:

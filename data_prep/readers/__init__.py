@@ -18,7 +18,7 @@ from onediff.errors import UserError
 
 BUILT_IN = (
     *("spot-the-diff", "clevr-change", "image-editing-request", "birds-to-words", "instruct-pix2pix", "magicbrush"),
-    *("levir-cc", "llava-558k", "llava-665k", "generic"),
+    *("levir-cc", "llava-558k", "llava-665k", "hf", "webdataset", "generic"),
 )
 GROUP = "onediff.readers"
 

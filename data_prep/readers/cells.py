@@ -42,6 +42,22 @@ def texts(value: Any, where: str) -> list[str]:
     return ["" if isinstance(value, float) and math.isnan(value) else _without_nothing(str(value))]
 
 
+def turns(value: Any, where: str) -> tuple[dict[str, str], ...]:
+    """A conversation, from the first question on; empty where the cell has no value. Raises UserError for another form."""
+    if isinstance(value, str) and value.strip():
+        value = _literal(value)
+    if not value:
+        return ()
+    is_plain = isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
+        for turn in value
+    )
+    if not is_plain:
+        raise UserError(f'{where}: a conversation must be a list of {{"from", "value"}}')
+    start = next((place for place, turn in enumerate(value) if turn["from"] == "human"), len(value))
+    return tuple({"from": turn["from"], "value": turn["value"]} for turn in value[start:])
+
+
 def plain(value: Any) -> bool:
     """Whether a cell can be kept as a record's metadata: text, a truth value or a finite number, and not empty."""
     if isinstance(value, float):
@@ -66,7 +82,7 @@ def _literal(text: str) -> Any:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return text  # a caption may begin with a bracket
     # `[1]` and `{x}` are words of people, too.
-    if isinstance(value, list) and value and all(isinstance(item, str) or item is None for item in value):
+    if isinstance(value, list) and value and all(isinstance(item, str | dict) or item is None for item in value):
         return value
     return value if isinstance(value, dict) and value and all(isinstance(key, str) for key in value) else text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections import Counter
@@ -39,6 +40,35 @@ def load_json(path: Path) -> Any:
         return DECODER.decode(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def json_rows(path: Path, key: str = "") -> Iterator[dict[str, Any]]:
+    """The rows of a JSON table: an array of objects; one inside an object, such as `{"data": […]}`, under `key` where there
+    are several; or an object of objects, whose names are then the column `key`. Raises UserError.
+
+    An array is read a piece at a time, the others as a whole.
+    """
+    with open_text(path) as file:
+        start = file.read(PIECE).lstrip()[:1]
+    if start != "{":
+        yield from json_array(path)
+        return
+    whole = load_json(path)
+    arrays = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if key or len(arrays) == 1:
+        rows = whole.get(key or arrays[0])
+        if not isinstance(rows, list):
+            raise UserError(f"{path}: no array of rows under {key!r}; there are {', '.join(arrays) or 'none'}")
+    elif arrays:
+        raise UserError(f"{path}: arrays of rows under {', '.join(arrays)}; say which with --columns rows={arrays[0]}")
+    elif whole and all(isinstance(value, dict) for value in whole.values()):
+        rows = [{"key": name, **value} for name, value in whole.items()]
+    else:
+        raise UserError(f"{path}: expected a JSON array of rows, or an object that holds one")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path} row {number}: expected an object, not {type(row).__name__}")
+        yield row
 
 
 def json_array(path: Path) -> Iterator[dict[str, Any]]:
@@ -103,11 +133,16 @@ def sentences_of(row: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """The file as UTF-8 text, with or without a byte order mark. Raises UserError when there is none, or it is no UTF-8."""
+    """The file as text: UTF-8, or UTF-16 with the mark that Excel and Notepad write before it.
+
+    Raises UserError when there is none, or its bytes are another encoding's.
+    """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, "rb") as file:
+            is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        with open(path, encoding="utf-16" if is_utf16 else "utf-8-sig", newline="") as file:
             yield file
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not text in UTF-8 ({error.reason}); save it as UTF-8") from None
+    except UnicodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 ({getattr(error, 'reason', error)}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.readers import Inputs, Reader, Row
+from data_prep.readers.cells import turns
 from data_prep.readers.files import field_of, json_array
 from onediff.errors import UserError
 
@@ -29,15 +30,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 def conversation(row: dict[str, Any], where: str) -> tuple[dict[str, str], ...]:
     """The turns of a row, from the first question on. Raises UserError where they have another form."""
-    turns = field_of(row, "conversations", where)
-    plain = isinstance(turns, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
-        for turn in turns
-    )
-    if not plain:
-        raise UserError(f'{where}: field \'conversations\' must be a list of {{"from", "value"}}')
-    start = next((place for place, turn in enumerate(turns) if turn["from"] == "human"), len(turns))
-    return tuple({"from": turn["from"], "value": turn["value"]} for turn in turns[start:])
+    return turns(field_of(row, "conversations", where), where)
 
 
 READER = Reader(

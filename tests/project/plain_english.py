@@ -55,7 +55,7 @@ EXEMPT = {
     "tests/config/test_renamed.py": r"picture|mend|row maker",
     "onediff/evaluation/items/grammar.py": r"picture",  # captions, in the words of people
     "data_prep/compose/words.py": r"picture",  # captions, in the words of people
-    "data_prep/readers/generic.py": r"picture",  # columns of tables by others
+    "data_prep/readers/columns.py": r"picture",  # columns of tables by others
     "configs/data": r"picture",  # instructions, in the words of people
 }
 """Where a word is meant: a file or folder, and the patterns that may stand there (all, where empty)."""

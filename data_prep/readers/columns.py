@@ -1,0 +1,115 @@
+"""What the columns of a table mean, and one of its rows as a `Row`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.readers import Row, split_name
+from data_prep.readers.cells import image, plain, texts, turns, word
+from onediff.errors import UserError
+
+# Columns with a meaning, and other names that tables use for them.
+COLUMNS = {
+    "before": ("before", "image_before", "img0", "source", "source_img", "original_image", "before_file_name"),
+    "after": ("after", "image_after", "img1", "target", "target_img", "edited_image", "after_file_name"),
+    "image": ("image", "picture", "file", "file_name"),
+    "images": ("images",),
+    "captions": ("captions", "caption", "sentences", "text", "description", "txt"),
+    "conversations": ("conversations",),
+    "split": ("split",),
+    "id": ("id", "uid", "key"),
+    "instruction": ("instruction",),
+    "change_type": ("change_type",),
+}
+ROLES = {1: ("image",), 2: ("before", "after")}
+"""The images of a list, by how many there are."""
+TOLD = {"edit", "caption_before", "caption_after"}
+"""Columns from which `onediff data caption` makes captions: a table that has one may lack the captions themselves."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`of` maps a meaning to its column; `captions` are all columns of captions."""
+
+    of: Mapping[str, str]
+    captions: Sequence[str]
+    used: frozenset[str]
+
+    @classmethod
+    def found(cls, header: Sequence[str], named: Mapping[str, str], table: object) -> Columns:
+        """By the user's names first. Raises UserError when there are no images in the table, or no captions."""
+        of = meanings(header, named, table)
+        captions = captions_in(header, of)
+        if not captions and "conversations" not in of and not TOLD.intersection(header):
+            raise UserError(f"{table}: no column 'caption'; it has {', '.join(header)} (--columns caption=NAME)")
+        return cls(of, captions, frozenset((*of.values(), *captions)))
+
+    def row(self, where: str, fields: Mapping[str, Any], split: str = "") -> Row:
+        """One row, with whatever images and captions it has; `split` is that of a row that names none."""
+        of, images = self.of, dict[str, str | bytes]()
+        if "before" in of or "image" in of:
+            images = {role: image(fields.get(of[role])) for role in ("before", "after", "image") if role in of}
+        elif listed := fields.get(of["images"]):
+            listed = listed if isinstance(listed, list) else [listed]
+            if len(listed) not in ROLES:
+                return Row(
+                    where, where, split or "train", {}, fault=f"{len(listed)} images, where one or two can be used"
+                )
+            images = dict(zip(ROLES[len(listed)], map(image, listed), strict=True))
+        told = {
+            name: word(fields.get(of[name])) for name in ("split", "id", "instruction", "change_type") if name in of
+        }
+        meta = {name: value for name, value in fields.items() if name not in self.used and plain(value)}
+        if change := told.get("change_type"):
+            meta["change_type"] = change
+        said = turns(fields.get(of["conversations"]), where) if "conversations" in of else ()
+        captions = () if said else tuple(text for name in self.captions for text in texts(fields.get(name), where))
+        return Row(
+            where,
+            told.get("id", ""),
+            split_name(told.get("split") or split),
+            images,
+            captions,
+            said,
+            told.get("instruction") or None,
+            meta,
+        )
+
+
+def meanings(header: Sequence[str], named: Mapping[str, str], table: object) -> dict[str, str]:
+    """`meaning → column`, by the user's names first. Raises UserError when there are no images in the table."""
+    folded = {name.strip().lower(): name for name in header if name}
+    taken = [name for name in named.values() if name]
+    if len(set(taken)) < len(taken):
+        raise UserError(f"--columns: {max(taken, key=taken.count)} stands for two things; a column is one")
+    columns = {}
+    for meaning, guesses in COLUMNS.items():
+        given = named.get(meaning, named.get("caption") if meaning == "captions" else None)
+        if given == "":
+            continue  # the user says that there is none
+        if given and given not in header:
+            raise UserError(f"{table}: no column {given!r}; it has {', '.join(header)}")
+        found = given or next((folded[guess] for guess in guesses if folded.get(guess, "") not in ("", *taken)), None)
+        if found:
+            columns[meaning] = found
+    if "before" in columns and "after" in columns:
+        columns.pop("image", None)
+        columns.pop("images", None)
+    elif "image" not in columns and "images" not in columns and "conversations" not in columns:
+        lacking = "after" if "before" in columns else "before"
+        raise UserError(
+            f"{table}: no column {lacking!r}; it has {', '.join(map(str, header))} (--columns {lacking}=NAME)"
+        )
+    else:
+        columns.pop("before", None)
+        columns.pop("after", None)
+    return columns
+
+
+def captions_in(header: Sequence[str], columns: Mapping[str, str]) -> list[str]:
+    """All caption columns: the named one, and `caption_1`, `caption2`, … beside it."""
+    first = [columns["captions"]] if "captions" in columns else []
+    numbered = [name for name in header if name and name.lower().rstrip("0123456789").rstrip("_") == "caption"]
+    return list(dict.fromkeys(first + numbered))
