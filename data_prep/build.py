@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.captioning.cache import Cache
-from data_prep.captioning.client import Asker
 from data_prep.captioning.table import caption_rows, read_prompt
 from data_prep.convert import convert
 from data_prep.images import Encoding
@@ -19,6 +17,7 @@ from data_prep.share import Share
 from data_prep.skipping import max_skipped
 from onediff.config.collection import Captioning, Collection, Part, Retrieval
 from onediff.errors import UserError
+from onediff.llm import Asker, Cache
 
 
 @dataclass(frozen=True)
