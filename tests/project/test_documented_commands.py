@@ -36,6 +36,7 @@ REFUSED = {
     "evaluate": "no checkpoint|no such split",
     "caption": "no checkpoint|no such folder|no such image",
     "demo-page": "no checkpoint|no such folder",
+    "demo-tower": "no such folder of shards",
     "export": "no checkpoint",
     "branch": "no checkpoint",
     "track sync": "no record of a run",
