@@ -161,10 +161,12 @@ def make_tower(config: RunConfig, training: TowerTraining) -> dict[str, float]:
     fresh = config.model.vision.model_copy(update={"name": None})
     model = Heads(VisionTower(fresh), labels)
     spread_positions(model.tower.model)
-    _train(model, scenes, labels, training, target.with_name(f".{target.name}.state"), recipe)
+    state = target.with_name(f".{target.name}.state")
+    _train(model, scenes, labels, training, state, recipe)
     held_out = Scenes(config, HELD_OUT, HELD_OUT_SAMPLES, training.seed)
     accuracy = model.eval().accuracy(*held_out.batch(0, labels))
     _write(model, target, {"recipe": recipe, "accuracy": accuracy})
+    state.unlink(missing_ok=True)
     return accuracy
 
 
