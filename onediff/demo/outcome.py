@@ -9,7 +9,6 @@ from pathlib import Path
 from onediff.data.heldout import HeldOut
 from onediff.demo.sheet import save_sheet, worst_and_best
 from onediff.evaluation.items import score
-from onediff.evaluation.statistics import TYPE_ACCURACY
 
 DETAILS = ("changed captions right", "false alarms", "missed changes")
 ATTRIBUTES = ("shape", "colour", "size", "material", "place")
@@ -28,8 +27,8 @@ def outcome(run: Path, split: Path) -> Iterator[str]:
     low, high = (f"{100 * value:.1f}" for value in items.intervals["captions right"])
     yield f"Captions right: {found['captions right']} of {len(captions)} held-out pairs (95 %: {low} to {high})"
     details = [f"{name} {found[name]}" for name in DETAILS if name in found]
-    kinds = json.loads(scored.read_text(encoding="utf-8")).get("scores", {}).get(TYPE_ACCURACY)
-    details += [] if kinds is None else [f"{TYPE_ACCURACY} right {100 * kinds:.1f} %"]
+    kinds = json.loads(scored.read_text(encoding="utf-8")).get("scores", {}).get("change type")
+    details += [] if kinds is None else [f"change type right {100 * kinds:.1f} %"]
     yield "            " + ", ".join(details)
     told = [f"{name} {found[f'{name} right']}" for name in ATTRIBUTES if f"{name} right" in found]
     yield "Attributes: " + ", ".join(told)
