@@ -171,7 +171,7 @@ def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
             with record_function(f"step {number}"):
                 engine.step([batch] * case["accumulation"], number, 10)
     found = {"between": between, "peak": between + risen(profiler)}
-    engine.engine.destroy()
+    engine.sharded.deepspeed.destroy()
     del engine, model, batch, profiler
     gc.collect()
     return found

@@ -55,13 +55,13 @@ def kind_of(name: str) -> str:
 def staged(engine: Any) -> None:
     """Lets the profiler see which stage of the step is under way."""
     for stage, method in zip(STAGES, ("forward", "backward", "step"), strict=True):
-        own = getattr(engine.engine, method)
+        own = getattr(engine.sharded.deepspeed, method)
 
         def spanned(*args: Any, _own: Any = own, _stage: str = stage, **kwargs: Any) -> Any:
             with record_function(f"stage: {_stage}"):
                 return _own(*args, **kwargs)
 
-        setattr(engine.engine, method, spanned)
+        setattr(engine.sharded.deepspeed, method, spanned)
 
 
 def profiled(phase: str, rows: int, steps: int) -> dict[str, dict[str, float]]:

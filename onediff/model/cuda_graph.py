@@ -13,6 +13,7 @@ import torch
 
 from onediff.parallel.block import block_of
 from onediff.ranks import Ranks
+from onediff.zero.parameters import is_sharded
 
 log = logging.getLogger(__name__)
 Step = Callable[[], None]
@@ -43,7 +44,7 @@ class CudaGraphs:
 def not_recordable(model: Any) -> str | None:
     """Why a step of this model is not kernels of one GPU alone, in words; None where it is."""
     parameters = list(model.parameters())
-    if any(hasattr(p, "ds_id") for p in parameters):
+    if any(is_sharded(p) for p in parameters):
         return "ZeRO stage 3 gathers the weights of each step"
     if not all(block_of(p).is_whole for p in parameters):
         return "the model is cut over several ranks"

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onediff.zero.parameters import is_sharded
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks are norm, attention, norm, gated feed-forward."""
 KNOWN = frozenset({"eos_token_id", "pad_token_id", "do_sample", "num_beams", "synced"})
@@ -220,7 +222,7 @@ def _heads(attention: Any, name: str, h_BTW: Tensor) -> Tensor:
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
     """RMS norm in one call; in half precision as the model's own module rounds it, and under ZeRO-3 where it gathers."""
-    if x.dtype != torch.float32 or hasattr(norm.weight, "ds_id"):
+    if x.dtype != torch.float32 or is_sharded(norm.weight):
         return norm(x)
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 

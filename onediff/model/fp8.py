@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from onediff.errors import UserError
 from onediff.model.lora import is_adapter
 from onediff.model.vision import encoder_layers
+from onediff.zero.parameters import full_shape
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def _layers_of(model: Any, part: str) -> tuple[list[Any], list[str]]:
         if is_adapter(f"{name}.") or name.rpartition(".")[2] in ROUTERS:
             continue
         # Under ZeRO-3 the weight itself has no shape here.
-        out, width = getattr(layer.weight, "ds_shape", layer.weight.shape)
+        out, width = full_shape(layer.weight)
         if out % MULTIPLE or width % MULTIPLE:
             others.append(f"{re.sub('^[0-9]+', '*', name)} ({width} to {out})")
         else:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from onediff.zero.parameters import full_shape
+
 
 @dataclass(frozen=True)
 class Block:
@@ -64,8 +66,7 @@ class Block:
 def block_of(parameter: torch.nn.Parameter) -> Block:
     """The block that `parameter` holds: what tensor parallelism noted on it, else the whole parameter."""
     block = getattr(parameter, "block", None)
-    # ZeRO-3 leaves an empty tensor behind and keeps the shape in `ds_shape`.
-    return block or Block.whole(getattr(parameter, "ds_shape", parameter.shape))
+    return block or Block.whole(full_shape(parameter))
 
 
 class Piece(NamedTuple):

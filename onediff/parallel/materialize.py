@@ -17,6 +17,7 @@ from torch import nn
 from onediff.parallel.block import Block, Piece, overlaps
 from onediff.parallel.topology import Topology
 from onediff.parallel.weights import put_weights
+from onediff.zero.parameters import shard
 
 
 class Source(Protocol):
@@ -71,7 +72,7 @@ def place(
             if parameter not in made:
                 made[parameter] = _with_memory(parameter, device)
                 if zero_config is not None:
-                    _give_to_zero(made[parameter], topology, zero_config)
+                    shard(made[parameter], zero_config, topology.data_group, topology.mpu)
             setattr(module, key, made[parameter])
     if source is not None:
         put_weights(model, source.fill)
@@ -108,17 +109,6 @@ def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Para
     new = nn.Parameter(torch.zeros_like(parameter, device=device), requires_grad=parameter.requires_grad)
     new.__dict__.update(parameter.__dict__)
     return new
-
-
-def _give_to_zero(parameter: nn.Parameter, topology: Topology, zero_config: dict[str, Any]) -> None:
-    """Cuts a parameter over the data-parallel ranks, and lets go of the rest."""
-    from onediff.model.lean import deepspeed
-
-    holder = nn.Module()
-    holder.parameter = parameter
-    deepspeed.zero.Init(
-        module=holder, config_dict_or_path=zero_config, data_parallel_group=topology.data_group, mpu=topology.mpu
-    )
 
 
 def _sum_marked_gradients(model: nn.Module, topology: Topology) -> None:

@@ -13,6 +13,7 @@ from onediff.parallel.materialize import InMemory, Source, place
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
 from onediff.parallel.topology import Topology
+from onediff.zero.parameters import is_sharded
 
 Adapt = Callable[[Any], Callable[[Source], Source]]
 """Changes a model on the meta device; what it returns makes a source of the plain model one of the changed model."""
@@ -74,7 +75,7 @@ class Placement:
     def settle(self, model: nn.Module) -> None:
         """Puts what `build` did not make to the same device and type, as ZeRO-3 expects of all parameters."""
         for parameter in model.parameters():
-            if not hasattr(parameter, "ds_id"):
+            if not is_sharded(parameter):
                 parameter.data = parameter.data.to(self.device, self.dtype)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.device)

@@ -11,6 +11,7 @@ from typing import Any
 
 from onediff.errors import UserError
 from onediff.ranks import Ranks
+from onediff.zero import process
 
 
 def initialize_distributed(
@@ -28,8 +29,6 @@ def initialize_distributed(
     import torch
     import torch.distributed as dist
 
-    from onediff.model.lean import deepspeed
-
     ranks = ranks or Ranks.from_environment()
     # DeepSpeed and Megatron read these even when the process group exists already.
     os.environ.update(ranks.variables())
@@ -42,10 +41,7 @@ def initialize_distributed(
         device = own_device(ranks, torch.cuda.device_count())
         torch.cuda.set_device(device)
         os.environ["LOCAL_RANK"] = str(device)  # DeepSpeed takes it for the number of the device
-    else:
-        # DeepSpeed would compile a shared-memory collective here at first use; the ranks of two runs, or of two nodes
-        # that share one /dev/shm, then talk to each other by mistake.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    process.prepare(gpu)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         if ranks.alone:
@@ -57,7 +53,7 @@ def initialize_distributed(
             if first is not None:
                 _rank_zero_first(ranks, store, first)
             dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout)
-    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    process.join(gpu)
     return ranks
 
 
@@ -99,7 +95,6 @@ def _rank_zero_first(ranks: Ranks, store: Any, first: Callable[[], None]) -> Non
 
 def shutdown() -> None:
     """Ends the process groups in order: a rank that leaves early makes gloo abort in the others."""
-    import deepspeed.comm
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -109,4 +104,4 @@ def shutdown() -> None:
         from megatron.core import parallel_state
 
         parallel_state.destroy_model_parallel()
-    deepspeed.comm.destroy_process_group()
+    process.leave()

@@ -14,17 +14,18 @@ from torch import nn
 from onediff.parallel.agreement import gathered
 from onediff.parallel.block import Block, Piece, block_of, overlaps
 from onediff.parallel.safetensors_writer import Entry, in_library_order, write_model
+from onediff.zero.parameters import is_sharded, own_range
 
 
 def local_part(parameter: Any) -> tuple[Piece, torch.Tensor]:
     """The range of `parameter` that this rank stores, and the flat tensor, `[length]`, that it is stored in (a view)."""
     block = block_of(parameter)
-    if not hasattr(parameter, "ds_id"):
+    if not is_sharded(parameter):
         return Piece(block, 0, block.real), parameter.detach().view(-1).narrow(0, 0, block.real)
-    share = parameter.ds_tensor.ds_numel
-    offset = min(share * dist.get_rank(parameter.ds_process_group), block.real)
+    values, offset, share = own_range(parameter)
+    offset = min(offset, block.real)
     length = min(share, block.real - offset)
-    return Piece(block, offset, length), parameter.ds_tensor.detach().narrow(0, 0, length)
+    return Piece(block, offset, length), values.detach().narrow(0, 0, length)
 
 
 def put_weights(

@@ -5,92 +5,31 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 
-from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS
 from onediff.config.run import RunConfig
-from onediff.config.section import nearest
 from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.data.batch import Batch
-from onediff.errors import UserError
-from onediff.model.lean import deepspeed, lean_imports
 from onediff.model.onediff import OneDiffModel
 from onediff.parallel.agreement import raise_on_all_ranks
-from onediff.parallel.gradient_norm import keep_gradient_norm
-from onediff.parallel.nvme import check_room, keep_gradients
-from onediff.parallel.release import release
 from onediff.parallel.topology import Topology
-from onediff.plan.memory import BUCKET
 from onediff.training.activations import checkpoint_layers
 from onediff.training.figures import Moment, OnTheWay
 from onediff.training.optimizer import build_optimizer
 from onediff.training.parts import freeze, parameter_groups
 from onediff.training.schedule import rate
 from onediff.training.stop import NONE_ASKED
-
-
-def deepspeed_config(
-    config: RunConfig, phase: PhaseConfig, dp_size: int, trained: int = BUCKET, swap: Path | None = None
-) -> dict[str, Any]:
-    """What DeepSpeed is told; everything else about a step is decided here.
-
-    `trained`: elements of this rank that train. `swap`: the folder for optimizer states on NVMe. Raises UserError for keys
-    in `parallel.deepspeed` that DeepSpeed does not know, or values that it does not take.
-    """
-    # By default DeepSpeed takes memory for 500 million elements, even where a phase trains one million.
-    zero: dict[str, Any] = {"stage": config.parallel.zero_stage, "reduce_bucket_size": max(1, min(BUCKET, trained))}
-    for part, device in (
-        ("offload_optimizer", config.parallel.offload_optimizer),
-        ("offload_param", config.parallel.offload_parameters),
-    ):
-        if device != "none":
-            zero[part] = {"device": device, "pin_memory": torch.cuda.is_available()}
-    if config.parallel.offload_optimizer == "nvme":
-        zero["offload_optimizer"] |= {"nvme_path": swap and str(swap), "buffer_count": SWAPPED_TENSORS}
-        zero["sub_group_size"] = SUB_GROUP
-    zero |= config.parallel.deepspeed
-    _check_zero(config.parallel.deepspeed)
-    bf16 = config.training.precision == "bf16"
-    return {
-        "train_micro_batch_size_per_gpu": phase.micro_batch,
-        "gradient_accumulation_steps": phase.global_batch // (phase.micro_batch * dp_size),
-        "gradient_clipping": config.optimizer.clip,
-        "bf16": {"enabled": bf16},
-        # Gradients of several micro-batches are added up in fp32; stage 0 cannot.
-        "data_types": {"grad_accum_dtype": "fp32" if bf16 and config.parallel.zero_stage else None},
-        "communication_data_type": "fp32" if bf16 and config.parallel.reduce_in == "fp32" else None,
-        "zero_optimization": zero,
-        # torch's AdamW is handed in, so that no C++ optimizer is compiled on the user's machine.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-        # Its timer waits for the device four times a step; ours (`Moment`) never does.
-        "timers": {"throughput": {"enabled": False}},
-    }
-
-
-def _check_zero(keys: dict[str, Any]) -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    fields = DeepSpeedZeroConfig.model_fields
-    known = {field.alias or name for name, field in fields.items()} | set(fields)
-    for key in keys:
-        if key not in known:
-            raise UserError(f"parallel.deepspeed: DeepSpeed's zero_optimization has no {key!r}{nearest(key, known)}")
-    try:
-        DeepSpeedZeroConfig(**keys)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"parallel.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+from onediff.zero.engine import ZeroEngine
+from onediff.zero.nvme import check_room
+from onediff.zero.parameters import full_size
+from onediff.zero.settings import deepspeed_config
 
 
 def _trained(model: OneDiffModel) -> int:
-    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    return sum(full_size(p) for p in model.parameters() if p.requires_grad)
 
 
 class Agreed(NamedTuple):
@@ -174,28 +113,15 @@ class Engine:
                 check_room(swap, groups, topology.dp_size, topology.ranks.local_world)
         self.peaks = [group["peak_lr"] for group in groups]
         self.peak_of = {group["part"]: group["peak_lr"] for group in groups}
-        from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
-
-        if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
-            ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))  # torch's own by another name: nothing to warn of
-        with lean_imports():  # ZeRO-3 marks a function for torch's compiler at every layer
-            self.engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=optimizer,
-                config=deepspeed_config(config, phase, topology.dp_size, _trained(model), swap),
-                mpu=topology.mpu,
-                dist_init_required=False,
-            )
-        keep_gradient_norm(self.engine)
-        if swap is not None:
-            keep_gradients(self.engine.optimizer)
+        settings = deepspeed_config(config, phase, topology.dp_size, _trained(model), swap)
+        self.sharded = ZeroEngine.start(model, optimizer, settings, topology, swaps=swap is not None)
         self.dp_size = topology.dp_size
-        self.device = self.engine.device
+        self.device = self.sharded.device
 
     @property
     def model(self) -> OneDiffModel:
         """The model inside; under ZeRO-3 its parameters are gathered as it runs."""
-        return self.engine.module
+        return self.sharded.module
 
     def step(
         self, micro_batches: list[Batch], step: int, steps: int, asked: tuple[float, ...] = NONE_ASKED
@@ -206,25 +132,25 @@ class Engine:
         requests. Collective.
         """
         began = Moment(self.device)
-        for group, peak in zip(self._groups(), self.peaks, strict=True):
+        for group, peak in zip(self.sharded.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate(self.optimizer_config, step, steps)
-        self.engine.train()
+        self.model.train()
         own = [float(sum(counts)) for counts in zip(*map(_counts, micro_batches), strict=True)]
         totals, wanted = self._on_device(own), self._on_device(list(asked))
-        dist.all_reduce(totals, group=self.engine.data_parallel_group)
+        dist.all_reduce(totals, group=self.sharded.data_group)
         # DeepSpeed averages gradients over ranks and accumulation steps; undo both, divide by the global count.
         scale = (torch.full_like(totals[0], self.dp_size * len(micro_batches)) / totals[0].clamp(min=1)).float()
         # Row 0: loss summed by source; row 1: targets by source.
         sums = torch.zeros(2, len(self.sources), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             batch = batch.to(self.device)
-            losses = self.engine(batch)
-            self.engine.backward(losses.sum() * scale)
+            losses = self.sharded(batch)
+            self.sharded.backward(losses.sum() * scale)
             sums[0].index_add_(0, batch.target_sources, losses.detach().double())
             sums[1].index_add_(0, batch.target_sources, torch.ones_like(losses, dtype=torch.float64))
-            self.engine.step()
-        dist.all_reduce(sums, group=self.engine.data_parallel_group)
-        norm = self.engine.get_global_grad_norm()
+            self.sharded.step()
+        dist.all_reduce(sums, group=self.sharded.data_group)
+        norm = self.sharded.gradient_norm()
         if not torch.is_tensor(norm):
             norm = torch.full_like(totals[0], norm or 0.0)
         loss = sums[0].sum() / totals[0].clamp(min=1)
@@ -240,15 +166,12 @@ class Engine:
 
     def close(self) -> None:
         """Lets go of the model and of all states, which are freed when nothing else holds them."""
-        release(self.engine)
+        self.sharded.close()
 
     def _on_device(self, numbers: list[float]) -> torch.Tensor:
         """fp64 numbers of the host, copied without waiting."""
-        pinned = deepspeed.accelerator.get_accelerator().pin_memory(torch.tensor(numbers, dtype=torch.float64))
-        return pinned.to(self.device, non_blocking=True)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.engine.optimizer.param_groups
+        host = torch.tensor(numbers, dtype=torch.float64)
+        return (host.pin_memory() if self.device.type == "cuda" else host).to(self.device, non_blocking=True)
 
 
 def _counts(batch: Batch) -> tuple[int, int, int, int, int]:

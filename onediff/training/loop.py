@@ -117,7 +117,7 @@ class PhaseLoop:
         """Goes back to `checkpoint`: weights, moments, random states, data. Raises UserError where it does not fit."""
         with raise_on_all_ranks():
             must_keep_adapters(checkpoint, self.phase.lora, f"phases.{self.name}")
-        extra = load_checkpoint(self.engine.engine, checkpoint)
+        extra = load_checkpoint(self.engine.sharded, checkpoint)
         self.position = Position.from_json(extra["position"], self.position.order, other_order)
         self.skipped = extra["skipped"]
         self.pace.before.update(extra.get("skipped_by_kind", {}))
@@ -318,7 +318,7 @@ class PhaseLoop:
         }
         rollbacks = [*self.guard.watch.rollbacks, passed_over]
         bad_steps = {**then.get("bad_steps", {}), "rollbacks": rollbacks}
-        self._take_up(go_back(self.engine.engine, spike.checkpoint, {**data, "bad_steps": bad_steps}))
+        self._take_up(go_back(self.engine.sharded, spike.checkpoint, {**data, "bad_steps": bad_steps}))
         self.guard.record({"step": spike.step, "kind": "rollback", **passed_over})
         if self.rank == 0:
             log.warning(
@@ -333,7 +333,7 @@ class PhaseLoop:
 
     def _save(self, best: bool = False) -> None:
         finished = self.writer.save(
-            self.engine.engine,
+            self.engine.sharded,
             step=self.step,
             best=best,
             extra={

@@ -29,7 +29,6 @@ from onediff.model.fp8 import check_fp8
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import architecture
 from onediff.parallel.agreement import gathered, raise_on_all_ranks
-from onediff.parallel.nvme import swap_folder
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import Topology, create_topology
@@ -40,7 +39,7 @@ from onediff.tracking.scrub import scrubbed
 from onediff.training.checkpoint import latest_checkpoint, load_weights
 from onediff.training.checkpoint.folder import step_of
 from onediff.training.data import make_tokenizer, manifest_files, phase_steps, phase_stream
-from onediff.training.engine import Engine, deepspeed_config
+from onediff.training.engine import Engine
 from onediff.training.evaluations import Evaluations
 from onediff.training.faults import TrainingFault
 from onediff.training.image_config import require_same_images, warn_of_crop
@@ -53,6 +52,8 @@ from onediff.training.parts import trainable
 from onediff.training.samples import Samples
 from onediff.training.stop import Stopped, StopRequest
 from onediff.training.validation import Validation
+from onediff.zero.nvme import swap_folder
+from onediff.zero.settings import deepspeed_config
 
 log = logging.getLogger(__name__)
 

@@ -86,7 +86,7 @@ class Validation:
                     sums[number, 1].index_add_(0, batch.target_sources, torch.ones_like(of_targets))
         engine.model.train()
         # Each batch has its own place, so that the order of the additions is the same whoever computed it.
-        dist.all_reduce(sums, group=engine.engine.data_parallel_group)
+        dist.all_reduce(sums, group=engine.sharded.data_group)
         losses, targets = sums.sum(0).tolist()
         measured = {"validation/loss": sum(losses) / max(1.0, sum(targets))}
         measured |= {

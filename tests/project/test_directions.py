@@ -1,6 +1,7 @@
 """Which package may import which: `docs/architecture.md` draws it, this holds it."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ PACKAGES = ("onediff", "launcher", "data_prep")
 FLOORS = (
     {"cli"},
     {"training", "evaluation", "serving", "demo"},
-    {"model", "data", "parallel", "tracking", "plan", "hub"},
+    {"model", "data", "parallel", "zero", "tracking", "plan", "hub"},
     {"runs"},
     {"config"},
     {"errors", "llm", "progress", "ranks"},
@@ -110,6 +111,16 @@ def test_an_import_that_points_up_is_named_by_file_and_line(tmp_path, place, lin
     (tmp_path / place).write_text(f"def late():\n    {line}\n")
     (found,) = faults(tmp_path)
     assert found.startswith(f"{place}:2: imports ") and why in found
+
+
+def test_only_the_zero_package_knows_deepspeed():
+    """`onediff.model.lean` imports it for the others, without what it drags in; nobody else uses it or its attributes."""
+    word = re.compile(
+        r"^\s*(import|from) deepspeed|\blean import .*\bdeepspeed|[.\"]ds_(id|tensor|shape|numel)\b", re.M
+    )
+    files = [file for file in (HOUSE / "onediff").rglob("*.py") if word.search(file.read_text(encoding="utf-8"))]
+    homes = {str(file.relative_to(HOUSE / "onediff").parts[0]) for file in files if file.name != "lean.py"}
+    assert homes == {"zero"}
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)

@@ -77,7 +77,7 @@ def engine_for(
     optimizer = torch.optim.AdamW(groups, lr=0.02)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
     if offload is not None and offload["device"] == "nvme":
-        from onediff.parallel.nvme import keep_gradients
+        from onediff.zero.nvme import keep_gradients
 
         keep_gradients(engine.optimizer)
     return engine
@@ -119,11 +119,13 @@ def train(
 
 def spoil(engine, state: str) -> None:
     """Makes one number of this rank infinite: of a weight, or of the optimizer's state of that name."""
-    from onediff.training.checkpoint.engine_state import held, moments
+    from onediff.zero.engine import ZeroEngine
+
+    sharded = ZeroEngine(engine)
 
     with torch.no_grad():
-        part = [part for part in held(engine) if part.owner is not None and part.piece.length][-1]
-        (part.weight if state == "weight" else part.of(moments(engine, part)[state]))[-1] = float("inf")
+        part = [part for part in sharded.shards() if part.owner is not None and part.piece.length][-1]
+        (part.weight if state == "weight" else part.of(sharded.moments(part)[state]))[-1] = float("inf")
 
 
 def main() -> None:
@@ -131,6 +133,7 @@ def main() -> None:
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.training import checkpoint
     from onediff.training.faults import TrainingFault
+    from onediff.zero.engine import ZeroEngine
 
     ranks = initialize_distributed()
     results = []
@@ -142,10 +145,10 @@ def main() -> None:
         result = {}
         try:
             if "load" in action:
-                result["extra"] = checkpoint.load_checkpoint(engine, Path(action["load"]))
+                result["extra"] = checkpoint.load_checkpoint(ZeroEngine(engine), Path(action["load"]))
                 result["groups"] = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
             if "weights" in action:
-                checkpoint.load_weights(engine, Path(action["weights"]))
+                checkpoint.load_weights(ZeroEngine(engine), Path(action["weights"]))
             result["losses"] = train(
                 engine, action.get("from", 0), action.get("to", 0), ranks.rank, ranks.world, action.get("dropout", 0.0)
             )
@@ -156,7 +159,7 @@ def main() -> None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (action["file_limit"], resource.RLIM_INFINITY))
             swapped_in = swaps_of(engine) if offload and offload["device"] == "nvme" else []
             for step in action.get("save_each", [action["to"]]) if "save" in action else []:
-                writer.save(engine, step=step, extra={"lanes": [1, 2]})
+                writer.save(ZeroEngine(engine), step=step, extra={"lanes": [1, 2]})
                 if "spoil" in action and ranks.rank == 1:
                     spoil(engine, action["spoil"])
             result["swapped_in"] = list(swapped_in)

@@ -17,13 +17,12 @@ def main() -> None:
 
     from onediff.config.model import ModelConfig
     from onediff.parallel.agreement import gathered
-    from onediff.parallel.nvme import swap_folder
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
-    from onediff.training.checkpoint.engine_state import by_sub_group, held, moments, steps_of
-    from onediff.training.checkpoint.swapped import Swapped
     from onediff.training.engine import Engine
     from onediff.training.run import built
+    from onediff.zero.nvme import swap_folder
+    from onediff.zero.protocol import by_swap_group
 
     ranks, here = initialize_distributed(), Path(sys.argv[2]).parent
     swaps = ExitStack()
@@ -60,12 +59,12 @@ def main() -> None:
     def state(engine: Engine) -> dict:
         """Weights, moments and counts of this rank, and the weights that the model computes with."""
         found = {}
-        with Swapped(engine.engine, changes=False) as swapped:
-            for part in sorted(held(engine.engine), key=by_sub_group):
+        with engine.sharded.swap_in(changes=False) as swapped:
+            for part in sorted(engine.sharded.shards(), key=by_swap_group):
                 swapped.bring(part.swapped)
                 found[part.name] = part.weight.clone()
-                found |= {f"{part.name}/{k}": part.of(v).clone() for k, v in moments(engine.engine, part).items()}
-                found[f"{part.name}/steps"] = torch.tensor(steps_of(engine.engine, part) or 0)
+                found |= {f"{part.name}/{k}": part.of(v).clone() for k, v in engine.sharded.moments(part).items()}
+                found[f"{part.name}/steps"] = torch.tensor(engine.sharded.steps_of(part) or 0)
                 used = getattr(part.parameter, "ds_tensor", part.parameter)
                 found[f"{part.name}/used"] = used.detach().clone()
         return found

@@ -93,7 +93,7 @@ def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None =
     engine = deepspeed.initialize(
         model=whole, optimizer=optimizer, config=config, mpu=topology.mpu, dist_init_required=False
     )[0]
-    from onediff.parallel.gradient_norm import keep_gradient_norm
+    from onediff.zero.gradient_norm import keep_gradient_norm
 
     keep_gradient_norm(engine)
     return engine
@@ -124,6 +124,7 @@ def main() -> None:
     from onediff.parallel.topology import create_topology
     from onediff.parallel.weights import export_weights
     from onediff.training import checkpoint
+    from onediff.zero.engine import ZeroEngine
 
     ranks = initialize_distributed()
     topology = create_topology(ParallelConfig(tensor=int(sys.argv[1])), ranks)
@@ -139,7 +140,7 @@ def main() -> None:
             action.get("checkpointing", "none"),
         )
         if "load" in action:
-            checkpoint.load_checkpoint(engine, Path(action["load"]))
+            checkpoint.load_checkpoint(ZeroEngine(engine), Path(action["load"]))
         if "export" in action:
             folder = Path(action["export"])
             if ranks.rank == 0:
@@ -149,7 +150,9 @@ def main() -> None:
         first, last = action.get("from", 0), action.get("to", 0)
         losses, norms = train(engine, first, last, topology, vocabulary, action.get("chunk"))
         if "save" in action:
-            checkpoint.save_checkpoint(engine, Path(action["save"]), step=last, extra={"lora": action.get("lora")})
+            checkpoint.save_checkpoint(
+                ZeroEngine(engine), Path(action["save"]), step=last, extra={"lora": action.get("lora")}
+            )
         if "then" in action:
             losses += train(engine, last, action["then"], topology, vocabulary, None)[0]
         results.append({"losses": losses, "norms": norms})

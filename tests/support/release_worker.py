@@ -21,8 +21,9 @@ held, found = [], []
 class Watched(Engine):
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        parts = {"engine": self.engine, "module": self.engine.module, "optimizer": self.engine.optimizer}
-        parts |= dict(self.engine.module.named_parameters())
+        engine = self.sharded.deepspeed
+        parts = {"engine": engine, "module": engine.module, "optimizer": engine.optimizer}
+        parts |= dict(engine.module.named_parameters())
         held.extend((name, weakref.ref(part)) for name, part in parts.items())
 
 

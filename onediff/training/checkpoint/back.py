@@ -12,9 +12,10 @@ from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.training.checkpoint.folder import LATEST, checkpoints, point, step_of
 from onediff.training.checkpoint.load import load_checkpoint
 from onediff.training.checkpoint.manifest import FILE, read_manifest
+from onediff.zero.protocol import ShardedEngine
 
 
-def go_back(engine: Any, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def go_back(engine: ShardedEngine, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Makes `path` the latest checkpoint of its phase, with `changes` in its `extra`, and puts it into `engine`. Collective.
 
     Returns the changed `extra`. A run that is killed from here on resumes with the changes. Later checkpoints are removed.

@@ -13,22 +13,11 @@ import torch.distributed as dist
 from onediff.config.model import LoraConfig
 from onediff.errors import UserError
 from onediff.parallel.agreement import raise_on_all_ranks
-from onediff.training.checkpoint.engine_state import (
-    ParameterShard,
-    by_sub_group,
-    create_moments,
-    held,
-    moments,
-    optimizer_of,
-    publish,
-    publish_weights,
-    set_steps,
-)
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, check_file, read_manifest
 from onediff.training.checkpoint.randomness import restore_random_states
 from onediff.training.checkpoint.reader import Reader
-from onediff.training.checkpoint.swapped import Swapped
 from onediff.training.checkpoint.weights import Weights, part_of
+from onediff.zero.protocol import ParameterShard, ShardedEngine, by_swap_group
 
 SETTINGS = ("betas", "eps", "weight_decay", "peak_lr", "part", "name")
 """What the configuration says of an optimizer's group: changed, it holds from the next step."""
@@ -36,7 +25,7 @@ KERNELS = ("fused", "foreach", "capturable")
 """Settings of an optimizer's group that belong to the machine, not to the run."""
 
 
-def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str, Any]:
+def load_checkpoint(engine: ShardedEngine, path: Path, *, verify: bool = True) -> dict[str, Any]:
     """Puts weights, moments, counts, learning rates and random states back; returns `extra`. Collective.
 
     The engine may have any number of ranks and any ZeRO stage; with the same ones it goes on bit by bit. Random states are
@@ -45,33 +34,33 @@ def load_checkpoint(engine: Any, path: Path, *, verify: bool = True) -> dict[str
     """
     path = Path(path)
     manifest = _checked(path, verify)
-    parts = list(held(engine))
+    parts = list(engine.shards())
     with raise_on_all_ranks():
         _must_fit(dict(engine.module.named_parameters()), parts, manifest, path)
         reader = Reader(path, manifest)
         stepped = any(manifest.parameters[part.name].steps is not None for part in parts if part.owner is not None)
-        with Swapped(engine, changes=True) as swapped:
-            for group, members in groupby(sorted(parts, key=by_sub_group), lambda part: part.swapped):
+        with engine.swap_in(changes=True) as swapped:
+            for group, members in groupby(sorted(parts, key=by_swap_group), lambda part: part.swapped):
                 swapped.bring(group)
                 _fill(engine, list(members), reader, stepped)
         _restore_rest(engine, reader)
-    publish_weights(engine)
-    engine.global_steps = manifest.step
+    engine.publish_all()
+    engine.continue_after(manifest.step)
     return manifest.extra
 
 
-def _fill(engine: Any, parts: list[ParameterShard], reader: Reader, stepped: bool) -> None:
+def _fill(engine: ShardedEngine, parts: list[ParameterShard], reader: Reader, stepped: bool) -> None:
     """Puts weights, moments and counts into ranges that are in memory."""
     if stepped:
-        create_moments(engine, parts)
+        engine.create_moments(parts)
     steps: dict[int, tuple[torch.Tensor, int]] = {}
     for part in parts:
         stored = reader.manifest.parameters[part.name]
         reader.fill(part.weight, WEIGHT, part.name, part.piece)
-        publish(engine, part)
+        engine.publish(part)
         if part.owner is None:
             continue
-        for key, values in moments(engine, part).items():
+        for key, values in engine.moments(part).items():
             if key in stored.states:
                 reader.fill(part.of(values), key, part.name, part.piece)
             else:
@@ -79,7 +68,7 @@ def _fill(engine: Any, parts: list[ParameterShard], reader: Reader, stepped: boo
         count = max(stored.steps or 0, steps.get(id(part.owner), (None, 0))[1])
         steps[id(part.owner)] = (part.owner, count)
     for owner, count in steps.values():
-        set_steps(engine, owner, count)
+        engine.set_steps(owner, count)
 
 
 def load_weights(
@@ -99,20 +88,20 @@ def load_weights(
     """
     path = Path(path)
     manifest = _checked(path, verify)
-    if hasattr(module, "zero_optimization_stage"):
+    if not isinstance(module, torch.nn.Module):
         assert parts is None, "an engine is filled whole"
-        ranges = list(held(module))
+        ranges = list(module.shards())
         with raise_on_all_ranks():
             reader = Reader(path, manifest)
             weights = Weights(reader, lora)
             weights.must_fit(dict(module.module.named_parameters()))
-            with Swapped(module, changes=True) as swapped:
-                for part in sorted(ranges, key=by_sub_group):
+            with module.swap_in(changes=True) as swapped:
+                for part in sorted(ranges, key=by_swap_group):
                     swapped.bring(part.swapped)
                     weights.fill(part.name, part.piece, part.weight)
-                    publish(module, part)
+                    module.publish(part)
             _restore_buffers(module.module, reader)
-        publish_weights(module)
+        module.publish_all()
         return
     from onediff.parallel.weights import put_weights
 
@@ -162,11 +151,11 @@ def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Manifest, 
             raise UserError(f"{path}: of another model: {part.name!r} is {stored} there, {part.piece.block.shape} here")
 
 
-def _restore_rest(engine: Any, reader: Reader) -> None:
+def _restore_rest(engine: ShardedEngine, reader: Reader) -> None:
     """What each group has beside its settings, buffers, and the random states of the rank of the same number."""
-    optimizer, manifest = optimizer_of(engine), reader.manifest
-    if optimizer is not None and len(optimizer.param_groups) == len(manifest.groups):
-        for group, stored in zip(optimizer.param_groups, manifest.groups, strict=True):
+    groups, manifest = engine.optimizer_groups, reader.manifest
+    if len(groups) == len(manifest.groups):
+        for group, stored in zip(groups, manifest.groups, strict=True):
             stored = {key: value for key, value in stored.items() if key not in (*SETTINGS, *KERNELS)}
             group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in stored.items()})
     _restore_buffers(engine.module, reader)

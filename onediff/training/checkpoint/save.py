@@ -15,17 +15,16 @@ import torch.distributed as dist
 
 from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
-from onediff.training.checkpoint.engine_state import ParameterShard, by_sub_group, held, moments, optimizer_of, steps_of
 from onediff.training.checkpoint.finite import Finite
 from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
 from onediff.training.checkpoint.randomness import random_states
-from onediff.training.checkpoint.swapped import Swapped
 from onediff.training.faults import TrainingFault
+from onediff.zero.protocol import ParameterShard, ShardedEngine, SwapIn, by_swap_group
 
 
 def save_checkpoint(
-    engine: Any,
+    engine: ShardedEngine,
     folder: Path,
     *,
     step: int,
@@ -83,7 +82,7 @@ class CheckpointWriter:
         self._pending: _Pending | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
 
-    def save(self, engine: Any, *, step: int, extra: dict[str, Any], best: bool = False) -> Path | None:
+    def save(self, engine: ShardedEngine, *, step: int, extra: dict[str, Any], best: bool = False) -> Path | None:
         """Begins a checkpoint; returns the one that got its name meanwhile, if any. Collective.
 
         In the background that is the one before, if it was still unfinished; else this one. `best` makes it the one that
@@ -98,8 +97,8 @@ class CheckpointWriter:
             identity=str(from_rank_zero(secrets.token_hex(16))),
             step=step,
             world=world,
-            tensor=world // _data_parallel(engine),
-            zero_stage=int(engine.zero_optimization_stage()),
+            tensor=engine.tensor_size,
+            zero_stage=engine.stage,
             extra=extra,
             groups=_hyper_parameters(engine),
             parameters={},
@@ -111,7 +110,7 @@ class CheckpointWriter:
                 writing.mkdir(parents=True)
         name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
         metadata = {"identity": manifest.identity, "step": str(step), "format": "onediff-checkpoint"}
-        with Swapped(engine, changes=False) as swapped:
+        with engine.swap_in(changes=False) as swapped:
             entries, places = _entries(engine, swapped)
             finite = Finite()
             entries = [finite.noting(entry) for entry in entries]
@@ -176,20 +175,20 @@ def _on_host(entry: Entry) -> Entry:
     return entry._replace(read=lambda: values)
 
 
-def _entries(engine: Any, swapped: Swapped) -> tuple[list[Entry], dict[str, Parameter]]:
+def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], dict[str, Parameter]]:
     """What this rank writes, one swapped sub-group after the other, and where that lies in each parameter."""
     entries: list[Entry] = []
     places: dict[str, Parameter] = {}
-    for part in sorted(held(engine), key=by_sub_group):
+    for part in sorted(engine.shards(), key=by_swap_group):
         first, length = _share(engine, part)
-        tensors = {WEIGHT: part.values, **moments(engine, part)}
+        tensors = {WEIGHT: part.values, **engine.moments(part)}
         block = part.piece.block
         places[part.name] = Parameter(
             shape=block.shape,
             dtype=str(part.parameter.dtype).removeprefix("torch."),
             dim=block.dim,
             states=list(tensors),
-            steps=steps_of(engine, part),
+            steps=engine.steps_of(part),
             pieces=[("", block.start, block.size, part.piece.offset + first, length)] if length else [],
         )
         if length:
@@ -203,20 +202,19 @@ def _entries(engine: Any, swapped: Swapped) -> tuple[list[Entry], dict[str, Para
     return entries, places
 
 
-def _share(engine: Any, part: ParameterShard) -> tuple[int, int]:
+def _share(engine: ShardedEngine, part: ParameterShard) -> tuple[int, int]:
     """First element and length of what this rank writes of a range: an equal part of it where several ranks hold it."""
     copies, number = 1, 0
     if part.shared:
-        copies, number = _data_parallel(engine), dist.get_rank(engine.data_parallel_group)
-    if part.piece.block.is_whole and engine.mpu is not None:
-        tensor = engine.mpu.get_tensor_model_parallel_world_size()
-        copies, number = copies * tensor, number * tensor + engine.mpu.get_tensor_model_parallel_rank()
+        copies, number = dist.get_world_size(engine.data_group), dist.get_rank(engine.data_group)
+    if part.piece.block.is_whole:
+        copies, number = copies * engine.tensor_size, number * engine.tensor_size + engine.tensor_rank
     each = -(-part.piece.length // copies)
     first = min(each * number, part.piece.length)
     return first, min(each, part.piece.length - first)
 
 
-def _range(swapped: Swapped, part: ParameterShard, tensor: torch.Tensor, first: int, length: int) -> torch.Tensor:
+def _range(swapped: SwapIn, part: ParameterShard, tensor: torch.Tensor, first: int, length: int) -> torch.Tensor:
     """[length] of the tensor in which `part` lies, or of one of its moments."""
     swapped.bring(part.swapped)
     return part.of(tensor).narrow(0, first, length)
@@ -226,23 +224,19 @@ def _whole(name: str, tensor: torch.Tensor) -> Entry:
     return Entry(name, tensor.dtype, tensor.shape, lambda: tensor)
 
 
-def _persistent_buffers(engine: Any) -> list[tuple[str, torch.Tensor]]:
+def _persistent_buffers(engine: ShardedEngine) -> list[tuple[str, torch.Tensor]]:
     """Buffers that belong to the model's state; they are alike on all ranks."""
     module = engine.module
     kept = set(module.state_dict(keep_vars=True))
     return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
 
 
-def _data_parallel(engine: Any) -> int:
-    return dist.get_world_size(engine.data_parallel_group)
-
-
-def _hyper_parameters(engine: Any) -> list[dict[str, Any]]:
+def _hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
     """Learning rate, weight decay, … of each parameter group, as plain values."""
-    optimizer = optimizer_of(engine)
-    groups = [] if optimizer is None else optimizer.param_groups
     plain = (bool, int, float, str, list, tuple, type(None))
-    return [{k: v for k, v in group.items() if k != "params" and isinstance(v, plain)} for group in groups]
+    return [
+        {k: v for k, v in group.items() if k != "params" and isinstance(v, plain)} for group in engine.optimizer_groups
+    ]
 
 
 def _merged(records: list[tuple[str, dict[str, Any], dict[str, Parameter]]]) -> dict[str, Parameter]:

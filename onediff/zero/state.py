@@ -9,45 +9,14 @@ optimizer steps on, and where in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from onediff.parallel.block import Block, Piece, block_of
-from onediff.training.checkpoint.swapped import is_swapped
-
-
-@dataclass
-class ParameterShard:
-    """A range of one parameter on this rank, with its optimizer state."""
-
-    name: str
-    parameter: torch.nn.Parameter
-    piece: Piece
-    values: torch.Tensor
-    """the fp32 masters that the optimizer steps on, or the parameter's own values where it is frozen"""
-    position: int
-    """where in `values` the range begins"""
-    shared: bool
-    """whether every data-parallel rank holds the same range"""
-    swapped: int | None = None
-    """the sub-group whose tensors, `values` too, are empty until `Swapped` brings them in; None for what is in memory"""
-
-    @property
-    def owner(self) -> torch.Tensor | None:
-        """The tensor that the optimizer steps on; None where frozen."""
-        return self.values if self.parameter.requires_grad else None
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """[length], a view."""
-        return self.of(self.values)
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same range, [length], of a tensor as large as `values`: a view."""
-        return tensor.detach().view(-1).narrow(0, self.position, self.piece.length)
+from onediff.zero.parameters import own_range
+from onediff.zero.protocol import ParameterShard
+from onediff.zero.swapped import is_swapped
 
 
 def optimizer_of(engine: Any) -> torch.optim.Optimizer | None:
@@ -55,7 +24,7 @@ def optimizer_of(engine: Any) -> torch.optim.Optimizer | None:
     return getattr(engine, "basic_optimizer", None)
 
 
-def held(engine: Any) -> Iterator[ParameterShard]:
+def shards(engine: Any) -> Iterator[ParameterShard]:
     """Everything this rank holds of the engine's parameters, in the model's own order."""
     stage = engine.zero_optimization_stage()
     copies = _fp32_copies(engine) if stage == 0 else {}
@@ -76,17 +45,11 @@ def held(engine: Any) -> Iterator[ParameterShard]:
             yield ParameterShard(name, parameter, Piece(block, offset, length), owner, position, False)
 
 
-def by_sub_group(part: ParameterShard) -> int:
-    """A key to sort by: first what is in memory, then one swapped sub-group after the other."""
-    return -1 if part.swapped is None else part.swapped
-
-
 def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block: Block) -> ParameterShard:
-    share = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-    offset = share * dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
+    values, offset, share = own_range(parameter)
     piece = Piece(block, min(offset, block.real), _real_length(block, offset, share))
     if not parameter.requires_grad:
-        return ParameterShard(name, parameter, piece, parameter.ds_tensor, 0, False)  # type: ignore[attr-defined]
+        return ParameterShard(name, parameter, piece, values, 0, False)
     zero = engine.optimizer
     group, position, _ = zero.grad_position[zero.get_param_id(parameter)]
     swapped = group if is_swapped(engine, group) else None
@@ -181,7 +144,7 @@ def publish(engine: Any, part: ParameterShard) -> None:
     """Under ZeRO-3, puts the weights of a range, which are in memory, where the model is gathered from."""
     if engine.zero_optimization_stage() == 3 and part.owner is not None:
         with torch.no_grad():
-            part.parameter.ds_tensor.narrow(0, 0, part.piece.length).copy_(part.weight)  # type: ignore[attr-defined]
+            own_range(part.parameter)[0].narrow(0, 0, part.piece.length).copy_(part.weight)
 
 
 def publish_weights(engine: Any) -> None:

@@ -20,6 +20,7 @@ from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS, ParallelConfig
 from onediff.errors import UserError
 from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.ranks import Ranks
+from onediff.zero.parameters import full_size
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def check_room(folder: Path, groups: Sequence[dict[str, Any]], dp_size: int, loc
 
     That is the disk for the states of all ranks of this node, and locked memory for those of one sub-group of this rank.
     """
-    shares = [[-(-getattr(p, "ds_numel", p.numel()) // dp_size) for p in group["params"]] for group in groups]
+    shares = [[-(-full_size(p) // dp_size) for p in group["params"]] for group in groups]
     largest = 0
     for group in shares:
         size = 0

@@ -6,7 +6,7 @@ import pytest
 from small_run import config
 
 from onediff.errors import UserError
-from onediff.training.engine import deepspeed_config
+from onediff.zero.settings import deepspeed_config
 
 
 def told(**parallel):

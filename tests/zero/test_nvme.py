@@ -15,9 +15,9 @@ from small_run import metrics, render, train
 from onediff.config.parallel import SWAPPED_TENSORS, ParallelConfig
 from onediff.errors import UserError
 from onediff.model.lean import deepspeed
-from onediff.parallel.nvme import can_lock, check_room, compile_swapping, keep_gradients, swap_folder
 from onediff.ranks import Ranks
 from onediff.training import checkpoint
+from onediff.zero.nvme import can_lock, check_room, compile_swapping, keep_gradients, swap_folder
 
 WORKER = SUPPORT / "checkpoint_worker.py"
 STEP = "step-00000003"

@@ -1,0 +1,39 @@
+"""Parameters that ZeRO-3 shares out: an empty tensor stays in the model, each data-parallel rank keeps one range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether ZeRO-3 gathers the parameter when it is used."""
+    return hasattr(parameter, "ds_id")
+
+
+def full_shape(parameter: Any) -> torch.Size:
+    """The shape of the whole parameter (of this rank's block, under tensor parallelism)."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def full_size(parameter: Any) -> int:
+    """Elements of the same."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def own_range(parameter: Any) -> tuple[torch.Tensor, int, int]:
+    """This rank's range of a sharded parameter: flat tensor, offset and length, padding of the last rank included."""
+    length = parameter.ds_tensor.ds_numel
+    return parameter.ds_tensor, length * dist.get_rank(parameter.ds_process_group), length
+
+
+def shard(parameter: nn.Parameter, settings: dict[str, Any], data_group: dist.ProcessGroup, mpu: Any) -> None:
+    """Cuts a parameter over the data-parallel ranks and frees the rest of it. Collective."""
+    from onediff.model.lean import deepspeed
+
+    holder = nn.Module()
+    holder.parameter = parameter
+    deepspeed.zero.Init(module=holder, config_dict_or_path=settings, data_parallel_group=data_group, mpu=mpu)

@@ -1,0 +1,27 @@
+"""Joining and leaving DeepSpeed's communication, which uses torch.distributed's process groups."""
+
+from __future__ import annotations
+
+
+def prepare(gpu: bool) -> None:
+    """Called before the process group is made."""
+    from onediff.model.lean import deepspeed
+
+    if not gpu:
+        # DeepSpeed would compile a shared-memory collective at first use. The ranks of two runs, or of two nodes that share
+        # one /dev/shm, then talk to each other by mistake.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def join(gpu: bool) -> None:
+    """Called once torch.distributed is initialised."""
+    from onediff.model.lean import deepspeed
+
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def leave() -> None:
+    """Destroys all process groups."""
+    import deepspeed.comm
+
+    deepspeed.comm.destroy_process_group()
