@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def image_groups(images: Sequence[Sequence[bytes]]) -> list[bytes]:
@@ -47,3 +47,15 @@ def held_out(groups: Sequence[str | bytes], fraction: float) -> set[int]:
 
 def _bytes(name: str | bytes) -> bytes:
     return name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+
+
+def parted(groups: Sequence[str | bytes], counts: Mapping[str, int]) -> list[str]:
+    """The split of each row: whole groups, the largest first, each into the split that lacks most of its count."""
+    sizes = Counter(groups)
+    lacking = dict(counts)
+    split_of: dict[str | bytes, str] = {}
+    order = sorted(sizes, key=lambda name: (-sizes[name], hashlib.blake2b(_bytes(name), digest_size=8).digest()))
+    for name in order:
+        split_of[name] = max(lacking, key=lambda split: lacking[split])
+        lacking[split_of[name]] -= sizes[name]
+    return [split_of[name] for name in groups]

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from data_prep.check import Outcome, ShardCheck
 from data_prep.report import Report
+from data_prep.selection import Copies
 from data_prep.writer import digest, write_dataset
-from onediff.data.index import Index, build_index, read_sample
 from onediff.data.manifest import Manifest
-from onediff.data.sample import Sample, parse_sample
 from onediff.errors import UserError
 
 # A second sample of the same key is good under another key.
 KEPT = ("repeated_key",)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The sample that becomes number i of the copy: shard, place in it. Picklable."""
-
-    shards: tuple[Path, ...]
-    places: tuple[tuple[int, int], ...]
-    renamed: frozenset[tuple[int, int]]
-    _open: dict[int, tuple[int, Index]] = field(default_factory=dict, compare=False, repr=False)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Kept, (self.shards, self.places, self.renamed)
-
-    def __call__(self, i: int) -> Sample:
-        shard, place = self.places[i]
-        if shard not in self._open:
-            self._open[shard] = os.open(self.shards[shard], os.O_RDONLY), build_index(self.shards[shard])
-        fd, index = self._open[shard]
-        sample = parse_sample(read_sample(fd, index[place]), index[place].key)
-        return replace(sample, key=f"{sample.key}-{i}") if (shard, place) in self.renamed else sample
 
 
 def repair(manifests: Sequence[Manifest], outcome: Outcome, out: Path, processes: int | None = None) -> list[Report]:
@@ -48,7 +26,7 @@ def repair(manifests: Sequence[Manifest], outcome: Outcome, out: Path, processes
     for manifest in manifests:
         checks = outcome.checks[manifest.split]
         kept = kept_of(checks)
-        if not kept.places:
+        if not len(kept.places):
             raise UserError(f"{manifest.folder}: no sample is without fault")
         reports.append(
             write_dataset(
@@ -59,14 +37,14 @@ def repair(manifests: Sequence[Manifest], outcome: Outcome, out: Path, processes
                 split=manifest.split,
                 source=manifest.source,
                 licence=manifest.licence,
-                inputs=digest([kept.places, sorted(kept.renamed), [vars(shard) for shard in manifest.shards]]),
+                inputs=digest([kept.places.tolist(), sorted(kept.renamed), [vars(shard) for shard in manifest.shards]]),
                 processes=processes,
             )
         )
     return reports
 
 
-def kept_of(checks: Sequence[ShardCheck]) -> Kept:
+def kept_of(checks: Sequence[ShardCheck]) -> Copies:
     """The samples without fault. A shard that only lost its checksum, its index or its end keeps what is good."""
     bad: set[tuple[int, int]] = set()
     renamed: set[tuple[int, int]] = set()
@@ -75,4 +53,5 @@ def kept_of(checks: Sequence[ShardCheck]) -> Kept:
             if finding.is_fault and finding.place >= 0:
                 (renamed if finding.kind in KEPT else bad).add((number, finding.place))
     places = [(n, mark.place) for n, check in enumerate(checks) for mark in check.marks if (n, mark.place) not in bad]
-    return Kept(tuple(check.path for check in checks), tuple(places), frozenset(renamed - bad))
+    kept = np.array(places, dtype=np.int64).reshape(-1, 2)
+    return Copies(tuple(check.path for check in checks), kept, frozenset(renamed - bad))

@@ -61,6 +61,13 @@ COMMANDS: dict[str, Command] = {
     "data stats": Command("data", "onediff.cli.data_stats", "count samples, captions, words, sizes, kinds of change"),
     "data show": Command("data", "onediff.cli.data_show", "a sheet of samples exactly as the model will see them"),
     "data index": Command("data", "data_prep.cli.index", "index tars that another tool has written"),
+    "data merge": Command("data", "data_prep.cli.merge", "put several data sets together"),
+    "data subset": Command("data", "data_prep.cli.subset", "take some samples of each split"),
+    "data filter": Command("data", "data_prep.cli.filter", "leave out samples by a condition, and near-duplicates"),
+    "data reshard": Command(
+        "data", "data_prep.cli.reshard", "write the same samples into shards of another size or order"
+    ),
+    "data split": Command("data", "data_prep.cli.split", "divide a data set into new splits"),
     "data render": Command("data", "data_prep.cli.render", "render scenes with a known change, and single ones"),
     "data compose": Command("data", "data_prep.cli.compose", "make pairs from photographs and cut-outs"),
     "launch submit": Command(

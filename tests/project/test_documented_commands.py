@@ -43,6 +43,7 @@ REFUSED = {
     "checkpoint list": "no such|no checkpoint",
     "data check": "no such",
     "data stats": "no such",
+    **{f"data {name}": "no such" for name in ("filter", "merge", "reshard", "split", "subset")},
     "data convert": "no such|cannot be read|does not exist|no reader 'street'|which files it expects",
     "data build": "raw files missing",
     "launch data": "raw files of every part are missing",

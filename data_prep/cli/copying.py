@@ -1,0 +1,68 @@
+"""What the commands have in common that make data sets of others: `merge`, `subset`, `filter`, `reshard`, `split`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.outputs import write_text
+from data_prep.report import counted
+from data_prep.selection import Known
+from data_prep.shards import data_sets
+from onediff.data.manifest import Manifest
+
+
+def add_output(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """The data sets that are read, and how the new one is written."""
+    parser.add_argument(
+        "folder", nargs="+" if many else None, metavar="DIR", help="a data set, or the folder of its splits"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the splits go")
+    parser.add_argument("--dataset-name", default="", metavar="NAME", help="its new name (default: the old one)")
+    parser.add_argument(
+        "--shard-samples", type=int, default=1000, metavar="N", help="most samples in a shard (default: 1000)"
+    )
+    parser.add_argument(
+        "--shard-mb", type=int, default=1024, metavar="N", help="most megabytes in a shard (default: 1024)"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a split that is already there")
+
+
+def output(args: argparse.Namespace) -> dict[str, Any]:
+    """What `Source.write` takes."""
+    return {
+        "name": args.dataset_name,
+        "shard_samples": args.shard_samples,
+        "shard_bytes": args.shard_mb << 20,
+        "processes": args.processes,
+        "overwrite": args.overwrite,
+    }
+
+
+def manifests_in(folders: Sequence[str]) -> list[Manifest]:
+    """The splits of all these data sets. Raises UserError."""
+    return [manifest for folder in folders for manifest in data_sets(folder)]
+
+
+def by_split(samples: Sequence[Known]) -> dict[str, list[Known]]:
+    """In the order in which the splits first appear."""
+    found: dict[str, list[Known]] = {}
+    for known in samples:
+        found.setdefault(known.split, []).append(known)
+    return found
+
+
+def tell_removed(removed: Mapping[str, Sequence[tuple[Known, str]]], out: Path) -> None:
+    """Prints how many samples each filter removed, and lists them in `out/removed.jsonl` with the reason."""
+    lines = []
+    for name, samples in removed.items():
+        print(f"{name}: removed {counted(len(samples), 'sample')}")
+        for known, reason in samples:
+            lines.append(
+                {"split": known.split, "key": known.key, "id": known.columns["id"], "filter": name, "reason": reason}
+            )
+    write_text(out / "removed.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

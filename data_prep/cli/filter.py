@@ -1,0 +1,57 @@
+"""Leave out samples: by a condition on their columns, and near-duplicates of earlier ones.
+
+onediff data filter data/mine --where "change_type == 'add' and width >= 256" --out data/added
+onediff data filter data/mine --near-duplicates 4 --out data/different
+
+Columns are the record's fields, those of its meta, caption, words (of the first caption), captions (how many), width and
+height (of the first image). What each filter removes is counted, and listed in OUT/removed.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from data_prep.cli.copying import add_output, by_split, manifests_in, output, tell_removed
+from data_prep.near import near_duplicates
+from data_prep.report import show_reports
+from data_prep.selection import Known, Source
+from data_prep.where import Where
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_output(parser)
+    parser.add_argument("--where", metavar="CONDITION", help="keep the samples of which this is true")
+    parser.add_argument(
+        "--near-duplicates",
+        type=int,
+        metavar="BITS",
+        help="leave out samples whose images' 64-bit perceptual hashes are within so many bits of an earlier one's; 4 is "
+        "the same image in another size or quality; the samples of evaluation splits come first",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.where is None and args.near_duplicates is None:
+        raise UserError("--where, --near-duplicates: say what to leave out")
+    if args.near_duplicates is not None and not 0 <= args.near_duplicates <= 16:
+        raise UserError(f"--near-duplicates {args.near_duplicates}: must be from 0 to 16 of the 64 bits")
+    where = Where(args.where) if args.where is not None else None
+    source = Source(manifests_in([args.folder]))
+    needs_sizes = where is not None and not where.names.isdisjoint(("width", "height"))
+    kept = source.known(args.processes, needs_sizes, args.near_duplicates is not None)
+    removed: dict[str, list[tuple[Known, str]]] = {}
+    if where is not None:
+        where.check_names({"width", "height"}.union(*(known.columns for known in kept)))
+        removed["where"] = [(known, args.where) for known in kept if not where(known.columns)]
+        kept = [known for known in kept if where(known.columns)]
+    if args.near_duplicates is not None:
+        # What training would share with an evaluation split leaves training.
+        order = sorted(kept, key=lambda known: known.split == "train")
+        twins = dict(near_duplicates((known.hashes for known in order), args.near_duplicates))
+        removed["near-duplicates"] = [(order[i], f"like {order[j].split} {order[j].key}") for i, j in twins.items()]
+        gone = {order[i].place for i in twins}
+        kept = [known for known in kept if known.place not in gone]
+    reports = source.write(by_split(kept), args.out, **output(args))
+    tell_removed(removed, args.out)
+    print(show_reports(reports))

@@ -1,0 +1,31 @@
+"""Take some samples of each split, the same ones for a seed, in their order.
+
+onediff data subset data/mine --count 1000 --out data/small
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from data_prep.cli.copying import add_output, by_split, manifests_in, output
+from data_prep.report import show_reports
+from data_prep.selection import Source
+from data_prep.writer import shuffled
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_output(parser)
+    parser.add_argument("--count", type=int, required=True, metavar="N", help="samples of each split, or all it has")
+    parser.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: must be at least 1")
+    source = Source(manifests_in([args.folder]))
+    chosen = {
+        split: [samples[i] for i in sorted(shuffled(len(samples), args.seed)[: args.count])]
+        for split, samples in by_split(source.known(args.processes)).items()
+    }
+    print(show_reports(source.write(chosen, args.out, **output(args))))

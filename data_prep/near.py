@@ -1,0 +1,50 @@
+"""Near-duplicates by perceptual hash: what a smaller copy, another quality or another file format leaves alike."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from data_prep.images import upright_rgb
+from onediff.data.formats import open_image
+
+BITS = 64
+
+
+def image_hash(data: bytes) -> int:
+    """64 bits: whether each of 8 × 8 places of the grey image is darker than the one to its right (dHash).
+
+    Raises what Pillow raises for what is no image.
+    """
+    with open_image(io.BytesIO(data)) as image:
+        image.draft("L", (64, 64))  # of a JPEG an eighth is decoded
+        grey = upright_rgb(image).convert("L").resize((9, 8), Image.Resampling.BOX)
+    levels = np.asarray(grey, dtype=np.int16)
+    return int.from_bytes(np.packbits(levels[:, 1:] > levels[:, :-1]).tobytes(), "big")
+
+
+def near_duplicates(hashes: Iterable[Sequence[int]], bits: int) -> Iterator[tuple[int, int]]:
+    """`(i, j)`: number `i` is nearly the same as the earlier `j`, all of its hashes differing in at most `bits` bits.
+
+    Exact: of `bits + 1` pieces of a hash, one must be equal. What is nearly another is not compared with later ones.
+    """
+    edges = [BITS * n // (bits + 1) for n in range(bits + 2)]
+    places: dict[tuple[int, int, int], list[tuple[int, Sequence[int]]]] = defaultdict(list)
+    for i, own in enumerate(hashes):
+        if not own:
+            continue
+        pieces = [(len(own), n, own[0] >> edges[n] & (1 << edges[n + 1] - edges[n]) - 1) for n in range(bits + 1)]
+        twin = next((j for piece in pieces for j, other in places.get(piece, ()) if _is_near(own, other, bits)), None)
+        if twin is not None:
+            yield i, twin
+            continue
+        for piece in pieces:
+            places[piece].append((i, own))
+
+
+def _is_near(own: Sequence[int], other: Sequence[int], bits: int) -> bool:
+    return all((a ^ b).bit_count() <= bits for a, b in zip(own, other, strict=True))

@@ -1,0 +1,111 @@
+"""Conditions on samples, in words: `change_type == 'add' and width >= 256`."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from onediff.errors import UserError
+
+COMPARE: dict[type, Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+COMPUTE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+class Where:
+    """A condition on the columns of a sample: comparisons, `in`, `+ - * /`, `and`, `or`, `not`, brackets.
+
+    A comparison with a column that the sample lacks, or of a number with a text, is false. Never runs code.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Raises UserError for anything else."""
+        self.text = text
+        try:
+            self.tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise UserError(f"--where {text!r}: {getattr(error, 'msg', error)}") from None
+        self.names = {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
+        for node in ast.walk(self.tree):
+            if not isinstance(node, ALLOWED):
+                raise UserError(
+                    f"--where {text!r}: {ast.unparse(node) if hasattr(node, 'lineno') else type(node).__name__} is not "
+                    "understood; compare columns, as in \"change_type == 'add' and width >= 256\""
+                )
+
+    def __call__(self, columns: Mapping[str, Any]) -> bool:
+        """Whether the condition holds of a sample."""
+        return bool(_value(self.tree, columns))
+
+    def check_names(self, known: set[str]) -> None:
+        """Raises UserError for a column that no sample has."""
+        for name in sorted(self.names - known):
+            close = get_close_matches(name, known, n=1)
+            meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+            raise UserError(f"--where {self.text!r}: no sample has a column {name!r}; {meant}")
+
+
+def _value(node: ast.AST, columns: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name():
+            return columns.get(node.id)
+        case ast.Tuple() | ast.List():
+            return [_value(item, columns) for item in node.elts]
+        case ast.BoolOp():
+            parts = (_value(item, columns) for item in node.values)
+            return all(parts) if isinstance(node.op, ast.And) else any(parts)
+        case ast.UnaryOp():
+            value = _value(node.operand, columns)
+            return not value if isinstance(node.op, ast.Not) else None if value is None else -value
+        case ast.BinOp():
+            return _tried(COMPUTE[type(node.op)], _value(node.left, columns), _value(node.right, columns), None)
+        case ast.Compare():
+            values = [_value(item, columns) for item in (node.left, *node.comparators)]
+            pairs = zip(node.ops, values, values[1:], strict=False)
+            return all(_tried(COMPARE[type(op)], a, b, False) for op, a, b in pairs)
+    raise AssertionError(node)
+
+
+def _tried(work: Callable[[Any, Any], Any], a: Any, b: Any, otherwise: Any) -> Any:
+    if a is None or b is None:
+        return otherwise
+    try:
+        return work(a, b)
+    except (TypeError, ZeroDivisionError):
+        return otherwise
+
+
+ALLOWED = (
+    *(
+        ast.Constant,
+        ast.Name,
+        ast.Load,
+        ast.Tuple,
+        ast.List,
+        ast.BoolOp,
+        ast.And,
+        ast.Or,
+        ast.UnaryOp,
+        ast.Not,
+        ast.USub,
+    ),
+    *(ast.BinOp, ast.Compare, *COMPARE, *COMPUTE),
+)
