@@ -2,11 +2,11 @@
 
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(script: Path, arguments: Sequence[str], world: int, logs: Path) -> list[subprocess.Popen]:
+def start_ranks(script: Path, arguments: Sequence[str], world: int, logs: Path) -> list[forked.Forked]:
     """Starts `world` processes of a Python script with the environment of a launcher; each writes `logs/rank-N.log`."""
     port = str(free_port())
     processes = []
@@ -35,16 +35,13 @@ def start_ranks(script: Path, arguments: Sequence[str], world: int, logs: Path) 
             "DS_ACCELERATOR": "cpu",
             "PYTHONPATH": str(ROOT),
         }
-        with (logs / f"rank-{rank}.log").open("w") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(script), *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT
-                )
-            )
+        log = logs / f"rank-{rank}.log"
+        log.unlink(missing_ok=True)
+        processes.append(forked.start([str(script), *arguments], environment, log, log))
     return processes
 
 
-def end(processes: Sequence[subprocess.Popen]) -> None:
+def end(processes: Sequence[forked.Forked]) -> None:
     """Kills what still runs."""
     for process in processes:
         if process.poll() is None:

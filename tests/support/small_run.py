@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
+
 from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
 
@@ -37,6 +39,11 @@ def overrides(data: Path, steps: int, rows: int = 4, **more: object) -> list[str
         "training.sample_captions": 2,
         "evaluation.max_new_tokens": 8,
         "tracking.live": False,
+        # Half the demo's model: every part has two layers.
+        "model.vision.config.num_hidden_layers": 2,
+        "model.vision.levels": "[1, 2]",
+        "model.delta.layers": 2,
+        "model.language.config.num_hidden_layers": 2,
         # Where a gradient is nothing but rounding, AdamW with its default of 1e-8 takes whole steps in its direction.
         "optimizer.eps": 1e-6,
     }
@@ -54,16 +61,12 @@ def config(data: Path, steps: int, **more: object) -> RunConfig:
 def onediff(
     words: list[str], cwd: Path | None = None, seconds: float = SECONDS, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command `onediff` to its end, with its output."""
-    return subprocess.run(
-        [sys.executable, "-m", "onediff", *words],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        cwd=cwd,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+    """Runs the command `onediff` to its end, with its output; in a fresh interpreter where it is given variables."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if not environment:
+        return forked.run(["-m", "onediff", *words], variables, seconds, cwd)
+    command = [sys.executable, "-m", "onediff", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=cwd, check=False, env=variables)
 
 
 def train(run: Path, data: Path, steps: int, *words: str, **more: object) -> subprocess.CompletedProcess[str]:
