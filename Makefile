@@ -5,7 +5,10 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
-.PHONY: demo demo-long ablation-small test test-long test-real lint install debian mlflow bench-gpu clean
+# What a change is tried with every few minutes: what starts no process with torch, no daemon and no browser.
+FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks
+
+.PHONY: demo demo-long ablation-small test test-fast test-long test-real lint install debian mlflow bench-gpu clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -22,7 +25,10 @@ ablation-small: install
 	$(BIN)/python benchmarks/learning/ablation.py
 
 test: install debian lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 1
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --reruns 1
+
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)"
 
 test-long: install debian
 	$(BIN)/python -m pytest -m long

@@ -1,6 +1,6 @@
 """Processes that are forked from one that has imported torch, DeepSpeed and transformers already.
 
-Importing them takes a rank some seven seconds of a processor, which is most of what a small test costs. What is forked is a
+Importing them takes a rank more than three seconds of a processor, which is most of what a small test costs. What is forked is a
 process like any other: its own id, signals, environment, working directory and output. What needs a fresh interpreter, since
 it reads the environment while it is imported, is started by `subprocess` instead.
 """
@@ -26,7 +26,7 @@ from launcher import local
 
 PRELOADED = ["onediff.training.run", "onediff.evaluation.run", "onediff.runs.folder", "launcher.local"]
 PRELOADED += ["transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama"]
-PRELOADED += ["deepspeed.ops.op_builder.all_ops", "deepspeed.module_inject.auto_ep_layer", "PIL.JpegImagePlugin"]
+PRELOADED += ["deepspeed.ops.op_builder.all_ops", "PIL.JpegImagePlugin"]
 POSSIBLE = not Path("/dev/nvidiactl").exists()
 """Not beside a GPU: what has been imported has already chosen its device."""
 
