@@ -1,8 +1,8 @@
 """Processes that are forked from one that has imported torch, DeepSpeed and transformers already.
 
-Importing them takes a rank more than three seconds of a processor, which is most of what a small test costs. What is forked is a
-process like any other: its own id, signals, environment, working directory and output. What needs a fresh interpreter, since
-it reads the environment while it is imported, is started by `subprocess` instead.
+Importing them takes a rank more than three seconds of a processor, most of what a small test costs. What is forked is a
+process like any other: its own id, signals, environment, working directory and output. What needs a fresh interpreter,
+since it reads the environment while it is imported, is started by `subprocess` instead.
 """
 
 from __future__ import annotations
