@@ -79,6 +79,7 @@ def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
     from onediff.config.compose import apply_override, load_run
     from onediff.config.evaluation import EvaluationConfig
     from onediff.config.section import validated
+    from onediff.evaluation.metrics import chosen
 
     values: dict[str, Any] = {}
     folders: list[Path] = [args.data] if args.data else []
@@ -91,6 +92,7 @@ def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
     for override in args.overrides:
         apply_override(values, override)
     config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
+    chosen(config.metrics)  # an unknown one is told before anything is captioned
     if not folders:
         raise UserError("--data: name the data set; a saved model does not know which")
     found = [folder for folder in folders if (folder / config.split).is_dir()]

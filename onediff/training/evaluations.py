@@ -18,6 +18,7 @@ from onediff.data.rows import Processor, Row
 from onediff.errors import UserError
 from onediff.evaluation.answers import fingerprint, read_answers
 from onediff.evaluation.generate import Job, caption_split
+from onediff.evaluation.metrics import chosen
 from onediff.evaluation.run import Evaluation, decoding, instruction, scored
 from onediff.model.answer import answer
 from onediff.parallel.agreement import gathered, raise_on_all_ranks
@@ -36,13 +37,14 @@ class Evaluations:
     def __init__(
         self, config: RunConfig, phase: str, processor: Processor, tokenizer: Any, topology: Topology, run: Path
     ) -> None:
-        """Raises UserError where evaluation is asked for and no data set of the phase has pairs to evaluate."""
+        """Raises UserError where evaluation is asked for and no data set of the phase has pairs, or a metric is unknown."""
         self.every = config.phases[phase].evaluate_every
         self.config: EvaluationConfig = config.evaluation
         self.processor, self.tokenizer, self.topology = processor, tokenizer, topology
         self.phase, self.run = phase, run
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
+            chosen(self.config.metrics)  # an unknown one is told before anything is trained
             data_set = first_with_pairs(config, config.phases[phase].mix)
             self.data, self.task = Path(data_set.path), data_set.task
             self.heldout = HeldOut.open(self.data / self.config.split, self.config.limit)

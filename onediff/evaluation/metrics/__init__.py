@@ -35,7 +35,7 @@ def metric(name: str) -> Metric:
         if not isinstance(found, Metric):
             raise UserError(f"metric {base!r}: {points[0].value} is not an onediff.evaluation.metrics.Metric")
     assert isinstance(found, Metric)
-    return found.of_model(model) if model else found
+    return found.of_model(model)
 
 
 def names() -> list[str]:

@@ -89,8 +89,10 @@ class Metric(ABC):
         return []
 
     def of_model(self, model: str) -> Metric:
-        """The same metric by another model. Raises UserError where it takes none."""
-        raise UserError(f"metric {self.name!r} takes no model; write its name alone")
+        """The same metric by the model of that name; empty where none is named. Raises UserError where it takes none."""
+        if model:
+            raise UserError(f"metric {self.name!r} takes no model; write its name alone")
+        return self
 
 
 Rows = Mapping[Metric, np.ndarray]
