@@ -1,17 +1,22 @@
 """What the order of a very large data set costs a rank: 10⁹ samples in 10⁵ uneven shards, 4,096 ranks.
 
     python benchmarks/lanes.py [--samples 1e9] [--shards 1e5] [--ranks 4096] [--lanes-per-rank 1] [--json FILE]
+    python benchmarks/lanes.py --read [--json FILE]
 
 Prints the time to set up, the time of a look-up in order and at random positions, the memory that a rank keeps, and by how
-many samples the ranks differ.
+many samples the ranks differ. With --read: what one rank pays for the bytes of a sample when it has 16 to 4,096 lanes, each
+in a shard of its own, as lanes are. It writes 4,096 small shards (a gigabyte) to a temporary folder for that.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
+import shutil
+import tempfile
 import time
 import tracemalloc
 from pathlib import Path
@@ -19,6 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from onediff.data.lanes import Lanes
+from onediff.data.manifest import build_manifest, write_manifest
+from onediff.data.stream import Source
 
 
 def main() -> None:
@@ -29,7 +36,12 @@ def main() -> None:
     parser.add_argument("--lanes-per-rank", type=int, default=1)
     parser.add_argument("--look-ups", type=int, default=20_000)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--read", action="store_true", help="read samples of many lanes instead")
     args = parser.parse_args()
+    if args.read:
+        found: dict[str, object] = {**reading(), "machine": machine()}
+        told(found, args.json)
+        return
     shards = uneven(int(args.samples), int(args.shards))
     count = args.ranks * args.lanes_per_rank
     mine = range(args.ranks - 1, count, args.ranks)  # the last rank's
@@ -63,13 +75,65 @@ def main() -> None:
         "peak_MB": round(peak / 1e6, 2),
         "ranks_differ_by_samples": max(totals) - min(totals),
         "sum_over_ranks": sum(totals),
-        "machine": f"{cpu()}, Python {platform.python_version()}, numpy {np.__version__}",
+        "machine": machine(),
     }
-    for name, value in found.items():
-        print(f"{name:<26} {value:,}" if isinstance(value, int) else f"{name:<26} {value}")
+    told(found, args.json)
     assert sum(totals) == lanes.samples
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def reading() -> dict[str, object]:
+    """Microseconds to read one sample of 16 kB from each of so many lanes in turn."""
+    found: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = written(Path(scratch))
+        for count in (16, 64, 256, 1024, 4096):
+            source = Source.open("pairs", folder, count, seed=0, block=1024)
+            rounds = 4096 // count
+            read_all(source, count, rounds)  # the first visit of a shard reads its index
+            began = time.process_time()
+            read_all(source, count, rounds)
+            found[f"microseconds_a_sample_{count}_lanes"] = round((time.process_time() - began) / 4096 * 1e6, 1)
+    return found
+
+
+def written(folder: Path) -> Path:
+    """4,096 shards of sixteen pairs."""
+    import tarfile
+
+    image = b"\xff\xd8\xff" + bytes(8_000)
+    record = b'{"id": "x", "source": "pairs", "task": "difference", "split": "train", "captions": ["a"]}'
+    first = folder / "part-0000.tar"
+    with tarfile.open(first, "w") as tar:
+        for number in range(16):
+            for suffix, data in (("before.jpg", image), ("after.jpg", image), ("json", record)):
+                member = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    for number in range(1, 4096):
+        shutil.copyfile(first, folder / f"part-{number:04d}.tar")
+    write_manifest(build_manifest(folder))
+    return folder
+
+
+def read_all(source: Source, lanes: int, rounds: int) -> None:
+    """The first samples of all lanes in turn."""
+    for index in range(rounds):
+        for lane in range(lanes):
+            place = source.lanes.at(lane, index)
+            source.shards.read(place.shard, place.sample)
+
+
+def told(found: dict[str, object], file: Path | None) -> None:
+    """Prints what was found, and stores it."""
+    for name, value in found.items():
+        print(f"{name:<34} {value:,}" if isinstance(value, int) else f"{name:<34} {value}")
+    if file:
+        file.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def machine() -> str:
+    """Processor and versions."""
+    return f"{cpu()}, Python {platform.python_version()}, numpy {np.__version__}"
 
 
 def cpu() -> str:

@@ -14,7 +14,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,28 +54,39 @@ class Index:
 
     keys: list[str]
     suffixes: list[str]
-    ends: NDArray[np.int64]
-    suffix_of: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    ends: NDArray[np.integer]
+    suffix_of: NDArray[np.integer]
+    offsets: NDArray[np.integer]
+    sizes: NDArray[np.integer]
     facts: dict[str, int]
     damage: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.ends)
 
     def __getitem__(self, i: int) -> SampleSpan:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         i %= len(self)
-        members = range(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
-        return SampleSpan(
-            self.keys[i],
-            tuple(Member(self.suffixes[self.suffix_of[m]], int(self.offsets[m]), int(self.sizes[m])) for m in members),
-        )
+        return SampleSpan(self.keys[i], self.members(i))
 
     def __iter__(self) -> Iterator[SampleSpan]:
         return (self[i] for i in range(len(self)))
+
+    def members(self, i: int) -> tuple[Member, ...]:
+        """Where the files of sample `i` lie."""
+        here = range(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
+        return tuple(Member(self.suffixes[self.suffix_of[m]], int(self.offsets[m]), int(self.sizes[m])) for m in here)
+
+    def without_keys(self) -> Index:
+        """The same for `members` alone, in as little memory as it takes: 4 bytes a sample and 13 a file."""
+        return replace(
+            self,
+            keys=[],
+            ends=self.ends.astype(np.int32),
+            suffix_of=self.suffix_of.astype(np.uint8 if len(self.suffixes) < 256 else np.int32),
+            sizes=self.sizes.astype(np.uint32 if self.sizes.max(initial=0) < 1 << 32 else np.int64),
+        )
 
 
 def read_sample(fd: int, span: SampleSpan) -> dict[str, bytes]:

@@ -69,7 +69,7 @@ class Lanes:
         # Two samples a lane at least, so that every block holds a partner for coupling.
         self.repeats = -(-2 * lanes // self.samples) if self.samples < 2 * lanes else 1
         self._shards: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
-        self._blocks: dict[int, tuple[tuple[int, int], NDArray[np.int64]]] = {}
+        self._blocks: dict[int, tuple[tuple[int, int], NDArray[np.integer]]] = {}
 
     def length(self, lane: int) -> int:
         """Samples of `lane` in one epoch; lanes differ by one at most."""
@@ -93,7 +93,7 @@ class Lanes:
         size = len(self._block_order(epoch, lane, block))
         return [self._place(epoch, lane, start + offset) for offset in range(size)]
 
-    def partner(self, lane: int, index: int, ring: NDArray[np.int64] | None = None) -> Place:
+    def partner(self, lane: int, index: int, ring: NDArray[np.integer] | None = None) -> Place:
         """The sample that is coupled behind sample `index`: the next in `ring`, behind the last the first.
 
         A ring is an order of the block's `places`, by default the shuffled one. So each sample of an epoch is once
@@ -124,14 +124,15 @@ class Lanes:
         block = ((offset + 1) * blocks - 1) // length
         return block, block * length // blocks
 
-    def _block_order(self, epoch: int, lane: int, block: int) -> NDArray[np.int64]:
+    def _block_order(self, epoch: int, lane: int, block: int) -> NDArray[np.integer]:
         """The order inside a block; each lane keeps its current one only."""
         current = self._blocks.get(lane)
         if current is None or current[0] != (epoch, block):
             length = self.length(lane)
             blocks = max(1, length // self.block)
             size = (block + 1) * length // blocks - block * length // blocks
-            current = (epoch, block), permutation(size, self.seed, 1, epoch, lane, block)
+            order = permutation(size, self.seed, 1, epoch, lane, block)
+            current = (epoch, block), order.astype(np.min_scalar_type(size))
             self._blocks[lane] = current
         return current[1]
 

@@ -1,22 +1,23 @@
-"""Files that lie elsewhere: `https://…`, `s3://…`, `gs://…`, and what a command prints (`pipe:ssh host cat /sets/pairs/{}`).
+"""Files that lie elsewhere: `https://…`, `s3://…`, `gs://…`, `az://…`, `hf://…`, and what a command prints
+(`pipe:ssh host cat /sets/pairs/{}`).
 
-webdataset's `gopen` opens all of them but two: http(s) is read here, since the `curl` that gopen starts repeats a transfer
-that broke off into the same stream and never gives up on one that stands still; and `s3`, which gopen does not know.
+fsspec reads all but the last, each store by the package that the table below names. What a store needs, such as keys or an
+endpoint of its own, comes from where its package looks for it (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `HF_TOKEN`, …).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import select
 import shlex
+import signal
+import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from http.client import HTTPException
 from typing import Any, TypeVar
-from urllib.error import HTTPError
 
 from onediff.config.addresses import PLACE, below
 from onediff.errors import UserError
@@ -30,8 +31,10 @@ PAUSE = 1.0
 STALL = 60.0
 """Seconds without a byte after which a transfer has failed."""
 PIECE = 1 << 20
-# What a manifest of a stranger may name: no commands, and nothing that a shell would read.
-PLAIN_URL = re.compile(r"(https?|s3|gs|ais|hf)://[\w.~%/:@?&=+,-]+")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
+"""The extra of this package that brings what reads a kind of store. http(s) and the hub are always there."""
+# What a manifest of a stranger may name: no commands, no files of this machine, and nothing that a shell would read.
+PLAIN_URL = re.compile(r"(https?|s3|gs|az|hf)://[\w.~%/:@?&=+,-]+")
 
 
 def file_in(folder: str, name: str) -> str:
@@ -40,43 +43,47 @@ def file_in(folder: str, name: str) -> str:
 
 
 def pieces(url: str) -> Iterator[bytes]:
-    """The bytes behind `url`, piece by piece. Raises OSError or HTTPException when they do not come."""
-    if url.startswith(("http://", "https://")):
-        with urllib.request.urlopen(url, timeout=STALL) as answer:
-            left = int(answer.headers.get("Content-Length", 0))
-            while piece := answer.read(PIECE):
-                left -= len(piece)
-                yield piece
-            if left > 0:  # urllib says nothing when a connection breaks
-                raise OSError(f"the transfer broke off {left} bytes before its end")
+    """The bytes behind `url`, piece by piece. Raises OSError when they do not come, UserError when they never can."""
+    if url.startswith("pipe:"):
+        yield from _printed(url.removeprefix("pipe:"))
         return
-    stream = _opened(url)
+    import fsspec
+
+    protocol = url.partition("://")[0]
     try:
-        while piece := _read(stream, url):
-            yield piece
-    except BaseException:
-        if hasattr(stream, "proc"):
-            stream.proc.kill()
-            stream.ignore_errors = True
+        with fsspec.open(url, "rb", **_options(protocol)) as file:
+            while piece := file.read(PIECE):
+                yield piece
+    except (OSError, asyncio.TimeoutError):
         raise
-    finally:
-        stream.close()  # raises OSError where the command failed
+    except ImportError as error:
+        if protocol not in EXTRAS:
+            raise UserError(f"{url}: {error}") from None
+        raise UserError(f"{url}: {error}; run: pip install 'onediff[{EXTRAS[protocol]}]'") from None
+    except ValueError as error:
+        if not str(error).startswith("Protocol not known"):
+            raise OSError(str(error)) from error
+        raise UserError(f"{url}: {error}; give `pipe:` and a command that prints the file") from None
+    except Exception as error:  # each store's package has errors of its own
+        status = getattr(error, "status", None)
+        refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+        raise (PermissionError if refused else OSError)(str(error) or type(error).__name__) from error
 
 
 def retried(url: str, fetch: Callable[[], Result]) -> Result:
-    """What `fetch` returns, tried again after a pause where the transfer fails. Raises UserError after the last try."""
+    """What `fetch` returns, tried again after a pause when the transfer fails. Raises UserError after the last try."""
     for tried in range(1, TRIES + 1):
         try:
             return fetch()
-        except (OSError, HTTPException) as error:
-            final = isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
-            if final or tried == TRIES:
+        except (OSError, asyncio.TimeoutError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+            if isinstance(error, FileNotFoundError | PermissionError) or tried == TRIES:
                 raise UserError(
-                    f"{url}: cannot be fetched, tries: {tried}, the last error: {str(error) or type(error).__name__}; "
+                    f"{url}: cannot be fetched, tries: {tried}, the last error: {reason}; "
                     "check the address and that this machine may read it"
                 ) from None
             pause = PAUSE * 2 ** (tried - 1)
-            log.warning("%s: %s; next try in %g s", url, str(error) or type(error).__name__, pause)
+            log.warning("%s: %s; next try in %g s", url, reason, pause)
             time.sleep(pause)
     raise AssertionError("unreachable")
 
@@ -86,17 +93,31 @@ def fetched(url: str) -> bytes:
     return retried(url, lambda: b"".join(pieces(url)))
 
 
-def _opened(url: str) -> Any:
-    from webdataset.gopen import Pipe, gopen  # not at the top: the launcher reads manifests and starts without torch
+def _options(protocol: str) -> dict[str, Any]:
+    """What fsspec must be told: to give up on transfers that stand still, and to stream instead of asking for ranges."""
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
 
-    if url.startswith("s3://"):
-        return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], mode="rb", bufsize=0)
-    return gopen(url, "rb")
+        timeout = ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
+        return {"block_size": 0, "client_kwargs": {"timeout": timeout, "trust_env": True}}
+    if protocol in ("s3", "s3a"):
+        return {"config_kwargs": {"connect_timeout": STALL, "read_timeout": STALL}}
+    return {}
 
 
-def _read(stream: Any, url: str) -> bytes:
-    """The next bytes of a file or of a command's output, as soon as there are some."""
-    inner = getattr(stream, "stream", stream)
-    if not select.select([inner], [], [], STALL)[0]:
-        raise TimeoutError(f"no byte for {STALL:g} s")
-    return os.read(inner.fileno(), PIECE)
+def _printed(command: str) -> Iterator[bytes]:
+    """What a shell command prints, as soon as there is some. Raises OSError if it fails or prints nothing for long."""
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True) as process:
+        assert process.stdout is not None
+        try:
+            while True:
+                if not select.select([process.stdout], [], [], STALL)[0]:
+                    raise TimeoutError(f"no byte for {STALL:g} s")
+                if not (piece := process.stdout.read(PIECE)):
+                    break
+                yield piece
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise OSError(f"the command ended with exit code {process.returncode}")

@@ -3,81 +3,104 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 from onediff.data.cache import ShardCache
-from onediff.data.index import Index, SampleSpan, read_index, read_sample
+from onediff.data.index import Index, Member, SampleSpan, read_index, read_sample
 from onediff.data.manifest import Shard
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
-OPEN_SHARDS = 64
+KEPT = 64
+"""Indexes kept in any case."""
+UNUSED = 16_384
+"""Reads after which an index that none of them needed is dropped. It comes back to a lane every so many reads as the rank
+has lanes, so this serves 4,096 lanes with room to spare, and memory follows from the lanes that there are."""
 
 
 class Shards:
-    """The shards of one data set. Keeps a bounded number of them open, each with its index."""
+    """The shards of one data set.
+
+    Keeps the indexes of the shards that it reads from, 43 bytes for a sample of three members, and a bounded number of
+    open files. Opening a file again is cheap; reading its index again would cost more than the sample.
+    """
 
     def __init__(self, folder: Path, shards: Sequence[Shard], cache: ShardCache) -> None:
         self.folder = folder
         self.shards = shards
         self.cache = cache
         self.names = [shard.name for shard in shards]
-        self._open: OrderedDict[int, tuple[int | None, Index]] = OrderedDict()
+        self._reads = 0
+        self._indexes: OrderedDict[int, tuple[Index, int]] = OrderedDict()
+        """Indexes, without keys, and the read that needed each last; that of longest ago first."""
+        self._files: OrderedDict[int, int] = OrderedDict()
+        """Descriptors of open shards; the one used longest ago first."""
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
         """The members of one sample by suffix. Raises BadSample if the shard ends before it."""
-        file, index = self._opened(shard)
-        if sample >= len(index):
-            raise BadSample("truncated", f"the shard holds {len(index)} whole samples")
-        return self._read(shard, file, index[sample])
+        return self._read(shard, sample, self._members(shard, sample))
 
     def record(self, shard: int, sample: int) -> bytes:
         """The JSON of one sample alone; empty if it has none or the shard ends before it."""
-        file, index = self._opened(shard)
-        if sample >= len(index):
-            return b""
-        key, members = index[sample]
-        span = SampleSpan(key, tuple(member for member in members if member.suffix == "json"))
         try:
-            return self._read(shard, file, span).get("json", b"")
+            members = self._members(shard, sample)
+            return self._read(shard, sample, tuple(one for one in members if one.suffix == "json")).get("json", b"")
         except BadSample:
             return b""
 
     def keys(self, shard: int) -> list[str]:
-        """The keys of a shard's samples, in order."""
-        return self._opened(shard)[1].keys
+        """The keys of a shard's samples, in order. Reads its index again."""
+        return self._fresh_index(shard).keys
 
-    def _read(self, shard: int, file: int | None, span: SampleSpan) -> dict[str, bytes]:
-        if file is not None:
-            return read_sample(file, span)
+    def _members(self, shard: int, sample: int) -> tuple[Member, ...]:
+        index = self._index(shard)
+        if sample >= len(index):
+            raise BadSample("truncated", f"the shard holds {len(index)} whole samples")
+        return index.members(sample)
+
+    def _read(self, shard: int, sample: int, members: tuple[Member, ...]) -> dict[str, bytes]:
+        span = SampleSpan(f"#{sample}", members)
+        if not self.shards[shard].url:
+            return read_sample(self._file(shard), span)
         with self.cache.opened(self.shards[shard]) as copy:
             return read_sample(copy, span)
 
-    def _opened(self, shard: int) -> tuple[int | None, Index]:
-        """The shard's file descriptor (None for a copy in the cache) and its index."""
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
+    def _index(self, shard: int) -> Index:
+        self._reads += 1
+        kept = self._indexes.pop(shard, None)
+        index = self._fresh_index(shard).without_keys() if kept is None else kept[0]
+        self._indexes[shard] = index, self._reads
+        while len(self._indexes) > KEPT and next(iter(self._indexes.values()))[1] < self._reads - UNUSED:
+            self._indexes.popitem(last=False)
+        return index
+
+    def _fresh_index(self, shard: int) -> Index:
         if self.shards[shard].url:
-            self._keep(shard, None, self.cache.index(self.shards[shard]))
-            return self._open[shard]
+            return self.cache.index(self.shards[shard])
+        return read_index(self.folder / self.names[shard])
+
+    def _file(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
         path = self.folder / self.names[shard]
         try:
-            file = os.open(path, os.O_RDONLY)
+            self._files[shard] = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"{path}: cannot open this shard: {error.strerror}") from None
-        self._keep(shard, file, read_index(path))
-        return self._open[shard]
-
-    def _keep(self, shard: int, file: int | None, index: Index) -> None:
-        self._open[shard] = file, index
-        if len(self._open) > OPEN_SHARDS:
-            _, (oldest, _) = self._open.popitem(last=False)
-            if oldest is not None:
-                os.close(oldest)
+        if len(self._files) > most_files():
+            _, oldest = self._files.popitem(last=False)
+            os.close(oldest)
+        return self._files[shard]
 
     def __getstate__(self) -> dict[str, object]:
         # A worker process opens its own files.
-        return vars(self) | {"_open": OrderedDict()}
+        return vars(self) | {"_files": OrderedDict(), "_indexes": OrderedDict()}
+
+
+def most_files() -> int:
+    """Shards of one data set that a process may keep open: a sixteenth of the files that the system lets it open."""
+    return max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))

@@ -12,11 +12,12 @@ from PIL import Image
 from streams import add, make_processor, members, readable, row_at, stream, write_set
 
 from onediff.config.data import CacheConfig
+from onediff.data import shards as shards_module
 from onediff.data.cache import ShardCache
 from onediff.data.index import BLOCK, read_index
 from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.sample import BadSample, parse_sample
-from onediff.data.shards import OPEN_SHARDS, Shards
+from onediff.data.shards import Shards
 from onediff.data.stream import Source
 from onediff.errors import UserError
 
@@ -206,17 +207,30 @@ def test_a_thousand_mutations_of_a_shard(tmp_path):
                     processor.row(sample, None, 0)
             except BadSample:
                 passed_over += 1
-        os.close(shards._open[0][0])
+        os.close(shards._files[0])
     assert intact > 1500
     assert passed_over > 500
 
 
-def test_open_shards_are_bounded(tmp_path):
-    folder = write_set(tmp_path / "texts", [1] * (OPEN_SHARDS + 5))
+def test_many_lanes_read_each_index_once_and_few_hold_few(tmp_path, monkeypatch):
+    """Files stay within what the system allows; an index stays while its shard is read from time and again."""
+    monkeypatch.setattr(shards_module, "KEPT", 4)
+    monkeypatch.setattr(shards_module, "UNUSED", 100)
+    monkeypatch.setattr(shards_module, "most_files", lambda: 3)
+    indexed = []
+    read_once = shards_module.read_index
+    monkeypatch.setattr(shards_module, "read_index", lambda path: indexed.append(path) or read_once(path))
+    folder = write_set(tmp_path / "texts", [2] * 20)
     shards = Shards(folder, build_manifest(folder).shards, ShardCache(CacheConfig()))
-    for shard in [*range(OPEN_SHARDS + 5), 0]:
-        assert shards.read(shard, 0)["json"]
-    assert len(shards._open) == OPEN_SHARDS
+    for _ in range(3):
+        for shard in range(20):
+            assert shards.read(shard, 1)["json"]
+            assert len(shards._files) <= 3
+    assert len(indexed) == 20, "twenty lanes in twenty shards"
+    for _ in range(101):
+        shards.read(0, 0)
+    assert len(shards._indexes) == 4
+    assert shards.keys(7) == ["000014", "000015"]
 
 
 @pytest.mark.parametrize(
