@@ -16,7 +16,8 @@ REQUIRES = [
     "protobuf>=5",  # and with the format that such a file is written in
     "peft~=0.21.2",  # low-rank adapters, and the format that they are saved in
     "safetensors~=0.8.0",  # weights on disk, read by slices
-    "webdataset~=1.0.2",  # tar shards: URLs, iteration
+    "fsspec~=2026.9",  # shards at URLs: one call for every kind of store
+    "aiohttp>=3.9",  # with which it reads http(s)
     "mlflow~=3.17",  # experiment tracking
     "psutil~=7.2",  # system metrics of every node
     "pycocoevalcap~=1.2",  # BLEU, METEOR, ROUGE-L, CIDEr as published papers compute them
@@ -35,6 +36,9 @@ EXTRAS = {
     # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
     "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
     "heif": ["pillow-heif>=1.0"],  # HEIC images, as phones take them
+    "s3": ["s3fs~=2026.9"],  # fsspec's reader of s3://
+    "gs": ["gcsfs~=2026.9"],  # of gs://
+    "az": ["adlfs>=2025.8"],  # of az://, Azure's blobs
     "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
     "dev": [
         "pytest~=9.2",
@@ -50,7 +54,9 @@ EXTRAS = {
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
         "opencv-python-headless>=4.10",  # frames of videos as backgrounds
-        "awscli~=1.46",  # the client that s3:// addresses are read with
+        "s3fs~=2026.9",  # s3:// addresses
+        "moto[s3]~=5.2",  # and a server that answers as Amazon's does
+        "webdataset~=1.0.2",  # shards as others write them
         "websocket-client~=1.9",  # Chromium's DevTools, which the tests of pages talk to
     ],
 }

@@ -18,7 +18,8 @@ class DataSet(Section):
 
     path: str
     """Folder that holds `<split>/manifest.json`; relative paths start at the working directory. Or a URL of such a folder
-    (`https://…`, `s3://…`, `gs://…`), or `pipe:` and a command that prints the file put in place of `{}`."""
+    (`https://…`, `s3://…`, `gs://…`, `az://…`, `hf://…`), or `pipe:` and a command that prints the file named in place of
+    `{}`."""
     split: str = "train"
     """Split that training reads."""
     task: str | None = None

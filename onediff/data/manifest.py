@@ -136,7 +136,7 @@ def _parsed(text: bytes, file: str, folder: Path) -> Manifest:
             raise UserError(f"{file}: shard {shard.name!r} must be a file name in the same folder")
         if shard.url and not PLAIN_URL.fullmatch(shard.url):
             raise UserError(
-                f"{file}: {shard.url!r} is no plain https, s3, gs, ais or hf address; a pipe: can be named in the "
+                f"{file}: {shard.url!r} is no plain https, s3, gs, az or hf address; a pipe: can be named in the "
                 "configuration only, as the path of the data set"
             )
     if declared != manifest.samples:

@@ -15,7 +15,7 @@ from onediff.tracking.scrub import scrubbed, scrubbed_words
 
 PACKAGES = [
     *("onediff", "torch", "deepspeed", "megatron-core", "transformers", "flash-attn", "apex"),
-    *("mlflow", "webdataset", "numpy", "pillow", "pycocoevalcap"),
+    *("mlflow", "fsspec", "numpy", "pillow", "pycocoevalcap"),
 ]
 GIT_SECONDS = 10
 
