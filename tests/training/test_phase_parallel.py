@@ -17,6 +17,6 @@ def test_a_phase_at_another_zero_stage_has_the_same_losses_as_its_neighbours_at_
         done = train(run, data, 4, "--processes", "2", **settings)
         assert done.returncode == 0, done.stderr
         for phase, stage in stage_of.items():
-            assert read_manifest(run / "checkpoints" / f"phase-{phase}" / "step-4").zero_stage == stage
+            assert read_manifest(run / "checkpoints" / f"phase-{phase}" / "step-00000004").zero_stage == stage
     for phase in PHASES:
         assert list(metrics(mixed, phase).values()) == pytest.approx(list(metrics(whole, phase).values()), abs=1e-5)
