@@ -27,6 +27,7 @@ REQUIRES = [
     "pillow>=11.3",  # image decoding, the reference for pixels; AVIF too
     "simplejpeg~=1.9",  # libjpeg-turbo without Pillow's copies: a quarter of the decode path's time
     "tqdm~=4.70",  # progress bars
+    "shtab~=1.13",  # completion scripts of shells, from the parsers that there are
     "pyarrow>=15",  # Parquet tables of pairs
     "faiss-cpu>=1.8",  # nearest neighbours among image embeddings
     "openai>=2",  # captions of pairs by any OpenAI-compatible endpoint
@@ -57,6 +58,7 @@ EXTRAS = {
         "s3fs~=2026.9",  # s3:// addresses
         "moto[s3]~=5.2",  # and a server that answers as Amazon's does
         "webdataset~=1.0.2",  # shards as others write them
+        "axe-core-python~=0.1.0",  # finds what keeps people from using a page
         "websocket-client~=1.9",  # Chromium's DevTools, which the tests of pages talk to
     ],
 }

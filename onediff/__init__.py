@@ -13,8 +13,16 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | Path, device: str | None = None) -> Captioner:
-    """A trained model from a folder written by `onediff export`: `onediff.load(DIR).caption("a.png", "b.png")`."""
+    """A trained model from a folder written by `onediff export`, or from a hub repository `OWNER/NAME` with one.
+
+    `onediff.load(DIR).caption("a.png", "b.png")`. Raises UserError when it is neither.
+    """
     import warnings
+
+    from onediff.hub.share import is_repository, pulled
+
+    if is_repository(str(folder)):
+        folder = pulled(str(folder))
 
     with warnings.catch_warnings():
         # What a caption needs imports more than it uses, and that tells of packages it does without.

@@ -6,6 +6,7 @@ A command is a module with `add_arguments(parser)` and `run(args) -> int | None`
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "judge": Command("model", "onediff.cli.judge", "let a language model compare captions with references"),
     "caption": Command("model", "onediff.cli.caption", "say how two images differ"),
     "demo-page": Command("model", "onediff.cli.demo_page", "open a local page that captions two dropped images"),
+    "serve": Command("model", "onediff.cli.serve", "serve a model: OpenAI-compatible endpoint, page, metrics"),
     "export": Command("model", "onediff.cli.export", "write a trained model as a folder"),
     "config": Command("configuration", "onediff.cli.config", "every key of a configuration, as a page"),
     "config show": Command("configuration", "onediff.cli.config_show", "print a configuration in full"),
@@ -111,13 +113,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"onediff: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("onediff: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output went away (`onediff … | head`); keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE or not error.filename:
+            raise
+        print(f"onediff: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("onediff: interrupted", file=sys.stderr)
+        return 130
+
+
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What a file system answers where a user may not write, or has no room."""
 
 
 class Parser(argparse.ArgumentParser):

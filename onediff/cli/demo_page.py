@@ -1,4 +1,4 @@
-"""Open a page on this machine: drop two images in, the caption and the heat map come back.
+"""Open a page on this machine: drop two images in, the caption and the attention maps come back.
 
   onediff demo-page runs/demo
   onediff demo-page my-model --port 8000
@@ -31,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
     Address.of(args.model).require()
     quiet_libraries()
     import onediff
-    from onediff.serving.server import PageServer
+    from onediff.serving.server import CaptionServer
     from onediff.training.export import saved_model_of
 
     captioner = onediff.load(saved_model_of(args.model))
-    with PageServer(captioner, args.port, args.max_megabytes * 1_000_000) as server:
+    with CaptionServer(captioner, args.port, args.max_megabytes * 1_000_000) as server:
         print(f"open {server.address} (Ctrl-C ends it)", flush=True)
         server.serve_forever()
     return 0

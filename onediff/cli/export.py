@@ -1,11 +1,13 @@
-"""Write a trained model as a folder of safetensors and configuration, loadable without the run.
+"""Write a trained model as a folder that needs neither the run nor this project.
 
   onediff export runs/demo my-model
   onediff export runs/demo@best my-model
   onediff export runs/demo my-model --dtype bf16
   onediff export runs/demo my-model --register onediff --alias reviewed
+  onediff export runs/demo my-model --push someone/my-model
 
-`vision/` and `language/` in it are Hugging Face models of their own.
+Hugging Face transformers loads it: AutoModel.from_pretrained(DIR, trust_remote_code=True), and AutoProcessor likewise.
+`vision/` and `language/` in it are models of their own.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ import argparse
 import re
 from pathlib import Path
 
+from onediff.config.model import SAVED_MODEL_FILE
 from onediff.errors import UserError
+from onediff.hub.share import REPOSITORY, push
 from onediff.runs.address import Address
 from onediff.runs.folder import require_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or RUN@best, RUN@STEP, RUN@PHASE:STEP")
-    parser.add_argument("target", type=Path, metavar="DIR", help="folder to write; an earlier export there is replaced")
+    parser.add_argument("target", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
     parser.add_argument(
         "--dtype",
         choices=("bf16", "fp16", "fp32", "as-trained"),
@@ -31,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest weight file, in 10^9 bytes")
     parser.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub, with HF_TOKEN")
     parser.add_argument("--alias", action="append", default=[], help="alias of that version; may be repeated")
 
 
@@ -49,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
         )
     if wrong := next((alias for alias in args.alias if not re.fullmatch(r"(?![vV]\d+$)[\w-]+", alias)), None):
         raise UserError(f"--alias {wrong!r}: MLflow takes letters, digits, '_' and '-', and nothing like v1")
+    if args.push and not REPOSITORY.fullmatch(args.push):
+        raise UserError(f"--push {args.push!r}: name a repository as OWNER/NAME")
+    if (args.target / SAVED_MODEL_FILE).is_file() and not args.overwrite:
+        raise UserError(f"{args.target}: holds an export already; --overwrite replaces it, or name another folder")
     folder = require_run(Address.of(args.run).folder).path
     quiet_libraries()
     from onediff.training.export import export_run
@@ -66,4 +76,6 @@ def run(args: argparse.Namespace) -> int:
         if tracker.unsent:
             raise UserError(f"{args.target}: is written, but {args.register} is not registered yet; see above")
     print(f"{args.target}: {trained['run']}, phase {trained['phase']}, step {trained['step']}, {trained['dtype']}")
+    if args.push:
+        print(f"pushed to {push(args.target, args.push)}")
     return 0

@@ -134,7 +134,7 @@ def padded(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDAr
     rows = max(1, BAND_PIXELS // side)
     for start in range(0, len(pixels), rows):
         band = pixels[start : start + rows]
-        if left:
+        if band.shape[1] < side:
             wide = _plain(len(band), side, colour)
             wide[:, left : left + band.shape[1]] = band
             band = wide

@@ -105,6 +105,10 @@ class Prompter:
         wordings = self.config.wordings(task)
         return wordings[0 if choice is None or len(wordings) == 1 else mix64(choice, 2) % len(wordings)]
 
+    def parts(self, turns: int, answered: bool) -> list[Part]:
+        """A conversation of so many turns as the template writes it, with places for words and answers."""
+        return self._parts(turns, answered)
+
     def _elements(self, images: list[int], deltas: int, turns: list[Turn]) -> Iterator[Element]:
         words = placed([turn.words for turn in turns], images, deltas, self.template)
         for part in self._parts(len(turns), turns[-1].answer is not None):

@@ -7,6 +7,9 @@ DIR/tokenizer/                      its tokenizer
 DIR/adapter/                        what was trained of it, where it was trained by adapters (`peft` reads it); `language/`
                                     holds it merged
 DIR/delta.safetensors, DIR/projector.safetensors
+DIR/config.json, DIR/processor_config.json, DIR/modeling_onediff.py, …
+                                    what Hugging Face `transformers` loads without this project (`onediff.hub.huggingface`)
+DIR/README.md                       the model card
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from onediff.config.renamed import under_new_names
 from onediff.config.section import Section, validated
 from onediff.data.rows import Processor
 from onediff.errors import UserError
+from onediff.hub.huggingface import write_huggingface
 from onediff.model.build import build_processor
 from onediff.model.lora import save_adapter
 from onediff.model.onediff import OneDiffModel
@@ -65,17 +70,22 @@ def save_model(
     trained: dict[str, Any],
     adapter: tuple[LoraConfig, str | None, dict[str, Tensor]] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    card: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes `folder`, beside its final name first; a folder of that name that holds a saved model is replaced.
 
     `adapter` is what was merged into the language model: its settings, the name of the model it goes with, its weights.
-    Raises UserError when `folder` holds something else.
+    `card` adds a model card. Files have the permissions that the umask gives. Raises UserError when `folder` holds something
+    else, or cannot be written.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
         raise UserError(f"{folder}: this folder holds something that is not a saved model; choose another")
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
     model.vision.model.save_pretrained(aside / "vision", max_shard_size=shard_bytes)
     model.language.save_pretrained(aside / "language", max_shard_size=shard_bytes)
     tokenizer.save_pretrained(aside / "tokenizer")
@@ -86,9 +96,20 @@ def save_model(
         save_file(tensors, aside / f"{part}.safetensors")
     saved = SavedModel(model=config.with_parts("vision", "language", "tokenizer"), prompt=prompt, trained=trained)
     (aside / FILE).write_text(yaml.safe_dump(saved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_huggingface(aside, model, config, prompt, tokenizer)
+    card(aside)
+    open_to_others(aside)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(aside, folder)
+
+
+def open_to_others(folder: Path) -> None:
+    """Gives every file below `folder` the permissions of the umask: safetensors leaves files that only their owner reads."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def weights_digest(folder: Path) -> str:

@@ -1,17 +1,22 @@
-"""The page's server: Python's own, on the loopback address, one pair at a time.
+"""Captions over HTTP: the page, an OpenAI-compatible endpoint, and metrics. Nothing is kept or asked of another machine.
 
-`GET /` is the page, `POST /caption` takes `{"before", "after"}` (files as base64) and gives `{"caption", "seconds",
-"images", "heat"}` with images as data URIs, or `{"error"}`. Nothing is kept, and nothing is asked of another machine.
+    GET  /                       the page
+    POST /caption                {"before", "after"} in base64 → {"caption", "seconds", "images", "attention"}
+    POST /v1/chat/completions    OpenAI's form, see `onediff.serving.openai`
+    GET  /v1/models, /metrics, /health
+
+A thread for each connection reads requests and images; one thread owns the model (`Batcher`).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import io
 import json
-import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +27,8 @@ from onediff.data.images import open_upright
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.evaluation.heat import heat_images, packed, png, unpacked
+from onediff.serving import openai
+from onediff.serving.batching import Batcher, Overloaded
 
 if TYPE_CHECKING:
     from onediff.evaluation.captioner import Captioner
@@ -34,83 +41,166 @@ POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+POSTS = ("/caption", "/v1/chat/completions")
 
 
-class PageServer(ThreadingHTTPServer):
-    """Serves one captioner on 127.0.0.1; `max_bytes` bounds what may be sent at once. Port 0 takes any that is free."""
+class CaptionServer(ThreadingHTTPServer):
+    """Serves one captioner; port 0 takes any that is free. Close it, or leave its `with` block, to end its thread."""
 
     daemon_threads = True
+    request_queue_size = 1024
+    """Connections that the system holds until they are accepted; beyond it clients see resets."""
 
-    def __init__(self, captioner: Captioner, port: int, max_bytes: int = 64_000_000) -> None:
-        """Raises UserError when the port is taken."""
+    def __init__(
+        self,
+        captioner: Captioner,
+        port: int,
+        max_bytes: int = 64_000_000,
+        *,
+        host: str = HOST,
+        name: str = "onediff",
+        max_batch: int = 16,
+        max_waiting: int = 512,
+        api_key: str | None = None,
+    ) -> None:
+        """`max_bytes` bounds one request; `api_key`, where there is one, is asked for by the OpenAI endpoint.
+
+        Raises UserError when the port is taken.
+        """
         try:
-            super().__init__((HOST, port), Handler)
+            super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: {getattr(error, 'strerror', None) or error}; choose another") from None
-        self.captioner = captioner
-        self.max_bytes = max_bytes
-        self.one_at_a_time = threading.Lock()
+        self.captioner, self.max_bytes, self.name, self.api_key = captioner, max_bytes, name, api_key
+        self.host = host
+        self.is_local = host in (HOST, "localhost")
+        self.batcher = Batcher(captioner, max_batch, max_waiting)
+        self.statuses: Counter[int] = Counter()
+        self.created = int(time.time())
+
+    def server_close(self) -> None:
+        """Frees the port and ends the batcher."""
+        super().server_close()
+        if hasattr(self, "batcher"):
+            self.batcher.close()
 
     @property
     def address(self) -> str:
         """Where a browser finds the page."""
-        return f"http://{HOST}:{self.server_port}/"
+        return f"http://{self.host}:{self.server_port}/"
+
+    def metrics(self) -> str:
+        """Prometheus' text format."""
+        counts = self.batcher.counts
+        told = [
+            ("captions_total", "counter", counts.captions),
+            ("batches_total", "counter", counts.batches),
+            ("failed_total", "counter", counts.failed),
+            ("caption_seconds_total", "counter", round(counts.waited_seconds, 6)),
+            ("busy_seconds_total", "counter", round(counts.busy_seconds, 6)),
+            ("waiting", "gauge", len(self.batcher.queue)),
+        ]
+        lines = [
+            line for name, kind, value in told for line in (f"# TYPE onediff_{name} {kind}", f"onediff_{name} {value}")
+        ]
+        lines.append("# TYPE onediff_requests_total counter")
+        lines += [f'onediff_requests_total{{status="{status}"}} {n}' for status, n in sorted(self.statuses.items())]
+        return "\n".join(lines) + "\n"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """One connection."""
 
-    server: PageServer
+    server: CaptionServer
     timeout = 60  # seconds in which a request must have come
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "onediff", ""
 
     def do_GET(self) -> None:
-        """The page."""
-        if not self._is_from_here():
+        """The page, and what there is to know."""
+        if not self._is_allowed():
             return
-        if self.path != "/":
-            self._send(404, {"error": "there is one page here: /"})
-            return
-        self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
+        if self.path == "/":
+            self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
+        elif self.path == "/metrics":
+            self._send(200, self.server.metrics().encode(), "text/plain; version=0.0.4")
+        elif self.path == "/health":
+            self._send(200, {"status": "ok"})
+        elif self.path == "/v1/models":
+            model = {"id": self.server.name, "object": "model", "created": self.server.created, "owned_by": "onediff"}
+            self._send(200, {"object": "list", "data": [model]})
+        else:
+            self._send(404, {"error": "there are /, /v1/models, /metrics and /health"})
 
     def do_POST(self) -> None:
         """A caption."""
-        if not self._is_from_here():
+        if not self._is_allowed():
             return
         length = self.headers.get("Content-Length", "")
-        if self.path != "/caption" or not length.isdecimal():
-            self._refuse(404 if self.path != "/caption" else 411, "POST /caption takes a body of a known length")
+        if self.path not in POSTS or not length.isdecimal():
+            self._refuse(
+                411 if self.path in POSTS else 404, f"POST {' or '.join(POSTS)}, with a body of a known length"
+            )
         elif int(length) > self.server.max_bytes:
-            self._refuse(413, f"the two images are larger than {self.server.max_bytes / 1e6:g} MB together")
+            self._refuse(413, f"the request is larger than {self.server.max_bytes / 1e6:g} MB")
         else:
+            body = self.rfile.read(int(length))
             try:
-                self._send(200, captioned(self.server, self.rfile.read(int(length))))
+                self._answer(body)
             except UserError as error:
-                self._send(400, {"error": str(error)})
+                self._fail(400, str(error))
+            except Overloaded as error:
+                self._fail(503, str(error))
+            except Exception as error:  # the model's: of memory, of a device
+                self._fail(500, f"{type(error).__name__}: {error}")
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: what people look at is not written down."""
 
-    def _is_from_here(self) -> bool:
-        """Refuses what another site's page, or another name for this machine, sends through the user's browser."""
-        hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
-        origin = self.headers.get("Origin")
-        if self.headers.get("Host") in hosts and (origin is None or origin in {f"http://{host}" for host in hosts}):
-            return True
-        self._refuse(403, f"open {self.server.address} itself")
-        return False
+    def _answer(self, body: bytes) -> None:
+        if self.path == "/caption":
+            self._send(200, captioned(self.server, body))
+            return
+        asked = openai.parsed(body)
+        whole = completed(self.server, asked)
+        if asked.stream:
+            self._send(200, b"".join(openai.chunks(whole)), "text/event-stream")
+        else:
+            self._send(200, whole)
+
+    def _fail(self, status: int, why: str) -> None:
+        self._send(status, {"error": why} if self.path == "/caption" else openai.error(status, why))
+
+    def _is_allowed(self) -> bool:
+        """Refuses what another site's page, or another name for this machine, sends through the user's browser; and a
+        wrong key."""
+        given, origin = self.headers.get("Host"), self.headers.get("Origin")
+        hosts = (
+            {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")} if self.server.is_local else {given}
+        )
+        if given not in hosts or (origin is not None and origin not in {f"http://{host}" for host in hosts}):
+            self._refuse(403, f"open {self.server.address} itself")
+            return False
+        key = self.server.api_key
+        told = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if key is not None and self.path.startswith("/v1/") and not hmac.compare_digest(told.encode(), key.encode()):
+            self._refuse(401, "a wrong or missing API key")
+            return False
+        return True
 
     def _refuse(self, status: int, why: str) -> None:
         # The body is left unread, so the connection cannot go on.
         self.close_connection = True
-        self._send(status, {"error": why})
+        self._fail(status, why)
 
     def _send(self, status: int, body: bytes | dict[str, Any], kind: str = "application/json") -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.server.statuses[status] += 1
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": str(len(data)), "Content-Security-Policy": POLICY}
         headers |= {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+        if status == 503:
+            headers["Retry-After"] = "1"
         for name, value in headers.items():
             self.send_header(name, value)
         if self.close_connection:
@@ -119,35 +209,48 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def captioned(server: PageServer, body: bytes) -> dict[str, Any]:
-    """The answer to one request. Raises UserError for what is not two images."""
+def completed(server: CaptionServer, asked: openai.Asked) -> dict[str, Any]:
+    """The answer to one chat completion. Raises UserError for what is not two images."""
     captioner = server.captioner
-    images = [image_of(body, role, captioner.processor.config.max_pixels) for role in ("before", "after")]
-    with server.one_at_a_time:
-        started = time.perf_counter()
-        rows = [captioner.row(images[0], images[1])]
-        (caption,) = captioner.answer(rows)
-        heat = unpacked(packed(captioner.heat_maps(rows)[0]))
-        seconds = time.perf_counter() - started
+    images = [image_of(data, role, captioner) for data, role in zip(asked.images, ("before", "after"), strict=True)]
+    row = captioner.row(images[0], images[1], asked.question)
+    caption = server.batcher.ask(row, asked.max_new_tokens).caption
+    tokens = len(captioner.tokenizer(caption, add_special_tokens=False)["input_ids"])
+    return openai.completion(server.name, caption, len(row.token_ids), tokens, tokens >= asked.max_new_tokens)
+
+
+def captioned(server: CaptionServer, body: bytes) -> dict[str, Any]:
+    """The answer to the page. Raises UserError for what is not two images."""
+    captioner = server.captioner
+    images = [image_of(file_in(body, role), role, captioner) for role in ("before", "after")]
+    started = time.perf_counter()
+    answer = server.batcher.ask(captioner.row(images[0], images[1]), wants_attention=True)
+    seconds = time.perf_counter() - started
     for image in images:
         image.thumbnail((SIDE, SIDE))
-    maps = heat_images(heat, [image.size for image in images], captioner.processor.image)
+    maps = heat_images(unpacked(packed(answer.attention)), [image.size for image in images], captioner.processor.image)
     return {
-        "caption": caption,
+        "caption": answer.caption,
         "seconds": round(seconds, 2),
         "images": [data_uri(jpeg(image), "jpeg") for image in images],
-        "heat": [data_uri(png(one), "png") for one in maps],
+        "attention": [data_uri(png(one), "png") for one in maps],
     }
 
 
-def image_of(body: bytes, role: str, max_pixels: int) -> Image.Image:
-    """One image of a request, upright and RGB. Raises UserError."""
+def file_in(body: bytes, role: str) -> bytes:
+    """One file of the page's request. Raises UserError."""
     try:
-        return open_upright(base64.b64decode(json.loads(body)[role], validate=True), max_pixels)
-    except BadSample as bad:
-        raise UserError(f"{role}: not an image that can be read: {bad.reason}") from None
+        return base64.b64decode(json.loads(body)[role], validate=True)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise UserError(f"{role}: missing; send {{before, after}} as base64") from None
+
+
+def image_of(data: bytes, role: str, captioner: Captioner) -> Image.Image:
+    """An image of a request, upright and RGB. Raises UserError."""
+    try:
+        return open_upright(data, captioner.processor.config.max_pixels)
+    except BadSample as bad:
+        raise UserError(f"{role}: not an image that can be read: {bad.reason}") from None
 
 
 def jpeg(image: Image.Image) -> bytes:

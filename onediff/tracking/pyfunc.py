@@ -32,8 +32,8 @@ class Captioner(PythonModel):
     # MLflow reads type hints here as the model's signature, which is given when the model is logged.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """The captions of the pairs in `model_input`, a DataFrame with `before` and `after`, in its order."""
-        pairs = zip(model_input["before"], model_input["after"], strict=True)
-        return [self.model.caption(image(before), image(after)) for before, after in pairs]
+        cells = zip(model_input["before"], model_input["after"], strict=True)
+        return list(self.model.captions([(image(before), image(after)) for before, after in cells]))
 
 
 def image(cell: Any) -> Image.Image:

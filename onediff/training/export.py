@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
+from onediff.hub.card import write_card
 from onediff.model.build import architecture_only, build_processor
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import FILE, SHARD_BYTES, description, save_model
@@ -55,7 +59,8 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     computed = {getattr(torch, parameter.dtype) for parameter in manifest.parameters.values()}
     wanted = DTYPES.get(dtype) or _type_of(config, dtype, max(computed, key=lambda one: one.itemsize))
     become(model, wanted)
-    save_model(model, bare, processor.prompter.config, tokenizer, target, trained, adapter, shard_bytes)
+    card = partial(write_card, run=folder, config=config, trained=trained)
+    save_model(model, bare, processor.prompter.config, tokenizer, target, trained, adapter, shard_bytes, card)
     return trained | {"dtype": next(name for name, one in DTYPES.items() if one == wanted)}
 
 
@@ -81,22 +86,41 @@ def saved_model_of(path: Path) -> Path:
     """The folder of a saved model for `path`: itself, or for a run an export below it, made where it is missing or old,
     of its newest checkpoint or of the one that the address names.
 
-    Raises UserError when `path` is neither.
+    The export of a run that may only be read lies in the user's cache. Raises UserError when `path` is neither.
     """
     address = Address.of(path)
     if (address.folder / FILE).is_file() and address.at is None:
         return address.folder
     at = found(address)
-    target = address.folder / MODEL_FOLDER
-    if address.at is not None:
-        target = target.with_name(f"{MODEL_FOLDER}-{address.at.replace(':', '-')}")
+    name = MODEL_FOLDER if address.at is None else f"{MODEL_FOLDER}-{address.at.replace(':', '-')}"
+    trained = (at.phase, at.step)
+    if holds(address.folder / name, trained):
+        return address.folder / name
+    try:
+        lock = (address.folder / ".model.lock").open("w")
+        target = address.folder / name
+    except OSError:
+        target = cache_of(address.folder) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = (target.parent / ".model.lock").open("w")
     # The ranks of an evaluation all come here: the first one exports, the others find it done.
-    with (address.folder / ".model.lock").open("w") as lock:
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (target / FILE).is_file():
-            trained = description(target).trained
-            if (trained.get("phase"), trained.get("step")) == (at.phase, at.step):
-                return target
-        # Every bit, so that its captions are those of the loop.
-        export_run(path, target, dtype="fp32")
+        if not holds(target, trained):
+            # Every bit, so that its captions are those of the loop.
+            export_run(path, target, dtype="fp32")
     return target
+
+
+def holds(folder: Path, trained: tuple[str, int]) -> bool:
+    """Whether `folder` is an export of this phase and step."""
+    if not (folder / FILE).is_file():
+        return False
+    known = description(folder).trained
+    return (known.get("phase"), known.get("step")) == trained
+
+
+def cache_of(run: Path) -> Path:
+    """Where exports of a run lie that cannot be written to: below XDG_CACHE_HOME, by the run's full path."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "onediff" / "exports" / hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]

@@ -37,6 +37,7 @@ REFUSED = {
     "caption": "no checkpoint|no such folder|no such image",
     "demo-page": "no checkpoint|no such folder",
     "demo-tower": "no such folder of shards",
+    "serve": "no checkpoint|no such folder",
     "export": "no checkpoint",
     "branch": "no checkpoint",
     "track sync": "no record of a run",

@@ -1,0 +1,142 @@
+"""What makes an export a model of Hugging Face `transformers`: root configuration, processor, chat template and code.
+
+    config.json, generation_config.json     the architecture, and where answers end
+    processor_config.json, chat_template.jinja
+    modeling_onediff.py                      model and processor; it needs torch, transformers and Pillow, not this project
+
+The weights stay in `vision/`, `language/`, `delta.safetensors` and `projector.safetensors`, written once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from onediff.config.data import PromptConfig
+from onediff.config.model import ModelConfig
+from onediff.data.prompts import DELTA, IMAGE, IMAGE_MARK, Prompter, Turn
+
+LOG = logging.getLogger(__name__)
+CODE = Path(__file__).with_name("modeling_onediff.py")
+SQUARE = ("crop", "pad", "squash")
+"""What `model.vision.image.fit` may be: the code beside an export takes images of one size."""
+MODEL, PROCESSOR, CONFIG = (
+    f"{CODE.stem}.{name}" for name in ("OneDiffForConditionalGeneration", "OneDiffProcessor", "OneDiffConfig")
+)
+
+
+def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> bool:
+    """Adds the files to an export; returns whether it could.
+
+    Images in tiles or in their own shape, and prompts tokenised in pieces, are left to this project; a warning says so.
+    """
+    prompter = Prompter(tokenizer, prompt, config.delta.tokens)
+    if config.vision.image.fit not in SQUARE:
+        LOG.warning(
+            "%s: transformers alone cannot load it: model.vision.image.fit is %s", folder, config.vision.image.fit
+        )
+        return False
+    settings = processor_settings(model, config, prompter)
+    if not writes_the_same(prompter, settings, tokenizer):
+        LOG.warning("%s: transformers alone cannot load it: its prompts are tokenised in pieces", folder)
+        return False
+    generation = {"eos_token_id": stops(prompter), "pad_token_id": tokenizer.eos_token_id, "do_sample": False}
+    write(folder / "config.json", root_config(model, config, settings))
+    write(folder / "generation_config.json", generation | {"max_new_tokens": 64})
+    write(folder / "processor_config.json", settings)
+    tokenizer.save_pretrained(folder)  # for tools that look for one beside config.json
+    (folder / "chat_template.jinja").write_text(chat_template(settings["prompt"]), encoding="utf-8")
+    shutil.copyfile(CODE, folder / CODE.name)
+    return True
+
+
+def root_config(model: Any, config: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` of the whole model."""
+    return {
+        "model_type": "onediff",
+        "architectures": [MODEL.partition(".")[2]],
+        "auto_map": {
+            "AutoConfig": CONFIG,
+            "AutoModel": MODEL,
+            "AutoModelForImageTextToText": MODEL,
+            "AutoProcessor": PROCESSOR,
+        },
+        "dtype": str(model.language.dtype).removeprefix("torch."),
+        "vision": model.vision.model.config.to_dict(),
+        "language": model.language.config.to_dict(),
+        "levels": list(config.vision.levels),
+        "output_level": config.vision.output_level,
+        "delta": config.delta.model_dump(mode="json", include={"tokens", "layers", "width", "heads", "intermediate"}),
+        **{key: settings[key] for key in ("image", "prompt", "image_token_id", "delta_token_id")},
+    }
+
+
+def processor_settings(model: Any, config: ModelConfig, prompter: Prompter) -> dict[str, Any]:
+    """`processor_config.json`: how images are prepared, and the prompt as text around images and question."""
+    parts = prompter.parts(1, answered=False)
+    at = next(place for place, part in enumerate(parts) if part.kind == "words")
+    around = ["".join(part.text for part in some) for some in (parts[:at], parts[at + 1 :])]
+    vocabulary = model.language.get_input_embeddings().num_embeddings
+    fields = {"size", "fit", "shorter_side", "mean", "std"}
+    return {
+        "processor_class": PROCESSOR.partition(".")[2],
+        "auto_map": {"AutoProcessor": PROCESSOR},
+        "image": config.vision.image.model_dump(mode="json", include=fields) | {"tokens": model.vision.tokens},
+        "delta_tokens": config.delta.tokens,
+        # Behind the vocabulary: no text can have them.
+        "image_token_id": vocabulary,
+        "delta_token_id": vocabulary + 1,
+        "ends": stops(prompter),
+        "prompt": {
+            "start": prompter.start,
+            "before": around[0],
+            "mark": IMAGE_MARK,
+            "after_images": prompter.template.after_images if prompter.template else "",
+            "question": prompter.instruction("pair"),
+            "behind": around[1],
+        },
+    }
+
+
+def stops(prompter: Prompter) -> list[int]:
+    """The tokens that end an answer."""
+    return list(dict.fromkeys((*prompter.ends, prompter.tokenizer.eos_token_id)))
+
+
+def writes_the_same(prompter: Prompter, settings: dict[str, Any], tokenizer: Any) -> bool:
+    """Whether the processor beside the export writes the prompts that the model was trained on."""
+    from onediff.hub.modeling_onediff import OneDiffProcessor
+
+    processor = OneDiffProcessor(tokenizer, settings)
+    tokens = settings["image"]["tokens"]
+    stand_ins = {settings["image_token_id"]: IMAGE, settings["delta_token_id"]: DELTA}
+    for question in (settings["prompt"]["question"], "Which of the two is larger?"):
+        ours = prompter.sequence([tokens, tokens], True, [Turn(question, None)]).token_ids
+        theirs = processor.token_ids("" if question == settings["prompt"]["question"] else question)
+        if [stand_ins.get(token, token) for token in theirs] != ours:
+            return False
+    return True
+
+
+def chat_template(prompt: dict[str, Any]) -> str:
+    """A Jinja template of one question about two images, for `apply_chat_template` and pipelines."""
+    before, mark, after, question, behind = (
+        json.dumps(prompt[key], ensure_ascii=False) for key in ("before", "mark", "after_images", "question", "behind")
+    )
+    return (
+        "{%- if messages | length != 1 -%}"
+        "{{- raise_exception('OneDiff answers one question about two images') -}}{%- endif -%}"
+        "{%- set said = namespace(text='') -%}"
+        "{%- if messages[0].content is string -%}{%- set said.text = messages[0].content -%}{%- else -%}"
+        "{%- for part in messages[0].content if part.type == 'text' -%}"
+        "{%- set said.text = said.text + part.text -%}{%- endfor -%}{%- endif -%}"
+        f"{{{{- {before} + {mark} + {after} + (said.text or {question}) + {behind} -}}}}"
+    )
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """JSON as Hugging Face writes it."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Exports on the Hugging Face hub: pushed as a repository, and brought back by its name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from onediff.errors import UserError
+
+REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` reads as OWNER/NAME and is no folder here."""
+    return bool(REPOSITORY.fullmatch(name)) and not Path(name).exists()
+
+
+def push(folder: Path, repository: str) -> str:
+    """Uploads an export as `repository`, private where it is new; returns its address. Raises UserError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=address.repo_id, folder_path=folder, commit_message=f"onediff export of {folder.name}"
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"--push {repository}: {str(error).splitlines()[0]}; is HF_TOKEN set and may it write?"
+        ) from None
+    return str(address)
+
+
+def pulled(repository: str) -> Path:
+    """The folder of a repository, downloaded where it is not in the cache yet. Raises UserError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(repository))
+    except (HfHubHTTPError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{repository}: no such folder, and the hub does not have it: {first}") from None

@@ -1,0 +1,110 @@
+"""OpenAI's chat completions for pairs of images: what a request asks, and the answer in that form.
+
+A request has one user message with two images, before and after, as `data:` URLs, and a question if it is another than
+the one the model was trained on (https://platform.openai.com/docs/api-reference/chat).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from onediff.errors import UserError
+
+MOST_TOKENS = 256
+"""Longest caption that a request may ask for."""
+
+
+class Asked(NamedTuple):
+    """One request."""
+
+    images: tuple[bytes, bytes]
+    question: str | None
+    max_new_tokens: int
+    stream: bool
+
+
+def parsed(body: bytes) -> Asked:
+    """What a request's JSON asks. Raises UserError that names the field."""
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise UserError("the body is not JSON") from None
+    if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
+        raise UserError("messages: missing; send one user message with two images")
+    users = [one for one in given["messages"] if isinstance(one, dict) and one.get("role") == "user"]
+    if len(users) != 1 or len(users) != len(given["messages"]):
+        raise UserError("messages: send one user message; there is no system prompt and no second turn")
+    for name, taken in (("n", 1), ("temperature", 0), ("top_p", 1)):
+        if given.get(name) not in (None, taken):
+            raise UserError(f"{name}: captions are greedy; only {taken} is taken")
+    tokens = given.get("max_completion_tokens", given.get("max_tokens", 64))
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:
+        raise UserError(f"max_tokens: a number from 1 to {MOST_TOKENS}")
+    images, texts = content_of(users[0].get("content"))
+    if len(images) != 2:
+        raise UserError(f"messages: {len(images)} images; send two, before and after")
+    return Asked((images[0], images[1]), " ".join(texts) or None, tokens, bool(given.get("stream")))
+
+
+def content_of(content: Any) -> tuple[list[bytes], list[str]]:
+    """Images and texts of a message. Raises UserError."""
+    if not isinstance(content, list):
+        raise UserError("messages: content is a list with two image_url parts")
+    images, texts = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "image_url" and isinstance(part.get("image_url"), dict):
+            images.append(image_in(part["image_url"].get("url")))
+        else:
+            raise UserError(f"messages: a part of type {kind!r}; there are text and image_url")
+    return images, texts
+
+
+def image_in(url: Any) -> bytes:
+    """The bytes in a `data:` URL. Raises UserError: the server fetches nothing from elsewhere."""
+    head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if not head.startswith("data:") or not head.endswith(";base64"):
+        raise UserError("image_url: send the image as data:image/…;base64,…; this server fetches nothing")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise UserError("image_url: not base64") from None
+
+
+def completion(model: str, caption: str, prompt_tokens: int, tokens: int, is_cut: bool) -> dict[str, Any]:
+    """A whole answer."""
+    message = {"role": "assistant", "content": caption}
+    choice = {"index": 0, "message": message, "finish_reason": "length" if is_cut else "stop"}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
+    return {**envelope(model, "chat.completion"), "choices": [choice], "usage": usage}
+
+
+def chunks(whole: dict[str, Any]) -> Iterator[bytes]:
+    """The same as a stream of server-sent events: captions are made in batches, so it comes in one piece."""
+    choice = whole["choices"][0]
+    pieces: list[tuple[dict[str, str], str | None]] = [(choice["message"], None), ({}, choice["finish_reason"])]
+    for delta, reason in pieces:
+        part = {"index": 0, "delta": delta, "finish_reason": reason}
+        event = {**whole, "object": "chat.completion.chunk", "choices": [part]}
+        event.pop("usage")
+        yield b"data: " + json.dumps(event).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def envelope(model: str, kind: str) -> dict[str, Any]:
+    """What every answer begins with."""
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def error(status: int, message: str) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}

@@ -1,0 +1,72 @@
+"""`onediff export` of a real run: its card, earlier exports, and runs of others that may only be read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small_run import onediff, render, train
+
+from onediff.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    data = render(tmp_path_factory.mktemp("data"), pairs=20, singles=20)
+    done = train(folder, data, 1, "--phases", "warm-up", **{"training.captions_every": 1})
+    assert done.returncode == 0, done.stderr
+    done = onediff(["evaluate", str(folder), "limit=2", "bootstrap=20"])
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_an_export_has_a_card_and_is_not_replaced_unasked(run, tmp_path, capsys):
+    words = ["export", str(run), str(tmp_path / "model")]
+    assert main(words) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    for told in ("| warm-up | 1 |", "pairs-test", "| CIDEr |", "](examples/000-before.png)", "CC0-1.0", "## Limits"):
+        assert told in card, card
+    assert (tmp_path / "model" / "examples" / "000-before.png").is_file()
+    before = (tmp_path / "model" / "config.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "model: holds an export already; --overwrite replaces it" in capsys.readouterr().err
+    assert (tmp_path / "model" / "config.json").stat().st_mtime_ns == before
+    assert main([*words, "--overwrite"]) == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_run_of_somebody_else_is_captioned_from_without_writing_to_it(run, tmp_path_factory):
+    for path in [run, *run.parents]:
+        if path.name.startswith("pytest"):
+            path.chmod(0o755)
+    run.parent.chmod(0o755)
+    shutil.rmtree(run / "model", ignore_errors=True)
+    own = tmp_path_factory.mktemp("own")
+    own.parent.chmod(0o755)
+    own.chmod(0o777)
+    Image.new("RGB", (20, 20), "red").save(own / "a.png")
+    (own / "a.png").chmod(0o644)
+    done = subprocess.run(
+        [sys.executable, "-m", "onediff", "caption", str(own / "a.png"), str(own / "a.png"), "--model", str(run)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        user=65534,
+        env={**os.environ, "HOME": str(own), "XDG_CACHE_HOME": str(own / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (run / "model").exists() and list((own / "cache").rglob("onediff.yaml"))
+
+
+def test_a_place_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["export", str(run), str(tmp_path / "file" / "model")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("onediff: error: ") and "cannot be written" in line

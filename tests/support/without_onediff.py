@@ -1,0 +1,37 @@
+"""Captions pairs with an export by torch and transformers alone; importing this project fails here.
+
+    python without_onediff.py EXPORT PAIRS.json
+
+Prints JSON: the captions by `AutoModel`, all pairs in one batch, and by `pipeline`, one by one.
+"""
+
+import importlib.abc
+import json
+import os
+import sys
+
+FORBIDDEN = {"onediff", "launcher", "data_prep"}
+
+
+class Refuses(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in FORBIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Refuses())
+os.environ["HF_HUB_OFFLINE"] = "1"
+from transformers import AutoModel, AutoProcessor, pipeline  # noqa: E402
+
+folder, pairs = sys.argv[1], json.loads(open(sys.argv[2]).read())  # noqa: SIM115
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+inputs = processor(images=pairs)
+together = processor.captions(model.generate(**inputs), inputs)
+ask = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+alone = []
+for before, after in pairs:
+    content = [{"type": "image", "url": before}, {"type": "image", "url": after}]
+    made = ask(text=[{"role": "user", "content": content}], return_full_text=False)
+    alone.append(made[0]["generated_text"])
+print(json.dumps({"together": together, "alone": alone}))
