@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="PATH", help="folder, tar or zip of images (generic: default beside the table)")
     add("--out", type=Path, metavar="DIR", help="where the splits go, each into a folder of its own")
     add("--layout", action="store_true", help="say which files the data set's reader expects, and stop")
-    add("--splits", type=lambda text: text.split(","), default=[], metavar="A,B", help="only these splits")
+    add("--splits", "--split", type=lambda text: text.split(","), default=[], metavar="A,B", help="only these splits")
     add(
         "--columns",
         default="",

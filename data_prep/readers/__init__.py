@@ -18,7 +18,8 @@ from onediff.errors import UserError
 
 BUILT_IN = (
     *("spot-the-diff", "clevr-change", "image-editing-request", "birds-to-words", "instruct-pix2pix", "magicbrush"),
-    *("levir-cc", "llava-558k", "llava-665k", "hf", "webdataset", "generic"),
+    *("levir-cc", "second-cc", "rscc", "aurora", "img-diff", "medical-diff-vqa"),
+    *("llava-558k", "llava-665k", "hf", "webdataset", "generic"),
 )
 GROUP = "onediff.readers"
 

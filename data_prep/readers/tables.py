@@ -136,11 +136,14 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
             return
         with memory_map(str(path)) as file:
             try:
-                yield from ipc.open_stream(file)
+                batches: Iterator[Any] = iter(ipc.open_stream(file))
             except ArrowException:
                 file.seek(0)
                 found = ipc.open_file(file)
-                yield from (found.get_batch(number) for number in range(found.num_record_batches))
+                batches = (found.get_batch(number) for number in range(found.num_record_batches))
+            for batch in batches:
+                batch.validate(full=True)  # Arrow reads where damaged offsets point, out of its memory too
+                yield batch
     except (ArrowException, OSError, UnicodeError) as error:
         kind = "Parquet" if path.suffix.lower() in PARQUET else "Arrow"
         raise UserError(f"{path}: not a whole {kind} file: {error}") from error
@@ -150,7 +153,11 @@ def _arrow_rows(path: Path) -> Iterator[TableRow]:
     number = 0
     for batch in _arrow_batches(path):
         for at in range(0, len(batch), 64):  # images as Python bytes: a few at a time
-            for row in batch.slice(at, 64).to_pylist():
+            try:
+                rows = batch.slice(at, 64).to_pylist()
+            except ValueError as error:  # text that is no UTF-8, above all
+                raise UserError(f"{path}: damaged behind row {number}: {error}") from error
+            for row in rows:
                 number += 1
                 yield f"{path.name} row {number}", row
 

@@ -262,6 +262,95 @@ def test_levir_cc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample["meta"]["change_type"] == "change"
 
 
+NEWER = {
+    "second-cc": (
+        {
+            "SECOND-CC-AUG.json": {
+                "info": [],
+                "images": [
+                    {
+                        "filename": "00001_0_0.png",
+                        "split": "test",
+                        "changeflag": 1,
+                        "sentences": [{"raw": "houses are built"}, {"raw": "trees are gone"}],
+                    }
+                ],
+            }
+        },
+        ("test/rgb/A/00001_0_0.png", "test/rgb/B/00001_0_0.png"),
+        ("test", "00001_0_0", ["houses are built", "trees are gone"]),
+    ),
+    "aurora": (
+        {
+            "data/ag/train.json": [
+                {
+                    "instruction": "Leave the door",
+                    "input": "data/ag/images/1K0SU.mp4_4_left.png",
+                    "output": "data/ag/images/1K0SU.mp4_4_right.png",
+                }
+            ]
+        },
+        ("data/ag/images/1K0SU.mp4_4_left.png", "data/ag/images/1K0SU.mp4_4_right.png"),
+        ("train", "data/ag/images-1K0SU.mp4_4_left-1K0SU.mp4_4_right", ["Leave the door"]),
+    ),
+    "rscc": (
+        {
+            "captions.jsonl": {
+                "pre_image": "/home/datasets/xbd/images-w512-h512/a/1_pre.png",
+                "post_image": "/home/datasets/xbd/images-w512-h512/a/1_post.png",
+                "change_caption": "the roof is gone",
+            }
+        },
+        ("xbd/images-w512-h512/a/1_pre.png", "xbd/images-w512-h512/a/1_post.png"),
+        ("train", "xbd/images-w512-h512/a-1_pre-1_post", ["the roof is gone"]),
+    ),
+    "img-diff": (
+        {
+            "img_diff_object_replacement.json": [
+                {
+                    "path": "filtered/7",
+                    "bbox": "[1, 2, 3, 4]",
+                    "conversations": [
+                        {"from": "human", "value": "<image>\n<image>\nWhat differs in the box?"},
+                        {"from": "gpt", "value": "a cat is a dog"},
+                    ],
+                }
+            ]
+        },
+        ("filtered/7_0.jpg", "filtered/7_1.jpg"),
+        ("train", "filtered/7-1", ["a cat is a dog"]),
+    ),
+    "medical-diff-vqa": (
+        {
+            "mimic_all.csv": ",subject_id,study_id,dicom_id,view\n0,10000032,50414267,02aa,frontal\n"
+            "1,10000032,53189527,2a2f,frontal\n",
+            "mimic_pair_questions.csv": "study_id,subject_id,ref_id,question_type,question,answer,split\n"
+            "53189527,10000032,50414267,difference,what has changed?,the main image has edema,val\n"
+            "53189527,10000032,50414267,view,which view?,ap view,val\n"
+            "1,10000032,50414267,difference,what has changed?,nothing,val\n",
+        },
+        ("files/p10/p10000032/s50414267/02aa.jpg", "files/p10/p10000032/s53189527/2a2f.jpg"),
+        ("val", "53189527-50414267", ["the main image has edema"]),
+    ),
+}
+"""By reader: its annotations, its two images, and the split, id and captions of the one pair that can be used."""
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_what_the_field_has_published_since(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, images, (split, id, captions) = NEWER[name]
+    for path, content in annotations.items():
+        put(tmp_path / "raw" / path, content)
+    for number, path in enumerate(images):
+        put(tmp_path / "raw" / path, encoded(number, "JPEG" if path.endswith("jpg") else "PNG"))
+    code, said, error = convert(capsys, name, tmp_path / "out", tmp_path / "raw")
+    assert code == 0, error
+    found = records(tmp_path / "out" / split)
+    assert {id: record["captions"] for id, record in found.items()} == {id: captions}
+    assert "before.jpg" in found[id]["members"] or "before.png" in found[id]["members"]
+    assert ("incomplete: mimic_pair_questions.csv row 3" in said) == (name == "medical-diff-vqa")
+
+
 def turns(*values: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[n % 2], "value": value} for n, value in enumerate(values)]
 
