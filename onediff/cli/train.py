@@ -25,6 +25,9 @@ from onediff.ranks import own_place
 from onediff.runs.address import require_sources
 from onediff.tracking.overview import is_run
 
+PRETRAINED = ("vision", "delta", "language")
+"""Parts that can begin with pretrained weights."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
@@ -91,3 +94,17 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
             )
         for data_set in phase.mix:
             read_manifest(config.data.sets[data_set].folder)
+    if not resume:
+        require_weights(config)
+
+
+def require_weights(config: RunConfig) -> None:
+    """Raises UserError for a folder of pretrained weights that is not there."""
+    from onediff.hub.named import named_in
+
+    begun_elsewhere = config.init.addresses if config.init is not None else {}
+    for one in named_in(config.model, [part for part in PRETRAINED if part not in begun_elsewhere]):
+        if one.is_path and one.folder() is None:
+            # A tower that is named beside its architecture is what `demo-tower` makes.
+            made = ", or make it with 'onediff demo-tower' and this configuration" if not one.config else ""
+            raise UserError(f"{one.where}: {one.name}: no such folder; name the one with the weights{made}")

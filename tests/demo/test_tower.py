@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from onediff.cli import main
 from onediff.config.compose import load_run
 from onediff.demo import tower
 from onediff.demo.labels import NOTHING, Labels
@@ -27,6 +28,16 @@ def test_a_patch_is_labelled_with_the_object_whose_centre_lies_in_it():
     classes = labels.of_patches([thing], (90, 60), 3)
     assert classes[1].tolist() == [1, 0, 0, 1], "centre (56, 16) of 90 x 60: second column, first row"
     assert (classes[[0, *range(2, 9)]] == NOTHING).all()
+
+
+def test_a_run_whose_tower_was_not_made_is_refused_before_it_begins(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["train", "configs/demo.yaml", *(f"data.sets.{name}={data / name}" for name in ("pairs", "singles"))]) == 2
+    )
+    assert "model.vision.name: data/scenes/tower: no such folder" in (told := capsys.readouterr().err)
+    assert "onediff demo-tower" in told and told.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
