@@ -108,7 +108,8 @@ def lines(
         for name, (pairs, group) in scores.groups.items():
             rows.append([name, str(pairs), *(_figure(group.get(metric)) for metric in shown)])
         found += ["", *table(rows)]
-    return found + [f"note: {note}" for note in scores.notes]
+    found += [f"note: {note}" for note in scores.notes]
+    return found + ([f"note: protocol {rules.name} is {rules.provenance}"] if rules.checked is None else [])
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

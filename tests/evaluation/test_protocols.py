@@ -9,6 +9,7 @@ import yaml
 
 from data_prep.scenes.config import ChangeType
 from data_prep.scenes.words import CLAUSES, WORDINGS
+from onediff.cli import main
 from onediff.cli.evaluate import task_of
 from onediff.config.collection import Collection
 from onediff.config.compose import configs_folder, load_run, write_run
@@ -16,6 +17,7 @@ from onediff.config.data import PromptConfig
 from onediff.config.evaluation import PROTOCOLS, EvaluationConfig
 from onediff.config.section import validated
 from onediff.errors import UserError
+from onediff.evaluation.files import read_references
 from onediff.evaluation.protocols import protocol
 from onediff.evaluation.protocols.demo import read_type
 from onediff.evaluation.protocols.protocol import digest
@@ -72,7 +74,9 @@ def test_references_are_treated_as_each_protocol_says() -> None:
     given = {"a": ["one", "", "two"], "b": [""]}
     assert protocol("spot-the-diff").treated(given) == given
     assert protocol("plain").treated(given) == given
-    assert protocol("spot-the-diff-joined").treated(given) == {"a": ["one two"]}
+    assert protocol("spot-the-diff-joined").treated(given) == {"a": ["one. two"], "b": [""]}
+    (cut,) = protocol("spot-the-diff-joined").treated({"a": [" ".join(["a", "b"] * 29), "c d e"]})["a"]
+    assert cut == " ".join(["a", "b"] * 29) + ". c d"
     assert protocol("birds-to-words").treated(given) == {"a": ["one", "two"]}
     for name in ("clevr-change", "image-editing-request", "levir-cc", "demo"):
         with pytest.raises(UserError, match=f"empty caption for id 'a'; protocol {name} has none"):
@@ -86,6 +90,25 @@ def test_joined_and_several_references_are_different_numbers() -> None:
     assert several.scores["BLEU-1"] == pytest.approx(1)
     assert joined.scores["BLEU-1"] < 0.9
     assert several.references != joined.references
+
+
+def test_joined_texts_are_those_that_card_publishes(real_data: Path) -> None:
+    """The digest is of `spot-the-diff/change_multi_captions.json` of https://github.com/tuyunbin/CARD, its test split."""
+    captions = read_references(real_data / "spot-the-diff" / "predictions" / "ddla_rerun_gtfile.json").captions
+    treated = protocol("spot-the-diff-joined").treated(captions)
+    assert len(treated) == 1270
+    assert digest(treated) == "b4d9c2a7d9f035aa"
+
+
+def test_a_protocol_that_nothing_proves_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proven = {name for name in PROTOCOLS if protocol(name).checked}
+    assert proven == {"plain", "spot-the-diff", "spot-the-diff-joined", "demo"}
+    (tmp_path / "r.csv").write_text("id,caption\n1,a house\n2,a road\n")
+    words = ["score", "--references", f"{tmp_path}/r.csv", "--predictions", f"{tmp_path}/r.csv", "--bootstrap", "0"]
+    assert main([*words, "--protocol", "levir-cc"]) == 0
+    assert "note: protocol levir-cc is not proven: no published predictions" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "not proven" not in capsys.readouterr().out
 
 
 def test_clevr_groups() -> None:

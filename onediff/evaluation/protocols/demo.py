@@ -23,4 +23,5 @@ PROTOCOL = Protocol(
     split="test",
     pairs="every pair of the held-out split, pairs without a change included",
     read_type=read_type,
+    checked="the renderer's own change lists",
 )

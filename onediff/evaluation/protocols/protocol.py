@@ -35,7 +35,10 @@ class Protocol:
     pairs: str
     """Which pairs count, in words."""
     references: Literal["all", "joined"] = "all"
-    """`all`: each sentence of a pair is a reference of its own; `joined`: they are one text, in the order of the file."""
+    """`all`: each sentence of a pair is a reference of its own; `joined`: they are one text, in the order of the file, with
+    ". " between them."""
+    longest: int | None = None
+    """Words of a joined text that are kept; None is all of them."""
     empty_references: Literal["keep", "drop", "refuse"] = "refuse"
     """`keep`: an empty sentence is a reference; `drop`: it is left out, and a pair that has no other does not count."""
     repeated_ids: str = "sentences of one id are references of one pair, wherever they stand in the file"
@@ -52,6 +55,15 @@ class Protocol:
     """Reads the change type out of a caption; None where captions are free text."""
     published: Sequence[Published] = ()
     """Numbers of others under these rules."""
+    checked: str | None = None
+    """What these rules were checked against, in words; None where no published file was found that could prove them."""
+
+    @property
+    def provenance(self) -> str:
+        """`checked`, or that nothing proves the rules."""
+        return (
+            self.checked or "not proven: no published predictions or references were found to check these rules against"
+        )
 
     def treated(self, references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """`references` as they count: empty sentences treated, sentences joined where the protocol says so."""
@@ -64,8 +76,12 @@ class Protocol:
                 )
             kept = list(captions) if self.empty_references == "keep" else [c for c in captions if c.strip()]
             if kept:
-                counted[pair] = [" ".join(kept)] if self.references == "joined" else kept
+                counted[pair] = [self._joined(kept)] if self.references == "joined" else kept
         return counted
+
+    def _joined(self, captions: Sequence[str]) -> str:
+        text = ". ".join(caption for caption in captions if caption.strip())
+        return " ".join(text.split()[: self.longest]) if self.longest is not None else text
 
 
 def digest(references: Mapping[str, Sequence[str]]) -> str:

@@ -24,6 +24,7 @@ PROTOCOL = Protocol(
     empty_references="keep",
     task="surveillance",
     instruction="What has changed between these two frames of a surveillance camera?",
+    checked="the published DDLA predictions give their published scores to three digits",
     published=(
         Published(
             "DDLA",

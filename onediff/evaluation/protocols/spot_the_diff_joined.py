@@ -1,12 +1,16 @@
 """Spot-the-Diff with one reference: all sentences of a pair as one text.
 
 Source: the data of Jhamtani and Berg-Kirkpatrick (https://arxiv.org/abs/1808.10584), whose annotators wrote one sentence
-for each change, so that only all of them together describe a pair. Scores of models that tell every change at once
-are computed so. They are far from those with several references, in both directions: never put the two in one table.
+for each change, so that only all of them together describe a pair; and the reference file that Tu et al., "Context-aware
+Difference Distilling for Multi-change Captioning", ACL 2024, publish (https://github.com/tuyunbin/CARD). These rules give
+that file's texts from the original annotations, for all of its 1,270 test pairs. Whether other papers score a model that
+tells every change at once in the same way is not known: look for their reference file before a number is put beside ours.
 
-- Pairs: the test split, without those that have no sentence.
-- References: the sentences in the order of the file, joined by a blank. Another order is another reference.
-- Empty sentences are left out before joining.
+- Pairs: all 1,270 pairs of the test split.
+- References: the sentences in the order of the file, joined by ". ", cut after 60 words. Another order is another reference.
+- Repeated ids: a pair that was annotated twice has the sentences of both in its text.
+- Empty references: seven pairs have no sentence. They count, with an empty text.
+- The numbers are far from those with several references, in both directions: never put the two in one table.
 """
 
 from onediff.evaluation.protocols.protocol import Protocol
@@ -14,12 +18,14 @@ from onediff.evaluation.protocols.protocol import Protocol
 PROTOCOL = Protocol(
     name="spot-the-diff-joined",
     title="Spot-the-Diff, joined reference",
-    source="https://arxiv.org/abs/1808.10584, https://github.com/harsh19/spot-the-diff",
+    source="https://arxiv.org/abs/1808.10584, https://github.com/tuyunbin/CARD",
     split="test",
-    pairs="every pair of the test split that has a sentence",
+    pairs="all 1,270 pairs of the test split, those without a sentence included",
     references="joined",
-    empty_references="drop",
+    longest=60,
+    empty_references="keep",
     repeated_ids="sentences of one id are joined in the order of the file",
     task="surveillance",
     instruction="What has changed between these two frames of a surveillance camera?",
+    checked="all 1,270 texts are those of the reference file that CARD publishes; other papers may score otherwise",
 )

@@ -69,6 +69,7 @@ def write_report(
         "facts": {
             "protocol": f"{rules.name}: {rules.title}",
             "source": rules.source,
+            "checked against": rules.provenance,
             "pairs": f"{len(scores.ids)} ({rules.pairs})",
             "references": f"{rules.references}; empty ones: {rules.empty_references}; {rules.repeated_ids}",
             "tokens": rules.tokenisation if scores.tokenisation == "ptb" else "a plain rule, Java was missing",
