@@ -154,7 +154,9 @@ class Archive:
 
     @cached_property
     def _is_zip(self) -> bool:
-        return zipfile.is_zipfile(self.path)
+        with self.path.open("rb") as file:
+            # One that was cut short has no end by which `zipfile` knows it.
+            return file.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(self.path)
 
     @cached_property
     def _entries(self) -> dict[str, zipfile.ZipInfo]:

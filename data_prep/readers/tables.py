@@ -34,7 +34,8 @@ def columns_of(path: Path, key: str = "") -> list[str]:
     if kind in PARQUET:
         return _unique(_parquet(path).schema_arrow.names, path)
     if kind == ".arrow":
-        return _unique(next(_arrow_batches(path)).schema.names, path)
+        first = next(_arrow_batches(path), None)
+        return _unique(first.schema.names, path) if first is not None else []
     found: dict[str, None] = {}
     for _, row in table_rows(path, key):
         found |= dict.fromkeys(row)

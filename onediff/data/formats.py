@@ -12,6 +12,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from onediff.data.sample import image_suffix
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
 """Parsers of anything else stay closed to images from strangers: PostScript, for one, is a program that Pillow would
 have Ghostscript run. (The JPEG parser reads MPO too.)"""
@@ -42,6 +44,10 @@ def kind_of(data: bytes) -> str:
         return "a PDF document: save its page as PNG"
     if b"<svg" in data[:1024]:
         return "an SVG drawing: save it as PNG"
+    if data[:1024].lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "a web page: the server sent it in place of the image"
+    if suffix := image_suffix(data):
+        return f"the start of a {suffix} image: it is cut short or damaged"
     return f"not a {NAMES} image"
 
 
