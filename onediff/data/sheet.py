@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
@@ -12,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from onediff.data.contact_sheet import cell, grid, save, wrapped
 from onediff.data.native import unpatched
 from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import Row
-from onediff.errors import UserError
 
 SIDE = 168
 WIDTH = 2 * SIDE + 4
 COLUMNS = 3
-LINE = 15
 LINES = 9
 GAP = 10
 COLOURS = {"words": "#9aa5b1", "before": "#2f6fde", "after": "#e07b00", "image": "#2f6fde", "delta": "#7a3fc4"}
@@ -74,32 +72,20 @@ def save_sheet(rows: Sequence[Sequence[Row]], tokenizer: Any, file: Path, pack: 
     Raises UserError when it cannot be written.
     """
     if pack is None:
-        parts = [_grid([_cell(sample, tokenizer) for samples in rows for sample in samples])]
+        parts = [grid([_cell(sample, tokenizer) for samples in rows for sample in samples], COLUMNS, GAP)]
     else:
         parts = []
         for number, samples in enumerate(rows, 1):
             places = packed_layout(samples, pack)[: len(samples)]
-            grid = _grid([_cell(sample, tokenizer, place) for sample, place in zip(samples, places, strict=True)])
-            parts += [_strip(number, samples, tokenizer, pack, COLUMNS * (WIDTH + GAP) + GAP), grid]
+            cells = [_cell(sample, tokenizer, place) for sample, place in zip(samples, places, strict=True)]
+            parts.append(_strip(number, samples, tokenizer, pack, COLUMNS * (WIDTH + GAP) + GAP))
+            parts.append(grid(cells, COLUMNS, GAP))
     sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
     top = 0
     for part in parts:
         sheet.paste(part, (0, top))
         top += part.height
-    try:
-        sheet.save(file, "PNG")
-    except OSError as error:
-        raise UserError(f"{file}: the sheet cannot be written: {error.strerror or error}") from error
-
-
-def _grid(cells: Sequence[Image.Image]) -> Image.Image:
-    width, height = cells[0].size
-    down = -(-len(cells) // COLUMNS)
-    grid = Image.new("RGB", (COLUMNS * (width + GAP) + GAP, down * (height + GAP) + GAP), "white")
-    for number, cell in enumerate(cells):
-        y, x = divmod(number, COLUMNS)
-        grid.paste(cell, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
-    return grid
+    save(sheet, file)
 
 
 def _strip(number: int, samples: Sequence[Row], tokenizer: Any, pack: int, width: int) -> Image.Image:
@@ -121,26 +107,22 @@ def _strip(number: int, samples: Sequence[Row], tokenizer: Any, pack: int, width
 
 def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
     """Images, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id and place."""
-    cell = Image.new("RGB", (WIDTH, SIDE + 18 + LINES * LINE), "#f4f5f7")
-    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
-    for number, pixels in enumerate(whole_images(row)):
-        image = Image.fromarray(pixels)
-        method = Image.Resampling.NEAREST if image.width < SIDE else Image.Resampling.BICUBIC
-        cell.paste(image.resize((SIDE, SIDE), method), (number * (SIDE + 4), 0))
-    start = 0
     parts = spans(row, tokenizer)
+    asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
+    said = " ".join(part.text.strip() for part in parts if part.kind == "answer")
+    lines = [
+        (", ".join(row.ids) + (f" at {place}" if place else ""), "black"),
+        *wrapped(layout(row, tokenizer), SIDE, 3, "#52606d"),
+        *wrapped(f"… {asked}", SIDE, 2, "#52606d"),
+        *wrapped(said, SIDE, 3, ANSWER),
+    ]
+    made = cell(list(map(Image.fromarray, whole_images(row))), lines, SIDE, LINES, room=18, ground="#f4f5f7")
+    draw, start = ImageDraw.Draw(made), 0
     for part in parts:
         ends = [at * (WIDTH - 1) // len(row.token_ids) for at in (start, start + part.tokens)]
         draw.rectangle((ends[0], SIDE + 4, max(ends), SIDE + 13), COLOURS.get(part.kind, ANSWER))
         start += part.tokens
-    lines = [(", ".join(row.ids) + (f" at {place}" if place else ""), "black")]
-    lines += [(line, "#52606d") for line in _wrapped(layout(row, tokenizer), 3)]
-    asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
-    said = " ".join(part.text.strip() for part in parts if part.kind == "answer")
-    lines += [(line, "#52606d") for line in _wrapped(f"… {asked}", 2)] + [(line, ANSWER) for line in _wrapped(said, 3)]
-    for number, (line, colour) in enumerate(lines[:LINES]):
-        draw.text((2, SIDE + 17 + number * LINE), line, colour, font)
-    return cell
+    return made
 
 
 def whole_images(row: Row) -> list[NDArray[np.uint8]]:
@@ -154,7 +136,3 @@ def whole_images(row: Row) -> list[NDArray[np.uint8]]:
         else:
             found.append(unpatched(inputs.numpy(), plane.shape))
     return found
-
-
-def _wrapped(text: str, lines: int) -> list[str]:
-    return textwrap.wrap(text, WIDTH // 6)[:lines]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from onediff.data.contact_sheet import LINE, cell, grid, save, wrapped
 from onediff.data.heldout import HeldOut
-from onediff.errors import UserError
 from onediff.evaluation.items import ItemScores
 from onediff.evaluation.items.scores import FOUND, HALLUCINATED, RIGHT, SAID, TRUE
 
-SIDE, GAP, LINE, LINES = 126, 8, 13, 7
+SIDE, GAP, ROOM, LINES = 126, 8, 3, 7
 WRONG, GOOD, INK = "#b42318", "#1f7a43", "#333333"
 
 
@@ -58,32 +58,23 @@ def _by_turns(items: ItemScores, numbers: Sequence[int]) -> list[int]:
 
 def save_sheet(worst: Sequence[Shown], best: Sequence[Shown], heldout: HeldOut, file: Path) -> None:
     """Writes one PNG: mistakes on the left, right captions on the right. Raises UserError when it cannot be written."""
-    width = 2 * SIDE + 3 * GAP
-    height = SIDE + GAP + LINES * LINE
-    rows = max(len(worst), len(best), 1)
-    sheet = Image.new("RGB", (2 * width, rows * height + 2 * LINE), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (title, colour, shown) in enumerate((("worst", WRONG, worst), ("best", GOOD, best))):
-        draw.text((column * width + GAP, 2), title, colour, ImageFont.load_default())
-        for row, one in enumerate(shown):
-            _draw_pair(sheet, draw, one, heldout, (column * width + GAP, row * height + 2 * LINE))
-    try:
-        sheet.save(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+    empty = cell([], [], SIDE, LINES, ROOM)
+    cells = []
+    for wrong, right in zip_longest(worst, best):
+        cells += [empty if one is None else _cell(one, heldout) for one in (wrong, right)]
+    sheet = grid(cells or [empty], 2, GAP)
+    whole = Image.new("RGB", (sheet.width, sheet.height + LINE), "white")
+    whole.paste(sheet, (0, LINE))
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+    draw.text((GAP, 2), "worst", WRONG, font)
+    draw.text((sheet.width // 2 + GAP, 2), "best", GOOD, font)
+    save(whole, file)
 
 
-def _draw_pair(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, one: Shown, heldout: HeldOut, at: tuple[int, int]
-) -> None:
+def _cell(one: Shown, heldout: HeldOut) -> Image.Image:
     """Both images, the caption in the colour of its verdict, and the reference below where it is wrong."""
-    left, top = at
-    images = heldout.sample(one.pair).images
-    for number, role in enumerate(("before", "after")):
-        image = Image.open(io.BytesIO(images[role])).convert("RGB").resize((SIDE, SIDE))
-        sheet.paste(image, (left + number * (SIDE + GAP), top))
-    text = textwrap.wrap(one.caption or "(nothing)", 42)
-    truth = [] if one.right else textwrap.wrap(f"truth: {heldout.references[one.pair][0]}", 42)
-    lines = [(line, GOOD if one.right else WRONG) for line in text] + [(line, INK) for line in truth]
-    for number, (line, colour) in enumerate(lines[:LINES]):
-        draw.text((left, top + SIDE + 2 + number * LINE), line, colour, ImageFont.load_default())
+    images = [Image.open(io.BytesIO(heldout.sample(one.pair).images[role])) for role in ("before", "after")]
+    lines = wrapped(one.caption or "(nothing)", SIDE, LINES, GOOD if one.right else WRONG)
+    if not one.right:
+        lines += wrapped(f"truth: {heldout.references[one.pair][0]}", SIDE, LINES, INK)
+    return cell(images, lines, SIDE, LINES, ROOM)
