@@ -118,6 +118,18 @@ def summary(record: Record, phase: str) -> Json:
     }
 
 
+def earlier(record: Record, phase: str) -> Json:
+    """The seconds and recoveries of the attempts that have ended, for the ranks to log with their own."""
+    ended = [attempt for attempt in record.attempts(phase) if attempt.ended is not None]
+    queued = seconds_by_kind(record, phase)["queue"]
+    seconds = {"queue": queued}
+    for attempt in ended:
+        for kind, spent in of_attempt(attempt, attempt.ended or 0.0).items():
+            seconds[kind] = seconds.get(kind, 0.0) + spent
+    told = [round(one.total, 1) for one in recoveries(record.attempts(phase))]
+    return {"seconds": {kind: round(spent, 1) for kind, spent in seconds.items()}, "recoveries": told}
+
+
 def in_words(record: Record, phase: str) -> str:
     """`goodput 83 % of 4h12m; queue 3m10s, start 5m02s; recovered in 42 s, 55 s`; empty before the first step."""
     seconds = seconds_by_kind(record, phase)

@@ -27,8 +27,9 @@ from launcher.alerts import Alerts
 from launcher.allocation import Allocation
 from launcher.beats import SILENT_SECONDS, Beats
 from launcher.checks import preflight
+from launcher.goodput import earlier
 from launcher.outcome import Outcome, read_notes
-from launcher.record import Attempt, Record
+from launcher.record import Attempt, Record, glimpse, write_json
 from launcher.rules import Decision, Rule, decide, nodes_here, usable_nodes, without_progress
 from launcher.say import say
 from launcher.task import node_name
@@ -119,7 +120,10 @@ class Supervisor:
         deadline = time.monotonic() + STORAGE_SECONDS
         while True:
             try:
-                return self.record.write_attempts(self.phase, self.attempts)
+                self.record.write_attempts(self.phase, self.attempts)
+                told = glimpse(self.record.folder / "goodput.json")
+                write_json(self.record.folder / "goodput.json", {**told, self.phase: earlier(self.record, self.phase)})
+                return
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(f"{self.record.folder}: storage: {error.strerror}; given up") from None

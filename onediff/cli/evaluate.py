@@ -56,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
             return code
     else:
         from onediff.evaluation.run import evaluate
+        from onediff.runs.section import keep_heartbeat, stage
 
+        if place.rank == 0 and (folder / "config.yaml").is_file():
+            keep_heartbeat(folder, "evaluate")
+            stage("export")  # of the newest checkpoint, where that is not saved yet
         done = evaluate(lambda: planned(args), args.baselines)
         if done is None:  # not rank 0
             return 0

@@ -24,6 +24,7 @@ from onediff.evaluation.heat import packed
 from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.progress import progress
+from onediff.runs.section import beat
 
 See = Callable[[Image.Image, Image.Image], list[Image.Image]]
 
@@ -58,6 +59,8 @@ class Job:
     see: See = both
     """Chooses what the model is shown of a pair."""
     label: str = "captions"
+    check: Callable[[], None] = lambda: None
+    """Called by all ranks before each batch; what it raises, on every rank alike, ends the captioning."""
 
 
 def batches(heldout: HeldOut, size: int) -> list[list[str]]:
@@ -86,7 +89,13 @@ def caption_split(job: Job, topology: Topology) -> None:
     bar = progress(total, job.label, "pairs", shown=topology.ranks.rank == 0 and total > 0, leave=True)
     unreadable: list[str] = []
     with AnswerFile(job.folder, job.label, topology.ranks.rank, job.by) as out, bar:
-        for turn, (number, kept) in enumerate(mine, start=1):
+        turns = -(-len(open_batches) // topology.dp_size)
+        for turn in range(1, turns + 1):
+            job.check()
+            beat(turn, turns)
+            if turn > len(mine):
+                continue  # the last turn is not one of every rank
+            number, kept = mine[turn - 1]
             torch.manual_seed(job.seed + number)
             answers, bad = answered(job, cut[number], topology)
             if kept and topology.tp_rank == 0:

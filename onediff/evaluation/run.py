@@ -30,6 +30,7 @@ from onediff.model.saved import weights_digest
 from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
+from onediff.runs.section import stage
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
         if fault is not None:
             raise fault
     plan: Evaluation = from_rank_zero(made)  # type: ignore[assignment]
+    stage("loading")
     config = plan.config
     topology = create_topology(ParallelConfig(tensor=config.tensor), ranks)
     with raise_on_all_ranks():
@@ -97,6 +99,7 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
         usual=usual,
         seed=config.seed,
     )
+    stage("evaluation")
     caption_split(job, topology)
     blind = replace(job, see=lambda before, after: [before, before], label="before-twice", heat=None)
     if with_baselines:

@@ -1,9 +1,10 @@
 """What a run is at: one small file that rank 0 keeps, by which its followers tell work from a hang.
 
-    with section("evaluation", total=40):
+    @section("evaluation")
+    def scores(batches):
         for number, batch in enumerate(batches, 1):
             ...
-            beat(number)
+            beat(number, len(batches))
 
 Every process may enter sections; only the one that called `keep_heartbeat` writes. A beat costs a dictionary look-up, and
 once a second the writing of a file of 300 bytes.
@@ -29,15 +30,14 @@ PAUSE_SECONDS = 1.0
 class Heartbeat:
     """The sections of one phase in this process, from its start."""
 
-    def __init__(self, file: Path, phase: str) -> None:
+    def __init__(self, file: Path, phase: str, began: float) -> None:
         self.file, self.phase = file, phase
-        self.began = process_started()
         self.step: int | None = None
         """The last step taken."""
-        self.open: list[tuple[str, float, int | None]] = [("start", self.began, None)]
-        """Name, beginning and total of the sections that are open, the innermost last."""
+        self.open: list[tuple[str, float]] = [("start", began)]
+        """Name and beginning of the sections that are open, the innermost last."""
         self.seconds: dict[str, float] = {}
-        self.since = self.began
+        self.since = began
         """Up to when `seconds` counts."""
         self.written = 0.0
 
@@ -47,30 +47,14 @@ class Heartbeat:
         self.seconds[name] = self.seconds.get(name, 0.0) + max(0.0, now - self.since)
         self.since = now
 
-    def enter(self, name: str, total: int | None) -> None:
-        assert name in SECTIONS, name
+    def write(self, done: int | None = None, total: int | None = None) -> None:
+        """Replaces the file."""
         self.count()
-        self.open.append((name, time.time(), total))
-        self.write(None)
-
-    def leave(self) -> None:
-        self.count()
-        self.open.pop()
-        self.write(None)
-
-    def beat(self, done: int | None) -> None:
-        """Tells that the innermost section moved; at most once a second."""
-        if time.time() - self.written >= PAUSE_SECONDS:
-            self.count()
-            self.write(done)
-
-    def write(self, done: int | None) -> None:
-        name, began, total = self.open[-1]
-        self.written = time.time()
-        told = {"phase": self.phase, "section": name, "began": began, "moved": self.written, "done": done}
+        (name, began), self.written = self.open[-1], time.time()
+        told = {"phase": self.phase, "section": name, "began": began, "moved": self.written, "step": self.step}
         seconds = {section: round(spent, 3) for section, spent in self.seconds.items()}
         try:
-            write_json(self.file, {**told, "total": total, "step": self.step, "seconds": seconds})
+            write_json(self.file, {**told, "done": done, "total": total, "seconds": seconds})
         except OSError:
             return  # storage that is away must not end a step; what needs it will say so
 
@@ -81,44 +65,60 @@ _heartbeat: Heartbeat | None = None
 def keep_heartbeat(run: Path, phase: str) -> None:
     """Makes this process the one that writes `run`/heartbeat.json, from now on for `phase`."""
     global _heartbeat
-    before, _heartbeat = _heartbeat, Heartbeat(run / FILE, phase)
-    if before is not None:  # a later phase of the same process
-        _heartbeat.began = _heartbeat.since = time.time()
-        _heartbeat.open = [("start", _heartbeat.began, None)]
-    _heartbeat.write(None)
+    _heartbeat = Heartbeat(run / FILE, phase, process_started() if _heartbeat is None else time.time())
+    _heartbeat.write()
+
+
+def stage(name: str) -> None:
+    """The phase as a whole comes to `start`, `loading`, `step` or `closing`."""
+    assert name in SECTIONS, name
+    heart = _heartbeat
+    if heart is not None and heart.open[0][0] != name:
+        heart.count()
+        heart.open[0] = (name, time.time())
+        heart.write()
 
 
 @contextmanager
-def section(name: str, total: int | None = None) -> Iterator[None]:
-    """A part of the phase with a heartbeat and a limit of its own; `total` is what it has to do, where that is counted."""
+def section(name: str) -> Iterator[None]:
+    """A part of the phase with a heartbeat and a limit of its own; as a decorator, a function that is one."""
+    assert name in SECTIONS, name
     heart = _heartbeat
     if heart is None:
         yield
         return
-    heart.enter(name, total)
+    heart.count()
+    heart.open.append((name, time.time()))
+    heart.write()
     try:
         yield
     finally:
-        heart.leave()
+        heart.count()
+        heart.open.pop()
+        heart.write()
 
 
-def beat(done: int | None = None) -> None:
-    """Tells that the section moves: `done` of its total."""
-    if _heartbeat is not None:
-        _heartbeat.beat(done)
+def beat(done: int | None = None, total: int | None = None) -> None:
+    """Tells that the innermost section moves: `done` of `total`."""
+    heart = _heartbeat
+    if heart is not None and time.time() - heart.written >= PAUSE_SECONDS:
+        heart.write(done, total)
 
 
 def stepped(step: int) -> None:
-    """Tells that an optimizer step was taken: the phase has started, whatever it was at before."""
-    heart = _heartbeat
-    if heart is None:
-        return
-    heart.step = step
-    if heart.open[0][0] != "step":
-        heart.count()
-        heart.open[0] = ("step", time.time(), None)
-        heart.write(step)
-    heart.beat(step)
+    """Tells that an optimizer step was taken."""
+    if _heartbeat is not None:
+        _heartbeat.step = step
+        stage("step")
+        beat(step)
+
+
+def seconds_by_section() -> dict[str, float]:
+    """Seconds spent in each section so far; nothing where this process keeps no heartbeat."""
+    if _heartbeat is None:
+        return {}
+    _heartbeat.count()
+    return dict(_heartbeat.seconds)
 
 
 def process_started() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from onediff.evaluation.run import Evaluation, decoding, instruction, scored
 from onediff.model.answer import answer
 from onediff.parallel.agreement import gathered, raise_on_all_ranks
 from onediff.parallel.topology import Topology
+from onediff.runs.section import section
 from onediff.training.engine import Engine
+from onediff.training.stop import no_check
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class Evaluations:
         self.config: EvaluationConfig = config.evaluation
         self.processor, self.tokenizer, self.topology = processor, tokenizer, topology
         self.phase, self.run = phase, run
+        self.check: Callable[[torch.device], None] = no_check
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
             chosen(self.config.metrics)  # an unknown one is told before anything is trained
@@ -53,8 +57,12 @@ class Evaluations:
         """Whether this step is followed by an evaluation."""
         return self.every is not None and step % self.every == 0
 
+    @section("evaluation")
     def scores(self, engine: Engine, step: int) -> tuple[Path, dict[str, float]] | None:
-        """Folder of captions and scores, and the scores, on rank 0; None on the others. Collective."""
+        """Folder of captions and scores, and the scores, on rank 0; None on the others. Collective.
+
+        Raises what `check`, which all ranks call before each batch, raises on every rank alike.
+        """
         folder = self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
         with raise_on_all_ranks():
             if self.topology.ranks.rank == 0:
@@ -74,13 +82,16 @@ class Evaluations:
             usual=usual,
             seed=self.config.seed,
             in_step=self.in_step,
+            check=lambda: self.check(engine.device),
         )
         # Sampling must not disturb what training draws.
         devices = [engine.device] if engine.device.type == "cuda" else []
         engine.model.eval()
-        with torch.random.fork_rng(devices=devices):
-            caption_split(job, self.topology)
-        engine.model.train()
+        try:
+            with torch.random.fork_rng(devices=devices):
+                caption_split(job, self.topology)
+        finally:
+            engine.model.train()
         graphs = any(gathered(engine.model.cuda_graphs.used))
         if self.topology.ranks.rank != 0:
             return None

@@ -158,6 +158,8 @@ class PhaseLoop:
                 continue
             stops = stopped is not None and self.step < self.steps
             is_best = not stops and self.measures.due(self.step) and self.measures.before_saving(self.engine, self.step)
+            if self.measures.stopped:
+                stopped, stops = self.measures.stopped, True
             if self._saves_after(self.step) or stopped or is_best or best.over:
                 self._save(best=is_best)
                 saved = self.step
@@ -169,9 +171,12 @@ class PhaseLoop:
                     self.tracker.table(self.step, "captions", table)
             if not stops:
                 self.measures.after_saving(self.engine, self.step)
+                stopped, stops = self.measures.stopped, self.measures.stopped is not None
             if best.over:
                 break
             if stops:
+                if saved < self.step:
+                    self._save()
                 self._durable(self.writer.finish())
                 raise Stopped(f"{stopped} at step {self.step} of {self.steps}")
         if saved < self.step or self.step == 0:

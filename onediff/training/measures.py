@@ -19,6 +19,7 @@ from onediff.training.checkpoint.folder import BEST, name_of, point
 from onediff.training.checkpoint.manifest import FILE
 from onediff.training.engine import Engine
 from onediff.training.evaluations import Evaluations
+from onediff.training.stop import CutShort, StopRequest
 from onediff.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class Measures:
         self.measured = 0
         """Newest step whose measurements `best` knows."""
         self.tracker: Any = None  # rank 0 has one
+        self.stopped: str | None = None
+        """The signal for which the last measurement was given up."""
         judged_by = config.phases[phase].best
         if judged_by is not None:
             known = ["validation/loss", *(f"validation/loss/{name}" for name in validation.names)]
@@ -53,6 +56,10 @@ class Measures:
                 judged_by = judged_by.model_copy(update={"direction": "lower"})
         self.best = Best(phase, judged_by)
 
+    def heed(self, stop: StopRequest) -> None:
+        """From now on a stop request ends a measurement at its next batch."""
+        self.validation.check = self.evaluations.check = stop.check
+
     def due(self, step: int) -> bool:
         """Whether anything is measured after this step."""
         return self.validation.due(step) or self.evaluations.due(step)
@@ -62,7 +69,17 @@ class Measures:
         return step > self.measured and (self.validation.due(step) or self._awaits_scores(step))
 
     def before_saving(self, engine: Engine, step: int) -> bool:
-        """Measures what the checkpoint of this step must know; whether the step is the best so far. Collective."""
+        """Measures what the checkpoint of this step must know; whether the step is the best so far. Collective.
+
+        After a stop request the step stays `owed` its measurements.
+        """
+        try:
+            return self._measure(engine, step)
+        except CutShort as signal:
+            self.stopped = str(signal)
+            return False
+
+    def _measure(self, engine: Engine, step: int) -> bool:
         measured: dict[str, float] = {}
         if self.validation.due(step):
             measured |= self.validation.losses(engine, step)
@@ -78,9 +95,12 @@ class Measures:
         return is_best
 
     def after_saving(self, engine: Engine, step: int) -> None:
-        """Measures the rest. Collective."""
+        """Measures the rest, unless a stop is requested meanwhile. Collective."""
         if self.evaluations.due(step) and not self._awaits_scores(step):
-            self._scores(engine, step)
+            try:
+                self._scores(engine, step)
+            except CutShort as signal:
+                self.stopped = str(signal)
 
     def to_json(self) -> dict[str, Any]:
         """For a checkpoint."""

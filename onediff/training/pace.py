@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from onediff.parallel.agreement import gathered
+from onediff.runs.section import stepped
 from onediff.tracking.timing import memory_peaks, step_times, stragglers
 
 WINDOW = 20
@@ -67,6 +68,7 @@ class StragglerMonitor:
         Collective at those steps: about 1 ms. `skipped` and `cut` count what this rank left out, and whose answers it cut,
         since the phase was taken up.
         """
+        stepped(step)
         before, self.processor = self.processor, time.process_time()
         computing = seconds - waiting if self.probe else self.processor - before
         self.seconds.step.append(seconds)

@@ -33,6 +33,8 @@ from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import Topology, create_topology
 from onediff.runs.folder import RunFolder
+from onediff.runs.goodput import goodput_metrics
+from onediff.runs.section import keep_heartbeat, stage
 from onediff.tracking import NodeMetrics, Tracker
 from onediff.tracking.place import how_to_look, tracking_uri
 from onediff.tracking.scrub import scrubbed
@@ -89,6 +91,9 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             if finished := folder.finished(name):
                 log.info("phase %s is finished already (%d steps)", name, finished["step"])
                 continue
+            if ranks.rank == 0:
+                keep_heartbeat(path, name)
+                stage("loading")
             of_phase = config.of_phase(name)
             with swap_folder(of_phase.parallel, path, ranks) as swap:
                 run_phase(of_phase, name, folder, topology, tracker, stop, resume, swap)
@@ -102,6 +107,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             conclude(folder, tracker, "failed", str(fault))
         raise
     stop.ignore_more()
+    stage("closing")
     if meters is not None:
         meters.stop()
     dist.barrier()  # what any node still wrote behind the end would be left unsent
@@ -172,6 +178,7 @@ def run_phase(
     validation = Validation(config, name, processor, topology)
     with raise_on_all_ranks():
         measures = Measures(config, name, validation, evaluations)
+        measures.heed(stop)
     model, started_from = starting_model(config, name, folder, topology, resumes=checkpoint is not None)
     engine = Engine(model, config, phase, topology, swap)
     if rank == 0:
@@ -222,6 +229,7 @@ def run_phase(
     measured = loop.run(load(stream, share.micro_batch, cursor, config.data, topology, engine.device))
     if rank == 0:
         folder.finish(name, {"step": loop.step, **measured})
+        loop.tracker.log(loop.step, goodput_metrics(folder.path, name))
         loop.tracker.finish("FINISHED")
     engine.close()
     dist.barrier()  # the next phase looks for the marker on every rank

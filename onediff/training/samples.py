@@ -15,6 +15,7 @@ from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.model.answer import answer
 from onediff.model.heatmap import drawn_over, heat_maps
+from onediff.runs.section import section
 from onediff.training.engine import Engine
 
 SIDE = 384
@@ -46,6 +47,7 @@ class Samples:
                 self.references.append(captions[0])
                 self.rows.append(row)
 
+    @section("captions")
     def table(self, engine: Engine) -> list[dict[str, Any]]:
         """One row a pair: before and after `[height, width, 3]`, reference, prediction, and where the delta module looks.
 

@@ -7,9 +7,16 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+import torch
+import torch.distributed as dist
+
 
 class Stopped(Exception):
     """The run was asked to stop and did so with a checkpoint; it wants to be resumed (exit code 75)."""
+
+
+class CutShort(Exception):
+    """A measurement was given up for a stop request, on every rank alike; says for which signal."""
 
 
 class StopRequest:
@@ -41,10 +48,21 @@ class StopRequest:
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
+    def check(self, device: torch.device) -> None:
+        """Raises CutShort on every rank where any has received a signal by now. Collective: reduces three numbers."""
+        asked = torch.tensor(self.asked, device=device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        if (name := signal_of(asked.tolist())) is not None:
+            raise CutShort(name)
+
     @property
     def asked(self) -> tuple[float, ...]:
         """One number a signal of SIGNALS, 1 where this process received it first: to be reduced over the ranks."""
         return tuple(float(self.signal == number) for number in self.SIGNALS)
+
+
+def no_check(device: torch.device) -> None:
+    """Nobody asks to stop."""
 
 
 NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
 from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
 from onediff.parallel.topology import Topology
+from onediff.runs.section import beat, section
 from onediff.training.engine import Engine
+from onediff.training.stop import no_check
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Validation:
         """Collective. Raises UserError on every rank where there are no such rows."""
         phase = config.phases[phase_name]
         self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
+        self.check: Callable[[torch.device], None] = no_check
         self.names: list[str] = []
         self.batches: list[Chosen] = []
         self.spare: Batch | None = None
@@ -62,29 +66,35 @@ class Validation:
         """Whether this step is followed by a validation."""
         return self.every is not None and step % self.every == 0
 
+    @section("validation")
     @torch.no_grad()
     def losses(self, engine: Engine, step: int) -> dict[str, float]:
         """`validation/loss`, the mean over all targets, and `validation/loss/<data set>`, on every rank. Collective.
 
-        Costs the forward passes of the rows; changes no random state, and waits for the device once, at the end.
+        Costs the forward passes of the rows; changes no random state, and waits for the device once, at the end. Raises what
+        `check`, which all ranks call before each batch, raises on every rank alike.
         """
         assert self.spare is not None
         rank, ranks = self.topology.dp_rank, self.topology.dp_size
         sums = torch.zeros(len(self.batches), 2, len(self.names), dtype=torch.float64, device=engine.device)
         engine.model.eval()
-        with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
-            for first in range(0, len(self.batches), ranks):
-                number = first + rank
-                made = None
-                if number < len(self.batches) and self.topology.tp_rank == 0:
-                    made = self._batch(self.batches[number])
-                made = self.topology.from_tensor_rank_zero(made)
-                batch = (made or self.spare).to(engine.device)
-                of_targets = engine.model(batch).double()
-                if made is not None:
-                    sums[number, 0].index_add_(0, batch.target_sources, of_targets)
-                    sums[number, 1].index_add_(0, batch.target_sources, torch.ones_like(of_targets))
-        engine.model.train()
+        try:
+            with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
+                for first in range(0, len(self.batches), ranks):
+                    self.check(engine.device)
+                    beat(first, len(self.batches))
+                    number = first + rank
+                    made = None
+                    if number < len(self.batches) and self.topology.tp_rank == 0:
+                        made = self._batch(self.batches[number])
+                    made = self.topology.from_tensor_rank_zero(made)
+                    batch = (made or self.spare).to(engine.device)
+                    of_targets = engine.model(batch).double()
+                    if made is not None:
+                        sums[number, 0].index_add_(0, batch.target_sources, of_targets)
+                        sums[number, 1].index_add_(0, batch.target_sources, torch.ones_like(of_targets))
+        finally:
+            engine.model.train()
         # Each batch has its own place, so that the order of the additions is the same whoever computed it.
         dist.all_reduce(sums, group=engine.sharded.data_group)
         losses, targets = sums.sum(0).tolist()

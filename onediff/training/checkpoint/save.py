@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
+from onediff.runs.section import section
 from onediff.training.checkpoint.finite import Finite
 from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune
 from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
@@ -82,6 +83,7 @@ class CheckpointWriter:
         self._pending: _Pending | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
 
+    @section("saving")
     def save(self, engine: ShardedEngine, *, step: int, extra: dict[str, Any], best: bool = False) -> Path | None:
         """Begins a checkpoint; returns the one that got its name meanwhile, if any. Collective.
 
@@ -131,6 +133,7 @@ class CheckpointWriter:
         dist.all_reduce(done, op=dist.ReduceOp.MIN)
         return self.finish() if int(done) else None
 
+    @section("saving")
     def finish(self) -> Path | None:
         """Waits for the checkpoint that was begun, if any, gives it its name and returns it. Collective.
 

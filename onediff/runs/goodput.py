@@ -1,0 +1,34 @@
+"""What became of the time of a phase, for the tracker: by this process, and by earlier ones where the launcher ran them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onediff.runs.section import seconds_by_section
+
+
+def goodput_metrics(run: Path, phase: str) -> dict[str, float]:
+    """`goodput/share`, the part of all time that went into steps done for the first time, and `goodput/seconds/<kind>`.
+
+    Without the launcher only this process is counted. A file that cannot be read counts as none.
+    """
+    try:
+        earlier: dict[str, Any] = json.loads((run / "launch" / "goodput.json").read_text(encoding="utf-8")).get(
+            phase, {}
+        )
+    except (OSError, ValueError):
+        earlier = {}
+    seconds = dict(earlier.get("seconds", {}))
+    for name, spent in seconds_by_section().items():
+        kind = "productive" if name == "step" else name
+        seconds[kind] = seconds.get(kind, 0.0) + spent
+    total = sum(seconds.values())
+    if not total:
+        return {}
+    metrics = {f"goodput/seconds/{kind}": spent for kind, spent in seconds.items() if spent}
+    recoveries = earlier.get("recoveries", [])
+    if recoveries:
+        metrics["goodput/recovery_seconds"] = sum(recoveries) / len(recoveries)
+    return {"goodput/share": seconds.get("productive", 0.0) / total, **metrics}
