@@ -7,6 +7,7 @@ Standard library only, and outside the container, so that what goes wrong in the
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -243,6 +244,9 @@ class Supervisor:
 
 
 def main(run: Path, phase: str) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a rank said last may not be of the node's locale
     try:
         frozen.check(run / "launch")
         supervisor = Supervisor(run, phase)

@@ -162,7 +162,10 @@ def pyxis_options(profile: ClusterProfile, run: Path) -> list[str]:
     if not container or container.runtime != "pyxis":
         return []
     mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in [str(run), *container.mounts]]
-    return [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+    options = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+    # An image's own values of these variables would win over the profile's.
+    names = sorted(variables(profile))
+    return options + ([f"--container-env={','.join(names)}"] if names else [])
 
 
 def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str | None = None) -> Script:

@@ -100,7 +100,15 @@ def resource_directives(profile: ClusterProfile, nodes: str, tasks: int, gpus: i
             lines.append(directive(option, value))
     if profile.exclusive:
         lines.append("--exclusive")
-    return lines + [one_line(line, "sbatch") for line in profile.sbatch]
+    return lines + [own_option(line) for line in profile.sbatch]
+
+
+def own_option(line: str) -> str:
+    """An option of the profile's `sbatch` as it may stand behind `#SBATCH`: a value with spaces is quoted."""
+    name, sign, value = one_line(line, "sbatch").partition("=")
+    if not sign or " " in name or not re.search(r"\s", value) or value[0] in "\"'":
+        return line
+    return directive(name.lstrip("-"), value)
 
 
 def gpu_request(profile: ClusterProfile, gpus: int) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher import frozen, slurm
 from launcher.again import lost_nodes
@@ -19,6 +20,7 @@ from launcher.record import Attempt, Json, Record
 from launcher.rules import FINISHED, STOPPED
 from launcher.say import say
 from launcher.sections import Progress, Spikes
+from launcher.stacks import missing
 from launcher.step import END_SECONDS, signal_steps
 from onediff.errors import UserError
 
@@ -86,6 +88,8 @@ class Watch:
             silent = silent_nodes(notes, attempt.nodes, attempt.tasks)
             silent = silent if len(silent) < len(attempt.nodes) else []
             lost = f"; {', '.join(silent)} fell silent: node failure" if silent else ""
+            if odd := missing([Path(f"{self.stem}.rank{rank}.log") for rank in range(attempt.tasks)]):
+                lost = f"; {odd}{lost}"
             return found[0]._replace(
                 reason=found[0].reason + lost,
                 exit_code=outcome.exit_code,

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 OLDEST = (22, 5)
 """The oldest Slurm that runs are tested with."""
+OF_SBATCH_ALONE = re.compile(
+    r"--(array|requeue|no-requeue|time|output|error|open-mode|wrap|parsable|test-only|wait|export-file|signal|dependency)\b"
+    r"|-[aoetWd]"
+)
+"""Options of a profile's `sbatch` that srun does not know, or that a job of a few minutes must not have."""
 Finding = tuple[str, str, bool]
 """What was looked at, what was seen, and whether it is fine."""
 
@@ -208,8 +214,10 @@ def short_job(profile: ClusterProfile, args: argparse.Namespace, tasks: int) -> 
     """srun's options for a job of a few minutes."""
     from launcher.render import resource_directives
 
-    short = profile.model_copy(update={"time_limit": "5", "sbatch": []})
-    return [line.replace('"', "") for line in resource_directives(short, str(args.nodes), tasks, profile.gpus_per_node)]
+    own = [line for line in profile.sbatch if not OF_SBATCH_ALONE.match(line)]
+    short = profile.model_copy(update={"time_limit": "5", "sbatch": own})
+    lines = resource_directives(short, str(args.nodes), tasks, profile.gpus_per_node)
+    return [word for line in lines for word in shlex.split(line)]
 
 
 def here_code() -> list[str]:

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     record = Record(run_folder(args.run))
     file = chosen_log(record, args.phase, args.rank)
-    with file.open(errors="replace") as log:
+    with file.open(encoding="utf-8", errors="replace") as log:
         print(f"==> {file} <==")
         print("\n".join(log.read().splitlines()[-args.lines :]))
         while args.follow:

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             slurm.command(["scancel", *queued])  # all or none
         raise
     if profile.scheduler == "local":
-        print((folder / "table.txt").read_text() if write_table(folder) == 0 else "")
+        print((folder / "table.txt").read_text(encoding="utf-8", errors="replace") if write_table(folder) == 0 else "")
     print(f"\n{len(points)} runs, at most {args.at_most} at a time; compare them with: onediff runs runs/{name}")
     return 0
 

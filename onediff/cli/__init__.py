@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,9 @@ DESCRIPTION = "Train, evaluate and use a model that says in words how two simila
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0 for success, 2 for something the user can fix, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a Latin-1 terminal has no arrows, and must not end a command
     try:
         if words in (["--version"], ["-V"]):
             print(f"onediff {__version__}")

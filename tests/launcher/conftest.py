@@ -1,11 +1,11 @@
-"""Slurm daemons for the tests of a module, and runs on them."""
+"""Slurm daemons, one cluster for all tests of this folder, and runs on them."""
 
 import pytest
 import slurm_cluster
 from launch_runs import Launched
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     made = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"))
     try:

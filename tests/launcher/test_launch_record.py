@@ -48,6 +48,21 @@ def test_a_status_with_strange_values_is_borne(tmp_path):
     assert record.step("one") == 0
 
 
+def test_a_run_is_explained_on_a_latin_1_terminal(tmp_path):
+    record = record_of_one(tmp_path / "run")
+    reason = "rank 0 on a ended with exit code 1: ValueError: 画像 → schön"
+    record.write_attempts("one", [Attempt(1, "7", ["a"], 1, 0.0, 0, 1.0, 3, "crash", 1, reason, action="fail")])
+    env = {
+        **os.environ,
+        "PYTHONIOENCODING": "latin-1",
+        "PATH": "/nowhere",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    words = [sys.executable, "-m", "onediff", "launch", "explain", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, encoding="latin-1", env=env)
+    assert done.returncode == 0 and "ValueError: ?? ? schön: stopped for good" in done.stdout, done.stderr
+
+
 def test_the_end_of_a_huge_log_is_read_and_nothing_else(tmp_path):
     with (tmp_path / "log").open("wb") as file:
         file.truncate(1 << 35)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from launch_runs import write_data
 
-from launcher.plan import make_plan, node_range, phase_script
+from launcher.plan import make_plan, node_range, phase_script, pyxis_options
 from launcher.profile import ClusterProfile, load_profile
-from launcher.render import Script, directive, environment_lines, rendered
+from launcher.render import Script, directive, environment_lines, rendered, resource_directives
 from onediff.config.compose import load_run
 from onediff.errors import UserError
 
@@ -86,6 +86,27 @@ def test_directives_quote_spaces_and_refuse_what_slurm_could_misread():
     for text in ("a\nb", 'a"b', "a'b", "a\\b", "$(x)", "`x`", "a\x00b", "a\x1bb"):
         with pytest.raises(UserError, match="is not allowed here"):
             directive("comment", text)
+
+
+def test_own_options_of_sbatch_may_have_spaces_and_doctor_asks_srun_for_those_that_it_knows():
+    from types import SimpleNamespace
+
+    from launcher.commands.doctor import short_job
+
+    own = ["--comment=two words", "--exclude node3", '--job-name="a b"', "--reservation=spring", "--array=1-4"]
+    profile = ClusterProfile(tasks_per_node=1, time_limit="1-0", sbatch=own)
+    lines = resource_directives(profile, "2", 1, 0)
+    assert lines[-5:] == ['--comment="two words"', "--exclude node3", '--job-name="a b"', *own[3:]]
+    words = short_job(profile, SimpleNamespace(nodes=2), 1)
+    assert words[-5:] == ["--comment=two words", "--exclude", "node3", "--job-name=a b", "--reservation=spring"]
+    assert "--time=5" in words
+
+
+def test_pyxis_takes_the_profiles_variables_before_the_images_own():
+    container, environment = {"image": "x.sqsh"}, {"NCCL_DEBUG": "INFO"}
+    profile = ClusterProfile(tasks_per_node=1, container=container, environment=environment, scratch="/t")
+    assert pyxis_options(profile, Path("/runs/x"))[-1] == "--container-env=NCCL_DEBUG,TMPDIR"
+    assert len(pyxis_options(ClusterProfile(tasks_per_node=1, container=container), Path("/r"))) == 2
 
 
 @pytest.mark.parametrize("text", ["0", "4-2", "a", "-1", "1-", ""])

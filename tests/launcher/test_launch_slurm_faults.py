@@ -153,14 +153,23 @@ def test_a_node_whose_ranks_cannot_sum_is_excluded(launched, cluster):
     assert json.loads(figures.read_text())["world"] == 2
 
 
-def test_a_hang_is_noticed_and_its_stacks_are_in_the_log(launched):
-    run = launched(faults=[{"phase": "one", "step": 8, "rank": 2, "do": "stop"}])
-    run.profile["requeue"] = {"hang_minutes": 0.2, "start_minutes": 2, "fence_seconds": 5}
+def test_a_long_evaluation_passes_and_hangs_are_ended_and_named(launched):
+    """An evaluation may take more than twice `hang_minutes`; a rank that stops, and an evaluation that is stuck, may not."""
+    faults = [{"phase": "one", "step": 8, "rank": 2, "do": "stop"}]
+    run = launched(faults=faults, evaluations={"4": 19, "12": 600})
+    run.profile["requeue"] = {"hang_minutes": 0.15, "start_minutes": 2, "section_minutes": {"evaluation": 0.4}}
     run.submitted("--phases", "one")
+    run.wait((run.run / "evaluated-12").exists, 300, "the second evaluation did not begin")
+    assert run.states()["one"]["at"].startswith("evaluation")
     run.wait_end("one")
-    first, second = run.record.attempts("one")
-    assert first.cause == "hang" and "no step for 0.2 minutes after step 7" in first.reason
-    assert second.cause == "finished" and run.curve("one") == undisturbed(20)
+    assert run.curve("one") == undisturbed(20)
+    first, second, third = run.record.attempts("one")
+    assert first.cause == second.cause == "hang" and third.cause == "finished", run.story()
+    assert first.reason.startswith("no step for 0.15 minutes after step 7; the stacks of all ranks are in their logs")
+    assert "rank 2 was in suffer (standin_trainer.py:" in first.reason and "the others in " in first.reason
+    assert second.reason.startswith("evaluation, 3 of 40: nothing moved for 0.4 minutes after step 12")
+    told = run.onediff("explain", "run").stdout
+    assert second.reason in told and "hang 0m" in told and "evaluation 0m" in told, told
     stacks = (run.run / "logs" / "one.1.rank2.log").read_text()
     assert "Fatal Python error: Aborted" in stacks and " in suffer" in stacks and " in train" in stacks
     assert " in most" in (run.run / "logs" / "one.1.rank0.log").read_text()

@@ -5,7 +5,8 @@
 
 STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoints), `faults`: a list of
 {"phase", "step", "rank" or "node", "do": "exit 1" | "kill" | "stop" | "wait", "once": true}; `wait` is until RUN/go
-exists or a signal comes. Step 0 is the start, before any signal is handled.
+exists or a signal comes. Step 0 is the start, before any signal is handled. `evaluations` (step to seconds) makes rank 0
+keep a heartbeat and evaluate after those steps, the first time only.
 """
 
 import argparse
@@ -92,6 +93,27 @@ def suffer(run: Path, phase: str, step: int) -> None:
         sys.exit(code)
 
 
+def evaluations(run: Path, phase: str):
+    """What rank 0 does after a step, with the heartbeat of the real training; nothing where no evaluation is wished for."""
+    if RANK or not WISH.get("evaluations"):
+        return lambda step: None
+    from onediff.runs.section import beat, keep_heartbeat, section, stepped
+
+    keep_heartbeat(run, phase)
+
+    def after(step: int) -> None:
+        stepped(step)
+        seconds, mark = WISH["evaluations"].get(str(step)), run / f"evaluated-{step}"
+        if seconds and not mark.exists():
+            mark.touch()
+            with section("evaluation"):
+                time.sleep(1.1)  # longer than the pause between two beats
+                beat(3, 40)
+                time.sleep(seconds)
+
+    return after
+
+
 def train(args) -> int:
     suffer(args.run, args.phases, 0)  # while a rank still imports
     for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -100,6 +122,7 @@ def train(args) -> int:
     folder = run / "checkpoints" / f"phase-{phase}"
     saved = sorted(folder.glob("step-*/state.json"))
     state = json.loads(saved[-1].read_text()) if saved else {"step": 0, "sum": 0}
+    after = evaluations(run, phase)
     ranks = Lockstep()
     print(f"rank {RANK} of {WORLD} from step {state['step']} on {os.uname().nodename}", flush=True)
 
@@ -123,6 +146,7 @@ def train(args) -> int:
             with (run / f"steps-{phase}.txt").open("a") as file:
                 file.write(f"{state['step']} {state['sum']}\n")
         tell("running")
+        after(state["step"])
         if state["step"] % int(WISH.get("every", 5)) == 0:
             save()
         if stop:
