@@ -97,6 +97,7 @@ class PhaseLoop:
         self.samples = samples
         self.samples_every = samples_every
         self.measures = measures
+        measures.heed(stop)
         self.pace = pace
         self.meter = meter
         self.log_every = log_every

@@ -178,7 +178,6 @@ def run_phase(
     validation = Validation(config, name, processor, topology)
     with raise_on_all_ranks():
         measures = Measures(config, name, validation, evaluations)
-        measures.heed(stop)
     model, started_from = starting_model(config, name, folder, topology, resumes=checkpoint is not None)
     engine = Engine(model, config, phase, topology, swap)
     if rank == 0:
