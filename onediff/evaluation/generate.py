@@ -60,7 +60,7 @@ class Job:
     """Chooses what the model is shown of a pair."""
     label: str = "captions"
     check: Callable[[], None] = lambda: None
-    """Called by all ranks before each batch; what it raises, on every rank alike, ends the captioning."""
+    """Called by all ranks before each batch; what it raises, on every rank, ends the captioning."""
 
 
 def batches(heldout: HeldOut, size: int) -> list[list[str]]:

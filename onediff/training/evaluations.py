@@ -61,7 +61,7 @@ class Evaluations:
     def scores(self, engine: Engine, step: int) -> tuple[Path, dict[str, float]] | None:
         """Folder of captions and scores, and the scores, on rank 0; None on the others. Collective.
 
-        Raises what `check`, which all ranks call before each batch, raises on every rank alike.
+        Raises what `check`, which all ranks call before each batch, raises on every rank.
         """
         folder = self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
         with raise_on_all_ranks():

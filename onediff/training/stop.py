@@ -16,7 +16,7 @@ class Stopped(Exception):
 
 
 class CutShort(Exception):
-    """A measurement was given up for a stop request, on every rank alike; says for which signal."""
+    """A measurement was given up for a stop request, on every rank; says for which signal."""
 
 
 class StopRequest:

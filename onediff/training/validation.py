@@ -72,7 +72,7 @@ class Validation:
         """`validation/loss`, the mean over all targets, and `validation/loss/<data set>`, on every rank. Collective.
 
         Costs the forward passes of the rows; changes no random state, and waits for the device once, at the end. Raises what
-        `check`, which all ranks call before each batch, raises on every rank alike.
+        `check`, which all ranks call before each batch, raises on every rank.
         """
         assert self.spare is not None
         rank, ranks = self.topology.dp_rank, self.topology.dp_size
