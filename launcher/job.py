@@ -7,6 +7,7 @@ Standard library only, and outside the container, so that what goes wrong in the
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import signal
@@ -245,7 +246,7 @@ class Supervisor:
 
 def main(run: Path, phase: str) -> int:
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(errors="replace")  # what a rank said last may not be of the node's locale
     try:
         frozen.check(run / "launch")
