@@ -1,9 +1,9 @@
 """Reading a run's configuration: YAML composed from small files, overridden on the command line, written back in full.
 
 Composition has one rule: wherever a mapping is expected, `base: FILE` starts from that file and the keys beside it
-override; a plain string in place of a section is short for `base`. File names are looked up beside the file that names
-them, then in the project's `configs` folder; `.yaml` may be left out. `model: FOLDER` may also name an export, whose model
-it then is.
+override; a plain string in place of a section is short for `base`, on the command line too (`model=models/tiny`). File
+names are looked up beside the file that names them, then in the project's `configs` folder; `.yaml` may be left out.
+`model: FOLDER` may also name an export, whose model it then is.
 """
 
 from __future__ import annotations

@@ -156,6 +156,7 @@ def make_tower(config: RunConfig, training: TowerTraining) -> dict[str, float]:
     if (known := _finished(target)) and known["recipe"] == recipe:
         return known["accuracy"]
     scenes = Scenes(config, "train", training.batch, training.seed)
+    held_out = Scenes(config, HELD_OUT, HELD_OUT_SAMPLES, training.seed)
     labels = scenes.labels()
     torch.manual_seed(training.seed)
     fresh = config.model.vision.model_copy(update={"name": None})
@@ -163,7 +164,6 @@ def make_tower(config: RunConfig, training: TowerTraining) -> dict[str, float]:
     spread_positions(model.tower.model)
     state = target.with_name(f".{target.name}.state")
     _train(model, scenes, labels, training, state, recipe)
-    held_out = Scenes(config, HELD_OUT, HELD_OUT_SAMPLES, training.seed)
     accuracy = model.eval().accuracy(*held_out.batch(0, labels))
     _write(model, target, {"recipe": recipe, "accuracy": accuracy})
     state.unlink(missing_ok=True)
