@@ -6,7 +6,6 @@ A command is a module with `add_arguments(parser)` and `run(args) -> int | None`
 from __future__ import annotations
 
 import argparse
-import codecs
 import errno
 import importlib
 import io
@@ -15,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from onediff import __version__
 from onediff.errors import UserError
 
 
@@ -28,6 +26,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "completion": Command("start here", "onediff.cli.completion", "print a script that completes commands in a shell"),
     "demo": Command("start here", "onediff.cli.demo", "the whole job at a small size, on this machine"),
     "demo-tower": Command("start here", "onediff.cli.demo_tower", "train the vision tower that the demo begins with"),
     "train": Command("model", "onediff.cli.train", "train the phases of a configuration"),
@@ -96,11 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0 for success, 2 for something the user can fix, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(errors="replace")  # a Latin-1 terminal has no arrows, and must not end a command
+        # A Latin-1 terminal has no word for some characters, and none of them is worth an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if words in (["--version"], ["-V"]):
-            print(f"onediff {__version__}")
+            from onediff.cli.version import version_lines
+
+            print("\n".join(version_lines()))
             return 0
         name = chosen(words)
         if name is None:
@@ -147,6 +149,8 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         close = get_close_matches(unknown, known, n=1) if unknown.startswith("-") and unknown not in known else []
         meant = f"; did you mean {close[0]}?" if close else ""
+        if message.startswith("unrecognized") and not unknown.startswith("-") and unknown.endswith(".json"):
+            meant = "; --json prints, --out FILE writes"
         raise UserError(f"{message}{meant} ('{self.prog} --help' tells more)")
 
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object a pair instead of the sentence")
     parser.add_argument(
-        "--report", type=Path, metavar="HTML", help="write one page with images, captions and heat maps"
+        "--report", type=Path, metavar="HTML", help="write one page with images, captions and attention maps"
     )
     parser.add_argument(
         "--attention",
@@ -64,11 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onediff.cli.quiet import quiet_libraries
-    from onediff.evaluation.pairs import pairs_of
+    from onediff.evaluation.pairs import counted, pairs_of, unmatched
+    from onediff.progress import progress
 
     if min(args.beams, args.batch_size, args.max_new_tokens) < 1:
         raise UserError("--beams, --batch-size and --max-new-tokens are 1 or more")
-    pairs = pairs_of(args.paths, args.every, args.against)
+    pairs, total = counted(pairs_of(args.paths, args.every, args.against))
+    for folder, names in unmatched(args.paths).items():
+        shown_names = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        print(f"{folder}: {len(names)} without a counterpart, left out: {shown_names}", file=sys.stderr)
     Address.of(args.model).require()
     one_file = args.attention is not None and args.attention.suffix.lower() == ".png"
     if one_file and (len(args.paths) == 1 or args.paths[0].is_dir()):
@@ -82,7 +86,10 @@ def run(args: argparse.Namespace) -> int:
     faults: list[str] = []
     shown: list[dict[str, Any]] = []
     count = 0
+    # In a terminal the captions themselves show how far it is.
+    bar = progress(total, "captions", "pairs", shown=not sys.stdout.isatty())
     while chunk := list(islice(pairs, args.batch_size)):
+        bar.update(len(chunk))
         for pair, caption, heat in captioned(captioner, chunk, args, faults):
             count += 1
             tell(pair, caption, single, args.json)
@@ -91,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
                 write_attention(captioner, pair, heat, name)
             if args.report is not None:
                 shown.append(card(captioner, pair, caption, heat))
+    bar.close()
     if args.report is not None:
         from onediff.evaluation.report import write_gallery
 
@@ -105,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 def captioned(
     captioner: Captioner, pairs: list[Pair], args: argparse.Namespace, faults: list[str]
 ) -> Iterator[tuple[Pair, str, Any]]:
-    """Pair, caption and heat map (packed into bytes) of the pairs that can be read; a line in `faults` for each other."""
+    """Pair, caption and attention map (packed into bytes) of each readable pair; `faults` gets a line for the others."""
     from onediff.evaluation.heat import packed, unpacked
 
     rows, read = [], []
@@ -142,7 +150,7 @@ def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
 
 
 def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> None:
-    """Both images with the heat map over them, as one PNG. Raises UserError where it cannot be written."""
+    """Both images with the attention map over them, as one PNG. Raises UserError where it cannot be written."""
     from onediff.evaluation.heat import side_by_side
 
     before, after = opened(captioner, pair.before), opened(captioner, pair.after)

@@ -9,15 +9,15 @@ onediff data stats data/mine --tokens configs/demo.yaml     and lengths in this 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.gallery import write_gallery
-from data_prep.outputs import check_output, write_text
+from data_prep.outputs import check_output
 from data_prep.shards import data_sets
 from data_prep.stats import Stats, data_set_stats, show_stats
+from onediff.cli.output import add_json, with_json
 from onediff.data.manifest import Manifest
 from onediff.errors import UserError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a data set, or the folder of its splits, on disk or at a URL")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the statistics as JSON")
+    add_json(parser, "the statistics")
     parser.add_argument(
         "--tokens",
         metavar="CONFIG",
@@ -40,10 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    return with_json(args, counted)
+
+
+def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Prints the statistics; returns the exit code and what JSON tells. Raises UserError."""
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
-    check_output(args.json, "--json")
+    check_output(args.out, "--out")
     check_output(args.html, "--html")
     config = None
     if args.tokens:
@@ -55,12 +60,10 @@ def run(args: argparse.Namespace) -> None:
     if config is not None:
         measure_tokens(config, args.tokens, manifests, found)
     print(show_stats(found))
-    if args.json:
-        fields = {split: stats.fields() for split, stats in found.items()}
-        write_text(args.json, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
     if args.html:
         write_gallery(args.html, manifests, found, args.samples)
         print(f"{args.html}: a page to look at")
+    return 0, {split: stats.fields() for split, stats in found.items()}
 
 
 def measure_tokens(config: RunConfig, named: str, manifests: Sequence[Manifest], found: dict[str, Stats]) -> None:

@@ -26,13 +26,24 @@ if TYPE_CHECKING:
     from onediff.evaluation.run import Evaluation
 
 
+PRINTED = Path("-")
+"""`--json` without a file."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the run's `evaluation` section")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the first of the run with pairs)")
     parser.add_argument("--baselines", action="store_true", help="score blind systems on the same pairs as well")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of captions and scores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=PRINTED,
+        metavar="FILE",
+        help="print the scores as JSON; with FILE write them there as well",
+    )
     parser.add_argument("--processes", type=int, metavar="N", help="share the pairs among N processes on this machine")
 
 
@@ -72,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
         if results["unreadable"]:
             print(f"{len(results['unreadable'])} samples could not be read, the first: {results['unreadable'][0]}")
         print(f"captions, scores and a page to look at: {plan.out}")
-    if args.json:
+    if args.json == PRINTED:
+        print((plan.out / "scores.json").read_text(encoding="utf-8"))
+    elif args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text((plan.out / "scores.json").read_text())
     return 0

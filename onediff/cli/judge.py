@@ -14,11 +14,12 @@ variable ONEDIFF_JUDGE_KEY. Captions and references are sent there, images are n
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from onediff.cli.output import add_json, with_json
 
 if TYPE_CHECKING:
     from onediff.evaluation.files import References
@@ -41,12 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
     parser.add_argument("--allow-missing", action="store_true", help="judge the pairs that have a caption")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there, per pair too")
+    add_json(parser, "everything, per pair too,")
 
 
 def run(args: argparse.Namespace) -> int:
+    return with_json(args, judged)
+
+
+def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Prints what the judge says; returns the exit code and everything for JSON."""
     from onediff.errors import UserError
-    from onediff.evaluation.files import read_predictions, read_references, write_aside
+    from onediff.evaluation.files import read_predictions, read_references
     from onediff.evaluation.judge import claims, marks
     from onediff.evaluation.scoring import unanswered
     from onediff.llm import Asker, Cache
@@ -78,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
         + (f", {unjudged} without a usable answer: run it again to ask for them" if unjudged else "")
     )
     print("\n".join(lines))
-    if args.json is not None:
-        write_aside(args.json, json.dumps({"judge": args.model, **result, "missing": missing}, indent=1))
-    return 1 if unjudged else 0
+    return 1 if unjudged else 0, {"judge": args.model, **result, "missing": missing}
 
 
 def by_marks(

@@ -2,7 +2,7 @@
 
   onediff plan configs/onediff_7b.yaml --gpus 64 --gpu h100-80g
   onediff plan configs/onediff_7b.yaml --gpus 8 --gpu a100-80g --suggest
-  onediff plan configs/onediff_7b.yaml --nodes 4 --gpu l40s-48g parallel.tensor=2 --json plan.json
+  onediff plan configs/onediff_7b.yaml --nodes 4 --gpu l40s-48g parallel.tensor=2 --out plan.json
 
 Memory is that of the largest micro-batch that may come (rows of data.max_tokens); time is that of usual rows (--text).
 Exit code 1 when a phase does not fit.
@@ -11,8 +11,9 @@ Exit code 1 when a phase does not fit.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import Any
 
+from onediff.cli.output import add_json, with_json
 from onediff.plan.rows import TEXT
 
 
@@ -27,12 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=int, default=TEXT, metavar="N", help=f"usual tokens of text a row (default: {TEXT})"
     )
     parser.add_argument("--suggest", action="store_true", help="search the fastest way that fits, and print it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    add_json(parser, "every figure")
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
+    return with_json(args, planned)
 
+
+def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Prints the plan; returns the exit code and every figure."""
     from onediff.config.compose import load_run
     from onediff.errors import UserError
     from onediff.plan.gpus import gpu_named
@@ -62,13 +66,11 @@ def run(args: argparse.Namespace) -> int:
     print(totals(plans))
     if args.suggest:
         print(f"\n{command(plans, args.config, args.overrides)}")
-    if args.json:
-        figures = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     unfit = [plan.name for plan in plans if not plan.fits]
     if unfit:
         print(f"\nphase {', '.join(unfit)} does not fit; --suggest searches a way that does")
     said = [args.config, *args.overrides]
     if missing := [*missing_data(config, config.phases, quick=True), *missing_models(config, said)]:
         print("", *told(missing), sep="\n")
-    return 1 if unfit else 0
+    figures = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
+    return 1 if unfit else 0, figures

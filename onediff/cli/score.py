@@ -2,7 +2,7 @@
 
   onediff score --references test.jsonl --predictions mine.jsonl --protocol spot-the-diff
   onediff score --references gt.json --predictions mine.json --against other.json
-  onediff score --references gt.csv --predictions mine.csv --json scores.json --report scores.html
+  onediff score --references gt.csv --predictions mine.csv --out scores.json --report scores.html
 
 Files are COCO-style JSON (`{"annotations": [{"image_id", "caption"}]}` or the bare list), JSON lines (`{"id",
 "captions" or "caption", "change_type"?}`) or CSV (columns `id`, `caption`, `change_type`?).
@@ -11,10 +11,11 @@ Files are COCO-style JSON (`{"annotations": [{"image_id", "caption"}]}` or the b
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from onediff.cli.output import add_json, with_json
 
 if TYPE_CHECKING:
     from onediff.evaluation.protocols import Protocol
@@ -39,14 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there, per-pair scores included")
+    add_json(parser, "everything, per-pair scores included,")
     parser.add_argument("--report", type=Path, metavar="HTML", help="write one page to look at")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder with the pairs' images")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    return with_json(args, scored)
+
+
+def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Prints the scores; returns the exit code and everything for JSON. Raises UserError."""
     from onediff.errors import UserError
-    from onediff.evaluation.files import read_predictions, read_references, write_aside
+    from onediff.evaluation.files import read_predictions, read_references
     from onediff.evaluation.metrics import chosen
     from onediff.evaluation.protocols import protocol
     from onediff.evaluation.report.images import shard_images
@@ -70,16 +76,15 @@ def run(args: argparse.Namespace) -> None:
     if earlier is not None:
         require_same_rules(ours, earlier, args.against)
     print("\n".join(lines(ours, rules, differences, earlier["scores"] if earlier else None)))
-    if args.json is not None:
-        result = ours.as_json()
-        if differences:
-            result["against"] = {"file": str(args.against), **{k: d._asdict() for k, d in differences.items()}}
-        write_aside(args.json, json.dumps(result, indent=1, allow_nan=False))
+    result = ours.as_json()
+    if differences:
+        result["against"] = {"file": str(args.against), **{k: d._asdict() for k, d in differences.items()}}
     if args.report is not None:
         from onediff.evaluation.report import write_report
 
         write_report(args.report, ours, references.captions, systems[0], references.change_types, images=images)
         print(f"\nreport: {args.report}")
+    return 0, result
 
 
 def lines(

@@ -83,6 +83,10 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
 
     if (folder / "config.yaml").exists() and not resume:
         raise UserError(f"{folder}: this run has been started; go on with --resume, or name another folder with --run")
+    if resume and not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{folder}: no such run to --resume; start it without the option, or name its folder with --run"
+        )
     require_sources(config, folder)
     for name in phases:
         phase = config.phases[name]

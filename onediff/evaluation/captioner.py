@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from onediff.data.images import open_upright, to_rgb
 from onediff.data.rows import Row, collate
@@ -21,7 +21,7 @@ from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology
 from onediff.ranks import Ranks
 
-ImageLike = str | Path | bytes | Image.Image
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
 
 
 class Captioner:
@@ -50,7 +50,8 @@ class Captioner:
         self.model, self.processor, self.tokenizer, self.saved = load_model(Path(folder), placement=placement)
 
     def caption(self, before: ImageLike, after: ImageLike, **options: Any) -> str:
-        """One sentence about what differs. Images are files, bytes or PIL images of any kind and size.
+        """One sentence about what differs. Images are files, bytes, Pillow images of any kind and size, or
+        arrays `[height, width, 3]` or `[height, width]` of uint8.
 
         `options` are those of `captions`. Raises UserError for a file that is not an image.
         """
@@ -97,8 +98,14 @@ class Captioner:
         return self.heat_maps([self.row(before, after)])[0]
 
     def _read(self, image: ImageLike) -> Image.Image:
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or (image.ndim != 2 and image.shape[2:] not in ((3,), (4,))):
+                raise UserError(
+                    f"image: an array of {image.dtype}, {image.shape}; give [height, width, 3] or [height, width] of uint8"
+                )
+            image = Image.fromarray(image)
         if isinstance(image, Image.Image):
-            return to_rgb(image)
+            return to_rgb(ImageOps.exif_transpose(image))
         name = _name(image)
         try:
             data = image if isinstance(image, bytes) else Path(image).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -60,6 +61,28 @@ def from_folders(before: Path, after: Path) -> Iterator[Pair]:
     if not names:
         raise UserError(f"{before} and {after}: no image of the same name is in both")
     return (Pair(name, first[name], second[name]) for name in names)
+
+
+def unmatched(paths: list[Path]) -> dict[Path, list[str]]:
+    """Of two folders, the images in each whose name is not in the other; nothing for other paths."""
+    if len(paths) != 2 or not all(path.is_dir() for path in paths):
+        return {}
+    found = [_images(path) for path in paths]
+    alone = [sorted(one.keys() - other.keys()) for one, other in (found, found[::-1])]
+    return {
+        path: [images[name].name for name in names]
+        for path, images, names in zip(paths, found, alone, strict=True)
+        if names
+    }
+
+
+def counted(pairs: Iterator[Pair]) -> tuple[Iterator[Pair], int | None]:
+    """The pairs and how many there are; None for the frames of a video, which are read as they are asked for."""
+    first = next(pairs, None)
+    if first is None or isinstance(first.before, Image.Image):
+        return chain([first] if first else [], pairs), None
+    whole = [first, *pairs]
+    return iter(whole), len(whole)
 
 
 def _images(folder: Path) -> dict[str, Path]:

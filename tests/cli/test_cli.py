@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -191,8 +192,41 @@ def test_mistakes_are_told_before_torch_is_imported(words, told, data, tmp_path)
     assert told in line
 
 
-def test_version_is_printed(capsys):
+def test_version_tells_what_computes(capsys):
     from onediff import __version__
 
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"onediff {__version__}\n"
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"onediff {__version__}" and told[1].startswith("torch ")
+    assert [line.partition(":")[0] for line in told[2:]] == ["device", "attention"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "demo-page" in script and "submit" in script and "max-batch" in script
+
+
+def test_json_is_printed_by_a_flag_and_written_by_out(tmp_path, capsys):
+    words = ["plan", "demo", "--gpus", "1", "--gpu", "a100-80g"]
+    code = main([*words, "--json", "--out", str(tmp_path / "plan.json")])
+    said = capsys.readouterr()
+    assert code in (0, 1) and json.loads(said.out) == json.loads((tmp_path / "plan.json").read_text())
+    assert "phase" in said.err
+    assert main(["data", "stats", str(tmp_path), "--json", "stats.json"]) == 2
+    assert "--json prints, --out FILE writes" in capsys.readouterr().err
+
+
+def test_a_terminal_of_few_letters_gets_every_line(data, tmp_path):
+    """What Latin-1 has no letter for is written as its number."""
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    words = [sys.executable, "-m", "onediff", "train", "nowhere/\u2026.yaml"]
+    done = subprocess.run(words, capture_output=True, timeout=300, env=environment)
+    assert done.returncode == 2 and b"\\u2026.yaml" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_resuming_a_run_that_is_not_there_is_an_error(data, tmp_path):
+    words = ["train", "configs/demo.yaml", *overrides(data, 2), "--run", str(tmp_path / "typo"), "--resume"]
+    mistake(words, "typo: no such run to --resume")
+    assert not (tmp_path / "typo").exists()

@@ -238,7 +238,7 @@ def test_findings_as_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_stats_count_what_was_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(folder / "train/d-train-000000.tar", FAULTS["no_caption"][0])
-    assert main(["data", "stats", str(folder), "--processes", "1", "--json", str(tmp_path / "s.json")]) == 0
+    assert main(["data", "stats", str(folder), "--processes", "1", "--out", str(tmp_path / "s.json")]) == 0
     assert "  words_per_caption: min 1, median 1, mean 2, p95 3, max 3" in capsys.readouterr().out.splitlines()
     train = json.loads((tmp_path / "s.json").read_text())["train"]
     assert train["samples"] == 8
@@ -259,7 +259,7 @@ def test_stats_and_sheets_in_tokens_of_a_model(
         f"name: tokens\nmodel: models/tiny\ndata: {{sets: {{d: {folder}}}, max_tokens: 256}}\n"
         "phases: {one: {mix: {d: 1}, steps: 1, global_batch: 4, micro_batch: 4}}\n"
     )
-    words = ["data", "stats", str(folder), "--processes", "1", "--json", str(tmp_path / "s.json"), "--tokens", str(run)]
+    words = ["data", "stats", str(folder), "--processes", "1", "--out", str(tmp_path / "s.json"), "--tokens", str(run)]
     assert main(words) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0].strip() for line in said if "samples: min" in line] == [

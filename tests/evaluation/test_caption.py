@@ -59,14 +59,18 @@ def test_two_files_print_a_sentence_or_json_and_the_python_call_says_the_same(ru
     code, out, _ = run(before, after)
     said = onediff.load(model).caption(before, after, max_new_tokens=6)
     assert (code, out) == (0, said + "\n")
+    arrays = [np.asarray(Image.open(path)) for path in (before, after)]
+    assert onediff.load(model).caption(*arrays, max_new_tokens=6) == said
+    with pytest.raises(UserError, match=r"an array of float64, \(4, 4\)"):
+        onediff.load(model).caption(np.zeros((4, 4)), after)
     code, out, _ = run(before, after, "--json")
     assert json.loads(out) == {"id": "a", "before": str(before), "after": str(after), "caption": said}
 
 
 def test_folders_are_matched_by_name_and_each_pair_gets_a_map(run, folders, tmp_path):
     maps = tmp_path / "maps"
-    code, out, _ = run(*folders, "--attention", maps)
-    assert code == 0
+    code, out, errors = run(*folders, "--attention", maps)
+    assert code == 0 and f"{folders[0]}: 1 without a counterpart, left out: alone.png" in errors
     assert [line.split(": ")[0] for line in out.splitlines()] == ["one", "two"]
     assert sorted(path.name for path in maps.iterdir()) == ["one.png", "two.png"]
     with Image.open(maps / "two.png") as sheet:

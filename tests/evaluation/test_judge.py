@@ -106,7 +106,7 @@ def files(folder: Path, references: list[dict[str, Any]], predictions: dict[str,
     (folder / "pred.jsonl").write_text(
         "".join(json.dumps({"id": i, "caption": c}) + "\n" for i, c in predictions.items())
     )
-    names = {"references": "ref.jsonl", "predictions": "pred.jsonl", "cache": "cache.jsonl", "json": "out.json"}
+    names = {"references": "ref.jsonl", "predictions": "pred.jsonl", "cache": "cache.jsonl", "out": "out.json"}
     return [
         "judge",
         *(word for name, file in names.items() for word in (f"--{name}", f"{folder}/{file}")),

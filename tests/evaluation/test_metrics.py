@@ -291,7 +291,7 @@ def test_a_metric_of_another_package_is_found_by_entry_point_and_has_its_columns
     refs.write_text('{"id": "a", "captions": ["one two"]}\n{"id": "b", "captions": ["one"], "change_type": "add"}\n')
     preds.write_text('{"id": "a", "caption": "one two three"}\n{"id": "b", "caption": "one"}\n')
     words = ["--references", str(refs), "--predictions", str(preds), "--metrics", "length", "--bootstrap", "0"]
-    assert main(["score", *words, "--json", str(tmp_path / "s.json"), "--report", str(tmp_path / "page.html")]) == 0
+    assert main(["score", *words, "--out", str(tmp_path / "s.json"), "--report", str(tmp_path / "page.html")]) == 0
     out = capsys.readouterr().out
     assert re.search(r"words per caption +200\.0", out)
     assert re.search(r"change type ×100 .*words per caption", out)

@@ -75,7 +75,7 @@ def test_published_scores_from_shuffled_files_with_repeated_images_and_mixed_ids
     }
     assert read_predictions(predictions) == read_predictions(folder / "ddla_rerun_predfile.json")
 
-    words = ["--protocol", "spot-the-diff", "--bootstrap", "200", "--json", str(tmp_path / "scores.json")]
+    words = ["--protocol", "spot-the-diff", "--bootstrap", "200", "--out", str(tmp_path / "scores.json")]
     assert main(["score", "--references", str(references), "--predictions", str(predictions), *words]) == 0
     published = json.loads((folder / "published_scores.json").read_text())
     found = json.loads((tmp_path / "scores.json").read_text())
@@ -112,10 +112,10 @@ def test_every_kind_of_file_gives_the_same(run: Run, references: Path, tmp_path:
         mark = b"\xef\xbb\xbf" if kind == "mark" else b""
         given.write_bytes(mark + text[0].encode())
         made.write_bytes(mark + text[1].encode())
-    code, _, errors = run(given, made, "--protocol", "demo", "--json", str(tmp_path / "one.json"))
+    code, _, errors = run(given, made, "--protocol", "demo", "--out", str(tmp_path / "one.json"))
     assert (code, errors) == (0, "")
     usual = lines(tmp_path / "usual.jsonl", PREDICTIONS)
-    assert run(references, usual, "--protocol", "demo", "--json", str(tmp_path / "two.json"))[0] == 0
+    assert run(references, usual, "--protocol", "demo", "--out", str(tmp_path / "two.json"))[0] == 0
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one == two
     assert one["scores"]["change type"] == 1
@@ -197,7 +197,7 @@ def test_empty_references_follow_the_protocol(run: Run, predictions: Path, tmp_p
 
 def test_allow_missing_scores_what_is_there_and_says_so(run: Run, references: Path, tmp_path: Path) -> None:
     some = lines(tmp_path / "some.jsonl", [PREDICTIONS[0], {"id": "2", "caption": ""}])
-    code, out, _ = run(references, some, "--allow-missing", "--json", str(tmp_path / "scores.json"))
+    code, out, _ = run(references, some, "--allow-missing", "--out", str(tmp_path / "scores.json"))
     assert code == 0
     assert "note: 2 of 3 pairs have no caption and are left out: id '2' (and 1 more)" in out
     assert json.loads((tmp_path / "scores.json").read_text())["missing"] == ["2", "3"]
@@ -208,7 +208,7 @@ def test_against_another_file_and_against_earlier_scores(
 ) -> None:
     other = lines(tmp_path / "other.jsonl", [row | {"caption": "a dog"} for row in PREDICTIONS])
     result = tmp_path / "scores.json"
-    code, out, _ = run(references, predictions, "--against", str(other), "--json", str(result))
+    code, out, _ = run(references, predictions, "--against", str(other), "--out", str(result))
     assert code == 0
     assert "difference" in out
     found = json.loads(result.read_text())["against"]

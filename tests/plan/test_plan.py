@@ -233,7 +233,7 @@ def test_where_nothing_fits_the_suggestion_says_so(paper):
 
 def test_the_command_prints_every_phase_and_writes_every_figure(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    words = ["phases.two.micro_batch=2", "--json", str(out)]
+    words = ["phases.two.micro_batch=2", "--out", str(out)]
     assert main(["plan", "configs/onediff_7b.yaml", "--gpus", "64", *words]) == 0
     printed = capsys.readouterr().out
     for word in ("phase one", "phase two", "GPU-hours", "MFU", "images/s", "checkpoint", "fits"):

@@ -27,7 +27,7 @@ from onediff.runs.folder import RunFolder
 
 HOUSE = Path(__file__).parents[2]
 PAGES = [HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md"))]
-RUN = ("plan", "config", "config show", "config explain", "runs", "runs diff")
+RUN = ("plan", "config", "config show", "config explain", "runs", "runs diff", "completion")
 """Commands that come to their end with nothing but configurations."""
 TRIED = ("launch submit", "launch sweep", "launch data")
 """Commands that do so with --dry-run."""

@@ -1,0 +1,39 @@
+"""One convention for results as JSON: `--json` prints it in place of text, `--out FILE` writes it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onediff.errors import UserError
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds both options; `what` says what the JSON holds."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON; text goes to standard error")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to FILE")
+
+
+def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], tuple[int, Any]]) -> int:
+    """Runs `command`, which prints text and returns its exit code and what JSON tells; gives the JSON where it is asked for.
+
+    Raises UserError for a file that cannot be written, before the work begins.
+    """
+    if args.out is not None and (args.out.is_dir() or not os.access(args.out.parent, os.W_OK)):
+        raise UserError(f"--out {args.out}: not a file that can be written")
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        code, value = command(args)
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    if args.out is not None:
+        aside = args.out.with_name(f".tmp-{args.out.name}-{os.getpid()}")
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, args.out)
+    if args.json:
+        print(text)
+    return code
