@@ -6,6 +6,7 @@ A command is a module with `add_arguments(parser)` and `run(args) -> int | None`
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import importlib
 import io
@@ -95,9 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0 for success, 2 for something the user can fix, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        # A Latin-1 terminal has no word for some characters, and none of them is worth an error.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")  # a Latin-1 terminal has no arrows, and must not end a command
     try:
         if words in (["--version"], ["-V"]):
             from onediff.cli.version import version_lines

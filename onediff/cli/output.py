@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
 import os
@@ -35,5 +36,6 @@ def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], 
         aside.write_text(text + "\n", encoding="utf-8")
         os.replace(aside, args.out)
     if args.json:
-        print(text)
+        is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+        print(text if is_utf8 else json.dumps(value, indent=1, default=str))
     return code
