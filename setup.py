@@ -41,6 +41,12 @@ EXTRAS = {
     "gs": ["gcsfs~=2026.9"],  # of gs://
     "az": ["adlfs>=2025.8"],  # of az://, Azure's blobs
     "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
+    "bench": [  # the loaders of others, which benchmarks/loader.py holds ours against
+        "webdataset~=1.0.2",
+        "spdl~=0.8.0",
+        "litdata~=0.2.76",
+        "grain~=0.2.18",
+    ],
     "dev": [
         "pytest~=9.2",
         "pytest-xdist~=3.8",  # two test modules at a time: the daemons of one wait while the other computes

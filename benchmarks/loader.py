@@ -1,12 +1,14 @@
-"""How fast training data comes: this stream beside webdataset, megatron-energon, mosaicml-streaming, and decoding alone.
+"""How fast training data comes: this stream beside what others read with, and beside decoding alone.
 
     python benchmarks/loader.py [--pairs 200] [--turns 3] [--peers PYTHON] [--parts ways pixels resume] [--json FILE]
 
 All ways read the same pairs of photographs (JPEG, 768 × 576) in one process without workers and give batches of 8 pairs at
-336 × 336 with their captions. The peers read as people use them: Pillow and the Hugging Face CLIP processor. `limit` decodes
-and scales images that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
+336 × 336 with their captions. The peers are in `loader_peers.py`: they read as people use them, with Pillow and the Hugging
+Face CLIP processor, and again, as `…_fast`, with the decoder and scaling of this project. `limit` decodes and scales images
+that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
 the median over the turns of a ratio within one turn. Rates are pairs per second of processor time, which other work on the
-machine falsifies less than the wall clock. `--peers` names a Python that has energon and streaming installed.
+machine falsifies less than the wall clock. `--peers` names a Python that has the peers
+installed (`pip install 'onediff[bench]'`); those that it lacks are left out.
 
 Then the pixels of each way to decode, against the processor's, and the time to the first batch after resuming in 100,000
 samples, with webdataset skipping beside it: each time in a process of its own that has imported everything, opens the set
@@ -33,12 +35,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import loader_peers
 import numpy as np
+from loader_peers import BATCH, PACKAGES, SIZE, prepare, present
 from PIL import Image, ImageDraw
 
-SIZE, BATCH = 336, 8
-WAYS = ("limit", "limit_exact", "onediff", "onediff_exact", "webdataset", "energon", "streaming")
-PEERS = ("energon", "streaming")
+OURS = ("limit", "limit_exact", "onediff", "onediff_exact")
 PARTS = ("ways", "pixels", "resume")
 FRESH = 15
 """Processes that measure each place of resuming."""
@@ -63,12 +65,15 @@ def main() -> None:
         if "ways" in args.parts:
             folder = Path(scratch) / "pairs" / "train"
             write_pairs(folder, args.pairs)
-            ways = [way for way in WAYS if args.peers or way not in PEERS]
-            for way in ways:
-                if way in PEERS:
-                    prepare(way, folder, args.peers)
+            python = args.peers or Path(sys.executable)
+            peers = [way for way in PACKAGES if present(way, python)]
+            if missing := set(PACKAGES) - set(peers):
+                print(f"not installed in {python}: {', '.join(sorted(missing))}")
+            for package in sorted({way.removesuffix("_fast") for way in peers}):
+                prepare(package, folder, python)
+            ways = [*OURS, *peers]
             found |= {"pairs": args.pairs, "turns": args.turns}
-            found["ways"] = rates(ways, folder, args.turns, args.peers)
+            found["ways"] = rates(ways, folder, args.turns, python)
         if "pixels" in args.parts:
             found["pixels"] = pixels(photographs())
         if "resume" in args.parts:
@@ -77,19 +82,19 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def rates(ways: list[str], folder: Path, turns: int, peers: Path | None) -> dict[str, Any]:
+def rates(ways: list[str], folder: Path, turns: int, peers: Path) -> dict[str, Any]:
     """Pairs per second of processor time and of the clock, and the greatest resident memory, by way."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(turns):
         for way in ways:
-            python = str(peers) if way in PEERS else sys.executable
+            python = str(peers) if way in PACKAGES else sys.executable
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
             command = [python, __file__, "--one", way, str(folder)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
             if done.returncode:
                 sys.exit(f"{way}: {done.stderr[-2000:]}")
             runs[way].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"{'way':<15}{'pairs/s of CPU':>15}{'pairs/s':>9}{'peak MB':>9}{'of limit':>10}{'times webdataset':>18}")
+    print(f"{'way':<17}{'pairs/s of CPU':>15}{'pairs/s':>9}{'peak MB':>9}{'of limit':>10}{'times webdataset':>18}")
     found = {}
     for way, of_way in runs.items():
         limit = runs["limit_exact" if way.endswith("exact") else "limit"]
@@ -98,7 +103,7 @@ def rates(ways: list[str], folder: Path, turns: int, peers: Path | None) -> dict
         row["times_webdataset"] = ratio(of_way, runs["webdataset"])
         found[way] = row
         print(
-            f"{way:<15}{row['per_cpu_second']:>15.1f}{row['per_second']:>9.1f}{row['peak_MB']:>9.0f}"
+            f"{way:<17}{row['per_cpu_second']:>15.1f}{row['per_second']:>9.1f}{row['peak_MB']:>9.0f}"
             f"{row['of_limit']:>10.2f}{row['times_webdataset']:>18.2f}"
         )
     return found
@@ -111,7 +116,7 @@ def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float
 
 def measured(way: str, folder: Path) -> dict[str, float]:
     """One way's rate over three seconds of processor time, after four batches in which memory and caches settle."""
-    batches = globals()[f"read_{way}"](folder)
+    batches = (globals() if way in OURS else vars(loader_peers))[f"read_{way}"](folder)
     for _ in range(4):
         next(batches)
     count, cpu, wall = 0, time.process_time(), time.perf_counter()
@@ -184,115 +189,6 @@ def stream_loader(folder: Path, processor: Any, index: int) -> Any:
 
 def read_onediff_exact(folder: Path) -> Iterator[int]:
     return read_onediff(folder, "exact")
-
-
-def processor() -> Callable[[bytes, bytes], Any]:
-    """Two encoded images to normalised tensors, as open_clip and LLaVA do it."""
-    import torch
-    from transformers import CLIPImageProcessorPil
-
-    torch.set_num_threads(1)
-    made = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
-
-    def tensors(before: bytes, after: bytes) -> Any:
-        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, after)]
-        return made(images, return_tensors="pt")["pixel_values"]
-
-    return tensors
-
-
-def batched(samples: Iterator[tuple[bytes, bytes]]) -> Iterator[int]:
-    import torch
-
-    tensors = processor()
-    while True:
-        batch = torch.stack([tensors(*next(samples)) for _ in range(BATCH)])
-        yield len(batch)
-
-
-def read_webdataset(folder: Path) -> Iterator[int]:
-    import webdataset
-
-    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
-    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
-    return batched((sample["before.jpg"], sample["after.jpg"]) for sample in data)
-
-
-def read_streaming(folder: Path) -> Iterator[int]:
-    from streaming import StreamingDataset
-
-    data = StreamingDataset(local=str(folder.parent / "mds"), shuffle=True, batch_size=BATCH)
-    return batched((sample["before"], sample["after"]) for _ in itertools.count() for sample in data)
-
-
-def read_energon(folder: Path) -> Iterator[int]:
-    from dataclasses import dataclass
-
-    from megatron.energon import (
-        Cooker,
-        DefaultTaskEncoder,
-        Sample,
-        WorkerConfig,
-        basic_sample_keys,
-        get_loader,
-        get_train_dataset,
-        stateless,
-    )
-
-    @dataclass
-    class Pair(Sample):
-        before: bytes
-        after: bytes
-
-    @stateless
-    def cook(sample: Any) -> Pair:
-        return Pair(**basic_sample_keys(sample), before=sample["before.jpg"], after=sample["after.jpg"])
-
-    class Encoder(DefaultTaskEncoder):  # type: ignore[misc, type-arg]
-        cookers = [Cooker(cook)]
-        decoder = None
-
-    data = get_train_dataset(
-        str(folder),
-        batch_size=None,
-        shuffle_buffer_size=1000,
-        max_samples_per_sequence=100,
-        task_encoder=Encoder(),
-        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
-    )
-    return batched((sample.before, sample.after) for sample in get_loader(data))
-
-
-def prepare(way: str, folder: Path, python: Path) -> None:
-    """What a peer needs beside the shards: mosaicml's own format; energon's description of the folder."""
-    code = {
-        "streaming": """
-import sys, webdataset
-from pathlib import Path
-from streaming import MDSWriter
-folder = Path(sys.argv[1])
-columns = {"before": "bytes", "after": "bytes", "json": "bytes"}
-with MDSWriter(out=str(folder.parent / "mds"), columns=columns) as out:
-    for sample in webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False):
-        out.write({"before": sample["before.jpg"], "after": sample["after.jpg"], "json": sample["json"]})
-""",
-        "energon": """
-import sys
-from pathlib import Path
-from megatron.energon.epathlib import EPath
-from megatron.energon.flavors import BaseWebdatasetFactory
-folder = Path(sys.argv[1])
-BaseWebdatasetFactory.prepare_dataset(
-    EPath(str(folder)), sorted(p.name for p in folder.glob("*.tar")), split_parts_ratio=[("train", 1.0)], workers=1
-)
-(folder / ".nv-meta" / "dataset.yaml").write_text(
-    "__module__: megatron.energon\\n__class__: CrudeWebdataset\\n"
-)
-""",
-    }[way]
-    done = subprocess.run([str(python), "-c", code, str(folder)], capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        sys.exit(f"{way}: {done.stderr[-2000:]}")
 
 
 def photographs() -> list[Image.Image]:
@@ -475,17 +371,22 @@ def machine(peers: Path | None) -> dict[str, str]:
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    packages = ("torch", "pillow", "simplejpeg", "webdataset", "transformers", "opencv-python-headless", "numpy")
     found = {
         "cpu": f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
     }
+    packages = ("torch", "pillow", "simplejpeg", "transformers", "opencv-python-headless", "numpy")
     found |= {name: version(name) for name in packages}
-    if peers:
-        code = "from importlib.metadata import version as v; print(v('megatron-energon'), v('mosaicml-streaming'))"
-        words = subprocess.run([str(peers), "-c", code], capture_output=True, text=True, check=True).stdout.split()
-        found |= dict(zip(("megatron-energon", "mosaicml-streaming"), words, strict=True))
-    return found
+    code = """
+from importlib.metadata import PackageNotFoundError, version
+for name in ("webdataset", "megatron-energon", "mosaicml-streaming", "spdl", "litdata", "grain"):
+    try:
+        print(name, version(name))
+    except PackageNotFoundError:
+        pass
+"""
+    told = subprocess.run([str(peers or sys.executable), "-c", code], capture_output=True, text=True, check=True)
+    return found | dict(line.split() for line in told.stdout.splitlines())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,272 @@
+"""How others read the pairs of `loader.py`: each function gives the sizes of batches without end.
+
+Those whose names end in `_fast` decode as this project does, with simplejpeg and torch's own antialiased scaling, which is
+what torchvision's transforms call for tensors. The others decode as their users mostly do, with Pillow and the Hugging Face
+CLIP processor.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SIZE, BATCH = 336, 8
+THREADS = 2
+"""Of SPDL's pipeline."""
+PACKAGES = {
+    "webdataset": "webdataset",
+    "webdataset_fast": "webdataset",
+    "energon": "megatron.energon",
+    "streaming": "streaming",
+    "spdl_fast": "spdl.pipeline",
+    "litdata": "litdata",
+    "litdata_fast": "litdata",
+    "grain": "grain",
+    "grain_fast": "grain",
+}
+"""What each way imports."""
+
+
+def processor() -> Callable[[bytes, bytes], Any]:
+    """Two encoded images to normalised tensors, as open_clip and LLaVA do it."""
+    import torch
+    from transformers import CLIPImageProcessorPil
+
+    torch.set_num_threads(1)
+    made = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+
+    def tensors(before: bytes, after: bytes) -> Any:
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in (before, after)]
+        return made(images, return_tensors="pt")["pixel_values"]
+
+    return tensors
+
+
+def fast_processor() -> Callable[[bytes, bytes], Any]:
+    """Two encoded images to the middle square of each, `[2, 3, 336, 336]` uint8."""
+    import simplejpeg
+    import torch
+    from torch.nn.functional import interpolate
+
+    torch.set_num_threads(1)
+
+    def square(data: bytes) -> Any:
+        image = torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)[None]
+        height, width = image.shape[2:]
+        scale = SIZE / min(height, width)
+        size = (round(height * scale), round(width * scale))
+        image = interpolate(image, size, mode="bicubic", antialias=True)[0]
+        top, left = (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
+        return image[:, top : top + SIZE, left : left + SIZE]
+
+    return lambda before, after: torch.stack([square(before), square(after)])
+
+
+def batched(samples: Iterator[tuple[bytes, bytes]], make: Callable[[], Any] = processor) -> Iterator[int]:
+    import torch
+
+    tensors = make()
+    while True:
+        batch = torch.stack([tensors(*next(samples)) for _ in range(BATCH)])
+        yield len(batch)
+
+
+def shuffled_tars(folder: Path) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs in the shards, as webdataset shuffles them."""
+    import webdataset
+
+    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
+    return ((sample["before.jpg"], sample["after.jpg"]) for sample in data)
+
+
+def read_webdataset(folder: Path) -> Iterator[int]:
+    return batched(shuffled_tars(folder))
+
+
+def read_webdataset_fast(folder: Path) -> Iterator[int]:
+    """In torch's DataLoader, which makes the batches."""
+    import torch
+    import webdataset
+    from torch.utils.data import DataLoader
+
+    tensors = fast_processor()
+    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
+    data = data.map(lambda sample: tensors(sample["before.jpg"], sample["after.jpg"]))
+    return (len(batch) for batch in DataLoader(data, batch_size=BATCH, collate_fn=torch.stack))
+
+
+def read_spdl_fast(folder: Path) -> Iterator[int]:
+    """Threads in this process; the decoders let go of the interpreter. SPDL's own decoder needs FFmpeg's libraries."""
+    import torch
+    from spdl.pipeline import PipelineBuilder
+
+    tensors = fast_processor()
+    pipeline = (
+        PipelineBuilder()
+        .add_source(shuffled_tars(folder))
+        .pipe(lambda pair: tensors(*pair), concurrency=THREADS)
+        .aggregate(BATCH)
+        .pipe(torch.stack)
+        .add_sink(2)
+        .build(num_threads=THREADS)
+    )
+    with pipeline.auto_stop():
+        for batch in pipeline:
+            yield len(batch)
+
+
+def litdata_pairs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
+    from litdata import StreamingDataset
+
+    data = StreamingDataset(str(folder.parent / "litdata"), shuffle=True)
+    return ((sample["before"], sample["after"]) for _ in itertools.count() for sample in data)
+
+
+def read_litdata(folder: Path) -> Iterator[int]:
+    return batched(litdata_pairs(folder))
+
+
+def read_litdata_fast(folder: Path) -> Iterator[int]:
+    return batched(litdata_pairs(folder), fast_processor)
+
+
+def grain_batches(folder: Path, make: Callable[[], Any]) -> Iterator[int]:
+    """Grain's `MapDataset` over records that are before and after, one behind the other."""
+    import grain
+
+    tensors = make()
+
+    def decoded(record: bytes) -> Any:
+        length = int.from_bytes(record[:4], "little")
+        return tensors(record[4 : 4 + length], record[4 + length :]).numpy()
+
+    source = grain.sources.ArrayRecordDataSource([str(folder.parent / "pairs.array_record")])
+    data = grain.MapDataset.source(source).seed(0).shuffle().repeat().map(decoded).batch(BATCH)
+    # Its default reads ahead in sixteen threads.
+    read = data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=4))
+    return (len(batch) for batch in read)
+
+
+def read_grain(folder: Path) -> Iterator[int]:
+    return grain_batches(folder, processor)
+
+
+def read_grain_fast(folder: Path) -> Iterator[int]:
+    return grain_batches(folder, fast_processor)
+
+
+def read_streaming(folder: Path) -> Iterator[int]:
+    from streaming import StreamingDataset
+
+    data = StreamingDataset(local=str(folder.parent / "mds"), shuffle=True, batch_size=BATCH)
+    return batched((sample["before"], sample["after"]) for _ in itertools.count() for sample in data)
+
+
+def read_energon(folder: Path) -> Iterator[int]:
+    from dataclasses import dataclass
+
+    from megatron.energon import (
+        Cooker,
+        DefaultTaskEncoder,
+        Sample,
+        WorkerConfig,
+        basic_sample_keys,
+        get_loader,
+        get_train_dataset,
+        stateless,
+    )
+
+    @dataclass
+    class Pair(Sample):
+        before: bytes
+        after: bytes
+
+    @stateless
+    def cook(sample: Any) -> Pair:
+        return Pair(**basic_sample_keys(sample), before=sample["before.jpg"], after=sample["after.jpg"])
+
+    class Encoder(DefaultTaskEncoder):  # type: ignore[misc, type-arg]
+        cookers = [Cooker(cook)]
+        decoder = None
+
+    data = get_train_dataset(
+        str(folder),
+        batch_size=None,
+        shuffle_buffer_size=1000,
+        max_samples_per_sequence=100,
+        task_encoder=Encoder(),
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+    )
+    return batched((sample.before, sample.after) for sample in get_loader(data))
+
+
+def prepare(package: str, folder: Path, python: Path) -> None:
+    """What a peer needs beside the shards: files of its own format, or energon's description of the folder."""
+    code = {
+        "litdata": """
+import sys, webdataset
+from pathlib import Path
+from litdata.streaming.writer import BinaryWriter
+folder = Path(sys.argv[1])
+(folder.parent / "litdata").mkdir()
+writer = BinaryWriter(str(folder.parent / "litdata"), chunk_bytes="16MB")
+for i, sample in enumerate(webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False)):
+    writer[i] = {"before": sample["before.jpg"], "after": sample["after.jpg"], "json": sample["json"]}
+writer.done()
+writer.merge()
+""",
+        "grain": """
+import sys, webdataset
+from pathlib import Path
+from array_record.python.array_record_module import ArrayRecordWriter
+folder = Path(sys.argv[1])
+writer = ArrayRecordWriter(str(folder.parent / "pairs.array_record"), "group_size:1")
+for sample in webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False):
+    before, after = sample["before.jpg"], sample["after.jpg"]
+    writer.write(len(before).to_bytes(4, "little") + before + after)
+writer.close()
+""",
+        "streaming": """
+import sys, webdataset
+from pathlib import Path
+from streaming import MDSWriter
+folder = Path(sys.argv[1])
+columns = {"before": "bytes", "after": "bytes", "json": "bytes"}
+with MDSWriter(out=str(folder.parent / "mds"), columns=columns) as out:
+    for sample in webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False):
+        out.write({"before": sample["before.jpg"], "after": sample["after.jpg"], "json": sample["json"]})
+""",
+        "energon": """
+import sys
+from pathlib import Path
+from megatron.energon.epathlib import EPath
+from megatron.energon.flavors import BaseWebdatasetFactory
+folder = Path(sys.argv[1])
+BaseWebdatasetFactory.prepare_dataset(
+    EPath(str(folder)), sorted(p.name for p in folder.glob("*.tar")), split_parts_ratio=[("train", 1.0)], workers=1
+)
+(folder / ".nv-meta" / "dataset.yaml").write_text(
+    "__module__: megatron.energon\\n__class__: CrudeWebdataset\\n"
+)
+""",
+    }.get(package)
+    if code is None:
+        return
+    done = subprocess.run([str(python), "-c", code, str(folder)], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        sys.exit(f"{package}: {done.stderr[-2000:]}")
+
+
+def present(way: str, python: Path) -> bool:
+    """Whether `python` has the package of a way."""
+    code = f"import {PACKAGES[way]}"
+    return not subprocess.run([str(python), "-c", code], capture_output=True, timeout=300, check=False).returncode
