@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onediff.config.model import ImageConfig
+from onediff.data.geometry import Plane, Size
 from onediff.data.native import native_plane, native_shape, patched
-from onediff.data.planes import Plane, Size
 from onediff.data.tiles import best_grid, laid_on_canvas, place_in, tile_plane
 
 Pixels = Literal["fast", "exact"]

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onediff.config.model import ImageConfig
+
+Size = tuple[int, int]
+"""Width and height, pixels."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One image before the tower."""
+
+    inputs: int
+    """How much of `Row.images` is this image's: views of the tower's size, or patches."""
+    given: int
+    """Tokens that the tower gives for all of that."""
+    chosen: NDArray[np.int64]
+    """`[tokens]`: which of the tower's tokens for this image go on, in reading order; the others saw only padding."""
+    boxes: NDArray[np.float32]
+    """`[tokens, 4]`: left, top, right and bottom of what each of them saw, in an image that is 1 wide and 1 high."""
+    shape: tuple[int, int] | None = None
+    """Rows and columns of patches, where the tower takes images in their own shape."""
 
 
 class Box(NamedTuple):

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from onediff.data.planes import Plane, Size
+from onediff.data.geometry import Plane, Size
 
 
 @lru_cache(maxsize=4096)

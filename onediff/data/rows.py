@@ -15,8 +15,9 @@ from onediff.config.data import DataConfig
 from onediff.config.model import ImageConfig
 from onediff.data.batch import Batch
 from onediff.data.fits import Seen, fit_of
+from onediff.data.geometry import Plane
 from onediff.data.lanes import Place, mix64
-from onediff.data.planes import Plane, laid_out
+from onediff.data.planes import laid_out
 from onediff.data.prompts import DELTA, IMAGE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onediff.data.planes import Plane, Size
+from onediff.data.geometry import Plane, Size
 
 
 class Grid(NamedTuple):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from onediff.config.model import DeltaConfig, ModelConfig, PretrainedPart
+from onediff.data.native import native_shape
+from onediff.data.tiles import best_grid
 from onediff.errors import UserError
 from onediff.hub.named import Named
+
+USUAL_IMAGE = (640, 480)
+"""Width and height, the most frequent ones of COCO's photographs."""
 
 # What transformers takes where a configuration leaves a field out; a test compares this with transformers itself.
 TOWERS: dict[str, dict[str, Any]] = {
@@ -112,6 +117,16 @@ class Sizes:
     """what the tower computes for one image: with `fit: tiles` its overview and as many tiles as there may be"""
     patches: int | None = None
     """with `fit: native` the most patches of an image"""
+
+    def usual(self) -> Sizes:
+        """The same for images of a usual size instead of the largest, where the tower's input depends on it."""
+        if self.views > 1:
+            columns, rows = best_grid([USUAL_IMAGE] * 2, self.image, self.views - 1)
+            return replace(self, views=1 + columns * rows if columns * rows > 1 else 1)
+        if self.patches is not None:
+            rows, columns = native_shape(USUAL_IMAGE, self.tower.patch, self.patches)
+            return replace(self, patches=rows * columns)
+        return self
 
     @property
     def view_tokens(self) -> int:

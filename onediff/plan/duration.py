@@ -59,7 +59,7 @@ def duration_of(
         assert gpu.fp8_tflops is not None
         compute[1] *= 1 - fp8_flops / hardware_flops * (1 - gpu.tflops / gpu.fp8_tflops)
     # Reading and writing weights, moments and gradients once: the optimizer's step.
-    counts = Counts.of(tape)
+    counts = Counts.of(tape, setup)
     stepped = counts.trained / setup.data if setup.stage else counts.trained
     optimizer = 0.0 if setup.offload_optimizer != "none" else 30 * stepped / (gpu.memory_gbps * 1e9)
     data, tensor = [], []

@@ -9,14 +9,6 @@ from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS
 from onediff.plan.setup import Setup
 from onediff.plan.tape import Op, Tape
 
-BUCKET = 200_000_000
-"""Elements that gradients are collected in before they are reduced (`reduce_bucket_size`), at most."""
-LIVE = 1_000_000_000
-"""Elements of gathered weights that ZeRO-3 keeps (`stage3_max_live_parameters`), at most."""
-PERSISTENT = 100_000
-"""Parameters smaller than this are never given back by ZeRO-3 (`stage3_param_persistence_threshold`)."""
-
-
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 """What lies in the memory of a GPU."""
 
@@ -35,7 +27,7 @@ class Memory:
     """what is kept for the backward pass, and what the backward pass of one operation needs beside it"""
     logits: int
     buffers: int
-    """gathered weights of ZeRO-3, buckets of gradients on their way"""
+    """gathered weights of ZeRO-3, buckets of gradients on their way, micro-batches"""
     host: int = 0
     """what is offloaded, for each rank"""
     host_copy: int = 0
@@ -63,7 +55,7 @@ class Counts:
     """those of the largest group that the optimizer steps on: the matrices of a part, or the rest of it"""
 
     @classmethod
-    def of(cls, tape: Tape) -> Counts:
+    def of(cls, tape: Tape, setup: Setup) -> Counts:
         sizes = [(weight.numel, weight.trains) for weight in tape.weights]
         groups: dict[tuple[str, bool], int] = defaultdict(int)
         for weight in tape.weights:
@@ -71,34 +63,42 @@ class Counts:
         return cls(
             trained=sum(n for n, trains in sizes if trains),
             frozen=sum(n for n, trains in sizes if not trains),
-            small=sum(n for n, _ in sizes if n < PERSISTENT),
+            small=sum(n for n, _ in sizes if n < setup.persistent),
             largest=max(n for n, _ in sizes),
             group=max(groups.values()),
         )
 
 
-def memory_of(tape: Tape, setup: Setup) -> Memory:
-    """The fullest moment: while the backward pass runs, while gradients are reduced, or while the optimizer steps."""
-    counts = Counts.of(tape)
+def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
+    """The fullest moment: while the backward pass runs, while gradients are reduced, or while the optimizer steps.
+
+    `micro_batch_bytes` is the size of one micro-batch on the device.
+    """
+    counts = Counts.of(tape, setup)
+    # Those of the step before stay until its metrics are known; one more is copied ahead.
+    batches = (2 * setup.accumulation + 1) * micro_batch_bytes
     resident = {**_resident(counts, setup), "host_copy": _host_copy(tape, setup)}
     activations, logits, gradients = backward_peak(tape, setup)
     # With fp32 gradients at stage 1 DeepSpeed takes its bf16 optimizer, which reduces them where they are.
-    bucket = 0 if setup.stage == 1 and setup.bf16 else min(BUCKET, counts.trained) * setup.itemsize
+    elements = 0 if setup.stage == 1 and setup.bf16 else min(setup.bucket, counts.trained)
+    bucket, averaged = elements * setup.itemsize, elements * setup.reduced_itemsize
     # ZeRO-3 gives back only what it will not need again soon.
-    gathered = setup.itemsize * min(counts.trained + counts.frozen, LIVE) if setup.stage == 3 else 0
+    gathered = setup.itemsize * min(counts.trained + counts.frozen, setup.live) if setup.stage == 3 else 0
     backward = Memory(
         "in the backward pass",
         **resident,
         gradients=gradients,
         activations=activations,
         logits=logits,
-        buffers=(bucket if setup.stage else 0) + gathered,
+        buffers=(bucket if setup.stage else 0) + gathered + batches,
     )
-    stepping = _stepping(counts, setup, resident, bucket + gathered if setup.stage == 3 else 0)
+    stepping = _stepping(counts, setup, resident, batches + (bucket + gathered if setup.stage == 3 else 0))
     # The last bucket of gradients is averaged, which takes a copy of it, while those before have been added up. At stage 3
     # it is also scattered, which leaves this rank's share of it.
     wide = 4 if setup.bf16 else setup.itemsize
-    buffers = 2 * bucket if setup.stage < 3 else 2 * bucket + gathered + bucket // setup.data
+    buffers = batches + bucket + averaged
+    if setup.stage == 3:
+        buffers += gathered + averaged // setup.data
     reducing = Memory(
         "while gradients are reduced",
         **resident,
@@ -180,7 +180,7 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
     Walks backwards: what operations before keep is still there, gradients of the parameters behind are there already.
     """
     kept, logits = kept_bytes(tape, setup)
-    counts = Counts.of(tape)
+    counts = Counts.of(tape, setup)
     held = held_gradients(counts, setup)
     # ZeRO-3 has a place for its share from the beginning; elsewhere gradients take memory as they are made.
     collects = setup.stage == 3 or setup.accumulation > 1 or (setup.stage == 1 and setup.bf16)

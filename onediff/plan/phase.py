@@ -83,7 +83,7 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         fp8=config.training.fp8,
         sequence=parallel.sequence,
         save_in_background=config.training.save_in_background,
-    )
+    ).with_keys_of(parallel)
 
 
 def usable_bytes(gpu: Gpu) -> int:
@@ -113,18 +113,18 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
     rows = rows_of(config, phase, text)
     usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text, phase.pack)
 
-    def tape_of(shape: Shape, tensor: int) -> Tape:
+    def tape_of(sizes: Sizes, shape: Shape, tensor: int) -> Tape:
         trained = Trained.of(phase)
         return walk(sizes, shape, trained, itemsize=setup.itemsize, tensor=tensor, sequence=setup.sequence)
 
-    memory = memory_of(tape_of(largest, setup.tensor), setup)
-    tape = tape_of(usual, setup.tensor)
+    memory = memory_of(tape_of(sizes, largest, setup.tensor), setup, usual.bytes(sizes.usual()))
+    tape = tape_of(sizes.usual(), usual, setup.tensor)
     traffic = traffic_of(tape, sizes, usual, setup)
     own = flops_of(tape, setup.checkpointing)
     hardware = setup.accumulation * sum(part.hardware for part in own.values())
     in_fp8 = setup.accumulation * fp8_flops(tape, setup.fp8, setup.checkpointing)
     duration = duration_of(tape, setup, traffic, hardware, in_fp8, sizes.decoder.width, gpu)
-    whole = tape_of(usual, 1)
+    whole = tape_of(sizes.usual(), usual, 1)
     times = setup.accumulation * setup.data
     flops = {
         part: Flops(f.forward * times, f.backward * times, f.recompute * times)

@@ -60,7 +60,7 @@ def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
         pairs += share * (1 if paired or phase.couple else 0)
     samples = 1.0
     if phase.pack is not None:
-        sizes = sizes_of(config.model)
+        sizes = sizes_of(config.model).usual()
         usual = images * sizes.image_tokens + pairs * sizes.delta.tokens + text
         samples = max(1.0, phase.pack / min(usual, config.data.max_tokens))
         images, pairs = images * samples, pairs * samples
@@ -100,7 +100,7 @@ def published_counts() -> dict[str, tuple[int, bool]]:
 def shapes_of(
     sizes: Sizes, rows: Rows, micro_batch: int, max_tokens: int, text: int, pack: int | None = None
 ) -> tuple[Shape, Shape]:
-    """A micro-batch of usual rows, for time, and the largest that may come, for memory.
+    """A micro-batch of usual rows, of images of usual size, for time, and the largest that may come, for memory.
 
     The largest has rows of `max_tokens`, two images in each, and learns all that is text; a packed one is `pack` tokens
     of nothing but the samples with the most images.
@@ -108,6 +108,8 @@ def shapes_of(
     paired = rows.pairs > 0
     most = 2 if paired else 1
     seats = most * sizes.image_tokens + paired * sizes.delta.tokens
+    of_usual = sizes.usual()
+    usual_seats = most * of_usual.image_tokens + paired * sizes.delta.tokens
     if pack is not None:
         one = round(pack / rows.samples)
         fullest = max(1, pack // (seats + 1))
@@ -127,11 +129,11 @@ def shapes_of(
             targets=micro_batch * pack,
         )
         return usual, largest
-    usual_seats = rows.images * sizes.image_tokens + rows.pairs * sizes.delta.tokens
+    mean_seats = rows.images * of_usual.image_tokens + rows.pairs * sizes.delta.tokens
     usual = Shape(
         rows=micro_batch,
         # Rows are padded to the longest of the micro-batch, which in a mix is one with two images.
-        tokens=min(max_tokens, round((seats if micro_batch > 1 else usual_seats) + text)),
+        tokens=min(max_tokens, round((usual_seats if micro_batch > 1 else mean_seats) + text)),
         images=max(1, round(rows.images * micro_batch)),
         pairs=round(rows.pairs * micro_batch),
         targets=max(1, round(micro_batch * text * ANSWER)),

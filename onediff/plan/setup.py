@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from onediff.config.parallel import ParallelConfig
 from onediff.config.training import Checkpointing
+
+BUCKET = 200_000_000
+"""Elements that gradients are collected in before they are reduced (`reduce_bucket_size`), at most."""
+LIVE = 1_000_000_000
+"""Elements of gathered weights that ZeRO-3 keeps (`stage3_max_live_parameters`), at most."""
+PERSISTENT = 100_000
+"""Parameters smaller than this are never given back by ZeRO-3 (`stage3_param_persistence_threshold`)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,32 @@ class Setup:
     """whether ranks of a tensor group share out the tokens between cut layers"""
     save_in_background: bool = False
     """whether checkpoints are written while the training goes on"""
+    reduces_in_fp32: bool = False
+    """whether gradients in bf16 are reduced in fp32"""
+    bucket: int = BUCKET
+    live: int = LIVE
+    persistent: int = PERSISTENT
+
+    def with_keys_of(self, parallel: ParallelConfig) -> Setup:
+        """The same with what `parallel.reduce_in` and those keys of `parallel.deepspeed` that cost memory ask for."""
+        keys = parallel.deepspeed
+
+        def number(key: str, default: int) -> int:
+            value = keys.get(key, default)
+            return int(value) if isinstance(value, int | float) else default  # "auto"
+
+        return replace(
+            self,
+            reduces_in_fp32=self.bf16 and parallel.reduce_in == "fp32",
+            bucket=number("reduce_bucket_size", BUCKET),
+            live=number("stage3_max_live_parameters", LIVE),
+            persistent=number("stage3_param_persistence_threshold", PERSISTENT),
+        )
+
+    @property
+    def reduced_itemsize(self) -> int:
+        """Bytes of a gradient on its way to other ranks."""
+        return 4 if self.reduces_in_fp32 else self.itemsize
 
     @property
     def data(self) -> int:

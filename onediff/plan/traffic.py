@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onediff.plan.architecture import Sizes
-from onediff.plan.memory import LIVE, Counts
+from onediff.plan.memory import Counts
 from onediff.plan.setup import Setup
 from onediff.plan.tape import Tape
 from onediff.plan.walk import Shape
@@ -31,19 +31,19 @@ class Traffic:
 
 def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     """The traffic of one rank in one step."""
-    counts = Counts.of(tape)
+    counts = Counts.of(tape, setup)
     size, data, times = setup.itemsize, setup.data, setup.accumulation
     others = (data - 1) / data
     everything = counts.trained + counts.frozen
     if setup.stage == 3:
         # Weights stay gathered from the forward to the backward pass where all of them may.
-        passes = 1 if everything <= LIVE else 2
+        passes = 1 if everything <= setup.live else 2
         gather = times * passes * size * (everything - counts.small) * others
-        reduce = times * size * counts.trained * others
+        reduce = times * setup.reduced_itemsize * counts.trained * others
     else:
         gather = size * counts.trained * others if setup.stage else 0.0
         each = times if setup.stage == 2 else 1
-        wide = 4 if setup.stage == 1 and setup.bf16 else size
+        wide = 4 if setup.stage == 1 and setup.bf16 else setup.reduced_itemsize
         reduce = each * wide * counts.trained * others * (1 if setup.stage else 2)
     tensor = times * _tensor_bytes(sizes, shape, setup)
     # A tensor group takes neighbouring ranks; of a data group, so many ranks share a node.

@@ -55,6 +55,12 @@ class Shape:
     scores: int | None = None
     """pairs of tokens that may look at each other; `rows · tokens²` by default, less where rows are packed"""
 
+    def bytes(self, sizes: Sizes) -> int:
+        """Of the micro-batch on the device: pixels in bytes, three whole numbers a token, and places."""
+        inputs = 3 * sizes.image**2 * sizes.views if sizes.patches is None else 3 * sizes.tower.patch**2 * sizes.patches
+        places = self.images * sizes.image_tokens + self.pairs * sizes.delta.tokens + 3 * self.targets
+        return self.images * inputs + 8 * (3 * self.rows * self.tokens + places)
+
 
 @lru_cache(maxsize=256)
 def walk(

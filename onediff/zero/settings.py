@@ -13,7 +13,7 @@ from onediff.config.run import RunConfig
 from onediff.config.section import nearest
 from onediff.config.training import PhaseConfig
 from onediff.errors import UserError
-from onediff.plan.memory import BUCKET
+from onediff.plan.setup import BUCKET
 
 
 def deepspeed_config(

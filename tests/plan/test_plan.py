@@ -160,6 +160,37 @@ def test_a_checkpoint_is_copied_to_the_host_where_it_is_written_in_the_backgroun
     assert planned(waits).memory.host_copy == 0
 
 
+def test_how_gradients_are_reduced_counts():
+    """`reduce_in` and the keys of `parallel.deepspeed` that cost memory or traffic."""
+
+    def with_keys(*words: str) -> PhasePlan:
+        return planned(load_run("configs/onediff_7b.yaml", words), stage=3)
+
+    plain, wide = with_keys(), with_keys("parallel.reduce_in=fp32")
+    assert wide.traffic.reduce == 2 * plain.traffic.reduce and wide.traffic.gather == plain.traffic.gather
+    small = with_keys("parallel.deepspeed={reduce_bucket_size: 1000, stage3_max_live_parameters: 1000}")
+    assert plain.memory.buffers - small.memory.buffers == pytest.approx(2 * (200_000_000 + 1_000_000_000), rel=1e-4)
+    kept = with_keys("parallel.deepspeed={stage3_param_persistence_threshold: 1000000000}")
+    assert kept.traffic.gather == 0 < plain.traffic.gather
+
+
+def test_micro_batches_stay_until_the_step_behind_them_has_begun(paper):
+    """Twice a step's and the one that is copied ahead; images cross as bytes."""
+    once, twice = (planned(paper, stage=3, micro_batch=1, global_batch=32 * steps, tensor=1) for steps in (1, 2))
+    of_one = (twice.memory.buffers - once.memory.buffers) / 2
+    assert of_one == pytest.approx(round(once.rows.images) * 3 * 336**2, rel=0.1)
+
+
+def test_time_is_for_images_of_usual_size_and_memory_for_the_largest(paper):
+    tiles = ("model.vision.image.fit=tiles", "model.vision.image.max_tiles=8", "data.max_tokens=12000")
+    many, few = (
+        load_run("configs/onediff_7b.yaml", [*tiles, *more]) for more in ((), ("model.vision.image.max_tiles=4",))
+    )
+    assert sizes_of(many.model).views == 9 and sizes_of(many.model).usual().views == 1 + 4
+    assert planned(many).flops == planned(few).flops
+    assert planned(many).memory.gpu > planned(few).memory.gpu
+
+
 def test_the_fullest_moment_has_a_name(paper):
     moments = {stage: planned(paper, gpus=64, stage=stage, micro_batch=2).memory for stage in (1, 3)}
     assert moments[1].moment == "while the optimizer steps" and moments[1].activations == 0

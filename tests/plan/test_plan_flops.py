@@ -14,7 +14,7 @@ from onediff.config.model import ModelConfig
 from onediff.config.training import Checkpointing, PhaseConfig
 from onediff.data.batch import Batch
 from onediff.data.planes import Planes
-from onediff.data.segments import Segments
+from onediff.data.segments import Segments, each_tensor
 from onediff.errors import UserError
 from onediff.model.lora import add_adapters
 from onediff.model.onediff import OneDiffModel
@@ -39,7 +39,7 @@ def meta_batch(config: ModelConfig, shape: Shape) -> Batch:
         chosen=torch.zeros(every, dtype=torch.int64, device="meta"),
         boxes=torch.zeros(every, 4, device="meta"),
         roles=torch.zeros(paired, dtype=torch.int64, device="meta"),
-        pairs=Segments.of([2 * sizes.image_tokens] * shape.pairs).to(torch.device("meta")),
+        pairs=each_tensor(Segments.of([2 * sizes.image_tokens] * shape.pairs), lambda tensor: tensor.to("meta")),
     )
     return Batch(
         token_ids=ids,
