@@ -36,6 +36,7 @@ REQUIRES = [
 EXTRAS = {
     # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
     "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
+    "dask": ["distributed>=2025.1"],  # data preparation on more machines than one
     "heif": ["pillow-heif>=1.0"],  # HEIC images, as phones take them
     "s3": ["s3fs~=2026.9"],  # fsspec's reader of s3://
     "gs": ["gcsfs~=2026.9"],  # of gs://
@@ -58,6 +59,7 @@ EXTRAS = {
         "gguf~=0.19.0",  # real weights for the tests: transformers reads SmolLM2 with it
         "onnx~=1.23.2",  # and DINOv2 is taken out of an ONNX file
         "pillow-heif~=1.8",  # HEIC images
+        "distributed>=2025.1",  # a local Dask cluster
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
         "opencv-python-headless>=4.10",  # frames of videos as backgrounds

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.images import MAX_PIXELS
 from data_prep.shards import on_disk, over_shards, place_of
+from data_prep.workers import Workers
 from onediff.data.formats import jpeg_fault, open_image
 from onediff.data.index import build_index, index_path, load_index, read_sample
 from onediff.data.manifest import Manifest, Shard, file_sha256
@@ -89,7 +90,7 @@ class Outcome:
         }
 
 
-def check_data_sets(manifests: Sequence[Manifest], processes: int | None = None, pixels: bool = True) -> Outcome:
+def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pixels: bool = True) -> Outcome:
     """Checks every shard, then what stands twice in a split or in two. `pixels` decodes every image."""
     shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
     known = {place_of(manifest, shard): (shard, manifest.split) for manifest, shard in shards}

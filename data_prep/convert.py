@@ -97,7 +97,10 @@ def convert(
     Raises UserError when there are no rows, a path leaves the image folder, or rows of a table put the same images into
     `train` and into another split, which is not allowed.
     """
-    image_source = ImageSource(inputs.images or Path("."), inputs.hosts)
+    images = inputs.images or Path(".")
+    if isinstance(options.get("processes"), str):  # workers on other machines start in folders of their own
+        out, images = out.absolute(), images.absolute()
+    image_source = ImageSource(images, inputs.hosts)
     choices, encoding = choices or Choices(), encoding or Encoding()
     with writing(out), planned(reader, inputs, image_source, choices, out, share) as plan:
         found = plan.splits

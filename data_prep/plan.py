@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.chunks import digest
 from data_prep.groups import held_out, image_groups
 from data_prep.ids import Ids
 from data_prep.image_source import ImageSource
@@ -25,7 +26,7 @@ from data_prep.readers import Inputs, Reader, Row
 from data_prep.share import Share
 from data_prep.splits import check_split
 from data_prep.spool import Spool, SpoolWriter
-from data_prep.writer import digest, locked
+from data_prep.writer import locked
 from onediff.errors import UserError
 from onediff.progress import progress
 

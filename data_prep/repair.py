@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.check import Outcome, ShardCheck
+from data_prep.chunks import digest
 from data_prep.report import Report
 from data_prep.selection import Copies
-from data_prep.writer import digest, write_dataset
+from data_prep.writer import write_dataset
 from onediff.data.manifest import Manifest
 from onediff.errors import UserError
 

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.chunks import digest
 from data_prep.near import image_hash
 from data_prep.report import Report
 from data_prep.shards import over_shards
-from data_prep.writer import digest, write_dataset
+from data_prep.workers import Workers
+from data_prep.writer import write_dataset
 from onediff.data.formats import open_image
 from onediff.data.index import Index, build_index, read_index, read_sample
 from onediff.data.manifest import Manifest, Shard
@@ -91,7 +93,7 @@ class Source:
                     f"{manifest.folder}: shard {shard.name} is not on this machine; fetch the data set first"
                 )
 
-    def known(self, processes: int | None, sizes: bool = False, hashes: bool = False) -> list[Known]:
+    def known(self, processes: Workers, sizes: bool = False, hashes: bool = False) -> list[Known]:
         """Every sample. Costs a read of its record; with `sizes` of its images' headers, with `hashes` their decoding.
 
         Raises UserError where a sample cannot be read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_prep.splits import KNOWN
+from data_prep.workers import Workers, on_cluster
 from data_prep.writer import cores
 from onediff.config.addresses import below, is_url
 from onediff.data.manifest import FILE, Manifest, Shard, build_manifest, parse_manifest, read_manifest
@@ -76,9 +78,13 @@ def on_disk(shard: Shard, path: Path) -> Iterator[Path]:
 
 
 def over_shards(
-    work: Callable[[Path], Found], shards: Sequence[Path], processes: int | None, title: str
+    work: Callable[[Path], Found], shards: Sequence[Path], processes: Workers, title: str
 ) -> Iterator[Found]:
-    """`work(shard)` for every shard, in order, computed in several processes. `work` must be picklable."""
+    """`work(shard)` for every shard, in order, computed in several processes or on a cluster. `work` must be picklable."""
+    if isinstance(processes, str):
+        common = os.path.commonpath([path.resolve().parent for path in shards])
+        yield from on_cluster(work, [path.resolve() for path in shards], processes, Path(common), title)
+        return
     workers = min(processes or cores(), len(shards))
     with progress(len(shards), title, "shards") as bar:
         if workers <= 1:

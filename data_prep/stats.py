@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.report import table
 from data_prep.shards import on_disk, over_shards, place_of
+from data_prep.workers import Workers
 from onediff.data.aspect import crop_remark, lost_to_crop
 from onediff.data.formats import open_image
 from onediff.data.index import read_index, read_sample
@@ -128,7 +129,7 @@ def add_sample(stats: Stats, members: dict[str, bytes]) -> None:
             raise BadSample("bad_image", f"the image cannot be opened: {error}") from error
 
 
-def data_set_stats(manifests: Sequence[Manifest], processes: int | None = None) -> dict[str, Stats]:
+def data_set_stats(manifests: Sequence[Manifest], processes: Workers = None) -> dict[str, Stats]:
     """Statistics per split."""
     shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
     found = {manifest.split: Stats() for manifest in manifests}

@@ -12,35 +12,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
-import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.images import content_print
+from data_prep.chunks import Chunks, Make, digest, files_of
 from data_prep.outputs import writing
+from data_prep.processes import run_chunks
 from data_prep.report import Report, Tally
 from data_prep.share import Share
 from data_prep.skipping import MaxSkipped
-from data_prep.tar import TarWriter
-from onediff.data.index import index_path, save_index
+from data_prep.workers import Workers, on_cluster
+from onediff.data.index import index_path
 from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
-from onediff.data.sample import BadSample, Sample, encode_sample
 from onediff.errors import UserError
-from onediff.progress import progress as progress_of
-
-Make = Callable[[int], Sample]
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ def write_dataset(
     shard_samples: int = 1000,
     shard_bytes: int = 1 << 30,
     seed: int | None = None,
-    processes: int | None = None,
+    processes: Workers = None,
     strict: bool = False,
     max_skipped: MaxSkipped | None = None,
     overwrite: bool = False,
@@ -95,9 +86,9 @@ def write_dataset(
     `BadSample` for a sample to skip and count (`strict`: to stop at). A sample without a key gets its number as key.
     `meta["notes"]`, a list of words, is counted in the report. `inputs` is a digest of what the samples are made from
     (default: of the pickled `make`); with it a repeated call finds its finished work and returns at once. `seed` shuffles.
-    `processes` defaults to the cores this process may use; `extra` goes into the manifest. With a `share` only its chunks
-    are made, beside other tasks of the same job, and the report is about those; the call without one puts the data set
-    together, at once where the parts are `trusted`.
+    `processes` defaults to the cores this process may use, and may be the address of a Dask scheduler. `extra` goes into
+    the manifest. With a `share` only its chunks are made, beside other tasks of the same job, and the report is about
+    those; the call without one puts the data set together, at once where the parts are `trusted`.
 
     Raises UserError when `out/<split>` holds something else and not `overwrite`, when another process writes it, when no
     sample is left or more are skipped than `max_skipped` allows, when the disk is full, or when a worker dies.
@@ -116,7 +107,7 @@ def write_dataset(
         raise UserError(f"{final}: exists and was not written by this command; remove it or choose another --out")
     with writing(out), claimed(work, job, beside_others=share is not None):
         state = Chunks(make, work, shard_bytes, strict, trusted)
-        mine = make_chunks(state, job, share, processes or cores(), progress)
+        mine = make_chunks(state, job, share, processes, progress)
         if share is not None:
             shards, tally, _ = state.made(mine)
             return Report(Manifest(work, name, split, shards), tally, tally.repeated(), time.monotonic() - began)
@@ -127,13 +118,23 @@ def write_dataset(
     return Report(read_manifest(final), tally, manifest.extra["repeated_images"], time.monotonic() - began)
 
 
-def make_chunks(state: Chunks, job: Job, share: Share | None, processes: int, progress: bool) -> list[int]:
+def make_chunks(state: Chunks, job: Job, share: Share | None, processes: Workers, progress: bool) -> list[int]:
     """Makes what is not yet there of this task's chunks; returns their numbers."""
     chunks = job.chunks()
     mine = [n for n in range(len(chunks)) if share is None or share.has(n)]
     todo = {n: chunks[n] for n in mine if not state.is_made(n, chunks[n])}
-    run_chunks(state, todo, sum(len(chunks[n]) for n in mine), processes, f"{job.name} {job.split}", progress)
+    title = f"{job.name} {job.split}"
+    if isinstance(processes, str):
+        for _ in on_cluster(write_chunk, list(todo.items()), processes, state.work, title, "chunks", first=state):
+            pass
+    else:
+        run_chunks(state, todo, sum(len(chunks[n]) for n in mine), processes or cores(), title, progress)
     return mine
+
+
+def write_chunk(state: Chunks, chunk: tuple[int, list[int]]) -> None:
+    """One chunk, as a task of a cluster."""
+    state.write(*chunk, lambda: None)
 
 
 def finished(final: Path, job: Job, make: Make | None, began: float) -> Report:
@@ -147,17 +148,6 @@ def finished(final: Path, job: Job, make: Make | None, began: float) -> Report:
         )
     tally = Tally.of(manifest.extra["report"])
     return Report(read_manifest(final), tally, manifest.extra["repeated_images"], time.monotonic() - began)
-
-
-def files_of(make: Make, samples: Sequence[int]) -> str:
-    """A digest of the sizes of the files that these samples are made from, where `make.sizes(i)` tells them."""
-    sizes = getattr(make, "sizes", None)
-    return digest([sizes(i) for i in samples]) if sizes else ""
-
-
-def digest(fields: object) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def shuffled(count: int, seed: int | None) -> list[int]:
@@ -221,183 +211,6 @@ def claimed(work: Path, job: Job, beside_others: bool = False) -> Iterator[None]
         if beside_others:
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield
-
-
-@dataclass
-class Chunks:
-    """The chunks of one job on disk: `chunk-<n>-<part>.tar` with their indexes, and `chunk-<n>.json` when finished."""
-
-    make: Make
-    work: Path
-    shard_bytes: int
-    strict: bool
-    trusted: bool = False
-    """Other tasks made the chunks that are there a moment ago: their images are not looked at again."""
-
-    def is_made(self, n: int, indices: Sequence[int]) -> bool:
-        """Whether chunk `n` is finished, and the files that it was made from are of the same sizes still."""
-        made = self.load(n)
-        return made is not None and (self.trusted or made[2] == files_of(self.make, indices))
-
-    def load(self, n: int) -> tuple[list[Shard], Tally, str] | None:
-        """The shards and counts of chunk `n` and the digest of its files, or None when it is not finished."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            fields = json.loads((self.work / f"chunk-{n:06d}.json").read_text())
-            shards = [Shard(**shard) for shard in fields["shards"]]
-            if all((self.work / shard.name).stat().st_size == shard.bytes for shard in shards):
-                return shards, Tally.of(fields["tally"]), fields["files"]
-        return None
-
-    def made(self, chunks: Sequence[int]) -> tuple[tuple[Shard, ...], Tally, str]:
-        """The shards of finished chunks, in their order, their counts together, and the digest of all their files."""
-        tally, shards, files = Tally(), [], []  # type: Tally, list[Shard], list[str]
-        for n in chunks:
-            chunk = self.load(n)
-            assert chunk is not None, f"chunk {n} was written and is gone"
-            shards += chunk[0]
-            tally.merge(chunk[1])
-            files.append(chunk[2])
-        return tuple(shards), tally, digest(files) if any(files) else ""
-
-    def write(self, n: int, indices: Sequence[int], done: Callable[[], None]) -> None:
-        """Makes and writes the samples of chunk `n`; `done` is called after each."""
-        tally, shards = Tally(), []  # type: Tally, list[Shard]
-        tar: TarWriter | None = None
-        try:
-            for i in indices:
-                members = self.members(i, tally)
-                done()
-                if not members:
-                    continue
-                if tar and tar.bytes + sum(len(data) for _, data in members) > self.shard_bytes:
-                    shards.append(finish(tar))
-                    tar = None
-                tar = tar or TarWriter(self.work / f"chunk-{n:06d}-{len(shards):03d}.tar")
-                tar.add(members)
-            if tar:
-                shards.append(finish(tar))
-        except BaseException:
-            if tar:
-                tar.discard()
-            raise
-        files = files_of(self.make, indices)
-        record = json.dumps({"shards": [vars(shard) for shard in shards], "tally": tally.fields(), "files": files})
-        aside = self.work / f".tmp-{os.uname().nodename}-{os.getpid()}-chunk-{n:06d}.json"
-        aside.write_text(record)
-        os.replace(aside, self.work / f"chunk-{n:06d}.json")
-
-    def members(self, i: int, tally: Tally) -> list[tuple[str, bytes]]:
-        """The tar members of sample `i`, none when it is skipped."""
-        tally.read += 1
-        try:
-            sample = self.make(i)
-            members = encode_sample(sample, sample.key or f"{i:08d}")
-        except BadSample as bad:
-            if self.strict:
-                raise UserError(f"{bad.reason}; leave out --strict to skip and count such samples") from bad
-            tally.skip(bad.kind, bad.reason)
-            return []
-        tally.noted.update(sample.meta.get("notes", ()))
-        tally.prints += [content_print(data) for data in sample.images.values()]
-        return members
-
-
-def finish(tar: TarWriter) -> Shard:
-    """Closes `tar` and writes its index beside it."""
-    shard, index = tar.close()
-    save_index(index, index_path(tar.path))
-    return shard
-
-
-def run_chunks(
-    state: Chunks, todo: dict[int, list[int]], count: int, processes: int, title: str, progress: bool
-) -> None:
-    """Runs the chunks of `todo` in this process and `processes - 1` others."""
-    already = count - sum(len(indices) for indices in todo.values())
-    others = min(processes, len(todo)) - 1
-    with progress_of(count, title, "samples", initial=already, shown=progress) as bar:
-        if others <= 0:
-            for n, indices in todo.items():
-                state.write(n, indices, bar.update)
-            return
-        context = multiprocessing.get_context("spawn")
-        made, stop, taken = context.Value("q", 0), context.Event(), context.Array("b", len(todo))
-        shared = (state, taken, made, stop)
-        pool = ProcessPoolExecutor(others, context, initializer=start_worker, initargs=(*shared, os.getpid()))
-        failed: list[Future[None]] = []
-
-        def look() -> None:
-            bar.update(already + made.value - bar.n)
-            if failed:
-                failed[0].result()
-
-        def done() -> None:
-            with made.get_lock():
-                made.value += 1
-            look()
-
-        try:
-            jobs = {pool.submit(work_chunk, place, n, indices) for place, (n, indices) in enumerate(todo.items())}
-            for job in jobs:
-                job.add_done_callback(
-                    lambda job: failed.append(job) if not job.cancelled() and job.exception() else None
-                )
-            # This process need not wait for an interpreter to start: it begins at once, with what comes last to the others.
-            for place, n in reversed(list(enumerate(todo))):
-                if claimed_chunk(taken, place):
-                    state.write(n, todo[n], done)
-            while jobs:
-                jobs = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED).not_done
-                look()
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"{state.work}: a worker process was killed (out of memory?); run the command again to go on, "
-                "with fewer --processes"
-            ) from error
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def start_worker(state: Chunks, taken: Any, made: Any, stop: Any, parent: int) -> None:
-    """Sets up one worker: Ctrl-C is the parent's business, and a worker ends when its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    global worker
-    worker = state, taken, made, stop
-
-
-worker: tuple[Chunks, Any, Any, Any]
-
-
-def claimed_chunk(taken: Any, place: int) -> bool:
-    """Whether this process is the first to ask for the chunk at that place of the list. (A future that is cancelled instead
-    makes Python 3.11's pool stumble when a worker dies.)"""
-    with taken.get_lock():
-        first = not taken[place]
-        taken[place] = 1
-    return first
-
-
-def work_chunk(place: int, n: int, indices: list[int]) -> None:
-    """One chunk in a worker, unless another process has it."""
-    state, taken, made, stop = worker
-    if not claimed_chunk(taken, place):
-        return
-
-    def done() -> None:
-        with made.get_lock():
-            made.value += 1
-        if stop.is_set():
-            raise InterruptedError("the writer is stopping")
-
-    state.write(n, indices, done)
 
 
 def put_together(

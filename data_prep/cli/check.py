@@ -13,13 +13,14 @@ from data_prep.check import check_data_sets
 from data_prep.outputs import check_output, write_text
 from data_prep.report import counted
 from data_prep.shards import data_sets
+from data_prep.workers import add_workers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a data set, or the folder of its splits, on disk or at a URL")
     parser.add_argument("--no-pixels", action="store_true", help="read only the headers of images (much faster)")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="findings to print (default: 50)")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    add_workers(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
 
 

@@ -16,6 +16,7 @@ from data_prep.outputs import check_output
 from data_prep.readers import BUILT_IN, Inputs, reader
 from data_prep.share import add_share
 from data_prep.skipping import MaxSkipped, max_skipped
+from data_prep.workers import add_workers
 from onediff.errors import UserError
 
 
@@ -60,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--hold-out-by", metavar="COLUMN", help="with --hold-out: rows with the same value in COLUMN stay together")
     add("--allow-leakage", action="store_true", help="accept pairs that stand in train and in another split")
+    add_writing(parser)
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """What becomes of rows that cannot be used, and how images and shards are stored."""
+    add = parser.add_argument
     add("--strict", action="store_true", help="stop at the first row that cannot be used")
     add(
         "--max-skipped",
@@ -75,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard-samples", type=int, default=1000, metavar="N", help="most samples in a shard (default: 1000)")
     add("--shard-mb", type=int, default=1024, metavar="N", help="most megabytes in a shard (default: 1024)")
     add("--seed", type=int, default=0, help="of the order of samples (default: 0)")
-    add("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    add_workers(parser)
     add("--overwrite", action="store_true", help="replace a split that is already there")
     add("--json", type=Path, metavar="FILE", help="write the final table as JSON too")
     add_share(parser)
@@ -133,7 +140,7 @@ def check_paths(args: argparse.Namespace) -> None:
         if path is not None and not (args.name == "hf" and option == "annotations") and not path.exists():
             typed = "table" if option == "annotations" and args.name == "generic" else option
             raise UserError(f"{path}: no such file or folder (--{typed})")
-    for option in ("max_side", "quality", "shard_samples", "shard_mb", "processes"):
+    for option in ("max_side", "quality", "shard_samples", "shard_mb"):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")

@@ -12,6 +12,7 @@ from data_prep.outputs import write_text
 from data_prep.report import counted
 from data_prep.selection import Known
 from data_prep.shards import data_sets
+from data_prep.workers import add_workers
 from onediff.data.manifest import Manifest
 
 
@@ -28,7 +29,7 @@ def add_output(parser: argparse.ArgumentParser, many: bool = False) -> None:
     parser.add_argument(
         "--shard-mb", type=int, default=1024, metavar="N", help="most megabytes in a shard (default: 1024)"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    add_workers(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a split that is already there")
 
 

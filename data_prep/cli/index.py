@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_prep.report import counted
 from data_prep.shards import data_sets, over_shards
+from data_prep.workers import add_workers
 from onediff.data.index import build_index, index_path, save_index
 from onediff.data.manifest import FILE, build_manifest, write_manifest
 from onediff.errors import UserError
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name in a new manifest (default: the name of the folder above)")
     parser.add_argument("--source", default="", help="source in a new manifest")
     parser.add_argument("--licence", default="", help="licence in a new manifest")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    add_workers(parser)
 
 
 def run(args: argparse.Namespace) -> None:

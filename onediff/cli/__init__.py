@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(parser)
         args = parser.parse_intermixed_args(words[len(name.split()) :])
         # Many commands have this option, and it means the same to all.
-        if (processes := getattr(args, "processes", None)) is not None and processes < 1:
+        if isinstance(processes := getattr(args, "processes", None), int) and processes < 1:
             raise UserError(f"--processes {processes}: must be at least 1")
         return int(module.run(args) or 0)
     except UserError as error:

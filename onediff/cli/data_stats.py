@@ -17,6 +17,7 @@ from data_prep.gallery import write_gallery
 from data_prep.outputs import check_output
 from data_prep.shards import data_sets
 from data_prep.stats import Stats, data_set_stats, show_stats
+from data_prep.workers import add_workers
 from onediff.cli.output import add_json, with_json
 from onediff.data.manifest import Manifest
 from onediff.errors import UserError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a data set, or the folder of its splits, on disk or at a URL")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    add_workers(parser)
     add_json(parser, "the statistics")
     parser.add_argument(
         "--tokens",

@@ -1,0 +1,118 @@
+"""The chunks of a data set that is being written: one job of one process each, which becomes shards and a record of them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.images import content_print
+from data_prep.report import Tally
+from data_prep.tar import TarWriter
+from onediff.data.index import index_path, save_index
+from onediff.data.manifest import Shard
+from onediff.data.sample import BadSample, Sample, encode_sample
+from onediff.errors import UserError
+
+Make = Callable[[int], Sample]
+
+
+@dataclass
+class Chunks:
+    """The chunks of one job on disk: `chunk-<n>-<part>.tar` with their indexes, and `chunk-<n>.json` when finished."""
+
+    make: Make
+    work: Path
+    shard_bytes: int
+    strict: bool
+    trusted: bool = False
+    """Other tasks made the chunks that are there a moment ago: their images are not looked at again."""
+
+    def is_made(self, n: int, indices: Sequence[int]) -> bool:
+        """Whether chunk `n` is finished, and the files that it was made from are of the same sizes still."""
+        made = self.load(n)
+        return made is not None and (self.trusted or made[2] == files_of(self.make, indices))
+
+    def load(self, n: int) -> tuple[list[Shard], Tally, str] | None:
+        """The shards and counts of chunk `n` and the digest of its files, or None when it is not finished."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            fields = json.loads((self.work / f"chunk-{n:06d}.json").read_text())
+            shards = [Shard(**shard) for shard in fields["shards"]]
+            if all((self.work / shard.name).stat().st_size == shard.bytes for shard in shards):
+                return shards, Tally.of(fields["tally"]), fields["files"]
+        return None
+
+    def made(self, chunks: Sequence[int]) -> tuple[tuple[Shard, ...], Tally, str]:
+        """The shards of finished chunks, in their order, their counts together, and the digest of all their files."""
+        tally, shards, files = Tally(), [], []  # type: Tally, list[Shard], list[str]
+        for n in chunks:
+            chunk = self.load(n)
+            assert chunk is not None, f"chunk {n} was written and is gone"
+            shards += chunk[0]
+            tally.merge(chunk[1])
+            files.append(chunk[2])
+        return tuple(shards), tally, digest(files) if any(files) else ""
+
+    def write(self, n: int, indices: Sequence[int], done: Callable[[], None]) -> None:
+        """Makes and writes the samples of chunk `n`; `done` is called after each."""
+        tally, shards = Tally(), []  # type: Tally, list[Shard]
+        tar: TarWriter | None = None
+        try:
+            for i in indices:
+                members = self.members(i, tally)
+                done()
+                if not members:
+                    continue
+                if tar and tar.bytes + sum(len(data) for _, data in members) > self.shard_bytes:
+                    shards.append(finish(tar))
+                    tar = None
+                tar = tar or TarWriter(self.work / f"chunk-{n:06d}-{len(shards):03d}.tar")
+                tar.add(members)
+            if tar:
+                shards.append(finish(tar))
+        except BaseException:
+            if tar:
+                tar.discard()
+            raise
+        files = files_of(self.make, indices)
+        record = json.dumps({"shards": [vars(shard) for shard in shards], "tally": tally.fields(), "files": files})
+        aside = self.work / f".tmp-{os.uname().nodename}-{os.getpid()}-chunk-{n:06d}.json"
+        aside.write_text(record)
+        os.replace(aside, self.work / f"chunk-{n:06d}.json")
+
+    def members(self, i: int, tally: Tally) -> list[tuple[str, bytes]]:
+        """The tar members of sample `i`, none when it is skipped."""
+        tally.read += 1
+        try:
+            sample = self.make(i)
+            members = encode_sample(sample, sample.key or f"{i:08d}")
+        except BadSample as bad:
+            if self.strict:
+                raise UserError(f"{bad.reason}; leave out --strict to skip and count such samples") from bad
+            tally.skip(bad.kind, bad.reason)
+            return []
+        tally.noted.update(sample.meta.get("notes", ()))
+        tally.prints += [content_print(data) for data in sample.images.values()]
+        return members
+
+
+def finish(tar: TarWriter) -> Shard:
+    """Closes `tar` and writes its index beside it."""
+    shard, index = tar.close()
+    save_index(index, index_path(tar.path))
+    return shard
+
+
+def files_of(make: Make, samples: Sequence[int]) -> str:
+    """A digest of the sizes of the files that these samples are made from, where `make.sizes(i)` tells them."""
+    sizes = getattr(make, "sizes", None)
+    return digest([sizes(i) for i in samples]) if sizes else ""
+
+
+def digest(fields: object) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
