@@ -8,7 +8,7 @@ BIN     = $(VENV)/bin
 # What a change is tried with every few minutes: what starts no process with torch, no daemon and no browser.
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks
 
-.PHONY: demo demo-long ablation-small test test-fast test-long test-real lint install debian mlflow bench-gpu clean
+.PHONY: demo demo-long ablation-small test test-fast test-long test-real lint docs install debian mlflow bench-gpu clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -47,6 +47,10 @@ lint: install
 bench-gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(ARGS)
 
+# The pages as a site in build/site, every link checked; open build/site/index.html, no server and no network needed.
+docs: install
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+
 # Opens the MLflow pages of the runs below runs/.
 mlflow: install
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
@@ -65,4 +69,4 @@ debian:
 	@sh tests/install-debian-packages.sh
 
 clean:
-	rm -rf $(VENV) runs data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs data build .pytest_cache .mypy_cache .ruff_cache

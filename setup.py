@@ -33,7 +33,10 @@ REQUIRES = [
     "openai>=2",  # captions of pairs by any OpenAI-compatible endpoint
 ]
 
+DOCS = ["mkdocs~=1.6.1", "mkdocs-material~=9.7.7"]  # the pages as a site; MkDocs 2 has no themes and no plugins
+
 EXTRAS = {
+    "docs": DOCS,
     # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
     "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
     "dask": ["distributed>=2025.1"],  # data preparation on more machines than one
@@ -49,6 +52,7 @@ EXTRAS = {
         "grain~=0.2.18",
     ],
     "dev": [
+        *DOCS,
         "pytest~=9.2",
         "pytest-xdist~=3.8",  # two test modules at a time: the daemons of one wait while the other computes
         "pytest-rerunfailures~=16.7",  # one more try where real daemons missed a time limit on a busy machine

@@ -132,6 +132,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(configs_folder() / "clusters" / "infiniband.yaml", here / "profiles" / "onediff" / f"{name}.yaml")
     (here / "configs").mkdir()
     shutil.copy(configs_folder() / "own_pairs.yaml", here / "configs" / "mine.yaml")
+    shutil.copy(configs_folder() / "own_pairs.yaml", here / "mine.yaml")
     (composed,) = re.findall(
         r"^    (name: composed\n(?:    .*\n)+)", (HOUSE / "docs" / "slurm.md").read_text(), re.MULTILINE
     )

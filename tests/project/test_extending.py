@@ -1,0 +1,72 @@
+"""docs/extending.md as it stands: its files are written, its package is installed, and what it adds is used."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from onediff.cli import main
+from onediff.config.compose import load_run
+from onediff.config.coupling_rules import rule_of, rules
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+BLOCK = re.compile(r"^```(?:python|toml|yaml)\n# (\S+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files of the page, in which its package is importable and its entry points are known."""
+    for name, text in BLOCK.findall(PAGE.read_text()):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    project = (tmp_path / "pyproject.toml").read_text() + "\n"
+    known = re.findall(r'^\[project\.entry-points\."(.+?)"\]\n(.*?)\n\n', project, re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_package-1.0.dist-info").mkdir()
+    (tmp_path / "my_package-1.0.dist-info" / "METADATA").write_text("Name: my-package\nVersion: 1.0\n")
+    points = "\n".join(f"[{group}]\n{lines}" for group, lines in known).replace('"', "")
+    (tmp_path / "my_package-1.0.dist-info" / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+def test_the_reader_converts(here, capsys):
+    (here / "photos").mkdir()
+    for name in ("monday", "tuesday"):
+        for role, seed in (("a", 20), ("b", 30)):
+            Image.effect_noise((40, 30), seed + len(name)).save(here / "photos" / f"{name}_{role}.png")
+        (here / "photos" / f"{name}.txt").write_text(f"the van has left\nno van on {name}\n")
+    assert main(["data", "convert", "street", "--images", "photos", "--out", "data/street", "--processes", "1"]) == 0
+    manifest = json.loads((here / "data" / "street" / "train" / "manifest.json").read_text())
+    assert manifest["samples"] == 2 and manifest["licence"] == "CC BY 4.0"
+
+
+def test_the_rule_orders_captions(here):
+    assert "by_length" in rules()
+    assert list(rule_of("by_length")(["three", "a", "to"])) == [1, 2, 0]
+
+
+def test_the_metric_has_a_column(here, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")  # without Java, whose start takes seconds
+    captions = {"1": "the van has left", "2": "nothing"}
+    for name, key in (("predictions.jsonl", "caption"), ("references.jsonl", "captions")):
+        said = [{"id": i, key: [text] if key == "captions" else text} for i, text in captions.items()]
+        (here / name).write_text("".join(json.dumps(line) + "\n" for line in said))
+    (command,) = re.findall(r"^ {4}onediff (score .*)$", PAGE.read_text(), re.MULTILINE)
+    assert main(command.split()) == 0
+    assert "words per caption" in capsys.readouterr().out
+
+
+def test_the_tower_is_built_and_the_phase_is_the_last(here):
+    from onediff.model.onediff import OneDiffModel
+
+    config = load_run("mine.yaml")
+    assert list(config.phases)[-1] == "polish" and config.phases["polish"].train == ("delta", "projector")
+    model = OneDiffModel(config.model)
+    assert model.vision.model.config.model_type == "dinov2"
