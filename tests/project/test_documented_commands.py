@@ -122,7 +122,7 @@ def parsed(words: list[str]) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the lines name, as far as it is configuration."""
     here = tmp_path_factory.mktemp("here")
-    for name in ("demo", "base", "low", "low-rate", "mine", "own-pairs", "tuned", "onediff-7b"):
+    for name in ("demo", "base", "first", "low", "low-rate", "mine", "own-pairs", "tuned", "onediff-7b"):
         shipped = {"own-pairs": "own_pairs", "tuned": "own_pairs", "onediff-7b": "onediff_7b"}.get(name, "demo")
         (here / "runs" / name).mkdir(parents=True)
         write_run(load_run(f"configs/{shipped}.yaml"), here / "runs" / name / "config.yaml")
