@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.gallery import write_gallery
 from data_prep.outputs import check_output
 from data_prep.shards import data_sets
+from data_prep.spread import cards
 from data_prep.stats import Stats, data_set_stats, show_stats
 from data_prep.workers import add_workers
 from onediff.cli.output import add_json, with_json
@@ -62,7 +62,10 @@ def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         measure_tokens(config, args.tokens, manifests, found)
     print(show_stats(found))
     if args.html:
-        write_gallery(args.html, manifests, found, args.samples)
+        from onediff.evaluation.report import write_gallery
+
+        shown = [card for manifest in manifests for card in cards(manifest, args.samples)]
+        write_gallery(args.html, shown, {}, title=manifests[0].name, block=show_stats(found), kind="split")
         print(f"{args.html}: a page to look at")
     return 0, {split: stats.fields() for split, stats in found.items()}
 

@@ -131,6 +131,14 @@ def score_all(
         scores = existing(scores_of(sums))
         names = [name for metric in (*part, *unavailable) for name in metric.scores]
         lines = [line for metric, one in sums.items() for line in metric.notes(one)]
+        groups = grouped(part, mine, rules)
+        lines += [
+            f"{name} of {group} is left blank: {metric.blank}"
+            for metric in part
+            for name in metric.shown
+            for group, (_, own) in groups.items()
+            if metric.blank and name in scores and name not in own
+        ]
         found.append(
             Scores(
                 protocol=rules.name,
@@ -138,7 +146,7 @@ def score_all(
                 ids=tuple(texts),
                 scores=scores,
                 intervals=intervals(part, bootstrap, seed) if bootstrap else {},
-                groups=grouped(part, mine, rules),
+                groups=groups,
                 missing=missing,
                 notes=(*notes(why_plain, unavailable, missing, len(counted)), *lines),
                 references=digest(counted),

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -289,10 +290,11 @@ def test_a_page_shows_samples_with_their_images(
     words = ["data", "stats", str(folder), "--processes", "1", "--samples", "6", "--html", str(tmp_path / "look.html")]
     assert main(words) == 0
     page = (tmp_path / "look.html").read_text()
-    splits = page.split("<h2>")[1:]
-    assert [(part[:5], part.count("<figure>")) for part in splits] == [("test<", 2), ("train", 6)]
-    assert page.count('src="data:image/jpeg;base64,') >= 2 * 7 and 'src="http' not in page
-    assert "words_per_caption: min 1" in page
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert Counter(card["type"] for card in data["pairs"]) == {"test": 2, "train": 6}
+    assert sum(bool(card.get("fault")) for card in data["pairs"]) == 1
+    assert page.count("data:image/jpeg;base64,") == 2 * 7 and 'src="http' not in page
+    assert "words_per_caption: min 1" in data["block"]
     assert main([*words[:-4], "--samples", "0"]) == 2
     assert "--samples 0: must be at least 1" in capsys.readouterr().err
 

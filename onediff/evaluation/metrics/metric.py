@@ -65,6 +65,8 @@ class Metric(ABC):
     """Those of them that the tables by change type and the cards of the report show."""
     lower_is_better: tuple[str, ...] = ()
     """Those of them that are better when they are lower."""
+    blank: str = ""
+    """Why one of `shown` may not exist for a group of pairs, in words."""
     ptb_only: bool = False
     """Whether it has no meaning for tokens made by the plain rule."""
     by_group: bool = False

@@ -47,23 +47,8 @@ def write_report(
         require_comparable(scores, other)
     rules = protocol_named(scores.protocol)
     order = rankings(scores)
-    pairs = [
-        {
-            "id": pair,
-            "type": (change_types or {}).get(pair, ""),
-            "refs": list(references[pair]),
-            "pred": predictions[pair],
-            "scores": [
-                None if np.isnan(column[i]) else round(float(column[i]), 4) for column in order["columns"].values()
-            ],
-            "rank": [int(ranks[i]) for ranks in order["ranks"].values()],
-        }
-        for i, pair in enumerate(scores.ids)
-    ]
-    left_out = add_images(pairs, images, image_bytes)
-    notes = list(scores.notes)
-    if left_out:
-        notes.append(f"{left_out} pairs are shown without images to bound the size of this page")
+    pairs = scored_cards(scores, order, references, predictions, change_types or {})
+    notes = [*scores.notes, *without_images(add_images(pairs, images, image_bytes))]
     data = {
         "title": title or rules.title,
         "facts": {
@@ -80,6 +65,7 @@ def write_report(
             {"model": one.model, "scores": dict(one.scores), "source": one.source} for one in rules.published
         ],
         "groups": [{"name": name, "pairs": n, "scores": dict(found)} for name, (n, found) in scores.groups.items()],
+        "shown": scores.shown,
         "metrics": list(order["columns"]),
         "orders": list(order["ranks"]),
         "pairs": pairs,
@@ -87,20 +73,60 @@ def write_report(
     write_page(path, data)
 
 
-def write_gallery(path: Path, pairs: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> None:
-    """Writes a page of captions without scores: pairs `{"id", "refs", "pred", "images": PairImages}` as they come.
-
-    Raises UserError where `path` cannot be written.
-    """
-    found = {pair["id"]: pair["images"] for pair in pairs}
-    cards = [
-        {"id": pair["id"], "type": "", "refs": pair["refs"], "pred": pair["pred"], "scores": [], "rank": [place]}
-        for place, pair in enumerate(pairs)
+def scored_cards(
+    scores: Scores,
+    order: Mapping[str, Mapping[str, np.ndarray]],
+    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[str, str],
+    change_types: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """One card for each pair, without images yet; a score that does not exist for a pair is null."""
+    return [
+        {
+            "id": pair,
+            "type": change_types.get(pair, ""),
+            "refs": list(references[pair]),
+            "pred": predictions[pair],
+            "scores": [
+                None if np.isnan(column[i]) else round(float(column[i]), 4) for column in order["columns"].values()
+            ],
+            "rank": [int(ranks[i]) for ranks in order["ranks"].values()],
+        }
+        for i, pair in enumerate(scores.ids)
     ]
-    left_out = add_images(cards, found.get, 48_000_000)
-    notes = [f"{left_out} pairs are shown without images to bound the size of this page"] if left_out else []
-    data: dict[str, Any] = {"title": "Captions", "facts": dict(facts), "notes": notes, "pairs": cards}
-    write_page(path, {**data, "table": [], "published": [], "groups": [], "metrics": [], "orders": ["as given"]})
+
+
+def write_gallery(
+    path: Path,
+    cards: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, str],
+    *,
+    title: str = "Captions",
+    block: str = "",
+    kind: str = "",
+) -> None:
+    """Writes a page without scores, of cards `{"id", "refs", "pred", "images"}` in the order in which they come.
+
+    `pred` is None where nothing was predicted; `images` are encoded. A card may have a `type`, the `roles` of its images
+    where they are not before and after, and a `fault`. `block` is shown as it is above the cards; `kind` names what the
+    types are, where they are not change types. Raises UserError where `path` cannot be written.
+    """
+    found = {str(place): card["images"] for place, card in enumerate(cards)}
+    made: list[dict[str, Any]] = [
+        {"type": "", **card, "id": str(place), "images": None, "scores": [], "rank": [place]}
+        for place, card in enumerate(cards)
+    ]
+    notes = without_images(add_images(made, found.get, 48_000_000))
+    for card, given in zip(made, cards, strict=True):
+        card["id"] = given["id"]
+    data: dict[str, Any] = {"title": title, "facts": dict(facts), "notes": notes, "pairs": made, "block": block}
+    data |= {"table": [], "published": [], "groups": [], "shown": [], "metrics": [], "orders": ["as given"]}
+    write_page(path, data | {"kind": kind})
+
+
+def without_images(left_out: int) -> list[str]:
+    """What the page says about cards whose images found no room."""
+    return [f"{left_out} pairs are shown without images to bound the size of this page"] if left_out else []
 
 
 def write_page(path: Path, data: Mapping[str, Any]) -> None:
