@@ -57,9 +57,9 @@ def images_in(name: str, write: Callable[[Path], object]) -> Callable[[Path], tu
     return made
 
 
-def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form, **options)
+    image.save(out, form, **options)
     return out.getvalue()
 
 
