@@ -189,7 +189,8 @@ class Supervisor:
         last = self.attempts[-1]
         last.action = "restart"
         self.keep()
-        self.fit -= {*last.blamed}
+        # Where ranks lost each other and nothing says whose fault it was, every node is looked at again.
+        self.fit = self.fit - {*last.blamed} if last.blamed or last.cause == "interrupted" else set()
         say(f"restart in this job, on {', '.join(nodes)}: {last.reason}")
         self.alerts.tell("restart", f"restart in the job on {', '.join(nodes)}, from step {last.last_step}")
         name = f"{self.phase}.{last.number}"

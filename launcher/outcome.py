@@ -78,7 +78,8 @@ def judge(
         return without_a_word(notes, tasks)
     if failed:
         # A rank that lost its peer may be the first to end, and is never the cause while another has a reason of its own.
-        return failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status, rows, said)
+        first = failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status, rows, said)
+        return first._replace(blamed=()) if all(map(lost_peer, failed)) else first
     if len(notes) < tasks:
         return without_a_word(notes, tasks)
     if any(note["code"] == STOPPED for note in notes):
