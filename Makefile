@@ -8,7 +8,7 @@ BIN     = $(VENV)/bin
 # What a change is tried with every few minutes: what starts no process with torch, no daemon and no browser.
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks
 
-.PHONY: demo demo-long ablation-small test test-fast test-long test-real lint docs install debian mlflow bench-gpu clean
+.PHONY: demo demo-long ablation-small test test-fast test-long test-real lint docs install debian mlflow bench-gpu fault-campaign clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -36,6 +36,10 @@ test-long: install debian
 # SmolLM2-135M and DINOv2-S, out of wheels of 180 MB that are kept in ~/.cache/onediff-tests.
 test-real: install
 	$(BIN)/python -m pytest -m real -s
+
+# Random faults on real Slurm daemons, as root; takes up where it ended. ARGS="--faults 100 --seconds 3600" are the defaults.
+fault-campaign: install debian
+	$(BIN)/python tests/launcher/fault_campaign.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
