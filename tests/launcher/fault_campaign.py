@@ -189,7 +189,7 @@ FAULTS: dict[str, Callable[[Case], Callable[[], str]]] = {
 }
 
 
-def mended(cluster: slurm_cluster.SlurmCluster) -> None:
+def restored(cluster: slurm_cluster.SlurmCluster) -> None:
     """Makes every node fit again, and leaves no job behind."""
     cluster.sh("scancel", "--user=root", check=False)
     for name in cluster.names:
@@ -207,10 +207,11 @@ def table(rows: list[dict[str, Any]], wanted: int) -> str:
     lines = [
         "# Fault campaign",
         "",
-        f"`make fault-campaign`: {len(rows)} of {wanted} random faults so far, each in a run of {STEPS} steps with a",
-        f"checkpoint every {EVERY}, four ranks on two of three nodes of real Slurm daemons, one node spare. Right is a run that",
-        "ends with the undisturbed curve, loses a checkpoint interval a restart at most, and whose `explain` names the fault.",
-        "Times are seconds from the failure to the first new step, on a busy machine of two cores.",
+        f"`make fault-campaign`: {len(rows)} of {wanted} random faults so far, each in a run of {STEPS} steps with",
+        f"a checkpoint every {EVERY}, four ranks on two of three nodes of real Slurm daemons, one node spare. Right is",
+        "a run that ends with the undisturbed curve, loses a checkpoint interval a restart at most, and whose",
+        "`explain` names the fault. Times are seconds from the failure to the first new step, on a busy machine of",
+        "two cores.",
         "",
         "| fault | runs | right | left the job | steps done twice, at most | recovery, median | longest |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -256,7 +257,7 @@ def main() -> int:
                 with RECORD.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
                 print(json.dumps(rows[-1]), flush=True)
-                mended(cluster)
+                restored(cluster)
         finally:
             cluster.down()
     TABLE.write_text(table(rows, args.faults))
