@@ -53,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "checkpoint convert": Command(
         "runs", "onediff.cli.checkpoint_convert", "write a checkpoint's weights as safetensors"
     ),
+    "mlflow": Command("runs", "onediff.cli.mlflow", "open MLflow on a folder of runs, moved ones too"),
     "track sync": Command("runs", "onediff.cli.track", "send to MLflow what a run could not send while it went on"),
     "data convert": Command(
         "data", "data_prep.cli.convert", "turn a data set, or your own table of pairs, into shards"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from onediff.tracking.place import here, remembered, without_secrets
 from onediff.tracking.state import State
 
 LOG = logging.getLogger(__name__)
+ADOPTED = "mlflow_run_id"
 
 
 def identity_file(run: Path) -> Path:
@@ -40,11 +42,26 @@ def remember(
     new run comes from.
     """
     identity_file(run).parent.mkdir(parents=True, exist_ok=True)
-    known = own(run, known_of(run)) or {"id": uuid.uuid4().hex, "created": int(time.time())}
+    known = own(run, known_of(run)) or new_identity()
     place = {"folder": str(run), "inode": run.stat().st_ino}
     address = {"uri": without_secrets(uri)} if uri else {}
     origin = {"lineage": dict(lineage)} if lineage else {}
-    _write(run, {**known, **place, **address, **origin, "config": config.model_dump(mode="json")})
+    told = config.model_dump(mode="json") | {"experiment": experiment_name(config, known)}
+    _write(run, {**known, **place, **address, **origin, "config": told})
+
+
+def new_identity() -> dict[str, Any]:
+    """Of a run that has none; with MLFLOW_RUN_ID it becomes that MLflow run, which whoever started this job has made."""
+    adopted = os.environ.get("MLFLOW_RUN_ID")
+    return {"id": uuid.uuid4().hex, "created": int(time.time())} | ({ADOPTED: adopted} if adopted else {})
+
+
+def experiment_name(config: TrackingConfig, known: Mapping[str, Any]) -> str:
+    """The experiment of a run: the configuration's, else the one it is in, else MLFLOW_EXPERIMENT_NAME's."""
+    usual = str(TrackingConfig.model_fields["experiment"].default)
+    if config.experiment != usual:
+        return config.experiment
+    return known.get("config", {}).get("experiment") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or usual
 
 
 def settle(run: Path) -> None:
@@ -61,6 +78,7 @@ def own(run: Path, known: dict[str, Any]) -> dict[str, Any]:
     LOG.warning("tracking: %s is a copy of the run %s and becomes a run of its own in MLflow", run, known["folder"])
     lineage = {"onediff.copied_from": known["folder"], **traces(run)}
     (run / "tracking" / "sent.json").unlink(missing_ok=True)
+    known = {key: value for key, value in known.items() if key != ADOPTED}
     return {**known, "id": uuid.uuid4().hex, "lineage": lineage, "copied": int(time.time() * 1000)}
 
 

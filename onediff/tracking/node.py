@@ -6,6 +6,7 @@ MLflow, and none is missing. The step of a system metric is the second since the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -93,7 +94,12 @@ class Meters:
         now, before = self._counters(), self.before
         self.before = now
         span = max(now["time"] - before["time"], 1e-3)
-        rates = {f"{k}_megabytes_per_second": (now[k] - before[k]) / MEGA / span for k in now if k != "time"}
+        # A counter that fell was reset, by a device that went or a driver that restarted: what it says is no rate.
+        rates = {
+            f"{name}_megabytes_per_second": (now[name] - before[name]) / MEGA / span
+            for name in now.keys() & before.keys() - {"time"}
+            if now[name] >= before[name]
+        }
         return {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / MEGA,
@@ -134,15 +140,24 @@ class Gpus:
         self.names = [name.decode() if isinstance(name, bytes) else name for name in names]
 
     def read(self) -> dict[str, float]:
-        """Use, memory, power and temperature of each GPU."""
+        """Use, memory, power and temperature of each GPU, without the meters that a GPU does not have."""
         found: dict[str, float] = {}
         for index, handle in enumerate(self.handles):
-            memory = self.nvml.nvmlDeviceGetMemoryInfo(handle)
-            found |= {
-                f"gpu_{index}_utilization_percentage": self.nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-                f"gpu_{index}_memory_usage_megabytes": memory.used / MEGA,
-                f"gpu_{index}_memory_usage_percentage": 100 * memory.used / memory.total,
-                f"gpu_{index}_power_usage_watts": self.nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-                f"gpu_{index}_temperature_celsius": self.nvml.nvmlDeviceGetTemperature(handle, 0),
-            }
+            for meter in (self._use, self._memory, self._power, self._temperature):
+                with contextlib.suppress(self.nvml.NVMLError):  # a MIG slice, say, has no power of its own
+                    found |= {f"gpu_{index}_{name}": value for name, value in meter(handle).items()}
         return found
+
+    def _use(self, handle: Any) -> dict[str, float]:
+        return {"utilization_percentage": self.nvml.nvmlDeviceGetUtilizationRates(handle).gpu}
+
+    def _memory(self, handle: Any) -> dict[str, float]:
+        memory = self.nvml.nvmlDeviceGetMemoryInfo(handle)
+        share = 100 * memory.used / memory.total
+        return {"memory_usage_megabytes": memory.used / MEGA, "memory_usage_percentage": share}
+
+    def _power(self, handle: Any) -> dict[str, float]:
+        return {"power_usage_watts": self.nvml.nvmlDeviceGetPowerUsage(handle) / 1000}
+
+    def _temperature(self, handle: Any) -> dict[str, float]:
+        return {"temperature_celsius": self.nvml.nvmlDeviceGetTemperature(handle, 0)}

@@ -64,7 +64,9 @@ def how_to_look(uri: str) -> str:
     """What opens MLflow on a store: a line to type, in this environment or outside it, or the server's own address."""
     if not uri.startswith(SQLITE):
         return uri
-    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
+    if database(uri).name != "mlflow.db":
+        return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
+    return f"{program('onediff')} mlflow {shlex.quote(str(database(uri).parent))}"
 
 
 def program(name: str) -> str:

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from onediff.config.tracking import TrackingConfig
 from onediff.tracking.carrier import Carrier, gone, parcel_of
 from onediff.tracking.comparison import Results, decisive
+from onediff.tracking.identity import ADOPTED
 from onediff.tracking.journal import Record, openings, read
 from onediff.tracking.names import PARAM_TEXT, TAG_TEXT, valid_name, valid_text
 from onediff.tracking.place import tracking_uri
@@ -53,6 +54,8 @@ class Shipper:
         self.identity: str = known["id"]
         self.lineage: dict[str, str] = known.get("lineage", {})
         self.copied: int = known.get("copied", 0)
+        self.adopted: str = known.get(ADOPTED, "")
+        """An MLflow run that was there before and becomes the run's own, by its id."""
         self.config = TrackingConfig(**known["config"])
         self.uri = uri or tracking_uri(run, self.config)
         self.state = State.load(run)
@@ -72,7 +75,10 @@ class Shipper:
         """Reaches the store and finds or makes the experiment. Raises whatever MLflow raises when it cannot."""
         with ready_store(self.uri):
             self.client = MlflowClient(self.uri, self.uri)
-            self.experiment = experiment_of(self.client, self.uri, self.config.experiment)
+            if self.adopted and not gone(self.client, self.adopted):
+                self.experiment = self.client.get_run(self.adopted).info.experiment_id
+            else:
+                self.experiment = experiment_of(self.client, self.uri, self.config.experiment)
         self.carrier = Carrier(self.client, self.experiment, self.state, self.say)
 
     def ship(self) -> None:
@@ -249,6 +255,10 @@ class Shipper:
             tags |= self.lineage
         if name != "run":
             tags[PARENT] = self._run_id("run", [])
+        elif self.adopted and not gone(self.client, self.adopted):
+            for key, text in tags.items():
+                self.client.set_tag(self.adopted, key, text)
+            return self.adopted
         elif self.config.sweep:
             tags[PARENT] = self._sweep_id(self.config.sweep)
         made = str(self.client.create_run(self.experiment, began, tags, title).info.run_id)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from onediff.tracking.moved import readdress
 from onediff.tracking.place import SQLITE, artifact_folder, database
 
 
@@ -55,4 +56,5 @@ def ready_store(uri: str) -> Iterator[None]:
             aside.unlink(missing_ok=True)
             MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
             os.replace(aside, path)
+        readdress(path)
         yield

@@ -41,6 +41,7 @@ REFUSED = {
     "export": "no checkpoint",
     "branch": "no checkpoint",
     "track sync": "no record of a run",
+    "mlflow": "holds no mlflow.db",
     "checkpoint list": "no such|no checkpoint",
     "data check": "no such",
     "data stats": "no such",

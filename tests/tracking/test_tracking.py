@@ -188,7 +188,7 @@ def test_place(tmp_path, monkeypatch):
     uri = tracking_uri(tmp_path / "runs" / "demo", OFFLINE)
     assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
     program, *words = shlex.split(how_to_look(uri))
-    assert shutil.which(program) and words == ["ui", "--backend-store-uri", uri], "it can be typed as it is printed"
+    assert shutil.which(program) and words == ["mlflow", str(tmp_path / "runs")], "it can be typed as it is printed"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     assert tracking_uri(tmp_path, OFFLINE) == "http://host"
     assert tracking_uri(tmp_path, TrackingConfig(uri="http://other")) == "http://other"

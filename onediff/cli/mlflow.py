@@ -1,0 +1,54 @@
+"""Open MLflow on a folder of runs, wherever the folder is now.
+
+  onediff mlflow runs
+  onediff mlflow runs --port 5001
+
+The store is `mlflow.db` in the folder, the artifacts are in `mlflow-artifacts` beside it. A folder that was moved or copied
+shows its images, tables and models again: their addresses in the store are made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from onediff.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=5000, metavar="N", help="port (default: 5000)")
+    parser.add_argument(
+        "--moved", action="store_true", help="make addresses anew though a run in it says that it goes on"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    words = server(args.runs.resolve(), args.host, args.port, args.moved)
+    print(
+        f"open http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning (Ctrl-C ends it)", flush=True
+    )
+    # In place of this process: Ctrl-C and signals are the server's.
+    os.execv(words[0], words)
+
+
+def server(runs: Path, host: str, port: int, moved: bool) -> list[str]:
+    """The command line that serves the store in `runs`, whose addresses are put right first. Raises UserError."""
+    from onediff.tracking.moved import ARTIFACTS, former_places, is_running, readdress
+
+    database = runs / "mlflow.db"
+    if not database.is_file():
+        raise UserError(f"{runs}: holds no mlflow.db; name the folder of runs that were tracked without a server")
+    if former := former_places(database):
+        if is_running(database) and not moved:
+            raise UserError(
+                f"{runs}: the artifacts are addressed below {former[0].parent}, which is not here, and a run in the store "
+                "goes on; wait for its end, or say --moved if it does not"
+            )
+        print(f"{runs}: {readdress(database)} addresses led from {former[0].parent} to here", file=sys.stderr)
+    words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    words += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", (runs / ARTIFACTS).as_uri()]
+    return words
