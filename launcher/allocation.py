@@ -87,7 +87,8 @@ class Allocation:
             return []
         left = expand_nodes(fields["NodeList"])
         lost = lost_nodes(left)
-        return [node for node in self.nodes if node in left and node not in lost]
+        self.nodes = [node for node in self.nodes if node in left and node not in lost]
+        return self.nodes
 
     def ended_by_slurm(self, outcome: Outcome) -> Outcome:
         """What an outcome means where Slurm told this process to end, too."""

@@ -32,7 +32,7 @@ from launcher.checks import preflight
 from launcher.goodput import earlier
 from launcher.outcome import Outcome, read_notes
 from launcher.record import Attempt, Record, glimpse, write_json
-from launcher.rules import Decision, Rule, decide, nodes_here, usable_nodes, without_progress
+from launcher.rules import ASIDE, Decision, Rule, decide, nodes_here, usable_nodes, without_progress
 from launcher.say import say
 from launcher.task import node_name
 from launcher.watch import Watch
@@ -40,6 +40,10 @@ from onediff.errors import UserError
 
 RETRY_SECONDS, STORAGE_SECONDS = 5.0, 600.0
 """Pause between two tries to write into the run's folder, and how long it may be out of reach before a job gives up."""
+
+
+PAUSES = (0.0, 10.0, 60.0, 300.0)
+"""Seconds before a restart in the job, by how many attempts in a row made no progress: storage may be away for minutes."""
 
 
 class Supervisor:
@@ -194,6 +198,8 @@ class Supervisor:
         say(f"restart in this job, on {', '.join(nodes)}: {last.reason}")
         self.alerts.tell("restart", f"restart in the job on {', '.join(nodes)}, from step {last.last_step}")
         name = f"{self.phase}.{last.number}"
+        idle = 0 if last.cause in ASIDE else without_progress(self.attempts)
+        self.allocation.ending.wait(PAUSES[min(idle, len(PAUSES) - 1)])
         told = {note["node"] for note in read_notes(self.record.exits(self.phase, last.number))}
         ended = self.allocation.srun.heard() if self.allocation.srun else set()
         missing = {*last.nodes} - told - ended
