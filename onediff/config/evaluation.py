@@ -29,42 +29,43 @@ class EvaluationConfig(Section):
     split: str = "test"
     """The split of the data set that is captioned."""
     limit: int | None = Field(None, gt=0)
-    """Only the first so many pairs, for a quick look; the scores then say so."""
+    """Caption only the first N pairs, for a quick look; the scores say so."""
     instruction: str | None = None
-    """Asked of every pair instead of its own instruction, or of the one that its data set was trained with; `protocol` asks
-    what the protocol says."""
+    """Ask this of every pair, instead of its own instruction or the one its data set was trained with; `protocol` asks
+    what the protocol prescribes."""
     batch_size: int = Field(16, gt=0)
-    """Pairs captioned at once by one rank. Captions in half precision can depend on it."""
+    """Pairs in one batch on each rank. In half precision, captions can depend on it."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of weights and arithmetic; `auto` is bf16 on a GPU that has it, else fp32."""
+    """Precision of weights and arithmetic; `auto` is bf16 on a GPU that supports it, else fp32."""
     tensor: int = Field(1, ge=1)
-    """Ranks over which one copy of the language model is cut; the other factor of the ranks shares the pairs."""
+    """Ranks that share one copy of the language model (tensor parallelism); the remaining factor of the ranks shares the
+    pairs."""
     heatmaps: bool = True
-    """Keep with each caption where the delta module looked, for the report; costs the tower once more."""
+    """Record where the delta module looked, for the report; costs a second pass through the tower."""
     max_new_tokens: int = Field(64, gt=0)
-    """A caption ends after so many tokens at the latest."""
+    """Longest caption, in tokens."""
     num_beams: int = Field(1, gt=0)
     """1 is greedy search (or sampling), more is beam search of that width."""
     length_penalty: float = 1.0
     """Exponent of the length by which beam search divides a sequence's log-probability; above 1 prefers longer."""
     do_sample: bool = False
-    """Draw tokens instead of taking the likeliest; the draw follows `seed`."""
+    """Sample tokens, following `seed`, instead of taking the likeliest."""
     temperature: float = Field(1.0, gt=0)
-    """Of the drawing: below 1 sharpens, above 1 flattens the distribution."""
+    """Sampling temperature: below 1 sharpens the distribution, above 1 flattens it."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the likeliest tokens that together have this probability."""
+    """Sample from the likeliest tokens that together have this probability."""
     top_k: int = Field(0, ge=0)
-    """Draw from so many of the likeliest tokens; 0 is all."""
+    """Sample from the K likeliest tokens; 0 is all of them."""
     cuda_graphs: bool = False
-    """Record a step of greedy search once for each batch and let the GPU repeat it, for the same captions. Where that
-    cannot be (no GPU, a model cut over several, beams, sampling), a line says why."""
+    """Record a step of greedy search once per batch and let the GPU replay it; captions stay the same. Where this is not
+    possible (no GPU, tensor parallelism, beams, sampling), a line says why."""
     seed: int = Field(0, ge=0)
-    """Of the drawing and of the bootstrap."""
+    """Seed of sampling and of the bootstrap."""
     metrics: list[str] = []
-    """Computed besides the usual ones: `bertscore:MODEL`, `clipscore:MODEL` by a model's folder or name, `spice`, or one of
-    another package."""
+    """Metrics to compute besides the usual ones: `bertscore:MODEL` or `clipscore:MODEL` with a model's folder or name,
+    `spice`, or one from another package."""
     bootstrap: int = Field(1000, ge=0)
-    """Resamples behind each 95 % interval; 0 leaves intervals out."""
+    """Resamples behind each 95 % interval; 0 omits intervals."""
 
     @field_validator("protocol")
     @classmethod

@@ -1,8 +1,8 @@
-"""Captions for a held-out split: every pair answered exactly once, whatever the number of ranks and wherever one dies.
+"""Captions for a held-out split: every pair is answered exactly once, for any number of ranks and across restarts.
 
-The pairs are cut into batches once, the same at every number of ranks, and whole batches are shared out: so a pair always
-meets the same neighbours and gets, to the last bit, the same arithmetic. A rerun, with any number of ranks, reads the
-answers of all earlier ranks first and goes through the batches in which a pair is still open.
+The pairs are cut into batches independently of the number of ranks, and ranks take whole batches. A pair therefore always
+has the same neighbours and gets the same arithmetic, to the last bit. A rerun, with any number of ranks, reads the answers
+of all earlier ranks first and computes the batches in which a pair is still open.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Job:
     instruction: str | None = None
     """Asked of every pair instead of its own."""
     usual: str | None = None
-    """Asked of pairs that have none of their own."""
+    """Asked of pairs that have no instruction of their own."""
     seed: int = 0
-    """Of sampling: each batch has its own draw, whoever computes it."""
+    """Seed of sampling: each batch has its own stream, whichever rank computes it."""
     in_step: bool = False
-    """All data-parallel ranks must compute equally many batches, as under ZeRO-3."""
+    """Whether all data-parallel ranks must compute the same number of batches, as under ZeRO-3."""
     see: See = both
     """Chooses what the model is shown of a pair."""
     label: str = "captions"
@@ -64,7 +64,7 @@ class Job:
 
 
 def batches(heldout: HeldOut, size: int) -> list[list[str]]:
-    """The pairs in batches of `size`, prompts of like length together so that little is padded."""
+    """The pairs in batches of `size`, with prompts of similar length together to reduce padding."""
     pairs = sorted(heldout.references, key=lambda pair: len(heldout.instructions.get(pair, "")))
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 

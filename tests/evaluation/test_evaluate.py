@@ -72,6 +72,8 @@ def test_the_loop_evaluated_the_same_weights_and_told_the_tracking(run, scores):
     (told,) = [record for record in journal if "evaluation/CIDEr" in record.get("metrics", {})]
     assert told["step"] == 2
     assert told["metrics"]["evaluation/CIDEr"] == pytest.approx(scores["scores"]["CIDEr"])
+    assert told["metrics"]["evaluation/captions right"] == scores["scores"]["captions right"]
+    assert next(iter(scores["scores"])) == "captions right", "what was said comes first"
     best = read_manifest(found(Address.of(f"{run}@two:best")).checkpoint).extra["measures"]["best"]
     assert (best["step"], best["value"], best["lower"]) == (2, told["metrics"]["evaluation/CIDEr"], False)
 

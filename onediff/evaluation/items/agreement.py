@@ -1,12 +1,12 @@
-"""What a caption says beside what truly changed: which items are right, and each attribute on its own.
+"""Compares what a caption says with what truly changed: which items are right, and each attribute on its own.
 
-An item is **right** when its type is, when all that it says of its objects is true and enough to tell each from every
-other object of its image by its look (colour and shape, or the name, are never too much), when it says where an object
-has been added or moved to, and when what something became is right. A place that need not be said must be true if it is.
+An item is **right** if its type is right; if everything it says about its objects is true, includes colour and shape (or
+the name), and tells each object from all others in its image by its look; if it says where an object was added or moved to;
+and if it says correctly what something became. Other places may be left out, but must be true when they are given.
 
-An **attribute** is counted for every object of every true item that it is needed for, and wherever the caption gives it.
-Left out, or in an item that the caption misses, it counts as wrong. To see which said item is about which true one, the
-two lists are aligned *without* the attribute that is being counted, so that no attribute profits from its own agreement.
+An **attribute** is counted for every object of a true item that needs it, and wherever the caption gives it. It is wrong
+if it is left out, or if the caption misses the item. To decide which said item is about which true one, the two lists are
+aligned *without* the attribute being counted, so that no attribute benefits from its own agreement.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     place     = ("at" | "in" | "on") "the" one of PLACES
 
 The words of an object are split into size, colour, material and shape where they are nothing else ("large red cube");
-any other words are its name ("bunch of bananas"). A caption is cut only where every part is a clause, so a name may hold
-an "and". What no pattern fits is kept as unread: it counts against a caption and is never guessed at.
+any other words are its name ("bunch of bananas"). A caption is split only where every part is a clause, so a name may
+contain "and". Text that no pattern matches is reported as unread and counts against the caption; it is never guessed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES = {"larger": "large", "grown": "large", "bigger": "large", "smaller": "sma
 LIGHTS = {"brighter": "brighter", "brightened": "brighter", "darker": "darker", "darkened": "darker"}
 
 _SLOTS = {
-    # The shortest words that fit, so that a place that follows is not taken for a part of the name.
+    # Nouns match lazily, so that a place that follows is not read as part of the name.
     "{old}": r"the (?P<old>{noun})",
     "{other}": r"the (?P<other>{noun})",
     "{new}": r"an? (?P<new>{noun})",
@@ -48,7 +48,7 @@ _SLOTS = {
     "{part}": r"(?P<part>{place})",
     "{image}": r"the (?:whole |second )?(?:image|picture)",
 }
-# A name is any words but those that a clause goes on with.
+# A name may be any words except those that continue a clause.
 _WORD = r"(?!(?:is|are|has|have|was|were|been|now|no|instead)\b)[^\s,]+"
 _NOUN = f"{_WORD}(?: {_WORD})*?"
 
@@ -76,7 +76,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("resize", "{old}{at} (?:has become|is now|got) {size}|{old}{at} is {size} than before|{old}{at} has {grown}"),
     ("recolour", "{old}{at} (?:has turned|has become|is now|changed its colour to|was painted) {colour}"),
 )
-"""Change type and its sentences. The first that fits the whole clause is taken, so what is special comes first."""
+"""Change type and its sentences. The first that matches the whole clause wins, so specific patterns come first."""
 
 
 class Item(NamedTuple):
@@ -92,7 +92,7 @@ class Item(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a caption says: its changes, and the text that no pattern fits. Neither means "no change"."""
+    """What a caption says: its changes, and the text that no pattern matches. With neither, it says "no change"."""
 
     items: tuple[Item, ...] = ()
     unread: str = ""

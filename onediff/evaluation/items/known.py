@@ -1,12 +1,12 @@
-"""What truly changed in a pair, out of the `meta` that `onediff data render` and `onediff data compose` store.
+"""What truly changed in a pair, from the `meta` that `onediff data render` and `onediff data compose` store.
 
     {"changes": [{"type": "replace", "before": [2], "after": [3]}],
      "before": [{"number": 2, "size": "large", "colour": "yellow", "material": "matte", "shape": "cone", "place": "top"}],
      "after": [{"number": 3, "size": "small", "colour": "orange", "material": "matte", "shape": "cube", "place": "top"}]}
 
-`before` and `after` are all objects of the two images; those of composed pairs have a `name` in place of attributes. A
-change of the whole image names no object and says what became of it (`brighter`, `part`). Any data set whose samples carry
-this gets item scores; boxes and masks are not needed.
+`before` and `after` list all objects of the two images; those of composed pairs have a `name` instead of attributes. A
+change of the whole image names no object and says what it became (`brighter`, `part`). Any data set whose samples carry
+these fields gets item scores; boxes and masks are not needed.
 """
 
 from __future__ import annotations

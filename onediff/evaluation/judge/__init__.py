@@ -1,6 +1,5 @@
-"""A language model compares captions with references, for captions that no grammar reads.
+"""A language model compares captions with references, for captions that no grammar can read.
 
-`marks.py` asks for two marks a pair; `claims.py` takes captions apart into atomic claims and holds each against the list of
-true changes. Both are views of their own: they depend on the judging model and its prompts, so they never stand in the table
-of the metrics.
+`marks.py` asks for two marks per pair; `claims.py` splits captions into atomic claims and matches each with the list of
+true changes. Both depend on the judging model and its prompts, so they never appear in the table of metrics.
 """

@@ -1,8 +1,8 @@
-"""Captions taken apart into atomic claims, each held against a list of the true changes.
+"""Captions split into atomic claims, each matched with a list of the true changes.
 
-The list comes from the change list of a sample where it is known, else a language model makes it once from the references
-(`changes.txt`), whatever captions are judged. Then it is asked of each caption which claims it makes and which true change
-each of them tells (`claims.txt`). Pairs without a change are the control: every claim about them is invented.
+The list is the sample's change list where that is known; otherwise a language model writes it once from the references
+(`changes.txt`), independently of the captions. For each caption the model then lists the claims it makes and the true change
+that each of them tells (`claims.txt`). Pairs without a change are the control: every claim about them is invented.
 
 The method is that of DiffCap-Bench, ViDiC and ClaimDiff: recall of true changes, and claims that nothing supports.
 """
