@@ -95,10 +95,12 @@ class Allocation:
         if outcome.cause == "crash" and "node failure" in outcome.reason:
             return outcome
         fields = self.shown()
-        if requeued(fields):
+        at_its_limit = fields.get("Reason") == "TimeLimit"  # without a warning that the ranks could hear
+        if requeued(fields) or at_its_limit:
             if outcome.cause == "stopped":
                 return outcome
-            why = "preempted, or queued again with scontrol, before a checkpoint was written"
+            how = "at its time limit" if at_its_limit else "preempted, or queued again with scontrol,"
+            why = f"{how} before a checkpoint was written"
             return Outcome("interrupted", f"{why}; {outcome.reason}", outcome.exit_code)
         if fields.get("JobState") in ("COMPLETING", "CANCELLED"):
             return Outcome("cancelled", f"ended by Slurm or by scancel; {outcome.reason}", outcome.exit_code)

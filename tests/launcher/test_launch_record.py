@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import job
-from launcher.outcome import judge, read_notes
+from launcher.outcome import Outcome, judge, read_notes
 from launcher.preflight import read_findings
 from launcher.record import Attempt, Record, last_lines, write_json
 from launcher.rules import Decision
@@ -121,6 +121,20 @@ def test_a_preemption_that_leaves_no_time_for_a_word(tmp_path, monkeypatch, stat
     (attempt,) = record.attempts("one")
     assert decision is not None and (decision.action, attempt.cause, attempt.last_step) == ("requeue", cause, 13)
     assert attempt.reason is not None and attempt.reason.startswith(words)
+
+
+def test_a_time_limit_that_came_without_a_warning_is_no_cancellation(tmp_path, monkeypatch):
+    """Slurm sends its warning to the steps that there are, and one that has not begun yet never hears of it."""
+    record_of_one(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a")
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)
+    allocation = job.Supervisor(tmp_path, "one").allocation
+    stopped, crashed = Outcome("stopped", "stopped on request with a checkpoint (SIGTERM)", 75), Outcome("crash", "x")
+    for reason, causes in (("TimeLimit", ["stopped", "interrupted"]), ("None", ["cancelled", "cancelled"])):
+        fields = {"JobState": "COMPLETING", "Reason": reason, "Restarts": "0"}
+        monkeypatch.setattr(allocation, "shown", lambda fields=fields: fields)
+        assert [allocation.ended_by_slurm(one).cause for one in (stopped, crashed)] == causes
 
 
 def test_a_folder_out_of_reach_is_waited_for(tmp_path, monkeypatch, capsys):
