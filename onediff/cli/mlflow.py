@@ -4,7 +4,7 @@
   onediff mlflow runs --port 5001
 
 The store is `mlflow.db` in the folder, the artifacts are in `mlflow-artifacts` beside it. A folder that was moved or copied
-shows its images, tables and models again: their addresses in the store are made anew.
+shows its images, tables and models again: their addresses in the store are rebuilt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run does about steps whose numbers are not to be trusted."""
+"""What a run does about steps whose numbers cannot be trusted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from onediff.config.section import Section
 
 
 class SpikesConfig(Section):
-    """When a run goes back to a checkpoint by itself, and passes over the samples that it has read since.
+    """When a run goes back to a checkpoint automatically and skips the samples that it has read since.
 
-    A step is bad when its loss is above `loss` times the median loss of the last `median_of` good steps, when its gradient
-    norm is above `grad_norm` times their median norm, or when one of both is not finite. With `in_a_row` bad steps in a row
-    the run goes back to the newest checkpoint from before the first of them, or to the one before that when it has written
-    none since it went back last. Weights, moments, learning rate and step count are those of the checkpoint; the data goes
-    on behind what has been read.
+    A step is bad when its loss is above `loss` times the median loss of the last `median_of` good steps, when its
+    gradient norm is above `grad_norm` times their median norm, or when one of both is not finite. With `in_a_row` bad
+    steps in a row the run goes back to the newest checkpoint from before the first of them, or to the one before that
+    when it has written none since it went back last. Weights, moments, learning rate and step count are those of the
+    checkpoint; the data goes on behind what has been read.
     """
 
     loss: float | None = Field(3.0, gt=1)
@@ -30,10 +30,10 @@ class SpikesConfig(Section):
 
 
 class BadStepsConfig(Section):
-    """What a run does about steps whose numbers are not to be trusted.
+    """What a run does about steps whose numbers cannot be trusted.
 
-    A step whose gradients are not finite changes neither weights nor moments, at every ZeRO stage; the learning rate stays a
-    function of the step. Such steps are counted as `skipped_steps`.
+    A step whose gradients are not finite changes neither weights nor moments, at every ZeRO stage; the learning rate
+    stays a function of the step. Such steps are counted as `skipped_steps`.
     """
 
     skipped_in_a_row: int = Field(3, ge=0)
@@ -43,6 +43,6 @@ class BadStepsConfig(Section):
     window: int = Field(500, gt=0)
     """Steps that `skipped_in_window` counts in."""
     spikes: SpikesConfig | None = None
-    """Going back to a checkpoint by itself; by default never. What is a spike depends on the model and on the size of the
-    batch, and going back gives up the steps and samples since a checkpoint: a run is to do so where somebody asked for it.
-    `{}` takes the defaults of the section."""
+    """When to go back to a checkpoint automatically; by default never. What counts as a spike depends on the model
+    and the batch size, and going back gives up the steps and samples since a checkpoint, so it has to be asked
+    for. `{}` takes the defaults of the section."""

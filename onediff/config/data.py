@@ -37,13 +37,13 @@ class DataSet(Section):
 
 
 class CacheConfig(Section):
-    """Local copies of shards that lie elsewhere."""
+    """Local copies of shards at URLs."""
 
     folder: str | None = None
-    """On a disk of the node; all processes of the node share it. By default `onediff-shards-<user id>` in the system's
-    folder for temporary files."""
+    """A folder on a disk of the node, shared by all its processes. By default `onediff-shards-<user id>` in the
+    system's folder for temporary files."""
     gigabytes: float = Field(50.0, gt=0)
-    """Size of all copies together; what was used longest ago makes room."""
+    """Size of all copies together; the least recently used are removed first."""
 
 
 class PromptConfig(Section):
@@ -54,8 +54,8 @@ class PromptConfig(Section):
     `chat` is the one that the language model's tokenizer brings. Special tokens in it become what they are; the same
     characters in a caption or an instruction stay text."""
     system: str | None = None
-    """What is told before the first turn, instead of the template's own. In `vicuna` and `llava` the text as it stands
-    there, its space at the end included."""
+    """The system message, instead of the template's own. In `vicuna` and `llava` the text as it stands there, its
+    space at the end included."""
     user: str | None = None
     """Before a user's turn, instead of the template's own."""
     assistant: str | None = None
@@ -74,7 +74,7 @@ class PromptConfig(Section):
     couple_answer: str = "First image: {first} Second image: {second}"
     """The answer learned for two coupled images."""
     in_pieces: bool = False
-    """Each part of the template is tokenised by itself. So it was once; runs and saved models of that time keep to it."""
+    """Tokenise each part of the template on its own, as early runs and saved models did; they keep doing so."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,32 +132,32 @@ class DataConfig(Section):
     """The data stream."""
 
     sets: dict[str, DataSet] = Field(min_length=1)
-    """Data sets by the name that phases and evaluation use."""
+    """Data sets, by the names that phases and evaluation use for them."""
     cache: CacheConfig = CacheConfig()
-    """Where shards are kept that a data set has at a URL."""
+    """Where shards of data sets at URLs are cached."""
     prompt: PromptConfig = PromptConfig()
     """Prompt template and instructions; a word is the name of a template."""
     max_tokens: int = Field(2048, gt=0)
     """Longest sequence, image and delta places included."""
     too_long: Literal["cut", "skip"] = "cut"
-    """A longer sample loses the end of its answer, or is passed over; both are counted."""
+    """What happens to a longer sample: `cut` drops the end of its answer, `skip` drops the sample. Both are counted."""
     seed: int = 0
     """Order of samples, choice among captions."""
     other_order: bool = False
-    """Lets a run resume though the global batch, the data sets, their weights or the seed changed, and with them the order
-    of samples: some of the current epoch then come twice or not at all."""
+    """Lets a run resume although a change of the global batch, the data sets, their weights or the seed changed the
+    order of samples. Some samples of the current epoch are then read twice or not at all."""
     block: int = Field(1024, gt=0)
     """Samples of a lane that are shuffled together."""
     workers: int = Field(2, ge=0)
-    """Decoding processes a rank; 0 decodes in the training process. Changes nothing in the order."""
+    """Decoding processes per rank; 0 decodes in the training process. The order of samples does not depend on it."""
     prefetch: int = Field(2, gt=0)
-    """Micro-batches made ahead of the one in use, and at least so many rows a worker."""
+    """Micro-batches prepared ahead of the one in use, and at least this many rows per worker."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
     """An image whose header promises more is skipped unread; Pillow refuses any above 178 million."""
     pixels: Literal["fast", "exact"] = "exact"
-    """`exact`: the very pixels of the Hugging Face processors, by Pillow. `fast`: the same filter in vector code, 2 to 3
-    times as fast, 0.01 of 255 off on average and 2 at most."""
+    """`exact`: the pixels of the Hugging Face processors, bit for bit, by Pillow. `fast`: the same filter in vector
+    code, 2 to 3 times as fast, 0.01 of 255 off on average and 2 at most."""
     bad_share: float = Field(0.01, ge=0, le=1)
-    """Share of unreadable samples above which the run stops (once 100 samples were read)."""
+    """The run stops when more than this share of the samples is unreadable, once 100 have been read."""
     bad_in_a_row: int = Field(50, gt=0)
-    """Unreadable samples in a row, within one lane, after which the run stops."""
+    """The run stops after this many unreadable samples in a row within one lane."""

@@ -20,8 +20,8 @@ class PretrainedPart(Section):
     revision: str | None = None
     """Hub revision to pin."""
     config: dict[str, Any] | None = None
-    """Architecture as Hugging Face writes it (`model_type` and its fields). Without `name` the part starts from random
-    weights; with `name` it spares the look-up on the hub, and the weights still come from `name`."""
+    """Architecture as Hugging Face writes it (`model_type` and its fields). Without `name` the part starts from
+    random weights. With `name` the weights still come from `name`; this only saves the look-up on the hub."""
 
     @model_validator(mode="after")
     def _has_an_origin(self) -> PretrainedPart:
@@ -38,14 +38,14 @@ class ImageConfig(Section):
     size: int = Field(336, gt=0)
     """Side of the square input, pixels."""
     fit: Literal["pad", "crop", "squash", "tiles", "native"] = "pad"
-    """`pad`: the whole image, amid a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side and cut the
-    middle, which loses what changes at the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP); `tiles`: an overview
-    and tiles of `size` in a grid chosen from the image (LLaVA-NeXT); `native`: patches of the image's own shape, for
-    towers that take them (SigLIP 2 NaFlex)."""
+    """`pad`: the whole image in the middle of a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side
+    and cut the middle, which loses what changes at the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP);
+    `tiles`: an overview and tiles of `size` in a grid chosen from the image (LLaVA-NeXT); `native`: patches of the
+    image's own shape, for towers that take them (SigLIP 2 NaFlex)."""
     max_tiles: int = Field(4, gt=1)
     """With `fit: tiles`, the most tiles of an image beside its overview."""
     max_patches: int = Field(256, gt=0)
-    """With `fit: native`, the most patches of an image; `size` then counts for nothing."""
+    """With `fit: native`, the most patches of an image; `size` is then ignored."""
     shorter_side: int | None = None
     """Shorter side before the cut; the default is `size` (DINOv2 scales to 256 and cuts 224)."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)

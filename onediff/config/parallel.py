@@ -29,7 +29,7 @@ DECIDED = {
 
 
 class ParallelConfig(Section):
-    """World size = `tensor` × data-parallel size; the second follows from how many processes are started."""
+    """World size = `tensor` × data-parallel size; the latter follows from the number of processes."""
 
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size T: each layer of the language model is cut over T neighbouring ranks."""
@@ -51,8 +51,8 @@ class ParallelConfig(Section):
     folder."""
 
     reduce_in: Literal["bf16", "fp32"] = "bf16"
-    """In what gradients are added up over the ranks where training is in bf16; fp32 rounds less and sends twice as much. In
-    fp32 training they are always fp32."""
+    """The type in which gradients are summed over the ranks in bf16 training; fp32 rounds less and sends twice as
+    much. In fp32 training they are always fp32."""
     deepspeed: dict[str, Any] = {}
     """Further keys of DeepSpeed's own `zero_optimization`, such as `reduce_bucket_size` or `stage3_prefetch_bucket_size`,
     for tuning on a given cluster; what other settings decide is refused here."""

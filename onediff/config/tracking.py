@@ -13,24 +13,26 @@ class TrackingConfig(Section):
     experiment: str = "onediff"
     """MLflow experiment that holds the run."""
     sweep: str | None = None
-    """Sweep that the run belongs to: an MLflow run of this name, made by the first that comes, holds the runs of all."""
+    """The sweep that the run belongs to: the MLflow run of this name, created by the first run of the sweep, is the
+    parent of all of them."""
     uri: str | None = None
     """MLflow tracking URI; without one MLFLOW_TRACKING_URI, and without that `mlflow.db` beside the run's folder."""
     register_as: str | None = None
-    """Name in MLflow's model registry of which every evaluated model becomes a version; by default it becomes none."""
+    """Register every evaluated model as a version under this name in MLflow's model registry; by default none is
+    registered."""
     live: bool = True
     """Send to MLflow while the run goes on; without it (nodes with no way out) `onediff track sync` sends afterwards."""
     flush_seconds: float = Field(2.0, gt=0)
-    """Pause between two looks at the journal; a point is seen in MLflow about this much later."""
+    """Seconds between two reads of the journal; a point appears in MLflow about this much later."""
     request_seconds: float = Field(30.0, gt=0)
     """Longest wait for one answer of the MLflow server before the request counts as failed and is sent again later."""
     finish_seconds: float = Field(60.0, ge=0)
     """Longest wait for MLflow at the end of a run; what is unsent then stays in the journal."""
     upload_seconds: float = Field(1800.0, ge=0)
-    """The same for files and models that are on their way by then, as long as none has failed."""
+    """The same for files and models that are being sent by then, as long as none has failed."""
     queue_records: int = Field(10_000, gt=0)
     """Records kept in memory while the run folder cannot be written (disk full); older ones are dropped and counted."""
     system_seconds: float = Field(10.0, ge=1)
     """Seconds between two readings of every node's processors, memory, disk, network and GPUs."""
     diff_bytes: int = Field(1_000_000, ge=0)
-    """Longest difference of uncommitted code that is kept with a run; what is longer is cut."""
+    """The longest diff of uncommitted code that is kept with a run; a longer one is cut."""

@@ -70,19 +70,19 @@ class OptimizerConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up."""
     warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of a phase's steps in which the rate rises from 0."""
+    """Share of a phase's steps over which the learning rate rises from 0."""
     final_lr: float = Field(0.0, ge=0, le=1)
-    """Share of the peak at which the schedule ends."""
+    """The learning rate at the end, as a share of the peak."""
     kernel: Literal["auto", "apex", "torch", "plain"] = "auto"
-    """Whose AdamW steps: NVIDIA's Apex, torch's fused one, or torch's plain one; `auto` is the first that this machine
-    has, and the plain one without a GPU."""
+    """Which AdamW to use: NVIDIA's Apex, torch's fused one, or torch's plain one. `auto` takes the first that this
+    machine has, and the plain one without a GPU."""
 
 
 class ValidationConfig(Section):
     """Which held-out rows a phase validates on."""
 
     split: str = "val"
-    """Split of the data sets that they are from."""
+    """The split that the rows are taken from."""
     sets: tuple[str, ...] = ()
     """Data sets under `data.sets`; by default those of the phase's mix that have the split."""
     rows: int = Field(256, gt=0)
@@ -90,7 +90,7 @@ class ValidationConfig(Section):
 
 
 class BestConfig(Section):
-    """By what the best checkpoint of a phase is known. It stays beside the newest ones, and is what `RUN@best` names."""
+    """How the best checkpoint of a phase is chosen. It is kept beside the newest ones, and `RUN@best` names it."""
 
     metric: str = "validation/loss"
     """`validation/loss`, `validation/loss/<data set>`, or a score of `evaluate_every` such as `evaluation/CIDEr`."""
@@ -134,14 +134,16 @@ class PhaseConfig(Section):
     steps: int | None = Field(None, gt=0)
     """Optimizer steps; give this or `epochs`."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the mix: until the data set that lasts longest, at its weight, has been read so often."""
+    """Passes over the mix: the phase ends when the data set that lasts longest, at its weight, has been read this
+    many times."""
     global_batch: int = Field(gt=0)
     """Rows in one optimizer step, over all ranks; also the number of lanes."""
     micro_batch: int = Field(gt=0)
     """Rows that one rank computes at a time; the rest of its share is accumulated."""
     pack: int | None = Field(None, gt=0)
-    """Tokens of a row into which several samples go, each attending to itself alone; at least `data.max_tokens`, and best
-    some times the usual sample. By default each sample has a row of its own, padded to the longest of its micro-batch."""
+    """Pack several samples into rows of this many tokens, each sample attending only to itself. At least
+    `data.max_tokens`; several times the usual sample is best. By default each sample has a row of its own, padded
+    to the longest of its micro-batch."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate, instead of `optimizer.lr`."""
     lr_of: dict[Part, Annotated[float, Field(gt=0)]] = {}
@@ -156,9 +158,9 @@ class PhaseConfig(Section):
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, gt=0)
-    """Newest checkpoints of the phase that are kept."""
+    """How many of the phase's newest checkpoints are kept."""
     keep_every: int | None = Field(None, gt=0)
-    """Checkpoints at multiples of so many steps are kept beside the newest."""
+    """Checkpoints at multiples of this many steps are kept as well."""
     evaluate_every: int | None = Field(None, gt=0)
     """Steps between two evaluations in the loop, as the section `evaluation` says (its `limit` bounds what they cost); by
     default none. All ranks caption, rank 0 scores while the others wait."""
@@ -224,8 +226,8 @@ class TrainingConfig(Section):
     """Write checkpoints while the training goes on, from a copy in the memory of the host that is as large as what each
     rank writes; without it, or with optimizer states on NVMe, the training waits, and no copy is made."""
     norms: Literal["auto", "apex", "torch", "plain"] = "auto"
-    """Whose norms compute: NVIDIA's Apex, torch's fused ones, or those of transformers as they are; `auto` is the first
-    that this machine has."""
+    """Which norms to use: NVIDIA's Apex, torch's fused ones, or those of transformers unchanged. `auto` takes the
+    first that this machine has."""
     fp8: tuple[Literal["vision", "delta", "language"], ...] = ()
     """Parts whose transformer layers multiply in fp8 while they train, forwards and backwards; weights stay in bf16. Needs
     `precision: bf16`, and of GPUs Ada, Hopper, Blackwell or newer."""
@@ -235,8 +237,9 @@ class TrainingConfig(Section):
     attention: Literal["auto", "flash_attn_3", "flash_attn_4", "flash_attn_2", "torch_varlen", "sdpa", "reference"] = (
         "auto"
     )
-    """Whose kernels attend: flash-attn's, torch's for packed sequences, torch's `scaled_dot_product_attention`, or plain
-    matrix products; `auto` is the first of them that is installed and made for this machine's GPU."""
+    """Which attention kernel to use: flash-attn's, torch's for packed sequences, torch's
+    `scaled_dot_product_attention`, or plain matrix products. `auto` takes the first that is installed and supports
+    this machine's GPU."""
     seed: int = 0
     """Initial weights and dropout."""
     bad_steps: BadStepsConfig = BadStepsConfig()

@@ -1,4 +1,4 @@
-"""An embedded store whose folder was moved or copied: the addresses of its artifacts are full paths, and are made anew."""
+"""An embedded store whose folder was moved or copied: the addresses of its artifacts are full paths, and are rebuilt."""
 
 from __future__ import annotations
 
