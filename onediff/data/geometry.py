@@ -58,7 +58,7 @@ def pad_place(size: tuple[int, int]) -> tuple[int, int, int]:
 
 def input_box(size: tuple[int, int], config: ImageConfig) -> Box:
     """What the tower's input covers of an upright image of `size` (width, height): less than the image with
-    `fit: crop`, more than it with `fit: pad`. The places of a heat map, `[rows, columns]`, share it out evenly."""
+    `fit: crop`, more than it with `fit: pad`. The places of an attention map, `[rows, columns]`, share it out evenly."""
     width, height = size
     if config.fit == "crop":
         scaled, left, top = crop_place(size, config)

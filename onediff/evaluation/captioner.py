@@ -94,7 +94,7 @@ class Captioner:
         return heat_maps(self.model, collate(rows, pad_left=True).to(self.device)).cpu().numpy()
 
     def attention(self, before: ImageLike, after: ImageLike) -> np.ndarray:
-        """`[2, side, side]`: the heat map of one pair, see `heat_maps`."""
+        """`[2, side, side]`: the attention map of one pair, see `heat_maps`."""
         return self.heat_maps([self.row(before, after)])[0]
 
     def _read(self, image: ImageLike) -> Image.Image:

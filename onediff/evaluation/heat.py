@@ -1,4 +1,4 @@
-"""Heat maps as images: which part of an image a model saw, and where in it its delta module looked."""
+"""Attention maps as images: which part of an image a model saw, and where in it its delta module looked."""
 
 from __future__ import annotations
 
