@@ -136,7 +136,7 @@ def test_an_export_has_the_type_that_is_asked_for_or_in_which_the_language_model
     copy = shutil.copytree(run, tmp_path / "copy")
     write_run(config.model_copy(update={"model": model}), copy / "config.yaml")
     for words, expected in (((), {"BF16"}), (("--dtype", "as-trained"), {"F32"}), (("--dtype", "fp32"), {"F32"})):
-        assert types_in(exported("again", *words, of=copy)) == expected
+        assert types_in(exported("again", "--overwrite", *words, of=copy)) == expected
 
 
 def test_a_corrupt_image_is_one_line(run, tmp_path):

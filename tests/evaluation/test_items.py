@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_clauses_are_cut_where_each_part_is_one() -> None:
 def test_what_is_no_sentence_of_the_grammar_is_unread(caption: str) -> None:
     assert read(caption).unread
     assert read(caption).type is None
+
+
+def test_an_endless_caption_is_unread_at_once() -> None:
+    began = time.process_time()
+    for repeated in ("the red cube is gone and ", "the cube and the cone ", "a cube, ", "nothing has changed and "):
+        assert read(repeated * 5000).unread
+        assert read((repeated * 40)[:700] + "x").unread
+    assert time.process_time() - began < 5
 
 
 def test_a_change_and_no_change_at_once_is_unread() -> None:

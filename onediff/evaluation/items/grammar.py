@@ -27,6 +27,8 @@ WORDS = {
     "shape": ("cube", "sphere", "cylinder", "cone"),
 }
 """The words that are attributes of an object, in the order of a noun phrase."""
+LONGEST = 150
+"""Words of a caption that is read; a longer one is unread. No true list of changes is that long."""
 PLACES = ("top left", "top right", "bottom left", "bottom right", "top", "bottom", "left", "right", "middle")
 SIZES = {"larger": "large", "grown": "large", "bigger": "large", "smaller": "small", "shrunk": "small"}
 LIGHTS = {"brighter": "brighter", "brightened": "brighter", "darker": "darker", "darkened": "darker"}
@@ -108,8 +110,8 @@ class Reading(NamedTuple):
 def read(caption: str) -> Reading:
     """The changes that `caption` tells."""
     text = " ".join(caption.lower().split()).rstrip(" .")
-    clauses = _clauses(text)
-    if clauses is None or not text:
+    clauses = _clauses(text) if text and text.count(" ") < LONGEST else None
+    if clauses is None:
         return Reading(unread=caption.strip() or "(empty)")
     items = tuple(item for item in clauses if item.type != "none")
     if items and len(items) < len(clauses):
