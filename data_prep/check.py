@@ -1,4 +1,4 @@
-"""Verifying finished data sets: every byte, record and image, and what stands twice.
+"""Verifying finished data sets: every byte, record and image, and repeated samples.
 
 A fault makes a sample or a shard unusable, or a score untrue; a remark is worth knowing. Both name shard and key.
 """
@@ -91,7 +91,7 @@ class Outcome:
 
 
 def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pixels: bool = True) -> Outcome:
-    """Checks every shard, then what stands twice in a split or in two. `pixels` decodes every image."""
+    """Checks every shard, then repeated samples within a split or across two. `pixels` decodes every image."""
     shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
     known = {place_of(manifest, shard): (shard, manifest.split) for manifest, shard in shards}
     work = partial(check_shard, known=known, pixels=pixels)
@@ -210,7 +210,7 @@ def shown(path: Path, mark: Mark) -> str:
 def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
     """Adds a fault for images of `train` that another split has too, and a remark for those of two other splits.
 
-    A single image of a pair of `train` that stands in a pair of another split is a remark, too.
+    A single image of a pair of `train` that is in a pair of another split is a remark, too.
     """
     first: dict[bytes, tuple[str, str]] = {}
     single: dict[bytes, tuple[str, str]] = {}
@@ -219,11 +219,11 @@ def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
             for mark in check.marks:
                 other, there = first.setdefault(mark.images, (split, shown(check.path, mark)))
                 if mark.images and other != split:
-                    reason = f"its images stand in split {other} too, as {there}"
+                    reason = f"its images are in split {other} too, as {there}"
                     check.add("leakage", reason, mark.key, mark.place, is_fault=split == "train")
                 elif split != "train":
                     for image in mark.each:
                         single.setdefault(image, (split, shown(check.path, mark)))
                 elif where := next((single[image] for image in mark.each if image in single), None):
-                    reason = f"one of its images stands in split {where[0]} too, in {where[1]}"
+                    reason = f"one of its images is in split {where[0]} too, in {where[1]}"
                     check.add("shared_image", reason, mark.key, mark.place, is_fault=False)

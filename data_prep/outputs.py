@@ -1,4 +1,4 @@
-"""Files and folders that are written: whether they can be, before work begins, and one clear line where they cannot."""
+"""Checks that outputs can be written before work begins, and turns write errors into one clear line."""
 
 from __future__ import annotations
 

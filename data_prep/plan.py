@@ -1,4 +1,4 @@
-"""What will be written, decided before any image is opened: which rows become which samples of which split.
+"""Decides, before any image is opened, which rows become which samples of which split.
 
 All rows are read once, in this process, and lie on disk afterwards (`data_prep.spool`). Costs about 50 µs a row and 500
 bytes of memory; no image is looked at. Tasks that share the work share the plan: the first one makes it.
@@ -251,7 +251,7 @@ class _Rows:
         test.notes |= {first + i: kept for i, kept in held.notes.items()}
 
     def compare(self, names: Sequence[str]) -> None:
-        """Notes samples whose images stand in an earlier split of `names` too; a pair turned around is the same pair.
+        """Notes samples whose images are in an earlier split of `names` too; a pair turned around is the same pair.
 
         Raises UserError where that is `train`, unless the reader's authors publish it so, or the user allows it.
         """
@@ -283,7 +283,7 @@ class _Rows:
         row = self.spool.spool(name, self.splits[name].places)[i]
         shown = [value if isinstance(value, str) else f"{len(value)} bytes" for value in row.images.values()]
         return UserError(
-            f"{row.where}: the same image{'s' * (len(shown) > 1)} ({', '.join(shown)}) stand in the splits train and "
+            f"{row.where}: the same image{'s' * (len(shown) > 1)} ({', '.join(shown)}) are in the splits train and "
             f"{name}; fix the rows or add --allow-leakage"
         )
 

@@ -1,4 +1,4 @@
-"""One data set made by many tasks, on as many machines: each makes its share of the chunks, one puts them together."""
+"""One data set made by many tasks, possibly on different machines: each makes its share of the chunks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Share:
 
 
 def add_share(parser: argparse.ArgumentParser) -> None:
-    """The option `--share`, the same in every command that writes data sets."""
-    text = "make this share only, such as 3/64 (from 0/64 to 63/64); the command without it then puts all together"
+    """Adds the option `--share`."""
+    text = "make only this share, such as 3/64 (from 0/64 to 63/64); the command without it then joins the shares"
     parser.add_argument("--share", type=share, metavar="N/TASKS", help=text)
 
 

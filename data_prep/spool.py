@@ -1,4 +1,4 @@
-"""Rows on disk between reading and writing, so that a million of them need little memory and all processes share them."""
+"""Rows on disk between reading and writing: a million of them need little memory, and all processes share them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tars whose bytes depend on nothing but the names and the data put into them."""
+"""Writes tars whose bytes depend only on the names and the data in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images by URL: over http and https only, from hosts that the user named, within limits of size and time."""
+"""Fetches images by URL: over http and https only, from hosts that the user named, within limits of size and time."""
 
 from __future__ import annotations
 

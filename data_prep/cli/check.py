@@ -1,4 +1,4 @@
-"""Verify a data set: checksums, indexes, records, captions, images, samples that stand twice, leakage between splits.
+"""Verify a data set: checksums, indexes, records, captions, images, repeated samples, leakage between splits.
 
 Every fault is named by shard and key. The exit code is 0 without faults and 1 with some; remarks change nothing.
 """

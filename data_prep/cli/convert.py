@@ -2,7 +2,7 @@
 
 A row that cannot be used (no caption, a missing or corrupt image) is skipped, counted by reason and named in the final
 table; with --strict it stops the conversion instead, and so does more of them than --max-skipped. A table that cannot be
-read, a path that leaves the image folder, and a pair of your own table that stands in train and in another split always
+read, a path outside the image folder, and a pair of your own table that is in train and in another split always
 stop it. Run the same command again to go on after an interruption.
 """
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST,…",
         help="fetch images named by URL from these hosts (any: from all with public addresses)",
     )
-    add("--dataset-name", metavar="NAME", help="name in the manifest and the shards (default: the reader's)")
+    add("--dataset-name", metavar="NAME", help="name in the manifest and of the shards (default: the reader's)")
     add("--licence", metavar="TEXT", help="licence in the manifest (default: the reader's)")
     add("--source", metavar="TEXT", help="source in the manifest (default: the reader's)")
     add(
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="move this part of the training pairs to test, never one of two that share an image",
     )
     add("--hold-out-by", metavar="COLUMN", help="with --hold-out: rows with the same value in COLUMN stay together")
-    add("--allow-leakage", action="store_true", help="accept pairs that stand in train and in another split")
+    add("--allow-leakage", action="store_true", help="accept pairs that are in train and in another split")
     add_writing(parser)
 
 

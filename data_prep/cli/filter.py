@@ -1,4 +1,4 @@
-"""Leave out samples: by a condition on their columns, and near-duplicates of earlier ones.
+"""Remove samples by a condition on their columns, and near-duplicates of earlier ones.
 
 onediff data filter data/mine --where "change_type == 'add' and width >= 256" --out data/added
 onediff data filter data/mine --near-duplicates 4 --out data/different

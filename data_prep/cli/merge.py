@@ -1,4 +1,4 @@
-"""Put several data sets together, split by split: keys that stand twice are made different, licences are summed up.
+"""Put several data sets together, split by split: repeated keys are made different, licences are summed up.
 
 onediff data merge data/mine data/theirs --out data/both
 """

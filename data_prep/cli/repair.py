@@ -1,6 +1,6 @@
 """Write a clean copy of a data set: every sample that 'onediff data check' finds no fault with, in new shards.
 
-Of samples that stand twice the first stays; images that another split has too leave the training split.
+The first of repeated samples stays; images that another split has too leave the training split.
 """
 
 from __future__ import annotations

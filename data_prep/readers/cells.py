@@ -1,4 +1,4 @@
-"""What stands in one cell of a table: a word, the captions of a pair, or an image."""
+"""What one cell of a table holds: a word, the captions of a pair, or an image."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def meanings(header: Sequence[str], named: Mapping[str, str], table: object) -> 
     folded = {name.strip().lower(): name for name in header if name}
     taken = [name for name in named.values() if name]
     if len(set(taken)) < len(taken):
-        raise UserError(f"--columns: {max(taken, key=taken.count)} stands for two things; a column is one")
+        raise UserError(f"--columns: {max(taken, key=taken.count)} is named for two meanings; a column has one")
     columns = {}
     for meaning, guesses in COLUMNS.items():
         given = named.get(meaning, named.get("caption") if meaning == "captions" else None)

@@ -17,11 +17,11 @@ PIECE = 1 << 20
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where a key stands twice: one of the values would be lost."""
+    """A JSON object. Raises ValueError for a repeated key: one of the values would be lost."""
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"the key {twice!r} is repeated in one object")
     return made
 
 

@@ -113,7 +113,7 @@ FAULTS = {
     ),
     "leakage": (
         lambda s: s.__setitem__(1, encode_sample(dataclasses.replace(sample(0, "test", 100), split="train"), "z")),
-        "z: its images stand in split test too, as d-test-000000.tar 00000000 (sample 0)",
+        "z: its images are in split test too, as d-test-000000.tar 00000000 (sample 0)",
     ),
 }
 
@@ -203,7 +203,7 @@ def test_one_image_shared_with_another_split_is_a_remark(folder: Path, capsys: p
     code, lines = check(folder, capsys)
     assert code == 0
     assert lines[-1] == "0 faults, 2 remarks: shared_image 2"
-    assert any("one of its images stands in split val too, in d-val-000000.tar 00000001" in line for line in lines)
+    assert any("one of its images is in split val too, in d-val-000000.tar 00000001" in line for line in lines)
 
 
 def test_a_data_set_behind_a_url_is_checked_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,7 +234,7 @@ def test_the_same_pair_in_train_and_test_is_refused_unless_allowed(
     path = table(folder / "t.csv", [{**PAIR, "split": "train"}, turned])
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
     assert code == 2
-    assert "t.csv row 2: the same images (1.png, 0.png) stand in the splits train and test; fix the rows or" in error
+    assert "t.csv row 2: the same images (1.png, 0.png) are in the splits train and test; fix the rows or" in error
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--allow-leakage")
     assert code == 0, error
     assert "noted: in_two_splits 1" in said.splitlines()

@@ -51,7 +51,7 @@ def test_columns_of_one_name_and_keys_that_stand_twice_are_refused(folder: Path,
     assert code == 2 and "t.csv: two columns are called 'caption'; give each a name of its own" in error
     put(folder / "t.jsonl", '{"before": "0.png", "after": "1.png", "caption": "a", "caption": "b"}')
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.jsonl")
-    assert code == 2 and "line 1: not JSON: the key 'caption' stands twice in one object" in error
+    assert code == 2 and "line 1: not JSON: the key 'caption' is repeated in one object" in error
 
 
 def test_pairs_of_the_same_names_in_different_folders_are_different_pairs(folder: Path, capsys) -> None:
@@ -97,7 +97,7 @@ def test_a_column_named_as_the_caption_is_not_the_instruction_too(folder: Path, 
     assert sample["captions"] == ["add a hat"] and "instruction" not in sample
     words = ("--columns", "caption=instruction,instruction=instruction")
     code, _, error = convert(capsys, "generic", folder / "two", "--table", path, *words)
-    assert code == 2 and "--columns: instruction stands for two things; a column is one" in error
+    assert code == 2 and "--columns: instruction is named for two meanings; a column has one" in error
     rows = [{"before": "0.png", "after": "1.png", "caption": "add a hat", "instruction": "add a hat"}]
     code, said, error = convert(capsys, "generic", folder / "same", "--table", table(folder / "t.csv", rows))
     assert code == 0 and "noted: instruction_is_caption 1" in said
