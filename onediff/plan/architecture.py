@@ -36,6 +36,17 @@ TOWERS: dict[str, dict[str, Any]] = {
     },
     "dinov2": {"image_size": 224, "patch_size": 14, "mlp_ratio": 4, "use_swiglu_ffn": False, "qkv_bias": True},
 }
+WITHOUT_CLASS = (
+    "aimv2_vision_model",
+    "idefics3_vision",
+    "ijepa",
+    "siglip2_vision_model",
+    "siglip_vision_model",
+    "smolvlm_vision",
+)
+"""Towers whose tokens are the patches alone."""
+GATED = ("aimv2_vision_model",)
+"""Towers with feed-forwards of three matrices whose configuration does not say so."""
 TOWER_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3}
 
 DECODERS: dict[str, dict[str, Any]] = {
@@ -78,6 +89,8 @@ class Tower:
     qkv_bias: bool = True
     head: bool = False
     """SigLIP's pooling head, computed though nothing reads it"""
+    extra: int = 1
+    """tokens beside those of the patches: class and registers"""
 
 
 @dataclass(frozen=True)
@@ -155,29 +168,47 @@ def sizes_of(config: ModelConfig) -> Sizes:
 
 
 def tower_of(fields: dict[str, Any]) -> Tower:
-    """A tower from the fields of its configuration; of a two-tower model such as CLIP, its vision half."""
+    """A tower from the fields of its configuration; of a two-tower model such as CLIP, its vision half.
+
+    One of a type that is not in `TOWERS` is taken for a vision transformer of its sizes. Raises UserError for one that
+    lacks a size.
+    """
     fields = fields.get("vision_config", fields)
     kind = fields.get("model_type", "")
     if kind not in TOWERS:
-        raise UserError(f"model.vision: no plan for towers of type {kind!r} (known: {', '.join(TOWERS)})")
-    known = {**TOWER_DEFAULTS, **TOWERS[kind], **fields}
+        needed = (
+            *TOWER_DEFAULTS,
+            "image_size",
+            "patch_size",
+            "mlp_ratio" if "mlp_ratio" in fields else "intermediate_size",
+        )
+        missing = next((name for name in needed if name not in fields and name != "num_channels"), None)
+        if missing:
+            raise UserError(f"model.vision: no plan for towers of type {kind!r}: its configuration has no {missing}")
+    known = {**TOWER_DEFAULTS, **TOWERS.get(kind, {}), **fields}
     width = known["hidden_size"]
-    inner = int(width * known["mlp_ratio"]) if kind == "dinov2" else known["intermediate_size"]
-    gated = bool(known.get("use_swiglu_ffn"))
+    inner = int(width * known["mlp_ratio"]) if "mlp_ratio" in known else known["intermediate_size"]
+    thirds = bool(known.get("use_swiglu_ffn"))
     return Tower(
         kind=kind,
         width=width,
         layers=known["num_hidden_layers"],
         heads=known["num_attention_heads"],
-        intermediate=(int(inner * 2 / 3) + 7) // 8 * 8 if gated else inner,
+        intermediate=(int(inner * 2 / 3) + 7) // 8 * 8 if thirds else inner,
         channels=known["num_channels"],
-        image_size=known.get("image_size") or isqrt(known["num_patches"]) * known["patch_size"],
-        patch=known["patch_size"],
+        image_size=_side(known.get("image_size")) or isqrt(known["num_patches"]) * known["patch_size"],
+        patch=_side(known["patch_size"]),
         activation=known.get("hidden_act", "gelu"),
-        gated=gated,
+        gated=thirds or bool(known.get("use_gated_mlp")) or kind in GATED,
         qkv_bias=known.get("qkv_bias", True),
         head=known.get("vision_use_head", False),
+        extra=0 if kind in WITHOUT_CLASS else 1 + (known.get("num_register_tokens") or 0),
     )
+
+
+def _side(length: Any) -> int:
+    """Some configurations give both sides."""
+    return int(length[0] if isinstance(length, list | tuple) else length or 0)
 
 
 def decoder_of(fields: dict[str, Any]) -> Decoder:

@@ -110,7 +110,7 @@ def _tower(tape: Tape, sizes: Sizes, images: int, last: int | None) -> tuple[lis
         patches = tape.convolution(pixels, width, tower.patch, bias=tower.kind != "clip_vision_model")
     else:
         patches = tape.linear(tape.value(views, sizes.patches, tower.channels * tower.patch**2), width)
-    extra = 0 if tower.kind in ("siglip_vision_model", "siglip2_vision_model") else 1
+    extra = tower.extra
     places = (tower.image_size // tower.patch) ** 2 + extra
     weights = [tape.weight(places, width)] + [tape.weight(width) for _ in range(extra)]
     if tower.kind == "dinov2":
