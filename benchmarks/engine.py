@@ -34,9 +34,8 @@ from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
 from onediff.plan.walk import Shape
 from onediff.training.engine import Engine, deepspeed_config
-from onediff.training.parts import freeze, parameter_groups
-from onediff.training.run import built
-from onediff.training.schedule import rate
+from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
+from onediff.training.start import built
 
 Step = Callable[[int], None]
 
@@ -68,7 +67,7 @@ def bare(config: RunConfig, phase: str, topology: Any, batch: Any, steps: int) -
 
     def step(number: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * rate(config.optimizer, number, steps)
+            group["lr"] = group["peak_lr"] * lr_multiplier(config.optimizer, number, steps)
         loss = model(batch).sum() / batch.targets
         loss.backward()
         float(torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip))

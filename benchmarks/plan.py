@@ -154,7 +154,7 @@ def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     from onediff.training.engine import Engine
-    from onediff.training.run import built
+    from onediff.training.start import built
 
     config = configuration(case)
     phase = config.phases[case["phase"]]

@@ -28,7 +28,7 @@ from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import create_topology
 from onediff.plan.walk import Shape
 from onediff.training.engine import Engine
-from onediff.training.run import built
+from onediff.training.start import built
 
 STAGES = ("forward", "backward", "optimizer step")
 KINDS = {

@@ -17,7 +17,7 @@ from gpu_parts.optimizer import PlainSteps, checkpointed
 from onediff.config.training import PhaseConfig
 from onediff.data.rows import collate
 from onediff.model.vision import encoder_layers
-from onediff.training.parts import freeze
+from onediff.training.optimizer import freeze
 
 STEPS = 6
 """Steps whose median is reported; two more come before them."""

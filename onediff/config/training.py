@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from onediff.config.bad_steps import BadStepsConfig
 from onediff.config.coupling_rules import check_rule
 from onediff.config.model import LoraConfig
+from onediff.config.objectives import check_objective
 from onediff.config.parallel import PhaseParallelConfig
 from onediff.config.section import Section
 
@@ -155,6 +156,8 @@ class PhaseConfig(Section):
     often has room for everything."""
     parallel: PhaseParallelConfig = PhaseParallelConfig()
     """What this phase does differently from the run's `parallel`."""
+    objective: str = "captions"
+    """What the phase minimises: `captions`, the loss of the next token, or any objective that another package names."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, gt=0)
@@ -182,6 +185,12 @@ class PhaseConfig(Section):
         if isinstance(couple, str):
             check_rule(couple)
         return couple
+
+    @field_validator("objective")
+    @classmethod
+    def _is_an_objective(cls, objective: str) -> str:
+        check_objective(objective)
+        return objective
 
     @model_validator(mode="after")
     def _is_possible(self) -> PhaseConfig:

@@ -38,7 +38,7 @@ from onediff.data.stream import Source
 from onediff.demo.labels import ATTRIBUTES, NOTHING, Labels, objects
 from onediff.model.vision import VisionTower, vision_architecture
 from onediff.progress import progress
-from onediff.training.schedule import rate
+from onediff.training.optimizer import lr_multiplier
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _train(
             images, classes = coming.result()
             coming = reader.submit(scenes.batch, step + 1, labels)
             for group in optimizer.param_groups:
-                group["lr"] = OPTIMIZER.lr * rate(OPTIMIZER, step, training.steps)
+                group["lr"] = OPTIMIZER.lr * lr_multiplier(OPTIMIZER, step, training.steps)
             optimizer.zero_grad()
             model.loss(images, classes).backward()
             nn.utils.clip_grad_norm_(weights, OPTIMIZER.clip)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,8 +41,6 @@ class OneDiffModel(nn.Module):
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
         self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
-        self.loss_chunk: int | None = None
-        """targets whose logits exist at a time; None is all of them"""
         language_width = self.language.config.hidden_size
         self.delta = DeltaModule(config.delta, self.vision.width, len(config.vision.levels))
         self.projector = Projector(self.vision.width, config.delta.width, language_width)
@@ -57,13 +55,14 @@ class OneDiffModel(nn.Module):
         self.cuda_graphs = CudaGraphs()
         """of generation"""
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of every target as the language model computes it, `[targets]` fp32, not reduced: the caller
-        normalises over the global batch.
+    def forward(self, batch: Batch, objective: Callable[[OneDiffModel, Batch], Tensor] | None = None) -> Tensor:
+        """`objective(self, batch)`: whatever uses the model's parts while it trains runs in here, where ZeRO-3 gathers them.
 
-        Logits are made for the targets only, `[targets, vocabulary]`.
+        Without one, the loss of each target, `[targets]` fp32, not reduced.
         """
-        return target_losses(self.language, self.embed(batch), batch, self.loss_chunk)
+        if objective is not None:
+            return objective(self, batch)
+        return target_losses(self.language, self.embed(batch), batch)
 
     def embed(self, batch: Batch) -> Tensor:
         """`[rows, tokens, width]`: word embeddings with image and delta tokens in their places.

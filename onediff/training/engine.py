@@ -17,10 +17,9 @@ from onediff.model.onediff import OneDiffModel
 from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.training.activations import checkpoint_layers
-from onediff.training.figures import Moment, OnTheWay
-from onediff.training.optimizer import build_optimizer
-from onediff.training.parts import freeze, parameter_groups
-from onediff.training.schedule import rate
+from onediff.training.metrics import Moment, OnTheWay
+from onediff.training.objectives import build_objective
+from onediff.training.optimizer import build_optimizer, freeze, lr_multiplier, parameter_groups
 from onediff.training.stop import NONE_ASKED
 from onediff.zero.engine import ZeroEngine
 from onediff.zero.nvme import check_room
@@ -100,7 +99,7 @@ class Engine:
         Raises UserError on every rank for what cannot be: parts, kernels, states without room.
         """
         freeze(model, phase)
-        model.loss_chunk = config.training.loss_chunk
+        self.objective = build_objective(phase, config.training)
         self.sources = list(phase.mix)
         for part in (model.vision.model, model.language):
             checkpoint_layers(part, config.checkpointing_of(phase))
@@ -133,7 +132,7 @@ class Engine:
         """
         began = Moment(self.device)
         for group, peak in zip(self.sharded.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * rate(self.optimizer_config, step, steps)
+            group["lr"] = peak * lr_multiplier(self.optimizer_config, step, steps)
         self.model.train()
         own = [float(sum(counts)) for counts in zip(*map(_counts, micro_batches), strict=True)]
         totals, wanted = self._on_device(own), self._on_device(list(asked))
@@ -144,7 +143,7 @@ class Engine:
         sums = torch.zeros(2, len(self.sources), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             batch = batch.to(self.device)
-            losses = self.sharded(batch)
+            losses = self.sharded(batch, self.objective)
             self.sharded.backward(losses.sum() * scale)
             sums[0].index_add_(0, batch.target_sources, losses.detach().double())
             sums[1].index_add_(0, batch.target_sources, torch.ones_like(losses, dtype=torch.float64))
@@ -159,7 +158,7 @@ class Engine:
         )
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
         numbers = torch.cat([totals, agreed, sums.flatten()])
-        scheduled = rate(self.optimizer_config, step, steps)
+        scheduled = lr_multiplier(self.optimizer_config, step, steps)
         rates = {"lr": max(self.peaks) * scheduled}
         rates |= {f"lr/{part}": peak * scheduled for part, peak in self.peak_of.items()}
         return StepUnderWay(step, rates, self.sources, OnTheWay(numbers), began, Moment(self.device))

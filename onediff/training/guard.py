@@ -54,22 +54,22 @@ class Guard:
         engine: Engine,
         stream: Stream,
         folder: RunFolder,
-        settle: Callable[[], None],
     ) -> None:
-        """`settle` finishes the checkpoint that is being written."""
         self.watch = Watch(config)
         self.why = ""
         """By what the last step is bad."""
         self.phase, self.steps = phase, steps
-        self.engine, self.stream, self.folder, self.settle = engine, stream, folder, settle
+        self.engine, self.stream, self.folder = engine, stream, folder
 
     def see(self, step: int, agreed: Agreed) -> None:
         """Judges a step by its figures."""
         self.why = self.watch.excess(agreed.loss, agreed.grad_norm)
         self.watch.see(step, agreed.loss, agreed.grad_norm)
 
-    def act(self, step: int, agreed: Agreed, micro_batches: list[Batch]) -> None:
+    def act(self, step: int, agreed: Agreed, micro_batches: list[Batch], finish_checkpoint: Callable[[], None]) -> None:
         """Does what the step that was just seen asks for; `micro_batches` are this rank's. Collective where it is bad.
+
+        `finish_checkpoint` waits for the one that is being written.
 
         Raises GoBack for a spike, and TrainingFault for what the run cannot get over, on every rank.
         """
@@ -83,7 +83,7 @@ class Guard:
             if len(watch.rollbacks) >= spikes.rollbacks:
                 limit = f"training.bad_steps.spikes.rollbacks {spikes.rollbacks}"
                 raise TrainingFault(f"{why}; the phase went back {len(watch.rollbacks)} times already ({limit})")
-            self.settle()
+            finish_checkpoint()
             if (target := self._target()) is not None:
                 raise GoBack(step, target, why)
             log.warning("phase %s: %s; there is no checkpoint from before them to go back to", self.phase, why)

@@ -89,8 +89,3 @@ def _with_pairs(config: RunConfig) -> tuple[HeldOut | None, str]:
         except UserError:
             continue  # single images or text
     return None, "pair"
-
-
-def due(every: int | None, step: int, steps: int) -> bool:
-    """Whether captions are wanted after `step`: at a phase's end, and every so many steps where asked for."""
-    return step == steps or (every is not None and step % every == 0)

@@ -20,6 +20,7 @@ from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.runs.section import beat, section
 from onediff.training.engine import Engine
+from onediff.training.objectives.captions import CaptionObjective
 from onediff.training.stop import no_check
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Validation:
     def __init__(self, config: RunConfig, phase_name: str, processor: Processor, topology: Topology) -> None:
         """Collective. Raises UserError on every rank where there are no such rows."""
         phase = config.phases[phase_name]
+        # Whatever the phase minimises: runs are compared by the loss of captions.
+        self.objective = CaptionObjective(phase, config.training)
         self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
         self.check: Callable[[torch.device], None] = no_check
         self.names: list[str] = []
@@ -89,7 +92,7 @@ class Validation:
                         made = self._batch(self.batches[number])
                     made = self.topology.from_tensor_rank_zero(made)
                     batch = (made or self.spare).to(engine.device)
-                    of_targets = engine.model(batch).double()
+                    of_targets = engine.model(batch, self.objective).double()
                     if made is not None:
                         sums[number, 0].index_add_(0, batch.target_sources, of_targets)
                         sums[number, 1].index_add_(0, batch.target_sources, torch.ones_like(of_targets))

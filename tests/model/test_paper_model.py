@@ -16,7 +16,7 @@ from onediff.plan.gpus import gpu_named
 from onediff.plan.phase import plan_phase, setup_of
 from onediff.plan.rows import TEXT
 from onediff.plan.suggest import suggest
-from onediff.training.parts import freeze, trainable
+from onediff.training.optimizer import freeze, trainable
 
 IMAGE_TOKENS, DELTA_TOKENS, WORDS = 576, 64, 30
 

@@ -21,7 +21,7 @@ from onediff.training.checkpoint import load_weights, read_weights
 from onediff.training.checkpoint.consolidate import consolidate
 from onediff.training.checkpoint.manifest import Manifest, Parameter
 from onediff.training.checkpoint.weights import must_keep_adapters
-from onediff.training.parts import freeze, parameter_groups, trainable
+from onediff.training.optimizer import freeze, parameter_groups, trainable
 
 ALONE = Placement(Topology(Ranks(), 1, None))
 LORA = LoraConfig(rank=4, alpha=8, targets=("q_proj", "down_proj"))

@@ -22,7 +22,7 @@ from onediff.plan.architecture import DECODERS, TOWERS, decoder_of, sizes_of, to
 from onediff.plan.flops import StepCost, step_flops
 from onediff.plan.walk import PARTS, Shape, Trained, walk
 from onediff.training.activations import checkpoint_layers
-from onediff.training.parts import freeze, trainable
+from onediff.training.optimizer import freeze, trainable
 
 SHAPE = Shape(rows=2, tokens=48, images=3, pairs=1, targets=11)
 

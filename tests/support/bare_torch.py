@@ -14,8 +14,7 @@ from onediff.model.build import build_processor
 from onediff.model.onediff import OneDiffModel
 from onediff.runs.folder import RunFolder
 from onediff.training.data import phase_stream
-from onediff.training.parts import freeze, parameter_groups
-from onediff.training.schedule import rate
+from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
 
 STEPS = 20
 
@@ -35,7 +34,7 @@ def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str
         losses, norms = [], []
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate(settings.optimizer, step, steps)
+                group["lr"] = group["peak_lr"] * lr_multiplier(settings.optimizer, step, steps)
             loss = model(next(batches)[0]).mean()
             optimizer.zero_grad()
             loss.backward()

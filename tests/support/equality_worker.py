@@ -12,7 +12,8 @@ def main() -> None:
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
     from onediff.runs.folder import RunFolder
-    from onediff.training.run import open_tracker, prepare, run_phase
+    from onediff.training.prepare import prepare
+    from onediff.training.run import open_tracker, run_phase
     from onediff.training.stop import StopRequest
 
     ranks = initialize_distributed()

@@ -20,7 +20,7 @@ def main() -> None:
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
     from onediff.training.engine import Engine
-    from onediff.training.run import built
+    from onediff.training.start import built
     from onediff.zero.nvme import swap_folder
     from onediff.zero.protocol import by_swap_group
 

@@ -30,7 +30,7 @@ def engine_steps(ranks: Any, fp8: tuple[str, ...], **more: Any) -> dict[str, Any
     from onediff.model.fp8 import multiply_in_fp8
     from onediff.parallel.topology import create_topology
     from onediff.training.engine import Engine
-    from onediff.training.run import built
+    from onediff.training.start import built
 
     run = config(Path("data"), STEPS, **{"phases.two.micro_batch": 1, "optimizer.schedule": "constant", **more})
     run = run.model_copy(update={"model": ModelConfig.model_validate(model_values())})
@@ -50,7 +50,8 @@ def resumed_run(ranks: Any, data: str, folder: Path) -> None:
 
     from onediff.parallel.topology import create_topology
     from onediff.runs.folder import RunFolder
-    from onediff.training.run import open_tracker, prepare, run_phase
+    from onediff.training.prepare import prepare
+    from onediff.training.run import open_tracker, run_phase
     from onediff.training.stop import StopRequest
 
     fp8 = {"training.precision": "bf16", "training.fp8": "[vision,delta,language]", "training.sample_captions": 0}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from onediff.config.compose import load_run
-from onediff.training import run
+from onediff.training import phase, run
 from onediff.training.engine import Engine
 
 held, found = [], []
@@ -38,7 +38,7 @@ def watched(*arguments, **named):
     return built(*arguments, **named)
 
 
-built, run.starting_model, run.Engine = run.starting_model, watched, Watched
+built, phase.starting_model, phase.Engine = phase.starting_model, watched, Watched
 path, out, *overrides = sys.argv[1:]
 code = run.train(load_run("configs/demo.yaml", overrides), Path(path), ["warm-up", "one"], False)
 Path(out).write_text(json.dumps(found))

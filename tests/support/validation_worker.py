@@ -16,7 +16,7 @@ def main() -> None:
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
     from onediff.training.engine import Engine
-    from onediff.training.run import built
+    from onediff.training.start import built
     from onediff.training.validation import Validation
 
     ranks, found = initialize_distributed(), {}

@@ -17,7 +17,7 @@ def main() -> None:
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology
     from onediff.training.engine import Engine
-    from onediff.training.run import built
+    from onediff.training.start import built
 
     ranks, found = initialize_distributed(), {}
     tensor = int(sys.argv[2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from onediff.training.engine import Agreed, StepUnderWay
-from onediff.training.figures import Moment, OnTheWay
+from onediff.training.metrics import Moment, OnTheWay
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from onediff.runs.address import Address
 from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import read_weights
 from onediff.training.found import found
-from onediff.training.run import starting_model
+from onediff.training.start import starting_model
 
 STEPS = 4
 MORE = {"phases.warm-up.steps": 2, "phases.one.steps": 2}

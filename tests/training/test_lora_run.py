@@ -18,7 +18,7 @@ from onediff.parallel.topology import Topology
 from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import checkpoints, read_manifest, read_weights
 from onediff.training.checkpoint.folder import step_of
-from onediff.training.run import starting_model
+from onediff.training.start import starting_model
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from onediff.plan.architecture import sizes_of
 from onediff.plan.flops import step_flops
 from onediff.plan.gpus import GPUS, gpu_named, gpu_of_device
 from onediff.plan.walk import Shape, Trained
-from onediff.training.meter import FlopCounter, shape_of
+from onediff.training.metrics import FlopCounter, shape_of
 
 
 def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():

@@ -20,7 +20,7 @@ from small_run import train as train_unpacked
 from onediff.cli import main
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
-from onediff.training.run import starting_model
+from onediff.training.start import starting_model
 
 STEPS = 16
 MORE = {"phases.two.pack": 256, "phases.warm-up.steps": 2}

@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 
 from onediff.config.training import OptimizerConfig
-from onediff.training.schedule import rate
+from onediff.training.optimizer import lr_multiplier
 
 
 def rates(steps: int = 100, **options: object) -> list[float]:
     config = OptimizerConfig(**options)
-    return [rate(config, step, steps) for step in range(steps)]
+    return [lr_multiplier(config, step, steps) for step in range(steps)]
 
 
 def test_warm_up_is_linear_from_the_first_step():

@@ -7,7 +7,7 @@ from models import batch, tiny_config, tiny_model
 from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.errors import UserError
 from onediff.model.onediff import PARTS, OneDiffModel
-from onediff.training.parts import freeze, parameter_groups, trainable
+from onediff.training.optimizer import freeze, parameter_groups, trainable
 
 
 def phase(**options: object) -> PhaseConfig:

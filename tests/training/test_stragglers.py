@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onediff.training import pace
-from onediff.training.pace import StragglerMonitor, own_work
+from onediff.training.stragglers import StragglerMonitor, own_work
 
 CPU = torch.device("cpu")
 

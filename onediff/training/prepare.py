@@ -1,18 +1,42 @@
-"""What is checked about images before a run starts: whether they stay as they were, and whether they are seen whole."""
+"""What happens to a run's folder before its ranks start: configuration and tokenizer, and checks of what the tower will see."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 
 from onediff.config.addresses import is_url
-from onediff.config.model import ImageConfig
+from onediff.config.compose import load_run, write_run
+from onediff.config.difference import differences, flat, told
+from onediff.config.model import ImageConfig, NewTokenizer
 from onediff.config.run import RunConfig
 from onediff.data.aspect import crop_remark, first_sizes
 from onediff.data.manifest import read_manifest
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
+from onediff.training.data import make_tokenizer
 
 log = logging.getLogger(__name__)
+
+
+def prepare(folder: RunFolder, config: RunConfig) -> None:
+    """Makes the run folder, writes the configuration, and the tokenizer where the run has its own."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if folder.config.is_file() and (before := load_run(folder.config)) != config:
+        require_same_images(folder, before, config)
+        # What the finished phases were trained with must stay known.
+        number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
+        folder.config.rename(folder.path / f"config.before-{number}.yaml")
+        changed = differences(*(flat(one.model_dump(mode="json")) for one in (before, config)))
+        log.warning("settings change: %s; those so far are kept as config.before-%d.yaml", told(changed), number)
+    warn_of_crop(config)
+    write_run(config, folder.config)
+    wanted = config.model.language.tokenizer
+    if isinstance(wanted, NewTokenizer) and not folder.tokenizer.is_dir():
+        aside = folder.path / ".tmp-tokenizer"
+        shutil.rmtree(aside, ignore_errors=True)
+        make_tokenizer(config, wanted, aside)
+        aside.rename(folder.tokenizer)
 
 
 def require_same_images(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:

@@ -1,0 +1,38 @@
+"""What a phase minimises. An objective is one class in one file, named by the phase's key `objective`.
+
+Another package adds its own by an entry point:
+
+    [project.entry-points."onediff.objectives"]
+    preferences = "my_package.preferences:PreferenceObjective"
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from onediff.config.objectives import objective_class
+from onediff.config.training import PhaseConfig, TrainingConfig
+from onediff.data.batch import Batch
+from onediff.model.onediff import OneDiffModel
+
+
+class Objective(Protocol):
+    """Made once a phase; called for each micro-batch, within the engine's forward pass."""
+
+    def __init__(self, phase: PhaseConfig, training: TrainingConfig) -> None:
+        """Raises UserError for settings that it cannot follow."""
+
+    def __call__(self, model: OneDiffModel, batch: Batch) -> Tensor:
+        """The loss of each target of the batch, `[targets]` fp32, not reduced.
+
+        A step minimises their sum over the global batch, divided by the number of targets. Under ZeRO-3 every rank must
+        run the same layers in the same order, whatever its batch holds.
+        """
+
+
+def build_objective(phase: PhaseConfig, training: TrainingConfig) -> Objective:
+    """The objective of a phase. Raises UserError."""
+    objective: Objective = objective_class(phase.objective)(phase, training)
+    return objective

@@ -1,0 +1,169 @@
+"""One phase on this rank: its parts, and how far it has come."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig, TrainingConfig
+from onediff.data.cursor import Cursor
+from onediff.data.loader import Share
+from onediff.data.position import Position
+from onediff.data.stream import Stream
+from onediff.model.build import build_processor
+from onediff.parallel.agreement import raise_on_all_ranks
+from onediff.parallel.topology import Topology
+from onediff.runs.folder import RunFolder
+from onediff.training.checkpoint import CheckpointWriter
+from onediff.training.data import phase_steps, phase_stream
+from onediff.training.engine import Engine
+from onediff.training.evaluations import Evaluations
+from onediff.training.guard import Guard
+from onediff.training.measures import Measures
+from onediff.training.metrics import FlopCounter
+from onediff.training.optimizer import trainable
+from onediff.training.samples import Samples
+from onediff.training.start import starting_model
+from onediff.training.stop import StopRequest
+from onediff.training.stragglers import StragglerMonitor
+from onediff.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Phase:
+    """Everything that `train_phase` works with, and the state that a checkpoint keeps."""
+
+    name: str
+    config: PhaseConfig
+    training: TrainingConfig
+    steps: int
+    """the last step"""
+    engine: Engine
+    stream: Stream
+    share: Share
+    """the part of each global batch that this rank reads"""
+    folder: RunFolder
+    stop: StopRequest
+    samples: Samples
+    measures: Measures
+    stragglers: StragglerMonitor
+    flops: FlopCounter
+    writer: CheckpointWriter
+    guard: Guard
+    position: Position
+    """where the phase began to read, on this start"""
+    cursor: Cursor
+    """where this rank's data goes on behind the last step that the device was given"""
+    rank: int
+    tracker: Any = None
+    """on rank 0"""
+    step: int = 0
+    """steps whose metrics are known"""
+    saved: int = 0
+    """the last step that a checkpoint was made of"""
+    skipped: int = 0
+    """unreadable samples passed over by all ranks since the phase began"""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """of `step`"""
+
+    def captions_due(self, step: int) -> bool:
+        """Whether captions are wanted after `step`: at the phase's end, and every so many steps where asked for."""
+        every = self.training.captions_every
+        return step == self.steps or (every is not None and step % every == 0)
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether `step` is followed by a checkpoint, whatever is measured."""
+        return step % self.config.checkpoint_every == 0 or step == self.steps
+
+    def due(self, step: int) -> bool:
+        """Whether anything happens after `step` but the next one."""
+        return self.checkpoint_due(step) or self.captions_due(step) or self.measures.due(step)
+
+    def make_durable(self, checkpoint: Path | None) -> None:
+        """Puts the history on the disk that belongs to a finished checkpoint, where there is one."""
+        if checkpoint is not None and self.rank == 0:
+            self.tracker.durable()
+
+
+def build_phase(
+    config: RunConfig,
+    name: str,
+    folder: RunFolder,
+    topology: Topology,
+    stop: StopRequest,
+    *,
+    resumes: bool,
+    swap: Path | None = None,
+) -> tuple[Phase, dict[str, object]]:
+    """A phase before its first step, and tags that say what it started from. Collective.
+
+    A phase that `resumes` gets its weights afterwards, from its checkpoint. `swap` is the folder for optimizer states on
+    NVMe. Raises UserError on every rank.
+    """
+    phase = config.phases[name]
+    with raise_on_all_ranks():
+        processor, tokenizer = build_processor(config.model, config.data, folder.tokenizer)
+        stream = phase_stream(config, phase, processor)
+        share = Share.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
+        steps = phase_steps(phase, stream)
+        samples = Samples(config, processor, tokenizer)
+        evaluations = Evaluations(config, name, processor, tokenizer, topology, folder.path)
+    validation = Validation(config, name, processor, topology)
+    with raise_on_all_ranks():
+        measures = Measures(config, name, validation, evaluations)
+    model, started_from = starting_model(config, name, folder, topology, resumes=resumes)
+    engine = Engine(model, config, phase, topology, swap)
+    kernels = {"kernels.norms": model.norms, "kernels.optimizer": engine.optimizer_kernel, "kernels.fp8": model.fp8}
+    if topology.ranks.rank == 0:
+        counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
+        log.info("phase %s: %d steps of %d rows; trains %s", name, steps, phase.global_batch, counts)
+        log.info("kernels: norms by %s; steps by %s; fp8: %s", *kernels.values())
+    # A copy of what is swapped would undo the swapping.
+    writer = checkpoint_writer(folder, name, phase, config.training.save_in_background and swap is None)
+    position = Position.start(stream, phase.global_batch, config.data.block)
+    made = Phase(
+        name=name,
+        config=phase,
+        training=config.training,
+        steps=steps,
+        engine=engine,
+        stream=stream,
+        share=share,
+        folder=folder,
+        stop=stop,
+        samples=samples,
+        measures=measures,
+        stragglers=straggler_monitor(config, topology, engine),
+        flops=FlopCounter(config, phase),
+        writer=writer,
+        guard=Guard(config.training.bad_steps, name, steps, engine, stream, folder),
+        position=position,
+        cursor=position.cursor(share.lanes),
+        rank=topology.ranks.rank,
+    )
+    return made, started_from | kernels
+
+
+def straggler_monitor(config: RunConfig, topology: Topology, engine: Engine) -> StragglerMonitor:
+    """The monitor of a run's steps."""
+    return StragglerMonitor(
+        config.training.log_every,
+        engine.device,
+        loads_itself=config.data.workers == 0,
+        counts_skipped=topology.tp_rank == 0,
+    )
+
+
+def checkpoint_writer(folder: RunFolder, name: str, phase: PhaseConfig, background: bool) -> CheckpointWriter:
+    """The writer of a phase's checkpoints."""
+    return CheckpointWriter(
+        folder.checkpoints(name),
+        keep_last=phase.keep_checkpoints,
+        keep_every=phase.keep_every,
+        background=background,
+    )

@@ -1,0 +1,113 @@
+"""The model that a phase begins with: from nothing, from another run or export, or from the phase before."""
+
+from __future__ import annotations
+
+import torch
+
+from onediff.config.model import ModelConfig
+from onediff.config.run import RunConfig
+from onediff.errors import UserError
+from onediff.model.build import architecture_only
+from onediff.model.families import check_packs
+from onediff.model.onediff import OneDiffModel
+from onediff.model.vision import architecture
+from onediff.parallel.agreement import raise_on_all_ranks
+from onediff.parallel.placement import Placement
+from onediff.parallel.topology import Topology
+from onediff.runs.folder import RunFolder
+from onediff.training.checkpoint import latest_checkpoint, load_weights
+from onediff.training.checkpoint.folder import step_of
+from onediff.training.init import Start
+from onediff.zero.settings import deepspeed_config
+
+
+def starting_model(
+    config: RunConfig, name: str, folder: RunFolder, topology: Topology, resumes: bool = False
+) -> tuple[OneDiffModel, dict[str, object]]:
+    """The model before the first step of phase `name`, and tags that say where it is from.
+
+    The run's first phase starts as `model` and `init` say, any other as the phase before left it. A phase that `resumes`
+    gets its weights from its own checkpoint: what `init` names may be gone by then.
+    """
+    if topology.tp_size > 1:
+        # Megatron-core takes seconds to import.
+        from onediff.parallel.sequence import check_sequence
+        from onediff.parallel.tensor import check_divisible
+
+        with raise_on_all_ranks():
+            language = architecture(config.model.language, "model.language")
+            check_divisible(language, topology.tp_size)
+            if topology.sequence:
+                check_sequence(language)
+    if config.phases[name].pack is not None:
+        with raise_on_all_ranks():
+            check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")
+    before = previous(config, name)
+    torch.manual_seed(config.training.seed)
+    if config.init is not None and begins_with(config, name, folder):
+        if resumes:
+            return built(config, architecture_only(config.model), name, topology, filled_later=True), {}
+        with raise_on_all_ranks():
+            start = Start(config, folder.tokenizer)
+        model = built(config, start.model, name, topology, filled_later=False, later=start.later)
+        start.fill(model, config.phases[name].lora)
+        return model, {**start.tags()}
+    if before is None:
+        return built(config, config.model, name, topology, filled_later=False), {}
+    checkpoint, finished = latest_checkpoint(folder.checkpoints(before)), folder.finished(before)
+    if checkpoint is None or finished is None:
+        raise UserError(f"phase {name} starts from phase {before}, which has not finished in {folder.path}")
+    if step_of(checkpoint) != finished["step"]:
+        raise UserError(
+            f"phase {name} starts from phase {before}, which ended at step {finished['step']}, but {checkpoint} is its "
+            f"newest checkpoint; delete {folder.phase(before) / 'finished.json'} and --resume to train it to its end again"
+        )
+    model = built(config, architecture_only(config.model), name, topology, filled_later=True)
+    load_weights(model, checkpoint, lora=config.phases[name].lora)
+    return model, {"started_from": checkpoint}
+
+
+def begins_with(config: RunConfig, name: str, folder: RunFolder) -> bool:
+    """Whether the run begins with phase `name`: there is none before it, or `--phases` left them out."""
+    order = list(config.phases)
+    earlier = order[: order.index(name)]
+    return not any(folder.finished(phase) or latest_checkpoint(folder.checkpoints(phase)) for phase in earlier)
+
+
+def built(
+    config: RunConfig,
+    parts: ModelConfig,
+    name: str,
+    topology: Topology,
+    *,
+    filled_later: bool,
+    later: frozenset[str] = frozenset(),
+) -> OneDiffModel:
+    """The model `parts` in its place on this rank, cut as `config.parallel` says.
+
+    Where its weights are `filled_later`, all of them or those of the parts in `later`, they only get their memory.
+    """
+    stage_three = config.parallel.zero_stage == 3
+    placement = Placement(
+        topology,
+        zero_config=deepspeed_config(config, config.phases[name], topology.dp_size) if stage_three else None,
+        filled_later=filled_later,
+        later=later,
+        device=f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu",
+        dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
+    )
+    model = OneDiffModel(
+        parts,
+        placement=placement,
+        lora=config.phases[name].lora,
+        norms=config.training.norms,
+        fp8=config.training.fp8,
+    )
+    placement.settle(model)
+    return model
+
+
+def previous(config: RunConfig, name: str) -> str | None:
+    """The phase before `name`, or None for the first."""
+    order = list(config.phases)
+    return order[order.index(name) - 1] if order.index(name) else None
