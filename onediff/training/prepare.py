@@ -1,4 +1,4 @@
-"""What happens to a run's folder before its ranks start: configuration and tokenizer, and checks of what the tower will see."""
+"""What happens to a run's folder before training: its configuration and tokenizer, and checks of what the tower will see."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from onediff.config.model import ImageConfig
 from onediff.data.aspect import lost_to_crop
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
-from onediff.training.image_config import require_same_images, warn_of_crop
+from onediff.training.prepare import require_same_images, warn_of_crop
 
 SAID = "`fit: crop` would cut away 50% of each image (mean of 8), and what changes there is lost"
 
