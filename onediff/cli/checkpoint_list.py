@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onediff.training.checkpoint.manifest import Manifest
+    from onediff.training.checkpoint.manifest import CheckpointManifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def best_of(manifest: Manifest) -> str:
+def best_of(manifest: CheckpointManifest) -> str:
     """By what a checkpoint is the best of its phase, in words."""
     best = manifest.extra.get("measures", {}).get("best") or {}
     return (

@@ -17,8 +17,8 @@ import torch
 from onediff.config.model import LoraConfig
 from onediff.config.section import nearest
 from onediff.errors import UserError
-from onediff.parallel.block import Piece
-from onediff.parallel.materialize import InMemory, Source
+from onediff.parallel.block import BlockRange
+from onediff.parallel.materialize import InMemory, WeightSource
 
 _BASE = ".base_layer."
 _HALVES = (".lora_A.default.", ".lora_B.default.")
@@ -89,10 +89,10 @@ def initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 class WithAdapters:
     """A source of plain weights for a model with adapters, which start over."""
 
-    def __init__(self, base: Source) -> None:
+    def __init__(self, base: WeightSource) -> None:
         self.base = base
 
-    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
+    def fill(self, name: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the parameter `name` into the flat tensor `target`."""
         if is_adapter(name):
             InMemory({name: initial(name, piece.block.shape)}).fill(name, piece, target)

@@ -69,7 +69,7 @@ def block_of(parameter: torch.nn.Parameter) -> Block:
     return block or Block.whole(full_shape(parameter))
 
 
-class Piece(NamedTuple):
+class BlockRange(NamedTuple):
     """The range `[offset, offset + length)` of a flattened block."""
 
     block: Block
@@ -86,7 +86,7 @@ class _Rectangle(NamedTuple):
     stride: int  # elements from one of its rows to the next
 
 
-def _rectangles(piece: Piece) -> Iterator[_Rectangle]:
+def _rectangles(piece: BlockRange) -> Iterator[_Rectangle]:
     width, band = piece.block.width, piece.block.start * piece.block.inner
     at, end = piece.offset, piece.offset + piece.length
     while at < end:
@@ -122,7 +122,7 @@ class Overlap(NamedTuple):
         into.copy_(source.as_strided(shape, (self.source_stride, 1), source.storage_offset()))
 
 
-def overlaps(source: Piece, target: Piece) -> Iterator[Overlap]:
+def overlaps(source: BlockRange, target: BlockRange) -> Iterator[Overlap]:
     """The rectangles that `source` and `target` share; both are pieces of the same full parameter."""
     # A parameter cut along one dimension and one left whole are compared in the rows and columns of the cut one.
     if source.block.dim != target.block.dim:
@@ -142,10 +142,10 @@ def overlaps(source: Piece, target: Piece) -> Iterator[Overlap]:
                 )
 
 
-def _in_common_rows(source: Piece, target: Piece) -> tuple[Piece, Piece]:
+def _in_common_rows(source: BlockRange, target: BlockRange) -> tuple[BlockRange, BlockRange]:
     """Both pieces along one dimension: the one whose block is the whole parameter takes over the other's dimension."""
 
-    def along(piece: Piece, dim: int) -> Piece:
+    def along(piece: BlockRange, dim: int) -> BlockRange:
         block = piece.block
         assert block.is_whole, "cut along two different dimensions"
         return piece._replace(block=Block(block.shape, dim, 0, block.shape[dim]))

@@ -14,16 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from onediff.parallel.block import Block, Piece, overlaps
+from onediff.parallel.block import Block, BlockRange, overlaps
 from onediff.parallel.topology import Topology
 from onediff.parallel.weights import put_weights
 from onediff.zero.parameters import shard
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Where full parameters can be read range by range."""
 
-    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
+    def fill(self, name: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the parameter `name` into the flat tensor `target`."""
 
 
@@ -33,17 +33,17 @@ class InMemory:
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
 
-    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
+    def fill(self, name: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the parameter `name` into the flat tensor `target`."""
         full = self.tensors[name].detach().reshape(-1)
-        whole = Piece(piece.block.whole(piece.block.shape), 0, full.numel())
+        whole = BlockRange(piece.block.whole(piece.block.shape), 0, full.numel())
         for overlap in overlaps(whole, piece):
             overlap.copy(full.narrow(0, overlap.source_start, overlap.source_length), target)
 
 
 def place(
     model: Any,
-    source: Source | None,
+    source: WeightSource | None,
     topology: Topology,
     *,
     zero_config: dict[str, Any] | None = None,
@@ -96,12 +96,12 @@ def _buffers(model: Any, device: torch.device | str) -> None:
             model._init_weights(module)
 
 
-def _fill_buffers(model: Any, source: Source) -> None:
+def _fill_buffers(model: Any, source: WeightSource) -> None:
     """The buffers that belong to the weights, such as a scale of each layer; every rank holds them whole."""
     for name, buffer in model.named_buffers():
         owner, _, key = name.rpartition(".")
         if key not in model.get_submodule(owner)._non_persistent_buffers_set:
-            source.fill(name, Piece(Block.whole(buffer.shape), 0, buffer.numel()), buffer.view(-1))
+            source.fill(name, BlockRange(Block.whole(buffer.shape), 0, buffer.numel()), buffer.view(-1))
 
 
 def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Parameter:

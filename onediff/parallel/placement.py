@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from onediff.parallel.materialize import InMemory, Source, place
+from onediff.parallel.materialize import InMemory, WeightSource, place
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
 from onediff.parallel.topology import Topology
 from onediff.zero.parameters import is_sharded
 
-Adapt = Callable[[Any], Callable[[Source], Source]]
+Adapt = Callable[[Any], Callable[[WeightSource], WeightSource]]
 """Changes a model on the meta device; what it returns makes a source of the plain model one of the changed model."""
 
 
@@ -80,7 +80,7 @@ class Placement:
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.device)
 
-    def _source(self, auto: Any, model: Any, architecture: Any, name: str | None, revision: str | None) -> Source:
+    def _source(self, auto: Any, model: Any, architecture: Any, name: str | None, revision: str | None) -> WeightSource:
         if name is None:
             return InMemory(auto.from_config(architecture, dtype=self.dtype).state_dict())
         return Pretrained(PretrainedFiles(name, revision), model)

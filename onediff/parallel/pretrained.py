@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from onediff.errors import UserError
-from onediff.parallel.block import Piece
+from onediff.parallel.block import BlockRange
 from onediff.parallel.materialize import InMemory
 from onediff.parallel.pretrained_files import PretrainedFiles
 
@@ -84,7 +84,7 @@ class Pretrained:
         _check_tied(files, model, self.origins)
         self._made: tuple[Converted, dict[str, torch.Tensor]] | None = None
 
-    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
+    def fill(self, name: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the parameter or buffer `name` into the flat tensor `target`.
 
         What must be computed is so whole, one group of parameters at a time. What the files may lack stays as it is.

@@ -15,7 +15,7 @@ import torch
 
 from onediff.errors import UserError
 from onediff.hub.files import WEIGHTS, shards
-from onediff.parallel.block import Block, Piece, overlaps
+from onediff.parallel.block import Block, BlockRange, overlaps
 from onediff.parallel.safetensors_writer import DTYPES
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class PretrainedFiles:
         shape = self.shapes[key]
         return self.rows(key, shape[0] if shape else 1).view(shape)
 
-    def fill(self, key: str, piece: Piece, target: torch.Tensor) -> None:
+    def fill(self, key: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the tensor `key` into the flat tensor `target`; reads the rows that it needs."""
         file, shape = self._open[self._file_of[key]], self.shapes[key]
         if not shape:
@@ -170,17 +170,17 @@ class PretrainedFiles:
         # The file gives whole rows along the first dimension: take those that the piece touches.
         row = Block.whole(shape).inner
         for part, into in _bands(piece, target):
-            for overlap in overlaps(Piece(Block.whole(shape), 0, row * shape[0]), part):
+            for overlap in overlaps(BlockRange(Block.whole(shape), 0, row * shape[0]), part):
                 first, last = overlap.source_start, overlap.source_start + overlap.source_length
                 top, bottom = first // row, -(-last // row)
                 rows = file.rows(key, top, bottom)
                 overlap.copy(rows.narrow(0, first - top * row, last - first), into)
 
 
-def _bands(piece: Piece, target: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
+def _bands(piece: BlockRange, target: torch.Tensor) -> Iterator[tuple[BlockRange, torch.Tensor]]:
     for start in range(0, piece.length, BAND):
         length = min(BAND, piece.length - start)
-        yield Piece(piece.block, piece.offset + start, length), target.narrow(0, start, length)
+        yield BlockRange(piece.block, piece.offset + start, length), target.narrow(0, start, length)
 
 
 def weight_files(name: str, revision: str | None = None) -> list[str]:

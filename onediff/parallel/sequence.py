@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onediff.errors import UserError
 from onediff.parallel.regions import TokenShares
-from onediff.parallel.tensor import Column, Row
+from onediff.parallel.tensor import ColumnLayer, RowLayer
 from onediff.parallel.topology import Mpu
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -53,16 +53,16 @@ def share_tokens(model: Any, mpu: Mpu) -> None:
             norm.register_forward_hook(behind_norm)
             _sum_gradients(norm)
         for module in layer.modules():
-            if isinstance(module, Column):
+            if isinstance(module, ColumnLayer):
                 # The norm before it adds up the gradient of what it gathered.
                 module.disable_grad_reduce, module.allreduce_dgrad = True, False
-            elif isinstance(module, Row):
+            elif isinstance(module, RowLayer):
                 module.shares = shares
                 if module.bias is not None:
                     module.bias.sum_gradient_over_tensor_group = True
             if hasattr(module, "base_layer"):
                 # Of an adapter the matrix that is not cut: its gradient is of the rank's tokens, or of its outputs, alone.
-                whole = module.lora_A if isinstance(module.base_layer, Column) else module.lora_B
+                whole = module.lora_A if isinstance(module.base_layer, ColumnLayer) else module.lora_B
                 _sum_gradients(whole)
     base.norm.register_forward_hook(behind_last)
     _sum_gradients(base.norm)

@@ -41,7 +41,7 @@ CUT = frozenset(_CUT.split())
 """Model types whose loss and gradients are the same at every T, by test."""
 
 
-class Column(ColumnParallelLinear):
+class ColumnLayer(ColumnParallelLinear):
     """`[…, in]` → `[…, out / T]`: the rank's own outputs."""
 
     product: Product | None = None
@@ -56,7 +56,7 @@ class Column(ColumnParallelLinear):
         return self.product(hidden, self.weight, self.bias)
 
 
-class Row(RowParallelLinear):
+class RowLayer(RowParallelLinear):
     """`[…, in / T]` → `[…, out]`: summed over the tensor group."""
 
     product: Product | None = None
@@ -200,12 +200,12 @@ def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, na
     sizes, options = (layer.in_features, layer.out_features), {"config": config, "init_method": None}
     bias = layer.bias is not None
     if style == "colwise":
-        column = Column(*sizes, bias=bias, **options)
+        column = ColumnLayer(*sizes, bias=bias, **options)
         _note(column.weight, layer.weight.shape, 0, mpu)
         if bias:
             _note(column.bias, (layer.out_features,), 0, mpu)
         return column
-    row = Row(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=False, **options)
+    row = RowLayer(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=False, **options)
     _note(row.weight, layer.weight.shape, 1, mpu)
     return row
 

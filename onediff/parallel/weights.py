@@ -12,25 +12,25 @@ import torch.distributed as dist
 from torch import nn
 
 from onediff.parallel.agreement import gathered
-from onediff.parallel.block import Block, Piece, block_of, overlaps
+from onediff.parallel.block import Block, BlockRange, block_of, overlaps
 from onediff.parallel.safetensors_writer import Entry, in_library_order, write_model
 from onediff.zero.parameters import is_sharded, own_range
 
 
-def local_part(parameter: Any) -> tuple[Piece, torch.Tensor]:
+def local_part(parameter: Any) -> tuple[BlockRange, torch.Tensor]:
     """The range of `parameter` that this rank stores, and the flat tensor, `[length]`, that it is stored in (a view)."""
     block = block_of(parameter)
     if not is_sharded(parameter):
-        return Piece(block, 0, block.real), parameter.detach().view(-1).narrow(0, 0, block.real)
+        return BlockRange(block, 0, block.real), parameter.detach().view(-1).narrow(0, 0, block.real)
     values, offset, share = own_range(parameter)
     offset = min(offset, block.real)
     length = min(share, block.real - offset)
-    return Piece(block, offset, length), values.detach().narrow(0, 0, length)
+    return BlockRange(block, offset, length), values.detach().narrow(0, 0, length)
 
 
 def put_weights(
     module: nn.Module,
-    fill: Callable[[str, Piece, torch.Tensor], None],
+    fill: Callable[[str, BlockRange, torch.Tensor], None],
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """Calls `fill(name, piece, target)` for the part that this rank stores of each parameter whose name is `wanted`."""
@@ -49,7 +49,7 @@ def export_weights(
     """
     parameters = {name: p for name, p in module.named_parameters() if name not in set(skip)}
     mine = {name: local_part(p)[0] for name, p in parameters.items()}
-    everyone: list[dict[str, Piece]] = gathered(mine)
+    everyone: list[dict[str, BlockRange]] = gathered(mine)
     rank = dist.get_rank() if dist.is_initialized() else 0
 
     def whole(name: str) -> torch.Tensor:
@@ -63,7 +63,7 @@ def export_weights(
             return torch.empty(0)
         shape = piece.block.shape
         full = torch.empty(Block.whole(shape).real, dtype=local.dtype)
-        target = Piece(Block.whole(shape), 0, full.numel())
+        target = BlockRange(Block.whole(shape), 0, full.numel())
         for other, giver in sorted(givers.items(), key=lambda item: item[1]):
             values = local.cpu() if giver == 0 else torch.empty(other.length, dtype=local.dtype)
             if giver:

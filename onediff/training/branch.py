@@ -13,10 +13,10 @@ from onediff.runs.folder import RunFolder
 from onediff.tracking.identity import remember, traces
 from onediff.tracking.place import remembered
 from onediff.training.checkpoint.folder import latest_checkpoint
-from onediff.training.found import Found, found
+from onediff.training.found import FoundCheckpoint, found
 
 
-def branch(address: Address, target: Path) -> Found:
+def branch(address: Address, target: Path) -> FoundCheckpoint:
     """Makes the run folder `target` with the checkpoint that `address` means, and those that its phase began from.
 
     Files of checkpoints are never changed, so they are shared by hard links where the file system has them. Raises

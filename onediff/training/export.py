@@ -25,7 +25,7 @@ from onediff.ranks import Ranks
 from onediff.runs.address import Address
 from onediff.runs.folder import require_run
 from onediff.training.checkpoint import load_weights, read_manifest
-from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.reader import CheckpointReader
 from onediff.training.checkpoint.weights import Weights
 from onediff.training.found import found
 
@@ -53,7 +53,7 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     load_weights(model, at.checkpoint)
     trained = {"run": config.name, "phase": at.phase, "step": at.step}
     manifest = read_manifest(at.checkpoint)
-    weights = Weights(Reader(at.checkpoint, manifest))
+    weights = Weights(CheckpointReader(at.checkpoint, manifest))
     lora = weights.stored
     adapter = None if lora is None else (lora, config.model.language.name, weights.adapter())
     computed = {getattr(torch, parameter.dtype) for parameter in manifest.parameters.values()}

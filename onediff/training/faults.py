@@ -15,7 +15,7 @@ class TrainingFault(RuntimeError):
 
 
 @dataclass
-class Watch:
+class StepWatch:
     """What the steps of a phase were like so far: the same on every rank, and a part of every checkpoint."""
 
     config: BadStepsConfig
@@ -93,4 +93,4 @@ class Watch:
 
     def restore(self, stored: dict[str, Any] | None) -> None:
         """Goes on from what a checkpoint holds; one from before there was a watch holds nothing."""
-        vars(self).update(vars(Watch(self.config)) | (stored or {}))
+        vars(self).update(vars(StepWatch(self.config)) | (stored or {}))

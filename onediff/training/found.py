@@ -17,7 +17,7 @@ from onediff.runs.folder import RunFolder
 BEST = "best"
 
 
-class Found(NamedTuple):
+class FoundCheckpoint(NamedTuple):
     """One checkpoint of a run."""
 
     phase: str
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     checkpoint: Path
 
 
-def found(address: Address) -> Found:
+def found(address: Address) -> FoundCheckpoint:
     """The checkpoint that an address of a run means. Raises UserError where there is none, saying what there is."""
     from onediff.training.checkpoint import best_checkpoint, checkpoints, latest_checkpoint
     from onediff.training.checkpoint.folder import step_of
@@ -49,7 +49,7 @@ def found(address: Address) -> Found:
         )
         steps = ", ".join(map(str, there))
         raise UserError(f"{address}: phase {phase} has no checkpoint {which} ({why}); there are steps {steps}")
-    return Found(phase, step_of(checkpoint), checkpoint)
+    return FoundCheckpoint(phase, step_of(checkpoint), checkpoint)
 
 
 def _read(address: Address, phases: list[str]) -> tuple[str, str | None]:

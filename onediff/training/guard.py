@@ -25,7 +25,7 @@ from onediff.runs.folder import RunFolder
 from onediff.training.blame import not_finite
 from onediff.training.checkpoint.folder import checkpoints, step_of
 from onediff.training.engine import Agreed, Engine
-from onediff.training.faults import TrainingFault, Watch
+from onediff.training.faults import StepWatch, TrainingFault
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Guard:
         stream: Stream,
         folder: RunFolder,
     ) -> None:
-        self.watch = Watch(config)
+        self.watch = StepWatch(config)
         self.why = ""
         """By what the last step is bad."""
         self.phase, self.steps = phase, steps

@@ -25,14 +25,14 @@ from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import OWN_PARTS, description
 from onediff.model.tokenizer import load_tokenizer
 from onediff.parallel.agreement import raise_on_all_ranks
-from onediff.parallel.block import Piece
+from onediff.parallel.block import BlockRange
 from onediff.parallel.materialize import InMemory
 from onediff.parallel.weights import put_weights
 from onediff.runs.address import Address
 from onediff.runs.folder import RunFolder
 from onediff.tracking.state import State
 from onediff.training.checkpoint import load_weights, read_manifest
-from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.reader import CheckpointReader
 from onediff.training.checkpoint.weights import Weights, part_of
 from onediff.training.found import found
 
@@ -60,7 +60,7 @@ class OfRun:
     @cached_property
     def shapes(self) -> Shapes:
         """Full shapes by parameter, adapters merged."""
-        return Weights(Reader(self.place, read_manifest(self.place))).shapes
+        return Weights(CheckpointReader(self.place, read_manifest(self.place))).shapes
 
     def tokenizer(self) -> Any:
         """What its language model reads."""
@@ -132,7 +132,7 @@ class OfExport:
         return {key: str(value) for key, value in self.trained.items()}
 
 
-def _fill_from(stored: Any, name: str, piece: Piece, target: torch.Tensor) -> None:
+def _fill_from(stored: Any, name: str, piece: BlockRange, target: torch.Tensor) -> None:
     InMemory({name: stored.get_tensor(name)}).fill(name, piece, target)
 
 

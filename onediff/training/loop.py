@@ -10,7 +10,7 @@ from onediff.data.cursor import Cursor
 from onediff.training.faults import TrainingFault
 from onediff.training.guard import GoBack
 from onediff.training.phase import Phase
-from onediff.training.report import Progress, begin_step, report, write_status
+from onediff.training.report import ProgressBar, begin_step, report, write_status
 from onediff.training.state import go_back, save
 from onediff.training.stop import Stopped
 
@@ -28,7 +28,7 @@ def train_phase(phase: Phase, batches: Iterator[tuple[Batch, Cursor]]) -> dict[s
     try:
         measure_what_is_owed(phase)
         step, previous = phase.step, None
-        with Progress(phase) as progress:
+        with ProgressBar(phase) as progress:
             while step < phase.steps and not phase.measures.best.over:
                 running = begin_step(phase, step, batches, previous)
                 step += 1

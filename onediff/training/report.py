@@ -44,7 +44,7 @@ class Running:
     """kept until the step's metrics are known, to be named if they are bad"""
 
 
-class Progress:
+class ProgressBar:
     """A bar on rank 0's terminal, and the phase's status file; where there is no terminal, a line now and then."""
 
     def __init__(self, phase: Phase) -> None:
@@ -58,7 +58,7 @@ class Progress:
         )
         self.last_line = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(
@@ -109,7 +109,7 @@ def begin_step(phase: Phase, step: int, batches: Iterator[tuple[Batch, Cursor]],
     return Running(work, after, waited, epochs, phase.cursor, phase.flops.tflop(micro_batches), micro_batches)
 
 
-def report(phase: Phase, running: Running, progress: Progress) -> str | None:
+def report(phase: Phase, running: Running, progress: ProgressBar) -> str | None:
     """Waits for a step, shows and tracks its metrics; returns the signal by which any rank was asked to stop.
 
     Collective. Raises GoBack after a spike, and TrainingFault for what the run cannot get over, on every rank.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from onediff.parallel.block import Piece
+from onediff.parallel.block import BlockRange
 
 
 @dataclass
@@ -19,7 +19,7 @@ class ParameterShard:
 
     name: str
     parameter: torch.nn.Parameter
-    piece: Piece
+    piece: BlockRange
     values: torch.Tensor
     """the fp32 master weights that the optimizer steps on, or the parameter's own values where it is frozen"""
     position: int

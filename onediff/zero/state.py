@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from onediff.parallel.block import Block, Piece, block_of
+from onediff.parallel.block import Block, BlockRange, block_of
 from onediff.zero.parameters import own_range
 from onediff.zero.protocol import ParameterShard
 from onediff.zero.swapped import is_swapped
@@ -33,21 +33,21 @@ def shards(engine: Any) -> Iterator[ParameterShard]:
         if stage == 3:
             yield _of_stage_three(engine, name, parameter, block)
         elif not parameter.requires_grad:
-            yield ParameterShard(name, parameter, Piece(block, 0, block.real), parameter, 0, True)
+            yield ParameterShard(name, parameter, BlockRange(block, 0, block.real), parameter, 0, True)
         elif stage == 0:
             yield ParameterShard(
-                name, parameter, Piece(block, 0, block.real), copies.get(parameter, parameter), 0, True
+                name, parameter, BlockRange(block, 0, block.real), copies.get(parameter, parameter), 0, True
             )
         elif (mapping := parameter._hp_mapping) is not None:
             owner = _flat_groups(engine)[mapping.param_group_index]
             offset, position = mapping.lp_fragment_address.start, mapping.hp_fragment_address.start
             length = _real_length(block, offset, mapping.lp_fragment_address.numel)
-            yield ParameterShard(name, parameter, Piece(block, offset, length), owner, position, False)
+            yield ParameterShard(name, parameter, BlockRange(block, offset, length), owner, position, False)
 
 
 def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block: Block) -> ParameterShard:
     values, offset, share = own_range(parameter)
-    piece = Piece(block, min(offset, block.real), _real_length(block, offset, share))
+    piece = BlockRange(block, min(offset, block.real), _real_length(block, offset, share))
     if not parameter.requires_grad:
         return ParameterShard(name, parameter, piece, values, 0, False)
     zero = engine.optimizer

@@ -19,7 +19,7 @@ from onediff.parallel.topology import Topology
 from onediff.ranks import Ranks
 from onediff.training.checkpoint import load_weights, read_weights
 from onediff.training.checkpoint.consolidate import consolidate
-from onediff.training.checkpoint.manifest import Manifest, Parameter
+from onediff.training.checkpoint.manifest import CheckpointManifest, StoredParameter
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.optimizer import freeze, parameter_groups, trainable
 
@@ -48,10 +48,12 @@ def checkpoint_of(model: torch.nn.Module, folder: Path, lora: LoraConfig | None)
         flat = p.detach().reshape(-1)
         entries.append(Entry(f"weight/{name}", flat.dtype, flat.shape, lambda flat=flat: flat))
         whole = Block.whole(p.shape)
-        parameters[name] = Parameter(p.shape, "float32", 0, ["weight"], None, [(file, 0, whole.size, 0, p.numel())])
+        parameters[name] = StoredParameter(
+            p.shape, "float32", 0, ["weight"], None, [(file, 0, whole.size, 0, p.numel())]
+        )
     written = write_safetensors(path / file, entries, {"identity": "x", "step": "1"})
     extra = {"lora": None if lora is None else lora.model_dump(mode="json")}
-    Manifest("x", 1, 1, 1, 3, extra, [], parameters, files={file: written._asdict()}).write(path)
+    CheckpointManifest("x", 1, 1, 1, 3, extra, [], parameters, files={file: written._asdict()}).write(path)
     return path
 
 

@@ -29,7 +29,7 @@ from transformers import (
 
 from onediff.errors import UserError
 from onediff.parallel import pretrained_files
-from onediff.parallel.block import Block, Piece, overlaps
+from onediff.parallel.block import Block, BlockRange, overlaps
 from onediff.parallel.placement import Placement
 from onediff.parallel.pretrained_files import PretrainedFiles
 from onediff.parallel.safetensors_writer import Entry, sha256_of, write_safetensors
@@ -40,7 +40,7 @@ ALONE = Placement(Topology(Ranks(), 1, None))
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def random_cut(shape: tuple[int, ...], dim: int, chance: random.Random) -> list[Piece]:
+def random_cut(shape: tuple[int, ...], dim: int, chance: random.Random) -> list[BlockRange]:
     """Blocks of one parameter along `dim`, each cut into ranges, as T × D ranks would hold them."""
     parts = chance.choice([n for n in (1, 2, 3, 4) if shape[dim] % n == 0 or dim == 0])
     size = -(-shape[dim] // parts)
@@ -49,11 +49,11 @@ def random_cut(shape: tuple[int, ...], dim: int, chance: random.Random) -> list[
         block = Block(shape, dim, part * size, size)
         ranges = chance.randint(1, 4)
         length = max(1, -(-block.real // ranges))
-        pieces += [Piece(block, first, min(length, block.real - first)) for first in range(0, block.real, length)]
+        pieces += [BlockRange(block, first, min(length, block.real - first)) for first in range(0, block.real, length)]
     return pieces
 
 
-def values_of(full: torch.Tensor, piece: Piece) -> torch.Tensor:
+def values_of(full: torch.Tensor, piece: BlockRange) -> torch.Tensor:
     """The range as torch itself cuts it."""
     block = piece.block
     end = min(block.start + block.size, block.shape[block.dim])
@@ -80,8 +80,8 @@ def test_any_cut_can_be_copied_into_any_other(seed):
 def test_whole_and_cut_along_another_dimension():
     shape = (6, 8)
     full = torch.arange(48.0).view(shape)
-    for target in (Piece(Block(shape, 1, 4, 4), 3, 17), Piece(Block.whole(shape), 5, 30)):
-        for source in (Piece(Block.whole(shape), 0, 48), Piece(Block(shape, 1, 0, 8), 0, 48)):
+    for target in (BlockRange(Block(shape, 1, 4, 4), 3, 17), BlockRange(Block.whole(shape), 5, 30)):
+        for source in (BlockRange(Block.whole(shape), 0, 48), BlockRange(Block(shape, 1, 0, 8), 0, 48)):
             copied = torch.zeros(target.length)
             for overlap in overlaps(source, target):
                 overlap.copy(full.reshape(-1).narrow(0, overlap.source_start, overlap.source_length), copied)

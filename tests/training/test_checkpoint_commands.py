@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from onediff.cli import main
 from onediff.parallel.safetensors_writer import Entry, write_safetensors
-from onediff.training.checkpoint.manifest import Manifest, Parameter
+from onediff.training.checkpoint.manifest import CheckpointManifest, StoredParameter
 
 
 def written(folder: Path, step: int) -> torch.Tensor:
@@ -25,8 +25,8 @@ def written(folder: Path, step: int) -> torch.Tensor:
         entry = Entry("weight/language.w", torch.float32, (6,), lambda half=half: half)
         files[name] = write_safetensors(path / name, [entry], {"identity": str(step), "step": str(step)})._asdict()
         pieces.append((name, 2 * rank, 2, 0, 6))
-    parameter = Parameter((3, 4), "float32", 1, ["weight"], None, pieces)
-    Manifest(str(step), step, 2, 2, 3, {}, [], {"language.w": parameter}, files=files).write(path)
+    parameter = StoredParameter((3, 4), "float32", 1, ["weight"], None, pieces)
+    CheckpointManifest(str(step), step, 2, 2, 3, {}, [], {"language.w": parameter}, files=files).write(path)
     return full
 
 

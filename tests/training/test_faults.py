@@ -13,7 +13,7 @@ from processes import run_ranks
 
 from onediff.config.bad_steps import BadStepsConfig
 from onediff.config.compose import load_run
-from onediff.training.faults import Watch
+from onediff.training.faults import StepWatch
 
 WORKER = SUPPORT / "faults_worker.py"
 NAN = float("nan")
@@ -68,9 +68,11 @@ def test_gradients_that_are_not_finite_change_nothing_where_states_lie_on_nvme(t
     assert_nothing_changed(cases, tmp_path)
 
 
-def watched(losses: list[float], norms: list[float] | None = None, **config: Any) -> tuple[Watch, list[int], list[int]]:
+def watched(
+    losses: list[float], norms: list[float] | None = None, **config: Any
+) -> tuple[StepWatch, list[int], list[int]]:
     """A watch that has seen these steps, and the steps at which a spike was over or skipped ones were too many."""
-    watch = Watch(BadStepsConfig.model_validate(config))
+    watch = StepWatch(BadStepsConfig.model_validate(config))
     spikes, stops = [], []
     for step, loss in enumerate(losses, 1):
         watch.see(step, loss, norms[step - 1] if norms else 1.0)
@@ -105,11 +107,11 @@ def test_a_watch_goes_on_from_what_a_checkpoint_holds():
     rule = {"skipped_in_a_row": 9, "spikes": {"median_of": 3, "in_a_row": 3}}
     losses = [1.1, 1.2, NAN, 1.3, 9, NAN]
     before, _, _ = watched(losses, **rule)
-    after = Watch(before.config)
+    after = StepWatch(before.config)
     after.restore(json.loads(json.dumps(before.to_json())))
     assert after == before and after.skipped == 2 and after.first_bad == 5
     after.restore(None)
-    assert after == Watch(before.config), "a checkpoint of an earlier version holds nothing"
+    assert after == StepWatch(before.config), "a checkpoint of an earlier version holds nothing"
 
 
 def test_the_defaults_of_spikes_are_asked_for_by_name(tmp_path):

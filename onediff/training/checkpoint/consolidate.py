@@ -11,7 +11,7 @@ import torch
 from onediff.errors import UserError
 from onediff.parallel.safetensors_writer import Entry, write_model
 from onediff.training.checkpoint.manifest import verify_checkpoint
-from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.reader import CheckpointReader
 from onediff.training.checkpoint.weights import Weights
 
 
@@ -26,7 +26,7 @@ def consolidate(
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty; choose another folder")
     manifest = verify_checkpoint(path)
-    weights = Weights(Reader(path, manifest))
+    weights = Weights(CheckpointReader(path, manifest))
     aside = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

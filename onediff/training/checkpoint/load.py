@@ -13,9 +13,9 @@ import torch.distributed as dist
 from onediff.config.model import LoraConfig
 from onediff.errors import UserError
 from onediff.parallel.agreement import raise_on_all_ranks
-from onediff.training.checkpoint.manifest import WEIGHT, Manifest, check_file, read_manifest
+from onediff.training.checkpoint.manifest import WEIGHT, CheckpointManifest, check_file, read_manifest
 from onediff.training.checkpoint.randomness import restore_random_states
-from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.reader import CheckpointReader
 from onediff.training.checkpoint.weights import Weights, part_of
 from onediff.zero.protocol import ParameterShard, ShardedEngine, by_swap_group
 
@@ -37,7 +37,7 @@ def load_checkpoint(engine: ShardedEngine, path: Path, *, verify: bool = True) -
     parts = list(engine.shards())
     with raise_on_all_ranks():
         _must_fit(dict(engine.module.named_parameters()), parts, manifest, path)
-        reader = Reader(path, manifest)
+        reader = CheckpointReader(path, manifest)
         stepped = any(manifest.parameters[part.name].steps is not None for part in parts if part.owner is not None)
         with engine.swap_in(changes=True) as swapped:
             for group, members in groupby(sorted(parts, key=by_swap_group), lambda part: part.swapped):
@@ -49,7 +49,7 @@ def load_checkpoint(engine: ShardedEngine, path: Path, *, verify: bool = True) -
     return manifest.extra
 
 
-def _fill(engine: ShardedEngine, parts: list[ParameterShard], reader: Reader, stepped: bool) -> None:
+def _fill(engine: ShardedEngine, parts: list[ParameterShard], reader: CheckpointReader, stepped: bool) -> None:
     """Puts weights, moments and counts into ranges that are in memory."""
     if stepped:
         engine.create_moments(parts)
@@ -92,7 +92,7 @@ def load_weights(
         assert parts is None, "an engine is filled whole"
         ranges = list(module.shards())
         with raise_on_all_ranks():
-            reader = Reader(path, manifest)
+            reader = CheckpointReader(path, manifest)
             weights = Weights(reader, lora)
             weights.must_fit(dict(module.module.named_parameters()))
             with module.swap_in(changes=True) as swapped:
@@ -106,7 +106,7 @@ def load_weights(
     from onediff.parallel.weights import put_weights
 
     with raise_on_all_ranks():
-        reader = Reader(path, manifest)
+        reader = CheckpointReader(path, manifest)
         weights = Weights(reader, lora)
         weights.must_fit(dict(module.named_parameters()), parts)
         put_weights(module, weights.fill, lambda name: parts is None or part_of(name) in parts)
@@ -120,12 +120,12 @@ def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torc
     if verify:
         for name in manifest.files:
             check_file(path, name, manifest)
-    weights = Weights(Reader(path, manifest))
+    weights = Weights(CheckpointReader(path, manifest))
     for name in weights.shapes:
         yield name, weights.merged(name)
 
 
-def _checked(path: Path, verify: bool) -> Manifest:
+def _checked(path: Path, verify: bool) -> CheckpointManifest:
     """The manifest, after every file was checked by one rank or another."""
     with raise_on_all_ranks():
         manifest = read_manifest(path)
@@ -137,7 +137,7 @@ def _checked(path: Path, verify: bool) -> Manifest:
     return manifest
 
 
-def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Manifest, path: Path) -> None:
+def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: CheckpointManifest, path: Path) -> None:
     """Raises UserError when the checkpoint is of a model with other parameters."""
     for name in parameters:
         if name not in manifest.parameters:
@@ -151,7 +151,7 @@ def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Manifest, 
             raise UserError(f"{path}: of another model: {part.name!r} is {stored} there, {part.piece.block.shape} here")
 
 
-def _restore_rest(engine: ShardedEngine, reader: Reader) -> None:
+def _restore_rest(engine: ShardedEngine, reader: CheckpointReader) -> None:
     """What each group has beside its settings, buffers, and the random states of the rank of the same number."""
     groups, manifest = engine.optimizer_groups, reader.manifest
     if len(groups) == len(manifest.groups):
@@ -165,7 +165,7 @@ def _restore_rest(engine: ShardedEngine, reader: Reader) -> None:
         restore_random_states({key: file.get_tensor(key) for key in file.keys() if key.startswith("rng/")})  # noqa: SIM118
 
 
-def _restore_buffers(module: torch.nn.Module, reader: Reader, parts: Collection[str] | None = None) -> None:
+def _restore_buffers(module: torch.nn.Module, reader: CheckpointReader, parts: Collection[str] | None = None) -> None:
     buffers = {name: b for name, b in module.named_buffers() if parts is None or part_of(name) in parts}
     for name in reader.manifest.buffers:
         if name in buffers:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onediff.errors import UserError
-from onediff.parallel.block import Block, Piece
+from onediff.parallel.block import Block, BlockRange
 from onediff.parallel.safetensors_writer import sha256_of
 
 SCHEMA = 1
@@ -24,7 +24,7 @@ WEIGHT = "weight"
 
 
 @dataclass
-class Parameter:
+class StoredParameter:
     """One parameter: its full shape, the states stored of it, and the ranges that make it up."""
 
     shape: tuple[int, ...]
@@ -43,14 +43,14 @@ class Parameter:
         """Elements of the full parameter."""
         return prod(self.shape)
 
-    def located(self) -> Iterator[tuple[str, Piece]]:
+    def located(self) -> Iterator[tuple[str, BlockRange]]:
         """The file and the place of each range."""
         for file, start, size, offset, length in self.pieces:
-            yield file, Piece(Block(tuple(self.shape), self.dim, start, size), offset, length)
+            yield file, BlockRange(Block(tuple(self.shape), self.dim, start, size), offset, length)
 
 
 @dataclass
-class Manifest:
+class CheckpointManifest:
     """What `manifest.json` holds."""
 
     identity: str
@@ -63,7 +63,7 @@ class Manifest:
     """what the caller gave: data positions, schedule, tracking run, …"""
     groups: list[dict[str, Any]]
     """hyper-parameters of the optimizer's parameter groups"""
-    parameters: dict[str, Parameter]
+    parameters: dict[str, StoredParameter]
     buffers: list[str] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """file → bytes, sha256"""
@@ -84,7 +84,7 @@ class Manifest:
         return sum(record["bytes"] for record in self.files.values())
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> CheckpointManifest:
     """The manifest of the checkpoint at `path`. Raises UserError when there is none, or one that is not ours."""
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
@@ -100,8 +100,8 @@ def read_manifest(path: Path) -> Manifest:
     if content["schema"] != SCHEMA:
         raise UserError(f"{file}: written in format {content['schema']}; this program reads format {SCHEMA}")
     try:
-        parameters = {name: Parameter(**values) for name, values in content.pop("parameters").items()}
-        return Manifest(**content, parameters=parameters)
+        parameters = {name: StoredParameter(**values) for name, values in content.pop("parameters").items()}
+        return CheckpointManifest(**content, parameters=parameters)
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{file}: incomplete{instead_of(path)}") from None
 
@@ -111,7 +111,7 @@ def instead_of(folder: Path) -> str:
     return f"; delete the folder {folder} to resume from the checkpoint before it"
 
 
-def check_file(folder: Path, name: str, manifest: Manifest) -> None:
+def check_file(folder: Path, name: str, manifest: CheckpointManifest) -> None:
     """Raises UserError when the file `name` is missing, cut short, changed, or of another checkpoint."""
     from safetensors import SafetensorError, safe_open
 
@@ -133,7 +133,7 @@ def check_file(folder: Path, name: str, manifest: Manifest) -> None:
         raise UserError(f"{path}: damaged, its checksum differs from the manifest's{instead_of(folder)}")
 
 
-def verify_checkpoint(path: Path) -> Manifest:
+def verify_checkpoint(path: Path) -> CheckpointManifest:
     """Reads and checks every file of a checkpoint; returns its manifest. Raises UserError naming the first fault."""
     path = Path(path)
     manifest = read_manifest(path)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from onediff.errors import UserError
-from onediff.parallel.block import Piece, overlaps
-from onediff.training.checkpoint.manifest import Manifest
+from onediff.parallel.block import BlockRange, overlaps
+from onediff.training.checkpoint.manifest import CheckpointManifest
 
 
-class Reader:
+class CheckpointReader:
     """Ranges of the parameters of one checkpoint; files are opened when first needed."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self._open: dict[str, Any] = {}
@@ -28,7 +28,7 @@ class Reader:
             self._open[name] = safe_open(self.folder / name, "pt")
         return self._open[name]
 
-    def fill(self, target: torch.Tensor, state: str, name: str, piece: Piece) -> None:
+    def fill(self, target: torch.Tensor, state: str, name: str, piece: BlockRange) -> None:
         """Copies the range `piece` of one state of the parameter `name` into `target`, [length].
 
         Raises UserError when the files do not hold all of it.

@@ -18,7 +18,7 @@ from onediff.parallel.safetensors_writer import Entry, Written, write_safetensor
 from onediff.runs.section import section
 from onediff.training.checkpoint.finite import Finite
 from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune
-from onediff.training.checkpoint.manifest import WEIGHT, Manifest, Parameter
+from onediff.training.checkpoint.manifest import WEIGHT, CheckpointManifest, StoredParameter
 from onediff.training.checkpoint.randomness import random_states
 from onediff.training.faults import TrainingFault
 from onediff.zero.protocol import ParameterShard, ShardedEngine, SwapIn, by_swap_group
@@ -49,11 +49,11 @@ def save_checkpoint(
 class _Pending:
     """A checkpoint whose files are being written."""
 
-    manifest: Manifest
+    manifest: CheckpointManifest
     """without parameters and files, which are known when all ranks have written"""
     name: str
     """of this rank's file"""
-    places: dict[str, Parameter]
+    places: dict[str, StoredParameter]
     finite: Finite
     written: Future[Written]
     best: bool
@@ -95,7 +95,7 @@ class CheckpointWriter:
         before = self.finish()
         rank, world = dist.get_rank(), dist.get_world_size()
         writing = aside(self.folder, step)
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             identity=str(from_rank_zero(secrets.token_hex(16))),
             step=step,
             world=world,
@@ -178,15 +178,15 @@ def _on_host(entry: Entry) -> Entry:
     return entry._replace(read=lambda: values)
 
 
-def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], dict[str, Parameter]]:
+def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], dict[str, StoredParameter]]:
     """What this rank writes, one swapped sub-group after the other, and where that lies in each parameter."""
     entries: list[Entry] = []
-    places: dict[str, Parameter] = {}
+    places: dict[str, StoredParameter] = {}
     for part in sorted(engine.shards(), key=by_swap_group):
         first, length = _share(engine, part)
         tensors = {WEIGHT: part.values, **engine.moments(part)}
         block = part.piece.block
-        places[part.name] = Parameter(
+        places[part.name] = StoredParameter(
             shape=block.shape,
             dtype=str(part.parameter.dtype).removeprefix("torch."),
             dim=block.dim,
@@ -242,12 +242,12 @@ def _hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
     ]
 
 
-def _merged(records: list[tuple[str, dict[str, Any], dict[str, Parameter]]]) -> dict[str, Parameter]:
+def _merged(records: list[tuple[str, dict[str, Any], dict[str, StoredParameter]]]) -> dict[str, StoredParameter]:
     """The ranges of all ranks under each parameter's name."""
-    merged: dict[str, Parameter] = {}
+    merged: dict[str, StoredParameter] = {}
     for file, _, places in records:
         for name, place in places.items():
-            whole = merged.setdefault(name, Parameter(**{**place.__dict__, "pieces": []}))
+            whole = merged.setdefault(name, StoredParameter(**{**place.__dict__, "pieces": []}))
             whole.pieces += [(file, *piece[1:]) for piece in place.pieces]
             if len(place.states) > len(whole.states):
                 whole.states = place.states

@@ -11,10 +11,10 @@ import torch
 from onediff.config.model import LoraConfig
 from onediff.errors import UserError
 from onediff.model.lora import halves_of, initial, is_adapter, plain_name, update
-from onediff.parallel.block import Block, Piece
+from onediff.parallel.block import Block, BlockRange
 from onediff.parallel.materialize import InMemory
 from onediff.training.checkpoint.manifest import WEIGHT, read_manifest
-from onediff.training.checkpoint.reader import Reader
+from onediff.training.checkpoint.reader import CheckpointReader
 
 
 def adapters_of(extra: dict) -> LoraConfig | None:
@@ -40,7 +40,7 @@ class Weights:
     weights. Merging holds one full parameter in memory at a time.
     """
 
-    def __init__(self, reader: Reader, lora: LoraConfig | None = None) -> None:
+    def __init__(self, reader: CheckpointReader, lora: LoraConfig | None = None) -> None:
         self.reader = reader
         self.stored = adapters_of(reader.manifest.extra)
         self.goes_on = lora == self.stored
@@ -61,7 +61,7 @@ class Weights:
             lacks = "it has" if strange[0] in wanted else "this one has"
             raise UserError(f"{self.reader.folder}: of another model: {lacks} no parameter {strange[0]!r}")
 
-    def fill(self, name: str, piece: Piece, target: torch.Tensor) -> None:
+    def fill(self, name: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the model's parameter `name` into the flat tensor `target`."""
         if is_adapter(name):
             if self.goes_on:
@@ -89,14 +89,14 @@ class Weights:
         """A stored parameter, whole and in fp32."""
         shape = tuple(self.reader.manifest.parameters[stored].shape)
         flat = torch.empty(prod(shape), dtype=torch.float32)
-        self.reader.fill(flat, WEIGHT, stored, Piece(Block.whole(shape), 0, flat.numel()))
+        self.reader.fill(flat, WEIGHT, stored, BlockRange(Block.whole(shape), 0, flat.numel()))
         return flat.view(shape)
 
     def merged(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """A parameter of the model without adapters, whole."""
         shape = self.shapes[name]
         flat = torch.empty(prod(shape), dtype=torch.float32)
-        self.fill(name, Piece(Block.whole(shape), 0, flat.numel()), flat)
+        self.fill(name, BlockRange(Block.whole(shape), 0, flat.numel()), flat)
         return flat.view(shape).to(dtype)
 
     def adapter(self, part: str = "language.") -> dict[str, torch.Tensor]:
