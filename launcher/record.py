@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from onediff.atomic import write_whole
 from onediff.errors import UserError
 
 Json = dict[str, Any]
@@ -176,14 +177,9 @@ def names_in(folder: Path) -> list[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes beside the final name and renames, so that a reader never sees half a file, after a power cut either."""
+    """Writes a whole file and its folder; what was written survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{path.name}-{own_mark()}")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_whole(path, json.dumps(value, indent=1), durable=True)
 
 
 def own_mark() -> str:

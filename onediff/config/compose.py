@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from onediff.atomic import write_whole
 from onediff.config.data import as_first_written
 from onediff.config.renamed import under_new_names
 from onediff.config.run import RunConfig
@@ -75,11 +76,8 @@ def _fill_named_sections(values: dict[str, Any], file: Path) -> None:
 
 
 def write_run(config: RunConfig, path: str | os.PathLike[str]) -> None:
-    """Writes the whole tree, defaults included, beside its final name first."""
-    target = Path(path)
-    aside = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    aside.write_text(as_yaml(config), encoding="utf-8")
-    os.replace(aside, target)
+    """Writes the whole tree, defaults included."""
+    write_whole(Path(path), as_yaml(config))
 
 
 def as_yaml(config: RunConfig) -> str:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onediff.atomic import write_whole
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
@@ -196,10 +197,8 @@ def save_index(index: Index, path: Path) -> None:
         "keys": index.keys,
     }
     columns = (index.ends, index.suffix_of, index.offsets, index.sizes)
-    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     text = json.dumps(header, ensure_ascii=True, separators=(",", ":"))
-    aside.write_bytes(b"".join([text.encode(), b"\n", *(column.astype("<i8").tobytes() for column in columns)]))
-    os.replace(aside, path)
+    write_whole(path, b"".join([text.encode(), b"\n", *(column.astype("<i8").tobytes() for column in columns)]))
 
 
 def load_index(path: Path) -> Index:

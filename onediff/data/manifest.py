@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from onediff.atomic import write_whole
 from onediff.config.addresses import is_url
 from onediff.data.remote import PLAIN_URL, fetched, file_in
 from onediff.errors import UserError
@@ -176,9 +176,7 @@ def write_manifest(manifest: Manifest) -> Path:
         "shards": [shard.fields() for shard in manifest.shards],
     }
     path = manifest.folder / FILE
-    aside = path.with_name(f".tmp-{os.getpid()}-{FILE}")
-    aside.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
     return path
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from onediff.atomic import write_whole
 from onediff.data.sample import change_list
 from onediff.errors import UserError
 
@@ -98,12 +98,10 @@ def read_text(path: Path) -> str:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Writes beside the final name, then renames. Raises UserError where the folder cannot be written."""
-    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    """Writes a whole file, and its folder. Raises UserError where that cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
+from onediff.atomic import write_whole
 from onediff.config.model import SAVED_MODEL_FILE
 from onediff.errors import UserError
 
@@ -83,8 +83,5 @@ def require_model(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes beside the final name and renames, so that a reader never sees half a file."""
-    # Nodes that share the folder have the same process ids.
-    aside = path.with_name(f".tmp-{path.name}-{os.uname().nodename}-{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1))
-    os.replace(aside, path)
+    """Writes a whole file."""
+    write_whole(path, json.dumps(value, indent=1))

@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from onediff.atomic import write_whole
+
 LOG = logging.getLogger(__name__)
 Record = dict[str, Any]
 
@@ -152,7 +154,5 @@ def last(path: Path, key: str, window: int = 1 << 16) -> Record | None:
 
 
 def put(path: Path, text: str) -> None:
-    """Writes a file aside and renames it."""
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    """Writes a whole file."""
+    write_whole(path, text)

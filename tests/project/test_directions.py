@@ -24,8 +24,8 @@ FLOORS = (
 """Of `onediff`, from the top; a package imports from its own floor and those below it."""
 
 MAY_IMPORT = {
-    "launcher": {"config", "errors", "ranks", "runs"},
-    "data_prep": {"config", "data", "errors", "llm", "progress"},
+    "launcher": {"atomic", "config", "errors", "ranks", "runs"},
+    "data_prep": {"atomic", "config", "data", "errors", "llm", "progress"},
 }
 """What the packages that stand apart may use of `onediff`."""
 

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+from onediff.atomic import write_whole
 from onediff.errors import UserError
 from onediff.training.checkpoint.manifest import FILE
 
@@ -75,9 +76,7 @@ def point(folder: Path, name: str, step: int | None) -> None:
     if step is None:
         (folder / name).unlink(missing_ok=True)
         return
-    pointer = folder / f".tmp-{name}"
-    pointer.write_text(name_of(step) + "\n")
-    os.replace(pointer, folder / name)
+    write_whole(folder / name, name_of(step) + "\n")
     flush(folder)
 
 

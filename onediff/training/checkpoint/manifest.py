@@ -7,13 +7,13 @@ ranks must read it. The keys of a file are `weight/<parameter>`, `exp_avg/<param
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from onediff.atomic import write_whole
 from onediff.errors import UserError
 from onediff.parallel.block import Block, BlockRange
 from onediff.parallel.safetensors_writer import sha256_of
@@ -70,13 +70,8 @@ class CheckpointManifest:
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest aside, flushes it to the disk, and gives it its name."""
-        aside = folder / f".tmp-{FILE}"
-        with aside.open("w") as file:
-            json.dump(asdict(self), file, separators=(",", ":"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, folder / FILE)
+        """Writes the manifest, and waits until it is on the disk."""
+        write_whole(folder / FILE, json.dumps(asdict(self), separators=(",", ":")), durable=True)
 
     @property
     def bytes(self) -> int:
