@@ -36,6 +36,15 @@ def gathered(value: object) -> list:
     return values
 
 
+def gathered_by_rank_zero(value: object) -> list:
+    """`value` of every rank, in rank order, on rank 0; an empty list on the others."""
+    if not dist.is_initialized():
+        return [value]
+    values: list | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def from_rank_zero(value: object) -> object:
     """Rank 0's `value`, on every rank."""
     if not dist.is_initialized():

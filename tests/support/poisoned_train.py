@@ -12,10 +12,10 @@ def main() -> int | None:
     """JSON: {"nan": ids whose loss has a gradient of NaN, "times": factor, "spike": ids whose loss is that much larger,
     "die": forward passes until the process kills itself}."""
     from onediff import cli
-    from onediff.training import run
+    from onediff.training import start
 
     spec = json.loads(sys.argv[1])
-    built, passes = run.built, []
+    built, passes = start.built, []
 
     def poisoned(*args, **more):
         model = built(*args, **more)
@@ -26,13 +26,13 @@ def main() -> int | None:
         passes.append(1)
         if len(passes) == spec.get("die"):
             os.kill(os.getpid(), signal.SIGKILL)
-        (batch,) = taken
+        batch, _ = taken
         read = {name for row in batch.info.get("ids", ()) for name in row}
         if losses.requires_grad and read & set(spec.get("nan", ())):
             losses.register_hook(lambda gradient: gradient * float("nan"))
         return losses * spec["times"] if read & set(spec.get("spike", ())) else losses
 
-    run.built = poisoned
+    start.built = poisoned
     return cli.main(sys.argv[2:])
 
 

@@ -7,18 +7,20 @@ ranks must read it. The keys of a file are `weight/<parameter>`, `exp_avg/<param
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from onediff.atomic import write_whole
 from onediff.errors import UserError
-from onediff.parallel.block import Block, BlockRange
+from onediff.parallel.block import BlockRange
 from onediff.parallel.safetensors_writer import sha256_of
+from onediff.training.checkpoint.table import RangeRun, near
 
-SCHEMA = 1
+SCHEMA, RUNS_SCHEMA = 1, 2
+"""Of a manifest that lists every range, and of one with runs of them."""
 FILE = "manifest.json"
 WEIGHT = "weight"
 
@@ -36,17 +38,26 @@ class StoredParameter:
     steps: int | None
     """steps that the optimizer has made on it"""
     pieces: list[tuple[str, int, int, int, int]]
-    """file, block start, block size, offset in the block, length"""
+    """ranges that are listed: file, block start, block size, offset in the block, length"""
+    runs: list[RangeRun] = field(default_factory=list)
+    """ranges of many ranks at equal distances"""
+
+    def __post_init__(self) -> None:
+        self.runs = [RangeRun(*run) for run in self.runs]
 
     @property
     def numel(self) -> int:
         """Elements of the full parameter."""
         return prod(self.shape)
 
-    def located(self) -> Iterator[tuple[str, BlockRange]]:
-        """The file and the place of each range."""
-        for file, start, size, offset, length in self.pieces:
-            yield file, BlockRange(Block(tuple(self.shape), self.dim, start, size), offset, length)
+    def near(self, target: BlockRange, files: Sequence[str]) -> Iterator[tuple[str, BlockRange]]:
+        """File and place of the stored ranges that may share elements with `target`, and of few others."""
+        return near(tuple(self.shape), self.dim, self.pieces, self.runs, files, target)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; `runs` where there are any."""
+        fields = dict(vars(self))
+        return fields if self.runs else {key: value for key, value in fields.items() if key != "runs"}
 
 
 @dataclass
@@ -71,7 +82,13 @@ class CheckpointManifest:
 
     def write(self, folder: Path) -> None:
         """Writes the manifest, and waits until it is on the disk."""
-        write_whole(folder / FILE, json.dumps(asdict(self), separators=(",", ":")), durable=True)
+        write_whole(folder / FILE, json.dumps(self.to_json(), separators=(",", ":")), durable=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields. What older versions cannot read has a higher schema."""
+        parameters = {name: parameter.to_json() for name, parameter in self.parameters.items()}
+        schema = RUNS_SCHEMA if any(parameter.runs for parameter in self.parameters.values()) else SCHEMA
+        return {**vars(self), "parameters": parameters, "schema": schema}
 
     @property
     def bytes(self) -> int:
@@ -92,8 +109,10 @@ def read_manifest(path: Path) -> CheckpointManifest:
         raise UserError(f"{file}: damaged or cut short{instead_of(path)}") from None
     if not isinstance(content, dict) or "identity" not in content or "schema" not in content:
         raise UserError(f"{file}: not a manifest of this program")
-    if content["schema"] != SCHEMA:
-        raise UserError(f"{file}: written in format {content['schema']}; this program reads format {SCHEMA}")
+    if content["schema"] not in (SCHEMA, RUNS_SCHEMA):
+        raise UserError(
+            f"{file}: written in format {content['schema']}; this program reads formats {SCHEMA} and {RUNS_SCHEMA}"
+        )
     try:
         parameters = {name: StoredParameter(**values) for name, values in content.pop("parameters").items()}
         return CheckpointManifest(**content, parameters=parameters)

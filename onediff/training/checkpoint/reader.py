@@ -18,6 +18,7 @@ class CheckpointReader:
     def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._files = list(manifest.files)
         self._open: dict[str, Any] = {}
 
     def file(self, name: str) -> Any:
@@ -34,7 +35,7 @@ class CheckpointReader:
         Raises UserError when the files do not hold all of it.
         """
         found = 0
-        for file, source in self.manifest.parameters[name].located():
+        for file, source in self.manifest.parameters[name].near(piece, self._files):
             for overlap in overlaps(source, piece):
                 begin = overlap.source_start
                 stored = self.file(file).get_slice(f"{state}/{name}")[begin : begin + overlap.source_length]

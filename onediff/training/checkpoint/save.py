@@ -10,16 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
+from onediff.parallel.agreement import from_rank_zero, gathered, gathered_by_rank_zero, raise_on_all_ranks
+from onediff.parallel.block import block_of
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
 from onediff.runs.section import section
 from onediff.training.checkpoint.finite import Finite
 from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune
 from onediff.training.checkpoint.manifest import WEIGHT, CheckpointManifest, StoredParameter
 from onediff.training.checkpoint.randomness import random_states
+from onediff.training.checkpoint.table import NONE, RankTable, runs_of
 from onediff.training.faults import TrainingFault
 from onediff.zero.protocol import ParameterShard, ShardedEngine, SwapIn, by_swap_group
 
@@ -50,10 +53,10 @@ class _Pending:
     """A checkpoint whose files are being written."""
 
     manifest: CheckpointManifest
-    """without parameters and files, which are known when all ranks have written"""
+    """without files, and what they hold of each parameter: known when all ranks have written"""
     name: str
     """of this rank's file"""
-    places: dict[str, StoredParameter]
+    table: RankTable
     finite: Finite
     written: Future[Written]
     best: bool
@@ -103,7 +106,7 @@ class CheckpointWriter:
             zero_stage=engine.stage,
             extra=extra,
             groups=_hyper_parameters(engine),
-            parameters={},
+            parameters=_parameters(engine) if rank == 0 else {},
             buffers=[name for name, _ in _persistent_buffers(engine)],
         )
         with raise_on_all_ranks():
@@ -113,13 +116,13 @@ class CheckpointWriter:
         name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
         metadata = {"identity": manifest.identity, "step": str(step), "format": "onediff-checkpoint"}
         with engine.swap_in(changes=False) as swapped:
-            entries, places = _entries(engine, swapped)
+            entries, table = _entries(engine, swapped)
             finite = Finite()
             entries = [finite.noting(entry) for entry in entries]
             if self.background:
                 entries = [_on_host(entry) for entry in entries]
             written = self._thread.submit(write_safetensors, writing / name, entries, metadata)
-            self._pending = _Pending(manifest, name, places, finite, written, best)
+            self._pending = _Pending(manifest, name, table, finite, written, best)
             return before if self.background else self.finish()
 
     def poll(self) -> Path | None:
@@ -148,11 +151,12 @@ class CheckpointWriter:
         fault = next((fault for fault in gathered(pending.finite.first_fault()) if fault is not None), None)
         if fault is not None:
             self._drop(manifest.step, fault)
-        records = gathered((pending.name, written._asdict(), pending.places))
+        records = gathered_by_rank_zero((pending.name, written._asdict(), pending.table))
         with raise_on_all_ranks():
             if dist.get_rank() == 0:
-                manifest.parameters = _merged(records)
-                manifest.files = {name: file for name, file, _ in records}
+                files, written_files, tables = (list(column) for column in zip(*records, strict=True))
+                manifest.files = dict(zip(files, written_files, strict=True))
+                manifest.parameters = merged(manifest.parameters, files, tables)
                 manifest.write(aside(self.folder, manifest.step))
                 commit(self.folder, manifest.step)
                 if pending.best:
@@ -178,31 +182,36 @@ def _on_host(entry: Entry) -> Entry:
     return entry._replace(read=lambda: values)
 
 
-def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], dict[str, StoredParameter]]:
+def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], RankTable]:
     """What this rank writes, one swapped sub-group after the other, and where that lies in each parameter."""
     entries: list[Entry] = []
-    places: dict[str, StoredParameter] = {}
+    number_of = {name: number for number, (name, _) in enumerate(engine.module.named_parameters())}
+    rows, states = np.full((len(number_of), 6), NONE, dtype=np.int64), dict[tuple[str, ...], int]()
     for part in sorted(engine.shards(), key=by_swap_group):
         first, length = _share(engine, part)
         tensors = {WEIGHT: part.values, **engine.moments(part)}
-        block = part.piece.block
-        places[part.name] = StoredParameter(
-            shape=block.shape,
-            dtype=str(part.parameter.dtype).removeprefix("torch."),
-            dim=block.dim,
-            states=list(tensors),
-            steps=engine.steps_of(part),
-            pieces=[("", block.start, block.size, part.piece.offset + first, length)] if length else [],
-        )
+        block, steps = part.piece.block, engine.steps_of(part)
+        kept = states.setdefault(tuple(tensors), len(states))
+        place = (block.start, block.size, part.piece.offset + first, length)
+        rows[number_of[part.name]] = (*place, NONE if steps is None else steps, kept)
         if length:
             for state, tensor in tensors.items():
                 read = partial(_range, swapped, part, tensor, first, length)
                 entries.append(Entry(f"{state}/{part.name}", tensor.dtype, (length,), read))
-    states = random_states()
+    generators = random_states()
     if dist.get_rank() == 0:
-        states |= {f"buffer/{name}": buffer for name, buffer in _persistent_buffers(engine)}
-    entries += [_whole(name, tensor) for name, tensor in states.items()]
-    return entries, places
+        generators |= {f"buffer/{name}": buffer for name, buffer in _persistent_buffers(engine)}
+    entries += [_whole(name, tensor) for name, tensor in generators.items()]
+    return entries, RankTable(rows, list(states))
+
+
+def _parameters(engine: ShardedEngine) -> dict[str, StoredParameter]:
+    """The model's parameters, without what ranks store of them."""
+    return {
+        name: StoredParameter(block.shape, str(parameter.dtype).removeprefix("torch."), block.dim, [], None, [])
+        for name, parameter in engine.module.named_parameters()
+        for block in [block_of(parameter)]
+    }
 
 
 def _share(engine: ShardedEngine, part: ParameterShard) -> tuple[int, int]:
@@ -242,14 +251,20 @@ def _hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
     ]
 
 
-def _merged(records: list[tuple[str, dict[str, Any], dict[str, StoredParameter]]]) -> dict[str, StoredParameter]:
-    """The ranges of all ranks under each parameter's name."""
-    merged: dict[str, StoredParameter] = {}
-    for file, _, places in records:
-        for name, place in places.items():
-            whole = merged.setdefault(name, StoredParameter(**{**place.__dict__, "pieces": []}))
-            whole.pieces += [(file, *piece[1:]) for piece in place.pieces]
-            if len(place.states) > len(whole.states):
-                whole.states = place.states
-            whole.steps = max((s for s in (whole.steps, place.steps) if s is not None), default=None)
-    return merged
+def merged(
+    parameters: dict[str, StoredParameter], files: list[str], tables: list[RankTable]
+) -> dict[str, StoredParameter]:
+    """The parameters with the ranges of all ranks; those that no rank holds are left out."""
+    rows = np.stack([table.rows for table in tables], axis=1)  # [parameters, ranks, 6]
+    counts = np.zeros(rows.shape[:2], dtype=np.int64)  # states of each parameter on each rank
+    for rank, table in enumerate(tables):
+        sizes = np.array([*(len(states) for states in table.states), 0])  # index -1: not on this rank
+        counts[:, rank] = sizes[table.rows[:, 5]]
+    most, steps = counts.argmax(1), rows[:, :, 4].max(1)
+    for number, parameter in enumerate(parameters.values()):
+        fullest = tables[most[number]]
+        if counts[number, most[number]]:
+            parameter.states = list(fullest.states[fullest.rows[number, 5]])
+        parameter.steps = None if steps[number] == NONE else int(steps[number])
+        parameter.pieces, parameter.runs = runs_of(rows[number, :, :4], files)
+    return {name: parameter for name, parameter in parameters.items() if parameter.states}
