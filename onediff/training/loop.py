@@ -59,6 +59,8 @@ def between_steps(phase: Phase, asked: str | None) -> None:
     measures, engine, step = phase.measures, phase.engine, phase.step
     stops = asked is not None and step < phase.steps
     is_best = not stops and measures.due(step) and measures.before_saving(engine, step)
+    if measures.stopped:
+        asked, stops = measures.stopped, True
     if phase.checkpoint_due(step) or asked or is_best or measures.best.over:
         save(phase, best=is_best)
         if phase.rank == 0:
@@ -69,7 +71,10 @@ def between_steps(phase: Phase, asked: str | None) -> None:
             phase.tracker.table(step, "captions", table)
     if not stops:
         measures.after_saving(engine, step)
+        asked, stops = measures.stopped, measures.stopped is not None
     if stops and not measures.best.over:
+        if phase.saved < step:
+            save(phase)
         phase.make_durable(phase.writer.finish())
         raise Stopped(f"{asked} at step {step} of {phase.steps}")
 

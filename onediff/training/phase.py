@@ -116,6 +116,7 @@ def build_phase(
     validation = Validation(config, name, processor, topology)
     with raise_on_all_ranks():
         measures = Measures(config, name, validation, evaluations)
+    measures.heed(stop)
     model, started_from = starting_model(config, name, folder, topology, resumes=resumes)
     engine = Engine(model, config, phase, topology, swap)
     kernels = {"kernels.norms": model.norms, "kernels.optimizer": engine.optimizer_kernel, "kernels.fp8": model.fp8}
