@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from launcher.record import last_lines
-from onediff.errors import UserError
+from onediff.errors import EXIT_STOPPED, UserError
 
 GRACE_SECONDS = 30.0
 """How long the other ranks may take to end by themselves once one has failed, before they are killed."""
 
 SAME_CTRL_C_SECONDS = 1.0
 """A terminal, make and a shell may each pass on one Ctrl-C: within this time it counts once."""
-
-STOP_TOGETHER = 75
-"""EX_TEMPFAIL: every rank stops by itself after a checkpoint, so that nobody needs to be told."""
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
@@ -159,7 +156,7 @@ class Ranks:
         if self.failed is None:
             return 0
         rank, code = self.failed
-        if code != STOP_TOGETHER:
+        if code != EXIT_STOPPED:
             self.report(rank, code)
         return code
 
@@ -199,7 +196,7 @@ class Ranks:
         code = code if code >= 0 else 128 - code
         if code and self.failed is None:
             self.failed = (rank, code)
-            if code == STOP_TOGETHER:
+            if code == EXIT_STOPPED:  # every rank stops by itself, after its part of the checkpoint
                 self.deadline = time.monotonic() + self.grace
             else:
                 self.end_others()

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from launcher.record import Attempt, Json
+from onediff.errors import EXIT_BAD_INPUT, EXIT_NOT_A_NUMBER, EXIT_STOPPED
 
-FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, 75, 2, 3
+FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, EXIT_STOPPED, EXIT_BAD_INPUT, EXIT_NOT_A_NUMBER
 """Exit codes of a training process."""
 
 INTERRUPTIONS = 20

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onediff.errors import UserError
+from onediff.errors import EXIT_STOPPED, UserError
 
 if TYPE_CHECKING:
     from onediff.config.run import RunConfig
@@ -25,7 +25,6 @@ PAIRS, SINGLES = 16_000, 8_000
 SPLITS = "train=0.95,val=0.02,test=0.03"
 QUALITY = 95
 """Of the scenes' JPEG files: they are decoded three times as fast as PNG."""
-STOPPED = 75
 """Exit code of a command that was asked to stop and can go on."""
 
 
@@ -106,11 +105,11 @@ def step(*words: object) -> None:
             code = process.wait()
         except KeyboardInterrupt:
             code = process.wait()  # the terminal's Ctrl-C reached it too: let it write its checkpoint
-            if code != STOPPED:
+            if code != EXIT_STOPPED:
                 raise
-    if code == STOPPED:
+    if code == EXIT_STOPPED:
         print("demo: stopped; the same command goes on from there", file=sys.stderr)
-        sys.exit(STOPPED)
+        sys.exit(EXIT_STOPPED)
     if code:
         raise UserError(f"demo: 'onediff {shown[0]}' ended with exit code {code}; its messages stand above")
 

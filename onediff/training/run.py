@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from onediff.config.run import RunConfig
 from onediff.data.loader import load
-from onediff.errors import UserError
+from onediff.errors import EXIT_NOT_A_NUMBER, EXIT_STOPPED, UserError
 from onediff.model import attention
 from onediff.model.fp8 import check_fp8
 from onediff.parallel.agreement import gathered, raise_on_all_ranks
@@ -40,10 +40,6 @@ from onediff.training.stop import Stopped, StopRequest
 from onediff.zero.nvme import swap_folder
 
 log = logging.getLogger(__name__)
-
-EXIT_STOPPED = 75
-"""EX_TEMPFAIL: stopped on request with a checkpoint; run it again to go on."""
-EXIT_NOT_A_NUMBER = 3
 
 
 def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) -> int:
