@@ -35,6 +35,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
+from onediff.training.parts import freeze, parameter_groups
+from onediff.training.schedule import rate
 from torch import Tensor, nn
 
 from onediff.config.compose import load_run
@@ -52,8 +54,6 @@ from onediff.model.build import build_processor
 from onediff.model.delta import DeltaModule
 from onediff.model.onediff import OneDiffModel
 from onediff.training.data import make_tokenizer, phase_stream
-from onediff.training.parts import freeze, parameter_groups
-from onediff.training.schedule import rate
 
 WORK = Path("runs/ablation")
 """The tokenizer, and the weights after the warm-up of each seed."""
@@ -111,7 +111,7 @@ def built(config: RunConfig, cell: Cell) -> OneDiffModel:
 
 def batches(config: RunConfig, phase: PhaseConfig, processor: Any) -> Iterator[Batch]:
     """The global batches of a phase, in the order of training."""
-    stream = phase_stream(config, phase, processor)
+    stream = phase_stream(config.data, phase, processor)
     cursor = Cursor.start(range(phase.global_batch))
     for batch, _ in read_batches(stream, phase.global_batch, cursor, workers=0, prefetch=1, bad_share=1.0):
         yield batch

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
     phase = config.phases[name]
     processor, tokenizer = processor_before_training(config, args.config, args.run)
-    stream = phase_stream(config, phase, processor)
+    stream = phase_stream(config.data, phase, processor)
     if args.sample:
         show_named(args.sample, stream, tokenizer, args.out)
         return
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     save_sheet(shown, tokenizer, args.out, phase.pack)
     for number, samples in enumerate(shown, 1):
         print("\n".join(described(number, samples, stream, tokenizer)))
-    lengths = phase_lengths(config, phase, stream, phase.global_batch, args.lengths)
+    lengths = phase_lengths(config.data, phase, stream, phase.global_batch, args.lengths)
     print("", *lengths.lines(), f"{args.out}: {sum(map(len, shown))} samples of phase {name}", sep="\n")
 
 

@@ -127,7 +127,7 @@ def planned(args: argparse.Namespace) -> Evaluation:
     from onediff.training.export import saved_model_of
 
     folders, config = asked(args)
-    data = args.data or first_with_pairs(folders, config.split)
+    data = args.data or data_with_pairs(folders, config.split)
     folder = Address.of(args.model).folder
     saved = saved_model_of(args.model)
     trained = description(saved).trained
@@ -145,19 +145,14 @@ def task_of(folder: Path, data: Path) -> str | None:
     return next((one.task for one in sets if Path(one.path).resolve() == data.resolve()), None)
 
 
-def first_with_pairs(folders: list[Path], split: str) -> Path:
+def data_with_pairs(folders: list[Path], split: str) -> Path:
     """The first data set with pairs in its split. Raises UserError where none has."""
-    from onediff.data.heldout import HeldOut
+    from onediff.data.heldout import first_with_pairs
 
-    for folder in folders:
-        try:
-            HeldOut.open(folder / split, limit=1)
-        except UserError:
-            continue  # a data set without pairs: single images or text
-        return folder
-    raise UserError(
-        f"--data: {', '.join(map(str, folders))}: no pairs in split {split!r}; name a data set that has some"
-    )
+    if (folder := first_with_pairs(folders, split)) is None:
+        named = ", ".join(map(str, folders))
+        raise UserError(f"--data: {named}: no pairs in split {split!r}; name a data set that has some")
+    return folder
 
 
 def overrides_of(config: Any) -> list[str]:

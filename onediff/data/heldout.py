@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,14 @@ class HeldOut:
                 if pair in self.changes:
                     record["meta"] = self.changes[pair]
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def first_with_pairs(folders: Iterable[Path], split: str) -> Path | None:
+    """The first of these data sets that has pairs in its split; None where there are only single images, text, or no split."""
+    for folder in folders:
+        try:
+            HeldOut.open(folder / split, limit=1)
+        except UserError:
+            continue
+        return folder
+    return None

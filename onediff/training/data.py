@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from onediff.config.data import DataConfig
 from onediff.config.model import NewTokenizer
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
@@ -23,27 +24,26 @@ from onediff.runs.folder import RunFolder
 from onediff.training.init import take_tokenizer
 
 
-def phase_sources(config: RunConfig, phase: PhaseConfig) -> list[Source]:
+def phase_sources(data: DataConfig, phase: PhaseConfig) -> list[Source]:
     """The data sets of a phase's mix, opened. Raises UserError for what is missing."""
     return [
         Source.open(
             name,
-            config.data.sets[name].folder,
+            data.sets[name].folder,
             lanes=phase.global_batch,
-            seed=config.data.seed,
-            block=config.data.block,
+            seed=data.seed,
+            block=data.block,
             weight=weight,
-            task=config.data.sets[name].task,
-            cache=config.data.cache,
+            task=data.sets[name].task,
+            cache=data.cache,
         )
         for name, weight in phase.mix.items()
     ]
 
 
-def phase_stream(config: RunConfig, phase: PhaseConfig, processor: Processor) -> Stream:
+def phase_stream(data: DataConfig, phase: PhaseConfig, processor: Processor) -> Stream:
     """The rows of a phase."""
-    sources, data = phase_sources(config, phase), config.data
-    return Stream(sources, processor, phase.couple, data.seed, data.bad_in_a_row, phase.pack)
+    return Stream(phase_sources(data, phase), processor, phase.couple, data.seed, data.bad_in_a_row, phase.pack)
 
 
 def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
@@ -85,12 +85,12 @@ def make_tokenizer(config: RunConfig, wanted: NewTokenizer, target: Path) -> Non
         learn_tokenizer(training_texts(config), wanted.vocabulary, target)
 
 
-def phase_lengths(config: RunConfig, phase: PhaseConfig, stream: Stream, lanes: int, samples: int) -> Lengths:
+def phase_lengths(data: DataConfig, phase: PhaseConfig, stream: Stream, lanes: int, samples: int) -> Lengths:
     """How long the first samples of a stream are, and what padding and packing cost in a phase like this.
 
     Packed rows are those of the phase, or twice `data.max_tokens` where it does not pack. Raises UserError.
     """
-    pack = phase.pack or 2 * config.data.max_tokens
+    pack = phase.pack or 2 * data.max_tokens
     fill = Packer(stream, pack).fill(lanes)
     # A micro-batch of packed rows does the work of so many padded ones.
     micro_batch = round(phase.micro_batch * fill.samples) if phase.pack else phase.micro_batch
@@ -99,9 +99,9 @@ def phase_lengths(config: RunConfig, phase: PhaseConfig, stream: Stream, lanes: 
         micro_batch,
         pack,
         fill,
-        config.data.max_tokens,
+        data.max_tokens,
         too_long(stream, lanes, samples),
-        config.data.too_long == "cut",
+        data.too_long == "cut",
     )
 
 
@@ -114,7 +114,7 @@ def data_set_lengths(config: RunConfig, processor: Processor, folder: Path, samp
     source = Source.open(name, folder, lanes, config.data.seed, config.data.block, task=task)
     stream = Stream([source], processor, False, config.data.seed, config.data.bad_in_a_row)
     phase = list(config.phases.values())[-1]
-    return phase_lengths(config, phase, stream, lanes, min(samples, source.lanes.samples))
+    return phase_lengths(config.data, phase, stream, lanes, min(samples, source.lanes.samples))
 
 
 def training_texts(config: RunConfig) -> Iterator[str]:
@@ -136,7 +136,7 @@ def training_texts(config: RunConfig) -> Iterator[str]:
                 yield from (turn["value"] for turn in sample.conversations)
 
 
-def manifest_files(config: RunConfig, phase: PhaseConfig) -> list[Path]:
+def manifest_files(data: DataConfig, phase: PhaseConfig) -> list[Path]:
     """The manifests of the data sets of a phase that have one on disk (tars written by others may not)."""
-    folders = [Path(config.data.sets[name].folder) for name in phase.mix]
+    folders = [Path(data.sets[name].folder) for name in phase.mix]
     return [folder / FILE for folder in folders if (folder / FILE).is_file()]

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from onediff.config.data import DataSet
 from onediff.config.evaluation import EvaluationConfig
 from onediff.config.run import RunConfig
-from onediff.data.heldout import HeldOut
+from onediff.data.heldout import HeldOut, first_with_pairs
 from onediff.data.rows import Processor, Row
 from onediff.errors import UserError
 from onediff.evaluation.answers import fingerprint, read_answers
@@ -49,8 +48,12 @@ class Evaluations:
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
             chosen(self.config.metrics)  # an unknown one is told before anything is trained
-            data_set = first_with_pairs(config, config.phases[phase].mix)
-            self.data, self.task = Path(data_set.path), data_set.task
+            sets = {Path(config.data.sets[name].path): config.data.sets[name] for name in config.phases[phase].mix}
+            found = first_with_pairs(sets, self.config.split)
+            if found is None:
+                names = ", ".join(config.phases[phase].mix)
+                raise UserError(f"evaluate_every: no data set of {names} has pairs in its split {self.config.split!r}")
+            self.data, self.task = found, sets[found].task
             self.heldout = HeldOut.open(self.data / self.config.split, self.config.limit)
 
     def due(self, step: int) -> bool:
@@ -118,18 +121,3 @@ def any_rank(going: bool, device: torch.device) -> bool:
     flag = torch.tensor([int(going)], device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
-
-
-def first_with_pairs(config: RunConfig, mix: Any) -> DataSet:
-    """The first data set of `mix` that has the split to evaluate and pairs in it. Raises UserError where none has."""
-    for name in mix:
-        folder = Path(config.data.sets[name].path)
-        if (folder / config.evaluation.split).is_dir():
-            try:
-                HeldOut.open(folder / config.evaluation.split, limit=1)
-            except UserError:
-                continue  # single images or text
-            return config.data.sets[name]
-    raise UserError(
-        f"evaluate_every: no data set of {', '.join(mix)} has pairs in its split {config.evaluation.split!r}"
-    )

@@ -108,7 +108,7 @@ def build_phase(
     phase = config.phases[name]
     with raise_on_all_ranks():
         processor, tokenizer = build_processor(config.model, config.data, folder.tokenizer)
-        stream = phase_stream(config, phase, processor)
+        stream = phase_stream(config.data, phase, processor)
         share = Share.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
         steps = phase_steps(phase, stream)
         samples = Samples(config, processor, tokenizer)

@@ -131,7 +131,7 @@ def run_phase(
         take_up_checkpoint(phase, checkpoint, config.data)
     if phase.rank == 0:
         phase.tracker = phase.measures.tracker = tracker.phase(name, resumed_step=phase.step, tags=tags)
-        for manifest in manifest_files(config, phase.config):
+        for manifest in manifest_files(config.data, phase.config):
             tracker.dataset(manifest, "training")
     micro_batch, device = phase.share.micro_batch, phase.engine.device
     metrics = train_phase(phase, load(phase.stream, micro_batch, phase.cursor, config.data, topology, device))

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from onediff.config.run import RunConfig
-from onediff.data.heldout import HeldOut
+from onediff.data.heldout import HeldOut, first_with_pairs
 from onediff.data.images import open_upright
 from onediff.data.rows import Processor, collate
 from onediff.data.sample import BadSample
-from onediff.errors import UserError
 from onediff.model.answer import answer
 from onediff.model.heatmap import drawn_over, heat_maps
 from onediff.runs.section import section
@@ -80,12 +79,9 @@ class Samples:
 
 def _with_pairs(config: RunConfig) -> tuple[HeldOut | None, str]:
     """The held-out split of the first data set, in the order of `data.sets`, that has pairs in it; and the pairs' task."""
-    for data_set in config.data.sets.values() if config.training.sample_captions else ():
-        folder = Path(data_set.path) / config.evaluation.split
-        if not folder.is_dir():
-            continue
-        try:
-            return HeldOut.open(folder, limit=config.training.sample_captions), data_set.task or "pair"
-        except UserError:
-            continue  # single images or text
-    return None, "pair"
+    sets = {Path(one.path): one for one in config.data.sets.values()} if config.training.sample_captions else {}
+    folder = first_with_pairs(sets, config.evaluation.split)
+    if folder is None:
+        return None, "pair"
+    heldout = HeldOut.open(folder / config.evaluation.split, limit=config.training.sample_captions)
+    return heldout, sets[folder].task or "pair"

@@ -29,7 +29,7 @@ def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str
         freeze(model, phase)
         groups = parameter_groups(model, phase, settings.optimizer)
         optimizer = torch.optim.AdamW(groups, betas=settings.optimizer.betas, eps=settings.optimizer.eps)
-        stream = phase_stream(settings, phase, processor)
+        stream = phase_stream(settings.data, phase, processor)
         batches = read_batches(stream, phase.global_batch, Cursor.start(range(phase.global_batch)), 0, 2, 1.0)
         losses, norms = [], []
         for step in range(steps):
