@@ -82,7 +82,7 @@ class HeldOut:
 
 
 def first_with_pairs(folders: Iterable[Path], split: str) -> Path | None:
-    """The first of these data sets that has pairs in its split; None where there are only single images, text, or no split."""
+    """The first of these data sets that has pairs in its split; None where none has."""
     for folder in folders:
         try:
             HeldOut.open(folder / split, limit=1)
