@@ -19,7 +19,7 @@ FLOORS = (
     {"model", "data", "parallel", "zero", "tracking", "plan", "hub"},
     {"runs"},
     {"config"},
-    {"errors", "llm", "progress", "ranks"},
+    {"atomic", "errors", "llm", "progress", "ranks"},
 )
 """Of `onediff`, from the top; a package imports from its own floor and those below it."""
 
