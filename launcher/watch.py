@@ -136,13 +136,13 @@ class Watch:
             if gone := self.gone():
                 self.attempt.failed = time.time()
                 say(f"{', '.join(gone)}: no sign of life, and no answer; ending the other ranks")
-                self.allocation_ends()
+                self.end_ranks()
                 return Outcome("crash", f"{', '.join(gone)} fell silent: node failure", blamed=tuple(gone))
             now = time.monotonic()
             if failed_at is None and any(note["code"] not in (FINISHED, STOPPED) for note in read_notes(self.notes)):
                 failed_at = now
             if failed_at is not None and now - failed_at > AFTERMATH_SECONDS:
-                self.allocation_ends()
+                self.end_ranks()
         return None
 
     def gone(self) -> Sequence[str]:
@@ -152,8 +152,8 @@ class Watch:
         silent = self.beats.silent(self.name, self.attempt.nodes)
         return [node for node in silent if not answers(node, self.slurmd)]
 
-    def allocation_ends(self) -> None:
-        """Ends the ranks that are left."""
+    def end_ranks(self) -> None:
+        """Ends the ranks that are left, and srun."""
         assert self.allocation.srun is not None
         self.allocation.srun.kill(self.allocation.job)
 
