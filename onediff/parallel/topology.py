@@ -129,6 +129,8 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
 
     # It warns about every optional library that it does without.
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    # It imports distutils before setuptools, which takes its place and says so.
+    warnings.filterwarnings("ignore", message="Distutils was imported before|Setuptools is replacing distutils")
     with lean_imports():
         import megatron.core.tensor_parallel  # noqa: F401  (the rest of what a rank needs of it)
         from megatron.core import parallel_state
