@@ -35,8 +35,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
-from onediff.training.parts import freeze, parameter_groups
-from onediff.training.schedule import rate
 from torch import Tensor, nn
 
 from onediff.config.compose import load_run
@@ -54,6 +52,7 @@ from onediff.model.build import build_processor
 from onediff.model.delta import DeltaModule
 from onediff.model.onediff import OneDiffModel
 from onediff.training.data import make_tokenizer, phase_stream
+from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
 
 WORK = Path("runs/ablation")
 """The tokenizer, and the weights after the warm-up of each seed."""
@@ -128,7 +127,7 @@ def train(model: OneDiffModel, config: RunConfig, name: str, steps: int, process
     source = batches(config, phase, processor)
     for step in range(steps):
         for group in stepper.param_groups:
-            group["lr"] = group["peak_lr"] * rate(optimizer, step, steps)
+            group["lr"] = group["peak_lr"] * lr_multiplier(optimizer, step, steps)
         stepper.zero_grad()
         loss = model(next(source)).mean()
         loss.backward()
