@@ -4,7 +4,6 @@ from sizes import code_lines, found, too_long
 
 ALLOWED = {
     "onediff/hub/modeling_onediff.py": 420,  # what a hub repository brings along must be one file
-    "onediff/evaluation/report/page.py:write_report": 61,
 }
 """What is longer today and must not grow. Shorten a line here when it shrinks; nothing may be added."""
 
