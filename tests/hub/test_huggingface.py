@@ -80,7 +80,7 @@ def test_the_processor_of_an_export_prepares_images_as_training_does(fit):
 
 def test_a_repository_on_the_hub_is_loaded_by_its_name(exported, pairs, tmp_path):
     """The hub's address is read when huggingface_hub is imported, so it is asked in another process."""
-    code = f"import onediff; print(onediff.load('someone/captioner', 'cpu').caption(*{pairs[0]}))"
+    code = f"import json, onediff; print(json.dumps(onediff.load('someone/captioner', 'cpu').caption(*{pairs[0]})))"
     with serving(exported.parents[1]) as hub:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -90,7 +90,7 @@ def test_a_repository_on_the_hub_is_loaded_by_its_name(exported, pairs, tmp_path
             env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
         )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == onediff.load(exported, "cpu").caption(*pairs[0])
+    assert json.loads(done.stdout.splitlines()[-1]) == onediff.load(exported, "cpu").caption(*pairs[0])
 
 
 def test_what_is_on_no_hub_is_one_line(monkeypatch):
