@@ -70,3 +70,21 @@ def test_the_tower_is_built_and_the_phase_is_the_last(here):
     assert list(config.phases)[-1] == "polish" and config.phases["polish"].train == ("delta", "projector")
     model = OneDiffModel(config.model)
     assert model.vision.model.config.model_type == "dinov2"
+
+
+def test_the_objective_weighs_the_losses_of_captions(here):
+    import torch
+    from models import TINY, batch
+
+    from onediff.config.model import ModelConfig
+    from onediff.config.training import TrainingConfig
+    from onediff.model.onediff import OneDiffModel
+    from onediff.training.objectives import build_objective
+
+    phase = load_run("mine.yaml").phases["polish"]
+    torch.manual_seed(0)
+    model, made = OneDiffModel(ModelConfig.model_validate(TINY)), batch("pair", "single")
+    losses = model(made)
+    torch.testing.assert_close(
+        model(made, build_objective(phase, TrainingConfig())), (1 - (-losses).exp()) ** 2 * losses
+    )
