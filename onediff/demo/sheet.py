@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from onediff.data.contact_sheet import LINE, cell, grid, save, wrapped
+from onediff.data.formats import open_image
 from onediff.data.heldout import HeldOut
 from onediff.evaluation.items import ItemScores
 from onediff.evaluation.items.scores import FOUND, HALLUCINATED, RIGHT, SAID, TRUE
@@ -73,7 +74,7 @@ def save_sheet(worst: Sequence[Shown], best: Sequence[Shown], heldout: HeldOut, 
 
 def _cell(one: Shown, heldout: HeldOut) -> Image.Image:
     """Both images, the caption in the colour of its verdict, and the reference below where it is wrong."""
-    images = [Image.open(io.BytesIO(heldout.sample(one.pair).images[role])) for role in ("before", "after")]
+    images = [open_image(io.BytesIO(heldout.sample(one.pair).images[role])) for role in ("before", "after")]
     lines = wrapped(one.caption or "(nothing)", SIDE, LINES, GOOD if one.right else WRONG)
     if not one.right:
         lines += wrapped(f"truth: {heldout.references[one.pair][0]}", SIDE, LINES, INK)

@@ -1,6 +1,6 @@
-"""transformers and DeepSpeed without what they import for other uses: half of a rank's start.
+"""transformers without what it imports for other uses; with `onediff.zero.lean`, half of a rank's start.
 
-    from onediff.model.lean import deepspeed, transformers
+    from onediff.model.lean import transformers
 
 Left out are torch's compiler, which both of them mark functions for, SciPy for detection losses, the tensors of
 transformers' own parallelism, which runs nowhere here, and the experiment tracker of DeepSpeed's autotuner. Whatever needs
@@ -86,11 +86,9 @@ for asked in UNUSED:
         setattr(module, asked, lambda: False)
 
 with lean_imports():
-    import deepspeed as deepspeed
     import transformers as transformers
 
     for later in (
-        "deepspeed.runtime.zero.muon.muon_optimizer",  # every engine imports it, which compiles it
         "transformers.modeling_utils",
         "transformers.masking_utils",
         "transformers.integrations.sdpa_attention",

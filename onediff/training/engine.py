@@ -24,6 +24,7 @@ from onediff.training.stop import NONE_ASKED
 from onediff.zero.engine import ZeroEngine
 from onediff.zero.nvme import check_room
 from onediff.zero.parameters import full_size
+from onediff.zero.process import pinned
 from onediff.zero.settings import deepspeed_config
 
 
@@ -169,8 +170,7 @@ class Engine:
 
     def _on_device(self, numbers: list[float]) -> torch.Tensor:
         """fp64 numbers of the host, copied without waiting."""
-        host = torch.tensor(numbers, dtype=torch.float64)
-        return (host.pin_memory() if self.device.type == "cuda" else host).to(self.device, non_blocking=True)
+        return pinned(torch.tensor(numbers, dtype=torch.float64)).to(self.device, non_blocking=True)
 
 
 def _counts(batch: Batch) -> tuple[int, int, int, int, int]:

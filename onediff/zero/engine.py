@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from onediff.model.lean import deepspeed, lean_imports
+from onediff.model.lean import lean_imports
 from onediff.parallel.topology import Topology
 from onediff.zero import state
 from onediff.zero.gradient_norm import keep_gradient_norm
+from onediff.zero.lean import deepspeed
 from onediff.zero.nvme import keep_gradients
 from onediff.zero.protocol import ParameterShard
 from onediff.zero.release import release

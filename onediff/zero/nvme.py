@@ -60,7 +60,7 @@ def compile_swapping() -> None:
     """Compiles DeepSpeed's asynchronous input and output, where that has not been done. Raises UserError if it cannot be."""
     from torch.utils import cpp_extension
 
-    from onediff.model.lean import deepspeed
+    from onediff.zero.lean import deepspeed
 
     builder = deepspeed.ops.op_builder.AsyncIOBuilder()
     if torch.version.cuda and torch.cuda.is_available() and cpp_extension.CUDA_HOME is None:

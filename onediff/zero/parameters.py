@@ -32,7 +32,7 @@ def own_range(parameter: Any) -> tuple[torch.Tensor, int, int]:
 
 def shard(parameter: nn.Parameter, settings: dict[str, Any], data_group: dist.ProcessGroup, mpu: Any) -> None:
     """Cuts a parameter over the data-parallel ranks and frees the rest of it. Collective."""
-    from onediff.model.lean import deepspeed
+    from onediff.zero.lean import deepspeed
 
     holder = nn.Module()
     holder.parameter = parameter

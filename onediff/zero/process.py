@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 
 def prepare(gpu: bool) -> None:
     """Called before the process group is made."""
-    from onediff.model.lean import deepspeed
+    from onediff.zero.lean import deepspeed
 
     if not gpu:
         # DeepSpeed would compile a shared-memory collective at first use. The ranks of two runs, or of two nodes that share
@@ -15,9 +17,17 @@ def prepare(gpu: bool) -> None:
 
 def join(gpu: bool) -> None:
     """Called once torch.distributed is initialised."""
-    from onediff.model.lean import deepspeed
+    from onediff.zero.lean import deepspeed
 
     deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in memory that the device copies from without the host's waiting."""
+    from onediff.zero.lean import deepspeed
+
+    found: torch.Tensor = deepspeed.accelerator.get_accelerator().pin_memory(tensor)
+    return found
 
 
 def leave() -> None:

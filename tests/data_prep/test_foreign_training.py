@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 import small_run
-from test_formats import img2dataset, pairs_table, saved_to_disk
+from test_foreign_formats import img2dataset, pairs_table, saved_to_disk
 
 
 @pytest.mark.long

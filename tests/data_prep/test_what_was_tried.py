@@ -22,7 +22,7 @@ from PIL import Image
 sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parent)]
 
 from raw_data import PAIR, encoded, numbered_images, pixels, put, table, tar_with  # noqa: E402
-from test_formats import img2dataset, pairs_table, saved_to_disk  # noqa: E402
+from test_foreign_formats import img2dataset, pairs_table, saved_to_disk  # noqa: E402
 
 from onediff.cli import main  # noqa: E402
 

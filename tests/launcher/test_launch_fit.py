@@ -26,7 +26,11 @@ def test_the_fewest_nodes_that_a_run_may_get_must_hold_it():
 
 def test_a_profile_that_names_no_gpu_and_a_model_that_cannot_be_planned_are_let_through(capsys):
     check(ClusterProfile(gpus_per_node=8), (1, 1), "parallel.zero_stage=0")
-    check(ClusterProfile(gpus_per_node=8, gpu="l4-24g"), (1, 1), "model.vision.config.model_type=resnet")
+    check(
+        ClusterProfile(gpus_per_node=8, gpu="l4-24g"),
+        (1, 1),
+        "model.vision.config={model_type: resnet, image_size: 336}",
+    )
     assert "memory is not checked: model.vision: no plan for towers of type 'resnet'" in capsys.readouterr().out
 
 

@@ -286,7 +286,7 @@ def test_a_resumed_run_repeats_the_same_bits_and_exports_ordinary_weights(folder
         assert list(again) == [3, 4]
         assert again == {step: whole[step] for step in again}
     opened, *_ = (folder / "run" / "tracking" / "phase-two.jsonl").read_text().splitlines()
-    told = "24 layers of vision, 30 layers of delta, 21 layers of language"
+    told = "12 layers of vision, 20 layers of delta, 14 layers of language"
     assert json.loads(opened)["open"]["tags"]["kernels.fp8"] == told
     export_run(folder / "run", folder / "model")
     exported = onediff.load(folder / "model").model

@@ -16,8 +16,8 @@ def main() -> None:
     import torch
     import torch.distributed as dist
 
-    from onediff.model.lean import deepspeed  # noqa: F401
     from onediff.parallel.ranks import initialize_distributed, shutdown
+    from onediff.zero.lean import deepspeed  # noqa: F401
 
     folder = Path(sys.argv[1])
     mark = folder / "done"

@@ -58,7 +58,7 @@ def test_gradients_that_are_not_finite_change_nothing_at_every_stage(tensor, tmp
 
 @pytest.mark.long
 def test_gradients_that_are_not_finite_change_nothing_where_states_lie_on_nvme(tmp_path):
-    from onediff.model.lean import deepspeed
+    from onediff.zero.lean import deepspeed
 
     if not deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible():
         pytest.skip("DeepSpeed finds no libaio, or no C++ compiler; Debian's packages are libaio-dev and g++")

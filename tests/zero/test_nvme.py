@@ -14,9 +14,9 @@ from small_run import metrics, render, train
 
 from onediff.config.parallel import SWAPPED_TENSORS, ParallelConfig
 from onediff.errors import UserError
-from onediff.model.lean import deepspeed
 from onediff.ranks import Ranks
 from onediff.training import checkpoint
+from onediff.zero.lean import deepspeed
 from onediff.zero.nvme import can_lock, check_room, compile_swapping, keep_gradients, swap_folder
 
 WORKER = SUPPORT / "checkpoint_worker.py"

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from onediff.data.formats import open_image
 from onediff.evaluation.metrics.kept import Kept, Key
 from onediff.evaluation.metrics.metric import Pairs, Unavailable, ratio
 from onediff.evaluation.metrics.named_model import ModelMetric, short
@@ -101,7 +101,7 @@ def image_vectors(processor: Any, model: Any, images: Sequence[bytes]) -> list[l
     return _vectors(
         images,
         lambda part: processor(
-            images=[Image.open(io.BytesIO(data)).convert("RGB") for data in part], return_tensors="pt"
+            images=[open_image(io.BytesIO(data)).convert("RGB") for data in part], return_tensors="pt"
         ),
         model.get_image_features,
     )
