@@ -59,6 +59,8 @@ def add_adapters(language: Any, config: LoraConfig) -> type[WithAdapters]:
     The new parameters lie where the model lies, on the meta device too; what is returned makes a source of its plain
     weights one of all its weights. Raises UserError for a target that no layer is.
     """
+    # PEFT names this package without importing it.
+    import torch.distributed.tensor
     from peft import inject_adapter_in_model
 
     layers = {
