@@ -96,7 +96,20 @@ class Launched:
         return {row["phase"]: row for row in next(iter(json.loads(done.stdout).values()))}
 
     def wait_step(self, phase: str, step: int, seconds: float = 300) -> None:
-        self.wait(lambda: self.record.step(phase) >= step, seconds, f"{phase} did not reach step {step}")
+        """Until `phase` has made `step`. A phase that has ended fails at once, not after `seconds`."""
+        asked = time.monotonic()
+
+        def reached() -> bool:
+            nonlocal asked
+            if self.record.step(phase) >= step:
+                return True
+            if time.monotonic() > asked + 20:
+                asked = time.monotonic()
+                ended = self.states()[phase]["state"] == "failed" and self.record.step(phase) < step
+                assert not ended, f"{phase} ended before step {step}\n{self.story()}"
+            return False
+
+        self.wait(reached, seconds, f"{phase} did not reach step {step}")
 
     def wait_end(self, phase: str, seconds: float = 300) -> None:
         """Until `phase` has finished, or the launcher has given it up."""
