@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from onediff.config.model import PretrainedPart, VisionConfig
 from onediff.config.section import nearest
+from onediff.config.towers import ANY_SIZE, ONE_SIZE, OWN_SHAPE
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError
@@ -20,34 +21,6 @@ from onediff.model.lean import transformers
 from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
 from onediff.parallel.pretrained import UNREAD
-
-ONE_SIZE = (
-    "aimv2_vision_model",
-    "chinese_clip_vision_model",
-    "clip_vision_model",
-    "deit",
-    "ijepa",
-    "siglip_vision_model",
-    "vit",
-    "vit_msn",
-)
-"""Model types whose position embeddings fit one image size; those of `ANY_SIZE` fit several or are interpolated."""
-ANY_SIZE = (
-    "beit",
-    "data2vec-vision",
-    "dinov2",
-    "dinov2_with_registers",
-    "dinov3_vit",
-    "idefics3_vision",
-    "internvl_vision",
-    "mlcd_vision_model",
-    "pixio",
-    "sapiens2",
-    "smolvlm_vision",
-    "tipsv2_vision_model",
-)
-OWN_SHAPE = ("siglip2_vision_model",)
-"""Model types that take images as patches, in the image's own shape."""
 
 
 def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onediff.config.model import DeltaConfig, ModelConfig, PretrainedPart
+from onediff.config.towers import ANY_SIZE, ONE_SIZE, OWN_SHAPE
 from onediff.data.native import native_shape
 from onediff.data.tiles import best_grid
 from onediff.errors import UserError
@@ -175,6 +176,9 @@ def tower_of(fields: dict[str, Any]) -> Tower:
     """
     fields = fields.get("vision_config", fields)
     kind = fields.get("model_type", "")
+    covered = (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE)
+    if kind not in covered:
+        raise UserError(f"model.vision: no plan for towers of type {kind!r} (known: {', '.join(covered)})")
     if kind not in TOWERS:
         needed = (
             *TOWER_DEFAULTS,

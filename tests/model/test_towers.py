@@ -8,8 +8,9 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from onediff.config.model import VisionConfig
+from onediff.config.towers import ANY_SIZE, ONE_SIZE, OWN_SHAPE
 from onediff.errors import UserError
-from onediff.model.vision import ANY_SIZE, ONE_SIZE, OWN_SHAPE, VisionTower, vision_architecture
+from onediff.model.vision import VisionTower, vision_architecture
 
 PATCH, SIZE, WIDTH = 8, 32, 32
 SMALL = {
