@@ -28,7 +28,7 @@ from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
 from onediff.data.packing import Packer
 from onediff.data.prompts import DELTA, IMAGE
-from onediff.data.rows import Row, collate, collate_packed
+from onediff.data.rows import TokenRow, collate, collate_packed
 from onediff.model.onediff import OneDiffModel
 
 ROW = 4096
@@ -70,7 +70,7 @@ def model_config(image_tokens: int, delta_tokens: int) -> ModelConfig:
     )
 
 
-def drawn_rows(count: int, scale: int, seed: int) -> list[Row]:
+def drawn_rows(count: int, scale: int, seed: int) -> list[TokenRow]:
     """Samples as rows: places for images and deltas, random words, the last half of the words to be learned."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -85,7 +85,7 @@ def drawn_rows(count: int, scale: int, seed: int) -> list[Row]:
         targets[-(words // 2) :] = True
         shape = (images, 3, SIDE, SIDE)
         made.append(
-            Row(
+            TokenRow(
                 ids,
                 targets,
                 torch.randint(0, 256, shape, dtype=torch.uint8),
@@ -98,7 +98,7 @@ def drawn_rows(count: int, scale: int, seed: int) -> list[Row]:
     return made
 
 
-def packed_rows(rows: list[Row], tokens: int) -> list[list[Row]]:
+def packed_rows(rows: list[TokenRow], tokens: int) -> list[list[TokenRow]]:
     """What the packer makes of these samples, all of them."""
     stream: Any = SimpleNamespace(tokens=lambda lane, index: len(rows[index].token_ids))
     packer, made = Packer(stream, tokens), []

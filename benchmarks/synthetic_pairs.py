@@ -25,7 +25,7 @@ from typing import Any
 from data_prep.compose import ComposeConfig, Library, find_backgrounds, find_cutouts
 from data_prep.compose.samples import ComposedPairs
 from data_prep.scenes import ScenesConfig
-from data_prep.scenes.samples import Pairs
+from data_prep.scenes.samples import PairMaker
 from data_prep.synthetic import Maker
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     library = Library(tuple(find_backgrounds(args.backgrounds).backgrounds), tuple(find_cutouts(args.cutouts).cutouts))
     makers: dict[str, Maker] = {}
     for side in (64, 128, 256):
-        makers[f"rendered {side} px, PNG"] = Pairs(0, "train", 0, ScenesConfig(width=side, height=side))
+        makers[f"rendered {side} px, PNG"] = PairMaker(0, "train", 0, ScenesConfig(width=side, height=side))
     makers["composed 256 px, JPEG"] = ComposedPairs(0, "train", 92, ComposeConfig(), library)
     times = {name: milliseconds(maker, args.seconds) for name, maker in makers.items()}
     for name, cost in times.items():

@@ -15,7 +15,7 @@ from data_prep.report import Report, table
 from data_prep.retrieve import captions_of, find_pairs
 from data_prep.share import Share
 from data_prep.skipping import max_skipped
-from onediff.config.collection import Captioning, Collection, Part, Retrieval
+from onediff.config.collection import Captioning, Collection, CollectionPart, Retrieval
 from onediff.errors import UserError
 from onediff.llm import Asker, Cache
 
@@ -57,7 +57,9 @@ def build(
     return built
 
 
-def build_part(name: str, part: Part, out: Path, processes: int | None, share: Share | None = None) -> list[Report]:
+def build_part(
+    name: str, part: CollectionPart, out: Path, processes: int | None, share: Share | None = None
+) -> list[Report]:
     """Captions where asked for, then shards. Raises UserError."""
     images = part.images
     if images is None and part.annotations is not None:  # beside the table, as in 'onediff data convert'

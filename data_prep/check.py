@@ -66,7 +66,7 @@ class ShardCheck:
 
 
 @dataclass
-class Outcome:
+class CheckReport:
     """The outcome for one or several splits."""
 
     checks: dict[str, list[ShardCheck]]
@@ -90,7 +90,7 @@ class Outcome:
         }
 
 
-def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pixels: bool = True) -> Outcome:
+def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pixels: bool = True) -> CheckReport:
     """Checks every shard, then repeated samples within a split or across two. `pixels` decodes every image."""
     shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
     known = {place_of(manifest, shard): (shard, manifest.split) for manifest, shard in shards}
@@ -102,7 +102,7 @@ def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pi
     for split in checks.values():
         find_repeats(split)
     find_leakage(checks)
-    return Outcome(checks)
+    return CheckReport(checks)
 
 
 def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) -> ShardCheck:

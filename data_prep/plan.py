@@ -74,7 +74,7 @@ class SplitPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """The splits by name, `train` first. Tasks that share the work have made a `shared` one."""
 
     splits: dict[str, SplitPlan]
@@ -84,7 +84,7 @@ class Plan:
 @contextmanager
 def planned(
     reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, out: Path, share: Share | None
-) -> Iterator[Plan]:
+) -> Iterator[ConversionPlan]:
     """The plan, with its files in `out/.tmp-rows` for as long as it is used.
 
     The first task of a `share` leaves it to the others; a call without one uses theirs and removes it in the end.
@@ -99,9 +99,9 @@ def planned(
             if done.exists():
                 found = json.loads(done.read_text(encoding="utf-8"))
                 splits = {name: SplitPlan.of(folder, name, fields) for name, fields in found.items()}
-                plan = Plan(splits, shared=True)
+                plan = ConversionPlan(splits, shared=True)
             else:
-                plan = Plan(_Rows(reader, inputs, image_source, choices, folder).splits_planned())
+                plan = ConversionPlan(_Rows(reader, inputs, image_source, choices, folder).splits_planned())
             if share:
                 if not plan.shared:
                     _save(plan, done)
@@ -112,7 +112,7 @@ def planned(
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save(plan: Plan, path: Path) -> None:
+def _save(plan: ConversionPlan, path: Path) -> None:
     aside = path.with_name(".tmp-plan.json")
     text = json.dumps({name: split.fields() for name, split in plan.splits.items()}, ensure_ascii=False)
     aside.write_text(text, encoding="utf-8", errors="replace")

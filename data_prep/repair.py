@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.check import Outcome, ShardCheck
+from data_prep.check import CheckReport, ShardCheck
 from data_prep.chunks import digest
 from data_prep.report import Report
-from data_prep.selection import Copies
+from data_prep.selection import SelectedSamples
 from data_prep.writer import write_dataset
 from onediff.data.manifest import Manifest
 from onediff.errors import UserError
@@ -19,7 +19,9 @@ from onediff.errors import UserError
 KEPT = ("repeated_key",)
 
 
-def repair(manifests: Sequence[Manifest], outcome: Outcome, out: Path, processes: int | None = None) -> list[Report]:
+def repair(
+    manifests: Sequence[Manifest], outcome: CheckReport, out: Path, processes: int | None = None
+) -> list[Report]:
     """Writes `out/<split>/` for every split; what has a fault is left out. Raises UserError when nothing is left."""
     if any(manifest.folder.resolve().is_relative_to(out.resolve()) for manifest in manifests):
         raise UserError(f"{out}: holds the data set itself; give another folder with --out")
@@ -45,7 +47,7 @@ def repair(manifests: Sequence[Manifest], outcome: Outcome, out: Path, processes
     return reports
 
 
-def kept_of(checks: Sequence[ShardCheck]) -> Copies:
+def kept_of(checks: Sequence[ShardCheck]) -> SelectedSamples:
     """The samples without fault. A shard that only lost its checksum, its index or its end keeps what is good."""
     bad: set[tuple[int, int]] = set()
     renamed: set[tuple[int, int]] = set()
@@ -55,4 +57,4 @@ def kept_of(checks: Sequence[ShardCheck]) -> Copies:
                 (renamed if finding.kind in KEPT else bad).add((number, finding.place))
     places = [(n, mark.place) for n, check in enumerate(checks) for mark in check.marks if (n, mark.place) not in bad]
     kept = np.array(places, dtype=np.int64).reshape(-1, 2)
-    return Copies(tuple(check.path for check in checks), kept, frozenset(renamed - bad))
+    return SelectedSamples(tuple(check.path for check in checks), kept, frozenset(renamed - bad))

@@ -105,7 +105,7 @@ def neighbours(
 
 
 @dataclass(frozen=True)
-class Found:
+class RetrievalReport:
     """What a search for pairs found."""
 
     pairs: int
@@ -125,7 +125,7 @@ def find_pairs(
     nearest: int,
     each: int,
     captions: Mapping[str, str] | None = None,
-) -> Found:
+) -> RetrievalReport:
     """Writes the table of pairs in `folder`; with `captions`, by an image's path, what is said of both images too.
 
     Raises UserError when there is no pair.
@@ -139,7 +139,7 @@ def find_pairs(
     if not known:
         raise UserError(f"{folder}: none of {len(pairs):,} pairs has captions for both of its images, as {pairs[0][0]}")
     write_pairs(out, known, captions)
-    return Found(len(known), len(pairs) - len(known), len(read), len(names) - len(read))
+    return RetrievalReport(len(known), len(pairs) - len(known), len(read), len(names) - len(read))
 
 
 def captions_of(rows: Iterable[Row]) -> dict[str, str]:

@@ -32,7 +32,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Copies:
+class SelectedSamples:
     """Sample `i` of a data set that is made of others. Picklable; opens the shards where it runs."""
 
     shards: tuple[Path, ...]
@@ -47,7 +47,7 @@ class Copies:
     _open: dict[int, tuple[int, Index]] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Copies, (self.shards, self.places, self.renamed, self.split, self.licences)
+        return SelectedSamples, (self.shards, self.places, self.renamed, self.split, self.licences)
 
     def __call__(self, i: int) -> Sample:
         shard, place = map(int, self.places[i])
@@ -64,7 +64,7 @@ class Copies:
 
 
 @dataclass(frozen=True)
-class Known:
+class SampleFacts:
     """What is known about one sample."""
 
     place: Place
@@ -79,7 +79,7 @@ class Known:
 
 
 @dataclass
-class Source:
+class ShardPool:
     """The shards that are chosen from."""
 
     manifests: Sequence[Manifest]
@@ -93,7 +93,7 @@ class Source:
                     f"{manifest.folder}: shard {shard.name} is not on this machine; fetch the data set first"
                 )
 
-    def known(self, processes: Workers, sizes: bool = False, hashes: bool = False) -> list[Known]:
+    def known(self, processes: Workers, sizes: bool = False, hashes: bool = False) -> list[SampleFacts]:
         """Every sample. Costs a read of its record; with `sizes` of its images' headers, with `hashes` their decoding.
 
         Raises UserError where a sample cannot be read.
@@ -108,7 +108,7 @@ class Source:
 
     def write(
         self,
-        chosen: Mapping[str, Sequence[Known]],
+        chosen: Mapping[str, Sequence[SampleFacts]],
         out: Path,
         name: str = "",
         note_licence: bool = False,
@@ -124,7 +124,7 @@ class Source:
                 continue
             licences = tuple(manifest.licence for manifest, _ in self.shards) if note_licence else ()
             places = np.array([known.place for known in samples], dtype=np.int64)
-            copies = Copies(paths, places, _repeated(samples), split, licences)
+            copies = SelectedSamples(paths, places, _repeated(samples), split, licences)
             used = {self.shards[known.place[0]][0].folder for known in samples}
             manifests = [manifest for manifest in self.manifests if manifest.folder in used]
             counts = Counter(self.shards[known.place[0]][0].licence for known in samples)
@@ -146,20 +146,20 @@ class Source:
             raise UserError(f"{out}: no sample is left")
         return reports
 
-    def digest(self, copies: Copies) -> str:
+    def digest(self, copies: SelectedSamples) -> str:
         """What tells these copies from others."""
         shards = [(shard.name, shard.bytes, shard.sha256) for _, shard in self.shards]
         chosen = hashlib.sha256(copies.places.tobytes()).hexdigest()
         return digest([shards, chosen, sorted(copies.renamed), copies.split, copies.licences])
 
 
-def _repeated(samples: Sequence[Known]) -> frozenset[Place]:
+def _repeated(samples: Sequence[SampleFacts]) -> frozenset[Place]:
     seen: set[str] = set()
     repeated = [known.place for known in samples if known.key in seen or seen.add(known.key)]  # type: ignore[func-returns-value]
     return frozenset(repeated)
 
 
-def _shard_samples(path: Path, sizes: bool, hashes: bool) -> list[Known]:
+def _shard_samples(path: Path, sizes: bool, hashes: bool) -> list[SampleFacts]:
     found = []
     with path.open("rb") as file:
         for place, span in enumerate(read_index(path, write=False)):
@@ -172,7 +172,7 @@ def _shard_samples(path: Path, sizes: bool, hashes: bool) -> list[Known]:
     return found
 
 
-def _known(sample: Sample, place: int, sizes: bool, hashes: bool) -> Known:
+def _known(sample: Sample, place: int, sizes: bool, hashes: bool) -> SampleFacts:
     columns = {**sample.meta, "id": sample.id, "source": sample.source, "task": sample.task, "split": sample.split}
     columns |= {"key": sample.key, "instruction": sample.instruction or "", "captions": len(sample.captions)}
     answers = sample.captions or tuple(turn["value"] for turn in sample.conversations if turn["from"] == "gpt")
@@ -189,4 +189,4 @@ def _known(sample: Sample, place: int, sizes: bool, hashes: bool) -> Known:
         own = tuple(image_hash(data) for data in images.values()) if hashes else ()
     except Exception as error:
         raise BadSample("bad_image", f"an image cannot be decoded: {error}") from error
-    return Known((0, place), sample.split, sample.key, columns, prints, own)
+    return SampleFacts((0, place), sample.split, sample.key, columns, prints, own)

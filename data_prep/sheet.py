@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.scenes.render import Pair
+from data_prep.scenes.render import RenderedPair
 from onediff.data.contact_sheet import cell, grid, save, wrapped
 
 ON_A_SHEET = 24
@@ -17,7 +17,7 @@ LINES = 3
 GAP = 6
 
 
-def save_sheet(pairs: Iterable[Pair], file: Path) -> None:
+def save_sheet(pairs: Iterable[RenderedPair], file: Path) -> None:
     """Writes `pairs`, before on the left and after on the right, above a caption. Raises UserError."""
     cells = [
         cell(

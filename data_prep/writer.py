@@ -35,7 +35,7 @@ from onediff.errors import UserError
 
 
 @dataclass(frozen=True)
-class Job:
+class WriteJob:
     """What tells one data set's samples and shards from another's."""
 
     name: str
@@ -98,7 +98,7 @@ def write_dataset(
     if count <= 0:
         raise UserError(f"{name} {split}: there is nothing to write")
     inputs = inputs if inputs is not None else hashlib.sha256(pickle.dumps(make)).hexdigest()
-    job = Job(name, split, source, licence, inputs, count, shard_samples, shard_bytes, seed)
+    job = WriteJob(name, split, source, licence, inputs, count, shard_samples, shard_bytes, seed)
     out, began = Path(out), time.monotonic()
     final, work = out / split, out / f".tmp-{split}"
     if (final / FILE).exists() and not overwrite:
@@ -118,7 +118,7 @@ def write_dataset(
     return Report(read_manifest(final), tally, manifest.extra["repeated_images"], time.monotonic() - began)
 
 
-def make_chunks(state: Chunks, job: Job, share: Share | None, processes: Workers, progress: bool) -> list[int]:
+def make_chunks(state: Chunks, job: WriteJob, share: Share | None, processes: Workers, progress: bool) -> list[int]:
     """Makes what is not yet there of this task's chunks; returns their numbers."""
     chunks = job.chunks()
     mine = [n for n in range(len(chunks)) if share is None or share.has(n)]
@@ -137,7 +137,7 @@ def write_chunk(state: Chunks, chunk: tuple[int, list[int]]) -> None:
     state.write(*chunk, lambda: None)
 
 
-def finished(final: Path, job: Job, make: Make | None, began: float) -> Report:
+def finished(final: Path, job: WriteJob, make: Make | None, began: float) -> Report:
     """The report of a data set that is already there. Raises UserError when it came from other inputs."""
     manifest = parse_manifest(final / FILE)
     files = manifest.extra.get("files")
@@ -193,7 +193,7 @@ def locked(folder: Path, may_share: Callable[[], bool] = lambda: False, waiting:
 
 
 @contextlib.contextmanager
-def claimed(work: Path, job: Job, beside_others: bool = False) -> Iterator[None]:
+def claimed(work: Path, job: WriteJob, beside_others: bool = False) -> Iterator[None]:
     """Holds the folder `work`, emptied unless it holds parts of the same job; `beside_others` that work at this job."""
     mark = work / "job"
 
@@ -214,7 +214,7 @@ def claimed(work: Path, job: Job, beside_others: bool = False) -> Iterator[None]
 
 
 def put_together(
-    state: Chunks, chunks: int, job: Job, max_skipped: MaxSkipped | None, extra: dict[str, Any]
+    state: Chunks, chunks: int, job: WriteJob, max_skipped: MaxSkipped | None, extra: dict[str, Any]
 ) -> tuple[Manifest, Tally]:
     """Gives the shards of all chunks their final names and writes the manifest. Raises UserError when there are none."""
     parts, tally, files = state.made(range(chunks))

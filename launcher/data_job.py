@@ -103,11 +103,11 @@ def check_command(words: list[str], where: str) -> None:
     if "--share" in words:
         raise UserError(f"{where}: --share is the launcher's to give; leave it out")
 
-    class Parser(argparse.ArgumentParser):
+    class DataCommandParser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise UserError(f"{where}: {message}")
 
-    parser = Parser(add_help=False)
+    parser = DataCommandParser(add_help=False)
     importlib.import_module(f"data_prep.cli.{name}").add_arguments(parser)
     parser.parse_intermixed_args(words[1:])
 

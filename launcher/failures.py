@@ -119,7 +119,7 @@ FAILURES = (
 )
 
 
-class Known(NamedTuple):
+class SeenFailure(NamedTuple):
     """A row with the line that it knows."""
 
     failure: Failure
@@ -131,11 +131,11 @@ class Known(NamedTuple):
         return f"{self.failure.kind}{advice}: {self.line}"
 
 
-def known(lines: Sequence[str], own: Sequence[Sequence[str]] = ()) -> Known | None:
+def known(lines: Sequence[str], own: Sequence[Sequence[str]] = ()) -> SeenFailure | None:
     """What the last telling one of `lines` means, by the rows `own` of a profile and those above; None where none tells."""
     rows = [*(Failure(*row) for row in own), *FAILURES]
     for line in reversed(lines):
         for row in rows:
             if re.search(row.match, line):
-                return Known(row, line.strip()[:300])
+                return SeenFailure(row, line.strip()[:300])
     return None

@@ -52,7 +52,7 @@ def run_local(
     if processes < 1:
         raise UserError(f"--processes {processes}: must be at least 1")
     log_dir.mkdir(parents=True, exist_ok=True)
-    started = Ranks(log_dir, name, grace)
+    started = LocalRanks(log_dir, name, grace)
     try:
         started.start(list(argv), rank_variables(processes, os.environ if env is None else env))
         return started.wait()
@@ -81,7 +81,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Ranks:
+class LocalRanks:
     """The processes of one `run_local`, and the one loop that waits for their ends, their output and our signals."""
 
     def __init__(self, log_dir: Path, name: str, grace: float) -> None:

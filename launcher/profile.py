@@ -88,7 +88,7 @@ class KnownFailure(Section):
         return text
 
 
-class Alerts(Section):
+class AlertSettings(Section):
     """Word of what happens to a run. At most one alert of a kind goes out in `minutes`; secrets are masked."""
 
     webhook: str | None = None
@@ -184,7 +184,7 @@ class ClusterProfile(Section):
     """When to try again."""
     preflight: Preflight = Preflight()
     """What nodes must show."""
-    alerts: Alerts = Alerts()
+    alerts: AlertSettings = AlertSettings()
     """Whom to tell."""
     failures: list[KnownFailure] = []
     """Failures known here, asked before those that `launcher/failures.py` lists."""

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from onediff.config.model import ModelConfig
 from onediff.data.prompts import DELTA, IMAGE
-from onediff.data.rows import Row
+from onediff.data.rows import TokenRow
 
 
 class Llava:
@@ -39,7 +39,7 @@ class Llava:
         self.mean = torch.tensor(config.vision.image.mean).view(1, 3, 1, 1)
         self.std = torch.tensor(config.vision.image.std).view(1, 3, 1, 1)
 
-    def collated(self, rows: list[Row], left: bool = False) -> dict[str, Any]:
+    def collated(self, rows: list[TokenRow], left: bool = False) -> dict[str, Any]:
         """Rows padded to the longest, images normalised by the processor on the host; on the CPU."""
         words = [row.token_ids[row.token_ids != DELTA] for row in rows]
         targets = [row.is_target[row.token_ids != DELTA] for row in rows]

@@ -10,7 +10,7 @@ import torch
 
 from onediff.config.model import ModelConfig
 from onediff.data.prompts import DELTA, IMAGE
-from onediff.data.rows import Row
+from onediff.data.rows import TokenRow
 from onediff.model.onediff import OneDiffModel
 
 CLIP_L = {
@@ -117,7 +117,7 @@ def build(config: ModelConfig, device: torch.device, dtype: torch.dtype, fp8: Se
     return model.to(device)
 
 
-def pair_rows(config: ModelConfig, count: int, phase: str, seed: int = 0, prompt_only: bool = False) -> list[Row]:
+def pair_rows(config: ModelConfig, count: int, phase: str, seed: int = 0, prompt_only: bool = False) -> list[TokenRow]:
     """Rows of pairs with the lengths that training meets: two captions in phase one; in phase two a third short captions of
     changes and two thirds long conversations."""
     random = torch.Generator().manual_seed(seed)
@@ -140,5 +140,5 @@ def pair_rows(config: ModelConfig, count: int, phase: str, seed: int = 0, prompt
             is_target[-answer:] = True
         shape = (2, 3, config.vision.image.size, config.vision.image.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
-        made.append(Row(ids, is_target, images, (side * side,) * 2, True, 0, (f"{number}",)))
+        made.append(TokenRow(ids, is_target, images, (side * side,) * 2, True, 0, (f"{number}",)))
     return made

@@ -19,7 +19,7 @@ from data_prep.splits import SPLITS, split_counts
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
-    from data_prep.compose.library import Found
+    from data_prep.compose.library import SearchResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     print(show_reports(reports))
 
 
-def _aside(found: Found) -> str:
+def _aside(found: SearchResult) -> str:
     """What was not used, and why."""
     left = [f"{number:,} {reason}" for reason, number in sorted(found.aside.items()) if number]
     return f" (left aside: {', '.join(left)})" if left else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.outputs import write_text
 from data_prep.report import counted
-from data_prep.selection import Known
+from data_prep.selection import SampleFacts
 from data_prep.shards import data_sets
 from data_prep.workers import add_workers
 from onediff.data.manifest import Manifest
@@ -49,15 +49,15 @@ def manifests_in(folders: Sequence[str]) -> list[Manifest]:
     return [manifest for folder in folders for manifest in data_sets(folder)]
 
 
-def by_split(samples: Sequence[Known]) -> dict[str, list[Known]]:
+def by_split(samples: Sequence[SampleFacts]) -> dict[str, list[SampleFacts]]:
     """In the order in which the splits first appear."""
-    found: dict[str, list[Known]] = {}
+    found: dict[str, list[SampleFacts]] = {}
     for known in samples:
         found.setdefault(known.split, []).append(known)
     return found
 
 
-def tell_removed(removed: Mapping[str, Sequence[tuple[Known, str]]], out: Path) -> None:
+def tell_removed(removed: Mapping[str, Sequence[tuple[SampleFacts, str]]], out: Path) -> None:
     """Prints how many samples each filter removed, and lists them in `out/removed.jsonl` with the reason."""
     lines = []
     for name, samples in removed.items():

@@ -14,7 +14,7 @@ import argparse
 from data_prep.cli.copying import add_output, by_split, manifests_in, output, tell_removed
 from data_prep.near import near_duplicates
 from data_prep.report import show_reports
-from data_prep.selection import Known, Source
+from data_prep.selection import SampleFacts, ShardPool
 from data_prep.where import Where
 from onediff.errors import UserError
 
@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> None:
     if args.near_duplicates is not None and not 0 <= args.near_duplicates <= 16:
         raise UserError(f"--near-duplicates {args.near_duplicates}: must be from 0 to 16 of the 64 bits")
     where = Where(args.where) if args.where is not None else None
-    source = Source(manifests_in([args.folder]))
+    source = ShardPool(manifests_in([args.folder]))
     needs_sizes = where is not None and not where.names.isdisjoint(("width", "height"))
     kept = source.known(args.processes, needs_sizes, args.near_duplicates is not None)
-    removed: dict[str, list[tuple[Known, str]]] = {}
+    removed: dict[str, list[tuple[SampleFacts, str]]] = {}
     if where is not None:
         where.check_names({"width", "height"}.union(*(known.columns for known in kept)))
         removed["where"] = [(known, args.where) for known in kept if not where(known.columns)]

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     # Imported here, so that a launcher can check a command line on a login node at once.
     from data_prep.report import show_reports
     from data_prep.scenes.render import render_pair
-    from data_prep.scenes.samples import Pairs, Singles
+    from data_prep.scenes.samples import PairMaker, Singles
     from data_prep.sheet import ON_A_SHEET, save_sheet
     from data_prep.synthetic import write_splits
 
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= args.jpeg <= 100:
         raise UserError(f"--jpeg {args.jpeg}: a quality lies between 1 and 100")
     if args.sheet:
-        first = Pairs(args.seed, next(iter(split_counts(args.split_sizes, 1))), args.jpeg, config)
+        first = PairMaker(args.seed, next(iter(split_counts(args.split_sizes, 1))), args.jpeg, config)
         save_sheet((render_pair(config, first.series, index) for index in range(ON_A_SHEET)), args.sheet)
-    for name, maker, count in (("pairs", Pairs, args.pairs), ("singles", Singles, args.singles)):
+    for name, maker, count in (("pairs", PairMaker, args.pairs), ("singles", Singles, args.singles)):
         counts = split_counts(args.split_sizes, count)
         reports = write_splits(
             {split: maker(args.seed, split, args.jpeg, config) for split in counts},

@@ -9,7 +9,7 @@ import argparse
 
 from data_prep.cli.copying import add_output, by_split, manifests_in, output
 from data_prep.report import show_reports
-from data_prep.selection import Source
+from data_prep.selection import ShardPool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,5 +18,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    source = Source(manifests_in([args.folder]))
+    source = ShardPool(manifests_in([args.folder]))
     print(show_reports(source.write(by_split(source.known(args.processes)), args.out, seed=args.seed, **output(args))))

@@ -10,7 +10,7 @@ import argparse
 from data_prep.cli.copying import add_output, manifests_in, output
 from data_prep.groups import image_groups, parted
 from data_prep.report import show_reports
-from data_prep.selection import Known, Source
+from data_prep.selection import SampleFacts, ShardPool
 from data_prep.splits import SPLITS, check_split, split_counts
 from onediff.errors import UserError
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    source = Source(manifests_in([args.folder]))
+    source = ShardPool(manifests_in([args.folder]))
     samples = source.known(args.processes)
     if args.by and not any(args.by in known.columns for known in samples):
         raise UserError(f"--by {args.by}: no sample has such a column")
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         if args.by
         else image_groups([known.images for known in samples])
     )
-    chosen: dict[str, list[Known]] = {name: [] for name in split_counts(args.sizes, len(samples))}
+    chosen: dict[str, list[SampleFacts]] = {name: [] for name in split_counts(args.sizes, len(samples))}
     for name in chosen:
         check_split(name, "--sizes", (name,))
     for known, name in zip(samples, parted(groups, split_counts(args.sizes, len(samples))), strict=True):

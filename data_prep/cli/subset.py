@@ -9,7 +9,7 @@ import argparse
 
 from data_prep.cli.copying import add_output, by_split, manifests_in, output
 from data_prep.report import show_reports
-from data_prep.selection import Source
+from data_prep.selection import ShardPool
 from data_prep.writer import shuffled
 from onediff.errors import UserError
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.count < 1:
         raise UserError(f"--count {args.count}: must be at least 1")
-    source = Source(manifests_in([args.folder]))
+    source = ShardPool(manifests_in([args.folder]))
     chosen = {
         split: [samples[i] for i in sorted(shuffled(len(samples), args.seed)[: args.count])]
         for split, samples in by_split(source.known(args.processes)).items()

@@ -21,7 +21,7 @@ LEAST_DETAIL = 4.0
 
 
 @dataclass(frozen=True)
-class Change:
+class ComposedChange:
     """One change: the pieces concerned as they were and as they are, none where it concerns the whole image.
 
     `words` fill the wordings beyond what the pieces tell.
@@ -34,7 +34,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Situation:
+class ComposedSituation:
     """Where the change happens: the stage before, what the photograph is like, and what may be added."""
 
     before: Stage
@@ -42,59 +42,59 @@ class Situation:
     library: Library
 
 
-Outcome = tuple[Change, Stage]
+Outcome = tuple[ComposedChange, Stage]
 
 
-def draw_change(rng: np.random.Generator, kind: ChangeType, situation: Situation) -> Outcome | None:
+def draw_change(rng: np.random.Generator, kind: ChangeType, situation: ComposedSituation) -> Outcome | None:
     """A change of type `kind` and the stage after it, or None where the stage allows none."""
     return DRAW[kind](rng, situation)
 
 
-def _candidates(rng: np.random.Generator, situation: Situation) -> list[Piece]:
+def _candidates(rng: np.random.Generator, situation: ComposedSituation) -> list[Piece]:
     """The pieces in random order."""
     pieces = situation.before.pieces
     return [pieces[int(i)] for i in rng.permutation(len(pieces))]
 
 
-def _free_place(rng: np.random.Generator, situation: Situation) -> int:
+def _free_place(rng: np.random.Generator, situation: ComposedSituation) -> int:
     free = sorted(set(range(len(PLACES))) - {piece.place for piece in situation.before.pieces})
     return free[int(rng.integers(len(free)))]
 
 
-def _with(situation: Situation, kind: ChangeType, old: Piece, new: Piece, **words: str) -> Outcome:
+def _with(situation: ComposedSituation, kind: ChangeType, old: Piece, new: Piece, **words: str) -> Outcome:
     """The outcome in which `new` has taken the place of `old`."""
     pieces = tuple(new if piece is old else piece for piece in situation.before.pieces)
-    return Change(kind, (old,), (new,), words), replace(situation.before, pieces=pieces)
+    return ComposedChange(kind, (old,), (new,), words), replace(situation.before, pieces=pieces)
 
 
-def _none(rng: np.random.Generator, situation: Situation) -> Outcome | None:
-    return Change("none"), situation.before
+def _none(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
+    return ComposedChange("none"), situation.before
 
 
-def _add(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _add(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     pieces = situation.before.pieces
     piece = draw_piece(rng, situation.library, _free_place(rng, situation), pieces)
-    return Change("add", new=(piece,)), replace(situation.before, pieces=(*pieces, piece))
+    return ComposedChange("add", new=(piece,)), replace(situation.before, pieces=(*pieces, piece))
 
 
-def _remove(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _remove(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     gone = _candidates(rng, situation)[0]
     pieces = tuple(piece for piece in situation.before.pieces if piece is not gone)
-    return Change("remove", (gone,)), replace(situation.before, pieces=pieces)
+    return ComposedChange("remove", (gone,)), replace(situation.before, pieces=pieces)
 
 
-def _move(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _move(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     old = _candidates(rng, situation)[0]
     return _with(situation, "move", old, replace(old, place=_free_place(rng, situation), offset=draw_offset(rng)))
 
 
-def _replace(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _replace(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     old = _candidates(rng, situation)[0]
     new = draw_piece(rng, situation.library, old.place, situation.before.pieces)
     return _with(situation, "replace", old, replace(new, offset=old.offset, scale=old.scale))
 
 
-def _recolour(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _recolour(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     for old in _candidates(rng, situation):
         colour = pick(rng, tuple(colour for colour in COLOURS if colour != "white"))
         if colour not in old.cutout.name.split() and shows_paint(old.cutout, colour):
@@ -102,48 +102,48 @@ def _recolour(rng: np.random.Generator, situation: Situation) -> Outcome | None:
     return None
 
 
-def _resize(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _resize(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     old = _candidates(rng, situation)[0]
     words = ("smaller", "shrunk") if old.is_large else ("larger", "grown")
     new = replace(old, scale=draw_scale(rng, not old.is_large))
     return _with(situation, "resize", old, new, larger=words[0], grown=words[1])
 
 
-def _flip(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _flip(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     for old in _candidates(rng, situation):
         if shows_mirroring(old.cutout):
             return _with(situation, "flip", old, replace(old, mirrored=True))
     return None
 
 
-def _blur(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _blur(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     if rng.random() < 0.5:
         old = _candidates(rng, situation)[0]
         return _with(situation, "blur", old, replace(old, blurred=True))
     if situation.tone.detail < LEAST_DETAIL:
         return None
-    return Change("blur", words={"part": "background"}), replace(situation.before, is_blurred=True)
+    return ComposedChange("blur", words={"part": "background"}), replace(situation.before, is_blurred=True)
 
 
-def _brighten(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _brighten(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     light = float(situation.tone.mean.mean())
     is_up = light < 80 or (light < 150 and rng.random() < 0.5)
     gain = rng.uniform(1.45, 1.75) if is_up else rng.uniform(0.45, 0.62)
     words = {"brighter": "brighter", "brightened": "brightened"}
     if not is_up:
         words = {"brighter": "darker", "brightened": "darkened"}
-    return Change("brighten", words=words), replace(situation.before, gain=float(gain))
+    return ComposedChange("brighten", words=words), replace(situation.before, gain=float(gain))
 
 
-def _crop(rng: np.random.Generator, situation: Situation) -> Outcome | None:
+def _crop(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     part = pick(rng, tuple(PARTS))
     zoom = float(rng.uniform(1.5, 1.8))
     # The part keeps to its corner: its own half width away from it.
     right, down = (direction * 0.5 * (1 - 1 / zoom) for direction in PARTS[part])
-    return Change("crop", words={"part": part}), replace(situation.before, camera=Camera(right, down, zoom))
+    return ComposedChange("crop", words={"part": part}), replace(situation.before, camera=Camera(right, down, zoom))
 
 
-DRAW: dict[ChangeType, Callable[[np.random.Generator, Situation], Outcome | None]] = {
+DRAW: dict[ChangeType, Callable[[np.random.Generator, ComposedSituation], Outcome | None]] = {
     "none": _none,
     "add": _add,
     "remove": _remove,

@@ -76,7 +76,7 @@ class Library:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """What a search found, and how many files it left aside for which reason."""
 
     backgrounds: list[Background] = field(default_factory=list)
@@ -84,12 +84,12 @@ class Found:
     aside: Counter[str] = field(default_factory=Counter)
 
 
-def find_backgrounds(paths: Sequence[Path]) -> Found:
+def find_backgrounds(paths: Sequence[Path]) -> SearchResult:
     """The photographs and videos in `paths` (files, or folders with everything below them); of scikit-image for none.
 
     Raises UserError when a path does not exist, nothing fits, or a video cannot be read.
     """
-    found = Found()
+    found = SearchResult()
     for path in _files(paths or _scikit_image(), (*IMAGES, *VIDEOS)):
         if path.suffix.lower() in VIDEOS:
             count = len(_frames(str(path)))
@@ -110,7 +110,7 @@ def find_backgrounds(paths: Sequence[Path]) -> Found:
     return found
 
 
-def find_cutouts(paths: Sequence[Path]) -> Found:
+def find_cutouts(paths: Sequence[Path]) -> SearchResult:
     """The named images with transparency in `paths` (files or folders); rendered solids for none.
 
     `<name>.txt` beside an image names it in its first line ("A red apple."), else its file name does. Names without "a"
@@ -118,7 +118,7 @@ def find_cutouts(paths: Sequence[Path]) -> Found:
 
     Raises UserError when a path does not exist or fewer than eight cut-outs fit.
     """
-    found = Found()
+    found = SearchResult()
     if not paths:
         found.cutouts += _solids()
         return found

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from data_prep.compose.blend import Tone, piece_stamp, tone_of
-from data_prep.compose.changes import Change, Situation, draw_change
+from data_prep.compose.changes import ComposedChange, ComposedSituation, draw_change
 from data_prep.compose.config import ChangeType, ComposeConfig
 from data_prep.compose.library import Library
 from data_prep.compose.masks import encode_mask
@@ -17,7 +17,7 @@ from data_prep.compose.stage import Stage, draw_stage
 from data_prep.compose.words import change_captions
 from data_prep.scenes.backgrounds import MARGIN, draw_part, through
 from data_prep.scenes.distractors import STILL, Camera, disturbed, draw_distractors
-from data_prep.scenes.render import Pair, drawn
+from data_prep.scenes.render import RenderedPair, drawn
 from data_prep.scenes.things import PLACES
 from data_prep.stamp import Box, Floats, lay
 from onediff.errors import UserError
@@ -27,11 +27,11 @@ CLEAR = 25.0
 """Every piece differs at least this much from the photograph behind it: mean over its mask, in grey levels."""
 
 
-class Plan(NamedTuple):
+class PairPlan(NamedTuple):
     """What a pair is to show."""
 
     before: Stage
-    change: Change
+    change: ComposedChange
     after: Stage
     canvas: Image.Image
     tone: Tone
@@ -49,7 +49,7 @@ class Shot(NamedTuple):
     least_contrast: float
 
 
-def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int) -> Pair:
+def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int) -> RenderedPair:
     """Pair number `index` of the series `seed`.
 
     `meta` has `change_type`, the numbers of the pieces in each of `changes` (none for what concerns the whole image),
@@ -81,7 +81,7 @@ def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int)
         "background": plan.before.background.path.rpartition("/")[2],
         "distractors": distractors.described(),
     }
-    return Pair(
+    return RenderedPair(
         disturbed(rng, old.pixels, distractors._replace(light=None)),
         disturbed(rng, new.pixels, distractors),
         change_captions(rng, change, config.wordings),
@@ -90,7 +90,7 @@ def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int)
     )
 
 
-def _draw_plan(rng: np.random.Generator, kind: ChangeType, config: ComposeConfig, library: Library) -> Plan | None:
+def _draw_plan(rng: np.random.Generator, kind: ChangeType, config: ComposeConfig, library: Library) -> PairPlan | None:
     """A random stage and a change of type `kind` to it, or None where the stage allows none."""
     # The part that a crop leaves is enlarged, so it needs a finer photograph.
     finer = 2 if kind == "crop" else 1
@@ -98,11 +98,11 @@ def _draw_plan(rng: np.random.Generator, kind: ChangeType, config: ComposeConfig
     before = draw_stage(rng, library, int(rng.integers(config.min_objects, config.max_objects + 1)))
     canvas = draw_part(rng, before.background.open(), across, down)
     tone = tone_of(canvas)
-    outcome = draw_change(rng, kind, Situation(before, tone, library))
-    return None if outcome is None else Plan(before, *outcome, canvas, tone)
+    outcome = draw_change(rng, kind, ComposedSituation(before, tone, library))
+    return None if outcome is None else PairPlan(before, *outcome, canvas, tone)
 
 
-def _shoot(stage: Stage, plan: Plan, config: ComposeConfig, viewpoint: Camera) -> Shot:
+def _shoot(stage: Stage, plan: PairPlan, config: ComposeConfig, viewpoint: Camera) -> Shot:
     """The stage as its own camera saw it, or one moved by `viewpoint` where it has none."""
     camera = viewpoint if stage.camera == STILL else stage.camera
     canvas = plan.canvas
@@ -139,7 +139,7 @@ def _described(stage: Stage, shot: Shot) -> list[dict[str, Any]]:
     ]
 
 
-def _numbered(change: Change) -> dict[str, Any]:
+def _numbered(change: ComposedChange) -> dict[str, Any]:
     """The change with the numbers of its pieces in place of them."""
     return {
         "type": change.type,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_prep.compose.changes import Change
+from data_prep.compose.changes import ComposedChange
 from data_prep.scenes import words as scenes
 from data_prep.scenes.things import PLACES
 
@@ -48,7 +48,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def change_captions(rng: np.random.Generator, change: Change, wordings: int) -> list[str]:
+def change_captions(rng: np.random.Generator, change: ComposedChange, wordings: int) -> list[str]:
     """`wordings` sentences that tell `change` and nothing else, in random order."""
     facts = dict(change.words)
     for piece in change.old:

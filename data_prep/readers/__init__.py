@@ -1,7 +1,7 @@
 """Readers of data sets in their own layout, found by name: `reader("spot-the-diff")`.
 
 A reader is a `Reader` object: some facts and a function from the user's paths to `Row`s. Another package adds one with an
-entry point in the group `onediff.readers`, `name = module:READER` (docs/data.md has a worked example).
+entry point in the group `onediff.readers`, `name = module:READER` (docs/extending.md has a worked example).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from data_prep.scenes.config import ChangeType
 from data_prep.scenes.things import COLOURS, PLACES, SHAPES, Thing, Things, draw_thing, pick, settle
 
 
-class Change(NamedTuple):
+class SceneChange(NamedTuple):
     """One change: the objects concerned as they were and as they are, in the same order where they are both."""
 
     type: ChangeType
@@ -24,7 +24,7 @@ class Change(NamedTuple):
     new: Things
 
 
-class Situation(NamedTuple):
+class SceneSituation(NamedTuple):
     """Where the next change happens: the scene so far, who has changed, and which places may not be taken."""
 
     now: Things
@@ -33,7 +33,7 @@ class Situation(NamedTuple):
     taken: frozenset[int]
 
 
-def draw_changes(rng: np.random.Generator, kind: ChangeType, before: Things) -> tuple[list[Change], Things] | None:
+def draw_changes(rng: np.random.Generator, kind: ChangeType, before: Things) -> tuple[list[SceneChange], Things] | None:
     """Changes of type `kind` to the scene `before`, and the scene after them; None where the scene allows none."""
     if kind == "none":
         return [], before
@@ -42,7 +42,7 @@ def draw_changes(rng: np.random.Generator, kind: ChangeType, before: Things) -> 
         # Distinct objects are needed, and a third change only now and then: captions should stay short.
         count = 3 if len(before) > 3 and rng.random() < 0.25 else 2
         kinds = [SINGLE[int(i)] for i in rng.permutation(len(SINGLE))[:count]]
-    situation = Situation(before, before, frozenset(), frozenset(thing.place for thing in before))
+    situation = SceneSituation(before, before, frozenset(), frozenset(thing.place for thing in before))
     changes = []
     for single in kinds:
         change = DRAW[single](rng, situation)
@@ -53,11 +53,11 @@ def draw_changes(rng: np.random.Generator, kind: ChangeType, before: Things) -> 
     return changes, situation.now
 
 
-def _after(situation: Situation, change: Change) -> Situation:
+def _after(situation: SceneSituation, change: SceneChange) -> SceneSituation:
     """The situation once `change` has happened."""
     gone = {thing.number for thing in change.old}
     now = tuple(thing for thing in situation.now if thing.number not in gone) + change.new
-    return Situation(
+    return SceneSituation(
         now,
         situation.before,
         situation.changed | gone | {thing.number for thing in change.new},
@@ -65,79 +65,79 @@ def _after(situation: Situation, change: Change) -> Situation:
     )
 
 
-def _candidates(rng: np.random.Generator, situation: Situation) -> list[Thing]:
+def _candidates(rng: np.random.Generator, situation: SceneSituation) -> list[Thing]:
     """The objects that have not changed yet, in random order."""
     still = [thing for thing in situation.now if thing.number not in situation.changed]
     return [still[int(i)] for i in rng.permutation(len(still))]
 
 
-def _free_place(rng: np.random.Generator, situation: Situation) -> int:
+def _free_place(rng: np.random.Generator, situation: SceneSituation) -> int:
     free = sorted(set(range(len(PLACES))) - situation.taken)
     return free[int(rng.integers(len(free)))]
 
 
-def _is_new(thing: Thing, situation: Situation) -> bool:
+def _is_new(thing: Thing, situation: SceneSituation) -> bool:
     """Whether nothing else looks like `thing`, now or before."""
     return all(thing.look != other.look for other in situation.now + situation.before)
 
 
-def _add(rng: np.random.Generator, situation: Situation) -> Change | None:
+def _add(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     thing = draw_thing(rng, _free_place(rng, situation), situation.now + situation.before)
     # Something of the same shape and colour that has gone would make this a move.
     same = any((thing.shape, thing.colour) == (other.shape, other.colour) for other in situation.before)
-    return None if same else Change("add", (), (thing,))
+    return None if same else SceneChange("add", (), (thing,))
 
 
-def _remove(rng: np.random.Generator, situation: Situation) -> Change | None:
-    return next((Change("remove", (thing,), ()) for thing in _candidates(rng, situation)), None)
+def _remove(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
+    return next((SceneChange("remove", (thing,), ()) for thing in _candidates(rng, situation)), None)
 
 
-def _move(rng: np.random.Generator, situation: Situation) -> Change | None:
+def _move(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     for thing in _candidates(rng, situation):
         moved = settle(rng, replace(thing, place=_free_place(rng, situation)))
-        return Change("move", (thing,), (moved,))
+        return SceneChange("move", (thing,), (moved,))
     return None
 
 
-def _recolour(rng: np.random.Generator, situation: Situation) -> Change | None:
+def _recolour(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     for thing in _candidates(rng, situation):
         painted = replace(thing, colour=pick(rng, tuple(colour for colour in COLOURS if colour != thing.colour)))
         if _is_new(painted, situation):
-            return Change("recolour", (thing,), (painted,))
+            return SceneChange("recolour", (thing,), (painted,))
     return None
 
 
-def _resize(rng: np.random.Generator, situation: Situation) -> Change | None:
+def _resize(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     for thing in _candidates(rng, situation):
         resized = replace(thing, size="small" if thing.size == "large" else "large")
         if _is_new(resized, situation):
-            return Change("resize", (thing,), (resized,))
+            return SceneChange("resize", (thing,), (resized,))
     return None
 
 
-def _replace(rng: np.random.Generator, situation: Situation) -> Change | None:
+def _replace(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     for thing in _candidates(rng, situation):
         other = draw_thing(rng, thing.place, situation.now + situation.before)
         other = replace(other, shape=pick(rng, tuple(shape for shape in SHAPES if shape != thing.shape)))
         if _is_new(other, situation):
-            return Change("replace", (thing,), (other,))
+            return SceneChange("replace", (thing,), (other,))
     return None
 
 
-def _swap(rng: np.random.Generator, situation: Situation) -> Change | None:
+def _swap(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     candidates = _candidates(rng, situation)
     for i, one in enumerate(candidates):
         for two in candidates[:i]:
             if one.shape != two.shape and one.colour != two.colour:
                 there = replace(one, place=two.place, offset=two.offset)
                 here = replace(two, place=one.place, offset=one.offset)
-                return Change("swap", (one, two), (there, here))
+                return SceneChange("swap", (one, two), (there, here))
     return None
 
 
 SINGLE: tuple[ChangeType, ...] = ("add", "remove", "move", "recolour", "resize", "replace")
 """The types that several changes at once are made of."""
-DRAW: dict[ChangeType, Callable[[np.random.Generator, Situation], Change | None]] = {
+DRAW: dict[ChangeType, Callable[[np.random.Generator, SceneSituation], SceneChange | None]] = {
     "add": _add,
     "remove": _remove,
     "move": _move,

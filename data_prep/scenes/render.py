@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.scenes.backgrounds import draw_background, through
-from data_prep.scenes.changes import Change, draw_changes
+from data_prep.scenes.changes import SceneChange, draw_changes
 from data_prep.scenes.config import ChangeType, ScenesConfig
 from data_prep.scenes.distractors import STILL, Camera, Distractors, disturbed, draw_distractors
 from data_prep.scenes.solids import sprite
@@ -21,7 +21,7 @@ Pixels = NDArray[np.uint8]
 K = TypeVar("K", bound=str)
 
 
-class Pair(NamedTuple):
+class RenderedPair(NamedTuple):
     """Two images and the change between them; `captions` holds several wordings of the same facts."""
 
     before: Pixels  # [height, width, 3]
@@ -39,7 +39,7 @@ class Single(NamedTuple):
     meta: dict[str, Any]
 
 
-def render_pair(config: ScenesConfig, seed: int, index: int) -> Pair:
+def render_pair(config: ScenesConfig, seed: int, index: int) -> RenderedPair:
     """Pair number `index` of the series `seed`.
 
     `meta` has `change_type`, the numbers of the objects in each of `changes`, the objects `before` and `after` with
@@ -65,7 +65,7 @@ def render_pair(config: ScenesConfig, seed: int, index: int) -> Pair:
         "background": ground,
         "distractors": distractors.described(),
     }
-    return Pair(old, new, captions, kind, meta)
+    return RenderedPair(old, new, captions, kind, meta)
 
 
 def render_single(config: ScenesConfig, seed: int, index: int) -> Single:
@@ -87,7 +87,9 @@ def drawn(rng: np.random.Generator, weights: dict[K, float]) -> K:
     return names[int(rng.choice(len(names), p=shares / shares.sum()))]
 
 
-def _draw_pair(rng: np.random.Generator, kind: ChangeType, config: ScenesConfig) -> tuple[Things, list[Change], Things]:
+def _draw_pair(
+    rng: np.random.Generator, kind: ChangeType, config: ScenesConfig
+) -> tuple[Things, list[SceneChange], Things]:
     """A scene in which a change of type `kind` is possible, the changes, and the scene after them."""
     for _ in range(1000):
         before = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)))

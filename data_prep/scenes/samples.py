@@ -11,7 +11,7 @@ from onediff.data.sample import Sample
 
 
 @dataclass(frozen=True)
-class Pairs(Maker):
+class PairMaker(Maker):
     """Pairs with a change."""
 
     config: ScenesConfig

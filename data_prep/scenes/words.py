@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.scenes.changes import Change
+from data_prep.scenes.changes import SceneChange
 from data_prep.scenes.things import PLACES, Thing, Things
 
 Names = Literal["needed", "full"]
@@ -85,7 +85,7 @@ LISTS = ("{all}", "there is {all}", "the image shows {all}", "one can see {all}"
 
 
 def pair_captions(
-    rng: np.random.Generator, changes: Sequence[Change], before: Things, after: Things, names: Names, wordings: int
+    rng: np.random.Generator, changes: Sequence[SceneChange], before: Things, after: Things, names: Names, wordings: int
 ) -> list[str]:
     """Up to `wordings` sentences that tell all of `changes` and nothing else, in random order."""
     if not changes:
@@ -134,7 +134,7 @@ def with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _facts(change: Change, before: Things, after: Things, names: Names) -> dict[str, str]:
+def _facts(change: SceneChange, before: Things, after: Things, names: Names) -> dict[str, str]:
     """What the wordings are filled with."""
     old, new = change.old[:1], change.new[:1]
     facts = {"at": at((old or new)[0].place)}

@@ -27,7 +27,7 @@ from onediff.config.section import nearest
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
-    from onediff.data.rows import Row
+    from onediff.data.rows import TokenRow
     from onediff.data.stream import Stream
 
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     if args.sample:
         show_named(args.sample, stream, tokenizer, args.out)
         return
-    shown: list[list[Row]] = []
+    shown: list[list[TokenRow]] = []
     for samples in in_order(stream, phase.global_batch):
         shown.append(samples)
         if sum(map(len, shown)) >= args.samples:
@@ -95,7 +95,7 @@ def show_named(names: list[str], stream: Stream, tokenizer: Any, out: Path) -> N
     print(f"{out}: {len(rows)} samples")
 
 
-def described(number: int, samples: list[Row], stream: Stream, tokenizer: Any) -> Iterator[str]:
+def described(number: int, samples: list[TokenRow], stream: Stream, tokenizer: Any) -> Iterator[str]:
     """A line for each sample of a row: its source, its ids, where its tokens come from; in packed rows, where it lies."""
     from onediff.data.sheet import layout, packed_layout
 
@@ -112,7 +112,7 @@ def described(number: int, samples: list[Row], stream: Stream, tokenizer: Any) -
         yield f"{places[-1]}padding"
 
 
-def in_order(stream: Stream, lanes: int) -> Iterator[list[Row]]:
+def in_order(stream: Stream, lanes: int) -> Iterator[list[TokenRow]]:
     """The samples of each row in the order of training: a row of every lane, step by step."""
     from onediff.data.ahead import rows
     from onediff.data.cursor import Cursor

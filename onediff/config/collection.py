@@ -43,7 +43,7 @@ class Retrieval(Section):
     """Most pairs that an image is in."""
 
 
-class Part(Section):
+class CollectionPart(Section):
     """One data set of the collection."""
 
     reader: str = "generic"
@@ -74,7 +74,7 @@ class Part(Section):
     """Captions by a language model."""
 
     @model_validator(mode="after")
-    def _retrieved_pairs_are_captioned(self) -> Part:
+    def _retrieved_pairs_are_captioned(self) -> CollectionPart:
         if self.retrieve and (self.captions is None or self.images is None):
             raise ValueError("retrieve: needs `images`, a folder, and `captions`, since found pairs have none")
         return self
@@ -84,4 +84,4 @@ class Collection(Section):
     """The parts, and the folder that each becomes a folder in."""
 
     out: Path
-    parts: dict[str, Part] = Field(min_length=1)
+    parts: dict[str, CollectionPart] = Field(min_length=1)

@@ -61,7 +61,7 @@ TEMPLATES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class TemplatePart:
     """A piece of a conversation: text of the template, or a place for the words or the answer of a turn."""
 
     kind: Literal["text", "token", "words", "answer", "break"]
@@ -74,26 +74,29 @@ class Part:
     """Answers and what ends them."""
 
 
-def written(template: Template, turns: int, eos: str, in_pieces: bool = False) -> list[Part]:
+def written(template: Template, turns: int, eos: str, in_pieces: bool = False) -> list[TemplatePart]:
     """A conversation of so many turns, all of them answered.
 
     `in_pieces` puts breaks between what a template has in front of words, and a space before every answer.
     """
-    made: list[Part] = []
+    made: list[TemplatePart] = []
     if template.system:
-        made.append(Part("text", template.before_system + template.system + template.after_system))
-    breaks = [Part("break")] if in_pieces else []
+        made.append(TemplatePart("text", template.before_system + template.system + template.after_system))
+    breaks = [TemplatePart("break")] if in_pieces else []
     # Behind a word or a colon an answer goes on in running text; behind a line break it begins.
     lead = "" if template.assistant.endswith("\n") and not in_pieces else " "
     for turn in range(turns):
-        made += [*breaks, Part("text", template.user), *breaks, Part("words", turn=turn)]
-        made += [Part("text", template.assistant), Part("text", lead, learned=True)]
-        made += [Part("answer", turn=turn, learned=True), Part("text", template.end or eos, learned=True)]
-        made.append(Part("text", template.between))
+        made += [*breaks, TemplatePart("text", template.user), *breaks, TemplatePart("words", turn=turn)]
+        made += [TemplatePart("text", template.assistant), TemplatePart("text", lead, learned=True)]
+        made += [
+            TemplatePart("answer", turn=turn, learned=True),
+            TemplatePart("text", template.end or eos, learned=True),
+        ]
+        made.append(TemplatePart("text", template.between))
     return made if in_pieces else list(spaces_to_answers(made))
 
 
-def spaces_to_answers(parts: list[Part]) -> Iterator[Part]:
+def spaces_to_answers(parts: list[TemplatePart]) -> Iterator[TemplatePart]:
     """The same text, where spaces in front of an answer are learned as its beginning.
 
     Most tokenizers join a space and the word behind it, so a prompt that ends with a space would have to be continued by
@@ -104,12 +107,12 @@ def spaces_to_answers(parts: list[Part]) -> Iterator[Part]:
             kept = part.text.rstrip(" ")
             yield replace(part, text=kept)
             if behind.kind == "answer" and kept != part.text:
-                yield Part("text", part.text[len(kept) :], learned=True)
+                yield TemplatePart("text", part.text[len(kept) :], learned=True)
         else:
             yield part
 
 
-def to_be_answered(parts: list[Part]) -> list[Part]:
+def to_be_answered(parts: list[TemplatePart]) -> list[TemplatePart]:
     """The conversation up to where its last answer begins: what a model is asked is the start of what it was taught."""
     last = max(place for place, part in enumerate(parts) if part.kind == "answer")
     while parts[last - 1].learned:

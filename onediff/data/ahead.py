@@ -14,7 +14,7 @@ from itertools import cycle
 
 from onediff.data.cursor import LaneCursor
 from onediff.data.packing import LOOK_AHEAD, Packer
-from onediff.data.rows import Row
+from onediff.data.rows import TokenRow
 from onediff.data.sample import BadSample, Fault
 from onediff.data.stream import Stream
 from onediff.data.workers import Bad, Made, Task, work
@@ -26,7 +26,7 @@ MEASURED = 16
 
 def rows(
     stream: Stream, lanes: Mapping[int, LaneCursor], workers: int, prefetch: int
-) -> Iterator[tuple[int, list[Row], LaneCursor]]:
+) -> Iterator[tuple[int, list[TokenRow], LaneCursor]]:
     """Without end, lane after lane: the lane, the samples of its next row, and where the lane goes on behind it.
 
     `lanes` says where each begins. Faults of bad samples met on the way are in `skipped` of a row's first sample. Raises
@@ -74,7 +74,7 @@ class Ahead:
                 yield from self._tasks(self._owed.popleft())
             yield from self._tasks(lane)
 
-    def row(self, lane: int, results: Iterator[tuple[Task, Made]]) -> tuple[list[Row], LaneCursor]:
+    def row(self, lane: int, results: Iterator[tuple[Task, Made]]) -> tuple[list[TokenRow], LaneCursor]:
         """The samples of a lane's next row, and where the lane goes on; `results` are those of the tasks, in order."""
         skipped: list[Fault] = []
         while True:
@@ -85,9 +85,9 @@ class Ahead:
                 self.stream.note(skipped, fault)
             if planned.error or isinstance(made, str):
                 raise UserError(planned.error or str(made))
-            samples: list[Row] = []
+            samples: list[TokenRow] = []
             for index, one in zip(planned.indexes, made, strict=True):
-                if isinstance(one, Row):
+                if isinstance(one, TokenRow):
                     samples.append(one)
                 else:
                     assert isinstance(one, Bad)
@@ -103,7 +103,7 @@ class Ahead:
             return
         each = [made] * len(task.indexes) if isinstance(made, str) else made
         for index, length in zip(task.indexes, each, strict=True):
-            assert not isinstance(length, Row)
+            assert not isinstance(length, TokenRow)
             self._lengths[task.lane, index] = length
 
     def _tasks(self, lane: int) -> Iterator[Task]:

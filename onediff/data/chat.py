@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from onediff.config.templates import Part, spaces_to_answers
+from onediff.config.templates import TemplatePart, spaces_to_answers
 from onediff.errors import UserError
 
 MARK = "\uf8f0{}{}\uf8f1"
@@ -34,7 +34,7 @@ def chat_source(tokenizer: Any) -> str:
     return DATED.sub(lambda used: repr(TODAY.strftime(used[2])), source)
 
 
-def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Pattern[str]) -> list[Part]:
+def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Pattern[str]) -> list[TemplatePart]:
     """A conversation of so many turns, all of them answered, as the chat template writes it.
 
     An answer is learned from its first character to the end of the template's `{% generation %}` block, or, where it has
@@ -52,18 +52,18 @@ def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Patter
             "data.prompt: chat: the tokenizer's template does not write every turn once and in order; name another "
             "template: vicuna, llava, chatml, llama3, plain"
         )
-    made, at, learns = list[Part](), 0, 0
+    made, at, learns = list[TemplatePart](), 0, 0
     for mark, behind in zip(marks, [*(mark.start() for mark in marks[1:]), len(text)], strict=True):
         made += _text(text[at : mark.start()], learns - at)
         at = learns = mark.end()
         if mark[1] == "words":
-            made.append(Part("words", turn=int(mark[2])))
+            made.append(TemplatePart("words", turn=int(mark[2])))
         else:
-            made.append(Part("answer", turn=int(mark[2]), learned=True))
+            made.append(TemplatePart("answer", turn=int(mark[2]), learned=True))
             learns = _end(text, mark, behind, blocks, controls)
     made += _text(text[at:], learns - at)
     if not controls.search(text, marks[-1].end()):
-        made.append(Part("text", tokenizer.eos_token, learned=True))
+        made.append(TemplatePart("text", tokenizer.eos_token, learned=True))
     return list(spaces_to_answers(made))
 
 
@@ -95,8 +95,8 @@ def _end(
     return max([answer.end() if token is None else token.end(), *ends])
 
 
-def _text(text: str, learned: int) -> list[Part]:
+def _text(text: str, learned: int) -> list[TemplatePart]:
     """Text of the template, the first `learned` characters of which belong to an answer."""
     learned = max(0, learned)
-    pieces = [Part("text", text[:learned], learned=True), Part("text", text[learned:])]
+    pieces = [TemplatePart("text", text[:learned], learned=True), TemplatePart("text", text[learned:])]
     return [piece for piece in pieces if piece.text]

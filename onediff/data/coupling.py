@@ -2,7 +2,7 @@
 
 A rule lays the captions of a block out in a ring; each sample is coupled with the one behind it. So each is once the first
 and once the second of a couple, never both of one, whatever the rule is. Another package adds a rule with an entry point in
-the group `onediff.couples`, `name = module:function`; docs/data.md has a worked example.
+the group `onediff.couples`, `name = module:function`; docs/extending.md has a worked example.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onediff.config.coupling_rules import rule_of
-from onediff.data.lanes import Lanes, Place
+from onediff.data.lanes import Lanes, SamplePlace
 from onediff.errors import UserError
 
 WINDOW = 1024
@@ -63,7 +63,7 @@ class Couples:
         """The JSON of a sample, by shard and place; empty where it cannot be read."""
         self._rings: dict[int, dict[tuple[int, int], NDArray[np.int64]]] = {}
 
-    def partner(self, lane: int, index: int) -> Place:
+    def partner(self, lane: int, index: int) -> SamplePlace:
         """The sample that is coupled behind sample `index`. Raises UserError for a rule that gives no ring.
 
         The first call in a block reads all its captions, and no image.

@@ -41,7 +41,7 @@ def permutation(length: int, *key: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplePlace:
     """One sample of a data set, and which visit of it this is."""
 
     epoch: int
@@ -75,7 +75,7 @@ class Lanes:
         """Samples of `lane` in one epoch; lanes differ by one at most."""
         return self._start(lane + 1) - self._start(lane)
 
-    def at(self, lane: int, index: int) -> Place:
+    def at(self, lane: int, index: int) -> SamplePlace:
         """Sample `index` (0, 1, …, without end) of `lane`."""
         epoch, offset = divmod(index, self.length(lane))
         block, start = self._block_of(lane, offset)
@@ -86,14 +86,14 @@ class Lanes:
         epoch, offset = divmod(index, self.length(lane))
         return epoch, self._block_of(lane, offset)[0]
 
-    def places(self, lane: int, index: int) -> list[Place]:
+    def places(self, lane: int, index: int) -> list[SamplePlace]:
         """All samples of that block, in the order of the shards."""
         epoch, offset = divmod(index, self.length(lane))
         block, start = self._block_of(lane, offset)
         size = len(self._block_order(epoch, lane, block))
         return [self._place(epoch, lane, start + offset) for offset in range(size)]
 
-    def partner(self, lane: int, index: int, ring: NDArray[np.integer] | None = None) -> Place:
+    def partner(self, lane: int, index: int, ring: NDArray[np.integer] | None = None) -> SamplePlace:
         """The sample that is coupled behind sample `index`: the next in `ring`, behind the last the first.
 
         A ring is an order of the block's `places`, by default the shuffled one. So each sample of an epoch is once
@@ -112,7 +112,7 @@ class Lanes:
         # Only a data set laid out several times an epoch can have a block of one sample alone: take its neighbour.
         flat = (int(self.shard_samples[: first.shard].sum()) + first.sample + 1) % self.samples
         shard = int(np.searchsorted(np.cumsum(self.shard_samples), flat, side="right"))
-        return Place(epoch, shard, flat - int(self.shard_samples[:shard].sum()))
+        return SamplePlace(epoch, shard, flat - int(self.shard_samples[:shard].sum()))
 
     def _start(self, lane: int) -> int:
         return lane * self.samples * self.repeats // self.lanes
@@ -145,9 +145,9 @@ class Lanes:
                 self._shards.popitem(last=False)
         return self._shards[epoch, repeat]
 
-    def _place(self, epoch: int, lane: int, offset: int) -> Place:
+    def _place(self, epoch: int, lane: int, offset: int) -> SamplePlace:
         repeat, flat = divmod(self._start(lane) + offset, self.samples)
         order, ends = self._shard_order(epoch, repeat)
         rank = int(ends.searchsorted(flat, side="right"))
         shard = int(order[rank])
-        return Place(epoch, shard, flat - int(ends[rank]) + int(self.shard_samples[shard]))
+        return SamplePlace(epoch, shard, flat - int(ends[rank]) + int(self.shard_samples[shard]))

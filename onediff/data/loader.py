@@ -36,14 +36,14 @@ NAMED = 10
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """The part of each global batch that one rank makes."""
 
     lanes: tuple[int, ...]
     micro_batch: int
 
     @classmethod
-    def of_rank(cls, global_batch: int, micro_batch: int, dp_rank: int, dp_size: int) -> Share:
+    def of_rank(cls, global_batch: int, micro_batch: int, dp_rank: int, dp_size: int) -> RankShare:
         """Lanes dp_rank, dp_rank + dp_size, …. Raises UserError if the batch cannot be shared out evenly."""
         if global_batch % (micro_batch * dp_size):
             raise UserError(

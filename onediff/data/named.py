@@ -10,19 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from onediff.data.lanes import Place
-from onediff.data.rows import Row
+from onediff.data.lanes import SamplePlace
+from onediff.data.rows import TokenRow
 from onediff.data.sample import BadSample
 from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
 
 
-def name_of(stream: Stream, source: int, places: Sequence[Place]) -> str:
+def name_of(stream: Stream, source: int, places: Sequence[SamplePlace]) -> str:
     """The name of the row that is made of the samples at `places` of a source."""
     return "+".join(_sample_name(stream.sources[source], place) for place in places)
 
 
-def row_named(stream: Stream, name: str) -> Row:
+def row_named(stream: Stream, name: str) -> TokenRow:
     """The row of that name, as the stream gives it. Raises UserError where there is none, or one that cannot be read."""
     known = {source.name: number for number, source in enumerate(stream.sources)}
     parts = re.split(rf"\+(?=(?:{'|'.join(map(re.escape, known))})/)", name)
@@ -43,7 +43,7 @@ def row_named(stream: Stream, name: str) -> Row:
         raise UserError(f"--sample {name}: cannot be used, {bad}") from None
 
 
-def _sample_name(source: Source, place: Place) -> str:
+def _sample_name(source: Source, place: SamplePlace) -> str:
     keys = source.shards.keys(place.shard)
     key = keys[place.sample]
     if keys.index(key) != place.sample:
@@ -52,7 +52,7 @@ def _sample_name(source: Source, place: Place) -> str:
     return f"{source.name}/{source.shards.names[place.shard]}:{key}{epoch}"
 
 
-def _place(source: Source, text: str, name: str) -> Place:
+def _place(source: Source, text: str, name: str) -> SamplePlace:
     """Where `part-003.tar:000017@2` lies in a source."""
     shard = next((i for i, shard in enumerate(source.shards.names) if text.startswith(f"{shard}:")), None)
     if shard is None:
@@ -66,4 +66,4 @@ def _place(source: Source, text: str, name: str) -> Place:
         sample = int(key[1:])
     else:
         raise UserError(f"--sample {name}: {source.shards.names[shard]} has no sample with the key {key!r}")
-    return Place(int(epoch[1]) if epoch else 0, shard, sample)
+    return SamplePlace(int(epoch[1]) if epoch else 0, shard, sample)

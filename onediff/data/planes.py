@@ -46,7 +46,7 @@ class Planes:
         return [level.flatten(0, 1).index_select(0, chosen) for level in levels]
 
 
-class Shown(Protocol):
+class HasPlanes(Protocol):
     """What is read here of a row."""
 
     images: Tensor
@@ -54,7 +54,7 @@ class Shown(Protocol):
     is_pair: bool
 
 
-def laid_out(rows: Sequence[Shown]) -> tuple[Tensor, Planes | None]:
+def laid_out(rows: Sequence[HasPlanes]) -> tuple[Tensor, Planes | None]:
     """The tower's input for the images of these rows, those with pairs first, and where its tokens lie.
 
     None where every image is one view, or there is no image. Images in their own shape are padded to the one of the

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from onediff.config.data import PromptConfig
-from onediff.config.templates import Part, Template, to_be_answered, written
+from onediff.config.templates import Template, TemplatePart, to_be_answered, written
 from onediff.data.chat import chat_source, rendered
 from onediff.data.lanes import mix64
 from onediff.data.sample import BadSample
@@ -48,7 +48,7 @@ class Turn:
     answer: str | None
 
 
-Element = Part | list[int]
+Element = TemplatePart | list[int]
 """Text or a token of a sequence; or the places of images and deltas."""
 
 
@@ -84,13 +84,13 @@ class Prompter:
         """
         made = Sequence()
         made.add(self.start)
-        stretch: list[Part] = []
+        stretch: list[TemplatePart] = []
         before = ""
         for element in self._elements(list(images), self.delta_tokens * is_pair, turns):
-            if isinstance(element, Part) and element.kind == "text":
+            if isinstance(element, TemplatePart) and element.kind == "text":
                 stretch.append(element)
                 continue
-            is_token = isinstance(element, Part) and element.kind == "token" and not self.config.in_pieces
+            is_token = isinstance(element, TemplatePart) and element.kind == "token" and not self.config.in_pieces
             self._add(made, before, stretch, element.text if is_token else "")  # type: ignore[union-attr]
             stretch, before = [], element.text if is_token else ""  # type: ignore[union-attr]
             if isinstance(element, list):
@@ -105,7 +105,7 @@ class Prompter:
         wordings = self.config.wordings(task)
         return wordings[0 if choice is None or len(wordings) == 1 else mix64(choice, 2) % len(wordings)]
 
-    def parts(self, turns: int, answered: bool) -> list[Part]:
+    def parts(self, turns: int, answered: bool) -> list[TemplatePart]:
         """A conversation of so many turns as the template writes it, with places for words and answers."""
         return self._parts(turns, answered)
 
@@ -113,20 +113,20 @@ class Prompter:
         words = placed([turn.words for turn in turns], images, deltas, self.template)
         for part in self._parts(len(turns), turns[-1].answer is not None):
             if part.kind == "answer":
-                yield Part("text", self._as_text((turns[part.turn].answer or "").strip()), learned=True)
+                yield TemplatePart("text", self._as_text((turns[part.turn].answer or "").strip()), learned=True)
             elif part.kind == "words":
                 for piece in words[part.turn]:
-                    yield Part("text", self._as_text(piece)) if isinstance(piece, str) else piece
+                    yield TemplatePart("text", self._as_text(piece)) if isinstance(piece, str) else piece
             else:
                 yield part
 
-    def _laid_out(self, turns: int, answered: bool) -> list[Part]:
+    def _laid_out(self, turns: int, answered: bool) -> list[TemplatePart]:
         """The parts of a conversation, special tokens of the template by themselves."""
         if self.template is None:
             parts = rendered(self.tokenizer, self.config.system, turns, self.special)
         else:
             parts = written(self.template, turns, self.tokenizer.eos_token, self.config.in_pieces)
-        made: list[Part] = []
+        made: list[TemplatePart] = []
         for part in parts if answered else to_be_answered(parts):
             if part.kind != "text":
                 made.append(part)
@@ -150,7 +150,7 @@ class Prompter:
             )
         return tuple(dict.fromkeys((self.tokens[token], self.tokenizer.eos_token_id)))
 
-    def _add(self, made: Sequence, before: str, stretch: Several[Part], after: str) -> None:
+    def _add(self, made: Sequence, before: str, stretch: Several[TemplatePart], after: str) -> None:
         """Appends text that stands between two special tokens, or images, or ends of the sequence."""
         text, done = "", list[int]()
         runs = [(learned, "".join(part.text for part in parts)) for learned, parts in groupby(stretch, _is_learned)]
@@ -193,7 +193,7 @@ MARKED = re.compile("[\U000f0000\U000f0001]")
 """The marks of transformers' `mark_control_tokens`."""
 
 
-def _is_learned(part: Part) -> bool:
+def _is_learned(part: TemplatePart) -> bool:
     return part.learned
 
 

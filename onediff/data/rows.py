@@ -16,7 +16,7 @@ from onediff.config.model import ImageConfig
 from onediff.data.batch import Batch
 from onediff.data.fits import Seen, fit_of
 from onediff.data.geometry import Plane
-from onediff.data.lanes import Place, mix64
+from onediff.data.lanes import SamplePlace, mix64
 from onediff.data.planes import laid_out
 from onediff.data.prompts import DELTA, IMAGE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Row:
+class TokenRow:
     """One sequence, ready to be laid into a batch."""
 
     token_ids: Tensor
@@ -45,7 +45,7 @@ class Row:
     """Index of the source in the mix."""
     ids: tuple[str, ...]
     """Ids of the samples in it."""
-    places: tuple[Place, ...] = ()
+    places: tuple[SamplePlace, ...] = ()
     """Where in the source they lie."""
     planes: tuple[Plane, ...] = ()
     """Where the image tokens of each image lie; empty where every image is one view."""
@@ -64,7 +64,7 @@ class Processor:
         self.fit = fit_of(image, patch)
         self.config = config
 
-    def row(self, sample: Sample, task: str | None, choice: int, source: int = 0) -> Row:
+    def row(self, sample: Sample, task: str | None, choice: int, source: int = 0) -> TokenRow:
         """A pair, a single image or a text as a training row; `choice` picks one of several captions.
 
         Raises BadSample for an image that cannot be read, or for a sample longer than `max_tokens` under
@@ -83,7 +83,7 @@ class Processor:
         lengths = self.fit.lengths(encoded(first, second), self.config.max_pixels)
         return len(self._sequence(lengths, True, self._couple_turns(first, second, choice))[0].token_ids)
 
-    def couple(self, first: Sample, second: Sample, choice: int, source: int = 0) -> Row:
+    def couple(self, first: Sample, second: Sample, choice: int, source: int = 0) -> TokenRow:
         """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
         turns = self._couple_turns(first, second, choice)
         if len(first.images) + len(second.images) != 2:
@@ -95,7 +95,7 @@ class Processor:
         answer = self.prompter.config.couple_answer.format(first=answers[0], second=answers[1])
         return [Turn(self.prompter.instruction("couple", choice), answer)]
 
-    def prompt(self, images: Sequence[Image], instruction: str | None, task: str = "pair") -> Row:
+    def prompt(self, images: Sequence[Image], instruction: str | None, task: str = "pair") -> TokenRow:
         """A row to be answered by the model: upright RGB images and an instruction, or that of a task; no target.
 
         Raises BadSample for an instruction with places for another number of images.
@@ -118,9 +118,9 @@ class Processor:
         """What the model is shown of the images of these samples. Raises BadSample."""
         return self.fit.read(encoded(*samples), self.config.max_pixels, self.config.pixels)
 
-    def _made(self, seen: Seen, is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]) -> Row:
+    def _made(self, seen: Seen, is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]) -> TokenRow:
         sequence, was_cut = self._sequence(seen.tokens, is_pair, turns)
-        return Row(
+        return TokenRow(
             # From bytes: torch.tensor looks at each number of a list, which took a twentieth of the loader's time.
             token_ids=torch.frombuffer(array("q", sequence.token_ids), dtype=torch.int64),
             is_target=torch.frombuffer(bytearray(sequence.is_target), dtype=torch.bool),
@@ -168,26 +168,26 @@ def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
     return turns
 
 
-def collate(rows: list[Row], pad_left: bool = False) -> Batch:
+def collate(rows: list[TokenRow], pad_left: bool = False) -> Batch:
     """Rows of one sample each, padded to the longest; on the left for generation, where `segment_ids` mark the padding."""
     length = max(len(row.token_ids) for row in rows)
     batch = _laid_out([[row] for row in rows], length, pad_left)
     return batch if pad_left else replace(batch, segments=None, segment_ids=None)
 
 
-def collate_packed(rows: list[list[Row]], tokens: int) -> Batch:
+def collate_packed(rows: list[list[TokenRow]], tokens: int) -> Batch:
     """Rows of several samples each, `tokens` long, with attention confined to each sample."""
     return _laid_out(rows, tokens, pad_left=False)
 
 
-def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
+def _laid_out(rows: list[list[TokenRow]], length: int, pad_left: bool) -> Batch:
     """Samples end to end in their rows; what is left of a row is padding, a segment by itself."""
     shape = (len(rows), length)
     # In numpy, whose small operations cost a third of torch's.
     ids, positions, segments, sources = (np.zeros(shape, np.int64) for _ in range(4))
     targets = np.zeros(shape, np.bool_)
     lengths: list[int] = []
-    samples: list[tuple[int, Row]] = []  # and where they start, counted through all rows
+    samples: list[tuple[int, TokenRow]] = []  # and where they start, counted through all rows
     for number, row in enumerate(rows):
         padding = length - sum(len(sample.token_ids) for sample in row)
         assert padding >= 0, f"{length - padding} tokens in a row of {length}"
@@ -229,7 +229,7 @@ def _laid_out(rows: list[list[Row]], length: int, pad_left: bool) -> Batch:
     )
 
 
-def _info(rows: list[list[Row]]) -> dict[str, Any]:
+def _info(rows: list[list[TokenRow]]) -> dict[str, Any]:
     samples = [sample for row in rows for sample in row]
     return {
         "ids": [tuple(id for sample in row for id in sample.ids) for row in rows],

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from onediff.data.contact_sheet import cell, grid, save, wrapped
 from onediff.data.native import unpatched
 from onediff.data.prompts import DELTA, IMAGE
-from onediff.data.rows import Row
+from onediff.data.rows import TokenRow
 
 SIDE = 168
 WIDTH = 2 * SIDE + 4
@@ -33,7 +33,7 @@ class Span(NamedTuple):
     text: str
 
 
-def spans(row: Row, tokenizer: Any) -> list[Span]:
+def spans(row: TokenRow, tokenizer: Any) -> list[Span]:
     """Where the tokens of a row come from, in order."""
     found: list[Span] = []
     images = zip(("before", "after") if row.is_pair else ("image",), row.image_tokens, strict=False)
@@ -53,20 +53,20 @@ def spans(row: Row, tokenizer: Any) -> list[Span]:
     return found
 
 
-def layout(row: Row, tokenizer: Any) -> str:
+def layout(row: TokenRow, tokenizer: Any) -> str:
     """One line: `3 words + 576 before + 576 after + 64 delta + 12 words + 9 answer = 1240 tokens`."""
     parts = " + ".join(f"{span.tokens} {span.kind}" for span in spans(row, tokenizer))
     return f"{parts} = {len(row.token_ids)} tokens" + (", cut" if row.was_cut else "")
 
 
-def packed_layout(samples: Sequence[Row], tokens: int) -> list[str]:
+def packed_layout(samples: Sequence[TokenRow], tokens: int) -> list[str]:
     """Where the samples of a packed row lie: `tokens 0 to 1,239` for each, and for the padding behind them."""
     starts = list(accumulate((len(sample.token_ids) for sample in samples), initial=0))
     places = [f"tokens {start:,} to {end - 1:,}" for start, end in pairwise(starts)]
     return places + ([f"tokens {starts[-1]:,} to {tokens - 1:,}"] if starts[-1] < tokens else [])
 
 
-def save_sheet(rows: Sequence[Sequence[Row]], tokenizer: Any, file: Path, pack: int | None = None) -> None:
+def save_sheet(rows: Sequence[Sequence[TokenRow]], tokenizer: Any, file: Path, pack: int | None = None) -> None:
     """Writes the samples of these rows as one PNG; above those of a packed row, the row as a bar.
 
     Raises UserError when it cannot be written.
@@ -88,7 +88,7 @@ def save_sheet(rows: Sequence[Sequence[Row]], tokenizer: Any, file: Path, pack: 
     save(sheet, file)
 
 
-def _strip(number: int, samples: Sequence[Row], tokenizer: Any, pack: int, width: int) -> Image.Image:
+def _strip(number: int, samples: Sequence[TokenRow], tokenizer: Any, pack: int, width: int) -> Image.Image:
     """A packed row in proportion: its samples with a black line behind each, and the padding left white."""
     strip = Image.new("RGB", (width, 40), "white")
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
@@ -105,7 +105,7 @@ def _strip(number: int, samples: Sequence[Row], tokenizer: Any, pack: int, width
     return strip
 
 
-def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
+def _cell(row: TokenRow, tokenizer: Any, place: str = "") -> Image.Image:
     """Images, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id and place."""
     parts = spans(row, tokenizer)
     asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
@@ -125,7 +125,7 @@ def _cell(row: Row, tokenizer: Any, place: str = "") -> Image.Image:
     return made
 
 
-def whole_images(row: Row) -> list[NDArray[np.uint8]]:
+def whole_images(row: TokenRow) -> list[NDArray[np.uint8]]:
     """`[height, width, 3]` of each image as the model sees it; of one in tiles the overview."""
     if not row.planes:
         return [pixels.permute(1, 2, 0).numpy() for pixels in row.images]

@@ -16,10 +16,10 @@ from onediff.config.data import CacheConfig
 from onediff.data.cache import ShardCache
 from onediff.data.coupling import Couples
 from onediff.data.cursor import LaneCursor
-from onediff.data.lanes import Lanes, Place, mix64
+from onediff.data.lanes import Lanes, SamplePlace, mix64
 from onediff.data.manifest import read_manifest
 from onediff.data.mixing import Mix
-from onediff.data.rows import Processor, Row
+from onediff.data.rows import Processor, TokenRow
 from onediff.data.sample import BadSample, Fault, Sample, parse_sample
 from onediff.data.shards import Shards
 from onediff.errors import UserError
@@ -88,11 +88,11 @@ class Stream:
         self.pack = pack
         """Tokens of a packed row; None gives each sample a row of its own."""
 
-    def one(self, lane: int, index: int) -> Row:
+    def one(self, lane: int, index: int) -> TokenRow:
         """Sample `index` of `lane` as a row. Raises BadSample."""
         return self.made(*self._places(lane, index))
 
-    def made(self, number: int, *places: Place) -> Row:
+    def made(self, number: int, *places: SamplePlace) -> TokenRow:
         """The sample at a place of source `number`, or the two coupled at two places, as a row. Raises BadSample."""
         source, first, second, choice = self._read(number, *places)
         if second is not None:
@@ -145,7 +145,7 @@ class Stream:
         return (number, place, self.couples[number].partner(lane, at)) if self.couple else (number, place)
 
     def _read(
-        self, number: int, place: Place, second: Place | None = None
+        self, number: int, place: SamplePlace, second: SamplePlace | None = None
     ) -> tuple[Source, Sample, Sample | None, int]:
         """The source, the sample, its partner when coupling, and the number that picks its caption. Raises BadSample."""
         source = self.sources[number]
@@ -153,5 +153,5 @@ class Stream:
         partner = None if second is None else self._sample(source, second)
         return source, self._sample(source, place), partner, choice
 
-    def _sample(self, source: Source, place: Place) -> Sample:
+    def _sample(self, source: Source, place: SamplePlace) -> Sample:
         return parse_sample(source.shards.read(place.shard, place.sample))

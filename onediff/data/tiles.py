@@ -27,7 +27,7 @@ class Grid(NamedTuple):
     rows: int
 
 
-class Place(NamedTuple):
+class TilePlace(NamedTuple):
     """Where the image lies in its canvas, pixels."""
 
     left: int
@@ -63,7 +63,7 @@ def best_grid(sizes: Sequence[Size], side: int, most: int) -> Grid:
     return max(grids(most), key=kept)
 
 
-def place_in(grid: Grid, size: Size, side: int) -> Place:
+def place_in(grid: Grid, size: Size, side: int) -> TilePlace:
     """Where an image of `size` lies, as large as it can be, in the middle (`get_patch_output_size`)."""
     across, down = grid.columns * side, grid.rows * side
     by_width, by_height = across / size[0], down / size[1]
@@ -71,7 +71,7 @@ def place_in(grid: Grid, size: Size, side: int) -> Place:
         width, height = across, min(math.ceil(size[1] * by_width), down)
     else:
         width, height = min(math.ceil(size[0] * by_height), across), down
-    return Place((across - width) // 2, (down - height) // 2, width, height)
+    return TilePlace((across - width) // 2, (down - height) // 2, width, height)
 
 
 @lru_cache(maxsize=256)
@@ -108,7 +108,7 @@ def _crossed(across: NDArray[np.float64], down: NDArray[np.float64]) -> NDArray[
     return np.stack([left, top, right, bottom], 1)
 
 
-def laid_on_canvas(scaled: NDArray[np.uint8], grid: Grid, place: Place, side: int) -> NDArray[np.uint8]:
+def laid_on_canvas(scaled: NDArray[np.uint8], grid: Grid, place: TilePlace, side: int) -> NDArray[np.uint8]:
     """The tiles `[tiles, 3, side, side]`, in reading order, of an image `[height, width, 3]` scaled to its place."""
     canvas = np.zeros((grid.rows * side, grid.columns * side, 3), np.uint8)
     canvas[place.top : place.top + place.height, place.left : place.left + place.width] = scaled

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from onediff.data.rows import Row
+from onediff.data.rows import TokenRow
 from onediff.data.sample import BadSample
 from onediff.data.stream import Stream
 from onediff.errors import UserError
@@ -37,7 +37,7 @@ class Bad(NamedTuple):
     reason: str
 
 
-Made = list[Row | int | Bad] | str
+Made = list[TokenRow | int | Bad] | str
 """The row of each sample, or its length; or one line about what stops the run."""
 
 
@@ -71,7 +71,7 @@ class Work(Dataset[tuple[Task, Made]]):
 
     def __getitem__(self, task: Task) -> tuple[Task, Made]:
         one = self.stream.tokens if task.measure else self.stream.one
-        made: list[Row | int | Bad] = []
+        made: list[TokenRow | int | Bad] = []
         for index in task.indexes:
             try:
                 made.append(one(task.lane, index))
@@ -101,10 +101,10 @@ def _kill(workers: set[Any]) -> None:
 def _packed(result: Any) -> Any:
     """A result as it crosses the process border: arrays, since torch would open a shared file for each small tensor."""
     task, made = result
-    return task, made if isinstance(made, str) else [_arrays(one) if isinstance(one, Row) else one for one in made]
+    return task, made if isinstance(made, str) else [_arrays(one) if isinstance(one, TokenRow) else one for one in made]
 
 
-def _arrays(row: Row) -> dict[str, Any]:
+def _arrays(row: TokenRow) -> dict[str, Any]:
     return vars(row) | {name: getattr(row, name).numpy() for name in TENSORS}
 
 
@@ -113,5 +113,5 @@ def _unpacked(result: Any) -> tuple[Task, Made]:
     return task, made if isinstance(made, str) else [_row(one) if isinstance(one, dict) else one for one in made]
 
 
-def _row(fields: dict[str, Any]) -> Row:
-    return Row(**(fields | {name: torch.from_numpy(fields[name]) for name in TENSORS}))
+def _row(fields: dict[str, Any]) -> TokenRow:
+    return TokenRow(**(fields | {name: torch.from_numpy(fields[name]) for name in TENSORS}))

@@ -20,7 +20,7 @@ SIDE, GAP, ROOM, LINES = 126, 8, 3, 7
 WRONG, GOOD, INK = "#b42318", "#1f7a43", "#333333"
 
 
-class Shown(NamedTuple):
+class ShownCaption(NamedTuple):
     """One pair on the sheet."""
 
     pair: str
@@ -28,7 +28,9 @@ class Shown(NamedTuple):
     right: bool
 
 
-def worst_and_best(items: ItemScores, captions: Mapping[str, str], rows: int) -> tuple[list[Shown], list[Shown]]:
+def worst_and_best(
+    items: ItemScores, captions: Mapping[str, str], rows: int
+) -> tuple[list[ShownCaption], list[ShownCaption]]:
     """Up to `rows` captions that are wrong in most of what they say, and as many right ones that say most.
 
     Each change type takes its turn, so that neither list shows one type only.
@@ -37,7 +39,7 @@ def worst_and_best(items: ItemScores, captions: Mapping[str, str], rows: int) ->
     wrong = [n for n in order if not items.rows[n][RIGHT]]
     right = sorted((n for n in order if items.rows[n][RIGHT]), key=lambda n: len(captions[items.ids[n]]), reverse=True)
     chosen = ([items.ids[n] for n in _by_turns(items, found)[:rows]] for found in (wrong, right))
-    worst, best = ([Shown(pair, captions[pair], items.is_right(pair)) for pair in pairs] for pairs in chosen)
+    worst, best = ([ShownCaption(pair, captions[pair], items.is_right(pair)) for pair in pairs] for pairs in chosen)
     return worst, best
 
 
@@ -57,7 +59,7 @@ def _by_turns(items: ItemScores, numbers: Sequence[int]) -> list[int]:
     return [number for *_, number in sorted(turns)]
 
 
-def save_sheet(worst: Sequence[Shown], best: Sequence[Shown], heldout: HeldOut, file: Path) -> None:
+def save_sheet(worst: Sequence[ShownCaption], best: Sequence[ShownCaption], heldout: HeldOut, file: Path) -> None:
     """Writes one PNG: mistakes on the left, right captions on the right. Raises UserError when it cannot be written."""
     empty = cell([], [], SIDE, LINES, ROOM)
     cells = []
@@ -72,7 +74,7 @@ def save_sheet(worst: Sequence[Shown], best: Sequence[Shown], heldout: HeldOut, 
     save(whole, file)
 
 
-def _cell(one: Shown, heldout: HeldOut) -> Image.Image:
+def _cell(one: ShownCaption, heldout: HeldOut) -> Image.Image:
     """Both images, the caption in the colour of its verdict, and the reference below where it is wrong."""
     images = [open_image(io.BytesIO(heldout.sample(one.pair).images[role])) for role in ("before", "after")]
     lines = wrapped(one.caption or "(nothing)", SIDE, LINES, GOOD if one.right else WRONG)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from onediff.data.images import open_upright, to_rgb
-from onediff.data.rows import Row, collate
+from onediff.data.rows import TokenRow, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.model.answer import answer
@@ -73,7 +73,7 @@ class Captioner:
             rows = [self.row(*pair, instruction=instruction) for pair in pairs[start : start + batch_size]]
             yield from self.answer(rows, **generation)
 
-    def row(self, before: ImageLike, after: ImageLike, instruction: str | None = None) -> Row:
+    def row(self, before: ImageLike, after: ImageLike, instruction: str | None = None) -> TokenRow:
         """The prompt of one pair. Raises UserError for what is not an image and for a wrong instruction."""
         images = [self._read(before), self._read(after)]
         try:
@@ -84,12 +84,12 @@ class Captioner:
             )
             raise UserError(f"{what}: {bad.reason}") from None
 
-    def answer(self, rows: list[Row], max_new_tokens: int = 64, **generation: Any) -> list[str]:
+    def answer(self, rows: list[TokenRow], max_new_tokens: int = 64, **generation: Any) -> list[str]:
         """The answers to prompt rows (`Processor.prompt`), computed as one batch; greedy unless told otherwise."""
         options = {"ends": self.processor.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
         return answer(self.model, self.tokenizer, rows, self.device, **options)
 
-    def heat_maps(self, rows: list[Row]) -> np.ndarray:
+    def heat_maps(self, rows: list[TokenRow]) -> np.ndarray:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""
         return heat_maps(self.model, collate(rows, pad_left=True).to(self.device)).cpu().numpy()
 

@@ -29,7 +29,7 @@ class References(NamedTuple):
     changes: Mapping[str, Mapping[str, Any]] = {}
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """One caption, or several, of a pair as a file has them; `where` names file and row for messages."""
 
     where: str
@@ -76,7 +76,7 @@ def read_predictions(path: Path, allow_missing: bool = False) -> dict[str, str]:
     return found
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[FileRow]:
     text = read_text(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         return _csv_rows(path, text)
@@ -120,7 +120,7 @@ def parsed(text: str, where: str) -> Any:
         raise UserError(f"{where}: not captions: JSON nested too deeply") from None
 
 
-def _coco_rows(path: Path, value: Any) -> Iterator[Row]:
+def _coco_rows(path: Path, value: Any) -> Iterator[FileRow]:
     """`{"annotations": [{"image_id", "caption"}]}` or the bare list. The list of images only names what may follow:
     an image of several sentences stands in it several times in published files, and that says nothing."""
     if isinstance(value, dict):
@@ -133,14 +133,14 @@ def _coco_rows(path: Path, value: Any) -> Iterator[Row]:
     return (_row(f"{path}: entry {i}", entry, ("image_id", "id")) for i, entry in enumerate(value))
 
 
-def _json_line_rows(path: Path, text: str) -> Iterator[Row]:
+def _json_line_rows(path: Path, text: str) -> Iterator[FileRow]:
     for number, line in enumerate(io.StringIO(text), start=1):
         if line.strip():
             where = f"{path}: line {number}"
             yield _row(where, parsed(line.strip(), where), ID_NAMES)
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+def _csv_rows(path: Path, text: str) -> Iterator[FileRow]:
     """A header with `id` (or `image_id`) and `caption`; further columns but `change_type` are not read."""
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
@@ -162,7 +162,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
         raise UserError(f"{path}: line {reader.line_num}: {error}") from None
 
 
-def _row(where: str, entry: Any, id_names: Iterable[str]) -> Row:
+def _row(where: str, entry: Any, id_names: Iterable[str]) -> FileRow:
     if not isinstance(entry, Mapping):
         raise UserError(f"{where}: not an object with an id and a caption")
     pair = _first(where, entry, id_names)
@@ -179,7 +179,7 @@ def _row(where: str, entry: Any, id_names: Iterable[str]) -> Row:
     kind = entry.get(TYPE_NAME, meta.get(TYPE_NAME))
     if kind is not None and not isinstance(kind, str):
         raise UserError(f"{where}: {TYPE_NAME} {kind!r} is not text")
-    return Row(where, str(pair), captions, kind, change_list(meta))
+    return FileRow(where, str(pair), captions, kind, change_list(meta))
 
 
 def _first(where: str, entry: Mapping[str, Any], names: Iterable[str]) -> Any:

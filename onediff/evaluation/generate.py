@@ -17,7 +17,7 @@ from PIL import Image
 
 from onediff.data.heldout import HeldOut
 from onediff.data.images import open_upright
-from onediff.data.rows import Processor, Row
+from onediff.data.rows import Processor, TokenRow
 from onediff.data.sample import BadSample
 from onediff.evaluation.answers import Answer, AnswerFile, read_answers
 from onediff.evaluation.heat import packed
@@ -35,7 +35,7 @@ def both(before: Image.Image, after: Image.Image) -> list[Image.Image]:
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptioningJob:
     """What is answered, how, and where the answers go."""
 
     heldout: HeldOut
@@ -44,9 +44,9 @@ class Job:
     by: str
     """Fingerprint of what the answers depend on (`answers.fingerprint`)."""
     batch_size: int
-    answer: Callable[[list[Row]], list[str]]
+    answer: Callable[[list[TokenRow]], list[str]]
     """Prompt rows to captions, in one batch."""
-    heat: Callable[[list[Row]], np.ndarray] | None = None
+    heat: Callable[[list[TokenRow]], np.ndarray] | None = None
     """Prompt rows to heat maps `[rows, 2, side, side]`."""
     instruction: str | None = None
     """Asked of every pair instead of its own."""
@@ -69,7 +69,7 @@ def batches(heldout: HeldOut, size: int) -> list[list[str]]:
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
-def caption_split(job: Job, topology: Topology) -> None:
+def caption_split(job: CaptioningJob, topology: Topology) -> None:
     """Answers this rank's share of what is open and appends it to `<label>.rank<r>.jsonl`. Collective.
 
     When it returns, all ranks have written and `read_answers` finds every pair. Pairs whose images could not be read
@@ -106,12 +106,12 @@ def caption_split(job: Job, topology: Topology) -> None:
         job.heldout.unreadable += bad
 
 
-def answered(job: Job, pairs: list[str], topology: Topology) -> tuple[dict[str, Answer], list[str]]:
+def answered(job: CaptioningJob, pairs: list[str], topology: Topology) -> tuple[dict[str, Answer], list[str]]:
     """One answer for each of `pairs`, in one batch, and a line for each that cannot be read.
 
     Of a tensor-parallel group the first rank reads and decodes, and all compute.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, TokenRow] = {}
     bad: list[str] = []
     for pair in pairs if topology.tp_rank == 0 else ():
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from onediff.evaluation.metrics import Rows, scores_of
+from onediff.evaluation.metrics.metric import S
 
 CHUNK = 100  # resamples at a time, which bounds the memory at 100 × pairs numbers
 
@@ -21,7 +22,9 @@ class Difference(NamedTuple):
     p: float
 
 
-def intervals(rows: Rows, resamples: int, seed: int, level: float = 0.95) -> dict[str, tuple[float, float]]:
+def intervals(
+    rows: Mapping[S, np.ndarray], resamples: int, seed: int, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap over pairs: metric → [pairs, columns] → name → (low, high).
 
     Pairs are drawn with replacement and the corpus score is recomputed from summed rows. Document frequencies of

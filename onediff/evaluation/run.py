@@ -21,7 +21,7 @@ from onediff.evaluation.answers import Answer, fingerprint, read_answers
 from onediff.evaluation.baselines import blind_answers
 from onediff.evaluation.captioner import Captioner
 from onediff.evaluation.files import References, write_aside
-from onediff.evaluation.generate import Job, caption_split
+from onediff.evaluation.generate import CaptioningJob, caption_split
 from onediff.evaluation.metrics import chosen
 from onediff.evaluation.protocols import protocol
 from onediff.evaluation.report import shard_images, with_heat, write_report
@@ -87,7 +87,7 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
         digest = weights_digest(plan.model) if ranks.rank == 0 else ""
     digest = str(from_rank_zero(digest))
     usual = plan.usual(captioner.processor.prompter.config)
-    job = Job(
+    job = CaptioningJob(
         heldout=heldout,
         processor=captioner.processor,
         folder=plan.out,

@@ -82,7 +82,7 @@ class OneDiffConfig(PreTrainedConfig):
         return self.part("language").get_text_config() if self.language else self
 
 
-class Attention(nn.Module):
+class OneDiffAttention(nn.Module):
     """Multi-head attention with BERT's residual and norm behind it."""
 
     def __init__(self, delta, source_width):
@@ -103,14 +103,14 @@ class Attention(nn.Module):
         return self.norm(x + self.output(mixed))
 
 
-class DeltaLayer(nn.Module):
+class OneDiffDeltaLayer(nn.Module):
     """Self-attention among delta tokens, cross-attention to both images, feed-forward; post-norm as in BERT."""
 
     def __init__(self, delta, vision_width):
         super().__init__()
         width = delta["width"]
-        self.self_attention = Attention(delta, width)
-        self.cross_attention = Attention(delta, vision_width)
+        self.self_attention = OneDiffAttention(delta, width)
+        self.cross_attention = OneDiffAttention(delta, vision_width)
         self.role_keys = nn.Parameter(torch.empty(2, width))
         self.role_values = nn.Parameter(torch.empty(2, width))
         self.expand = nn.Linear(width, delta["intermediate"])
@@ -127,7 +127,7 @@ class DeltaLayer(nn.Module):
         return self.norm(x + self.contract(F.gelu(self.expand(x))))
 
 
-class DeltaModule(nn.Module):
+class OneDiffDeltaModule(nn.Module):
     """Learned tokens that look at both images at several depths."""
 
     def __init__(self, delta, vision_width, levels):
@@ -137,7 +137,7 @@ class DeltaModule(nn.Module):
         self.tokens = nn.Parameter(torch.empty(tokens, width))
         self.places = nn.Parameter(torch.empty(tokens, width))
         self.level_norms = nn.ModuleList(nn.LayerNorm(vision_width) for _ in range(levels))
-        self.layers = nn.ModuleList(DeltaLayer(delta, vision_width) for _ in range(layers))
+        self.layers = nn.ModuleList(OneDiffDeltaLayer(delta, vision_width) for _ in range(layers))
         self.level_of_layer = [index * levels // layers for index in range(layers)]
 
     def forward(self, levels):
@@ -171,7 +171,7 @@ def place_embedding(points, width, heads):
     return PEAK * head.repeat(1, heads)
 
 
-class Projector(nn.Module):
+class OneDiffProjector(nn.Module):
     """Image and delta tokens into the language model's width."""
 
     def __init__(self, vision_width, delta_width, language_width):
@@ -200,8 +200,8 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision = AutoModel.from_config(vision)
         self.language = AutoModelForCausalLM.from_config(language)
         width = language.get_text_config().hidden_size
-        self.delta = DeltaModule(config.delta, vision.hidden_size, len(config.levels))
-        self.projector = Projector(vision.hidden_size, config.delta["width"], width)
+        self.delta = OneDiffDeltaModule(config.delta, vision.hidden_size, len(config.levels))
+        self.projector = OneDiffProjector(vision.hidden_size, config.delta["width"], width)
         self.post_init()
 
     def _init_weights(self, module):

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from onediff.data.rows import Row, collate
+from onediff.data.rows import TokenRow, collate
 from onediff.model.onediff import OneDiffModel
 
 
 def answer(
     model: OneDiffModel,
     tokenizer: Any,
-    rows: list[Row],
+    rows: list[TokenRow],
     device: torch.device,
     ends: Sequence[int] = (),
     **generation: Any,

@@ -95,7 +95,7 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderSizes:
     """A causal language model of Llama's shape."""
 
     kind: str
@@ -121,7 +121,7 @@ class Sizes:
 
     tower: Tower
     delta: DeltaConfig
-    decoder: Decoder
+    decoder: DecoderSizes
     image: int
     """side of a view, pixels"""
     levels: tuple[int, ...]
@@ -215,7 +215,7 @@ def _side(length: Any) -> int:
     return int(length[0] if isinstance(length, list | tuple) else length or 0)
 
 
-def decoder_of(fields: dict[str, Any]) -> Decoder:
+def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
     """A language model from the fields of its configuration; one of another type is taken for a Llama of its sizes."""
     fields = fields.get("text_config", fields)
     kind = fields.get("model_type", "")
@@ -229,7 +229,7 @@ def decoder_of(fields: dict[str, Any]) -> Decoder:
     known = {**DECODER_DEFAULTS, **DECODERS.get(kind, {}), **fields}
     heads = known["num_attention_heads"]
     bias = bool(known.get("attention_bias"))
-    return Decoder(
+    return DecoderSizes(
         kind=kind,
         width=known["hidden_size"],
         layers=known["num_hidden_layers"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from onediff.plan.architecture import Decoder, Sizes, Tower
+from onediff.plan.architecture import DecoderSizes, Sizes, Tower
 from onediff.plan.tape import Tape, Value
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _projector(tape: Tape, width: int, images: Value, deltas: Value) -> tuple[Va
 
 
 def _decoder(
-    tape: Tape, decoder: Decoder, x: Value, shape: Shape, tensor: int, sequence: bool, adapters: Adapters | None
+    tape: Tape, decoder: DecoderSizes, x: Value, shape: Shape, tensor: int, sequence: bool, adapters: Adapters | None
 ) -> Value:
     heads, kv_heads = decoder.heads // tensor, max(1, decoder.kv_heads // tensor)
     column, row = ("column", "row") if tensor > 1 else ("", "")

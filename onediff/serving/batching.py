@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onediff.data.rows import Row
+    from onediff.data.rows import TokenRow
     from onediff.evaluation.captioner import Captioner
 
 
@@ -19,7 +19,7 @@ class Overloaded(Exception):
 
 
 @dataclass
-class Answer:
+class Reply:
     """What a request gets."""
 
     caption: str
@@ -33,15 +33,15 @@ class Answer:
 class Waiting:
     """One pair that waits for the model."""
 
-    row: Row
+    row: TokenRow
     max_new_tokens: int
     wants_attention: bool
     since: float = field(default_factory=time.monotonic)
-    future: Future[Answer] = field(default_factory=Future)
+    future: Future[Reply] = field(default_factory=Future)
 
 
 @dataclass
-class Counts:
+class ServingCounts:
     """What `/metrics` tells."""
 
     captions: int = 0
@@ -61,14 +61,14 @@ class Batcher:
     def __init__(self, captioner: Captioner, max_batch: int = 16, max_waiting: int = 512) -> None:
         self.captioner = captioner
         self.max_batch, self.max_waiting = max_batch, max_waiting
-        self.counts = Counts()
+        self.counts = ServingCounts()
         self.queue: deque[Waiting] = deque()
         self.changed = threading.Condition()
         self.ended = False
         self.thread = threading.Thread(target=self._work, name="onediff-batcher", daemon=True)
         self.thread.start()
 
-    def ask(self, row: Row, max_new_tokens: int = 64, wants_attention: bool = False) -> Answer:
+    def ask(self, row: TokenRow, max_new_tokens: int = 64, wants_attention: bool = False) -> Reply:
         """Waits for the answer to one row. Raises Overloaded, or whatever the model raised."""
         one = Waiting(row, max_new_tokens, wants_attention)
         with self.changed:
@@ -97,7 +97,7 @@ class Batcher:
                 looked = [one for one in batch if one.wants_attention]
                 maps = iter(self.captioner.heat_maps([one.row for one in looked]) if looked else ())
                 found = [
-                    Answer(caption, next(maps) if one.wants_attention else None, len(batch))
+                    Reply(caption, next(maps) if one.wants_attention else None, len(batch))
                     for one, caption in zip(batch, captions, strict=True)
                 ]
             except Exception as error:  # the server goes on with the next batch

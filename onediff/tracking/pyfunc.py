@@ -20,7 +20,7 @@ from onediff.data.formats import open_image
 from onediff.errors import UserError
 
 
-class Captioner(PythonModel):
+class PyfuncModel(PythonModel):
     """An exported OneDiff model behind MLflow's `predict`."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -47,4 +47,4 @@ def image(cell: Any) -> Image.Image:
         raise UserError(f"{str(cell)[:60]!r} is neither the path of an image nor an image in base64") from None
 
 
-mlflow.models.set_model(Captioner())
+mlflow.models.set_model(PyfuncModel())

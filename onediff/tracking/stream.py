@@ -34,7 +34,7 @@ def never_raises(method: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
-class Stream:
+class RunRecorder:
     """One MLflow run as the training process sees it. Call from one process only: global rank 0."""
 
     def __init__(self, run: Path, journal: Journal, files: Path) -> None:

@@ -19,14 +19,14 @@ from onediff.tracking.journal import Journal, openings, records
 from onediff.tracking.place import here, remembered
 from onediff.tracking.provenance import start_tags, uncommitted
 from onediff.tracking.scrub import scrubbed, scrubbed_tree
-from onediff.tracking.stream import Status, Stream, never_raises
+from onediff.tracking.stream import RunRecorder, Status, never_raises
 
 LOG = logging.getLogger(__name__)
 FOLDER = "tracking"
 KEPT_OVER_RESTARTS = {"slurm.job_id": "slurm.job_ids", "host": "hosts"}
 
 
-class Tracker(Stream):
+class Tracker(RunRecorder):
     """The MLflow run of a whole run (the parent), and the maker of its children. One per run, on global rank 0.
 
     Everything is appended to journals in `<run>/tracking/`; a process beside this one sends them to MLflow.
@@ -35,7 +35,7 @@ class Tracker(Stream):
     def __init__(self, run: Path, config: TrackingConfig, journal: Journal) -> None:
         super().__init__(run, journal, run / FOLDER / "files")
         self.config = config
-        self.children: list[Stream] = []
+        self.children: list[RunRecorder] = []
         self.unsent = ""
         """After `finish`: what could not be sent, in words."""
         self.sender = start_sender(run) if config.live else None
@@ -86,21 +86,21 @@ class Tracker(Stream):
             journal.append({"tags": kept})
         return cls(run, config, journal)
 
-    def phase(self, name: str, resumed_step: int = 0, tags: Mapping[str, object] | None = None) -> Stream:
+    def phase(self, name: str, resumed_step: int = 0, tags: Mapping[str, object] | None = None) -> RunRecorder:
         """The child run of a phase, found again after a restart; what it logged after `resumed_step` is replaced."""
         return self._child(f"phase-{name}", name, resumed_step, tags)
 
-    def evaluation(self, name: str, tags: Mapping[str, object] | None = None) -> Stream:
+    def evaluation(self, name: str, tags: Mapping[str, object] | None = None) -> RunRecorder:
         """The child run of an evaluation; one of the same name made before is replaced."""
         return self._child(f"evaluation-{name}", f"evaluation {name}", -1, {**start_tags(), **(tags or {})})
 
-    def _child(self, stream: str, name: str, step: int, tags: Mapping[str, object] | None) -> Stream:
+    def _child(self, stream: str, name: str, step: int, tags: Mapping[str, object] | None) -> RunRecorder:
         journal = Journal(self.run / FOLDER / f"{stream}.jsonl", self.config.queue_records)
         plain = {key: scrubbed(str(value)) for key, value in (tags or {}).items()}
         job = {key: value for key, value in start_tags().items() if key in KEPT_OVER_RESTARTS}
         plain |= job | kept_over_restarts(journal.path, job)
         journal.append({"open": {"step": step, "name": name, "tags": plain, "params": {}}})
-        child = Stream(self.run, journal, self.run / stream)
+        child = RunRecorder(self.run, journal, self.run / stream)
         self.children.append(child)
         return child
 

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from onediff.config.evaluation import EvaluationConfig
 from onediff.config.run import RunConfig
 from onediff.data.heldout import HeldOut, first_with_pairs
-from onediff.data.rows import Processor, Row
+from onediff.data.rows import Processor, TokenRow
 from onediff.errors import UserError
 from onediff.evaluation.answers import fingerprint, read_answers
-from onediff.evaluation.generate import Job, caption_split
+from onediff.evaluation.generate import CaptioningJob, caption_split
 from onediff.evaluation.metrics import chosen
 from onediff.evaluation.run import Evaluation, decoding, instruction, scored
 from onediff.model.answer import answer
@@ -74,7 +74,7 @@ class Evaluations:
                 folder.mkdir(parents=True)
         plan = Evaluation(self.run, self.data, self.config, folder, self.task)
         usual = plan.usual(self.processor.prompter.config)
-        job = Job(
+        job = CaptioningJob(
             heldout=self.heldout,
             processor=self.processor,
             folder=folder,
@@ -108,7 +108,7 @@ class Evaluations:
         )
         return folder, figures
 
-    def _answer(self, engine: Engine, rows: list[Row]) -> list[str]:
+    def _answer(self, engine: Engine, rows: list[TokenRow]) -> list[str]:
         options: dict[str, Any] = decoding(self.config) | {"cuda_graph": self.config.cuda_graphs}
         options["ends"] = self.processor.prompter.ends
         if self.in_step:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from onediff.config.bad_steps import BadStepsConfig
 from onediff.data.batch import Batch
-from onediff.data.lanes import Place
+from onediff.data.lanes import SamplePlace
 from onediff.data.named import name_of
 from onediff.data.stream import Stream
 from onediff.errors import UserError
@@ -152,7 +152,7 @@ class Guard:
     def _names(self, batch: Batch) -> list[str]:
         return [self._name(source, places) for source, places in batch.info["places"]]
 
-    def _name(self, source: int, places: tuple[Place, ...]) -> str:
+    def _name(self, source: int, places: tuple[SamplePlace, ...]) -> str:
         try:
             return name_of(self.stream, source, places)
         except (UserError, OSError):  # a shard that is out of reach now: one rank must not fail where others go on

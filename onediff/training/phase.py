@@ -10,7 +10,7 @@ from typing import Any
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig, TrainingConfig
 from onediff.data.cursor import Cursor
-from onediff.data.loader import Share
+from onediff.data.loader import RankShare
 from onediff.data.position import Position
 from onediff.data.stream import Stream
 from onediff.model.build import build_processor
@@ -45,7 +45,7 @@ class Phase:
     """the last step"""
     engine: Engine
     stream: Stream
-    share: Share
+    share: RankShare
     """the part of each global batch that this rank reads"""
     folder: RunFolder
     stop: StopRequest
@@ -109,7 +109,7 @@ def build_phase(
     with raise_on_all_ranks():
         processor, tokenizer = build_processor(config.model, config.data, folder.tokenizer)
         stream = phase_stream(config.data, phase, processor)
-        share = Share.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
+        share = RankShare.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
         steps = phase_steps(phase, stream)
         samples = Samples(config, processor, tokenizer)
         evaluations = Evaluations(config, name, processor, tokenizer, topology, folder.path)

@@ -9,7 +9,7 @@ from PIL import Image
 from streams import DELTA_TOKENS, IMAGE_TOKENS, add, make_processor, members, row_at, stream, tokenizer, write_set
 
 from onediff.cli.data_show import described, in_order
-from onediff.data.lanes import Place
+from onediff.data.lanes import SamplePlace
 from onediff.data.named import name_of, row_named
 from onediff.data.packing import Packer
 from onediff.data.sheet import SIDE, layout, packed_layout, save_sheet, spans
@@ -106,6 +106,6 @@ def test_of_two_samples_with_one_key_each_has_its_own_name(tmp_path):
         for suffix, data in members("text", 7, "some").items():
             add(tar, f"000001.{suffix}", data)
     made = stream({folder: 1.0}, 1)
-    names = [name_of(made, 0, [Place(0, 0, sample)]) for sample in range(3)]
+    names = [name_of(made, 0, [SamplePlace(0, 0, sample)]) for sample in range(3)]
     assert names[1:] == ["some/part-000.tar:000001", "some/part-000.tar:#2"]
     assert [row_named(made, name).ids for name in names] == [("some/0",), ("some/1",), ("some/7",)]

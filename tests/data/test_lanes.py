@@ -6,12 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from onediff.data.lanes import Lanes, Place, mix64, permutation
+from onediff.data.lanes import Lanes, SamplePlace, mix64, permutation
 
 SHAPES = [([7], 1), ([5, 1, 9, 3], 4), ([1, 997, 13, 64, 2], 8), ([100] * 7, 16), ([3, 3], 3)]
 
 
-def epoch(lanes: Lanes, number: int) -> list[Place]:
+def epoch(lanes: Lanes, number: int) -> list[SamplePlace]:
     return [
         lanes.at(lane, number * lanes.length(lane) + offset)
         for lane in range(lanes.lanes)
@@ -19,7 +19,7 @@ def epoch(lanes: Lanes, number: int) -> list[Place]:
     ]
 
 
-def sample(place: Place) -> tuple[int, int]:
+def sample(place: SamplePlace) -> tuple[int, int]:
     return place.shard, place.sample
 
 

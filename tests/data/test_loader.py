@@ -18,7 +18,7 @@ from places import HOUSE, SUPPORT
 from streams import global_batches, readable, stream, write_set
 
 from onediff.data.cursor import Cursor
-from onediff.data.loader import Share, read_batches
+from onediff.data.loader import RankShare, read_batches
 from onediff.data.position import Position, order_of
 from onediff.data.stream import Stream
 from onediff.errors import UserError
@@ -121,7 +121,7 @@ def an_epoch_of_one_rank(rank: int, world: int, folder, folders, results) -> Non
     """Reads the steps of one epoch in lockstep with the other ranks, and reports what each lane gave."""
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     made = stream(folders, LANES)
-    share = Share.of_rank(LANES, 1, rank, world)
+    share = RankShare.of_rank(LANES, 1, rank, world)
     batches = read_batches(made, 1, Cursor.start(share.lanes), rank % 2, 2, 1.0)
     lanes = {lane: [] for lane in share.lanes}
     longest = max(made.sources[0].lanes.length(lane) for lane in range(LANES))
@@ -261,7 +261,7 @@ def test_couples_are_the_same_at_any_number_of_ranks(tmp_path):
 @pytest.mark.parametrize(("micro_batch", "ranks"), [(3, 1), (8, 2), (1, 3)])
 def test_a_batch_that_cannot_be_shared_out(micro_batch, ranks):
     with pytest.raises(UserError, match=f"must be a multiple of {micro_batch * ranks}$"):
-        Share.of_rank(8, micro_batch, 0, ranks)
+        RankShare.of_rank(8, micro_batch, 0, ranks)
 
 
 KEPT = """

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_prep.scenes import ScenesConfig, render_pair
-from data_prep.scenes.samples import Pairs
+from data_prep.scenes.samples import PairMaker
 from data_prep.splits import split_counts
 from onediff.cli import main
 from onediff.data.manifest import read_manifest
@@ -53,7 +53,7 @@ def test_both_data_sets_have_their_splits_and_counts(rendered):
 
 def test_a_pair_on_disk_is_the_pair_of_the_function(rendered):
     found = records(rendered / "pairs" / "train")
-    maker = Pairs(3, "train", 0, ScenesConfig())
+    maker = PairMaker(3, "train", 0, ScenesConfig())
     pair = render_pair(ScenesConfig(), maker.series, 7)
     members = found["00000007"]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(members["before.png"]))), pair.before)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from data_prep.share import Share, share
 from data_prep.tar import TarWriter
-from data_prep.writer import Job, claimed, shuffled, write_dataset
+from data_prep.writer import WriteJob, claimed, shuffled, write_dataset
 from onediff.data.index import build_index, read_index
 from onediff.data.manifest import file_sha256, read_manifest
 from onediff.data.sample import BadSample, Sample, parse_sample
@@ -74,7 +74,7 @@ def test_tasks_that_share_the_work_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_task_of_another_job_keeps_out(tmp_path: Path) -> None:
-    other = Job("other", "train", "", "", "y", 1, 1, 1, None)
+    other = WriteJob("other", "train", "", "", "y", 1, 1, 1, None)
     with claimed(tmp_path / ".tmp-train", other, beside_others=True):
         with claimed(tmp_path / ".tmp-train", other, beside_others=True):
             assert (tmp_path / ".tmp-train" / "job").exists()

@@ -14,7 +14,7 @@ from data_prep.compose.library import Library, find_backgrounds, find_cutouts
 from data_prep.compose.pair import compose_pair
 from data_prep.compose.words import WORDINGS as COMPOSED
 from data_prep.scenes.config import ScenesConfig
-from data_prep.scenes.render import Pair, render_pair
+from data_prep.scenes.render import RenderedPair, render_pair
 from data_prep.scenes.things import SHAPES
 from data_prep.scenes.words import CLAUSES, WORDINGS
 from onediff.evaluation.items import read, score
@@ -39,14 +39,14 @@ FILL = {
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Pair]:
+def scenes() -> list[RenderedPair]:
     """Rendered pairs of every type, with all wordings."""
     config = ScenesConfig(width=32, height=32, wordings=5)
     return [render_pair(config, 3, index) for index in range(250)]
 
 
 @pytest.fixture(scope="module")
-def composed() -> list[Pair]:
+def composed() -> list[RenderedPair]:
     """Composed pairs of every type, out of rendered solids and scikit-image's photographs."""
     config = ComposeConfig(width=64, height=64, wordings=5)
     library = Library(tuple(find_backgrounds([]).backgrounds), tuple(find_cutouts([]).cutouts))
@@ -105,7 +105,7 @@ def test_a_change_and_no_change_at_once_is_unread() -> None:
 
 @pytest.mark.parametrize("pairs", ["scenes", "composed"])
 def test_true_captions_score_full_marks(pairs: str, request: pytest.FixtureRequest) -> None:
-    made: list[Pair] = request.getfixturevalue(pairs)
+    made: list[RenderedPair] = request.getfixturevalue(pairs)
     for wording in range(2):
         captions = {str(i): pair.captions[wording % len(pair.captions)] for i, pair in enumerate(made)}
         found = score(captions, {str(i): pair.meta for i, pair in enumerate(made)})
@@ -120,7 +120,7 @@ def test_true_captions_score_full_marks(pairs: str, request: pytest.FixtureReque
         }
 
 
-def test_a_model_blind_to_shape_gets_no_more_than_chance_in_shape(scenes: list[Pair]) -> None:
+def test_a_model_blind_to_shape_gets_no_more_than_chance_in_shape(scenes: list[RenderedPair]) -> None:
     draw = random.Random(0)
     captions = {
         str(i): " ".join(draw.choice(SHAPES) if word in SHAPES else word for word in pair.captions[0].split())
@@ -139,7 +139,7 @@ def test_a_model_blind_to_shape_gets_no_more_than_chance_in_shape(scenes: list[P
     assert found.values["changed captions right"] < 0.35
 
 
-def test_answers_that_do_not_look_score_as_they_should(scenes: list[Pair]) -> None:
+def test_answers_that_do_not_look_score_as_they_should(scenes: list[RenderedPair]) -> None:
     metas = {str(i): pair.meta for i, pair in enumerate(scenes)}
     silent = score(dict.fromkeys(metas, "nothing has changed"), metas).values
     unchanged = sum(pair.change_type == "none" for pair in scenes) / len(scenes)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onediff.cli import main
 from onediff.errors import UserError
 from onediff.evaluation.baselines import baselines, best_constant
 from onediff.evaluation.files import References
@@ -272,37 +270,9 @@ def test_meteor_is_bounded_on_a_caption_of_many_thousand_words() -> None:
     assert found.notes == (f"METEOR looks at the first {LONGEST} words of 1 captions that are longer",)
 
 
-def test_a_metric_of_another_package_is_found_by_entry_point_and_has_its_columns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The worked example of docs/evaluation.md, as written there."""
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    code = page[page.index("# my_package/length.py") :].split("```")[0]
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "__init__.py").write_text("")
-    (tmp_path / "my_package" / "length.py").write_text(code)
-    (tmp_path / "my_package-1.0.dist-info").mkdir()
-    (tmp_path / "my_package-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n"
-    )
-    (tmp_path / "my_package-1.0.dist-info" / "entry_points.txt").write_text(
-        "[onediff.metrics]\nlength = my_package.length:METRIC\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PATH", "")  # plain tokens: no start of Java
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    refs, preds = tmp_path / "refs.jsonl", tmp_path / "preds.jsonl"
-    refs.write_text('{"id": "a", "captions": ["one two"]}\n{"id": "b", "captions": ["one"], "change_type": "add"}\n')
-    preds.write_text('{"id": "a", "caption": "one two three"}\n{"id": "b", "caption": "one"}\n')
-    words = ["--references", str(refs), "--predictions", str(preds), "--metrics", "length", "--bootstrap", "0"]
-    assert main(["score", *words, "--out", str(tmp_path / "s.json"), "--report", str(tmp_path / "page.html")]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"words per caption +200\.0", out)
-    assert re.search(r"change type ×100 .*words per caption", out)
-    assert json.loads((tmp_path / "s.json").read_text())["per_pair"]["a"]["words per caption"] == 3
-    assert '"words per caption"' in (tmp_path / "page.html").read_text()
-    with pytest.raises(UserError, match=r"no metric 'lenght' .*'length'.*; there are items, bleu"):
-        chosen(["lenght"])
+def test_an_unknown_metric_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"no metric 'rogue' .*'rouge'.*; there are items, bleu"):
+        chosen(["rogue"])
 
 
 @pytest.mark.parametrize("name", score_names())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_package-1.0.dist-info" / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, name)  # the package of another page's example
     importlib.invalidate_caches()
     return tmp_path
 
@@ -52,15 +55,18 @@ def test_the_rule_orders_captions(here):
     assert list(rule_of("by_length")(["three", "a", "to"])) == [1, 2, 0]
 
 
-def test_the_metric_has_a_column(here, monkeypatch, capsys):
+def test_the_metric_has_its_columns(here, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")  # without Java, whose start takes seconds
-    captions = {"1": "the van has left", "2": "nothing"}
-    for name, key in (("predictions.jsonl", "caption"), ("references.jsonl", "captions")):
-        said = [{"id": i, key: [text] if key == "captions" else text} for i, text in captions.items()]
-        (here / name).write_text("".join(json.dumps(line) + "\n" for line in said))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    references = '{"id": "a", "captions": ["one two"]}\n{"id": "b", "captions": ["one"], "change_type": "add"}\n'
+    (here / "references.jsonl").write_text(references)
+    (here / "predictions.jsonl").write_text('{"id": "a", "caption": "one two three"}\n{"id": "b", "caption": "one"}\n')
     (command,) = re.findall(r"^ {4}onediff (score .*)$", PAGE.read_text(), re.MULTILINE)
-    assert main(command.split()) == 0
-    assert "words per caption" in capsys.readouterr().out
+    assert main([*command.split(), "--bootstrap", "0", "--out", "scores.json", "--report", "page.html"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"words per caption +200\.0", out) and re.search(r"change type ×100 .*words per caption", out)
+    assert json.loads((here / "scores.json").read_text())["per_pair"]["a"]["words per caption"] == 3
+    assert '"words per caption"' in (here / "page.html").read_text()
 
 
 def test_the_tower_is_built_and_the_phase_is_the_last(here):

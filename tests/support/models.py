@@ -5,7 +5,7 @@ from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, make_processor, members
 
 from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
-from onediff.data.rows import Row, collate
+from onediff.data.rows import TokenRow, collate
 from onediff.data.sample import parse_sample
 from onediff.model.onediff import OneDiffModel
 
@@ -53,7 +53,7 @@ def tiny_model(seed: int = 0) -> OneDiffModel:
     return OneDiffModel(tiny_config()).eval()
 
 
-def rows(*kinds: str) -> list[Row]:
+def rows(*kinds: str) -> list[TokenRow]:
     """Training rows: `pair`, `single` or `text`."""
     processor = make_processor()
     return [processor.row(parse_sample(members(kind, number, "s")), None, 0) for number, kind in enumerate(kinds)]

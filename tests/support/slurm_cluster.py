@@ -13,6 +13,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare", "nsenter")
@@ -202,6 +204,16 @@ class SlurmCluster:
         """A power cut: every process of the node is gone at once."""
         self.inits[name].kill()
         self.inits.pop(name).wait()
+
+    @contextmanager
+    def crashed(self, name: str) -> Iterator[None]:
+        """`name` loses its power; behind the block it comes back, and all nodes are idle again."""
+        try:
+            self.crash(name)
+            yield
+        finally:
+            self.start_node(name)
+            self.wait_until(lambda: set(self.idle_nodes()) == set(self.inits), 300, f"{name} did not come back")
 
     def init_pid(self, name: str) -> int:
         pid = self.inits[name].pid

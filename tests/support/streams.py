@@ -14,10 +14,10 @@ from PIL import Image
 from onediff.config.data import DataConfig, PromptConfig
 from onediff.config.model import ImageConfig, LanguageConfig
 from onediff.data.cursor import LaneCursor
-from onediff.data.loader import Share, read_batches
+from onediff.data.loader import RankShare, read_batches
 from onediff.data.position import Position
 from onediff.data.prompts import Prompter
-from onediff.data.rows import Processor, Row
+from onediff.data.rows import Processor, TokenRow
 from onediff.data.sample import BadSample, Fault
 from onediff.data.stream import Source, Stream
 from onediff.model.tokenizer import learn_tokenizer, load_tokenizer
@@ -123,7 +123,7 @@ def global_batches(
     found: list[dict[int, tuple[str, ...]]] = [{} for _ in range(steps)]
     lanes_after: dict[int, LaneCursor] = dict(enumerate(position.cursors))
     for rank in range(ranks):
-        share = Share.of_rank(lanes, micro_batch, rank, ranks)
+        share = RankShare.of_rank(lanes, micro_batch, rank, ranks)
         batches = read_batches(made, micro_batch, position.cursor(share.lanes), workers, 2, 1.0)
         for step in range(steps):
             for first in range(0, len(share.lanes), micro_batch):
@@ -133,7 +133,7 @@ def global_batches(
     return [[batch[lane] for lane in range(lanes)] for batch in found], position.moved(lanes_after)
 
 
-def readable(made: Stream, lane: int, index: int) -> tuple[Row, int]:
+def readable(made: Stream, lane: int, index: int) -> tuple[TokenRow, int]:
     """The first readable sample of a lane from `index` on, as a row with its `skipped`, and the index behind it.
 
     Raises UserError after `bad_in_a_row` bad ones.
@@ -150,6 +150,6 @@ def readable(made: Stream, lane: int, index: int) -> tuple[Row, int]:
         return row, index + 1
 
 
-def row_at(made: Stream, lane: int, index: int) -> Row:
+def row_at(made: Stream, lane: int, index: int) -> TokenRow:
     """That row alone."""
     return readable(made, lane, index)[0]

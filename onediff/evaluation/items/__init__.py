@@ -7,7 +7,7 @@
 """
 
 from onediff.evaluation.items.grammar import Item, Reading, read
-from onediff.evaluation.items.known import Known, known
+from onediff.evaluation.items.known import TrueChanges, known
 from onediff.evaluation.items.scores import ItemScores, score
 
-__all__ = ["Item", "ItemScores", "Known", "Reading", "known", "read", "score"]
+__all__ = ["Item", "ItemScores", "Reading", "TrueChanges", "known", "read", "score"]

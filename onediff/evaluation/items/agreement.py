@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from onediff.evaluation.items.grammar import Description, Item, Reading
-from onediff.evaluation.items.known import Known
+from onediff.evaluation.items.known import TrueChanges
 
 COUNTED = ("shape", "colour", "size", "material", "name", "place", "light", "part")
 """The attributes that are counted one by one."""
@@ -37,7 +37,7 @@ class Verdict(NamedTuple):
     """Attribute → how often it is counted, how often it is right."""
 
 
-def judged(reading: Reading, known: Known) -> Verdict:
+def judged(reading: Reading, known: TrueChanges) -> Verdict:
     """The verdict on what a caption says."""
     said, true = reading.items, known.items
     pairs = aligned(said, true, lambda one, other: float(is_right(one, other, known)))
@@ -52,7 +52,7 @@ def judged(reading: Reading, known: Known) -> Verdict:
     )
 
 
-def is_right(said: Item, true: Item, known: Known) -> bool:
+def is_right(said: Item, true: Item, known: TrueChanges) -> bool:
     """Whether one item tells one true item; see above."""
     if said.type != true.type or len(said.objects) != len(true.objects):
         return False
@@ -123,7 +123,7 @@ def _tells(said: Description, true: Description, scene: Iterable[Description]) -
     return not any(fits(look, other) for other in scene if _look(other) != _look(true))
 
 
-def _invented(said: Item, known: Known) -> bool:
+def _invented(said: Item, known: TrueChanges) -> bool:
     """Whether `said` is about something that did not change.
 
     That is an object which is there as it is told and stayed as it was; or neither a place that is told nor half of the
@@ -147,7 +147,7 @@ def _places(item: Item) -> set[str]:
     return {one["place"] for one in (*item.objects, item.becomes) if "place" in one}
 
 
-def _counted(name: str, said: Sequence[Item], known: Known) -> tuple[int, int]:
+def _counted(name: str, said: Sequence[Item], known: TrueChanges) -> tuple[int, int]:
     """How often attribute `name` is counted in one caption, and how often it is right."""
     pairs = {j: said[i] for i, j in aligned(said, known.items, lambda one, other: _agreement(one, other, name))}
     asked = right = 0
@@ -160,7 +160,7 @@ def _counted(name: str, said: Sequence[Item], known: Known) -> tuple[int, int]:
 
 
 def _slots(
-    said: Item | None, true: Item, known: Known, name: str
+    said: Item | None, true: Item, known: TrueChanges, name: str
 ) -> Iterator[tuple[Description, Description, tuple[str, ...]]]:
     """What is said, what is true and what is needed: of each object of a true item, and of what it became."""
     mine = said.objects if said else ()

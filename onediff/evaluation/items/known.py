@@ -20,7 +20,7 @@ from onediff.evaluation.items.grammar import Description, Item, described
 ATTRIBUTES = ("size", "colour", "material", "shape", "name", "place")
 
 
-class Known(NamedTuple):
+class TrueChanges(NamedTuple):
     """The true changes of one pair, every attribute given, and all objects of the two images."""
 
     items: tuple[Item, ...]
@@ -28,7 +28,7 @@ class Known(NamedTuple):
     after: tuple[Description, ...]
 
 
-def known(meta: Mapping[str, Any], where: str = "meta") -> Known | None:
+def known(meta: Mapping[str, Any], where: str = "meta") -> TrueChanges | None:
     """The change list in a sample's `meta`; None where it has none. Raises UserError where it is not as above."""
     if "changes" not in meta:
         return None
@@ -39,7 +39,7 @@ def known(meta: Mapping[str, Any], where: str = "meta") -> Known | None:
         raise UserError(
             f"{where}: changes, before and after do not fit together ({error!r}); see docs/synthetic.md"
         ) from None
-    return Known(items, tuple(before.values()), tuple(after.values()))
+    return TrueChanges(items, tuple(before.values()), tuple(after.values()))
 
 
 def _object(stored: Mapping[str, Any]) -> Description:

@@ -11,7 +11,7 @@ import numpy as np
 from onediff.errors import UserError
 from onediff.evaluation.items.agreement import COUNTED, judged
 from onediff.evaluation.items.grammar import Reading, read
-from onediff.evaluation.items.known import Known, known
+from onediff.evaluation.items.known import TrueChanges, known
 
 # The columns of a row; then two for each attribute: how often it is counted, how often it is right.
 PAIRS, RIGHT, CHANGED, CHANGED_RIGHT, TRUE, FOUND, SAID, HALLUCINATED, UNCHANGED, FALSE_ALARM, MISSED, UNREAD = range(
@@ -58,12 +58,12 @@ class ItemScores:
 
 def score(
     captions: Mapping[str, str],
-    references: Mapping[str, Mapping[str, Any] | Known],
+    references: Mapping[str, Mapping[str, Any] | TrueChanges],
     *,
     bootstrap: int = 0,
     seed: int = 0,
 ) -> ItemScores:
-    """Scores `captions` (by id) against `references`: each pair's `meta`, or its `Known` changes.
+    """Scores `captions` (by id) against `references`: each pair's `meta`, or its `TrueChanges` changes.
 
     Pairs without a change list are passed over; `bootstrap` resamples give intervals. Raises UserError where no pair
     has both a caption and a change list.
@@ -71,9 +71,9 @@ def score(
     from onediff.evaluation.metrics import metric  # which has these scores among its metrics
     from onediff.evaluation.resampling import intervals
 
-    truths: dict[str, Known] = {}
+    truths: dict[str, TrueChanges] = {}
     for pair, given in references.items():
-        truth = given if isinstance(given, Known) else known(given, f"pair {pair!r}")
+        truth = given if isinstance(given, TrueChanges) else known(given, f"pair {pair!r}")
         if truth is not None and pair in captions:
             truths[pair] = truth
     if not truths:
@@ -94,7 +94,7 @@ def score(
     )
 
 
-def row(reading: Reading, truth: Known) -> list[float]:
+def row(reading: Reading, truth: TrueChanges) -> list[float]:
     """[COLUMNS] counts of one caption."""
     verdict = judged(reading, truth)
     changed = bool(truth.items)
@@ -116,7 +116,7 @@ def ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.divide(sums[..., top], sums[..., bottom]) for name, (top, bottom) in RATIOS.items()}
 
 
-def type_of(truth: Known) -> str:
+def type_of(truth: TrueChanges) -> str:
     """The change type of a pair: `none`, `several`, or that of its one change."""
     return "none" if not truth.items else truth.items[0].type if len(truth.items) == 1 else "several"
 

@@ -22,7 +22,7 @@ import numpy as np
 from onediff.evaluation.files import References
 from onediff.evaluation.items import Item, known
 from onediff.evaluation.judge.marks import filled, listed
-from onediff.evaluation.metrics.metric import Metric, Pairs, ratio
+from onediff.evaluation.metrics.metric import SummedScores, ratio
 from onediff.evaluation.resampling import intervals
 from onediff.llm import Asker
 
@@ -49,15 +49,11 @@ class Claims:
         return [1, right, len(self.changes), told, len(self.claims), invented, unchanged, unchanged and invented > 0]
 
 
-class ClaimScores(Metric):
-    """The scores of claims; computed from a judge's answers, so `rows` is not asked of it."""
+class ClaimScores(SummedScores):
+    """The scores of claims, from the rows of `Claims`."""
 
-    name = "claims"
     scores = ("captions right", "change recall", "invented claims", "false alarms")
     lower_is_better = ("invented claims", "false alarms")
-
-    def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
-        raise NotImplementedError("claims are read by a judge")
 
     def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -54,17 +54,26 @@ class Pairs:
         return replace(self, **taken)
 
 
-class Metric(ABC):
+class SummedScores(ABC):
+    """Scores that are functions of rows summed over pairs."""
+
+    scores: tuple[str, ...]
+    """Their names, in the order of tables."""
+    lower_is_better: tuple[str, ...] = ()
+    """Those of them that are better when they are lower."""
+
+    @abstractmethod
+    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Summed rows [..., columns] → each of `scores` [...] as a fraction; NaN where it does not exist."""
+
+
+class Metric(SummedScores):
     """A metric, or several that come from the same statistics. One object of it is shared by all evaluations."""
 
     name: ClassVar[str]
     """As `--metrics` has it."""
-    scores: tuple[str, ...]
-    """The names of its scores, in the order of tables."""
     shown: tuple[str, ...] = ()
-    """Those of them that the tables by change type and the cards of the report show."""
-    lower_is_better: tuple[str, ...] = ()
-    """Those of them that are better when they are lower."""
+    """The scores that the tables by change type and the cards of the report show."""
     blank: str = ""
     """Why one of `shown` may not exist for a group of pairs, in words."""
     ptb_only: bool = False
@@ -77,10 +86,6 @@ class Metric(ABC):
     @abstractmethod
     def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
         """[pairs, columns] of each system. Raises Unavailable where it cannot be computed here."""
-
-    @abstractmethod
-    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """Summed rows [..., columns] → each of `scores` [...] as a fraction; NaN where it does not exist."""
 
     def applies(self, pairs: Pairs) -> bool:
         """Whether these pairs have what it needs; where not, it is left out without a word."""
@@ -97,11 +102,12 @@ class Metric(ABC):
         return self
 
 
+S = TypeVar("S", bound=SummedScores)
 Rows = Mapping[Metric, np.ndarray]
 """Metric → [pairs, columns]: the statistics behind the scores of one system."""
 
 
-def scores_of(sums: Rows) -> dict[str, np.ndarray]:
+def scores_of(sums: Mapping[S, np.ndarray]) -> dict[str, np.ndarray]:
     """The scores of all metrics from their summed rows [..., columns]; NaN where one does not exist."""
     return {name: value for metric, part in sums.items() for name, value in metric.values(part).items()}
 
