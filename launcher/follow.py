@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher import goodput, slurm
+from launcher import flight, goodput, slurm
 from launcher.goodput import spoken, summary
 from launcher.outcome import read_notes, telling_line
 from launcher.queue import marked
@@ -203,6 +203,7 @@ def explanation(record: Record) -> str:
         for note in [note for note in read_notes(record.exits(state.phase, 1)) if note["code"]] if is_data else []:
             lines += [f"  task {note['rank']} on {note['node']}: exit code {note['code']}, {note['log']}:"]
             lines += [f"    {line}" for line in note["last"][-5:]]
+    lines += [f"NCCL's flight records in {record.run / 'logs'}: {line}" for line in flight.missing(record.run / "logs")]
     lines.append(advice(record, states))
     return "\n".join(lines)
 

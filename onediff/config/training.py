@@ -11,6 +11,7 @@ from onediff.config.coupling_rules import check_rule
 from onediff.config.model import LoraConfig
 from onediff.config.objectives import check_objective
 from onediff.config.parallel import PhaseParallelConfig
+from onediff.config.profile import ProfileConfig
 from onediff.config.section import Section
 
 Part = Literal["vision", "delta", "projector", "language"]
@@ -251,6 +252,11 @@ class TrainingConfig(Section):
     this machine's GPU."""
     seed: int = 0
     """Initial weights and dropout."""
+    deterministic: bool = False
+    """Use only kernels that return the same bits for the same input, so that a run on GPUs repeats bit for bit. Slower,
+    attention's backward pass above all. On a CPU, which always repeats, it changes nothing."""
+    profile: ProfileConfig | None = None
+    """Trace some steps with torch's profiler; `{}` takes the defaults."""
     bad_steps: BadStepsConfig = BadStepsConfig()
     """What is done about gradients that are not finite, and about spikes."""
     log_every: int = Field(1, gt=0)

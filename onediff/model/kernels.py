@@ -49,11 +49,18 @@ class Kernel:
 
 
 def _flash_attn_2(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: Options) -> Any:
-    return run(q, k, v, *at, options.dropout_p, options.scale, options.causal, window_size=options.window_size)
+    options_of_run = (options.dropout_p, options.scale, options.causal)
+    return run(q, k, v, *at, *options_of_run, window_size=options.window_size, **_deterministic())
 
 
 def _flash_attn_3(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: Options) -> Any:
-    return run(q, k, v, *at, softmax_scale=options.scale, causal=options.causal, window_size=options.window_size)
+    named = {"softmax_scale": options.scale, "causal": options.causal, "window_size": options.window_size}
+    return run(q, k, v, *at, **named, **_deterministic())
+
+
+def _deterministic() -> dict[str, bool]:
+    """What flash-attn's functions are told in deterministic mode; torch's own kernels look for themselves."""
+    return {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
 
 
 def _flash_attn_4(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: Options) -> Any:
@@ -71,6 +78,7 @@ def _flash_attn_4(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...]
         softmax_scale=options.scale,
         causal=options.causal,
         window_size=(left, right),
+        **_deterministic(),
     )
 
 

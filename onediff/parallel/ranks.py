@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from onediff.errors import UserError
+from onediff.parallel import accelerator
 from onediff.ranks import Ranks
 from onediff.zero import process
 
@@ -19,12 +21,14 @@ def initialize_distributed(
     timeout: timedelta = timedelta(minutes=30),
     first: Callable[[], None] | None = None,
     tensor: int = 1,
+    flight_records: Path | None = None,
 ) -> Ranks:
     """Joins torch.distributed and DeepSpeed: nccl (with gloo for CPU tensors) where there is a GPU, else gloo.
 
     `timeout` bounds every collective. `first` is what rank 0 does before there is a group; the others wait for it as
     long as rank 0 lives, without a limit.
-    `tensor` is the tensor-parallel size to come. Returns the ranks in use (those of the environment by default).
+    `tensor` is the tensor-parallel size to come. Into the folder `flight_records` each rank writes its latest NCCL calls
+    when one of them times out. Returns the ranks in use (those of the environment by default).
     """
     import torch
     import torch.distributed as dist
@@ -32,10 +36,7 @@ def initialize_distributed(
     ranks = ranks or Ranks.from_environment()
     # DeepSpeed and Megatron read these even when the process group exists already.
     os.environ.update(ranks.variables())
-    if tensor > 1:
-        # Megatron overlaps its all-reduces with matrix products, which needs one queue to the GPU. CUDA reads this when the
-        # device is first used.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    accelerator.set_defaults(tensor, flight_records)
     gpu = torch.cuda.is_available()
     if gpu:
         device = own_device(ranks, torch.cuda.device_count())

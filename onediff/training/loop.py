@@ -30,7 +30,8 @@ def train_phase(phase: Phase, batches: Iterator[tuple[Batch, Cursor]]) -> dict[s
         step, previous = phase.step, None
         with ProgressBar(phase) as progress:
             while step < phase.steps and not phase.measures.best.over:
-                running = begin_step(phase, step, batches, previous)
+                with phase.around_step(step + 1):
+                    running = begin_step(phase, step, batches, previous)
                 step += 1
                 try:
                     asked = report(phase, previous, progress) if previous is not None else None

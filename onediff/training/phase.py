@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,8 @@ class Phase:
     rank: int
     tracker: Any = None
     """on rank 0"""
+    around_step: Callable[[int], AbstractContextManager[None]] = nullcontext
+    """what surrounds the host's work for a step, by its number"""
     step: int = 0
     """steps whose metrics are known"""
     saved: int = 0

@@ -20,6 +20,7 @@ from onediff.data.loader import load
 from onediff.errors import EXIT_NOT_A_NUMBER, EXIT_STOPPED, UserError
 from onediff.model import attention
 from onediff.model.fp8 import check_fp8
+from onediff.parallel.accelerator import be_deterministic
 from onediff.parallel.agreement import gathered, raise_on_all_ranks
 from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import Topology, create_topology
@@ -33,8 +34,10 @@ from onediff.training.checkpoint import latest_checkpoint
 from onediff.training.data import manifest_files
 from onediff.training.faults import TrainingFault
 from onediff.training.loop import train_phase
+from onediff.training.memory import snapshot_on_out_of_memory
 from onediff.training.phase import build_phase
 from onediff.training.prepare import prepare
+from onediff.training.profile import profiled
 from onediff.training.state import resume as take_up_checkpoint
 from onediff.training.stop import Stopped, StopRequest
 from onediff.zero.nvme import swap_folder
@@ -47,10 +50,9 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
 
     A finished phase is not repeated. With `resume` a phase goes on from its latest checkpoint.
     """
-    ranks = initialize_distributed(tensor=config.parallel.tensor)
-    topology = create_topology(config.parallel, ranks)
     folder = RunFolder(path)
-    _log_to(folder, ranks.rank)
+    topology = join(config, folder)
+    ranks = topology.ranks
     with raise_on_all_ranks():
         attention.use(config.training.attention)
         if config.training.fp8:
@@ -73,7 +75,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
                 keep_heartbeat(path, name)
                 stage("loading")
             of_phase = config.of_phase(name)
-            with swap_folder(of_phase.parallel, path, ranks) as swap:
+            snapshot = folder.logs / f"memory.phase-{name}.rank{ranks.rank}.pickle"
+            with swap_folder(of_phase.parallel, path, ranks) as swap, snapshot_on_out_of_memory(snapshot):
                 run_phase(of_phase, name, folder, topology, tracker, stop, resume, swap)
             gc.collect()  # engines hold themselves in circles, and the next one needs their memory
     except Stopped as stopped:
@@ -101,6 +104,15 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             log.info("look at it with: %s", how_to_look(scrubbed(tracking_uri(folder.path, config.tracking))))
     shutdown()
     return code
+
+
+def join(config: RunConfig, folder: RunFolder) -> Topology:
+    """Joins the other ranks, and begins to log. Collective."""
+    if config.training.deterministic:
+        be_deterministic()
+    ranks = initialize_distributed(tensor=config.parallel.tensor, flight_records=folder.logs)
+    _log_to(folder, ranks.rank)
+    return create_topology(config.parallel, ranks)
 
 
 def conclude(folder: RunFolder, tracker: Any, state: str, reason: str | None) -> None:
@@ -134,7 +146,8 @@ def run_phase(
         for manifest in manifest_files(config.data, phase.config):
             tracker.dataset(manifest, "training")
     micro_batch, device = phase.share.micro_batch, phase.engine.device
-    metrics = train_phase(phase, load(phase.stream, micro_batch, phase.cursor, config.data, topology, device))
+    with profiled(phase):
+        metrics = train_phase(phase, load(phase.stream, micro_batch, phase.cursor, config.data, topology, device))
     if phase.rank == 0:
         folder.finish(name, {"step": phase.step, **metrics})
         phase.tracker.log(phase.step, goodput_metrics(folder.path, name))

@@ -52,6 +52,7 @@ def settings(server: MlflowServer, experiment: str) -> dict[str, object]:
         "tracking.system_seconds": 1,
         "tracking.finish_seconds": 120,
         "training.captions_every": 6,
+        "training.profile": "{steps: 1, wait: 2}",
     }
 
 
@@ -117,6 +118,8 @@ def test_the_tree_of_runs(server, run, data):
             *("before", "after", "reference", "prediction"),
             *("attention on before", "attention on after"),
         ]
+        traces = {file.path for file in client.list_artifacts(child.info.run_id, "profile/steps-3-to-3")}
+        assert traces == {f"profile/steps-3-to-3/rank-000{rank}.json.gz" for rank in range(2)}
         assert len(table) == 2 and table["attention on after"][0]["type"] == "image"
     assert {"loss/pairs", "loss/singles", "epochs/pairs"} <= set(found["two"].data.metrics)
     scores = json.loads(next((run / "evaluation").glob("*/scores.json")).read_text())["scores"]

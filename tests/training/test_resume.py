@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -25,6 +26,8 @@ from onediff.training.start import starting_model
 STEPS = 16
 MORE = {"phases.two.pack": 256, "phases.warm-up.steps": 2}
 
+PROFILED = {"training.profile": "{steps: 2, wait: 3}", "training.deterministic": True}
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,8 +45,9 @@ def before_two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(before_two: Path, data: Path) -> Path:
+    """Profiled and in deterministic mode; what it is compared with is neither."""
     run = shutil.copytree(before_two, before_two.with_name("undisturbed"))
-    done = train(run, data, STEPS, "--processes", "2", "--resume")
+    done = train(run, data, STEPS, "--processes", "2", "--resume", **PROFILED)
     assert done.returncode == 0, done.stderr
     return run
 
@@ -77,6 +81,20 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
     """Process ids of the ranks below a local launcher."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(child) for child in children]
+
+
+def test_a_profile_traces_the_steps_that_it_was_asked_for_on_every_rank(undisturbed):
+    """That it changes no loss is part of the comparisons below."""
+    folder = undisturbed / "profile" / "phase-two" / "steps-4-to-5"
+    assert sorted(path.name for path in folder.iterdir()) == ["rank-0000.json.gz", "rank-0001.json.gz"]
+    for path in folder.iterdir():
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        spans = {event["name"]: event["dur"] for event in events if event.get("ph") == "X"}
+        assert [name for name in sorted(spans) if name.startswith("step ")] == ["step 4", "step 5"]
+        assert {"aten::mm", "aten::_fused_adamw_", "gloo:all_reduce"} & set(spans), sorted(spans)
+    records = [json.loads(line) for line in (undisturbed / "tracking" / "phase-two.jsonl").read_text().splitlines()]
+    kept = [(record["artifact"], record["to"]) for record in records if "profile" in record.get("artifact", "")]
+    assert kept == [("profile/phase-two/steps-4-to-5", "profile/steps-4-to-5")]
 
 
 def test_a_killed_run_resumes_bit_identically(undisturbed, before_two, data, tmp_path):

@@ -1,0 +1,69 @@
+"""Which ranks did not arrive at a collective, from the flight records that NCCL's watchdog wrote when it timed out.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PREFIX = "nccl_trace_rank_"
+"""Beginning of the name of a rank's record in `<run>/logs`, as the ranks ask torch for it."""
+
+
+class _PlainData(pickle.Unpickler):
+    """A record holds dictionaries, lists, text and numbers; anything else is none."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} in a flight record")
+
+
+class Reached(NamedTuple):
+    """How far one rank had come in one process group."""
+
+    count: int
+    """Collectives that it had asked for."""
+    names: Mapping[int, str]
+    """Of the latest of them, by number: `nccl:all_reduce`."""
+
+
+def read_record(path: Path) -> dict[str, Reached]:
+    """How far a rank had come in each of its groups, by their names. Raises OSError, or ValueError for no record."""
+    try:
+        found = _PlainData(io.BytesIO(path.read_bytes())).load()
+        groups: dict[str, dict[int, str]] = {}
+        for entry in found["entries"]:
+            if not entry["is_p2p"]:
+                name = entry["process_group"][1] or entry["process_group"][0]
+                groups.setdefault(name, {})[entry["collective_seq_id"]] = entry["profiling_name"]
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path}: not a flight record: {error}") from None
+    return {name: Reached(max(names), names) for name, names in groups.items()}
+
+
+def missing(logs: Path) -> list[str]:
+    """One line for each group in which ranks had come to different collectives; none without records."""
+    ranks: dict[int, dict[str, Reached]] = {}
+    for path in logs.glob(f"{PREFIX}*"):
+        try:
+            ranks[int(path.name.removeprefix(PREFIX))] = read_record(path)
+        except (OSError, ValueError):
+            continue  # half written when its rank was killed
+    lines = []
+    for group in sorted({name for groups in ranks.values() for name in groups}):
+        reached = {rank: groups[group] for rank, groups in sorted(ranks.items()) if group in groups}
+        least = min(one.count for one in reached.values())
+        behind = [rank for rank, one in reached.items() if one.count == least]
+        if len(behind) == len(reached):
+            continue
+        wanted = Counter(one.names.get(least + 1) for one in reached.values() if one.count > least)
+        name = (wanted.most_common(1)[0][0] or "a collective").rpartition(":")[2]
+        others = f"{len(reached) - len(behind)} other ranks" if len(reached) - len(behind) > 1 else "the other rank"
+        who = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind[:8]))}{' …' * (len(behind) > 8)}"
+        lines.append(f"group {group}: {who} did not arrive at {name} number {least + 1}, where {others} waited")
+    return lines
