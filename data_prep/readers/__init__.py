@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.splits import split_name as split_name
+from onediff.config.entry_points import load
 from onediff.errors import UserError
 
 BUILT_IN = (
@@ -44,6 +45,10 @@ class Row:
     meta: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
     """What is missing or broken where the data set gives no sample here: such a row is skipped and counted."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.captions, str):  # would be read as one caption a letter
+            raise UserError(f"{self.where}: the reader gives `captions` as one string; it must be a tuple of strings")
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def reader(name: str) -> Reader:
         return importlib.import_module(f"data_prep.readers.{name.replace('-', '_')}").READER
     for point in entry_points(group=GROUP):
         if point.name == name:
-            found = point.load()
+            found = load(point, "reader")
             if not isinstance(found, Reader):
                 raise UserError(f"reader {name!r}: {point.value} is not a data_prep.readers.Reader")
             return found

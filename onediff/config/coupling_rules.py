@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
+from onediff.config.entry_points import load
 from onediff.config.section import nearest
 from onediff.errors import UserError
 
@@ -32,5 +33,5 @@ def check_rule(name: str) -> None:
 def rule_of(name: str) -> Rule:
     """The rule of that name. Raises UserError."""
     check_rule(name)
-    rule: Rule = rules()[name].load()
+    rule: Rule = load(rules()[name], "rule for couples")
     return rule

@@ -146,6 +146,14 @@ class ModelConfig(Section):
     language: LanguageConfig
     """The language model."""
 
+    @model_validator(mode="after")
+    def _levels_exist(self) -> ModelConfig:
+        depth = (self.vision.config or {}).get("num_hidden_layers")
+        outside = [level for level in self.vision.levels if isinstance(depth, int) and not 1 <= level <= depth]
+        if outside:
+            raise ValueError(f"vision.levels: {outside[0]} is outside the tower's layers 1 to {depth}")
+        return self
+
     def with_parts(self, vision: str, language: str, tokenizer: str) -> ModelConfig:
         """The same model with its parts read from these folders."""
         return self.model_copy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from onediff.config.entry_points import load
 from onediff.config.section import nearest
 from onediff.errors import UserError
 
@@ -26,4 +27,4 @@ def check_objective(name: str) -> None:
 def objective_class(name: str) -> Any:
     """The class of that name; see `onediff.training.objectives.Objective`. Raises UserError."""
     check_objective(name)
-    return objectives()[name].load()
+    return load(objectives()[name], "objective")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedCon
         kind = fields.pop("model_type")
         if kind not in CONFIG_MAPPING:
             raise UserError(f"{where}.config.model_type: unknown {kind!r}{nearest(kind, CONFIG_MAPPING.keys())}")
+        _check_keys(fields, CONFIG_MAPPING[kind], where)
         try:
             return CONFIG_MAPPING[kind](**fields)
         except (StrictDataclassError, TypeError, ValueError) as error:
@@ -46,6 +48,17 @@ def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedCon
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{where}.name: cannot read {part.name!r}: {first}") from None
+
+
+def _check_keys(fields: dict[str, Any], config_class: type[transformers.PretrainedConfig], where: str) -> None:
+    """Raises UserError for a misspelt key, which the class would keep and never read.
+
+    Configurations from the hub hold other keys that their class does not read; those pass.
+    """
+    known = config_class().to_dict().keys() | config_class.attribute_map.keys()
+    for key in fields.keys() - known:
+        if close := get_close_matches(key, known, n=1, cutoff=0.85):
+            raise UserError(f"{where}.config: unknown key {key!r} (did you mean {close[0]!r}?)")
 
 
 def pretrained(

@@ -113,6 +113,8 @@ def test_unknown_model_types_and_names(tmp_path):
     with pytest.raises(UserError, match=r"model.vision.name: cannot read") as refused:
         vision_architecture(VisionConfig(name=str(tmp_path)))
     assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=r"config: unknown key 'hiden_size' \(did you mean 'hidden_size'\?\)"):
+        vision_architecture(VisionConfig(config={"model_type": "dinov2", "hiden_size": 24}))
 
 
 def test_output_levels_count_from_either_end():

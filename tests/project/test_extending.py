@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_prep.readers import Row
 from onediff.cli import main
 from onediff.config.compose import load_run
 from onediff.config.coupling_rules import rule_of, rules
+from onediff.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(?:python|toml|yaml)\n# (\S+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -60,13 +62,13 @@ def test_the_metric_has_its_columns(here, monkeypatch, capsys):
     monkeypatch.delenv("JAVA_HOME", raising=False)
     references = '{"id": "a", "captions": ["one two"]}\n{"id": "b", "captions": ["one"], "change_type": "add"}\n'
     (here / "references.jsonl").write_text(references)
-    (here / "predictions.jsonl").write_text('{"id": "a", "caption": "one two three"}\n{"id": "b", "caption": "one"}\n')
+    (here / "predictions.jsonl").write_text('{"id": "a", "caption": "one two two"}\n{"id": "b", "caption": "one"}\n')
     (command,) = re.findall(r"^ {4}onediff (score .*)$", PAGE.read_text(), re.MULTILINE)
     assert main([*command.split(), "--bootstrap", "0", "--out", "scores.json", "--report", "page.html"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"words per caption +200\.0", out) and re.search(r"change type ×100 .*words per caption", out)
-    assert json.loads((here / "scores.json").read_text())["per_pair"]["a"]["words per caption"] == 3
-    assert '"words per caption"' in (here / "page.html").read_text()
+    assert re.search(r"distinct words +75\.0", out) and re.search(r"change type ×100 .*distinct words", out)
+    assert json.loads((here / "scores.json").read_text())["per_pair"]["a"]["distinct words"] == pytest.approx(2 / 3)
+    assert '"distinct words"' in (here / "page.html").read_text()
 
 
 def test_the_tower_is_built_and_the_phase_is_the_last(here):
@@ -94,3 +96,15 @@ def test_the_objective_weighs_the_losses_of_captions(here):
     torch.testing.assert_close(
         model(made, build_objective(phase, TrainingConfig())), (1 - (-losses).exp()) ** 2 * losses
     )
+
+
+def test_a_package_that_announces_what_it_does_not_hold_is_named(here, capsys):
+    (here / "my_package" / "street.py").unlink()
+    assert main(["data", "convert", "street", "--images", "photos", "--out", "data/street"]) == 2
+    said = capsys.readouterr().err
+    assert "reader 'street': package my-package announces my_package.street:READER, but No module named" in said
+
+
+def test_a_reader_whose_captions_are_one_string_is_told(here):
+    with pytest.raises(UserError, match="notes row 3: the reader gives `captions` as one string"):
+        Row(where="notes row 3", id="3", split="train", images={"image": "a.png"}, captions="a street")

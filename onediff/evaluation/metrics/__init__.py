@@ -2,7 +2,7 @@
 
 A metric is a `Metric` object: one row of sums for each pair, and a function from summed rows to scores. Columns of tables,
 of the report and of MLflow follow from it. Another package adds one with an entry point in the group `onediff.metrics`,
-`name = module:METRIC` (docs/evaluation.md has a worked example).
+`name = module:METRIC` (docs/extending.md has a worked example).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
+from onediff.config.entry_points import load
 from onediff.config.section import nearest
 from onediff.errors import UserError
 from onediff.evaluation.metrics.metric import Metric, Pairs, Rows, Unavailable, scores_of
@@ -31,7 +32,7 @@ def metric(name: str) -> Metric:
         points = [point for point in entry_points(group=GROUP) if point.name == base]
         if not points:
             raise UserError(f"no metric {base!r}{nearest(base, names())}; there are {', '.join(names())}")
-        found = points[0].load()
+        found = load(points[0], "metric")
         if not isinstance(found, Metric):
             raise UserError(f"metric {base!r}: {points[0].value} is not an onediff.evaluation.metrics.Metric")
     assert isinstance(found, Metric)
