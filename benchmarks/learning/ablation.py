@@ -16,6 +16,9 @@ many parameters:
 One process and one thread a cell, plain torch around this project's model, stream and decoder: the same cell twice on one
 machine gives the same numbers. Each cell is a file; cells that are there already, made with the same settings, are kept,
 so the same command goes on after an interruption. Seconds are of processor time.
+
+The table gives means over the seeds, 95 % intervals (bootstrap over the held-out pairs), and how far each cell is from
+`vdm` without CST on the same pairs.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +50,7 @@ from onediff.data.heldout import HeldOut
 from onediff.data.images import open_upright
 from onediff.data.loader import read_batches
 from onediff.data.planes import Planes
-from onediff.evaluation.items import score
+from onediff.evaluation.items import ItemScores, score
 from onediff.model.answer import answer
 from onediff.model.build import build_processor
 from onediff.model.delta import DeltaModule
@@ -57,6 +61,9 @@ from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
 WORK = Path("runs/ablation")
 """The tokenizer, and the weights after the warm-up of each seed."""
 DELTAS = ("vdm", "difference", "none")
+BASELINE = ("vdm", False)
+"""What the other cells are compared with: the delta module, and whether with CST."""
+RESAMPLES = 10_000
 SHOWN = ("captions right", "changed captions right", "false alarms", "shape right", "colour right", "place right")
 
 
@@ -137,7 +144,7 @@ def train(model: OneDiffModel, config: RunConfig, name: str, steps: int, process
 
 
 @torch.no_grad()
-def scored(model: OneDiffModel, config: RunConfig, processor: Any, tokenizer: Any) -> dict[str, float]:
+def scored(model: OneDiffModel, config: RunConfig, processor: Any, tokenizer: Any) -> ItemScores:
     """Item scores on the held-out pairs of the configuration."""
     model.eval()
     evaluation = config.evaluation
@@ -158,7 +165,7 @@ def scored(model: OneDiffModel, config: RunConfig, processor: Any, tokenizer: An
             max_new_tokens=evaluation.max_new_tokens,
         )
         captions |= dict(zip(chosen, made, strict=True))
-    return dict(score(captions, {pair: heldout.changes[pair] for pair in ids}).values)
+    return score(captions, {pair: heldout.changes[pair] for pair in ids})
 
 
 def warmed_up(config: RunConfig, cell: Cell, args: argparse.Namespace, processor: Any) -> dict[str, Tensor]:
@@ -191,9 +198,14 @@ def measured(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     if first:
         train(model, config, "one", first, processor)
     loss = train(model, config, "two", args.steps - first, processor)
-    scores = scored(model, config, processor, tokenizer)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    return {"scores": scores, "loss": loss, "parameters": parameters, "seconds": round(time.process_time() - began, 1)}
+    found = scored(model, config, processor, tokenizer)
+    return {
+        "scores": dict(found.values),
+        "right": "".join(str(int(found.is_right(pair))) for pair in found.ids),
+        "loss": loss,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "seconds": round(time.process_time() - began, 1),
+    }
 
 
 def settings(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
@@ -204,19 +216,51 @@ def settings(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
 
 def table(folder: Path) -> str:
     """All cells in a folder as a Markdown table, the mean of their seeds."""
-    found: dict[tuple[Any, ...], list[dict[str, float]]] = {}
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.json")):
         record = json.loads(file.read_text())
-        key = tuple(record["settings"][name] for name in ("delta", "cst", "steps", "coupled"))
-        found.setdefault(key, []).append(record["scores"])
-    lines = ["| delta | CST | steps | seeds | " + " | ".join(SHOWN) + " |", "|" + " --- |" * (4 + len(SHOWN))]
-    for (delta, cst, steps, coupled), scores in sorted(found.items(), key=lambda item: DELTAS.index(item[0][0])):
-        means = [sum(one.get(name, 0.0) for one in scores) / len(scores) for name in SHOWN]
+        key = tuple(record["settings"][name] for name in ("steps", "coupled", "delta", "cst"))
+        found.setdefault(key, []).append(record)
+    heads = ["delta", "CST", "steps", "seeds", SHOWN[0], f"against {BASELINE[0]} without CST", *SHOWN[1:]]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for (steps, coupled, delta, cst), records in sorted(found.items(), key=_place):
+        right = _right(records)
+        means = [100 * float(np.mean([one["scores"].get(name, 0.0) for one in records])) for name in SHOWN]
+        base = found.get((steps, coupled, *BASELINE), [])
         told = f"{coupled} of {steps}" if cst else "none"
-        lines.append(
-            f"| {delta} | {told} | {steps} | {len(scores)} | " + " | ".join(f"{100 * m:.1f}" for m in means) + " |"
+        cells = [delta, told, str(steps), str(len(records)), f"{means[0]:.1f} ({_interval(right)})"]
+        comparable = base and (delta, cst) != BASELINE and _right(base).shape == right.shape
+        cells.append(
+            f"{100 * (right - _right(base)).mean():+.1f} ({_interval(right - _right(base))})" if comparable else ""
         )
+        lines.append("| " + " | ".join([*cells, *(f"{mean:.1f}" for mean in means[1:])]) + " |")
     return "\n".join(lines)
+
+
+def _place(found: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
+    steps, coupled, delta, cst = found[0]
+    return steps, coupled, DELTAS.index(delta), cst
+
+
+def _right(records: list[dict[str, Any]]) -> np.ndarray:
+    """`[pairs]`: how many of the seeds told each pair right, as a share."""
+    return np.mean([[int(one) for one in record["right"]] for record in records], axis=0)
+
+
+def _interval(values: np.ndarray) -> str:
+    """The 95 % bootstrap interval of a mean over pairs, in percent."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(100 * values[drawn].mean(1), [2.5, 97.5])
+    return f"{low:.1f} to {high:.1f}"
+
+
+def processor_name() -> str:
+    """What Linux calls this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -245,7 +289,7 @@ def main() -> None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip()
         record = {"settings": made_with, **measured(cell, args), "commit": commit, "torch": torch.__version__}
-        record |= {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread"}
+        record |= {"machine": f"{processor_name()}, {os.cpu_count()} cores, one thread"}
         aside = file.with_suffix(".tmp")
         aside.write_text(json.dumps(record, indent=1) + "\n")
         aside.rename(file)
