@@ -8,7 +8,7 @@ BIN     = $(VENV)/bin
 # What a change is tried with every few minutes: what starts no process with torch, no daemon and no browser.
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks
 
-.PHONY: demo demo-long ablation-small test test-fast test-long test-real lint docs install debian mlflow bench-gpu fault-campaign clean
+.PHONY: demo demo-long ablation-small photos test test-fast test-long test-real lint docs install debian mlflow bench-gpu fault-campaign clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -23,6 +23,10 @@ ablation-small: install
 		--jpeg 95 --pairs 16000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03 && \
 		$(BIN)/onediff demo-tower configs/demo.yaml; }
 	$(BIN)/python benchmarks/learning/ablation.py
+
+# A frozen DINOv2-S and a small language model on composed photographs; goes on where it was interrupted. ARGS="--hours 2".
+photos: install debian
+	$(BIN)/python -m benchmarks.learning.photos $(ARGS)
 
 test: install debian lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --reruns 1

@@ -65,6 +65,9 @@ COMMANDS: dict[str, Command] = {
     "data repair": Command("data", "data_prep.cli.repair", "write a clean copy without what 'data check' finds"),
     "data stats": Command("data", "onediff.cli.data_stats", "count samples, captions, words, sizes, kinds of change"),
     "data show": Command("data", "onediff.cli.data_show", "a sheet of samples exactly as the model will see them"),
+    "data features": Command(
+        "data", "onediff.cli.data_features", "compute a frozen tower's features once, for training"
+    ),
     "data index": Command("data", "data_prep.cli.index", "index tars that another tool has written"),
     "data merge": Command("data", "data_prep.cli.merge", "put several data sets together"),
     "data subset": Command("data", "data_prep.cli.subset", "take some samples of each split"),

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
     phase = config.phases[name]
     processor, tokenizer = processor_before_training(config, args.config, args.run)
-    stream = phase_stream(config.data, phase, processor)
+    stream = phase_stream(config.data.from_images(), phase, processor)
     if args.sample:
         show_named(args.sample, stream, tokenizer, args.out)
         return

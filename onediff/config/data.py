@@ -24,6 +24,9 @@ class DataSet(Section):
     """Split that training reads."""
     task: str | None = None
     """Instruction key for its samples, instead of `pair`, `single` or `couple` by what a sample holds."""
+    features: str | None = None
+    """Folder or URL of what the frozen tower gives for these images, `<split>` below it, as `onediff data features` writes
+    it; training then reads that instead of running the tower. Not for phases that train the tower."""
 
     @model_validator(mode="before")
     @classmethod
@@ -33,7 +36,16 @@ class DataSet(Section):
     @property
     def folder(self) -> str:
         """Path or URL of the split's shards."""
-        return below(self.path, self.split) if is_url(self.path) else str(Path(self.path) / self.split)
+        return _in(self.path, self.split)
+
+    @property
+    def features_folder(self) -> str | None:
+        """Path or URL of the split's features, where they are named."""
+        return None if self.features is None else _in(self.features, self.split)
+
+
+def _in(base: str, split: str) -> str:
+    return below(base, split) if is_url(base) else str(Path(base) / split)
 
 
 class CacheConfig(Section):
@@ -161,3 +173,8 @@ class DataConfig(Section):
     """The run stops when more than this share of the samples is unreadable, once 100 have been read."""
     bad_in_a_row: int = Field(50, gt=0)
     """The run stops after this many unreadable samples in a row within one lane."""
+
+    def from_images(self) -> DataConfig:
+        """The same, with every image decoded though its features are kept."""
+        plain = {name: one.model_copy(update={"features": None}) for name, one in self.sets.items()}
+        return self.model_copy(update={"sets": plain})

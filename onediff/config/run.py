@@ -82,6 +82,7 @@ class RunConfig(Section):
                     )
             if phase.validate_every is not None:
                 self._held_out(phase_name)
+            self._can_use_features(phase_name)
         for set_name, data_set in self.data.sets.items():
             if data_set.task is not None and data_set.task not in self.data.prompt.instructions:
                 raise ValueError(
@@ -90,6 +91,26 @@ class RunConfig(Section):
                     "of a template, set data.prompt.template instead"
                 )
         return self
+
+    def _can_use_features(self, phase_name: str) -> None:
+        """Raises ValueError where a phase would read features of a tower that it trains, or of some data sets only."""
+        phase = self.phases[phase_name]
+        kept = [name for name in phase.mix if self.data.sets[name].features is not None]
+        if not kept:
+            return
+        if "vision" in phase.train:
+            raise ValueError(
+                f"phases.{phase_name}.train: names vision, but data.sets.{kept[0]}.features are those of a frozen tower; "
+                "leave one of the two out"
+            )
+        lacking = next((name for name in phase.mix if name not in kept), None)
+        if lacking is not None:
+            raise ValueError(
+                f"phases.{phase_name}.mix: {kept[0]} has features and {lacking} has none; give `features` to all data "
+                "sets of a phase, or to none"
+            )
+        if self.model.vision.image.fit == "native":
+            raise ValueError(f"data.sets.{kept[0]}.features: not for model.vision.image.fit: native")
 
     def _held_out(self, phase_name: str) -> None:
         """Raises ValueError where a phase would validate on what is no data set, or on what this run trains on."""

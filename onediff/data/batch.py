@@ -44,6 +44,9 @@ class Batch:
     planes: Planes | None = None
     """Where the images' tokens lie, where images are more than one view or have shapes of their own; `images` are then
     `[images, patches, numbers]` in the latter case."""
+    features: Tensor | None = None
+    """`[views, layers, tokens, width]`: what the tower gives for the images, where that is read and not computed; `images`
+    is then empty."""
     segments: Segments | None = None
     """Where the samples lie in packed rows; None where each row holds one."""
     info: dict[str, Any] = field(default_factory=dict)

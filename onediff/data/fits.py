@@ -37,6 +37,9 @@ class Fit(Protocol):
     def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
         """The images of a sample, in files."""
 
+    def placed(self, encoded: Sequence[bytes], max_pixels: int) -> Seen:
+        """The same without the images, for a tower that has seen them already; none is decoded."""
+
     def of(self, images: Sequence[Any]) -> Seen:
         """The same of opened images (Pillow's, upright, RGB), exactly."""
 
@@ -69,6 +72,9 @@ class Square:
             decode(data, self.config, max_pixels, pixels, place)
         return Seen(made, (self.tokens,) * len(made), ())
 
+    def placed(self, encoded: Sequence[bytes], max_pixels: int) -> Seen:
+        return Seen(self._empty(0), self.lengths(encoded, max_pixels), ())
+
     def of(self, images: Sequence[Any]) -> Seen:
         from onediff.data.images import fitted
 
@@ -85,10 +91,13 @@ class OwnShape(ABC):
     """Images whose input depends on their size."""
 
     def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
+        return self.placed(encoded, max_pixels).tokens
+
+    def placed(self, encoded: Sequence[bytes], max_pixels: int) -> Seen:
         from onediff.data.images import upright_size
 
         planes = self.planes([upright_size(data, max_pixels) for data in encoded])
-        return tuple(len(plane.chosen) for plane in planes)
+        return Seen(self.inputs([], "exact"), tuple(len(plane.chosen) for plane in planes), planes)
 
     def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
         from onediff.data.images import opened

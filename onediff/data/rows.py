@@ -49,6 +49,8 @@ class TokenRow:
     """Where in the source they lie."""
     planes: tuple[Plane, ...] = ()
     """Where the image tokens of each image lie; empty where every image is one view."""
+    features: Tensor | None = None
+    """`[views, layers, tokens, width]`: what the tower gives for its images, where that is kept; `images` is then empty."""
     was_cut: bool = False
     skipped: list[Fault] = field(default_factory=list)
     """The bad samples passed over on the way to this row."""
@@ -64,14 +66,18 @@ class Processor:
         self.fit = fit_of(image, patch)
         self.config = config
 
-    def row(self, sample: Sample, task: str | None, choice: int, source: int = 0) -> TokenRow:
+    def row(
+        self, sample: Sample, task: str | None, choice: int, source: int = 0, features: Tensor | None = None
+    ) -> TokenRow:
         """A pair, a single image or a text as a training row; `choice` picks one of several captions.
+
+        With `features`, what the tower gives for the sample's images, none of them is decoded.
 
         Raises BadSample for an image that cannot be read, or for a sample longer than `max_tokens` under
         `too_long: skip`.
         """
         turns = self._turns(sample, task, choice)
-        return self._made(self._seen(sample), sample.is_pair, turns, source, (sample.id,))
+        return self._made(self._seen(features, sample), sample.is_pair, turns, source, (sample.id,), features)
 
     def tokens(self, sample: Sample, task: str | None, choice: int) -> int:
         """The length of `row`, without its images. Raises BadSample."""
@@ -83,12 +89,15 @@ class Processor:
         lengths = self.fit.lengths(encoded(first, second), self.config.max_pixels)
         return len(self._sequence(lengths, True, self._couple_turns(first, second, choice))[0].token_ids)
 
-    def couple(self, first: Sample, second: Sample, choice: int, source: int = 0) -> TokenRow:
+    def couple(
+        self, first: Sample, second: Sample, choice: int, source: int = 0, features: Tensor | None = None
+    ) -> TokenRow:
         """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
         turns = self._couple_turns(first, second, choice)
         if len(first.images) + len(second.images) != 2:
             raise BadSample("not_single", f"{first.id} and {second.id}: coupling takes samples with one image each")
-        return self._made(self._seen(first, second), True, turns, source, (first.id, second.id))
+        seen = self._seen(features, first, second)
+        return self._made(seen, True, turns, source, (first.id, second.id), features)
 
     def _couple_turns(self, first: Sample, second: Sample, choice: int) -> list[Turn]:
         answers = [self._caption(sample, mix64(choice, place)) for place, sample in enumerate((first, second))]
@@ -114,11 +123,21 @@ class Processor:
             return sample.captions[choice % len(sample.captions)]
         return self._turns(sample, "single", choice)[0].answer or ""
 
-    def _seen(self, *samples: Sample) -> Seen:
-        """What the model is shown of the images of these samples. Raises BadSample."""
+    def _seen(self, features: Tensor | None, *samples: Sample) -> Seen:
+        """What the model is shown of the images of these samples, or where it lies in `features`. Raises BadSample."""
+        if features is not None:
+            return self.fit.placed(encoded(*samples), self.config.max_pixels)
         return self.fit.read(encoded(*samples), self.config.max_pixels, self.config.pixels)
 
-    def _made(self, seen: Seen, is_pair: bool, turns: list[Turn], source: int, ids: tuple[str, ...]) -> TokenRow:
+    def _made(
+        self,
+        seen: Seen,
+        is_pair: bool,
+        turns: list[Turn],
+        source: int,
+        ids: tuple[str, ...],
+        features: Tensor | None = None,
+    ) -> TokenRow:
         sequence, was_cut = self._sequence(seen.tokens, is_pair, turns)
         return TokenRow(
             # From bytes: torch.tensor looks at each number of a list, which took a twentieth of the loader's time.
@@ -127,6 +146,7 @@ class Processor:
             images=torch.from_numpy(seen.images),
             image_tokens=seen.tokens,
             planes=seen.planes,
+            features=features,
             is_pair=is_pair,
             source=source,
             ids=ids,
@@ -211,12 +231,15 @@ def _laid_out(rows: list[list[TokenRow]], length: int, pad_left: bool) -> Batch:
     places = [start + np.flatnonzero(sample.token_ids.numpy() == IMAGE) for start, sample in in_order]
     flat, target_places = ids.ravel(), np.flatnonzero(targets)
     images, planes = laid_out([sample for _, sample in in_order])
+    features = [sample.features for _, sample in in_order if sample.features is not None]
+    assert not features or len(features) == len(in_order), "a phase has features of all its data sets or of none"
     return Batch(
         token_ids=torch.from_numpy(np.maximum(ids, 0)),
         position_ids=torch.from_numpy(positions),
         segment_ids=torch.from_numpy(segments),
         images=images,
         planes=planes,
+        features=torch.cat(features) if features else None,
         image_places=torch.from_numpy(np.concatenate(places)),
         pairs=sum(sample.is_pair for _, sample in samples),
         delta_places=torch.from_numpy(np.flatnonzero(flat == DELTA)),

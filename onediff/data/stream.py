@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from onediff.config.data import CacheConfig
 from onediff.data.cache import ShardCache
 from onediff.data.coupling import Couples
 from onediff.data.cursor import LaneCursor
+from onediff.data.features import Features
 from onediff.data.lanes import Lanes, SamplePlace, mix64
 from onediff.data.manifest import read_manifest
 from onediff.data.mixing import Mix
@@ -34,6 +36,8 @@ class Source:
     lanes: Lanes
     weight: float
     task: str | None = None
+    features: Features | None = None
+    """What a frozen tower gives for its images, to be read instead of them."""
 
     @classmethod
     def open(
@@ -46,8 +50,9 @@ class Source:
         weight: float = 1.0,
         task: str | None = None,
         cache: CacheConfig = CacheConfig(),  # noqa: B008, never changed
+        features: str | None = None,
     ) -> Source:
-        """Reads the manifest of `folder`, a path or a URL.
+        """Reads the manifest of `folder`, a path or a URL, and that of its `features`.
 
         Raises UserError if the folder or one of its shards is missing, or if it holds no sample.
         """
@@ -58,7 +63,8 @@ class Source:
         # A shard may be empty; lanes are cut over the others.
         filled = np.flatnonzero(counts)
         shards = Shards(manifest.folder, [manifest.shards[i] for i in filled], ShardCache(cache))
-        return cls(name, shards, Lanes(counts[filled], lanes, seed, block), weight, task)
+        kept = None if features is None else Features.open(features, shards.shards, ShardCache(cache))
+        return cls(name, shards, Lanes(counts[filled], lanes, seed, block), weight, task, kept)
 
 
 class Stream:
@@ -95,10 +101,13 @@ class Stream:
     def made(self, number: int, *places: SamplePlace) -> TokenRow:
         """The sample at a place of source `number`, or the two coupled at two places, as a row. Raises BadSample."""
         source, first, second, choice = self._read(number, *places)
+        features = None
+        if source.features is not None:
+            features = torch.cat([source.features.read(place.shard, place.sample) for place in places])
         if second is not None:
-            row = self.processor.couple(first, second, choice, number)
+            row = self.processor.couple(first, second, choice, number, features)
         else:
-            row = self.processor.row(first, source.task, choice, number)
+            row = self.processor.row(first, source.task, choice, number, features)
         row.places = places
         return row
 

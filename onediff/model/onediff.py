@@ -71,18 +71,22 @@ class OneDiffModel(nn.Module):
         under ZeRO-3 every rank must gather the same parameters in the same order.
         """
         words = self.language.get_input_embeddings()(batch.token_ids)
-        images, planes = batch.images, batch.planes
-        if not len(images):
-            images = self.vision.blank(images.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
-            output, levels = self.vision(images, planes)
-        chosen = output if planes is None else planes.of_images(output)
+        output, levels = self._seen(batch)
+        chosen = output if batch.planes is None else batch.planes.of_images(output)
         image_tokens, delta_tokens = self.projector(chosen, self._deltas(levels, batch))
         flat = words.flatten(0, 1)
         for places, tokens in ((batch.image_places, image_tokens), (batch.delta_places, delta_tokens)):
             tokens = tokens.flatten(0, -2).to(flat.dtype)
             flat = flat.index_copy(0, places, tokens) if len(places) else flat + 0 * tokens.sum()
         return flat.view_as(words)
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The tower's output and levels, as `VisionTower.forward` gives them; read where the batch holds them."""
+        if batch.features is not None:
+            return self.vision.of_layers(batch.features)
+        images = batch.images if len(batch.images) else self.vision.blank(batch.images.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
+            return self.vision(images, batch.planes)
 
     def _deltas(self, levels: list[Tensor], batch: Batch) -> Tensor:
         """`[pairs, tokens, width]`; without pairs, those of the first view with itself."""

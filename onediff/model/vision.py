@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onediff.config.model import PretrainedPart, VisionConfig
 from onediff.config.section import nearest
 from onediff.config.towers import ANY_SIZE, ONE_SIZE, OWN_SHAPE
+from onediff.data.features import read_layers
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError
@@ -149,6 +150,7 @@ class VisionTower(nn.Module):
         self.levels = config.levels
         self.size = config.image.size
         self.output_level = config.output_level % (arch.num_hidden_layers + 1)
+        self.layers = read_layers(config, arch.num_hidden_layers)
         self.tokens = image_tokens(config, arch)
         self.width = arch.hidden_size
         self.own_shape = arch.model_type in OWN_SHAPE
@@ -197,6 +199,19 @@ class VisionTower(nn.Module):
         extra = hidden[0].shape[1] - (images.shape[1] if self.own_shape else self.tokens)
         assert extra >= 0, f"tower gave {hidden[0].shape[1]} tokens, expected at least {self.tokens}"
         return hidden[self.output_level][:, extra:], [hidden[level][:, extra:] for level in self.levels]
+
+    def all_layers(self, images: Tensor) -> Tensor:
+        """`[views, layers, tokens, width]`: each layer that is read once, of images as in `forward`; see `of_layers`."""
+        output, levels = self(images)
+        found = {**dict(zip(self.levels, levels, strict=True)), self.output_level: output}
+        return torch.stack([found[layer] for layer in self.layers], 1)
+
+    def of_layers(self, layers: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What `forward` gives, out of what `all_layers` gave for the same images; zeros of one view where there is none."""
+        if not len(layers):
+            layers = layers.new_zeros(1, *layers.shape[1:])
+        found = dict(zip(self.layers, layers.unbind(1), strict=True))
+        return found[self.output_level], [found[level] for level in self.levels]
 
     def _shapes(self, patches: Tensor, planes: Planes | None) -> dict[str, Any]:
         """What the tower is told of images in their own shape. The shapes are read on the host."""

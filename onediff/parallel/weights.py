@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from onediff.parallel.agreement import gathered
+from onediff.parallel.agreement import from_rank_zero, gathered
 from onediff.parallel.block import Block, BlockRange, block_of, overlaps
 from onediff.parallel.safetensors_writer import Entry, in_library_order, write_model
 from onediff.zero.parameters import is_sharded, own_range
@@ -48,6 +49,33 @@ def export_weights(
     Rank 0 writes; it holds one parameter at a time. `skip` names parameters to leave out. Returns the files, on rank 0.
     """
     parameters = {name: p for name, p in module.named_parameters() if name not in set(skip)}
+    whole = gatherer(parameters)
+    entries = [
+        Entry(name, local_part(p)[1].dtype, block_of(p).shape, partial(whole, name)) for name, p in parameters.items()
+    ]
+    if dist.is_initialized() and dist.get_rank():
+        for entry in in_library_order(entries):
+            entry.read()
+        return []
+    return write_model(folder, entries, shard_bytes)
+
+
+def weights_digest(module: nn.Module, dtype: torch.dtype) -> str:
+    """SHA-256 of the names, shapes and values of all parameters of a cut module, as they are in `dtype`. Collective.
+
+    Rank 0 holds one parameter at a time; costs about a second a gigabyte.
+    """
+    parameters = dict(module.named_parameters())
+    whole, digest = gatherer(parameters), hashlib.sha256()
+    for name, parameter in sorted(parameters.items()):
+        values = whole(name)
+        digest.update(f"{name} {block_of(parameter).shape}".encode())
+        digest.update(values.to(dtype).contiguous().view(-1).view(torch.uint8).numpy())
+    return str(from_rank_zero(digest.hexdigest()))
+
+
+def gatherer(parameters: dict[str, nn.Parameter]) -> Callable[[str], torch.Tensor]:
+    """A function from a name to the full parameter, on rank 0; to an empty tensor elsewhere. Its calls are collective."""
     mine = {name: local_part(p)[0] for name, p in parameters.items()}
     everyone: list[dict[str, BlockRange]] = gathered(mine)
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -72,11 +100,4 @@ def export_weights(
                 overlap.copy(values.narrow(0, overlap.source_start, overlap.source_length), full)
         return full.view(shape)
 
-    entries = [
-        Entry(name, local_part(p)[1].dtype, block_of(p).shape, partial(whole, name)) for name, p in parameters.items()
-    ]
-    if rank:
-        for entry in in_library_order(entries):
-            entry.read()
-        return []
-    return write_model(folder, entries, shard_bytes)
+    return whole

@@ -36,6 +36,7 @@ def phase_sources(data: DataConfig, phase: PhaseConfig) -> list[Source]:
             weight=weight,
             task=data.sets[name].task,
             cache=data.cache,
+            features=data.sets[name].features_folder,
         )
         for name, weight in phase.mix.items()
     ]

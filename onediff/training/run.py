@@ -33,6 +33,7 @@ from onediff.tracking.scrub import scrubbed
 from onediff.training.checkpoint import latest_checkpoint
 from onediff.training.data import manifest_files
 from onediff.training.faults import TrainingFault
+from onediff.training.features import check_features
 from onediff.training.loop import train_phase
 from onediff.training.memory import snapshot_on_out_of_memory
 from onediff.training.phase import build_phase
@@ -141,6 +142,7 @@ def run_phase(
     torch.manual_seed(config.training.seed + 1000 * topology.dp_rank)
     if checkpoint is not None:
         take_up_checkpoint(phase, checkpoint, config.data)
+    check_features(phase.stream, phase.engine.model.vision, config)
     if phase.rank == 0:
         phase.tracker = phase.measures.tracker = tracker.phase(name, resumed_step=phase.step, tags=tags)
         for manifest in manifest_files(config.data, phase.config):

@@ -44,6 +44,7 @@ REFUSED = {
     "mlflow": "holds no mlflow.db",
     "checkpoint list": "no such|no checkpoint",
     "data check": "no such",
+    "data features": "no data set names|names vision, but|cannot read",
     "data stats": "no such",
     **{f"data {name}": "no such" for name in ("filter", "merge", "reshard", "split", "subset")},
     "data convert": "no such|cannot be read|does not exist|no reader 'street'|which files it expects",

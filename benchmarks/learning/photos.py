@@ -1,0 +1,199 @@
+"""Can a model trained here tell two photographs apart? A frozen DINOv2-S and a small language model, on composed ones.
+
+  make photos                                           # all pieces; after an interruption the same command goes on
+  python benchmarks/learning/photos.py --hours 1        # train for one hour at most, then evaluate what there is
+  python benchmarks/learning/photos.py --only sheet     # one piece
+
+Photographs are those of Debian's opencv-doc and of scikit-image, cut-outs those of tuxpaint-stamps-default. Both are held
+out by image: `pairs/test` shows known cut-outs on photographs that training never showed, `new/test` cut-outs as well whose
+images it never showed, though it showed others of their kind. What nobody composed, frames of a street camera some seconds
+apart and pairs of photographs, is captioned on a sheet for people to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from data_prep.compose.library import find_backgrounds, find_cutouts
+
+DATA, RUN, CONFIG = Path("data/photos"), Path("runs/photos"), "configs/photos.yaml"
+PHOTOGRAPHS = Path("/usr/share/doc/opencv-doc/examples/data")
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+KINDS = ("animals/mammals", "food", "hobbies/music", "vehicles")
+"""Folders of stamps that cut-outs are taken from."""
+NOT_COMPOSED = ("vtest", "ela_", "leuven")
+"""Photographs that are shown as they are; nothing is put on them."""
+HELD_OUT = ("apple", "baboon", "board", "butterfly", "coffee", "fruits", "graf", "home", "messi5", "stuff", "tree")
+"""Photographs that are kept for held-out pairs, by the beginning of their names."""
+TRAIN, TEST = 4000, 400
+"""Pairs."""
+SHOWN = ("captions right", "changed captions right", "false alarms", "name right", "place right", "unread captions")
+FRAMES = ((0, 40), (100, 150), (200, 240), (300, 360), (400, 430), (500, 560))
+"""Pairs of frames of the street camera, which takes ten a second."""
+
+
+def photographs() -> tuple[list[Path], list[Path]]:
+    """Photographs and videos for training, and those held out."""
+    found = [*find_backgrounds([PHOTOGRAPHS]).backgrounds, *find_backgrounds([]).backgrounds]
+    files = sorted({Path(one.path) for one in found if not Path(one.path).name.startswith(NOT_COMPOSED)})
+    kept = [file for file in files if file.name.startswith(HELD_OUT)]
+    return [file for file in files if file not in kept], kept
+
+
+def cutouts() -> tuple[list[Path], list[Path]]:
+    """Cut-outs for training, and those held out: of each kind that has several images, the last.
+
+    A kind is the last word of a name. An image and its mirror image count as one.
+    """
+    kinds: dict[str, dict[str, list[Path]]] = {}
+    for one in find_cutouts([STAMPS / kind for kind in KINDS]).cutouts:
+        path = Path(one.path)  # type: ignore[union-attr]
+        images = kinds.setdefault(one.name.split()[-1].lower(), {})
+        images.setdefault(path.stem.removesuffix("_mirror"), []).append(path)
+    train: list[Path] = []
+    kept: list[Path] = []
+    for images in kinds.values():
+        *first, last = [images[stem] for stem in sorted(images)]
+        train += [path for paths in (first or [last]) for path in paths]
+        kept += last if first else []
+    return train, kept
+
+
+def compose() -> None:
+    """The data sets `pairs` and `new`."""
+    photos, kept_photos = photographs()
+    things, kept_things = cutouts()
+    print(f"photographs: {len(photos)} and {len(kept_photos)} held out; cut-outs: {len(things)} and {len(kept_things)}")
+    for name, split, pairs, backgrounds, of in (
+        ("pairs", "train", TRAIN, photos, things),
+        ("pairs", "test", TEST, kept_photos, things),
+        ("new", "test", TEST, kept_photos, kept_things),
+    ):
+        words = ["--size", "128", "--split-sizes", f"{split}=1.0", "--pairs", str(pairs)]
+        words += ["--recipe", "configs/scenes/photos.yaml", "--backgrounds", *map(str, backgrounds)]
+        onediff("data", "compose", "--out", str(DATA / name), *words, "--cutouts", *map(str, of))
+
+
+def features(overrides: list[str]) -> None:
+    """DINOv2-S as a Hugging Face folder, and its features of the training pairs."""
+    tower = DATA / "tower"
+    if not tower.is_dir():
+        from tests.support import real_models
+
+        shutil.copytree(real_models.dinov2(), aside := tower.with_name(".tmp-tower"), dirs_exist_ok=True)
+        aside.rename(tower)
+    onediff("data", "features", CONFIG, *overrides)
+
+
+def train(hours: float, overrides: list[str]) -> None:
+    """Trains, or goes on; after `hours` the run is asked to stop, which leaves a checkpoint."""
+    words = [str(RUN), "--resume"] if (RUN / "config.yaml").is_file() else [CONFIG, *overrides, "--run", str(RUN)]
+    running = subprocess.Popen([sys.executable, "-m", "onediff", "train", *words])
+    try:
+        code = running.wait(timeout=3600 * hours)
+    except subprocess.TimeoutExpired:
+        running.send_signal(signal.SIGTERM)
+        running.wait()
+        print(f"stopped after {hours:g} hours; the same command goes on")
+        return
+    if code:
+        sys.exit(code)
+
+
+def evaluate() -> None:
+    """Prints what is told right of the held-out pairs, of known cut-outs and of new ones."""
+    from onediff.evaluation.items import score
+
+    for name, told in (("pairs", "known cut-outs"), ("new", "new cut-outs")):
+        out = RUN / f"evaluation-{name}"
+        onediff("evaluate", str(RUN), "--data", str(DATA / name), "--out", str(out))
+        captions = {one["id"]: one["caption"] for one in _lines(out / "predictions.jsonl")}
+        changes = {one["id"]: one["meta"] for one in _lines(out / "references.jsonl")}
+        found = score(captions, changes, bootstrap=1000)
+        kinds = {one["id"]: one["change_type"] for one in _lines(out / "references.jsonl")}
+        right = sum(found.readings[pair].type == kinds[pair] for pair in found.ids)
+        figures = {"type right": right / len(found.ids), **{key: found.values.get(key, 0.0) for key in SHOWN}}
+        print(f"{told}, {len(found.ids)} pairs: " + ", ".join(f"{key} {100 * of:.1f} %" for key, of in figures.items()))
+        (out / "figures.json").write_text(json.dumps({**figures, "intervals": found.intervals}, indent=1) + "\n")
+
+
+def sheet(file: Path) -> None:
+    """Captions of pairs that nobody composed, as an image to look at."""
+    import onediff as library
+    from onediff.data.contact_sheet import cell, grid, save, wrapped
+    from onediff.training.export import saved_model_of
+
+    pairs = list(not_composed())
+    captioner = library.load(saved_model_of(RUN))
+    cells = []
+    for (name, before, after), caption in zip(
+        pairs, captioner.captions([(b, a) for _, b, a in pairs], max_new_tokens=32), strict=True
+    ):
+        print(f"{name}: {caption}")
+        shown = [image.resize((256, 192)) for image in (before, after)]
+        cells.append(cell(shown, wrapped(f"{name}: {caption}", 256, 3, "#333333"), 256, 3, 3))
+    save(grid(cells, 2, 8), file)
+    print(f"sheet: {file}")
+
+
+def not_composed() -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """Name, before and after of real pairs."""
+    import cv2
+
+    video, frames = cv2.VideoCapture(str(PHOTOGRAPHS / "vtest.avi")), {}
+    wanted = {number for pair in FRAMES for number in pair}
+    for number in range(max(wanted) + 1):
+        _, pixels = video.read()  # seeking depends on the codec's key frames; reading on is exact
+        if number in wanted:
+            frames[number] = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+    yield from ((f"street {(b - a) / 10:g} s apart", frames[a], frames[b]) for a, b in FRAMES)
+    yield "the same frame", frames[0], frames[0]
+    for name, first, second in (("ela", "ela_original", "ela_modified"), ("leuven", "leuvenA", "leuvenB")):
+        yield name, *(Image.open(PHOTOGRAPHS / f"{one}.jpg").convert("RGB") for one in (first, second))
+
+
+def onediff(*words: str) -> None:
+    """Runs a command of this project. Ends this one where it fails."""
+    code = subprocess.run([sys.executable, "-m", "onediff", *words], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def _lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def main() -> None:
+    """Makes the pieces in turn; those that are there are kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override configs/photos.yaml")
+    parser.add_argument("--hours", type=float, default=2.0, metavar="N", help="of training (default: 2)")
+    parser.add_argument("--only", choices=("compose", "features", "train", "evaluate", "sheet"))
+    parser.add_argument("--sheet", type=Path, default=RUN / "not_composed.png", metavar="FILE")
+    args = parser.parse_args()
+    for folder in (PHOTOGRAPHS, STAMPS):
+        if not folder.is_dir():
+            sys.exit(f"{folder}: no such folder; apt-get install opencv-doc tuxpaint-stamps-default")
+    pieces = {
+        "compose": compose,
+        "features": lambda: features(args.overrides),
+        "train": lambda: train(args.hours, args.overrides),
+        "evaluate": evaluate,
+        "sheet": lambda: sheet(args.sheet),
+    }
+    for name, piece in pieces.items():
+        if args.only in (None, name):
+            piece()
+
+
+if __name__ == "__main__":
+    main()
