@@ -70,7 +70,7 @@ def weights_digest(module: nn.Module, dtype: torch.dtype) -> str:
     for name, parameter in sorted(parameters.items()):
         values = whole(name)
         digest.update(f"{name} {block_of(parameter).shape}".encode())
-        digest.update(values.to(dtype).contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(values.to(dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
     return str(from_rank_zero(digest.hexdigest()))
 
 
