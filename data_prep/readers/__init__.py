@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.splits import split_name as split_name
 from onediff.config.entry_points import load
 from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.readers.batches import RowBatch
 
 BUILT_IN = (
     *("spot-the-diff", "clevr-change", "image-editing-request", "birds-to-words", "instruct-pix2pix", "magicbrush"),
@@ -91,6 +94,8 @@ class Reader:
     layout: str
     rows: Callable[[Inputs], Iterator[Row]]
     published: bool = False
+    batches: Callable[[Inputs], Iterator[RowBatch]] | None = None
+    """The same rows by column, where the data set is a table: reading a million takes seconds then, not a minute."""
 
 
 def reader(name: str) -> Reader:

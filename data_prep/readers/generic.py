@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_prep.readers import Inputs, Reader, Row
+from data_prep.readers.batches import Meaning, RowBatch, batches_of
 from data_prep.readers.columns import Columns
-from data_prep.readers.tables import columns_of, table_rows
+from data_prep.readers.tables import columns_of
 
 
-def rows(inputs: Inputs) -> Iterator[Row]:
+def batches(inputs: Inputs) -> Iterator[RowBatch]:
     table = inputs.annotation("pairs.csv", "pairs.jsonl", "pairs.parquet")
     named = {meaning: name for meaning, name in inputs.columns.items() if meaning != "rows"}
     key = inputs.columns.get("rows", "")
-    header = columns_of(table, key)
-    if not header:
-        return
-    columns = Columns.found(header, named, table)
-    for where, fields in table_rows(table, key):
-        yield columns.row(where, fields)
+    if header := columns_of(table, key):
+        yield from batches_of(table, Meaning(table.name, Columns.found(header, named, table)), key)
+
+
+def rows(inputs: Inputs) -> Iterator[Row]:
+    return (row for batch in batches(inputs) for row in batch.rows())
 
 
 READER = Reader(
@@ -29,4 +30,5 @@ READER = Reader(
     layout="--table pairs.csv (or .tsv, .json, .jsonl, .parquet, .arrow) with before, after, caption…, split; images "
     "beside it, in --images, in archives there (ARCHIVE#MEMBER), or by URL (--fetch)",
     rows=rows,
+    batches=batches,
 )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from data_prep.readers import Inputs, Reader, Row
+from data_prep.readers.batches import Meaning, RowBatch, batches_of
 from data_prep.readers.columns import Columns
 from data_prep.readers.files import load_json
-from data_prep.readers.tables import KINDS, columns_of_all, table_rows
+from data_prep.readers.tables import KINDS, columns_of_all
 from data_prep.splits import split_in
-from data_prep.web import is_url
 from onediff.errors import UserError
 
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
@@ -20,7 +19,7 @@ PATTERNS = [f"**/*{kind}" for kind in KINDS] + [f"**/*.{kind}" for kind in ("jpg
 """What is fetched of a data set on the hub; never code."""
 
 
-def rows(inputs: Inputs) -> Iterator[Row]:
+def batches(inputs: Inputs) -> Iterator[RowBatch]:
     base = inputs.annotations
     if base is None:
         raise UserError(
@@ -31,17 +30,13 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     root = inputs.images or base
     for table, split in tables:
         # The images of a metadata file lie beside it; all others are named from the root.
-        beside = table.parent.relative_to(root) if table.stem == "metadata" and table.parent != root else Path()
-        for where, fields in table_rows(table):
-            row = columns.row(where, fields, split)
-            if beside.name:
-                row = replace(row, images={role: _below(beside, value) for role, value in row.images.items()})
-            yield row
+        is_beside = table.stem == "metadata" and table.parent != root
+        beside = str(table.parent.relative_to(root)) if is_beside else ""
+        yield from batches_of(table, Meaning(table.name, columns, split, beside))
 
 
-def _below(folder: Path, value: str | bytes) -> str | bytes:
-    is_name = isinstance(value, str) and value and not is_url(value) and not value.startswith("/")
-    return f"{folder}/{value!s}" if is_name else value
+def rows(inputs: Inputs) -> Iterator[Row]:
+    return (row for batch in batches(inputs) for row in batch.rows())
 
 
 def tables_in(base: Path) -> list[tuple[Path, str]]:
@@ -99,4 +94,5 @@ READER = Reader(
     layout="OWNER/NAME on the hub, or --annotations DIR: save_to_disk, data/<split>-*.parquet, or metadata.jsonl (or .csv, "
     ".parquet) with file_name beside the images; columns as in 'generic', images inside the table or named in it",
     rows=rows,
+    batches=batches,
 )
