@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.ids import first_id
 from data_prep.image_source import ImageSource
 from data_prep.images import Encoding, is_grey, is_misnamed, prepare
 from data_prep.outputs import writing
@@ -30,23 +30,28 @@ class MakeSample:
     encoding: Encoding
 
     def __call__(self, i: int) -> Sample:
-        row = self.plan.spool[i]
+        row, notes = self.plan[i]
         try:
             if row.fault:
                 raise BadSample("incomplete", row.fault)
-            captions = (*row.captions, *self.plan.captions.get(i, ()))
-            return self.sample(row, captions, list(self.plan.notes.get(i, ())))
+            row = replace(row, images={role: self.placed(row, value) for role, value in row.images.items()})
+            return self.sample(row if row.id else replace(row, id=first_id(row)), notes)
         except BadSample as bad:
             raise BadSample(bad.kind, f"{row.where}: {bad.reason}") from bad
 
+    def placed(self, row: Row, value: str | bytes) -> str | bytes:
+        """A path in plain form."""
+        return self.image_source.place(value, row.where) if isinstance(value, str) and value else value
+
     def sizes(self, i: int) -> list[int]:
         """Bytes of the images that sample `i` is made from, -1 for one that is missing or lies elsewhere."""
-        paths = [value for value in self.plan.spool[i].images.values() if isinstance(value, str)]
-        return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths]
+        row, _ = self.plan[i]
+        paths = [self.placed(row, value) for value in row.images.values() if isinstance(value, str)]
+        return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths if isinstance(path, str)]
 
-    def sample(self, row: Row, captions: Sequence[str], notes: list[str]) -> Sample:
+    def sample(self, row: Row, notes: list[str]) -> Sample:
         """Raises `BadSample` with a reason that does not say where."""
-        clean = [" ".join(caption.split()) for caption in captions]
+        clean = [" ".join(caption.split()) for caption in row.captions]
         kept = tuple(caption for caption in clean if caption)
         notes += ["blank_caption"] * clean.count("")
         if row.instruction and " ".join(row.instruction.split()) in kept:
@@ -113,7 +118,7 @@ def convert(
         return [
             write_dataset(
                 MakeSample(found[name], image_source, reader.name, encoding),
-                found[name].spool.count,
+                found[name].count,
                 out,
                 name=reader.name,
                 split=name,

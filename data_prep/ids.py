@@ -11,27 +11,31 @@ from onediff.errors import UserError
 
 
 class Ids:
-    """Which images each id of a data set stands for."""
+    """Which images each id of a split stands for; `images` is a number for those of a row."""
 
     def __init__(self) -> None:
-        self._images_of: dict[str, bytes] = {}
+        self._images_of: dict[tuple[str, str], int] = {}
 
-    def given(self, row: Row, images: bytes) -> str:
-        """The row's id, made of the paths where it has none: `a/1.jpg` and `a/2.jpg` are `a-1-2`.
+    def is_free(self, split: str, id: str, images: int) -> bool:
+        """Whether the id stands for these images, from now on if not before."""
+        return self._images_of.setdefault((split, id), images) == images
 
-        `images` is a fingerprint of them. Raises UserError where the row's own id stands for other images already.
-        """
-        if not row.id:
-            return next(id for id in _candidates(row) if id and self._is_free(row, id, images))
-        if all(row.images.values()) and not row.conversations and not self._is_free(row, row.id, images):
-            raise UserError(
-                f"{row.where}: an earlier row of split {row.split} has the id {row.id!r} and other images; give each pair "
-                "an id of its own, or let their paths be the ids (--columns id=)"
-            )
-        return row.id
+    def given(self, row: Row, images: int) -> str:
+        """An id made of the row's paths, as short as possible: `a/1.jpg` and `a/2.jpg` are `a-1-2`."""
+        return next(id for id in _candidates(row) if id and self.is_free(row.split, id, images))
 
-    def _is_free(self, row: Row, id: str, images: bytes) -> bool:
-        return self._images_of.setdefault(f"{row.split}/{id}", images) == images
+
+def taken(row: Row) -> UserError:
+    """What to say where an id stands for two pairs."""
+    return UserError(
+        f"{row.where}: an earlier row of split {row.split} has the id {row.id!r} and other images; give each pair "
+        "an id of its own, or let their paths be the ids (--columns id=)"
+    )
+
+
+def first_id(row: Row) -> str:
+    """The id of a row that has none, unless other images have it already."""
+    return next(filter(None, _candidates(row)))
 
 
 def _candidates(row: Row) -> Iterator[str]:

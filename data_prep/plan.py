@@ -1,7 +1,8 @@
 """Decides, before any image is opened, which rows become which samples of which split.
 
-All rows are read once, in this process, and lie on disk afterwards (`data_prep.spool`). Costs about 50 µs a row and 500
-bytes of memory; no image is looked at. Tasks that share the work share the plan: the first one makes it.
+All rows are read once, in this process, and lie on disk afterwards (`data_prep.spool`). A table costs about 5 µs a row and
+200 bytes of memory, the rows of other readers 30 µs; no image is looked at. Tasks that share the work share the plan: the
+first one makes it, and the others map it into memory and read their own rows.
 """
 
 from __future__ import annotations
@@ -11,66 +12,87 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.chunks import digest
-from data_prep.groups import held_out, image_groups
-from data_prep.ids import Ids
 from data_prep.image_source import ImageSource
+from data_prep.leakage import NOTES
+from data_prep.planning import Choices as Choices
+from data_prep.planning import PlannedSplit, plan_rows
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.share import Share
-from data_prep.splits import check_split
-from data_prep.spool import Spool, SpoolWriter
+from data_prep.spool import Part, Spool
 from data_prep.writer import locked
-from onediff.errors import UserError
-from onediff.progress import progress
 
-VERSION = 1
-REST = ("captions", "conversations", "instruction", "meta", "fault")
-"""Fields of a row that the plan leaves as they are."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the user decides about splits: see `convert`."""
-
-    splits: Sequence[str] = ()
-    hold_out: float = 0.0
-    hold_out_by: str | None = None
-    allow_leakage: bool = False
-
-
-@dataclass
 class SplitPlan:
-    """The rows of one split. `captions` of repeated rows and `notes` are kept by the number of the sample."""
+    """The samples of one split. Small to send to worker processes; `plan[i]` reads sample `i`."""
 
     spool: Spool
+    name: str
+    count: int
     inputs: str
-    """Digest of the rows."""
-    captions: dict[int, list[str]]
-    notes: dict[int, list[str]]
+    """Digest of what its samples are made of."""
     leakage: dict[str, dict[str, int]]
     """By the name of another split: how many samples have all images in common with it, or one."""
+    ids: dict[int, str] = field(repr=False)
+    """Of samples whose paths alone would give them the id of another."""
+
+    @classmethod
+    def saved(cls, spool: Spool, name: str, planned: PlannedSplit) -> SplitPlan:
+        """Writes the arrays of a split beside the rows."""
+        hashed = hashlib.sha256()
+        for key in ("rows", "merged", "marks"):
+            array = getattr(planned, key)
+            np.save(spool.folder / f"{name}.{key}.npy", array)
+            if key != "rows":  # numbers of rows change with the rows of other splits
+                hashed.update(array.tobytes())
+        inputs = digest([planned.inputs, hashed.hexdigest(), sorted(planned.ids.items()), planned.leakage])
+        return cls(spool, name, len(planned.rows), inputs, planned.leakage, planned.ids)
 
     def digest(self, *options: str) -> str:
         """What tells its samples, made with these options, from others."""
-        return digest([self.inputs, *options, sorted(self.notes.items()), self.leakage])
+        return digest([self.inputs, *options])
+
+    def __getitem__(self, i: int) -> tuple[Row, list[str]]:
+        """The row of sample `i` with the captions of those that repeat it, and notes."""
+        row = self.spool[int(self._arrays["rows"][i])]
+        begin, end = np.searchsorted(self._arrays["merged"][:, 0], (i, i + 1))
+        again = [self.spool[int(number)].captions for number in self._arrays["merged"][begin:end, 1]]
+        notes = ["merged_row"] * len(again) + list(filter(None, [NOTES[self._arrays["marks"][i]]]))
+        changed: dict[str, Any] = {"split": self.name}
+        if again:
+            changed["captions"] = (*row.captions, *(caption for captions in again for caption in captions))
+        if i in self.ids:
+            changed["id"] = self.ids[i]
+        return dataclasses.replace(row, **changed), notes
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        paths = {key: self.spool.folder / f"{self.name}.{key}.npy" for key in ("rows", "merged", "marks")}
+        return {key: np.load(path, mmap_mode="r" if key == "rows" else None) for key, path in paths.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_arrays"}
 
     def fields(self) -> dict[str, Any]:
         """As JSON."""
-        return {**vars(self), "spool": self.spool.count}
+        return {key: value for key, value in vars(self).items() if key not in ("spool", "_arrays")}
 
     @classmethod
-    def of(cls, folder: Path, name: str, fields: dict[str, Any]) -> SplitPlan:
+    def of(cls, spool: Spool, fields: dict[str, Any]) -> SplitPlan:
         """What `fields` wrote."""
-        for key in ("captions", "notes"):
-            fields[key] = {int(i): value for i, value in fields[key].items()}
-        return cls(**{**fields, "spool": Spool(folder, name, fields["spool"])})
+        return cls(spool, **{**fields, "ids": {int(i): id for i, id in fields["ids"].items()}})
 
 
 @dataclass(frozen=True)
@@ -97,11 +119,11 @@ def planned(
     with locked(folder, lambda: share is not None and done.exists(), waiting) as lock:
         try:
             if done.exists():
-                found = json.loads(done.read_text(encoding="utf-8"))
-                splits = {name: SplitPlan.of(folder, name, fields) for name, fields in found.items()}
-                plan = ConversionPlan(splits, shared=True)
+                plan = _loaded(done)
             else:
-                plan = ConversionPlan(_Rows(reader, inputs, image_source, choices, folder).splits_planned())
+                parts, planned = plan_rows(reader, inputs, image_source, choices, folder)
+                spool = Spool(folder, parts)
+                plan = ConversionPlan({name: SplitPlan.saved(spool, name, split) for name, split in planned.items()})
             if share:
                 if not plan.shared:
                     _save(plan, done)
@@ -114,9 +136,16 @@ def planned(
 
 def _save(plan: ConversionPlan, path: Path) -> None:
     aside = path.with_name(".tmp-plan.json")
-    text = json.dumps({name: split.fields() for name, split in plan.splits.items()}, ensure_ascii=False)
-    aside.write_text(text, encoding="utf-8", errors="replace")
+    spool = next(iter(plan.splits.values())).spool
+    fields = {"parts": [part.fields() for part in spool.parts], "splits": [s.fields() for s in plan.splits.values()]}
+    aside.write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8", errors="replace")
     aside.replace(path)
+
+
+def _loaded(path: Path) -> ConversionPlan:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    spool = Spool(path.parent, tuple(Part.of(part) for part in fields["parts"]))
+    return ConversionPlan({split["name"]: SplitPlan.of(spool, split) for split in fields["splits"]}, shared=True)
 
 
 def _state(inputs: Inputs) -> list[object]:
@@ -125,170 +154,3 @@ def _state(inputs: Inputs) -> list[object]:
     files = [base, *sorted(base.iterdir())] if base is not None and base.is_dir() and inputs.annotations else [base]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file and file.exists()]
     return [states, str(inputs.images), inputs.columns, inputs.hosts]
-
-
-@dataclass
-class _Split:
-    """What is remembered of the rows of one split while they are read."""
-
-    places: list[tuple[int, int]] = field(default_factory=list)
-    images: list[tuple[bytes, ...]] = field(default_factory=list)
-    """Fingerprints of each row's images; none of a row that lacks one."""
-    groups: list[str] = field(default_factory=list)
-    """Each row's value of the column that `hold_out_by` names."""
-    digests: list[bytes] = field(default_factory=list)
-    captions: dict[int, list[str]] = field(default_factory=dict)
-    notes: dict[int, list[str]] = field(default_factory=dict)
-    leakage: dict[str, dict[str, int]] = field(
-        default_factory=lambda: defaultdict(lambda: {"same_images": 0, "one_image": 0})
-    )
-
-    def part(self, chosen: Sequence[int]) -> _Split:
-        """Some of its rows, by their numbers."""
-        number = {old: new for new, old in enumerate(chosen)}
-        return _Split(
-            [self.places[i] for i in chosen],
-            [self.images[i] for i in chosen],
-            [self.groups[i] for i in chosen if self.groups],
-            [self.digests[i] for i in chosen],
-            {number[i]: kept for i, kept in self.captions.items() if i in number},
-            {number[i]: kept for i, kept in self.notes.items() if i in number},
-        )
-
-
-class _Rows:
-    """The rows of a data set on their way into a plan."""
-
-    def __init__(
-        self, reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, folder: Path
-    ) -> None:
-        self.reader, self.inputs, self.image_source, self.choices = reader, inputs, image_source, choices
-        if inputs.images:
-            image_source.open()  # an archive that is refused is refused now
-        for path in folder.iterdir():
-            if path.name != "lock":
-                path.unlink()
-        self.spool = SpoolWriter(folder)
-        self.splits: dict[str, _Split] = {}
-        self.sample_of: dict[bytes, int] = {}
-        self.ids = Ids()
-
-    def splits_planned(self) -> dict[str, SplitPlan]:
-        """Reads everything. Raises UserError."""
-        try:
-            with progress(None, f"{self.reader.name}: reading rows", "rows") as bar:
-                for row in self.reader.rows(self.inputs):
-                    self.add(row)
-                    bar.update()
-        finally:
-            self.spool.close()
-        if not self.splits:
-            raise UserError(f"{self.inputs.annotations or self.inputs.images}: there are no rows")
-        if self.choices.hold_out:
-            self.hold_out()
-        names = sorted(self.splits, key=lambda name: (name != "train", name))
-        self.compare(names)
-        plan = {}
-        for name in names:
-            split = self.splits[name]
-            inputs = hashlib.sha256(b"".join(split.digests)).hexdigest()
-            spool = self.spool.spool(name, split.places)
-            plan[name] = SplitPlan(spool, inputs, split.captions, split.notes, dict(split.leakage))
-        return plan
-
-    def add(self, row: Row) -> None:
-        """Puts one row into its split, or its captions beside those of an earlier row of the same images."""
-        place, where = self.image_source.place, row.where
-        images = {
-            role: place(value, where) if isinstance(value, str) and value else value
-            for role, value in row.images.items()
-        }
-        name = row.split or "train"
-        if name not in self.splits:
-            check_split(name, where, self.choices.splits)
-            self.splits[name] = _Split()
-        split = self.splits[name]
-        prints = tuple(fingerprint(images[role]) for role in sorted(images))
-        mark = b"".join(prints)
-        row = Row(where, row.id, name, images, *(getattr(row, field) for field in REST))
-        if (id := self.ids.given(row, mark)) != row.id:
-            row = dataclasses.replace(row, id=id)
-        text = self.spool.text_of(row)
-        made_of = fingerprint(text + mark)
-        same = fingerprint(f"{name}/{row.id}/".encode("utf-8", "surrogateescape") + mark)
-        sample = self.sample_of.setdefault(same, len(split.places))
-        if sample < len(split.places) and row.captions:
-            split.captions.setdefault(sample, []).extend(row.captions)
-            split.notes.setdefault(sample, []).append("merged_row")
-            split.digests[sample] = fingerprint(split.digests[sample] + made_of)
-            return
-        self.sample_of[same] = len(split.places)
-        split.places.append(self.spool.add(text))
-        split.digests.append(made_of)
-        split.images.append(prints if images and all(images.values()) else ())
-        if self.choices.hold_out_by:
-            split.groups.append(str(row.meta.get(self.choices.hold_out_by, "")))
-
-    def hold_out(self) -> None:
-        """Moves a part of `train` to `test`, and never one of two pairs that belong together."""
-        train = self.splits.get("train", _Split())
-        column = self.choices.hold_out_by
-        if column and not any(train.groups):
-            raise UserError(f"--hold-out-by {column}: no row of the split train has such a column")
-        moved = held_out(train.groups or image_groups(train.images), self.choices.hold_out)
-        if train.places and not moved:
-            raise UserError(
-                f"--hold-out {self.choices.hold_out:g}: all pairs are connected by the images they share; say with "
-                "--hold-out-by COLUMN what belongs together, or give the table a column split"
-            )
-        held = train.part([i for i in range(len(train.places)) if i in moved])
-        self.splits["train"] = train.part([i for i in range(len(train.places)) if i not in moved])
-        test = self.splits.setdefault("test", _Split())
-        first = len(test.places)
-        for name in ("places", "images", "groups", "digests"):
-            getattr(test, name).extend(getattr(held, name))
-        test.captions |= {first + i: kept for i, kept in held.captions.items()}
-        test.notes |= {first + i: kept for i, kept in held.notes.items()}
-
-    def compare(self, names: Sequence[str]) -> None:
-        """Notes samples whose images are in an earlier split of `names` too; a pair turned around is the same pair.
-
-        Raises UserError where that is `train`, unless the reader's authors publish it so, or the user allows it.
-        """
-        if len(names) < 2:
-            return
-        split_of: dict[bytes, str] = {}
-        in_train: set[bytes] = set()
-        for name in names:
-            split = self.splits[name]
-            for i, images in enumerate(split.images):
-                if not images:
-                    continue
-                other = split_of.setdefault(b"".join(sorted(images)), name)
-                if other != name:
-                    if other == "train" and not (self.choices.allow_leakage or self.reader.published):
-                        raise self.leak(name, i)
-                    self.note(name, i, other, "in_two_splits", "same_images")
-                elif len(images) > 1 and name != "train" and not in_train.isdisjoint(images):
-                    self.note(name, i, "train", "image_in_two_splits", "one_image")
-            if name == "train":
-                in_train.update(image for images in split.images for image in images)
-
-    def note(self, name: str, i: int, other: str, word: str, kind: str) -> None:
-        self.splits[name].notes.setdefault(i, []).append(word)
-        self.splits[name].leakage[other][kind] += 1
-        self.splits[other].leakage[name][kind] += 1
-
-    def leak(self, name: str, i: int) -> UserError:
-        row = self.spool.spool(name, self.splits[name].places)[i]
-        shown = [value if isinstance(value, str) else f"{len(value)} bytes" for value in row.images.values()]
-        return UserError(
-            f"{row.where}: the same image{'s' * (len(shown) > 1)} ({', '.join(shown)}) are in the splits train and "
-            f"{name}; fix the rows or add --allow-leakage"
-        )
-
-
-def fingerprint(value: str | bytes) -> bytes:
-    """Sixteen bytes that stand for `value` in memory."""
-    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,84 +1,162 @@
-"""Rows on disk between reading and writing: a million of them need little memory, and all processes share them."""
+"""Rows on disk between reading and writing: Arrow files that every process maps into memory and reads its own rows of."""
 
 from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from data_prep.facts import clean
 from data_prep.readers import Row
+from data_prep.readers.batches import Meaning, RowBatch
+from data_prep.readers.columns import Columns
+from data_prep.readers.tables import fields_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
+@dataclass
+class Part:
+    """Consecutive rows in one Arrow file: those of a table as they are, others as JSON."""
+
+    file: str
+    meaning: Meaning | None
+    number: int
+    """Of the first row in its table."""
+    sizes: list[int]
+    """Rows of each record batch."""
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "meaning": self.meaning and meaning_fields(self.meaning)}
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Part:
+        """What `fields` wrote."""
+        if fields["meaning"]:
+            meaning = dict(fields["meaning"])
+            columns = Columns(meaning.pop("of"), meaning.pop("captions"), frozenset(meaning.pop("used")))
+            fields = {**fields, "meaning": Meaning(columns=columns, **meaning)}
+        return cls(**fields)
+
+
+def meaning_fields(meaning: Meaning) -> dict[str, Any]:
+    """What tells the meaning of one table's cells from another's, as JSON."""
+    columns = meaning.columns
+    return {
+        **{"table": meaning.table, "split": meaning.split, "beside": meaning.beside},
+        **{"of": dict(columns.of), "captions": list(columns.captions), "used": sorted(columns.used)},
+    }
+
+
 class SpoolWriter:
-    """Appends rows to `<folder>/rows.jsonl`, and images that came inside the annotations to `<folder>/images`."""
+    """Writes rows to `<folder>/rows-<n>.arrow`, and images that came inside the annotations to `<folder>/images`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows = (folder / "rows.jsonl").open("wb")
+        self.parts: list[Part] = []
+        self._writer: Any = None
+        self._schema: pa.Schema | None = None
         self._images = (folder / "images").open("wb")
-        self._at = 0
 
-    def text_of(self, row: Row) -> bytes:
-        """The row as one line; what it holds of images goes into the file of images."""
-        images = {role: value if isinstance(value, str) else self._stored(value) for role, value in row.images.items()}
-        return ENCODE({**vars(row), "images": images}).encode("utf-8", "replace")
+    def add_table(self, batch: RowBatch) -> None:
+        """Rows of a table, as they are."""
+        self._add(batch.table.cells, batch.meaning, batch.table.first)
 
-    def add(self, text: bytes) -> tuple[int, int]:
-        """Where the text of a row then begins and ends."""
-        self._rows.write(text)
-        begin, self._at = self._at, self._at + len(text)
-        return begin, self._at
+    def add_rows(self, rows: Sequence[Row]) -> pa.RecordBatch:
+        """Rows of any kind; returns what was written of them."""
+        import pyarrow as pa
 
-    def _stored(self, image: bytes) -> list[int]:
-        at = self._images.tell()
-        self._images.write(image)
-        return [at, len(image)]
+        texts = [clean(ENCODE({**vars(row), "images": self._stored(row)})) for row in rows]
+        cells = pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], ["row"])
+        self._add(cells, None, 0)
+        return cells
+
+    def _add(self, cells: pa.RecordBatch, meaning: Meaning | None, number: int) -> None:
+        import pyarrow as pa
+
+        last = self.parts[-1] if self.parts else None
+        # Another table, or another file of the same: its numbers start again.
+        goes_on = last and last.meaning is meaning and cells.schema == self._schema
+        if meaning and last and goes_on:
+            goes_on = last.number + sum(last.sizes) == number
+        if not goes_on:
+            self._close_part()
+            last = Part(f"rows-{len(self.parts)}.arrow", meaning, number, [])
+            self.parts.append(last)
+            self._schema = cells.schema
+            self._writer = pa.ipc.new_file(str(self.folder / last.file), cells.schema)
+        assert last is not None
+        self._writer.write_batch(cells)
+        last.sizes.append(len(cells))
+
+    def _stored(self, row: Row) -> dict[str, str | list[int]]:
+        found: dict[str, str | list[int]] = {}
+        for role, value in row.images.items():
+            found[role] = value if isinstance(value, str) else [self._images.tell(), len(value)]
+            if isinstance(value, bytes):
+                self._images.write(value)
+        return found
+
+    def _close_part(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def close(self) -> None:
-        self._rows.close()
+        self._close_part()
         self._images.close()
-
-    def spool(self, split: str, places: Sequence[tuple[int, int]]) -> Spool:
-        """The rows at `places` as those of one split."""
-        spool = Spool(self.folder, split, len(places))
-        np.array(places, dtype="<i8").tofile(spool.places)
-        return spool
 
 
 @dataclass(frozen=True)
 class Spool:
-    """The rows of one split. Small to send to worker processes; `spool[i]` reads row `i`."""
+    """The rows that a `SpoolWriter` wrote. Small to send to worker processes; `spool[n]` reads row `n`."""
 
     folder: Path
-    split: str
-    count: int
-    _open: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    parts: tuple[Part, ...]
+    _open: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Spool, (self.folder, self.split, self.count)
+        return Spool, (self.folder, self.parts)
 
-    @property
-    def places(self) -> Path:
-        """The file of where the rows begin and end, `[count, 2]` little-endian int64."""
-        return self.folder / f"{self.split}.places"
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The number of each part's first row."""
+        return [0, *accumulate(sum(part.sizes) for part in self.parts)]
 
-    def __getitem__(self, i: int) -> Row:
-        if not self._open:
-            for name in ("rows.jsonl", "images"):
-                self._open[name] = os.open(self.folder / name, os.O_RDONLY)
-            self._open["places"] = np.memmap(self.places, dtype="<i8", mode="r", shape=(self.count, 2))
-        begin, end = map(int, self._open["places"][i])
-        fields = json.loads(os.pread(self._open["rows.jsonl"], end - begin, begin))
+    def __getitem__(self, n: int) -> Row:
+        place = bisect_right(self._starts, n) - 1
+        part, at = self.parts[place], n - self._starts[place]
+        starts = self._open.get(f"{part.file} starts")
+        if starts is None:
+            starts = self._open[f"{part.file} starts"] = [0, *accumulate(part.sizes)]
+        batch = bisect_right(starts, at) - 1
+        fields = fields_of(self._batch(part.file, batch), at - starts[batch])
+        return part.meaning.row(part.number + at, fields) if part.meaning else self._row(json.loads(fields["row"]))
+
+    def _batch(self, name: str, number: int) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        if (name, number) not in self._open:
+            if name not in self._open:
+                self._open[name] = pa.ipc.open_file(pa.memory_map(str(self.folder / name)))
+            self._open[name, number] = self._open[name].get_batch(number)
+        return self._open[name, number]
+
+    def _row(self, fields: dict[str, Any]) -> Row:
+        if "images" not in self._open:
+            self._open["images"] = os.open(self.folder / "images", os.O_RDONLY)
         images = {
             role: value if isinstance(value, str) else os.pread(self._open["images"], value[1], value[0])
             for role, value in fields.pop("images").items()
         }
         captions, turns = tuple(fields.pop("captions")), tuple(fields.pop("conversations"))
-        return replace(Row(images=images, captions=captions, conversations=turns, **fields), split=self.split)
+        return Row(images=images, captions=captions, conversations=turns, **fields)

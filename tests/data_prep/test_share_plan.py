@@ -29,11 +29,11 @@ def counting(readings: list[int]) -> Reader:
     """The generic reader, which notes every reading of the table."""
     plain = reader("generic")
 
-    def rows(inputs: Inputs):
+    def batches(inputs: Inputs):
         readings.append(threading.get_ident())
-        yield from plain.rows(inputs)
+        yield from plain.batches(inputs)
 
-    return dataclasses.replace(plain, rows=rows)
+    return dataclasses.replace(plain, batches=batches)
 
 
 def test_tasks_that_share_the_work_read_the_rows_once_and_so_does_putting_together(folder: Path) -> None:

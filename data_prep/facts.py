@@ -1,0 +1,199 @@
+"""What a plan must know of each row: its split, its id, which images it has. The rest waits for the task that needs it.
+
+Of a table whose images are named by text, columns are worked on as a whole (about 2 µs a row); other rows one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from data_prep.ids import first_id
+from data_prep.image_source import PLAIN
+from data_prep.readers import Row
+from data_prep.readers.batches import RowBatch
+from data_prep.readers.cells import NOTHING, plain, texts, word
+from data_prep.splits import split_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Place = Callable[[str, str], str]
+"""From the path of an image and where it stands to its plain form; raises UserError."""
+COLUMNS = ("split", "id", "has_id", "first", "second", "has_captions", "has_turns", "group")
+"""`first` and `second` are keys of the images in the order of their roles: a path, `FINGERPRINT` and hexadecimal digits of
+the content, nothing where the image is missing, null where the row has no such role. `group` is the value of the column
+that pairs are held out by."""
+FINGERPRINT = "\0"
+
+
+def row_facts(rows: Sequence[Row], group: str | None) -> pa.RecordBatch:
+    """The facts of rows whose images are in plain form."""
+    import pyarrow as pa
+
+    keys = [[image_key(row.images[role]) for role in sorted(row.images)] for row in rows]
+    columns = [
+        pa.array([row.split or "train" for row in rows], pa.string()),
+        pa.array([clean(row.id or first_id(row)) for row in rows], pa.string()),
+        pa.array([bool(row.id) for row in rows], pa.bool_()),
+        *(pa.array([images[n] if len(images) > n else None for images in keys], pa.string()) for n in (0, 1)),
+        pa.array([bool(row.captions) for row in rows], pa.bool_()),
+        pa.array([bool(row.conversations) for row in rows], pa.bool_()),
+        pa.array([clean(str(row.meta.get(group, ""))) if group else "" for row in rows], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, list(COLUMNS))
+
+
+def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBatch | None:
+    """The same of rows of a table, or None where their images are not named by text, or they hold conversations.
+
+    Raises UserError for a path that leaves the image folder, and for a caption that is an object.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    of, rows = batch.meaning.columns.of, len(batch)
+    roles = sorted({"before", "after", "image"} & of.keys())
+    if not roles or "conversations" in of:
+        return None
+    images = []
+    for role in roles:
+        texts_of_role = batch.texts(of[role])
+        if texts_of_role is None:
+            return None
+        images.append(_placed(texts_of_role, batch, role, place))
+    own = _words(batch, of["id"]) if "id" in of else pa.array([""] * rows, pa.string())
+    has_id = pc.not_equal(own, "")
+    ids = own if pc.all(has_id).as_py() else pc.if_else(has_id, own, pa.array(_ids(images, roles, batch), pa.string()))
+    columns = [
+        _splits(batch, of.get("split")),
+        ids,
+        has_id,
+        images[0],
+        images[1] if len(images) > 1 else pa.nulls(rows, pa.string()),
+        pa.array(_has_captions(batch), pa.bool_()),
+        pa.array([False] * rows, pa.bool_()),
+        pa.array(_groups(batch, group), pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, list(COLUMNS))
+
+
+def image_key(image: str | bytes) -> str:
+    """What stands for an image in a plan."""
+    return clean(image) if isinstance(image, str) else FINGERPRINT + fingerprint(image).hex() if image else ""
+
+
+def key_fingerprint(key: str) -> bytes:
+    """The fingerprint of the image that `key` stands for."""
+    return bytes.fromhex(key[1:]) if key.startswith(FINGERPRINT) else fingerprint(key)
+
+
+def fingerprint(value: str | bytes) -> bytes:
+    """Sixteen bytes that stand for `value`."""
+    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can write."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _placed(paths: pa.Array, batch: RowBatch, role: str, place: Place) -> pa.Array:
+    """Paths in plain form, which most are; a missing one is nothing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    usual = pc.match_substring_regex(paths, f"^(?:{PLAIN.pattern})$")
+    usual = pc.and_(usual, pc.invert(pc.is_in(paths, pa.array(sorted(NOTHING))))).fill_null(False)
+    if pc.all(usual).as_py() and not batch.meaning.beside:
+        return paths
+    found = paths.to_pylist()
+    for at, is_usual in enumerate(usual.to_pylist()):
+        if is_usual and not batch.meaning.beside:
+            continue
+        path = batch.meaning.image(word(found[at]))
+        where = f"{batch.meaning.table} row {batch.table.first + at}"
+        found[at] = clean(place(path, where)) if path and isinstance(path, str) else ""
+    return pa.array(found, pa.string())
+
+
+def _words(batch: RowBatch, name: str) -> pa.Array:
+    """The cells of a column as words."""
+    import pyarrow as pa
+
+    cells = batch.column(name)
+    values = cells.to_pylist() if isinstance(cells, pa.Array) else cells
+    return pa.array([clean(word(value)) for value in values], pa.string())
+
+
+def _groups(batch: RowBatch, name: str | None) -> list[str]:
+    """What `Row.meta` holds under that name."""
+    import pyarrow as pa
+
+    of, used = batch.meaning.columns.of, batch.meaning.columns.used
+    if name == "change_type" and name in of:
+        found: list[str] = _words(batch, of[name]).to_pylist()
+        return found
+    if name is None or name in used:
+        return [""] * len(batch)
+    cells = batch.column(name)
+    values = cells.to_pylist() if isinstance(cells, pa.Array) else cells
+    return [clean(str(value)) if plain(value) else "" for value in values]
+
+
+def _splits(batch: RowBatch, name: str | None) -> pa.Array:
+    import pyarrow as pa
+
+    default = split_name(batch.meaning.split) or "train"
+    if name is None:
+        return pa.array([default] * len(batch), pa.string())
+    values = _words(batch, name).dictionary_encode()
+    names = [split_name(value) or default for value in values.dictionary.to_pylist()]
+    return pa.array(names, pa.string()).take(values.indices)
+
+
+def _has_captions(batch: RowBatch) -> list[bool]:
+    """Of each row, whether there is a caption, be it a blank one. Raises UserError for a caption that is an object."""
+    import pyarrow as pa
+
+    found = [False] * len(batch)
+    for name in batch.meaning.columns.captions:
+        cells = batch.column(name)
+        for at, cell in enumerate(cells.to_pylist() if isinstance(cells, pa.Array) else cells):
+            is_text = isinstance(cell, str) and cell[:1] not in BRACKETS
+            if is_text or texts(cell, f"{batch.meaning.table} row {batch.table.first + at}"):
+                found[at] = True
+    return found
+
+
+BRACKETS = set("[{ \t\r\n\f\v")
+"""What a list or an object written as text may begin with."""
+
+
+def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> Iterable[str]:
+    """The default id of each row; the fast way is that of `first_id` for plain paths."""
+    if roles == ["after", "before"]:
+        return [
+            _pair_id(before, after)
+            or first_id(
+                Row(f"{batch.meaning.table} row {batch.table.first + at}", "", "", {"before": before, "after": after})
+            )
+            for at, (after, before) in enumerate(zip(*(keys.to_pylist() for keys in images), strict=True))
+        ]
+    role, keys = roles[0], images[0].to_pylist()
+    return [
+        first_id(Row(f"{batch.meaning.table} row {batch.table.first + at}", "", "", {role: key}))
+        for at, key in enumerate(keys)
+    ]
+
+
+def _pair_id(before: str, after: str) -> str:
+    """`first_id` of two files in folders; nothing where a name is not as plain as most."""
+    folder, _, before = before.rpartition("/")
+    other, _, after = after.rpartition("/")
+    before, after = before.rpartition(".")[0], after.rpartition(".")[0]
+    if not before.strip(".") or not after.strip(".") or folder != other or ":" in folder:
+        return ""
+    return f"{folder}-{before}-{after}" if folder else f"{before}-{after}"

@@ -1,0 +1,78 @@
+"""Which samples of a split have their images, or one of them, in common with another split."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOTES = ("", "in_two_splits", "image_in_two_splits")
+"""What a mark says of its sample."""
+KINDS = ("", "same_images", "one_image")
+Leakage = dict[str, dict[str, dict[str, int]]]
+"""`[split][another split][kind]`: how many samples."""
+
+
+class SplitImages(NamedTuple):
+    """The images of a split's samples, `[samples]` each: numbers that stand for images, -1 for none."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    complete: NDArray[np.bool_]
+    """Whether the sample has all its images; others take no part."""
+
+
+def compare(
+    splits: Mapping[str, SplitImages], refuse: Callable[[str, int], None]
+) -> tuple[dict[str, NDArray[np.int8]], Leakage]:
+    """A mark for each sample that is in an earlier one of `splits` too, in whole or with one image; and counts of both.
+
+    A pair turned around is the same pair. `refuse(split, sample)` is called for each that `train` holds as a whole; it may
+    raise.
+    """
+    marks = {name: np.zeros(len(images.first), dtype=np.int8) for name, images in splits.items()}
+    counts: Leakage = {name: defaultdict(lambda: dict.fromkeys(KINDS[1:], 0)) for name in splits}
+    if len(splits) < 2:
+        return marks, {name: dict(found) for name, found in counts.items()}
+    names = list(splits)
+    whole = np.concatenate([_pair(images) for images in splits.values()])
+    complete = np.concatenate([images.complete for images in splits.values()])
+    split_of = np.repeat(np.arange(len(names)), [len(images.first) for images in splits.values()])
+    chosen = np.flatnonzero(complete)
+    _, place, inverse = np.unique(whole[chosen], return_index=True, return_inverse=True)
+    owner = np.arange(len(whole)) * 0 + split_of
+    owner[chosen] = split_of[chosen][place][inverse]
+    train = splits.get("train")
+    in_train = (
+        np.unique(np.concatenate([train.first, train.second])[np.tile(train.complete, 2)]) if train else whole[:0]
+    )
+    in_train = in_train[in_train >= 0]
+    begin = 0
+    for number, name in enumerate(names):
+        images = splits[name]
+        own = owner[begin : begin + len(images.first)]
+        begin += len(images.first)
+        same = own != number
+        if name != "train":
+            one = np.isin(images.first, in_train) | np.isin(images.second, in_train)
+            marks[name][one & images.complete & (images.second >= 0) & ~same] = 2
+        marks[name][same] = 1
+        for sample in np.flatnonzero(same & (own == names.index("train"))) if train else ():
+            refuse(name, int(sample))
+        for kind, others in (
+            (1, own[same]),
+            (2, np.full((marks[name] == 2).sum(), names.index("train") if train else 0)),
+        ):
+            for other, count in zip(*np.unique(others, return_counts=True), strict=True):
+                counts[name][names[other]][KINDS[kind]] += int(count)
+                counts[names[other]][name][KINDS[kind]] += int(count)
+    return marks, {name: dict(found) for name, found in counts.items()}
+
+
+def _pair(images: SplitImages) -> NDArray[np.int64]:
+    """One number for the images of a sample, whichever stands first."""
+    low, high = np.minimum(images.first, images.second), np.maximum(images.first, images.second)
+    return (low + 1) << 32 | (high + 1)

@@ -1,0 +1,306 @@
+"""All rows of a data set on their way into a plan: read once, numbered, given ids, repeated ones found, splits compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.chunks import digest
+from data_prep.facts import key_fingerprint, row_facts, table_facts
+from data_prep.groups import held_out, image_groups
+from data_prep.ids import Ids, taken
+from data_prep.image_source import ImageSource
+from data_prep.leakage import SplitImages, compare
+from data_prep.readers import Inputs, Reader, Row
+from data_prep.readers.batches import RowBatch
+from data_prep.splits import check_split
+from data_prep.spool import Part, Spool, SpoolWriter, meaning_fields
+from onediff.errors import UserError
+from onediff.progress import progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Numbers = NDArray[np.int64]
+AT_ONCE = 64
+"""Rows that a reader gives one at a time and that are written together; they may hold images."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user decides about splits: see `convert`."""
+
+    splits: Sequence[str] = ()
+    hold_out: float = 0.0
+    hold_out_by: str | None = None
+    allow_leakage: bool = False
+
+
+@dataclass
+class PlannedSplit:
+    """The samples of one split."""
+
+    rows: Numbers
+    """Of each sample, the number of its row."""
+    merged: Numbers
+    """`[repeated rows, 2]`: a sample, and the number of a row whose captions it takes over; by sample, then by row."""
+    marks: NDArray[np.int8]
+    """What each shares with another split (`data_prep.leakage`)."""
+    ids: dict[int, str]
+    """Of samples whose paths alone would give them the id of another."""
+    inputs: str
+    """Digest of the rows."""
+    leakage: dict[str, dict[str, int]]
+    """By the name of another split: how many samples have all images in common with it, or one."""
+
+
+def plan_rows(
+    reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, folder: Path
+) -> tuple[tuple[Part, ...], dict[str, PlannedSplit]]:
+    """Reads all rows into `folder` and decides which are samples of which split, `train` first. Raises UserError."""
+    read = _Reading(reader, inputs, image_source, choices, folder)
+    facts = read.everything()
+    spool = Spool(folder, tuple(read.spool.parts))
+    rows = _Numbered(facts, lambda number: read.plain(spool[number]))
+    rows.give_ids()
+    heads, merged = rows.samples()
+    of_split = {name: heads[rows.split[heads] == code] for code, name in enumerate(rows.names)}
+    digests = {name: read.digests[name].hexdigest() for name in rows.names}
+    if choices.hold_out:
+        _hold_out(of_split, digests, rows, choices)
+    names = sorted(of_split, key=lambda name: (name != "train", name))
+    images = {
+        name: SplitImages(rows.first[of_split[name]], rows.second[of_split[name]], rows.complete[of_split[name]])
+        for name in names
+    }
+
+    def refuse(name: str, sample: int) -> None:
+        if not (choices.allow_leakage or reader.published):
+            raise _leak(rows.row(int(of_split[name][sample])), name)
+
+    marks, leakage = compare(images, refuse)
+    planned = {}
+    for name in names:
+        own = of_split[name]
+        sample_of = dict(zip(own.tolist(), range(len(own)), strict=True)) if len(merged) or rows.ids else {}
+        pairs = sorted((sample_of[head], row) for head, row in merged if head in sample_of)
+        ids = {sample_of[row]: id for row, id in rows.ids.items() if row in sample_of}
+        together = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        planned[name] = PlannedSplit(own, together, marks[name], ids, digests[name], leakage[name])
+    return spool.parts, planned
+
+
+class _Reading:
+    """Reads the rows into the spool."""
+
+    def __init__(
+        self, reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, folder: Path
+    ) -> None:
+        self.reader, self.inputs, self.image_source, self.choices = reader, inputs, image_source, choices
+        if inputs.images:
+            image_source.open()  # an archive that is refused is refused now
+        for path in folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+        self.spool = SpoolWriter(folder)
+        self.digests: dict[str, Any] = {}
+        """SHA-256 of the rows of each split."""
+
+    def everything(self) -> pa.Table:
+        """The facts of all rows. Raises UserError."""
+        import pyarrow as pa
+
+        found = []
+        try:
+            with progress(None, f"{self.reader.name}: reading rows", "rows") as bar:
+                for batch in self.batches():
+                    facts = self.added(batch)
+                    found.append(facts)
+                    bar.update(len(facts))
+        finally:
+            self.spool.close()
+        if not found:
+            raise UserError(f"{self.inputs.annotations or self.inputs.images}: there are no rows")
+        return pa.Table.from_batches(found).combine_chunks()
+
+    def batches(self) -> Iterator[RowBatch | list[Row]]:
+        if self.reader.batches:
+            yield from self.reader.batches(self.inputs)
+            return
+        rows = iter(self.reader.rows(self.inputs))
+        while some := list(islice(rows, AT_ONCE)):
+            yield some
+
+    def added(self, batch: RowBatch | list[Row]) -> pa.RecordBatch:
+        """Stores the rows of a batch; returns their facts."""
+        place, group = self.image_source.place, self.choices.hold_out_by
+        facts = table_facts(batch, place, group) if isinstance(batch, RowBatch) else None
+        if facts is not None and isinstance(batch, RowBatch):
+            self.check_splits(facts, lambda at: f"{batch.meaning.table} row {batch.table.first + at}")
+            self.spool.add_table(batch)
+            self.digest(facts, batch.table.cells, repr(meaning_fields(batch.meaning)))
+            return facts
+        rows = [self.plain(row) for row in (batch.rows() if isinstance(batch, RowBatch) else batch)]
+        facts = row_facts(rows, group)
+        self.check_splits(facts, lambda at: rows[at].where)
+        self.digest(facts, self.spool.add_rows(rows), "")
+        return facts
+
+    def plain(self, row: Row) -> Row:
+        """The row with the paths of its images in plain form."""
+        images = {
+            role: self.image_source.place(value, row.where) if isinstance(value, str) and value else value
+            for role, value in row.images.items()
+        }
+        return replace(row, images=images, split=row.split or "train")
+
+    def check_splits(self, facts: pa.RecordBatch, where: Callable[[int], str]) -> None:
+        for name in facts.column("split").unique().to_pylist():
+            if name not in self.digests:
+                check_split(name, where(facts.column("split").index(name).as_py()), self.choices.splits)
+                self.digests[name] = hashlib.sha256()
+
+    def digest(self, facts: pa.RecordBatch, cells: pa.RecordBatch, meaning: str) -> None:
+        import pyarrow.compute as pc
+
+        names = facts.column("split").unique().to_pylist()
+        for name in names:
+            some = facts, cells
+            if len(names) > 1:
+                mask = pc.equal(facts.column("split"), name)
+                some = facts.filter(mask), cells.filter(mask)
+            self.digests[name].update(meaning.encode("utf-8", "replace"))
+            for column in (*some[0].columns, *some[1].columns):
+                self.digests[name].update(_content(column))
+
+
+def _content(column: pa.Array) -> bytes:
+    """Bytes that tell the values of a column from others."""
+    import pyarrow as pa
+
+    if pa.types.is_string(column.type) and not column.null_count:
+        ends = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+        data = column.buffers()[2]
+        return np.diff(ends).tobytes() + (bytes(data[int(ends[0]) : int(ends[-1])]) if data else b"")
+    return repr(column.to_pylist()).encode("utf-8", "replace")
+
+
+class _Numbered:
+    """The facts of all rows as numbers."""
+
+    def __init__(self, facts: pa.Table, row: Callable[[int], Row]) -> None:
+        import pyarrow as pa
+
+        self.facts, self.row = facts, row
+        splits = _one(facts["split"]).dictionary_encode()
+        self.names: list[str] = splits.dictionary.to_pylist()
+        self.split = splits.indices.to_numpy().astype(np.int64)
+        keys = pa.concat_arrays([_one(facts["first"]), _one(facts["second"])]).dictionary_encode()
+        self.keys = keys.dictionary
+        """Of each image, by its number."""
+        codes = keys.indices.fill_null(-1).to_numpy().astype(np.int64)
+        self.first, self.second = codes[: len(facts)], codes[len(facts) :]
+        missing = self.keys.index("").as_py()
+        self.complete = (self.first >= 0) & (self.first != missing)
+        if missing >= 0:
+            self.complete &= self.second != missing
+        self.images = (self.first + 1) << 32 | (self.second + 1)
+        """Of each row, one number for all its images."""
+        self.ids: dict[int, str] = {}
+        """Of rows that cannot have the id that their paths give them."""
+
+    def flags(self, name: str) -> NDArray[np.bool_]:
+        flags: NDArray[np.bool_] = _one(self.facts[name]).to_numpy(zero_copy_only=False)
+        return flags
+
+    def give_ids(self) -> None:
+        """Sees to it that no two pairs of a split have one id. Raises UserError where the rows' own ids say otherwise."""
+        has_id = self.flags("has_id")
+        counts = ~has_id | (self.complete & ~self.flags("has_turns"))
+        known = _one(self.facts["id"]).dictionary_encode()
+        self.id = known.indices.to_numpy().astype(np.int64) * len(self.names) + self.split
+        rows = np.flatnonzero(counts)
+        _, place, inverse = np.unique(self.id[rows], return_index=True, return_inverse=True)
+        if (self.images[rows][place][inverse] == self.images[rows]).all():
+            return
+        ids, given = Ids(), self.facts["id"].to_pylist()
+        for number in rows.tolist():
+            split, images = self.names[self.split[number]], int(self.images[number])
+            if ids.is_free(split, given[number], images):
+                continue
+            row = self.row(number)
+            if has_id[number]:
+                raise taken(row)
+            self.ids[number] = ids.given(row, images)
+        codes: dict[str, int] = {id: code for code, id in enumerate(known.dictionary.to_pylist())}
+        for number, id in self.ids.items():
+            self.id[number] = codes.setdefault(id, len(codes)) * len(self.names) + self.split[number]
+
+    def samples(self) -> tuple[Numbers, list[tuple[int, int]]]:
+        """The rows that become samples, and `(sample's row, row)` for each whose captions an earlier one takes over."""
+        images = np.unique(self.images, return_inverse=True)[1]
+        _, place, inverse = np.unique(self.id * (len(images) + 1) + images, return_index=True, return_inverse=True)
+        first = place[inverse]
+        repeated = np.flatnonzero(first != np.arange(len(first)))
+        if not len(repeated):
+            return np.arange(len(first)), []
+        is_sample = np.ones(len(first), dtype=bool)
+        has_captions, newest, merged = self.flags("has_captions"), dict[int, int](), []
+        for row, head in zip(repeated.tolist(), first[repeated].tolist(), strict=True):
+            if has_captions[row]:
+                merged.append((newest.get(head, head), row))
+                is_sample[row] = False
+            else:
+                newest[head] = row
+        return np.flatnonzero(is_sample), merged
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.concat_arrays(column.chunks)
+
+
+def _hold_out(of_split: dict[str, Numbers], digests: dict[str, str], rows: _Numbered, choices: Choices) -> None:
+    """Moves a part of `train` to `test`, and never one of two pairs that belong together."""
+    train = of_split.get("train", np.zeros(0, dtype=np.int64))
+    groups: Sequence[str | bytes] = rows.facts["group"].take(train).to_pylist() if choices.hold_out_by else []
+    if choices.hold_out_by and not any(groups):
+        raise UserError(f"--hold-out-by {choices.hold_out_by}: no row of the split train has such a column")
+    if not groups:
+        prints = [key_fingerprint(key) for key in rows.keys.to_pylist()]
+        groups = image_groups(
+            [
+                tuple(prints[code] for code in (rows.first[row], rows.second[row]) if code >= 0)
+                if rows.complete[row]
+                else ()
+                for row in train
+            ]
+        )
+    moved = held_out(groups, choices.hold_out)
+    if len(train) and not moved:
+        raise UserError(
+            f"--hold-out {choices.hold_out:g}: all pairs are connected by the images they share; say with "
+            "--hold-out-by COLUMN what belongs together, or give the table a column split"
+        )
+    is_moved = np.isin(np.arange(len(train)), sorted(moved))
+    test = np.concatenate([of_split.get("test", train[:0]), train[is_moved]])
+    made_of = [digests.get("train"), digests.get("test")]
+    of_split["train"], of_split["test"] = train[~is_moved], test
+    for name in ("train", "test"):
+        digests[name] = digest([*made_of, hashlib.sha256(of_split[name].tobytes()).hexdigest()])
+
+
+def _leak(row: Row, name: str) -> UserError:
+    shown = [value if isinstance(value, str) else f"{len(value)} bytes" for value in row.images.values()]
+    return UserError(
+        f"{row.where}: the same image{'s' * (len(shown) > 1)} ({', '.join(shown)}) are in the splits train and "
+        f"{name}; fix the rows or add --allow-leakage"
+    )
