@@ -9,6 +9,9 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.ids import first_id
 from data_prep.image_source import PLAIN
 from data_prep.readers import Row
@@ -123,6 +126,10 @@ def _words(batch: RowBatch, name: str) -> pa.Array:
     """The cells of a column as words."""
     import pyarrow as pa
 
+    if (found := batch.texts(name)) is not None:
+        found = found.dictionary_encode()  # words that stand in many rows are looked at once
+        words = [clean(word(value)) for value in found.dictionary.to_pylist()]
+        return pa.array(words, pa.string()).take(found.indices).fill_null("")
     cells = batch.column(name)
     values = cells.to_pylist() if isinstance(cells, pa.Array) else cells
     return pa.array([clean(word(value)) for value in values], pa.string())
@@ -154,22 +161,24 @@ def _splits(batch: RowBatch, name: str | None) -> pa.Array:
     return pa.array(names, pa.string()).take(values.indices)
 
 
-def _has_captions(batch: RowBatch) -> list[bool]:
+def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
     """Of each row, whether there is a caption, be it a blank one. Raises UserError for a caption that is an object."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    found = [False] * len(batch)
+    found = np.zeros(len(batch), dtype=bool)
     for name in batch.meaning.columns.captions:
-        cells = batch.column(name)
-        for at, cell in enumerate(cells.to_pylist() if isinstance(cells, pa.Array) else cells):
-            is_text = isinstance(cell, str) and cell[:1] not in BRACKETS
-            if is_text or texts(cell, f"{batch.meaning.table} row {batch.table.first + at}"):
-                found[at] = True
+        cells, odd = batch.texts(name), range(len(batch))
+        if cells is not None:
+            found |= cells.is_valid().to_numpy(zero_copy_only=False)
+            # A list or an object may be written as text.
+            odd = pc.indices_nonzero(pc.match_substring_regex(cells, r"^[\[{\s]").fill_null(False)).to_pylist()
+        else:
+            cells = batch.column(name)
+        for at in odd:
+            cell = cells[at].as_py() if isinstance(cells, pa.Array) else cells[at]
+            found[at] |= bool(texts(cell, f"{batch.meaning.table} row {batch.table.first + at}"))
     return found
-
-
-BRACKETS = set("[{ \t\r\n\f\v")
-"""What a list or an object written as text may begin with."""
 
 
 def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> Iterable[str]:

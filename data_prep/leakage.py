@@ -43,13 +43,14 @@ def compare(
     split_of = np.repeat(np.arange(len(names)), [len(images.first) for images in splits.values()])
     chosen = np.flatnonzero(complete)
     _, place, inverse = np.unique(whole[chosen], return_index=True, return_inverse=True)
-    owner = np.arange(len(whole)) * 0 + split_of
+    owner = split_of.copy()
     owner[chosen] = split_of[chosen][place][inverse]
     train = splits.get("train")
-    in_train = (
-        np.unique(np.concatenate([train.first, train.second])[np.tile(train.complete, 2)]) if train else whole[:0]
-    )
-    in_train = in_train[in_train >= 0]
+    most = max(int(max(images.first.max(initial=-1), images.second.max(initial=-1))) for images in splits.values())
+    in_train = np.zeros(most + 2, dtype=bool)  # by image; the last place is that of -1
+    if train:
+        in_train[train.first[train.complete]] = in_train[train.second[train.complete]] = True
+        in_train[-1] = False
     begin = 0
     for number, name in enumerate(names):
         images = splits[name]
@@ -57,7 +58,7 @@ def compare(
         begin += len(images.first)
         same = own != number
         if name != "train":
-            one = np.isin(images.first, in_train) | np.isin(images.second, in_train)
+            one = in_train[images.first] | in_train[images.second]
             marks[name][one & images.complete & (images.second >= 0) & ~same] = 2
         marks[name][same] = 1
         for sample in np.flatnonzero(same & (own == names.index("train"))) if train else ():

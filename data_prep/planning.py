@@ -145,12 +145,12 @@ class _Reading:
         if facts is not None and isinstance(batch, RowBatch):
             self.check_splits(facts, lambda at: f"{batch.meaning.table} row {batch.table.first + at}")
             self.spool.add_table(batch)
-            self.digest(facts, batch.table.cells, repr(meaning_fields(batch.meaning)))
+            self.digest(facts, batch.table.cells.columns, repr(meaning_fields(batch.meaning)))
             return facts
         rows = [self.plain(row) for row in (batch.rows() if isinstance(batch, RowBatch) else batch)]
         facts = row_facts(rows, group)
         self.check_splits(facts, lambda at: rows[at].where)
-        self.digest(facts, self.spool.add_rows(rows), "")
+        self.digest(facts, [*self.spool.add_rows(rows), facts.column("first"), facts.column("second")], "")
         return facts
 
     def plain(self, row: Row) -> Row:
@@ -167,18 +167,15 @@ class _Reading:
                 check_split(name, where(facts.column("split").index(name).as_py()), self.choices.splits)
                 self.digests[name] = hashlib.sha256()
 
-    def digest(self, facts: pa.RecordBatch, cells: pa.RecordBatch, meaning: str) -> None:
+    def digest(self, facts: pa.RecordBatch, columns: Sequence[pa.Array], meaning: str) -> None:
         import pyarrow.compute as pc
 
         names = facts.column("split").unique().to_pylist()
         for name in names:
-            some = facts, cells
-            if len(names) > 1:
-                mask = pc.equal(facts.column("split"), name)
-                some = facts.filter(mask), cells.filter(mask)
             self.digests[name].update(meaning.encode("utf-8", "replace"))
-            for column in (*some[0].columns, *some[1].columns):
-                self.digests[name].update(_content(column))
+            own = pc.equal(facts.column("split"), name)
+            for column in columns:
+                self.digests[name].update(_content(column.filter(own) if len(names) > 1 else column))
 
 
 def _content(column: pa.Array) -> bytes:

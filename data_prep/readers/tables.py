@@ -151,6 +151,8 @@ def _delimited_batches(path: Path) -> Iterator[TableBatch]:
                         piece = batch.slice(at, ROWS)
                         yield TableBatch(number, piece)
                         number += len(piece)
+                if table.schema.names == header:
+                    return
         except ArrowException:
             pass  # a row with other cells than the header, text that is no UTF-8, a cell of a megabyte
     yield from _csv_batches(path, header, delimiter, number)
