@@ -29,13 +29,11 @@ class Chunks:
     work: Path
     shard_bytes: int
     strict: bool
-    trusted: bool = False
-    """Other tasks made the chunks that are there a moment ago: their images are not looked at again."""
 
-    def is_made(self, n: int, indices: Sequence[int]) -> bool:
-        """Whether chunk `n` is finished, and the files that it was made from are of the same sizes still."""
+    def is_current(self, n: int, indices: Sequence[int]) -> bool:
+        """Whether chunk `n` is finished, and the files that it was made from still have the same sizes."""
         made = self.load(n)
-        return made is not None and (self.trusted or made[2] == files_of(self.make, indices))
+        return made is not None and made[2] == files_of(self.make, indices)
 
     def load(self, n: int) -> tuple[list[Shard], Tally, str] | None:
         """The shards and counts of chunk `n` and the digest of its files, or None when it is not finished."""
@@ -96,7 +94,7 @@ class Chunks:
             tally.skip(bad.kind, bad.reason)
             return []
         tally.noted.update(sample.meta.get("notes", ()))
-        tally.prints += [content_print(data) for data in sample.images.values()]
+        tally.prints += b"".join(content_print(data) for data in sample.images.values())
         return members
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_prep.outputs import write_text
 from data_prep.splits import KNOWN
@@ -19,13 +22,14 @@ DETAILS = 50
 
 @dataclass
 class Tally:
-    """Counts over some samples; `details` are `kind: reason` lines, `prints` are those of each image (`content_print`)."""
+    """Counts over some samples; `details` are `kind: reason` lines."""
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
-    prints: list[tuple[int, int]] = field(default_factory=list)
+    prints: bytearray = field(default_factory=bytearray)
+    """Two 64-bit numbers for each image, by which copies are known (`data_prep.images.content_print`)."""
 
     def skip(self, kind: str, reason: str) -> None:
         self.skipped[kind] += 1
@@ -46,19 +50,21 @@ class Tally:
             "skipped": dict(sorted(self.skipped.items())),
             "noted": dict(sorted(self.noted.items())),
             "details": self.details,
-            "prints": self.prints,
+            "prints": b64encode(self.prints).decode(),
         }
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Tally:
-        prints = [(size, words) for size, words in fields.get("prints", [])]
+        prints = bytearray(b64decode(fields.get("prints") or ""))
         return cls(
             fields["read"], Counter(fields["skipped"]), Counter(fields["noted"]), list(fields["details"]), prints
         )
 
     def repeated(self) -> int:
         """How many images have the content of an earlier one."""
-        return len(self.prints) - len(set(self.prints))
+        prints = np.frombuffer(self.prints, dtype="<u8").reshape(-1, 2)
+        prints = prints[np.lexsort(prints.T)]
+        return int((prints[1:] == prints[:-1]).all(1).sum())
 
 
 @dataclass(frozen=True)
