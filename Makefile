@@ -8,7 +8,7 @@ BIN     = $(VENV)/bin
 # What a change is tried with every few minutes: what starts no process with torch, no daemon and no browser.
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks
 
-.PHONY: demo demo-long ablation-small photos test test-fast test-long test-real lint docs install debian mlflow bench-gpu fault-campaign clean
+.PHONY: demo demo-long ablation-small photos test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -50,6 +50,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/project/plain_english.py
+
+# What CPU tests cannot prove, on the GPUs of this machine, in at most ten minutes; ARGS=--dry-run does what a CPU can.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
 # Every figure that needs a GPU, with whatever this machine's Python has; ARGS=--dry-run runs small sizes on the CPU.
 bench-gpu:

@@ -140,11 +140,11 @@ def agreement(setting: Setting) -> Iterator[Record]:
                     continue
                 yield from setting.attempt(
                     record,
-                    lambda case=case, dtype=dtype, name=name, exact=exact: _errors(setting, case, dtype, name, exact),
+                    lambda case=case, dtype=dtype, name=name, exact=exact: errors(setting, case, dtype, name, exact),
                 )
 
 
-def _errors(setting: Setting, case: Case, dtype: torch.dtype, name: str, exact: list[Tensor]) -> Record:
+def errors(setting: Setting, case: Case, dtype: torch.dtype, name: str, exact: list[Tensor]) -> Record:
     found = _computed(case, setting.device, dtype, dtype, name)
     errors = [float((a.double() - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found, exact, strict=True)]
     limit = 1e-5 if dtype == torch.float32 else 1e-2

@@ -83,8 +83,8 @@ SIZES = (
     Size("7B's layers, four of them", "two", llama(4096, 4, 32, 32, 11008), 8, checkpointing=True),
 )
 TINY = (
-    Size("tiny", "one", llama(64, 2, 2, 2, 96, 128), 2),
-    Size("tiny", "two", llama(64, 2, 2, 1, 96, 128), 2, checkpointing=True, fp8=True),
+    Size("tiny", "one", llama(64, 2, 2, 2, 96, 512), 2),
+    Size("tiny", "two", llama(64, 2, 2, 1, 96, 512), 2, checkpointing=True, fp8=True),
 )
 
 

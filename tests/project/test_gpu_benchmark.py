@@ -83,8 +83,8 @@ def test_without_torch_one_line_says_what_is_needed():
     ("words", "line"),
     [
         (["--part", "a"], "unrecognized arguments: --part a"),
-        (["--parts", ""], "--parts: no part ''; give some of the letters abcde"),
-        (["--parts", "ax"], "--parts: no part 'x'; give some of the letters abcde"),
+        (["--parts", ""], "--parts: no part ''; give some of the letters abcder"),
+        (["--parts", "ax"], "--parts: no part 'x'; give some of the letters abcder"),
     ],
 )
 def test_parts_that_are_none_are_refused(words, line):
