@@ -88,7 +88,6 @@ PARTS = {
             "model",
             "phase",
             "engine",
-            "products",
             "pairs_per_second",
             "tokens_per_second",
             "tflops",

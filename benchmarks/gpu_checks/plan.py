@@ -38,7 +38,7 @@ def check(setting: Setting) -> dict[str, Any]:
     tape = walk(sizes, shape, Trained.of(config.phases["check"]), itemsize=setup.itemsize)
     memory = memory_of(tape, setup)
     hardware = setup.accumulation * sum(part.hardware for part in flops_of(tape, setup.checkpointing).values())
-    duration = duration_of(tape, setup, traffic_of(tape, sizes, shape, setup), hardware, 0, sizes.decoder.width, gpu)
+    duration = duration_of(tape, setup, traffic_of(tape, sizes, shape, setup), hardware, sizes.decoder.width, gpu)
     engine, batch = start(config, create_topology(config.parallel, initialize_distributed()), shape)
     setting.peak_gib(reset=True)
     taken = []

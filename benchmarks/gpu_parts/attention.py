@@ -1,6 +1,6 @@
 """(a) Attention of delta module, tower and language model by every backend, in TFLOP/s, beside the measured matmul ceiling.
 
-(e) Their agreement, and that of fp8 layers, with an fp64 reference.
+(e) Their agreement with an fp64 reference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_parts.measure import Record, Setting
-from gpu_parts.products import ceilings, layer_agreement
+from gpu_parts.products import ceilings
 from onediff.model import attention as ours
 
 
@@ -123,7 +123,6 @@ def _timed(setting: Setting, case: Case, name: str, around: Callable[[], Any]) -
 
 def agreement(setting: Setting) -> Iterator[Record]:
     """(e)"""
-    yield from layer_agreement(setting)
     shapes = [
         Case("pairs of lengths, head 64", (64, 64, 1), (300, 577, 33), 4, 4, 64, False),
         Case("grouped heads, causal, packed", (129, 1, 511, 70), (129, 1, 511, 70), 8, 2, 128, True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +63,6 @@ class Size:
     pairs: int
     """pairs of a micro-batch"""
     checkpointing: bool = False
-    fp8: bool = False
-    """measured in fp8, too"""
     compiled: bool = False
     """measured with compiled layers, too"""
 
@@ -78,13 +75,13 @@ class Size:
 SIZES = (
     Size("0.1B", "one", llama(768, 12, 12, 12, 2048), 16),
     Size("0.1B", "two", llama(768, 12, 12, 12, 2048), 16),
-    Size("1B", "two", llama(2048, 16, 32, 8, 8192), 8, checkpointing=True, fp8=True, compiled=True),
+    Size("1B", "two", llama(2048, 16, 32, 8, 8192), 8, checkpointing=True, compiled=True),
     Size("7B", "one", llama(4096, 32, 32, 32, 11008), 8, checkpointing=True),
     Size("7B's layers, four of them", "two", llama(4096, 4, 32, 32, 11008), 8, checkpointing=True),
 )
 TINY = (
     Size("tiny", "one", llama(64, 2, 2, 2, 96, 512), 2),
-    Size("tiny", "two", llama(64, 2, 2, 1, 96, 512), 2, checkpointing=True, fp8=True),
+    Size("tiny", "two", llama(64, 2, 2, 1, 96, 512), 2, checkpointing=True),
 )
 
 
@@ -105,13 +102,13 @@ def model_config(size: Size, dry: bool) -> ModelConfig:
     )
 
 
-def build(config: ModelConfig, device: torch.device, dtype: torch.dtype, fp8: Sequence[str] = ()) -> OneDiffModel:
-    """The model with random weights, made where it is used: a 7B model would take minutes on the host. `fp8` names parts."""
+def build(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> OneDiffModel:
+    """The model with random weights, made where it is used: a 7B model would take minutes on the host."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = OneDiffModel(config, fp8=fp8)
+            model = OneDiffModel(config)
     finally:
         torch.set_default_dtype(before)
     return model.to(device)

@@ -21,26 +21,18 @@ from onediff.training.optimizer import freeze
 
 STEPS = 6
 """Steps whose median is reported; two more come before them."""
-FP8 = ("vision", "delta", "language")
-"""Parts that multiply in fp8, where a size is measured in it."""
 COMPILED = "torch, layers compiled"
 
 
 def whole_steps(setting: Setting) -> Iterator[Record]:
     """(b)"""
     sizes = TINY if setting.dry else SIZES
-    cases: list[tuple[Size, str, tuple[str, ...]]] = [
-        (size, engine, fp8)
-        for size in sizes
-        for engine in ("deepspeed", "torch")
-        for fp8 in (((), FP8) if size.fp8 else ((),))
-    ]
+    cases = [(size, engine) for size in sizes for engine in ("deepspeed", "torch")]
     # Compiling takes minutes, which nothing else should wait for.
-    cases += [(size, COMPILED, ()) for size in sizes if size.compiled]
-    for size, engine, fp8 in cases:
-        products = "fp8" if fp8 else str(setting.dtype).removeprefix("torch.")
-        record = {"model": size.name, "phase": size.phase, "engine": engine, "products": products}
-        yield from setting.attempt(record, lambda size=size, engine=engine, fp8=fp8: _ours(setting, size, engine, fp8))
+    cases += [(size, COMPILED) for size in sizes if size.compiled]
+    for size, engine in cases:
+        record = {"model": size.name, "phase": size.phase, "engine": engine}
+        yield from setting.attempt(record, lambda size=size, engine=engine: _ours(setting, size, engine))
         gc.collect()
 
 
@@ -61,11 +53,11 @@ def _compared(setting: Setting, size: Size) -> Record:
     return found | {"peak_gib": ours["peak_gib"], "llava_peak_gib": theirs["peak_gib"]}
 
 
-def _ours(setting: Setting, size: Size, engine: str, fp8: tuple[str, ...] = ()) -> Record:
+def _ours(setting: Setting, size: Size, engine: str) -> Record:
     config = model_config(size, setting.dry)
     rows = pair_rows(config, size.pairs * 4, size.phase)
     batches = [collate(rows[start : start + size.pairs]) for start in range(0, len(rows), size.pairs)]
-    model = build(config, setting.device, setting.dtype, fp8)
+    model = build(config, setting.device, setting.dtype)
     make = {"deepspeed": _with_deepspeed, "torch": _with_torch, COMPILED: _with_compiled_layers}[engine]
     taken, waited = _timed(setting, make(setting, model, size), batches)
     tokens = sum(sum(len(row.token_ids) for row in rows[n : n + size.pairs]) for n in range(0, len(rows), size.pairs))

@@ -238,9 +238,6 @@ class TrainingConfig(Section):
     norms: Literal["auto", "apex", "torch", "plain"] = "auto"
     """Which norms to use: NVIDIA's Apex, torch's fused ones, or those of transformers unchanged. `auto` takes the
     first that this machine has."""
-    fp8: tuple[Literal["vision", "delta", "language"], ...] = ()
-    """Parts whose transformer layers multiply in fp8 while they train, forwards and backwards; weights stay in bf16. Needs
-    `precision: bf16`, and of GPUs Ada, Hopper, Blackwell or newer."""
     loss_chunk: int | None = Field(4096, gt=0)
     """Targets of a micro-batch whose logits exist at a time; more are computed piece by piece, with a second pass through
     the language model's head. `null` makes all logits at once."""
@@ -270,9 +267,3 @@ class TrainingConfig(Section):
     @classmethod
     def _by_yes_or_no(cls, value: object) -> object:
         return mode_of(value)
-
-    @model_validator(mode="after")
-    def _fp8_gives_bf16(self) -> TrainingConfig:
-        if self.fp8 and self.precision != "bf16":
-            raise ValueError("fp8 needs `precision: bf16`, the type of its results on a GPU")
-        return self

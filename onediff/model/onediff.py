@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from onediff.data.batch import Batch
 from onediff.model.cuda_graph import CudaGraphs, not_recordable
 from onediff.model.decode import greedy, not_greedy
 from onediff.model.delta import DeltaModule
-from onediff.model.fp8 import multiply_in_fp8
 from onediff.model.language import build_language, target_losses
 from onediff.model.lean import transformers
 from onediff.model.norms import Kernels, fuse_norms
@@ -34,10 +33,8 @@ class OneDiffModel(nn.Module):
         placement: Placement | None = None,
         lora: LoraConfig | None = None,
         norms: Kernels = "auto",
-        fp8: Iterable[str] = (),
     ) -> None:
-        """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function; `fp8` names parts
-        whose transformer layers multiply in fp8 while they train."""
+        """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function."""
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
         self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
@@ -50,8 +47,6 @@ class OneDiffModel(nn.Module):
             initialise_from_bert(self.delta, config.delta.bert)
         self.norms = fuse_norms(self, norms)
         """whose norms compute, in words"""
-        self.fp8 = multiply_in_fp8(self, fp8)
-        """what multiplies in fp8 while it trains, in words"""
         self.cuda_graphs = CudaGraphs()
         """of generation"""
 

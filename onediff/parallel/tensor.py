@@ -7,7 +7,7 @@ block is noted on the parameter (`parameter.block`), from where checkpoints, loa
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    copy_to_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -28,9 +27,6 @@ from onediff.parallel.block import Block
 from onediff.parallel.loss import Logits, by_chunks
 from onediff.parallel.regions import TokenShares, gather_from_tensor_model_parallel_region
 from onediff.parallel.topology import Mpu
-
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""`[…, in] · [out, in]ᵀ + [out]` → `[…, out]`, as `F.linear`."""
 
 _CUT = """
     arcee cohere cohere2 cwm ernie4_5 exaone4 flint gemma gemma2 gemma3_text gpt_neox granite helium hyperclovax
@@ -44,23 +40,14 @@ CUT = frozenset(_CUT.split())
 class ColumnLayer(ColumnParallelLinear):
     """`[…, in]` → `[…, out / T]`: the rank's own outputs."""
 
-    product: Product | None = None
-    """what multiplies while training, in place of Megatron's"""
-
     def forward(self, hidden: Tensor) -> Tensor:
         """The rank's outputs; the gradient of `hidden` is summed over the tensor group."""
-        if self.product is None or not self.training:
-            return super().forward(hidden)[0]
-        if self.allreduce_dgrad:
-            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
-        return self.product(hidden, self.weight, self.bias)
+        return super().forward(hidden)[0]
 
 
 class RowLayer(RowParallelLinear):
     """`[…, in / T]` → `[…, out]`: summed over the tensor group."""
 
-    product: Product | None = None
-    """what multiplies while training, in place of Megatron's"""
     shares: TokenShares | None = None
     """with sequence parallelism: who keeps which tokens of the output while training"""
 
@@ -68,20 +55,14 @@ class RowLayer(RowParallelLinear):
         """The whole output, the same on every rank of the group; or for the rank's share of the tokens."""
         if not self.training or self.shares is None:
             return super().forward(hidden)[0]
-        summed = self.shares.sum((self.product or F.linear)(hidden, self.weight, None))
+        summed = self.shares.sum(F.linear(hidden, self.weight, None))
         return summed if self.bias is None else summed + self.bias
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
         """The product in memory of its own: Megatron sums over the group in it, and where selective checkpointing keeps
         products, it would sum once more what it had kept."""
-        if not self.training:
-            return super()._forward_impl(input, weight, **options)
-        part = (
-            super()._forward_impl(input, weight, **options)
-            if self.product is None
-            else self.product(input, weight, None)
-        )
-        return part.clone()
+        part = super()._forward_impl(input, weight, **options)
+        return part.clone() if self.training else part
 
 
 class Words(VocabParallelEmbedding):

@@ -44,20 +44,11 @@ class Duration:
         return (self.best * self.worst) ** 0.5
 
 
-def duration_of(
-    tape: Tape, setup: Setup, traffic: Traffic, hardware_flops: int, fp8_flops: int, width: int, gpu: Gpu
-) -> Duration:
-    """Best: everything that can overlap does, and fp8 comes as near to its peak as bf16. Worst: nothing does, and it gains
-    nothing.
-
-    `hardware_flops` are those of one rank and step, `fp8_flops` those of them that are in fp8.
-    """
+def duration_of(tape: Tape, setup: Setup, traffic: Traffic, hardware_flops: int, width: int, gpu: Gpu) -> Duration:
+    """Best: everything that can overlap does. Worst: nothing does. `hardware_flops` are those of one rank and step."""
     share = width / (width + NARROW) * (1 + NARROW / 4096)
     peak = gpu.tflops * 1e12 * (1.0 if setup.bf16 else FP32)
     compute = [hardware_flops / (peak * efficiency * min(1.0, share)) for efficiency in EFFICIENCY]
-    if fp8_flops:
-        assert gpu.fp8_tflops is not None
-        compute[1] *= 1 - fp8_flops / hardware_flops * (1 - gpu.tflops / gpu.fp8_tflops)
     # Reading and writing weights, moments and gradients once: the optimizer's step.
     counts = Counts.of(tape, setup)
     stepped = counts.trained / setup.data if setup.stage else counts.trained

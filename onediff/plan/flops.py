@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from onediff.config.training import Checkpointing
 from onediff.plan.architecture import Sizes
@@ -65,28 +64,6 @@ def recomputed(ops: list[Op], checkpointing: Checkpointing) -> int:
         if op.keeps:
             total, pending = total + pending, 0
         pending += 0 if checkpointing == "selective" and op.is_product else op.forward
-    return total
-
-
-def fp8_flops(tape: Tape, parts: Sequence[str], checkpointing: Checkpointing = "none") -> int:
-    """FLOPs of the linear layers in the transformer layers of `parts` whose widths are multiples of 16, of one rank.
-
-    Those of tower layers that nothing reads are left out.
-    """
-
-    def counts(op: Op) -> bool:
-        in_layer = op.layer is not None or op.part == "delta"
-        return (
-            op.part in parts
-            and in_layer
-            and op.kind == "linear"
-            and all(size % 16 == 0 for size in op.weights[0].shape)
-        )
-
-    total = sum(op.forward + op.backward for op in tape.ops if counts(op))
-    if total and checkpointing != "none":
-        for ops in tape.by_layer().values():
-            total += recomputed([op if counts(op) else replace(op, forward=0) for op in ops], checkpointing)
     return total
 
 

@@ -1,6 +1,6 @@
 """GPUs that a run may be planned for: memory, peak, links; from their makers' data sheets.
 
-Peaks are those of dense bf16 and fp8 with fp32 accumulation; data sheets often print twice that, for sparse matrices.
+Peaks are those of dense bf16 with fp32 accumulation; data sheets often print twice that, for sparse matrices.
 """
 
 from __future__ import annotations
@@ -28,39 +28,36 @@ class Gpu:
     """to the other GPUs of the node, one direction, 10⁹ bytes per second"""
     network_gbps: float
     """to other nodes, for each GPU, one direction, 10⁹ bytes per second"""
-    fp8_tflops: float | None
-    """dense fp8, 10¹² per second; None for GPUs without"""
     per_node: int = 8
 
 
 # NVLink is quoted for both directions together; a direction is half of it. Networks: one 400 Gb/s (H100, H200, B200), one
 # 200 Gb/s (A100) InfiniBand port for each GPU as in DGX and HGX systems; for PCIe cards 100 Gb/s for four.
 GPUS = (
-    # nvidia.com: "NVIDIA DGX B200" data sheet (8 GPUs: 36 PFLOPS sparse bf16, 72 fp8, 1,440 GB, NVLink 5 at 1.8 TB/s
+    # nvidia.com: "NVIDIA DGX B200" data sheet (8 GPUs: 36 PFLOPS sparse bf16, 1,440 GB, NVLink 5 at 1.8 TB/s
     # each).
-    Gpu("b200-180g", "NVIDIA B200", 192.0, 2250, 8000, 900, 50, 4500),
-    # nvidia.com: "NVIDIA H200 Tensor Core GPU" data sheet (1,979 TFLOPS sparse, 3,958 in fp8, 141 GB at 4.8 TB/s,
+    Gpu("b200-180g", "NVIDIA B200", 192.0, 2250, 8000, 900, 50),
+    # nvidia.com: "NVIDIA H200 Tensor Core GPU" data sheet (1,979 TFLOPS sparse, 141 GB at 4.8 TB/s,
     # NVLink 900 GB/s).
-    Gpu("h200-141g", "NVIDIA H200", 150.1, 989, 4800, 450, 50, 1979),
-    # nvidia.com: "NVIDIA H100 Tensor Core GPU" data sheet (SXM 1,979 and NVL 1,671 TFLOPS sparse, in fp8 3,958 and 3,341)
-    # and architecture white paper (PCIe: 756 dense, 1,513 in fp8).
-    Gpu("h100-94g-nvl", "NVIDIA H100 NVL", 100.0, 835, 3900, 300, 12.5, 1671),
-    Gpu("h100-80g-pcie", "NVIDIA H100 PCIe", 85.0, 756, 2000, 55, 12.5, 1513),
-    Gpu("h100-80g", "NVIDIA H100", 85.0, 989, 3350, 450, 50, 1979),
+    Gpu("h200-141g", "NVIDIA H200", 150.1, 989, 4800, 450, 50),
+    # nvidia.com: "NVIDIA H100 Tensor Core GPU" data sheet (SXM 1,979 and NVL 1,671 TFLOPS sparse)
+    # and architecture white paper (PCIe: 756 dense).
+    Gpu("h100-94g-nvl", "NVIDIA H100 NVL", 100.0, 835, 3900, 300, 12.5),
+    Gpu("h100-80g-pcie", "NVIDIA H100 PCIe", 85.0, 756, 2000, 55, 12.5),
+    Gpu("h100-80g", "NVIDIA H100", 85.0, 989, 3350, 450, 50),
     # nvidia.com: "NVIDIA A100 Tensor Core GPU" data sheet (312 TFLOPS dense, NVLink 600 GB/s).
-    Gpu("a100-80g", "NVIDIA A100-SXM4-80GB", 85.1, 312, 2039, 300, 25, None),
-    Gpu("a100-40g", "NVIDIA A100-SXM4-40GB", 42.4, 312, 1555, 300, 25, None),
-    Gpu("a100-80g-pcie", "NVIDIA A100 80GB PCIe", 85.1, 312, 1935, 28, 12.5, None, 4),
-    # nvidia.com: "NVIDIA L40S" data sheet (362 TFLOPS dense, 733 in fp8, 48 GB at 864 GB/s, PCIe 4).
-    Gpu("l40s-48g", "NVIDIA L40S", 47.8, 362, 864, 28, 12.5, 733, 4),
-    # nvidia.com: "NVIDIA A10" data sheet (125 TFLOPS dense) and "NVIDIA L4" data sheet (242 TFLOPS sparse,
-    # 485 in fp8).
-    Gpu("a10-24g", "NVIDIA A10", 24.1, 125, 600, 28, 3.1, None, 4),
-    Gpu("l4-24g", "NVIDIA L4", 24.1, 121, 300, 28, 3.1, 242, 4),
-    # nvidia.com: "NVIDIA Ada GPU architecture" and "NVIDIA Ampere GA102 GPU architecture" white papers, appendix A (fp8 with
-    # fp32 accumulation).
-    Gpu("rtx4090-24g", "NVIDIA GeForce RTX 4090", 25.4, 165, 1008, 28, 3.1, 330, 4),
-    Gpu("rtx3090-24g", "NVIDIA GeForce RTX 3090", 25.4, 71, 936, 28, 3.1, None, 4),
+    Gpu("a100-80g", "NVIDIA A100-SXM4-80GB", 85.1, 312, 2039, 300, 25),
+    Gpu("a100-40g", "NVIDIA A100-SXM4-40GB", 42.4, 312, 1555, 300, 25),
+    Gpu("a100-80g-pcie", "NVIDIA A100 80GB PCIe", 85.1, 312, 1935, 28, 12.5, 4),
+    # nvidia.com: "NVIDIA L40S" data sheet (362 TFLOPS dense, 48 GB at 864 GB/s, PCIe 4).
+    Gpu("l40s-48g", "NVIDIA L40S", 47.8, 362, 864, 28, 12.5, 4),
+    # nvidia.com: "NVIDIA A10" data sheet (125 TFLOPS dense) and "NVIDIA L4" data sheet (242 TFLOPS sparse).
+    Gpu("a10-24g", "NVIDIA A10", 24.1, 125, 600, 28, 3.1, 4),
+    Gpu("l4-24g", "NVIDIA L4", 24.1, 121, 300, 28, 3.1, 4),
+    # nvidia.com: "NVIDIA Ada GPU architecture" and "NVIDIA Ampere GA102 GPU architecture" white papers, appendix A (fp32
+    # accumulation).
+    Gpu("rtx4090-24g", "NVIDIA GeForce RTX 4090", 25.4, 165, 1008, 28, 3.1, 4),
+    Gpu("rtx3090-24g", "NVIDIA GeForce RTX 3090", 25.4, 71, 936, 28, 3.1, 4),
 )
 
 

@@ -8,7 +8,7 @@ from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.plan.architecture import Sizes, sizes_of
 from onediff.plan.duration import Duration, duration_of
-from onediff.plan.flops import Flops, flops_of, fp8_flops
+from onediff.plan.flops import Flops, flops_of
 from onediff.plan.gpus import Gpu
 from onediff.plan.memory import Memory, memory_of
 from onediff.plan.rows import TEXT, Rows, rows_of, shapes_of
@@ -80,7 +80,6 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
         loss_chunk=config.training.loss_chunk,
-        fp8=config.training.fp8,
         sequence=parallel.sequence,
         save_in_background=config.training.save_in_background,
     ).with_keys_of(parallel)
@@ -108,8 +107,6 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
     """The plan of phase `name` run as `setup` says on `gpu`. Raises UserError for what cannot be cut or is not known."""
     sizes, phase = sizes_of(config.model), config.phases[name]
     check_cut(sizes, setup.tensor)
-    if setup.fp8 and gpu.fp8_tflops is None:
-        raise UserError(f"training.fp8: {gpu.name} has no fp8 units; leave it out, or plan for another GPU")
     rows = rows_of(config, phase, text)
     usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text, phase.pack)
 
@@ -122,8 +119,7 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
     traffic = traffic_of(tape, sizes, usual, setup)
     own = flops_of(tape, setup.checkpointing)
     hardware = setup.accumulation * sum(part.hardware for part in own.values())
-    in_fp8 = setup.accumulation * fp8_flops(tape, setup.fp8, setup.checkpointing)
-    duration = duration_of(tape, setup, traffic, hardware, in_fp8, sizes.decoder.width, gpu)
+    duration = duration_of(tape, setup, traffic, hardware, sizes.decoder.width, gpu)
     whole = tape_of(sizes.usual(), usual, 1)
     times = setup.accumulation * setup.data
     flops = {

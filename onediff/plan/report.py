@@ -22,7 +22,6 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     how += ", tokens shared out over T" if setup.sequence and setup.tensor > 1 else ""
     for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
         how += f", {what} on {where}" if where != "none" else ""
-    how += f", fp8 in {' and '.join(setup.fp8)}" if setup.fp8 else ""
     yield f"  {'as':<12}{how}"
     for part, (total, trained) in plan.parameters.items():
         flops = plan.flops[part]

@@ -34,8 +34,6 @@ class Setup:
     offload_parameters: str = "none"
     loss_chunk: int | None = None
     """targets whose logits exist at a time; None for all"""
-    fp8: tuple[str, ...] = ()
-    """parts whose transformer layers multiply in fp8"""
     sequence: bool = False
     """whether ranks of a tensor group share out the tokens between cut layers"""
     save_in_background: bool = False

@@ -58,7 +58,6 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
         bf16=config.training.precision == "bf16",
         checkpointing="none",
         loss_chunk=config.training.loss_chunk,
-        fp8=config.training.fp8,
         sequence=config.parallel.sequence,
         save_in_background=config.training.save_in_background,
     ).with_keys_of(config.parallel)

@@ -123,11 +123,11 @@ def build_phase(
     measures.heed(stop)
     model, started_from = starting_model(config, name, folder, topology, resumes=resumes)
     engine = Engine(model, config, phase, topology, swap)
-    kernels = {"kernels.norms": model.norms, "kernels.optimizer": engine.optimizer_kernel, "kernels.fp8": model.fp8}
+    kernels = {"kernels.norms": model.norms, "kernels.optimizer": engine.optimizer_kernel}
     if topology.ranks.rank == 0:
         counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
         log.info("phase %s: %d steps of %d rows; trains %s", name, steps, phase.global_batch, counts)
-        log.info("kernels: norms by %s; steps by %s; fp8: %s", *kernels.values())
+        log.info("kernels: norms by %s; steps by %s", *kernels.values())
     # A copy of what is swapped would undo the swapping.
     writer = checkpoint_writer(folder, name, phase, config.training.save_in_background and swap is None)
     position = Position.start(stream, phase.global_batch, config.data.block)

@@ -19,7 +19,6 @@ from onediff.config.run import RunConfig
 from onediff.data.loader import load
 from onediff.errors import EXIT_NOT_A_NUMBER, EXIT_STOPPED, UserError
 from onediff.model import attention
-from onediff.model.fp8 import check_fp8
 from onediff.parallel.accelerator import be_deterministic
 from onediff.parallel.agreement import gathered, raise_on_all_ranks
 from onediff.parallel.ranks import initialize_distributed, shutdown
@@ -56,8 +55,6 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
     ranks = topology.ranks
     with raise_on_all_ranks():
         attention.use(config.training.attention)
-        if config.training.fp8:
-            check_fp8()
         if ranks.rank == 0:
             prepare(folder, config)
     if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():

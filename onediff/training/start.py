@@ -101,7 +101,6 @@ def built(
         placement=placement,
         lora=config.phases[name].lora,
         norms=config.training.norms,
-        fp8=config.training.fp8,
     )
     placement.settle(model)
     return model

@@ -13,3 +13,18 @@ def test_an_old_key_is_refused_by_its_new_name_and_an_older_run_keeps_its_meanin
     values["model"]["vision"]["picture"] = values["model"]["vision"].pop("image")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     assert load_run(tmp_path) == config
+
+
+def test_a_key_that_is_gone_says_what_to_do_and_an_older_run_that_did_not_use_it_loads(tmp_path, capsys):
+    assert main(["config", "show", "configs/demo.yaml", "training.fp8=[language]"]) == 2
+    assert "'training.fp8' is gone: it was never measured to pay on a GPU. Leave it out" in capsys.readouterr().err
+    config = load_run("configs/demo.yaml", [])
+    write_run(config, tmp_path / "config.yaml")
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for asked in ([], ["language"]):
+        values["training"]["fp8"] = asked
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+        if asked:
+            assert main(["config", "show", str(tmp_path)]) == 2 and "'training.fp8' is gone" in capsys.readouterr().err
+        else:
+            assert load_run(tmp_path) == config

@@ -120,19 +120,6 @@ def test_a_tensor_group_sends_what_was_counted_in_real_processes(sequence, check
     assert traffic_of(tape, sizes, shape, setup).tensor == sums * rows + others * rows // 2 + head
 
 
-def test_fp8_may_halve_the_time_of_its_products_and_nothing_else(paper):
-    plain, some = planned(paper), planned(paper, fp8=("vision", "delta", "language"))
-    assert some.flops == plain.flops and some.memory == plain.memory
-    assert some.duration.worst == plain.duration.worst
-    (best, worst), (best_before, worst_before) = some.duration.compute, plain.duration.compute
-    assert worst == worst_before
-    # Attention, head, projector and the first convolution stay: 4 % of the arithmetic.
-    assert 0.51 < best / best_before < 0.53
-    assert planned(paper, fp8=("delta",)).duration.compute[0] > 0.98 * best_before
-    with pytest.raises(UserError, match=r"training\.fp8: a100-80g has no fp8 units"):
-        plan_phase(paper, "two", replace(setup_of(paper, "two", 32, 8), fp8=("language",)), gpu_named("a100-80g"))
-
-
 def test_what_is_offloaded_lies_on_the_host(paper):
     here, there = planned(paper, stage=3), planned(paper, stage=3, offload_optimizer="cpu")
     assert there.memory.optimizer == 0 < here.memory.optimizer
