@@ -44,6 +44,7 @@ EXTRAS = {
     "s3": ["s3fs~=2026.9"],  # fsspec's reader of s3://
     "gs": ["gcsfs~=2026.9"],  # of gs://
     "az": ["adlfs>=2025.8"],  # of az://, Azure's blobs
+    "search": ["optuna~=4.9"],  # proposals of settings, and which runs to end early
     "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
     "bench": [  # the loaders of others, which benchmarks/loader.py holds ours against
         "webdataset~=1.0.2",
@@ -63,6 +64,7 @@ EXTRAS = {
         "gguf~=0.19.0",  # real weights for the tests: transformers reads SmolLM2 with it
         "onnx~=1.23.2",  # and DINOv2 is taken out of an ONNX file
         "pillow-heif~=1.8",  # HEIC images
+        "optuna~=4.9",  # searches
         "distributed>=2025.1",  # a local Dask cluster
         "scikit-image~=0.26",  # photographs for the tests
         "psutil>=5.9",  # memory of process trees in benchmarks
@@ -71,6 +73,8 @@ EXTRAS = {
         "moto[s3]~=5.2",  # and a server that answers as Amazon's does
         "webdataset~=1.0.2",  # shards as others write them
         "axe-core-python~=0.1.0",  # finds what keeps people from using a page
+        "asyncssh~=2.21",  # a server for `launch --host`
+        "kubernetes-validate~=1.37.0",  # Kubernetes' own schemas, which a JobSet's parts are held against
         "websocket-client~=1.9",  # Chromium's DevTools, which the tests of pages talk to
     ],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import selectors
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +32,31 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
 
 
+@dataclass(frozen=True)
+class Node:
+    """One machine among `count` that run equally many ranks each."""
+
+    index: int = 0
+    count: int = 1
+    meet: str | None = None
+    """`HOST:PORT` of the first machine, where the ranks meet."""
+
+    @classmethod
+    def of(cls, place: str | None, meet: str | None) -> Node:
+        """The node of `--node INDEX/COUNT --meet HOST:PORT`. Raises UserError for half of it, or what reads otherwise."""
+        if place is None and meet is None:
+            return ALONE
+        match = re.fullmatch(r"(\d+)/(\d+)", place or "")
+        if match is None or not int(match[1]) < int(match[2]):
+            raise UserError(f"--node {place or ''}: expected INDEX/COUNT, such as 0/4 for the first of four machines")
+        if not re.fullmatch(r"[^\s:]+:\d+|\[[^\s\]]+\]:\d+", meet or ""):
+            raise UserError(f"--meet {meet or ''}: expected HOST:PORT of the first machine")
+        return cls(int(match[1]), int(match[2]), meet)
+
+
+ALONE = Node()
+
+
 def run_local(
     argv: Sequence[str],
     processes: int,
@@ -38,8 +65,9 @@ def run_local(
     name: str = "local",
     env: Mapping[str, str] | None = None,
     grace: float = GRACE_SECONDS,
+    node: Node = ALONE,
 ) -> int:
-    """Runs `processes` ranks of the command `argv` here and waits for them.
+    """Runs `processes` ranks of the command `argv` here, those of one `node` among others, and waits for them.
 
     Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT on top of `env` (this
     process's own by default), and writes `log_dir/<name>.rank<r>.log`; rank 0 writes to the terminal too. SIGTERM, SIGINT
@@ -54,24 +82,26 @@ def run_local(
     log_dir.mkdir(parents=True, exist_ok=True)
     started = LocalRanks(log_dir, name, grace)
     try:
-        started.start(list(argv), rank_variables(processes, os.environ if env is None else env))
+        started.start(list(argv), rank_variables(processes, os.environ if env is None else env, node))
         return started.wait()
     finally:
         started.close()
 
 
-def rank_variables(processes: int, env: Mapping[str, str]) -> list[dict[str, str]]:
-    """The environment of each of `processes` ranks that meet on a free port of this machine."""
+def rank_variables(processes: int, env: Mapping[str, str], node: Node = ALONE) -> list[dict[str, str]]:
+    """The environment of each of this node's `processes` ranks, which meet at `node.meet`, or on a free port here."""
+    host, _, port = (node.meet or f"127.0.0.1:{free_port()}").rpartition(":")
     shared = {
         **env,
-        "WORLD_SIZE": str(processes),
+        "WORLD_SIZE": str(processes * node.count),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
         "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes))),
         "PYTHONUNBUFFERED": "1",
     }
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    first = processes * node.index
+    return [{**shared, "RANK": str(first + rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def free_port() -> int:

@@ -127,16 +127,22 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[list[str]
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise UserError(f"{override}: a value reads key.subkey=value, several read key.subkey=a,b,c")
-        values = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", text)  # a list in brackets is one value
+        values = split_values(override, text)
         if len(values) > 1:
-            if len(set(values)) < len(values):
-                raise UserError(f"{override}: a value stands there twice")
             varied.append([f"{key}={value}" for value in values])
         else:
             fixed.append(override)
     if not varied:
         raise UserError("nothing to vary: give at least one key several values, such as optimizer.lr=1e-3,1e-4")
     return fixed, varied
+
+
+def split_values(override: str, text: str) -> list[str]:
+    """The values between the commas of an override; a list in brackets is one. Raises UserError for one given twice."""
+    values = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", text)
+    if len(set(values)) < len(values):
+        raise UserError(f"{override}: a value is listed twice")
+    return values
 
 
 def combinations(varied: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

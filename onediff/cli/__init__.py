@@ -89,6 +89,8 @@ COMMANDS: dict[str, Command] = {
     "launch resume": Command("cluster", "launcher.commands.resume", "queue what is left of a run again"),
     "launch explain": Command("cluster", "launcher.commands.explain", "say in words what happened to a run"),
     "launch sweep": Command("cluster", "launcher.commands.sweep", "queue one run for every combination of values"),
+    "launch search": Command("cluster", "launcher.commands.search", "search for good settings with Optuna"),
+    "launch jobset": Command("cluster", "launcher.commands.jobset", "write a run as a Kubernetes JobSet"),
     "launch data": Command("cluster", "launcher.commands.data", "make data sets by the tasks of a Slurm array"),
     "launch doctor": Command("cluster", "launcher.commands.doctor", "check a cluster from here and from its nodes"),
 }
@@ -116,7 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"onediff {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(parser)
-        args = parser.parse_intermixed_args(words[len(name.split()) :])
+        given = words[len(name.split()) :]
+        if name.startswith("launch "):
+            parser.add_argument(
+                "--host", metavar="HOST:DIR", help="do it there, over ssh, in a folder with an installation"
+            )
+        args = parser.parse_intermixed_args(given)
+        if getattr(args, "host", None):
+            from launcher.ssh import run_there
+
+            return run_there(args.host, name.removeprefix("launch "), without(given, "--host"))
         # Many commands have this option, and it means the same to all.
         if isinstance(processes := getattr(args, "processes", None), int) and processes < 1:
             raise UserError(f"--processes {processes}: must be at least 1")
@@ -156,6 +167,15 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized") and not unknown.startswith("-") and unknown.endswith(".json"):
             meant = "; --json prints, --out FILE writes"
         raise UserError(f"{message}{meant} ('{self.prog} --help' tells more)")
+
+
+def without(words: Sequence[str], option: str) -> list[str]:
+    """The words but for an option and its value."""
+    left = [word for word in words if not word.startswith(f"{option}=")]
+    if option in left:
+        at = left.index(option)
+        del left[at : at + 2]
+    return left
 
 
 def chosen(words: Sequence[str]) -> str | None:

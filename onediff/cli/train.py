@@ -5,6 +5,8 @@
   onediff train runs/low-rate --processes 2 --resume            with the settings that the run has
   onediff train configs/demo.yaml optimizer.lr=3e-4 phases.two.steps=100 --run runs/low-rate
 
+  onediff train configs/demo.yaml --processes 8 --node 1/4 --meet first-host:29500    on each of four machines
+
 Under srun, torchrun or mpirun every task is one rank, and --processes is left out. A run that Ctrl-C, SIGTERM or
 Slurm's warning has stopped ends with exit code 75 after a checkpoint; --resume goes on from there. Give the same overrides
 again, or the run's own folder in place of the file.
@@ -16,6 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from launcher.local import Node, run_local
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
@@ -36,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
     parser.add_argument("--processes", type=int, metavar="N", help="start N ranks on this machine (default: one)")
+    parser.add_argument("--node", metavar="I/N", help="with --processes: this is machine I of N, counted from 0")
+    parser.add_argument("--meet", metavar="HOST:PORT", help="with --node: where the ranks meet, on machine 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,16 +48,18 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = args.run or own_folder(args.config, args.resume) or Path("runs") / config.name
     phases = chosen_phases(config, args.phases)
     place = own_place(args.processes)
-    check(config, folder, phases, args.resume, args.processes or place.world)
+    node = Node.of(args.node, args.meet)
+    if node.count > 1 and not args.processes:
+        raise UserError("--node: say with --processes how many ranks each machine runs")
+    check(config, folder, phases, args.resume, args.processes * node.count if args.processes else place.world)
     if place.alone:
         print(f"{folder}: phases {', '.join(phases)}; loading …", file=sys.stderr, flush=True)
-        if args.processes and args.processes > 1:
-            from launcher.local import run_local
-
+        if args.processes and args.processes * node.count > 1:
             words = [args.config, *args.overrides, "--run", str(folder), "--phases", ",".join(phases)]
             words += ["--resume"] if args.resume else []
             command = [sys.executable, "-m", "onediff", "train", *words]
-            return run_local(command, args.processes, log_dir=folder / "logs", name="process")
+            name = "process" if node.count == 1 else f"process.node{node.index}"
+            return run_local(command, args.processes, log_dir=folder / "logs", name=name, node=node)
     quiet_libraries()
     from onediff.training.run import train
 

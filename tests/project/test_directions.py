@@ -34,6 +34,7 @@ MAY_ALSO_IMPORT = {
     "launcher/fit": {"plan"},  # a phase that does not fit into its GPUs is not queued
     "launcher/freeze": {"tracking"},  # where the frozen code came from, in the words of the tracking
     "launcher/profile": {"plan"},  # the names of GPUs
+    "launcher/search": {"tracking"},  # the metrics of the runs that it compares
     "launcher/ready": {"hub", "plan"},  # what a run reads and is not there
 }
 """What single files may use beyond that, and why."""

@@ -1,0 +1,51 @@
+"""Write a run as a Kubernetes JobSet, for clusters without Slurm.
+
+  onediff launch jobset configs/onediff_7b.yaml --image registry.example/onediff:1 --claim shared --nodes 8 > run.yaml
+  kubectl apply -f run.yaml
+
+One indexed Job a phase, each behind the success of the one before, then the evaluation. The claim is mounted at /shared,
+the working directory: relative paths of the configuration begin there, and the run's folder is /shared/runs/<name>. A
+failed pod restarts the set from its latest checkpoint; bad input, and numbers that are not to be trusted, end it. Needs
+JobSet 0.8 or later.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path, PurePosixPath
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
+    parser.add_argument("--image", required=True, help="container image with OneDiff installed")
+    parser.add_argument("--claim", required=True, help="PersistentVolumeClaim that all pods can write")
+    parser.add_argument(
+        "--mount", type=PurePosixPath, default="/shared", metavar="DIR", help="of the claim (default: /shared)"
+    )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="pods of a training phase (default: 1)")
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="GPUs and ranks of a pod (default: 8)"
+    )
+    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="failures borne (default: 20)")
+    parser.add_argument("--phases", metavar="A,B", help="only these phases; 'evaluate' is one (default: all)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there, not to standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.jobset import Pods, manifests
+    from launcher.plan import chosen_phases
+    from onediff.atomic import write_whole
+    from onediff.config.compose import load_run
+    from onediff.errors import UserError
+
+    if args.nodes < 1 or args.gpus_per_node < 0 or args.restarts < 0:
+        raise UserError("--nodes must be at least 1, --gpus-per-node and --restarts at least 0")
+    config = load_run(args.config, args.overrides)
+    pods = Pods(args.image, args.claim, PurePosixPath(args.mount), args.nodes, args.gpus_per_node, args.restarts)
+    text = manifests(config, chosen_phases(config, args.phases), pods)
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_whole(args.out, text.encode())
+    return 0

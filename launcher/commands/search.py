@@ -1,0 +1,90 @@
+"""Search for good settings: Optuna proposes values, runs that fall behind are ended early.
+
+  onediff launch search configs/demo.yaml optimizer.lr=1e-4..3e-3:log --trials 12 --metric validation/loss --profile local
+  onediff launch search configs/onediff_7b.yaml optimizer.lr=1e-6..1e-4:log model.delta.tokens=16,32,64 \\
+      --metric CIDEr --nodes 8 --trials 20 --at-most 4
+
+`key=low..high` is a range (whole numbers where both ends are), `:log` behind it spreads it over magnitudes, `key=a,b,c` is
+a choice; a key with one value is the same in every run. The runs lie below runs/<name>-search/ and under one MLflow run of
+that name; table.txt there lists them, best first. The command stays in the foreground. Interrupted, it goes on when it is
+typed again: runs on Slurm have not noticed, those on this machine go on from their checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onediff.errors import UserError
+
+if TYPE_CHECKING:
+    from onediff.config.run import RunConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="+", metavar="a.b=low..high", help="ranges, choices and fixed values")
+    parser.add_argument("--metric", required=True, help="a score of the evaluation, or a metric of the last phase")
+    parser.add_argument(
+        "--direction", choices=("lower", "higher"), help="what is better (default: a lower loss, else higher)"
+    )
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="runs in all (default: 20)")
+    parser.add_argument("--at-most", type=int, default=4, metavar="N", help="runs at a time (default: 4)")
+    parser.add_argument("--no-pruning", action="store_true", help="let every run come to its end")
+    parser.add_argument("--seed", type=int, default=0, help="of the proposals (default: 0)")
+    parser.add_argument("--nodes", default="1", metavar="N|N-M", help="nodes of one run")
+    parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
+    parser.add_argument("--name", help="of the search (default: <name of the run>-search)")
+    parser.add_argument("--pause", type=float, default=15, metavar="SECONDS", help="between two looks (default: 15)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.profile import load_profile
+    from launcher.search import Goal, Search, open_study, table
+    from launcher.space import split_space
+    from launcher.trial import starter
+    from onediff.atomic import write_whole
+    from onediff.config.compose import load_run
+
+    if args.trials < 1 or args.at_most < 1:
+        raise UserError(f"--trials {args.trials} --at-most {args.at_most}: both must be at least 1")
+    fixed, space = split_space(args.overrides)
+    base = load_run(args.config, fixed)
+    name = args.name or f"{base.name}-search"
+    check_ends(args.config, fixed, [choice.ends() for choice in space])
+    profile = load_profile(args.profile)
+    goal = Goal(args.metric, last_phase(base), args.direction or ("lower" if "loss" in args.metric else "higher"))
+    folder = (Path("runs") / name).resolve()
+    study = open_study(folder, goal, args.seed, pruning=not args.no_pruning)
+    print(f"{args.trials} runs below {folder}; the better, the {goal.better} {goal.metric}", flush=True)
+    start = starter(args.config, fixed, name, profile, args.profile, args.nodes)
+    search = Search(study, folder, goal, space, start, args.at_most, args.trials)
+    try:
+        search.run(args.pause)
+    except KeyboardInterrupt:
+        print(
+            f"runs that are queued go on; follow them with `onediff launch status runs/{name}`, and go on with the same"
+        )
+        raise
+    finally:
+        if study.trials:
+            write_whole(folder / "table.txt", (table(study, goal, space) + "\n").encode())
+    print(f"\n{table(study, goal, space)}\n\ncompare the runs with: onediff runs runs/{name}")
+    return 0
+
+
+def last_phase(config: RunConfig) -> str:
+    """The phase that ends a run's training."""
+    return list(config.phases)[-1]
+
+
+def check_ends(file: str, fixed: Sequence[str], ends: Sequence[Sequence[str]]) -> None:
+    """Every value listed and both ends of every range make a valid run. Raises UserError for the first that does not."""
+    from onediff.config.compose import load_run
+
+    usual = [values[0] for values in ends]
+    for number, values in enumerate(ends):
+        for value in values:
+            load_run(file, [*fixed, *usual[:number], value, *usual[number + 1 :]])

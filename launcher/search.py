@@ -1,0 +1,221 @@
+"""A search for good settings: Optuna proposes, runs are submitted, bad ones are ended early.
+
+The study lies in `<folder>/study.log`, a journal that survives a kill at any time. The same command goes on: runs that were
+going are followed again, finished ones are not repeated. Needs `pip install "onediff[search]"`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from launcher.space import Choice
+from onediff.errors import UserError
+from onediff.tracking.journal import records
+from onediff.tracking.overview import overview
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+
+class Going(Protocol):
+    """A run that was started."""
+
+    def state(self) -> str:
+        """`going`, `finished`, or why it ended otherwise."""
+
+    def end(self) -> None:
+        """Ends the run."""
+
+    def leave(self) -> None:
+        """Leaves the run to itself: the search is interrupted, and follows it again when it goes on."""
+
+
+Start = Callable[[Path, Sequence[str]], Going]
+"""Starts the run of a folder with these overrides, or follows it where it was started before."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a run is judged by."""
+
+    metric: str
+    """A score of the last evaluation, else a metric of `phase`."""
+    phase: str
+    """The last training phase: runs are compared at equal steps of it, and ended early by its metrics."""
+    better: Literal["lower", "higher"]
+
+    def __str__(self) -> str:
+        return f"{self.better} {self.metric}"
+
+    def curve(self, run: Path) -> dict[int, float]:
+        """The metric after each step of the phase at which it was measured, as far as the run has come."""
+        found: dict[int, float] = {}
+        for _, record in records(run / "tracking" / f"phase-{self.phase}.jsonl"):
+            value = record.get("metrics", {}).get(self.metric)
+            if value is not None and math.isfinite(value):
+                found[int(record["step"])] = value
+        return found
+
+    def value(self, run: Path) -> float:
+        """What a finished run reached. Raises UserError where it was not measured."""
+        seen = overview(run)
+        if self.metric in seen.scores:
+            return seen.scores[self.metric]
+        if curve := self.curve(run):
+            return curve[max(curve)]
+        known = sorted({*seen.scores, *seen.figures})
+        raise UserError(f"{run}: no metric {self.metric!r}; it has {', '.join(known) or 'none'}")
+
+
+def open_study(folder: Path, goal: Goal, seed: int, pruning: bool) -> Study:
+    """The study of a folder, begun or taken up. Raises UserError for another goal or without Optuna."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        raise UserError('a search needs Optuna: pip install "onediff[search]"') from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # With several runs at a time a proposal keeps away from those whose result is still open.
+        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    study = optuna.create_study(
+        study_name=folder.name,
+        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+        sampler=sampler,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if pruning else optuna.pruners.NopPruner(),
+        direction="minimize" if goal.better == "lower" else "maximize",
+        load_if_exists=True,
+    )
+    before = study.user_attrs.get("goal")
+    if before not in (None, str(goal)):
+        raise UserError(f"{folder}: this search began for a {before}, not a {goal}; give this one another --name")
+    study.set_user_attr("goal", str(goal))
+    return study
+
+
+class Search:
+    """The search of one folder: at most `at_most` runs at a time, `trials` in all."""
+
+    def __init__(
+        self, study: Study, folder: Path, goal: Goal, space: Sequence[Choice], start: Start, at_most: int, trials: int
+    ) -> None:
+        self.study, self.folder, self.goal, self.space, self.start = study, folder, goal, space, start
+        self.at_most, self.trials = at_most, trials
+        self.going: list[tuple[Trial, Going]] = []
+
+    def run(self, pause: float) -> None:
+        """Runs to the last trial, looking at the runs every `pause` seconds."""
+        try:
+            self.take_up()
+            self.search(pause)
+        except BaseException:
+            for _, run in self.going:
+                run.leave()
+            raise
+
+    def take_up(self) -> None:
+        """Follows the runs that were going when the search was interrupted."""
+        from optuna import Trial
+        from optuna.trial import TrialState
+
+        for frozen in self.study.get_trials(states=[TrialState.RUNNING]):
+            self.begin(Trial(self.study, frozen._trial_id))
+
+    def search(self, pause: float) -> None:
+        """Proposes, starts and follows runs until the last is over."""
+        distributions = {choice.key: choice.distribution() for choice in self.space}
+        while self.going or len(self.study.trials) < self.trials:
+            while len(self.going) < self.at_most and len(self.study.trials) < self.trials:
+                self.begin(self.study.ask(distributions))
+            self.going = [(trial, run) for trial, run in self.going if not self.ended(trial, run)]
+            if self.going:
+                time.sleep(pause)
+
+    def path(self, number: int) -> Path:
+        """The run of a trial."""
+        return self.folder / f"trial-{number:03d}"
+
+    def begin(self, trial: Trial) -> None:
+        """Starts the run of a trial."""
+        from optuna.trial import TrialState
+
+        overrides = [f"{choice.key}={choice.text(trial.params[choice.key])}" for choice in self.space]
+        print(f"trial {trial.number}: {' '.join(overrides)}", flush=True)
+        try:
+            self.going.append((trial, self.start(self.path(trial.number), overrides)))
+        except UserError as error:
+            trial.set_user_attr("why", str(error))
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise
+
+    def ended(self, trial: Trial, run: Going) -> bool:
+        """Tells the study how a trial goes; whether it is over."""
+        from optuna.trial import TrialState
+
+        path, state = self.path(trial.number), run.state()
+        for step, value in self.goal.curve(path).items():
+            if step not in self.study.trials[trial.number].intermediate_values:
+                trial.report(value, step)
+        if state == "going":
+            if not trial.should_prune():
+                return False
+            run.end()
+            return self.tell(trial, "ended early", TrialState.PRUNED)
+        if state != "finished":
+            return self.tell(trial, state, TrialState.FAIL)
+        try:
+            value = self.goal.value(path)
+        except UserError as error:
+            return self.tell(trial, str(error), TrialState.FAIL)
+        return self.tell(trial, f"{self.goal.metric} {value:.6g}", TrialState.COMPLETE, value)
+
+    def tell(self, trial: Trial, words: str, state: object, value: float | None = None) -> bool:
+        """Ends a trial in the study and on the terminal; returns True."""
+        trial.set_user_attr("why", words)
+        self.study.tell(trial, value, state=state)  # type: ignore[arg-type]
+        print(f"trial {trial.number}: {words}", flush=True)
+        return True
+
+
+def best_first(study: Study, goal: Goal) -> list[FrozenTrial]:
+    """Finished trials by their value, then those that were ended early by their last, then failed ones."""
+    sign = 1 if goal.better == "lower" else -1
+
+    def rank(trial: FrozenTrial) -> tuple[int, float]:
+        last = trial.value
+        if last is None and trial.intermediate_values:
+            last = trial.intermediate_values[max(trial.intermediate_values)]
+        order = ("COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL").index(trial.state.name)
+        return order, math.inf if last is None else sign * last
+
+    return sorted(study.trials, key=rank)
+
+
+def table(study: Study, goal: Goal, space: Sequence[Choice]) -> str:
+    """All trials, best first, as people read them."""
+    head = ["trial", *(choice.key for choice in space), "result"]
+    rows = [
+        [
+            f"{trial.number:03d}",
+            *(
+                f"{value:.4g}" if isinstance(value, float) else str(value)
+                for value in map(trial.params.get, head[1:-1])
+            ),
+            str(trial.user_attrs.get("why", trial.state.name.lower())),
+        ]
+        for trial in best_first(study, goal)
+    ]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    )

@@ -1,0 +1,94 @@
+"""`onediff launch … --host HOST:DIR`: the same command on a login node, over ssh.
+
+What the command names and this machine holds goes along: the configuration, composed to one file, and a profile's file. The
+code is that of the installation there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shlex
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from onediff.config.compose import load_run
+from onediff.errors import UserError
+
+CONNECTION_FAILED = 255
+"""ssh's own exit code."""
+TAKES_CONFIG = ("submit", "sweep", "search")
+TAKES_PROFILE = (*TAKES_CONFIG, "data", "doctor")
+
+
+def run_there(host: str, subcommand: str, words: Sequence[str]) -> int:
+    """Runs `onediff launch SUBCOMMAND WORDS` in DIR of HOST; returns its exit code.
+
+    Uses `.venv/bin/onediff` of DIR where that exists, else the `onediff` of a login shell. Raises UserError where ssh cannot
+    connect.
+    """
+    address, _, folder = host.partition(":")
+    if not address or address.startswith("-"):
+        raise UserError(f"--host {host}: expected HOST:DIR, such as me@login.example.org:projects/onediff")
+    folder = folder or "."
+    words, files = packed(subcommand, words)
+    if files:
+        send(address, folder, files)
+    work = (
+        f"cd {shlex.quote(folder)} && command=onediff && if [ -x .venv/bin/onediff ]; then command=.venv/bin/onediff; fi "
+        f'&& exec "$command" {shlex.join(["launch", subcommand, *words])}'
+    )
+    terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else []
+    return over_ssh([*terminal, address, f"exec bash -lc {shlex.quote(work)}"], address)
+
+
+def packed(subcommand: str, words: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
+    """The words for the other side, and the files that they name, by their path there."""
+    said, files = list(words), dict[str, bytes]()
+    for number, word in enumerate(said):
+        before = said[number - 1] if number else ""
+        if before == "--profile" and subcommand in TAKES_PROFILE:
+            content = Path(word).read_bytes() if Path(word).is_file() else None
+        elif subcommand in TAKES_CONFIG and not before.startswith("--") and word.endswith((".yaml", ".yml")):
+            content = composed(word)
+        else:
+            continue
+        if content is not None:
+            # Named by its content: two submissions never change each other's.
+            there = f"runs/sent/{hashlib.sha256(content).hexdigest()[:12]}/{Path(word).name}"
+            said[number], files[there] = there, content
+    return said, files
+
+
+def composed(name: str) -> bytes:
+    """A configuration with everything that it takes from other files."""
+    return yaml.safe_dump(load_run(name, []).model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
+
+
+def send(address: str, folder: str, files: dict[str, bytes]) -> None:
+    """Writes files below `folder` of a host."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(content), 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    work = f"mkdir -p {shlex.quote(folder)} && tar -x -C {shlex.quote(folder)}"
+    if code := over_ssh([address, work], address, archive.getvalue()):
+        raise UserError(f"--host {address}: {folder} cannot be written there (exit code {code})")
+
+
+def over_ssh(words: Sequence[str], address: str, given: bytes | None = None) -> int:
+    """One ssh to its end. Raises UserError where there is no ssh, or no connection."""
+    try:
+        done = subprocess.run(["ssh", *words], input=given, check=False)
+    except FileNotFoundError:
+        raise UserError("--host: needs ssh, which is not installed here") from None
+    if done.returncode == CONNECTION_FAILED:
+        raise UserError(f"--host {address}: ssh could not connect; its words are above")
+    return done.returncode
