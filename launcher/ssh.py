@@ -27,7 +27,7 @@ TAKES_PROFILE = (*TAKES_CONFIG, "data", "doctor")
 
 
 def run_there(host: str, subcommand: str, words: Sequence[str]) -> int:
-    """Runs `onediff launch SUBCOMMAND WORDS` in DIR of HOST; returns its exit code.
+    """Runs a subcommand of `onediff launch`, with its `words`, in DIR of HOST; returns its exit code.
 
     Uses `.venv/bin/onediff` of DIR where that exists, else the `onediff` of a login shell. Raises UserError where ssh cannot
     connect.

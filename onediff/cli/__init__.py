@@ -117,12 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = Parser(
             f"onediff {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        module.add_arguments(parser)
+        add_arguments(name, parser)
         given = words[len(name.split()) :]
-        if name.startswith("launch "):
-            parser.add_argument(
-                "--host", metavar="HOST:DIR", help="do it there, over ssh, in a folder with an installation"
-            )
         args = parser.parse_intermixed_args(given)
         if getattr(args, "host", None):
             from launcher.ssh import run_there
@@ -167,6 +163,15 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized") and not unknown.startswith("-") and unknown.endswith(".json"):
             meant = "; --json prints, --out FILE writes"
         raise UserError(f"{message}{meant} ('{self.prog} --help' tells more)")
+
+
+def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    """Gives a parser the arguments of a command."""
+    importlib.import_module(COMMANDS[name].module).add_arguments(parser)
+    if name.startswith("launch "):
+        parser.add_argument(
+            "--host", metavar="HOST:DIR", help="do it there, over ssh, in a folder with an installation"
+        )
 
 
 def without(words: Sequence[str], option: str) -> list[str]:

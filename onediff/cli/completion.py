@@ -8,7 +8,6 @@ onediff completion fish > ~/.config/fish/completions/onediff.fish
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 from typing import Any
 
 SHELLS = ("bash", "zsh", "fish")
@@ -27,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
 def whole_parser() -> argparse.ArgumentParser:
     """All commands as one parser; `onediff` itself makes only the one that was chosen."""
     from onediff.cli import COMMANDS
+    from onediff.cli import add_arguments as add_command_arguments
 
     top = argparse.ArgumentParser("onediff")
     top.add_argument("--version", action="store_true", help="versions of onediff, torch and the attention kernels")
@@ -38,5 +38,5 @@ def whole_parser() -> argparse.ArgumentParser:
             above = made.get(family) or families[""].add_parser(family, help=f"commands about {family}")
             families[family] = above.add_subparsers()
         made[name] = families[family].add_parser(last, help=command.summary.replace("%", "%%"))
-        import_module(command.module).add_arguments(made[name])
+        add_command_arguments(name, made[name])
     return top

@@ -21,13 +21,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from onediff.cli import COMMANDS, Parser, chosen, main
+from onediff.cli import COMMANDS, Parser, add_arguments, chosen, main
 from onediff.config.compose import configs_folder, load_run, write_run
 from onediff.runs.folder import RunFolder
 
 HOUSE = Path(__file__).parents[2]
 PAGES = [HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md"))]
-RUN = ("plan", "config", "config show", "config explain", "runs", "runs diff", "completion")
+RUN = ("plan", "config", "config show", "config explain", "runs", "runs diff", "completion", "launch jobset")
 """Commands that come to their end with nothing but configurations."""
 TRIED = ("launch submit", "launch sweep", "launch data")
 """Commands that do so with --dry-run."""
@@ -63,6 +63,7 @@ PARSED = {
     "demo": "test_demo runs it",
     "score": "Java takes seconds; test_score runs it",
     "judge": "asks a language model; test_judge runs it",
+    "launch search": "trains; test_search runs it",
     "launch doctor": "asks Slurm; test_launch_slurm runs it",
     "data caption": "asks a language model; test_captioning runs it",
     "data retrieve": "computes features; test_retrieve runs it",
@@ -115,7 +116,7 @@ def parsed(words: list[str]) -> None:
     name = chosen(words)
     assert name is not None, f"no such command: {words}"
     parser = Parser(f"onediff {name}")
-    import_module(COMMANDS[name].module).add_arguments(parser)
+    add_arguments(name, parser)
     if "--help" not in words:
         parser.parse_intermixed_args(words[len(name.split()) :])
 
@@ -163,7 +164,7 @@ def test_every_line_that_is_shown_runs(line, place, monkeypatch, capsys):
     words = [str(place / "runs") if word == "/shared/runs" else word for word in words_of(line)]
     parsed([word.replace("…", "x") for word in words])
     name = chosen(words)
-    if name in PARSED or "--uri" in words or any(PLACEHOLDER.fullmatch(word) for word in words):
+    if name in PARSED or {"--uri", "--host"} & {*words} or any(PLACEHOLDER.fullmatch(word) for word in words):
         return
     if "model=my-model" in words:
         monkeypatch.chdir(with_export(place))
@@ -187,7 +188,7 @@ def test_every_command_that_is_mentioned_exists_with_its_options(span):
         assert any(known.startswith(" ".join(words[:2]).removesuffix(" …") + " ") for known in COMMANDS), span
         return
     parser = Parser(name)
-    import_module(COMMANDS[name].module).add_arguments(parser)
+    add_arguments(name, parser)
     known = {option for action in parser._actions for option in action.option_strings} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= known, span
 
