@@ -71,7 +71,7 @@ def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def measure_tokens(config: RunConfig, named: str, manifests: Sequence[Manifest], found: dict[str, Stats]) -> None:
-    """Puts lengths in tokens of the model of the configuration, or run, `named` so into the statistics of every split.
+    """Adds lengths in tokens to the statistics of every split, as the last phase of the configuration `named` reads them.
 
     Raises UserError.
     """
@@ -81,5 +81,6 @@ def measure_tokens(config: RunConfig, named: str, manifests: Sequence[Manifest],
     from onediff.training.data import data_set_lengths, processor_before_training
 
     processor, _ = processor_before_training(config, named)
+    last = list(config.phases.values())[-1]
     for manifest in manifests:
-        found[manifest.split].lengths = data_set_lengths(config, processor, manifest.folder)
+        found[manifest.split].lengths = data_set_lengths(config.data, last, processor, manifest.folder)

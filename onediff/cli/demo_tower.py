@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     from onediff.demo.tower import TowerTraining, make_tower
 
-    accuracy = make_tower(config, TowerTraining(steps=args.steps, seed=args.seed))
+    accuracy = make_tower(config.model.vision, config.data, TowerTraining(steps=args.steps, seed=args.seed))
     told = ", ".join(f"{attribute} {100 * share:.1f} %" for attribute, share in accuracy.items())
     print(f"vision tower: {config.model.vision.name} (of held-out objects it names {told} right)")
     return 0

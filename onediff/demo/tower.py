@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onediff.config.run import RunConfig
+from onediff.config.data import DataConfig
+from onediff.config.model import VisionConfig
 from onediff.config.training import OptimizerConfig
 from onediff.data.fits import fit_of
 from onediff.data.images import upright_size
@@ -70,15 +71,14 @@ class TowerTraining:
 class Scenes:
     """The images and labels of the data sets of a run, in an order that follows from the seed."""
 
-    def __init__(self, config: RunConfig, split: str, lanes: int, seed: int) -> None:
+    def __init__(self, vision: VisionConfig, data: DataConfig, split: str, lanes: int, seed: int) -> None:
         """Raises UserError for data sets that are missing or do not list their objects."""
-        arch = vision_architecture(config.model.vision)
+        arch = vision_architecture(vision)
         self.grid = arch.image_size // arch.patch_size
-        self.data = config.data
-        self.fit = fit_of(config.model.vision.image, arch.patch_size)
+        self.data = data
+        self.fit = fit_of(vision.image, arch.patch_size)
         self.sources = [
-            Source.open(name, Path(one.path) / split, lanes, seed, self.data.block)
-            for name, one in config.data.sets.items()
+            Source.open(name, Path(one.path) / split, lanes, seed, self.data.block) for name, one in data.sets.items()
         ]
         self.mix = Mix([source.lanes.samples for source in self.sources])
         first = [next(self._samples(source)) for source in self.sources]
@@ -144,22 +144,22 @@ class Heads(nn.Module):
         }
 
 
-def make_tower(config: RunConfig, training: TowerTraining) -> dict[str, float]:
-    """Trains the tower that `config` describes and writes it to the folder that `model.vision.name` names.
+def make_tower(vision: VisionConfig, data: DataConfig, training: TowerTraining) -> dict[str, float]:
+    """Trains the tower that `vision` describes and writes it to the folder that `model.vision.name` names.
 
     Goes on from the last saved state after an interruption; does nothing where the folder holds the tower of the same
     settings. Returns the accuracy on the split `val`, by attribute. Raises UserError.
     """
-    assert config.model.vision.name is not None
-    target = Path(config.model.vision.name)
-    recipe = {"vision": config.model.vision.model_dump(mode="json"), "data": digests(config), **vars(training)}
+    assert vision.name is not None
+    target = Path(vision.name)
+    recipe = {"vision": vision.model_dump(mode="json"), "data": digests(data), **vars(training)}
     if (known := _finished(target)) and known["recipe"] == recipe:
         return known["accuracy"]
-    scenes = Scenes(config, "train", training.batch, training.seed)
-    held_out = Scenes(config, HELD_OUT, HELD_OUT_SAMPLES, training.seed)
+    scenes = Scenes(vision, data, "train", training.batch, training.seed)
+    held_out = Scenes(vision, data, HELD_OUT, HELD_OUT_SAMPLES, training.seed)
     labels = scenes.labels()
     torch.manual_seed(training.seed)
-    fresh = config.model.vision.model_copy(update={"name": None})
+    fresh = vision.model_copy(update={"name": None})
     model = Heads(VisionTower(fresh), labels)
     spread_positions(model.tower.model)
     state = target.with_name(f".{target.name}.state")
@@ -170,11 +170,11 @@ def make_tower(config: RunConfig, training: TowerTraining) -> dict[str, float]:
     return accuracy
 
 
-def digests(config: RunConfig) -> dict[str, str]:
+def digests(data: DataConfig) -> dict[str, str]:
     """A digest of the training shards of each data set. Raises UserError for a data set that is missing."""
     return {
         name: hashlib.sha256("".join(shard.sha256 for shard in read_manifest(one.folder).shards).encode()).hexdigest()
-        for name, one in config.data.sets.items()
+        for name, one in data.sets.items()
     }
 
 

@@ -19,7 +19,7 @@ def answer(
     ends: Sequence[int] = (),
     **generation: Any,
 ) -> list[str]:
-    """The model's answers to prompt rows, as one left-padded batch; greedy unless `generation` says otherwise.
+    """The model's answers to prompt rows, computed as one left-padded batch; greedy unless `generation` says otherwise.
 
     An answer ends with the tokenizer's end of text, or with one of `ends` (`Prompter.ends`).
     """
@@ -27,6 +27,6 @@ def answer(
     stops = list(dict.fromkeys((*ends, tokenizer.eos_token_id)))
     options = {"do_sample": False, "eos_token_id": stops, "pad_token_id": tokenizer.eos_token_id}
     made = model.generate(batch, **{**options, **generation})
-    # Not every tokenizer counts what ends a turn among the special tokens that decoding leaves out.
+    # Not every tokenizer counts the end of a turn among the special tokens that decoding drops.
     whole = [ids[: next((n for n, token in enumerate(ids) if token in stops), None)] for ids in made.tolist()]
     return [text.strip() for text in tokenizer.batch_decode(whole, skip_special_tokens=True)]

@@ -1,4 +1,4 @@
-"""NVIDIA's Apex, recognised by what it contains: PyPI gives the same name to an unrelated package."""
+"""NVIDIA's Apex, recognised by its contents: an unrelated package on PyPI has the same name."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ OPTIMIZER = ("optimizers/fused_adam.py", "amp_C")
 
 @dataclass(frozen=True)
 class Apex:
-    """Which of Apex's parts can be used here."""
+    """Which parts of Apex can be used here."""
 
     norms: bool
     """`apex.normalization` with its compiled kernels"""
     optimizer: bool
     """`apex.optimizers` with its compiled kernels"""
     missing: str
-    """why a part cannot be used, and what to do; empty where both can"""
+    """why a part cannot be used, and what to do; empty if both can"""
 
 
 def find_apex() -> Apex:
-    """Looks for Apex without importing it: importing the package of another project could do anything."""
+    """Looks for Apex without importing it: importing an unrelated package could do anything."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return Apex(False, False, "NVIDIA's Apex is not installed")

@@ -101,10 +101,10 @@ class _Shape:
 
 @cache
 def _working(name: str, shape: _Shape, options: Options, asked_for: bool) -> str:
-    """`name`, or the first backend behind it that computes this.
+    """`name`, or the first backend after it that computes this.
 
-    Each is tried once, in a thread of its own: what surrounds the caller (checkpointing, hooks, inference) sees nothing
-    of it. Raises UserError where `name` was asked for by its name and fails.
+    Each is tried once, in a thread of its own, so that the caller's context (checkpointing, hooks, inference) does not
+    affect it. Raises UserError where `name` was asked for by its name and fails.
     """
     for candidate in BACKENDS[BACKENDS.index(name) :]:
         if candidate not in KERNELS:
@@ -124,16 +124,16 @@ def _working(name: str, shape: _Shape, options: Options, asked_for: bool) -> str
 
 
 def _on(device: torch.device) -> None:
-    if device.type == "cuda":  # a thread begins on the first
+    if device.type == "cuda":  # a thread starts on the first device
         torch.cuda.set_device(device)
 
 
 TRIED = (64, 17)
-"""Tokens of the sequences that a kernel is tried with."""
+"""Tokens in the sequences that a kernel is tried with."""
 
 
 def _fault(name: str, shape: _Shape, options: Options) -> str | None:
-    """What is wrong with a kernel's results and gradients; None where they are as the reference's."""
+    """What is wrong with a kernel's results and gradients; None if they match the reference's."""
     ends = torch.tensor([0, TRIED[0], sum(TRIED)], dtype=torch.int32, device=shape.device)
     drawn: list[Tensor] = []
     for number, heads in enumerate((shape.heads, shape.groups, shape.groups)):
@@ -148,13 +148,13 @@ def _fault(name: str, shape: _Shape, options: Options) -> str | None:
         one, other = (torch.cat([t.detach().float().flatten() for t in found]) for found in (made_all, wanted_all))
         off = float((one - other).norm() / other.norm())
     except Exception as error:
-        # A kernel of another version, or built for another machine, fails in many ways.
+        # A kernel of another version, or built for another machine, can fail in many ways.
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None if off < LARGEST_ERROR else f"its results are {100 * off:.0f} % off"
 
 
 LARGEST_ERROR = 0.05
-"""Of a kernel's results in half precision, as a share of their norm."""
+"""Tolerated error of a kernel in half precision, as a share of the norm of its results."""
 
 
 def _reference_of(drawn: list[Tensor], options: Options) -> Tensor:
@@ -163,7 +163,7 @@ def _reference_of(drawn: list[Tensor], options: Options) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-    """`[S, tokens, H, D]` for sequences of one length, by the kernel that torch chooses."""
+    """`[S, tokens, H, D]` for sequences of equal length, by the kernel that torch chooses."""
     queries, keys = q.shape[1], k.shape[1]
     if options.causal and queries > keys:
         # The first queries see nothing.
@@ -186,7 +186,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-    """`[S, tokens, H, D]` in the plainest way; half precision is computed in fp32."""
+    """`[S, tokens, H, D]` by the plain formula; half precision is computed in fp32."""
     if q.dtype in HALF:
         return _reference(q.float(), k.float(), v.float(), options).to(q.dtype)
     groups = q.shape[2] // k.shape[2]
@@ -229,7 +229,7 @@ def in_use() -> str:
 
 
 def use(wanted: str = "auto") -> str:
-    """Chooses the backend of this process, says so in the log, and returns its name.
+    """Chooses the backend of this process, logs it, and returns its name.
 
     `auto` takes the first of `BACKENDS` that is installed in a version that we can call and built for the accelerator of
     this process. Raises UserError when another one is asked for by name and cannot run here.

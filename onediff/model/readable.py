@@ -1,21 +1,22 @@
-"""Whether pretrained parts belong to a configuration: names and shapes of weights, unread, and ids of the tokenizer.
+"""Checks that pretrained parts fit a configuration: names and shapes of weights, without reading them, and tokenizer ids.
 
     python -m onediff.model.readable PART… < CONFIG_AS_JSON
 
-prints a JSON list with a line for each part whose weights are read and do not fit, and for the tokenizer.
+prints a JSON list with one line for the tokenizer, and for each of these parts, that does not fit.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from onediff.config.model import NewTokenizer, PretrainedPart
+from onediff.config.data import DataConfig
+from onediff.config.model import DeltaConfig, LanguageConfig, ModelConfig, NewTokenizer, PretrainedPart, VisionConfig
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.model.bert import bert_and_source
@@ -26,39 +27,42 @@ from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
 
 
-def faults(config: RunConfig, parts: Collection[str]) -> Iterator[str]:
-    """What does not fit, in a line each, where the weights of `parts` are read."""
-    for check in (tokenizer, vision, language, delta):
-        if check is tokenizer or check.__name__ in parts:
-            try:
-                check(config)
-            except UserError as fault:
-                yield str(fault)
+def faults(model: ModelConfig, data: DataConfig, parts: Collection[str]) -> Iterator[str]:
+    """One line for the tokenizer, and for each of `parts`, that does not fit."""
+    checks: list[Callable[[], None]] = [lambda: tokenizer(model, data)]
+    if "vision" in parts:
+        checks.append(lambda: vision(model.vision))
+    if "language" in parts:
+        checks.append(lambda: language(model.language))
+    if "delta" in parts:
+        checks.append(lambda: delta(model.delta))
+    for check in checks:
+        try:
+            check()
+        except UserError as fault:
+            yield str(fault)
 
 
-def tokenizer(config: RunConfig) -> None:
-    """Raises UserError for a tokenizer that cannot be read, or with ids that the language model has no embeddings for."""
-    if not isinstance(config.model.language.tokenizer, NewTokenizer):
-        build_processor(config.model, config.data, Path())
+def tokenizer(model: ModelConfig, data: DataConfig) -> None:
+    """Raises UserError for a tokenizer that cannot be read, or whose ids have no embeddings in the language model."""
+    if not isinstance(model.language.tokenizer, NewTokenizer):
+        build_processor(model, data, Path())
 
 
-def vision(config: RunConfig) -> None:
-    """Raises UserError for a tower whose files are not those of its architecture."""
-    arch = vision_architecture(config.model.vision)
-    check_fits(config.model.vision, arch)
-    compare(transformers.AutoModel, arch, config.model.vision)
+def vision(part: VisionConfig) -> None:
+    """Raises UserError for a tower whose files do not match its architecture."""
+    arch = vision_architecture(part)
+    check_fits(part, arch)
+    compare(transformers.AutoModel, arch, part)
 
 
-def language(config: RunConfig) -> None:
+def language(part: LanguageConfig) -> None:
     """The same for the language model."""
-    compare(
-        transformers.AutoModelForCausalLM, architecture(config.model.language, "model.language"), config.model.language
-    )
+    compare(transformers.AutoModelForCausalLM, architecture(part, "model.language"), part)
 
 
-def delta(config: RunConfig) -> None:
+def delta(part: DeltaConfig) -> None:
     """The same for the BERT that the delta module starts from."""
-    part = config.model.delta
     if part.bert is not None:
         bert_and_source(part.bert, part.layers, part.width)
 
@@ -72,5 +76,5 @@ def compare(auto: Any, arch: Any, part: PretrainedPart) -> None:
 
 
 if __name__ == "__main__":
-    found = faults(RunConfig.model_validate(json.load(sys.stdin)), sys.argv[1:])
-    print(json.dumps(list(dict.fromkeys(found))))
+    config = RunConfig.model_validate(json.load(sys.stdin))
+    print(json.dumps(list(dict.fromkeys(faults(config.model, config.data, sys.argv[1:])))))

@@ -1,4 +1,4 @@
-"""Activation checkpointing: which values of a layer are kept for the backward pass, and which are computed again."""
+"""Activation checkpointing: which values of a layer are kept for the backward pass, and which are recomputed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from onediff.config.training import Checkpointing
 
-# Results that cost much time for their size. Products of scores (`bmm`) are not among them: they are tokens², and only
+# Results that take long to compute for their size. Products of scores (`bmm`) are left out: they are tokens², and only
 # attention without a fused kernel makes them.
 _DEAR = {
     "aten::mm",
@@ -23,21 +23,21 @@ _DEAR = {
     "flash_attn::_flash_attn_forward",
     "flash_attn::_flash_attn_varlen_forward",
     "flash_attn_3::_flash_attn_forward",
-    "flash_attn_3::fwd",  # its builds before that
+    "flash_attn_3::fwd",  # earlier builds
     "torch_attn::_varlen_attn",
 }
 
 
 def checkpoint_layers(model: Any, mode: Checkpointing) -> None:
-    """Lets the layers of a Hugging Face model keep less: with `full` their input only, with `selective` also the results
-    of matrix products and attention, so that norms and activation functions alone are computed again."""
+    """Makes the layers of a Hugging Face model keep less: with `full` only their input, with `selective` also the results
+    of matrix products and attention, so that only norms and activation functions are recomputed."""
     if mode == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     model.gradient_checkpointing_enable(options)
-    # transformers lets word embeddings ask for a gradient, which only its other kind of checkpointing needs.
+    # transformers makes word embeddings require a gradient, which only its other kind of checkpointing needs.
     model.disable_input_require_grads()
 
 

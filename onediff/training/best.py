@@ -1,4 +1,4 @@
-"""The best step of a phase by a named metric, and when to stop looking for a better one."""
+"""The best step of a phase by a named metric, and when to stop waiting for a better one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ class Best:
         self.value: float | None = None
         self.step: int | None = None
         self.since = 0
-        """Measurements after the best one."""
+        """Measurements since the best one."""
 
     def judge(self, step: int, measured: Mapping[str, float]) -> bool:
-        """Notes the measurements of a step, if its metric is among them; whether they are the best so far.
+        """Records the measurements of a step; returns whether they are the best so far.
 
-        Equal is not better, and what is not a number never is. Raises UserError where such a metric is measured, but not
-        this one.
+        A tie is not better, and NaN never is. Raises UserError when metrics of this kind are measured, but not this one.
         """
         if self.config is None or not any(self.config.is_kin_of(name) for name in measured):
             return False
@@ -45,7 +44,7 @@ class Best:
 
     @property
     def over(self) -> bool:
-        """Whether the phase is to end here."""
+        """Whether the phase should end here."""
         patience = None if self.config is None else self.config.stop_after
         return patience is not None and self.since >= patience
 
@@ -63,11 +62,15 @@ class Best:
         return {**rule, "value": self.value, "step": self.step, "since": self.since}
 
     def restore(self, stored: Mapping[str, Any] | None) -> None:
-        """Goes back to what a checkpoint says; starts over where that was judged by another metric."""
+        """Restores the state of a checkpoint; starts over when that was judged by another metric."""
         self.value, self.step, self.since = None, None, 0
         if self.config is None or stored is None:
             return
         if (stored["metric"], stored["lower"]) != (self.config.metric, self.config.lower):
-            log.warning("phase %s was judged by %s so far: the best starts over", self.phase, stored["metric"])
+            log.warning(
+                "phase %s was judged by %s until now: the search for the best step starts over",
+                self.phase,
+                stored["metric"],
+            )
             return
         self.value, self.step, self.since = stored["value"], stored["step"], stored["since"]

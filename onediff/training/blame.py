@@ -1,4 +1,4 @@
-"""Which micro-batches of a step make gradients that are not finite."""
+"""Finds the micro-batches of a step whose gradients are not finite."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from onediff.training.engine import Engine
 def not_finite(engine: Engine, micro_batches: list[Batch], step: int, steps: int) -> list[bool]:
     """For each of this rank's micro-batches of a step, whether its loss or any gradient of its own is not finite.
 
-    Takes the step once more and looks at each gradient before it is reduced: for a run that is about to stop. Collective.
+    Repeats the step and checks each gradient before it is reduced; for a run that is about to stop. Collective.
     """
     finite = torch.ones(len(micro_batches), dtype=torch.bool, device=engine.device)
-    now = -1  # the micro-batch that is computed
+    now = -1  # the micro-batch being computed
 
     def begin(module: Any, taken: Any) -> None:
         nonlocal now

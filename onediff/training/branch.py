@@ -1,4 +1,4 @@
-"""A new run that goes on from a checkpoint of another: its own settings, its own record, the steps before in common."""
+"""A new run that continues from a checkpoint of another: earlier steps are shared, settings and record are its own."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from onediff.training.found import FoundCheckpoint, found
 
 
 def branch(address: Address, target: Path) -> FoundCheckpoint:
-    """Makes the run folder `target` with the checkpoint that `address` means, and those that its phase began from.
+    """Creates the run folder `target` with the checkpoint at `address` and those that its phase started from.
 
-    Files of checkpoints are never changed, so they are shared by hard links where the file system has them. Raises
-    UserError where there is no such checkpoint, or `target` exists.
+    Checkpoint files never change, so they are hard-linked where the file system allows it. Raises UserError when there is
+    no such checkpoint or when `target` exists.
     """
     if not address.is_run:
-        raise UserError(f"{address}: not a run; a saved model is the beginning of one by `init: {address.folder}`")
+        raise UserError(f"{address}: not a run; start one from a saved model with `init: {address.folder}`")
     if target.exists():
-        raise UserError(f"{target}: exists already; name a new folder")
+        raise UserError(f"{target}: already exists; name a new folder")
     start = found(address)
     source, aside = RunFolder(address.folder), RunFolder(target.with_name(f".tmp-{target.name}"))
     config = load_run(source.config)
@@ -49,7 +49,7 @@ def branch(address: Address, target: Path) -> FoundCheckpoint:
 
 
 def linked(source: Path, target: Path) -> None:
-    """The folder `source` again as `target`, sharing its files where that can be."""
+    """Copies the folder `source` to `target`, sharing files where possible."""
 
     def share(file: str, name: str) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ def phase_stream(data: DataConfig, phase: PhaseConfig, processor: Processor) -> 
 def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
     """Optimizer steps of a phase: `steps`, or as many as `epochs` of the source that lasts longest take.
 
-    How many samples fit into a packed row is measured on the first of them, so the end of such a phase is a few samples
-    early or late.
+    How many samples fit into a packed row is measured on the first ones, so a packed phase ends a few samples early or
+    late.
     """
     if phase.steps is not None:
         return phase.steps
@@ -63,11 +63,10 @@ def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
 
 
 def processor_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[Processor, Any]:
-    """What writes rows for a run that may not have started yet, and its tokenizer: one that is to be learned, or taken
-    over, is made as training will do it, and forgotten.
+    """The processor and the tokenizer of a run that may not have started yet.
 
-    The run is in the folder `run`, or in the one that its configuration was `named` by, or in `runs/<name>`. Raises
-    UserError.
+    A tokenizer that training would learn or copy is made the same way, and thrown away. The run is in the folder `run`, or
+    in the one that its configuration was `named` by, or in `runs/<name>`. Raises UserError.
     """
     run = run or (Path(named) if Path(named).is_dir() else Path("runs") / config.name)
     folder, wanted = RunFolder(run).tokenizer, config.model.language.tokenizer
@@ -79,21 +78,21 @@ def processor_before_training(config: RunConfig, named: str, run: Path | None = 
 
 
 def make_tokenizer(config: RunConfig, wanted: NewTokenizer, target: Path) -> None:
-    """Writes the run's own tokenizer: that of the language model that it starts from, or a new one. Raises UserError."""
+    """Writes the run's own tokenizer: the one of the language model it starts from, or a new one. Raises UserError."""
     if config.init is not None and config.init.language is not None:
         take_tokenizer(config.init, target)
     else:
-        learn_tokenizer(training_texts(config), wanted.vocabulary, target)
+        learn_tokenizer(training_texts(config.data, config.phases.values()), wanted.vocabulary, target)
 
 
 def phase_lengths(data: DataConfig, phase: PhaseConfig, stream: Stream, lanes: int, samples: int) -> Lengths:
-    """How long the first samples of a stream are, and what padding and packing cost in a phase like this.
+    """Lengths of the first samples of a stream, and the cost of padding and packing in a phase like this.
 
-    Packed rows are those of the phase, or twice `data.max_tokens` where it does not pack. Raises UserError.
+    Packed rows are as long as the phase's, or twice `data.max_tokens` when it does not pack. Raises UserError.
     """
     pack = phase.pack or 2 * data.max_tokens
     fill = Packer(stream, pack).fill(lanes)
-    # A micro-batch of packed rows does the work of so many padded ones.
+    # A micro-batch of packed rows does the work of this many padded ones.
     micro_batch = round(phase.micro_batch * fill.samples) if phase.pack else phase.micro_batch
     return Lengths(
         first_lengths(stream, lanes, samples),
@@ -106,27 +105,28 @@ def phase_lengths(data: DataConfig, phase: PhaseConfig, stream: Stream, lanes: i
     )
 
 
-def data_set_lengths(config: RunConfig, processor: Processor, folder: Path, samples: int = 4096) -> Lengths:
-    """The same of one split of a data set, as the run's last phase would read it. Raises UserError."""
-    source = Source.open(folder.parent.name, folder, lanes=1, seed=config.data.seed, block=config.data.block)
-    lanes = max(1, min(32, source.lanes.samples // 2))  # from as many places of the set
+def data_set_lengths(
+    data: DataConfig, phase: PhaseConfig, processor: Processor, folder: Path, samples: int = 4096
+) -> Lengths:
+    """The same of one split of a data set, as `phase` would read it. Raises UserError."""
     name = folder.parent.name
-    task = config.data.sets[name].task if name in config.data.sets else None
-    source = Source.open(name, folder, lanes, config.data.seed, config.data.block, task=task)
-    stream = Stream([source], processor, False, config.data.seed, config.data.bad_in_a_row)
-    phase = list(config.phases.values())[-1]
-    return phase_lengths(config.data, phase, stream, lanes, min(samples, source.lanes.samples))
+    source = Source.open(name, folder, lanes=1, seed=data.seed, block=data.block)
+    lanes = max(1, min(32, source.lanes.samples // 2))  # read from this many places of the set
+    task = data.sets[name].task if name in data.sets else None
+    source = Source.open(name, folder, lanes, data.seed, data.block, task=task)
+    stream = Stream([source], processor, False, data.seed, data.bad_in_a_row)
+    return phase_lengths(data, phase, stream, lanes, min(samples, source.lanes.samples))
 
 
-def training_texts(config: RunConfig) -> Iterator[str]:
-    """Every caption and turn that training reads, and the words around them: what a new tokenizer is learned from."""
-    prompt = config.data.prompt
+def training_texts(data: DataConfig, phases: Iterable[PhaseConfig]) -> Iterator[str]:
+    """Every caption and turn that these phases read, and the words around them: what a new tokenizer is learned from."""
+    prompt = data.prompt
     if prompt.template != "chat":
         template = prompt.named()
         yield from (template.system, template.user, template.assistant)
     yield from (prompt.couple_answer, *(wording for task in prompt.instructions for wording in prompt.wordings(task)))
-    for name in sorted({name for phase in config.phases.values() for name in phase.mix}):
-        source = Source.open(name, config.data.sets[name].folder, lanes=1, seed=0, block=1, cache=config.data.cache)
+    for name in sorted({name for phase in phases for name in phase.mix}):
+        source = Source.open(name, data.sets[name].folder, lanes=1, seed=0, block=1, cache=data.cache)
         for shard, count in enumerate(source.lanes.shard_samples):
             for number in range(count):
                 try:
@@ -138,6 +138,6 @@ def training_texts(config: RunConfig) -> Iterator[str]:
 
 
 def manifest_files(data: DataConfig, phase: PhaseConfig) -> list[Path]:
-    """The manifests of the data sets of a phase that have one on disk (tars written by others may not)."""
+    """The manifests of a phase's data sets, as far as they are on disk (tars from other tools may have none)."""
     folders = [Path(data.sets[name].folder) for name in phase.mix]
     return [folder / FILE for folder in folders if (folder / FILE).is_file()]

@@ -33,29 +33,29 @@ def _trained(model: OneDiffModel) -> int:
 
 
 class Agreed(NamedTuple):
-    """What decisions are made by, to the last bit the same on every rank: the greatest value of any of them."""
+    """What decisions depend on: the maximum over all ranks, so every rank has exactly the same values."""
 
     loss: float
-    """Infinite where some rank's is not finite."""
+    """Infinite when any rank's is not finite."""
     grad_norm: float
-    """Infinite where the gradients are not finite: the step has changed nothing."""
+    """Infinite when the gradients are not finite; the step has then changed nothing."""
     asked: list[float]
-    """1 for each signal by which some rank was asked to stop."""
+    """1 for each signal that asked any rank to stop."""
 
 
 @dataclass
 class StepUnderWay:
-    """A step that was given to the device; it need not be done yet."""
+    """A step that was submitted to the device and may still be running."""
 
     step: int
     """Steps before it."""
     rates: dict[str, float]
     """`lr`, the highest, and `lr/<part>` for each part that trains."""
     sources: list[str]
-    """Sources of the phase's mix."""
+    """The sources in the phase's mix."""
     numbers: OnTheWay
     began: Moment
-    """When the device could begin with it."""
+    """When the device could start it."""
     ended: Moment
 
     def figures(self) -> tuple[dict[str, float], Agreed]:
@@ -95,9 +95,9 @@ class Engine:
         topology: Topology,
         swap: Path | None = None,
     ) -> None:
-        """`swap` is the folder for optimizer states on NVMe, where the configuration says so.
+        """`swap` is the folder for optimizer states on NVMe, if the configuration puts them there.
 
-        Raises UserError on every rank for what cannot be: parts, kernels, states without room.
+        Raises UserError on every rank for parts or kernels that are not available, and states that do not fit.
         """
         freeze(model, phase)
         self.objective = build_objective(phase, config.training)
@@ -165,16 +165,16 @@ class Engine:
         return StepUnderWay(step, rates, self.sources, OnTheWay(numbers), began, Moment(self.device))
 
     def close(self) -> None:
-        """Lets go of the model and of all states, which are freed when nothing else holds them."""
+        """Drops the model and all states, which are freed once nothing else refers to them."""
         self.sharded.close()
 
     def _on_device(self, numbers: list[float]) -> torch.Tensor:
-        """fp64 numbers of the host, copied without waiting."""
+        """Numbers of the host as fp64 on the device, copied without waiting."""
         return pinned(torch.tensor(numbers, dtype=torch.float64)).to(self.device, non_blocking=True)
 
 
 def _counts(batch: Batch) -> tuple[int, int, int, int, int]:
-    """Targets, tokens, samples passed over, samples, and positions, padding included."""
+    """Targets, tokens, skipped samples, samples, and positions including padding."""
     info = batch.info
     samples = info.get("samples", len(batch.token_ids))
     return batch.targets, info["tokens"], len(info["skipped"]), samples, batch.token_ids.numel()

@@ -1,4 +1,4 @@
-"""Evaluation inside the loop: the weights as they are in training, over all ranks, scored as `onediff evaluate` scores."""
+"""Evaluation inside the training loop: the current weights, over all ranks, scored as by `onediff evaluate`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Evaluations:
-    """Scores of the held-out split of a phase's first data set that has pairs, every so many steps.
+    """Scores of the held-out split of a phase's first data set with pairs, every `evaluate_every` steps.
 
     Costs the captions of the split (`evaluation.limit` bounds them) and, on rank 0 while the others wait, the scores.
     """
@@ -39,7 +39,7 @@ class Evaluations:
     def __init__(
         self, config: RunConfig, phase: str, processor: Processor, tokenizer: Any, topology: Topology, run: Path
     ) -> None:
-        """Raises UserError where evaluation is asked for and no data set of the phase has pairs, or a metric is unknown."""
+        """Raises UserError when evaluation is asked for and no data set of the phase has pairs, or a metric is unknown."""
         self.every = config.phases[phase].evaluate_every
         self.config: EvaluationConfig = config.evaluation
         self.processor, self.tokenizer, self.topology = processor, tokenizer, topology
@@ -47,7 +47,7 @@ class Evaluations:
         self.check: Callable[[torch.device], None] = no_check
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
-            chosen(self.config.metrics)  # an unknown one is told before anything is trained
+            chosen(self.config.metrics)  # reports an unknown one before anything is trained
             sets = {Path(config.data.sets[name].path): config.data.sets[name] for name in config.phases[phase].mix}
             found = first_with_pairs(sets, self.config.split)
             if found is None:
@@ -69,7 +69,7 @@ class Evaluations:
         folder = self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
         with raise_on_all_ranks():
             if self.topology.ranks.rank == 0:
-                # After a resume the step has come again, with other weights where arithmetic is not repeatable.
+                # After a resume the step is repeated, with different weights if the arithmetic is not deterministic.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
         plan = Evaluation(self.run, self.data, self.config, folder, self.task)
@@ -117,7 +117,7 @@ class Evaluations:
 
 
 def any_rank(going: bool, device: torch.device) -> bool:
-    """Whether any rank goes on."""
+    """Whether any rank continues."""
     flag = torch.tensor([int(going)], device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from onediff.config.compose import load_run
-from onediff.config.run import RunConfig
+from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
 from onediff.hub.card import write_card
 from onediff.model.build import architecture_only, build_processor
@@ -37,11 +37,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
-    """Writes a checkpoint of `run` to `target`: the newest, or the one that its address names; returns which one it was.
+    """Writes the newest checkpoint of `run`, or the one its address names, to `target`; returns which one it was.
 
-    `dtype` is a name of `DTYPES`; `as-trained` for the type in which the phase computed; `as-came` for that of the
-    pretrained language model, and without one as it was trained. Raises UserError when `run` is not a run or has no such
-    checkpoint, or when a weight is beyond the type.
+    `dtype` is a key of `DTYPES`, `as-trained` for the type that the phase computed in, or `as-came` for the type of the
+    pretrained language model (without one, `as-trained`). Raises UserError when `run` is not a run or has no such
+    checkpoint, or when a weight overflows the type.
     """
     address = Address.of(run)
     folder = require_run(address.folder)
@@ -57,16 +57,15 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     lora = weights.stored
     adapter = None if lora is None else (lora, config.model.language.name, weights.adapter())
     computed = {getattr(torch, parameter.dtype) for parameter in manifest.parameters.values()}
-    wanted = DTYPES.get(dtype) or _type_of(config, dtype, max(computed, key=lambda one: one.itemsize))
+    wanted = DTYPES.get(dtype) or _type_of(config.model.language, dtype, max(computed, key=lambda one: one.itemsize))
     become(model, wanted)
     card = partial(write_card, run=folder, config=config, trained=trained)
     save_model(model, bare, processor.prompter.config, tokenizer, target, trained, adapter, shard_bytes, card)
     return trained | {"dtype": next(name for name, one in DTYPES.items() if one == wanted)}
 
 
-def _type_of(config: RunConfig, asked: str, computed: torch.dtype) -> torch.dtype:
-    """The type that `asked` means, where the phase computed in `computed`."""
-    language = config.model.language
+def _type_of(language: LanguageConfig, asked: str, computed: torch.dtype) -> torch.dtype:
+    """The type that `asked` means when the phase computed in `computed`."""
     if asked == "as-trained" or language.name is None:
         return computed
     came = architecture(language, "model.language").dtype
@@ -74,7 +73,7 @@ def _type_of(config: RunConfig, asked: str, computed: torch.dtype) -> torch.dtyp
 
 
 def become(model: OneDiffModel, dtype: torch.dtype) -> None:
-    """Rounds every parameter to `dtype`, one after the other. Raises UserError for one with values beyond it."""
+    """Rounds every parameter to `dtype`, one at a time. Raises UserError for one with values beyond its range."""
     for name, parameter in model.named_parameters():
         rounded = parameter.data.to(dtype)
         if dtype == torch.float16 and rounded.isinf().any() and parameter.data.isfinite().all():
@@ -83,10 +82,10 @@ def become(model: OneDiffModel, dtype: torch.dtype) -> None:
 
 
 def saved_model_of(path: Path) -> Path:
-    """The folder of a saved model for `path`: itself, or for a run an export below it, made where it is missing or old,
-    of its newest checkpoint or of the one that the address names.
+    """The folder of a saved model for `path`: `path` itself or, for a run, its export of the newest checkpoint or of the
+    one that the address names, written when it is missing or out of date.
 
-    The export of a run that may only be read lies in the user's cache. Raises UserError when `path` is neither.
+    The export of a read-only run goes to the user's cache. Raises UserError when `path` is neither.
     """
     address = Address.of(path)
     if (address.folder / FILE).is_file() and address.at is None:
@@ -103,11 +102,11 @@ def saved_model_of(path: Path) -> Path:
         target = cache_of(address.folder) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = (target.parent / ".model.lock").open("w")
-    # The ranks of an evaluation all come here: the first one exports, the others find it done.
+    # All ranks of an evaluation call this: the first one exports, the others find the export.
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not holds(target, trained):
-            # Every bit, so that its captions are those of the loop.
+            # Without rounding, so that its captions are those of the loop.
             export_run(path, target, dtype="fp32")
     return target
 
@@ -121,6 +120,6 @@ def holds(folder: Path, trained: tuple[str, int]) -> bool:
 
 
 def cache_of(run: Path) -> Path:
-    """Where exports of a run lie that cannot be written to: below XDG_CACHE_HOME, by the run's full path."""
+    """The folder for exports of a read-only run: below XDG_CACHE_HOME, named after the run's full path."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "onediff" / "exports" / hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Steps that must not be trusted: gradients that are not finite, spikes of loss or gradient norm. Torch-free."""
+"""Steps that cannot be trusted: gradients that are not finite, spikes of loss or gradient norm. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from onediff.config.bad_steps import BadStepsConfig
 
 
 class TrainingFault(RuntimeError):
-    """The numbers and not the machine keep a run from going on: it ends with exit code 3, its last checkpoint is good."""
+    """The run cannot continue because of its numbers, not its machine: it exits with code 3 and a good last checkpoint."""
 
 
 @dataclass
 class StepWatch:
-    """What the steps of a phase were like so far: the same on every rank, and a part of every checkpoint."""
+    """The history of bad steps in a phase: the same on every rank, and part of every checkpoint."""
 
     config: BadStepsConfig
     skipped: int = 0
     """Steps skipped since the phase began."""
     recent: list[int] = field(default_factory=list)
-    """The latest of them."""
+    """The most recent of them."""
     losses: list[float] = field(default_factory=list)
     """Of the last good steps."""
     norms: list[float] = field(default_factory=list)
     """Gradient norms of the same steps."""
     first_bad: int | None = None
-    """First of the bad steps that the last step is one of, without a good one between them."""
+    """The first of the consecutive bad steps that end with the last step."""
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Where the phase went back: `from_step`, `to_step`, `why`, and the `cursors` of all lanes at both ends of what
-    was passed over."""
+    """Each rollback: `from_step`, `to_step`, `why`, and the `cursors` of all lanes at both ends of the skipped data."""
 
     def see(self, step: int, loss: float, grad_norm: float) -> None:
-        """Notes a step; numbers that are not finite stand for one that may have been skipped."""
+        """Records a step; values that are not finite mean that it may have been skipped."""
         seen = max(self.config.window, self.config.skipped_in_a_row + 1)
         self.recent = [one for one in self.recent if one > step - seen]
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -51,7 +50,7 @@ class StepWatch:
         self.norms = [*self.norms, grad_norm][-spikes.median_of :]
 
     def excess(self, loss: float, grad_norm: float) -> str:
-        """In words, by what a step with these numbers is bad; empty where it is good."""
+        """Why a step with these values is bad, in words; empty for a good step."""
         spikes = self.config.spikes
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return "the gradients are not finite"
@@ -66,14 +65,14 @@ class StepWatch:
         return ""
 
     def spiked(self, step: int) -> bool:
-        """Whether `step`, the last one, ends as many bad steps as make the run go back."""
+        """Whether `step`, the last one, completes a series of bad steps long enough for a rollback."""
         spikes = self.config.spikes
         if spikes is None or self.first_bad is None or len(self.losses) < spikes.median_of:
             return False
         return step - self.first_bad + 1 >= spikes.in_a_row
 
     def too_many(self, step: int) -> str:
-        """In words, of which limit there are more skipped steps, the last one being `step`; empty where there are not."""
+        """Which limit on skipped steps is exceeded at `step`, in words; empty if none is."""
         if not self.recent or self.recent[-1] != step:
             return ""
         row = next(n for n, one in enumerate([*reversed(self.recent), -1]) if one != step - n)
@@ -92,5 +91,5 @@ class StepWatch:
         return {key: value for key, value in asdict(self).items() if key != "config"}
 
     def restore(self, stored: dict[str, Any] | None) -> None:
-        """Goes on from what a checkpoint holds; one from before there was a watch holds nothing."""
+        """Restores the state of a checkpoint; checkpoints of earlier versions hold none."""
         vars(self).update(vars(StepWatch(self.config)) | (stored or {}))

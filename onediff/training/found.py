@@ -1,7 +1,7 @@
 """The checkpoint that an address of a run means.
 
-Without a phase the newest one that has a checkpoint is meant, without more its newest checkpoint. A saved model has
-nothing behind its folder.
+Without a phase, an address means the newest phase that has a checkpoint; without a step, the newest checkpoint. A saved
+model is addressed by its folder alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FoundCheckpoint(NamedTuple):
 
 
 def found(address: Address) -> FoundCheckpoint:
-    """The checkpoint that an address of a run means. Raises UserError where there is none, saying what there is."""
+    """The checkpoint that an address of a run means. Raises UserError, listing those that exist, when there is none."""
     from onediff.training.checkpoint import best_checkpoint, checkpoints, latest_checkpoint
     from onediff.training.checkpoint.folder import step_of
 
@@ -53,7 +53,7 @@ def found(address: Address) -> FoundCheckpoint:
 
 
 def _read(address: Address, phases: list[str]) -> tuple[str, str | None]:
-    """The phase, and a step or `best` in it, of an address. Raises UserError."""
+    """The phase of an address, and the step or `best` in it. Raises UserError."""
     at = address.at
     if at is None:
         return phases[-1], None

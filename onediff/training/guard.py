@@ -1,4 +1,4 @@
-"""Bad steps as the loop meets them: told, recorded, and where there are too many, what stops the run or takes it back."""
+"""Watches for bad steps in the loop: logs and records them and, when there are too many, stops the run or rolls it back."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from onediff.training.faults import StepWatch, TrainingFault
 log = logging.getLogger(__name__)
 
 FILE = "bad-steps.jsonl"
-"""In the folder of a phase: a line for each skipped step, with its samples, and for each rollback."""
+"""In the folder of a phase: one line for each skipped step, with its samples, and for each rollback."""
 
 
 @dataclass
 class GoBack(Exception):
-    """A spike: the phase is to go on from an earlier checkpoint. Raised on every rank."""
+    """A spike: the phase must continue from an earlier checkpoint. Raised on every rank."""
 
     step: int
     """The last step of the spike."""
@@ -44,7 +44,7 @@ class GoBack(Exception):
 
 
 class Guard:
-    """Looks at each step of a phase. Every decision is by numbers that all ranks have alike."""
+    """Judges each step of a phase. Every decision depends on numbers that are the same on all ranks."""
 
     def __init__(
         self,
@@ -57,21 +57,21 @@ class Guard:
     ) -> None:
         self.watch = StepWatch(config)
         self.why = ""
-        """By what the last step is bad."""
+        """Why the last step is bad."""
         self.phase, self.steps = phase, steps
         self.engine, self.stream, self.folder = engine, stream, folder
 
     def see(self, step: int, agreed: Agreed) -> None:
-        """Judges a step by its figures."""
+        """Judges a step by its metrics."""
         self.why = self.watch.excess(agreed.loss, agreed.grad_norm)
         self.watch.see(step, agreed.loss, agreed.grad_norm)
 
     def act(self, step: int, agreed: Agreed, micro_batches: list[Batch], finish_checkpoint: Callable[[], None]) -> None:
-        """Does what the step that was just seen asks for; `micro_batches` are this rank's. Collective where it is bad.
+        """Acts on the step just judged; `micro_batches` are this rank's. Collective if the step is bad.
 
         `finish_checkpoint` waits for the one that is being written.
 
-        Raises GoBack for a spike, and TrainingFault for what the run cannot get over, on every rank.
+        Raises GoBack for a spike, and TrainingFault when the run cannot continue, on every rank.
         """
         watch, spikes = self.watch, self.watch.config.spikes
         if not (math.isfinite(agreed.loss) and math.isfinite(agreed.grad_norm)):
@@ -86,7 +86,7 @@ class Guard:
             finish_checkpoint()
             if (target := self._target()) is not None:
                 raise GoBack(step, target, why)
-            log.warning("phase %s: %s; there is no checkpoint from before them to go back to", self.phase, why)
+            log.warning("phase %s: %s; there is no earlier checkpoint to go back to", self.phase, why)
             watch.first_bad = None
         if too_many := watch.too_many(step):
             raise TrainingFault(self._blame(step, too_many, micro_batches))
@@ -103,7 +103,7 @@ class Guard:
         return self.folder.phase(self.phase) / FILE
 
     def _target(self) -> Path | None:
-        """The newest checkpoint from before the spike; the one before it, where none was written since the last rollback."""
+        """The newest checkpoint from before the spike, or the one before it if none was written since the last rollback."""
         first, rollbacks = self.watch.first_bad or 0, self.watch.rollbacks
         found = [path for path in checkpoints(self.folder.checkpoints(self.phase)) if step_of(path) < first]
         if len(found) > 1 and rollbacks and step_of(found[-1]) <= rollbacks[-1]["to_step"]:
@@ -128,7 +128,7 @@ class Guard:
         self.record({"step": step, "kind": "skipped", "loss": loss, "samples": samples})
 
     def _blame(self, step: int, too_many: str, micro_batches: list[Batch]) -> str:
-        """Says why the run stops, which micro-batch is the cause, and how to look at its samples."""
+        """The error that stops the run: why, which micro-batch is the cause, and how to look at its samples."""
         bad = not_finite(self.engine, micro_batches, step - 1, self.steps)
         ranks = gathered([(is_bad, self._names(batch)) for is_bad, batch in zip(bad, micro_batches, strict=True)])
         found = [
@@ -155,6 +155,6 @@ class Guard:
     def _name(self, source: int, places: tuple[SamplePlace, ...]) -> str:
         try:
             return name_of(self.stream, source, places)
-        except (UserError, OSError):  # a shard that is out of reach now: one rank must not fail where others go on
+        except (UserError, OSError):  # a shard that is out of reach now: one rank must not fail while others continue
             shards = self.stream.sources[source].shards.names
             return "+".join(f"{self.stream.sources[source].name}/{shards[at.shard]}:#{at.sample}" for at in places)

@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 HEADS = ("heads", "num_attention_heads", "num_key_value_heads", "head_dim", "model_type")
-"""Settings without which weights of the same shapes compute something else."""
+"""Settings that change what weights of the same shapes compute."""
 BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-"""What Hugging Face notes in a configuration, and no result depends on."""
+"""Keys that Hugging Face writes into a configuration and that no result depends on."""
 
 
 class OfRun:
@@ -59,7 +59,7 @@ class OfRun:
 
     @cached_property
     def shapes(self) -> Shapes:
-        """Full shapes by parameter, adapters merged."""
+        """Full shape of each parameter, adapters merged."""
         return Weights(CheckpointReader(self.place, read_manifest(self.place))).shapes
 
     def tokenizer(self) -> Any:
@@ -67,17 +67,17 @@ class OfRun:
         return load_tokenizer(self.language, self.learned)
 
     def parts_for(self, model: ModelConfig, parts: Collection[str]) -> tuple[ModelConfig, frozenset[str]]:
-        """`model` without weights in `parts`, and those that are to be filled when it is built."""
+        """`model` without weights in `parts`, and the parts to fill after it is built."""
         bare = architecture_only(model)
         kept = {part: getattr(bare, part) for part in parts if hasattr(bare, part)}
         return model.model_copy(update=kept), frozenset(parts)
 
     def fill(self, model: OneDiffModel, parts: Collection[str], lora: LoraConfig | None) -> None:
-        """Puts `parts` into a model that is built. Collective. Raises UserError on every rank."""
+        """Fills `parts` of a built model. Collective. Raises UserError on every rank."""
         load_weights(model, self.place, lora=lora, parts=parts)
 
     def lineage(self) -> dict[str, str]:
-        """Where the weights are from: the run's identity, and its phase's run in MLflow, where they are known."""
+        """The origin of the weights: the run's identity, and its phase's run in MLflow, if known."""
         record = self.address.folder / "tracking" / "run.json"
         known = {"id": json.loads(record.read_text())["id"]} if record.is_file() else {}
         sent = State.load(self.address.folder).streams.get(f"phase-{self.found.phase}")
@@ -98,7 +98,7 @@ class OfExport:
 
     @cached_property
     def shapes(self) -> Shapes:
-        """Full shapes by parameter."""
+        """Full shape of each parameter."""
         return full_shapes(self.model)
 
     def tokenizer(self) -> Any:
@@ -106,7 +106,7 @@ class OfExport:
         return load_tokenizer(self.language, self.place / "tokenizer")
 
     def parts_for(self, model: ModelConfig, parts: Collection[str]) -> tuple[ModelConfig, frozenset[str]]:
-        """`model` with tower and language model read from here when it is built, as far as they are among `parts`."""
+        """`model` with tower and language model read from this folder when it is built, if they are among `parts`."""
         bare = architecture_only(model)
         kept: dict[str, Any] = {
             part: getattr(bare, part).model_copy(update={"name": str(self.place / part), "revision": None})
@@ -117,7 +117,7 @@ class OfExport:
         return model.model_copy(update=kept), frozenset()
 
     def fill(self, model: OneDiffModel, parts: Collection[str], lora: LoraConfig | None) -> None:
-        """Puts delta module and projector, as far as they are among `parts`, into a model that is built. Collective."""
+        """Fills delta module and projector of a built model, if they are among `parts`. Collective."""
         with raise_on_all_ranks():
             for part in set(parts) & set(OWN_PARTS):
                 file = self.place / f"{part}.safetensors"
@@ -128,7 +128,7 @@ class OfExport:
                     raise UserError(f"init.{part}: {file}: cannot be read: {error}; export it again") from None
 
     def lineage(self) -> dict[str, str]:
-        """Where the weights are from, as the export says."""
+        """The origin of the weights, as the export states it."""
         return {key: str(value) for key, value in self.trained.items()}
 
 
@@ -140,13 +140,13 @@ Origin = OfRun | OfExport
 
 
 def origin_of(address: Address) -> Origin:
-    """The run or the saved model that an address names. Raises UserError where neither is there."""
+    """The run or the saved model that an address names. Raises UserError when there is neither."""
     address.require()
     return OfRun(address) if address.is_run else OfExport(address)
 
 
 class Start:
-    """Where the named parts of a run's model begin."""
+    """What the parts named in `init` start from."""
 
     def __init__(self, config: RunConfig, learned_tokenizer: Path) -> None:
         """Raises UserError for a part that does not fit the run's model, by name."""
@@ -170,12 +170,12 @@ class Start:
             log.info("%s: from %s", ", ".join(parts), origin.place)
 
     def fill(self, model: OneDiffModel, lora: LoraConfig | None) -> None:
-        """Puts what the parts begin with into the model that `self.model` describes. Collective."""
+        """Fills the parts of the model that `self.model` describes. Collective."""
         for origin, parts in self._by_origin():
             origin.fill(model, parts, lora)
 
     def tags(self) -> dict[str, str]:
-        """The lineage, for MLflow: a folder for each part, and what is known of the run that it is from."""
+        """The lineage, for MLflow: a folder for each part, and what is known about its run."""
         tags = {"started_from": ", ".join(str(origin.place) for origin, _ in self._by_origin())}
         for part, origin in self.origins.items():
             tags[f"init.{part}"] = str(origin.place)
@@ -188,14 +188,14 @@ class Start:
 
 
 def full_shapes(config: ModelConfig) -> Shapes:
-    """The parameters of a model without adapters, and their shapes; takes no memory."""
+    """Shape of each parameter of a model without adapters; takes no memory."""
     with torch.device("meta"):
         model = OneDiffModel(architecture_only(config), norms="plain")
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def check_shapes(part: str, origin: Origin, own: Shapes) -> None:
-    """Raises UserError for the first parameter of a part that has another shape there, or that only one side has."""
+    """Raises UserError for the first parameter of a part whose shape differs or that only one side has."""
     theirs, ours = ({name: s for name, s in shapes.items() if part_of(name) == part} for shapes in (origin.shapes, own))
     for name in [*ours, *theirs]:
         if ours.get(name) == theirs.get(name):
@@ -209,7 +209,7 @@ def check_shapes(part: str, origin: Origin, own: Shapes) -> None:
 
 
 def check_settings(part: str, origin: Origin, bare: ModelConfig) -> None:
-    """Refuses weights of the same shapes that other settings would make something else of; warns of what else differs."""
+    """Refuses settings under which the same weights compute something else; warns about other differences."""
     if not hasattr(bare, part):
         return
     theirs, ours = (_settings(getattr(model, part).model_dump(mode="json")) for model in (origin.model, bare))
@@ -225,7 +225,7 @@ def check_settings(part: str, origin: Origin, bare: ModelConfig) -> None:
 
 
 def _settings(section: dict[str, Any]) -> dict[str, Any]:
-    """What weights depend on in the settings of a part, flat."""
+    """The settings of a part that weights depend on, flat."""
     left_out = ("name", "revision", "tokenizer", "bert", "dropout")
     return {
         key: value
@@ -235,25 +235,25 @@ def _settings(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_words(origin: Origin, own: Any) -> None:
-    """Raises UserError where the run would write its words with other numbers than the language model has learned."""
+    """Raises UserError when the run's token ids are not those that the language model has learned."""
     theirs, ours = origin.tokenizer().get_vocab(), own.get_vocab()
     other = sum(ours.get(word) != number for word, number in theirs.items())
     if other or len(theirs) != len(ours):
         raise UserError(
             f"init.language: {origin.address}: reads another tokenizer ({other:,} of its {len(theirs):,} pieces have "
-            "another number here, or none); set model.language.tokenizer to its tokenizer, or leave language out of init"
+            "another id here, or none); set model.language.tokenizer to its tokenizer, or leave language out of init"
         )
 
 
 def check_prompt(origin: Origin, own: PromptConfig) -> None:
-    """Warns where the run asks in other words than the language model has learned."""
+    """Warns when the run's prompts differ from those that the language model has learned."""
     theirs, ours = (flat(prompt.model_dump(mode="json")) for prompt in (origin.prompt, own))
     if changed := differences(theirs, ours):
         log.warning("init.language: data.prompt differs from that of %s: %s", origin.address, told(changed))
 
 
 def take_tokenizer(init: InitConfig, target: Path) -> None:
-    """Writes to `target` the tokenizer that comes with the language model of `init`. Raises UserError."""
+    """Copies the tokenizer of the language model in `init` to `target`. Raises UserError."""
     assert init.language is not None
     origin = origin_of(Address.of(init.language))
     folder = origin.learned if isinstance(origin, OfRun) else origin.place / "tokenizer"

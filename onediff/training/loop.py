@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def train_phase(phase: Phase, batches: Iterator[tuple[Batch, Cursor]]) -> dict[str, float]:
-    """Trains to the last step, or until no better one is expected; returns the last metrics. Collective.
+    """Trains until the last step, or until no better one is expected; returns the last metrics. Collective.
 
-    The metrics of a step are read when the next one has been given to the device, so that the device never waits for the
-    host. Before a checkpoint, a measurement, captions or a stop the last step is waited for.
+    The metrics of a step are read after the next one has been submitted, so that the device never waits for the host.
+    A checkpoint, a measurement, captions and a stop wait for the last step.
 
     Raises Stopped after a stop request, with a checkpoint, and TrainingFault when numbers are not to be trusted.
     """
@@ -56,7 +56,7 @@ def train_phase(phase: Phase, batches: Iterator[tuple[Batch, Cursor]]) -> dict[s
 
 
 def between_steps(phase: Phase, asked: str | None) -> None:
-    """What is due after a step, with the device at rest: measurements, a checkpoint, captions, a stop."""
+    """Does what is due after a step, with the device idle: measurements, a checkpoint, captions, a stop."""
     measures, engine, step = phase.measures, phase.engine, phase.step
     stops = asked is not None and step < phase.steps
     is_best = not stops and measures.due(step) and measures.before_saving(engine, step)
@@ -81,18 +81,18 @@ def between_steps(phase: Phase, asked: str | None) -> None:
 
 
 def measure_what_is_owed(phase: Phase) -> None:
-    """Measures the step that a stop request saved without its measurements."""
+    """Takes the measurements that a stop request left out when it saved this step."""
     if phase.measures.owed(phase.step) and phase.measures.before_saving(phase.engine, phase.step):
         save(phase, best=True)
 
 
 def tell_what_was_left_out(phase: Phase) -> None:
-    """Logs why the phase ended early, if it did, and which samples it has not seen whole."""
+    """Logs why the phase ended early, if it did, and how many samples were skipped or cut."""
     best, name = phase.measures.best, phase.name
     if best.over:
         told = (name, phase.step, phase.steps, best.in_words(), best.since)
         log.info("phase %s ends at step %d of %d: best %s, none better in %d measurements since", *told)
     if phase.skipped:
-        log.warning("phase %s passed over %d unreadable samples; the ranks' logs name them", name, phase.skipped)
+        log.warning("phase %s skipped %d unreadable samples; the ranks' logs name them", name, phase.skipped)
     if cut := phase.metrics.get("cut_answers"):
         log.warning("phase %s cut %d answers at data.max_tokens; cut_answers/<data set> counts them", name, cut)

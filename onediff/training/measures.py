@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from onediff.config.run import RunConfig
 from onediff.config.section import nearest
+from onediff.config.training import BestConfig
 from onediff.errors import UserError
 from onediff.evaluation.metrics import chosen
 from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
@@ -32,19 +33,28 @@ class Measures:
     that nothing depends on comes after it, so that nothing that fails there costs steps.
     """
 
-    def __init__(self, config: RunConfig, phase: str, validation: Validation, evaluations: Evaluations) -> None:
-        """Raises UserError for a metric that is none."""
+    def __init__(
+        self,
+        phase: str,
+        judged_by: BestConfig | None,
+        more_metrics: Sequence[str],
+        validation: Validation,
+        evaluations: Evaluations,
+    ) -> None:
+        """`judged_by` says what makes a step the best; `more_metrics` are those of `evaluation.metrics`.
+
+        Raises UserError for a metric that does not exist.
+        """
         self.validation, self.evaluations = validation, evaluations
         self.measured = 0
         """Newest step whose measurements `best` knows."""
         self.tracker: Any = None  # rank 0 has one
         self.stopped: str | None = None
         """The signal for which the last measurement was given up."""
-        judged_by = config.phases[phase].best
         if judged_by is not None:
             known = ["validation/loss", *(f"validation/loss/{name}" for name in validation.names)]
             known = [name for name in known if validation.every is not None]
-            metrics = chosen(config.evaluation.metrics)
+            metrics = chosen(more_metrics)
             if evaluations.every is not None:
                 known += [f"evaluation/{name}" for metric in metrics for name in metric.scores]
             if judged_by.metric not in known:
@@ -114,7 +124,7 @@ class Measures:
             return
         step = self.best.step
         if step is not None and not from_rank_zero((folder / name_of(step) / FILE).is_file()):
-            log.warning("the checkpoint of the best step, %d, is gone: the best starts over", step)
+            log.warning("the checkpoint of the best step, %d, is gone: the search for the best step starts over", step)
             self.best.restore(None)
         with raise_on_all_ranks():
             if dist.get_rank() == 0:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from onediff.config.run import RunConfig
+from onediff.config.model import ModelConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
 from onediff.errors import UserError
@@ -63,18 +63,18 @@ class FlopCounter:
     Costs some microseconds a step, and asks the device nothing.
     """
 
-    def __init__(self, config: RunConfig, phase: PhaseConfig) -> None:
+    def __init__(self, model: ModelConfig, phase: PhaseConfig, tp_size: int, precision: str) -> None:
         self.cost: StepCost | None = None
         self.view_tokens = 1
         try:
             # Images in tiles are counted by the view.
-            sizes = replace(sizes_of(config.model), views=1)
+            sizes = replace(sizes_of(model), views=1)
             self.view_tokens = sizes.view_tokens
-            self.cost = StepCost.of_phase(sizes, Trained.of(phase), config.parallel.tensor)
+            self.cost = StepCost.of_phase(sizes, Trained.of(phase), tp_size)
         except UserError as error:
             log.warning("no FLOP/s: %s", error)
         gpu = gpu_of_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self.peak_tflops = gpu.tflops if gpu and config.training.precision == "bf16" else None
+        self.peak_tflops = gpu.tflops if gpu and precision == "bf16" else None
 
     def tflop(self, micro_batches: Sequence[Batch]) -> float | None:
         """10¹² FLOPs of a step over these micro-batches; None for an architecture whose FLOPs nobody counts."""

@@ -115,11 +115,11 @@ def build_phase(
         stream = phase_stream(config.data, phase, processor)
         share = RankShare.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
         steps = phase_steps(phase, stream)
-        samples = Samples(config, processor, tokenizer)
+        samples = Samples(config.data, config.evaluation, config.training.sample_captions, processor, tokenizer)
         evaluations = Evaluations(config, name, processor, tokenizer, topology, folder.path)
     validation = Validation(config, name, processor, topology)
     with raise_on_all_ranks():
-        measures = Measures(config, name, validation, evaluations)
+        measures = Measures(name, phase.best, config.evaluation.metrics, validation, evaluations)
     measures.heed(stop)
     model, started_from = starting_model(config, name, folder, topology, resumes=resumes)
     engine = Engine(model, config, phase, topology, swap)
@@ -143,8 +143,13 @@ def build_phase(
         stop=stop,
         samples=samples,
         measures=measures,
-        stragglers=straggler_monitor(config, topology, engine),
-        flops=FlopCounter(config, phase),
+        stragglers=StragglerMonitor(
+            config.training.log_every,
+            engine.device,
+            loads_itself=config.data.workers == 0,
+            counts_skipped=topology.tp_rank == 0,
+        ),
+        flops=FlopCounter(config.model, phase, config.parallel.tensor, config.training.precision),
         writer=writer,
         guard=Guard(config.training.bad_steps, name, steps, engine, stream, folder),
         position=position,
@@ -152,16 +157,6 @@ def build_phase(
         rank=topology.ranks.rank,
     )
     return made, started_from | kernels
-
-
-def straggler_monitor(config: RunConfig, topology: Topology, engine: Engine) -> StragglerMonitor:
-    """The monitor of a run's steps."""
-    return StragglerMonitor(
-        config.training.log_every,
-        engine.device,
-        loads_itself=config.data.workers == 0,
-        counts_skipped=topology.tp_rank == 0,
-    )
 
 
 def checkpoint_writer(folder: RunFolder, name: str, phase: PhaseConfig, background: bool) -> CheckpointWriter:

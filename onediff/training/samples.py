@@ -1,4 +1,4 @@
-"""Captions of a few held-out pairs while training, for people to look at."""
+"""Captions of a few held-out pairs during training, for people to look at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onediff.config.run import RunConfig
+from onediff.config.data import DataConfig
+from onediff.config.evaluation import EvaluationConfig
 from onediff.data.heldout import HeldOut, first_with_pairs
 from onediff.data.images import open_upright
 from onediff.data.rows import Processor, collate
@@ -24,22 +25,24 @@ SIDE = 384
 class Samples:
     """The first few pairs of the held-out split of the run's first data set that has any; read once."""
 
-    def __init__(self, config: RunConfig, processor: Processor, tokenizer: Any) -> None:
+    def __init__(
+        self, data: DataConfig, evaluation: EvaluationConfig, limit: int, processor: Processor, tokenizer: Any
+    ) -> None:
         self.tokenizer, self.ends = tokenizer, processor.prompter.ends
         self.image = processor.image
-        self.max_new_tokens = config.evaluation.max_new_tokens
+        self.max_new_tokens = evaluation.max_new_tokens
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self.references: list[str] = []
         self.rows = []
-        heldout, task = _with_pairs(config)
+        heldout, task = _with_pairs(data, evaluation.split, limit)
         if heldout is not None:
             for pair, captions in heldout.references.items():
                 try:
                     found = heldout.sample(pair)
-                    images = [open_upright(found.images[role], config.data.max_pixels) for role in ("before", "after")]
+                    images = [open_upright(found.images[role], data.max_pixels) for role in ("before", "after")]
                     row = processor.prompt(images, found.instruction, task)
                 except BadSample:
-                    continue  # evaluation lists it
+                    continue  # the evaluation reports it
                 for image in images:
                     image.thumbnail((SIDE, SIDE))
                 self.pairs.append((np.asarray(images[0]), np.asarray(images[1])))
@@ -48,7 +51,7 @@ class Samples:
 
     @section("captions")
     def table(self, engine: Engine) -> list[dict[str, Any]]:
-        """One row a pair: before and after `[height, width, 3]`, reference, prediction, and where the delta module looks.
+        """One row per pair: before and after `[height, width, 3]`, reference, prediction, and where the delta module looks.
 
         Collective under ZeRO-3: every rank answers the same prompts, so all of them run the same layers.
         """
@@ -77,11 +80,11 @@ class Samples:
         return table
 
 
-def _with_pairs(config: RunConfig) -> tuple[HeldOut | None, str]:
-    """The held-out split of the first data set, in the order of `data.sets`, that has pairs in it; and the pairs' task."""
-    sets = {Path(one.path): one for one in config.data.sets.values()} if config.training.sample_captions else {}
-    folder = first_with_pairs(sets, config.evaluation.split)
+def _with_pairs(data: DataConfig, split: str, limit: int) -> tuple[HeldOut | None, str]:
+    """The first `limit` pairs of `split` in the first of `data.sets` that has pairs there, and their task."""
+    sets = {Path(one.path): one for one in data.sets.values()} if limit else {}
+    folder = first_with_pairs(sets, split)
     if folder is None:
         return None, "pair"
-    heldout = HeldOut.open(folder / config.evaluation.split, limit=config.training.sample_captions)
+    heldout = HeldOut.open(folder / split, limit=limit)
     return heldout, sets[folder].task or "pair"

@@ -1,6 +1,8 @@
-"""The model that a phase begins with: from nothing, from another run or export, or from the phase before."""
+"""The model that a phase starts from: a new one, another run or export, or the previous phase."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -24,10 +26,10 @@ from onediff.zero.settings import deepspeed_config
 def starting_model(
     config: RunConfig, name: str, folder: RunFolder, topology: Topology, resumes: bool = False
 ) -> tuple[OneDiffModel, dict[str, object]]:
-    """The model before the first step of phase `name`, and tags that say where it is from.
+    """The model before the first step of phase `name`, and tags that record its origin.
 
-    The run's first phase starts as `model` and `init` say, any other as the phase before left it. A phase that `resumes`
-    gets its weights from its own checkpoint: what `init` names may be gone by then.
+    The run's first phase starts from `model` and `init`, any other from the phase before it. A phase that `resumes` gets
+    its weights from its own checkpoint: what `init` names may be gone by then.
     """
     if topology.tp_size > 1:
         # Megatron-core takes seconds to import.
@@ -42,7 +44,7 @@ def starting_model(
     if config.phases[name].pack is not None:
         with raise_on_all_ranks():
             check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")
-    before = previous(config, name)
+    before = previous(list(config.phases), name)
     torch.manual_seed(config.training.seed)
     if config.init is not None and begins_with(config, name, folder):
         if resumes:
@@ -68,7 +70,7 @@ def starting_model(
 
 
 def begins_with(config: RunConfig, name: str, folder: RunFolder) -> bool:
-    """Whether the run begins with phase `name`: there is none before it, or `--phases` left them out."""
+    """Whether phase `name` is the first that this run trains: `--phases` may have left out those before it."""
     order = list(config.phases)
     earlier = order[: order.index(name)]
     return not any(folder.finished(phase) or latest_checkpoint(folder.checkpoints(phase)) for phase in earlier)
@@ -83,9 +85,9 @@ def built(
     filled_later: bool,
     later: frozenset[str] = frozenset(),
 ) -> OneDiffModel:
-    """The model `parts` in its place on this rank, cut as `config.parallel` says.
+    """The model `parts` as this rank holds it, cut as `config.parallel` says.
 
-    Where its weights are `filled_later`, all of them or those of the parts in `later`, they only get their memory.
+    Weights that are filled later (all with `filled_later`, else those of the parts in `later`) are only allocated.
     """
     stage_three = config.parallel.zero_stage == 3
     placement = Placement(
@@ -106,7 +108,6 @@ def built(
     return model
 
 
-def previous(config: RunConfig, name: str) -> str | None:
+def previous(order: Sequence[str], name: str) -> str | None:
     """The phase before `name`, or None for the first."""
-    order = list(config.phases)
     return order[order.index(name) - 1] if order.index(name) else None

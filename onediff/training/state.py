@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a phase: saved, resumed, and gone back to."""
+"""The state of a phase in its checkpoints: saved, resumed, and rolled back to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def save(phase: Phase, best: bool = False) -> None:
-    """Begins a checkpoint of the last step; `best` makes it the best so far. Collective."""
+    """Starts a checkpoint of the last step; `best` marks it as the best so far. Collective."""
     lora = phase.config.lora
     finished = phase.writer.save(
         phase.engine.sharded,
@@ -40,7 +40,7 @@ def save(phase: Phase, best: bool = False) -> None:
 
 
 def resume(phase: Phase, checkpoint: Path, data: DataConfig) -> None:
-    """Takes up weights, moments, random states and data from `checkpoint`. Collective.
+    """Restores weights, moments, random states and the position in the data from `checkpoint`. Collective.
 
     Raises UserError on every rank when the checkpoint does not fit.
     """
@@ -57,7 +57,7 @@ def resume(phase: Phase, checkpoint: Path, data: DataConfig) -> None:
 
 
 def go_back(phase: Phase, spike: GoBack) -> int:
-    """Goes on with the weights, moments and step of a checkpoint, behind the data that has been read by now.
+    """Restores weights, moments and step of a checkpoint, and continues after the data read so far.
 
     Collective. Returns the step.
     """
@@ -75,7 +75,7 @@ def go_back(phase: Phase, spike: GoBack) -> int:
     phase.guard.record({"step": spike.step, "kind": "rollback", **passed_over})
     if phase.rank == 0:
         log.warning(
-            "phase %s: %s; goes back to step %d and passes over the samples since then (rollback %d)",
+            "phase %s: %s; goes back to step %d and skips the samples since then (rollback %d)",
             phase.name,
             spike.why,
             phase.step,
@@ -87,7 +87,7 @@ def go_back(phase: Phase, spike: GoBack) -> int:
 
 
 def take_up(phase: Phase, extra: dict[str, Any]) -> None:
-    """What belongs to the weights of a checkpoint, and not to the data that has been read. Collective."""
+    """The state that goes with a checkpoint's weights, as opposed to the data that has been read. Collective."""
     phase.step = phase.saved = extra["step"]
     phase.guard.watch.restore(extra.get("bad_steps"))
     phase.measures.restore(extra.get("measures"), phase.writer.folder)

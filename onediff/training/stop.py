@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 
 class Stopped(Exception):
-    """The run was asked to stop and did so with a checkpoint; it wants to be resumed (exit code 75)."""
+    """The run was asked to stop and did, after a checkpoint; it can be resumed (exit code 75)."""
 
 
 class CutShort(Exception):
-    """A measurement was given up for a stop request, on every rank; says for which signal."""
+    """A measurement was abandoned on every rank because of a stop request; the text names the signal."""
 
 
 class StopRequest:
@@ -40,16 +40,16 @@ class StopRequest:
             if self.interrupted is not None and time.monotonic() - self.interrupted > 1:
                 raise KeyboardInterrupt
             self.interrupted = self.interrupted or time.monotonic()
-        # What comes later, such as make's SIGTERM after Ctrl-C, is not why the run stops.
+        # Later signals, such as make's SIGTERM after Ctrl-C, are not the reason for the stop.
         self.signal = self.signal or number
 
     def ignore_more(self) -> None:
-        """From here on the process only ends: a second warning must not kill it while it does."""
+        """Ignores further signals: a second warning must not kill the process while it ends."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def check(self, device: torch.device) -> None:
-        """Raises CutShort on every rank where any has received a signal by now. Collective: reduces three numbers."""
+        """Raises CutShort on every rank if any rank has received a signal. Collective: reduces three numbers."""
         asked = torch.tensor(self.asked, device=device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         if (name := signal_of(asked.tolist())) is not None:
@@ -57,23 +57,23 @@ class StopRequest:
 
     @property
     def asked(self) -> tuple[float, ...]:
-        """One number a signal of SIGNALS, 1 where this process received it first: to be reduced over the ranks."""
+        """One number per signal of SIGNALS, 1 for the first that this process received; to be reduced over the ranks."""
         return tuple(float(self.signal == number) for number in self.SIGNALS)
 
 
 def no_check(device: torch.device) -> None:
-    """Nobody asks to stop."""
+    """No stop was requested."""
 
 
 NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)"}
-"""Signals that people know by another name."""
+"""Signals that have a better-known name."""
 
 
 def signal_of(asked: Sequence[float]) -> str | None:
-    """The name of a signal that some rank received, from the greatest of `asked` over all of them, or None."""
+    """The name of a signal that some rank received, from the maximum of `asked` over all ranks, or None."""
     received = [number for number, ranks in zip(StopRequest.SIGNALS, asked, strict=True) if ranks]
     return NAMES.get(max(received), max(received).name) if received else None
 
 
 NONE_ASKED = (0.0,) * len(StopRequest.SIGNALS)
-"""No process was asked to stop."""
+"""Never stops: for callers without stop requests."""

@@ -1,4 +1,4 @@
-"""How fast the ranks are, and what they left out: gathered from all of them every so many steps."""
+"""The speed of the ranks and the samples they skipped, gathered from all of them every few steps."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from onediff.runs.section import stepped
 from onediff.tracking.timing import memory_peaks, step_times, stragglers
 
 WINDOW = 20
-"""Steps between two gatherings, or the next multiple of `training.log_every`."""
+"""Steps between two gatherings, rounded up to a multiple of `training.log_every`."""
 PROBE = 4096
-"""Side of the matrix product that tells how fast a GPU is."""
+"""Side of the matrix product that measures a GPU's speed."""
 
 
 @dataclass
 class Seconds:
-    """What one rank's steps took since the last gathering, one number a step."""
+    """Times of one rank's steps since the last gathering, one number per step."""
 
     step: list[float] = field(default_factory=list)
     waiting: list[float] = field(default_factory=list)
     """for data"""
     computing: list[float] = field(default_factory=list)
-    """of its processors, or of its GPU and whatever that waited for"""
+    """of its processors, or of its GPU including what that waited for"""
 
 
 class StragglerMonitor:
     """Step-time percentiles, the slowest rank, memory peaks, skipped samples by kind and cut answers by data set.
 
-    A step takes equally long on every rank, since all wait for the slowest. So a rank's own work is what is compared: its
-    waiting for data, and its processor time; on GPUs the time of the same matrix product on each.
+    A step takes equally long on every rank, since all wait for the slowest. Ranks are therefore compared by their own work:
+    their wait for data and their processor time; on GPUs, by the time of the same matrix product on each.
     """
 
     def __init__(self, log_every: int, device: torch.device, *, loads_itself: bool, counts_skipped: bool) -> None:
@@ -63,16 +63,16 @@ class StragglerMonitor:
         skipped: Mapping[str, int],
         cut: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, float]:
-        """Notes one step; at every gathering, and at the last step, the figures since the one before.
+        """Records one step; at every gathering, and at the last step, returns the metrics since the one before.
 
-        Collective at those steps: about 1 ms. `skipped` and `cut` count what this rank left out, and whose answers it cut,
-        since the phase was taken up.
+        Collective at those steps: about 1 ms. `skipped` and `cut` count the samples that this rank skipped, and those whose
+        answers it cut, since the phase started or was resumed.
         """
         stepped(step)
         before, self.processor = self.processor, time.process_time()
         computing = seconds - waiting if self.probe else self.processor - before
         self.seconds.step.append(seconds)
-        # Where no worker processes decode, waiting is work of this process, and in its processor time already.
+        # Without worker processes, waiting for data is work of this process, and already in its processor time.
         self.seconds.waiting.append(0.0 if self.loads_itself else waiting)
         self.seconds.computing.append(computing)
         if step % self.every and step != steps:
@@ -108,12 +108,12 @@ class StragglerMonitor:
 
 
 def added(ranks: Sequence[Mapping[str, Any]], name: str, before: Counter[str]) -> Counter[str]:
-    """The counts `name` of all ranks on top of those `before`."""
+    """The counts `name` of all ranks, added to those `before`."""
     return sum((Counter(rank[name]) for rank in ranks), before.copy())
 
 
 class Probe:
-    """A matrix product of a fixed size: how fast this GPU is by itself, whatever its neighbours do."""
+    """A matrix product of a fixed size, which measures this GPU alone, whatever its neighbours do."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.current_stream(device)
@@ -134,7 +134,7 @@ class Probe:
 
 
 def own_work(ranks: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Seconds a step of each rank's own work; with probes, the typical computing time times how slow the rank's GPU is."""
+    """Seconds per step of each rank's own work; with probes, the typical computing time times the slowness of its GPU."""
     probes = [rank["probe"] for rank in ranks if rank["probe"] is not None]
     if len(probes) < len(ranks):
         return [rank["waiting"] + rank["computing"] for rank in ranks]
@@ -143,7 +143,7 @@ def own_work(ranks: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def memory_gib(device: torch.device) -> float:
-    """This rank's peak memory in GiB: of its GPU as torch allocates it, or of its process."""
+    """This rank's peak memory in GiB: torch's allocations on its GPU, or without one its process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""The loss of fixed held-out rows, every so many steps: the same rows and the same numbers at any number of ranks."""
+"""The loss on fixed held-out rows, every few steps: the same rows and the same numbers at any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from onediff.config.data import DataConfig, DataSet
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
@@ -32,14 +33,14 @@ Chosen = list[tuple[int, int]]
 class Validation:
     """Held-out rows of a phase, rebuilt each time by the rank that computes them.
 
-    Rows are made as the phase makes them, coupled where it couples, but each by itself. Which rows stand together in a
-    batch, and in which order losses are added up, depends on neither the ranks nor `pack`.
+    Rows are made as in the phase, coupled if it couples, but not packed. Neither the ranks nor `pack` change which rows
+    share a batch, or the order in which losses are added.
     """
 
     def __init__(self, config: RunConfig, phase_name: str, processor: Processor, topology: Topology) -> None:
-        """Collective. Raises UserError on every rank where there are no such rows."""
+        """Collective. Raises UserError on every rank when there are no such rows."""
         phase = config.phases[phase_name]
-        # Whatever the phase minimises: runs are compared by the loss of captions.
+        # Whatever the phase minimises, runs are compared by the loss of captions.
         self.objective = CaptionObjective(phase, config.training)
         self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
         self.check: Callable[[torch.device], None] = no_check
@@ -49,18 +50,18 @@ class Validation:
         if self.every is None:
             return
         with raise_on_all_ranks():
-            self.names = data_sets(config, phase_name)
-            self.streams = [held_out(config, phase, name, processor) for name in self.names]
+            self.names = data_sets(config.data, phase, phase_name)
+            self.streams = [held_out(config.data, phase, name, processor) for name in self.names]
         chosen: Chosen = []
         with raise_on_all_ranks():
-            # Choosing reads every row once, which need not be done by all.
+            # Choosing reads every row once; one rank is enough.
             if topology.ranks.rank == 0:
                 chosen = [row for number in range(len(self.names)) for row in self._chosen(number, phase)]
         chosen = from_rank_zero(chosen)  # type: ignore[assignment]
         rows = phase.micro_batch * (phase.pack // config.data.max_tokens if phase.pack else 1)
         self.batches = [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
         with raise_on_all_ranks():
-            # Under ZeRO-3 all ranks run the same layers: one without rows runs this, which counts for nothing.
+            # Under ZeRO-3 all ranks run the same layers: a rank without rows runs this one, and its loss is not counted.
             self.spare = next((made for row in chosen if (made := self._batch([row])) is not None), None)
             if self.spare is None:
                 raise UserError(f"phases.{phase_name}.validation: none of the {len(chosen)} held-out rows can be read")
@@ -98,7 +99,7 @@ class Validation:
                         sums[number, 1].index_add_(0, batch.target_sources, torch.ones_like(of_targets))
         finally:
             engine.model.train()
-        # Each batch has its own place, so that the order of the additions is the same whoever computed it.
+        # Each batch has its own place, so that the order of additions does not depend on who computed it.
         dist.all_reduce(sums, group=engine.sharded.data_group)
         losses, targets = sums.sum(0).tolist()
         measured = {"validation/loss": sum(losses) / max(1.0, sum(targets))}
@@ -112,7 +113,7 @@ class Validation:
         return measured
 
     def _chosen(self, number: int, phase: PhaseConfig) -> Chosen:
-        """The rows of one data set, the longest first so that batches are even: readable ones, spread by chance over it."""
+        """Random readable rows of one data set, longest first so that batches are even."""
         stream = self.streams[number]
         lengths: list[tuple[int, int]] = []
         samples = stream.sources[0].lanes.samples
@@ -128,7 +129,7 @@ class Validation:
         return [(number, index) for _, index in sorted(lengths, key=lambda row: (-row[0], row[1]))]
 
     def _batch(self, chosen: Chosen) -> Batch | None:
-        """The batch of some rows; those whose image cannot be decoded are left out, and None is a batch of none."""
+        """A batch of these rows without those whose image cannot be decoded; None if no row is left."""
         rows = []
         for number, index in chosen:
             try:
@@ -141,17 +142,16 @@ class Validation:
         return collate(rows) if rows else None
 
 
-def data_sets(config: RunConfig, phase_name: str) -> list[str]:
+def data_sets(data: DataConfig, phase: PhaseConfig, phase_name: str) -> list[str]:
     """The data sets that a phase validates on: those it names, else those of its mix that have the split.
 
-    Raises UserError where there is none.
+    Raises UserError when there is none.
     """
-    phase = config.phases[phase_name]
     split, named = phase.validation.split, phase.validation.sets
-    found = [name for name in named or phase.mix if _has(config, name, split)]
+    found = [name for name in named or phase.mix if _has(data.sets[name], split)]
     if not found or (named and len(found) < len(named)):
         lacking = next(name for name in named or phase.mix if name not in found)
-        there = sorted({p.parent.name for p in Path(config.data.sets[lacking].path).glob("[!.]*/manifest.json")})
+        there = sorted({p.parent.name for p in Path(data.sets[lacking].path).glob("[!.]*/manifest.json")})
         raise UserError(
             f"phases.{phase_name}.validation: the data set {lacking} has no split {split!r}"
             + (f"; write validation.split, one of {', '.join(there)}" if there else "")
@@ -159,21 +159,21 @@ def data_sets(config: RunConfig, phase_name: str) -> list[str]:
     return found
 
 
-def _has(config: RunConfig, name: str, split: str) -> bool:
+def _has(data_set: DataSet, split: str) -> bool:
     from onediff.data.manifest import read_manifest
 
-    folder = config.data.sets[name].model_copy(update={"split": split}).folder
+    folder = data_set.model_copy(update={"split": split}).folder
     try:
         return read_manifest(folder).samples > 0
     except UserError:
         return False
 
 
-def held_out(config: RunConfig, phase: PhaseConfig, name: str, processor: Processor) -> Stream:
+def held_out(data: DataConfig, phase: PhaseConfig, name: str, processor: Processor) -> Stream:
     """The held-out rows of one data set, in the order of one lane that is shuffled as a whole."""
-    data, data_set = config.data, config.data.sets[name]
+    data_set = data.sets[name]
     folder = data_set.model_copy(update={"split": phase.validation.split}).folder
-    # A rule that couples reads the captions of a whole block, so a block must not be a whole split.
+    # A coupling rule reads the captions of a whole block, so a block must not be a whole split.
     block = data.block if isinstance(phase.couple, str) else 1 << 40
     source = Source.open(name, folder, 1, data.seed, block, task=data_set.task, cache=data.cache)
     return Stream([source], processor, phase.couple, data.seed, data.bad_in_a_row)

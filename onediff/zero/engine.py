@@ -1,4 +1,4 @@
-"""A model on DeepSpeed ZeRO, behind the face of `protocol.ShardedEngine`."""
+"""`protocol.ShardedEngine` on DeepSpeed ZeRO."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ZeroEngine:
         topology: Topology,
         swaps: bool = False,
     ) -> ZeroEngine:
-        """Shares a model and its optimizer out; `swaps` says that optimizer states lie in files. Collective."""
+        """Shards a model and its optimizer; `swaps` says that optimizer states are in files. Collective."""
         from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
         if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
-            ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))  # torch's own by another name: nothing to warn of
+            ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))  # torch's own under another name: nothing to warn about
         with lean_imports():  # ZeRO-3 marks a function for torch's compiler at every layer
             engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings, mpu=topology.mpu, dist_init_required=False

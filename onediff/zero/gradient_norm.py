@@ -1,4 +1,4 @@
-"""The global gradient norm at every ZeRO stage; where it is not finite, no step is made, and none of it stays behind."""
+"""The global gradient norm at every ZeRO stage; if it is not finite, the step is skipped and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 def keep_gradient_norm(engine: Any) -> None:
-    """Makes all stages of DeepSpeed 0.19 alike.
+    """Makes all stages of DeepSpeed 0.19 behave the same.
 
-    `engine.get_global_grad_norm()` is infinite where any gradient of any rank is not finite. The step then changes neither
-    weights nor moments nor counts, and the next one begins without gradients. The host waits for the norm at every stage.
+    `engine.get_global_grad_norm()` is infinite if any gradient of any rank is not finite. The step then changes neither
+    weights nor moments nor counts, and the next one starts without gradients. The host waits for the norm at every stage.
     """
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 0 and not hasattr(optimizer, "_global_grad_norm"):
@@ -27,7 +27,7 @@ def keep_gradient_norm(engine: Any) -> None:
 
 
 def _step_where_finite(engine: Any) -> None:
-    """Stage 0 in fp32, where DeepSpeed has no optimizer of its own: it clips, forgets the norm, and steps."""
+    """Stage 0 in fp32, where DeepSpeed has no optimizer of its own: it clips, discards the norm, and steps."""
     from deepspeed.runtime.utils import clip_grad_norm_
 
     optimizer, take_step = engine.optimizer, engine.optimizer.step
@@ -39,21 +39,21 @@ def _step_where_finite(engine: Any) -> None:
         uncounted = _uncounted(engine, gradients.items())
         norm = clip_grad_norm_(list(gradients), engine.gradient_clipping(), mpu=engine.mpu)
         engine._global_grad_norm = norm = _with(norm, uncounted, engine)
-        # DeepSpeed looks at `overflow` to know whether the step was made.
+        # DeepSpeed reads `overflow` to learn whether the step was made.
         skips = optimizer.overflow = not bool(torch.isfinite(norm))
 
     def step(closure: Any = None) -> None:
         nonlocal skips
         if not skips:
             take_step(closure)
-        # What was not looked at is stepped: reading a checkpoint lets the optimizer make its moments so.
+        # Unchecked gradients are stepped: reading a checkpoint makes the optimizer create its moments that way.
         skips = False
 
     engine.clip_fp32_gradients, optimizer.step = clip, step
 
 
 def _count_all(engine: Any, optimizer: Any) -> None:
-    """Under tensor parallelism, makes the norm infinite for every gradient that is not finite (stage 0 in bf16 looks at all
+    """Under tensor parallelism, makes the norm infinite for every gradient that is not finite (stage 0 in bf16 checks all
     of them anyway)."""
     if hasattr(optimizer, "scaled_global_norm"):  # stages 1 and 2
         of_stage_two = optimizer.scaled_global_norm
@@ -80,7 +80,7 @@ def _count_all(engine: Any, optimizer: Any) -> None:
 
 
 def _of_zero(engine: Any, optimizer: Any, groups: list[list[Any]]) -> list[Tensor]:
-    """The uncounted of this rank's share of the gradients of `groups`; where they lie in the host's memory, their norms."""
+    """The uncounted gradients in this rank's share of `groups`; if they are in host memory, their norms."""
     pairs: list[tuple[Any, Tensor]] = []
     for number, group in enumerate(groups):
         if getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False):
@@ -100,7 +100,7 @@ def _uncounted(engine: Any, pairs: Iterable[tuple[Any, Tensor]]) -> list[Tensor]
 
 
 def _with(norm: Tensor, uncounted: list[Tensor], engine: Any) -> Tensor:
-    """`norm`, or infinity where any rank has something uncounted that is not finite. Collective under tensor parallelism."""
+    """`norm`, or infinity if any rank has an uncounted gradient that is not finite. Collective under tensor parallelism."""
     if engine.mpu is None or engine.mpu.get_tensor_model_parallel_world_size() == 1:
         return norm
     finite = torch.ones((), device=engine.device)

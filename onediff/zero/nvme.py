@@ -1,4 +1,4 @@
-"""Optimizer states in files on NVMe (DeepSpeed's ZeRO-3 swapping): their folder, and what a machine must have for them."""
+"""Optimizer states in files on NVMe (DeepSpeed's ZeRO-3 swapping): their folder, and what a machine needs for them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ OPS = ("pin_memory", "async_io")
 
 @contextmanager
 def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Path | None]:
-    """The folder of a run's swap files, its own below `config.nvme_folder`; None where nothing is swapped. Collective.
+    """The run's own folder for swap files, below `config.nvme_folder`; None if nothing is swapped. Collective.
 
-    Empty at the start, whatever a killed process left there, and gone at the end. Raises UserError on every rank
-    where this machine cannot swap.
+    It is emptied at the start and removed at the end. Raises UserError on every rank when this machine cannot swap.
     """
     if config.nvme_folder is None or config.offload_optimizer != "nvme":
         yield None
@@ -49,7 +48,7 @@ def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Pat
     try:
         yield folder
     finally:
-        # Without waiting for the others, which may have failed: each rank its own files, the last one the folders.
+        # Others may have failed, so nobody waits: each rank removes its own files, and the last one the folders.
         shutil.rmtree(folder / "zero_stage_3" / "optimizer" / f"rank{ranks.rank}", ignore_errors=True)
         for empty in (folder / "zero_stage_3" / "optimizer", folder / "zero_stage_3", folder):
             with suppress(OSError):
@@ -57,7 +56,7 @@ def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Pat
 
 
 def compile_swapping() -> None:
-    """Compiles DeepSpeed's asynchronous input and output, where that has not been done. Raises UserError if it cannot be."""
+    """Compiles DeepSpeed's asynchronous I/O unless that has been done. Raises UserError if it cannot be compiled."""
     from torch.utils import cpp_extension
 
     from onediff.zero.lean import deepspeed
@@ -79,7 +78,7 @@ def compile_swapping() -> None:
             # A compilation that was killed leaves this file, and torch would wait for its end forever.
             (folder / "lock").unlink(missing_ok=True)
             if not (folder / f"{name}.so").is_file():
-                log.info("compiling DeepSpeed's %s in %s: once a machine, some minutes at most", name, folder)
+                log.info("compiling DeepSpeed's %s in %s: once per machine, a few minutes at most", name, folder)
         try:
             builder.load(verbose=False)
         except (RuntimeError, ImportError, OSError) as error:
@@ -90,9 +89,9 @@ def compile_swapping() -> None:
 
 
 def check_room(folder: Path, groups: Sequence[dict[str, Any]], dp_size: int, local_world: int) -> None:
-    """Raises UserError where the optimizer states of `groups`, cut over `dp_size` ranks, have no room.
+    """Raises UserError when the optimizer states of `groups`, cut over `dp_size` ranks, do not fit.
 
-    That is the disk for the states of all ranks of this node, and locked memory for those of one sub-group of this rank.
+    They need disk space for all ranks of this node, and locked memory for one sub-group of this rank.
     """
     shares = [[-(-full_size(p) // dp_size) for p in group["params"]] for group in groups]
     largest = 0
@@ -110,15 +109,15 @@ def check_room(folder: Path, groups: Sequence[dict[str, Any]], dp_size: int, loc
     if not can_lock(locked):
         raise UserError(
             f"parallel.offload_optimizer: nvme locks {locked / 1e9:.2f} GB of memory in each process, more than "
-            "this machine lets it; raise the limit (`ulimit -l`)"
+            "this machine allows; raise the limit (`ulimit -l`)"
         )
 
 
 def keep_gradients(zero: Any) -> None:
-    """Leaves gradients in the memory of the host, where DeepSpeed's optimizer `zero` adds them up, also while it steps.
+    """Keeps gradients in host memory, where DeepSpeed's optimizer `zero` adds them up, while it steps too.
 
-    DeepSpeed 0.19 would swap them too. Parameters of odd sizes then stand where direct input cannot write to, which goes
-    unnoticed; and where no loss gives a gradient, the optimizer would take what a buffer held before.
+    DeepSpeed 0.19 would swap them too. Parameters of odd sizes are then placed where direct input cannot write, which goes
+    unnoticed; and a parameter without a gradient would get whatever a buffer held before.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -129,7 +128,7 @@ def keep_gradients(zero: Any) -> None:
 
     def swap_in_states(group: int, timer_names: set[str] | None = None) -> None:
         swap_in(group, timer_names)
-        get_accelerator().synchronize(device)  # gradients may still be on their way from the GPU
+        get_accelerator().synchronize(device)  # gradients may still be in transit from the GPU
         gradients = [kept[parameter.ds_id].view(-1).float() for parameter in zero.fp16_groups[group]]
         zero.fp32_partitioned_groups_flat[group].grad = torch.cat(gradients)
 
@@ -138,7 +137,7 @@ def keep_gradients(zero: Any) -> None:
 
 
 def can_lock(size: int) -> bool:
-    """Whether so many bytes of memory can be locked; DeepSpeed would abort."""
+    """Whether this many bytes of memory can be locked; without this check DeepSpeed would abort."""
     libc = ctypes.CDLL(None)
     with mmap.mmap(-1, size) as memory:
         begin = ctypes.c_char.from_buffer(memory)
@@ -148,9 +147,9 @@ def can_lock(size: int) -> bool:
 
 
 def _make(folder: Path, rank: int) -> None:
-    """Makes `folder`; raises UserError where it does not take direct writing in pieces of a kilobyte, as DeepSpeed's are.
+    """Creates `folder`; raises UserError when it does not accept direct writes of a kilobyte, which DeepSpeed makes.
 
-    DeepSpeed does not look whether its writing succeeds.
+    DeepSpeed does not check whether its writes succeed.
     """
     probe = folder / f"probe-{rank}"
     try:

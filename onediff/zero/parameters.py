@@ -1,4 +1,4 @@
-"""Parameters that ZeRO-3 shares out: an empty tensor stays in the model, each data-parallel rank keeps one range."""
+"""Parameters that ZeRO-3 shards: an empty tensor stays in the model, and each data-parallel rank keeps one range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether ZeRO-3 gathers the parameter when it is used."""
+    """Whether ZeRO-3 shards the parameter and gathers it when it is used."""
     return hasattr(parameter, "ds_id")
 
 
@@ -20,7 +20,7 @@ def full_shape(parameter: Any) -> torch.Size:
 
 
 def full_size(parameter: Any) -> int:
-    """Elements of the same."""
+    """Number of elements of the whole parameter."""
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
@@ -31,7 +31,7 @@ def own_range(parameter: Any) -> tuple[torch.Tensor, int, int]:
 
 
 def shard(parameter: nn.Parameter, settings: dict[str, Any], data_group: dist.ProcessGroup, mpu: Any) -> None:
-    """Cuts a parameter over the data-parallel ranks and frees the rest of it. Collective."""
+    """Shards a parameter over the data-parallel ranks and frees the rest of it. Collective."""
     from onediff.zero.lean import deepspeed
 
     holder = nn.Module()

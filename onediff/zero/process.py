@@ -13,8 +13,8 @@ def prepare(gpu: bool) -> None:
     from onediff.zero.lean import deepspeed
 
     if not gpu:
-        # DeepSpeed would compile a shared-memory collective at first use. The ranks of two runs, or of two nodes that share
-        # one /dev/shm, then talk to each other by mistake.
+        # DeepSpeed would compile a shared-memory collective at first use. Ranks of two runs, or of two nodes that share one
+        # /dev/shm, would then talk to each other by mistake.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -26,7 +26,7 @@ def join(gpu: bool) -> None:
 
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers in memory that the device copies from without the host's waiting."""
+    """The same numbers in pinned memory, from which the device copies without making the host wait."""
     from onediff.zero.lean import deepspeed
 
     found: torch.Tensor = deepspeed.accelerator.get_accelerator().pin_memory(tensor)

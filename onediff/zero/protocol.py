@@ -1,4 +1,4 @@
-"""What training asks of an engine that shares a model out over ranks."""
+"""What training needs from an engine that shards a model over ranks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class ParameterShard:
     parameter: torch.nn.Parameter
     piece: BlockRange
     values: torch.Tensor
-    """the fp32 master weights that the optimizer steps on, or the parameter's own values where it is frozen"""
+    """the fp32 master weights that the optimizer updates, or the parameter's own values if it is frozen"""
     position: int
-    """where in `values` the range begins"""
+    """where the range begins in `values`"""
     shared: bool
     """whether every data-parallel rank holds the same range"""
     swapped: int | None = None
-    """the group of shards whose tensors, `values` too, are empty until they are brought in; None for what is in memory"""
+    """the group of shards whose tensors, `values` included, are empty until loaded; None for shards in memory"""
 
     @property
     def owner(self) -> torch.Tensor | None:
-        """The tensor that the optimizer steps on; None where frozen."""
+        """The tensor that the optimizer updates; None if frozen."""
         return self.values if self.parameter.requires_grad else None
 
     @property
@@ -40,7 +40,7 @@ class ParameterShard:
         return self.of(self.values)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same range, `[length]`, of a tensor as large as `values`: a view."""
+        """The same range, `[length]`, of a tensor of the size of `values`: a view."""
         return tensor.detach().view(-1).narrow(0, self.position, self.piece.length)
 
 
@@ -50,10 +50,10 @@ def by_swap_group(shard: ParameterShard) -> int:
 
 
 class SwapIn(Protocol):
-    """Brings swapped shards into memory, one group at a time."""
+    """Loads swapped shards into memory, one group at a time."""
 
     def bring(self, group: int | None) -> None:
-        """Brings one group in, in place of another; None is always in memory."""
+        """Loads one group in place of another; None is always in memory."""
 
 
 class ShardedEngine(Protocol):
@@ -65,7 +65,7 @@ class ShardedEngine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
 
     @property
     def stage(self) -> int:
@@ -87,23 +87,23 @@ class ShardedEngine(Protocol):
         """The model's forward pass."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds up gradients. What counts is their mean over the data-parallel ranks and the micro-batches of a step."""
+        """Accumulates gradients; a step uses their mean over the data-parallel ranks and its micro-batches."""
 
     def step(self) -> None:
         """Called after each micro-batch. After the last one of a step it clips and lets the optimizer step.
 
-        A gradient that is not finite changes nothing: neither weights nor moments nor counts.
+        A step with a gradient that is not finite changes nothing: neither weights nor moments nor counts.
         """
 
     def gradient_norm(self) -> torch.Tensor | float | None:
-        """Of the last step, over all ranks and before clipping; not finite where the step was skipped."""
+        """The gradient norm of the last step, over all ranks and before clipping; not finite if the step was skipped."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups; writing `lr` sets the learning rate of the next step."""
 
     def close(self) -> None:
-        """Lets go of model and states, which are freed when nothing else holds them."""
+        """Drops the model and its states, which are freed once nothing else refers to them."""
 
     # What a checkpoint needs.
 
@@ -111,29 +111,29 @@ class ShardedEngine(Protocol):
         """Everything this rank holds, in the model's own order."""
 
     def swap_in(self, *, changes: bool) -> AbstractContextManager[SwapIn]:
-        """A block in which swapped shards can be brought in; `changes` writes them back."""
+        """A block in which swapped shards can be loaded; `changes` writes them back."""
 
     def moments(self, shard: ParameterShard) -> dict[str, torch.Tensor]:
-        """The optimizer's tensors as large as `shard.values`; none before the first step, or where frozen."""
+        """The optimizer's tensors of the size of `shard.values`; none before the first step, or if frozen."""
 
     def create_moments(self, shards: list[ParameterShard]) -> None:
-        """Makes zero moments for shards that have none."""
+        """Creates zero moments for shards that have none."""
 
     def steps_of(self, shard: ParameterShard) -> int | None:
-        """How many steps the optimizer has made on the shard; None where it does not count."""
+        """How many steps the optimizer has made on the shard; None if it does not count."""
 
     def set_steps(self, owner: torch.Tensor, steps: int) -> None:
-        """Sets the count from which Adam corrects its bias."""
+        """Sets the step count that Adam corrects its bias by."""
 
     def publish(self, shard: ParameterShard) -> None:
-        """Puts the weights of a shard, in memory now, where the model is gathered from."""
+        """Copies the weights of a shard, which is in memory, to where the model is gathered from."""
 
     def publish_all(self) -> None:
-        """Makes the model compute with all that was published. Collective."""
+        """Makes the model compute with all published weights. Collective."""
 
     def continue_after(self, step: int) -> None:
-        """Sets the count of steps made so far."""
+        """Sets the number of steps made so far."""
 
     @property
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """The groups of the torch optimizer inside; none where there is no optimizer."""
+        """The groups of the torch optimizer inside; none without an optimizer."""

@@ -1,4 +1,4 @@
-"""Letting go of a DeepSpeed engine, so that the next phase has the memory."""
+"""Frees a DeepSpeed engine, so that the next phase has its memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def release(engine: Any) -> None:
-    """Cuts what holds a DeepSpeed engine: once its owner forgets it, a garbage collection frees all that it had.
+    """Clears the references to a DeepSpeed engine: once its owner drops it, a garbage collection frees everything.
 
-    DeepSpeed 0.19 keeps every ZeRO-3 model in a list of modules, which the forward passes of the next one would look
-    through, and in a cache of its coordinators' answers; both are of the whole process.
+    DeepSpeed 0.19 keeps every ZeRO-3 model in a list of modules, which the forward passes of the next one would search,
+    and in a cache of its coordinators' answers; both are global to the process.
     """
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -18,6 +18,6 @@ def release(engine: Any) -> None:
     modules = parameter_offload.FWD_MODULE_STACK
     modules[:] = [module for module in modules if module is not engine.module]
     cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
-    # Around the cached function is another, which has it in its closure.
+    # A wrapper has the cached function in its closure.
     for cell in cached.__closure__:
         cell.cell_contents.cache_clear()

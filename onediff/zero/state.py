@@ -1,4 +1,4 @@
-"""What a DeepSpeed engine holds on this rank, in one form for every ZeRO stage.
+"""The weights and optimizer state of a DeepSpeed engine on this rank, in one form for every ZeRO stage.
 
 DeepSpeed keeps the fp32 weights and the optimizer's moments in different places: stage 0 in the parameters themselves (or in
 fp32 copies of them), stages 1 and 2 in one flat range per parameter group, stage 3 in flat groups of per-parameter ranges,
@@ -57,12 +57,12 @@ def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block
 
 
 def _real_length(block: Block, offset: int, length: int) -> int:
-    """How much of a range exists; the rest is padding, of ZeRO's last partition or of the vocabulary."""
+    """Length of a range without padding, which fills ZeRO's last partition and the vocabulary."""
     return max(0, min(offset + length, block.real) - offset)
 
 
 def _flat_groups(engine: Any) -> list[torch.Tensor]:
-    """The fp32 ranges that stages 1 and 2 step on, one per parameter group."""
+    """The fp32 ranges that stages 1 and 2 update, one per parameter group."""
     zero = engine.optimizer
     found = getattr(zero, "single_partition_of_fp32_groups", None)
     return found if found is not None else zero.fp32_groups_flat_partition
@@ -78,7 +78,7 @@ def _fp32_copies(engine: Any) -> Mapping[torch.nn.Parameter, torch.Tensor]:
 
 
 def moments(engine: Any, part: ParameterShard) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors as large as `part.values`; none before the first step or where frozen."""
+    """The optimizer's tensors of the size of `part.values`; none before the first step or if frozen."""
     return {
         key: value
         for key, value in _state(engine, part.owner).items()
@@ -87,14 +87,14 @@ def moments(engine: Any, part: ParameterShard) -> dict[str, torch.Tensor]:
 
 
 def steps_of(engine: Any, part: ParameterShard) -> int | None:
-    """How many steps the optimizer has made on this range; None where it has no count."""
+    """How many steps the optimizer has made on this range; None if it does not count."""
     state = _state(engine, part.owner)
     step = state.get("step", _group_of(engine, part.owner).get("step") if state else None)
     return None if step is None else int(step)
 
 
 def set_steps(engine: Any, owner: torch.Tensor, steps: int) -> None:
-    """Sets the count from which Adam corrects its bias."""
+    """Sets the step count that Adam corrects its bias by."""
     state = _state(engine, owner)
     if torch.is_tensor(state.get("step")):
         state["step"].fill_(steps)
@@ -113,14 +113,14 @@ def _state(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
 
 
 def _group_of(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
-    """The optimizer's group that `owner` is in."""
+    """The optimizer group of `owner`."""
     optimizer = optimizer_of(engine)
     groups = [] if optimizer is None else optimizer.param_groups
     return next((group for group in groups if any(member is owner for member in group["params"])), {})
 
 
 def create_moments(engine: Any, parts: list[ParameterShard]) -> None:
-    """Lets the optimizer make its own tensors for every range, by a step of nothing at all on those that have none.
+    """Makes the optimizer create its tensors for every range that has none, by a step that changes nothing.
 
     Gradient and learning rate are zero, so no weight changes; the count of steps is set afterwards.
     """
@@ -141,14 +141,14 @@ def create_moments(engine: Any, parts: list[ParameterShard]) -> None:
 
 
 def publish(engine: Any, part: ParameterShard) -> None:
-    """Under ZeRO-3, puts the weights of a range, which are in memory, where the model is gathered from."""
+    """Under ZeRO-3, copies the weights of a range, which is in memory, to where the model is gathered from."""
     if engine.zero_optimization_stage() == 3 and part.owner is not None:
         with torch.no_grad():
             own_range(part.parameter)[0].narrow(0, 0, part.piece.length).copy_(part.weight)
 
 
 def publish_weights(engine: Any) -> None:
-    """Makes the model compute with weights that were put into this rank's ranges and published. Collective."""
+    """Makes the model compute with the weights that were written to this rank's ranges and published. Collective."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     with torch.no_grad():
         if stage == 0:
@@ -156,7 +156,7 @@ def publish_weights(engine: Any) -> None:
                 parameter.copy_(copy)
         elif stage == 3:
             if zero.persistent_parameters:
-                # Small parameters are kept whole on every rank: drop those copies, then gather them anew.
+                # Small parameters are kept whole on every rank: drop those copies, then gather them again.
                 zero.persistent_parameters[0].partition(zero.persistent_parameters)
                 zero.checkpoint_event_epilogue()
         else:

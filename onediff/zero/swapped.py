@@ -1,7 +1,7 @@
-"""Sub-groups of ZeRO-3 that lie in files between steps: brought into memory one at a time.
+"""Sub-groups of ZeRO-3 that are in files between steps, loaded into memory one at a time.
 
-DeepSpeed swaps sub-groups of a megabyte or more: fp32 weights and moments are empty tensors until the optimizer comes to
-them. A checkpoint does the same, sub-group by sub-group, and so never holds more of them than a step does.
+DeepSpeed swaps sub-groups of a megabyte or more: fp32 weights and moments are empty tensors until the optimizer reaches
+them. A checkpoint does the same, one sub-group at a time, so it never holds more of them than a step does.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def is_swapped(engine: Any, group: int) -> bool:
-    """Whether the sub-group `group` of a ZeRO-3 engine lies in files between steps."""
+    """Whether the sub-group `group` of a ZeRO-3 engine is in files between steps."""
     return bool(engine.optimizer._swappable_optimizer_subgroup(group))
 
 
 class Swapped:
-    """The swapped sub-groups of an engine, in files when the block ends; engines without any are left alone.
+    """The swapped sub-groups of an engine, back in files when the block ends; does nothing for an engine without any.
 
-    `changes` says that what was put into them is to be written back.
+    With `changes`, they are written back.
     """
 
     def __init__(self, engine: Any, *, changes: bool) -> None:
@@ -27,7 +27,7 @@ class Swapped:
         self._inside: int | None = None
 
     def bring(self, group: int | None) -> None:
-        """Brings the tensors of a sub-group into memory, in place of those of another; None is in memory always."""
+        """Loads the tensors of a sub-group into memory in place of another's; None is always in memory."""
         if group is None or group == self._inside:
             return
         self._let_go()

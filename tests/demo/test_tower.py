@@ -17,9 +17,11 @@ def data(tmp_path_factory):
     return render(tmp_path_factory.mktemp("scenes"), pairs=20, singles=20)
 
 
-def config(data, target):
+def settings(data, target):
+    """The tower and the data of the demo, over there."""
     sets = [f"data.sets.{name}={data / name}" for name in ("pairs", "singles")]
-    return load_run("configs/demo.yaml", [*sets, f"model.vision.name={target}"])
+    config = load_run("configs/demo.yaml", [*sets, f"model.vision.name={target}"])
+    return config.model.vision, config.data
 
 
 def test_a_patch_is_labelled_with_the_object_whose_centre_lies_in_it():
@@ -44,7 +46,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(data, tmp_path, monk
     monkeypatch.setattr(tower, "SAVE_EVERY", 2)
     monkeypatch.setattr(tower, "HELD_OUT", "test")
     training = TowerTraining(steps=5, batch=4)
-    whole = make_tower(config(data, tmp_path / "whole"), training)
+    whole = make_tower(*settings(data, tmp_path / "whole"), training)
     read = Scenes.batch
 
     def stops_at_three(self, step, labels):
@@ -55,15 +57,15 @@ def test_an_interrupted_training_ends_with_the_same_weights(data, tmp_path, monk
     monkeypatch.setattr(Scenes, "batch", stops_at_three)
     target = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        make_tower(config(data, target), training)
+        make_tower(*settings(data, target), training)
     assert not target.exists()
     steps = []
     monkeypatch.setattr(Scenes, "batch", lambda self, step, labels: steps.append(step) or read(self, step, labels))
-    again = make_tower(config(data, target), training)
+    again = make_tower(*settings(data, target), training)
     assert steps[0] > 0, "begins again behind what was saved"
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one) and one.keys() == two.keys()
     assert again == whole
     steps.clear()
-    make_tower(config(data, target), training)
+    make_tower(*settings(data, target), training)
     assert not steps, "a tower that is there is kept"

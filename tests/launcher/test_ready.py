@@ -124,7 +124,7 @@ def named(models: Path, run_file: Path, *overrides: str) -> list[str]:
     """What does not fit, with the models named by their folders."""
     words = [f"model.{where}={models / name}" for where, name in PLACES.items()]
     config = load_run(run_file, [*words, *overrides])
-    return list(faults(config, ["vision", "delta", "language"]))
+    return list(faults(config.model, config.data, ["vision", "delta", "language"]))
 
 
 PLACES = {"vision.name": TOWER, "language.name": LANGUAGE, "delta.bert": BERT}

@@ -13,7 +13,8 @@ def main() -> None:
     from onediff.parallel.topology import create_topology
     from onediff.runs.folder import RunFolder
     from onediff.training.prepare import prepare
-    from onediff.training.run import open_tracker, run_phase
+    from onediff.training.record import open_tracker
+    from onediff.training.run_phase import run_phase
     from onediff.training.stop import StopRequest
 
     ranks = initialize_distributed()

@@ -18,7 +18,7 @@ def test_the_rate_is_the_models_flops_by_the_seconds_of_the_step():
     config = load_run("configs/demo.yaml")
     phase = config.phases["two"]
     made = batch("pair", "single")
-    meter = FlopCounter(config, phase)
+    meter = FlopCounter(config.model, phase, tp_size=1, precision=config.training.precision)
     rates = meter.rates(meter.tflop([made, made]), seconds=0.5)
     flops = step_flops(sizes_of(config.model), shape_of(made, 4), Trained.of(phase))
     assert rates["tflops_per_rank"] == pytest.approx(4 * sum(part.model for part in flops.values()) / 1e12)

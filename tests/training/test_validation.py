@@ -93,7 +93,8 @@ def test_a_killed_run_measures_the_same_keeps_the_same_best_and_ends_at_the_same
 
 def test_the_same_loss_on_two_ranks_cut_over_two_and_row_by_row(data, tmp_path):
     settings = config(data, 1)
-    learn_tokenizer(training_texts(settings), settings.model.language.tokenizer.vocabulary, tmp_path / "tokenizer")
+    texts = training_texts(settings.data, settings.phases.values())
+    learn_tokenizer(texts, settings.model.language.tokenizer.vocabulary, tmp_path / "tokenizer")
     out = tmp_path / "losses.json"
     run_ranks(SUPPORT / "validation_worker.py", [*map(str, (data, tmp_path / "tokenizer", out))], 2)
     losses = json.loads(out.read_text())
@@ -127,5 +128,6 @@ def test_what_cannot_be_measured_is_refused(data, more, fault):
 def test_a_split_that_is_not_there_is_named_beside_those_that_are(data):
     from onediff.training.validation import data_sets
 
+    settings = config(data, 1, **{"phases.two.validate_every": 1})
     with pytest.raises(UserError, match=r"set pairs has no split 'val'; write validation\.split, one of test, train"):
-        data_sets(config(data, 1, **{"phases.two.validate_every": 1}), "two")
+        data_sets(settings.data, settings.phases["two"], "two")

@@ -1,4 +1,4 @@
-"""Checkpoints free of the number of ranks that wrote them: saved at any topology and ZeRO stage, resumed at any other."""
+"""Checkpoints independent of the ranks that wrote them: saved at one topology and ZeRO stage, resumed at any other."""
 
 from onediff.training.checkpoint.folder import best_checkpoint, checkpoints, latest_checkpoint
 from onediff.training.checkpoint.load import load_checkpoint, load_weights, read_weights

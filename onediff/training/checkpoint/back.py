@@ -1,4 +1,4 @@
-"""Going back to a checkpoint in the middle of a phase."""
+"""Rolls a phase back to an earlier checkpoint."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from onediff.zero.protocol import ShardedEngine
 
 
 def go_back(engine: ShardedEngine, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """Makes `path` the latest checkpoint of its phase, with `changes` in its `extra`, and puts it into `engine`. Collective.
+    """Makes `path` its phase's latest checkpoint, with `changes` in its `extra`, and loads it into `engine`. Collective.
 
     Returns the changed `extra`. A run that is killed from here on resumes with the changes. Later checkpoints are removed.
-    Raises UserError on every rank where the checkpoint is damaged.
+    Raises UserError on every rank when the checkpoint is damaged.
     """
     with raise_on_all_ranks():
         if dist.get_rank() == 0:
-            # In this order: killed in between, a run comes to the same spike again, and to here.
+            # In this order, a run that is killed in between meets the same spike again and comes back here.
             point(path.parent, LATEST, step_of(path))
             manifest = read_manifest(path)
             manifest.extra |= changes

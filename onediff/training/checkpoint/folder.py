@@ -1,4 +1,4 @@
-"""The folder that a phase's checkpoints lie in: their names, which is the latest, which are kept."""
+"""The folder of a phase's checkpoints: their names, which one is the latest, and which are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onediff.training.checkpoint.manifest import FILE
 
 LATEST = "latest"
 BEST = "best"
-# With the prefix: one that was being replaced, and is the good one until its successor has the name.
+# With the prefix: a checkpoint that is being replaced, and is valid until its successor has the name.
 _NAME = re.compile(r"(?:\.tmp-old-)?step-(\d{8,})")
 
 
@@ -23,7 +23,7 @@ def name_of(step: int) -> str:
 
 
 def aside(folder: Path, step: int) -> Path:
-    """Where a checkpoint is written before it gets its name."""
+    """The folder that a checkpoint is written to before it gets its name."""
     return folder / f".tmp-{name_of(step)}"
 
 
@@ -35,7 +35,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoints_below(path: Path) -> list[Path]:
-    """The checkpoints that `path` means: itself, those in it, or those of all phases of a run. Raises UserError for none."""
+    """The checkpoints that `path` means: itself, those in it, or those of all phases of a run. Raises UserError if none."""
     if (path / FILE).is_file() or _NAME.fullmatch(path.name):
         return [path]
     phases = sorted((path / "checkpoints").glob("phase-*"), key=lambda phase: phase.stat().st_mtime)
@@ -53,7 +53,7 @@ def step_of(path: Path) -> int:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from: the one that `latest` names, else the newest that is finished, else None."""
+    """The checkpoint to resume from: the one that `latest` names, else the newest finished one, else None."""
     folder = Path(folder)
     pointer = folder / LATEST
     if pointer.is_file():
@@ -72,7 +72,7 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 
 def point(folder: Path, name: str, step: int | None) -> None:
-    """Makes the pointer `name` name the checkpoint of `step`, or nothing."""
+    """Points `name` to the checkpoint of `step`, or to nothing."""
     if step is None:
         (folder / name).unlink(missing_ok=True)
         return
@@ -81,11 +81,11 @@ def point(folder: Path, name: str, step: int | None) -> None:
 
 
 def commit(folder: Path, step: int) -> Path:
-    """Gives the checkpoint written aside its name, then moves `latest` to it."""
+    """Renames the finished checkpoint to its final name, then points `latest` to it."""
     final, old = folder / name_of(step), folder / f".tmp-old-{name_of(step)}"
     if final.exists():
-        # A run that went back and reached this step again. A folder cannot be replaced in one move: between the two
-        # there is an earlier checkpoint, or this one under its other name, to go on from.
+        # A run that rolled back has reached this step again. A folder cannot be replaced in one move: between the two,
+        # there is an earlier checkpoint, or this one under its other name, to resume from.
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(aside(folder, step), final)
@@ -96,7 +96,7 @@ def commit(folder: Path, step: int) -> Path:
 
 
 def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
-    """Removes all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; says which.
+    """Removes all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; returns them.
 
     Those that `latest` and `best` name always stay. `keep_last=None` keeps everything.
     """
@@ -106,14 +106,14 @@ def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[P
     gone = [path for path in checkpoints(folder) if path not in kept]
     gone = [path for path in gone if not (keep_every and step_of(path) % keep_every == 0)]
     for path in gone:
-        # The manifest goes first, so that a removal cut short leaves nothing that looks finished.
+        # The manifest goes first, so that an interrupted removal leaves nothing that looks finished.
         (path / FILE).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
     return gone
 
 
 def flush(folder: Path) -> None:
-    """Makes renames inside `folder` survive a loss of power."""
+    """Makes renames inside `folder` survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint into any engine: each rank the ranges that it holds, whatever the ranks were that wrote it."""
+"""Reads a checkpoint into any engine: each rank reads the ranges that it holds, whichever ranks wrote them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from onediff.training.checkpoint.weights import Weights, part_of
 from onediff.zero.protocol import ParameterShard, ShardedEngine, by_swap_group
 
 SETTINGS = ("betas", "eps", "weight_decay", "peak_lr", "part", "name")
-"""What the configuration says of an optimizer's group: changed, it holds from the next step."""
+"""Settings of an optimizer group that come from the configuration: a change takes effect at the next step."""
 KERNELS = ("fused", "foreach", "capturable")
-"""Settings of an optimizer's group that belong to the machine, not to the run."""
+"""Settings of an optimizer group that belong to the machine, not to the run."""
 
 
 def load_checkpoint(engine: ShardedEngine, path: Path, *, verify: bool = True) -> dict[str, Any]:
-    """Puts weights, moments, counts, learning rates and random states back; returns `extra`. Collective.
+    """Restores weights, moments, counts, learning rates and random states; returns `extra`. Collective.
 
-    The engine may have any number of ranks and any ZeRO stage; with the same ones it goes on bit by bit. Random states are
-    restored where the same rank wrote one. `verify` checks every file's checksum first, shared out over the ranks.
-    Raises UserError on every rank for a checkpoint that is damaged, or of another model.
+    The engine may have any number of ranks and any ZeRO stage; with the same ones it continues bit for bit. Random states
+    are restored if the same rank wrote one. `verify` first checks every file's checksum, each rank some of the files.
+    Raises UserError on every rank for a checkpoint that is damaged or of another model.
     """
     path = Path(path)
     manifest = _checked(path, verify)
@@ -50,7 +50,7 @@ def load_checkpoint(engine: ShardedEngine, path: Path, *, verify: bool = True) -
 
 
 def _fill(engine: ShardedEngine, parts: list[ParameterShard], reader: CheckpointReader, stepped: bool) -> None:
-    """Puts weights, moments and counts into ranges that are in memory."""
+    """Copies weights, moments and counts into ranges that are in memory."""
     if stepped:
         engine.create_moments(parts)
     steps: dict[int, tuple[torch.Tensor, int]] = {}
@@ -79,17 +79,17 @@ def load_weights(
     parts: Collection[str] | None = None,
     verify: bool = True,
 ) -> None:
-    """Puts the weights alone into a plain model or an engine. Collective where there are several ranks.
+    """Loads only the weights, into a plain model or an engine. Collective if there are several ranks.
 
-    Of a plain model `parts` alone, where they are given, such as `delta`; the checkpoint may then differ in the others.
-    `lora` says which adapters the model has: those of the checkpoint go on, others start over beside merged weights, and
-    with none the checkpoint's are merged. Raises UserError on every rank for a checkpoint that is damaged, or of
+    `parts` limits a plain model to these parts, such as `delta`; the checkpoint may then differ in the others. `lora` says
+    which adapters the model has: those of the checkpoint are kept, others start over beside merged weights, and with
+    none the checkpoint's are merged. Raises UserError on every rank for a checkpoint that is damaged, or of
     another model.
     """
     path = Path(path)
     manifest = _checked(path, verify)
     if not isinstance(module, torch.nn.Module):
-        assert parts is None, "an engine is filled whole"
+        assert parts is None, "an engine is loaded whole"
         ranges = list(module.shards())
         with raise_on_all_ranks():
             reader = CheckpointReader(path, manifest)
@@ -114,7 +114,7 @@ def load_weights(
 
 
 def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-    """The full parameters of a checkpoint, fp32, one at a time, in one process; frozen ones too, adapters merged."""
+    """The full fp32 parameters of a checkpoint, one at a time, in one process; frozen ones included, adapters merged."""
     path = Path(path)
     manifest = read_manifest(path)
     if verify:
@@ -126,7 +126,7 @@ def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torc
 
 
 def _checked(path: Path, verify: bool) -> CheckpointManifest:
-    """The manifest, after every file was checked by one rank or another."""
+    """The manifest, after each file has been checked by some rank."""
     with raise_on_all_ranks():
         manifest = read_manifest(path)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -152,7 +152,7 @@ def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Checkpoint
 
 
 def _restore_rest(engine: ShardedEngine, reader: CheckpointReader) -> None:
-    """What each group has beside its settings, buffers, and the random states of the rank of the same number."""
+    """Restores what groups hold besides settings, buffers, and the random states of the rank with the same number."""
     groups, manifest = engine.optimizer_groups, reader.manifest
     if len(groups) == len(manifest.groups):
         for group, stored in zip(groups, manifest.groups, strict=True):

@@ -20,21 +20,21 @@ from onediff.parallel.safetensors_writer import sha256_of
 from onediff.training.checkpoint.table import RangeRun, near
 
 SCHEMA, RUNS_SCHEMA = 1, 2
-"""Of a manifest that lists every range, and of one with runs of them."""
+"""Format of a manifest that lists every range, and of one with runs of them."""
 FILE = "manifest.json"
 WEIGHT = "weight"
 
 
 @dataclass
 class StoredParameter:
-    """One parameter: its full shape, the states stored of it, and the ranges that make it up."""
+    """One parameter: its full shape, its stored states, and the ranges that make it up."""
 
     shape: tuple[int, ...]
     dtype: str
     dim: int
     """the dimension along which its blocks were cut"""
     states: list[str]
-    """`weight`, then the optimizer's names of its moments; only `weight` where frozen"""
+    """`weight`, then the optimizer's names of its moments; only `weight` if it is frozen"""
     steps: int | None
     """steps that the optimizer has made on it"""
     pieces: list[tuple[str, int, int, int, int]]
@@ -47,15 +47,15 @@ class StoredParameter:
 
     @property
     def numel(self) -> int:
-        """Elements of the full parameter."""
+        """Number of elements of the full parameter."""
         return prod(self.shape)
 
     def near(self, target: BlockRange, files: Sequence[str]) -> Iterator[tuple[str, BlockRange]]:
-        """File and place of the stored ranges that may share elements with `target`, and of few others."""
+        """File and place of the stored ranges that may overlap `target`, and of a few others."""
         return near(tuple(self.shape), self.dim, self.pieces, self.runs, files, target)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields; `runs` where there are any."""
+        """All fields; `runs` only if there are any."""
         fields = dict(vars(self))
         return fields if self.runs else {key: value for key, value in fields.items() if key != "runs"}
 
@@ -81,11 +81,11 @@ class CheckpointManifest:
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest, and waits until it is on the disk."""
+        """Writes the manifest and waits until it is on disk."""
         write_whole(folder / FILE, json.dumps(self.to_json(), separators=(",", ":")), durable=True)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields. What older versions cannot read has a higher schema."""
+        """All fields. Manifests that older versions cannot read have a higher schema."""
         parameters = {name: parameter.to_json() for name, parameter in self.parameters.items()}
         schema = RUNS_SCHEMA if any(parameter.runs for parameter in self.parameters.values()) else SCHEMA
         return {**vars(self), "parameters": parameters, "schema": schema}
@@ -97,7 +97,7 @@ class CheckpointManifest:
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
-    """The manifest of the checkpoint at `path`. Raises UserError when there is none, or one that is not ours."""
+    """The manifest of the checkpoint at `path`. Raises UserError when there is none, or one of another program."""
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
     file = path / FILE
@@ -121,7 +121,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
 
 
 def instead_of(folder: Path) -> str:
-    """What to do about a checkpoint that cannot be used."""
+    """What to do about an unusable checkpoint."""
     return f"; delete the folder {folder} to resume from the checkpoint before it"
 
 

@@ -1,4 +1,4 @@
-"""Ranges of the parameters of one checkpoint, from whichever files hold them."""
+"""Reads ranges of a checkpoint's parameters from the files that hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: every rank its own ranges, beside the final name, which it gets when all is on the disk."""
+"""Writes a checkpoint: every rank its own ranges, under a temporary name until everything is on disk."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def save_checkpoint(
     keep_last: int | None = None,
     keep_every: int | None = None,
 ) -> Path:
-    """Writes `folder/step-00000100`, moves `folder/latest` to it and removes what need not be kept. Collective.
+    """Writes `folder/step-00000100`, points `folder/latest` to it and removes old checkpoints. Collective.
 
-    Kept are the weights (the fp32 master where there is one), the optimizer's moments and counts, its hyper-parameters,
+    A checkpoint holds the weights (the fp32 master if there is one), the optimizer's moments, counts and hyper-parameters,
     every rank's random states and rank 0's `extra` (plain JSON). Raises UserError on every rank when one cannot write, and
-    TrainingFault when a number is not finite; the folder is then as it was.
+    TrainingFault when a value is not finite; the folder is then unchanged.
     """
     writer = CheckpointWriter(folder, keep_last=keep_last, keep_every=keep_every, background=False)
     path = writer.save(engine, step=step, extra=extra)
@@ -53,22 +53,22 @@ class _Pending:
     """A checkpoint whose files are being written."""
 
     manifest: CheckpointManifest
-    """without files, and what they hold of each parameter: known when all ranks have written"""
+    """its files and parameters are added when all ranks have written"""
     name: str
     """of this rank's file"""
     table: RankTable
     finite: Finite
     written: Future[Written]
     best: bool
-    """whether `best` is to name it"""
+    """whether `best` will point to it"""
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a phase, one after the other.
+    """Writes the checkpoints of a phase, one at a time.
 
-    In the background each rank copies its ranges into memory of the host, at the cost of as many bytes as its file will
-    have, and a thread writes them while the training goes on. The checkpoint gets its name in the first `poll` for which
-    every rank has written, or in `finish`; only then `latest` moves. All collectives are in the caller's thread.
+    In the background, each rank copies its ranges into host memory, which takes as many bytes as its file, and a thread
+    writes them while training continues. The checkpoint gets its final name in the first `poll` after every rank has
+    written, or in `finish`; only then does `latest` move. All collectives run in the caller's thread.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class CheckpointWriter:
 
     @section("saving")
     def save(self, engine: ShardedEngine, *, step: int, extra: dict[str, Any], best: bool = False) -> Path | None:
-        """Begins a checkpoint; returns the one that got its name meanwhile, if any. Collective.
+        """Starts a checkpoint; returns the one that was finished by this call, if any. Collective.
 
-        In the background that is the one before, if it was still unfinished; else this one. `best` makes it the one that
-        stays until another is.
+        In the background that is the previous one, if it was still unfinished; otherwise this one. `best` keeps this
+        one until another is the best.
 
         Raises UserError on every rank when one cannot write, this checkpoint or the one before.
         """
@@ -126,7 +126,7 @@ class CheckpointWriter:
             return before if self.background else self.finish()
 
     def poll(self) -> Path | None:
-        """The checkpoint that was begun, once every rank has written it; else None. Collective where one was begun.
+        """The checkpoint in progress once every rank has written it, else None. Collective if one is in progress.
 
         Raises UserError on every rank when one could not write.
         """
@@ -138,7 +138,7 @@ class CheckpointWriter:
 
     @section("saving")
     def finish(self) -> Path | None:
-        """Waits for the checkpoint that was begun, if any, gives it its name and returns it. Collective.
+        """Waits for the checkpoint in progress, if any, gives it its final name and returns it. Collective.
 
         Raises UserError on every rank when one could not write.
         """
@@ -177,13 +177,13 @@ class CheckpointWriter:
 
 
 def _on_host(entry: Entry) -> Entry:
-    """The same entry with its values as they are now, in memory of the host."""
+    """The same entry with its current values, in host memory."""
     values = entry.read().detach().to("cpu", copy=True)
     return entry._replace(read=lambda: values)
 
 
 def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], RankTable]:
-    """What this rank writes, one swapped sub-group after the other, and where that lies in each parameter."""
+    """What this rank writes, one swapped sub-group at a time, and where that lies in each parameter."""
     entries: list[Entry] = []
     number_of = {name: number for number, (name, _) in enumerate(engine.module.named_parameters())}
     rows, states = np.full((len(number_of), 6), NONE, dtype=np.int64), dict[tuple[str, ...], int]()
@@ -215,7 +215,7 @@ def _parameters(engine: ShardedEngine) -> dict[str, StoredParameter]:
 
 
 def _share(engine: ShardedEngine, part: ParameterShard) -> tuple[int, int]:
-    """First element and length of what this rank writes of a range: an equal part of it where several ranks hold it."""
+    """First element and length of what this rank writes of a range: an equal share if several ranks hold it."""
     copies, number = 1, 0
     if part.shared:
         copies, number = dist.get_world_size(engine.data_group), dist.get_rank(engine.data_group)
@@ -237,7 +237,7 @@ def _whole(name: str, tensor: torch.Tensor) -> Entry:
 
 
 def _persistent_buffers(engine: ShardedEngine) -> list[tuple[str, torch.Tensor]]:
-    """Buffers that belong to the model's state; they are alike on all ranks."""
+    """Buffers that belong to the model's state; they are the same on all ranks."""
     module = engine.module
     kept = set(module.state_dict(keep_vars=True))
     return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
@@ -254,7 +254,7 @@ def _hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
 def merged(
     parameters: dict[str, StoredParameter], files: list[str], tables: list[RankTable]
 ) -> dict[str, StoredParameter]:
-    """The parameters with the ranges of all ranks; those that no rank holds are left out."""
+    """The parameters with the ranges of all ranks, without those that no rank holds."""
     rows = np.stack([table.rows for table in tables], axis=1)  # [parameters, ranks, 6]
     counts = np.zeros(rows.shape[:2], dtype=np.int64)  # states of each parameter on each rank
     for rank, table in enumerate(tables):

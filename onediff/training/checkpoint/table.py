@@ -1,6 +1,6 @@
-"""Which rank wrote which range of each parameter: a few numbers a rank, merged on rank 0, stored in runs.
+"""Which rank wrote which range of each parameter: a few numbers per rank, merged on rank 0, stored in runs.
 
-Ranks that share a parameter out equally write ranges at equal distances, so that a run of them is one line of the manifest,
+Ranks that share a parameter equally write ranges at equal distances, so that a run of them is one line of the manifest,
 however many ranks there are. Each rank sends 48 bytes a parameter to rank 0, which merges arrays; a reader finds the ranges
 that it needs by arithmetic.
 """
@@ -17,11 +17,11 @@ from onediff.parallel.block import Block, BlockRange
 SHORTEST_RUN = 16
 """Fewer ranges than this are listed one by one."""
 NONE = -1
-"""Stands for a parameter that is not on a rank, and for a count of steps that nobody keeps."""
+"""Marks a parameter that is not on a rank, and a count of steps that is not kept."""
 
 
 class RangeRun(NamedTuple):
-    """`ranges` ranges of one block, at equal distances, in every `file_step`-th file; all but the last are equally long."""
+    """`ranges` ranges of one block, at equal distances, in every `file_step`-th file; all but the last have equal length."""
 
     first_file: int
     file_step: int
@@ -48,7 +48,7 @@ Piece = tuple[str, int, int, int, int]
 
 
 def runs_of(rows: np.ndarray, files: Sequence[str]) -> tuple[list[Piece], list[RangeRun]]:
-    """The ranges of one parameter, `[ranks, 4]`: those to be listed, in the ranks' order, and the runs among them."""
+    """Splits the ranges of one parameter, `[ranks, 4]`, into those to list, in order of ranks, and runs."""
     ranks = np.flatnonzero(rows[:, 3] > 0)
     listed, runs = [], []
     for start, size in np.unique(rows[ranks, :2], axis=0).tolist():
@@ -85,7 +85,7 @@ def near(
     files: Sequence[str],
     target: BlockRange,
 ) -> Iterator[tuple[str, BlockRange]]:
-    """File and place of the ranges of a parameter that may share elements with `target`, and of few others."""
+    """File and place of the ranges of a parameter that may overlap `target`, and of a few others."""
     windows: dict[tuple[int, int], tuple[Block, int, int]] = {}
 
     def window(start: int, size: int) -> tuple[Block, int, int]:
@@ -110,14 +110,14 @@ def near(
 
 
 def _window(block: Block, target: BlockRange) -> tuple[int, int]:
-    """Where in the flattened `block` all lies that it shares with `target`: the first offset, and one past the last.
+    """The span of the flattened `block` that holds everything it shares with `target`: first offset, and one past the last.
 
     See `onediff.parallel.block` for rows and columns of blocks.
     """
     if target.length == 0:
         return 0, 0
     theirs = target.block
-    # The one that is whole is seen along the dimension in which the other is cut.
+    # A whole block is viewed along the dimension in which the other is cut.
     dim = theirs.dim if block.is_whole else block.dim
     width, band = _width_and_band(block, dim)
     their_width, their_band = _width_and_band(theirs, dim)

@@ -18,12 +18,12 @@ from onediff.training.checkpoint.reader import CheckpointReader
 
 
 def adapters_of(extra: dict) -> LoraConfig | None:
-    """The adapters that a checkpoint's language model has, from its `extra`."""
+    """The adapters of a checkpoint's language model, from its `extra`."""
     return LoraConfig.model_validate(extra["lora"]) if extra.get("lora") else None
 
 
 def must_keep_adapters(path: Path, lora: LoraConfig | None, where: str) -> None:
-    """Raises UserError when the phase `where` would go on from the checkpoint `path` with other adapters."""
+    """Raises UserError when the phase `where` would continue from the checkpoint `path` with other adapters."""
     if adapters_of(read_manifest(path).extra) != lora:
         raise UserError(f"{where}.lora: differs from that of {path}; a phase keeps its adapters to its end")
 
@@ -34,10 +34,10 @@ def part_of(name: str) -> str:
 
 
 class Weights:
-    """The weights of a checkpoint under the names of a model; adapters that this model has not are merged.
+    """The weights of a checkpoint under a model's names; adapters that the model does not have are merged.
 
-    `lora` says which adapters the model has. With the checkpoint's own they go on; others start over, beside merged
-    weights. Merging holds one full parameter in memory at a time.
+    `lora` says which adapters the model has. Those of the checkpoint are kept; others start over beside merged weights.
+    Merging holds one full parameter in memory at a time.
     """
 
     def __init__(self, reader: CheckpointReader, lora: LoraConfig | None = None) -> None:
@@ -49,12 +49,12 @@ class Weights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The parameters of the model without adapters, and their full shapes."""
+        """The full shape of each parameter of the model without adapters."""
         parameters = self.reader.manifest.parameters
         return {name: tuple(parameters[stored].shape) for name, stored in self._stored_name.items()}
 
     def must_fit(self, names: Iterable[str], parts: Collection[str] | None = None) -> None:
-        """Raises UserError when the model that has the parameters `names` is another one, or differs in `parts`."""
+        """Raises UserError when `names` are not the parameters of this model, or differ in `parts`."""
         wanted = {plain_name(name) for name in names if not is_adapter(name)}
         strange = sorted(name for name in wanted ^ set(self._stored_name) if parts is None or part_of(name) in parts)
         if strange:
