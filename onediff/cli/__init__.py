@@ -27,11 +27,11 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "completion": Command("start here", "onediff.cli.completion", "print a script that completes commands in a shell"),
     "demo": Command("start here", "onediff.cli.demo", "the whole job at a small size, on this machine"),
-    "demo-tower": Command("start here", "onediff.cli.demo_tower", "train the vision tower that the demo begins with"),
+    "demo-tower": Command("start here", "onediff.cli.demo_tower", "train the vision tower that the demo starts from"),
+    "completion": Command("start here", "onediff.cli.completion", "print a script that completes commands in a shell"),
     "train": Command("model", "onediff.cli.train", "train the phases of a configuration"),
-    "fetch": Command("model", "onediff.cli.fetch", "bring the weights that a configuration names from the hub"),
+    "fetch": Command("model", "onediff.cli.fetch", "download the weights that a configuration names"),
     "plan": Command("model", "onediff.cli.plan", "what a run needs: memory, traffic, FLOPs, time, before it is queued"),
     "evaluate": Command("model", "onediff.cli.evaluate", "caption a held-out split and score the captions"),
     "score": Command("model", "onediff.cli.score", "score captions against references"),
@@ -44,7 +44,7 @@ COMMANDS: dict[str, Command] = {
     "config show": Command("configuration", "onediff.cli.config_show", "print a configuration in full"),
     "config explain": Command("configuration", "onediff.cli.config_explain", "say what a key means"),
     "runs": Command("runs", "onediff.cli.runs", "list runs: state, phase, step, loss, scores, pace, job"),
-    "branch": Command("runs", "onediff.cli.branch", "begin a new run at a checkpoint of another"),
+    "branch": Command("runs", "onediff.cli.branch", "start a new run from a checkpoint of another"),
     "runs diff": Command(
         "runs", "onediff.cli.runs_diff", "what differs between two runs: settings, data, code, results"
     ),
@@ -53,8 +53,8 @@ COMMANDS: dict[str, Command] = {
     "checkpoint convert": Command(
         "runs", "onediff.cli.checkpoint_convert", "write a checkpoint's weights as safetensors"
     ),
-    "mlflow": Command("runs", "onediff.cli.mlflow", "open MLflow on a folder of runs, moved ones too"),
-    "track sync": Command("runs", "onediff.cli.track", "send to MLflow what a run could not send while it went on"),
+    "mlflow": Command("runs", "onediff.cli.mlflow", "open MLflow on a folder of runs, even a moved one"),
+    "track sync": Command("runs", "onediff.cli.track", "send to MLflow what a run could not send"),
     "data convert": Command(
         "data", "data_prep.cli.convert", "turn a data set, or your own table of pairs, into shards"
     ),
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from launcher.ssh import run_there
 
             return run_there(args.host, name.removeprefix("launch "), without(given, "--host"))
-        # Many commands have this option, and it means the same to all.
+        # Many commands have this option, with the same meaning.
         if isinstance(processes := getattr(args, "processes", None), int) and processes < 1:
             raise UserError(f"--processes {processes}: must be at least 1")
         return int(module.run(args) or 0)
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"onediff: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of our output went away (`onediff … | head`); keep Python from complaining about it at exit.
+        # The reader of our output is gone (`onediff … | head`); keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -146,11 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""What a file system answers where a user may not write, or has no room."""
+"""Errors of a file system that the user may not write to, or that is full."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line, without the whole usage before it."""
+    """Reports a faulty command line in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with the message of argparse, the nearest option, and where to read more."""

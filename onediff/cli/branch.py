@@ -1,12 +1,12 @@
-"""Begin a new run at a checkpoint of another, to go on from there with other settings.
+"""Start a new run from a checkpoint of another, to continue with other settings.
 
   onediff branch runs/demo@200 runs/low-rate
   onediff branch runs/demo@best runs/longer
   onediff branch runs/demo@one:200 runs/other-mix
   onediff train runs/low-rate --resume optimizer.lr=1e-5
 
-The new run has the optimizer's state and its place in the data from the checkpoint, and a record of its own in MLflow, which
-notes where it is from. To begin from weights alone, name them by `init:` in a configuration.
+The new run takes the optimizer's state and the position in the data from the checkpoint. It has its own record in MLflow,
+which names its origin. To start from weights alone, name them by `init:` in a configuration.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ def run(args: argparse.Namespace) -> None:
 
     start = branch(address, args.target)
     print(f"{args.target}: at step {start.step} of phase {start.phase} of {address.folder}")
-    print(f"go on with: onediff train {shlex.quote(str(args.target))} --resume")
+    print(f"continue with: onediff train {shlex.quote(str(args.target))} --resume")

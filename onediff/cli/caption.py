@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a run, RUN@best or RUN@STEP of it, or an export",
     )
-    parser.add_argument("--instruction", metavar="TEXT", help="ask something else than what the model was trained on")
+    parser.add_argument("--instruction", metavar="TEXT", help="ask something other than what the model was trained on")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest caption (default: 64)")
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search of this width (default: greedy)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs captioned at once (default: 16)")
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="previous",
         help="what a frame is compared with (default: previous)",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object a pair instead of the sentence")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per pair instead of the sentence")
     parser.add_argument(
         "--report", type=Path, metavar="HTML", help="write one page with images, captions and attention maps"
     )
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     faults: list[str] = []
     shown: list[dict[str, Any]] = []
     count = 0
-    # In a terminal the captions themselves show how far it is.
+    # In a terminal the captions themselves show the progress.
     bar = progress(total, "captions", "pairs", shown=not sys.stdout.isatty())
     while chunk := list(islice(pairs, args.batch_size)):
         bar.update(len(chunk))
@@ -141,7 +141,7 @@ def tell(pair: Pair, caption: str, single: bool, as_json: bool) -> None:
 
 
 def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
-    """The image upright and in RGB."""
+    """The image, upright and in RGB."""
     from onediff.data.images import open_upright
 
     if not isinstance(image, Path):
@@ -150,7 +150,7 @@ def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
 
 
 def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> None:
-    """Both images with the attention map over them, as one PNG. Raises UserError where it cannot be written."""
+    """Writes both images with the attention map over them as one PNG. Raises UserError if it cannot be written."""
     from onediff.evaluation.heat import side_by_side
 
     before, after = opened(captioner, pair.before), opened(captioner, pair.after)

@@ -1,4 +1,4 @@
-"""List the checkpoints of a run: phase, step, size, and over how many processes they were written."""
+"""List the checkpoints of a run: phase, step, size, and how many processes wrote them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def best_of(manifest: CheckpointManifest) -> str:
-    """By what a checkpoint is the best of its phase, in words."""
+    """The metric by which a checkpoint is the best of its phase, in words."""
     best = manifest.extra.get("measures", {}).get("best") or {}
     return (
         f"{best['metric']} {best['value']:.4f}"

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def whole_parser() -> argparse.ArgumentParser:
-    """All commands as one parser; `onediff` itself makes only the one that was chosen."""
+    """All commands as one parser; `onediff` itself builds only the parser of the chosen command."""
     from onediff.cli import COMMANDS
     from onediff.cli import add_arguments as add_command_arguments
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if not args.reference:
-        raise UserError("say what: config --reference, config show CONFIG, or config explain KEY")
+        raise UserError("use config --reference, config show CONFIG, or config explain KEY")
     from onediff.config.reference import reference
 
     print(reference(), end="")

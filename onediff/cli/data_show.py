@@ -4,14 +4,14 @@
   onediff data show runs/mine data.max_tokens=1024 --samples 6
   onediff data show runs/mine --phase two --sample pairs/part-003.tar:000017
 
-The PNG has the images after cutting and scaling, the words around them, the answer in green, and a bar of all tokens in
+The PNG shows the images after cutting and scaling, the words around them, the answer in green, and a bar of all tokens in
 proportion: grey words, blue before, orange after, violet delta, green answer. The samples are those of the phase's first
-steps, in the order of training; where the phase packs them, row by row, with a bar of the whole row above its samples and
-padding left white. Below, the lengths in tokens of the first --lengths samples, the padding they cause, and what is left of
-it in packed rows.
+steps, in the order of training; if the phase packs them, row by row, with a bar of the whole row above its samples and
+padding in white. The text below gives the lengths in tokens of the first --lengths samples, the padding they cause, and
+the padding in packed rows.
 
-With --sample the samples are those of these names, DATA-SET/SHARD.tar:KEY, which a run gives for samples whose gradients
-are not finite. @2 behind the key means the third pass over the data set; a coupled row is two names with + between them.
+--sample shows these samples, named DATA-SET/SHARD.tar:KEY, as a run names samples whose gradients are not finite. @2 after
+the key means the third pass over the data set; a coupled row is two names joined by +.
 """
 
 from __future__ import annotations
@@ -34,10 +34,14 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
-    parser.add_argument("--phase", metavar="NAME", help="whose mix to show (default: the last)")
+    parser.add_argument("--phase", metavar="NAME", help="phase to show (default: the last)")
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples on the sheet (default: 12)")
     parser.add_argument(
-        "--sample", nargs="+", default=[], metavar="NAME", help="show these samples alone, by data set, shard and key"
+        "--sample",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="show only these samples, named by data set, shard and key",
     )
     parser.add_argument(
         "--lengths", type=int, default=256, metavar="N", help="samples that are measured (default: 256)"
@@ -49,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run",
         type=Path,
         metavar="DIR",
-        help="run whose tokenizer to take (default: CONFIG, if it is a run, or runs/<name>)",
+        help="run whose tokenizer to use (default: CONFIG, if it is a run, or runs/<name>)",
     )
 
 
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def show_named(names: list[str], stream: Stream, tokenizer: Any, out: Path) -> None:
-    """A sheet of the rows of these names, with a line and all the words of each. Raises UserError."""
+    """Draws the rows with these names, and prints a line and all the words of each. Raises UserError."""
     from onediff.data.named import row_named
     from onediff.data.sheet import layout, save_sheet, spans
 
@@ -96,7 +100,7 @@ def show_named(names: list[str], stream: Stream, tokenizer: Any, out: Path) -> N
 
 
 def described(number: int, samples: list[TokenRow], stream: Stream, tokenizer: Any) -> Iterator[str]:
-    """A line for each sample of a row: its source, its ids, where its tokens come from; in packed rows, where it lies."""
+    """A line for each sample of a row: its source, its ids, the kinds of its tokens; in packed rows, its position."""
     from onediff.data.sheet import layout, packed_layout
 
     places = [""] * len(samples)
@@ -107,13 +111,13 @@ def described(number: int, samples: list[TokenRow], stream: Stream, tokenizer: A
     for place, sample in zip(places, samples, strict=False):
         yield f"{place}{stream.sources[sample.source].name}  {', '.join(sample.ids)}: {layout(sample, tokenizer)}"
         for fault in sample.skipped:
-            yield f"  passed over before it ({fault.kind}): {fault.shard} {fault.what}"
+            yield f"  skipped before it ({fault.kind}): {fault.shard} {fault.what}"
     if len(places) > len(samples):
         yield f"{places[-1]}padding"
 
 
 def in_order(stream: Stream, lanes: int) -> Iterator[list[TokenRow]]:
-    """The samples of each row in the order of training: a row of every lane, step by step."""
+    """The samples of each row in the order of training: one row of every lane per step."""
     from onediff.data.ahead import rows
     from onediff.data.cursor import Cursor
 

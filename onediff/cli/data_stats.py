@@ -1,4 +1,4 @@
-"""Say what is in a data set: counts, sizes of images, lengths of captions, kinds of change.
+"""Describe a data set: counts, sizes of images, lengths of captions, kinds of change.
 
 onediff data stats data/mine
 onediff data stats data/mine --html look.html        the same, and samples with their images
@@ -35,9 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="measure in tokens, as the last phase of this YAML file or run would read them",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write them as a page with samples and their images")
     parser.add_argument(
-        "--samples", type=int, default=40, metavar="N", help="samples of each split there (default: 40)"
+        "--html", type=Path, metavar="FILE", help="write the statistics as a page with samples and their images"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=40, metavar="N", help="samples of each split on that page (default: 40)"
     )
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PAIRS, SINGLES = 16_000, 8_000
 SPLITS = "train=0.95,val=0.02,test=0.03"
 QUALITY = 95
-"""Of the scenes' JPEG files: they are decoded three times as fast as PNG."""
-"""Exit code of a command that was asked to stop and can go on."""
+"""JPEG quality of the scenes; JPEG decodes three times as fast as PNG."""
+"""Exit code of a command that was asked to stop and can be resumed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path("runs") / config.name
     goes_on = is_unfinished(folder, config)
     if goes_on:
-        print(f"{folder} is unfinished and goes on; remove the folder to start over")
+        print(f"{folder} is unfinished and continues; remove the folder to start over")
     else:
         folder = free_folder(folder)
     size = config.model.vision.image.size
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def is_unfinished(folder: Path, config: RunConfig) -> bool:
-    """Whether a demo with these settings was begun in `folder` and did not come to its example, the last thing it does."""
+    """Whether a demo with these settings was started in `folder` and did not reach its example, its last step."""
     from onediff.config.compose import load_run
 
     begun = (folder / "config.yaml").is_file() and not (folder / "example").exists()
@@ -82,7 +82,7 @@ def is_unfinished(folder: Path, config: RunConfig) -> bool:
 
 
 def free_folder(first: Path) -> Path:
-    """`first`, or the first of `first-2`, `first-3`, … that no run has taken."""
+    """`first`, or the first of `first-2`, `first-3`, … that does not exist."""
     number = 1
     folder = first
     while folder.exists():
@@ -92,9 +92,9 @@ def free_folder(first: Path) -> Path:
 
 
 def step(*words: object) -> None:
-    """Runs one command of this program, shown first. Raises UserError when it fails, with its exit code in the line.
+    """Prints and runs one command of this program. Raises UserError with its exit code when it fails.
 
-    Ends this program with exit code 75, as the command itself did, where it was asked to stop.
+    Ends this program with exit code 75 when the command did, because it was asked to stop.
     """
     from onediff.tracking.place import program
 
@@ -108,14 +108,14 @@ def step(*words: object) -> None:
             if code != EXIT_STOPPED:
                 raise
     if code == EXIT_STOPPED:
-        print("demo: stopped; the same command goes on from there", file=sys.stderr)
+        print("demo: stopped; the same command continues from here", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     if code:
-        raise UserError(f"demo: 'onediff {shown[0]}' ended with exit code {code}; its messages stand above")
+        raise UserError(f"demo: 'onediff {shown[0]}' ended with exit code {code}; its messages are above")
 
 
 def show_outcome(run: Path, split: Path) -> None:
-    """Prints what the run has learned."""
+    """Prints what the model has learned."""
     from onediff.demo.outcome import outcome
 
     print()
@@ -124,7 +124,7 @@ def show_outcome(run: Path, split: Path) -> None:
 
 
 def held_out_pair(split: Path, folder: Path) -> tuple[Path, Path, str]:
-    """The first changed pair of a split as two files in `folder`, and a sentence that somebody who knows would say of it."""
+    """Writes the first changed pair of a split as two files in `folder`; returns one of its reference captions."""
     from onediff.data.heldout import HeldOut
     from onediff.data.sample import image_suffix
 

@@ -3,7 +3,7 @@
   onediff demo-page runs/demo
   onediff demo-page my-model --port 8000
 
-The page is served on 127.0.0.1 only and asks nothing of any other machine. Ctrl-C ends it.
+The page is served on 127.0.0.1 only and needs no other machine. Ctrl-C ends it.
 """
 
 from __future__ import annotations

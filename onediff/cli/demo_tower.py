@@ -1,9 +1,9 @@
-"""Train the vision tower that the demo begins with, on what the renderer knows of its scenes.
+"""Train the vision tower that the demo starts from, on what the renderer knows about its scenes.
 
   onediff demo-tower configs/demo.yaml
 
 Writes a Hugging Face folder to `model.vision.name` of the configuration. Takes about a minute on one core; after an
-interruption the same command goes on, and a tower that is there already is kept.
+interruption the same command continues, and an existing tower is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the configuration's")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"optimizer steps (default: {STEPS})")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="first weights and order (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the initial weights and the order of samples (default: 0)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

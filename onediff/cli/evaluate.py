@@ -6,7 +6,7 @@
   onediff evaluate runs/demo --baselines --processes 2
 
 Captions and references stay in RUN/evaluation/<data>-<split>-<phase>-<step>/, where `onediff score` reads them too.
-A rerun goes on from the captions that are there.
+A rerun continues from the captions that exist.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Address.of(args.model).folder
     Address.of(args.model).require()
     if place.alone:
-        _, config = asked(args)  # torch takes seconds to import; what is wrong is told before
+        _, config = asked(args)  # torch takes seconds to import; faults are reported before
         print(f"{args.model}: evaluates the split {config.split}; loading …", file=sys.stderr, flush=True)
     quiet_libraries()
     if args.processes and args.processes > 1:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
         if place.rank == 0 and (folder / "config.yaml").is_file():
             keep_heartbeat(folder, "evaluate")
-            stage("export")  # of the newest checkpoint, where that is not saved yet
+            stage("export")  # of the newest checkpoint, if it is not saved yet
         done = evaluate(lambda: planned(args), args.baselines)
         if done is None:  # not rank 0
             return 0
@@ -109,9 +109,9 @@ def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
     for override in args.overrides:
         apply_override(values, override)
     config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
-    chosen(config.metrics)  # an unknown one is told before anything is captioned
+    chosen(config.metrics)  # reports an unknown one before anything is captioned
     if not folders:
-        raise UserError("--data: name the data set; a saved model does not know which")
+        raise UserError("--data: name the data set; a saved model has none of its own")
     found = [folder for folder in folders if (folder / config.split).is_dir()]
     if not found:
         splits = sorted({path.parent.name for folder in folders for path in folder.glob("[!.]*/manifest.json")})
@@ -136,7 +136,7 @@ def planned(args: argparse.Namespace) -> Evaluation:
 
 
 def task_of(folder: Path, data: Path) -> str | None:
-    """The task of a data set in the run that is in `folder`; None where it has none, or there is no run."""
+    """The task of a data set in the run in `folder`; None if it has none, or there is no run."""
     from onediff.config.compose import load_run
 
     if not (folder / "config.yaml").is_file():
@@ -146,7 +146,7 @@ def task_of(folder: Path, data: Path) -> str | None:
 
 
 def data_with_pairs(folders: list[Path], split: str) -> Path:
-    """The first data set with pairs in its split. Raises UserError where none has."""
+    """The first data set with pairs in its split. Raises UserError if there is none."""
     from onediff.data.heldout import first_with_pairs
 
     if (folder := first_with_pairs(folders, split)) is None:
@@ -156,7 +156,7 @@ def data_with_pairs(folders: list[Path], split: str) -> Path:
 
 
 def overrides_of(config: Any) -> list[str]:
-    """The section as overrides, so that the ranks evaluate what was checked here."""
+    """The section as overrides, so that the ranks evaluate with the settings that were checked here."""
     import json
 
     return [f"{key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]

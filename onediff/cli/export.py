@@ -26,7 +26,7 @@ from onediff.runs.folder import require_run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or RUN@best, RUN@STEP, RUN@PHASE:STEP")
     parser.add_argument("target", type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing export in DIR")
     parser.add_argument(
         "--dtype",
         choices=("bf16", "fp16", "fp32", "as-trained"),
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.shard_gb <= 0:
         raise UserError(f"--shard-gb: expected a positive number, got {args.shard_gb}")
     if args.alias and not args.register:
-        raise UserError("--alias: belongs to a registered model; name it with --register")
+        raise UserError("--alias: only a registered model has aliases; add --register NAME")
     if "latest" in args.alias:
         raise UserError("--alias latest: MLflow keeps this name for the newest version of every model; choose another")
     if args.register is not None and not re.fullmatch(r"[^/:.][^/:]*", args.register):
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.push and not REPOSITORY.fullmatch(args.push):
         raise UserError(f"--push {args.push!r}: name a repository as OWNER/NAME")
     if (args.target / SAVED_MODEL_FILE).is_file() and not args.overwrite:
-        raise UserError(f"{args.target}: holds an export already; --overwrite replaces it, or name another folder")
+        raise UserError(f"{args.target}: already holds an export; replace it with --overwrite, or name another folder")
     folder = require_run(Address.of(args.run).folder).path
     quiet_libraries()
     from onediff.training.export import export_run

@@ -1,12 +1,12 @@
-"""Bring the weights, tokenizers and processors that a configuration names, for nodes that have no way out.
+"""Download the weights, tokenizers and processors that a configuration names, for nodes without internet access.
 
   onediff fetch configs/onediff_7b.yaml
   onediff fetch configs/onediff_7b.yaml --to models
   onediff fetch configs/onediff_7b.yaml model.language.name=lmsys/vicuna-13b-v1.5
 
-They go into the hub's cache (HF_HOME), where training finds them, or with --to into plain folders; then the overrides that
-read them are printed. Of each model one form is taken: safetensors where there are any, else PyTorch's own files. Sizes
-and digests are compared with the hub's. Interrupted, the same command goes on; what is here is not fetched again.
+They go into the hub's cache (HF_HOME), where training finds them, or with --to into plain folders; the command then prints
+the overrides that read them. Each model is taken in one form: safetensors if it has any, else PyTorch's own files. Sizes and
+digests are compared with the hub's. After an interruption the same command continues; complete files are not fetched again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="write plain folders there instead of the hub's cache")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="write plain folders here instead of the hub's cache")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if faults:
         return 2
     if not repositories:
-        print(f"{args.config} names nothing on the hub")
+        print(f"{args.config} names no model on the hub")
     elif args.to is None:
         print(f"everything is in {cache_folder()}")
     else:

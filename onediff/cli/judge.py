@@ -3,9 +3,9 @@
   onediff judge --references test.jsonl --predictions mine.jsonl --endpoint http://127.0.0.1:8000/v1 --model NAME
   onediff judge --items --references test.jsonl --predictions mine.jsonl --endpoint http://127.0.0.1:8000/v1 --model NAME
 
-Without --items each caption gets two marks. With it, captions are taken apart into atomic claims, and each claim is held
-against the list of true changes: recall of changes, invented claims, false alarms on pairs without a change. The judge
-itself is tried on --controls captions that are known to be right and as many that are known to be wrong.
+Without --items each caption gets two marks. With it, captions are split into atomic claims, and each claim is compared with
+the list of true changes: recall of changes, invented claims, false alarms on pairs without a change. The judge itself is
+tested on --controls captions that are known to be right and as many that are known to be wrong.
 
 The endpoint speaks the OpenAI chat protocol (vLLM, llama.cpp, Ollama, a service). Its key is read from the environment
 variable ONEDIFF_JUDGE_KEY. Captions and references are sent there, images are not. Answers are cached.
@@ -35,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", required=True, metavar="URL", help="base address, ending in /v1")
     parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask there")
     parser.add_argument("--cache", type=Path, default=Path("judge-cache.jsonl"), metavar="FILE", help="kept answers")
-    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="questions under way (default 4)")
-    parser.add_argument("--attempts", type=int, default=4, metavar="N", help="attempts a question (default 4)")
+    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="questions at once (default 4)")
+    parser.add_argument("--attempts", type=int, default=4, metavar="N", help="attempts per question (default 4)")
     parser.add_argument(
         "--controls", type=int, default=10, metavar="N", help="known captions of each kind (default 10)"
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
-    parser.add_argument("--allow-missing", action="store_true", help="judge the pairs that have a caption")
+    parser.add_argument("--allow-missing", action="store_true", help="judge only the pairs that have a caption")
     add_json(parser, "everything, per pair too,")
 
 
@@ -81,7 +81,7 @@ def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     print(
         f"{result['pairs']} pairs judged by {args.model}"
         + (f", {len(missing)} without a caption left out" if missing else "")
-        + (f", {unjudged} without a usable answer: run it again to ask for them" if unjudged else "")
+        + (f", {unjudged} without a usable answer: run the command again to ask for them" if unjudged else "")
     )
     print("\n".join(lines))
     return 1 if unjudged else 0, {"judge": args.model, **result, "missing": missing}
@@ -105,7 +105,7 @@ def by_marks(
 def by_claims(
     args: argparse.Namespace, asker: Asker, references: References, predictions: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores of claims and what the judge made of the controls, as JSON and as lines."""
+    """Scores of claims and the judge's results on the controls, as JSON and as lines."""
     from onediff.evaluation.judge.claims import controls, judged, scores, true_changes
 
     wanted = {pair: references.captions[pair] for pair in predictions}
@@ -132,7 +132,7 @@ def by_claims(
 
 
 def answered(answers: Iterable[tuple[str, Found | None]], total: int) -> dict[str, Found]:
-    """The answers that came, with a progress bar."""
+    """The answers as they arrive, with a progress bar."""
     from tqdm import tqdm
 
     shown = tqdm(answers, total=total, unit="pair", disable=None, leave=False)

@@ -1,4 +1,4 @@
-"""Open MLflow on a folder of runs, wherever the folder is now.
+"""Open MLflow on a folder of runs, even if the folder was moved.
 
   onediff mlflow runs
   onediff mlflow runs --port 5001
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=5000, metavar="N", help="port (default: 5000)")
     parser.add_argument(
-        "--moved", action="store_true", help="make addresses anew though a run in it says that it goes on"
+        "--moved", action="store_true", help="rebuild addresses even if a run in it is marked as running"
     )
 
 
@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"open http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning (Ctrl-C ends it)", flush=True
     )
-    # In place of this process: Ctrl-C and signals are the server's.
+    # The server replaces this process, so that it receives Ctrl-C and signals.
     os.execv(words[0], words)
 
 
 def server(runs: Path, host: str, port: int, moved: bool) -> list[str]:
-    """The command line that serves the store in `runs`, whose addresses are put right first. Raises UserError."""
+    """The command line that serves the store in `runs`, after fixing its addresses. Raises UserError."""
     from onediff.tracking.moved import ARTIFACTS, former_places, is_running, readdress
 
     database = runs / "mlflow.db"

@@ -1,4 +1,4 @@
-"""One convention for results as JSON: `--json` prints it in place of text, `--out FILE` writes it."""
+"""One convention for results as JSON: `--json` prints it instead of text, `--out FILE` writes it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from onediff.errors import UserError
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds both options; `what` says what the JSON holds."""
+    """Adds both options; `what` describes the JSON."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON; text goes to standard error")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to FILE")
 
 
 def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], tuple[int, Any]]) -> int:
-    """Runs `command`, which prints text and returns its exit code and what JSON tells; gives the JSON where it is asked for.
+    """Runs `command`, which prints text and returns its exit code and its JSON; prints or writes the JSON if asked to.
 
-    Raises UserError for a file that cannot be written, before the work begins.
+    Raises UserError for a file that cannot be written, before the work starts.
     """
     if args.out is not None and (args.out.is_dir() or not os.access(args.out.parent, os.W_OK)):
         raise UserError(f"--out {args.out}: not a file that can be written")

@@ -1,4 +1,4 @@
-"""Keeps notes between libraries out of users' terminals and logs."""
+"""Keeps libraries' notes to each other out of users' terminals and logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Silences what users can do nothing about.
+    """Silences messages that users can do nothing about.
 
     DeepSpeed's note on having no GPU, torch's on DeepSpeed's calls, Megatron's on absent packages, and transformers'
     progress bars while it reads files.

@@ -4,7 +4,7 @@
   onediff runs /shared/runs     all runs below that folder, or the run in it
   onediff runs --json
 
-Everything is read from the runs' folders; MLflow is not asked.
+Everything is read from the runs' folders, nothing from MLflow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ HEAD = ("run", "state", "phase", "step", "loss", "CIDEr ×100", "tokens/s", "job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="runs, or one (default: runs)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("runs"), help="a folder of runs, or one run (default: runs)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -54,7 +56,7 @@ def row(one: Overview) -> tuple[str, ...]:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A figure, or a dash."""
+    """A number, or a dash."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 

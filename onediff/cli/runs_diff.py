@@ -1,10 +1,10 @@
-"""What differs between two runs: results first, then settings, data and code.
+"""Compare two runs: results first, then settings, data and code.
 
   onediff runs diff runs/base runs/low-rate
   onediff runs diff runs/base runs/low-rate --all       every metric, not only loss, pace and scores
   onediff runs diff runs/base runs/low-rate --json
 
-Scores of one data set and split stand side by side, times 100 as papers print them, with phase and step where these differ.
+Scores on the same data set and split are printed side by side, times 100 as in papers, with phase and step if these differ.
 In JSON they are the fractions of `scores.json`.
 """
 
@@ -21,7 +21,7 @@ from onediff.errors import UserError
 from onediff.tracking.overview import differences, earlier_settings, is_run
 
 USUAL = ("loss", "step", "tokens_per_second")
-"""Metrics of a phase that most comparisons are about."""
+"""The metrics of a phase that matter in most comparisons."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,34 +62,34 @@ def run(args: argparse.Namespace) -> None:
 
 
 def taken(results: Differences, which: Callable[[str], bool]) -> Differences:
-    """Takes the keys that are `which` out of `results`, and returns them."""
+    """Removes the keys that are `which` from `results`, and returns them."""
     return {key: results.pop(key) for key in list(results) if which(key)}
 
 
 def is_usual(key: str) -> bool:
-    """Whether most comparisons look at this result."""
+    """Whether this result matters in most comparisons."""
     return is_score(key) or key.rpartition(": ")[2] in USUAL
 
 
 def is_score(key: str) -> bool:
-    """Whether a result is one of an evaluation."""
+    """Whether a result is from an evaluation."""
     title, _, metric = key.rpartition(": ")
     return title.startswith("evaluation") or metric.startswith("evaluation/")
 
 
 def score(value: Any, weights: str | None) -> str:
-    """A score times 100, and phase and step of what reached it."""
+    """A score times 100, and the phase and step of the weights that reached it."""
     return "-" if value is None else f"{100 * value:.1f}" + (f" ({weights})" if weights else "")
 
 
 def shown(value: Any) -> str:
-    """A value in a line; `-` for one that only the other run has."""
+    """A value in one line; `-` for one that only the other run has."""
     if value is None:
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def change(one: Any, other: Any) -> str:
-    """How much a number grew or shrank; nothing beside one that is as good as 0, of which anything is a multiple."""
+    """How much a number grew or shrank, in percent; empty if the first is practically 0."""
     both = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other))
     return f"  ({100 * (other - one) / abs(one):+.1f} %)" if both and abs(one) > 1e-6 else ""

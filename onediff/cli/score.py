@@ -29,8 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, metavar="REF", help="what people wrote")
     parser.add_argument("--predictions", type=Path, required=True, metavar="PRED", help="one caption for each pair")
     parser.add_argument("--protocol", default="plain", metavar="NAME", help=f"one of {', '.join(PROTOCOLS)}")
-    parser.add_argument("--against", type=Path, metavar="OTHER", help="another prediction file (or a --json file)")
-    parser.add_argument("--allow-missing", action="store_true", help="score the pairs that have a caption, and say so")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="OTHER",
+        help="other predictions to compare with, or the JSON of an earlier score",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="score only the pairs that have a caption, and say so"
+    )
     parser.add_argument(
         "--metrics",
         type=lambda text: text.split(","),
@@ -90,7 +97,7 @@ def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def lines(
     scores: Scores, rules: Protocol, differences: Mapping[str, Difference], earlier: Mapping[str, float | None] | None
 ) -> list[str]:
-    """The table for a terminal, with published numbers beside ours, then what a reader must know."""
+    """The table for a terminal, with published numbers beside these, then notes."""
     head = ["×100", "score"] + (["95 % interval"] if scores.intervals else [])
     others: list[tuple[str, Mapping[str, float | None]]] = [(one.model, dict(one.scores)) for one in rules.published]
     if earlier is not None:
@@ -118,7 +125,7 @@ def lines(
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells in columns: the first to the left, figures to the right."""
+    """Cells in columns: the first aligned left, numbers right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
@@ -127,7 +134,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def read_scores(path: Path) -> dict[str, Any] | None:
-    """What `--json` wrote at `path`; None where the file is something else, such as predictions."""
+    """What `--json` wrote at `path`; None if the file is something else, such as predictions."""
     from onediff.errors import UserError
     from onediff.evaluation.files import parsed, read_text
 
@@ -142,7 +149,7 @@ def read_scores(path: Path) -> dict[str, Any] | None:
 
 
 def require_same_rules(ours: Scores, earlier: Mapping[str, object], path: Path) -> None:
-    """Raises UserError unless the numbers in an earlier --json file came about as ours did."""
+    """Raises UserError unless the numbers in an earlier --json file were computed like these."""
     from onediff.errors import UserError
 
     mine = {

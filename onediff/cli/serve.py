@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="pairs captioned at once (default: 16)")
     parser.add_argument(
-        "--max-waiting", type=int, default=512, metavar="N", help="requests that wait; more get a 503 (default: 512)"
+        "--max-waiting",
+        type=int,
+        default=512,
+        metavar="N",
+        help="longest queue of requests; more get a 503 (default: 512)",
     )
     parser.add_argument("--max-megabytes", type=int, default=64, metavar="N", help="largest request (default: 64)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key that clients must send")

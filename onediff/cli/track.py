@@ -1,9 +1,9 @@
-"""Send to MLflow what a run could not send while it went on.
+"""Send to MLflow what a run could not send while it was running.
 
   onediff track sync runs/demo
   onediff track sync runs/demo --uri https://mlflow.example.org     (all of it, to another MLflow)
 
-The journal in the run's folder is the truth: what MLflow has already is not sent twice.
+The journal in the run's folder is the truth; what MLflow already has is not sent twice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from onediff.errors import UserError
 if TYPE_CHECKING:
     from onediff.tracking.shipper import Shipper
 
-PATIENCE_SECONDS = 120.0  # for one answer: somebody waits for the result, not for a step
-TRIES = 5  # that bring nothing further, before it gives up
+PATIENCE_SECONDS = 120.0  # for one answer: a person waits for the result, not a training step
+TRIES = 5  # without progress, before it gives up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def sync(folder: Path, uri: str | None) -> None:
-    """Sends what the journals of one run hold and prints what was done. Raises UserError when the store fails."""
+    """Sends the journals of one run and prints what was done. Raises UserError when the store fails."""
     from onediff.tracking.identity import settle
     from onediff.tracking.sender import sole_sender
     from onediff.tracking.shipper import Shipper
@@ -46,7 +46,7 @@ def sync(folder: Path, uri: str | None) -> None:
 
     with sole_sender(folder, parent=0) as free:
         if not free:
-            raise UserError(f"{folder}: is being sent by its own training right now; wait until it has ended")
+            raise UserError(f"{folder}: its own training is sending it right now; wait until it has ended")
         settle(folder)
         shipper = Shipper(folder, uri, lambda line: print(f"{folder}: {line}", file=sys.stderr, flush=True))
         one_try(PATIENCE_SECONDS)
@@ -56,14 +56,16 @@ def sync(folder: Path, uri: str | None) -> None:
 
 
 def send_all(shipper: Shipper) -> None:
-    """Sends until everything is there. Raises UserError when it gets no further."""
+    """Sends until everything has arrived. Raises UserError when there is no more progress."""
     failures = 0
     while True:
         before, why = shipper.state.left(), ""
         try:
             shipper.ship()
             shipper.carry(now=True)
-        except Exception as error:  # whatever a store, a proxy or a network answers; the user is told, nothing is lost
+        except (
+            Exception
+        ) as error:  # whatever a store, a proxy or a network answers: the user is told, and nothing is lost
             why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; "
         if not why and not shipper.state.left():
             return

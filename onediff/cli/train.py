@@ -7,9 +7,9 @@
 
   onediff train configs/onediff_7b.yaml --processes 8 --node 1/4 --meet first-host:29500    on each of four machines
 
-Under srun, torchrun or mpirun every task is one rank, and --processes is left out. A run that Ctrl-C, SIGTERM or
-Slurm's warning has stopped ends with exit code 75 after a checkpoint; --resume goes on from there. Give the same overrides
-again, or the run's own folder in place of the file.
+Under srun, torchrun or mpirun every task is one rank, and --processes is left out. A run stopped by Ctrl-C, SIGTERM or
+Slurm's warning writes a checkpoint and exits with code 75; --resume continues from there. Give the same overrides again,
+or the run's own folder instead of the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from onediff.runs.address import require_sources
 from onediff.tracking.overview import is_run
 
 PRETRAINED = ("vision", "delta", "language")
-"""Parts that can begin with pretrained weights."""
+"""Parts that can start from pretrained weights."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the latest checkpoint")
     parser.add_argument("--processes", type=int, metavar="N", help="start N ranks on this machine (default: one)")
     parser.add_argument("--node", metavar="I/N", help="with --processes: this is machine I of N, counted from 0")
     parser.add_argument("--meet", metavar="HOST:PORT", help="with --node: where the ranks meet, on machine 0")
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def own_folder(config: str, resume: bool) -> Path | None:
-    """The run that `config` names by its folder or the configuration in it, where that run is to go on."""
+    """The run to resume, if `config` is its folder or the configuration in it."""
     path = Path(config)
     folder = path.parent if path.name == "config.yaml" else path
     return folder if resume and (folder / "config.yaml").is_file() and is_run(folder) else None
@@ -85,11 +85,13 @@ def chosen_phases(config: RunConfig, names: str | None) -> list[str]:
 
 
 def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, processes: int) -> None:
-    """What can be known before the processes meet. Raises UserError."""
+    """Checks everything that can be checked before the processes meet. Raises UserError."""
     from onediff.data.manifest import read_manifest
 
     if (folder / "config.yaml").exists() and not resume:
-        raise UserError(f"{folder}: this run has been started; go on with --resume, or name another folder with --run")
+        raise UserError(
+            f"{folder}: this run has been started already; continue it with --resume, or name another folder with --run"
+        )
     if resume and not (folder / "config.yaml").is_file():
         raise UserError(
             f"{folder}: no such run to --resume; start it without the option, or name its folder with --run"
@@ -116,6 +118,6 @@ def require_weights(config: RunConfig) -> None:
     begun_elsewhere = config.init.addresses if config.init is not None else {}
     for one in named_in(config.model, [part for part in PRETRAINED if part not in begun_elsewhere]):
         if one.is_path and one.folder() is None:
-            # A tower that is named beside its architecture is what `demo-tower` makes.
+            # A tower that has both a name and an architecture can be made by `demo-tower`.
             made = ", or make it with 'onediff demo-tower' and this configuration" if not one.config else ""
             raise UserError(f"{one.where}: {one.name}: no such folder; name the one with the weights{made}")

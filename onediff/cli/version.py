@@ -1,4 +1,4 @@
-"""What `onediff --version` tells: versions of what computes, the device, and whose attention kernels there are."""
+"""The lines of `onediff --version`: versions of libraries, the device, and the attention kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from onediff import __version__
 
 
 def version_lines() -> list[str]:
-    """One line for each; torch takes seconds to import."""
+    """One line for each. Importing torch takes seconds."""
     lines = [f"onediff {__version__}"]
     try:
         import torch

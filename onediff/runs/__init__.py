@@ -1,1 +1,1 @@
-"""Runs on disk: what lies in a run's folder, and how its weights are named. Needs no torch."""
+"""Runs on disk: the contents of a run's folder, and how its weights are addressed. Needs no torch."""

@@ -11,7 +11,7 @@ from onediff.runs.folder import RunFolder, require_model
 
 
 class Address(NamedTuple):
-    """A folder, and what stands behind its `@`."""
+    """A folder, and the text after its `@`."""
 
     folder: Path
     at: str | None
@@ -21,7 +21,7 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, text: str | Path) -> Address:
-        """Reads an address; a folder that is there may have an `@` in its own name."""
+        """Reads an address; an existing folder may have an `@` in its name."""
         path = Path(text)
         if path.exists() or "@" not in path.name:
             return cls(path, None)
@@ -34,14 +34,14 @@ class Address(NamedTuple):
         return RunFolder(self.folder).config.is_file()
 
     def require(self) -> None:
-        """Raises UserError unless a saved model or a run with a checkpoint is there. Needs no torch."""
+        """Raises UserError unless the folder is a saved model or a run with a checkpoint. Needs no torch."""
         require_model(self.folder)
         if self.at is not None and not self.is_run:
             raise UserError(f"{self}: a saved model holds one set of weights; leave out @{self.at}")
 
 
 def require_sources(config: RunConfig, run: Path) -> None:
-    """Raises UserError where `init` names what is not there; a run that has a checkpoint needs it no longer."""
+    """Raises UserError when `init` names something missing; a run that has a checkpoint no longer needs it."""
     if config.init is not None and not any(run.glob("checkpoints/*/step-*")):
         for address in dict.fromkeys(config.init.addresses.values()):
             Address.of(address).require()

@@ -1,4 +1,4 @@
-"""The folder of a run: the one place that resuming, following and reporting need."""
+"""The folder of a run: everything that resuming, following and reporting need."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """One file a rank and start."""
+        """Logs: one file per rank and start."""
         return self.path / "logs"
 
     def phase(self, name: str) -> Path:
-        """What a phase leaves behind beside its checkpoints."""
+        """What a phase writes besides its checkpoints."""
         return self.path / f"phase-{name}"
 
     def checkpoints(self, phase: str) -> Path:
@@ -42,12 +42,12 @@ class RunFolder:
         return self.path / "checkpoints" / f"phase-{phase}"
 
     def finished(self, phase: str) -> dict[str, Any] | None:
-        """The last figures of a finished phase, or None."""
+        """The last metrics of a finished phase, or None."""
         marker = self.phase(phase) / "finished.json"
         return json.loads(marker.read_text()) if marker.is_file() else None
 
     def finish(self, phase: str, figures: dict[str, Any]) -> None:
-        """Marks a phase as finished: it is not repeated."""
+        """Marks a phase as finished, so that it is not repeated."""
         self.phase(phase).mkdir(parents=True, exist_ok=True)
         write_json(self.phase(phase) / "finished.json", figures)
 
@@ -56,7 +56,7 @@ class RunFolder:
         write_json(self.path / "status.json", {**fields, "updated": time.time()})
 
     def status(self) -> dict[str, Any] | None:
-        """The last status, or None before the run's first."""
+        """The last status, or None if there is none yet."""
         file = self.path / "status.json"
         return json.loads(file.read_text()) if file.is_file() else None
 

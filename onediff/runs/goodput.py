@@ -1,4 +1,4 @@
-"""What became of the time of a phase, for the tracker: by this process, and by earlier ones where the launcher ran them."""
+"""How a phase spent its time, for the tracker: in this process, and in earlier ones if the launcher ran them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onediff.runs.section import seconds_by_section
 
 
 def goodput_metrics(run: Path, phase: str) -> dict[str, float]:
-    """`goodput/share`, the part of all time that went into steps done for the first time, and `goodput/seconds/<kind>`.
+    """`goodput/share`, the share of time spent on steps done for the first time, and `goodput/seconds/<kind>`.
 
     Without the launcher only this process is counted. A file that cannot be read counts as none.
     """

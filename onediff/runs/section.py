@@ -1,4 +1,4 @@
-"""What a run is at: one small file that rank 0 keeps, by which its followers tell work from a hang.
+"""What a run is doing: one small file, written by rank 0, by which followers tell work from a hang.
 
     @section("evaluation")
     def scores(batches):
@@ -22,9 +22,9 @@ from onediff.runs.folder import write_json
 
 FILE = "heartbeat.json"
 SECTIONS = ("start", "loading", "step", "validation", "evaluation", "captions", "saving", "export", "closing")
-"""In the order of a run; each has a limit of its own in the launcher's profile."""
+"""In the order of a run; each has its own limit in the launcher's profile."""
 PAUSE_SECONDS = 1.0
-"""Shortest pause between two writings within one section."""
+"""Shortest time between two writes within one section."""
 
 
 class Heartbeat:
@@ -35,10 +35,10 @@ class Heartbeat:
         self.step: int | None = None
         """The last step taken."""
         self.open: list[tuple[str, float]] = [("start", began)]
-        """Name and beginning of the sections that are open, the innermost last."""
+        """Name and start of the open sections, the innermost last."""
         self.seconds: dict[str, float] = {}
         self.since = began
-        """Up to when `seconds` counts."""
+        """The time up to which `seconds` counts."""
         self.written = 0.0
 
     def count(self) -> None:
@@ -56,7 +56,7 @@ class Heartbeat:
         try:
             write_json(self.file, {**told, "done": done, "total": total, "seconds": seconds})
         except OSError:
-            return  # storage that is away must not end a step; what needs it will say so
+            return  # missing storage must not end a step; whatever needs it will say so
 
 
 _heartbeat: Heartbeat | None = None
@@ -99,14 +99,14 @@ def section(name: str) -> Iterator[None]:
 
 
 def beat(done: int | None = None, total: int | None = None) -> None:
-    """Tells that the innermost section moves: `done` of `total`."""
+    """Reports progress of the innermost section: `done` of `total`."""
     heart = _heartbeat
     if heart is not None and time.time() - heart.written >= PAUSE_SECONDS:
         heart.write(done, total)
 
 
 def stepped(step: int) -> None:
-    """Tells that an optimizer step was taken."""
+    """Reports that an optimizer step was taken."""
     if _heartbeat is not None:
         _heartbeat.step = step
         stage("step")
@@ -114,7 +114,7 @@ def stepped(step: int) -> None:
 
 
 def seconds_by_section() -> dict[str, float]:
-    """Seconds spent in each section so far; nothing where this process keeps no heartbeat."""
+    """Seconds spent in each section so far; empty if this process keeps no heartbeat."""
     if _heartbeat is None:
         return {}
     _heartbeat.count()

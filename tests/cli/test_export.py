@@ -33,7 +33,7 @@ def test_an_export_has_a_card_and_is_not_replaced_unasked(run, tmp_path, capsys)
     before = (tmp_path / "model" / "config.json").stat().st_mtime_ns
     capsys.readouterr()
     assert main(words) == 2
-    assert "model: holds an export already; --overwrite replaces it" in capsys.readouterr().err
+    assert "model: already holds an export; replace it with --overwrite" in capsys.readouterr().err
     assert (tmp_path / "model" / "config.json").stat().st_mtime_ns == before
     assert main([*words, "--overwrite"]) == 0
 

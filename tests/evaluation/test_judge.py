@@ -136,7 +136,10 @@ def test_what_got_no_answer_is_left_out_and_asked_again(
     words += ["--endpoint", endpoint.address, "--attempts", "1"]
     endpoint.status = 503
     assert main(words) == 1
-    assert "2 pairs judged by m, 1 without a usable answer: run it again to ask for them" in capsys.readouterr().out
+    assert (
+        "2 pairs judged by m, 1 without a usable answer: run the command again to ask for them"
+        in capsys.readouterr().out
+    )
     with (tmp_path / "cache.jsonl").open("a") as file:
         file.write('{"key": "cut of')
     endpoint.status = 200
