@@ -1,4 +1,4 @@
-"""Artifacts, data sets and models: sent apart from the points, each by itself, so that what fails holds nothing up.
+"""Artifacts, data sets and models: each is sent by itself, apart from the points, so that one that fails delays no other.
 
 The shipper notes a parcel when it comes by one in a journal and goes on. A parcel that fails is tried again with growing
 pauses and takes up what of it is there; what MLflow refuses for good is left out, and said.
@@ -71,7 +71,7 @@ class Carrier:
             try:
                 through = self._send(run_id, record, parcel)
                 break
-            except Exception as error:  # whatever a store, a proxy or a network answers
+            except Exception as error:  # whatever a store, a proxy or a network may answer
                 if before != (len(parcel.there), parcel.model_id):
                     LOG.info("%s of %s: %s; going on with the rest", parcel.what, name, reason(error))
                 elif not self._failed(name, run_id, record, parcel, error):
@@ -84,7 +84,7 @@ class Carrier:
         return through
 
     def _failed(self, name: str, run_id: str, record: Record, parcel: Parcel, error: Exception) -> bool:
-        """Notes a failure, and says it when it is new; returns whether the parcel is given up."""
+        """Records a failure, and reports it if it is new; returns whether the parcel is given up."""
         if isinstance(error, MlflowException) and refused(error):
             try:
                 if gone(self.client, run_id):
@@ -118,7 +118,7 @@ class Carrier:
             return store
 
     def _send(self, run_id: str, record: Record, parcel: Parcel) -> bool:
-        """Sends a parcel; returns False for one that there is nothing to send of any more."""
+        """Sends a parcel; returns False if nothing of it is left to send."""
         if "artifact" in record:
             return self._artifact(run_id, record, parcel)
         if "dataset" in record:

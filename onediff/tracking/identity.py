@@ -1,4 +1,4 @@
-"""Which run a folder is: `tracking/run.json`. A copy of a folder is another run, with a record of its own."""
+"""The identity of the run in a folder: `tracking/run.json`. A copy of a folder is another run, with its own record."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ADOPTED = "mlflow_run_id"
 
 
 def identity_file(run: Path) -> Path:
-    """The file that holds who a run is, how it is tracked, and which folder it lies in."""
+    """The file that holds a run's identity, how it is tracked, and its folder."""
     return run / "tracking" / "run.json"
 
 
 def known_of(run: Path) -> dict[str, Any]:
-    """What that file holds; nothing where there is none."""
+    """The contents of that file; empty if there is none."""
     path = identity_file(run)
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return known
@@ -36,9 +36,9 @@ def known_of(run: Path) -> dict[str, Any]:
 def remember(
     run: Path, config: TrackingConfig, uri: str | None = None, lineage: Mapping[str, str] | None = None
 ) -> None:
-    """Writes what the sender needs to know, and gives the run its identity when it has none of its own.
+    """Writes what the sender needs to know, and gives the run an identity if it has none of its own.
 
-    A `uri` that is given is where the run goes from now on; its secrets are not kept. `lineage` are tags that say where a
+    From now on the run is sent to `uri`, if one is given; its secrets are not stored. `lineage` are tags that say where a
     new run comes from.
     """
     identity_file(run).parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +51,13 @@ def remember(
 
 
 def new_identity() -> dict[str, Any]:
-    """Of a run that has none; with MLFLOW_RUN_ID it becomes that MLflow run, which whoever started this job has made."""
+    """A new identity; with MLFLOW_RUN_ID the run becomes that MLflow run, which was created by whoever started this job."""
     adopted = os.environ.get("MLFLOW_RUN_ID")
     return {"id": uuid.uuid4().hex, "created": int(time.time())} | ({ADOPTED: adopted} if adopted else {})
 
 
 def experiment_name(config: TrackingConfig, known: Mapping[str, Any]) -> str:
-    """The experiment of a run: the configuration's, else the one it is in, else MLFLOW_EXPERIMENT_NAME's."""
+    """The experiment of a run: from the configuration, else the one it is in, else from MLFLOW_EXPERIMENT_NAME."""
     usual = str(TrackingConfig.model_fields["experiment"].default)
     if config.experiment != usual:
         return config.experiment
@@ -72,7 +72,7 @@ def settle(run: Path) -> None:
 
 
 def own(run: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """`known` itself where it is the run's own, else what is known of a new run that was copied from that one."""
+    """`known` itself if it belongs to this run, else the identity of a new run that was copied from that one."""
     if not known or not is_copy(run, known):
         return known
     LOG.warning("tracking: %s is a copy of the run %s and becomes a run of its own in MLflow", run, known["folder"])
@@ -91,7 +91,7 @@ def is_copy(run: Path, known: Mapping[str, Any]) -> bool:
     if "folder" not in known or known["folder"] == str(run):
         return False
     first = Path(known["folder"])
-    with contextlib.suppress(OSError, ValueError):  # not there, or not for us to see
+    with contextlib.suppress(OSError, ValueError):  # missing, or not visible to us
         if known_of(first).get("id") == known["id"]:
             return not first.samefile(run)
     config = TrackingConfig(**known["config"])
@@ -100,7 +100,7 @@ def is_copy(run: Path, known: Mapping[str, Any]) -> bool:
 
 
 def traces(run: Path, phase: str | None = None) -> dict[str, str]:
-    """Tags for a run that comes from this one: its identity, and its runs in MLflow, where it has any."""
+    """Tags for a run that comes from this one: its identity, and its runs in MLflow, if it has any."""
     state, known = State.load(run), known_of(run)
     ids = {"onediff.origin.id": known["id"]} if known else {}
     for name, stream in (("run", "run"), ("phase", f"phase-{phase}")):

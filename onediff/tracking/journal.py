@@ -33,11 +33,10 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Appends records to one stream, each by a single write: what was appended survives the end of the process.
+    """Appends records to one stream, each by a single write: they survive the end of the process.
 
-    Costs about 10 µs a record. Never raises: what cannot be written is kept in memory, at most `bound` records, and
-    tried again with the next one. Does nothing once closed, nor in a
-    process forked from the one that opened it.
+    Costs about 10 µs per record. Never raises: records that cannot be written are kept in memory, at most `bound` of them,
+    and tried again with the next one. Does nothing once closed, or in a process forked from the one that opened it.
     """
 
     def __init__(self, path: Path, bound: int) -> None:
@@ -50,7 +49,7 @@ class Journal:
         self.complained = False
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         size = os.fstat(self.file).st_size
-        # A machine that went down may have left half a line; it must not swallow the next one.
+        # A machine that crashed may have left half a line, which must not swallow the next one.
         self.torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
 
     def append(self, record: Record) -> None:
@@ -79,7 +78,7 @@ class Journal:
             self.waiting.popleft()
 
     def durable(self) -> None:
-        """Forces what was appended onto the disk, so that a checkpoint never survives a crash without its history."""
+        """Flushes the records to disk, so that a checkpoint never survives a crash without its history."""
         if os.getpid() == self.owner and self.file >= 0:
             try:
                 os.fsync(self.file)
@@ -87,21 +86,21 @@ class Journal:
                 LOG.warning("tracking: %s cannot be flushed (%s)", self.path, error)
 
     def close(self) -> None:
-        """Closes the file; records that could never be written are lost, and said to be."""
+        """Closes the file; records that could never be written are lost, with a warning."""
         lost = len(self.waiting) + self.dropped
         if lost and os.getpid() == self.owner:
             LOG.warning("tracking: %d records of %s could not be written", lost, self.path)
-        # The number may soon mean another file, which a late record must not be written into.
+        # The file number may be reused for another file, which a late record must not be written to.
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
 
 
 def read(path: Path, offset: int = 0, most: int = 1 << 20) -> Iterator[tuple[int, Record]]:
-    """Whole records from byte `offset` on, each with the offset behind it, until about `most` bytes were read.
+    """Whole records from byte `offset` on, each with the offset after it, until about `most` bytes were read.
 
-    A line that is not JSON (half written when a machine went down) is passed over; a last line without its end is left
-    for the next call.
+    A line that is not JSON (half written when a machine crashed) is skipped; an unfinished last line is left for the
+    next call.
     """
     with open(path, "rb") as file:
         file.seek(offset)
@@ -117,13 +116,13 @@ def read(path: Path, offset: int = 0, most: int = 1 << 20) -> Iterator[tuple[int
 
 
 def records(path: Path) -> Iterator[tuple[int, Record]]:
-    """All records of a stream with the offset behind each; nothing for a stream that does not exist."""
+    """All records of a stream, each with the offset after it; empty for a stream that does not exist."""
     if path.exists():
         yield from read(path, 0, path.stat().st_size)
 
 
 def openings(path: Path, start: int = 0) -> list[tuple[int, Record]]:
-    """The `open` records of a stream behind byte `start`, with the offset behind each: its first start and restarts."""
+    """The `open` records of a stream after byte `start`, each with the offset after it: its first start and restarts."""
     if not path.exists():
         return []
     found, offset = [], start
@@ -131,7 +130,7 @@ def openings(path: Path, start: int = 0) -> list[tuple[int, Record]]:
         file.seek(start)
         for line in file:
             offset += len(line)
-            # Looking at the first bytes spares parsing the metrics of a long run.
+            # Checking the first bytes avoids parsing the metrics of a long run.
             if line.startswith(b'{"open":') and line.endswith(b"\n"):
                 found.append((offset, json.loads(line)))
     return found

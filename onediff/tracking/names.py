@@ -1,4 +1,4 @@
-"""Names and texts as every MLflow store takes them."""
+"""Names and texts that every MLflow store accepts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NOT_IN_A_NAME = re.compile(r"[^\w.\-/: ]")
 
 
 def valid_name(key: str) -> str:
-    """`key` as MLflow takes it as the name of a metric, a parameter or a tag: a relative path of known characters."""
+    """`key` in the form that MLflow accepts for a metric, a parameter or a tag: a relative path of known characters."""
     parts = NOT_IN_A_NAME.sub("_", key)[: LONGEST_NAME - 1].split("/")
     name = "/".join(part for part in parts if part not in ("", ".", ".."))
     return f"_{name}" if not name or name.startswith("..") else name
 
 
 def valid_text(text: str, longest: int) -> str:
-    """`text` without the one character that PostgreSQL does not take, cut to what MLflow takes."""
+    """`text` without the one character that PostgreSQL rejects, cut to MLflow's limit."""
     return text.replace("\0", "�")[:longest]

@@ -1,7 +1,7 @@
-"""System metrics of one node: processors, memory, disk, network, and GPUs where there are any.
+"""System metrics of one node: processors, memory, disk, network, and GPUs if there are any.
 
-Every node writes its own journal into the run folder, and the sender of rank 0 sends them all: no node needs a way to
-MLflow, and none is missing. The step of a system metric is the second since the run first began, so restarts never collide.
+Every node writes its own journal into the run folder, and the sender of rank 0 sends them all, so only one node needs access
+to MLflow. The step of a system metric is the second since the run first started, so restarts never collide.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEGA = 1e6
 
 
 class NodeMetrics:
-    """Reads the node's meters in a thread until `stop`. Start one on local rank 0 of every node; it never raises."""
+    """Samples the node's metrics in a thread until `stop`. Start one on local rank 0 of every node; it never raises."""
 
     def __init__(self, run_dir: str | os.PathLike[str], config: TrackingConfig, host: str | None = None) -> None:
         self.run = Path(run_dir).resolve()
@@ -38,7 +38,7 @@ class NodeMetrics:
         self.thread = threading.Thread(target=self._follow, name="onediff-node-metrics", daemon=True)
 
     def start(self) -> NodeMetrics:
-        """Begins; returns itself."""
+        """Starts; returns itself."""
         self.thread.start()
         return self
 
@@ -57,18 +57,18 @@ class NodeMetrics:
             step = before["step"] if before else -1
             meters = Meters(self.run)
             while not self.ended.wait(self.seconds):
-                # Two nodes' clocks, or one set back, must not send a step backwards.
+                # Clocks that differ or are set back must not make a step decrease.
                 step = max(step + 1, int(time.time()) - begun)
                 named = {**meters.read(), **gpus.read()}
                 journal.append(
                     {"step": step, "metrics": {f"system/{self.host}/{name}": value for name, value in named.items()}}
                 )
             journal.close()
-        except Exception as error:  # meters differ by kernel and container, and none is worth a training
+        except Exception as error:  # they differ by kernel and container, and no failure may end a training
             LOG.warning("tracking: no system metrics from %s: %s: %s", self.host, type(error).__name__, error)
 
     def _begin(self, gpus: Gpus) -> tuple[Journal | None, int]:
-        """The node's journal and the second the run began, once rank 0 has made the run's identity."""
+        """The node's journal and the time at which the run first started, once rank 0 has created the run's identity."""
         identity = self.run / "tracking" / "run.json"
         while not identity.exists():
             if self.ended.wait(min(self.seconds, 1.0)):
@@ -89,12 +89,12 @@ class Meters:
         self.before = self._counters()
 
     def read(self) -> dict[str, float]:
-        """The meters now, under MLflow's names for them, and rates in MB/s."""
+        """Current values, under MLflow's names for them, and rates in MB/s."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.folder))
         now, before = self._counters(), self.before
         self.before = now
         span = max(now["time"] - before["time"], 1e-3)
-        # A counter that fell was reset, by a device that went or a driver that restarted: what it says is no rate.
+        # A counter that fell was reset, by a removed device or a restarted driver, and gives no rate.
         rates = {
             f"{name}_megabytes_per_second": (now[name] - before[name]) / MEGA / span
             for name in now.keys() & before.keys() - {"time"}
@@ -121,7 +121,7 @@ class Meters:
 
 
 class Gpus:
-    """Every NVIDIA GPU of the node, by pynvml; none where pynvml or the driver is missing."""
+    """Every NVIDIA GPU of the node, by pynvml; empty if pynvml or the driver is missing."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -140,11 +140,11 @@ class Gpus:
         self.names = [name.decode() if isinstance(name, bytes) else name for name in names]
 
     def read(self) -> dict[str, float]:
-        """Use, memory, power and temperature of each GPU, without the meters that a GPU does not have."""
+        """Use, memory, power and temperature of each GPU, as far as it reports them."""
         found: dict[str, float] = {}
         for index, handle in enumerate(self.handles):
             for meter in (self._use, self._memory, self._power, self._temperature):
-                with contextlib.suppress(self.nvml.NVMLError):  # a MIG slice, say, has no power of its own
+                with contextlib.suppress(self.nvml.NVMLError):  # a MIG slice, for example, reports no power
                     found |= {f"gpu_{index}_{name}": value for name, value in meter(handle).items()}
         return found
 

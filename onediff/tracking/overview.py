@@ -1,4 +1,4 @@
-"""What a run's folder says about it, without MLflow: for `onediff runs` and `onediff runs diff`."""
+"""Summary of a run from its folder, without MLflow: for `onediff runs` and `onediff runs diff`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Overview:
 
 
 def run_folders(place: Path) -> list[Path]:
-    """The run in `place`, or all runs below it. Raises UserError where there is none."""
+    """The run in `place`, or all runs below it. Raises UserError if there is none."""
     if is_run(place):
         return [place]
     if not place.is_dir():
@@ -57,7 +57,7 @@ def run_folders(place: Path) -> list[Path]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is one of a run."""
+    """Whether a folder is a run's."""
     return (path / "tracking" / "run.json").is_file() or (path / "status.json").is_file()
 
 
@@ -103,13 +103,13 @@ def of_step(path: Path, step: int, window: int = 1 << 16) -> dict[str, float]:
 
 
 def ended_as(path: Path) -> str:
-    """The state that the last lines of the run's journal tell."""
+    """The state according to the last lines of the run's journal."""
     *_, (_, newest) = (pair for pair in records(path) if "open" in pair[1] or "end" in pair[1])
     return str(newest.get("end", "running")).lower()
 
 
 def alive(start: Record, updated: float) -> str:
-    """Whether a run that says it is running can be."""
+    """Whether a run that is marked as running can still be running."""
     if start.get("host") == socket.gethostname():
         try:
             os.kill(start["pid"], 0)
@@ -150,7 +150,7 @@ def settings(run: Path, file: str = "config.yaml") -> dict[str, Any]:
 
 
 def data(run: Path) -> dict[str, str]:
-    """Each data set that the run noted, with the digest of its manifest and its size."""
+    """Each data set that the run recorded, with the digest of its manifest and its size."""
     found = {}
     for _, record in records(run / "tracking" / "run.jsonl"):
         if "dataset" in record:
@@ -170,7 +170,7 @@ def code(run: Path) -> dict[str, str]:
 
 
 def results(run: Path) -> dict[str, Any]:
-    """The newest metrics of every phase, and of the newest evaluation of each data set and split, with what it scored."""
+    """The newest metrics of every phase, and of the newest evaluation of each data set and split with its weights."""
     found: dict[str, Any] = {}
     newest: dict[str, int] = {}
     for path in journals(run):
@@ -201,12 +201,12 @@ def evaluated(name: str, run: Path) -> tuple[str, str]:
 
 
 def numbers(values: Tree) -> dict[str, float]:
-    """The numbers in a nested mapping, flat."""
+    """The numbers of a nested mapping, flattened."""
     return {key: value for key, value in flat(values).items() if isinstance(value, (int, float))}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where there is none, or half of one."""
+    """The mapping in a JSON file; empty if the file is missing or incomplete."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

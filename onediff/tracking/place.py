@@ -1,4 +1,4 @@
-"""Where a run goes in MLflow, and how to look at it there. Knows nothing of MLflow itself, so that it answers at once."""
+"""Which MLflow a run is sent to, and how to look at it there. Does not import MLflow, so that it is fast."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SQLITE = "sqlite:///"
 
 
 def tracking_uri(run: Path, config: TrackingConfig) -> str:
-    """Where a run is sent: the configuration, else where it was trained to, else MLFLOW_TRACKING_URI, else beside it.
+    """Where a run is sent: as configured, else where its training sent it, else MLFLOW_TRACKING_URI, else beside it.
 
     Beside its folder, not inside, is `mlflow.db`: the runs below one folder are then compared in one MLflow.
     """
@@ -29,7 +29,7 @@ def tracking_uri(run: Path, config: TrackingConfig) -> str:
 
 
 def here() -> str | None:
-    """The address that the shell names."""
+    """The address in the environment."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
@@ -41,7 +41,7 @@ def remembered(run: Path) -> str | None:
 
 
 def without_secrets(uri: str) -> str:
-    """An address that can be kept: without passwords and tokens, and for a server without the user, too."""
+    """An address that may be stored: without passwords and tokens and, for a server, without the user."""
     if "@" not in uri and "?" not in uri:
         return uri
     parts = urlsplit(uri)
@@ -61,7 +61,7 @@ def database(uri: str) -> Path:
 
 
 def how_to_look(uri: str) -> str:
-    """What opens MLflow on a store: a line to type, in this environment or outside it, or the server's own address."""
+    """How to open MLflow on a store: a command that works in this environment or outside it, or the server's address."""
     if not uri.startswith(SQLITE):
         return uri
     if database(uri).name != "mlflow.db":
@@ -70,5 +70,5 @@ def how_to_look(uri: str) -> str:
 
 
 def program(name: str) -> str:
-    """How a program of this environment is typed, in it or outside it."""
+    """The command for a program of this environment, whether it is activated or not."""
     return name if shutil.which(name) else shlex.quote(str(Path(sys.executable).with_name(name)))

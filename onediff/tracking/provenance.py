@@ -48,7 +48,7 @@ def start_tags() -> dict[str, str]:
 
 
 def user() -> str:
-    """Who started this process; nothing for a user number without a name, as containers have."""
+    """The user who started this process; empty for a user id without a name, as in containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -56,7 +56,7 @@ def user() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Version of each package that decides what a run computes; those not installed are left out."""
+    """Version of each installed package that affects what a run computes."""
     found = {}
     for name in PACKAGES:
         try:
@@ -67,14 +67,14 @@ def versions() -> dict[str, str]:
 
 
 def uncommitted(most: int) -> str:
-    """The difference between the commit and the code as it runs, at most `most` bytes of it; secrets masked."""
+    """The difference between the commit and the running code, at most `most` bytes, secrets masked."""
     text = git("diff", "HEAD")
     cut = text.encode()[:most].decode(errors="ignore")
     return scrubbed(cut) + (f"\n# cut at {most} bytes\n" if len(cut) < len(text) else "")
 
 
 def git(*words: str) -> str:
-    """What git says about the checkout this package runs from, or nothing: an installed wheel has no checkout."""
+    """What git reports about the checkout of this package; empty for an installed wheel."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return ""

@@ -37,7 +37,7 @@ class PyfuncModel(PythonModel):
 
 
 def image(cell: Any) -> Image.Image:
-    """The image that a cell names or holds, in RGB. Raises UserError for anything else."""
+    """The image in a cell, by path or content, in RGB. Raises UserError for anything else."""
     if isinstance(cell, str) and not cell.startswith("data:") and len(cell) < 4096 and Path(cell).is_file():
         return open_image(cell).convert("RGB")
     try:

@@ -12,12 +12,12 @@ REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", 
 
 
 def refused(error: MlflowException) -> bool:
-    """Whether the same request would be refused again; otherwise it can be tried again."""
+    """Whether the same request would be refused again; if not, it can be retried."""
     return error.error_code in REFUSED
 
 
 def too_large(error: MlflowException) -> bool:
-    """Whether a proxy before MLflow takes no request of that size."""
+    """Whether a proxy in front of MLflow rejects requests of this size."""
     return "error code 413" in str(error)
 
 

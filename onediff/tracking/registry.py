@@ -30,7 +30,7 @@ TRAINED = "trained"
 
 
 class Registry:
-    """Makes versions of the exported models of one run. Whatever was begun before is taken up, not made twice."""
+    """Creates versions of one run's exported models. An interrupted registration is continued, not repeated."""
 
     def __init__(self, client: MlflowClient, experiment: str, state: State) -> None:
         self.client = client
@@ -56,7 +56,7 @@ class Registry:
             self._score(name, version, score)
 
     def _logged(self, run_id: str, trained: str, parcel: Parcel) -> LoggedModel:
-        """The logged model that this one was begun as, or a new one."""
+        """The logged model that was created for this one, or a new one."""
         begun = self.client.search_logged_models([self.experiment], f"source_run_id = '{run_id}'")
         model = next((model for model in begun if model.tags.get(TRAINED) == trained), None)
         if model is None:
@@ -70,7 +70,7 @@ class Registry:
         return model
 
     def _upload(self, model: LoggedModel, run_id: str, folder: Path, parcel: Parcel) -> None:
-        """Sends signature, input example, this package's code, and the folder from where it lies."""
+        """Sends signature, input example, this package's code, and the folder without copying it first."""
         with tempfile.TemporaryDirectory() as aside:
             staged, stand_in = Path(aside) / "staged", Path(aside) / folder.name
             stand_in.mkdir()  # MLflow would copy the weights
@@ -120,7 +120,7 @@ class Registry:
 
 @contextmanager
 def process_store(uri: str) -> Iterator[None]:
-    """Makes `uri` the store of this process: one in a file looks models up there, whatever the client's store is."""
+    """Makes `uri` the store of this process: a store in a file looks models up there, whatever the client's store is."""
     shell = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
@@ -137,7 +137,7 @@ def text(name: str | None = None) -> ColSpec:
 
 
 def requirements() -> list[str]:
-    """What this package needs; not the package itself, whose code goes with the model."""
+    """The requirements of this package, but not the package itself, whose code is stored with the model."""
     return [line for line in metadata.requires("onediff") or [] if "extra ==" not in line]
 
 

@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is recorded: passwords in URLs, tokens, and the values of secret environment variables."""
+"""Keeps secrets out of records: passwords in URLs, tokens, and the values of secret environment variables."""
 
 from __future__ import annotations
 

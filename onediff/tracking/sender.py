@@ -1,7 +1,7 @@
 """The process beside the training that sends its journals to MLflow: `python -m onediff.tracking.sender RUN PID`.
 
-It ends when it is told to and everything is sent, or when the process PID that started it is gone. Interruptions meant for
-the training (Ctrl-C, Slurm's signals) pass it by: it still has to send what the training says on its way out.
+It ends when it is told to and everything is sent, or when the process PID that started it is gone. It ignores signals meant
+for the training (Ctrl-C, Slurm's signals), since it still has to send the training's last records.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(run: Path, parent: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)
-    # What people should see goes to the training's own error output, the chatter of libraries to a file.
+    # What people should see goes to the training's own stderr, the output of libraries to a file.
     told = os.fdopen(os.dup(2), "w", buffering=1)
     log = os.open(run / "tracking" / "sender.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -66,7 +66,7 @@ def follow(run: Path, parent: int, told: TextIO) -> int:
                 say(f"MLflow answers again after {failures} failed tries")
             failures = last_tries = 0
             carrying.go_on(finishing)
-        except Exception as error:  # anything a store, a proxy or a network may answer
+        except Exception as error:  # whatever a store, a proxy or a network may answer
             failures += 1
             last_tries += finishing
             LOG.warning("try %d: %s: %s", failures, type(error).__name__, error)
@@ -90,7 +90,7 @@ def follow(run: Path, parent: int, told: TextIO) -> int:
 
 
 class Carrying:
-    """A thread that sends the parcels, so that a large one does not hold the points up."""
+    """A thread that sends the parcels, so that a large one does not delay the points."""
 
     def __init__(self, shipper: Shipper) -> None:
         self.shipper = shipper
@@ -98,7 +98,7 @@ class Carrying:
         self.last_tries = 0
 
     def go_on(self, finishing: bool) -> None:
-        """Has the parcels tried that are due, or all of them at the end, unless the thread is at it."""
+        """Makes the thread try the parcels that are due, or all of them at the end, unless it is busy."""
         ready = any(finishing or parcel.due <= time.time() for _, _, parcel in self.shipper.state.parcels())
         if ready and not self.thread.is_alive() and self.last_tries < TRIES_AT_THE_END:
             self.last_tries += finishing
@@ -106,7 +106,7 @@ class Carrying:
             self.thread.start()
 
     def done(self) -> bool:
-        """Whether all are there, or have failed often enough at the end."""
+        """Whether all have arrived or, at the end, have failed often enough."""
         return not self.thread.is_alive() and (not self.shipper.state.parcels() or self.last_tries >= TRIES_AT_THE_END)
 
 
@@ -123,7 +123,7 @@ def wait(seconds: float, parent: int, finishing: bool) -> bool:
 
 @contextmanager
 def sole_sender(run: Path, parent: int) -> Iterator[bool]:
-    """Holds the lock that keeps two senders from one run; yields whether it has it.
+    """Holds the lock that keeps a second sender away from a run; yields whether it was acquired.
 
     Waits for it as long as `parent` lives and, once told to finish, until the other sender has sent what is there by
     then. With 0 for `parent` it does not wait.
@@ -151,7 +151,7 @@ def sent_up_to(run: Path, sizes: dict[str, int]) -> bool:
 
 
 def started_by(run: Path, process: int) -> bool:
-    """Whether the run's last start was by `process`: then nobody else has taken it up since."""
+    """Whether the run's last start was by `process`, so that nobody has resumed it since."""
     starts = openings(run / "tracking" / "run.jsonl")
     return bool(starts) and starts[-1][1].get("pid") == process
 

@@ -32,7 +32,7 @@ LOG = logging.getLogger(__name__)
 IDENTITY = "onediff.stream"
 SWEEP = "onediff.sweep"
 PARENT = "mlflow.parentRunId"
-METRICS, PARAMS = 1000, 100  # most that MLflow takes in one request
+METRICS, PARAMS = 1000, 100  # MLflow's limits for one request
 NODES = "nodes"
 """The child that holds the system metrics of all nodes: among a run's results they would be in the way."""
 RESULTS_SECONDS = 300.0
@@ -45,7 +45,7 @@ def home(stream: str) -> str:
 
 
 class Shipper:
-    """Sends what is new in the journals of one run folder to one MLflow store; `say` tells people what is left out."""
+    """Sends new records of one run folder's journals to one MLflow store; `say` tells people what is left out."""
 
     def __init__(self, run: Path, uri: str | None = None, say: Callable[[str], None] = LOG.warning) -> None:
         self.run = run
@@ -69,10 +69,10 @@ class Shipper:
         """When the results of a stream were last copied to the run above it, by `time.monotonic`."""
         self.experiment = ""
         self.shipped = 0
-        """Records that were read and sent, or set apart, so far."""
+        """Records read and sent, or set apart, so far."""
 
     def connect(self) -> None:
-        """Reaches the store and finds or makes the experiment. Raises whatever MLflow raises when it cannot."""
+        """Connects to the store and finds or creates the experiment. Raises whatever MLflow raises."""
         with ready_store(self.uri):
             self.client = MlflowClient(self.uri, self.uri)
             if self.adopted and not gone(self.client, self.adopted):
@@ -84,7 +84,7 @@ class Shipper:
     def ship(self) -> None:
         """Sends the points that lie in the journals now, and all that MLflow keeps about a run; notes the parcels.
 
-        One stream that fails does not keep the next from being sent. Raises what MLflow raises.
+        A stream that fails does not keep others from being sent. Raises what MLflow raises.
         """
         if not self.experiment:
             self.connect()
@@ -95,7 +95,7 @@ class Shipper:
             try:
                 self._ship_stream(path)
             except Exception as error:  # whatever a store, a proxy or a network answers
-                if failed is not None:  # not one stream's own trouble
+                if failed is not None:  # not the fault of one stream
                     break
                 failed = error
         if failed is not None:
@@ -201,11 +201,11 @@ class Shipper:
         self.state.save()
 
     def _forget(self, name: str) -> None:
-        """Starts a stream over whose MLflow run was deleted."""
-        LOG.warning("%s was deleted from MLflow; it is made again", name)
+        """Starts over a stream whose MLflow run was deleted."""
+        LOG.warning("%s was deleted from MLflow; it is created again", name)
         with self.state.lock:
             if name == "run":
-                self.state.streams.clear()  # children point at their parent: they are made again with it
+                self.state.streams.clear()  # children point to their parent: they are created again with it
             if home(name) == NODES:
                 self.state.streams.pop(NODES, None)
             self.state.streams[name] = Sent()
@@ -237,7 +237,7 @@ class Shipper:
             found = self.client.search_runs(
                 [self.experiment], f"tags.`{IDENTITY}` = '{identity}'", ViewType.ACTIVE_ONLY, 100, ["start_time ASC"]
             )
-            # What a child holds is unknown when the state was lost; a parent's points are never replaced.
+            # When the state is lost, what a child holds is unknown; a parent's points are never replaced.
             kept, surplus = (found[:1], found[1:]) if name in ("run", NODES) else ([], found)
             for run in surplus:
                 self.client.delete_run(run.info.run_id)
@@ -267,7 +267,7 @@ class Shipper:
         return made
 
     def _sweep_id(self, sweep: str) -> str:
-        """The MLflow run above the runs of a sweep, made where there is none; of two made at once, the earlier."""
+        """The MLflow run above the runs of a sweep, created if missing; of two created at once, the earlier."""
 
         def known() -> list[str]:
             order = ["start_time ASC", "run_id ASC"]
@@ -285,7 +285,7 @@ class Shipper:
 
     def _replace(self, name: str) -> None:
         sent = self.state.sent(name)
-        LOG.info("%s goes on from below step %d, which was sent: its MLflow run is replaced", name, sent.through)
+        LOG.info("%s resumes before step %d, which was sent already: its MLflow run is replaced", name, sent.through)
         if sent.run_id and not self._vanished(sent):
             self.client.delete_run(sent.run_id)
         self.state.streams[name] = Sent()

@@ -1,4 +1,4 @@
-"""How far the journals have been sent, in `<run>/tracking/sent.json`. Lost or stale, it costs sending again, never data."""
+"""How far the journals have been sent, in `<run>/tracking/sent.json`. Without it records are sent again; none is lost."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Parcel:
     what: str
     """Its name, for people."""
     tries: int = 0
-    """Tries that brought nothing further."""
+    """Tries without progress."""
     why: str = ""
-    """Where the last of them was going, and what went wrong."""
+    """Where the last try went, and what failed."""
     due: float = 0.0
-    """When it is tried again, in seconds since 1970."""
+    """Time of the next try, in seconds since 1970."""
     there: dict[str, str] = field(default_factory=dict)
-    """Files of it that are there, with the size and the time that they had."""
+    """Its files that have arrived, with their size and time."""
     model_id: str = ""
     """The logged model that a model was begun as."""
 
 
 @dataclass
 class Sent:
-    """One stream: its MLflow run and what of the journal is in it."""
+    """One stream: its MLflow run and how much of the journal is in it."""
 
     run_id: str = ""
     offset: int = 0
@@ -41,11 +41,11 @@ class Sent:
     marked: list[int] = field(default_factory=list)
     """Steps that already carry a restart marker."""
     parcels: dict[str, Parcel] = field(default_factory=dict)
-    """What of those bytes is not in MLflow yet, by the place in the journal where its record begins."""
+    """Parcels in those bytes that are not in MLflow yet, by the offset of their record."""
 
     @classmethod
     def of(cls, known: dict[str, Any]) -> Sent:
-        """What `asdict` made, as an object again."""
+        """The inverse of `asdict`."""
         parcels = {place: Parcel(**parcel) for place, parcel in known.get("parcels", {}).items()}
         return cls(**{**known, "parcels": parcels})
 
@@ -77,7 +77,7 @@ class State:
             put(self.run / "tracking" / "sent.json", json.dumps({"where": self.where, "streams": streams}, indent=1))
 
     def sent(self, stream: str) -> Sent:
-        """What is known about one stream."""
+        """The state of one stream."""
         with self.lock:
             return self.streams.setdefault(stream, Sent())
 
@@ -88,19 +88,19 @@ class State:
         return {name: size for name, size in left.items() if size > 0}
 
     def parcels(self) -> list[tuple[str, str, Parcel]]:
-        """All that is to be sent apart, with its stream and its place in the journal, oldest first."""
+        """All parcels to send, each with its stream and its offset in the journal, oldest first."""
         with self.lock:
             return [(name, place, one) for name, sent in self.streams.items() for place, one in sent.parcels.items()]
 
     def noted(self, parcel: Parcel, name: str, mark: str) -> None:
-        """Remembers that a file of a parcel is there, as `mark` says that it was."""
+        """Records that a file of a parcel has arrived, with its size and time, `mark`."""
         with self.lock:
             parcel.there[name] = mark
             parcel.why = ""
             self.save()
 
     def on_its_way(self) -> bool:
-        """Whether all that is left to send are parcels of which none has failed."""
+        """Whether only parcels are left to send, and none has failed."""
         parcels = self.parcels()
         return bool(parcels) and not self.waiting() and not any(parcel.why for _, _, parcel in parcels)
 

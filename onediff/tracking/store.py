@@ -15,7 +15,7 @@ from onediff.tracking.place import SQLITE, artifact_folder, database
 
 
 def experiment_of(client: MlflowClient, uri: str, name: str) -> str:
-    """Id of the experiment `name`, created where it is missing and restored where it was deleted."""
+    """Id of the experiment `name`, created if missing and restored if it was deleted."""
     found = client.get_experiment_by_name(name)
     if found is None:
         # MLflow's pages then open on training runs, not on the traces of a chat application.
@@ -32,7 +32,7 @@ def experiment_of(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def one_try(seconds: float) -> None:
-    """Makes MLflow give up a request after `seconds`: its own tries would sit in one call for minutes."""
+    """Makes MLflow give up a request after `seconds`: its own retries would block one call for minutes."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(seconds)))
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -40,7 +40,7 @@ def one_try(seconds: float) -> None:
 
 @contextmanager
 def ready_store(uri: str) -> Iterator[None]:
-    """Makes an embedded store where there is none, whole or not at all, and keeps two runs from doing so at once.
+    """Creates an embedded store if there is none, whole or not at all, and by one run at a time.
 
     MLflow builds its tables in dozens of steps; a process killed in between would leave a file that never works again.
     """

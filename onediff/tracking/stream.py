@@ -1,4 +1,4 @@
-"""A stream: what the training process writes about one MLflow run. Nothing in it blocks on MLflow, and nothing raises."""
+"""A stream: the records of one MLflow run, as the training process writes them. Never waits for MLflow, never raises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ P = ParamSpec("P")
 
 
 def never_raises(method: Callable[P, None]) -> Callable[P, None]:
-    """Recording must never end a training: what goes wrong in `method` becomes one warning in the log."""
+    """Recording must never end a training: an error in `method` becomes one warning in the log."""
 
     @functools.wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -85,7 +85,7 @@ class RunRecorder:
 
     @never_raises
     def dataset(self, manifest: str | Path, context: str) -> None:
-        """Notes a data set that the run reads, by its `manifest.json`; `context` is `training` or `evaluation`."""
+        """Records a data set that the run reads, by its `manifest.json`; `context` is `training` or `evaluation`."""
         path = Path(manifest).resolve()
         raw = path.read_bytes()
         known = json.loads(raw)
@@ -118,12 +118,12 @@ class RunRecorder:
 
     @never_raises
     def went_back(self, step: int, why: str, times: int) -> None:
-        """Notes that the run goes on from an earlier step: what was logged after it is replaced, as by a restart."""
+        """Records that the run goes back to an earlier step: later records are replaced, as after a restart."""
         tags = {"rollbacks": str(times), f"rollback.{times}": scrubbed(f"to step {step} {why}")}
         self.journal.append({"open": {"step": step, "name": "", "tags": tags, "params": {}, "rollback": True}})
 
     def durable(self) -> None:
-        """Call at every checkpoint: the history up to it then survives a machine that goes down."""
+        """Call at every checkpoint, so that the history up to it survives a crash of the machine."""
         self.journal.durable()
 
     @never_raises
@@ -136,6 +136,6 @@ class RunRecorder:
 
 
 def trained_as(folder: Path) -> str:
-    """Which run, phase and step an exported model's weights are from, in words."""
+    """The run, phase and step of an exported model's weights, in words."""
     known = yaml.safe_load((folder / "onediff.yaml").read_text(encoding="utf-8")).get("trained", {})
     return ", ".join(f"{name} {value}" for name, value in known.items())

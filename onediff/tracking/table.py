@@ -68,7 +68,7 @@ def opened(image: Path | Image.Image | np.ndarray) -> Image.Image:
 
 
 def embedded(image: Image.Image) -> str:
-    """The image, made small, as a `data:` URL: the page stays whole when it is moved or shown inside MLflow."""
+    """The image, scaled down, as a `data:` URL, so that the page is complete wherever it is shown."""
     small = image.copy()
     small.thumbnail((PAGE_PIXELS, PAGE_PIXELS))
     buffer = io.BytesIO()

@@ -18,8 +18,8 @@ def step_times(seconds: Sequence[float]) -> dict[str, float]:
 def stragglers(seconds: Sequence[float]) -> dict[str, float]:
     """The slowest rank and how far it is behind the median rank.
 
-    `seconds[rank]` is the time that the rank itself was busy in a step (or a mean over steps), without its waiting for the
-    others: the whole step takes equally long everywhere.
+    `seconds[rank]` is the rank's own busy time in a step (or a mean over steps), without waiting for others: the whole step
+    takes equally long everywhere.
     """
     if len(seconds) < 2:
         return {}
@@ -33,6 +33,6 @@ def stragglers(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def memory_peaks(gibibytes: Sequence[float]) -> dict[str, float]:
-    """Peak memory of every rank and of the worst, in GiB, from `gibibytes[rank]`."""
+    """Peak memory of every rank and the largest of them, in GiB, from `gibibytes[rank]`."""
     ranks = {f"memory/peak_gib/rank_{rank:04d}": float(peak) for rank, peak in enumerate(gibibytes)}
     return {"memory/peak_gib": float(max(gibibytes)), **ranks} if ranks else {}

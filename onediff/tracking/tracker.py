@@ -50,9 +50,9 @@ class Tracker(RunRecorder):
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, object] | None = None,
     ) -> Tracker:
-        """Begins the record of a run, or goes on with it when the folder has one. Returns at once.
+        """Starts the record of a run, or continues the one in the folder. Returns at once.
 
-        `params` is the resolved configuration as a nested mapping; `tags` what else describes this start. Commit,
+        `params` is the resolved configuration as a nested mapping; `tags` describe this start further. Commit,
         packages, host and Slurm job are added, secrets masked. Raises OSError when the folder cannot be written.
         """
         run = Path(run_dir).resolve()
@@ -73,7 +73,7 @@ class Tracker(RunRecorder):
 
     @classmethod
     def attach(cls, run_dir: str | os.PathLike[str], config: TrackingConfig) -> Tracker:
-        """Adds to the record of a run that is not being trained now: an evaluation, an export. No restart is noted."""
+        """Adds to the record of a run that is not being trained now: an evaluation, an export. Records no restart."""
         run = Path(run_dir).resolve()
         remember(run, config, remembered(run) or here())
         path = run / FOLDER / "run.jsonl"
@@ -108,7 +108,7 @@ class Tracker(RunRecorder):
     def finish(self, status: Status | None = "FINISHED") -> None:
         """Ends the run and those of its children that have not ended, and waits a bounded time for MLflow.
 
-        `None` instead of a status leaves the run as it was: after `attach`. Says in one line what could not be sent.
+        With `None` instead of a status, as after `attach`, the run keeps its own. Logs in one line what could not be sent.
         """
         if self.ended:
             return
@@ -126,7 +126,7 @@ class Tracker(RunRecorder):
 
 
 def kept_over_restarts(path: Path, now: Mapping[str, str]) -> dict[str, str]:
-    """Tags that list what all starts of a stream had: those in its journal, then those of this start, `now`."""
+    """Tags that list the values of all starts of a stream: those in its journal, then those of this start, `now`."""
     found: dict[str, str] = {}
     told = [record.get("open", record).get("tags", {}) for _, record in records(path) if "metrics" not in record]
     for one, all_of_them in KEPT_OVER_RESTARTS.items():
@@ -150,7 +150,7 @@ def flattened(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
 def start_sender(run: Path) -> subprocess.Popen[bytes]:
     """The process that sends the journals of `run`; it ends by itself when this process does."""
     words = [sys.executable, "-m", "onediff.tracking.sender", str(run), str(os.getpid())]
-    # It needs no accelerator and few cores, and must not take the variables of this rank for its own.
+    # It needs no accelerator and few cores, and must not inherit the variables of this rank.
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     # It runs the code of this process, not what the working directory holds.
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -161,7 +161,7 @@ def start_sender(run: Path) -> subprocess.Popen[bytes]:
 def stop_sender(run: Path, sender: subprocess.Popen[bytes], config: TrackingConfig) -> str:
     """Lets the sender empty the journals for a bounded time, then ends it. Returns what is unsent in words, or ''.
 
-    Files and models that are on their way have longer than the rest.
+    Files and models in transit get more time than the rest.
     """
     from onediff.tracking.state import State
 

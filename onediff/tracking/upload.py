@@ -1,4 +1,4 @@
-"""Files to an artifact store: several at once, and a file that is there is not sent again."""
+"""Sends files to an artifact store: several at once, and none that has already arrived."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 AT_ONCE = 8
-SLOWEST = 5e6  # bytes a second that a store has to take before a request counts as failed
+SLOWEST = 5e6  # the lowest rate, bytes per second, at which a request does not count as failed
 LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
@@ -22,8 +22,8 @@ def upload(
 ) -> None:
     """Sends `files` (name in the store → file with the same last name) by `put(file, folder)`, and tells `noted` of each.
 
-    What `there` names with the same mark, its size and time, is passed over. Raises the first error once the others were
-    tried, or a few of them failed, too: the next call takes up from there.
+    Files that `there` lists with the same size and time are skipped. Raises the first error once the others were tried, or
+    a few of them have failed too; the next call continues from there.
     """
     errors: list[Exception] = []
 
@@ -55,7 +55,7 @@ def below(folder: Path, to: str) -> dict[str, Path]:
 
 @contextmanager
 def time_for(size: int) -> Iterator[None]:
-    """Lets a request take as long as `size` bytes may need beyond its usual limit."""
+    """Extends the time limit of a request by what `size` bytes may need."""
     usual = os.environ.get(LIMIT)
     if usual is not None:
         os.environ[LIMIT] = str(round(int(usual) + size / SLOWEST))

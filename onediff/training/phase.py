@@ -143,12 +143,7 @@ def build_phase(
         stop=stop,
         samples=samples,
         measures=measures,
-        stragglers=StragglerMonitor(
-            config.training.log_every,
-            engine.device,
-            loads_itself=config.data.workers == 0,
-            counts_skipped=topology.tp_rank == 0,
-        ),
+        stragglers=straggler_monitor(config.training.log_every, config.data.workers, topology, engine),
         flops=FlopCounter(config.model, phase, config.parallel.tensor, config.training.precision),
         writer=writer,
         guard=Guard(config.training.bad_steps, name, steps, engine, stream, folder),
@@ -157,6 +152,11 @@ def build_phase(
         rank=topology.ranks.rank,
     )
     return made, started_from | kernels
+
+
+def straggler_monitor(log_every: int, workers: int, topology: Topology, engine: Engine) -> StragglerMonitor:
+    """The monitor of this rank's steps, whose data is loaded by `workers` processes."""
+    return StragglerMonitor(log_every, engine.device, loads_itself=workers == 0, counts_skipped=topology.tp_rank == 0)
 
 
 def checkpoint_writer(folder: RunFolder, name: str, phase: PhaseConfig, background: bool) -> CheckpointWriter:
