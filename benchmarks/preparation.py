@@ -1,20 +1,21 @@
 """A table of a million pairs to shards: by one process, and by 64 tasks that share the work.
 
-    python benchmarks/preparation.py [--pairs 1000000] [--tasks 64] [--measured 4] [--img2dataset PATH] [--json FILE]
+    python benchmarks/preparation.py [--pairs 1000000] [--whole 100000] [--tasks 64] [--json FILE]
 
-The pairs are all combinations of some small JPEG files, which lie in the page cache, so the software is measured and not
-the disk. Every way runs in a process of its own on one core. The limit looks at each file (`stat`), reads it and writes it
-into one large file. Of the tasks so many are measured as --measured says, the first of which makes the plan for all; the
-rest is made without being counted. Times are processor times, which other work on the machine falsifies less than the
-clock. `speed-up` is the time of one process over that of the slowest task without the plan, over that with it, and over
-the whole chain: the plan, the slowest task, putting together. img2dataset, where its command is given, fetches a hundredth
-of the images from a server on this machine.
+Every image has a path of its own; the files are hard links to a few small JPEG files, which lie in the page cache, so the
+software is measured and not the disk. The plan and one share of --tasks are made of all --pairs. One process converts the
+first --whole of them, and so do as many tasks, whose parts are then put together; both times are scaled to --pairs, so
+that 5 GB of disk are enough. Every way runs in a process of its own on one core, and times are processor times, which other
+work on the machine falsifies less than the clock. The limit looks at each file (`stat`), reads it and writes it into one
+large file. `speed-up` is the time of one process over that of the slowest task, and over that of the whole chain that a
+user waits for: the plan, the slowest task, putting together. img2dataset, where its command is given, fetches images from
+a server on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import io
 import json
 import os
 import shutil
@@ -23,12 +24,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from shard_writing import photographs, with_img2dataset
 
 LIMIT = """
 import csv, os, sys
 folder = sys.argv[1]
-with open(folder + "/pairs.csv") as table, open(sys.argv[2], "wb") as out:
+with open(folder + "/some.csv") as table, open(sys.argv[2], "wb") as out:
     for row in csv.DictReader(table):
         for role in ("before", "after"):
             path = f"{folder}/{row[role]}"
@@ -43,30 +45,41 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, file=open({0!r}, "w"
 """
 
 
-def make_source(folder: Path, pairs: int) -> None:
-    """A table of so many different pairs of about 5 kB an image."""
-    import io
+LINKS = 50_000
+"""Of one file; ext4 allows 65,000."""
 
-    from PIL import Image
 
-    side = int(pairs**0.5) + 1
-    images = []
-    for data in photographs():
-        out = io.BytesIO()
-        Image.open(io.BytesIO(data)).resize((128, 96)).save(out, "JPEG", quality=85)
-        images.append(out.getvalue())
-    for number in range(side):
-        for half in "ab":
-            # Another comment makes another file of the same image.
-            data = images[number % len(images)]
-            comment = f"{number}{half}".encode()
-            length = (len(comment) + 2).to_bytes(2, "big")
-            (folder / f"{number:05d}{half}.jpg").write_bytes(data[:2] + b"\xff\xfe" + length + comment + data[2:])
-    with (folder / "pairs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["before", "after", "caption"])
-        for n in range(pairs):
-            rows.writerow([f"{n // side:05d}a.jpg", f"{n % side:05d}b.jpg", f"thing {n} is gone"])
+def make_source(folder: Path, pairs: int, whole: int) -> None:
+    """Tables of so many pairs of about 5 kB an image, a thousand in a folder."""
+    files: list[Path] = []
+    for number, data in enumerate(photographs()):
+        if number * LINKS >= 2 * pairs + LINKS:
+            break
+        image = io.BytesIO()
+        Image.open(io.BytesIO(data)).resize((128, 96)).save(image, "JPEG", quality=85)
+        files.append(folder / f"photograph-{number}")
+        files[-1].write_bytes(image.getvalue())
+    while len(files) * LINKS < 2 * pairs:  # another comment makes another file of the same image
+        data, comment = files[0].read_bytes(), f"{len(files):06d}".encode()
+        files.append(folder / f"photograph-{len(files)}")
+        files[-1].write_bytes(data[:2] + b"\xff\xfe\0\x08" + comment + data[2:])
+    tables = [
+        (count, (folder / f"{name}.csv").open("w", newline="")) for name, count in (("all", pairs), ("some", whole))
+    ]
+    for _, table in tables:
+        table.write("before,after,caption\n")
+    for n in range(pairs):
+        place = f"{n // 1000:05d}"
+        if n % 1000 == 0:
+            (folder / place).mkdir()
+        names = [f"{place}/{n % 1000:03d}-{half}.jpg" for half in "ab"]
+        for half, name in enumerate(names):
+            os.link(files[(2 * n + half) % len(files)], folder / name)
+        for count, table in tables:
+            if n < count:
+                table.write(f'{names[0]},{names[1]},"in scene {n}, a thing is gone"\n')
+    for _, table in tables:
+        table.close()
 
 
 def timed(code: str, *words: object, folder: Path) -> tuple[float, float]:
@@ -81,62 +94,67 @@ def timed(code: str, *words: object, folder: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--whole", type=int, default=100_000, help="pairs that one process, and all tasks, convert")
     parser.add_argument("--tasks", type=int, default=64)
-    parser.add_argument("--measured", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--img2dataset", type=Path, metavar="COMMAND", default=shutil.which("img2dataset"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
-        found = measured(Path(work), args.pairs, args.tasks, args.measured, args.img2dataset)
+        found = measured(Path(work), args.pairs, min(args.whole, args.pairs), args.tasks, args.img2dataset)
     for name, value in found.items():
-        print(f"{name:<36} {value}")
+        print(f"{name:<48} {value}")
     if args.json:
         args.json.write_text(
             json.dumps({"cores": os.cpu_count(), "load": os.getloadavg()[0], **found}, indent=2) + "\n"
         )
 
 
-def measured(work: Path, pairs: int, tasks: int, some: int, img2dataset: Path | None) -> dict[str, object]:
+def measured(work: Path, pairs: int, whole: int, tasks: int, img2dataset: Path | None) -> dict[str, object]:
     source = work / "source"
     source.mkdir()
-    make_source(source, pairs)
-    words = ["data", "convert", "generic", "--table", source / "pairs.csv", "--processes", 1]
+    make_source(source, pairs, whole)
+    scale = pairs / whole
+
+    def converted(table: str, out: str, *words: object) -> tuple[float, float]:
+        words = ("data", "convert", "generic", "--table", source / f"{table}.csv", "--out", work / out, *words)
+        return timed(COMMAND, *words, "--processes", 1, folder=work)
+
     limit, _ = timed(LIMIT, source, work / "limit", folder=work)
     (work / "limit").unlink()
-    one, one_peak = timed(COMMAND, *words, "--out", work / "one", folder=work)
+    one, one_peak = converted("some", "one")
     shutil.rmtree(work / "one")
-
-    def task(number: int) -> tuple[float, float]:
-        return timed(COMMAND, *words, "--out", work / "shared", "--share", f"{number}/{tasks}", folder=work)
-
-    first, first_peak = task(0)
-    others = [task(number) for number in range(1, some)]
-    for number in range(some, tasks):
-        task(number)
-    together, together_peak = timed(COMMAND, *words, "--out", work / "shared", folder=work)
-    slowest = max(seconds for seconds, _ in others)
+    share = whole // tasks // 4 or 1
+    for number in range(tasks):
+        converted("some", "few", "--share", f"{number}/{tasks}", "--shard-samples", share)
+    together, together_peak = converted("some", "few", "--shard-samples", share)
+    shutil.rmtree(work / "few")
+    # The first task, which makes the plan, then another, which finds it.
+    first, first_peak = converted("all", "shared", "--share", f"0/{tasks}")
+    task, task_peak = converted("all", "shared", "--share", f"1/{tasks}")
+    plan = first - task
     found: dict[str, object] = {
         "pairs": pairs,
-        "limit (stat, read, write), pairs/s": round(pairs / limit),
-        "one process, pairs/s": round(pairs / one),
+        "pairs converted as a whole": whole,
+        "limit (stat, read, write), pairs/s": round(whole / limit),
+        "one process, pairs/s": round(whole / one),
         "one process, of the limit": round(limit / one, 3),
         "one process, peak MB": round(one_peak),
-        "plan, s": round(first - slowest, 1),
-        "a task without the plan, s": round(slowest, 1),
-        "a task, peak MB": round(max(peak for _, peak in others)),
+        "one process, all pairs, s (scaled)": round(one * scale),
+        "plan of all pairs, s": round(plan, 1),
+        "a task without the plan, s": round(task, 1),
         "first task, peak MB": round(first_peak),
-        "putting together, s": round(together, 1),
-        "putting together, peak MB": round(together_peak),
-        "speed-up of a task": round(one / slowest, 1),
-        "speed-up with the plan": round(one / first, 1),
-        "speed-up of the whole chain": round(one / (first + together), 1),
+        "a task, peak MB": round(task_peak),
+        "putting together, s (scaled)": round(together * scale, 1),
+        "putting together, peak MB (not scaled)": round(together_peak),
+        "speed-up of a task": round(one * scale / task, 1),
+        "speed-up of the whole chain": round(one * scale / (plan + task + together * scale), 1),
     }
     if img2dataset:
-        few = work / "few"
+        few = work / "images"
         few.mkdir()
-        for path in sorted(source.glob("*.jpg"))[: pairs // 50]:
-            shutil.copy(path, few)
+        for number, path in enumerate(sorted(source.glob("00000/*.jpg"))):
+            shutil.copy(path, few / f"{number:05d}.jpg")
         (work / "fetched").mkdir()
         began = sum(os.times()[:4])
         with_img2dataset(few, work / "fetched", img2dataset, 1)

@@ -48,14 +48,30 @@ def turns(value: Any, where: str) -> tuple[dict[str, str], ...]:
         value = _literal(value)
     if not value:
         return ()
+    if isinstance(value, list):
+        value = [_turn(turn) for turn in value]
     is_plain = isinstance(value, list) and all(
         isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
         for turn in value
     )
     if not is_plain:
-        raise UserError(f'{where}: a conversation must be a list of {{"from", "value"}}')
+        raise UserError(f'{where}: a conversation must be a list of {{"from", "value"}}, or of {{"role", "content"}}')
     start = next((place for place, turn in enumerate(value) if turn["from"] == "human"), len(value))
     return tuple({"from": turn["from"], "value": turn["value"]} for turn in value[start:])
+
+
+def _turn(turn: Any) -> Any:
+    """`{"role", "content"}`, as chat templates have it, in the words of LLaVA; anything else as it is."""
+    if not isinstance(turn, dict) or turn.get("role") not in SPEAKERS or "content" not in turn:
+        return turn
+    content = turn["content"]
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        parts = ["<image>" if part.get("type") == "image" else part.get("text") for part in content]
+        content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+    return {"from": SPEAKERS[turn["role"]], "value": content}
+
+
+SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 def plain(value: Any) -> bool:

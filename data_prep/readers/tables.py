@@ -224,7 +224,7 @@ def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
             rows = 64 if "binary" in str(found.schema_arrow) else ROWS
             for batch in found.iter_batches(batch_size=rows):
                 batch.validate(full=True)
-                yield batch
+                yield _labelled(batch)
             return
         with memory_map(str(path)) as file:
             try:
@@ -235,10 +235,28 @@ def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
                 batches = (whole.get_batch(number) for number in range(whole.num_record_batches))
             for batch in batches:
                 batch.validate(full=True)  # Arrow reads where damaged offsets point, out of its memory too
-                yield batch
+                yield _labelled(batch)
     except (ArrowException, OSError, UnicodeError) as error:
         kind = "Parquet" if path.suffix.lower() in PARQUET else "Arrow"
         raise UserError(f"{path}: not a whole {kind} file: {error}") from error
+
+
+def _labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with names in place of numbers in columns that `datasets` calls a `ClassLabel`."""
+    import pyarrow as pa
+
+    try:
+        told = json.loads((batch.schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        names_of = {column: kind["names"] for column, kind in told.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return batch
+    columns = batch.columns
+    for place, column in enumerate(batch.schema.names):
+        if column in names_of and pa.types.is_integer(columns[place].type):
+            numbers = columns[place].to_pylist()
+            names = dict(enumerate(names_of[column]))  # -1 stands for no label
+            columns[place] = pa.array([names.get(number) for number in numbers], pa.string())
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names) if names_of else batch
 
 
 def _arrow_batches(path: Path) -> Iterator[TableBatch]:

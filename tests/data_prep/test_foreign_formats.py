@@ -166,6 +166,28 @@ def test_a_folder_that_save_to_disk_wrote(tmp_path: Path, capsys) -> None:
     assert code == 0 and len(captions(tmp_path / "one/train")) == 5, error
 
 
+def test_labels_of_datasets_are_kept_by_name_and_chat_messages_are_conversations(tmp_path: Path, capsys) -> None:
+    rows = pairs_table(range(3)).append_column("change_type", pyarrow.array([1, -1, 0]))
+    labels = {"change_type": {"names": ["add", "remove"], "_type": "ClassLabel"}}
+    about = {"huggingface": json.dumps({"info": {"features": labels}})}
+    saved_to_disk(tmp_path / "saved", rows.replace_schema_metadata(about))
+    code, _, error = convert(capsys, "hf", tmp_path / "out", tmp_path / "saved", "--columns", "id=img_id")
+    assert code == 0, error
+    types = {id: record["meta"].get("change_type") for id, record in records(tmp_path / "out/train").items()}
+    assert types == {"0": "remove", "1": None, "2": "add"}
+    asked = [{"type": "image", "text": None}, {"type": "text", "text": "What is gone?"}]
+    messages = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": [{"type": "text", "text": "the hat"}]},
+    ]
+    put(tmp_path / "0.png", encoded(0))
+    path = put(tmp_path / "chat.json", [{"id": "a", "image": "0.png", "messages": messages}])
+    code, _, error = convert(capsys, "generic", tmp_path / "chat", "--table", path)
+    assert code == 0, error
+    said = [{"from": "human", "value": "<image>\nWhat is gone?"}, {"from": "gpt", "value": "the hat"}]
+    assert records(tmp_path / "chat/train")["a"]["conversations"] == said
+
+
 def test_parquet_in_many_files_as_the_hub_has_it(tmp_path: Path, capsys) -> None:
     for number, (split, numbers) in enumerate((("train", range(2)), ("train", range(2, 4)), ("test", range(4, 6)))):
         path = put(tmp_path / f"hub/data/{split}-{number:05d}-of-00003.parquet", b"")
