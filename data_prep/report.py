@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.outputs import write_text
 from data_prep.splits import KNOWN
 from onediff.data.manifest import Manifest
 
@@ -128,14 +125,10 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
     lines = [line for r in reports for line in r.tally.details]
     text += [f"  {line}" for line in lines[:details]]
     if len(lines) > details:
-        text.append("  … (--json FILE keeps more of them)")
+        text.append("  … (--report FILE keeps more of them)")
     return "\n".join(text)
 
 
 def counted(number: int, thing: str) -> str:
     """`1 shard`, `2,000 shards`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def save_reports(reports: Sequence[Report], path: Path) -> None:
-    write_text(path, json.dumps([report.fields() for report in reports], indent=2, ensure_ascii=False) + "\n")

@@ -6,14 +6,14 @@ Every fault is named by shard and key. The exit code is 0 without faults and 1 w
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+from typing import Any
 
 from data_prep.check import check_data_sets
-from data_prep.outputs import check_output, write_text
+from data_prep.outputs import check_output
 from data_prep.report import counted
 from data_prep.shards import data_sets
 from data_prep.workers import add_workers
+from onediff.cli.output import add_json, with_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,16 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pixels", action="store_true", help="read only the headers of images (much faster)")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="findings to print (default: 50)")
     add_workers(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
+    add_json(parser, "all findings")
 
 
 def run(args: argparse.Namespace) -> int:
-    check_output(args.json, "--json")
+    check_output(args.json_file, "--out")
+    return with_json(args, checked)
+
+
+def checked(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Prints the findings; the exit code, and all of them."""
     outcome = check_data_sets(data_sets(args.folder), args.processes, not args.no_pixels)
     for finding in outcome.findings[: args.limit]:
         print(finding)
     if len(outcome.findings) > args.limit:
-        print(f"… and {len(outcome.findings) - args.limit:,} more (--limit, --json FILE)")
+        print(f"… and {len(outcome.findings) - args.limit:,} more (--limit N, --out FILE)")
     for split, checks in outcome.checks.items():
         print(
             f"{split}: {counted(sum(check.samples for check in checks), 'sample')} in {counted(len(checks), 'shard')}"
@@ -39,6 +44,4 @@ def run(args: argparse.Namespace) -> int:
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(outcome.counts().items()))
     remarks = counted(len(outcome.findings) - faults, "remark")
     print(f"{counted(faults, 'fault')}, {remarks}{f': {kinds}' if kinds else ''}")
-    if args.json:
-        write_text(args.json, json.dumps(outcome.fields(), indent=2, ensure_ascii=False) + "\n")
-    return 1 if faults else 0
+    return (1 if faults else 0), outcome.fields()

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from data_prep.outputs import check_output
 from data_prep.readers import BUILT_IN, Inputs, reader
 from data_prep.share import add_share
 from data_prep.skipping import MaxSkipped, max_skipped
 from data_prep.workers import add_workers
+from onediff.cli.output import add_json, with_json
 from onediff.errors import UserError
 
 
@@ -84,21 +86,30 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the order of samples (default: 0)")
     add_workers(parser)
     add("--overwrite", action="store_true", help="replace a split that is already there")
-    add("--json", type=Path, metavar="FILE", help="write the final table as JSON too")
+    add_json(parser, "the final table", file="--report")
     add_share(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    if args.annotations and args.path:
+        hint = "; --json prints, --report FILE writes" if args.json else ""
+        raise UserError(f"{args.path}: the data set is named twice, here and with --annotations{hint}")
+    check_output(args.json_file, "--report")
+    return with_json(args, converted)
+
+
+def converted(args: argparse.Namespace) -> tuple[int, list[dict[str, Any]]]:
+    """Prints the final table, or the layout; what JSON tells of each split."""
     # Imported here, so that a launcher can check a command line on a login node at once.
     from data_prep.convert import convert
     from data_prep.images import Encoding
     from data_prep.plan import Choices
-    from data_prep.report import save_reports, show_reports
+    from data_prep.report import show_reports
 
     chosen = reader(args.name)
     if args.layout:
         print(f"{chosen.name}: {chosen.summary}\n  {chosen.layout}\n  from {chosen.source or 'you'}")
-        return
+        return 0, []
     if args.out is None:
         raise UserError("--out: say where the shards go")
     args.annotations = args.annotations or args.path
@@ -129,8 +140,7 @@ def run(args: argparse.Namespace) -> None:
         share=args.share,
     )
     print(show_reports(reports))
-    if args.json:
-        save_reports(reports, args.json)
+    return 0, [report.fields() for report in reports]
 
 
 def check_paths(args: argparse.Namespace) -> None:
@@ -148,7 +158,6 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UserError(f"--hold-out {args.hold_out}: must be a fraction below 1")
     if args.hold_out_by and not args.hold_out:
         raise UserError("--hold-out-by: say how much with --hold-out FRACTION")
-    check_output(args.json, "--json")
     if args.dataset_name and not args.dataset_name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--dataset-name {args.dataset_name!r}: letters, digits, - and _ only")
 

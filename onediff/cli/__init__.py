@@ -161,7 +161,7 @@ class Parser(argparse.ArgumentParser):
         close = get_close_matches(unknown, known, n=1) if unknown.startswith("-") and unknown not in known else []
         meant = f"; did you mean {close[0]}?" if close else ""
         if message.startswith("unrecognized") and not unknown.startswith("-") and unknown.endswith(".json"):
-            meant = "; --json prints, --out FILE writes"
+            meant = f"; --json prints, {self.get_default('json_option') or '--out'} FILE writes"
         raise UserError(f"{message}{meant} ('{self.prog} --help' tells more)")
 
 

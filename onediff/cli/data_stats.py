@@ -51,7 +51,7 @@ def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Prints the statistics; returns the exit code and what JSON tells. Raises UserError."""
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
-    check_output(args.out, "--out")
+    check_output(args.json_file, "--out")
     check_output(args.html, "--html")
     config = None
     if args.tokens:

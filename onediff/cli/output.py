@@ -1,4 +1,4 @@
-"""One convention for results as JSON: `--json` prints it instead of text, `--out FILE` writes it."""
+"""One convention for results as JSON: `--json` prints it instead of text, `--out FILE` (or `--report FILE`) writes it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 from onediff.errors import UserError
 
 
-def add_json(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds both options; `what` describes the JSON."""
+def add_json(parser: argparse.ArgumentParser, what: str, file: str = "--out") -> None:
+    """Adds both options; `what` describes the JSON, `file` is `--report` where `--out` is a folder."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON; text goes to standard error")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to FILE")
+    parser.add_argument(file, dest="json_file", type=Path, metavar="FILE", help="write the same JSON to FILE")
+    parser.set_defaults(json_option=file)
 
 
 def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], tuple[int, Any]]) -> int:
@@ -26,16 +27,28 @@ def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], 
 
     Raises UserError for a file that cannot be written, before the work starts.
     """
-    if args.out is not None and (args.out.is_dir() or not os.access(args.out.parent, os.W_OK)):
-        raise UserError(f"--out {args.out}: not a file that can be written")
+    path: Path | None = args.json_file
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise UserError(f"{args.json_option} {path}: not a file that can be written")
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         code, value = command(args)
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
-    if args.out is not None:
-        aside = args.out.with_name(f".tmp-{args.out.name}-{os.getpid()}")
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, args.out)
+    if path is not None:
+        _write(path, text + "\n")
     if args.json:
         is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
         print(text if is_utf8 else json.dumps(value, indent=1, default=str))
     return code
+
+
+def _write(path: Path, text: str) -> None:
+    """Raises UserError."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")  # a pipe or a terminal is not replaced by a file
+            return
+        aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

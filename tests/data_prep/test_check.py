@@ -230,8 +230,11 @@ def test_a_data_set_behind_a_url_is_checked_and_counted(folder: Path, capsys: py
 
 def test_findings_as_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(folder / "train/d-train-000000.tar", FAULTS["no_caption"][0])
-    check(folder, capsys, "--json", str(tmp_path / "f.json"), "--limit", "0")
+    _, said = check(folder, capsys, "--json", "--out", str(tmp_path / "f.json"), "--limit", "0")
     fields = json.loads((tmp_path / "f.json").read_text())
+    assert json.loads("\n".join(said)) == fields
+    assert main(["data", "check", str(folder), "--json", "f.json"]) == 2
+    assert "--json prints, --out FILE writes" in capsys.readouterr().err
     assert fields["counts"] == {"no_caption": 1}
     assert fields["samples"] == {"test": 2, "train": 8}
     assert (fields["findings"][0]["key"], fields["findings"][0]["place"]) == ("00000001", 1)

@@ -108,9 +108,9 @@ def test_folders_of_edits_that_never_came_whole_are_skipped_and_counted(tmp_path
     [
         (("--out", "t.csv/x"), "t.csv/x: cannot be written (Not a directory); choose another place"),
         (("--out", "/proc/none/x"), "/proc/none/x: cannot be written (No such file or directory)"),
-        (("--out", "out", "--json", "."), ".: is a folder (--json); name a file in it"),
-        (("--out", "out", "--json", "t.csv/x.json"), "t.csv/x.json: cannot be written (File exists)"),
-        (("--out", "out", "--json", "/dev/full"), "/dev/full: cannot be written (No space left on device); make room"),
+        (("--out", "out", "--report", "."), ".: is a folder (--report); name a file in it"),
+        (("--out", "out", "--report", "t.csv/x.json"), "t.csv/x.json: cannot be written (File exists)"),
+        (("--out", "out", "--report", "/dev/full"), "/dev/full: cannot be written (No space left on device)"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_one_line(folder: Path, words, line: str, capsys, monkeypatch) -> None:
@@ -205,5 +205,9 @@ def test_pairs_that_are_all_connected_cannot_be_held_out_by_image(folder: Path, 
 
 def test_the_report_is_written_where_it_is_asked_for(folder: Path, capsys) -> None:
     path = folder / "new/report.json"
-    convert(capsys, "generic", folder / "out", "--table", table(folder / "t.csv", [PAIR]), "--json", path)
+    convert(capsys, "generic", folder / "out", "--table", table(folder / "t.csv", [PAIR]), "--report", path)
     assert json.loads(path.read_text())[0]["written"] == 1
+    _, said, _ = convert(capsys, "generic", folder / "out", "--table", folder / "t.csv", "--json")
+    assert json.loads(said)[0]["written"] == 1
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.csv", "--json", "r.json")
+    assert code == 2 and "--json prints, --report FILE writes" in error

@@ -85,7 +85,7 @@ def test_damaged_tables_and_archives(tmp_path: Path, count: int, capsys: pytest.
         path = tmp_path / f"damaged{sound.suffix}"
         path.write_bytes(mutated(sound.read_bytes(), draw))
         out, report = tmp_path / "out", tmp_path / "report.json"
-        options = ["--out", out, "--processes", "1", "--max-skipped", "100%", "--json", report, "--decode"]
+        options = ["--out", out, "--processes", "1", "--max-skipped", "100%", "--report", report, "--decode"]
         case = f"number {number}, {kind}"
         try:
             code = main(["data", "convert", *words, str(path), *map(str, options)])

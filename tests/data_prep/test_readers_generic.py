@@ -385,7 +385,7 @@ def test_damage_in_the_middle_is_found_when_every_pixel_is_decoded() -> None:
 
 def test_the_table_as_json_and_a_rerun(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = table(folder / "t.csv", [PAIR, {**PAIR, "after": "2.png", "caption": ""}])
-    first = convert(capsys, "generic", folder / "out", "--table", path, "--json", folder / "r.json")
+    first = convert(capsys, "generic", folder / "out", "--table", path, "--report", folder / "r.json")
     again = convert(capsys, "generic", folder / "out", "--table", path)
     assert first == again
     report = json.loads((folder / "r.json").read_text())[0]

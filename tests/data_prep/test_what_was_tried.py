@@ -211,7 +211,7 @@ def giga() -> bytes:
 def outcome(folder: Path, words: tuple[str, ...]) -> str:
     """What a person is told: in the words of the report, or the line of the error."""
     report, said = folder / "report.json", io.StringIO()
-    options = ["--out", str(folder / "out"), "--json", str(report), "--processes", "1", "--decode"]
+    options = ["--out", str(folder / "out"), "--report", str(report), "--processes", "1", "--decode"]
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = main(["data", "convert", *words, *options])
     if code:

@@ -30,6 +30,8 @@ MAY_IMPORT = {
 """What the packages that stand apart may use of `onediff`."""
 
 MAY_ALSO_IMPORT = {
+    "data_prep/cli/check": {"cli"},  # one convention for results as JSON
+    "data_prep/cli/convert": {"cli"},
     "launcher/alerts": {"tracking"},  # masks secrets as the journal does
     "launcher/fit": {"plan"},  # a phase that does not fit into its GPUs is not queued
     "launcher/freeze": {"tracking"},  # where the frozen code came from, in the words of the tracking
