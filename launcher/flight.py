@@ -26,10 +26,10 @@ class _PlainData(pickle.Unpickler):
 class Reached(NamedTuple):
     """How far one rank had come in one process group."""
 
-    count: int
-    """Collectives that it had asked for."""
+    latest: int
+    """Number of the last collective that it had asked for."""
     names: Mapping[int, str]
-    """Of the latest of them, by number: `nccl:all_reduce`."""
+    """Of its collectives, by number: `nccl:all_reduce`."""
 
 
 def read_record(path: Path) -> dict[str, Reached]:
@@ -57,11 +57,11 @@ def missing(logs: Path) -> list[str]:
     lines = []
     for group in sorted({name for groups in ranks.values() for name in groups}):
         reached = {rank: groups[group] for rank, groups in sorted(ranks.items()) if group in groups}
-        least = min(one.count for one in reached.values())
-        behind = [rank for rank, one in reached.items() if one.count == least]
+        least = min(one.latest for one in reached.values())
+        behind = [rank for rank, one in reached.items() if one.latest == least]
         if len(behind) == len(reached):
             continue
-        wanted = Counter(one.names.get(least + 1) for one in reached.values() if one.count > least)
+        wanted = Counter(one.names.get(least + 1) for one in reached.values() if one.latest > least)
         name = (wanted.most_common(1)[0][0] or "a collective").rpartition(":")[2]
         others = f"{len(reached) - len(behind)} other ranks" if len(reached) - len(behind) > 1 else "the other rank"
         who = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind[:8]))}{' …' * (len(behind) > 8)}"

@@ -25,7 +25,7 @@ def check(setting: Setting) -> dict[str, Any]:
         dist.all_reduce(torch.ones(4, device=setting.device))
         record = Path(folder) / f"{FLIGHT_RECORD}0"
         record.write_bytes(torch._C._distributed_c10d._dump_fr_trace())
-        sums = {group: one.count for group, one in read_record(record).items()}
+        sums = {group: one.latest for group, one in read_record(record).items()}
         if setting.device.type != "cuda":
             shutdown()
             raise NotHere("a CPU has no such memory; the record of the sum can be read", collectives=sums)
