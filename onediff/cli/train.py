@@ -4,7 +4,6 @@
   onediff train configs/demo.yaml --processes 2 --resume
   onediff train runs/low-rate --processes 2 --resume            with the settings that the run has
   onediff train configs/demo.yaml optimizer.lr=3e-4 phases.two.steps=100 --run runs/low-rate
-
   onediff train configs/onediff_7b.yaml --processes 8 --node 1/4 --meet first-host:29500    on each of four machines
 
 Under srun, torchrun or mpirun every task is one rank, and --processes is left out. A run stopped by Ctrl-C, SIGTERM or
