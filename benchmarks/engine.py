@@ -48,8 +48,8 @@ def ours(config: RunConfig, phase: str, topology: Any, batch: Any, steps: int) -
 
     def step(number: int) -> None:
         made: Any = engine.step([batch], number, steps)
-        if hasattr(made, "figures"):
-            made.figures()
+        if hasattr(made, "metrics"):
+            made.metrics()
 
     return step
 

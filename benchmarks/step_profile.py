@@ -74,11 +74,11 @@ def profiled(phase: str, rows: int, steps: int) -> dict[str, dict[str, float]]:
     staged(engine)
     batch = batch_of(config, Shape(rows, 96, 2 * rows, rows, 40 * rows), model.vision.tokens)
     for number in range(2):
-        engine.step([batch], number, steps + 2).figures()
+        engine.step([batch], number, steps + 2).metrics()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with profile(activities=activities) as profiler:
         for number in range(steps):
-            engine.step([batch], number + 2, steps + 2).figures()
+            engine.step([batch], number + 2, steps + 2).metrics()
     events = profiler.events() or []
     spans = [(event.time_range, event.name.removeprefix("stage: ")) for event in events if event.name in MARKS]
     found: dict[str, dict[str, float]] = {stage: defaultdict(float) for stage in (*STAGES, "between")}

@@ -70,7 +70,7 @@ class Goal:
             return seen.scores[self.metric]
         if curve := self.curve(run):
             return curve[max(curve)]
-        known = sorted({*seen.scores, *seen.figures})
+        known = sorted({*seen.scores, *seen.metrics})
         raise UserError(f"{run}: no metric {self.metric!r}; it has {', '.join(known) or 'none'}")
 
 

@@ -44,7 +44,7 @@ def check(setting: Setting) -> dict[str, Any]:
     taken = []
     for step in range(3 if setting.dry else 8):
         began = time.perf_counter()
-        engine.step([batch, batch], step, 100).figures()
+        engine.step([batch, batch], step, 100).metrics()
         taken.append(time.perf_counter() - began)
     peak = setting.peak_gib()
     shutdown()

@@ -114,7 +114,7 @@ def captioned(
     captioner: Captioner, pairs: list[Pair], args: argparse.Namespace, faults: list[str]
 ) -> Iterator[tuple[Pair, str, Any]]:
     """Pair, caption and attention map (packed into bytes) of each readable pair; `faults` gets a line for the others."""
-    from onediff.evaluation.heat import packed, unpacked
+    from onediff.evaluation.attention_map import packed, unpacked
 
     rows, read = [], []
     for pair in pairs:
@@ -127,7 +127,7 @@ def captioned(
         return
     captions = captioner.answer(rows, max_new_tokens=args.max_new_tokens, num_beams=args.beams)
     wanted = args.attention is not None or args.report is not None
-    maps = [unpacked(packed(heat)) for heat in captioner.heat_maps(rows)] if wanted else [None] * len(rows)
+    maps = [unpacked(packed(heat)) for heat in captioner.attention_maps(rows)] if wanted else [None] * len(rows)
     yield from zip(read, captions, maps, strict=True)
 
 
@@ -151,7 +151,7 @@ def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
 
 def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> None:
     """Writes both images with the attention map over them as one PNG. Raises UserError if it cannot be written."""
-    from onediff.evaluation.heat import side_by_side
+    from onediff.evaluation.attention_map import side_by_side
 
     before, after = opened(captioner, pair.before), opened(captioner, pair.after)
     try:
@@ -163,7 +163,7 @@ def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> 
 
 def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str, Any]:
     """One pair of the report."""
-    from onediff.evaluation.heat import laid_over, png
+    from onediff.evaluation.attention_map import laid_over, png
     from onediff.evaluation.report.images import PairImages
 
     images = [opened(captioner, image) for image in (pair.before, pair.after)]

@@ -47,9 +47,9 @@ def row(one: Overview) -> tuple[str, ...]:
         one.state or "-",
         one.phase or "-",
         step,
-        number(one.figures.get("loss"), 4),
+        number(one.metrics.get("loss"), 4),
         number(None if cider is None else 100 * cider, 1),
-        number(one.figures.get("tokens_per_second"), 0),
+        number(one.metrics.get("tokens_per_second"), 0),
         one.jobs or "-",
         ago(time.time() - one.updated) if one.updated else "-",
     )

@@ -104,21 +104,21 @@ def lines(
         others.insert(0, ("earlier", earlier))
     rows = [head + (["other", "difference", "p"] if differences else []) + [name for name, _ in others]]
     for metric, value in scores.scores.items():
-        cells = [metric, _figure(value)]
+        cells = [metric, _number(value)]
         if scores.intervals:
             low, high = scores.intervals.get(metric, (value, value))
-            cells.append(f"{_figure(low)} – {_figure(high)}")
+            cells.append(f"{_number(low)} – {_number(high)}")
         if differences:
             one = differences.get(metric)
-            cells += [_figure(one.other), f"{100 * one.difference:+.1f}", f"{one.p:.4f}"] if one else ["", "", ""]
-        rows.append(cells + [_figure(figures.get(metric)) for _, figures in others])
+            cells += [_number(one.other), f"{100 * one.difference:+.1f}", f"{one.p:.4f}"] if one else ["", "", ""]
+        rows.append(cells + [_number(found.get(metric)) for _, found in others])
     found = [f"{rules.title} (protocol {rules.name}), {len(scores.ids)} pairs, tokens {scores.tokenisation}"]
     found += table(rows)
     if scores.groups:
         shown = scores.shown
         rows = [[("group" if rules.groups else "change type") + " ×100", "pairs", *shown]]
         for name, (pairs, group) in scores.groups.items():
-            rows.append([name, str(pairs), *(_figure(group.get(metric)) for metric in shown)])
+            rows.append([name, str(pairs), *(_number(group.get(metric)) for metric in shown)])
         found += ["", *table(rows)]
     found += [f"note: {note}" for note in scores.notes]
     return found + ([f"note: protocol {rules.name} is {rules.provenance}"] if rules.checked is None else [])
@@ -165,5 +165,5 @@ def require_same_rules(ours: Scores, earlier: Mapping[str, object], path: Path) 
             )
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"

@@ -40,7 +40,7 @@ class EvaluationConfig(Section):
     tensor: int = Field(1, ge=1)
     """Ranks that share one copy of the language model (tensor parallelism); the remaining factor of the ranks shares the
     pairs."""
-    heatmaps: bool = True
+    attention_maps: bool = True
     """Record where the delta module looked, for the report; costs a second pass through the tower."""
     max_new_tokens: int = Field(64, gt=0)
     """Longest caption, in tokens."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-RENAMED = {"model.vision.picture": "image"}
+RENAMED = {"model.vision.picture": "image", "evaluation.heatmaps": "attention_maps"}
 """Full path of an old key → its new name in the same section. A `*` stands for any name of a phase or a data set."""
 
 

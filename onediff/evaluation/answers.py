@@ -17,10 +17,10 @@ from onediff.errors import UserError
 
 
 class Answer(NamedTuple):
-    """What was said of a pair, and where the model looked (`heat.packed`), where that was asked for."""
+    """What was said of a pair, and where the model looked (`attention_map.packed`), where that was asked for."""
 
     caption: str
-    heat: str | None = None
+    attention: str | None = None
 
 
 def fingerprint(**parts: Any) -> str:
@@ -41,7 +41,8 @@ def read_answers(folder: Path, label: str, by: str) -> dict[str, Answer]:
             try:
                 record = json.loads(line)
                 if record.get("by") == by:
-                    found.setdefault(str(record["id"]), Answer(str(record["caption"]), record.get("heat")))
+                    attention = record.get("attention") or record.get("heat")  # the latter in older files
+                    found.setdefault(str(record["id"]), Answer(str(record["caption"]), attention))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{file}: line {number} is not an answer; delete the file to caption again") from None
     return found
@@ -60,8 +61,8 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
         """Appends one line a pair; they are with the operating system when this returns."""
         for pair, answer in answers.items():
             record = {"id": pair, "caption": answer.caption, "by": self.by}
-            if answer.heat is not None:
-                record["heat"] = answer.heat
+            if answer.attention is not None:
+                record["attention"] = answer.attention
             self._out.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._out.flush()
 

@@ -15,7 +15,7 @@ from onediff.data.rows import TokenRow, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.model.answer import answer
-from onediff.model.heatmap import heat_maps
+from onediff.model.attention_map import attention_maps
 from onediff.model.saved import load_model
 from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology
@@ -89,13 +89,13 @@ class Captioner:
         options = {"ends": self.processor.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
         return answer(self.model, self.tokenizer, rows, self.device, **options)
 
-    def heat_maps(self, rows: list[TokenRow]) -> np.ndarray:
+    def attention_maps(self, rows: list[TokenRow]) -> np.ndarray:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""
-        return heat_maps(self.model, collate(rows, pad_left=True).to(self.device)).cpu().numpy()
+        return attention_maps(self.model, collate(rows, pad_left=True).to(self.device)).cpu().numpy()
 
     def attention(self, before: ImageLike, after: ImageLike) -> np.ndarray:
-        """`[2, side, side]`: the attention map of one pair, see `heat_maps`."""
-        return self.heat_maps([self.row(before, after)])[0]
+        """`[2, side, side]`: the attention map of one pair, see `attention_maps`."""
+        return self.attention_maps([self.row(before, after)])[0]
 
     def _read(self, image: ImageLike) -> Image.Image:
         if isinstance(image, np.ndarray):

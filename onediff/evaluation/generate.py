@@ -20,7 +20,7 @@ from onediff.data.images import open_upright
 from onediff.data.rows import Processor, TokenRow
 from onediff.data.sample import BadSample
 from onediff.evaluation.answers import Answer, AnswerFile, read_answers
-from onediff.evaluation.heat import packed
+from onediff.evaluation.attention_map import packed
 from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.progress import progress
@@ -46,8 +46,8 @@ class CaptioningJob:
     batch_size: int
     answer: Callable[[list[TokenRow]], list[str]]
     """Prompt rows to captions, in one batch."""
-    heat: Callable[[list[TokenRow]], np.ndarray] | None = None
-    """Prompt rows to heat maps `[rows, 2, side, side]`."""
+    attention: Callable[[list[TokenRow]], np.ndarray] | None = None
+    """Prompt rows to attention maps `[rows, 2, side, side]`."""
     instruction: str | None = None
     """Asked of every pair instead of its own."""
     usual: str | None = None
@@ -130,6 +130,7 @@ def answered(job: CaptioningJob, pairs: list[str], topology: Topology) -> tuple[
         blank = Image.new("RGB", (job.processor.image.size, job.processor.image.size))
         job.answer([job.processor.prompt([blank, blank], None)])
     captions = job.answer(asked) if asked else []
-    maps: list[str | None] = [packed(heat) for heat in job.heat(asked)] if job.heat and asked else [None] * len(asked)
-    found = {pair: Answer(caption, heat) for pair, caption, heat in zip(rows, captions, maps, strict=True)}
+    looked = job.attention(asked) if job.attention and asked else None
+    maps = [None] * len(asked) if looked is None else [packed(one) for one in looked]
+    found = {pair: Answer(caption, one) for pair, caption, one in zip(rows, captions, maps, strict=True)}
     return {pair: found.get(pair, Answer("")) for pair in pairs}, bad

@@ -24,7 +24,7 @@ from onediff.evaluation.files import References, write_aside
 from onediff.evaluation.generate import CaptioningJob, caption_split
 from onediff.evaluation.metrics import chosen
 from onediff.evaluation.protocols import protocol
-from onediff.evaluation.report import shard_images, with_heat, write_report
+from onediff.evaluation.report import shard_images, with_attention, write_report
 from onediff.evaluation.scoring import Scores, score_all
 from onediff.model.saved import weights_digest
 from onediff.parallel.agreement import from_rank_zero, gathered, raise_on_all_ranks
@@ -94,14 +94,14 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
         by=asked_by(config, plan.data, model=digest, precision=str(captioner.dtype), usual=usual),
         batch_size=config.batch_size,
         answer=partial(captioner.answer, **decoding(config), cuda_graph=config.cuda_graphs),
-        heat=captioner.heat_maps if config.heatmaps else None,
+        attention=captioner.attention_maps if config.attention_maps else None,
         instruction=instruction(config),
         usual=usual,
         seed=config.seed,
     )
     stage("evaluation")
     caption_split(job, topology)
-    blind = replace(job, see=lambda before, after: [before, before], label="before-twice", heat=None)
+    blind = replace(job, see=lambda before, after: [before, before], label="before-twice", attention=None)
     if with_baselines:
         caption_split(blind, topology)
     graphs = any(gathered(captioner.model.cuda_graphs.used))
@@ -197,8 +197,8 @@ def scored(
     results["baselines"] = {name: dict(scores.scores) for name, scores in baselines.items()}
     results["table"] = table({"model": found, **baselines})
     write_aside(plan.out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False))
-    heat = {pair: answer.heat for pair, answer in answers.items() if answer.heat is not None}
-    shown = with_heat(images, heat, image)
+    attention = {pair: answer.attention for pair, answer in answers.items() if answer.attention is not None}
+    shown = with_attention(images, attention, image)
     write_report(plan.out / "report.html", found, references, predictions, types, beside=baselines, images=shown)
     return results
 

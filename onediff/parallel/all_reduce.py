@@ -42,13 +42,13 @@ def main(note: Path, per_node: bool, gpus: bool) -> None:
     store = dist.TCPStore(address, int(os.environ["MASTER_PORT"]) + 1, world, rank == 0, timedelta(seconds=60))
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    figures = measured(rank, world, device)
+    results = measured(rank, world, device)
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
         note.parent.mkdir(parents=True, exist_ok=True)
         file = note.with_name(f"{os.uname().nodename}.{note.name}") if per_node else note
-        file.write_text(json.dumps(figures))
+        file.write_text(json.dumps(results))
 
 
 def measured(rank: int, world: int, device: torch.device) -> dict[str, object]:

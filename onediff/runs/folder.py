@@ -46,10 +46,10 @@ class RunFolder:
         marker = self.phase(phase) / "finished.json"
         return json.loads(marker.read_text()) if marker.is_file() else None
 
-    def finish(self, phase: str, figures: dict[str, Any]) -> None:
+    def finish(self, phase: str, metrics: dict[str, Any]) -> None:
         """Marks a phase as finished, so that it is not repeated."""
         self.phase(phase).mkdir(parents=True, exist_ok=True)
-        write_json(self.phase(phase) / "finished.json", figures)
+        write_json(self.phase(phase) / "finished.json", metrics)
 
     def write_status(self, **fields: Any) -> None:
         """Replaces `status.json`, which followers of the run poll."""

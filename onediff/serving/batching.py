@@ -95,7 +95,7 @@ class Batcher:
                 rows = [one.row for one in batch]
                 captions = self.captioner.answer(rows, max_new_tokens=batch[0].max_new_tokens)
                 looked = [one for one in batch if one.wants_attention]
-                maps = iter(self.captioner.heat_maps([one.row for one in looked]) if looked else ())
+                maps = iter(self.captioner.attention_maps([one.row for one in looked]) if looked else ())
                 found = [
                     Reply(caption, next(maps) if one.wants_attention else None, len(batch))
                     for one, caption in zip(batch, captions, strict=True)

@@ -26,7 +26,7 @@ from PIL import Image
 from onediff.data.images import open_upright
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
-from onediff.evaluation.heat import heat_images, packed, png, unpacked
+from onediff.evaluation.attention_map import map_images, packed, png, unpacked
 from onediff.serving import openai
 from onediff.serving.batching import Batcher, Overloaded
 
@@ -228,7 +228,7 @@ def captioned(server: CaptionServer, body: bytes) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     for image in images:
         image.thumbnail((SIDE, SIDE))
-    maps = heat_images(unpacked(packed(answer.attention)), [image.size for image in images], captioner.processor.image)
+    maps = map_images(unpacked(packed(answer.attention)), [image.size for image in images], captioner.processor.image)
     return {
         "caption": answer.caption,
         "seconds": round(seconds, 2),

@@ -35,7 +35,7 @@ class Overview:
     phase: str = ""
     step: int = 0
     steps: int | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     """The newest step's metrics."""
     scores: dict[str, float] = field(default_factory=dict)
     """The newest evaluation's metrics."""
@@ -67,7 +67,7 @@ def overview(run: Path) -> Overview:
     starts = [start for _, start in openings(run / "tracking" / "run.jsonl")]
     made = Overview(run.name, str(status.get("state", "")), str(status.get("phase") or ""))
     made.step, made.steps = int(status.get("step") or 0), status.get("steps_total")
-    made.figures = {key: status[key] for key in ("loss", "tokens_per_second") if status.get(key) is not None}
+    made.metrics = {key: status[key] for key in ("loss", "tokens_per_second") if status.get(key) is not None}
     made.updated = float(status.get("updated", 0))
     newest: Record = {"time": 0}
     for path in journals(run):
@@ -79,7 +79,7 @@ def overview(run: Path) -> Overview:
             newest = record
             steps = made.steps if path.stem == f"phase-{made.phase}" else None
             made.phase, made.step, made.steps = path.stem.removeprefix("phase-"), record["step"], steps
-            made.figures = of_step(path, record["step"])
+            made.metrics = of_step(path, record["step"])
         elif path.stem.startswith("evaluation-"):
             made.scores = record["metrics"]
     made.scores = made.scores or numbers(read_json(run / "evaluation" / "scores.json"))

@@ -36,8 +36,8 @@ def branch(address: Address, target: Path) -> FoundCheckpoint:
         shutil.copytree(source.tokenizer, aside.tokenizer)
     order = list(config.phases)
     for phase in order[: order.index(start.phase)]:
-        if figures := source.finished(phase):
-            aside.finish(phase, figures)
+        if metrics := source.finished(phase):
+            aside.finish(phase, metrics)
         if checkpoint := latest_checkpoint(source.checkpoints(phase)):
             linked(checkpoint, aside.checkpoints(phase) / checkpoint.name)
     linked(start.checkpoint, aside.checkpoints(start.phase) / start.checkpoint.name)

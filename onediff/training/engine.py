@@ -58,10 +58,10 @@ class StepUnderWay:
     """When the device could start it."""
     ended: Moment
 
-    def figures(self) -> tuple[dict[str, float], Agreed]:
-        """The step's figures, and what all ranks know alike. Waits for the step to be done.
+    def metrics(self) -> tuple[dict[str, float], Agreed]:
+        """The step's metrics, and what all ranks agree on. Waits for the step to be done.
 
-        Figures are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping, not finite where the
+        Metrics are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping, not finite where the
         step was skipped for that), `rates`, the global batch's `targets`, `tokens`, `samples` and `skipped` samples, the
         share of its positions that is no padding (`real_token_share`), and `loss/<source>` for each source of the mix in it.
         """

@@ -101,12 +101,10 @@ class Evaluations:
         answers = read_answers(folder, job.label, job.by)
         asked = instruction(self.config) or usual
         found = scored(plan, self.heldout, answers, self.processor.image, asked, cuda_graphs=graphs)["scores"]
-        figures = {name: value for name, value in found.items() if value is not None}
-        lead = next(iter(figures))
-        log.info(
-            "phase %s step %d: %s ×100 %.1f of %d pairs", self.phase, step, lead, 100 * figures[lead], len(answers)
-        )
-        return folder, figures
+        scores = {name: value for name, value in found.items() if value is not None}
+        lead = next(iter(scores))
+        log.info("phase %s step %d: %s ×100 %.1f of %d pairs", self.phase, step, lead, 100 * scores[lead], len(answers))
+        return folder, scores
 
     def _answer(self, engine: Engine, rows: list[TokenRow]) -> list[str]:
         options: dict[str, Any] = decoding(self.config) | {"cuda_graph": self.config.cuda_graphs}

@@ -114,7 +114,7 @@ def report(phase: Phase, running: Running, progress: ProgressBar) -> str | None:
 
     Collective. Raises GoBack after a spike, and TrainingFault for what the run cannot get over, on every rank.
     """
-    metrics, agreed = running.work.figures()
+    metrics, agreed = running.work.metrics()
     phase.step = running.work.step + 1
     phase.guard.see(phase.step, agreed)
     phase.skipped += int(metrics.pop("skipped"))

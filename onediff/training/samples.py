@@ -14,7 +14,7 @@ from onediff.data.images import open_upright
 from onediff.data.rows import Processor, collate
 from onediff.data.sample import BadSample
 from onediff.model.answer import answer
-from onediff.model.heatmap import drawn_over, heat_maps
+from onediff.model.attention_map import attention_maps, drawn_over
 from onediff.runs.section import section
 from onediff.training.engine import Engine
 
@@ -62,19 +62,19 @@ class Samples:
             engine.model, self.tokenizer, self.rows, engine.device, self.ends, max_new_tokens=self.max_new_tokens
         )
         prompts = collate(self.rows, pad_left=True).to(engine.device)
-        maps = heat_maps(engine.model, prompts).float().cpu().numpy()
+        maps = attention_maps(engine.model, prompts).float().cpu().numpy()
         engine.model.train()
         table = []
         shown = zip(self.pairs, self.references, predictions, maps, strict=True)
-        for (before, after), reference, prediction, heats in shown:
+        for (before, after), reference, prediction, looked in shown:
             table.append(
                 {
                     "before": before,
                     "after": after,
                     "reference": reference,
                     "prediction": prediction,
-                    "attention on before": drawn_over(before, heats[0], self.image),
-                    "attention on after": drawn_over(after, heats[1], self.image),
+                    "attention on before": drawn_over(before, looked[0], self.image),
+                    "attention on after": drawn_over(after, looked[1], self.image),
                 }
             )
         return table

@@ -1,4 +1,4 @@
-"""`onediff caption`: two files, two folders, a table, a video; text, JSON, heat maps and a page."""
+"""`onediff caption`: two files, two folders, a table, a video; text, JSON, attention map and a page."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from onediff.config.data import PromptConfig
 from onediff.config.model import ImageConfig
 from onediff.data.geometry import input_box, seen_box
 from onediff.errors import UserError
-from onediff.evaluation.heat import COLOURS, heat_images, packed, side_by_side, unpacked
+from onediff.evaluation.attention_map import COLOURS, map_images, packed, side_by_side, unpacked
 from onediff.evaluation.pairs import from_video, pairs_of
 from onediff.model.saved import save_model
 
@@ -102,7 +102,7 @@ def test_a_table_with_captions_becomes_a_page_that_opens_and_filters(run, folder
         assert (
             browser.run("[...document.querySelectorAll('article li')].map(e => e.textContent)")[0] == "it is white, now"
         )
-        # Under the heat map an image stays where it is, and its name below it can be read.
+        # Under the attention map an image stays where it is, and its name below it can be read.
         browser.run("document.getElementById('heat').click()")
         boxes = "(i => { const b = i.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })"
         shown = browser.run(f"[...document.querySelectorAll('article:first-of-type img')].map({boxes})")
@@ -187,6 +187,6 @@ def test_the_map_covers_what_the_model_sees():
     assert second[10:60, 290:340].mean() > second[200:290, 60:200].mean() + 40
     # What falls on padding, rows 0 and 3 of a 2:1 image, is neither shown nor does it take the colours from the rest.
     heat[0, 0, 0], heat[1] = 4.0, np.eye(4)
-    before, after = heat_images(unpacked(packed(heat)), [(80, 40), (80, 40)], ImageConfig(size=64))
+    before, after = map_images(unpacked(packed(heat)), [(80, 40), (80, 40)], ImageConfig(size=64))
     assert before.getextrema()[3] == (0, 0)
     assert after.getpixel((30, 9)) == COLOURS[-1] and after.getpixel((70, 9)) == COLOURS[0]

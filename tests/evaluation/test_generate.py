@@ -79,7 +79,7 @@ def test_every_pair_has_a_caption_and_a_map_and_a_bad_image_is_named(one):
     assert len(set(found.values())) > 3
     assert found[f"set/{BAD}"] == ""
     assert [line.split(":")[0] for line in scores(one)["unreadable"]] == [f"set/{BAD}"]
-    assert all("heat" in line for line in written(one) if line["id"] != f"set/{BAD}")
+    assert all("attention" in line for line in written(one) if line["id"] != f"set/{BAD}")
     page = (one / "report.html").read_text()
     assert page.count('"images":["data:') == PAIRS and page.count("data:image/jpeg") == 4 * (PAIRS - 1) + 1
 
@@ -160,12 +160,12 @@ def test_in_bf16_a_saved_model_says_what_it_says_in_fp32(model, data):
 
 def test_answers_of_all_ranks_are_read_and_half_a_line_is_open(tmp_path):
     with AnswerFile(tmp_path, "captions", 0, "me") as out:
-        out.write({"a": Answer("one\u2028line"), "b": Answer("", "heat")})
+        out.write({"a": Answer("one\u2028line"), "b": Answer("", "map")})
     with AnswerFile(tmp_path, "captions", 1, "me") as out:
         out.write({"b": Answer("later")})
     with (tmp_path / "captions.rank1.jsonl").open("a") as out:
         out.write('{"id": "c", "capt')
-    assert read_answers(tmp_path, "captions", "me") == {"a": Answer("one\u2028line"), "b": Answer("", "heat")}
+    assert read_answers(tmp_path, "captions", "me") == {"a": Answer("one\u2028line"), "b": Answer("", "map")}
     assert read_answers(tmp_path, "captions", "other") == {}
     with AnswerFile(tmp_path, "captions", 1, "me") as out:
         out.write({"c": Answer("whole")})

@@ -90,7 +90,7 @@ def test_gallery_filters_and_sorts(without_java: Scores, tmp_path: Path) -> None
     dom = opened(page, tmp_path, "text=pair-1&sort=worst")
     assert set(cards(dom)) == {"pair-1"} | {f"pair-{i}" for i in range(10, 20)}
     assert len(re.findall(r'<img[^>]* src="data:image/jpeg;base64,', dom)) == 3
-    assert 'alt="heat map"' in dom
+    assert 'alt="attention map"' in dom
 
 
 def test_published_numbers_stand_beside_ours_with_their_sources(without_java: Scores, tmp_path: Path) -> None:

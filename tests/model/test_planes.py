@@ -18,8 +18,8 @@ from onediff.data.sample import Sample
 from onediff.data.segments import Segments
 from onediff.errors import UserError
 from onediff.model.answer import answer
+from onediff.model.attention_map import RASTER, attention_maps
 from onediff.model.delta import spread
-from onediff.model.heatmap import RASTER, heat_maps
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import VisionTower
 
@@ -88,7 +88,7 @@ def test_a_change_anywhere_in_a_wide_image_changes_the_answer_and_its_place_gets
         after.paste((255, 0, 0), (left, 6, left + 6, 14))
         row = processor(model).prompt([before, after], None)
         losses.append(model.embed(collate([row], pad_left=True)))
-        maps.append(heat_maps(model, collate([row, row], pad_left=True)))
+        maps.append(attention_maps(model, collate([row, row], pad_left=True)))
     assert not any(torch.allclose(losses[0], other, atol=1e-4) for other in losses[1:])
     assert maps[0].shape == (2, 2, RASTER, RASTER)
     assert maps[0].sum((1, 2, 3)).tolist() == pytest.approx([1, 1])

@@ -86,7 +86,7 @@ def main() -> None:
             if poisoned:
                 before = state(engine)
                 hooks = poison(engine, case.get("where", "loss"), float(case.get("value", "nan")))
-                measured, _ = engine.step(micro_batches, 1, 10).figures()
+                measured, _ = engine.step(micro_batches, 1, 10).metrics()
                 for hook in hooks:
                     hook.remove()
                 after = state(engine)
@@ -95,7 +95,7 @@ def main() -> None:
                 if not found["unchanged"]:
                     found["changed"] = [k for k in before if k not in after or not torch.equal(before[k], after[k])][:4]
             torch.manual_seed(2)  # dropout
-            done = engine.step(micro_batches, 2, 10).figures()[0]
+            done = engine.step(micro_batches, 2, 10).metrics()[0]
             ends.append((state(engine), done["loss"], done["grad_norm"]))
             engine.close()
             swaps.close()

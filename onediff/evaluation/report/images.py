@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 QUALITY = 72
 HEAT_SIDE = 192
-"""Pixels of the longer side of an image under a heat map: those of the page's largest thumbnails."""
+"""Pixels of the longer side of an image under an attention map: those of the page's largest thumbnails."""
 
 
 class PairImages(NamedTuple):
-    """Encoded images of one pair, of any kind Pillow reads, and both again under their heat maps where there are any."""
+    """Encoded images of one pair, of any kind Pillow reads, and both again under their attention maps, if any."""
 
     before: bytes
     after: bytes
-    heat_before: bytes | None = None
-    heat_after: bytes | None = None
+    map_before: bytes | None = None
+    map_after: bytes | None = None
 
 
 Source = Callable[[str], PairImages | None]
@@ -68,23 +68,23 @@ def shard_images(folder: Path, ids: Collection[str]) -> Source:
     return images
 
 
-def with_heat(images: Source, heat: Mapping[str, str], config: ImageConfig) -> Source:
-    """The images of `images`, and the same under the maps of `heat` (`heat.packed` texts by id) where there are any.
+def with_attention(images: Source, attention: Mapping[str, str], config: ImageConfig) -> Source:
+    """The images of `images`, and the same under the maps of `attention` (`attention_map.packed` texts by id), if any.
 
     `config` says which part of an image the model saw.
     """
-    from onediff.evaluation.heat import laid_over, png, unpacked
+    from onediff.evaluation.attention_map import laid_over, png, unpacked
 
-    def heated(pair: str) -> PairImages | None:
+    def overlaid(pair: str) -> PairImages | None:
         found = images(pair)
-        if found is None or pair not in heat:
+        if found is None or pair not in attention:
             return found
         before, after = (opened_small(data, HEAT_SIDE) for data in found[:2])
         if before is None or after is None:
             return found
-        return PairImages(*found[:2], *map(png, laid_over((before, after), unpacked(heat[pair]), config)))
+        return PairImages(*found[:2], *map(png, laid_over((before, after), unpacked(attention[pair]), config)))
 
-    return heated
+    return overlaid
 
 
 def opened_small(data: bytes, side: int) -> Image.Image | None:

@@ -18,10 +18,10 @@ UNSEEN = (150, 150, 150, 225)
 """Over what `fit: crop` cuts away."""
 
 
-def packed(heat: np.ndarray) -> str:
+def packed(attention: np.ndarray) -> str:
     """`[2, side, side]` as text: a byte a place, base64; 0 is the least attention of the pair and 255 the most."""
-    low, high = float(heat.min()), float(heat.max())
-    scaled = np.round((heat - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    low, high = float(attention.min()), float(attention.max())
+    scaled = np.round((attention - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
     return base64.b64encode(scaled.tobytes()).decode("ascii")
 
 
@@ -32,13 +32,13 @@ def unpacked(text: str) -> np.ndarray:
     return flat.reshape(2, side, side)
 
 
-def heat_images(heat: np.ndarray, sizes: Sequence[tuple[int, int]], config: ImageConfig) -> list[Image.Image]:
+def map_images(attention: np.ndarray, sizes: Sequence[tuple[int, int]], config: ImageConfig) -> list[Image.Image]:
     """See-through RGBA images of `sizes`, those of before and after, with the colours of their maps `[2, side, side]`
     (uint8) on what the model sees, and grey on the rest.
 
     Colours reach from the least to the most attention on the pair itself: what padding gets must not pale the images.
     """
-    maps = [over_image(one.astype(np.float32), size, config) for one, size in zip(heat, sizes, strict=True)]
+    maps = [over_image(one.astype(np.float32), size, config) for one, size in zip(attention, sizes, strict=True)]
     inside = np.concatenate([values[was_seen] for values, was_seen in maps])
     low, high = inside.min(), inside.max()
     reach = max(high - low, 16)  # maps have whole numbers: less is rounding, not to be seen enlarged
@@ -55,19 +55,19 @@ def _coloured(shares: np.ndarray, was_seen: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(colours).astype(np.uint8))
 
 
-def laid_over(images: Sequence[Image.Image], heat: np.ndarray, config: ImageConfig) -> list[Image.Image]:
+def laid_over(images: Sequence[Image.Image], attention: np.ndarray, config: ImageConfig) -> list[Image.Image]:
     """Before and after (RGB) with the maps `[2, side, side]` (uint8) over them."""
-    maps = heat_images(heat, [image.size for image in images], config)
+    maps = map_images(attention, [image.size for image in images], config)
     over = zip(images, maps, strict=True)
     return [Image.alpha_composite(image.convert("RGBA"), one).convert("RGB") for image, one in over]
 
 
-def side_by_side(before: Image.Image, after: Image.Image, heat: np.ndarray, config: ImageConfig) -> Image.Image:
+def side_by_side(before: Image.Image, after: Image.Image, attention: np.ndarray, config: ImageConfig) -> Image.Image:
     """Both images with the maps `[2, side, side]` (uint8) over them, at one height, in one image."""
     height = max(before.height, after.height)
     widths = (max(1, round(image.width * height / image.height)) for image in (before, after))
     scaled = [image.resize((width, height)) for image, width in zip((before, after), widths, strict=True)]
-    both = laid_over(scaled, heat, config)
+    both = laid_over(scaled, attention, config)
     gap = max(4, height // 60)
     sheet = Image.new("RGB", (both[0].width + gap + both[1].width, height), "white")
     sheet.paste(both[0], (0, 0))

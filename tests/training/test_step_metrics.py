@@ -17,8 +17,8 @@ def step(loss_sums: list[float], counts: list[float]) -> StepUnderWay:
     return StepUnderWay(6, {"lr": 1e-3, "lr/delta": 1e-3}, ["a", "b"], OnTheWay(numbers), Moment(CPU), Moment(CPU))
 
 
-def test_figures_are_means_over_the_global_batch_and_a_source_without_targets_has_none():
-    measured, agreed = step([8.0, 0.0], [4.0, 0.0]).figures()
+def test_metrics_are_means_over_the_global_batch_and_a_source_without_targets_has_none():
+    measured, agreed = step([8.0, 0.0], [4.0, 0.0]).metrics()
     assert measured == {
         "loss": 2.0,
         "grad_norm": 0.5,

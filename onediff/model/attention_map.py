@@ -25,7 +25,7 @@ RASTER = 32
 
 
 @torch.no_grad()
-def heat_maps(model: OneDiffModel, batch: Batch) -> Tensor:
+def attention_maps(model: OneDiffModel, batch: Batch) -> Tensor:
     """`[B, 2, side, side]`: the share of attention that each place of before and after gets, over all delta tokens.
 
     The mean over layers, heads and tokens; it sums to 1 over a pair. The places are those of the tower's input, or, of
@@ -111,14 +111,14 @@ def _weights(query_BQW: Tensor, key_BKW: Tensor, heads: int) -> Tensor:
     return (q @ k / q.shape[-1] ** 0.5).softmax(-1)
 
 
-def drawn_over(image: np.ndarray, heat: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """`image`, `[height, width, 3]` uint8, in grey with the map `heat`, `[side, side]`, in red; paled where the model
+def drawn_over(image: np.ndarray, attention: np.ndarray, config: ImageConfig) -> np.ndarray:
+    """`image`, `[height, width, 3]` uint8, in grey with the map `attention`, `[side, side]`, in red; paled where the model
     did not see it.
 
     The even share of a place stays grey, and three times as much is full red: maps of all steps can be compared.
     """
-    even = 0.5 / heat.size  # the maps of both images add up to 1
-    above = np.clip((heat / even - 1) / 2, 0, 1).astype(np.float32)
+    even = 0.5 / attention.size  # the maps of both images add up to 1
+    above = np.clip((attention / even - 1) / 2, 0, 1).astype(np.float32)
     red, was_seen = (part[..., None] for part in over_image(above, image.shape[1::-1], config))
     grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     drawn = np.where(was_seen, (1 - 0.7 * red) * grey + 0.7 * red * np.array([255, 30, 0]), 0.2 * grey + 0.8 * 200)

@@ -1,4 +1,4 @@
-"""The delta module's heat map: the weights of plain attention, and the module is left as it was."""
+"""The delta module's attention map: the weights of plain attention, and the module is left as it was."""
 
 import itertools
 
@@ -11,8 +11,8 @@ from test_delta import HEADS, TOKENS, WIDTH, levels, module  # noqa: F401
 
 from onediff.config.model import ImageConfig
 from onediff.data.images import fitted
+from onediff.model.attention_map import attention_maps, cross_attention_weights, drawn_over
 from onediff.model.delta import place_embedding, spread
-from onediff.model.heatmap import cross_attention_weights, drawn_over, heat_maps
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def test_looking_changes_nothing(module):  # noqa: F811
 
 def test_a_map_shares_all_attention_among_the_places_of_both_images():
     model, given = tiny_model(), batch("pair", "pair")
-    maps = heat_maps(model, given)
+    maps = attention_maps(model, given)
     assert maps.shape == (2, 2, 2, 2)
     assert maps.sum(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
     assert not maps[0].equal(maps[1])
