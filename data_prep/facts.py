@@ -26,7 +26,7 @@ Place = Callable[[str, str], str]
 """From the path of an image and where it stands to its plain form; raises UserError."""
 COLUMNS = ("split", "id", "has_id", "first", "second", "has_captions", "has_turns", "group")
 """`first` and `second` are keys of the images in the order of their roles: a path, `FINGERPRINT` and hexadecimal digits of
-the content, nothing where the image is missing, null where the row has no such role. `group` is the value of the column
+the content, nothing if the image is missing, null where the row has no such role. `group` is the value of the column
 that pairs are held out by."""
 FINGERPRINT = "\0"
 
@@ -49,7 +49,7 @@ def row_facts(rows: Sequence[Row], group: str | None) -> pa.RecordBatch:
 
 
 def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBatch | None:
-    """The same of rows of a table, or None where their images are not named by text, or they hold conversations.
+    """The same of rows of a table, or None if their images are not named by text, or they hold conversations.
 
     Raises UserError for a path that leaves the image folder, and for a caption that is an object.
     """
@@ -199,7 +199,7 @@ def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> I
 
 
 def _pair_id(before: str, after: str) -> str:
-    """`first_id` of two files in folders; nothing where a name is not as plain as most."""
+    """`first_id` of two files in folders; nothing if a name is not as plain as most."""
     folder, _, before = before.rpartition("/")
     other, _, after = after.rpartition("/")
     before, after = before.rpartition(".")[0], after.rpartition(".")[0]

@@ -52,7 +52,7 @@ def inside(path: str, where: str, root: Path | None = None) -> str:
 
 
 def split_member(path: str) -> tuple[str, str]:
-    """`shards/000.tar#1.jpg` as archive and member; the member is empty where `path` names a file."""
+    """`shards/000.tar#1.jpg` as archive and member; the member is empty if `path` names a file."""
     archive, _, member = path.partition("#")
     return (archive, member) if archive.lower().endswith((".tar", ".zip")) else (path, "")
 
@@ -99,7 +99,7 @@ class Folder:
             raise BadSample("missing_image", f"{path!r} cannot be opened: {error}") from error
 
     def _archive(self, name: str) -> Archive:
-        """Raises `BadSample` where there is none."""
+        """Raises `BadSample` if there is none."""
         if name not in self._archives:
             if not (self.root / name).is_file():
                 raise BadSample("missing_image", f"no archive {name!r} in {self.root}")
@@ -107,7 +107,7 @@ class Folder:
         return self._archives[name]
 
     def size(self, path: str) -> int:
-        """Bytes of the file or member, -1 where there is none of that very name."""
+        """Bytes of the file or member, -1 if there is none of that very name."""
         name, member = split_member(path)
         try:
             if member:

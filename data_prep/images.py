@@ -91,7 +91,7 @@ def must_be_whole(data: bytes) -> None:
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """The size of a JPEG or PNG whose header alone shows that it is plain; None where a closer look is needed.
+    """The size of a JPEG or PNG whose header alone shows that it is plain; None if a closer look is needed.
 
     Five times as fast as Pillow, which reads everything before the pixels; most images need no more.
     """
@@ -106,7 +106,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_frame(data: bytes, past_exif: bool) -> tuple[int, int, int, int]:
-    """Precision, height, width and number of colours from a JPEG's header; zeros where there is none to read."""
+    """Precision, height, width and number of colours from a JPEG's header; zeros if there is none to read."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")

@@ -24,7 +24,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def check_output(path: Path | None, option: str) -> None:
-    """Makes the folder of the file that `option` names. Raises UserError where no file can be written there."""
+    """Makes the folder of the file that `option` names. Raises UserError when no file can be written there."""
     if path is None:
         return
     if path.is_dir():

@@ -218,7 +218,7 @@ class _Numbered:
         return flags
 
     def give_ids(self) -> None:
-        """Sees to it that no two pairs of a split have one id. Raises UserError where the rows' own ids say otherwise."""
+        """Sees to it that no two pairs of a split have one id. Raises UserError when the rows' own ids say otherwise."""
         has_id = self.flags("has_id")
         counts = ~has_id | (self.complete & ~self.flags("has_turns"))
         known = _one(self.facts["id"]).dictionary_encode()

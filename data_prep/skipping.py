@@ -22,7 +22,7 @@ class MaxSkipped:
         return " and ".join(parts)
 
     def check(self, tally: Tally, what: str) -> None:
-        """Raises UserError where more rows were skipped."""
+        """Raises UserError when more rows were skipped."""
         skipped = sum(tally.skipped.values())
         if skipped <= max(self.rows, self.share * tally.read):
             return

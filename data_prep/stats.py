@@ -70,7 +70,7 @@ class Stats:
 
 
 def spread(histogram: Counter[int]) -> dict[str, float]:
-    """Least, median, mean, 95th percentile and greatest of a histogram; empty where it is."""
+    """Least, median, mean, 95th percentile and greatest of a histogram; empty if it is."""
     total = sum(histogram.values())
     if not total:
         return {}
@@ -90,7 +90,7 @@ def spread(histogram: Counter[int]) -> dict[str, float]:
 def shard_stats(path: Path, known: Mapping[Path, Shard]) -> Stats:
     """The statistics of one shard; reads every sample, and of each image the header.
 
-    Raises UserError where the shard is missing.
+    Raises UserError when the shard is missing.
     """
     stats = Stats()
     if not known[path].url and not path.is_file():

@@ -64,7 +64,7 @@ def _plain(value: Any) -> Any:
 
 
 def mapping_in(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UserError where it is missing or holds something else."""
+    """The keys and values of a YAML file. Raises UserError when it is missing or holds something else."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

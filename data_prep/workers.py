@@ -51,7 +51,7 @@ def on_cluster(
 ) -> Iterator[Found]:
     """`work(item)`, or `work(first, item)`, for every item on the cluster at `address`, in order.
 
-    `first` is sent to each worker once. Raises UserError where there is no such cluster, a worker does not see `folder`, or
+    `first` is sent to each worker once. Raises UserError when there is no such cluster, a worker does not see `folder`, or
     a task has lost its worker too often; and what `work` raises.
     """
     with _connected(address) as client, progress(len(items), title, unit) as bar:

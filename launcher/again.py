@@ -53,7 +53,7 @@ def all_excluded(fields: dict[str, str], unfit: Sequence[str]) -> list[str]:
 
 
 def fewer_nodes(known: Sequence[str], excluded: Sequence[str], part: Json) -> int | None:
-    """How many nodes to go on with where not even the least number is left; None where enough are. 0: none can share."""
+    """How many nodes to go on with where not even the least number is left; None if enough are. 0: none can share."""
     left = len(set(known) - set(excluded))
     if left >= part["nodes"][0]:
         return None

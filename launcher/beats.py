@@ -46,7 +46,7 @@ class Beats:
                 self.socket.sendto(END, sender)
 
     def since(self, attempt: str, node: str) -> float | None:
-        """Seconds since `node` was heard last in `attempt`; None where it never was."""
+        """Seconds since `node` was heard last in `attempt`; None if it never was."""
         last = self.heard.get((attempt, node))
         return None if last is None else time.monotonic() - last
 
@@ -59,7 +59,7 @@ class Beats:
 
 
 class Sender:
-    """A task's end. Sends nothing where the supervisor's address cannot be found."""
+    """A task's end. Sends nothing if the supervisor's address cannot be found."""
 
     def __init__(self, address: str, attempt: str, node: str) -> None:
         """`address` is `HOST:PORT`, or `-` for nobody."""

@@ -132,7 +132,7 @@ class SeenFailure(NamedTuple):
 
 
 def known(lines: Sequence[str], own: Sequence[Sequence[str]] = ()) -> SeenFailure | None:
-    """What the last telling one of `lines` means, by the rows `own` of a profile and those above; None where none tells."""
+    """What the last telling one of `lines` means, by the rows `own` of a profile and those above; None if none tells."""
     rows = [*(Failure(*row) for row in own), *FAILURES]
     for line in reversed(lines):
         for row in rows:

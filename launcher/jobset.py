@@ -183,7 +183,7 @@ def quoted(path: PurePosixPath) -> str:
 
 
 def label(text: str, key: str) -> str:
-    """A name as Kubernetes takes it. Raises UserError where none can be made of `text`, the value of `key`."""
+    """A name as Kubernetes takes it. Raises UserError when none can be made of `text`, the value of `key`."""
     made = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not LABEL.fullmatch(made) or len(made) > 40:
         raise UserError(f"{key}: {text!r} makes no Kubernetes name; use letters, digits and hyphens, at most 40")

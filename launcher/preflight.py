@@ -112,7 +112,7 @@ def summary() -> str:
 
 
 def gpu_driver() -> str | None:
-    """Version of the GPU driver, None where there is none."""
+    """Version of the GPU driver, None if there is none."""
     return next(iter(asked("driver_version")), None) if shutil.which("nvidia-smi") else None
 
 

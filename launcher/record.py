@@ -75,7 +75,7 @@ class Record:
         return read_json(self.plan_file) or {}
 
     def submitted_plan(self) -> Json:
-        """The frozen plan. Raises UserError where there is none."""
+        """The frozen plan. Raises UserError when there is none."""
         plan = self.plan()
         if "phases" not in plan:
             raise UserError(f"{self.plan_file}: no such file; the run's folder was removed, moved or never submitted")
@@ -138,7 +138,7 @@ class Record:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file of the launcher's own, or None where there is none. Raises UserError for anything but JSON."""
+    """The value in a file of the launcher's own, or None if there is none. Raises UserError for anything but JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -34,7 +34,7 @@ class Run:
 
     @classmethod
     def open(cls, name: str | Path) -> Run:
-        """The run in a folder, or of that name below `runs/`. Raises UserError where there is none."""
+        """The run in a folder, or of that name below `runs/`. Raises UserError when there is none."""
         return cls(run_folder(str(name)))
 
     def status(self) -> list[PhaseState]:

@@ -64,7 +64,7 @@ class Goal:
         return found
 
     def value(self, run: Path) -> float:
-        """What a finished run reached. Raises UserError where it was not measured."""
+        """What a finished run reached. Raises UserError when it was not measured."""
         seen = overview(run)
         if self.metric in seen.scores:
             return seen.scores[self.metric]

@@ -32,7 +32,7 @@ class Beat(NamedTuple):
 
 
 def as_beat(found: Json, phase: str) -> Beat | None:
-    """What a file of beats says of `phase`; None where it is of another one, or garbled."""
+    """What a file of beats says of `phase`; None if it is of another one, or garbled."""
     if found.get("phase") != phase or not isinstance(found.get("section"), str):
         return None
     began, moved = float(found.get("began") or 0), float(found.get("moved") or 0)
@@ -102,7 +102,7 @@ class Spikes:
         self.size = size_of(self.file)
 
     def new(self) -> str | None:
-        """The newest in words, where there is one since the last look."""
+        """The newest in words, if there is one since the last look."""
         size = size_of(self.file)
         if size <= self.size:
             return None
@@ -115,7 +115,7 @@ class Spikes:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
+    """Bytes of a file; 0 if there is none."""
     try:
         return os.stat(path).st_size
     except OSError:

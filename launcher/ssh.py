@@ -29,7 +29,7 @@ TAKES_PROFILE = (*TAKES_CONFIG, "data", "doctor")
 def run_there(host: str, subcommand: str, words: Sequence[str]) -> int:
     """Runs a subcommand of `onediff launch`, with its `words`, in DIR of HOST; returns its exit code.
 
-    Uses `.venv/bin/onediff` of DIR where that exists, else the `onediff` of a login shell. Raises UserError where ssh cannot
+    Uses `.venv/bin/onediff` of DIR where that exists, else the `onediff` of a login shell. Raises UserError when ssh cannot
     connect.
     """
     address, _, folder = host.partition(":")
@@ -84,7 +84,7 @@ def send(address: str, folder: str, files: dict[str, bytes]) -> None:
 
 
 def over_ssh(words: Sequence[str], address: str, given: bytes | None = None) -> int:
-    """One ssh to its end. Raises UserError where there is no ssh, or no connection."""
+    """One ssh to its end. Raises UserError when there is no ssh, or no connection."""
     try:
         done = subprocess.run(["ssh", *words], input=given, check=False)
     except FileNotFoundError:

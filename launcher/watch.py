@@ -167,7 +167,7 @@ class Watch:
 
 
 def node_port() -> int | None:
-    """The port on which the daemons of all nodes listen; None where Slurm does not say."""
+    """The port on which the daemons of all nodes listen; None if Slurm does not say."""
     try:
         text = slurm.configuration().get("SlurmdPort", "")
     except UserError:

@@ -42,7 +42,7 @@ class Lines(tqdm):
 def progress(
     total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = False
 ) -> tqdm:
-    """A `tqdm` over `total` of `unit`, None where nobody knows how many: lines where the output is no terminal.
+    """A `tqdm` over `total` of `unit`, None if nobody knows how many: lines where the output is no terminal.
 
     Nothing is printed unless `shown`.
     """

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real public data named by ONEDIFF_REAL_DATA; the test is skipped where there is none."""
+    """The folder of real public data named by ONEDIFF_REAL_DATA; the test is skipped if there is none."""
     folder = Path(os.environ.get("ONEDIFF_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set ONEDIFF_REAL_DATA to a folder that holds it")

@@ -181,7 +181,7 @@ def _theirs(setting: Setting, size: Size) -> Record:
 
 def _flops(config: Any, size: Size, batches: list[Any]) -> float | None:
     """Mean FLOPs of the model for one of `batches`, forward and backward once, frozen parts without a backward pass of
-    their own; None where the counter is not there."""
+    their own; None if the counter is not there."""
     try:
         from onediff.plan.architecture import sizes_of
         from onediff.plan.flops import step_flops

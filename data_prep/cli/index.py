@@ -1,6 +1,6 @@
 """Write the indexes and the manifest of a folder of tars, such as shards written by another tool.
 
-Indexes that are missing or stale are built again; a manifest is written where there is none.
+Indexes that are missing or stale are built again; a manifest is written if there is none.
 """
 
 from __future__ import annotations

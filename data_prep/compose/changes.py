@@ -46,7 +46,7 @@ Outcome = tuple[ComposedChange, Stage]
 
 
 def draw_change(rng: np.random.Generator, kind: ChangeType, situation: ComposedSituation) -> Outcome | None:
-    """A change of type `kind` and the stage after it, or None where the stage allows none."""
+    """A change of type `kind` and the stage after it, or None if the stage allows none."""
     return DRAW[kind](rng, situation)
 
 

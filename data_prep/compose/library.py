@@ -141,7 +141,7 @@ def find_cutouts(paths: Sequence[Path]) -> SearchResult:
 def deal(backgrounds: Sequence[Background], counts: Mapping[str, int]) -> dict[str, tuple[Background, ...]]:
     """The backgrounds of each split, in proportion to `counts`; all frames of a video go to the same split.
 
-    Raises UserError where a split would get none.
+    Raises UserError when a split would get none.
     """
     files = sorted({background.path for background in backgrounds}, key=lambda path: blake2b(path.encode()).digest())
     if len(files) < len(counts):
@@ -154,7 +154,7 @@ def deal(backgrounds: Sequence[Background], counts: Mapping[str, int]) -> dict[s
 
 
 def name_of(path: Path) -> tuple[str, str] | None:
-    """Article and name of a cut-out: ("a", "red apple"); None where there is no short name."""
+    """Article and name of a cut-out: ("a", "red apple"); None if there is no short name."""
     # Tux Paint's stamps: the mirror image of an image shares its name.
     stem = path.stem.removesuffix("_mirror")
     note = path.with_name(f"{stem}.txt")
@@ -207,14 +207,14 @@ def _transparent(image: Image.Image) -> bool:
 
 
 def _not_a_background(image: Image.Image) -> str:
-    """Why an image cannot be a background; empty where it can."""
+    """Why an image cannot be a background; empty if it can."""
     if min(image.size) < SMALLEST_BACKGROUND:
         return "too small"
     return "transparent" if _transparent(image) else ""
 
 
 def _not_a_cutout(image: Image.Image) -> str:
-    """Why an image cannot be a cut-out; empty where it can."""
+    """Why an image cannot be a cut-out; empty if it can."""
     if max(image.size) < SMALLEST_CUTOUT:
         return "too small"
     if not _transparent(image):
@@ -236,7 +236,7 @@ def _photograph(path: str) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _frames(path: str) -> list[Image.Image]:
-    """FRAMES frames of a video, evenly spread. Raises UserError where OpenCV is missing."""
+    """FRAMES frames of a video, evenly spread. Raises UserError when OpenCV is missing."""
     try:
         import cv2
     except ImportError:

@@ -91,7 +91,7 @@ def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int)
 
 
 def _draw_plan(rng: np.random.Generator, kind: ChangeType, config: ComposeConfig, library: Library) -> PairPlan | None:
-    """A random stage and a change of type `kind` to it, or None where the stage allows none."""
+    """A random stage and a change of type `kind` to it, or None if the stage allows none."""
     # The part that a crop leaves is enlarged, so it needs a finer photograph.
     finer = 2 if kind == "crop" else 1
     across, down = (round(side * finer * (1 + 2 * MARGIN)) for side in (config.width, config.height))

@@ -68,7 +68,7 @@ class RowBatch:
         return self.table.cells.column(names.index(name)) if name in names else [None] * len(self)
 
     def texts(self, name: str) -> pa.Array | None:
-        """The cells of a column as an array of strings, or None where some are of another type."""
+        """The cells of a column as an array of strings, or None if some are of another type."""
         import pyarrow as pa
 
         cells = self.column(name)

@@ -14,7 +14,7 @@ NOTHING = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"}
 
 
 def word(value: Any) -> str:
-    """A cell as one word of text; empty where the cell has no value. The number 0 is a value."""
+    """A cell as one word of text; empty if the cell has no value. The number 0 is a value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -43,7 +43,7 @@ def texts(value: Any, where: str) -> list[str]:
 
 
 def turns(value: Any, where: str) -> tuple[dict[str, str], ...]:
-    """A conversation, from the first question on; empty where the cell has no value. Raises UserError for another form."""
+    """A conversation, from the first question on; empty if the cell has no value. Raises UserError for another form."""
     if isinstance(value, str) and value.strip():
         value = _literal(value)
     if not value:

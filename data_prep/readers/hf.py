@@ -40,7 +40,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def tables_in(base: Path) -> list[tuple[Path, str]]:
-    """The tables of a data set and the split of each. Raises UserError where there are none."""
+    """The tables of a data set and the split of each. Raises UserError when there are none."""
     if base.is_file():
         return [(base, split_in(base.name))]
     if not base.is_dir():

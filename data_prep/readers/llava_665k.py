@@ -29,7 +29,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def conversation(row: dict[str, Any], where: str) -> tuple[dict[str, str], ...]:
-    """The turns of a row, from the first question on. Raises UserError where they have another form."""
+    """The turns of a row, from the first question on. Raises UserError when they have another form."""
     return turns(field_of(row, "conversations", where), where)
 
 

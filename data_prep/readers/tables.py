@@ -58,7 +58,7 @@ ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 def columns_of(path: Path, key: str = "") -> list[str]:
     """Every column of the table, in the order in which they first appear; a JSON table is read once for that.
 
-    Raises UserError where two columns have the same name, of which one would be lost.
+    Raises UserError when two columns have the same name, of which one would be lost.
     """
     kind = _kind(path)
     if kind in DELIMITED:

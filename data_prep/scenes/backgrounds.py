@@ -35,7 +35,7 @@ CONTRAST = 0.45
 def draw_background(rng: np.random.Generator, kind: BackgroundType, width: int, height: int) -> Image.Image:
     """A background for images of `width` x `height` pixels with MARGIN added on every side.
 
-    Raises UserError where photographs are asked for and scikit-image is missing.
+    Raises UserError when photographs are asked for and scikit-image is missing.
     """
     across, down = round(width * (1 + 2 * MARGIN)), round(height * (1 + 2 * MARGIN))
     if kind == "photograph":

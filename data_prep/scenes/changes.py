@@ -34,7 +34,7 @@ class SceneSituation(NamedTuple):
 
 
 def draw_changes(rng: np.random.Generator, kind: ChangeType, before: Things) -> tuple[list[SceneChange], Things] | None:
-    """Changes of type `kind` to the scene `before`, and the scene after them; None where the scene allows none."""
+    """Changes of type `kind` to the scene `before`, and the scene after them; None if the scene allows none."""
     if kind == "none":
         return [], before
     kinds: list[ChangeType] = [kind]

@@ -81,7 +81,7 @@ def _mean(rays: NDArray[np.float64]) -> Floats:
 
 
 # Each solid takes rays `origin + depth * direction` ([..., 3] and [3]) to the depth of the first hit ([...], infinite
-# where there is none) and the unit normal there ([..., 3]).
+# if there is none) and the unit normal there ([..., 3]).
 Rays = NDArray[np.float64]
 
 
@@ -127,7 +127,7 @@ SOLIDS = {"cube": _cube, "sphere": _sphere, "cylinder": _cylinder, "cone": _cone
 
 
 def _nearer_root(a: float | Rays, b: Rays, c: Rays) -> Rays:
-    """The nearer solution of `a t² + 2 b t + c = 0` (infinite where there is none), for `a` above zero."""
+    """The nearer solution of `a t² + 2 b t + c = 0` (infinite if there is none), for `a` above zero."""
     inside = b**2 - a * c
     return np.where(inside > 0, (-b - np.sqrt(np.maximum(inside, 0))) / a, np.inf)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Differences = dict[str, tuple[Any, Any]]
-"""Key to (old value, new value); None where one side lacks the key."""
+"""Key to (old value, new value); None if one side lacks the key."""
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Batch:
     position_ids: Tensor
     """`[rows, tokens]` int64; starts again at 0 with each sample of a packed row."""
     segment_ids: Tensor | None
-    """`[rows, tokens]` int64, 0 for padding, 1… for the samples of a packed row; None where no row holds two samples."""
+    """`[rows, tokens]` int64, 0 for padding, 1… for the samples of a packed row; None if no row holds two samples."""
     images: Tensor
     """`[views, 3, size, size]` uint8, in the order of their places; before and after of every pair come first. An image is
     one view, unless `planes` says otherwise."""
@@ -48,7 +48,7 @@ class Batch:
     """`[views, layers, tokens, width]`: what the tower gives for the images, where that is read and not computed; `images`
     is then empty."""
     segments: Segments | None = None
-    """Where the samples lie in packed rows; None where each row holds one."""
+    """Where the samples lie in packed rows; None if each row holds one."""
     info: dict[str, Any] = field(default_factory=dict)
     """Not for the model: the samples' ids and places, counts, faults met on the way to them."""
 

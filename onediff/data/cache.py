@@ -37,7 +37,7 @@ class ShardCache:
 
     @contextmanager
     def opened(self, shard: Shard) -> Iterator[int]:
-        """A descriptor of the local copy, fetched where there is none. Raises UserError where that cannot be done.
+        """A descriptor of the local copy, fetched if there is none. Raises UserError when that cannot be done.
 
         Opened for each sample and not kept: a file that is open still takes its place on the disk when it was removed.
         """

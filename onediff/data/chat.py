@@ -23,7 +23,7 @@ TODAY = datetime(2024, 7, 26)
 
 
 def chat_source(tokenizer: Any) -> str:
-    """The Jinja source of the tokenizer's chat template. Raises UserError where it has none."""
+    """The Jinja source of the tokenizer's chat template. Raises UserError when it has none."""
     try:
         source: str = tokenizer.get_chat_template()
     except ValueError:

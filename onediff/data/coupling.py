@@ -26,7 +26,7 @@ LONGEST_WAIT = 1024
 
 def similar_captions(captions: Sequence[str]) -> list[int]:
     """Each caption is followed by the one of those left that shares most of its words with it; the same words count little
-    where many captions have them, and nothing where the whole caption is the same.
+    where many captions have them, and nothing if the whole caption is the same.
 
     Costs 0.03 to 0.2 ms a caption of a dozen words. Every number before the one division is a small whole one, so that all
     machines agree.
@@ -60,7 +60,7 @@ class Couples:
         self.rule = rule_of(name)
         self.lanes = lanes
         self.record = record
-        """The JSON of a sample, by shard and place; empty where it cannot be read."""
+        """The JSON of a sample, by shard and place; empty if it cannot be read."""
         self._rings: dict[int, dict[tuple[int, int], NDArray[np.int64]]] = {}
 
     def partner(self, lane: int, index: int) -> SamplePlace:
@@ -92,7 +92,7 @@ class Couples:
 
 
 def caption_in(record: bytes) -> str:
-    """All that is said of a sample; nothing where its JSON cannot be read, which is counted when it is coupled."""
+    """All that is said of a sample; nothing if its JSON cannot be read, which is counted when it is coupled."""
     try:
         fields = json.loads(record)
         said = fields.get("captions") or [t["value"] for t in fields["conversations"] if t["from"] == "gpt"]

@@ -66,7 +66,7 @@ class FeatureFormat:
         return numbers.to(DTYPES[self.precision]).view(-1, len(self.layers), self.tokens, self.width)
 
     def check(self, wanted: FeatureFormat, folder: Path | str) -> None:
-        """Raises UserError where features of this format in `folder` are not those that are `wanted`."""
+        """Raises UserError when features of this format in `folder` are not those that are `wanted`."""
         changed = differences(flat(self.fields()), flat(wanted.fields()))
         for key, (theirs, ours) in changed.items():
             what = "the tower's weights differ" if key == "tower" else f"{key} is {theirs}, not {ours}"
@@ -89,7 +89,7 @@ class Features:
 
     @classmethod
     def open(cls, folder: Path | str, samples: Sequence[Any], cache: ShardCache) -> Features:
-        """The features in `folder` of a data set with the shards `samples`. Raises UserError where they are of others."""
+        """The features in `folder` of a data set with the shards `samples`. Raises UserError when they are of others."""
         manifest = read_manifest(folder)
         format = FeatureFormat.of_manifest(manifest)
         kept = {shard.name: shard for shard in manifest.shards}

@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     tokens: tuple[int, ...]
     """Image tokens of each image."""
     planes: tuple[Plane, ...]
-    """Where they lie; empty where every image is one square."""
+    """Where they lie; empty if every image is one square."""
 
 
 class Fit(Protocol):

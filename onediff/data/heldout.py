@@ -63,7 +63,7 @@ class HeldOut:
         return made
 
     def sample(self, pair: str) -> Sample:
-        """The pair of this id. Raises BadSample where its bytes cannot be read."""
+        """The pair of this id. Raises BadSample when its bytes cannot be read."""
         return parse_sample(self.source.shards.read(*self._places[pair]))
 
     def write_references(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class HeldOut:
 
 
 def first_with_pairs(folders: Iterable[Path], split: str) -> Path | None:
-    """The first of these data sets that has pairs in its split; None where none has."""
+    """The first of these data sets that has pairs in its split; None if none has."""
     for folder in folders:
         try:
             HeldOut.open(folder / split, limit=1)

@@ -219,7 +219,7 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
 
 
 def _may_be_turned(data: bytes) -> bool:
-    """Whether a JPEG has an orientation other than upright; Pillow, which costs 0.3 ms, is asked only where there is one."""
+    """Whether a JPEG has an orientation other than upright; Pillow, which costs 0.3 ms, is asked only if there is one."""
     if b"Exif\0" not in data and b"tiff:Orientation" not in data:
         return False
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:

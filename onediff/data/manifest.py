@@ -60,7 +60,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """The manifest of `folder`, checked against the sizes of the files; built from the tars where there is none.
+    """The manifest of `folder`, checked against the sizes of the files; built from the tars if there is none.
 
     Of a folder at a URL only the manifest is fetched. Raises UserError when the folder or a shard is missing, there are no
     shards, or a size differs.

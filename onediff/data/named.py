@@ -23,7 +23,7 @@ def name_of(stream: Stream, source: int, places: Sequence[SamplePlace]) -> str:
 
 
 def row_named(stream: Stream, name: str) -> TokenRow:
-    """The row of that name, as the stream gives it. Raises UserError where there is none, or one that cannot be read."""
+    """The row of that name, as the stream gives it. Raises UserError when there is none, or one that cannot be read."""
     known = {source.name: number for number, source in enumerate(stream.sources)}
     parts = re.split(rf"\+(?=(?:{'|'.join(map(re.escape, known))})/)", name)
     if len(parts) != (2 if stream.couple else 1):

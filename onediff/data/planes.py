@@ -30,7 +30,7 @@ class Planes:
     pairs: Segments
     """The tokens of each pair, which come first."""
     mask: Tensor | None = None
-    """`[images, 1, 1, longest]` bool, which of the patches are no padding; None where the tower's inputs have none."""
+    """`[images, 1, 1, longest]` bool, which of the patches are no padding; None if the tower's inputs have none."""
     shapes: tuple[tuple[int, int], ...] = ()
     """Rows and columns of patches of each image, beside `mask`."""
     patches: Segments | None = None
@@ -57,7 +57,7 @@ class HasPlanes(Protocol):
 def laid_out(rows: Sequence[HasPlanes]) -> tuple[Tensor, Planes | None]:
     """The tower's input for the images of these rows, those with pairs first, and where its tokens lie.
 
-    None where every image is one view, or there is no image. Images in their own shape are padded to the one of the
+    None if every image is one view, or there is no image. Images in their own shape are padded to the one of the
     most patches, `[images, patches, numbers]`.
     """
     planes = [plane for row in rows for plane in row.planes]

@@ -131,6 +131,6 @@ def _digest(source: Source) -> str:
 
 
 def _contents(source: Source) -> str:
-    """Tells shards from others of the same names and sizes, by their checksums; nothing where one is unknown."""
+    """Tells shards from others of the same names and sizes, by their checksums; nothing if one is unknown."""
     sums = [shard.sha256 for shard in source.shards.shards]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16] if all(sums) else ""

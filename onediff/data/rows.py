@@ -48,7 +48,7 @@ class TokenRow:
     places: tuple[SamplePlace, ...] = ()
     """Where in the source they lie."""
     planes: tuple[Plane, ...] = ()
-    """Where the image tokens of each image lie; empty where every image is one view."""
+    """Where the image tokens of each image lie; empty if every image is one view."""
     features: Tensor | None = None
     """`[views, layers, tokens, width]`: what the tower gives for its images, where that is kept; `images` is then empty."""
     was_cut: bool = False

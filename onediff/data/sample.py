@@ -192,7 +192,7 @@ def check_turns(turns: Any) -> None:
 
 
 def change_list(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The part of `meta` that tells a pair's changes, without boxes and masks; None where it has no such part."""
+    """The part of `meta` that tells a pair's changes, without boxes and masks; None if it has no such part."""
     parts = {key: meta.get(key) for key in ("changes", "before", "after")}
     if not all(isinstance(part, list) and all(isinstance(one, dict) for one in part) for part in parts.values()):
         return None

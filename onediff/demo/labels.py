@@ -23,7 +23,7 @@ class Labels(NamedTuple):
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Labels:
-        """Every value that occurs in `samples`. Raises UserError where no sample lists its objects."""
+        """Every value that occurs in `samples`. Raises UserError when no sample lists its objects."""
         found: dict[str, set[str]] = {attribute: set() for attribute in ATTRIBUTES}
         for sample in samples:
             for thing in (thing for things in objects(sample) for thing in things):

@@ -147,7 +147,7 @@ class Heads(nn.Module):
 def make_tower(vision: VisionConfig, data: DataConfig, training: TowerTraining) -> dict[str, float]:
     """Trains the tower that `vision` describes and writes it to the folder that `model.vision.name` names.
 
-    Goes on from the last saved state after an interruption; does nothing where the folder holds the tower of the same
+    Goes on from the last saved state after an interruption; does nothing if the folder holds the tower of the same
     settings. Returns the accuracy on the split `val`, by attribute. Raises UserError.
     """
     assert vision.name is not None
@@ -257,7 +257,7 @@ def _write(model: Heads, target: Path, record: dict[str, Any]) -> None:
 
 
 def _finished(target: Path) -> dict[str, Any] | None:
-    """The record of the tower in `target`; None where there is none."""
+    """The record of the tower in `target`; None if there is none."""
     try:
         return json.loads((target / RECORD).read_text())
     except (OSError, ValueError):

@@ -88,7 +88,7 @@ def _rows(path: Path) -> Iterator[FileRow]:
 
 
 def read_text(path: Path) -> str:
-    """The file as text. Raises UserError where it is absent or not UTF-8."""
+    """The file as text. Raises UserError when it is absent or not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -98,7 +98,7 @@ def read_text(path: Path) -> str:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Writes a whole file, and its folder. Raises UserError where that cannot be written."""
+    """Writes a whole file, and its folder. Raises UserError when that cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)

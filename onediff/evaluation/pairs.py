@@ -54,7 +54,7 @@ def pairs_of(
 def from_folders(before: Path, after: Path) -> Iterator[Pair]:
     """Images of the same name, whatever their suffix, in the order of names; the rest is left out.
 
-    Raises UserError where a name is not unique in a folder, or none is in both.
+    Raises UserError when a name is not unique in a folder, or none is in both.
     """
     first, second = _images(before), _images(after)
     names = sorted(first.keys() & second.keys())
@@ -129,7 +129,7 @@ def from_table(table: Path) -> Iterator[Pair]:
 def from_video(video: Path, every: float, against: Literal["first", "previous"]) -> Iterator[Pair]:
     """A frame every so many seconds, against the first frame or the one before; the id is the second frame's time.
 
-    Holds two frames at a time. Raises UserError where OpenCV is absent, or cannot read the file.
+    Holds two frames at a time. Raises UserError when OpenCV is absent, or cannot read the file.
     """
     try:
         import cv2

@@ -33,7 +33,7 @@ class Scores:
     scores: Mapping[str, float]
     """Name → corpus score, in the order of tables; what could not be computed, or does not exist, is absent."""
     intervals: Mapping[str, tuple[float, float]]
-    """Name → 95 % bootstrap interval; empty where none was asked for."""
+    """Name → 95 % bootstrap interval; empty if none was asked for."""
     groups: Mapping[str, tuple[int, Mapping[str, float]]]
     """Change type, or group of types → pairs and scores, each as a corpus of its own."""
     missing: tuple[str, ...]

@@ -63,7 +63,7 @@ def fetch(repository: list[Named], to: Path | None = None) -> Path:
 
 
 def already_here(repository: list[Named], own: Path | None, error: Exception) -> Path:
-    """The folder of a repository that was fetched before. Raises UserError where something is missing."""
+    """The folder of a repository that was fetched before. Raises UserError when something is missing."""
     for one in repository:
         folder = one.folder() if own is None else own if own.is_dir() else None
         if absent := lacking(one, folder):
@@ -91,7 +91,7 @@ def brought(name: str, revision: str | None, sibling: Any, own: Path | None) -> 
 
 
 def difference(path: Path, sibling: Any) -> str | None:
-    """How a file differs from what the hub says of it, in size or digest; None where it does not."""
+    """How a file differs from what the hub says of it, in size or digest; None if it does not."""
     size = path.stat().st_size
     if sibling.size is not None and size != sibling.size:
         return f"{size} bytes, but the hub says {sibling.size}"
@@ -112,7 +112,7 @@ def digest(path: Path, hasher: Any) -> str:
 
 
 def check_space(folder: Path, name: str, siblings: Iterable[Any], own: Path | None) -> None:
-    """Raises UserError where a disk cannot take what is still to come."""
+    """Raises UserError when a disk cannot take what is still to come."""
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
 
     def is_here(sibling: Any) -> bool:

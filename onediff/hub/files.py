@@ -65,7 +65,7 @@ def lacking(named: Named, folder: Path | None) -> list[str]:
 
 
 def damage(file: Path) -> str | None:
-    """Why a file of weights cannot be whole, from its header and size alone; None where it may be."""
+    """Why a file of weights cannot be whole, from its header and size alone; None if it may be."""
     try:
         if file.suffix == ".safetensors":
             size, promised = file.stat().st_size, _end_of(file)

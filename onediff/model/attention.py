@@ -104,7 +104,7 @@ def _working(name: str, shape: _Shape, options: Options, asked_for: bool) -> str
     """`name`, or the first backend after it that computes this.
 
     Each is tried once, in a thread of its own, so that the caller's context (checkpointing, hooks, inference) does not
-    affect it. Raises UserError where `name` was asked for by its name and fails.
+    affect it. Raises UserError when `name` was asked for by its name and fails.
     """
     for candidate in BACKENDS[BACKENDS.index(name) :]:
         if candidate not in KERNELS:

@@ -28,7 +28,7 @@ class CudaGraphs:
         self._told: set[str] = set()
 
     def unless(self, obstacle: str | None) -> Callable[[Step], Step] | None:
-        """What records a step; None where there is an obstacle, which rank 0 says once."""
+        """What records a step; None if there is an obstacle, which rank 0 says once."""
         if obstacle is None:
             return self._record
         if obstacle not in self._told and Ranks.from_environment().rank == 0:
@@ -42,7 +42,7 @@ class CudaGraphs:
 
 
 def not_recordable(model: Any) -> str | None:
-    """Why a step of this model is not kernels of one GPU alone, in words; None where it is."""
+    """Why a step of this model is not kernels of one GPU alone, in words; None if it is."""
     parameters = list(model.parameters())
     if any(is_sharded(p) for p in parameters):
         return "ZeRO stage 3 gathers the weights of each step"

@@ -1,8 +1,8 @@
-"""Greedy decoding with a key/value cache that is laid out once.
+"""Greedy decoding with a key/value cache that is allocated once.
 
-The layers are the language model's own modules, whole or cut over a tensor group; only what stands between them is
-written out here, for the family of models that differ in nothing else (`FAMILIES`). Others are left to Hugging Face
-`generate`, as are beams and sampling.
+The layers are the language model's own modules, whole or cut over a tensor group; only the code between them is written
+here, for the model families that share it (`FAMILIES`). Other models are left to Hugging Face `generate`, as are beams and
+sampling.
 
 Shape letters: B rows, T tokens of the prompt, L all tokens that there is room for, W width, H query heads, K key/value
 heads, G = H / K, D head size.
@@ -28,7 +28,7 @@ Step = Callable[[], None]
 
 
 def not_greedy(language: Any, length: int, options: dict[str, Any]) -> str | None:
-    """Why `greedy` would not give what Hugging Face `generate` does, in words; None where it does.
+    """Why `greedy` would not give the same as Hugging Face `generate`, in words; None if it does.
 
     `length` is that of the sequences in tokens, prompt included.
     """
@@ -53,18 +53,17 @@ def not_greedy(language: Any, length: int, options: dict[str, Any]) -> str | Non
 class Decoder:
     """One batch on its way through a language model: the prompt is read once, then each `step` adds a token to every row.
 
-    All steps are the same operators on the same memory, and none asks the device for anything: what changes from one to
-    the next (`place`) lies on the device too. So a GPU can record one and repeat it.
+    All steps are the same operators on the same memory, and none waits for the device: what changes between them (`place`)
+    is on the device too. So a GPU can record one step and repeat it.
 
-    Cost of a token: one pass over the weights and over the room for keys and values; nothing is copied, grown or built
-    anew.
+    Cost of a token: one pass over the weights and over the memory for keys and values; nothing is copied or reallocated.
     """
 
     def __init__(
         self, language: Any, prompt_BTW: Tensor, seen_BT: Tensor, new: int, ends: Sequence[int], pad: int
     ) -> None:
         """Reads the prompt and writes the first of at most `new` tokens. `seen_BT` is False where the prompt is padded,
-        on its left; any of `ends` ends a row, and rows that ended go on with `pad`."""
+        on its left; any of `ends` ends a row, and finished rows continue with `pad`."""
         rows, prompt, _ = prompt_BTW.shape
         device, dtype, room = prompt_BTW.device, prompt_BTW.dtype, prompt + new
         base = language.base_model
@@ -76,25 +75,25 @@ class Decoder:
         self.padded = bool(padding_B.any())
         places_L = torch.arange(room, device=device)
         places_BL = (places_L - padding_B[:, None]).clamp(min=0) if self.padded else places_L[None]
-        # Of some kinds of positions the tables hold a scale as well, so they come from the model.
+        # The model computes the tables, since some kinds of positions include a scale.
         table = torch.empty(0, dtype=dtype, device=device)
         self.cos, self.sin = (t[:, None] for t in base.rotary_emb(table, position_ids=places_BL))  # [B or 1, 1, L, D]
         seen_BL = F.pad(seen_BT if self.padded else seen_BT[:1], (0, new), value=False)
-        # Added to scores, [B or 1, 1, 1, L]. Not infinity: what padding sees, which is nothing, must remain a number.
+        # Added to scores, [B or 1, 1, 1, L]. Finite, so that the result of padding, which sees nothing, is not NaN.
         self.mask = torch.zeros(seen_BL.shape, dtype=dtype, device=device)
         self.mask = self.mask.masked_fill_(~seen_BL, torch.finfo(dtype).min)[:, None, None]
         self.slabs: list[tuple[Tensor, Tensor]] = []
         """Keys and values of each layer, `[B, K, L, D]`, filled from the left."""
         self.going_B = torch.ones(rows, dtype=torch.bool, device=device)
         self.made_BL = torch.full((rows, room), pad, device=device)
-        """Everything written, behind the places of the prompt."""
+        """All tokens written so far, without the prompt."""
         self.place = torch.full((1,), prompt, device=device)
-        """Where the newest token is."""
+        """The position of the newest token."""
         self._write(self._last_logits(prompt_BTW, self._prompt_attention))
 
     def step(self) -> None:
         """Reads the newest token of every row and writes the next."""
-        # The memory is laid out for the longest answer; places not written yet are out of sight.
+        # The memory is as long as the longest answer; positions not written yet are masked.
         self.mask.index_fill_(-1, self.place, 0)
         x_B1W = self.words(self.made_BL.index_select(1, self.place))
         turn = self.cos.index_select(2, self.place), self.sin.index_select(2, self.place)
@@ -103,7 +102,7 @@ class Decoder:
         self._write(logits)
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows only."""
+        """Keeps only these rows."""
         self.slabs = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self.slabs]
         self.going_B, self.made_BL = self.going_B[rows], self.made_BL[rows]
         if self.padded:
@@ -116,18 +115,18 @@ class Decoder:
             self.going_B.logical_and_((token_B[:, None] != self.ends).all(1))
 
     def _last_logits(self, x_BTW: Tensor, attended: Callable[[Any, Tensor, int], Tensor]) -> Tensor:
-        """`[B, vocabulary]`: what comes behind the last of these tokens."""
+        """`[B, vocabulary]`: logits of the token after the last one."""
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             mixed_BTW = attended(layer.self_attn, _normed(layer.input_layernorm, x_BTW), number)
-            # Of the last layer nothing but its newest place is read.
+            # Only the newest position of the last layer is read.
             x_BTW = (x_BTW[:, -1:] if number == last else x_BTW) + mixed_BTW
             h_BTW, mlp = _normed(layer.post_attention_layernorm, x_BTW), layer.mlp
             x_BTW = x_BTW + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h_BTW)) * mlp.up_proj(h_BTW))
         return self.head(_normed(self.norm, x_BTW))[:, 0]
 
     def _prompt_attention(self, attention: Any, h_BTW: Tensor, number: int) -> Tensor:
-        """What every place of the prompt sees of those before it; in the last layer, what the newest sees."""
+        """Attention of every position of the prompt to earlier ones; in the last layer, of the newest position only."""
         size, T = attention.head_dim, self.prompt
         asked = slice(-1 if number + 1 == len(self.layers) else 0, None)
         cos, sin = self.cos[:, :, :T], self.sin[:, :, :T]
@@ -153,7 +152,7 @@ class Decoder:
         return attention.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _token_attention(self, attention: Any, h_B1W: Tensor, number: int, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """What the newest place sees of all so far."""
+        """Attention of the newest position to all so far."""
         keys, values = self.slabs[number]
         keys.index_copy_(2, self.place, _turned(_heads(attention, "k", h_B1W), *turn))
         values.index_copy_(2, self.place, _heads(attention, "v", h_B1W))
@@ -178,17 +177,17 @@ def greedy(
 ) -> Tensor:
     """`[B, at most max_new_tokens]` token ids that continue left-padded prompts, padded behind each row's end.
 
-    A row that has ended is computed no longer once half of the rows have. `synced(going)` says whether any rank goes
-    on: ranks that share the weights of a step (ZeRO-3) must all take it. `record` turns a step into something that does
-    the same work in a cheaper way, as `onediff.model.cuda_graph.recorded` does; it is asked anew whenever rows are dropped.
-    `greedily` holds what `not_greedy` has looked at: no beams, no sampling.
+    Finished rows are dropped once half of the rows have finished. `synced(going)` says whether any rank continues: ranks
+    that share the weights of a step (ZeRO-3) must all take it. `record` turns a step into a cheaper, equal one, as
+    `onediff.model.cuda_graph.recorded` does; it is called again whenever rows are dropped. `greedily` are options that
+    `not_greedy` has checked: no beams, no sampling.
     """
     rows, prompt, _ = embeds_BTW.shape
     device = embeds_BTW.device
     ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
     decoder = Decoder(language, embeds_BTW, seen_BT, max_new_tokens, ends, pad_token_id)
     answers = torch.full((rows, max_new_tokens), pad_token_id, device=device)
-    here = torch.arange(rows, device=device)  # which rows are computed still
+    here = torch.arange(rows, device=device)  # which rows are still computed
     # Asking a GPU whether all rows have ended makes it wait.
     ask_every = 1 if device.type == "cpu" else 8
     step, taken = decoder.step, 1
@@ -214,14 +213,14 @@ def greedy(
 
 
 def _heads(attention: Any, name: str, h_BTW: Tensor) -> Tensor:
-    """Queries, keys or values of these places by head, `[B, heads, T, D]`."""
+    """Queries, keys or values of these positions by head, `[B, heads, T, D]`."""
     heads = getattr(attention, f"{name}_proj")(h_BTW).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{name}_norm", None)
     return (heads if norm is None else _normed(norm, heads)).transpose(1, 2)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
-    """RMS norm in one call; in half precision as the model's own module rounds it, and under ZeRO-3 where it gathers."""
+    """RMS norm in one call; the model's own module rounds half precision, and gathers under ZeRO-3."""
     if x.dtype != torch.float32 or is_sharded(norm.weight):
         return norm(x)
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)

@@ -1,9 +1,9 @@
 """The Visual Delta Module: learned tokens that look at both images at several depths (paper, section 3.2).
 
 Shape letters: B pairs, P images, N tokens of an image, T tokens of all pairs, Q delta tokens, V tower width, W module
-width, H heads, D head size. Images 2b and 2b + 1 are before and after of pair b: their tokens lie side by side, so that
-the keys of a pair are a view of what was projected once an image, not a copy. Where images differ in their number of
-tokens (`Planes`), the tokens of all pairs lie end to end, [T, …] in place of [B, 2, N, …].
+width, H heads, D head size. Images 2b and 2b + 1 are before and after of pair b: their tokens are adjacent, so that
+the keys of a pair are a view of the projections of its images, not a copy. Where images differ in their number of
+tokens (`Planes`), the tokens of all pairs are concatenated, [T, …] instead of [B, 2, N, …].
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from onediff.model.attention import attention
 from onediff.model.recompute import made_again
 
 PEAK = 2.0
-"""Amplitude of the place embeddings: with it a token begins by looking at its own neighbourhood almost alone."""
+"""Amplitude of the place embeddings: it makes a token start by attending almost only to its own neighbourhood."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over given keys and values, with BERT's residual and norm behind it."""
+    """Multi-head attention of queries over given keys and values, followed by BERT's residual and norm."""
 
     def __init__(self, config: DeltaConfig, source_width: int) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`[B, Q, W]` queries over keys and values `[…, W]`, already projected by `key` and `value`.
 
-        `places_QW` is added to the projected queries: where in the images each of them looks. `at_k` says which keys
-        are whose; without it, each of B has as many.
+        `places_QW` is added to the projected queries: where in the images each of them looks. `at_k` assigns the keys to
+        pairs; without it, each of B has equally many.
         """
         query_BQW = self.query(x_BQW) if places_QW is None else self.query(x_BQW) + places_QW
         pairs, queries = x_BQW.shape[:2]
@@ -80,10 +80,10 @@ class DeltaLayer(nn.Module):
     ) -> Tensor:
         """One layer over a level `[B, 2, N, V]` with its tokens' `places` `[N, W]`; with `planes` `[T, V]` and `[T, W]`.
 
-        Before and after get their embedding: added to the keys, multiplied into the values. A token that looks at one
-        place in both images so receives sums of what it finds there in some channels and differences in others.
+        Before and after have an embedding each: added to the keys, multiplied into the values. A token that attends to one
+        place in both images thus receives sums of their values in some channels and differences in others.
 
-        For the backward pass keys and values are kept once: sums keep nothing, and the multiplied values are made again.
+        Keys and values are kept once for the backward pass: sums keep nothing, and the multiplied values are recomputed.
         """
         own, cross = self.self_attention, self.cross_attention
         x_BQW = own(x_BQW, own.key(x_BQW), own.value(x_BQW))
@@ -105,8 +105,8 @@ class DeltaLayer(nn.Module):
 class DeltaModule(nn.Module):
     """Delta tokens for pairs of images.
 
-    The tokens begin spread over the image: each looks at its own neighbourhood in both images, and in half of the
-    channels it begins with the difference of what it finds. All of this is learned on from there.
+    The tokens start spread over the image: each attends to its own neighbourhood in both images and, in half of the
+    channels, starts with the difference. Training changes all of this.
 
     Cost of a pair: `layers · (2·2N·V·W + 2·Q·2N·W + O(Q·W²))` multiply-adds; the keys and values of the 2N image
     tokens dominate, the learned queries are few. Kept for the backward pass: `2N · (layers · 2W + levels · V)` numbers.
@@ -129,7 +129,7 @@ class DeltaModule(nn.Module):
         """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, for the first 2 · `pairs` of the images;
         with `planes` from the tokens of all pairs, `[T, V]`.
 
-        Further images cost nothing.
+        Other images cost nothing.
         """
         if planes is None:
             levels = [level[: 2 * pairs].unflatten(0, (pairs, 2)) for level in levels]
@@ -152,13 +152,13 @@ def key_places(level: Tensor, width: int, heads: int, planes: Planes | None) -> 
 @lru_cache
 def even_places(points: int, width: int, heads: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """`[points, width]`: the place embeddings of `spread`. Made once, since copying from the host waits for the device."""
-    with torch.inference_mode(False):  # what is kept serves training too
+    with torch.inference_mode(False):  # cached values are used in training too
         return place_embedding(torch.tensor(spread(points), device=device), width, heads).to(dtype)
 
 
 @lru_cache
 def spread(points: int) -> tuple[tuple[float, float], ...]:
-    """`points` places (x, y) in the unit square in reading order, as even as rows allow; a square number is a grid."""
+    """`points` places (x, y) in the unit square in reading order, spread evenly over rows; a square number gives a grid."""
     rows = max(1, math.isqrt(points))
     made = []
     for row in range(rows):

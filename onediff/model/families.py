@@ -1,7 +1,7 @@
-"""Which of transformers' causal language models can be trained here, and what each makes of its head's output.
+"""Which of transformers' causal language models can be trained here, and how each turns its head's output into logits.
 
-A model is covered where its loss here equals its own, alone and beside others in a packed row, and where it generates
-what it does alone. Tests compare every model type of transformers with these lists.
+A model is covered if its loss here equals its own, alone and in a packed row, and if it generates the same as alone. Tests
+compare every model type of transformers with these lists.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROUTED = """
     qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next
 """
 ROUTED = frozenset(_ROUTED.split())
-"""Model types whose experts' load is balanced by a loss of its own, where `output_router_logits` is true."""
+"""Model types with a load-balancing loss of their experts, if `output_router_logits` is true."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def logits_of(architecture: Any) -> tuple[float, float, float | None]:
 
 
 def check_language(architecture: Any, where: str = "model.language") -> None:
-    """Raises UserError for a model whose loss would not be its own here, before any weight is read."""
+    """Raises UserError, before any weight is read, for a model whose loss here would differ from its own."""
     kind = architecture.model_type
     if kind not in COVERED:
         inner = getattr(architecture.get_text_config(), "model_type", kind)
@@ -84,10 +84,10 @@ def check_language(architecture: Any, where: str = "model.language") -> None:
         )
     if getattr(architecture, "output_router_logits", False) and kind not in ROUTED:
         raise UserError(
-            f"{where}: the loss of {kind}'s router is not followed here; set output_router_logits to false in its config"
+            f"{where}: the loss of {kind}'s router is not supported; set output_router_logits to false in its config"
         )
     if kind == "qwen2_moe" and architecture.use_sliding_window:
-        raise UserError(f"{where}: the sliding window of {kind} is not followed here; set use_sliding_window to false")
+        raise UserError(f"{where}: the sliding window of {kind} is not supported; set use_sliding_window to false")
 
 
 def check_packs(architecture: Any, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The libraries' attention kernels for packed sequences: which there are, what they take, and how each is called."""
+"""Libraries' attention kernels for packed sequences: which ones exist, what they accept, and how each is called."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 ACCELERATOR = "cuda"
-"""Where the flash kernels run; everything else is torch's own."""
+"""The device of the flash kernels; everything else is torch's own."""
 HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What attention may be told beside its tensors."""
+    """Arguments of attention besides its tensors."""
 
     dropout_p: float
     scale: float
@@ -37,11 +37,11 @@ class Kernel:
     module: str
     function: str
     package: str
-    """What a person installs."""
+    """The package to install."""
     capabilities: tuple[int, ...]
     """Major compute capabilities that it is built for, forward and backward."""
     call: Callable[..., Any]
-    """Calls the function with our arguments."""
+    """Calls the library's function with our arguments."""
     largest_head: int
     needs: tuple[str, ...]
     """Parameters that the function must have: another version of a package may lack what is passed."""
@@ -131,7 +131,7 @@ KERNELS = {
         ("cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale", "window_size", "enable_gqa"),
     ),
 }
-"""Fastest first, where several are available."""
+"""Fastest first."""
 
 
 def takes(kernel: Kernel, q: Tensor, dropout_p: float) -> bool:
@@ -153,7 +153,7 @@ def run(name: str, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options
 
 
 def missing(name: str) -> str | None:
-    """Why a backend cannot run in this process; None where it can."""
+    """Why a backend cannot run in this process; None if it can."""
     kernel = KERNELS.get(name)
     if kernel is None:
         return None
@@ -178,12 +178,12 @@ def capability() -> int | None:
 
 @cache
 def function(name: str) -> Any:
-    """The library's function; None where it cannot be imported."""
+    """The library's function; None if it cannot be imported."""
     kernel = KERNELS[name]
     try:
         return getattr(importlib.import_module(kernel.module), kernel.function)
     except Exception as error:
-        # A build for another CUDA or torch fails in many ways; none of them may stop a run that can do without.
+        # A build for another CUDA or torch can fail in many ways; none of them may stop a run that does not need it.
         if not isinstance(error, ModuleNotFoundError):
             log.warning("%s is installed but cannot be used: %s", kernel.module, " ".join(str(error).split()))
         return None

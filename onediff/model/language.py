@@ -1,4 +1,4 @@
-"""The causal language model: how it is built, and its loss as its own class computes it."""
+"""The causal language model: how it is built, and its loss, equal to that of its own class."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def build_language(
     placement: Placement | None = None,
     lora: LoraConfig | None = None,
 ) -> Any:
-    """The causal language model, with pretrained weights where `name` is given; cut and read as `placement` says.
+    """The causal language model, with pretrained weights if `name` is given; cut and read as `placement` says.
 
-    `lora` puts adapters in, which needs a placement. Raises UserError for a model whose loss would not be its own.
+    `lora` adds adapters, which need a placement. Raises UserError for a model whose loss would differ from its own.
     """
     arch = architecture(config, "model.language")
     check_language(arch)
@@ -56,8 +56,8 @@ def build_language(
 def target_losses(language: Any, embeds: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
     """Cross-entropy of every target, `[targets]` fp32, not reduced, from the rows' embeddings `[rows, tokens, width]`.
 
-    Logits are made for the targets only, `[targets, vocabulary]`, and with `chunk` for so many at a time. Where the model
-    weighs its router's loss (`output_router_logits`), each target bears it, so that their mean is the model's own loss.
+    Logits are computed only for the targets, `[targets, vocabulary]`, and with `chunk` for that many at a time. If the model
+    adds its router's loss (`output_router_logits`), it is added to each target, so that their mean is the model's own loss.
     """
     read = decoder_of(language)(
         inputs_embeds=embeds,
@@ -73,7 +73,7 @@ def target_losses(language: Any, embeds: Tensor, batch: Batch, chunk: int | None
 
 
 def router_loss(language: Any, router_logits: Any, batch: Batch) -> Tensor:
-    """How unevenly the experts were chosen for the tokens of this batch, padding left out, by the model's own measure."""
+    """The model's own load-balancing loss for the tokens of this batch, without padding."""
     own = sys.modules[type(language).__module__].load_balancing_loss_func
     # Positions begin again at the padding behind a row's only sample.
     seen = (batch.position_ids == 0).cumsum(1) == 1 if batch.segment_ids is None else batch.segment_ids > 0
@@ -85,7 +85,7 @@ def inside_samples(language: Any, batch: Batch, embeds: Tensor) -> dict[str, Any
     rows, tokens, _ = embeds.shape
     if language.config._attn_implementation != NAME:
         if batch.segments is None:
-            return {}  # Rows are padded on the right, where causality alone keeps padding out of sight.
+            return {}  # Rows are padded on the right, where causality alone hides the padding.
         return {"attention_mask": segments_mask(batch.segments, rows, tokens, embeds.dtype)}
     assert batch.segments is not None or batch.segment_ids is None, "a packed batch says where its samples lie"
     segments = batch.segments or Segments.even(rows, tokens, embeds.device)
@@ -93,7 +93,7 @@ def inside_samples(language: Any, batch: Batch, embeds: Tensor) -> dict[str, Any
 
 
 def decoder_of(language: Any) -> Any:
-    """What stands between embeddings and head."""
+    """The model between embeddings and head."""
     found = language.get_decoder()
-    # Llama 4 gives itself, the decoder of ModernBERT its head.
+    # Llama 4 returns itself, the decoder of ModernBERT its head.
     return language.model if found is language or found is language.get_output_embeddings() else found

@@ -2,9 +2,9 @@
 
     from onediff.model.lean import transformers
 
-Left out are torch's compiler, which both of them mark functions for, SciPy for detection losses, the tensors of
-transformers' own parallelism, which runs nowhere here, and the experiment tracker of DeepSpeed's autotuner. Whatever needs
-the compiler later imports it then. Costs 3.3 s of processor time, torch included, where the plain imports cost 9.
+Skipped are torch's compiler, which both of them mark functions for, SciPy for detection losses, the tensors of
+transformers' own parallelism, which is not used here, and the experiment tracker of DeepSpeed's autotuner. Whatever needs
+the compiler later imports it then. Costs 3.3 s of processor time, torch included, instead of 9.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import transformers.utils.import_utils
 
 COMPILER = "torch._dynamo"
 UNUSED = ("is_scipy_available", "is_torch_distributed_available")
-"""What transformers asks before it imports SciPy and its own parallelism."""
+"""Checks that transformers makes before it imports SciPy and its own parallelism."""
 
 
 @contextmanager
@@ -47,12 +47,12 @@ def lean_imports() -> Iterator[None]:
 
 
 def _mark(function: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-    """A mark that says nothing: the compiler finds its own way around the function, or is not used."""
+    """A mark without effect: the compiler traces the function by itself, or is not used."""
     return _mark if function is None else function
 
 
 def _compiler() -> ModuleType:
-    """A package in the place of torch's compiler: its files can be imported, and it marks functions without a word."""
+    """A package in place of torch's compiler: its modules can be imported, and its marks do nothing."""
     module = ModuleType(COMPILER)
     module.__path__ = [f"{torch.__path__[0]}/_dynamo"]
     vars(module).update(dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _mark))
@@ -60,7 +60,7 @@ def _compiler() -> ModuleType:
 
 
 def _at_first_call(compile_now: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` that waits for the first call of what it compiles."""
+    """A `torch.compile` that compiles at the first call."""
 
     def later(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         if function is None:
@@ -72,9 +72,9 @@ def _at_first_call(compile_now: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _call_without_compiler(*marked: Any) -> None:
-    """Keeps functions of torch itself that are marked for its compiler from importing it when they are first called."""
+    """Keeps torch's own functions that are marked for its compiler from importing it at their first call."""
     for function in marked:
-        # `torch._disable_dynamo` looks here first. Where another torch does not, nothing changes.
+        # `torch._disable_dynamo` looks here first. With a torch that does not, nothing changes.
         function.__wrapped__.__dynamo_disable = function.__wrapped__
 
 

@@ -1,7 +1,7 @@
-"""Low-rank adapters in the language model (LoRA, arXiv 2106.09685) by `peft`: put in, begun, merged, saved.
+"""Low-rank adapters in the language model (LoRA, arXiv 2106.09685) by `peft`: added, initialised, merged, saved.
 
-A layer `q_proj` with an adapter is `peft`'s: its own weight is `q_proj.base_layer.weight` and stays as it was, beside it
-train `q_proj.lora_A.default.weight`, `[rank, in]`, and `q_proj.lora_B.default.weight`, `[out, rank]`.
+A layer `q_proj` with an adapter is `peft`'s: its own weight is `q_proj.base_layer.weight` and stays frozen; beside it,
+`q_proj.lora_A.default.weight`, `[rank, in]`, and `q_proj.lora_B.default.weight`, `[out, rank]`, train.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_adapter(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """What a parameter is called in the model without adapters."""
+    """The name of a parameter in the model without adapters."""
     return name.replace(_BASE, ".")
 
 
@@ -79,8 +79,8 @@ def add_adapters(language: Any, config: LoraConfig) -> type[WithAdapters]:
 
 
 def initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """How an adapter begins: `lora_B` with zeros, so that nothing changes; `lora_A` at random, by torch's seed and its
-    own name, the same on every rank."""
+    """Initial values of an adapter: `lora_B` zeros, so that nothing changes; `lora_A` random, by torch's seed and its own
+    name, the same on every rank."""
     values = torch.zeros(shape)
     if _HALVES[0] in name:
         seed = (torch.initial_seed() + zlib.crc32(name.encode())) % 2**63
@@ -103,7 +103,7 @@ class WithAdapters:
 
 
 def update(a: torch.Tensor, b: torch.Tensor, config: LoraConfig) -> torch.Tensor:
-    """What an adapter adds to its layer's weight, `[out, in]` fp32, from `[rank, in]` and `[out, rank]`."""
+    """The adapter's contribution to its layer's weight, `[out, in]` fp32, from `[rank, in]` and `[out, rank]`."""
     return config.alpha / config.rank * (b.float() @ a.float())
 
 

@@ -1,4 +1,4 @@
-"""Norms in one kernel: Apex's where it is installed, else torch's own.
+"""Norms in one kernel: Apex's if it is installed, else torch's own.
 
 The classes of transformers compute an RMS norm in six operations of their own; torch and Apex have a kernel for it. A norm
 keeps its parameters, their names and its place in the model; only what computes it changes.
@@ -17,7 +17,7 @@ from onediff.errors import UserError
 from onediff.model.apex import find_apex
 
 Kernels = Literal["auto", "apex", "torch", "plain"]
-"""`auto` is Apex on a GPU where it is installed, else torch; `plain` leaves everything as it was built."""
+"""`auto` is Apex on a GPU if it is installed, else torch; `plain` leaves the model unchanged."""
 
 
 class FusedRMSNorm(nn.Module):
@@ -61,7 +61,7 @@ def on_gpu(x: Tensor) -> bool:
 
 
 def fuse_norms(model: nn.Module, kernels: Kernels = "auto") -> str:
-    """Lets the norms of `model` use one kernel each; returns in words which, for the log.
+    """Makes each norm of `model` one kernel; returns its name, for the log.
 
     Raises UserError when Apex is asked for and cannot be used.
     """

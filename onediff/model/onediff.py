@@ -34,7 +34,7 @@ class OneDiffModel(nn.Module):
         lora: LoraConfig | None = None,
         norms: Kernels = "auto",
     ) -> None:
-        """`attention` is a name that transformers knows (`eager`, `sdpa`) in place of our own function."""
+        """`attention` is a name that transformers knows (`eager`, `sdpa`), instead of our own function."""
         super().__init__()
         self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
         self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
@@ -46,21 +46,21 @@ class OneDiffModel(nn.Module):
 
             initialise_from_bert(self.delta, config.delta.bert)
         self.norms = fuse_norms(self, norms)
-        """whose norms compute, in words"""
+        """the implementation of the norms, for the log"""
         self.cuda_graphs = CudaGraphs()
         """of generation"""
 
     def forward(self, batch: Batch, objective: Callable[[OneDiffModel, Batch], Tensor] | None = None) -> Tensor:
         """`objective(self, batch)`: whatever uses the model's parts while it trains runs in here, where ZeRO-3 gathers them.
 
-        Without one, the loss of each target, `[targets]` fp32, not reduced.
+        Without one, returns the loss of each target, `[targets]` fp32, not reduced.
         """
         if objective is not None:
             return objective(self, batch)
         return target_losses(self.language, self.embed(batch), batch)
 
     def embed(self, batch: Batch) -> Tensor:
-        """`[rows, tokens, width]`: word embeddings with image and delta tokens in their places.
+        """`[rows, tokens, width]`: word embeddings, image tokens and delta tokens, each in its place.
 
         A batch without images or pairs runs tower and delta module on a blank image whose result weighs nothing:
         under ZeRO-3 every rank must gather the same parameters in the same order.

@@ -1,4 +1,4 @@
-"""Memory for time: what the backward pass needs and can cheaply make again."""
+"""Trades time for memory: values that the backward pass needs and can cheaply recompute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def made_again(made: Tensor, again: Callable[[], Tensor]) -> Iterator[None]:
 
     For results that cost little beside the memory that they take, such as a product with one number a channel.
     """
-    if torch.compiler.is_compiling():  # the compiler decides by itself what to make again
+    if torch.compiler.is_compiling():  # the compiler decides by itself what to recompute
         yield
         return
     storage = made.untyped_storage().data_ptr()

@@ -15,7 +15,7 @@ from onediff.model.lean import transformers
 NAME = "onediff"
 
 OWN_WAYS = ("softcap", "s_aux", "position_bias")
-"""What some models change about attention that our function does not compute: theirs attends then."""
+"""Changes to attention in some models that our function does not compute; theirs is used then."""
 
 BY_MASK = ("axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4", "llama4_text", "nemotron", "phimoe")
 """Model types that attend in a way of their own, or have their window in the mask alone, whatever they say of transformers'
@@ -108,7 +108,7 @@ def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def own_eager(module: Any) -> Any:
-    """The plain attention function of the file that a module's class stands in."""
+    """The plain attention function in the file of a module's class."""
     return sys.modules[type(module).__module__].eager_attention_forward
 
 

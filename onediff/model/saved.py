@@ -42,18 +42,18 @@ from onediff.parallel.placement import Placement
 FILE = SAVED_MODEL_FILE
 OWN_PARTS = ("delta", "projector")
 SHARD_BYTES = 5 * 10**9
-"""Size of a weight file of tower and language model, at most; several have an index beside them."""
+"""Largest size of a weight file of tower and language model; several files have an index beside them."""
 
 
 class SavedModel(Section):
-    """What `onediff.yaml` holds."""
+    """The contents of `onediff.yaml`."""
 
     model: ModelConfig
     """The parts; `vision`, `language` and `tokenizer` are folders beside the file."""
     prompt: PromptConfig
     """Prompt template and instructions that it was trained with."""
     trained: dict[str, Any] = {}
-    """Which run, phase and step the weights are from."""
+    """The run, phase and step of the weights."""
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -72,7 +72,7 @@ def save_model(
     shard_bytes: int = SHARD_BYTES,
     card: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes `folder`, beside its final name first; a folder of that name that holds a saved model is replaced.
+    """Writes `folder`, first under a temporary name; replaces a saved model of that name.
 
     `adapter` is what was merged into the language model: its settings, the name of the model it goes with, its weights.
     `card` adds a model card. Files have the permissions that the umask gives. Raises UserError when `folder` holds something
@@ -127,7 +127,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def description(folder: Path) -> SavedModel:
-    """What a saved model is. Raises UserError when the folder is none."""
+    """The description of a saved model. Raises UserError when the folder is not one."""
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"{folder}: not a saved model (no {FILE}); write one with `onediff export RUN DIR`")

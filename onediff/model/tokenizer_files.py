@@ -1,7 +1,7 @@
 """Why a tokenizer cannot be read: which package or file is missing.
 
-Transformers tries several ways to read a tokenizer and reports the last; where it finds no vocabulary at all, some
-tokenizers come out empty without a word.
+Transformers tries several ways to read a tokenizer and reports the last; without any vocabulary, some tokenizers are
+silently empty.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ VOCABULARIES = (
 """Files that hold a vocabulary, one of which every tokenizer has."""
 
 PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-"""What reads a SentencePiece vocabulary, and how it is imported."""
+"""Packages that read a SentencePiece vocabulary, and the modules to import."""
 
 
 def knows_words(tokenizer: Any) -> bool:
-    """Whether ordinary text becomes anything but unknown pieces."""
+    """Whether ordinary text becomes more than unknown pieces."""
     return any(
         piece != tokenizer.unk_token_id for piece in tokenizer("an image", add_special_tokens=False)["input_ids"]
     )

@@ -207,7 +207,7 @@ class VisionTower(nn.Module):
         return torch.stack([found[layer] for layer in self.layers], 1)
 
     def of_layers(self, layers: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` gives, out of what `all_layers` gave for the same images; zeros of one view where there is none."""
+        """What `forward` gives, out of what `all_layers` gave for the same images; zeros of one view if there is none."""
         if not len(layers):
             layers = layers.new_zeros(1, *layers.shape[1:])
         found = dict(zip(self.layers, layers.unbind(1), strict=True))

@@ -39,9 +39,9 @@ def set_defaults(tensor: int = 1, flight_records: Path | None = None) -> None:
 
 
 def be_deterministic() -> None:
-    """From now on kernels return the same bits for the same input, or raise RuntimeError where none does.
+    """Makes kernels return the same bits for the same input, or raise RuntimeError if none can.
 
-    Call before the GPU is used: cuBLAS reads its setting when it begins.
+    Call before the GPU is used: cuBLAS reads its setting when it starts.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Errors that all ranks raise together: a rank that fails alone leaves the others waiting in their next collective."""
+"""Errors that all ranks raise together: a rank that failed alone would leave the others waiting in their next collective."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onediff.errors import UserError
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """A block that succeeds or fails on every rank; it must not hold a collective of its own.
+    """A block that succeeds or fails on every rank; it must not contain a collective.
 
     When any rank raises UserError or OSError inside, every rank raises the fault of the lowest such rank, as UserError.
     """

@@ -31,7 +31,7 @@ BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
 def main(note: Path, per_node: bool, gpus: bool) -> None:
     ranks = Ranks.from_environment()
     if gpus and not torch.cuda.is_available():
-        sys.exit("torch sees no GPU here: driver, container or build of torch do not fit")
+        sys.exit("torch sees no GPU here: driver, container and build of torch do not match")
     visible = torch.cuda.device_count()
     device = torch.device("cuda", own_device(ranks, visible)) if visible else torch.device("cpu")
     if device.type == "cuda":
@@ -52,7 +52,7 @@ def main(note: Path, per_node: bool, gpus: bool) -> None:
 
 
 def measured(rank: int, world: int, device: torch.device) -> dict[str, object]:
-    """Latency of a sum of one number and pace of a large one; the pace as NCCL's tests count it (bus bandwidth)."""
+    """Latency of a sum of one number and rate of a large one, as NCCL's tests count it (bus bandwidth)."""
     few, many = torch.zeros(1, device=device), torch.zeros(BYTES[device.type] // 4, device=device)
     wanted = world * (world + 1) / 2
     seconds: dict[int, list[float]] = {few.numel(): [], many.numel(): []}

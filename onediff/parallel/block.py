@@ -22,7 +22,7 @@ from onediff.zero.parameters import full_shape
 class Block:
     """The part `[start, start + size)` along `dim` of a parameter whose full shape is `shape` (without any padding).
 
-    A block may reach beyond the full shape along dimension 0, as a padded vocabulary does: what lies there is never stored.
+    A block may extend beyond the full shape along dimension 0, as a padded vocabulary does; that part is never stored.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Block:
 
 
 def block_of(parameter: torch.nn.Parameter) -> Block:
-    """The block that `parameter` holds: what tensor parallelism noted on it, else the whole parameter."""
+    """The block that `parameter` holds: as tensor parallelism recorded it, else the whole parameter."""
     block = getattr(parameter, "block", None)
     return block or Block.whole(full_shape(parameter))
 

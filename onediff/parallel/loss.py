@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Logits:
-    """What a model makes of its head's output, entry by entry: `cap · tanh(output · times / over / cap)`."""
+    """How a model turns its head's output into logits: `cap · tanh(output · times / over / cap)`, elementwise."""
 
     times: float = 1.0
     over: float = 1.0
@@ -22,7 +22,7 @@ class Logits:
     """None for no cap"""
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Logits in fp32, of whichever entries these are."""
+        """Logits in fp32 of these entries."""
         logits = output.float()
         if self.times != 1:
             logits = logits * self.times
@@ -34,8 +34,8 @@ class Logits:
 class LossHead(nn.Linear):
     """A language-model head that can also give the loss, in one call whatever the number of chunks.
 
-    Under ZeRO-3 a call gathers the head's weights on all ranks together, and ranks differ in their number of targets: a
-    call a chunk would leave some of them waiting.
+    Under ZeRO-3 a call gathers the head's weights on all ranks together, and ranks differ in their number of targets: one
+    call per chunk would leave some of them waiting.
     """
 
     logits = Logits()
@@ -70,7 +70,7 @@ def target_loss(head: Any, hidden: Tensor, targets: Tensor, chunk: int | None = 
 
 
 def by_chunks(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor:
-    """`loss(hidden, targets)`, `chunk` targets at a time; what is computed on the way is computed again backwards."""
+    """`loss(hidden, targets)`, `chunk` targets at a time; intermediate values are recomputed in the backward pass."""
     if chunk is None or len(targets) <= chunk:
         return loss(hidden, targets)
     pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)

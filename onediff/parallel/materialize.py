@@ -1,4 +1,4 @@
-"""A Hugging Face model from nothing to its place on this rank: built without memory, cut, and filled range by range.
+"""Builds a Hugging Face model on this rank: first without memory, then cut, then filled range by range.
 
 A model is first made on the meta device, where it costs nothing, then its layers are cut for tensor parallelism, then each
 parameter gets memory for this rank's part only (under ZeRO-3: its range of the rank's block), which is filled from the
@@ -28,7 +28,7 @@ class WeightSource(Protocol):
 
 
 class InMemory:
-    """Full parameters that are in memory already, such as those of a small model with random weights."""
+    """Full parameters that are already in memory, such as those of a small model with random weights."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -112,7 +112,7 @@ def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Para
 
 
 def _sum_marked_gradients(model: nn.Module, topology: Topology) -> None:
-    """Adds up over the tensor group the gradients of which every rank of it computes a part."""
+    """Sums over the tensor group the gradients of which each rank computes a part."""
     assert topology.mpu is not None
     group = topology.mpu.get_tensor_model_parallel_group()
 

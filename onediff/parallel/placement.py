@@ -1,4 +1,4 @@
-"""How a Hugging Face part of the model comes to be on this rank: whole, or cut and read range by range."""
+"""Places a Hugging Face part of the model on this rank: whole, or cut and read range by range."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Placement:
     zero_config: dict[str, Any] | None = None
     """DeepSpeed's configuration under ZeRO-3, else None"""
     filled_later: bool = False
-    """weights will come from a checkpoint: only take the memory for this rank's part"""
+    """weights will come from a checkpoint: only allocate this rank's part"""
     later: Collection[str] = ()
-    """parts of the model, `vision` or `language`, of which that holds though not of all"""
+    """parts of the model, `vision` or `language`, that are filled later although others are not"""
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     """of the parameters; under ZeRO-3 with bf16, DeepSpeed expects bf16 and keeps an fp32 master beside them"""
@@ -73,7 +73,7 @@ class Placement:
         return place(model, source, self.topology, zero_config=self.zero_config, device=self.device, cut=cut)
 
     def settle(self, model: nn.Module) -> None:
-        """Puts what `build` did not make to the same device and type, as ZeRO-3 expects of all parameters."""
+        """Moves what `build` did not make to the same device and type, as ZeRO-3 expects of all parameters."""
         for parameter in model.parameters():
             if not is_sharded(parameter):
                 parameter.data = parameter.data.to(self.device, self.dtype)

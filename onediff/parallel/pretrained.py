@@ -1,4 +1,4 @@
-"""Which stored tensors make which parameter of a Hugging Face model, by transformers' own rules for renamed weights.
+"""Maps stored tensors to the parameters of a Hugging Face model, by transformers' own rules for renamed weights.
 
 Files name tensors as the release of transformers did that wrote them, with a head or without, a tower alone or inside a
 larger model. Transformers knows how each model's names changed (`conversion_mapping`); here its rules are asked for the
@@ -27,10 +27,10 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 """Types of numbers that are weights, not codes of them."""
 
 UNREAD = "pooler."
-"""What a tower's files may lack, for nothing reads it here: a model trained to classify is published without it."""
+"""Weights that a tower's files may lack, since nothing reads them here: classifiers are published without them."""
 
 COMPARED = 64
-"""Rows by which two stored tensors are told apart."""
+"""Number of rows that are compared to tell two stored tensors apart."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Converted:
     """Parameters that are computed from stored tensors, such as the experts of a layer, stored one by one."""
 
     first: str
-    """the first parameter that comes out"""
+    """the first parameter of the result"""
     converter: Any
     """transformers' `WeightConverter`"""
     keys: tuple[tuple[str, str], ...]
-    """pattern and name of each tensor that goes in"""
+    """pattern and name of each input tensor"""
 
     def tensors(self, model: Any, read: Any) -> dict[str, torch.Tensor]:
-        """Every parameter that comes out; `read(key)` gives a stored tensor."""
+        """The resulting parameters; `read(key)` gives a stored tensor."""
         converter = deepcopy(self.converter)
         for pattern, key in self.keys:
             converter.add_tensor(self.first, key, pattern, read(key))
@@ -58,7 +58,7 @@ class Origins:
     """Where the parameters and buffers of a model are in a set of stored names below one prefix."""
 
     shapes: dict[str, tuple[int, ...]]
-    """what each one has in the files"""
+    """the origin of each in the files"""
     of: dict[str, str | Converted]
     """the stored tensor that it is, or how it is computed"""
     missing: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Origins:
 
     @property
     def wrong(self) -> int:
-        """How many parameters cannot be read."""
+        """The number of parameters that cannot be read."""
         return len(self.missing) + len(self.differing)
 
 
@@ -104,7 +104,7 @@ class Pretrained:
 def find(files: PretrainedFiles, model: Any) -> Origins:
     """Where the parameters of `model` are in `files`, as transformers reads them, else below a common prefix.
 
-    Raises UserError when some are nowhere.
+    Raises UserError when some are missing.
     """
     tried: list[Origins] = []
     for prefix in ("", *_prefixes(files.shapes)):
@@ -115,7 +115,7 @@ def find(files: PretrainedFiles, model: Any) -> Origins:
 
 
 def _prefixes(keys: Iterable[str]) -> list[str]:
-    """What may stand before the names of a model inside a larger one, short ones first."""
+    """Possible prefixes of a model's names inside a larger one, short ones first."""
     found = set()
     for key in keys:
         parts = key.split(".")
@@ -197,7 +197,7 @@ def _tie(found: Origins, model: Any) -> None:
 
 
 def _check_types(files: PretrainedFiles, model: Any, found: Origins) -> None:
-    """Raises UserError for quantised weights, which are codes: read as numbers they would be noise."""
+    """Raises UserError for quantised weights, which are codes and would be noise if read as numbers."""
     about = getattr(model.config, "quantization_config", None)
     for name, parameter in model.named_parameters():
         origin = found.of.get(name)
@@ -206,12 +206,12 @@ def _check_types(files: PretrainedFiles, model: Any, found: Origins) -> None:
         if about is not None or (kind is not None and kind not in PLAIN):
             raise UserError(
                 f"{files.name}: its weights are quantised ({kind} in {key}), which cannot be trained; "
-                "name the model as it was before"
+                "name the model before quantisation"
             )
 
 
 def _check_tied(files: PretrainedFiles, model: Any, found: Origins) -> None:
-    """Raises UserError where the configuration ties two tensors that are not equal."""
+    """Raises UserError when the configuration ties two tensors that are not equal."""
     first: dict[int, tuple[str, str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         key = found.of.get(name)

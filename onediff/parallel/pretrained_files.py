@@ -44,7 +44,7 @@ class File(Protocol):
 
 
 class SafetensorsFile:
-    """A safetensors file, of which only the rows asked for are read."""
+    """A safetensors file; only the requested rows are read."""
 
     def __init__(self, path: str) -> None:
         """Raises UserError for a file that is not such."""
@@ -72,7 +72,7 @@ class SafetensorsFile:
 
 
 class TorchFile:
-    """A file that `torch.save` wrote, mapped into memory: only the pages asked for are read.
+    """A file that `torch.save` wrote, mapped into memory: only the needed pages are read.
 
     Only tensors and plain containers are unpickled, never code.
     """
@@ -130,11 +130,11 @@ def _let_go(mapped: torch.Tensor) -> None:
 
 
 class PretrainedFiles:
-    """The weight files of a model, seen as one: which tensors there are, and ranges of each."""
+    """The weight files of a model as one: the names of its tensors, and ranges of each."""
 
     def __init__(self, name: str, revision: str | None = None) -> None:
-        """Finds the files of the folder or hub id `name`. Raises UserError when there are none, or one of its index is
-        missing."""
+        """Finds the files of the folder or hub id `name`. Raises UserError when there are none, or when one in its index
+        is missing."""
         self.name = name
         self._open: dict[str, File] = {}
         self._file_of: dict[str, str] = {}
@@ -221,6 +221,6 @@ def model_file(name: str, file: str, revision: str | None) -> str | None:
 
 
 def is_pointer(path: str) -> bool:
-    """Whether a file is only what git keeps of a large one, as in a clone without Git LFS."""
+    """Whether a file is a Git LFS pointer, as in a clone without Git LFS."""
     with open(path, "rb") as file:
         return file.read(len(_POINTER)) == _POINTER

@@ -1,4 +1,4 @@
-"""The process groups' beginning and end."""
+"""Starts and ends the process groups."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _meeting_point(ranks: Ranks, timeout: timedelta) -> Any:
 
 
 def _rank_zero_first(ranks: Ranks, store: Any, first: Callable[[], None]) -> None:
-    """Rank 0 does `first`, the others look once a second whether it has; a rank 0 that died fails their look."""
+    """Rank 0 runs `first`; the others check once a second whether it is done, and fail if rank 0 died."""
     done = "rank-zero-was-first"
     if ranks.rank == 0:
         first()

@@ -1,4 +1,4 @@
-"""What crosses a tensor group where a layer that is cut meets one that is not.
+"""Communication in a tensor group between a layer that is cut and one that is not.
 
 The same as Megatron-core's mappings of these names, which allocate on the GPU and along the first dimension only: these run
 on any device, and along the tokens of `[batch, tokens, width]`.
@@ -24,7 +24,7 @@ def _own(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Parts along `dim` to the whole; every rank goes on with the same computation, so its gradient is its own part."""
+    """Gathers parts along `dim`; every rank continues with the same computation, so its gradient is its own part."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
@@ -75,7 +75,7 @@ class _SumTokens(torch.autograd.Function):
 
 
 class _ShareTokens(torch.autograd.Function):
-    """What every rank holds alike to its share of the tokens."""
+    """From tokens that are the same on every rank to the rank's share of them."""
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -98,20 +98,20 @@ class TokenShares:
         self.tokens = 0
 
     def share(self, whole: Tensor) -> Tensor:
-        """The rank's share of what all ranks hold alike; the rows at hand are these from now on."""
+        """The rank's share of tokens that are the same on all ranks; later calls are about these rows."""
         self.tokens = whole.shape[1]
         return _ShareTokens.apply(self._padded(whole), self.group)
 
     def gather(self, share: Tensor) -> Tensor:
-        """All tokens from every rank's share, for layers that are cut."""
+        """All tokens, from every rank's share, for layers that are cut."""
         return _GatherTokens.apply(share, self.group)[:, : self.tokens]
 
     def gather_alike(self, share: Tensor) -> Tensor:
-        """All tokens from every rank's share, where all ranks go on alike."""
+        """All tokens, from every rank's share, for a computation that is the same on all ranks."""
         return _Gather.apply(share, 1, self.group)[:, : self.tokens]
 
     def sum(self, part: Tensor) -> Tensor:
-        """The rank's share of the sum of what the ranks have for all tokens."""
+        """The rank's share of the ranks' sum over all tokens."""
         return _SumTokens.apply(self._padded(part), self.group)
 
     def _padded(self, whole: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Safetensors files written one tensor at a time: nothing is held twice, and the checksum comes for free."""
+"""Writes safetensors files one tensor at a time: nothing is held twice, and the checksum comes for free."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DTYPES = {
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-"""What Hugging Face calls a model in one file, and the list of files of one in several."""
+"""Hugging Face's names for a model in one file, and for the index of several."""
 
 
 class Entry(NamedTuple):
-    """One tensor to come: its name, type and shape, and how to get it when its turn has come."""
+    """One tensor to write: its name, type and shape, and how to get it when it is its turn."""
 
     name: str
     dtype: torch.dtype
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a finished file weighs, in bytes, and its SHA-256."""
+    """Size of a finished file, in bytes, and its SHA-256."""
 
     bytes: int
     sha256: str

@@ -98,7 +98,7 @@ class Head(ColumnParallelLinear):
         output = super().forward(hidden)[0]
         logits = self.logits(output)
         if self.padding:
-            # The lowest there is, so that padding takes no part in a softmax.
+            # The lowest number, so that padding has no part in a softmax.
             existing = logits.shape[-1] - self.padding
             lowest = logits.new_full((*logits.shape[:-1], self.padding), torch.finfo(output.dtype).min)
             logits = torch.cat([logits[..., :existing], lowest], dim=-1)
@@ -107,7 +107,7 @@ class Head(ColumnParallelLinear):
 
     @property
     def padding(self) -> int:
-        """How many entries of this rank's part do not exist."""
+        """How many entries of this rank's part are padding."""
         per_rank = self.output_size_per_partition
         return min(per_rank, max(0, (self.tp_group.rank() + 1) * per_rank - self.vocabulary))
 
@@ -195,7 +195,7 @@ def _cut_embedding(layer: nn.Embedding, config: ModelParallelConfig, mpu: Mpu) -
     rows = padded_vocabulary(layer.num_embeddings, mpu.get_tensor_model_parallel_world_size())
     cut = Words(rows, layer.embedding_dim, init_method=None, config=config)
     if type(layer) is not nn.Embedding:
-        # Gemma's and its like: a factor beside the weights, and nothing else.
+        # Gemma's and similar ones: a factor beside the weights, and nothing else.
         cut.factor = float(vars(layer)["scalar_embed_scale"])
     _note(cut.weight, layer.weight.shape, 0, mpu)
     return cut
@@ -217,7 +217,7 @@ def padded_vocabulary(size: int, tp_size: int) -> int:
 
 
 def _note(parameter: nn.Parameter | None, shape: Sequence[int], dim: int, mpu: Mpu) -> None:
-    """Says on a parameter which block it is, and that DeepSpeed must add up its norm over the tensor group.
+    """Records on a parameter which block it is, and that DeepSpeed must sum its norm over the tensor group.
 
     Without the second, gradients of other ranks' blocks are left out of the global norm and clipping is wrong.
     """

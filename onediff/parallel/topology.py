@@ -127,7 +127,7 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
         return Topology(ranks, 1, None)
     from onediff.model.lean import lean_imports
 
-    # It warns about every optional library that it does without.
+    # It warns about every missing optional library.
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     # It imports distutils before setuptools, which takes its place and says so.
     warnings.filterwarnings("ignore", message="Distutils was imported before|Setuptools is replacing distutils")

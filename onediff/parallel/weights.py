@@ -1,4 +1,4 @@
-"""Weights in and out: the part of each parameter that a rank stores, and all of them written as one Hugging Face model."""
+"""Weights in and out: the part of each parameter that a rank stores, and a model written as one Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def put_weights(
     fill: Callable[[str, BlockRange, torch.Tensor], None],
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
-    """Calls `fill(name, piece, target)` for the part that this rank stores of each parameter whose name is `wanted`."""
+    """Calls `fill(name, piece, target)` for this rank's part of each parameter whose name is `wanted`."""
     for name, parameter in module.named_parameters():
         if wanted(name):
             piece, target = local_part(parameter)

@@ -24,7 +24,7 @@ class Rows:
     """What a phase reads."""
 
     steps: int | None
-    """None where the size of no data set is known"""
+    """None if the size of no data set is known"""
     steps_from: str
     images: float
     """images of a row, on average"""

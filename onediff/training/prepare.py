@@ -40,7 +40,7 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
 
 
 def require_same_images(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:
-    """Raises UserError where a run with checkpoints, trained so far with `before`, would go on to see images otherwise.
+    """Raises UserError when a run with checkpoints, trained so far with `before`, would go on to see images otherwise.
 
     The weights fit all the same, so nothing else would tell; above all not where the default has changed since.
     """

@@ -1,6 +1,6 @@
 """The worst of translated English, kept out of sources, configurations and pages: `python tests/project/plain_english.py`.
 
-Prints one line for each place, as ruff does, and ends with 1 where there is any.
+Prints one line for each place, as ruff does, and ends with 1 if there is any.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def faults(name: str, text: str) -> Iterator[str]:
 
 
 def main() -> int:
-    """Every place in the project, printed; 1 where there is one."""
+    """Every place in the project, printed; 1 if there is one."""
     files = sorted({file for pattern in READ for file in HOUSE.glob(pattern)})
     lines = [line for file in files for line in faults(str(file.relative_to(HOUSE)), file.read_text(encoding="utf-8"))]
     print("\n".join(lines) or f"{len(files)} files in plain English")

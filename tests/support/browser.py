@@ -23,7 +23,7 @@ FLAGS = (
 
 
 class Browser(AbstractContextManager["Browser"]):
-    """One page in a Chromium of its own; skips the test where there is none."""
+    """One page in a Chromium of its own; skips the test if there is none."""
 
     def __init__(self, profile: Path) -> None:
         if BROWSER is None:

@@ -1,6 +1,6 @@
 """Reads every public model of `public_models` by its name on the hub that HF_ENDPOINT names, and compares what comes.
 
-Prints a JSON object: what is wrong with each model, None where nothing is.
+Prints a JSON object: what is wrong with each model, None if nothing is.
 """
 
 from __future__ import annotations

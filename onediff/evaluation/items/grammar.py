@@ -101,7 +101,7 @@ class Reading(NamedTuple):
 
     @property
     def type(self) -> str | None:
-        """The change type of the whole caption, `none` and `several` included; None where something is unread."""
+        """The change type of the whole caption, `none` and `several` included; None if something is unread."""
         if self.unread:
             return None
         return "none" if not self.items else self.items[0].type if len(self.items) == 1 else "several"
@@ -131,7 +131,7 @@ def described(words: str) -> Description:
 
 
 def _clauses(text: str) -> list[Item] | None:
-    """The clauses of `text`, cut at commas and "and" so that each is one; None where there is no such cut."""
+    """The clauses of `text`, cut at commas and "and" so that each is one; None if there is no such cut."""
     whole = _clause(text)
     if whole is not None:
         return [whole]

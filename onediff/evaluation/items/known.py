@@ -29,7 +29,7 @@ class TrueChanges(NamedTuple):
 
 
 def known(meta: Mapping[str, Any], where: str = "meta") -> TrueChanges | None:
-    """The change list in a sample's `meta`; None where it has none. Raises UserError where it is not as above."""
+    """The change list in a sample's `meta`; None if it has none. Raises UserError when it is not as above."""
     if "changes" not in meta:
         return None
     try:

@@ -41,7 +41,7 @@ class ItemScores:
     values: Mapping[str, float]
     """Of all pairs; without those that have nothing to count."""
     intervals: Mapping[str, tuple[float, float]]
-    """95 % bootstrap intervals over pairs; empty where none were asked for."""
+    """95 % bootstrap intervals over pairs; empty if none were asked for."""
     by_type: Mapping[str, tuple[int, Mapping[str, float]]]
     """Change type → pairs and scores; `several` and `none` included."""
     ids: tuple[str, ...]
@@ -65,7 +65,7 @@ def score(
 ) -> ItemScores:
     """Scores `captions` (by id) against `references`: each pair's `meta`, or its `TrueChanges` changes.
 
-    Pairs without a change list are passed over; `bootstrap` resamples give intervals. Raises UserError where no pair
+    Pairs without a change list are passed over; `bootstrap` resamples give intervals. Raises UserError when no pair
     has both a caption and a change list.
     """
     from onediff.evaluation.metrics import metric  # which has these scores among its metrics

@@ -65,7 +65,7 @@ class ClaimScores(SummedScores):
 
 
 def true_changes(asker: Asker, references: References) -> Iterator[tuple[str, tuple[str, ...] | None]]:
-    """The true changes of each pair in words; None where a judge was needed and gave no usable answer.
+    """The true changes of each pair in words; None if a judge was needed and gave no usable answer.
 
     Costs one question for each set of references whose changes are not known.
     """
@@ -86,7 +86,7 @@ def true_changes(asker: Asker, references: References) -> Iterator[tuple[str, tu
 def judged(
     asker: Asker, changes: Mapping[str, tuple[str, ...]], predictions: Mapping[str, str]
 ) -> Iterator[tuple[str, Claims | None]]:
-    """The claims of each caption as they come; None where no usable answer was given. One question a caption."""
+    """The claims of each caption as they come; None if no usable answer was given. One question a caption."""
     asked: dict[str, list[str]] = {}
     for pair, caption in predictions.items():
         asked.setdefault(question(changes[pair], caption), []).append(pair)
@@ -100,7 +100,7 @@ def controls(
 ) -> dict[str, dict]:
     """Captions of which it is known whether they are right: {"right": {pair: caption}, "wrong": …}, up to `count` each.
 
-    Right is a pair's own reference where there is one alone or its changes are known; wrong is what another pair with other
+    Right is a pair's own reference if there is one alone or its changes are known; wrong is what another pair with other
     changes is described by, or for every third that nothing has changed.
     """
     pairs = sorted(pair for pair, true in changes.items() if true)  # answers come in any order

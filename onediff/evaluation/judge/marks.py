@@ -25,7 +25,7 @@ class Marks(NamedTuple):
 def marked(
     asker: Asker, references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]
 ) -> Iterator[tuple[str, Marks | None]]:
-    """The marks of each pair as they come; None where no usable answer was given. Raises UserError when refused."""
+    """The marks of each pair as they come; None if no usable answer was given. Raises UserError when refused."""
     asked: dict[str, list[str]] = {}
     for pair, caption in predictions.items():
         asked.setdefault(question(references[pair], caption), []).append(pair)

@@ -67,7 +67,7 @@ class ClipScore(ModelMetric):
 
 
 def images_after(pairs: Pairs) -> list[bytes]:
-    """The encoded image after of each pair. Raises Unavailable where one is missing."""
+    """The encoded image after of each pair. Raises Unavailable when one is missing."""
     if pairs.images is None:
         raise Unavailable("it looks at images; name their data set with --data")
     found = []

@@ -16,7 +16,7 @@ import numpy as np
 from onediff.errors import UserError
 
 Images = Callable[[str], Any]
-"""Gives the encoded images of a pair's id as an object with `before` and `after`, or None where it has none."""
+"""Gives the encoded images of a pair's id as an object with `before` and `after`, or None if it has none."""
 
 
 class Unavailable(Exception):
@@ -85,7 +85,7 @@ class Metric(SummedScores):
 
     @abstractmethod
     def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
-        """[pairs, columns] of each system. Raises Unavailable where it cannot be computed here."""
+        """[pairs, columns] of each system. Raises Unavailable when it cannot be computed here."""
 
     def applies(self, pairs: Pairs) -> bool:
         """Whether these pairs have what it needs; where not, it is left out without a word."""
@@ -96,7 +96,7 @@ class Metric(SummedScores):
         return []
 
     def of_model(self, model: str) -> Metric:
-        """The same metric by the model of that name; empty where none is named. Raises UserError where it takes none."""
+        """The same metric by the model of that name; empty if none is named. Raises UserError when it takes none."""
         if model:
             raise UserError(f"metric {self.name!r} takes no model; write its name alone")
         return self

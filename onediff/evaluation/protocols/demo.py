@@ -12,7 +12,7 @@ from onediff.evaluation.protocols.protocol import Protocol
 
 
 def read_type(caption: str) -> str | None:
-    """The change type that `caption` tells, in the renderer's words; None where it cannot be read."""
+    """The change type that `caption` tells, in the renderer's words; None if it cannot be read."""
     return read(caption).type
 
 

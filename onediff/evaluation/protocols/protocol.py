@@ -52,11 +52,11 @@ class Protocol:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Change types that are reported together, such as `semantic`; each group is scored as a corpus of its own."""
     read_type: Callable[[str], str | None] | None = None
-    """Reads the change type out of a caption; None where captions are free text."""
+    """Reads the change type out of a caption; None if captions are free text."""
     published: Sequence[Published] = ()
     """Numbers of others under these rules."""
     checked: str | None = None
-    """What these rules were checked against, in words; None where no published file was found that could prove them."""
+    """What these rules were checked against, in words; None if no published file was found that could prove them."""
 
     @property
     def provenance(self) -> str:

@@ -35,7 +35,7 @@ class PairImages(NamedTuple):
 
 
 Source = Callable[[str], PairImages | None]
-"""Gives the images of an id, or None where it has none."""
+"""Gives the images of an id, or None if it has none."""
 
 
 def shard_images(folder: Path, ids: Collection[str]) -> Source:
@@ -88,7 +88,7 @@ def with_attention(images: Source, attention: Mapping[str, str], config: ImageCo
 
 
 def opened_small(data: bytes, side: int) -> Image.Image | None:
-    """The image, upright and RGB, with its longer side at most `side` pixels; None where it cannot be decoded."""
+    """The image, upright and RGB, with its longer side at most `side` pixels; None if it cannot be decoded."""
     from PIL import Image, ImageOps
 
     try:
@@ -102,7 +102,7 @@ def opened_small(data: bytes, side: int) -> Image.Image | None:
 
 
 def thumbnail(data: bytes, side: int) -> str | None:
-    """A data URI of the image with its longer side at most `side` pixels; None where it cannot be decoded."""
+    """A data URI of the image with its longer side at most `side` pixels; None if it cannot be decoded."""
     small = opened_small(data, side)
     if small is None:
         return None
