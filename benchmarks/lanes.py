@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def reading() -> dict[str, object]:
-    """Microseconds to read one sample of 16 kB from each of so many lanes in turn."""
+    """Microseconds to read one sample of 16 kB from each of that many lanes in turn."""
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = written(Path(scratch))

@@ -50,7 +50,7 @@ LINKS = 50_000
 
 
 def make_source(folder: Path, pairs: int, whole: int) -> None:
-    """Tables of so many pairs of about 5 kB an image, a thousand in a folder."""
+    """Tables of that many pairs of about 5 kB an image, a thousand in a folder."""
     files: list[Path] = []
     for number, data in enumerate(photographs()):
         if number * LINKS >= 2 * pairs + LINKS:

@@ -140,7 +140,7 @@ def with_img2dataset(source: Path, out: Path, command: Path, processes: int) -> 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of packing the images of `source`, beside the way that is its limit, in so many of the turns."""
+    """One way of packing the images of `source`, beside the way that is its limit, in that many of the turns."""
 
     source: Path
     limit: str

@@ -63,7 +63,7 @@ def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tu
 
 
 def opened(path: Path) -> Image.Image | None:
-    """The image in RGB, or None where it cannot be decoded."""
+    """The image in RGB, or None if it cannot be decoded."""
     try:
         with open_image(path) as image:
             return image.convert("RGB")

@@ -96,7 +96,7 @@ class ShardPool:
     def known(self, processes: Workers, sizes: bool = False, hashes: bool = False) -> list[SampleFacts]:
         """Every sample. Costs a read of its record; with `sizes` of its images' headers, with `hashes` their decoding.
 
-        Raises UserError where a sample cannot be read.
+        Raises UserError when a sample cannot be read.
         """
         paths = [manifest.path(shard) for manifest, shard in self.shards]
         done = over_shards(partial(_shard_samples, sizes=sizes, hashes=hashes), paths, processes, "reading")

@@ -41,7 +41,9 @@ def check(folder: Path) -> None:
     """Raises UserError unless this process runs the code in `folder`/code, and that as it was frozen."""
     code, here = (folder / "code").resolve(), Path(__file__).resolve().parents[1]
     if here != code:
-        raise UserError(f"{here}: this job would run the code there, and not what was frozen in {code}; submit it anew")
+        raise UserError(
+            f"{here}: this job would run the code there, and not what was frozen in {code}; submit it again"
+        )
     noted = read_json(folder / "code.json")
     if noted and noted["sha256"] != digest(code):
         raise UserError(

@@ -160,7 +160,7 @@ class Supervisor:
         return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts).run()
 
     def end(self, outcome: Outcome) -> Decision:
-        """Closes the running attempt. Raises UserError where a later one has taken the phase over."""
+        """Closes the running attempt. Raises UserError when a later one has taken the phase over."""
         if os.path.exists(self.record.superseded(self.phase, self.attempts[-1].number)):
             raise UserError("Slurm lost this node and started the phase elsewhere; this attempt ends without a word")
         return self.close(self.attempts[-1], outcome)

@@ -65,7 +65,7 @@ def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]
 def make_plan(
     config: RunConfig, run: Path, profile: ClusterProfile, nodes: tuple[int, int], phases: list[str], spares: int = 0
 ) -> Json:
-    """What the supervisor needs to know, as plain JSON. Raises UserError where the run could not start.
+    """What the supervisor needs to know, as plain JSON. Raises UserError when the run could not start.
 
     A training phase gets `spares` nodes more than its ranks need.
     """

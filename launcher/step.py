@@ -49,7 +49,7 @@ class Refusal(NamedTuple):
 
 
 class Step:
-    """A running srun in `environment`; its words go on to the job's log. Raises UserError where there is no srun."""
+    """A running srun in `environment`; its words go on to the job's log. Raises UserError when there is no srun."""
 
     def __init__(self, words: Sequence[str], environment: dict[str, str]) -> None:
         try:
@@ -94,7 +94,7 @@ class Step:
             self.process.wait()
 
     def refusal(self) -> Refusal | None:
-        """Why this srun, which has ended, started nothing; None where it started its tasks."""
+        """Why this srun, which has ended, started nothing; None if it started its tasks."""
         self.listener.join(END_SECONDS)
         return why_not_started(self.process.wait(), list(self.said))
 

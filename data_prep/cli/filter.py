@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--near-duplicates",
         type=int,
         metavar="BITS",
-        help="leave out samples whose images' 64-bit perceptual hashes are within so many bits of an earlier one's; 4 is "
+        help="leave out samples whose images' 64-bit perceptual hashes are within that many bits of an earlier one's; 4 is "
         "the same image in another size or quality; the samples of evaluation splits come first",
     )
 

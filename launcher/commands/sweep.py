@@ -1,4 +1,4 @@
-"""Queue one run for every combination of values, at most so many at a time.
+"""Queue one run for every combination of values, at most that many at a time.
 
   onediff launch sweep configs/onediff_7b.yaml model.delta.tokens=16,64 phases.two.lr=1e-5,2e-5 --nodes 8 --at-most 2
   onediff launch sweep configs/demo.yaml optimizer.lr=1e-3,3e-4 --profile local

@@ -22,7 +22,7 @@ class SpikesConfig(Section):
     grad_norm: float | None = Field(10.0, gt=1)
     """How many times the median norm a step's gradient norm, before clipping, may be; `null` leaves the norm out."""
     median_of: int = Field(50, gt=0)
-    """Good steps whose medians count; until a phase has had so many, no step of it is a spike."""
+    """Good steps whose medians count; until a phase has had that many, no step of it is a spike."""
     in_a_row: int = Field(3, gt=0)
     """Bad steps in a row that make the run go back: a single one is usually over by the next."""
     rollbacks: int = Field(3, ge=0)

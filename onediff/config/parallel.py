@@ -118,7 +118,7 @@ class PhaseParallelConfig(Section):
     """Further keys of `zero_optimization`, in place of the run's."""
 
     def over(self, run: ParallelConfig) -> ParallelConfig:
-        """The settings of this phase in a run with the settings `run`. Raises ValueError where they contradict."""
+        """The settings of this phase in a run with the settings `run`. Raises ValueError when they contradict."""
         values = run.model_dump() | self.model_dump(exclude_none=True)
         if values["offload_optimizer"] != "nvme":
             values["nvme_folder"] = self.nvme_folder

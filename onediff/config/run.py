@@ -93,7 +93,7 @@ class RunConfig(Section):
         return self
 
     def _can_use_features(self, phase_name: str) -> None:
-        """Raises ValueError where a phase would read features of a tower that it trains, or of some data sets only."""
+        """Raises ValueError when a phase would read features of a tower that it trains, or of some data sets only."""
         phase = self.phases[phase_name]
         kept = [name for name in phase.mix if self.data.sets[name].features is not None]
         if not kept:
@@ -113,7 +113,7 @@ class RunConfig(Section):
             raise ValueError(f"data.sets.{kept[0]}.features: not for model.vision.image.fit: native")
 
     def _held_out(self, phase_name: str) -> None:
-        """Raises ValueError where a phase would validate on what is no data set, or on what this run trains on."""
+        """Raises ValueError when a phase would validate on what is no data set, or on what this run trains on."""
         validation = self.phases[phase_name].validation
         trained = {name for phase in self.phases.values() for name in phase.mix}
         for name in validation.sets or self.phases[phase_name].mix:

@@ -75,7 +75,7 @@ class TemplatePart:
 
 
 def written(template: Template, turns: int, eos: str, in_pieces: bool = False) -> list[TemplatePart]:
-    """A conversation of so many turns, all of them answered.
+    """A conversation of that many turns, all of them answered.
 
     `in_pieces` puts breaks between what a template has in front of words, and a space before every answer.
     """

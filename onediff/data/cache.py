@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere, kept on this machine's disk: at most so many bytes, shared by all processes of the node.
+"""Shards that lie elsewhere, kept on this machine's disk: at most that many bytes, shared by all processes of the node.
 
 A shard is fetched beside its place, checked against the manifest, indexed and renamed; what was used longest ago makes
 room. Locks are `flock`s, which end with their process, so a killed one leaves nothing that others wait for.

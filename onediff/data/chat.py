@@ -35,7 +35,7 @@ def chat_source(tokenizer: Any) -> str:
 
 
 def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Pattern[str]) -> list[TemplatePart]:
-    """A conversation of so many turns, all of them answered, as the chat template writes it.
+    """A conversation of that many turns, all of them answered, as the chat template writes it.
 
     An answer is learned from its first character to the end of the template's `{% generation %}` block, or, where it has
     none, through the first special token behind it (`controls` matches those); through the tokenizer's end of text where

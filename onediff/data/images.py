@@ -29,7 +29,7 @@ ORIENTATION = 0x0112
 """EXIF tag."""
 MOST_SQUARES = 64
 MOST_COPIES = 16
-"""Scaling an image makes at most so many times the pixels of the tower's square, or of the image: a strip of one pixel by
+"""Scaling an image makes at most that many times the pixels of the tower's square, or of the image: a strip of one pixel by
 20,000 is cut before it is scaled, and scaled before it is padded. Others come out exactly as of the image processors."""
 BAND_PIXELS = 1 << 22
 """Pixels of a band that is padded at a time."""

@@ -106,7 +106,7 @@ class Prompter:
         return wordings[0 if choice is None or len(wordings) == 1 else mix64(choice, 2) % len(wordings)]
 
     def parts(self, turns: int, answered: bool) -> list[TemplatePart]:
-        """A conversation of so many turns as the template writes it, with places for words and answers."""
+        """A conversation of that many turns as the template writes it, with places for words and answers."""
         return self._parts(turns, answered)
 
     def _elements(self, images: list[int], deltas: int, turns: list[Turn]) -> Iterator[Element]:

@@ -17,7 +17,7 @@ from onediff.errors import UserError
 KEPT = 64
 """Indexes kept in any case."""
 UNUSED = 16_384
-"""Reads after which an index that none of them needed is dropped. It comes back to a lane every so many reads as the rank
+"""Reads after which an index that none of them needed is dropped. It comes back to a lane every few reads as the rank
 has lanes, so this serves 4,096 lanes with room to spare, and memory follows from the lanes that there are."""
 
 

@@ -127,7 +127,7 @@ def from_table(table: Path) -> Iterator[Pair]:
 
 
 def from_video(video: Path, every: float, against: Literal["first", "previous"]) -> Iterator[Pair]:
-    """A frame every so many seconds, against the first frame or the one before; the id is the second frame's time.
+    """A frame every few seconds, against the first frame or the one before; the id is the second frame's time.
 
     Holds two frames at a time. Raises UserError when OpenCV is absent, or cannot read the file.
     """

@@ -128,7 +128,7 @@ def decoding(config: EvaluationConfig) -> dict[str, Any]:
 
 
 def instruction(config: EvaluationConfig) -> str | None:
-    """What is asked of every pair, or None for its own instruction. Raises UserError where the protocol has none."""
+    """What is asked of every pair, or None for its own instruction. Raises UserError when the protocol has none."""
     if config.instruction != "protocol":
         return config.instruction
     asked = protocol(config.protocol).instruction
@@ -204,7 +204,7 @@ def scored(
 
 
 def caveats(config: EvaluationConfig, pairs: int, leakage: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What keeps the scores of so many pairs from being compared with others, one line each.
+    """What keeps the scores of that many pairs from being compared with others, one line each.
 
     `leakage` is the manifest's: by other split, how many pairs have both images in common with it, or one.
     """

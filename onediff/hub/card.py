@@ -56,7 +56,7 @@ With [OneDiff](https://arxiv.org/abs/2407.05645) installed: `onediff caption bef
 {examples}## Limits
 
 It has learned from the data above only: images of another kind get fluent captions that may be wrong, without a warning. It
-says nothing of changes that its data set does not describe, and it may describe a change where there is none.
+says nothing of changes that its data set does not describe, and it may describe a change if there is none.
 """
 
 

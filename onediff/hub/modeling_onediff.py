@@ -44,7 +44,7 @@ HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision",
 PEAK = 2.0
 """Amplitude of the place embeddings."""
 MOST_SQUARES, MOST_COPIES = 64, 16
-"""An image is scaled to at most this many times the tower's square, or padded to at most so many times its own pixels."""
+"""An image is scaled to at most this many times the tower's square, or padded to at most that many times its own pixels."""
 
 
 class OneDiffConfig(PreTrainedConfig):

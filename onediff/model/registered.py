@@ -87,7 +87,7 @@ def attend(
 def segments_mask(
     segments: Segments, rows: int, tokens: int, dtype: torch.dtype, causal: bool = True, window: int | None = None
 ) -> Tensor:
-    """`[rows, 1, tokens, tokens]` additive mask that keeps attention inside each segment, and in a window of so many."""
+    """`[rows, 1, tokens, tokens]` additive mask that keeps attention inside each segment, and in a window of that many."""
     device = segments.cu_seqlens.device
     place = torch.arange(rows * tokens, device=device).view(rows, tokens)
     segment = torch.bucketize(place, segments.cu_seqlens[1:].long(), right=True)

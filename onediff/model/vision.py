@@ -163,7 +163,7 @@ class VisionTower(nn.Module):
             self.register_buffer(name, shaped, persistent=False)
 
     def train_last(self, layers: int) -> None:
-        """Freezes everything but the last `layers` encoder layers. Raises UserError when there are not so many, or when
+        """Freezes everything but the last `layers` encoder layers. Raises UserError when there are fewer, or when
         nothing that reads the tower reads them."""
         encoder = encoder_layers(self.model)
         depth, deepest = len(encoder), max(*self.levels, self.output_level)

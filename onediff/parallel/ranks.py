@@ -61,7 +61,7 @@ def initialize_distributed(
 def own_device(ranks: Ranks, visible: int) -> int:
     """The number of a rank's GPU among the `visible` ones: all of its node's, or only its own (`--gpus-per-task`).
 
-    Raises UserError where there are fewer than ranks, but more than one.
+    Raises UserError when there are fewer than ranks, but more than one.
     """
     if visible == 1:
         return 0

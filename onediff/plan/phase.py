@@ -25,7 +25,7 @@ FRAGMENTS = 0.05
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase on so many GPUs."""
+    """One phase on that many GPUs."""
 
     name: str
     setup: Setup
@@ -50,12 +50,12 @@ class PhasePlan:
 
     @property
     def hours(self) -> float | None:
-        """Expected hours of the phase; None where its length is not known."""
+        """Expected hours of the phase; None if its length is not known."""
         return None if self.rows.steps is None else self.rows.steps * self.duration.expected / 3600
 
 
 def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
-    """How the configuration runs a phase on `gpus`. Raises UserError where it cannot."""
+    """How the configuration runs a phase on `gpus`. Raises UserError when it cannot."""
     phase, parallel = config.phases[name], config.of_phase(name).parallel
     if gpus % parallel.tensor:
         raise UserError(f"parallel.tensor: {gpus} GPUs cannot be groups of {parallel.tensor}")
@@ -91,7 +91,7 @@ def usable_bytes(gpu: Gpu) -> int:
 
 
 def check_cut(sizes: Sizes, tensor: int) -> None:
-    """Raises UserError where the language model cannot be cut into `tensor` equal parts."""
+    """Raises UserError when the language model cannot be cut into `tensor` equal parts."""
     decoder = sizes.decoder
     counts = {
         "attention heads": decoder.heads,

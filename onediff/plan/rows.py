@@ -29,7 +29,7 @@ class Rows:
     images: float
     """images of a row, on average"""
     pairs: float
-    """delta tokens are made for so many pairs a row"""
+    """delta tokens are made for that many pairs a row"""
     samples: float = 1.0
     """samples of a row, on average: above 1 where rows are packed"""
 

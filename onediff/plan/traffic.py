@@ -46,7 +46,7 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
         wide = 4 if setup.stage == 1 and setup.bf16 else setup.reduced_itemsize
         reduce = each * wide * counts.trained * others * (1 if setup.stage else 2)
     tensor = times * _tensor_bytes(sizes, shape, setup)
-    # A tensor group takes neighbouring ranks; of a data group, so many ranks share a node.
+    # A tensor group takes neighbouring ranks; of a data group, that many ranks share a node.
     together = max(1, min(data, setup.per_node // setup.tensor))
     volume = gather + reduce
     spans = data > together

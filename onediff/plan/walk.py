@@ -30,7 +30,7 @@ class Trained:
 
     parts: tuple[str, ...]
     vision_last: int | None = None
-    """of the tower only so many layers"""
+    """of the tower only that many layers"""
     adapters: Adapters | None = None
     """of the language model only these"""
 

@@ -76,7 +76,7 @@ class Phase:
     """of `step`"""
 
     def captions_due(self, step: int) -> bool:
-        """Whether captions are wanted after `step`: at the phase's end, and every so many steps where asked for."""
+        """Whether captions are wanted after `step`: at the phase's end, and every few steps where asked for."""
         every = self.training.captions_every
         return step == self.steps or (every is not None and step % every == 0)
 

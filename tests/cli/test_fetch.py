@@ -52,7 +52,7 @@ LEFT = {
 
 
 def write(file: Path, content: bytes | int) -> None:
-    """A file with this content, or weights of so many bytes."""
+    """A file with this content, or weights of that many bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         file.write_bytes(content)

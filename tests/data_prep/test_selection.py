@@ -1,4 +1,4 @@
-"""Data sets made of others: merged, filtered, cut down, cut anew, divided; exact, and with every removal listed."""
+"""Data sets made of others: merged, filtered, cut down, resharded, divided; exact, and with every removal listed."""
 
 import dataclasses
 import io

@@ -242,7 +242,7 @@ def test_the_page_says_what_happens(tmp_path: Path) -> None:
     pytest.importorskip("pillow_heif")
     text = PAGE.read_text()
     shown = text[text.index(BEGIN) + len(BEGIN) :].split(END)[0].splitlines()
-    assert rows(tmp_path) == shown, "python tests/data_prep/test_what_was_tried.py writes the table anew"
+    assert rows(tmp_path) == shown, "python tests/data_prep/test_what_was_tried.py rewrites the table"
 
 
 if __name__ == "__main__":

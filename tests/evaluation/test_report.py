@@ -35,7 +35,7 @@ def image(shade: int, kind: str = "JPEG") -> bytes:
 
 
 def made(pairs: int) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
-    """References, predictions and change types of so many pairs."""
+    """References, predictions and change types of that many pairs."""
     rng = np.random.default_rng(0)
     texts = [" ".join(row) for row in rng.choice(WORDS, (4 * pairs, 7))]
     ids = [f"pair-{i}" for i in range(pairs)]

@@ -36,7 +36,7 @@ def test_golden_scripts(case):
     golden = GOLDEN / f"{case}.sbatch"
     if os.environ.get("ONEDIFF_WRITE_GOLDEN"):
         golden.write_text(text)
-    assert text == golden.read_text(), "meant? ONEDIFF_WRITE_GOLDEN=1 pytest -k golden writes it anew"
+    assert text == golden.read_text(), "meant? ONEDIFF_WRITE_GOLDEN=1 pytest -k golden rewrites it"
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

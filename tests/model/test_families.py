@@ -109,9 +109,7 @@ def test_what_cannot_be_followed_is_refused_in_a_line():
         check_language(small_config("gemma3"))
     with pytest.raises(UserError, match=r"model\.language: models of type bert are not covered"):
         check_language(small_config("bert"))
-    with pytest.raises(
-        UserError, match="loss of jetmoe's router is not supported; set output_router_logits to false"
-    ):
+    with pytest.raises(UserError, match="loss of jetmoe's router is not supported; set output_router_logits to false"):
         check_language(small_config("jetmoe", output_router_logits=True))
     with pytest.raises(UserError, match="set use_sliding_window to false"):
         check_language(small_config("qwen2_moe", use_sliding_window=True))

@@ -111,10 +111,10 @@ def test_a_checkpoint_with_adapters_is_merged_or_goes_on(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True))
     # With others: started over beside merged weights.
     other = LoraConfig(rank=2, alpha=4, targets=("q_proj", "v_proj"))
-    anew = OneDiffModel(tiny_config(), placement=ALONE, lora=other).eval()
-    load_weights(anew, path, lora=other)
-    torch.testing.assert_close(logits(anew.language), wanted, rtol=1e-5, atol=1e-5)
-    assert all(not p.any() for name, p in anew.named_parameters() if "lora_B" in name)
+    restarted = OneDiffModel(tiny_config(), placement=ALONE, lora=other).eval()
+    load_weights(restarted, path, lora=other)
+    torch.testing.assert_close(logits(restarted.language), wanted, rtol=1e-5, atol=1e-5)
+    assert all(not p.any() for name, p in restarted.named_parameters() if "lora_B" in name)
 
 
 def test_a_phase_with_adapters_starts_from_one_without(tmp_path):

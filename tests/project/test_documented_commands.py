@@ -112,7 +112,7 @@ def words_of(line: str) -> list[str]:
 
 
 def parsed(words: list[str]) -> None:
-    """Raises UserError where the command has no such argument."""
+    """Raises UserError when the command has no such argument."""
     name = chosen(words)
     assert name is not None, f"no such command: {words}"
     parser = Parser(f"onediff {name}")

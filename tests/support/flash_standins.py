@@ -305,7 +305,7 @@ def install(monkeypatch, calls, *makers, broken=()):
 
 
 def forget():
-    """What was found out about kernels is found out anew."""
+    """What was found out about kernels is found out again."""
     from onediff.model import attention as ours
     from onediff.model import kernels
 

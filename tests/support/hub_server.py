@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def folder(self, repository: str, revision: str) -> Path | None:
-        """The folder of a repository; None where the refusal has been sent."""
+        """The folder of a repository; None if the refusal has been sent."""
         folder = self.server.root / repository
         if not repository or not folder.is_dir():
             self.refuse(401, "RepoNotFound")

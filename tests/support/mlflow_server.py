@@ -69,8 +69,8 @@ class MlflowServer:
 class FaultyProxy:
     """Passes requests on to `target`, or answers 500, hangs, or cuts the connection, as `mode` says.
 
-    `refuse` answers a status to what has the text in its path, without asking the server; `every` makes every so many-th
-    request fail; `slow` holds an upload up for so many seconds.
+    `refuse` answers a status to what has the text in its path, without asking the server; `every` makes every that many-th
+    request fail; `slow` holds an upload up for that many seconds.
     """
 
     def __init__(self, target_port: int, hang_seconds: float = 10.0) -> None:

@@ -21,7 +21,7 @@ from onediff.evaluation.report.images import Source, thumbnail
 from onediff.evaluation.scoring import Scores, require_comparable
 
 TEMPLATE = Path(__file__).with_name("page.html")
-SIDES = ((500, 192), (2000, 128), (10**9, 96))  # up to so many pairs, thumbnails of so many pixels
+SIDES = ((500, 192), (2000, 128), (10**9, 96))  # up to that many pairs, thumbnails of that many pixels
 
 
 def write_report(
@@ -41,7 +41,7 @@ def write_report(
     `beside` are other systems on the same pairs, such as the baselines: columns of the table, and refused (UserError)
     where they were not computed under the same rules. `images` gives the images of an id; once thumbnails of
     `image_bytes` are in the page, the remaining pairs go without and the page says so. Best, worst and most
-    surprising pairs get theirs first. Raises UserError where `path` cannot be written.
+    surprising pairs get theirs first. Raises UserError when `path` cannot be written.
     """
     for other in (beside or {}).values():
         require_comparable(scores, other)
@@ -107,9 +107,9 @@ def write_gallery(
 ) -> None:
     """Writes a page without scores, of cards `{"id", "refs", "pred", "images"}` in the order in which they come.
 
-    `pred` is None where nothing was predicted; `images` are encoded. A card may have a `type`, the `roles` of its images
+    `pred` is None if nothing was predicted; `images` are encoded. A card may have a `type`, the `roles` of its images
     where they are not before and after, and a `fault`. `block` is shown as it is above the cards; `kind` names what the
-    types are, where they are not change types. Raises UserError where `path` cannot be written.
+    types are, where they are not change types. Raises UserError when `path` cannot be written.
     """
     found = {str(place): card["images"] for place, card in enumerate(cards)}
     made: list[dict[str, Any]] = [
