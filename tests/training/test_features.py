@@ -95,3 +95,25 @@ def test_features_go_with_no_phase_that_trains_the_tower_and_with_all_data_sets_
         configuration(data, **{"phases.two.train": "[vision, language]"})
     with pytest.raises(UserError, match=r"phases.two.mix: pairs has features and singles has none"):
         configuration(data, **{"data.sets.singles": data / "singles"})
+
+
+@pytest.mark.long
+def test_two_ranks_at_stage_three_train_on_features_as_on_images(data, tmp_path):
+    config = configuration(data, **{"model.vision.image.fit": "pad"})
+    tower, digest = frozen_tower(config, CPU)
+    frozen = {f"phases.{phase}.train": "[delta, projector, language]" for phase in small_run.PHASES}
+    losses = {}
+    for kept in (True, False):
+        sets = {
+            f"data.sets.{name}": f"{{path: {data / name}, features: {data / 'kept' / name if kept else 'null'}}}"
+            for name in ("pairs", "singles")
+        }
+        if kept:
+            for name in ("pairs", "singles"):
+                write_features(config, name, tower, digest, overwrite=True)
+        settings = {**frozen, **sets, "training.precision": "fp32", "training.sample_captions": 0}
+        done = small_run.train(tmp_path / str(kept), data, 3, "--processes", "2", **settings)
+        assert done.returncode == 0, done.stderr
+        assert ("the tower is not run" in done.stderr) == kept
+        losses[kept] = [small_run.metrics(tmp_path / str(kept), phase) for phase in small_run.PHASES]
+    assert losses[True] == losses[False]
