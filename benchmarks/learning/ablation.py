@@ -170,7 +170,8 @@ def scored(model: OneDiffModel, config: RunConfig, processor: Any, tokenizer: An
 
 def warmed_up(config: RunConfig, cell: Cell, args: argparse.Namespace, processor: Any) -> dict[str, Tensor]:
     """Weights of tower, projector and language model after the warm-up that all cells of a seed share."""
-    told = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+    # By what differs from the defaults: a key that a later version adds changes nothing.
+    told = hashlib.sha256(config.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:12]
     kept = WORK / f"warm-up-{args.warm_up}-{told}.pt"
     if not kept.is_file():
         model = built(config, cell)
