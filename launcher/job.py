@@ -30,6 +30,7 @@ from launcher.allocation import Allocation
 from launcher.beats import SILENT_SECONDS, Beats
 from launcher.checks import preflight
 from launcher.goodput import earlier
+from launcher.keepers import Keepers
 from launcher.outcome import Outcome, read_notes
 from launcher.record import Attempt, Record, glimpse, write_json
 from launcher.rules import ASIDE, Decision, Rule, decide, nodes_here, usable_nodes, without_progress
@@ -57,6 +58,8 @@ class Supervisor:
         self.allocation = Allocation(self.plan)
         self.attempts = self.record.attempts(phase)
         self.alerts = Alerts(self.plan.get("alerts", {}), str(run), phase)
+        self.keepers: Keepers | None = None
+        """Of copies in memory, where the phase makes any."""
         self.fit: set[str] = set()
         """Nodes that passed their pre-flight in this job, and that nothing has spoken against since."""
 
@@ -157,7 +160,22 @@ class Supervisor:
         attempt.tasks = count * part["tasks_per_node"]
         attempt.launched = time.time()
         self.keep()
+        part = {**part, "command": [*part["command"], *self.copies(attempt.nodes)]}
         return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts).run()
+
+    def copies(self, nodes: list[str]) -> list[str]:
+        """What ranks on `nodes` are told of the keepers of their copies; nothing where there are none."""
+        if not self.part.get("peer_copies"):
+            return []
+        if self.keepers is None or not self.keepers.alive:
+            self.keepers = Keepers(self.allocation.job, self.plan, self.record.run, self.allocation.nodes)
+        return self.keepers.words() if self.keepers.link(nodes) else []
+
+    def finish(self) -> None:
+        """Lets go of what lives beside the ranks."""
+        self.alerts.finish()
+        if self.keepers is not None:
+            self.keepers.end()
 
     def end(self, outcome: Outcome) -> Decision:
         """Closes the running attempt. Raises UserError when a later one has taken the phase over."""
@@ -261,7 +279,7 @@ def main(run: Path, phase: str) -> int:
         try:
             return supervisor.run()
         finally:
-            supervisor.alerts.finish()
+            supervisor.finish()
     except UserError as error:
         say(str(error))
         return 1

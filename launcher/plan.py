@@ -88,6 +88,7 @@ def make_plan(
         "environment": variables(profile),
         "srun": list(profile.srun),
         "cpu_bind": profile.cpu_bind,
+        "interface": profile.interface,
         "rule": {
             "restarts_without_progress": rule.restarts_without_progress,
             "node_failures": rule.node_failures,
@@ -131,6 +132,7 @@ def phase_part(
         words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
         part |= {"nodes": list(nodes), "spares": spares, "tensor": config.of_phase(name).parallel.tensor}
         part |= {"batch": [phase.global_batch, phase.micro_batch]}
+        part |= {"peer_copies": True} if config.training.peer_copies else {}
     check_batch(name, part)
     return part | {"cpus_per_task": profile.cpus_per_task, "command": [*onediff, *words]}
 

@@ -36,6 +36,10 @@ ENDED = re.compile(r"error: (?P<node>[\w.-]+): tasks? [\d,\- ]+: ")
 ON_NODE = re.compile(r"(?:launch .*failed on node|Node failure on) (?P<node>[\w.-]+)")
 
 
+KEEPERS = "keepers"
+"""Name of the step that has no ranks; see `launcher.keepers`."""
+
+
 class Refusal(NamedTuple):
     """Why srun started nothing."""
 
@@ -126,8 +130,9 @@ def why_not_started(code: int, said: Sequence[str]) -> Refusal | None:
 def signal_steps(job: str, name: str) -> str | None:
     """Sends a signal to the ranks of every step of the job; returns what Slurm complained about."""
     try:
-        for step in command(["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i"]).split():
-            if step.rpartition(".")[2].isdecimal():  # not `batch` or `extern`
+        for line in command(["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i %j"]).splitlines():
+            step, _, named = line.strip().partition(" ")
+            if step.rpartition(".")[2].isdecimal() and named != KEEPERS:  # not `batch` or `extern`
                 command(["scancel", f"--signal={name}", step])
     except UserError as error:
         return str(error)

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
     parser.add_argument("--resume", action="store_true", help="continue from the latest checkpoint")
+    parser.add_argument("--peer-copies", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # `onediff launch` gives it
     parser.add_argument("--processes", type=int, metavar="N", help="start N ranks on this machine (default: one)")
     parser.add_argument("--node", metavar="I/N", help="with --processes: this is machine I of N, counted from 0")
     parser.add_argument("--meet", metavar="HOST:PORT", help="with --node: where the ranks meet, on machine 0")
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     from onediff.training.run import train
 
-    return train(config, folder, phases, args.resume)
+    return train(config, folder, phases, args.resume, args.peer_copies)
 
 
 def own_folder(config: str, resume: bool) -> Path | None:

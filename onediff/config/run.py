@@ -63,12 +63,16 @@ class RunConfig(Section):
             if not PLAIN_NAME.fullmatch(phase_name):
                 raise ValueError(f"phases: {phase_name!r} is not a plain name; use letters, digits, '.', '_' and '-'")
             try:
-                phase.parallel.over(self.parallel)
+                parallel = phase.parallel.over(self.parallel)
             except ValidationError as error:
                 first = error.errors()[0]
                 raise ValueError(
                     f"phases.{phase_name}.parallel: {first['msg'].removeprefix('Value error, ')}"
                 ) from None
+            if self.training.peer_copies is not None and parallel.offload_optimizer == "nvme":
+                raise ValueError(
+                    "training.peer_copies: would copy into memory what parallel.offload_optimizer: nvme keeps out of it"
+                )
             if phase.pack is not None and phase.pack < self.data.max_tokens:
                 raise ValueError(
                     f"phases.{phase_name}.pack: a row of {phase.pack} tokens cannot take every sample, which may have "

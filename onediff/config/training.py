@@ -223,6 +223,15 @@ class PhaseConfig(Section):
         return self
 
 
+class PeerCopiesConfig(Section):
+    """Copies of each rank's weights, optimizer states and data cursor in the memory of its node and of the next one. A
+    restart inside the job takes them up where they are newer than the newest checkpoint; they go with the job."""
+
+    every: int = Field(gt=0)
+    """Steps between two copies, the most that such a restart repeats. A copy that has not arrived when the next is due makes
+    that one be left out."""
+
+
 class TrainingConfig(Section):
     """What all phases share."""
 
@@ -235,6 +244,10 @@ class TrainingConfig(Section):
     save_in_background: bool = True
     """Write checkpoints while the training goes on, from a copy in the memory of the host that is as large as what each
     rank writes; without it, or with optimizer states on NVMe, the training waits, and no copy is made."""
+    peer_copies: PeerCopiesConfig | None = None
+    """Copies in the memory of two nodes, for runs that `onediff launch` starts on Slurm; by default none. Two generations are
+    kept, so `/dev/shm` of a node holds four times what its ranks write of a checkpoint; once more as much lies in the
+    memory of the ranks."""
     norms: Literal["auto", "apex", "torch", "plain"] = "auto"
     """Which norms to use: NVIDIA's Apex, torch's fused ones, or those of transformers unchanged. `auto` takes the
     first that this machine has."""

@@ -12,6 +12,9 @@ from onediff.plan.tape import Op, Tape
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 """What lies in the memory of a GPU."""
 
+PEER_COPIES = 5
+"""Times what a rank writes: two generations, on two nodes each, and the memory that they are written from."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -32,6 +35,8 @@ class Memory:
     """what is offloaded, for each rank"""
     host_copy: int = 0
     """what a checkpoint is written from in the background, for each rank; there only while one is"""
+    peer_copies: int = 0
+    """copies in memory: this rank's share of `/dev/shm`, and what it is written from"""
     nvme: int = 0
     """for each rank"""
 
@@ -77,7 +82,12 @@ def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
     counts = Counts.of(tape, setup)
     # Those of the step before stay until its metrics are known; one more is copied ahead.
     batches = (2 * setup.accumulation + 1) * micro_batch_bytes
-    resident = {**_resident(counts, setup), "host_copy": _host_copy(tape, setup)}
+    written = _written(tape, setup)
+    resident = {
+        **_resident(counts, setup),
+        "host_copy": written if setup.copies_checkpoints else 0,
+        "peer_copies": PEER_COPIES * written if setup.peer_copies else 0,
+    }
     activations, logits, gradients = backward_peak(tape, setup)
     # With fp32 gradients at stage 1 DeepSpeed takes its bf16 optimizer, which reduces them where they are.
     elements = 0 if setup.stage == 1 and setup.bf16 else min(setup.bucket, counts.trained)
@@ -136,10 +146,8 @@ def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
     return {"weights": int(weights), "optimizer": int(optimizer), "host": int(host), "nvme": int(nvme)}
 
 
-def _host_copy(tape: Tape, setup: Setup) -> int:
+def _written(tape: Tape, setup: Setup) -> int:
     """Bytes of this rank's file of a checkpoint: equal parts of what several ranks hold, which frozen weights are, too."""
-    if not setup.copies_checkpoints:
-        return 0
     sizes = ((12 if w.trains else setup.itemsize) * w.numel / (1 if w.cut else setup.tensor) for w in tape.weights)
     return int(sum(sizes) / setup.data)
 

@@ -82,6 +82,7 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         loss_chunk=config.training.loss_chunk,
         sequence=parallel.sequence,
         save_in_background=config.training.save_in_background,
+        peer_copies=config.training.peer_copies is not None,
     ).with_keys_of(parallel)
 
 

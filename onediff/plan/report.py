@@ -39,6 +39,9 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     if memory.host_copy:
         copied = _gb(memory.host_copy * setup.per_node)
         yield f"  {'host':<12}{copied} GB a node for the copy from which a checkpoint is written in the background"
+    if memory.peer_copies:
+        held = _gb(memory.peer_copies * setup.per_node)
+        yield f"  {'host':<12}{held} GB a node for copies in memory (training.peer_copies)"
     if memory.nvme:
         yield f"  {'nvme':<12}{_gb(memory.nvme * setup.per_node)} GB of files a node"
     yield (

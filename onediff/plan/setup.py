@@ -38,6 +38,8 @@ class Setup:
     """whether ranks of a tensor group share out the tokens between cut layers"""
     save_in_background: bool = False
     """whether checkpoints are written while the training goes on"""
+    peer_copies: bool = False
+    """whether each rank's state is copied into the memory of two nodes"""
     reduces_in_fp32: bool = False
     """whether gradients in bf16 are reduced in fp32"""
     bucket: int = BUCKET

@@ -60,6 +60,7 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
         loss_chunk=config.training.loss_chunk,
         sequence=config.parallel.sequence,
         save_in_background=config.training.save_in_background,
+        peer_copies=config.training.peer_copies is not None,
     ).with_keys_of(config.parallel)
     for offload in ("none", "cpu"):
         for tensor in (t for t in range(1, min(per_node, gpus) + 1) if gpus % t == 0 and per_node % t == 0):

@@ -11,7 +11,7 @@ from onediff.training.faults import TrainingFault
 from onediff.training.guard import GoBack
 from onediff.training.phase import Phase
 from onediff.training.report import ProgressBar, begin_step, report, write_status
-from onediff.training.state import go_back, save
+from onediff.training.state import copy, go_back, save
 from onediff.training.stop import Stopped
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ def between_steps(phase: Phase, asked: str | None) -> None:
         save(phase, best=is_best)
         if phase.rank == 0:
             write_status(phase)
+    if phase.copy_due(step) and not stops:
+        copy(phase)
     if phase.captions_due(step) or measures.best.over:
         table = phase.samples.table(engine)
         if phase.rank == 0 and table:

@@ -20,6 +20,7 @@ from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.parallel.topology import Topology
 from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import CheckpointWriter
+from onediff.training.checkpoint.copies import PeerCopies
 from onediff.training.data import phase_steps, phase_stream
 from onediff.training.engine import Engine
 from onediff.training.evaluations import Evaluations
@@ -62,6 +63,8 @@ class Phase:
     cursor: Cursor
     """where this rank's data goes on behind the last step that the device was given"""
     rank: int
+    copies: PeerCopies | None = None
+    """in the memory of two nodes, where they are asked for"""
     tracker: Any = None
     """on rank 0"""
     around_step: Callable[[int], AbstractContextManager[None]] = nullcontext
@@ -84,9 +87,13 @@ class Phase:
         """Whether `step` is followed by a checkpoint, whatever is measured."""
         return step % self.config.checkpoint_every == 0 or step == self.steps
 
+    def copy_due(self, step: int) -> bool:
+        """Whether `step` is followed by a copy in memory."""
+        return self.copies is not None and self.copies.due(step) and step < self.steps
+
     def due(self, step: int) -> bool:
         """Whether anything happens after `step` but the next one."""
-        return self.checkpoint_due(step) or self.captions_due(step) or self.measures.due(step)
+        return self.checkpoint_due(step) or self.captions_due(step) or self.measures.due(step) or self.copy_due(step)
 
     def make_durable(self, checkpoint: Path | None) -> None:
         """Puts the history on the disk that belongs to a finished checkpoint, where there is one."""

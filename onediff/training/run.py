@@ -30,10 +30,11 @@ from onediff.training.stop import Stopped, StopRequest
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) -> int:
+def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool, peer_copies: Path | None = None) -> int:
     """Trains `phases` of `config` in the run folder `path` on all ranks of this job; returns the exit code.
 
-    Finished phases are skipped. With `resume`, a phase continues from its latest checkpoint.
+    Finished phases are skipped. With `resume`, a phase continues from its latest checkpoint, or from a later copy in
+    `peer_copies`, this node's folder in memory.
     """
     folder = RunFolder(path)
     topology = join(config, folder)
@@ -45,6 +46,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
     if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():
         log.warning("nothing to resume in %s: the run starts from the beginning", path)
     stop = StopRequest()
+    memory = peer_copies if config.training.peer_copies is not None else None
     hosts = ",".join(dict.fromkeys(gathered(socket.gethostname())))
     tracker = open_tracker(config, folder, topology, hosts) if ranks.rank == 0 else None
     meters = NodeMetrics(folder.path, config.tracking).start() if ranks.local_rank == 0 else None
@@ -54,7 +56,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool) ->
             if finished := folder.finished(name):
                 log.info("phase %s is already finished (%d steps)", name, finished["step"])
                 continue
-            run_phase(config.of_phase(name), name, folder, topology, tracker, stop, resume)
+            run_phase(config.of_phase(name), name, folder, topology, tracker, stop, resume, memory)
             gc.collect()  # engines hold reference cycles, and the next one needs their memory
     except Stopped as stopped:
         code, state, reason = EXIT_STOPPED, "stopped", str(stopped)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +16,24 @@ from onediff.training.checkpoint.back import go_back as go_back_to
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.guard import GoBack
 from onediff.training.phase import Phase
+from onediff.training.stragglers import added
 
 log = logging.getLogger(__name__)
 
 
 def save(phase: Phase, best: bool = False) -> None:
     """Starts a checkpoint of the last step; `best` marks it as the best so far. Collective."""
-    lora = phase.config.lora
-    finished = phase.writer.save(
-        phase.engine.sharded,
-        step=phase.step,
-        best=best,
-        extra={
-            "step": phase.step,
-            "steps": phase.steps,
-            "phase": phase.name,
-            **data_state(phase),
-            "bad_steps": phase.guard.watch.to_json(),
-            "measures": phase.measures.to_json(),
-            "lora": None if lora is None else lora.model_dump(mode="json"),
-        },
-    )
+    extra = joined(phase_state(phase), gathered(own_state(phase)))
+    finished = phase.writer.save(phase.engine.sharded, step=phase.step, best=best, extra=extra)
     phase.make_durable(finished)
     phase.saved = phase.step
+
+
+def copy(phase: Phase) -> None:
+    """Begins a copy of the last step in the memory of two nodes. Collective."""
+    assert phase.copies is not None
+    durable = phase.tracker.durable if phase.rank == 0 else lambda: None
+    phase.copies.take(phase.engine.sharded, phase.step, phase_state(phase), own_state(phase), durable)
 
 
 def resume(phase: Phase, checkpoint: Path, data: DataConfig) -> None:
@@ -61,8 +58,11 @@ def go_back(phase: Phase, spike: GoBack) -> int:
 
     Collective. Returns the step.
     """
+    if phase.copies is not None:
+        phase.copies.forget()
     then = read_manifest(spike.checkpoint).extra
-    data = data_state(phase)
+    now = joined(phase_state(phase), gathered(own_state(phase)))
+    data = {key: now[key] for key in ("skipped", "skipped_by_kind", "cut_answers", "position")}
     passed_over = {
         "from_step": spike.step,
         "to_step": then["step"],
@@ -93,12 +93,34 @@ def take_up(phase: Phase, extra: dict[str, Any]) -> None:
     phase.measures.restore(extra.get("measures"), phase.writer.folder)
 
 
-def data_state(phase: Phase) -> dict[str, Any]:
-    """How far the data has been read, for a checkpoint. Collective."""
-    lanes = {lane: cursor for of_rank in gathered(phase.cursor.lanes) for lane, cursor in of_rank.items()}
+def phase_state(phase: Phase) -> dict[str, Any]:
+    """What every rank knows of the phase, for a checkpoint; counts and cursors are those of this start's beginning."""
+    lora = phase.config.lora
     return {
+        "step": phase.step,
+        "steps": phase.steps,
+        "phase": phase.name,
         "skipped": phase.skipped,
-        "skipped_by_kind": phase.stragglers.skipped(phase.cursor.skipped),
-        "cut_answers": phase.stragglers.cut(phase.cursor.cut),
-        "position": phase.position.moved(lanes).to_json(),
+        "skipped_by_kind": dict(phase.stragglers.before),
+        "cut_answers": dict(phase.stragglers.cut_before),
+        "position": phase.position.to_json(),
+        "bad_steps": phase.guard.watch.to_json(),
+        "measures": phase.measures.to_json(),
+        "lora": None if lora is None else lora.model_dump(mode="json"),
+    }
+
+
+def own_state(phase: Phase) -> dict[str, Any]:
+    """What only this rank knows: the cursors of its lanes, and its counts since this start's beginning."""
+    return {"lanes": dict(phase.cursor.lanes), **phase.stragglers.counts(phase.cursor.skipped, phase.cursor.cut)}
+
+
+def joined(state: dict[str, Any], ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state of a phase with what the ranks know, whose keys may have been through JSON."""
+    lanes = {int(lane): cursor for rank in ranks for lane, cursor in rank["lanes"].items()}
+    return {
+        **state,
+        "skipped_by_kind": dict(added(ranks, "skipped", Counter(state["skipped_by_kind"]))),
+        "cut_answers": dict(added(ranks, "cut", Counter(state["cut_answers"]))),
+        "position": {**state["position"], "cursors": [lanes[lane] for lane in range(len(lanes))]},
     }

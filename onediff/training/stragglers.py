@@ -84,8 +84,7 @@ class StragglerMonitor:
                 "computing": float(np.mean(mine.computing)),
                 "probe": self.probe.seconds() if self.probe else None,
                 "memory": memory_gib(self.device),
-                "skipped": dict(skipped) if self.counts_skipped else {},
-                "cut": dict(cut) if self.counts_skipped else {},
+                **self.counts(skipped, cut),
             }
         )
         answers = added(ranks, "cut", self.cut_before)
@@ -98,13 +97,10 @@ class StragglerMonitor:
             **{f"cut_answers/{name}": float(count) for name, count in answers.items()},
         }
 
-    def skipped(self, skipped: Mapping[str, int]) -> dict[str, int]:
-        """Samples skipped by kind over all ranks since the phase began. Collective."""
-        return dict(added(gathered({"skipped": dict(skipped) if self.counts_skipped else {}}), "skipped", self.before))
-
-    def cut(self, cut: Mapping[str, int]) -> dict[str, int]:
-        """Answers cut by data set over all ranks since the phase began. Collective."""
-        return dict(added(gathered({"cut": dict(cut) if self.counts_skipped else {}}), "cut", self.cut_before))
+    def counts(self, skipped: Mapping[str, int], cut: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """What this rank adds to the samples skipped by kind and the answers cut by data set, for `added`."""
+        counts = self.counts_skipped
+        return {"skipped": dict(skipped) if counts else {}, "cut": dict(cut) if counts else {}}
 
 
 def added(ranks: Sequence[Mapping[str, Any]], name: str, before: Counter[str]) -> Counter[str]:

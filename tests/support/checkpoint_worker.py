@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -128,6 +130,35 @@ def spoil(engine, state: str) -> None:
         (part.weight if state == "weight" else part.of(sharded.moments(part)[state]))[-1] = float("inf")
 
 
+def take_copies(engine, nodes: Path, ranks, dropout: float) -> None:
+    """Copies of steps 2 and 4 in memory, each rank on a node of its own: `nodes`/node0, `nodes`/node1."""
+    from onediff.training.checkpoint.copies import PeerCopies
+    from onediff.zero.engine import ZeroEngine
+
+    own = replace(ranks, local_rank=0, local_world=1)
+    copies = PeerCopies(nodes / f"onediff-node{ranks.rank}", 2, own, None)
+    copies.require_room(ZeroEngine(engine))
+    for step in (2, 4):
+        train(engine, step - 2, step, ranks.rank, ranks.world, dropout)
+        while not copies.arrived():
+            time.sleep(0.01)
+        assert copies.take(ZeroEngine(engine), step, {"step": step}, {"lanes": {ranks.rank: step}}, lambda: None)
+    while not copies.arrived():
+        time.sleep(0.01)
+
+
+def load_copy(engine, nodes: list[str], ranks, newer_than: int) -> dict | None:
+    """Takes up the newest copy on `nodes`, one a rank; its `extra`, None where there is none."""
+    from onediff.training import checkpoint
+    from onediff.training.checkpoint.copies import newest_copy
+    from onediff.zero.engine import ZeroEngine
+
+    own = replace(ranks, local_rank=0, local_world=1)
+    joined = lambda extra, parts: {**extra, "lanes": [part["lanes"] for part in parts]}  # noqa: E731
+    path = newest_copy(Path(nodes[ranks.rank]), own, newer_than, joined)
+    return None if path is None else checkpoint.load_checkpoint(ZeroEngine(engine), path)
+
+
 def main() -> None:
     """Runs the actions of argv[1] and writes the results of rank 0 to argv[2]."""
     from onediff.parallel.ranks import initialize_distributed, shutdown
@@ -147,6 +178,11 @@ def main() -> None:
             if "load" in action:
                 result["extra"] = checkpoint.load_checkpoint(ZeroEngine(engine), Path(action["load"]))
                 result["groups"] = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
+            if "load_copy" in action:
+                result["extra"] = load_copy(engine, action["load_copy"], ranks, action.get("newer_than", 0))
+            if "copies" in action:
+                take_copies(engine, Path(action["copies"]), ranks, action.get("dropout", 0.0))
+                action = {**action, "from": 4}
             if "weights" in action:
                 checkpoint.load_weights(ZeroEngine(engine), Path(action["weights"]))
             result["losses"] = train(

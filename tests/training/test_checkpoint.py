@@ -5,10 +5,12 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from kept import KeptNodes
 from places import SUPPORT
 from processes import end, run_ranks, start_ranks
 from safetensors.torch import load_file
@@ -30,7 +32,19 @@ def results_of(folder: Path, actions: list[dict], world: int) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[Path, list[dict]]:
+def nodes(tmp_path_factory) -> Iterator[dict[int, KeptNodes]]:
+    """By ZeRO stage two nodes, of one rank each, that keep copies in memory."""
+    folder = tmp_path_factory.mktemp("nodes")
+    made = {stage: KeptNodes(folder / str(stage), "node0", "node1") for stage in (3, 1)}
+    for each in made.values():
+        each.link("node0", "node1")
+    yield made
+    for each in made.values():
+        each.end()
+
+
+@pytest.fixture(scope="module")
+def saved(nodes, tmp_path_factory) -> tuple[Path, list[dict]]:
     """Checkpoints at step 4 of two ranks at stages 3, 1 and 0 and in bf16, each with the four losses that follow."""
     folder = tmp_path_factory.mktemp("saved")
     actions = [
@@ -50,6 +64,7 @@ def saved(tmp_path_factory) -> tuple[Path, list[dict]]:
             "background": True,
         },
         {"stage": 1, "to": 2, "save": str(folder / "spoilt-one"), "save_each": [2, 3], "spoil": "exp_avg_sq"},
+        *({"stage": stage, "copies": str(nodes[stage].folder), "to": 8, "dropout": 0.3} for stage in (3, 1)),
     ]
     return folder, results_of(folder, actions, 2)
 
@@ -58,8 +73,12 @@ STEP = "step-00000004"
 
 
 @pytest.fixture(scope="module")
-def resumed(saved, tmp_path_factory) -> list[dict]:
-    """What two new ranks make of those checkpoints, of a truncated one and of one of another model."""
+def resumed(saved, nodes, tmp_path_factory) -> list[dict]:
+    """What two new ranks make of those checkpoints, of a truncated one and of one of another model.
+
+    Then of the copies, once a spare has taken the place of the second node: where they are newer than the newest
+    checkpoint, and where they are not.
+    """
     folder, _ = saved
     broken = tmp_path_factory.mktemp("broken")
     cut = shutil.copytree(folder / "three" / STEP, broken / "cut")
@@ -81,6 +100,12 @@ def resumed(saved, tmp_path_factory) -> list[dict]:
         {"stage": 3, "load": str(cut)},
         {"stage": 3, "load": str(foreign)},
     ]
+    for stage, each in nodes.items():
+        each.lose("node1")
+        each.start("spare")
+        each.link("node0", "spare")
+        places = [str(each.place(name)) for name in ("node0", "spare")]
+        actions += [{"stage": stage, "load_copy": places, "newer_than": after, "dropout": 0.3} for after in (2, 4)]
     return results_of(broken, [{"from": 4, "to": 8, "seed": 9, **action} for action in actions], 2)
 
 
@@ -125,6 +150,16 @@ def test_a_number_that_is_not_finite_is_never_written_over_a_good_checkpoint(sav
     assert all(bool(weights.isfinite().all()) for _, weights in checkpoint.read_weights(good))
 
 
+@pytest.mark.parametrize(("stage", "before", "after"), [(3, 9, 9), (1, 10, 11)])
+def test_copies_in_memory_outlive_a_node_and_go_on_bit_by_bit(saved, resumed, nodes, stage, before, after):
+    taken, too_old = resumed[after : after + 2]
+    assert taken["extra"] == {"step": 4, "lanes": [{"0": 4}, {"1": 4}]}
+    assert taken["losses"] == saved[1][before]["losses"]
+    assert too_old["extra"] is None, "a checkpoint of the same step is the truth"
+    generations = sorted(path.name[:13] for path in nodes[stage].place("node0").glob("step-*"))
+    assert generations == ["step-00000002", "step-00000004"]
+
+
 def test_another_stage_goes_on(saved, resumed):
     for stage, reference in ((5, 2), (6, 1)):
         assert resumed[stage]["losses"] == pytest.approx(saved[1][reference]["then"], abs=1e-5)
@@ -132,7 +167,7 @@ def test_another_stage_goes_on(saved, resumed):
 
 def test_all_ranks_refuse_alike(resumed):
     """Only one rank reads the damaged file; both must raise the same line instead of waiting for each other."""
-    cut, foreign = resumed[7:]
+    cut, foreign = resumed[7:9]
     assert "cut short" in cut["error"]
     assert "of another model" in foreign["error"]
     assert "second.weight" in foreign["error"]

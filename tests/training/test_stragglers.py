@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onediff.training import stragglers
-from onediff.training.stragglers import StragglerMonitor, own_work
+from onediff.training.stragglers import StragglerMonitor, added, own_work
 
 CPU = torch.device("cpu")
 
@@ -27,20 +27,17 @@ def test_skipped_samples_are_added_up_over_ranks_and_restarts(monkeypatch):
     tempo = StragglerMonitor(1, CPU, loads_itself=False, counts_skipped=True)
     tempo.before = Counter(too_long=5)
     other = {"skipped": {"too_long": 1, "bad_json": 2}}
-    monkeypatch.setattr(stragglers, "gathered", lambda mine: [mine, other])
-    assert tempo.skipped({"too_long": 1}) == {"too_long": 7, "bad_json": 2}
+    assert added([tempo.counts({"too_long": 1}, {}), other], "skipped", tempo.before) == {"too_long": 7, "bad_json": 2}
     tempo.cut_before = Counter(birds=1)
     monkeypatch.setattr(stragglers, "gathered", lambda mine: [mine, {**mine, **other, "cut": {"birds": 2, "pairs": 3}}])
-    assert tempo.cut({"pairs": 1}) == {"birds": 3, "pairs": 4}
     figures = tempo.after(1, 1, 1.0, 0.0, {}, {"pairs": 1})
     assert {name: value for name, value in figures.items() if name.startswith("cut")} == {
         "cut_answers": 7,
         "cut_answers/birds": 3,
         "cut_answers/pairs": 4,
     }
-    monkeypatch.setattr(stragglers, "gathered", lambda mine: [mine, other])
     second_of_its_group = StragglerMonitor(1, CPU, loads_itself=False, counts_skipped=False)
-    assert second_of_its_group.skipped({"too_long": 1}) == other["skipped"]
+    assert second_of_its_group.counts({"too_long": 1}, {"pairs": 1}) == {"skipped": {}, "cut": {}}
 
 
 def test_the_slowest_rank_is_the_one_that_waits_for_data_or_computes_longest():

@@ -17,6 +17,7 @@ from onediff.atomic import write_whole
 from onediff.errors import UserError
 from onediff.parallel.block import BlockRange
 from onediff.parallel.safetensors_writer import sha256_of
+from onediff.runs.copies import bring
 from onediff.training.checkpoint.table import RangeRun, near
 
 SCHEMA, RUNS_SCHEMA = 1, 2
@@ -130,7 +131,7 @@ def check_file(folder: Path, name: str, manifest: CheckpointManifest) -> None:
     from safetensors import SafetensorError, safe_open
 
     path, record = folder / name, manifest.files[name]
-    if not path.is_file():
+    if not bring(path):
         raise UserError(f"{path}: missing from the checkpoint{instead_of(folder)}")
     size = path.stat().st_size
     if size < record["bytes"]:

@@ -9,6 +9,7 @@ import torch
 
 from onediff.errors import UserError
 from onediff.parallel.block import BlockRange, overlaps
+from onediff.runs.copies import bring
 from onediff.training.checkpoint.manifest import CheckpointManifest
 
 
@@ -26,6 +27,7 @@ class CheckpointReader:
         from safetensors import safe_open
 
         if name not in self._open:
+            bring(self.folder / name)
             self._open[name] = safe_open(self.folder / name, "pt")
         return self._open[name]
 

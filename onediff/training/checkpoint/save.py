@@ -105,9 +105,9 @@ class CheckpointWriter:
             tensor=engine.tensor_size,
             zero_stage=engine.stage,
             extra=extra,
-            groups=_hyper_parameters(engine),
-            parameters=_parameters(engine) if rank == 0 else {},
-            buffers=[name for name, _ in _persistent_buffers(engine)],
+            groups=hyper_parameters(engine),
+            parameters=described_parameters(engine) if rank == 0 else {},
+            buffers=[name for name, _ in persistent_buffers(engine)],
         )
         with raise_on_all_ranks():
             if rank == 0:
@@ -116,7 +116,7 @@ class CheckpointWriter:
         name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
         metadata = {"identity": manifest.identity, "step": str(step), "format": "onediff-checkpoint"}
         with engine.swap_in(changes=False) as swapped:
-            entries, table = _entries(engine, swapped)
+            entries, table = rank_entries(engine, swapped)
             finite = Finite()
             entries = [finite.noting(entry) for entry in entries]
             if self.background:
@@ -182,13 +182,13 @@ def _on_host(entry: Entry) -> Entry:
     return entry._replace(read=lambda: values)
 
 
-def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], RankTable]:
+def rank_entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], RankTable]:
     """What this rank writes, one swapped sub-group at a time, and where that lies in each parameter."""
     entries: list[Entry] = []
     number_of = {name: number for number, (name, _) in enumerate(engine.module.named_parameters())}
     rows, states = np.full((len(number_of), 6), NONE, dtype=np.int64), dict[tuple[str, ...], int]()
     for part in sorted(engine.shards(), key=by_swap_group):
-        first, length = _share(engine, part)
+        first, length = share_of(engine, part)
         tensors = {WEIGHT: part.values, **engine.moments(part)}
         block, steps = part.piece.block, engine.steps_of(part)
         kept = states.setdefault(tuple(tensors), len(states))
@@ -200,12 +200,12 @@ def _entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], RankT
                 entries.append(Entry(f"{state}/{part.name}", tensor.dtype, (length,), read))
     generators = random_states()
     if dist.get_rank() == 0:
-        generators |= {f"buffer/{name}": buffer for name, buffer in _persistent_buffers(engine)}
+        generators |= {f"buffer/{name}": buffer for name, buffer in persistent_buffers(engine)}
     entries += [_whole(name, tensor) for name, tensor in generators.items()]
     return entries, RankTable(rows, list(states))
 
 
-def _parameters(engine: ShardedEngine) -> dict[str, StoredParameter]:
+def described_parameters(engine: ShardedEngine) -> dict[str, StoredParameter]:
     """The model's parameters, without what ranks store of them."""
     return {
         name: StoredParameter(block.shape, str(parameter.dtype).removeprefix("torch."), block.dim, [], None, [])
@@ -214,7 +214,7 @@ def _parameters(engine: ShardedEngine) -> dict[str, StoredParameter]:
     }
 
 
-def _share(engine: ShardedEngine, part: ParameterShard) -> tuple[int, int]:
+def share_of(engine: ShardedEngine, part: ParameterShard) -> tuple[int, int]:
     """First element and length of what this rank writes of a range: an equal share if several ranks hold it."""
     copies, number = 1, 0
     if part.shared:
@@ -236,14 +236,14 @@ def _whole(name: str, tensor: torch.Tensor) -> Entry:
     return Entry(name, tensor.dtype, tensor.shape, lambda: tensor)
 
 
-def _persistent_buffers(engine: ShardedEngine) -> list[tuple[str, torch.Tensor]]:
+def persistent_buffers(engine: ShardedEngine) -> list[tuple[str, torch.Tensor]]:
     """Buffers that belong to the model's state; they are the same on all ranks."""
     module = engine.module
     kept = set(module.state_dict(keep_vars=True))
     return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
 
 
-def _hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
+def hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
     """Learning rate, weight decay, … of each parameter group, as plain values."""
     plain = (bool, int, float, str, list, tuple, type(None))
     return [
