@@ -29,6 +29,7 @@ def preflight(allocation: Allocation, record: Record, part: Json, attempt: str, 
         f"--ntasks={len(nodes)}",
         "--ntasks-per-node=1",
         f"--nodelist={','.join(nodes)}",
+        "--overlap",  # beside keepers, and steps that Slurm still counts on a node that it lost
     ]
     refused = allocation.run(
         [*options, *allocation.plan["srun"], *IGNORANT, *words],
@@ -63,7 +64,7 @@ def sums(
     module = frozen.module(record.run, "onediff.parallel.all_reduce")
     program = [python[-1], *module, str(notes / "figures.json"), "--per-node", *(["--gpus"] if part["gpus"] else [])]
     options = [f"--nodes={len(nodes)}", f"--ntasks={tasks}", f"--ntasks-per-node={part['tasks_per_node']}"]
-    options += [f"--nodelist={','.join(nodes)}", "--distribution=block:block"]
+    options += [f"--nodelist={','.join(nodes)}", "--distribution=block:block", "--overlap"]
     task = [*python, *frozen.module(record.run, "launcher.task"), str(notes), str(stem), "-"]
     refused = allocation.run(
         [*options, *plan["srun"], *plan["rank_srun"], *IGNORANT, *task, *program],

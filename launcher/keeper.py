@@ -5,12 +5,13 @@
 Ranks write their copies into FOLDER, in /dev/shm, and ask for them through its socket (`onediff.runs.copies`); keepers pass
 files on over TCP. Prints `{"node", "host", "port"}`; reads lines of JSON: `token`, which every message between keepers
 carries, `ring`, the hosts and ports of the nodes of the attempt in their order, and `all`, of every node of the job; answers
-each with `{"linked": [node, …]}`. FOLDER goes with the process, at the end of standard input or at SIGTERM; what a killed one left is removed by the next.
-Standard library only.
+each with `{"linked": [node, …]}`. FOLDER goes with the process, at the end of standard input or at SIGTERM; what a killed
+one left is removed by the next. Standard library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hmac
 import json
@@ -39,7 +40,7 @@ SIOCGIFADDR = 0x8915
 Address = tuple[str, int]
 
 
-class Stream(Protocol):
+class ByteReader(Protocol):
     """What messages and files are read from."""
 
     def read(self, size: int, /) -> bytes: ...
@@ -109,7 +110,7 @@ class Keeper:
         except OSError:
             return False
 
-    def from_keeper(self, asked: Json, line: socket.socket, stream: Stream) -> Json | None:
+    def from_keeper(self, asked: Json, line: socket.socket, stream: ByteReader) -> Json | None:
         """Answers the keeper of another node; None where that is done already."""
         path = self.path(asked["generation"], asked["name"])
         if asked["do"] == "put":
@@ -125,7 +126,7 @@ class Keeper:
             return {"size": None}
         return None
 
-    def take(self, stream: Stream, path: Path, size: int) -> None:
+    def take(self, stream: ByteReader, path: Path, size: int) -> None:
         """Writes a file from `stream`; it gets its name when it is whole."""
         path.parent.mkdir(mode=0o700, exist_ok=True)
         aside = path.with_name(f".tmp-{path.name}-{threading.get_ident()}")
@@ -144,7 +145,7 @@ def serve(keeper: Keeper) -> Address:
 
     class FromRank(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            send(self.request, keeper.from_rank(received(self.rfile)))
+            answer(self.request, keeper.from_rank(received(self.rfile)))
 
     class FromKeeper(socketserver.StreamRequestHandler):
         timeout = MESSAGE_SECONDS
@@ -154,11 +155,11 @@ def serve(keeper: Keeper) -> Address:
             if not keeper.token or not hmac.compare_digest(str(asked.get("token")).encode(), keeper.token.encode()):
                 return
             try:
-                answer = keeper.from_keeper(asked, self.request, self.rfile)
+                told = keeper.from_keeper(asked, self.request, self.rfile)
             except (OSError, ValueError) as error:
-                answer = {"error": f"{keeper.node}: {error}"}
-            if answer is not None:
-                send(self.request, answer)
+                told = {"error": f"{keeper.node}: {error}"}
+            if told is not None:
+                answer(self.request, told)
 
     ranks = socketserver.ThreadingUnixStreamServer(str(keeper.folder / KEEPER), FromRank)
     keepers = socketserver.ThreadingTCPServer(("", 0), FromKeeper)
@@ -178,7 +179,13 @@ def send(line: socket.socket, value: Json) -> None:
     line.sendall(json.dumps(value).encode() + b"\n")
 
 
-def received(stream: Stream) -> Json:
+def answer(line: socket.socket, value: Json) -> None:
+    """Sends to one that may not wait for it any more."""
+    with contextlib.suppress(ConnectionError):
+        send(line, value)
+
+
+def received(stream: ByteReader) -> Json:
     """The next line; empty where there is none, or not a message."""
     try:
         found: Any = json.loads(stream.readline())

@@ -245,9 +245,9 @@ class TrainingConfig(Section):
     """Write checkpoints while the training goes on, from a copy in the memory of the host that is as large as what each
     rank writes; without it, or with optimizer states on NVMe, the training waits, and no copy is made."""
     peer_copies: PeerCopiesConfig | None = None
-    """Copies in the memory of two nodes, for runs that `onediff launch` starts on Slurm; by default none. Two generations are
-    kept, so `/dev/shm` of a node holds four times what its ranks write of a checkpoint; once more as much lies in the
-    memory of the ranks."""
+    """Copies in the memory of two nodes, for runs that `onediff launch` starts on Slurm; by default none. Two generations
+    are kept, so `/dev/shm` of a node holds four times what its ranks write of a checkpoint; once more as much lies in
+    the memory of the ranks."""
     norms: Literal["auto", "apex", "torch", "plain"] = "auto"
     """Which norms to use: NVIDIA's Apex, torch's fused ones, or those of transformers unchanged. `auto` takes the
     first that this machine has."""

@@ -6,7 +6,8 @@
 STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoints), `faults`: a list of
 {"phase", "step", "rank" or "node", "do": "exit 1" | "kill" | "stop" | "wait", "once": true}; `wait` is until RUN/go
 exists or a signal comes. Step 0 is the start, before any signal is handled. `evaluations` (step to seconds) makes rank 0
-keep a heartbeat and evaluate after those steps, the first time only.
+keep a heartbeat and evaluate after those steps, the first time only. With --peer-copies every rank copies its state into
+memory after every other step, and takes the newest copy that all ranks find.
 """
 
 import argparse
@@ -114,6 +115,37 @@ def evaluations(run: Path, phase: str):
     return after
 
 
+class Copies:
+    """A file of every rank in the memory of two nodes, after every other step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.kept = folder, []
+
+    def newest(self, ranks: Lockstep, state: dict) -> dict:
+        """The state of the newest copy that every rank finds, if it is newer than `state`."""
+        from onediff.runs.copies import bring
+
+        here = [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")]
+        step = ranks.most(max(here, default=0))
+        path = self.folder / f"step-{step:08d}" / f"rank-{RANK}.json"
+        if step <= state["step"] or ranks.most(int(not bring(path))):
+            return state
+        print(f"rank {RANK} takes step {step} from memory", flush=True)
+        self.kept = [path.parent.name]
+        return json.loads(path.read_text())
+
+    def after(self, state: dict) -> None:
+        from onediff.runs.copies import keep_only, mirror
+
+        if state["step"] % 2:
+            return
+        generation = f"step-{state['step']:08d}"
+        self.kept = [*self.kept[-1:], generation]
+        keep_only(self.folder, self.kept)
+        write(self.folder / generation / f"rank-{RANK}.json", state)
+        mirror(self.folder, generation, [f"rank-{RANK}.json"], self.kept)
+
+
 def train(args) -> int:
     suffer(args.run, args.phases, 0)  # while a rank still imports
     for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -124,6 +156,8 @@ def train(args) -> int:
     state = json.loads(saved[-1].read_text()) if saved else {"step": 0, "sum": 0}
     after = evaluations(run, phase)
     ranks = Lockstep()
+    copies = Copies(args.peer_copies) if args.peer_copies else None
+    state = copies.newest(ranks, state) if copies else state
     print(f"rank {RANK} of {WORLD} from step {state['step']} on {os.uname().nodename}", flush=True)
 
     def save() -> None:
@@ -147,6 +181,8 @@ def train(args) -> int:
                 file.write(f"{state['step']} {state['sum']}\n")
         tell("running")
         after(state["step"])
+        if copies:
+            copies.after(state)
         if state["step"] % int(WISH.get("every", 5)) == 0:
             save()
         if stop:
@@ -174,6 +210,7 @@ training.add_argument("config", type=Path)
 training.add_argument("--run", type=Path)
 training.add_argument("--phases")
 training.add_argument("--resume", action="store_true")
+training.add_argument("--peer-copies", type=Path)
 training.set_defaults(act=train)
 scoring = commands.add_parser("evaluate")
 scoring.add_argument("run", type=Path)
