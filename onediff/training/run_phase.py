@@ -47,7 +47,6 @@ def run_phase(
     """Trains one phase; with `resume`, from its latest checkpoint, or from a later copy. Collective.
 
     `memory` is this node's folder of copies, if the phase makes any.
-
     Raises Stopped, TrainingFault, or UserError on every rank.
     """
     rank = topology.ranks.rank
