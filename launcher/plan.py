@@ -130,7 +130,8 @@ def phase_part(
     else:
         phase = config.phases[name]
         words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
-        part |= {"nodes": list(nodes), "spares": spares, "tensor": config.of_phase(name).parallel.tensor}
+        # Ranks that compute the same rows count as one, whether they share out the layers or the tokens.
+        part |= {"nodes": list(nodes), "spares": spares, "tensor": config.of_phase(name).parallel.row_ranks}
         part |= {"batch": [phase.global_batch, phase.micro_batch]}
         part |= {"peer_copies": True} if config.training.peer_copies else {}
     check_batch(name, part)
@@ -144,8 +145,9 @@ def check_batch(name: str, part: Json) -> None:
     if usable_nodes(most, ranks, part["tensor"], batch, micro) < least:
         world = most * ranks
         raise UserError(
-            f"phases.{name}: {world} ranks ({most} nodes of {ranks}) with parallel.tensor {part['tensor']} cannot share "
-            f"a global batch of {batch} in micro-batches of {micro}; change --nodes or the batch"
+            f"phases.{name}: {world} ranks ({most} nodes of {ranks}) with parallel.tensor × parallel.context = "
+            f"{part['tensor']} cannot share a global batch of {batch} in micro-batches of {micro}; change "
+            "--nodes or the batch"
         )
 
 

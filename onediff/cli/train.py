@@ -99,7 +99,7 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
     require_sources(config, folder)
     for name in phases:
         phase = config.phases[name]
-        rows = phase.micro_batch * processes // config.parallel.tensor
+        rows = phase.micro_batch * processes // config.parallel.row_ranks
         if phase.global_batch % max(1, rows):
             raise UserError(
                 f"phases.{name}.global_batch: {phase.global_batch} cannot be shared out over {processes} processes in "

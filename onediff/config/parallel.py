@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from onediff.config.section import Section
+from onediff.errors import UserError
 
 SUB_GROUP = 100_000_000
 """Elements of a rank that ZeRO-3 steps on at a time where the optimizer is swapped (`sub_group_size`), give or take the
@@ -28,16 +29,29 @@ DECIDED = {
 """Keys of DeepSpeed that other settings decide, and which."""
 
 
+def check_heads(heads: int, tensor: int, context: int) -> None:
+    """Raises UserError where `heads` attention heads cannot be shared out over `tensor` · `context` ranks."""
+    if context > 1 and heads % (tensor * context):
+        raise UserError(
+            f"parallel.context: {heads} attention heads cannot be shared out over {tensor * context} ranks (parallel.tensor "
+            f"{tensor} × parallel.context {context})"
+        )
+
+
 class ParallelConfig(Section):
-    """World size = `tensor` × data-parallel size; the latter follows from the number of processes."""
+    """World size = `tensor` × `context` × data-parallel size; the last follows from the number of processes."""
 
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size T: each layer of the language model is cut over T neighbouring ranks."""
     sequence: bool = False
     """Between the cut layers, where every rank of a tensor group would hold and compute the same, each takes its share of
     the tokens instead: less memory for activations, no more traffic. Nothing changes without tensor parallelism."""
+    context: int = Field(1, ge=1)
+    """Context-parallel size C: the language model's tokens are shared out over C neighbouring tensor groups, which compute
+    the same rows. For rows too long for one GPU; `tensor` × `context` must divide the number of attention heads."""
     across_nodes: bool = False
-    """Let one tensor-parallel group span several nodes, over the slower links between them."""
+    """Let the ranks that compute the same rows, `tensor` × `context` of them, span several nodes, over the slower links
+    between them."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """What DeepSpeed cuts over the data-parallel ranks: 1 optimizer states, 2 also gradients, 3 also weights."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
@@ -56,6 +70,16 @@ class ParallelConfig(Section):
     deepspeed: dict[str, Any] = {}
     """Further keys of DeepSpeed's own `zero_optimization`, such as `reduce_bucket_size` or `stage3_prefetch_bucket_size`,
     for tuning on a given cluster; what other settings decide is refused here."""
+
+    @property
+    def row_ranks(self) -> int:
+        """T · C: the ranks that compute the same rows."""
+        return self.tensor * self.context
+
+    @property
+    def row_keys(self) -> str:
+        """The keys that `row_ranks` follows from, for messages."""
+        return "parallel.tensor" if self.context == 1 else "parallel.tensor × parallel.context"
 
     @field_validator("deepspeed")
     @classmethod
@@ -100,7 +124,7 @@ class ParallelConfig(Section):
 class PhaseParallelConfig(Section):
     """What one phase does differently from the run's `parallel`; a key that is left out stays as the run has it.
 
-    Tensor parallelism is the same in all phases: it decides which processes work together.
+    Tensor and context parallelism are the same in all phases: they decide which processes work together.
     """
 
     zero_stage: Literal[0, 1, 2, 3] | None = None

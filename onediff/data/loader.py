@@ -61,9 +61,9 @@ class RankShare:
 def load(
     stream: Stream, micro_batch: int, cursor: Cursor, data: DataConfig, topology: Topology, device: torch.device
 ) -> Iterator[tuple[Batch, Cursor]]:
-    """Endless micro-batches on `device`, for every rank of a tensor group. Collective over the group.
+    """Endless micro-batches on `device`, the same on all ranks with one dp_rank. Collective over them.
 
-    Raises UserError, on all of the group, when too many samples are bad.
+    Raises UserError, on all of them, when too many samples are bad.
     """
     batches = read_batches(stream, micro_batch, cursor, data.workers, data.prefetch, data.bad_share)
     return copy_batches(share_batches(batches, topology), device)
@@ -91,18 +91,18 @@ def read_batches(
 
 
 def share_batches(batches: Iterator[tuple[Batch, Cursor]], topology: Topology) -> Iterator[tuple[Batch, Cursor]]:
-    """The batches of a tensor group's first rank, on all ranks of the group; the others never touch their own `batches`.
+    """The batches of the rank that reads, on all ranks with its dp_rank; the others never touch their own `batches`.
 
-    Collective over the group. A UserError of the first rank is raised on all of them.
+    Collective over them. A UserError of the rank that reads is raised on all of them.
     """
     while True:
         made: Any = None
-        if topology.tp_rank == 0:
+        if topology.reads:
             try:
                 made = next(batches)
             except UserError as error:
                 made = str(error)
-        made = topology.from_tensor_rank_zero(made)
+        made = topology.from_reader(made)
         if isinstance(made, str):
             raise UserError(made)
         yield made

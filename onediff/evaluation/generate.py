@@ -55,7 +55,7 @@ class CaptioningJob:
     seed: int = 0
     """Seed of sampling: each batch has its own stream, whichever rank computes it."""
     in_step: bool = False
-    """Whether all data-parallel ranks must compute the same number of batches, as under ZeRO-3."""
+    """Whether all tensor groups must compute the same number of batches, as under ZeRO-3."""
     see: See = both
     """Chooses what the model is shown of a pair."""
     label: str = "captions"
@@ -80,16 +80,16 @@ def caption_split(job: CaptioningJob, topology: Topology) -> None:
         done = read_answers(job.folder, job.label, job.by)
     # A quick rank may be writing by the time that a slow one reads, so rank 0's view counts.
     open_batches: list[int] = from_rank_zero([n for n, pairs in enumerate(cut) if not done.keys() >= set(pairs)])  # type: ignore[assignment]
-    mine = [(number, True) for number in open_batches[topology.dp_rank :: topology.dp_size]]
+    mine = [(number, True) for number in open_batches[topology.copy :: topology.copies]]
     if job.in_step:
         # A rank whose share is a batch short computes one that it does not keep.
-        mine += [(0, False)] * (-(-len(open_batches) // topology.dp_size) - len(mine))
+        mine += [(0, False)] * (-(-len(open_batches) // topology.copies) - len(mine))
     # Told by rank 0's share of the open pairs of all ranks.
     total = sum(len(cut[number]) for number in open_batches)
     bar = progress(total, job.label, "pairs", shown=topology.ranks.rank == 0 and total > 0, leave=True)
     unreadable: list[str] = []
     with AnswerFile(job.folder, job.label, topology.ranks.rank, job.by) as out, bar:
-        turns = -(-len(open_batches) // topology.dp_size)
+        turns = -(-len(open_batches) // topology.copies)
         for turn in range(1, turns + 1):
             job.check()
             beat(turn, turns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from onediff.config.parallel import check_heads
 from onediff.errors import UserError
 
 _PACKED = """
@@ -32,6 +33,14 @@ ONE_A_ROW = frozenset(_ONE_A_ROW.split())
 """Model types that carry a state, a window or a bias from one sample of a packed row into the next."""
 
 COVERED = PACKED | ONE_A_ROW
+
+_SHARED = """
+    arcee cohere cohere2 cwm deepseek_v3 ernie4_5 exaone4 gemma gemma3_text glm glm4 gpt_neox granite helium
+    hyperclovax internlm3 iquestcoder jais2 llama ministral ministral3 mistral mixtral nanochat olmo olmo2 olmo3 phi
+    phi3 qwen2 qwen3 qwen3_moe seed_oss smollm3 starcoder2 youtu
+"""
+SHARED = frozenset(_SHARED.split())
+"""Model types whose loss and gradients are the same at every C, by test."""
 
 _ROUTED = """
     flex_olmo gpt_oss granitemoe granitemoe_swa granitemoeshared granitemoehybrid jamba laguna mellum mixtral olmoe phimoe
@@ -88,6 +97,27 @@ def check_language(architecture: Any, where: str = "model.language") -> None:
         )
     if kind == "qwen2_moe" and architecture.use_sliding_window:
         raise UserError(f"{where}: the sliding window of {kind} is not supported; set use_sliding_window to false")
+
+
+_BY_LENGTH = ("dynamic", "longrope")
+"""Rotary embeddings that follow the longest row at hand, of which a share of the tokens does not tell."""
+
+
+def check_shares(architecture: Any, tensor: int, context: int, where: str = "parallel.context") -> None:
+    """Raises UserError for a model whose tokens cannot be shared out over `context` groups of `tensor` ranks."""
+    kind = architecture.model_type
+    if kind not in SHARED:
+        raise UserError(f"{where}: tokens of {kind} models are not shared out; use parallel.context=1")
+    if getattr(architecture, "output_router_logits", False):
+        raise UserError(f"{where}: the loss of {kind}'s router is of whole rows; set output_router_logits to false")
+    rope = getattr(architecture, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type")} | {one.get("rope_type") for one in rope.values() if isinstance(one, dict)}
+    for found in sorted(kinds.intersection(_BY_LENGTH)):
+        raise UserError(
+            f"{where}: rotary embeddings of type {found} depend on the longest row, which a share of the tokens does not "
+            "know; use parallel.context=1"
+        )
+    check_heads(architecture.num_attention_heads, tensor, context)
 
 
 def check_packs(architecture: Any, where: str) -> None:

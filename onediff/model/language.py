@@ -16,6 +16,7 @@ from onediff.model.lean import transformers
 from onediff.model.lora import add_adapters
 from onediff.model.registered import NAME, implementation, no_mask, segments_mask
 from onediff.model.vision import architecture, pretrained
+from onediff.parallel.context import ContextSplit
 from onediff.parallel.loss import Logits, target_loss, with_loss
 from onediff.parallel.placement import Placement
 
@@ -43,6 +44,7 @@ def build_language(
             cut=True,
             adapt=None if lora is None else partial(add_adapters, config=lora),
         )
+        language.context_group = placement.topology.context_group
     else:
         assert lora is None, "adapters need a placement"
         if config.name is None:
@@ -58,7 +60,12 @@ def target_losses(language: Any, embeds: Tensor, batch: Batch, chunk: int | None
 
     Logits are computed only for the targets, `[targets, vocabulary]`, and with `chunk` for that many at a time. If the model
     adds its router's loss (`output_router_logits`), it is added to each target, so that their mean is the model's own loss.
+    Under context parallelism, the ranks of a group have the same rows and each computes a share of the tokens; collective
+    over the group.
     """
+    group = getattr(language, "context_group", None)
+    if group is not None:
+        return _losses_by_shares(language, embeds, batch, chunk, ContextSplit(group, batch.token_ids.numel()))
     read = decoder_of(language)(
         inputs_embeds=embeds,
         position_ids=batch.position_ids,
@@ -70,6 +77,19 @@ def target_losses(language: Any, embeds: Tensor, batch: Batch, chunk: int | None
     if not getattr(language.config, "output_router_logits", False):
         return losses
     return losses + language.router_aux_loss_coef * router_loss(language, read.router_logits, batch)
+
+
+def _losses_by_shares(language: Any, embeds: Tensor, batch: Batch, chunk: int | None, split: ContextSplit) -> Tensor:
+    read = decoder_of(language)(
+        inputs_embeds=split.own(embeds),
+        position_ids=split.own(batch.position_ids),
+        use_cache=False,
+        context=split,
+        **inside_samples(language, batch, embeds),
+    )
+    hidden = split.hidden_of_targets(read.last_hidden_state[0], batch.target_places)
+    own = target_loss(language.get_output_embeddings(), hidden, split.own_targets(batch.target_ids), chunk)
+    return split.losses(own, batch.targets)
 
 
 def router_loss(language: Any, router_logits: Any, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from onediff.data.segments import Segments
 from onediff.model.attention import attention
 from onediff.model.lean import transformers
+from onediff.parallel.context import ContextSplit
 
 NAME = "onediff"
 
@@ -33,13 +34,22 @@ def attend(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     segments: Segments | None = None,
+    context: ContextSplit | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """`[rows, heads, tokens, size]` to `[rows, tokens, heads, size]`, as transformers' attention functions do.
 
     `segments` is what a caller passes to the model's `forward`: the sequences in the rows laid end to end; then no mask
     is read. Without it, whole rows attend, or, in generation over a cache or with padding, what the mask allows.
+    With `context` the tensors are a rank's share of the tokens, and attention is that of all of them.
     """
+    if context is not None:
+        query, key, value = context.heads(query, key, value)
+        options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+        mixed, _ = attend(
+            module, query, key, value, attention_mask, sliding_window=sliding_window, segments=segments, **options
+        )
+        return context.tokens_of_all_heads(mixed), None
     rows, _, tokens, _ = query.shape
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if any(kwargs.get(name) is not None for name in OWN_WAYS):

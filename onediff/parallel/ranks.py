@@ -15,10 +15,13 @@ from onediff.parallel import accelerator
 from onediff.ranks import Ranks
 from onediff.zero import process
 
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longest wait of a rank for the others in one collective."""
+
 
 def initialize_distributed(
     ranks: Ranks | None = None,
-    timeout: timedelta = timedelta(minutes=30),
+    timeout: timedelta = COLLECTIVE_TIMEOUT,
     first: Callable[[], None] | None = None,
     tensor: int = 1,
     flight_records: Path | None = None,

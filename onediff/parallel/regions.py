@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def _gathered(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+def gathered(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """Every rank's part, one behind the other along `dim`; without a gradient."""
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(group.size())]
     dist.all_gather(parts, part.contiguous(), group=group)
     return torch.cat(parts, dim)
@@ -29,7 +30,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _gathered(part, dim, group)
+        return gathered(part, dim, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -54,7 +55,7 @@ class _GatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return _gathered(share, 1, group)
+        return gathered(share, 1, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -71,7 +72,7 @@ class _SumTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _gathered(gradient, 1, ctx.group), None
+        return gathered(gradient, 1, ctx.group), None
 
 
 class _ShareTokens(torch.autograd.Function):
@@ -84,7 +85,12 @@ class _ShareTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _gathered(gradient, 1, ctx.group), None
+        return gathered(gradient, 1, ctx.group), None
+
+
+def scatter_sums(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`[batch, tokens, width]` → `[batch, tokens / ranks, width]`: this rank's share of the sum of all ranks' parts."""
+    return _SumTokens.apply(part, group)
 
 
 class TokenShares:

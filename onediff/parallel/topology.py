@@ -1,16 +1,23 @@
-"""World = tensor × data: Megatron-core's process groups, and the small `mpu` through which DeepSpeed sees them."""
+"""World = data × context × tensor: the process groups, and the small `mpu` through which DeepSpeed sees them.
+
+Tensor groups are Megatron-core's. The ranks of a context group are data-parallel ones to DeepSpeed and Megatron: all of
+them hold the same blocks, and each adds its share of the gradients.
+"""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from onediff.config.parallel import ParallelConfig
 from onediff.errors import UserError
+from onediff.parallel.ranks import COLLECTIVE_TIMEOUT
 from onediff.ranks import Ranks
+
+Value = TypeVar("Value")
 
 
 class Mpu:
@@ -30,11 +37,11 @@ class Mpu:
         return dist.get_process_group_ranks(self._state.get_data_parallel_group())
 
     def get_data_parallel_world_size(self) -> int:
-        """D."""
+        """D · C."""
         return self._state.get_data_parallel_world_size()
 
     def get_data_parallel_rank(self) -> int:
-        """0 … D - 1."""
+        """0 … D · C - 1."""
         return self._state.get_data_parallel_rank()
 
     def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
@@ -61,7 +68,10 @@ class Mpu:
 
 @dataclass(frozen=True)
 class Topology:
-    """Where this rank stands: `rank = dp_rank · tp_size + tp_rank`, so that tensor groups are neighbours in a node."""
+    """Where this rank stands: `rank = (dp_rank · cp_size + cp_rank) · tp_size + tp_rank`.
+
+    Tensor groups are neighbours in a node, and so are the ranks that compute the same rows.
+    """
 
     ranks: Ranks
     tp_size: int
@@ -69,16 +79,36 @@ class Topology:
     """None without tensor parallelism: DeepSpeed then uses all ranks as data-parallel ones"""
     sequence: bool = False
     """the tensor group shares out the tokens where its layers are not cut"""
+    cp_size: int = 1
+    context_group: dist.ProcessGroup | None = None
+    """ranks with the same dp_rank and tp_rank, which share out the language model's tokens; None where C is 1"""
+    row_group: dist.ProcessGroup | None = None
+    """ranks with the same dp_rank, which compute the same rows; None where each rank has rows of its own"""
 
     @property
     def dp_size(self) -> int:
-        """D: how many ranks read different samples."""
-        return self.ranks.world // self.tp_size
+        """D: how many groups of ranks read different samples."""
+        return self.ranks.world // (self.tp_size * self.cp_size)
 
     @property
     def dp_rank(self) -> int:
         """0 … D - 1."""
+        return self.ranks.rank // (self.tp_size * self.cp_size)
+
+    @property
+    def copies(self) -> int:
+        """D · C: how many tensor groups there are. ZeRO shares a model out over so many ranks."""
+        return self.ranks.world // self.tp_size
+
+    @property
+    def copy(self) -> int:
+        """Number of this rank's tensor group, 0 … D · C - 1."""
         return self.ranks.rank // self.tp_size
+
+    @property
+    def cp_rank(self) -> int:
+        """0 … C - 1."""
+        return self.copy % self.cp_size
 
     @property
     def tp_rank(self) -> int:
@@ -86,45 +116,73 @@ class Topology:
         return self.ranks.rank % self.tp_size
 
     @property
+    def reads(self) -> bool:
+        """Whether this rank reads the rows for all ranks with its dp_rank."""
+        return self.ranks.rank % (self.tp_size * self.cp_size) == 0
+
+    @property
     def data_group(self) -> dist.ProcessGroup:
-        """Ranks with the same tp_rank."""
+        """Ranks with the same tp_rank, D · C of them."""
         world = dist.group.WORLD
         assert world is not None, "torch.distributed is not initialised"
         return world if self.mpu is None else self.mpu.get_data_parallel_group()
 
-    def from_tensor_rank_zero(self, value: Any) -> Any:
-        """What rank 0 of this tensor group gave, on all of the group."""
-        if self.mpu is None:
-            return value
-        box = [value]
-        dist.broadcast_object_list(
-            box, self.mpu.get_tensor_model_parallel_src_rank(), self.mpu.get_tensor_model_parallel_group()
-        )
-        return box[0]
+    def from_reader(self, value: Value) -> Value:
+        """What the rank that reads the rows gave, on all ranks that compute them. Collective over them."""
+        return _from_first(value, self.row_group)
+
+    def from_tensor_rank_zero(self, value: Value) -> Value:
+        """What rank 0 of this tensor group gave, on all of the group. Collective over it."""
+        return _from_first(value, None if self.mpu is None else self.mpu.get_tensor_model_parallel_group())
+
+
+def _from_first(value: Value, group: dist.ProcessGroup | None) -> Value:
+    if group is None:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, group=group, group_src=0)
+    return box[0]
 
 
 def check_world(config: ParallelConfig, ranks: Ranks) -> None:
-    """Raises UserError when the processes that were started cannot be T × D."""
-    tensor, world = config.tensor, ranks.world
-    if world % tensor:
+    """Raises UserError when the processes that were started cannot be D × C × T."""
+    size, keys, world = config.row_ranks, config.row_keys, ranks.world
+    if world % size:
+        raise UserError(f"{keys}: {world} processes cannot be groups of {size}; start a multiple of {size}")
+    if not config.across_nodes and ranks.local_world % size:
         raise UserError(
-            f"parallel.tensor: {world} processes cannot be groups of {tensor}; start a multiple of {tensor}"
-        )
-    if not config.across_nodes and ranks.local_world % tensor:
-        raise UserError(
-            f"parallel.tensor: groups of {tensor} do not fit into nodes of {ranks.local_world} processes; "
+            f"{keys}: groups of {size} do not fit into nodes of {ranks.local_world} processes; "
             "choose a divisor, or allow it with parallel.across_nodes=true"
         )
 
 
 def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
-    """Makes the process groups for T × D. Collective, once per process; torch.distributed must be initialised.
+    """Makes the process groups for D × C × T. Collective, once per process; torch.distributed must be initialised.
 
     Raises UserError when the world does not fit.
     """
     check_world(config, ranks)
-    if config.tensor == 1:
-        return Topology(ranks, 1, None)
+    mpu = None if config.tensor == 1 else _tensor_groups(config.tensor)
+    rows = None if mpu is None else mpu.get_tensor_model_parallel_group()
+    context = None
+    if config.context > 1:
+        size, tensor = config.row_ranks, config.tensor
+        groups = [list(range(first, first + size)) for first in range(0, ranks.world, size)]
+        context = _own_group([group[place::tensor] for group in groups for place in range(tensor)])
+        rows = context if tensor == 1 else _own_group(groups)
+    sequence = config.sequence and config.tensor > 1
+    return Topology(ranks, config.tensor, mpu, sequence, config.context, context, rows)
+
+
+def _own_group(groups: list[list[int]]) -> dist.ProcessGroup:
+    """Of process groups of these ranks, the one that this rank is in. Collective."""
+    own, _ = dist.new_subgroups_by_enumeration(groups, timeout=COLLECTIVE_TIMEOUT)
+    assert own is not None
+    return own
+
+
+def _tensor_groups(tensor: int) -> Mpu:
+    """Megatron-core's groups of `tensor` ranks. Collective, once per process."""
     from onediff.model.lean import lean_imports
 
     # It warns about every missing optional library.
@@ -136,6 +194,6 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
         from megatron.core import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(config.tensor, create_gloo_process_groups=False)
-    assert parallel_state.get_tensor_model_parallel_world_size() == config.tensor
-    return Topology(ranks, config.tensor, Mpu(), config.sequence)
+        parallel_state.initialize_model_parallel(tensor, create_gloo_process_groups=False)
+    assert parallel_state.get_tensor_model_parallel_world_size() == tensor
+    return Mpu()

@@ -51,13 +51,14 @@ def duration_of(tape: Tape, setup: Setup, traffic: Traffic, hardware_flops: int,
     compute = [hardware_flops / (peak * efficiency * min(1.0, share)) for efficiency in EFFICIENCY]
     # Reading and writing weights, moments and gradients once: the optimizer's step.
     counts = Counts.of(tape, setup)
-    stepped = counts.trained / setup.data if setup.stage else counts.trained
+    stepped = counts.trained / setup.copies if setup.stage else counts.trained
     optimizer = 0.0 if setup.offload_optimizer != "none" else 30 * stepped / (gpu.memory_gbps * 1e9)
     data, tensor = [], []
     for efficiency in LINKS:
         inside, between = gpu.link_gbps * 1e9 * efficiency, gpu.network_gbps * 1e9 * efficiency
         data.append(max(traffic.data_inside / inside, traffic.data_between / between))
-        tensor.append((traffic.tensor - traffic.tensor_between) / inside + traffic.tensor_between / between)
+        outside = traffic.tensor_between + traffic.context_between
+        tensor.append((traffic.tensor + traffic.context - outside) / inside + outside / between)
     host = _host(counts, setup)
     best = max(compute[1], data[1]) + tensor[1] + host[1] + optimizer
     worst = compute[0] + data[0] + tensor[0] + host[0] + 2 * optimizer
@@ -72,7 +73,7 @@ def duration_of(tape: Tape, setup: Setup, traffic: Traffic, hardware_flops: int,
 
 def _host(counts: Counts, setup: Setup) -> tuple[float, float]:
     """Seconds of what is offloaded, at worst and at best."""
-    share = counts.trained / setup.data
+    share = counts.trained / setup.copies
     worst = best = 0.0
     if setup.offload_optimizer != "none":
         moved = share * (4 + setup.itemsize)
@@ -83,7 +84,7 @@ def _host(counts: Counts, setup: Setup) -> tuple[float, float]:
         worst += swapped / (NVME_GBPS[0] * 1e9)
         best += swapped / (NVME_GBPS[1] * 1e9)
     if setup.offload_parameters != "none":
-        moved = 2 * setup.accumulation * setup.itemsize * (counts.trained + counts.frozen) / setup.data
+        moved = 2 * setup.accumulation * setup.itemsize * (counts.trained + counts.frozen) / setup.copies
         worst += moved / (HOST_GBPS[0] * 1e9)
         best += moved / (HOST_GBPS[1] * 1e9)
     return worst, best

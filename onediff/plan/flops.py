@@ -78,12 +78,13 @@ class StepCost:
     per_target: int
 
     @classmethod
-    def of_phase(cls, sizes: Sizes, trained: Trained, tensor: int = 1) -> StepCost:
-        """The cost of a phase, on one of `tensor` ranks, recomputation left out."""
+    def of_phase(cls, sizes: Sizes, trained: Trained, tensor: int = 1, context: int = 1) -> StepCost:
+        """The cost of a phase, on one of `tensor` · `context` ranks, recomputation left out."""
 
         def total(**counts: int) -> int:
             shape = Shape(**{"rows": 1, "tokens": 1, "images": 1, "pairs": 1, "targets": 0, "scores": 0, **counts})
-            return sum(part.model for part in step_flops(sizes, shape, trained, tensor=tensor).values())
+            found = step_flops(sizes, shape, trained, tensor=tensor)
+            return sum(part.model // (context if name == "language" else 1) for name, part in found.items())
 
         base = total()
         return cls(

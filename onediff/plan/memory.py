@@ -108,11 +108,11 @@ def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
     wide = 4 if setup.bf16 else setup.itemsize
     buffers = batches + bucket + averaged
     if setup.stage == 3:
-        buffers += gathered + averaged // setup.data
+        buffers += gathered + averaged // setup.copies
     reducing = Memory(
         "while gradients are reduced",
         **resident,
-        gradients=int(wide * counts.trained / setup.data),
+        gradients=int(wide * counts.trained / setup.copies),
         activations=0,
         logits=0,
         buffers=buffers,
@@ -123,12 +123,12 @@ def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
 
 def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
     """Weights and optimizer states between two steps, and the bytes of them on the host and on NVMe."""
-    size, data = setup.itemsize, setup.data
+    size, data = setup.itemsize, setup.copies
     share = counts.trained / data if setup.stage else counts.trained
     everything = counts.trained + counts.frozen
     weights = size * everything / data if setup.stage == 3 else size * everything
     # DeepSpeed keeps a master copy in fp32 runs too, but where stage 3 has nothing to share out.
-    copied = setup.stage in (1, 2) or (setup.stage == 3 and setup.data > 1)
+    copied = setup.stage in (1, 2) or (setup.stage == 3 and setup.copies > 1)
     master = 4 * share if setup.bf16 or copied else 0
     optimizer = master + 8 * share
     host = nvme = 0.0
@@ -149,7 +149,7 @@ def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
 def _written(tape: Tape, setup: Setup) -> int:
     """Bytes of this rank's file of a checkpoint: equal parts of what several ranks hold, which frozen weights are, too."""
     sizes = ((12 if w.trains else setup.itemsize) * w.numel / (1 if w.cut else setup.tensor) for w in tape.weights)
-    return int(sum(sizes) / setup.data)
+    return int(sum(sizes) / setup.copies)
 
 
 def held_gradients(counts: Counts, setup: Setup) -> int:
@@ -157,7 +157,7 @@ def held_gradients(counts: Counts, setup: Setup) -> int:
     if setup.offload_optimizer != "none":
         return 0
     wide = 4 if setup.bf16 and setup.stage else setup.itemsize
-    share = counts.trained / setup.data if setup.stage >= 2 else counts.trained
+    share = counts.trained / setup.copies if setup.stage >= 2 else counts.trained
     return int(wide * share)
 
 
@@ -177,7 +177,7 @@ def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], staying: i
     elif setup.stage == 1 and setup.bf16:
         extra = 8 * counts.trained
     else:
-        extra = (8 if setup.stage == 3 else 4) * counts.group / setup.data
+        extra = (8 if setup.stage == 3 else 4) * counts.group / setup.copies
     moment = "while the optimizer steps"
     return Memory(moment, **resident, gradients=gradients, activations=0, logits=0, buffers=int(extra) + staying)
 
@@ -192,7 +192,7 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
     held = held_gradients(counts, setup)
     # ZeRO-3 has a place for its share from the beginning; elsewhere gradients take memory as they are made.
     collects = setup.stage == 3 or setup.accumulation > 1 or (setup.stage == 1 and setup.bf16)
-    spread = setup.data if setup.stage == 2 else 1
+    spread = setup.copies if setup.stage == 2 else 1
     wide = held // max(1, counts.trained // spread)
     best = (0, 0, held)
     alive, behind = sum(kept), 0

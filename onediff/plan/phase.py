@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onediff.config.parallel import check_heads
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.plan.architecture import Sizes, sizes_of
@@ -57,21 +58,23 @@ class PhasePlan:
 def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
     """How the configuration runs a phase on `gpus`. Raises UserError when it cannot."""
     phase, parallel = config.phases[name], config.of_phase(name).parallel
-    if gpus % parallel.tensor:
-        raise UserError(f"parallel.tensor: {gpus} GPUs cannot be groups of {parallel.tensor}")
-    if parallel.tensor > min(gpus, per_node) and not parallel.across_nodes:
-        raise UserError(f"parallel.tensor: groups of {parallel.tensor} do not fit into nodes of {per_node} GPUs")
-    rows = phase.micro_batch * gpus // parallel.tensor
+    size, keys = parallel.row_ranks, parallel.row_keys
+    if gpus % size:
+        raise UserError(f"{keys}: {gpus} GPUs cannot be groups of {size}")
+    if size > min(gpus, per_node) and not parallel.across_nodes:
+        raise UserError(f"{keys}: groups of {size} do not fit into nodes of {per_node} GPUs")
+    rows = phase.micro_batch * gpus // size
     if phase.global_batch % rows:
         raise UserError(
             f"phases.{name}.global_batch: {phase.global_batch} cannot be shared out over {gpus} GPUs with "
-            f"parallel.tensor {parallel.tensor} in micro-batches of {phase.micro_batch}; make it a multiple of {rows}, or "
+            f"{keys} {size} in micro-batches of {phase.micro_batch}; make it a multiple of {rows}, or "
             "let --suggest choose"
         )
     return Setup(
         world=gpus,
         per_node=min(per_node, gpus),
         tensor=parallel.tensor,
+        context=parallel.context,
         stage=parallel.zero_stage,
         micro_batch=phase.micro_batch,
         global_batch=phase.global_batch,
@@ -91,8 +94,9 @@ def usable_bytes(gpu: Gpu) -> int:
     return int((gpu.memory_gb * (1 - FRAGMENTS) - CONTEXT_GB) * 1e9)
 
 
-def check_cut(sizes: Sizes, tensor: int) -> None:
-    """Raises UserError when the language model cannot be cut into `tensor` equal parts."""
+def check_cut(sizes: Sizes, tensor: int, context: int = 1) -> None:
+    """Raises UserError when the language model cannot be cut into `tensor` equal parts, or its heads not into
+    `tensor` · `context`."""
     decoder = sizes.decoder
     counts = {
         "attention heads": decoder.heads,
@@ -102,26 +106,27 @@ def check_cut(sizes: Sizes, tensor: int) -> None:
     for what, count in counts.items():
         if count % tensor:
             raise UserError(f"parallel.tensor: {count} {what} cannot be cut into {tensor} equal parts")
+    check_heads(decoder.heads, tensor, context)
 
 
 def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int = TEXT) -> PhasePlan:
     """The plan of phase `name` run as `setup` says on `gpu`. Raises UserError for what cannot be cut or is not known."""
     sizes, phase = sizes_of(config.model), config.phases[name]
-    check_cut(sizes, setup.tensor)
+    check_cut(sizes, setup.tensor, setup.context)
     rows = rows_of(config, phase, text)
     usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text, phase.pack)
 
-    def tape_of(sizes: Sizes, shape: Shape, tensor: int) -> Tape:
-        trained = Trained.of(phase)
-        return walk(sizes, shape, trained, itemsize=setup.itemsize, tensor=tensor, sequence=setup.sequence)
+    def tape_of(sizes: Sizes, shape: Shape, tensor: int, context: int) -> Tape:
+        options = {"tensor": tensor, "sequence": setup.sequence, "context": context}
+        return walk(sizes, shape, Trained.of(phase), itemsize=setup.itemsize, **options)
 
-    memory = memory_of(tape_of(sizes, largest, setup.tensor), setup, usual.bytes(sizes.usual()))
-    tape = tape_of(sizes.usual(), usual, setup.tensor)
+    memory = memory_of(tape_of(sizes, largest, setup.tensor, setup.context), setup, usual.bytes(sizes.usual()))
+    tape = tape_of(sizes.usual(), usual, setup.tensor, setup.context)
     traffic = traffic_of(tape, sizes, usual, setup)
     own = flops_of(tape, setup.checkpointing)
     hardware = setup.accumulation * sum(part.hardware for part in own.values())
     duration = duration_of(tape, setup, traffic, hardware, sizes.decoder.width, gpu)
-    whole = tape_of(sizes.usual(), usual, 1)
+    whole = tape_of(sizes.usual(), usual, 1, 1)
     times = setup.accumulation * setup.data
     flops = {
         part: Flops(f.forward * times, f.backward * times, f.recompute * times)

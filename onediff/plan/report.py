@@ -16,7 +16,8 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     """The plan of one phase."""
     setup, memory, traffic, time = plan.setup, plan.memory, plan.traffic, plan.duration
     yield f"phase {plan.name}"
-    how = f"{setup.world} × {gpu.name}, T = {setup.tensor}, D = {setup.data}, ZeRO {setup.stage}"
+    groups = f"T = {setup.tensor}, " + (f"C = {setup.context}, " if setup.context > 1 else "") + f"D = {setup.data}"
+    how = f"{setup.world} × {gpu.name}, {groups}, ZeRO {setup.stage}"
     how += f", micro-batch {setup.micro_batch} × {setup.accumulation}, {'bf16' if setup.bf16 else 'fp32'}"
     how += f", checkpointing {setup.checkpointing}"
     how += ", tokens shared out over T" if setup.sequence and setup.tensor > 1 else ""
@@ -44,10 +45,13 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
         yield f"  {'host':<12}{held} GB a node for copies in memory (training.peer_copies)"
     if memory.nvme:
         yield f"  {'nvme':<12}{_gb(memory.nvme * setup.per_node)} GB of files a node"
+    in_groups = f"tensor group {_gb(traffic.tensor)} GB"
+    in_groups += f", context group {_gb(traffic.context)} GB" if setup.context > 1 else ""
+    between = traffic.tensor_between + traffic.context_between
+    inside = traffic.data_inside + traffic.tensor + traffic.context - between
     yield (
-        f"  {'traffic':<12}a step and GPU: weights {_gb(traffic.gather)} GB, gradients {_gb(traffic.reduce)} GB, tensor "
-        f"group {_gb(traffic.tensor)} GB; in the node {_gb(traffic.data_inside + traffic.tensor - traffic.tensor_between)}"
-        f" GB, between nodes {_gb(traffic.data_between + traffic.tensor_between)} GB"
+        f"  {'traffic':<12}a step and GPU: weights {_gb(traffic.gather)} GB, gradients {_gb(traffic.reduce)} GB, "
+        f"{in_groups}; in the node {_gb(inside)} GB, between nodes {_gb(traffic.data_between + between)} GB"
     )
     yield (
         f"  {'step':<12}{time.expected:.2f} s expected, {time.best:.2f} to {time.worst:.2f} s; MFU "
@@ -94,6 +98,7 @@ def _settings(plans: list[PhasePlan]) -> list[str]:
         f"parallel.zero_stage={setup.stage}",
         f"parallel.offload_optimizer={setup.offload_optimizer}",
         f"parallel.offload_parameters={setup.offload_parameters}",
+        *([f"parallel.context={setup.context}"] if setup.context > 1 else []),
     ]
     for plan in plans:
         words.append(f"phases.{plan.name}.activation_checkpointing={plan.setup.checkpointing}")

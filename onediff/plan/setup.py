@@ -36,6 +36,8 @@ class Setup:
     """targets whose logits exist at a time; None for all"""
     sequence: bool = False
     """whether ranks of a tensor group share out the tokens between cut layers"""
+    context: int = 1
+    """tensor groups that share out the language model's tokens"""
     save_in_background: bool = False
     """whether checkpoints are written while the training goes on"""
     peer_copies: bool = False
@@ -69,7 +71,17 @@ class Setup:
 
     @property
     def data(self) -> int:
-        """D: ranks that read different rows."""
+        """D: groups of ranks that read different rows."""
+        return self.world // self.row_ranks
+
+    @property
+    def row_ranks(self) -> int:
+        """T · C: ranks that compute the same rows."""
+        return self.tensor * self.context
+
+    @property
+    def copies(self) -> int:
+        """D · C: ranks over which ZeRO shares out."""
         return self.world // self.tensor
 
     @property

@@ -59,13 +59,16 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
         checkpointing="none",
         loss_chunk=config.training.loss_chunk,
         sequence=config.parallel.sequence,
+        context=config.parallel.context,
         save_in_background=config.training.save_in_background,
         peer_copies=config.training.peer_copies is not None,
     ).with_keys_of(config.parallel)
     for offload in ("none", "cpu"):
-        for tensor in (t for t in range(1, min(per_node, gpus) + 1) if gpus % t == 0 and per_node % t == 0):
+        for tensor in range(1, min(per_node, gpus) // start.context + 1):
+            if gpus % (tensor * start.context) or per_node % (tensor * start.context):
+                continue
             try:
-                check_cut(sizes, tensor)
+                check_cut(sizes, tensor, start.context)
             except UserError:
                 continue
             for stage in (0, 1, 2, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onediff.plan.architecture import Sizes
@@ -27,12 +28,16 @@ class Traffic:
     """of them, what goes through this rank's own network port"""
     tensor_between: int = 0
     """of `tensor`, what leaves the node"""
+    context: int = 0
+    """queries, keys, values and results of attention with their gradients, exchanged in the context group"""
+    context_between: int = 0
+    """of `context`, what leaves the node"""
 
 
 def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     """The traffic of one rank in one step."""
     counts = Counts.of(tape, setup)
-    size, data, times = setup.itemsize, setup.data, setup.accumulation
+    size, data, times = setup.itemsize, setup.copies, setup.accumulation
     others = (data - 1) / data
     everything = counts.trained + counts.frozen
     if setup.stage == 3:
@@ -46,7 +51,8 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
         wide = 4 if setup.stage == 1 and setup.bf16 else setup.reduced_itemsize
         reduce = each * wide * counts.trained * others * (1 if setup.stage else 2)
     tensor = times * _tensor_bytes(sizes, shape, setup)
-    # A tensor group takes neighbouring ranks; of a data group, that many ranks share a node.
+    context = times * _context_bytes(sizes, shape, setup)
+    # A tensor group takes neighbouring ranks; of the ranks that ZeRO shares out over, that many are in a node.
     together = max(1, min(data, setup.per_node // setup.tensor))
     volume = gather + reduce
     spans = data > together
@@ -57,6 +63,8 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
         data_inside=int(volume if together > 1 else 0),
         data_between=int(volume / together if spans else 0),
         tensor_between=int(tensor if setup.tensor > setup.per_node else 0),
+        context=int(context),
+        context_between=int(context if setup.row_ranks > setup.per_node else 0),
     )
 
 
@@ -75,6 +83,24 @@ def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
     else:
         # Each layer sums twice; backwards each of its five matrices that are cut along outputs sums by itself.
         rounds = 2 * layers * (2 + 5 + again)
-    rows = shape.rows * shape.tokens * sizes.decoder.width * setup.itemsize
-    head = 2 * shape.targets * (sizes.decoder.width * setup.itemsize + 3 * 4)
+    tokens = shape.rows * shape.tokens / setup.context
+    rows = tokens * sizes.decoder.width * setup.itemsize
+    head = 2 * shape.targets / setup.context * (sizes.decoder.width * setup.itemsize + 3 * 4)
     return (setup.tensor - 1) / setup.tensor * (rows * (rounds + 2) + head)
+
+
+def _context_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
+    """Of one micro-batch: two exchanges a layer, of which a rank keeps its own part, and the hidden states of the targets.
+
+    Heads of keys and values that C does not divide are sent several times.
+    """
+    if setup.context == 1:
+        return 0.0
+    decoder, context = sizes.decoder, setup.context
+    heads, kv_heads = decoder.heads / setup.tensor, max(1, decoder.kv_heads // setup.tensor)
+    repeated = math.lcm(kv_heads, context)
+    passes = 2 + (setup.checkpointing != "none")
+    share = shape.rows * shape.tokens / context
+    exchanged = passes * decoder.layers * share * (2 * heads + 2 * repeated) * decoder.head_size
+    targets = 2 * shape.targets * decoder.width
+    return (context - 1) / context * (exchanged + targets) * setup.itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -64,11 +65,19 @@ class Shape:
 
 @lru_cache(maxsize=256)
 def walk(
-    sizes: Sizes, shape: Shape, trained: Trained, *, itemsize: int = 2, tensor: int = 1, sequence: bool = False
+    sizes: Sizes,
+    shape: Shape,
+    trained: Trained,
+    *,
+    itemsize: int = 2,
+    tensor: int = 1,
+    sequence: bool = False,
+    context: int = 1,
 ) -> Tape:
-    """The tape of one micro-batch on one of `tensor` ranks, which share out tokens between cut layers with `sequence`.
+    """The tape of one micro-batch on one of `tensor` · `context` ranks; with `sequence` a tensor group shares out the
+    tokens between cut layers.
 
-    `itemsize` is that of the precision in which is computed: 2 for bf16, 4 for fp32.
+    `itemsize` is that of the precision of the computation: 2 for bf16, 4 for fp32.
     """
     tape = Tape(itemsize)
     # A batch without images or pairs is given a blank one (`OneDiffModel.embed`).
@@ -93,8 +102,10 @@ def walk(
     x = words
     for tokens in (image_tokens, delta_tokens):
         x = tape.place(Value(x.shape, itemsize, x.grad or tokens.grad))
-    hidden = _decoder(tape, sizes.decoder, x, shape, tensor, sequence and tensor > 1, trained.adapters)
-    chosen = tape.place(Value((shape.targets, sizes.decoder.width), itemsize, hidden.grad))
+    own = _Shares(shape, context)
+    x = own.first(tape, x)
+    hidden = _decoder(tape, sizes.decoder, x, own, tensor, sequence and tensor > 1, trained.adapters)
+    chosen = tape.place(Value((own.targets, sizes.decoder.width), itemsize, hidden.grad))
     tied = embedding if sizes.decoder.tied else None
     logits = tape.linear(chosen, vocabulary, False, cut="column" if tensor > 1 else "", tied=tied)
     _loss(tape, logits)
@@ -224,8 +235,46 @@ def _projector(tape: Tape, width: int, images: Value, deltas: Value) -> tuple[Va
     return images_out, tape.linear(tape.activation(second, "gelu"), width)
 
 
+@dataclass(frozen=True)
+class _Shares:
+    """What one of `context` ranks computes of a micro-batch in the language model."""
+
+    shape: Shape
+    context: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a row; under context parallelism all rows are laid end to end."""
+        shape = self.shape
+        return shape.tokens if self.context == 1 else -(-shape.rows * shape.tokens // self.context)
+
+    @property
+    def targets(self) -> int:
+        return -(-self.shape.targets // self.context)
+
+    def first(self, tape: Tape, x: Value) -> Value:
+        """The embeddings of the rank's tokens."""
+        return x if self.context == 1 else tape.place(Value((1, self.tokens, x.shape[-1]), x.itemsize, x.grad))
+
+    def attention(self, tape: Tape, q: Value, k: Value, v: Value, heads: int, kv_heads: int) -> Value:
+        """Attention of all tokens, for a share of the heads."""
+        context, shape = self.context, self.shape
+        if context == 1:
+            return tape.attention(q, k, v, heads, kv_heads, shape.scores)
+        tokens, out = shape.rows * shape.tokens, q.shape
+        here, kv_here = heads // context, kv_heads // math.gcd(kv_heads, context)
+
+        def of_heads(x: Value, count: int, of: int) -> Value:
+            return tape.place(Value((1, tokens, x.shape[-1] // of * count), x.itemsize, x.grad))
+
+        q, k, v = of_heads(q, here, heads), of_heads(k, kv_here, kv_heads), of_heads(v, kv_here, kv_heads)
+        scores = shape.rows * shape.tokens**2 if shape.scores is None else shape.scores
+        mixed = tape.attention(q, k, v, here, kv_here, scores)
+        return tape.place(Value(out, mixed.itemsize, mixed.grad))
+
+
 def _decoder(
-    tape: Tape, decoder: DecoderSizes, x: Value, shape: Shape, tensor: int, sequence: bool, adapters: Adapters | None
+    tape: Tape, decoder: DecoderSizes, x: Value, own: _Shares, tensor: int, sequence: bool, adapters: Adapters | None
 ) -> Value:
     heads, kv_heads = decoder.heads // tensor, max(1, decoder.kv_heads // tensor)
     column, row = ("column", "row") if tensor > 1 else ("", "")
@@ -234,10 +283,10 @@ def _decoder(
         return tape.place(Value((x.shape[0], tokens, x.shape[2]), x.itemsize, x.grad)) if sequence else x
 
     def gathered(x: Value) -> Value:
-        return with_tokens(x, shape.tokens)
+        return with_tokens(x, own.tokens)
 
     def shared(x: Value) -> Value:
-        return with_tokens(x, -(-shape.tokens // tensor))
+        return with_tokens(x, -(-own.tokens // tensor))
 
     def linear(x: Value, out: int, bias: bool, cut: str) -> Value:
         y = tape.linear(x, out, bias, cut=cut, plain=sequence and cut == "row")
@@ -263,7 +312,7 @@ def _decoder(
             if decoder.head_norms:
                 q, k = (_head_norm(tape, z, decoder.head_size) for z in (q, k))
             q, k = tape.elementwise(q, keeps=(tape.value(1),)), tape.elementwise(k, keeps=(tape.value(1),))  # rotated
-            mixed = tape.attention(q, k, v, heads, kv_heads, shape.scores)
+            mixed = own.attention(tape, q, k, v, heads, kv_heads)
             x = tape.elementwise(x, matrix("o_proj", mixed, decoder.width, decoder.out_bias, row))
             y = gathered(tape.rms_norm(x))
             gate, up = (

@@ -110,12 +110,12 @@ class Engine:
         optimizer, self.optimizer_kernel = build_optimizer(groups, config.optimizer, offloaded)
         if swap is not None:
             with raise_on_all_ranks():
-                check_room(swap, groups, topology.dp_size, topology.ranks.local_world)
+                check_room(swap, groups, topology.copies, topology.ranks.local_world)
         self.peaks = [group["peak_lr"] for group in groups]
         self.peak_of = {group["part"]: group["peak_lr"] for group in groups}
         settings = deepspeed_config(config, phase, topology.dp_size, _trained(model), swap)
         self.sharded = ZeroEngine.start(model, optimizer, settings, topology, swaps=swap is not None)
-        self.dp_size = topology.dp_size
+        self.dp_size, self.cp_size = topology.dp_size, topology.cp_size
         self.device = self.sharded.device
 
     @property
@@ -138,6 +138,7 @@ class Engine:
         own = [float(sum(counts)) for counts in zip(*map(_counts, micro_batches), strict=True)]
         totals, wanted = self._on_device(own), self._on_device(list(asked))
         dist.all_reduce(totals, group=self.sharded.data_group)
+        totals /= self.cp_size  # the ranks of a context group have the same rows
         # DeepSpeed averages gradients over ranks and accumulation steps; undo both, divide by the global count.
         scale = (torch.full_like(totals[0], self.dp_size * len(micro_batches)) / totals[0].clamp(min=1)).float()
         # Row 0: loss summed by source; row 1: targets by source.
@@ -150,6 +151,7 @@ class Engine:
             sums[1].index_add_(0, batch.target_sources, torch.ones_like(losses, dtype=torch.float64))
             self.sharded.step()
         dist.all_reduce(sums, group=self.sharded.data_group)
+        sums /= self.cp_size
         norm = self.sharded.gradient_norm()
         if not torch.is_tensor(norm):
             norm = torch.full_like(totals[0], norm or 0.0)

@@ -63,14 +63,14 @@ class FlopCounter:
     Costs some microseconds a step, and asks the device nothing.
     """
 
-    def __init__(self, model: ModelConfig, phase: PhaseConfig, tp_size: int, precision: str) -> None:
+    def __init__(self, model: ModelConfig, phase: PhaseConfig, tp_size: int, precision: str, cp_size: int = 1) -> None:
         self.cost: StepCost | None = None
         self.view_tokens = 1
         try:
             # Images in tiles are counted by the view.
             sizes = replace(sizes_of(model), views=1)
             self.view_tokens = sizes.view_tokens
-            self.cost = StepCost.of_phase(sizes, Trained.of(phase), tp_size)
+            self.cost = StepCost.of_phase(sizes, Trained.of(phase), tp_size, cp_size)
         except UserError as error:
             log.warning("no FLOP/s: %s", error)
         gpu = gpu_of_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None

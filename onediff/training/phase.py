@@ -151,7 +151,7 @@ def build_phase(
         samples=samples,
         measures=measures,
         stragglers=straggler_monitor(config.training.log_every, config.data.workers, topology, engine),
-        flops=FlopCounter(config.model, phase, config.parallel.tensor, config.training.precision),
+        flops=FlopCounter(config.model, phase, topology.tp_size, config.training.precision, topology.cp_size),
         writer=writer,
         guard=Guard(config.training.bad_steps, name, steps, engine, stream, folder),
         position=position,
@@ -163,7 +163,7 @@ def build_phase(
 
 def straggler_monitor(log_every: int, workers: int, topology: Topology, engine: Engine) -> StragglerMonitor:
     """The monitor of this rank's steps, whose data is loaded by `workers` processes."""
-    return StragglerMonitor(log_every, engine.device, loads_itself=workers == 0, counts_skipped=topology.tp_rank == 0)
+    return StragglerMonitor(log_every, engine.device, loads_itself=workers == 0, counts_skipped=topology.reads)
 
 
 def checkpoint_writer(folder: RunFolder, name: str, phase: PhaseConfig, background: bool) -> CheckpointWriter:

@@ -29,6 +29,7 @@ def open_tracker(config: RunConfig, folder: RunFolder, topology: Topology, hosts
         "world_size": topology.ranks.world,
         "data_parallel": topology.dp_size,
         "tensor_parallel": topology.tp_size,
+        "context_parallel": topology.cp_size,
         "attention": attention.in_use(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

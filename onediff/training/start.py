@@ -10,7 +10,7 @@ from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.model.build import architecture_only
-from onediff.model.families import check_packs
+from onediff.model.families import check_packs, check_shares
 from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import architecture
 from onediff.parallel.agreement import raise_on_all_ranks
@@ -41,6 +41,9 @@ def starting_model(
             check_divisible(language, topology.tp_size)
             if topology.sequence:
                 check_sequence(language)
+    if topology.cp_size > 1:
+        with raise_on_all_ranks():
+            check_shares(architecture(config.model.language, "model.language"), topology.tp_size, topology.cp_size)
     if config.phases[name].pack is not None:
         with raise_on_all_ranks():
             check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")

@@ -89,9 +89,9 @@ class Validation:
                     beat(first, len(self.batches))
                     number = first + rank
                     made = None
-                    if number < len(self.batches) and self.topology.tp_rank == 0:
+                    if number < len(self.batches) and self.topology.reads:
                         made = self._batch(self.batches[number])
-                    made = self.topology.from_tensor_rank_zero(made)
+                    made = self.topology.from_reader(made)
                     batch = (made or self.spare).to(engine.device)
                     of_targets = engine.model(batch, self.objective).double()
                     if made is not None:
@@ -101,7 +101,8 @@ class Validation:
             engine.model.train()
         # Each batch has its own place, so that the order of additions does not depend on who computed it.
         dist.all_reduce(sums, group=engine.sharded.data_group)
-        losses, targets = sums.sum(0).tolist()
+        # The ranks of a context group have the same batches.
+        losses, targets = (sums.sum(0) / self.topology.cp_size).tolist()
         measured = {"validation/loss": sum(losses) / max(1.0, sum(targets))}
         measured |= {
             f"validation/loss/{name}": loss / count

@@ -22,8 +22,9 @@ from onediff.zero.swapped import Swapped
 class ZeroEngine:
     """`ShardedEngine` on DeepSpeed; its methods are described there."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, context_size: int = 1) -> None:
         self.deepspeed = engine
+        self.context_size = context_size
 
     @classmethod
     def start(
@@ -46,7 +47,7 @@ class ZeroEngine:
         keep_gradient_norm(engine)
         if swaps:
             keep_gradients(engine.optimizer)
-        return cls(engine)
+        return cls(engine, topology.cp_size)
 
     @property
     def module(self) -> Any:

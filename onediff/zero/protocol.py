@@ -73,7 +73,7 @@ class ShardedEngine(Protocol):
 
     @property
     def data_group(self) -> dist.ProcessGroup:
-        """The data-parallel ranks."""
+        """The ranks that share the model out: those of all context groups with the same tensor rank."""
 
     @property
     def tensor_rank(self) -> int:
@@ -82,6 +82,10 @@ class ShardedEngine(Protocol):
     @property
     def tensor_size(self) -> int:
         """T."""
+
+    @property
+    def context_size(self) -> int:
+        """C."""
 
     def __call__(self, *inputs: Any) -> Any:
         """The model's forward pass."""

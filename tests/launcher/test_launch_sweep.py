@@ -38,7 +38,10 @@ def test_a_wrong_value_anywhere_queues_nothing(tmp_path):
     assert wrong.returncode == 2 and "optimizer.lr" in wrong.stderr and wrong.stderr.count("\n") == 1
     values = ["optimizer.lr=1e-3,1e-4", "training.seed=1,2", "--dry-run"]
     crowded = sweep(*values)
-    assert crowded.returncode == 2 and "8 ranks (1 nodes of 8) with parallel.tensor 1 cannot share" in crowded.stderr
+    assert (
+        crowded.returncode == 2
+        and "8 ranks (1 nodes of 8) with parallel.tensor × parallel.context = 1 cannot share" in crowded.stderr
+    )
     listed = sweep(*values, *(f"phases.{phase}.micro_batch=4" for phase in ("warm-up", "one", "two")))
     assert listed.returncode == 0, listed.stderr
     assert "still missing: data sets singles, pairs" in listed.stderr

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
-from onediff.model.families import COVERED, ONE_A_ROW, PACKED, ROUTED, check_language, check_packs
+from onediff.model.families import COVERED, ONE_A_ROW, PACKED, ROUTED, SHARED, check_language, check_packs
 from onediff.model.language import build_language, target_losses
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import Ranks
@@ -121,13 +121,19 @@ def test_two_tensor_ranks_give_the_model_s_own_loss_and_gradients():
     run_ranks(SUPPORT / "families_worker.py", sorted(CUT), 2, timeout=600)
 
 
+@pytest.mark.long
+def test_four_ranks_that_share_the_tokens_give_the_model_s_own_losses_and_gradients():
+    """Of every kind; the heads for keys are fewer than the ranks."""
+    run_ranks(SUPPORT / "context_worker.py", ["1", *sorted(SHARED)], 4, timeout=1200)
+
+
 def test_the_documentation_lists_what_is_covered():
     table = DOCS.read_text().split("## Which language models", 1)[1].split("\n## ")[0]
     found = {
         what: frozenset(re.findall(r"`(\w+)`", line))
-        for what, line in re.findall(r"^\| (packed|one a row|T > 1|routers) \| (.*) \|$", table, re.MULTILINE)
+        for what, line in re.findall(r"^\| (packed|one a row|C > 1|T > 1|routers) \| (.*) \|$", table, re.MULTILINE)
     }
-    assert found == {"packed": PACKED, "one a row": ONE_A_ROW, "T > 1": CUT, "routers": ROUTED}
-    assert CUT < COVERED and ROUTED < COVERED and not PACKED & ONE_A_ROW
+    assert found == {"packed": PACKED, "one a row": ONE_A_ROW, "C > 1": SHARED, "T > 1": CUT, "routers": ROUTED}
+    assert CUT < COVERED and ROUTED < COVERED and SHARED < COVERED and not PACKED & ONE_A_ROW
     assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() >= COVERED
     assert all(kind in AutoModelForCausalLM._model_mapping._model_mapping for kind in COVERED)

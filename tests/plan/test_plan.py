@@ -20,6 +20,7 @@ from onediff.config.run import RunConfig
 from onediff.data.manifest import Manifest, Shard, write_manifest
 from onediff.errors import UserError
 from onediff.plan.architecture import sizes_of
+from onediff.plan.flops import StepCost, flops_of
 from onediff.plan.gpus import gpu_named
 from onediff.plan.memory import memory_of
 from onediff.plan.phase import PhasePlan, plan_phase, setup_of
@@ -51,6 +52,25 @@ def test_each_stage_cuts_what_it_promises_to_cut(paper):
     assert by_stage[2].weights == pytest.approx(2 * trained, rel=0.01)
     assert by_stage[3].weights == pytest.approx(2 * trained / 32, rel=0.01)
     assert [memory.gpu for memory in by_stage] == sorted((memory.gpu for memory in by_stage), reverse=True)
+
+
+def test_a_context_group_shares_out_the_language_model_s_work_and_counts_for_zero(paper):
+    one, four = (planned(paper, context=context) for context in (1, 4))
+    assert (four.setup.data, four.setup.copies, four.setup.accumulation) == (8, 32, 4 * one.setup.accumulation)
+    assert (four.memory.weights, four.memory.optimizer) == (one.memory.weights, one.memory.optimizer)
+    assert four.flops == one.flops and one.traffic.context == 0 < four.traffic.context
+    assert "C = 4, D = 8" in "\n".join(lines(four, H100)) and "parallel.context=4" in command([four], "x.yaml", [])
+    sizes, shape, trained = sizes_of(paper.model), Shape(2, 4096, 4, 2, 1000), Trained(PARTS)
+    whole, share = (walk(sizes, shape, trained, context=context) for context in (1, 4))
+    found, own = flops_of(whole), flops_of(share)
+    assert own["language"].model * 4 == found["language"].model and own["vision"] == found["vision"]
+    cost = StepCost.of_phase(sizes, trained, context=4).flops(shape)
+    assert cost == pytest.approx(sum(part.model for part in own.values()), rel=1e-3)
+    kept = [sum(v.bytes for op in tape.ops if op.layer is not None for v in op.kept) for tape in (whole, share)]
+    of_tower = sum(v.bytes for op in whole.ops if op.part == "vision" and op.layer is not None for v in op.kept)
+    assert kept[1] - of_tower == pytest.approx((kept[0] - of_tower) / 4, rel=1e-3)
+    with pytest.raises(UserError, match="32 attention heads cannot be shared out over 64 ranks"):
+        planned(paper, gpus=64, context=64)
 
 
 def test_frozen_parts_have_neither_gradients_nor_optimizer_states(paper):

@@ -1,4 +1,4 @@
-"""One rank of the equality tests: both phases of a run at T = argv[1], at each ZeRO stage one after the other."""
+"""One rank of the equality tests: the phases of a run, at each ZeRO stage one after the other."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """argv[2]: a run's YAML; argv[3]: where the runs go; argv[4]: ZeRO stages and overrides, as JSON."""
+    """argv[1]: a run's YAML; argv[2]: where the runs go; argv[3]: stages, overrides, `resume` and `phases`, as JSON."""
     from onediff.config.compose import load_run
     from onediff.parallel.agreement import raise_on_all_ranks
     from onediff.parallel.ranks import initialize_distributed, shutdown
@@ -18,18 +18,17 @@ def main() -> None:
     from onediff.training.stop import StopRequest
 
     ranks = initialize_distributed()
-    job = json.loads(sys.argv[4])
+    job = json.loads(sys.argv[3])
     for stage in job["stages"]:
-        words = [*job["overrides"], f"parallel.tensor={sys.argv[1]}", f"parallel.zero_stage={stage}"]
-        config = load_run(sys.argv[2], words)
+        config = load_run(sys.argv[1], [*job["overrides"], f"parallel.zero_stage={stage}"])
         topology = create_topology(config.parallel, ranks)
-        folder = RunFolder(Path(sys.argv[3]) / str(stage))
+        folder = RunFolder(Path(sys.argv[2]) / str(stage))
         with raise_on_all_ranks():
             if ranks.rank == 0:
                 prepare(folder, config)
         tracker = open_tracker(config, folder, topology, "here") if ranks.rank == 0 else None
-        for name in config.phases:
-            run_phase(config, name, folder, topology, tracker, StopRequest(), resume=False)
+        for name in job.get("phases", config.phases):
+            run_phase(config, name, folder, topology, tracker, StopRequest(), resume=job.get("resume", False))
         if tracker is not None:
             tracker.finish("FINISHED")
     shutdown()

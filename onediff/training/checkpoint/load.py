@@ -29,7 +29,7 @@ def load_checkpoint(engine: ShardedEngine, path: Path, *, verify: bool = True) -
     """Restores weights, moments, counts, learning rates and random states; returns `extra`. Collective.
 
     The engine may have any number of ranks and any ZeRO stage; with the same ones it continues bit for bit. Random states
-    are restored if the same rank wrote one. `verify` first checks every file's checksum, each rank some of the files.
+    are restored only at the topology that wrote them. `verify` first checks every file's checksum, each rank some of them.
     Raises UserError on every rank for a checkpoint that is damaged or of another model.
     """
     path = Path(path)
@@ -152,7 +152,7 @@ def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Checkpoint
 
 
 def _restore_rest(engine: ShardedEngine, reader: CheckpointReader) -> None:
-    """Restores what groups hold besides settings, buffers, and the random states of the rank with the same number."""
+    """Restores what groups hold besides settings, buffers, and the random states of the same rank of the same topology."""
     groups, manifest = engine.optimizer_groups, reader.manifest
     if len(groups) == len(manifest.groups):
         for group, stored in zip(groups, manifest.groups, strict=True):
@@ -160,7 +160,9 @@ def _restore_rest(engine: ShardedEngine, reader: CheckpointReader) -> None:
             group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in stored.items()})
     _restore_buffers(engine.module, reader)
     rank = dist.get_rank()
-    if manifest.world == dist.get_world_size():
+    ranks = (dist.get_world_size(), engine.tensor_size, engine.context_size)
+    # Ranks that compute the same rows draw the same, and those of another topology may not have.
+    if ranks == (manifest.world, manifest.tensor, manifest.context):
         file = reader.file(list(manifest.files)[rank])
         restore_random_states({key: file.get_tensor(key) for key in file.keys() if key.startswith("rng/")})  # noqa: SIM118
 

@@ -80,6 +80,7 @@ class CheckpointManifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """file → bytes, sha256"""
     schema: int = SCHEMA
+    context: int = 1
 
     def write(self, folder: Path) -> None:
         """Writes the manifest and waits until it is on disk."""
@@ -89,7 +90,9 @@ class CheckpointManifest:
         """All fields. Manifests that older versions cannot read have a higher schema."""
         parameters = {name: parameter.to_json() for name, parameter in self.parameters.items()}
         schema = RUNS_SCHEMA if any(parameter.runs for parameter in self.parameters.values()) else SCHEMA
-        return {**vars(self), "parameters": parameters, "schema": schema}
+        fields = {**vars(self), "parameters": parameters, "schema": schema}
+        # Older versions do not know the field.
+        return fields if self.context > 1 else {key: value for key, value in fields.items() if key != "context"}
 
     @property
     def bytes(self) -> int:

@@ -103,6 +103,7 @@ class CheckpointWriter:
             step=step,
             world=world,
             tensor=engine.tensor_size,
+            context=engine.context_size,
             zero_stage=engine.stage,
             extra=extra,
             groups=hyper_parameters(engine),
