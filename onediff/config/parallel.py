@@ -53,8 +53,8 @@ class ParallelConfig(Section):
     """Let the ranks that compute the same rows, `tensor` × `context` of them, span several nodes, over the slower links
     between them."""
     zero_stage: Literal[0, 1, 2, 3] = 3
-    """What DeepSpeed cuts over the ranks that hold the same blocks, `context` × data-parallel size of
-    them: 1 optimizer states, 2 also gradients, 3 also weights."""
+    """What DeepSpeed cuts over the ranks that hold the same blocks, `context` × data-parallel size of them: 1 optimizer
+    states, 2 also gradients, 3 also weights."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Keep optimizer states, and step, in the memory of the host (ZeRO stages 1 to 3). With `nvme` they lie in files below
     `nvme_folder` and come into that memory a part at a time (ZeRO stage 3); checkpoints are then never written in the

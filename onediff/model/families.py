@@ -100,7 +100,7 @@ def check_language(architecture: Any, where: str = "model.language") -> None:
 
 
 _BY_LENGTH = ("dynamic", "longrope")
-"""Rotary embeddings that follow the longest row at hand, of which a share of the tokens does not tell."""
+"""Rotary embeddings that depend on the longest row at hand, which a share of the tokens does not tell."""
 
 
 def check_shares(architecture: Any, tensor: int, context: int, where: str = "parallel.context") -> None:
@@ -112,10 +112,10 @@ def check_shares(architecture: Any, tensor: int, context: int, where: str = "par
         raise UserError(f"{where}: the loss of {kind}'s router is of whole rows; set output_router_logits to false")
     rope = getattr(architecture, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type")} | {one.get("rope_type") for one in rope.values() if isinstance(one, dict)}
-    for found in sorted(kinds.intersection(_BY_LENGTH)):
+    if found := next((one for one in _BY_LENGTH if one in kinds), None):
         raise UserError(
             f"{where}: rotary embeddings of type {found} depend on the longest row, which a share of the tokens does not "
-            "know; use parallel.context=1"
+            "tell; use parallel.context=1"
         )
     check_heads(architecture.num_attention_heads, tensor, context)
 
