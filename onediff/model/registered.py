@@ -34,22 +34,13 @@ def attend(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     segments: Segments | None = None,
-    context: ContextSplit | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """`[rows, heads, tokens, size]` to `[rows, tokens, heads, size]`, as transformers' attention functions do.
 
     `segments` is what a caller passes to the model's `forward`: the sequences in the rows laid end to end; then no mask
     is read. Without it, whole rows attend, or, in generation over a cache or with padding, what the mask allows.
-    With `context` the tensors are a rank's share of the tokens, and attention is that of all of them.
     """
-    if context is not None:
-        query, key, value = context.heads(query, key, value)
-        options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
-        mixed, _ = attend(
-            module, query, key, value, attention_mask, sliding_window=sliding_window, segments=segments, **options
-        )
-        return context.tokens_of_all_heads(mixed), None
     rows, _, tokens, _ = query.shape
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if any(kwargs.get(name) is not None for name in OWN_WAYS):
@@ -92,6 +83,22 @@ def attend(
         lengths_k=lengths,
     )
     return mixed.unflatten(0, (rows, tokens)), None
+
+
+def attend_in_context(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    context: ContextSplit | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`attend`; with `context` for this rank's share of the tokens, `[1, heads, share, size]`, over all tokens."""
+    if context is None:
+        return attend(module, query, key, value, attention_mask, **options)
+    mixed, _ = attend(module, *context.heads(query, key, value), attention_mask, **options)
+    return context.tokens_of_all_heads(mixed), None
 
 
 def segments_mask(
@@ -140,5 +147,5 @@ def implementation(auto: Any, architecture: Any) -> str | None:
     return NAME if getattr(kind, "_supports_attention_backend", False) else None
 
 
-transformers.AttentionInterface.register(NAME, attend)
+transformers.AttentionInterface.register(NAME, attend_in_context)
 transformers.AttentionMaskInterface.register(NAME, transformers.masking_utils.sdpa_mask)
