@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.embedding import Embedder, rgb
 from data_prep.image_source import SUFFIXES
 from data_prep.readers import Row
-from onediff.data.formats import open_image
 from onediff.errors import UserError
 
 
@@ -39,24 +39,12 @@ def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tu
 
     The embedding is the mean over the last hidden states. Raises UserError when the model cannot be loaded.
     """
-    import torch
-    from transformers import AutoImageProcessor, AutoModel
-
-    try:
-        processor, network = AutoImageProcessor.from_pretrained(model), AutoModel.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {model}: cannot be loaded: {error}") from error
-    network = getattr(network, "vision_model", network).eval()
-    rows, read = [], []
+    embedder, rows, read = Embedder(model), [], []
     for start in tqdm(range(0, len(names), batch), desc="embedding", unit=" batches", disable=None, leave=False):
         some = [(name, image) for name in names[start : start + batch] if (image := opened(folder / name))]
-        if not some:
-            continue
-        inputs = processor(images=[image for _, image in some], return_tensors="pt")
-        with torch.inference_mode():
-            states = network(pixel_values=inputs["pixel_values"]).last_hidden_state.mean(1)
-            rows.append(torch.nn.functional.normalize(states.float(), dim=-1).numpy())
-        read += [name for name, _ in some]
+        if some:
+            rows.append(embedder([image for _, image in some]))
+            read += [name for name, _ in some]
     if len(read) < 2:
         raise UserError(f"{folder}: fewer than two images can be read")
     return np.concatenate(rows), read
@@ -65,8 +53,7 @@ def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tu
 def opened(path: Path) -> Image.Image | None:
     """The image in RGB, or None if it cannot be decoded."""
     try:
-        with open_image(path) as image:
-            return image.convert("RGB")
+        return rgb(path.read_bytes())
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,12 @@ class ShardPool:
         if not reports:
             raise UserError(f"{out}: no sample is left")
         return reports
+
+    def images(self, samples: Sequence[SampleFacts]) -> Iterator[Sequence[bytes]]:
+        """The encoded images of each sample."""
+        places = np.array([known.place for known in samples], dtype=np.int64)
+        read = SelectedSamples(tuple(manifest.path(shard) for manifest, shard in self.shards), places)
+        return (tuple(read(i).images.values()) for i in range(len(samples)))
 
     def digest(self, copies: SelectedSamples) -> str:
         """What tells these copies from others."""

@@ -2,6 +2,7 @@
 
 onediff data filter data/mine --where "change_type == 'add' and width >= 256" --out data/added
 onediff data filter data/mine --near-duplicates 4 --out data/different
+onediff data filter data/mine --near 0.97 --model facebook/dinov2-small --out data/different
 
 Columns are the record's fields, those of its meta, caption, words (of the first caption), captions (how many), width and
 height (of the first image). What each filter removes is counted, and listed in OUT/removed.jsonl.
@@ -10,6 +11,7 @@ height (of the first image). What each filter removes is counted, and listed in 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 
 from data_prep.cli.copying import add_output, by_split, manifests_in, output, tell_removed
 from data_prep.near import near_duplicates
@@ -29,11 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out samples whose images' 64-bit perceptual hashes are within that many bits of an earlier one's; 4 is "
         "the same image in another size or quality; the samples of evaluation splits come first",
     )
+    parser.add_argument(
+        "--near",
+        type=float,
+        metavar="COSINE",
+        help="the same by embeddings of --model: leave out samples whose images all have at least this similarity to an "
+        "earlier one's; what is near enough depends on the model",
+    )
+    parser.add_argument("--model", help="a Hugging Face vision model for --near, by name or folder")
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.where is None and args.near_duplicates is None:
-        raise UserError("--where, --near-duplicates: say what to leave out")
+    if args.where is None and args.near_duplicates is None and args.near is None:
+        raise UserError("--where, --near-duplicates, --near: say what to leave out")
+    if (args.near is None) != (args.model is None):
+        raise UserError("--near COSINE and --model NAME belong together")
+    if args.near is not None and not -1 <= args.near <= 1:
+        raise UserError(f"--near {args.near}: must be a cosine, from -1 to 1")
     if args.near_duplicates is not None and not 0 <= args.near_duplicates <= 16:
         raise UserError(f"--near-duplicates {args.near_duplicates}: must be from 0 to 16 of the 64 bits")
     where = Where(args.where) if args.where is not None else None
@@ -46,12 +60,33 @@ def run(args: argparse.Namespace) -> None:
         removed["where"] = [(known, args.where) for known in kept if not where(known.columns)]
         kept = [known for known in kept if where(known.columns)]
     if args.near_duplicates is not None:
-        # What training would share with an evaluation split leaves training.
-        order = sorted(kept, key=lambda known: known.split == "train")
+        order = evaluation_first(kept)
         twins = dict(near_duplicates((known.hashes for known in order), args.near_duplicates))
-        removed["near-duplicates"] = [(order[i], f"like {order[j].split} {order[j].key}") for i, j in twins.items()]
-        gone = {order[i].place for i in twins}
-        kept = [known for known in kept if known.place not in gone]
+        kept = without_twins(kept, order, twins, removed.setdefault("near-duplicates", []))
+    if args.near is not None:
+        from data_prep.embedding import Embedder, near_by_cosine
+
+        order = evaluation_first(kept)
+        vectors = Embedder(args.model).of_samples(source.images(order), len(order))
+        twins = dict(near_by_cosine(vectors, args.near))
+        kept = without_twins(kept, order, twins, removed.setdefault("near", []))
     reports = source.write(by_split(kept), args.out, **output(args))
     tell_removed(removed, args.out)
     print(show_reports(reports))
+
+
+def evaluation_first(samples: Sequence[SampleFacts]) -> list[SampleFacts]:
+    """What training would share with an evaluation split leaves training."""
+    return sorted(samples, key=lambda known: known.split == "train")
+
+
+def without_twins(
+    kept: Sequence[SampleFacts],
+    order: Sequence[SampleFacts],
+    twins: Mapping[int, int],
+    removed: list[tuple[SampleFacts, str]],
+) -> list[SampleFacts]:
+    """The samples without those of `order` that are like an earlier one; those go to `removed`."""
+    removed += [(order[i], f"like {order[j].split} {order[j].key}") for i, j in twins.items()]
+    gone = {order[i].place for i in twins}
+    return [known for known in kept if known.place not in gone]

@@ -17,7 +17,7 @@ COLUMNS = {
     "image": ("image", "picture", "file", "file_name"),
     "images": ("images",),
     "captions": ("captions", "caption", "sentences", "text", "description", "txt"),
-    "conversations": ("conversations", "messages"),
+    "conversations": ("conversations", "conversation", "messages"),
     "split": ("split",),
     "id": ("id", "uid", "key"),
     "instruction": ("instruction",),

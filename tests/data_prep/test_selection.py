@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from raw_data import encoded
 from test_readers import records
+from test_retrieve import small_vision_model
 from test_writer import contents
 
+from data_prep.embedding import near_by_cosine
 from data_prep.near import image_hash, near_duplicates
 from data_prep.where import Where
 from data_prep.writer import write_dataset
@@ -118,6 +120,42 @@ def test_near_duplicates_are_found_in_another_size_quality_and_format(tmp_path: 
     assert set(records(tmp_path / "out/train")) == {"train 0", "train 2"}
     (line,) = (tmp_path / "out/removed.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "like test 00000001"
+
+
+def test_samples_near_by_a_models_embeddings_are_removed_and_listed(tmp_path: Path, capsys) -> None:
+    def pair(i: int) -> Sample:
+        form = "JPEG" if i >= 8 else "PNG"
+        images = {
+            "before": photograph(i % 8, 64, form, quality=95),
+            "after": photograph(i % 8 + 1, 64, form, quality=95),
+        }
+        return Sample(f"id {i}", "s", "pair", "train", (f"it moved {i}",), images=images)
+
+    small_vision_model(tmp_path / "model")
+    write_dataset(pair, 12, tmp_path / "set", name="d", split="train", inputs="a", processes=1)
+    words = ("filter", tmp_path / "set", "--near", "0.99", "--out", tmp_path / "out")
+    assert run(*words) == 2 and "--near COSINE and --model NAME belong together" in capsys.readouterr().err
+    assert run(*words, "--model", tmp_path / "model") == 0
+    assert "near: removed 4 samples\n" in capsys.readouterr().out
+    assert set(records(tmp_path / "out/train")) == {f"id {i}" for i in range(8)}
+    removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["reason"]) for line in removed] == [
+        (f"id {i}", f"like train {i - 8:08d}") for i in range(8, 12)
+    ]
+
+
+def test_samples_near_by_cosine_are_those_of_comparing_each_with_each() -> None:
+    random = np.random.default_rng(1)
+    vectors = random.normal(size=(90, 2, 5)) + 0.9
+    samples = list((vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32))
+    samples[7] = samples[7][:1]  # a single image, with nothing to compare
+    expected: dict[int, int] = {}
+    for i, own in enumerate(samples):
+        alike = (j for j in range(i) if j not in expected and len(own) == len(samples[j]))
+        if twins := [j for j in alike if (np.sum(own * samples[j], axis=-1) >= 0.8).all()]:
+            expected[i] = twins[0]
+    assert 10 < len(expected) < 80
+    assert all(dict(near_by_cosine(samples, 0.8, block)) == expected for block in (7, 1024))
 
 
 def test_near_duplicates_are_those_of_comparing_each_with_each() -> None:
