@@ -5,16 +5,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import equality
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from places import SUPPORT
-from processes import run_ranks
 from small_run import metrics, onediff
 from streams import WORDS, add
 
-WORKER = SUPPORT / "equality_worker.py"
 SIZES = [(64, 32), (40, 40), (24, 60), (90, 50), (30, 20)]
 STEPS = 3
 NAFLEX = {
@@ -116,16 +114,17 @@ def test_a_run_in_tiles_from_shards_to_a_caption(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("fit", TOWERS)
 def test_images_of_many_shapes_train_the_same_on_any_ranks(fit, tmp_path):
-    """Padded and packed rows, ZeRO-3: one process, two that read different rows, and two that share a language model."""
+    """Padded and packed rows, ZeRO-3: one process, two with rows of their own, two that share the language model's layers,
+    and two that share its tokens."""
     data, found = write_sets(tmp_path / "data"), []
     config = configuration(tmp_path, fit)
-    for tensor, ranks in ((1, 1), (1, 2), (2, 1)):
-        runs = tmp_path / f"{tensor}x{ranks}"
+    for tensor, context, ranks in ((1, 1, 1), (1, 1, 2), (2, 1, 1), (1, 2, 1)):
+        runs = tmp_path / f"{tensor}x{context}x{ranks}"
         words = overrides(data, fit) + [f"phases.{phase}.micro_batch={4 // ranks}" for phase in ("one", "two")]
-        job = json.dumps({"stages": [3], "overrides": words})
-        run_ranks(WORKER, [str(tensor), str(config), str(runs), job], tensor * ranks, timeout=900)
+        words += [f"parallel.tensor={tensor}", f"parallel.context={context}"]
+        equality.run(config, runs, tensor * context * ranks, words, [3])
         for name, tolerance in (("loss", {"abs": 1e-5}), ("grad_norm", {"rel": 1e-5})):
             values = [value for phase in ("one", "two") for value in metrics(runs / "3", phase, name).values()]
             assert len(values) == 2 * STEPS
             found.append(values)
-            assert values == pytest.approx(found[name == "grad_norm"], **tolerance), (name, tensor, ranks)
+            assert values == pytest.approx(found[name == "grad_norm"], **tolerance), (name, tensor, context, ranks)
