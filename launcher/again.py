@@ -53,10 +53,15 @@ def all_excluded(fields: dict[str, str], unfit: Sequence[str]) -> list[str]:
 
 
 def fewer_nodes(known: Sequence[str], excluded: Sequence[str], part: Json) -> int | None:
-    """How many nodes to go on with where not even the least number is left; None if enough are. 0: none can share."""
+    """How many nodes to go on with if fewer are left than the job asks for, spares included; None if enough are.
+
+    0: none can share.
+    """
     left = len(set(known) - set(excluded))
-    if left >= part["nodes"][0]:
+    if left >= part["nodes"][0] + part.get("spares", 0):
         return None
+    if left >= part["nodes"][0]:
+        return left  # with fewer spares
     return usable_nodes(left, part["tasks_per_node"], part["tensor"], *part["batch"])
 
 

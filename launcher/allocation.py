@@ -34,6 +34,8 @@ class Allocation:
         self.job = os.environ["SLURM_JOB_ID"]
         self.nodes = expand_nodes(os.environ["SLURM_JOB_NODELIST"])
         self.srun: Step | None = None
+        self.warned = False
+        """Slurm has warned the ranks of their end."""
         self.ending = threading.Event()
         """Slurm has told this process to end."""
         # slurmd signals the batch script as well as the ranks; its work is to see how they end.
@@ -110,5 +112,10 @@ class Allocation:
         self.ending.set()
 
     def _on_warning(self, number: int, frame: object) -> None:
+        self.warned = True
+        self.ask_to_stop()
+
+    def ask_to_stop(self) -> None:
+        """Has the ranks stop at a checkpoint."""
         if self.srun is not None and self.srun.process.poll() is None:
             self.srun.process.send_signal(signal.SIGUSR1)

@@ -33,8 +33,9 @@ from launcher.goodput import earlier
 from launcher.keepers import Keepers
 from launcher.outcome import Outcome, read_notes
 from launcher.record import Attempt, Record, glimpse, write_json
-from launcher.rules import ASIDE, Decision, Rule, decide, nodes_here, usable_nodes, without_progress
+from launcher.rules import ASIDE, Decision, Rule, decide, nodes_here, slow_nodes, usable_nodes, without_progress
 from launcher.say import say
+from launcher.slow import SlowNode
 from launcher.task import node_name
 from launcher.watch import Watch
 from onediff.errors import UserError
@@ -77,7 +78,7 @@ class Supervisor:
         while True:
             self.begin(nodes)
             decision = self.end(self.check(nodes) or self.train(nodes))
-            nodes = nodes_here(decision, self.attempts[-1], self.allocation.still_ours(), self.part)
+            nodes = nodes_here(decision, self.attempts, self.allocation.still_ours(), self.part)
             if not nodes:
                 return self.act(decision)
             self.restart(nodes)
@@ -161,7 +162,9 @@ class Supervisor:
         attempt.launched = time.time()
         self.keep()
         part = {**part, "command": [*part["command"], *self.copies(attempt.nodes)]}
-        return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts).run()
+        spares = [node for node in nodes if node not in attempt.nodes and node not in slow_nodes(self.attempts)]
+        slow = SlowNode(attempt, self.rule, spares)
+        return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts, slow).run()
 
     def copies(self, nodes: list[str]) -> list[str]:
         """What ranks on `nodes` are told of the keepers of their copies; nothing where there are none."""

@@ -92,6 +92,8 @@ def make_plan(
         "rule": {
             "restarts_without_progress": rule.restarts_without_progress,
             "node_failures": rule.node_failures,
+            "slow_share": rule.slow_share,
+            "slow_times": rule.slow_times,
         },
         "failures": [[row.kind, row.match, row.action, row.advice] for row in profile.failures],
         "alerts": profile.alerts.model_dump(),

@@ -55,6 +55,11 @@ class RequeueRule(Section):
     """Attempts in a row that may end without reaching a further step; one more stops the run."""
     node_failures: int = Field(2, ge=1)
     """A node that ended this many attempts is excluded."""
+    slow_share: float | None = Field(0.2, gt=0)
+    """A node is slow if one of its GPUs is behind the median one by this share, by the same matrix product on each and the
+    wait for data. A spare takes its place at a checkpoint; without a spare, or with `null`, nothing is done."""
+    slow_times: int = Field(5, ge=1)
+    """Comparisons in a row that must name the same node; there is one every 20 steps."""
     hang_minutes: float = Field(20, gt=0)
     """Minutes without a step after which the stacks of all ranks are written and the attempt is ended."""
     start_minutes: float = Field(45, gt=0)

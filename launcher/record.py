@@ -37,7 +37,8 @@ class Attempt:
     cause: str | None = None
     """`finished`, `stopped`, `bad input`, `not a number`, `crash`, `hang`, `bad node` (by its pre-flight), `bad hardware`
     (by a known failure), `hopeless` and `hopeless at start` (likewise), `refused` (srun bears none of its options),
-    `interrupted` (by a signal from outside), `vanished` or `cancelled`."""
+    `slow node` (stopped at a checkpoint so that a spare takes its place), `interrupted` (by a signal from outside),
+    `vanished` or `cancelled`."""
     exit_code: int | None = None
     reason: str | None = None
     """One line for people."""

@@ -14,7 +14,7 @@ FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, EXIT_STOPPED, EXIT_BAD_INPUT, EX
 
 INTERRUPTIONS = 20
 """Signals from outside, in a row and before any step of progress, after which somebody should look."""
-ASIDE = ("bad node", "interrupted", "cancelled")
+ASIDE = ("bad node", "slow node", "interrupted", "cancelled")
 """Ends that say nothing about whether the run can go on."""
 
 CAUSES = {FINISHED: "finished", STOPPED: "stopped", BAD_INPUT: "bad input", NOT_A_NUMBER: "not a number"}
@@ -26,6 +26,8 @@ class Rule:
 
     restarts_without_progress: int
     node_failures: int
+    slow_share: float | None = None
+    slow_times: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
         len(attempts) >= INTERRUPTIONS
     ):
         return Decision("fail", f"{why}, {INTERRUPTIONS} times in a row")
-    if last.cause == "interrupted":
+    if last.cause in ("interrupted", "slow node"):
         return Decision("requeue", why, exclude)
     idle = without_progress(attempts)
     if idle > rule.restarts_without_progress:
@@ -74,14 +76,17 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
     return Decision("requeue", why, exclude)
 
 
-def nodes_here(decision: Decision, last: Attempt, ours: Sequence[str], part: Json) -> list[str]:
-    """Nodes of the running job on which to start again at once, spares last; none where it has to be queued again.
+def nodes_here(decision: Decision, attempts: Sequence[Attempt], ours: Sequence[str], part: Json) -> list[str]:
+    """Nodes of the running job on which to start again at once; none where it has to be queued again.
 
-    `ours` are the nodes that the job still has. Fewer than the user asked for are too few.
+    Spares come after those of the last attempt, and slow nodes last. `ours` are the nodes that the job still has. Fewer
+    than the user asked for are too few.
     """
+    last, slow = attempts[-1], slow_nodes(attempts)
     if decision.action != "requeue" or last.cause in ("stopped", "vanished", "cancelled"):
         return []
-    left = sorted((node for node in ours if node not in decision.exclude), key=lambda node: node not in last.nodes)
+    left = [node for node in ours if node not in decision.exclude]
+    left.sort(key=lambda node: (node in slow, node not in last.nodes))
     least, most = part["nodes"]
     count = usable_nodes(min(len(left), most), part["tasks_per_node"], part["tensor"], *part["batch"])
     return left if count >= least else []
@@ -97,9 +102,14 @@ def without_progress(attempts: Sequence[Attempt]) -> int:
     return idle
 
 
+def slow_nodes(attempts: Sequence[Attempt]) -> set[str]:
+    """Nodes that a spare has replaced because they were slow."""
+    return {node for attempt in attempts if attempt.cause == "slow node" for node in attempt.blamed}
+
+
 def bad_nodes(attempts: Sequence[Attempt], rule: Rule) -> list[str]:
     """Nodes to keep away from: broken ones, those that failed a pre-flight once, or that ended attempts often enough."""
-    failures = Counter(node for attempt in attempts for node in attempt.blamed)
+    failures = Counter(node for attempt in attempts if attempt.cause != "slow node" for node in attempt.blamed)
     at_once = ("bad node", "bad hardware")
     unfit = {node for attempt in attempts if attempt.cause in at_once for node in attempt.blamed}
     return sorted(unfit | {node for node, count in failures.items() if count >= rule.node_failures})

@@ -29,6 +29,8 @@ class Beat(NamedTuple):
     total: int | None
     seconds: dict[str, float]
     """Spent in each section by this start of the process."""
+    slowest: Json
+    """The slowest rank by the last comparison, its `step`, `rank` and `share` behind the median; empty before the first."""
 
 
 def as_beat(found: Json, phase: str) -> Beat | None:
@@ -36,7 +38,7 @@ def as_beat(found: Json, phase: str) -> Beat | None:
     if found.get("phase") != phase or not isinstance(found.get("section"), str):
         return None
     began, moved = float(found.get("began") or 0), float(found.get("moved") or 0)
-    seconds = found.get("seconds")
+    seconds, slowest = found.get("seconds"), found.get("slowest")
     return Beat(
         found["section"],
         began,
@@ -44,6 +46,7 @@ def as_beat(found: Json, phase: str) -> Beat | None:
         found.get("done"),
         found.get("total"),
         seconds if isinstance(seconds, dict) else {},
+        slowest if isinstance(slowest, dict) and slowest.keys() >= {"step", "rank", "share"} else {},
     )
 
 

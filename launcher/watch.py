@@ -20,6 +20,7 @@ from launcher.record import Attempt, Json, Record
 from launcher.rules import FINISHED, STOPPED
 from launcher.say import say
 from launcher.sections import Progress, Spikes
+from launcher.slow import SlowNode
 from launcher.stacks import missing
 from launcher.step import END_SECONDS, signal_steps
 from onediff.errors import UserError
@@ -42,6 +43,7 @@ class Watch:
         attempt: Attempt,
         beats: Beats,
         alerts: Alerts,
+        slow: SlowNode,
     ) -> None:
         self.allocation, self.plan, self.record, self.beats = allocation, allocation.plan, record, beats
         self.phase, self.part, self.attempt = phase, part, attempt
@@ -52,6 +54,9 @@ class Watch:
         self.progress = Progress(record, phase, attempt, self.plan["minutes"])
         self.slurmd = node_port()
         self.alerts, self.spikes = alerts, Spikes(record.run, phase)
+        self.slow = slow
+        self.replaced: tuple[str, str] | None = None
+        """A slow node for which the ranks were asked to stop, and why."""
 
     def run(self) -> Outcome:
         """Starts the ranks and follows them to their end."""
@@ -98,6 +103,9 @@ class Watch:
             )
         if found:
             return found[0]
+        if outcome.cause == "stopped" and self.replaced and not (self.allocation.warned or ended):
+            node, why = self.replaced
+            return outcome._replace(cause="slow node", reason=f"{why}; stopped at a checkpoint", blamed=(node,))
         if outcome.cause == "stopped" and "SIGUSR1" in outcome.reason:
             return outcome  # a warning that was heeded; the end that follows it may be a preemption's
         return self.allocation.ended_by_slurm(outcome) if ended and outcome.cause != "finished" else outcome
@@ -129,6 +137,10 @@ class Watch:
             self.progress.look()
             if spike := self.spikes.new():
                 self.alerts.tell("spike", spike)
+            if self.replaced is None and (found := self.slow.look(self.progress.beat)):
+                self.replaced = found
+                say(f"{found[1]}; asking the ranks to stop for a spare")
+                self.allocation.ask_to_stop()
             if stuck := self.progress.stuck():
                 self.attempt.failed = self.progress.moved
                 self.write_stacks()

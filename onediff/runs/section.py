@@ -39,6 +39,8 @@ class Heartbeat:
         self.seconds: dict[str, float] = {}
         self.since = began
         """The time up to which `seconds` counts."""
+        self.slowest: dict[str, float] | None = None
+        """The slowest rank by the last comparison: `step`, `rank`, and the `share` by which it is behind the median."""
         self.written = 0.0
 
     def count(self) -> None:
@@ -54,7 +56,7 @@ class Heartbeat:
         told = {"phase": self.phase, "section": name, "began": began, "moved": self.written, "step": self.step}
         seconds = {section: round(spent, 3) for section, spent in self.seconds.items()}
         try:
-            write_json(self.file, {**told, "done": done, "total": total, "seconds": seconds})
+            write_json(self.file, {**told, "done": done, "total": total, "seconds": seconds, "slowest": self.slowest})
         except OSError:
             return  # missing storage must not end a step; whatever needs it will say so
 
@@ -111,6 +113,12 @@ def stepped(step: int) -> None:
         _heartbeat.step = step
         stage("step")
         beat(step)
+
+
+def compared(step: int, rank: int, share: float) -> None:
+    """Tells which rank was the slowest when all were compared, and the share by which it was behind the median rank."""
+    if _heartbeat is not None:
+        _heartbeat.slowest = {"step": step, "rank": rank, "share": share}
 
 
 def seconds_by_section() -> dict[str, float]:

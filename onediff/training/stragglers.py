@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from onediff.parallel.agreement import gathered
-from onediff.runs.section import stepped
+from onediff.runs.section import compared, stepped
 from onediff.tracking.timing import memory_peaks, step_times, stragglers
 
 WINDOW = 20
@@ -88,9 +88,12 @@ class StragglerMonitor:
             }
         )
         answers = added(ranks, "cut", self.cut_before)
+        slowest = stragglers(own_work(ranks))
+        if self.probe is not None and slowest:  # processor time alone says too little to act on
+            compared(step, int(slowest["straggler/rank"]), slowest["straggler/lag_share"])
         return {
             **step_times(mine.step),
-            **stragglers(own_work(ranks)),
+            **slowest,
             **memory_peaks([rank["memory"] for rank in ranks]),
             **{f"skipped/{kind}": float(count) for kind, count in added(ranks, "skipped", self.before).items()},
             "cut_answers": float(answers.total()),

@@ -67,7 +67,7 @@ def test_a_restart_takes_no_node_that_is_gone_or_excluded_and_never_fewer_than_w
     last.blamed = list(outcome.blamed)
     decision = decide([last], Rule(3, 2))
     part = {"nodes": [least, 3], "tasks_per_node": 2, "tensor": 1, "batch": [12, 1]}
-    here = nodes_here(decision, last, [node for node in NODES if node not in gone], part)
+    here = nodes_here(decision, [last], [node for node in NODES if node not in gone], part)
     assert not set(here) & (gone | set(decision.exclude))
     assert not here or (len(here) >= least and decision.action == "requeue" and outcome.cause != "stopped")
 

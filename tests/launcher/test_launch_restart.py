@@ -1,7 +1,10 @@
 """Ranks, all ranks of a node, and nodes that die: the run goes on inside its job, which never leaves RUNNING."""
 
 import json
+import os
+import re
 import signal
+import subprocess
 
 import pytest
 import slurm_cluster
@@ -61,6 +64,29 @@ def test_a_crashed_node_is_replaced_by_the_spare_without_leaving_the_job(launche
     assert (first.blamed, first.action) == (["node2"], "restart") and "node failure" in first.reason, run.story()
     assert second.nodes == ["node1", "node3"] and second.job == first.job == job
     assert restarts_of_slurm(run, job) == 0
+
+
+SLOWED = "while :; do pkill -STOP -f '[s]tandin_tr'; sleep 0.5; pkill -CONT -f '[s]tandin_tr'; sleep 0.1; done"
+
+
+def test_a_slow_node_is_replaced_by_the_spare_at_a_checkpoint(launched, cluster):
+    run = launched(seconds=0.1, steps=400, every=1000, compare=4)
+    run.profile["requeue"] |= {"slow_share": 2.0, "slow_times": 2}
+    job = run.submitted("--phases", "one", "--spares", "1")["one"]
+    run.wait_step("one", 5)
+    inside = ["nsenter", "-t", str(cluster.init_pid("node2")), "-n", "-u", "-i", "-m", "-p"]
+    slowed = subprocess.Popen([*inside, "sh", "-c", SLOWED], start_new_session=True)
+    try:
+        run.wait(lambda: len(run.record.attempts("one")) > 1, 120, "the slow node was not replaced")
+    finally:
+        os.killpg(slowed.pid, signal.SIGKILL)
+        slowed.wait()
+    first, second = run.record.attempts("one")
+    assert (first.cause, first.blamed, first.action) == ("slow node", ["node2"], "restart"), run.story()
+    run.wait_step("one", first.last_step + 2)
+    assert run.record.attempts("one")[1].nodes == ["node1", "node3"] and second.job == job
+    assert done_twice(run, "one") == 0, "it stopped with a checkpoint"
+    assert re.search(r"on node2 was at least \d+ % slower than the median rank", run.onediff("explain", "run").stdout)
 
 
 def test_fewer_nodes_go_on_where_the_user_said_that_they_will_do(launched, cluster):

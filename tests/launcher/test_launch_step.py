@@ -62,6 +62,7 @@ def test_exclusions_add_up_and_too_few_nodes_are_seen():
     part = {"nodes": [3, 3], "tasks_per_node": 2, "tensor": 1, "batch": [24, 1]}
     assert fewer_nodes(["n1", "n2", "n3", "n4"], ["n1"], part) is None
     assert fewer_nodes(["n1", "n2", "n3"], ["n1"], part) == 2
+    assert fewer_nodes(["n1", "n2", "n3", "n4"], ["n1"], {**part, "spares": 1}) == 3, "without the spare"
     assert fewer_nodes(["n1", "n2", "n3"], ["n1"], {**part, "tensor": 6}) == 0
     assert fewer_nodes(["n1"], ["n1"], {**part, "nodes": [1, 1]}) == 0
 

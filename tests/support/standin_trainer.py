@@ -6,8 +6,9 @@
 STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoints), `faults`: a list of
 {"phase", "step", "rank" or "node", "do": "exit 1" | "kill" | "stop" | "wait", "once": true}; `wait` is until RUN/go
 exists or a signal comes. Step 0 is the start, before any signal is handled. `evaluations` (step to seconds) makes rank 0
-keep a heartbeat and evaluate after those steps, the first time only. With --peer-copies every rank copies its state into
-memory after every other step, and takes the newest copy that all ranks find.
+keep a heartbeat and evaluate after those steps, the first time only. Every `compare` steps the ranks compare how long their
+own work took. With --peer-copies every rank copies its state into memory after every other step, and takes the newest copy
+that all ranks find.
 """
 
 import argparse
@@ -96,7 +97,7 @@ def suffer(run: Path, phase: str, step: int) -> None:
 
 def evaluations(run: Path, phase: str):
     """What rank 0 does after a step, with the heartbeat of the real training; nothing where no evaluation is wished for."""
-    if RANK or not WISH.get("evaluations"):
+    if RANK or not (WISH.get("evaluations") or WISH.get("compare")):
         return lambda step: None
     from onediff.runs.section import beat, keep_heartbeat, section, stepped
 
@@ -104,7 +105,7 @@ def evaluations(run: Path, phase: str):
 
     def after(step: int) -> None:
         stepped(step)
-        seconds, mark = WISH["evaluations"].get(str(step)), run / f"evaluated-{step}"
+        seconds, mark = WISH.get("evaluations", {}).get(str(step)), run / f"evaluated-{step}"
         if seconds and not mark.exists():
             mark.touch()
             with section("evaluation"):
@@ -113,6 +114,15 @@ def evaluations(run: Path, phase: str):
                 time.sleep(seconds)
 
     return after
+
+
+def compare(ranks: Lockstep, step: int, own: float) -> None:
+    """Names the rank whose own work took longest, and by which share it is behind the fastest."""
+    from onediff.runs.section import compared
+
+    slowest = ranks.most(int(own * 1000) * 1000 + RANK)
+    least = -ranks.most(-int(own * 1000))
+    compared(step, slowest % 1000, slowest // 1000 / least - 1)
 
 
 class Copies:
@@ -170,9 +180,12 @@ def train(args) -> int:
             figures |= {"tokens_per_second": 1000.0, "updated": time.time(), "state": word, "reason": reason}
             write(run / "status.json", {"phase": phase, **figures})
 
+    own, every = 0.0, int(WISH.get("compare", 0))
     while state["step"] < total:
         suffer(run, phase, state["step"] + 1)
+        began = time.monotonic()
         time.sleep(float(WISH.get("seconds", 0.05)))
+        own += time.monotonic() - began
         stop = ranks.most(asked)
         state["step"] += 1
         state["sum"] = state["sum"] * 31 % 1000003 + state["step"]
@@ -180,6 +193,9 @@ def train(args) -> int:
             with (run / f"steps-{phase}.txt").open("a") as file:
                 file.write(f"{state['step']} {state['sum']}\n")
         tell("running")
+        if every and state["step"] % every == 0:
+            compare(ranks, state["step"], own)
+            own = 0.0
         after(state["step"])
         if copies:
             copies.after(state)
