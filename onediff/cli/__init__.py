@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("model", "onediff.cli.evaluate", "caption a held-out split and score the captions"),
     "score": Command("model", "onediff.cli.score", "score captions against references"),
     "judge": Command("model", "onediff.cli.judge", "let a language model compare captions with references"),
+    "calibrate": Command("model", "onediff.cli.calibrate", "measure how far a model can be trusted"),
     "caption": Command("model", "onediff.cli.caption", "say how two images differ"),
     "demo-page": Command("model", "onediff.cli.demo_page", "open a local page that captions two dropped images"),
     "serve": Command("model", "onediff.cli.serve", "serve a model: OpenAI-compatible endpoint, page, metrics"),
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_arguments(name, parser)
         given = words[len(name.split()) :]
         args = parser.parse_intermixed_args(given)
-        if getattr(args, "host", None):
+        if name.startswith("launch ") and args.host:
             from launcher.ssh import run_there
 
             return run_there(args.host, name.removeprefix("launch "), without(given, "--host"))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from onediff.evaluation.captioner import Captioner
+    from onediff.evaluation.confidence import Judged
     from onediff.evaluation.pairs import Pair
 
 
@@ -90,14 +91,14 @@ def run(args: argparse.Namespace) -> int:
     bar = progress(total, "captions", "pairs", shown=not sys.stdout.isatty())
     while chunk := list(islice(pairs, args.batch_size)):
         bar.update(len(chunk))
-        for pair, caption, heat in captioned(captioner, chunk, args, faults):
+        for pair, said, heat in captioned(captioner, chunk, args, faults):
             count += 1
-            tell(pair, caption, single, args.json)
+            tell(pair, said, single, args.json)
             if args.attention is not None:
                 name = args.attention if one_file else args.attention / f"{safe_name(pair.id)}.png"
                 write_attention(captioner, pair, heat, name)
             if args.report is not None:
-                shown.append(card(captioner, pair, caption, heat))
+                shown.append(card(captioner, pair, said, heat))
     bar.close()
     if args.report is not None:
         from onediff.evaluation.report import write_gallery
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 def captioned(
     captioner: Captioner, pairs: list[Pair], args: argparse.Namespace, faults: list[str]
-) -> Iterator[tuple[Pair, str, Any]]:
+) -> Iterator[tuple[Pair, Judged, Any]]:
     """Pair, caption and attention map (packed into bytes) of each readable pair; `faults` gets a line for the others."""
     from onediff.evaluation.attention_map import packed, unpacked
 
@@ -125,19 +126,21 @@ def captioned(
             faults.append(str(fault))
     if not rows:
         return
-    captions = captioner.answer(rows, max_new_tokens=args.max_new_tokens, num_beams=args.beams)
+    said = captioner.judged_answers(rows, max_new_tokens=args.max_new_tokens, num_beams=args.beams)
     wanted = args.attention is not None or args.report is not None
     maps = [unpacked(packed(heat)) for heat in captioner.attention_maps(rows)] if wanted else [None] * len(rows)
-    yield from zip(read, captions, maps, strict=True)
+    yield from zip(read, said, maps, strict=True)
 
 
-def tell(pair: Pair, caption: str, single: bool, as_json: bool) -> None:
-    """Prints one caption."""
+def tell(pair: Pair, said: Judged, single: bool, as_json: bool) -> None:
+    """Prints one caption; a warning goes to standard error, so that captions can be piped."""
     if as_json:
         files = {name: str(p) for name, p in (("before", pair.before), ("after", pair.after)) if isinstance(p, Path)}
-        print(json.dumps({"id": pair.id, **files, "caption": caption}, ensure_ascii=False), flush=True)
-    else:
-        print(caption if single else f"{pair.id}: {' '.join(caption.split())}", flush=True)
+        print(json.dumps({"id": pair.id, **files, **said.as_json()}, ensure_ascii=False), flush=True)
+        return
+    print(said.caption if single else f"{pair.id}: {' '.join(said.caption.split())}", flush=True)
+    if said.warning is not None:
+        print(f"warning: {'' if single else f'{pair.id}: '}{said.warning}", file=sys.stderr, flush=True)
 
 
 def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
@@ -161,7 +164,7 @@ def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> 
         raise UserError(f"--attention {path}: {error.strerror or error}") from None
 
 
-def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str, Any]:
+def card(captioner: Captioner, pair: Pair, said: Judged, heat: Any) -> dict[str, Any]:
     """One pair of the report."""
     from onediff.evaluation.attention_map import laid_over, png
     from onediff.evaluation.report.images import PairImages
@@ -173,7 +176,9 @@ def card(captioner: Captioner, pair: Pair, caption: str, heat: Any) -> dict[str,
     return {
         "id": pair.id,
         "refs": list(pair.references),
-        "pred": caption,
+        "pred": said.caption,
+        "fault": said.warning,
+        "type": "" if said.confidence is None else f"confidence {said.confidence:.0%}",
         "images": PairImages(*(png(p) for p in images), *heated),
     }
 

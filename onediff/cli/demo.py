@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         step("demo-tower", args.config, *args.overrides)
     train = [args.config, *args.overrides, "--processes", args.processes, "--run", folder]
     step("train", *train, *(["--resume"] if goes_on else []))
+    step("calibrate", folder, "--about", "rendered scenes")
     step("evaluate", folder, "--baselines", "--processes", args.processes)
     before, after, reference = held_out_pair(data / "pairs" / "test", folder / "example")
     step("caption", before, after, "--model", folder)

@@ -188,5 +188,7 @@ def record(model: Path, plan: Evaluation) -> None:
     if config.register_as:
         data = f"{plan.data.name}-{plan.config.split}"
         score = None if cider is None else {"metric": "CIDEr", "value": cider, "data": data}
-        tracker.model(plan.model, config.register_as, score=score)
+        known = {name: value for name, value in results["scores"].items() if value is not None}
+        on = manifest if manifest.is_file() else None
+        tracker.model(plan.model, config.register_as, score=score, scores=known, evaluated_on=on)
     tracker.finish(None)

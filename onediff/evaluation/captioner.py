@@ -14,7 +14,9 @@ from onediff.data.images import open_upright, to_rgb
 from onediff.data.rows import TokenRow, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
-from onediff.model.answer import answer
+from onediff.evaluation.confidence import Judged, Knowledge
+from onediff.evaluation.confidence.looks import second_look
+from onediff.model.answer import answer_ids, texts
 from onediff.model.attention_map import attention_maps
 from onediff.model.saved import load_model
 from onediff.parallel.placement import Placement
@@ -48,6 +50,8 @@ class Captioner:
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         placement = Placement(topology, device=str(self.device), dtype=self.dtype)
         self.model, self.processor, self.tokenizer, self.saved = load_model(Path(folder), placement=placement)
+        self.knowledge = Knowledge.read(Path(folder))
+        """None where the model was not calibrated."""
 
     def caption(self, before: ImageLike, after: ImageLike, **options: Any) -> str:
         """One sentence about what differs. Images are files, bytes, Pillow images of any kind and size, or
@@ -69,9 +73,26 @@ class Captioner:
 
         `cuda_graph=True` lets a GPU repeat recorded steps of greedy search.
         """
-        for start in range(0, len(pairs), batch_size):
-            rows = [self.row(*pair, instruction=instruction) for pair in pairs[start : start + batch_size]]
+        for rows in self._batches(pairs, instruction, batch_size):
             yield from self.answer(rows, **generation)
+
+    def judged(
+        self,
+        pairs: Sequence[tuple[ImageLike, ImageLike]],
+        *,
+        instruction: str | None = None,
+        batch_size: int = 16,
+        **generation: Any,
+    ) -> Iterator[Judged]:
+        """`captions`, each with its confidence, and a warning where the images are unlike those of the training."""
+        for rows in self._batches(pairs, instruction, batch_size):
+            yield from self.judged_answers(rows, **generation)
+
+    def _batches(
+        self, pairs: Sequence[tuple[ImageLike, ImageLike]], instruction: str | None, size: int
+    ) -> Iterator[list[TokenRow]]:
+        for start in range(0, len(pairs), size):
+            yield [self.row(*pair, instruction=instruction) for pair in pairs[start : start + size]]
 
     def row(self, before: ImageLike, after: ImageLike, instruction: str | None = None) -> TokenRow:
         """The prompt of one pair. Raises UserError for what is not an image and for a wrong instruction."""
@@ -86,8 +107,28 @@ class Captioner:
 
     def answer(self, rows: list[TokenRow], max_new_tokens: int = 64, **generation: Any) -> list[str]:
         """The answers to prompt rows (`Processor.prompt`), computed as one batch; greedy unless told otherwise."""
+        return self.texts(self.answer_ids(rows, max_new_tokens, **generation))
+
+    def answer_ids(self, rows: list[TokenRow], max_new_tokens: int = 64, **generation: Any) -> list[list[int]]:
+        """The same as tokens, the one that ends an answer included."""
         options = {"ends": self.processor.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
-        return answer(self.model, self.tokenizer, rows, self.device, **options)
+        return answer_ids(self.model, self.tokenizer, rows, self.device, **options)
+
+    def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """The words of `answer_ids`."""
+        return texts(self.tokenizer, answers, {*self.processor.prompter.ends, self.tokenizer.eos_token_id})
+
+    def judged_answers(self, rows: list[TokenRow], max_new_tokens: int = 64, **generation: Any) -> list[Judged]:
+        """The answers to prompt rows of pairs, and what is known of them.
+
+        A calibrated model looks at each pair a second time, which costs about as much as reading its prompt.
+        """
+        answers = self.answer_ids(rows, max_new_tokens, **generation)
+        captions = self.texts(answers)
+        if self.knowledge is None:
+            return [Judged(caption) for caption in captions]
+        means, features = second_look(self.model, rows, answers, self.device)
+        return [self.knowledge.judged(*one) for one in zip(captions, means, features, strict=True)]
 
     def attention_maps(self, rows: list[TokenRow]) -> np.ndarray:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""

@@ -20,6 +20,7 @@ from onediff.errors import UserError
 from onediff.evaluation.answers import Answer, fingerprint, read_answers
 from onediff.evaluation.baselines import blind_answers
 from onediff.evaluation.captioner import Captioner
+from onediff.evaluation.confidence import Knowledge
 from onediff.evaluation.files import References, write_aside
 from onediff.evaluation.generate import CaptioningJob, caption_split
 from onediff.evaluation.metrics import chosen
@@ -199,7 +200,13 @@ def scored(
     write_aside(plan.out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False))
     attention = {pair: answer.attention for pair, answer in answers.items() if answer.attention is not None}
     shown = with_attention(images, attention, image)
-    write_report(plan.out / "report.html", found, references, predictions, types, beside=baselines, images=shown)
+    knowledge = Knowledge.read(plan.model)
+    write_report(
+        *(plan.out / "report.html", found, references, predictions, types),
+        beside=baselines,
+        images=shown,
+        reliability=None if knowledge is None else knowledge.as_json(),
+    )
     return results
 
 

@@ -1,1 +1,1 @@
-"""What a configuration names on the Hugging Face hub: which files that is, whether they are here, and bringing them."""
+"""The Hugging Face hub: weights that a configuration names, and exports as models that others can load."""

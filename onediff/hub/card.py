@@ -1,4 +1,4 @@
-"""The model card of an export: what it was trained on, what it scores, examples, and what it cannot do."""
+"""The model card of an export: training data, scores, examples and limits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onediff.data.manifest import FILE, read_manifest
 from onediff.runs.folder import RunFolder
 
 EXAMPLES = 4
+WARNS = "OneDiff's own commands warn of such images and give each caption a confidence; transformers alone does not."
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L", "change type")
 CARD = """\
 ---
@@ -55,13 +56,13 @@ With [OneDiff](https://arxiv.org/abs/2407.05645) installed: `onediff caption bef
 
 {examples}## Limits
 
-It has learned from the data above only: images of another kind get fluent captions that may be wrong, without a warning. It
-says nothing of changes that its data set does not describe, and it may describe a change if there is none.
+It has learned from the data above only: images of another kind get fluent captions that may be wrong. {warning} It says
+nothing of changes that its data set does not describe, and it may describe a change if there is none.
 """
 
 
 def write_card(folder: Path, run: RunFolder, config: RunConfig, trained: dict[str, Any]) -> None:
-    """Writes `README.md`, and the images of its examples, into an export of `run`."""
+    """Writes `README.md` and its example images into an export of `run`."""
     card = CARD.format(
         **{"name": config.name, "phase": trained["phase"], "step": trained["step"]},
         parts=table(("part", "from", "licence"), parts(config)),
@@ -69,6 +70,7 @@ def write_card(folder: Path, run: RunFolder, config: RunConfig, trained: dict[st
         data=table(("data set", "samples", "source", "licence"), data(config)),
         scores=scores(run, trained),
         examples=examples(folder, run, trained),
+        warning=WARNS if (folder / "confidence.npz").is_file() else "Nothing here warns of them.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -80,7 +82,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def parts(config: RunConfig) -> list[tuple[str, str, str]]:
-    """What each part began as; the licence of public weights is theirs."""
+    """What each part started from; public weights keep their own licence."""
     named = {
         "vision": config.model.vision.name,
         "delta": config.model.delta.bert,
@@ -104,7 +106,7 @@ def phases(config: RunConfig) -> list[tuple[Any, ...]]:
 
 
 def data(config: RunConfig) -> list[tuple[Any, ...]]:
-    """One row for each data set, by its manifest where that is at hand."""
+    """One row for each data set, from its manifest if that is available."""
     rows: list[tuple[Any, ...]] = []
     for name, one in config.data.sets.items():
         if (Path(one.folder) / FILE).is_file():
@@ -116,7 +118,7 @@ def data(config: RunConfig) -> list[tuple[Any, ...]]:
 
 
 def scores(run: RunFolder, trained: dict[str, Any]) -> str:
-    """A table for each evaluation of these weights, with 95 % intervals, times 100 as papers print them."""
+    """A table for each evaluation of these weights, with 95 % intervals, times 100 as in papers."""
     made = []
     for file in sorted(run.path.glob(f"evaluation/*-{trained['phase']}-{trained['step']}/scores.json")):
         known = json.loads(file.read_text())
@@ -133,7 +135,7 @@ def scores(run: RunFolder, trained: dict[str, Any]) -> str:
 
 
 def examples(folder: Path, run: RunFolder, trained: dict[str, Any]) -> str:
-    """The first sample captions of this phase, with copies of their images."""
+    """The first sample captions of the phase, with copies of their images."""
     written = run.phase(trained["phase"]) / "captions" / f"step-{trained['step']:08d}"
     if not (written / "table.json").is_file():
         return ""

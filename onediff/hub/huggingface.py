@@ -1,7 +1,8 @@
-"""What makes an export a model of Hugging Face `transformers`: root configuration, processor, chat template and code.
+"""Makes an export a Hugging Face `transformers` model: root configuration, processor, chat template and code.
 
     config.json, generation_config.json     the architecture, and where answers end
     processor_config.json, chat_template.jinja
+    model.safetensors.index.json            which file holds which parameter, and how many there are
     modeling_onediff.py                      model and processor; it needs torch, transformers and Pillow, not this project
 
 The weights stay in `vision/`, `language/`, `delta.safetensors` and `projector.safetensors`, written once.
@@ -15,6 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from onediff.config.data import PromptConfig
 from onediff.config.model import ModelConfig
 from onediff.data.prompts import DELTA, IMAGE, IMAGE_MARK, Prompter, Turn
@@ -22,7 +25,7 @@ from onediff.data.prompts import DELTA, IMAGE, IMAGE_MARK, Prompter, Turn
 LOG = logging.getLogger(__name__)
 CODE = Path(__file__).with_name("modeling_onediff.py")
 SQUARE = ("crop", "pad", "squash")
-"""What `model.vision.image.fit` may be: the code beside an export takes images of one size."""
+"""Values of `model.vision.image.fit` that the exported code handles: it takes images of one size."""
 MODEL, PROCESSOR, CONFIG = (
     f"{CODE.stem}.{name}" for name in ("OneDiffForConditionalGeneration", "OneDiffProcessor", "OneDiffConfig")
 )
@@ -31,7 +34,7 @@ MODEL, PROCESSOR, CONFIG = (
 def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> bool:
     """Adds the files to an export; returns whether it could.
 
-    Images in tiles or in their own shape, and prompts tokenised in pieces, are left to this project; a warning says so.
+    Images in tiles or in their own shape, and prompts tokenised in pieces, need this project; a warning says so.
     """
     prompter = Prompter(tokenizer, prompt, config.delta.tokens)
     if config.vision.image.fit not in SQUARE:
@@ -50,7 +53,25 @@ def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: Pro
     tokenizer.save_pretrained(folder)  # for tools that look for one beside config.json
     (folder / "chat_template.jinja").write_text(chat_template(settings["prompt"]), encoding="utf-8")
     shutil.copyfile(CODE, folder / CODE.name)
+    write(folder / "model.safetensors.index.json", weights_index(folder))
     return True
+
+
+def weights_index(folder: Path) -> dict[str, Any]:
+    """Maps each parameter of the whole model to its file below `folder`, and gives their total size in bytes.
+
+    For Hugging Face tools; `from_pretrained` of the exported code reads the parts.
+    """
+    places, size = dict[str, str](), 0
+    for file in sorted(folder.rglob("*.safetensors")):
+        name = file.relative_to(folder).as_posix()
+        part = name.partition("/")[0].removesuffix(".safetensors")
+        if part == "adapter":  # merged into the language model already
+            continue
+        with safe_open(file, "pt") as weights:
+            places |= {f"{part}.{key}": name for key in weights.keys()}  # noqa: SIM118 (it is no mapping)
+        size += file.stat().st_size
+    return {"metadata": {"total_size": size}, "weight_map": places}
 
 
 def root_config(model: Any, config: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +96,7 @@ def root_config(model: Any, config: ModelConfig, settings: dict[str, Any]) -> di
 
 
 def processor_settings(model: Any, config: ModelConfig, prompter: Prompter) -> dict[str, Any]:
-    """`processor_config.json`: how images are prepared, and the prompt as text around images and question."""
+    """`processor_config.json`: image preparation, and the text of the prompt around images and question."""
     parts = prompter.parts(1, answered=False)
     at = next(place for place, part in enumerate(parts) if part.kind == "words")
     around = ["".join(part.text for part in some) for some in (parts[:at], parts[at + 1 :])]
@@ -86,7 +107,7 @@ def processor_settings(model: Any, config: ModelConfig, prompter: Prompter) -> d
         "auto_map": {"AutoProcessor": PROCESSOR},
         "image": config.vision.image.model_dump(mode="json", include=fields) | {"tokens": model.vision.tokens},
         "delta_tokens": config.delta.tokens,
-        # Behind the vocabulary: no text can have them.
+        # Beyond the vocabulary, so no text contains them.
         "image_token_id": vocabulary,
         "delta_token_id": vocabulary + 1,
         "ends": stops(prompter),
@@ -107,7 +128,7 @@ def stops(prompter: Prompter) -> list[int]:
 
 
 def writes_the_same(prompter: Prompter, settings: dict[str, Any], tokenizer: Any) -> bool:
-    """Whether the processor beside the export writes the prompts that the model was trained on."""
+    """Whether the exported processor writes exactly the prompts that the model was trained on."""
     from onediff.hub.modeling_onediff import OneDiffProcessor
 
     processor = OneDiffProcessor(tokenizer, settings)

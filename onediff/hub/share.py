@@ -1,4 +1,4 @@
-"""Exports on the Hugging Face hub: pushed as a repository, and brought back by its name."""
+"""Exports on the Hugging Face hub: push one as a repository, pull it by its name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_repository(name: str) -> bool:
 def push(folder: Path, repository: str) -> str:
     """Uploads an export as `repository`, private where it is new; returns its address. Raises UserError."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
@@ -26,7 +26,7 @@ def push(folder: Path, repository: str) -> str:
         api.upload_folder(
             repo_id=address.repo_id, folder_path=folder, commit_message=f"onediff export of {folder.name}"
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, ValueError, OSError) as error:  # ValueError: a name or a card that the hub refuses
         raise UserError(
             f"--push {repository}: {str(error).splitlines()[0]}; is HF_TOKEN set and may it write?"
         ) from None
@@ -34,7 +34,7 @@ def push(folder: Path, repository: str) -> str:
 
 
 def pulled(repository: str) -> Path:
-    """The folder of a repository, downloaded where it is not in the cache yet. Raises UserError."""
+    """The local folder of a repository, downloaded unless it is cached. Raises UserError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 

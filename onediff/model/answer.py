@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,32 @@ def answer(
     ends: Sequence[int] = (),
     **generation: Any,
 ) -> list[str]:
-    """The model's answers to prompt rows, computed as one left-padded batch; greedy unless `generation` says otherwise.
+    """The texts of `answer_ids`, without what ends them."""
+    stops = {*ends, tokenizer.eos_token_id}
+    found = answer_ids(model, tokenizer, rows, device, ends, **generation)
+    return texts(tokenizer, found, stops)
 
-    An answer ends with the tokenizer's end of text, or with one of `ends` (`Prompter.ends`).
+
+def texts(tokenizer: Any, answers: Sequence[Sequence[int]], stops: Collection[int]) -> list[str]:
+    """Token ids as text. Not every tokenizer counts what ends a turn (`stops`) among its special tokens."""
+    whole = [[token for token in answer if token not in stops] for answer in answers]
+    return [text.strip() for text in tokenizer.batch_decode(whole, skip_special_tokens=True)]
+
+
+def answer_ids(
+    model: OneDiffModel,
+    tokenizer: Any,
+    rows: list[TokenRow],
+    device: torch.device,
+    ends: Sequence[int] = (),
+    **generation: Any,
+) -> list[list[int]]:
+    """The model's answers to prompt rows, as one left-padded batch; greedy unless `generation` says otherwise.
+
+    An answer ends with the tokenizer's end of text, or with one of `ends` (`Prompter.ends`), unless it was cut.
     """
     batch = collate(rows, pad_left=True).to(device)
     stops = list(dict.fromkeys((*ends, tokenizer.eos_token_id)))
     options = {"do_sample": False, "eos_token_id": stops, "pad_token_id": tokenizer.eos_token_id}
     made = model.generate(batch, **{**options, **generation})
-    # Not every tokenizer counts the end of a turn among the special tokens that decoding drops.
-    whole = [ids[: next((n for n, token in enumerate(ids) if token in stops), None)] for ids in made.tolist()]
-    return [text.strip() for text in tokenizer.batch_decode(whole, skip_special_tokens=True)]
+    return [ids[: next((n for n, token in enumerate(ids, 1) if token in stops), None)] for ids in made.tolist()]

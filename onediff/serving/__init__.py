@@ -1,1 +1,1 @@
-"""A page on this machine where two images are dropped in and the caption comes back."""
+"""Captions over HTTP: a page, an OpenAI-compatible endpoint and metrics."""

@@ -1,4 +1,4 @@
-"""Requests of many clients answered together: what waits while the model is busy becomes its next batch."""
+"""Batches the requests of many clients: whatever arrives while the model is busy goes into its next batch."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onediff.data.rows import TokenRow
     from onediff.evaluation.captioner import Captioner
+    from onediff.evaluation.confidence import Judged
 
 
 class Overloaded(Exception):
-    """More requests wait than the server takes."""
+    """Too many requests are waiting."""
 
 
 @dataclass
 class Reply:
-    """What a request gets."""
+    """The answer to one request."""
 
-    caption: str
+    said: Judged
     attention: Any = None
-    """`[2, side, side]`, where it was asked for."""
+    """`[2, side, side]`, if it was asked for."""
     batch: int = 1
-    """Pairs that were answered together."""
+    """Pairs in the batch that it was answered in."""
 
 
 @dataclass
 class Waiting:
-    """One pair that waits for the model."""
+    """One pair waiting for the model."""
 
     row: TokenRow
     max_new_tokens: int
@@ -42,13 +43,13 @@ class Waiting:
 
 @dataclass
 class ServingCounts:
-    """What `/metrics` tells."""
+    """Counters for `/metrics`."""
 
     captions: int = 0
     batches: int = 0
     failed: int = 0
     waited_seconds: float = 0.0
-    """Summed over captions: from the request to its answer."""
+    """From request to answer, summed over captions."""
     busy_seconds: float = 0.0
 
 
@@ -79,11 +80,11 @@ class Batcher:
         return one.future.result()
 
     def close(self) -> None:
-        """Ends the thread after its batch; what waits is refused."""
+        """Stops the thread after the current batch and refuses what is waiting."""
         with self.changed:
             self.ended = True
             for one in self.queue:
-                one.future.set_exception(Overloaded("the server ends"))
+                one.future.set_exception(Overloaded("the server is shutting down"))
             self.queue.clear()
             self.changed.notify()
         self.thread.join()
@@ -93,12 +94,12 @@ class Batcher:
             began = time.monotonic()
             try:
                 rows = [one.row for one in batch]
-                captions = self.captioner.answer(rows, max_new_tokens=batch[0].max_new_tokens)
+                said = self.captioner.judged_answers(rows, max_new_tokens=batch[0].max_new_tokens)
                 looked = [one for one in batch if one.wants_attention]
                 maps = iter(self.captioner.attention_maps([one.row for one in looked]) if looked else ())
                 found = [
-                    Reply(caption, next(maps) if one.wants_attention else None, len(batch))
-                    for one, caption in zip(batch, captions, strict=True)
+                    Reply(judged, next(maps) if one.wants_attention else None, len(batch))
+                    for one, judged in zip(batch, said, strict=True)
                 ]
             except Exception as error:  # the server goes on with the next batch
                 self.counts.failed += len(batch)
@@ -114,7 +115,7 @@ class Batcher:
                 one.future.set_result(answer)
 
     def _next(self) -> list[Waiting]:
-        """The next batch; an empty one at the end."""
+        """The next batch; empty once the batcher is closed."""
         with self.changed:
             while not self.queue and not self.ended:
                 self.changed.wait()

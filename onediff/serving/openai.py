@@ -1,7 +1,7 @@
-"""OpenAI's chat completions for pairs of images: what a request asks, and the answer in that form.
+"""OpenAI's chat completions for pairs of images: parses requests and writes answers.
 
-A request has one user message with two images, before and after, as `data:` URLs, and a question if it is another than
-the one the model was trained on (https://platform.openai.com/docs/api-reference/chat).
+A request has one user message with two images, before and after, as `data:` URLs, and a question unless
+the model should be asked what it was trained on (https://platform.openai.com/docs/api-reference/chat).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from onediff.errors import UserError
+from onediff.evaluation.confidence import Judged
 
 MOST_TOKENS = 256
 """Longest caption that a request may ask for."""
@@ -30,7 +31,7 @@ class Asked(NamedTuple):
 
 
 def parsed(body: bytes) -> Asked:
-    """What a request's JSON asks. Raises UserError that names the field."""
+    """Parses the body of a request. Raises UserError naming the field at fault."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
@@ -53,7 +54,7 @@ def parsed(body: bytes) -> Asked:
 
 
 def content_of(content: Any) -> tuple[list[bytes], list[str]]:
-    """Images and texts of a message. Raises UserError."""
+    """The images and texts of a message. Raises UserError."""
     if not isinstance(content, list):
         raise UserError("messages: content is a list with two image_url parts")
     images, texts = [], []
@@ -69,7 +70,7 @@ def content_of(content: Any) -> tuple[list[bytes], list[str]]:
 
 
 def image_in(url: Any) -> bytes:
-    """The bytes in a `data:` URL. Raises UserError: the server fetches nothing from elsewhere."""
+    """The bytes of a `data:` URL. Raises UserError for any other URL: the server fetches nothing."""
     head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not head.startswith("data:") or not head.endswith(";base64"):
         raise UserError("image_url: send the image as data:image/…;base64,…; this server fetches nothing")
@@ -79,20 +80,23 @@ def image_in(url: Any) -> bytes:
         raise UserError("image_url: not base64") from None
 
 
-def completion(model: str, caption: str, prompt_tokens: int, tokens: int, is_cut: bool) -> dict[str, Any]:
-    """A whole answer."""
-    message = {"role": "assistant", "content": caption}
-    choice = {"index": 0, "message": message, "finish_reason": "length" if is_cut else "stop"}
+def completion(model: str, said: Judged, prompt_tokens: int, tokens: int, is_cut: bool) -> dict[str, Any]:
+    """A complete answer. `onediff` beside the message is our own field: confidence and warning, if known."""
+    message = {"role": "assistant", "content": said.caption}
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "length" if is_cut else "stop"}
+    if known := {name: value for name, value in said.as_json().items() if name != "caption"}:
+        choice["onediff"] = known
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
     return {**envelope(model, "chat.completion"), "choices": [choice], "usage": usage}
 
 
 def chunks(whole: dict[str, Any]) -> Iterator[bytes]:
-    """The same as a stream of server-sent events: captions are made in batches, so it comes in one piece."""
+    """The same as server-sent events. Captions are generated in batches, so the text comes in one piece."""
     choice = whole["choices"][0]
     pieces: list[tuple[dict[str, str], str | None]] = [(choice["message"], None), ({}, choice["finish_reason"])]
     for delta, reason in pieces:
-        part = {"index": 0, "delta": delta, "finish_reason": reason}
+        part = {**choice, "delta": delta, "finish_reason": reason}
+        part.pop("message")
         event = {**whole, "object": "chat.completion.chunk", "choices": [part]}
         event.pop("usage")
         yield b"data: " + json.dumps(event).encode() + b"\n\n"
@@ -100,7 +104,7 @@ def chunks(whole: dict[str, Any]) -> Iterator[bytes]:
 
 
 def envelope(model: str, kind: str) -> dict[str, Any]:
-    """What every answer begins with."""
+    """The fields that every answer starts with."""
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 

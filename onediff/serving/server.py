@@ -1,7 +1,10 @@
-"""Captions over HTTP: the page, an OpenAI-compatible endpoint, and metrics. Nothing is kept or asked of another machine.
+"""Captions over HTTP: the page, an OpenAI-compatible endpoint, and metrics. Nothing is asked of another machine, and
+nothing is kept but the pairs whose users ask for a link, in memory.
 
     GET  /                       the page
-    POST /caption                {"before", "after"} in base64 → {"caption", "seconds", "images", "attention"}
+    POST /caption                {"before", "after"} in base64 → {"caption", "confidence", "warning", "seconds",
+                                 "images", "attention"}
+    POST /keep                   {"before", "after"} in base64 → {"name"}; GET /kept/NAME gives the pair back
     POST /v1/chat/completions    OpenAI's form, see `onediff.serving.openai`
     GET  /v1/models, /metrics, /health
 
@@ -29,6 +32,7 @@ from onediff.errors import UserError
 from onediff.evaluation.attention_map import map_images, packed, png, unpacked
 from onediff.serving import openai
 from onediff.serving.batching import Batcher, Overloaded
+from onediff.serving.kept import KeptPairs
 
 if TYPE_CHECKING:
     from onediff.evaluation.captioner import Captioner
@@ -37,19 +41,21 @@ HOST = "127.0.0.1"
 PAGE = Path(__file__).with_name("page.html")
 SIDE = 768
 """Pixels of the longer side of the images that the page shows."""
+ROLES = ("before", "after")
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-POSTS = ("/caption", "/v1/chat/completions")
+POSTS = ("/caption", "/keep", "/v1/chat/completions")
+KEPT = "/kept/"
 
 
 class CaptionServer(ThreadingHTTPServer):
-    """Serves one captioner; port 0 takes any that is free. Close it, or leave its `with` block, to end its thread."""
+    """Serves one captioner; port 0 picks a free one. Close it, or leave its `with` block, to stop its thread."""
 
     daemon_threads = True
     request_queue_size = 1024
-    """Connections that the system holds until they are accepted; beyond it clients see resets."""
+    """Connections that may wait to be accepted; beyond that, clients see resets."""
 
     def __init__(
         self,
@@ -63,7 +69,7 @@ class CaptionServer(ThreadingHTTPServer):
         max_waiting: int = 512,
         api_key: str | None = None,
     ) -> None:
-        """`max_bytes` bounds one request; `api_key`, where there is one, is asked for by the OpenAI endpoint.
+        """`max_bytes` limits the size of a request; the OpenAI endpoint requires `api_key` if one is given.
 
         Raises UserError when the port is taken.
         """
@@ -75,18 +81,19 @@ class CaptionServer(ThreadingHTTPServer):
         self.host = host
         self.is_local = host in (HOST, "localhost")
         self.batcher = Batcher(captioner, max_batch, max_waiting)
+        self.kept = KeptPairs()
         self.statuses: Counter[int] = Counter()
         self.created = int(time.time())
 
     def server_close(self) -> None:
-        """Frees the port and ends the batcher."""
+        """Frees the port and stops the batcher."""
         super().server_close()
         if hasattr(self, "batcher"):
             self.batcher.close()
 
     @property
     def address(self) -> str:
-        """Where a browser finds the page."""
+        """URL of the page."""
         return f"http://{self.host}:{self.server_port}/"
 
     def metrics(self) -> str:
@@ -112,12 +119,12 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     server: CaptionServer
-    timeout = 60  # seconds in which a request must have come
+    timeout = 60  # seconds within which a request must arrive
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "onediff", ""
 
     def do_GET(self) -> None:
-        """The page, and what there is to know."""
+        """The page, kept pairs, models, metrics and health."""
         if not self._is_allowed():
             return
         if self.path == "/":
@@ -129,6 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models":
             model = {"id": self.server.name, "object": "model", "created": self.server.created, "owned_by": "onediff"}
             self._send(200, {"object": "list", "data": [model]})
+        elif self.path.startswith(KEPT) and (pair := self.server.kept.get(self.path.removeprefix(KEPT))):
+            self._send(200, {role: base64.b64encode(data).decode() for role, data in zip(ROLES, pair, strict=True)})
         else:
             self._send(404, {"error": "there are /, /v1/models, /metrics and /health"})
 
@@ -155,11 +164,17 @@ class Handler(BaseHTTPRequestHandler):
                 self._fail(500, f"{type(error).__name__}: {error}")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what people look at is not written down."""
+        """Logs nothing: what people look at is private."""
 
     def _answer(self, body: bytes) -> None:
         if self.path == "/caption":
             self._send(200, captioned(self.server, body))
+            return
+        if self.path == "/keep":
+            files = [file_in(body, role) for role in ROLES]
+            for data, role in zip(files, ROLES, strict=True):
+                image_of(data, role, self.server.captioner)  # only images are kept
+            self._send(200, {"name": self.server.kept.keep(*files)})
             return
         asked = openai.parsed(body)
         whole = completed(self.server, asked)
@@ -169,11 +184,10 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, whole)
 
     def _fail(self, status: int, why: str) -> None:
-        self._send(status, {"error": why} if self.path == "/caption" else openai.error(status, why))
+        self._send(status, openai.error(status, why) if self.path.startswith("/v1/") else {"error": why})
 
     def _is_allowed(self) -> bool:
-        """Refuses what another site's page, or another name for this machine, sends through the user's browser; and a
-        wrong key."""
+        """Refuses requests that another site, or another host name, sends through the user's browser, and wrong keys."""
         given, origin = self.headers.get("Host"), self.headers.get("Origin")
         hosts = (
             {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")} if self.server.is_local else {given}
@@ -189,7 +203,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def _refuse(self, status: int, why: str) -> None:
-        # The body is left unread, so the connection cannot go on.
+        # The body is not read, so the connection cannot be reused.
         self.close_connection = True
         self._fail(status, why)
 
@@ -210,19 +224,19 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def completed(server: CaptionServer, asked: openai.Asked) -> dict[str, Any]:
-    """The answer to one chat completion. Raises UserError for what is not two images."""
+    """Answers a chat completion. Raises UserError unless it holds two images."""
     captioner = server.captioner
-    images = [image_of(data, role, captioner) for data, role in zip(asked.images, ("before", "after"), strict=True)]
+    images = [image_of(data, role, captioner) for data, role in zip(asked.images, ROLES, strict=True)]
     row = captioner.row(images[0], images[1], asked.question)
-    caption = server.batcher.ask(row, asked.max_new_tokens).caption
-    tokens = len(captioner.tokenizer(caption, add_special_tokens=False)["input_ids"])
-    return openai.completion(server.name, caption, len(row.token_ids), tokens, tokens >= asked.max_new_tokens)
+    said = server.batcher.ask(row, asked.max_new_tokens).said
+    tokens = len(captioner.tokenizer(said.caption, add_special_tokens=False)["input_ids"])
+    return openai.completion(server.name, said, len(row.token_ids), tokens, tokens >= asked.max_new_tokens)
 
 
 def captioned(server: CaptionServer, body: bytes) -> dict[str, Any]:
-    """The answer to the page. Raises UserError for what is not two images."""
+    """Answers the page. Raises UserError unless the body holds two images."""
     captioner = server.captioner
-    images = [image_of(file_in(body, role), role, captioner) for role in ("before", "after")]
+    images = [image_of(file_in(body, role), role, captioner) for role in ROLES]
     started = time.perf_counter()
     answer = server.batcher.ask(captioner.row(images[0], images[1]), wants_attention=True)
     seconds = time.perf_counter() - started
@@ -230,7 +244,7 @@ def captioned(server: CaptionServer, body: bytes) -> dict[str, Any]:
         image.thumbnail((SIDE, SIDE))
     maps = map_images(unpacked(packed(answer.attention)), [image.size for image in images], captioner.processor.image)
     return {
-        "caption": answer.caption,
+        **answer.said._asdict(),
         "seconds": round(seconds, 2),
         "images": [data_uri(jpeg(image), "jpeg") for image in images],
         "attention": [data_uri(png(one), "png") for one in maps],
@@ -238,7 +252,7 @@ def captioned(server: CaptionServer, body: bytes) -> dict[str, Any]:
 
 
 def file_in(body: bytes, role: str) -> bytes:
-    """One file of the page's request. Raises UserError."""
+    """One file of a request by the page. Raises UserError."""
     try:
         return base64.b64decode(json.loads(body)[role], validate=True)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
@@ -246,7 +260,7 @@ def file_in(body: bytes, role: str) -> bytes:
 
 
 def image_of(data: bytes, role: str, captioner: Captioner) -> Image.Image:
-    """An image of a request, upright and RGB. Raises UserError."""
+    """An image of a request, upright, in RGB. Raises UserError."""
     try:
         return open_upright(data, captioner.processor.config.max_pixels)
     except BadSample as bad:
@@ -261,5 +275,5 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Bytes of an image as an address that holds them."""
+    """An encoded image as a `data:` URL."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -14,6 +14,8 @@ from onediff.config.tracking import TrackingConfig
 from onediff.tracking.scrub import scrubbed
 
 SQLITE = "sqlite:///"
+DATABASES = ("postgresql", "mysql", "mssql")
+"""Stores that MLflow's client writes to without a server in between."""
 
 
 def tracking_uri(run: Path, config: TrackingConfig) -> str:
@@ -50,9 +52,14 @@ def without_secrets(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=user + parts.netloc.rpartition("@")[2], query=query))
 
 
-def artifact_folder(uri: str) -> str | None:
-    """Where a new experiment keeps artifacts: beside an embedded store; a server decides for itself."""
-    return (database(uri).parent / "mlflow-artifacts").as_uri() if uri.startswith(SQLITE) else None
+def artifact_folder(uri: str, run: Path) -> str | None:
+    """Where a new experiment keeps artifacts: beside an embedded store, or beside `run` where the store is a database
+    elsewhere, of which MLflow would put them into the working directory; a server decides for itself."""
+    if uri.startswith(SQLITE):
+        return (database(uri).parent / "mlflow-artifacts").as_uri()
+    if urlsplit(uri).scheme.partition("+")[0] in DATABASES:
+        return (run.resolve().parent / "mlflow-artifacts").as_uri()
+    return None
 
 
 def database(uri: str) -> Path:

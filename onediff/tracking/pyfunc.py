@@ -1,7 +1,8 @@
 """The MLflow flavour of an exported model: `mlflow.pyfunc.load_model(URI).predict(table)` captions pairs of images.
 
 MLflow keeps this file with the model and runs it when the model is loaded. The table has the columns `before` and `after`;
-a cell is the path of an image, or its bytes in base64 (a `data:` URL too), so that JSON and CSV can carry it.
+a cell is the path of an image, or its bytes in base64 (a `data:` URL too), so that JSON and CSV can carry it. With the
+parameter `judged`, it gives a table: caption, confidence, and a warning about images unlike those of the training.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
@@ -33,7 +35,10 @@ class PyfuncModel(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """The captions of the pairs in `model_input`, a DataFrame with `before` and `after`, in its order."""
         cells = zip(model_input["before"], model_input["after"], strict=True)
-        return list(self.model.captions([(image(before), image(after)) for before, after in cells]))
+        pairs = [(image(before), image(after)) for before, after in cells]
+        if not (params or {}).get("judged"):
+            return list(self.model.captions(pairs))
+        return pandas.DataFrame(self.model.judged(pairs), columns=["caption", "confidence", "warning"])
 
 
 def image(cell: Any) -> Image.Image:

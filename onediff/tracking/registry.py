@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient, pyfunc
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
+from onediff.tracking.names import valid_name
 from onediff.tracking.state import Parcel, State
 from onediff.tracking.upload import below, upload
 
@@ -50,6 +52,8 @@ class Registry:
             model = self._logged(run_id, trained, parcel)
             self._upload(model, run_id, folder, parcel)
             version = self._version(model, run_id, name, trained)
+        if scores := record.get("scores"):
+            self._measured(self._logged(run_id, trained, parcel), run_id, scores, record)
         for alias in record["aliases"]:
             self.client.set_registered_model_alias(name, alias, version)
         if score := record.get("score"):
@@ -60,9 +64,10 @@ class Registry:
         begun = self.client.search_logged_models([self.experiment], f"source_run_id = '{run_id}'")
         model = next((model for model in begun if model.tags.get(TRAINED) == trained), None)
         if model is None:
-            model = self.client.create_logged_model(
-                self.experiment, "model", run_id, {TRAINED: trained}, self.client.get_run(run_id).data.params
-            )
+            settings = self.client.get_run(run_id).data.params
+            words = filter(None, (field(trained, "phase"), field(trained, "step")))
+            name = re.sub(r"[^\w-]", "_", "-".join(words)) or "model"  # MLflow takes no dot, colon or slash
+            model = self.client.create_logged_model(self.experiment, name, run_id, {TRAINED: trained}, settings)
         if parcel.model_id != model.model_id:
             with self.state.lock:
                 parcel.model_id, parcel.there = model.model_id, {}
@@ -82,7 +87,11 @@ class Registry:
                     model_uuid=model.model_id,
                     model_id=model.model_id,
                 ),
-                signature=ModelSignature(Schema([text("before"), text("after")]), Schema([text()])),
+                signature=ModelSignature(
+                    Schema([text("before"), text("after")]),
+                    Schema([text()]),
+                    ParamSchema([ParamSpec("judged", DataType.boolean, default=False)]),
+                ),
                 input_example=pd.DataFrame([{"before": example((200, 60, 60)), "after": example((60, 60, 200))}]),
                 python_model=str(Path(__file__).with_name("pyfunc.py")),
                 artifacts={"model": str(stand_in)},
@@ -96,7 +105,19 @@ class Registry:
         self.client.finalize_logged_model(model.model_id, "READY")
         outputs = self.client.get_run(run_id).outputs  # MLflow refuses the same one twice
         if outputs is None or all(output.model_id != model.model_id for output in outputs.model_outputs):
-            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+            step = field(model.tags[TRAINED], "step")
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, int(step or 0))])
+
+    def _measured(
+        self, model: LoggedModel, run_id: str, scores: Mapping[str, float], record: Mapping[str, Any]
+    ) -> None:
+        """The model's scores with the data set that they are of; at step 0, as all that a run has of its children."""
+        on = record["evaluated_on"]
+        points = [
+            Metric(valid_name(key), value, record["time"], 0, model.model_id, on["name"], on["digest"], run_id)
+            for key, value in scores.items()
+        ]
+        self.client.log_batch(run_id, metrics=points)
 
     def _version(self, model: LoggedModel, run_id: str, name: str, trained: str) -> str:
         try:
@@ -116,6 +137,12 @@ class Registry:
         rivals = [v for v in self.client.search_model_versions(f"name='{name}'") if scored_on in v.tags]
         best = max(rivals, key=lambda rival: (float(rival.tags[scored_on]), int(rival.version)))
         self.client.set_registered_model_alias(name, "best", best.version)
+
+
+def field(trained: str, name: str) -> str:
+    """A field of what `trained_as` gives, or nothing."""
+    fields = dict(part.split(" ", 1) for part in trained.split(", ") if " " in part)
+    return fields.get(name, "")
 
 
 @contextmanager

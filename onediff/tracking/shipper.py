@@ -78,7 +78,7 @@ class Shipper:
             if self.adopted and not gone(self.client, self.adopted):
                 self.experiment = self.client.get_run(self.adopted).info.experiment_id
             else:
-                self.experiment = experiment_of(self.client, self.uri, self.config.experiment)
+                self.experiment = experiment_of(self.client, self.uri, self.config.experiment, self.run)
         self.carrier = Carrier(self.client, self.experiment, self.state, self.say)
 
     def ship(self) -> None:

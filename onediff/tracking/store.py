@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -14,14 +15,17 @@ from onediff.tracking.moved import readdress
 from onediff.tracking.place import SQLITE, artifact_folder, database
 
 
-def experiment_of(client: MlflowClient, uri: str, name: str) -> str:
-    """Id of the experiment `name`, created if missing and restored if it was deleted."""
+def experiment_of(client: MlflowClient, uri: str, name: str, run: Path) -> str:
+    """Id of the experiment `name`, created if missing and restored if it was deleted.
+
+    `run` is the folder of the run that needs it.
+    """
     found = client.get_experiment_by_name(name)
     if found is None:
         # MLflow's pages then open on training runs, not on the traces of a chat application.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            return str(client.create_experiment(name, artifact_folder(uri), kind))
+            return str(client.create_experiment(name, artifact_folder(uri, run), kind))
         except MlflowException as error:
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -86,35 +86,33 @@ class RunRecorder:
     @never_raises
     def dataset(self, manifest: str | Path, context: str) -> None:
         """Records a data set that the run reads, by its `manifest.json`; `context` is `training` or `evaluation`."""
-        path = Path(manifest).resolve()
-        raw = path.read_bytes()
-        known = json.loads(raw)
-        self.journal.append(
-            {
-                "dataset": {
-                    "name": f"{known['name']}/{known['split']}",
-                    "digest": hashlib.sha256(raw).hexdigest()[:32],
-                    "source": scrubbed(str(path.parent)),
-                    "samples": known["samples"],
-                    "context": context,
-                }
-            }
-        )
+        self.journal.append({"dataset": described(manifest, context)})
 
     @never_raises
     def model(
-        self, folder: str | Path, name: str, aliases: Sequence[str] = (), score: Mapping[str, Any] | None = None
+        self,
+        folder: str | Path,
+        name: str,
+        aliases: Sequence[str] = (),
+        score: Mapping[str, Any] | None = None,
+        scores: Mapping[str, float] | None = None,
+        evaluated_on: str | Path | None = None,
     ) -> None:
         """Registers an exported model's folder in MLflow's model registry, as a new version with these aliases.
 
         The newest version is `models:/NAME/latest` without any alias, and MLflow refuses that one. With `score`,
-        {"metric", "value", "data"}, the alias `best` goes to the best version scored on the same data.
+        {"metric", "value", "data"}, the alias `best` goes to the best version scored on the same data. `scores` are those
+        of the model, on the data set of the manifest `evaluated_on`.
         """
         if "latest" in aliases:
             raise ValueError("the alias 'latest' belongs to MLflow: the newest version is models:/NAME/latest anyway")
         folder = Path(folder).resolve()
         record = {"model": str(folder), "name": name, "aliases": list(aliases), "trained": trained_as(folder)}
-        self.journal.append(record | ({"score": dict(score)} if score else {}))
+        if score:
+            record["score"] = dict(score)
+        if scores and evaluated_on is not None:
+            record |= {"scores": dict(scores), "evaluated_on": described(evaluated_on, "evaluation")}
+        self.journal.append(record)
 
     @never_raises
     def went_back(self, step: int, why: str, times: int) -> None:
@@ -133,6 +131,20 @@ class RunRecorder:
             self.ended = True
             self.journal.append({"end": status})
             self.journal.close()
+
+
+def described(manifest: str | Path, context: str) -> dict[str, Any]:
+    """A data set in MLflow's words, by its `manifest.json`."""
+    path = Path(manifest).resolve()
+    raw = path.read_bytes()
+    known = json.loads(raw)
+    return {
+        "name": f"{known['name']}/{known['split']}",
+        "digest": hashlib.sha256(raw).hexdigest()[:32],
+        "source": scrubbed(str(path.parent)),
+        "samples": known["samples"],
+        "context": context,
+    }
 
 
 def trained_as(folder: Path) -> str:

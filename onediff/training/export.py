@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from functools import partial
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from onediff.config.compose import load_run
 from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
+from onediff.evaluation.confidence import FILE as CONFIDENCE
 from onediff.hub.card import write_card
 from onediff.model.build import architecture_only, build_processor
 from onediff.model.onediff import OneDiffModel
@@ -59,8 +60,14 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     computed = {getattr(torch, parameter.dtype) for parameter in manifest.parameters.values()}
     wanted = DTYPES.get(dtype) or _type_of(config.model.language, dtype, max(computed, key=lambda one: one.itemsize))
     become(model, wanted)
-    card = partial(write_card, run=folder, config=config, trained=trained)
-    save_model(model, bare, processor.prompter.config, tokenizer, target, trained, adapter, shard_bytes, card)
+    own = address.folder / own_export(address)
+
+    def beside(written: Path) -> None:
+        if (own / CONFIDENCE).is_file() and holds(own, (at.phase, at.step)):
+            shutil.copyfile(own / CONFIDENCE, written / CONFIDENCE)
+        write_card(written, folder, config, trained)
+
+    save_model(model, bare, processor.prompter.config, tokenizer, target, trained, adapter, shard_bytes, beside)
     return trained | {"dtype": next(name for name, one in DTYPES.items() if one == wanted)}
 
 
@@ -91,7 +98,7 @@ def saved_model_of(path: Path) -> Path:
     if (address.folder / FILE).is_file() and address.at is None:
         return address.folder
     at = found(address)
-    name = MODEL_FOLDER if address.at is None else f"{MODEL_FOLDER}-{address.at.replace(':', '-')}"
+    name = own_export(address)
     trained = (at.phase, at.step)
     if holds(address.folder / name, trained):
         return address.folder / name
@@ -109,6 +116,11 @@ def saved_model_of(path: Path) -> Path:
             # Without rounding, so that its captions are those of the loop.
             export_run(path, target, dtype="fp32")
     return target
+
+
+def own_export(address: Address) -> str:
+    """The name of a run's own export of the newest checkpoint, or of the one that the address names."""
+    return MODEL_FOLDER if address.at is None else f"{MODEL_FOLDER}-{address.at.replace(':', '-')}"
 
 
 def holds(folder: Path, trained: tuple[str, int]) -> bool:

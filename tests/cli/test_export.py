@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from small_run import onediff, render, train
 
+from onediff import load
 from onediff.cli import main
+from onediff.config.compose import load_run
+from onediff.data.heldout import HeldOut
+from onediff.data.rows import collate
+
+ALONE = Path(__file__).parents[1] / "support" / "without_onediff.py"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +49,28 @@ def test_an_export_has_a_card_and_is_not_replaced_unasked(run, tmp_path, capsys)
     assert main([*words, "--overwrite"]) == 0
 
 
+def test_a_calibrated_model_warns_of_photographs_and_its_exports_and_reports_carry_it(run, tmp_path, capsys):
+    skimage_data = pytest.importorskip("skimage.data")
+    for name in ("astronaut", "coffee"):
+        Image.fromarray(getattr(skimage_data, name)()).save(tmp_path / f"{name}.png")
+    photographs = [str(tmp_path / "astronaut.png"), str(tmp_path / "coffee.png")]
+    assert main(["calibrate", str(run), "--about", "rendered scenes"]) == 0
+    said = capsys.readouterr().out
+    assert "no confidence: that takes 10 captions that are right" in said and "4 pairs of pairs-test" in said
+    exported = tmp_path / "model"
+    assert main(["export", str(run), str(exported)]) == 0
+    assert "OneDiff's own commands warn of such images" in (exported / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["caption", *photographs, "--model", str(exported)]) == 0
+    warning = "unlike the images it was trained on: rendered scenes"
+    assert f"{warning}\n" in capsys.readouterr().err
+    held_out = HeldOut.open(Path(load_run(run).data.sets["pairs"].path) / "test")
+    pairs = [tuple(held_out.sample(pair).images[role] for role in ("before", "after")) for pair in held_out.references]
+    judged = list(load(exported, "cpu").judged([*pairs, photographs]))
+    assert [one.warning for one in judged[:-1]] == [None] * len(pairs)
+    assert warning in (judged[-1].warning or "") and judged[-1].confidence is None
+
+
 def test_a_run_that_cannot_be_written_to_is_captioned_from_by_a_copy_in_the_cache(run, tmp_path, monkeypatch, capsys):
     """Root may write anywhere, so the lock of the run's own export is made one that nobody can open."""
     shutil.rmtree(run / "model", ignore_errors=True)
@@ -55,3 +88,37 @@ def test_a_place_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
     assert main(["export", str(run), str(tmp_path / "file" / "model")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("onediff: error: ") and "cannot be written" in line
+
+
+@pytest.mark.long
+def test_torch_and_transformers_in_an_environment_of_their_own_caption_token_for_token(run, tmp_path):
+    """What somebody does who has an export and never heard of this project: a new environment, two packages, a pair."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=600)
+    python = str(environment / "bin" / "python")
+    wanted = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("torch", "transformers", "pillow")]
+    done = subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install {', '.join(wanted)}: {done.stderr.strip().splitlines()[-1]}")
+    exported, pairs = tmp_path / "model", []
+    assert main(["export", str(run), str(exported)]) == 0
+    for number in range(4):
+        pairs.append([str(exported / "examples" / f"{number:03}-{role}.png") for role in ("before", "after")])
+    pairs = [pair for pair in pairs if Path(pair[0]).is_file()]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    words = [python, str(ALONE), str(exported), str(tmp_path / "pairs.json")]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables["HF_HOME"] = str(tmp_path / "home")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=tmp_path, env=variables)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert not {"onediff", "deepspeed", "mlflow", "megatron", "pydantic_settings"} & set(said["packages"])
+    for pair, caption, alone, tokens in zip(pairs, said["together"], said["alone"], said["tokens"], strict=True):
+        here = onediff(["caption", *pair, "--model", str(run)])
+        assert here.returncode == 0, here.stderr
+        assert here.stdout.strip() == caption == alone.strip()
+        ours = load(exported, "cpu")
+        made = ours.model.generate(
+            collate([ours.row(*pair)], pad_left=True), max_new_tokens=64, eos_token_id=ours.processor.prompter.ends
+        )
+        assert tokens[: made.shape[1]] == made[0].tolist()

@@ -63,6 +63,38 @@ def test_an_export_captions_by_transformers_alone_what_it_captions_here(exported
     assert {path.stat().st_mode & 0o777 for path in exported.rglob("*") if path.is_file()} == {0o666 & ~umask()}
 
 
+def test_the_index_names_the_file_of_every_parameter(exported):
+    from huggingface_hub import get_local_safetensors_metadata
+    from transformers import AutoModel
+
+    told = get_local_safetensors_metadata(exported)
+    model = AutoModel.from_pretrained(exported, trust_remote_code=True)
+    assert set(told.weight_map) == {name for name, _ in model.named_parameters()}
+    assert sum(told.parameter_count.values()) == sum(one.numel() for one in model.parameters())
+
+
+def test_an_export_is_pushed_as_a_repository_that_is_loaded_by_its_name(exported, pairs, tmp_path):
+    """The whole way to a hub and back; its address is read on import, so other processes go it."""
+    push = "import sys; from pathlib import Path; from onediff.hub.share import push; "
+    push += "print(push(Path(sys.argv[1]), 'new/one'))"
+    load = f"import onediff; print(onediff.load('new/one', 'cpu').caption(*{pairs[0]}))"
+    with serving(tmp_path / "hub") as hub:
+        known = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_writer"}
+
+        def python(code: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+            variables = known | {"HF_HOME": str(tmp_path / "home")} | more
+            command = [sys.executable, "-c", code, *words]
+            return subprocess.run(command, capture_output=True, text=True, timeout=600, env=variables)
+
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        refused = python(push, str(exported), HF_TOKEN="hf_reader")
+        assert "--push new/one: " in refused.stderr and "is HF_TOKEN set and may it write?" in refused.stderr
+        pushed = python(push, str(exported))
+        assert pushed.stdout.strip() == f"{hub.url}/new/one", pushed.stderr
+        loaded = python(load)
+    assert loaded.stdout.strip() == onediff.load(exported, "cpu").caption(*pairs[0]), loaded.stderr
+
+
 def umask() -> int:
     now = os.umask(0)
     os.umask(now)
@@ -76,21 +108,6 @@ def test_the_processor_of_an_export_prepares_images_as_training_does(fit):
     for height, width in ((16, 16), (31, 18), (18, 31), (1, 400), (400, 1), (5, 7)):
         image = Image.fromarray(noise.integers(0, 255, (height, width, 3), np.uint8))
         assert (squared(image, config.model_dump()) == fitted(image, config)).all(), (height, width)
-
-
-def test_a_repository_on_the_hub_is_loaded_by_its_name(exported, pairs, tmp_path):
-    """The hub's address is read when huggingface_hub is imported, so it is asked in another process."""
-    code = f"import json, onediff; print(json.dumps(onediff.load('someone/captioner', 'cpu').caption(*{pairs[0]})))"
-    with serving(exported.parents[1]) as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
-        )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == onediff.load(exported, "cpu").caption(*pairs[0])
 
 
 def test_what_is_on_no_hub_is_one_line(monkeypatch):

@@ -77,7 +77,22 @@ def test_a_dropped_pair_gets_its_caption_and_attention_maps_and_no_request_leave
         assert browser.wait(f"(s => s.every(z => z[0]) && s)({sizes})") == [[90, 60], [70, 80], [90, 60], [70, 80]]
         browser.run("document.querySelectorAll('li details')[1].open = true")
         browser.run("(s => { s.value = 20; s.dispatchEvent(new Event('input')) })(document.querySelector('li input'))")
-        assert "20%" in browser.run("document.querySelectorAll('li .slid')[1].style.clipPath")
+        assert "20%" in browser.run("document.querySelectorAll('li .wipe div')[1].style.clipPath")
+        # All images of a result are zoomed together, so before and after stay aligned.
+        browser.run("document.querySelector('li .in').click(); document.querySelector('li .left').click()")
+        shown = "[...document.querySelectorAll('li .zoomed img')].map(i => getComputedStyle(i).transform)"
+        assert set(browser.run(shown)) == {"matrix(1.5, 0, 0, 1.5, 0, 0)"}
+        shown = "[...document.querySelectorAll('li')].map(i => i.style.getPropertyValue('--x'))"
+        assert [round(float(x.rstrip("%"))) for x in browser.run(shown)] == [33]
+        # A link brings the pair back, in another window too.
+        browser.run("document.querySelector('li .keep').click()")
+        link = browser.wait("document.querySelector('li .link').getAttribute('href')")
+        with Browser(tmp_path / "other") as other:
+            other.open(server.address + link)
+            other.wait("document.querySelectorAll('#results li').length == 1")
+            assert other.run("document.getElementById('caption').textContent") == captioner.caption(*images)
+            other.open(server.address + "#nothing")
+            other.wait("document.getElementById('caption').textContent.includes('no longer here')")
         # A second pair goes above the first; this one by the keyboard.
         browser.run("document.getElementById('swap').focus()")
         for kind in ("keyDown", "keyUp"):
@@ -113,11 +128,14 @@ def test_it_answers_this_machine_and_this_page_only(server, images):
     body = encoded(images)
     assert server.server_address[0] == "127.0.0.1"
     status, text = asked(server, body)
-    assert status == 200 and set(json.loads(text)) == {"caption", "seconds", "images", "attention"}
+    assert status == 200
+    assert set(json.loads(text)) == {"caption", "confidence", "warning", "seconds", "images", "attention"}
     assert asked(server, body, Origin=server.address.rstrip("/"))[0] == 200
     assert asked(server, body, Origin="http://elsewhere.example")[0] == 403
     assert asked(server, body, Host="elsewhere.example")[0] == 403
     assert asked(server, method="GET", path="/etc/passwd")[0] == 404
+    assert asked(server, method="GET", path="/kept/nothing")[0] == 404
+    assert asked(server, b'{"before": "eA==", "after": "eA=="}', path="/keep")[0] == 400
 
 
 def test_a_bad_request_is_one_clear_line(server, images):

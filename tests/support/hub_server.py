@@ -6,6 +6,7 @@ their SHA-256 as the hub does for large files, others with git's digest.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 LFS = 10_000
 COMMIT = "c0ffee" * 6 + "cafe"
@@ -61,7 +64,7 @@ def described(file: Path) -> dict[str, object]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The few addresses that downloads use."""
+    """The few addresses that downloads and uploads use."""
 
     protocol_version = "HTTP/1.1"
     server: Hub
@@ -71,6 +74,32 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer(body=True)
+
+    def do_POST(self) -> None:
+        """What an upload asks; all files come inside the commit, as small ones do on the hub."""
+        path = unquote(urlsplit(self.path).path).strip("/")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != "Bearer hf_writer":
+            self.refuse(401, "Unauthorized")
+        elif path == "api/repos/create":
+            asked = json.loads(body)
+            repository = f"{asked['organization']}/{asked['name']}"
+            (self.server.root / repository).mkdir(parents=True, exist_ok=True)
+            self.reply({"url": f"{self.server.url}/{repository}"})
+        elif path == "api/validate-yaml":
+            yaml.safe_load(json.loads(body)["content"].split("---")[1])
+            self.reply({})
+        elif "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            self.reply({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
+        else:
+            repository = path.removeprefix("api/models/").partition("/commit/")[0]
+            for one in map(json.loads, body.splitlines()):
+                if one["key"] == "file":
+                    file = self.server.root / repository / one["value"]["path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(base64.b64decode(one["value"]["content"]))
+            self.reply({"commitUrl": f"{self.server.url}/{repository}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")

@@ -2,7 +2,8 @@
 
     python without_onediff.py EXPORT PAIRS.json
 
-Prints JSON: the captions by `AutoModel`, all pairs in one batch, and by `pipeline`, one by one.
+Prints JSON: the captions by `AutoModel`, all pairs in one batch, with the tokens of each; by `pipeline`, one by one; and
+which packages were imported.
 """
 
 import importlib.abc
@@ -27,11 +28,14 @@ folder, pairs = sys.argv[1], json.loads(open(sys.argv[2]).read())  # noqa: SIM11
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 inputs = processor(images=pairs)
-together = processor.captions(model.generate(**inputs), inputs)
+generated = model.generate(**inputs)
+together = processor.captions(generated, inputs)
 ask = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
 alone = []
 for before, after in pairs:
     content = [{"type": "image", "url": before}, {"type": "image", "url": after}]
     made = ask(text=[{"role": "user", "content": content}], return_full_text=False)
     alone.append(made[0]["generated_text"])
-print(json.dumps({"together": together, "alone": alone}))
+tokens = generated[:, inputs["input_ids"].shape[1] :].tolist()
+packages = sorted({name.partition(".")[0] for name in sys.modules})
+print(json.dumps({"together": together, "tokens": tokens, "alone": alone, "packages": packages}))

@@ -288,7 +288,14 @@ def test_registered_model(server, tmp_path, monkeypatch):
     learn_tokenizer(["a red cube was added", "the ball moved to the left"] * 20, 300, tmp_path / "tokenizer")
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    save_model(OneDiffModel(config), config, PromptConfig(), tokenizer, tmp_path / "exported", {"run": "test"})
+    save_model(
+        OneDiffModel(config),
+        config,
+        PromptConfig(),
+        tokenizer,
+        tmp_path / "exported",
+        {"run": "test", "phase": "two", "step": 7},
+    )
     images = [tmp_path / "before.png", tmp_path / "after.png"]
     for path, colour in zip(images, ("red", "blue"), strict=True):
         Image.new("RGB", (40, 30), colour).save(path)
@@ -297,16 +304,25 @@ def test_registered_model(server, tmp_path, monkeypatch):
 
     run = tmp_path / "run"
     config = TrackingConfig(uri=server.url, experiment="models", live=False)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"name": "scenes", "split": "test", "samples": 3}))
     for aliases in ([], ["reviewed"]):
         tracker = Tracker.attach(run, config)
-        tracker.model(tmp_path / "exported", "captioner", aliases, {"metric": "CIDEr", "value": 0.5, "data": "test"})
+        score = {"metric": "CIDEr", "value": 0.5, "data": "test"}
+        tracker.model(tmp_path / "exported", "captioner", aliases, score, {"CIDEr": 0.5, "BLEU-4": 0.25}, manifest)
         tracker.finish(None)
         assert main(["track", "sync", str(run)]) == 0
     client = MlflowClient(server.url, server.url)
     (version,) = client.search_model_versions("name='captioner'")
     for alias in ("best", "reviewed", "latest"):
         assert client.get_model_version_by_alias("captioner", alias).version == version.version
-    assert version.tags["trained"] == "run test" and version.tags["score.CIDEr.test"] == "0.5"
+    assert version.tags["trained"] == "run test, phase two, step 7" and version.tags["score.CIDEr.test"] == "0.5"
+    (logged,) = client.search_logged_models([client.get_experiment_by_name("models").experiment_id])
+    assert logged.name == "two-7" and logged.source_run_id == version.run_id and logged.status == "READY"
+    measured = {(one.key, one.value, one.dataset_name) for one in logged.metrics}
+    assert measured == {("CIDEr", 0.5, "scenes/test"), ("BLEU-4", 0.25, "scenes/test")}
+    (output,) = client.get_run(version.run_id).outputs.model_outputs
+    assert (output.model_id, output.step) == (logged.model_id, 7) and version.source == f"models:/{logged.model_id}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     loaded = mlflow.pyfunc.load_model("models:/captioner@best")
     assert loaded.metadata.signature.inputs.input_names() == ["before", "after"]
@@ -314,6 +330,8 @@ def test_registered_model(server, tmp_path, monkeypatch):
     table = pd.DataFrame([[str(path) for path in images], coded], columns=["before", "after"])
     assert list(loaded.predict(table)) == [expected, expected]
     assert len(loaded.predict(loaded.input_example)) == 1
+    judged = loaded.predict(table, params={"judged": True})
+    assert list(judged.columns) == ["caption", "confidence", "warning"] and list(judged.caption) == [expected] * 2
     assert client.get_run(version.run_id).info.status == "FINISHED"
 
     # Other weights are another version; it is the newest, and worse.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -11,10 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, free_port
 from PIL import Image
 from small_run import PHASES, SECONDS, metrics, onediff, overrides, render, train
 
@@ -150,6 +152,43 @@ def test_the_registered_models_say_what_onediff_caption_says(server, run, data, 
     words += ["--input-path", str(tmp_path / "pair.csv"), "--content-type", "csv", "--env-manager", "local"]
     subprocess.run([*words, "--output-path", str(tmp_path / "said.json")], check=True, timeout=SECONDS)
     assert json.loads((tmp_path / "said.json").read_text())["predictions"] == [done.stdout.strip()]
+
+
+def test_mlflow_serves_the_registered_model(server, run, data, tmp_path):
+    """`mlflow models serve`, asked over HTTP for captions and for what is known of them."""
+    heldout = HeldOut.open(data / "pairs" / "test", 2)
+    pairs = [
+        [base64.b64encode(heldout.sample(pair).images[role]).decode() for role in ("before", "after")]
+        for pair in heldout.references
+    ]
+    port = free_port()
+    words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/onediff-demo@best", "--env-manager"]
+    log = (tmp_path / "serve.log").open("wb")
+    serving = subprocess.Popen([*words, "local", "-p", str(port)], stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert serving.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()
+                time.sleep(0.5)
+
+        def asked(**params: object) -> list:
+            body = {"dataframe_split": {"columns": ["before", "after"], "data": pairs}, "params": params}
+            address = f"http://127.0.0.1:{port}/invocations"
+            request = Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            with urlopen(request, timeout=SECONDS) as answer:
+                return json.load(answer)["predictions"]
+
+        said = asked()
+        assert len(said) == len(pairs) and all(isinstance(caption, str) for caption in said)
+        assert [one["caption"] for one in asked(judged=True)] == said
+    finally:
+        os.killpg(serving.pid, signal.SIGKILL)
+        serving.wait()
+        log.close()
 
 
 def test_killed_five_times_at_random(server, run, data, tmp_path):

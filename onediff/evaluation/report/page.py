@@ -35,13 +35,15 @@ def write_report(
     beside: Mapping[str, Scores] | None = None,
     images: Source | None = None,
     image_bytes: int = 48_000_000,
+    reliability: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the page at `path`.
 
     `beside` are other systems on the same pairs, such as the baselines: columns of the table, and refused (UserError)
     where they were not computed under the same rules. `images` gives the images of an id; once thumbnails of
     `image_bytes` are in the page, the remaining pairs go without and the page says so. Best, worst and most
-    surprising pairs get theirs first. Raises UserError when `path` cannot be written.
+    surprising pairs get theirs first. `reliability` is what `Knowledge.as_json` gives.
+    Raises UserError when `path` cannot be written.
     """
     for other in (beside or {}).values():
         require_comparable(scores, other)
@@ -69,6 +71,7 @@ def write_report(
         "metrics": list(order["columns"]),
         "orders": list(order["ranks"]),
         "pairs": pairs,
+        "reliability": reliability,
     }
     write_page(path, data)
 

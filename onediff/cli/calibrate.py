@@ -1,0 +1,79 @@
+"""Measure how far a model can be trusted, and keep it beside its weights.
+
+  onediff calibrate runs/demo --about "rendered scenes"
+  onediff calibrate my-model --data data/mine --split test
+
+Captions then come with a confidence, the share of such captions that were right on held-out pairs, and with a warning where
+an image is unlike those of the training. Exports made of the same checkpoint afterwards carry it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from onediff.errors import UserError
+from onediff.runs.address import Address
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a run, RUN@best or RUN@STEP of it, or an export")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="data set (default: those that the run was trained on)"
+    )
+    parser.add_argument("--split", metavar="NAME", help="split of the held-out pairs (default: val, else test)")
+    parser.add_argument("--about", metavar="TEXT", help="what its training images are, for the warning")
+    parser.add_argument("--images", type=int, default=2000, metavar="N", help="training images (default: 2000)")
+    parser.add_argument("--pairs", type=int, default=500, metavar="N", help="held-out pairs (default: 500)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs at once (default: 16)")
+    parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from onediff.cli.quiet import quiet_libraries
+    from onediff.data.heldout import HeldOut, first_with_pairs
+    from onediff.data.manifest import read_manifest
+
+    if min(args.images, args.pairs, args.batch_size) < 1:
+        raise UserError("--images, --pairs and --batch-size are 1 or more")
+    Address.of(args.model).require()
+    trained_on = training_splits(args.model, args.data)
+    splits = [args.split] if args.split else ["val", "test"]
+    found = ((split, first_with_pairs([folder.parent for folder in trained_on], split)) for split in splits)
+    held_out = next((folder / split for split, folder in found if folder is not None), None)
+    if held_out is None:
+        raise UserError(f"--split: no pairs in {' or '.join(splits)} of {', '.join(str(f.parent) for f in trained_on)}")
+    sources = (read_manifest(folder).source or folder.parent.name for folder in trained_on)
+    about = args.about or ", ".join(dict.fromkeys(sources))
+    quiet_libraries()
+    import onediff
+    from onediff.evaluation.confidence.measure import measured
+    from onediff.training.export import saved_model_of
+
+    folder = saved_model_of(args.model)
+    captioner = onediff.load(folder)
+    knowledge = measured(captioner, trained_on, HeldOut.open(held_out, args.pairs), args.images, about, args.batch_size)
+    knowledge.write(folder)
+    if args.json:
+        print(json.dumps({"folder": str(folder), **knowledge.as_json()}))
+    else:
+        print("\n".join([*knowledge.lines(), f"kept in {folder}"]))
+    return 0
+
+
+def training_splits(model: Path, data: Path | None) -> list[Path]:
+    """Folders of the splits that a model was trained on. Raises UserError where that is not known."""
+    from onediff.config.compose import load_run
+
+    if data is not None:
+        if not (data / "train").is_dir():
+            raise UserError(f"--data {data}: no split train")
+        return [data / "train"]
+    folder = Address.of(model).folder
+    if not (folder / "config.yaml").is_file():
+        raise UserError("--data: name the data set that it was trained on; an export does not know where it is")
+    config = load_run(folder)
+    mixed: dict[str, Any] = {name: None for phase in config.phases.values() for name in phase.mix}
+    return [Path(config.data.sets[name].folder) for name in mixed]

@@ -1,0 +1,95 @@
+"""The file `confidence.npz` of an export."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onediff.errors import UserError
+from onediff.evaluation.confidence.calibration import FEWEST, Calibration, calibration_error
+from onediff.evaluation.confidence.familiar import Familiar
+from onediff.evaluation.confidence.judged import Judged
+
+FILE = "confidence.npz"
+ROLES = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a model knows of itself."""
+
+    familiar: Familiar
+    calibration: Calibration | None
+    """None where too few held-out captions were right, or wrong."""
+    reliability: NDArray[np.float64]
+    """`[bins, 3]`, see `calibration.reliability`; no bins without calibration."""
+    about: str
+    """The images that it was trained on, in words."""
+    held_out: str
+    """The pairs that it was calibrated on, in words."""
+
+    def judged(self, caption: str, log_probability: float, features: NDArray[np.float32]) -> Judged:
+        """A caption of mean token log-probability `log_probability`, from images with `features` `[2, width]`."""
+        far = self.familiar.distances(features) > self.familiar.limit
+        if far.any():
+            which = "both images are" if far.all() else f"the image {ROLES[int(far.argmax())]} is"
+            return Judged(caption, None, f"{which} unlike the images it was trained on: {self.about}")
+        if self.calibration is None:
+            return Judged(caption)
+        return Judged(caption, round(float(self.calibration.confidence(np.array([log_probability]))[0]), 3))
+
+    def as_json(self) -> dict[str, Any]:
+        """What was measured, in plain values."""
+        rows = [dict(zip(("confidence", "right", "pairs"), row, strict=True)) for row in self.reliability.tolist()]
+        error = calibration_error(self.reliability) if rows else None
+        return {"about": self.about, "held_out": self.held_out, "calibration_error": error, "reliability": rows}
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        head = [f"measured on {self.held_out}", f"warns of images unlike those it was trained on: {self.about}"]
+        if self.calibration is None:
+            return [*head, f"no confidence: that takes {FEWEST} captions that are right and {FEWEST} that are not"]
+        bins = [f"{confidence:10.1%} {right:10.1%} {pairs:10.0f}" for confidence, right, pairs in self.reliability]
+        error = f"confidence and share right differ by {calibration_error(self.reliability):.1%} on average"
+        return [*head, f"{'confidence':>10} {'right':>10} {'pairs':>10}", *bins, error]
+
+    def write(self, folder: Path) -> None:
+        """Writes the file into an export."""
+        curve = self.calibration or Calibration(np.empty(0), np.empty(0))
+        with (folder / FILE).open("wb") as file:
+            np.savez_compressed(
+                file,
+                mean=self.familiar.mean,
+                precision=self.familiar.precision,
+                limit=np.array(self.familiar.limit),
+                log_probabilities=curve.log_probabilities,
+                shares=curve.shares,
+                reliability=self.reliability,
+                about=np.array(self.about),
+                held_out=np.array(self.held_out),
+            )
+
+    @classmethod
+    def read(cls, folder: Path) -> Knowledge | None:
+        """The knowledge in an export; None where there is none. Raises UserError for a damaged file."""
+        if not (folder / FILE).is_file():
+            return None
+        try:
+            with np.load(folder / FILE, allow_pickle=False) as kept:
+                curve = Calibration(kept["log_probabilities"], kept["shares"])
+                return cls(
+                    familiar=Familiar(kept["mean"], kept["precision"], float(kept["limit"])),
+                    calibration=curve if len(curve.shares) else None,
+                    reliability=kept["reliability"],
+                    about=str(kept["about"]),
+                    held_out=str(kept["held_out"]),
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise UserError(
+                f"{folder / FILE}: cannot be read; write it anew with `onediff calibrate {folder}`"
+            ) from None

@@ -1,0 +1,132 @@
+"""Measures a model's knowledge of itself on its training images and on held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from onediff.data.heldout import HeldOut
+from onediff.data.images import open_upright
+from onediff.data.sample import BadSample, parse_sample
+from onediff.data.stream import Source
+from onediff.errors import UserError
+from onediff.evaluation.captioner import Captioner
+from onediff.evaluation.confidence.calibration import FEWEST, Calibration, reliability
+from onediff.evaluation.confidence.familiar import Familiar
+from onediff.evaluation.confidence.knowledge import ROLES, Knowledge
+from onediff.evaluation.confidence.looks import image_features, second_look
+from onediff.evaluation.items import known, read
+from onediff.evaluation.items.agreement import judged
+from onediff.progress import progress
+
+
+def measured(
+    captioner: Captioner,
+    trained_on: Sequence[Path],
+    held_out: HeldOut,
+    images: int,
+    about: str,
+    batch_size: int = 16,
+    **generation: Any,
+) -> Knowledge:
+    """Knowledge from `images` training images, evenly from the splits `trained_on`, and all pairs of `held_out`.
+
+    Costs a tower's pass for each image, and a caption and a second look for each pair. Raises UserError where there is
+    nothing to measure.
+    """
+    features = training_features(captioner, trained_on, images, batch_size)
+    values, seen, right = held_out_pairs(captioner, held_out, batch_size, generation)
+    familiar = Familiar.of(features, seen)
+    wrong = len(right) - int(right.sum())
+    enough = min(int(right.sum()), wrong) >= FEWEST
+    split = held_out.source.shards.folder
+    return Knowledge(
+        familiar,
+        Calibration.of(values, right) if enough else None,
+        reliability(values, right) if enough else np.empty((0, 3)),
+        about,
+        f"{len(right)} pairs of {split.parent.name}-{split.name}, of which {int(right.sum())} are captioned right",
+    )
+
+
+def training_features(
+    captioner: Captioner, splits: Sequence[Path], images: int, batch_size: int
+) -> NDArray[np.float32]:
+    """`[at most images, width]` features. Raises UserError where no image can be read."""
+    shares = [islice(images_of(split, -(-images // len(splits))), -(-images // len(splits))) for split in splits]
+    bar = progress(images, "training images", "images")
+    found = []
+    for share in shares:
+        while chunk := list(islice(share, batch_size)):
+            rows = [captioner.processor.prompt([image], None, "single") for image in chunk]
+            found.append(image_features(captioner.model, rows, captioner.device))
+            bar.update(len(chunk))
+    bar.close()
+    if not found:
+        raise UserError(f"{', '.join(map(str, splits))}: no image that can be read")
+    return np.concatenate(found)
+
+
+def images_of(split: Path, wanted: int) -> Iterator[Image.Image]:
+    """Images of samples spread evenly over the shards of a split; unreadable ones are passed over."""
+    source = Source.open(split.parent.name, split, lanes=1, seed=0, block=1)
+    counts = source.lanes.shard_samples
+    every = max(1, sum(counts) // max(1, wanted))
+    for shard, count in enumerate(counts):
+        for number in range(0, count, every):
+            try:
+                sample = parse_sample(source.shards.read(shard, number))
+                for data in sample.images.values():
+                    yield open_upright(data, 1_000_000_000)
+            except BadSample:
+                continue
+
+
+def held_out_pairs(
+    captioner: Captioner, held_out: HeldOut, batch_size: int, generation: Mapping[str, Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.bool_]]:
+    """Of every readable pair: its caption's mean log-probability, features `[pairs, 2, width]`, whether it is right."""
+    pairs = list(held_out.references)
+    values, seen, right = [], [], []
+    bar = progress(len(pairs), "held-out pairs", "pairs")
+    for start in range(0, len(pairs), batch_size):
+        rows, chunk = [], []
+        for pair in pairs[start : start + batch_size]:
+            try:
+                sample = held_out.sample(pair)
+                shown = [open_upright(sample.images[role], captioner.processor.config.max_pixels) for role in ROLES]
+                rows.append(captioner.processor.prompt(shown, sample.instruction))
+                chunk.append(pair)
+            except BadSample:
+                continue
+        if rows:
+            answers = captioner.answer_ids(rows, **generation)
+            means, features = second_look(captioner.model, rows, answers, captioner.device)
+            values.append(means)
+            seen.append(features)
+            captions = captioner.texts(answers)
+            right += [is_right(held_out, pair, caption) for pair, caption in zip(chunk, captions, strict=True)]
+        bar.update(len(chunk))
+    bar.close()
+    if not values:
+        raise UserError(f"{held_out.source.shards.folder}: no pair that can be read")
+    return np.concatenate(values), np.concatenate(seen), np.array(right)
+
+
+def is_right(held_out: HeldOut, pair: str, caption: str) -> bool:
+    """Whether a caption tells every change and nothing else; where the changes are not known, whether it is a reference."""
+    truth = known(held_out.changes.get(pair, {}), f"pair {pair!r}")
+    if truth is not None:
+        return judged(read(caption), truth).right
+    return plain(caption) in map(plain, held_out.references[pair])
+
+
+def plain(text: str) -> str:
+    """Words alone, in small letters."""
+    return " ".join("".join(letter if letter.isalnum() else " " for letter in text.casefold()).split())

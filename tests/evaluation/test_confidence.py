@@ -1,0 +1,63 @@
+"""A model says how sure it is, and when it is shown what it was not trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onediff.errors import UserError
+from onediff.evaluation.confidence import FILE, Knowledge
+from onediff.evaluation.confidence.calibration import Calibration, calibration_error, reliability
+from onediff.evaluation.confidence.familiar import Familiar
+
+
+def test_of_new_images_of_the_same_kind_few_are_unfamiliar_and_of_others_all():
+    """Fewer training images than features, and features that hang together: where a plain covariance has no inverse."""
+    draw = np.random.default_rng(0)
+    mixing = draw.normal(size=(96, 96)).astype(np.float32)
+
+    def features(*shape: int) -> np.ndarray:
+        return draw.normal(size=(*shape, 96)).astype(np.float32) @ mixing
+
+    familiar = Familiar.of(features(80), features(300, 2))
+    assert np.mean(familiar.distances(features(1000, 2)).max(1) > familiar.limit) < 0.05
+    assert (familiar.distances(features(100) + 60) > familiar.limit).all()
+
+
+def test_confidence_is_the_share_of_right_captions():
+    draw = np.random.default_rng(1)
+    values = draw.uniform(-2, 0, 2000)
+    chance = np.exp(values)
+    right = draw.random(2000) < chance
+    found = Calibration.of(values, right)
+    told = found.confidence(np.linspace(-1.9, -0.1, 20))
+    assert (np.diff(told) >= 0).all() and abs(told - np.exp(np.linspace(-1.9, -0.1, 20))).max() < 0.15
+    bins = reliability(values, right)
+    assert bins[:, 2].sum() == 2000 and calibration_error(bins) < 0.05
+    # A model that is sure of everything is not believed: confidence is what was right.
+    careless = reliability(-draw.uniform(0, 0.01, 2000), right)
+    assert abs(careless[:, 0] - right.mean()).max() < 0.12
+
+
+def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
+    draw = np.random.default_rng(2)
+    familiar = Familiar.of(
+        draw.normal(size=(50, 8)).astype(np.float32), draw.normal(size=(40, 2, 8)).astype(np.float32)
+    )
+    values = draw.uniform(-2, 0, 100)
+    right = draw.random(100) < np.exp(values)
+    kept = Knowledge(
+        familiar, Calibration.of(values, right), reliability(values, right), "rendered scenes", "100 pairs"
+    )
+    kept.write(tmp_path)
+    again = Knowledge.read(tmp_path)
+    assert again is not None and again.as_json() == kept.as_json()
+    near, far = np.zeros((2, 8), np.float32), np.full((2, 8), 50, np.float32)
+    assert again.judged("a", -0.1, near) == kept.judged("a", -0.1, near) and 0 < again.judged("a", -0.1, near)[1] < 1
+    assert again.judged("a", -0.1, np.stack([near[0], far[0]])).warning == (
+        "the image after is unlike the images it was trained on: rendered scenes"
+    )
+    assert again.judged("a", -0.1, far).as_json().keys() == {"caption", "warning"}
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:200])
+    with pytest.raises(UserError, match=r"confidence.npz: cannot be read; write it anew with `onediff calibrate"):
+        Knowledge.read(tmp_path)
