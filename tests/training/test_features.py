@@ -117,3 +117,6 @@ def test_two_ranks_at_stage_three_train_on_features_as_on_images(data, tmp_path)
         assert ("the tower is not run" in done.stderr) == kept
         losses[kept] = [small_run.metrics(tmp_path / str(kept), phase) for phase in small_run.PHASES]
     assert losses[True] == losses[False]
+    another_seed = {"training.seed": 7, "model.vision.image.fit": "pad"}
+    of_the_run = configuration(data, **another_seed, **{"init.vision": tmp_path / "True"})
+    assert frozen_tower(of_the_run, CPU)[1] == digest != frozen_tower(configuration(data, **another_seed), CPU)[1]
