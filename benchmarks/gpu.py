@@ -57,6 +57,7 @@ PARTS = {
             "model",
             "gpus",
             "T",
+            "deterministic",
             "pairs_per_second",
             "tokens_per_second",
             "tflops",

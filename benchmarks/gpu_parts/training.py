@@ -45,16 +45,24 @@ def shards(folder: Path, size: Size, dry: bool, pairs: int) -> Path:
 
 
 def write_config(
-    file: Path, data: Path, size: Size, dry: bool, *, rows: int, steps: int, training: dict[str, Any], **parallel: Any
+    file: Path,
+    data: Path,
+    size: Size,
+    dry: bool,
+    *,
+    rows: int,
+    steps: int,
+    ranks: int,
+    tensor: int = 1,
+    training: dict[str, Any],
 ) -> Path:
     """A run of one phase: packed rows under ZeRO-3, two micro-batches of `rows` a rank in each step."""
-    data_ranks = parallel.pop("ranks") // parallel.get("tensor", 1)
     phase = {
         "mix": {"pairs": 1},
         "train": list(size.trains),
         "steps": steps,
         "micro_batch": rows,
-        "global_batch": 2 * rows * data_ranks,
+        "global_batch": 2 * rows * ranks // tensor,
         "pack": 512 if dry else 4096,
         "checkpoint_every": max(1, steps // 2),
     }
@@ -64,7 +72,7 @@ def write_config(
         "data": {"sets": {"pairs": str(data)}, "max_tokens": 256 if dry else 2048, "workers": 0 if dry else 6},
         "training": {"precision": "bf16", "sample_captions": 0, **training},
         "phases": {PHASE: phase},
-        "parallel": {"zero_stage": 3, **parallel},
+        "parallel": {"zero_stage": 3, "tensor": tensor},
         "tracking": {"live": False},
     }
     file.write_text(yaml.safe_dump(config))

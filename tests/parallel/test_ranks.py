@@ -1,9 +1,12 @@
 """Which rank a process is, from each launcher's variables as they were seen, and clear words when they are wrong."""
 
+import os
+
 import pytest
 
 from onediff.cli import main
 from onediff.errors import UserError
+from onediff.parallel.accelerator import ALLOCATOR, RECORDER, set_defaults
 from onediff.parallel.ranks import own_device
 from onediff.ranks import Ranks, expand_nodes, tasks_per_node
 
@@ -249,3 +252,22 @@ def test_a_rank_takes_its_own_gpu_among_all_of_its_node_or_the_only_one_it_sees(
     assert (own_device(third, 8), own_device(third, 1)) == (3, 0)
     with pytest.raises(UserError, match="rank 11 is the node's number 3 of 8, and sees 2 GPUs"):
         own_device(third, 2)
+
+
+def test_what_a_user_set_for_cuda_and_nccl_stays_under_older_names_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {"PATH": "/bin"})
+    set_defaults(tensor=2, flight_records=tmp_path)
+    assert os.environ == {
+        "PATH": "/bin",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "nccl_trace_rank_"),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    }
+    for name in (*RECORDER.values(), *RECORDER, *ALLOCATOR):
+        monkeypatch.setattr(os, "environ", {name: "mine"})
+        set_defaults(flight_records=tmp_path)
+        same = {*RECORDER.items()} | {ALLOCATOR}
+        others = {other for pair in same if name in pair for other in pair} - {name}
+        assert os.environ[name] == "mine" and not others & set(os.environ)
