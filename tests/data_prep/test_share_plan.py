@@ -1,10 +1,14 @@
 """data_prep.plan: rows are read once for all tasks, and what was made from other rows or images is made again."""
 
 import dataclasses
+import json
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from raw_data import encoded, numbered_images, put, table
 from test_readers import convert as command
@@ -70,3 +74,24 @@ def test_a_set_made_from_images_that_have_changed_is_made_again_where_that_is_as
     code, _, error = command(capsys, "generic", folder / "out", *words)
     assert code == 2 and "was written from other inputs or options; remove it, add --overwrite" in error
     assert command(capsys, "generic", folder / "out", *words, "--overwrite")[0] == 0
+
+
+def test_a_table_read_by_column_gives_the_samples_of_one_read_row_by_row(folder: Path) -> None:
+    draw = random.Random(0)
+    names = ["0.png", "1.jpg", "2.png", "./3.jpg", "4.PNG", "nan", "", "gone.png", " 5.jpg "]
+    cells = {"before": names, "after": names, "split": ["train", "", "valid", "Test"], "site": ["x", "y", ""]}
+    cells |= {"caption": ['a, "b"', '["one", "two"]', "", "None"], "caption_2": ["c", ""]}
+    rows = [{name: draw.choice(values) for name, values in cells.items()} for _ in range(300)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "t.parquet")
+    lines = put(folder / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    by_column, by_row = reader("generic"), dataclasses.replace(reader("generic"), batches=None)
+    for path in (table(folder / "t.csv", rows), lines, folder / "t.parquet"):
+        for choices in (Choices(allow_leakage=True), Choices((), 0.3, "site", allow_leakage=True)):
+            made = []
+            for kind in (by_column, by_row):
+                out = folder / f"out-{len(list(folder.iterdir()))}"
+                reports = convert(kind, Inputs(path, folder), out, choices=choices, shard_samples=7, processes=1)
+                manifests = [report.manifest for report in reports]
+                leakage = [manifest.extra.get("leakage") for manifest in manifests]
+                made.append(([m.shards for m in manifests], [report.tally for report in reports], leakage))
+            assert made[0] == made[1], (path, choices)
