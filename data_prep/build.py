@@ -34,7 +34,7 @@ def build(
     say: Callable[[str], None] = print,
     share: Share | None = None,
 ) -> dict[str, Built]:
-    """Converts every part whose raw files are there. A part that fails is remarked, and the others go on.
+    """Converts every part whose raw files are there. A part that fails is reported, and the others continue.
 
     Parts with captions by a language model cannot be shared: they are left to the call without a `share`, which asks once.
     """

@@ -106,7 +106,7 @@ def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pi
 
 
 def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) -> ShardCheck:
-    """Everything that can be said about one shard by itself; one that lies elsewhere is fetched for that."""
+    """Checks one shard by itself; a remote one is fetched first."""
     shard, split = known[path]
     check = ShardCheck(path)
     if not shard.url and not path.is_file():
@@ -190,7 +190,7 @@ def mark_of(sample: Sample, place: int) -> Mark:
 
 
 def find_repeats(checks: Sequence[ShardCheck]) -> None:
-    """Adds a fault for a key that another sample of the split has, and for a sample that is another one again."""
+    """Adds a fault for a key that occurs twice in the split, and for a sample that repeats another."""
     keys: dict[str, tuple[Path, Mark]] = {}
     wholes: dict[bytes, tuple[Path, Mark]] = {}
     for check in checks:

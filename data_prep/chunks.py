@@ -1,4 +1,4 @@
-"""The chunks of a data set that is being written: one job of one process each, which becomes shards and a record of them."""
+"""The chunks of a data set that is being written. One process makes a chunk: its shards, and a record of them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def finish(tar: TarWriter) -> Shard:
 
 
 def files_of(make: Make, samples: Sequence[int]) -> str:
-    """A digest of the sizes of the files that these samples are made from, where `make.sizes(i)` tells them."""
+    """A digest of the sizes of the files that these samples are made from, if `make` has `sizes(i)`."""
     sizes = getattr(make, "sizes", None)
     return digest([sizes(i) for i in samples]) if sizes else ""
 

@@ -50,7 +50,7 @@ class MakeSample:
         return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths if isinstance(path, str)]
 
     def sample(self, row: Row, notes: list[str]) -> Sample:
-        """Raises `BadSample` with a reason that does not say where."""
+        """Raises `BadSample`; the reason does not yet name the row."""
         clean = [" ".join(caption.split()) for caption in row.captions]
         kept = tuple(caption for caption in clean if caption)
         notes += ["blank_caption"] * clean.count("")
@@ -98,7 +98,7 @@ def convert(
 ) -> list[Report]:
     """Writes `out/<split>/` for every split the reader finds, or for those chosen; `options` go to `write_dataset`.
 
-    With a `share` this task makes its part of the shards, by a plan that the first of the tasks makes.
+    With a `share`, makes only its part of the shards, by the plan that the first of the tasks has made.
     Raises UserError when there are no rows, a path leaves the image folder, or rows of a table put the same images into
     `train` and into another split, which is not allowed.
     """

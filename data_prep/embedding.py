@@ -1,4 +1,4 @@
-"""Embeddings of images by a Hugging Face vision model, and which samples are nearly the same by them."""
+"""Embeddings of images by a Hugging Face vision model, and near-duplicates by their cosine."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def rgb(data: bytes) -> Image.Image:
 
 
 def near_by_cosine(samples: Sequence[Vectors], least: float, block: int = 1024) -> Iterator[tuple[int, int]]:
-    """`(i, j)`: sample `i` is nearly the same as the earlier `j`, the cosine of each of its images at least `least`.
+    """Yields `(i, j)` when sample `i` is a near-duplicate of the earlier `j`: each image's cosine is at least `least`.
 
-    Exact: each sample is compared with all earlier ones of as many images that are not themselves near another, a block at
-    a time. Costs `samples² × images × width` multiplications, and 4 bytes a number of memory.
+    Exact: compares each sample with every earlier one that has as many images and was kept itself, a block at a time. Costs
+    `samples² × images × width` multiplications and `4 × samples × images × width` bytes.
     """
     by_images: dict[int, list[int]] = defaultdict(list)
     for i, vectors in enumerate(samples):

@@ -1,6 +1,6 @@
-"""What a plan must know of each row: its split, its id, which images it has. The rest waits for the task that needs it.
+"""What a plan must know about each row: its split, its id, its images. The rest is read by the task that needs it.
 
-Of a table whose images are named by text, columns are worked on as a whole (about 2 µs a row); other rows one at a time.
+Tables that name their images by path are handled column by column (about 2 µs a row), other rows one at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Place = Callable[[str, str], str]
-"""From the path of an image and where it stands to its plain form; raises UserError."""
+"""Takes the path of an image and the place of its row; returns the path in plain form, or raises UserError."""
 COLUMNS = ("split", "id", "has_id", "first", "second", "has_captions", "has_turns", "group")
 """`first` and `second` are keys of the images in the order of their roles: a path, `FINGERPRINT` and hexadecimal digits of
 the content, nothing if the image is missing, null where the row has no such role. `group` is the value of the column
@@ -49,7 +49,7 @@ def row_facts(rows: Sequence[Row], group: str | None) -> pa.RecordBatch:
 
 
 def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBatch | None:
-    """The same of rows of a table, or None if their images are not named by text, or they hold conversations.
+    """The facts of rows of a table, or None if their images are not named by path, or if they hold conversations.
 
     Raises UserError for a path that leaves the image folder, and for a caption that is an object.
     """
@@ -83,7 +83,7 @@ def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBa
 
 
 def image_key(image: str | bytes) -> str:
-    """What stands for an image in a plan."""
+    """The key of an image in a plan."""
     return clean(image) if isinstance(image, str) else FINGERPRINT + fingerprint(image).hex() if image else ""
 
 
@@ -104,7 +104,7 @@ def clean(text: str) -> str:
 
 
 def _placed(paths: pa.Array, batch: RowBatch, role: str, place: Place) -> pa.Array:
-    """Paths in plain form, which most are; a missing one is nothing."""
+    """Paths in plain form, as most are already; empty if missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -127,7 +127,7 @@ def _words(batch: RowBatch, name: str) -> pa.Array:
     import pyarrow as pa
 
     if (found := batch.texts(name)) is not None:
-        found = found.dictionary_encode()  # words that stand in many rows are looked at once
+        found = found.dictionary_encode()  # each distinct word is looked at once
         words = [clean(word(value)) for value in found.dictionary.to_pylist()]
         return pa.array(words, pa.string()).take(found.indices).fill_null("")
     cells = batch.column(name)
@@ -162,7 +162,7 @@ def _splits(batch: RowBatch, name: str | None) -> pa.Array:
 
 
 def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
-    """Of each row, whether there is a caption, be it a blank one. Raises UserError for a caption that is an object."""
+    """Whether each row has a caption, even a blank one. Raises UserError for a caption that is an object."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -182,7 +182,7 @@ def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
 
 
 def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> Iterable[str]:
-    """The default id of each row; the fast way is that of `first_id` for plain paths."""
+    """The default id of each row, as `first_id` makes it."""
     if roles == ["after", "before"]:
         return [
             _pair_id(before, after)
@@ -199,7 +199,7 @@ def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> I
 
 
 def _pair_id(before: str, after: str) -> str:
-    """`first_id` of two files in folders; nothing if a name is not as plain as most."""
+    """`first_id` of a pair with ordinary paths, and empty for any other."""
     folder, _, before = before.rpartition("/")
     other, _, after = after.rpartition("/")
     before, after = before.rpartition(".")[0], after.rpartition(".")[0]

@@ -24,14 +24,14 @@ def image_groups(images: Sequence[Sequence[bytes]]) -> list[bytes]:
         roots = sorted({root(image) for image in row})
         for other in roots[1:]:
             parent[other] = roots[0]
-    # A row that lacks an image is skipped later; it belongs to nobody.
+    # A row without all its images is skipped later, so it belongs to no group.
     return [root(row[0]) if row else b"%d" % i for i, row in enumerate(images)]
 
 
 def held_out(groups: Sequence[str | bytes], fraction: float) -> set[int]:
-    """The rows to hold out: whole groups in an order that only their names decide, as many as fit into the fraction.
+    """The rows to hold out: whole groups, ordered by a hash of their names, as many as fit into the fraction.
 
-    Where not even one fits, the smallest is taken, unless it is all there is.
+    If not even one fits, the smallest is taken, unless it is the only one.
     """
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda name: hashlib.blake2b(_bytes(name), digest_size=8).digest())

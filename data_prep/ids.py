@@ -17,7 +17,7 @@ class Ids:
         self._images_of: dict[tuple[str, str], int] = {}
 
     def is_free(self, split: str, id: str, images: int) -> bool:
-        """Whether the id stands for these images, from now on if not before."""
+        """Whether the id is free for these images; if so, it is theirs."""
         return self._images_of.setdefault((split, id), images) == images
 
     def given(self, row: Row, images: int) -> str:
@@ -26,7 +26,7 @@ class Ids:
 
 
 def taken(row: Row) -> UserError:
-    """What to say where an id stands for two pairs."""
+    """The error for an id that two pairs have."""
     return UserError(
         f"{row.where}: an earlier row of split {row.split} has the id {row.id!r} and other images; give each pair "
         "an id of its own, or let their paths be the ids (--columns id=)"

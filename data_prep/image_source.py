@@ -89,7 +89,7 @@ class Folder:
             return file.read(), notes
 
     def _open(self, path: str) -> int:
-        """A descriptor, or -1 where there is no such file."""
+        """A descriptor, or -1 if there is no such file."""
         try:
             # Without waiting: a pipe in the folder must not stop the conversion.
             return os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_NONBLOCK)
@@ -107,7 +107,7 @@ class Folder:
         return self._archives[name]
 
     def size(self, path: str) -> int:
-        """Bytes of the file or member, -1 if there is none of that very name."""
+        """Bytes of the file or member, -1 if there is none with exactly that name."""
         name, member = split_member(path)
         try:
             if member:
@@ -155,7 +155,7 @@ class Archive:
     @cached_property
     def _is_zip(self) -> bool:
         with self.path.open("rb") as file:
-            # One that was cut short has no end by which `zipfile` knows it.
+            # `zipfile` recognises a zip by its end, which a truncated one lacks.
             return file.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(self.path)
 
     @cached_property

@@ -28,10 +28,10 @@ class SplitImages(NamedTuple):
 def compare(
     splits: Mapping[str, SplitImages], refuse: Callable[[str, int], None]
 ) -> tuple[dict[str, NDArray[np.int8]], Leakage]:
-    """A mark for each sample that is in an earlier one of `splits` too, in whole or with one image; and counts of both.
+    """Marks each sample that shares all its images, or one, with an earlier one of `splits`, and counts both.
 
-    A pair turned around is the same pair. `refuse(split, sample)` is called for each that `train` holds as a whole; it may
-    raise.
+    A pair turned around is the same pair. Calls `refuse(split, sample)`, which may raise, for each whose images are all
+    in `train`.
     """
     marks = {name: np.zeros(len(images.first), dtype=np.int8) for name, images in splits.items()}
     counts: Leakage = {name: defaultdict(lambda: dict.fromkeys(KINDS[1:], 0)) for name in splits}

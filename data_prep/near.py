@@ -1,4 +1,4 @@
-"""Near-duplicates by perceptual hash: what a smaller copy, another quality or another file format leaves alike."""
+"""Near-duplicates by perceptual hash, which a smaller copy, another quality or another file format hardly changes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def image_hash(data: bytes) -> int:
 
 
 def near_duplicates(hashes: Iterable[Sequence[int]], bits: int) -> Iterator[tuple[int, int]]:
-    """`(i, j)`: number `i` is nearly the same as the earlier `j`, all of its hashes differing in at most `bits` bits.
+    """Yields `(i, j)` when number `i` is a near-duplicate of the earlier `j`: no hash differs in more than `bits` bits.
 
-    Exact: of `bits + 1` pieces of a hash, one must be equal. What is nearly another is not compared with later ones.
+    Exact: of `bits + 1` pieces of a hash, one must be equal. Near-duplicates are not compared with later ones.
     """
     edges = [BITS * n // (bits + 1) for n in range(bits + 2)]
     places: dict[tuple[int, int, int], list[tuple[int, Sequence[int]]]] = defaultdict(list)

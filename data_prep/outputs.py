@@ -18,7 +18,7 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # The name of a temporary file inside `target` says nothing to a person; where that is, does.
+        # `target` means something to the user; the temporary file inside it does not.
         advice = "make room and run the command again" if error.errno in FULL else "choose another place"
         raise UserError(f"{target}: cannot be written ({error.strerror or error}); {advice}") from error
 

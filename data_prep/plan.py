@@ -1,8 +1,8 @@
 """Decides, before any image is opened, which rows become which samples of which split.
 
-All rows are read once, in this process, and lie on disk afterwards (`data_prep.spool`). A table costs about 5 µs a row and
-200 bytes of memory, the rows of other readers 30 µs; no image is looked at. Tasks that share the work share the plan: the
-first one makes it, and the others map it into memory and read their own rows.
+All rows are read once, in this process, and then kept on disk (`data_prep.spool`). A row of a table costs about
+5 µs and 600 bytes of memory, a row of another reader about 30 µs; no image is looked at. Tasks that share the work share the
+plan: the first makes it, and the others map it into memory and read their own rows.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class SplitPlan:
     name: str
     count: int
     inputs: str
-    """Digest of what its samples are made of."""
+    """Digest of the rows and decisions that its samples follow from."""
     leakage: dict[str, dict[str, int]]
     """By the name of another split: how many samples have all images in common with it, or one."""
     ids: dict[int, str] = field(repr=False)
-    """Of samples whose paths alone would give them the id of another."""
+    """By sample, if the id made of its paths is already another's."""
 
     @classmethod
     def saved(cls, spool: Spool, name: str, planned: PlannedSplit) -> SplitPlan:
@@ -61,11 +61,11 @@ class SplitPlan:
         return cls(spool, name, len(planned.rows), inputs, planned.leakage, planned.ids)
 
     def digest(self, *options: str) -> str:
-        """What tells its samples, made with these options, from others."""
+        """Identifies its samples, made with these options."""
         return digest([self.inputs, *options])
 
     def __getitem__(self, i: int) -> tuple[Row, list[str]]:
-        """The row of sample `i` with the captions of those that repeat it, and notes."""
+        """The row of sample `i`, with the captions of the rows that repeat it, and its notes."""
         row = self.spool[int(self._arrays["rows"][i])]
         begin, end = np.searchsorted(self._arrays["merged"][:, 0], (i, i + 1))
         again = [self.spool[int(number)].captions for number in self._arrays["merged"][begin:end, 1]]
@@ -109,8 +109,8 @@ def planned(
 ) -> Iterator[ConversionPlan]:
     """The plan, with its files in `out/.tmp-rows` for as long as it is used.
 
-    The first task of a `share` leaves it to the others; a call without one uses theirs and removes it in the end.
-    Raises UserError for rows that cannot be read, and where another process that is no such task works in `out`.
+    The first task of a `share` leaves it to the others; a call without a share uses it, then removes it.
+    Raises UserError for rows that cannot be read, and when a process that is not such a task works in `out`.
     """
     folder = out / ".tmp-rows"
     key = digest([VERSION, reader.name, _state(inputs), dataclasses.asdict(choices), str(out.resolve())])
@@ -149,7 +149,7 @@ def _loaded(path: Path) -> ConversionPlan:
 
 
 def _state(inputs: Inputs) -> list[object]:
-    """What tells these inputs from others, at the price of one look at the annotations."""
+    """Identifies these inputs by the sizes and times of the annotation files."""
     base = inputs.annotations or inputs.images
     files = [base, *sorted(base.iterdir())] if base is not None and base.is_dir() and inputs.annotations else [base]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file and file.exists()]

@@ -1,4 +1,4 @@
-"""All rows of a data set on their way into a plan: read once, numbered, given ids, repeated ones found, splits compared."""
+"""Makes a plan of all rows of a data set: reads them once, gives ids, merges repeated rows, compares splits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.int64]
 AT_ONCE = 64
-"""Rows that a reader gives one at a time and that are written together; they may hold images."""
+"""How many rows of a row-by-row reader are written together; they may hold images."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class PlannedSplit:
     """The samples of one split."""
 
     rows: Numbers
-    """Of each sample, the number of its row."""
+    """The number of each sample's row."""
     merged: Numbers
-    """`[repeated rows, 2]`: a sample, and the number of a row whose captions it takes over; by sample, then by row."""
+    """`[repeated rows, 2]`: a sample, and the number of a row whose captions it also has; sorted."""
     marks: NDArray[np.int8]
     """What each shares with another split (`data_prep.leakage`)."""
     ids: dict[int, str]
-    """Of samples whose paths alone would give them the id of another."""
+    """By sample, if the id made of its paths is already another's."""
     inputs: str
     """Digest of the rows."""
     leakage: dict[str, dict[str, int]]
@@ -105,7 +105,7 @@ class _Reading:
     ) -> None:
         self.reader, self.inputs, self.image_source, self.choices = reader, inputs, image_source, choices
         if inputs.images:
-            image_source.open()  # an archive that is refused is refused now
+            image_source.open()  # refuses a bad archive before any row is read
         for path in folder.iterdir():
             if path.name != "lock":
                 path.unlink()
@@ -179,7 +179,7 @@ class _Reading:
 
 
 def _content(column: pa.Array) -> bytes:
-    """Bytes that tell the values of a column from others."""
+    """Bytes that identify the values of a column."""
     import pyarrow as pa
 
     if pa.types.is_string(column.type) and not column.null_count:
@@ -201,7 +201,7 @@ class _Numbered:
         self.split = splits.indices.to_numpy().astype(np.int64)
         keys = pa.concat_arrays([_one(facts["first"]), _one(facts["second"])]).dictionary_encode()
         self.keys = keys.dictionary
-        """Of each image, by its number."""
+        """The key of each image, by its number."""
         codes = keys.indices.fill_null(-1).to_numpy().astype(np.int64)
         self.first, self.second = codes[: len(facts)], codes[len(facts) :]
         missing = self.keys.index("").as_py()
@@ -209,16 +209,16 @@ class _Numbered:
         if missing >= 0:
             self.complete &= self.second != missing
         self.images = (self.first + 1) << 32 | (self.second + 1)
-        """Of each row, one number for all its images."""
+        """One number for all images of each row."""
         self.ids: dict[int, str] = {}
-        """Of rows that cannot have the id that their paths give them."""
+        """By row, if the id made of its paths is already another's."""
 
     def flags(self, name: str) -> NDArray[np.bool_]:
         flags: NDArray[np.bool_] = _one(self.facts[name]).to_numpy(zero_copy_only=False)
         return flags
 
     def give_ids(self) -> None:
-        """Sees to it that no two pairs of a split have one id. Raises UserError when the rows' own ids say otherwise."""
+        """Makes the ids of pairs unique within a split. Raises UserError if the table's own ids are not."""
         has_id = self.flags("has_id")
         counts = ~has_id | (self.complete & ~self.flags("has_turns"))
         known = _one(self.facts["id"]).dictionary_encode()
@@ -241,7 +241,7 @@ class _Numbered:
             self.id[number] = codes.setdefault(id, len(codes)) * len(self.names) + self.split[number]
 
     def samples(self) -> tuple[Numbers, list[tuple[int, int]]]:
-        """The rows that become samples, and `(sample's row, row)` for each whose captions an earlier one takes over."""
+        """The rows that become samples, and `(sample's row, row)` for each row merged into an earlier one."""
         images = np.unique(self.images, return_inverse=True)[1]
         _, place, inverse = np.unique(self.id * (len(images) + 1) + images, return_index=True, return_inverse=True)
         first = place[inverse]
@@ -266,7 +266,7 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _hold_out(of_split: dict[str, Numbers], digests: dict[str, str], rows: _Numbered, choices: Choices) -> None:
-    """Moves a part of `train` to `test`, and never one of two pairs that belong together."""
+    """Moves a part of `train` to `test`; pairs that belong together stay together."""
     train = of_split.get("train", np.zeros(0, dtype=np.int64))
     groups: Sequence[str | bytes] = rows.facts["group"].take(train).to_pylist() if choices.hold_out_by else []
     if choices.hold_out_by and not any(groups):

@@ -49,7 +49,7 @@ def run_chunks(
                 job.add_done_callback(
                     lambda job: failed.append(job) if not job.cancelled() and job.exception() else None
                 )
-            # This process need not wait for an interpreter to start: it begins at once, with what comes last to the others.
+            # While the workers start, this process begins at the far end of the list.
             for place, n in reversed(list(enumerate(todo))):
                 if claimed_chunk(taken, place):
                     state.write(n, todo[n], done)
@@ -67,7 +67,7 @@ def run_chunks(
 
 
 def start_worker(state: Chunks, taken: Any, made: Any, stop: Any, parent: int) -> None:
-    """Sets up one worker: Ctrl-C is the parent's business, and a worker ends when its parent is gone."""
+    """Sets up one worker, which ignores Ctrl-C and exits when its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -84,8 +84,10 @@ worker: tuple[Chunks, Any, Any, Any]
 
 
 def claimed_chunk(taken: Any, place: int) -> bool:
-    """Whether this process is the first to ask for the chunk at that place of the list. (A future that is cancelled instead
-    makes Python 3.11's pool stumble when a worker dies.)"""
+    """Whether this process is the first to claim the chunk at that place of the list.
+
+    Cancelling its future instead would break Python 3.11's pool when a worker dies.
+    """
     with taken.get_lock():
         first = not taken[place]
         taken[place] = 1
@@ -93,7 +95,7 @@ def claimed_chunk(taken: Any, place: int) -> bool:
 
 
 def work_chunk(place: int, n: int, indices: list[int]) -> None:
-    """One chunk in a worker, unless another process has it."""
+    """Makes one chunk in a worker, unless another process has claimed it."""
     state, taken, made, stop = worker
     if not claimed_chunk(taken, place):
         return

@@ -22,7 +22,7 @@ KEPT = ("repeated_key",)
 def repair(
     manifests: Sequence[Manifest], outcome: CheckReport, out: Path, processes: int | None = None
 ) -> list[Report]:
-    """Writes `out/<split>/` for every split; what has a fault is left out. Raises UserError when nothing is left."""
+    """Writes `out/<split>/` for every split, without faulty samples. Raises UserError when nothing is left."""
     if any(manifest.folder.resolve().is_relative_to(out.resolve()) for manifest in manifests):
         raise UserError(f"{out}: holds the data set itself; give another folder with --out")
     reports = []

@@ -26,7 +26,7 @@ class Tally:
     noted: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
     prints: bytearray = field(default_factory=bytearray)
-    """Two 64-bit numbers for each image, by which copies are known (`data_prep.images.content_print`)."""
+    """Two 64-bit numbers for each image, which copies share (`data_prep.images.content_print`)."""
 
     def skip(self, kind: str, reason: str) -> None:
         self.skipped[kind] += 1

@@ -39,11 +39,11 @@ class SelectedSamples:
     places: NDArray[np.int64]
     """`[samples, 2]`."""
     renamed: frozenset[Place] = frozenset()
-    """Whose keys other samples have, too."""
+    """Samples whose keys occur more than once."""
     split: str = ""
-    """The split of all samples, where it is another than their own."""
+    """The split of all samples, if it is not their own."""
     licences: tuple[str, ...] = ()
-    """By shard: what is noted in the samples that name none."""
+    """By shard: the licence noted in samples that name none."""
     _open: dict[int, tuple[int, Index]] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -94,7 +94,7 @@ class ShardPool:
                 )
 
     def known(self, processes: Workers, sizes: bool = False, hashes: bool = False) -> list[SampleFacts]:
-        """Every sample. Costs a read of its record; with `sizes` of its images' headers, with `hashes` their decoding.
+        """Reads the record of every sample; with `sizes` also the headers of its images, and with `hashes` all pixels.
 
         Raises UserError when a sample cannot be read.
         """
@@ -153,7 +153,7 @@ class ShardPool:
         return (tuple(read(i).images.values()) for i in range(len(samples)))
 
     def digest(self, copies: SelectedSamples) -> str:
-        """What tells these copies from others."""
+        """Identifies these copies."""
         shards = [(shard.name, shard.bytes, shard.sha256) for _, shard in self.shards]
         chosen = hashlib.sha256(copies.places.tobytes()).hexdigest()
         return digest([shards, chosen, sorted(copies.renamed), copies.split, copies.licences])

@@ -1,4 +1,4 @@
-"""Going over the shards of finished data sets, in parallel."""
+"""Work on the shards of finished data sets, in parallel."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def _remote_data_sets(address: str) -> list[Manifest]:
 
 
 def place_of(manifest: Manifest, shard: Shard) -> Path:
-    """What a shard is called: its path, or its split and name where it lies elsewhere."""
+    """The name of a shard in messages: its path, or its split and name if it is remote."""
     return Path(manifest.split) / shard.name if shard.url else manifest.path(shard)
 
 
 @contextmanager
 def on_disk(shard: Shard, path: Path) -> Iterator[Path]:
-    """The shard at `path`, or, where it lies elsewhere, a copy for as long as it is used. Raises UserError."""
+    """The shard at `path`, or a temporary copy of a remote one. Raises UserError."""
     if not shard.url:
         yield path
         return

@@ -1,4 +1,4 @@
-"""Rows on disk between reading and writing: Arrow files that every process maps into memory and reads its own rows of."""
+"""Rows on disk between reading and writing: Arrow files that each process maps into memory to read its own rows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Part:
 
 
 def meaning_fields(meaning: Meaning) -> dict[str, Any]:
-    """What tells the meaning of one table's cells from another's, as JSON."""
+    """The meaning of a table's cells, as JSON."""
     columns = meaning.columns
     return {
         **{"table": meaning.table, "split": meaning.split, "beside": meaning.beside},
@@ -69,11 +69,11 @@ class SpoolWriter:
         self._images = (folder / "images").open("wb")
 
     def add_table(self, batch: RowBatch) -> None:
-        """Rows of a table, as they are."""
+        """Adds rows of a table, as they are."""
         self._add(batch.table.cells, batch.meaning, batch.table.first)
 
     def add_rows(self, rows: Sequence[Row]) -> pa.RecordBatch:
-        """Rows of any kind; returns what was written of them."""
+        """Adds rows of any kind; returns what was written."""
         import pyarrow as pa
 
         texts = [clean(ENCODE({**vars(row), "images": self._stored(row)})) for row in rows]

@@ -1,4 +1,4 @@
-"""Samples of a data set at even distances, as cards of a page to look at."""
+"""Evenly spaced samples of a data set, as cards of a page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cards(manifest: Manifest, most: int) -> Iterator[dict[str, Any]]:
 
 
 def spread_over(manifest: Manifest, most: int) -> Iterator[tuple[str, Sample | BadSample]]:
-    """Where, and what: at most `most` samples of a split at even distances; a bad one as what is wrong with it."""
+    """At most `most` samples of a split, evenly spaced, each with its place; a bad one is given as its fault."""
     total = sum(shard.samples for shard in manifest.shards)
     wanted = {number * total // most for number in range(most)} if total > most else set(range(total))
     first = 0

@@ -53,13 +53,13 @@ class Maker(ABC):
         return packed.getvalue()
 
     def digest(self) -> str:
-        """SHA-256 of everything that the samples follow from."""
+        """SHA-256 of everything that determines the samples."""
         fields = json.dumps(asdict(self), sort_keys=True, default=_plain)
         return hashlib.sha256(f"{type(self).__name__} {fields}".encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: configuration sections and paths."""
+    """Configuration sections and paths, which JSON does not know."""
     return value.model_dump() if hasattr(value, "model_dump") else str(value)
 
 

@@ -68,7 +68,7 @@ class TarWriter:
 
     def discard(self) -> None:
         """Removes what was written."""
-        with contextlib.suppress(OSError):  # on a full disk, what is still to be written cannot be
+        with contextlib.suppress(OSError):  # a full disk takes no more of the buffer
             self._file.close()
         self._aside.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
 ANY = "any"
-"""In place of host names: every host that has public addresses only."""
+"""Stands for every host that has public addresses only."""
 MAX_BYTES = 1 << 28
 SECONDS = 60.0
 """Longest time for one image, and longest wait for a byte of it."""
@@ -39,7 +39,7 @@ def check_url(url: str, hosts: tuple[str, ...], where: str) -> str:
 
 
 def fetch(url: str, hosts: tuple[str, ...]) -> bytes:
-    """The bytes behind `url`. Raises `BadSample` when they do not come after three tries, or are too many."""
+    """The bytes at `url`. Raises `BadSample` when three tries fail, or when there are too many."""
     for tried in range(1, TRIES + 1):
         try:
             return _once(url, hosts)
@@ -75,7 +75,7 @@ def _once(url: str, hosts: tuple[str, ...]) -> bytes:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to hosts that the user named, and to no other scheme."""
+    """Follows redirects only to hosts that the user named, over http and https."""
 
     def __init__(self, hosts: tuple[str, ...]) -> None:
         self.hosts = hosts

@@ -2,7 +2,7 @@
 
 Dask and not Ray Data: work on a shard or on a chunk is a plain function of a path, so a scheduler of tasks is all that is
 needed. Dask's is pure Python, starts inside a Slurm job or a Kubernetes pod without a daemon of its own, and gives a task
-to another worker when one dies. A finished chunk is a file, so a command goes on where it was, whichever of the two runs it.
+to another worker when one dies. A finished chunk is a file, so a command continues where it stopped, on either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Found = TypeVar("Found")
 Workers = int | str | None
 """A number of processes (None: all cores), or the address of a Dask scheduler."""
 RETRIES = 2
-"""How often a task is given to another worker, where its own dies."""
+"""How often a task is given to another worker after its own dies."""
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,10 @@
 """From a function that makes sample i to a folder of shards: parallel, resumable, and the same bytes every time.
 
 The samples, shuffled by seed where asked, are cut into chunks of `shard_samples`; a chunk is one job of one process and
-becomes one shard, or several where `shard_bytes` is reached, or none where all its samples are skipped. So the number of
-processes changes nothing. Work happens in `DIR/.tmp-<split>/`, where a finished chunk leaves a record; after a kill the
-same call goes on from those. The folder is renamed to `DIR/<split>/` when all is done. Several machines that share the
-folder may make a share of the chunks each (`data_prep.share`); a call without a share then finds them made.
+becomes one shard, or several where `shard_bytes` is reached, or none where all its samples are skipped. So the number
+of processes changes nothing. Work happens in `DIR/.tmp-<split>/`, where a finished chunk leaves a record; after a kill
+the same call continues from those. The folder is renamed to `DIR/<split>/` when all is done. Machines that share the
+folder may each make a share of the chunks (`data_prep.share`); a call without a share then joins them.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_ma
 from onediff.errors import UserError
 
 ORDER = "order.npy"
-"""The order of all samples, which the first of several tasks leaves to the others."""
+"""The order of all samples, which the first of several tasks computes for the others."""
 
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What tells one data set's samples and shards from another's."""
+    """Identifies the samples and shards of a data set."""
 
     name: str
     split: str
@@ -131,7 +131,7 @@ def write_dataset(
 def make_chunks(
     state: Chunks, job: WriteJob, share: Share | None, processes: Workers, progress: bool, trusted: bool
 ) -> list[int]:
-    """Makes what is not yet there of this task's chunks; returns their numbers."""
+    """Makes those of this task's chunks that are missing; returns the numbers of all of them."""
     mine = [n for n in range(job.chunk_count()) if share is None or share.has(n)]
     unsure = [n for n in mine if state.load(n) is None] if trusted else mine
     if not unsure:
@@ -167,7 +167,7 @@ def finished(final: Path, job: WriteJob, make: Make | None, began: float) -> Rep
 
 
 def shuffled(count: int, seed: int | None) -> NDArray[np.int64]:
-    """0 … count - 1, in an order that `seed` fixes on every machine and version; in place where there is no seed.
+    """0 … count - 1, shuffled by `seed` in the same order on every machine and version; in order without a seed.
 
     Costs a microsecond each.
     """
@@ -184,10 +184,10 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def locked(folder: Path, may_share: Callable[[], bool] = lambda: False, waiting: str = "") -> Iterator[int]:
-    """Makes `folder` and holds it for this process, or beside others that hold it in the same way where `may_share()`.
+    """Makes `folder` and locks it for this process, or, if `may_share()`, together with others that share it.
 
-    Yields the descriptor of the lock. Raises UserError when another process keeps the folder for five seconds; with the
-    line `waiting`, prints that instead and waits.
+    Yields the descriptor of the lock. Raises UserError when another process keeps the lock for five seconds; given a
+    line `waiting`, prints it and waits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -207,14 +207,14 @@ def locked(folder: Path, may_share: Callable[[], bool] = lambda: False, waiting:
         try:
             yield lock.fileno()
         finally:
-            # Nothing stays behind but parts that the next call can use.
+            # Only parts that the next call can use are left.
             if folder.exists() and [path.name for path in folder.iterdir()] == ["lock"]:
                 shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def claimed(work: Path, job: WriteJob, beside_others: bool = False) -> Iterator[None]:
-    """Holds the folder `work`, emptied unless it holds parts of the same job; `beside_others` that work at this job."""
+    """Locks the folder `work`, emptied unless it holds parts of the same job; `beside_others` shares it with its tasks."""
     mark = work / "job"
 
     def is_mine() -> bool:

@@ -1,6 +1,6 @@
-"""Build a collection of data sets, such as DiffCap, from the raw files that are there; run again when more are.
+"""Build a collection of data sets, such as DiffCap, from the raw files that are there; run it again when there are more.
 
-Prints a table: what is published beside what is there, and the lines for a run's configuration. The exit code is 1 where a
+Prints a table: what is published beside what is there, and the lines for a run's configuration. The exit code is 1 if a
 part is missing.
 """
 

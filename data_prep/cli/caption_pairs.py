@@ -1,8 +1,8 @@
-"""Have a language model write difference captions from what is known of pairs in words, by any OpenAI-compatible endpoint.
+"""Have a language model write difference captions from texts about the pairs, at any OpenAI-compatible endpoint.
 
 The pairs come from a reader, as in 'onediff data convert'; the prompt may use {edit}, {caption_before}, {caption_after},
 {caption} and every other word that the reader keeps. The outcome is a table for 'onediff data convert generic'. Answers
-are kept in OUT.answers.jsonl: a second run costs nothing, and an interrupted one goes on. Answers that cannot be captions
+are kept in OUT.answers.jsonl: a second run costs nothing, and an interrupted one resumes. Answers that cannot be captions
 (refusals, too long, talk of captions) are counted and kept apart in OUT.rejected.jsonl.
 """
 

@@ -1,6 +1,6 @@
 """Verify a data set: checksums, indexes, records, captions, images, repeated samples, leakage between splits.
 
-Every fault is named by shard and key. The exit code is 0 without faults and 1 with some; remarks change nothing.
+Every fault is named by shard and key. The exit code is 1 if there are faults, else 0; remarks do not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def checked(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Prints the findings; the exit code, and all of them."""
+    """Prints the findings; returns the exit code and the JSON of all of them."""
     outcome = check_data_sets(data_sets(args.folder), args.processes, not args.no_pixels)
     for finding in outcome.findings[: args.limit]:
         print(finding)

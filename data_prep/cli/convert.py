@@ -1,9 +1,9 @@
 """Convert a data set in its own layout, or your own table of pairs, to shards: DIR/<split>/ with a manifest.
 
 A row that cannot be used (no caption, a missing or corrupt image) is skipped, counted by reason and named in the final
-table; with --strict it stops the conversion instead, and so does more of them than --max-skipped. A table that cannot be
+table; with --strict it stops the conversion instead; more of them than --max-skipped make it fail. A table that cannot be
 read, a path outside the image folder, and a pair of your own table that is in train and in another split always
-stop it. Run the same command again to go on after an interruption.
+stop it. Run the same command again to resume after an interruption.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
-    """What becomes of rows that cannot be used, and how images and shards are stored."""
+    """How unusable rows are treated, and how images and shards are stored."""
     add = parser.add_argument
     add("--strict", action="store_true", help="stop at the first row that cannot be used")
     add(
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def converted(args: argparse.Namespace) -> tuple[int, list[dict[str, Any]]]:
-    """Prints the final table, or the layout; what JSON tells of each split."""
+    """Prints the final table, or the layout; returns the JSON of each split."""
     # Imported here, so that a launcher can check a command line on a login node at once.
     from data_prep.convert import convert
     from data_prep.images import Encoding
@@ -144,7 +144,7 @@ def converted(args: argparse.Namespace) -> tuple[int, list[dict[str, Any]]]:
 
 
 def check_paths(args: argparse.Namespace) -> None:
-    """Raises UserError for paths and numbers that cannot be meant."""
+    """Raises UserError for impossible paths and numbers."""
     for option in ("annotations", "images"):
         path = getattr(args, option)
         if path is not None and not (args.name == "hf" and option == "annotations") and not path.exists():

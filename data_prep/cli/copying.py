@@ -1,4 +1,4 @@
-"""What the commands have in common that make data sets of others: `merge`, `subset`, `filter`, `reshard`, `split`."""
+"""What the commands that make data sets from others have in common: `merge`, `subset`, `filter`, `reshard`, `split`."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluation_first(samples: Sequence[SampleFacts]) -> list[SampleFacts]:
-    """What training would share with an evaluation split leaves training."""
+    """Evaluation splits first, so that samples that training shares with one leave training."""
     return sorted(samples, key=lambda known: known.split == "train")
 
 
@@ -86,7 +86,7 @@ def without_twins(
     twins: Mapping[int, int],
     removed: list[tuple[SampleFacts, str]],
 ) -> list[SampleFacts]:
-    """The samples without those of `order` that are like an earlier one; those go to `removed`."""
+    """`kept` without the near-duplicates, which are added to `removed`."""
     removed += [(order[i], f"like {order[j].split} {order[j].key}") for i, j in twins.items()]
     gone = {order[i].place for i in twins}
     return [known for known in kept if known.place not in gone]

@@ -1,4 +1,4 @@
-"""Put several data sets together, split by split: repeated keys are made different, licences are summed up.
+"""Put several data sets together, split by split: repeated keys are renamed, licences counted.
 
 onediff data merge data/mine data/theirs --out data/both
 """

@@ -1,4 +1,4 @@
-"""Take some samples of each split, the same ones for a seed, in their order.
+"""Take some samples of each split: the same ones for the same seed, in their order.
 
 onediff data subset data/mine --count 1000 --out data/small
 """

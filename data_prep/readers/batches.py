@@ -1,4 +1,4 @@
-"""Rows of a table by column: what each cell means is worked out where its row is needed, not where the table is read."""
+"""Rows of a table by column; cells are interpreted when their row is needed, not when the table is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the rows of one table have in common."""
+    """What the rows of one table have in common, and so how to read them."""
 
     table: str
     """Its name."""

@@ -1,4 +1,4 @@
-"""Whether a table of text is written so plainly that a fast parser reads it as the careful one does."""
+"""Whether a CSV is regular enough for a fast parser to read it as the strict one does."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ MEASURED = 16
 def rows(
     stream: Stream, lanes: Mapping[int, LaneCursor], workers: int, prefetch: int
 ) -> Iterator[tuple[int, list[TokenRow], LaneCursor]]:
-    """Without end, lane after lane: the lane, the samples of its next row, and where the lane goes on behind it.
+    """Yields endlessly, lane after lane: the lane, the samples of its next row, and where the lane continues after it.
 
     `lanes` says where each begins. Faults of bad samples met on the way are in `skipped` of a row's first sample. Raises
     UserError after `data.bad_in_a_row` of them, and for what stops a worker.
@@ -44,7 +44,7 @@ class _Planned:
 
     indexes: tuple[int, ...]
     behind: LaneCursor
-    """Where the lane goes on."""
+    """Where the lane continues."""
     skipped: list[Fault]
     """Bad samples met while choosing it."""
     error: str | None = None
@@ -56,7 +56,7 @@ class Ahead:
     def __init__(self, stream: Stream, lanes: Mapping[int, LaneCursor]) -> None:
         self.stream = stream
         self._next = dict(lanes)
-        """Where each lane goes on behind the rows that are planned."""
+        """Where each lane continues after the rows that are planned."""
         self._planned: dict[int, deque[_Planned]] = {lane: deque() for lane in lanes}
         self._made: dict[int, deque[Made]] = {lane: deque() for lane in lanes}
         self._owed: deque[int] = deque()

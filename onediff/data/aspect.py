@@ -28,7 +28,7 @@ Sizes = Mapping[tuple[int, int], int]
 
 
 def crop_remark(sizes: Sizes, config: ImageConfig = MIDDLE_SQUARE) -> str | None:
-    """What to say of a data set of which a crop loses more than is tolerated; None if it does not."""
+    """The warning for a data set of which a crop loses more than is tolerated; None if it does not."""
     share = lost_to_crop(sizes, config)
     if share <= TOLERATED:
         return None

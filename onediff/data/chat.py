@@ -38,7 +38,7 @@ def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Patter
     """A conversation of that many turns, all of them answered, as the chat template writes it.
 
     An answer is learned from its first character to the end of the template's `{% generation %}` block, or, where it has
-    none, through the first special token behind it (`controls` matches those); through the tokenizer's end of text where
+    none, through the first special token after it (`controls` matches those); through the tokenizer's end of text where
     the template writes no such token either. Raises UserError for a template that refuses a conversation or changes it.
     """
     messages = [] if system is None else [{"role": "system", "content": system}]
@@ -89,7 +89,7 @@ def _written(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[
 def _end(
     text: str, answer: re.Match[str], until: int, blocks: Iterable[tuple[int, int]], controls: re.Pattern[str]
 ) -> int:
-    """Where what is learned with an answer ends, not behind `until`."""
+    """Where the text learned with an answer ends, at `until` at the latest."""
     token = controls.search(text, answer.end(), until)
     ends = [stop for start, stop in blocks if start <= answer.start() and answer.end() <= stop]
     return max([answer.end() if token is None else token.end(), *ends])

@@ -1,6 +1,6 @@
 """Hard couples: partners by a rule over captions, instead of the next sample of the shuffled block.
 
-A rule lays the captions of a block out in a ring; each sample is coupled with the one behind it. So each is once the first
+A rule arranges the captions of a block in a ring; each sample is coupled with the next. So each is once the first
 and once the second of a couple, never both of one, whatever the rule is. Another package adds a rule with an entry point in
 the group `onediff.couples`, `name = module:function`; docs/extending.md has a worked example.
 """
@@ -21,7 +21,7 @@ WINDOW = 1024
 """Captions that a rule sees at once: what it needs in memory does not grow with `data.block`."""
 
 LONGEST_WAIT = 1024
-"""How many samples behind the newest one a sample of a packed lane may wait: 32 rows of 32 samples."""
+"""How far a waiting sample of a packed lane may fall behind the newest one: 32 rows of 32 samples."""
 
 
 def similar_captions(captions: Sequence[str]) -> list[int]:
@@ -64,7 +64,7 @@ class Couples:
         self._rings: dict[int, dict[tuple[int, int], NDArray[np.int64]]] = {}
 
     def partner(self, lane: int, index: int) -> SamplePlace:
-        """The sample that is coupled behind sample `index`. Raises UserError for a rule that gives no ring.
+        """The sample that follows sample `index` in its couple. Raises UserError for a rule that gives no ring.
 
         The first call in a block reads all its captions, and no image.
         """

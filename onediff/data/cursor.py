@@ -12,7 +12,7 @@ then the first one that nobody has looked at. Rows of one sample each leave none
 
 
 class Cursor(NamedTuple):
-    """Where the lanes of one rank go on behind a batch, and what the rank has left out since it started reading."""
+    """Where the lanes of one rank continue after a batch, and what the rank has left out since it started reading."""
 
     lanes: dict[int, LaneCursor]
     skipped: Counter[str]

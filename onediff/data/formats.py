@@ -33,7 +33,7 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
 
 
 def kind_of(data: bytes) -> str:
-    """In words, what an image is that cannot be read, and what to do."""
+    """What an unreadable image is, in words, and what to do about it."""
     if is_heif(data):
         return "a HEIC image: pip install pillow-heif to read it, or save it as JPEG"
     if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":

@@ -230,7 +230,7 @@ def scan_members(fd: int, damage: list[str]) -> Iterator[tuple[str, int, int]]:
 
     Python's `tarfile` ends silently at a damaged header; this appends a line to `damage` for it, for a file that is cut
     short, and for members that are not files (links, devices), which are never followed. Where tars were joined (`cat
-    a.tar b.tar`), it reads on behind the first one's end, which others take for the end of all; a line says so, too.
+    a.tar b.tar`), it reads past the end of the first, where other readers stop, and a line says so.
     """
     end, at, long_name, pax = os.fstat(fd).st_size, 0, None, {}  # type: int, int, str | None, dict[str, str]
     closed = False

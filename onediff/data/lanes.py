@@ -94,7 +94,7 @@ class Lanes:
         return [self._place(epoch, lane, start + offset) for offset in range(size)]
 
     def partner(self, lane: int, index: int, ring: NDArray[np.integer] | None = None) -> SamplePlace:
-        """The sample that is coupled behind sample `index`: the next in `ring`, behind the last the first.
+        """The sample that follows sample `index` in its couple: the next in `ring`, which starts over after its last.
 
         A ring is an order of the block's `places`, by default the shuffled one. So each sample of an epoch is once
         the first and once the second of a couple, and never both of one.

@@ -1,4 +1,4 @@
-"""Micro-batches of one data-parallel rank, each with the cursor behind it.
+"""Micro-batches of one data-parallel rank, each with the cursor after it.
 
 Rank r of D serves lanes r, r + D, …; a global batch is one row of every lane. Rows are laid into batches in their order,
 so the batches are the same for any number of worker processes.

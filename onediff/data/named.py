@@ -1,7 +1,7 @@
 """Rows by name, so that any of them can be made again: `pairs/part-003.tar:000017` is the sample with the key 000017 in a
 shard of the data set `pairs`.
 
-`@2` behind the key means the third pass over the data set, in which another caption may be drawn. A coupled row is both
+`@2` after the key means the third pass over the data set, in which another caption may be drawn. A coupled row is both
 names with `+` between them. Where several samples of a shard have one key, `#17` in place of the key counts them from 0.
 """
 

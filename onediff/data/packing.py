@@ -38,7 +38,7 @@ class Packer:
         self._lengths: dict[tuple[int, int], int] = {}
 
     def chosen(self, lane: int, cursor: LaneCursor, skipped: list[Fault]) -> tuple[dict[int, int], LaneCursor]:
-        """The samples of the row at `cursor` with their lengths, by index, and the cursor behind it.
+        """The samples of the row at `cursor` with their lengths, by index, and the cursor after it.
 
         No image is decoded. Bad samples met on the way are added to `skipped`; raises UserError once there are
         `data.bad_in_a_row` of them.

@@ -34,7 +34,7 @@ class Planes:
     shapes: tuple[tuple[int, int], ...] = ()
     """Rows and columns of patches of each image, beside `mask`."""
     patches: Segments | None = None
-    """Beside `mask`: the patches of each image and behind them its padding, as sequences."""
+    """Beside `mask`: the patches of each image, then its padding, as sequences."""
 
     def of_images(self, level: Tensor) -> Tensor:
         """`[tokens, width]`: the tokens that go on, of what the tower gave, `[views or images, tokens, width]`."""

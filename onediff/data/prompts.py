@@ -79,7 +79,7 @@ class Prompter:
         """The sequence of one sample; `images` are the numbers of image tokens of each of its images.
 
         Images stand where the users' words say `<image>`, else in front of the first words, before then after; the delta
-        tokens of a pair stand behind the last image. Each answer and the token that ends it are what is learned. Raises
+        tokens of a pair follow the last image. Each answer and the token that ends it are what is learned. Raises
         BadSample where the words have places for another number of images.
         """
         made = Sequence()

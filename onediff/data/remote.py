@@ -43,7 +43,7 @@ def file_in(folder: str, name: str) -> str:
 
 
 def pieces(url: str) -> Iterator[bytes]:
-    """The bytes behind `url`, piece by piece. Raises OSError when they do not come, UserError when they never can."""
+    """The bytes at `url`, piece by piece. Raises OSError when they do not come, UserError when they never can."""
     if url.startswith("pipe:"):
         yield from _printed(url.removeprefix("pipe:"))
         return

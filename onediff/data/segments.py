@@ -27,7 +27,7 @@ def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
 class Segments:
     """The sequences of all rows, laid end to end: on the device for attention kernels, on the host for everything else.
 
-    The padding behind the last sample of a packed row is a sequence too, so that the lengths add up to rows · tokens.
+    The padding after the last sample of a packed row is a sequence too, so that the lengths add up to rows · tokens.
     """
 
     lengths: tuple[int, ...]

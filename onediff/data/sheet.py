@@ -60,7 +60,7 @@ def layout(row: TokenRow, tokenizer: Any) -> str:
 
 
 def packed_layout(samples: Sequence[TokenRow], tokens: int) -> list[str]:
-    """Where the samples of a packed row lie: `tokens 0 to 1,239` for each, and for the padding behind them."""
+    """The place of each sample of a packed row, `tokens 0 to 1,239`, and of the padding after them."""
     starts = list(accumulate((len(sample.token_ids) for sample in samples), initial=0))
     places = [f"tokens {start:,} to {end - 1:,}" for start, end in pairwise(starts)]
     return places + ([f"tokens {starts[-1]:,} to {tokens - 1:,}"] if starts[-1] < tokens else [])
@@ -89,7 +89,7 @@ def save_sheet(rows: Sequence[Sequence[TokenRow]], tokenizer: Any, file: Path, p
 
 
 def _strip(number: int, samples: Sequence[TokenRow], tokenizer: Any, pack: int, width: int) -> Image.Image:
-    """A packed row in proportion: its samples with a black line behind each, and the padding left white."""
+    """A packed row to scale: its samples, a black line after each, and the padding in white."""
     strip = Image.new("RGB", (width, 40), "white")
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
     filled = sum(len(sample.token_ids) for sample in samples)

@@ -48,7 +48,7 @@ def grids(most: int) -> tuple[Grid, ...]:
 
 
 def best_grid(sizes: Sequence[Size], side: int, most: int) -> Grid:
-    """The grid in which these images together keep the most pixels, and of several such the one with the least black.
+    """The grid in which these images together keep the most pixels, and of those the one with the least black.
 
     As `select_best_resolution` of transformers for one image. Scaling up adds nothing.
     """
