@@ -57,7 +57,7 @@ def compare(found: Path, wanted: Path, phases: tuple[str, ...] = PHASES) -> None
         equality.difference(found, wanted, phase, STEPS)
         measured, known = (metrics(run, phase, "validation/loss") for run in (found, wanted))
         assert measured == pytest.approx(known, abs=1e-5) and len(known) == 2
-        for name in ("targets", "tokens", "samples", "real_token_share"):
+        for name in ("targets", "tokens", "samples"):
             assert metrics(found, phase, name) == metrics(wanted, phase, name)
 
 
