@@ -97,7 +97,8 @@ def attend_in_context(
     """`attend`; with `context` for this rank's share of the tokens, `[1, heads, share, size]`, over all tokens."""
     if context is None:
         return attend(module, query, key, value, attention_mask, **options)
-    mixed, _ = attend(module, *context.heads(query, key, value), attention_mask, **options)
+    query, key, value = context.heads(query, key, value)
+    mixed, _ = attend(module, query, key, value, attention_mask, **options)
     return context.tokens_of_all_heads(mixed), None
 
 

@@ -107,7 +107,12 @@ class RunRecorder:
         if "latest" in aliases:
             raise ValueError("the alias 'latest' belongs to MLflow: the newest version is models:/NAME/latest anyway")
         folder = Path(folder).resolve()
-        record = {"model": str(folder), "name": name, "aliases": list(aliases), "trained": trained_as(folder)}
+        record: dict[str, Any] = {
+            "model": str(folder),
+            "name": name,
+            "aliases": list(aliases),
+            "trained": trained_as(folder),
+        }
         if score:
             record["score"] = dict(score)
         if scores and evaluated_on is not None:

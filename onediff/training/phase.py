@@ -67,7 +67,7 @@ class Phase:
     """in the memory of two nodes, where they are asked for"""
     tracker: Any = None
     """on rank 0"""
-    around_step: Callable[[int], AbstractContextManager[None]] = nullcontext
+    around_step: Callable[[int], AbstractContextManager[object]] = nullcontext
     """what surrounds the host's work for a step, by its number"""
     step: int = 0
     """steps whose metrics are known"""
