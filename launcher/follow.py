@@ -203,7 +203,9 @@ def explanation(record: Record) -> str:
         for note in [note for note in read_notes(record.exits(state.phase, 1)) if note["code"]] if is_data else []:
             lines += [f"  task {note['rank']} on {note['node']}: exit code {note['code']}, {note['log']}:"]
             lines += [f"    {line}" for line in note["last"][-5:]]
-    lines += [f"NCCL's flight records in {record.run / 'logs'}: {line}" for line in flight.missing(record.run / "logs")]
+    if any(state.state != "finished" for state in states):
+        logs = record.run / "logs"
+        lines += [f"NCCL's flight records in {logs}: {line}" for line in flight.missing(logs)]
     lines.append(advice(record, states))
     return "\n".join(lines)
 
