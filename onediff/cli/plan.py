@@ -3,18 +3,26 @@
   onediff plan configs/onediff_7b.yaml --gpus 64 --gpu h100-80g
   onediff plan configs/onediff_7b.yaml --gpus 8 --gpu a100-80g --suggest
   onediff plan configs/onediff_7b.yaml --nodes 4 --gpu l40s-48g parallel.tensor=2 --out plan.json
+  onediff plan configs/onediff_7b.yaml --gpus 64 --rehearse 0/64
 
 Memory is that of the largest micro-batch that may come (rows of data.max_tokens); time is that of usual rows (--text).
-Exit code 1 when a phase does not fit.
+--rehearse runs the training code of one rank at the run's real shapes, on tensors without memory, beside two other ranks:
+shapes that do not fit, ranks that would wait for each other forever, and memory come out before anything is queued.
+Exit code 1 when a phase does not fit, 2 when a rehearsal finds a fault.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from onediff.cli.output import add_json, with_json
 from onediff.plan.rows import TEXT
+
+if TYPE_CHECKING:
+    from onediff.config.run import RunConfig
+    from onediff.plan.phase import PhasePlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=int, default=TEXT, metavar="N", help=f"usual tokens of text a row (default: {TEXT})"
     )
     parser.add_argument("--suggest", action="store_true", help="search the fastest way that fits, and print it")
+    parser.add_argument("--rehearse", metavar="RANK/WORLD", help="also run one rank without weights and without others")
     add_json(parser, "every figure")
 
 
@@ -38,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
 def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Prints the plan; returns the exit code and every figure."""
     from onediff.config.compose import load_run
-    from onediff.errors import UserError
     from onediff.plan.gpus import gpu_named
     from onediff.plan.missing import missing_data, missing_models, told
     from onediff.plan.phase import plan_phase, setup_of
@@ -46,15 +54,7 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from onediff.plan.suggest import suggest
 
     gpu = gpu_named(args.gpu)
-    per_node = args.per_node or gpu.per_node
-    if (args.gpus is None) == (args.nodes is None):
-        raise UserError("give either --gpus or --nodes")
-    gpus = args.gpus if args.gpus is not None else args.nodes * per_node
-    for flag, value in (("--gpus", gpus), ("--per-node", per_node), ("--text", args.text)):
-        if value < 1:
-            raise UserError(f"{flag} {value}: must be at least 1")
-    if gpus > per_node and gpus % per_node:
-        raise UserError(f"--gpus {gpus}: not a whole number of nodes of {per_node}; say how they lie with --per-node")
+    gpus, per_node = asked(args, gpu.per_node)
     config = load_run(args.config, args.overrides)
     if args.suggest:
         plans = suggest(config, gpu, gpus, per_node, args.text)
@@ -73,4 +73,46 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if missing := [*missing_data(config, config.phases, quick=True), *missing_models(config, said)]:
         print("", *told(missing), sep="\n")
     figures = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
+    if args.rehearse is not None:
+        found, figures["rehearsal"] = rehearsed(args, config, plans, per_node)
+        if found:
+            return 2, figures
     return 1 if unfit else 0, figures
+
+
+def asked(args: argparse.Namespace, usual: int) -> tuple[int, int]:
+    """GPUs in all and of a node, of which there are `usual`. Raises UserError for numbers that contradict each other."""
+    from onediff.errors import UserError
+    from onediff.rehearsal.whole import place
+
+    per_node = args.per_node or usual
+    if args.rehearse is not None:
+        _, world = place(args.rehearse)
+        if args.suggest:
+            raise UserError("--rehearse runs the configuration as it stands: leave --suggest out")
+        if args.gpus is None and args.nodes is None:
+            args.gpus = world
+    if (args.gpus is None) == (args.nodes is None):
+        raise UserError("give either --gpus or --nodes")
+    gpus = args.gpus if args.gpus is not None else args.nodes * per_node
+    for flag, value in (("--gpus", gpus), ("--per-node", per_node), ("--text", args.text)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: must be at least 1")
+    if gpus > per_node and gpus % per_node:
+        raise UserError(f"--gpus {gpus}: not a whole number of nodes of {per_node}; say how they lie with --per-node")
+    if args.rehearse is not None and world != gpus:
+        raise UserError(f"--rehearse {args.rehearse}: the plan is for {gpus} GPUs")
+    return gpus, per_node
+
+
+def rehearsed(args: argparse.Namespace, config: RunConfig, plans: list[PhasePlan], per_node: int) -> tuple[bool, Any]:
+    """Prints a rehearsal; returns whether it found anything, and every figure."""
+    from onediff.rehearsal.report import lines
+    from onediff.rehearsal.whole import place, rehearse
+
+    print(flush=True)
+    made = rehearse(config, args.config, args.overrides, *place(args.rehearse), per_node)
+    print("\n".join(lines(made, plans)))
+    for finding in made.findings:
+        print(f"onediff plan: {finding}", file=sys.stderr)
+    return bool(made.findings), made.figures

@@ -107,7 +107,10 @@ def _fill_buffers(model: Any, source: WeightSource) -> None:
 def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Parameter:
     # Zeros, so that the padding of a vocabulary is finite.
     new = nn.Parameter(torch.zeros_like(parameter, device=device), requires_grad=parameter.requires_grad)
-    new.__dict__.update(parameter.__dict__)
+    noted = {
+        key: value for key, value in vars(parameter).items() if key not in vars(new)
+    }  # fake tensors have their own
+    new.__dict__.update(noted)
     return new
 
 

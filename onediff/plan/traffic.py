@@ -49,7 +49,8 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
         gather = size * counts.trained * others if setup.stage else 0.0
         each = times if setup.stage == 2 else 1
         wide = 4 if setup.stage == 1 and setup.bf16 else setup.reduced_itemsize
-        reduce = each * wide * counts.trained * others * (1 if setup.stage else 2)
+        # At stages 1 and 2, too, DeepSpeed sums whole buckets on every rank, of which each keeps its part.
+        reduce = 2 * each * wide * counts.trained * others
     tensor = times * _tensor_bytes(sizes, shape, setup)
     context = times * _context_bytes(sizes, shape, setup)
     # A tensor group takes neighbouring ranks; of the ranks that ZeRO shares out over, that many are in a node.

@@ -31,22 +31,7 @@ def starting_model(
     The run's first phase starts from `model` and `init`, any other from the phase before it. A phase that `resumes` gets
     its weights from its own checkpoint: what `init` names may be gone by then.
     """
-    if topology.tp_size > 1:
-        # Megatron-core takes seconds to import.
-        from onediff.parallel.sequence import check_sequence
-        from onediff.parallel.tensor import check_divisible
-
-        with raise_on_all_ranks():
-            language = architecture(config.model.language, "model.language")
-            check_divisible(language, topology.tp_size)
-            if topology.sequence:
-                check_sequence(language)
-    if topology.cp_size > 1:
-        with raise_on_all_ranks():
-            check_shares(architecture(config.model.language, "model.language"), topology.tp_size, topology.cp_size)
-    if config.phases[name].pack is not None:
-        with raise_on_all_ranks():
-            check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")
+    check_model(config, name, topology)
     before = previous(list(config.phases), name)
     torch.manual_seed(config.training.seed)
     if config.init is not None and begins_with(config, name, folder):
@@ -70,6 +55,26 @@ def starting_model(
     model = built(config, architecture_only(config.model), name, topology, filled_later=True)
     load_weights(model, checkpoint, lora=config.phases[name].lora)
     return model, {"started_from": checkpoint}
+
+
+def check_model(config: RunConfig, name: str, topology: Topology) -> None:
+    """Raises UserError, on every rank, where the language model cannot be cut, shared or packed as phase `name` asks."""
+    if topology.tp_size > 1:
+        # Megatron-core takes seconds to import.
+        from onediff.parallel.sequence import check_sequence
+        from onediff.parallel.tensor import check_divisible
+
+        with raise_on_all_ranks():
+            language = architecture(config.model.language, "model.language")
+            check_divisible(language, topology.tp_size)
+            if topology.sequence:
+                check_sequence(language)
+    if topology.cp_size > 1:
+        with raise_on_all_ranks():
+            check_shares(architecture(config.model.language, "model.language"), topology.tp_size, topology.cp_size)
+    if config.phases[name].pack is not None:
+        with raise_on_all_ranks():
+            check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")
 
 
 def begins_with(config: RunConfig, name: str, folder: RunFolder) -> bool:

@@ -139,7 +139,7 @@ def test_a_misspelt_phase_is_not_taken_for_a_new_one():
     assert list(load_run("configs/demo.yaml", [new]).phases)[-1] == "third"
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "onediff_7b.yaml", "onediff_2b.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "onediff_7b.yaml", "onediff_2b.yaml", "onediff_70b.yaml"])
 def test_round_trip(tmp_path, name):
     run = load_run(configs_folder() / name, ["optimizer.eps=1e-9", "training.seed=7"])
     write_run(run, tmp_path / "config.yaml")

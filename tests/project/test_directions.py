@@ -15,6 +15,7 @@ PACKAGES = ("onediff", "launcher", "data_prep")
 
 FLOORS = (
     {"cli"},
+    {"rehearsal"},
     {"training", "evaluation", "serving", "demo"},
     {"model", "data", "parallel", "zero", "tracking", "plan", "hub"},
     {"runs"},

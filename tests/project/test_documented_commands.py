@@ -2,7 +2,7 @@
 
 A line is run in this process in a folder that holds runs without checkpoints, and no data: commands that only read
 configurations go to their end, jobs are tried with --dry-run, and the others must get as far as the first thing that is not
-there. Lines with placeholders, and those in `PARSED`, are only parsed.
+there. Lines with placeholders, those in `PARSED`, and rehearsals, which take minutes, are only parsed.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def test_every_line_that_is_shown_runs(line, place, monkeypatch, capsys):
     words = [str(place / "runs") if word == "/shared/runs" else word for word in words_of(line)]
     parsed([word.replace("…", "x") for word in words])
     name = chosen(words)
-    if name in PARSED or {"--uri", "--host"} & {*words} or any(PLACEHOLDER.fullmatch(word) for word in words):
+    special = {"--rehearse", "--uri", "--host"} & {*words}
+    if name in PARSED or special or any(PLACEHOLDER.fullmatch(word) for word in words):
         return
     if "model=my-model" in words:
         monkeypatch.chdir(with_export(place))

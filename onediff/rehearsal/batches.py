@@ -1,0 +1,81 @@
+"""The largest micro-batch of a phase that may come, and the smallest: rows without tokenizer, shards or real images."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from onediff.config.model import ImageConfig
+from onediff.config.run import RunConfig
+from onediff.data.batch import Batch
+from onediff.data.fits import Fit, Seen, fit_of
+from onediff.data.prompts import DELTA, IMAGE
+from onediff.data.rows import TokenRow, collate, collate_packed
+from onediff.data.tiles import grids
+from onediff.errors import UserError
+from onediff.model.vision import side_of, vision_architecture
+from onediff.plan.rows import rows_of
+
+WORDS = 8
+"""Tokens of the smallest sample, text alone."""
+
+
+def largest(config: RunConfig, name: str) -> Batch:
+    """A micro-batch of the longest rows, with the most images that they hold. Raises UserError where none fits."""
+    phase = config.phases[name]
+    pairs = rows_of(config, phase).pairs > 0
+    seen = _most_tokens(config, 2 if pairs else 1)
+    seats = sum(seen.tokens) + (config.model.delta.tokens if pairs else 0)
+    length = phase.pack or config.data.max_tokens
+    if seats + 2 > min(length, config.data.max_tokens):
+        raise UserError(
+            f"phases.{name}: the images of a sample take {seats} tokens, which leaves no room for text in rows of "
+            f"{min(length, config.data.max_tokens)}; raise data.max_tokens"
+        )
+    samples = length // (seats + 2) if phase.pack else 1
+    rows = [[_sample(seen, pairs, seats, length // samples)] * samples for _ in range(phase.micro_batch)]
+    return _collated(rows, phase.pack)
+
+
+def smallest(config: RunConfig, name: str) -> Batch:
+    """A micro-batch of a few words in each row, without an image."""
+    phase = config.phases[name]
+    row = TokenRow(
+        torch.ones(WORDS, dtype=torch.int64), _targets(WORDS, 1), _no_images(config), (), False, 0, ("text",)
+    )
+    return _collated([[row]] * phase.micro_batch, phase.pack)
+
+
+def _collated(rows: list[list[TokenRow]], pack: int | None) -> Batch:
+    return collate_packed(rows, pack) if pack else collate([one for (one,) in rows])
+
+
+def _sample(seen: Seen, pair: bool, seats: int, length: int) -> TokenRow:
+    """One token, the images, deltas, and an answer as long as there is room for."""
+    places = [IMAGE] * sum(seen.tokens) + [DELTA] * (seats - sum(seen.tokens))
+    ids = torch.tensor([1, *places, *[1] * (length - 1 - seats)])
+    images = torch.from_numpy(seen.images)
+    return TokenRow(ids, _targets(length, 1 + seats), images, seen.tokens, pair, 0, ("image",), planes=seen.planes)
+
+
+def _targets(length: int, first: int) -> torch.Tensor:
+    return torch.arange(length) >= first
+
+
+def _most_tokens(config: RunConfig, images: int) -> Seen:
+    """As the tower is shown images of the size that makes most tokens."""
+    fit, image = _fit(config), config.model.vision.image
+    sizes = [(4 * image.size, 4 * image.size)]
+    if image.fit == "tiles":
+        sizes += [(columns * image.size, rows * image.size) for columns, rows in grids(image.max_tiles)]
+    found = [fit.of([Image.new("RGB", size)] * images) for size in sizes]
+    return max(found, key=lambda seen: sum(seen.tokens))
+
+
+def _no_images(config: RunConfig) -> torch.Tensor:
+    return torch.from_numpy(_fit(config).of([]).images)
+
+
+def _fit(config: RunConfig) -> Fit:
+    image: ImageConfig = config.model.vision.image
+    return fit_of(image, side_of(vision_architecture(config.model.vision).patch_size))

@@ -1,0 +1,83 @@
+"""The collectives of a rank in their order, taken down below torch.distributed: DeepSpeed's and Megatron's included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+OPS = {
+    "_allgather_base_": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "allgather_": "all_gather",
+    "allgather_into_tensor_coalesced_": "all_gather",
+    "allreduce_": "all_reduce",
+    "allreduce_coalesced_": "all_reduce",
+    "alltoall_": "all_to_all",
+    "alltoall_base_": "all_to_all",
+    "broadcast_": "broadcast",
+    "reduce_": "reduce",
+    "reduce_scatter_": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced_": "reduce_scatter",
+}
+"""Operators of torch's `c10d` by the name of the collective; others keep their own."""
+
+
+class Collective(NamedTuple):
+    """One call. Two ranks of a group must make the same ones in the same order."""
+
+    op: str
+    group: str
+    """`world`, `data`, `tensor`, or the number of its ranks"""
+    shape: tuple[int, ...]
+    """of the largest tensor that takes part"""
+    dtype: str
+    bytes: int
+    """of that tensor"""
+
+
+class Recorder(TorchDispatchMode):
+    """Takes down every collective of the code inside, and lets it happen."""
+
+    def __init__(self, groups: Mapping[tuple[int, ...], str]) -> None:
+        """`groups`: names of groups by their ranks."""
+        super().__init__()
+        self.groups = groups
+        self.calls: list[Collective] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function.namespace == "c10d":
+            self.calls.append(self._call(function, args))
+        return function(*args, **(kwargs or {}))
+
+    def _call(self, function: Any, args: tuple[Any, ...]) -> Collective:
+        name = function._schema.name.partition("::")[2]
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        largest = max(tensors, key=torch.Tensor.nelement, default=None)
+        group = next(_ranks(arg) for arg in args if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg))
+        if largest is None:
+            return Collective(OPS.get(name, name), self._named(group), (), "", 0)
+        size = largest.nelement() * largest.element_size()
+        dtype = str(largest.dtype).removeprefix("torch.")
+        return Collective(OPS.get(name, name), self._named(group), tuple(largest.shape), dtype, size)
+
+    def _named(self, ranks: tuple[int, ...]) -> str:
+        return self.groups.get(ranks, f"{len(ranks)} ranks")
+
+
+def _ranks(boxed: Any) -> tuple[int, ...]:
+    return tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(boxed)))
+
+
+def group_names(data: dist.ProcessGroup, tensor: dist.ProcessGroup | None) -> dict[tuple[int, ...], str]:
+    """Names for the groups that every rank is in; where two are the same, of the largest."""
+    names = {} if tensor is None else {tuple(dist.get_process_group_ranks(tensor)): "tensor"}
+    names[tuple(dist.get_process_group_ranks(data))] = "data"
+    names[tuple(range(dist.get_world_size()))] = "world"
+    return names

@@ -1,0 +1,38 @@
+"""Where two ranks would wait for each other forever: their collectives, side by side. Torch-free."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any
+
+from onediff.rehearsal.part import Played
+
+WHEN = {"building": "while the model is built", "step": "in a step"}
+
+
+def disagreement(one: Played, other: Played, ranks: tuple[int, int], same_rows: bool) -> str | None:
+    """The first collective of a phase that two ranks do not make alike, in a line; None where all agree.
+
+    Ranks of one tensor group read the same rows (`same_rows`) and must agree in everything. Ranks that read other rows
+    are in no tensor group together: what they do in their own depends on their rows.
+    """
+    for moment, where in WHEN.items():
+        calls = [_shared(getattr(played, moment), same_rows) for played in (one, other)]
+        for number, (mine, theirs) in enumerate(zip_longest(*calls), start=1):
+            if mine != theirs:
+                told = " and ".join(
+                    f"rank {rank} makes {_told(call)}" for rank, call in zip(ranks, (mine, theirs), strict=True)
+                )
+                return f"phase {one.name}: ranks would wait forever: {where}, at collective {number}, {told}"
+    return None
+
+
+def _shared(calls: list[list[Any]], same_rows: bool) -> list[list[Any]]:
+    return [call for call in calls if same_rows or call[1] != "tensor"]
+
+
+def _told(call: list[Any] | None) -> str:
+    if call is None:
+        return "none"
+    op, group, shape, dtype, _ = call
+    return f"{op} over {group} of {list(shape)} {dtype}".rstrip()

@@ -1,0 +1,141 @@
+"""One rank of a rehearsal, in a process of its own: builds each phase's model and engine, and takes a step with them.
+
+    python -m onediff.rehearsal.rank JOB
+
+JOB is a `Part` as JSON; a `Played` for each phase goes to its `out`. Costs the imports of a rank and some 300 µs an
+operator.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onediff.config.addresses import is_url
+from onediff.config.compose import load_run
+from onediff.config.run import RunConfig
+from onediff.data.batch import Batch
+from onediff.data.loader import RankShare
+from onediff.data.segments import each_tensor
+from onediff.errors import UserError
+from onediff.model.build import architecture_only
+from onediff.parallel.topology import Topology, create_topology
+from onediff.plan.missing import missing_data
+from onediff.ranks import Ranks
+from onediff.rehearsal import batches
+from onediff.rehearsal.collectives import Recorder, group_names
+from onediff.rehearsal.held import Alive, size_of
+from onediff.rehearsal.part import Held, Part, Played, rehearsed
+from onediff.rehearsal.stage import without_memory, without_other_ranks
+from onediff.training.data import phase_sources
+from onediff.training.engine import Engine
+from onediff.training.start import built, check_model
+from onediff.zero import alone
+
+
+def main(part: Part) -> None:
+    config = rehearsed(load_run(part.config, part.overrides))
+    per_node = min(part.per_node, part.world)
+    ranks = Ranks(part.rank, part.rank % per_node, part.world, per_node, "127.0.0.1", 1)
+    played: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        stack.enter_context(without_other_ranks(ranks))
+        topology = create_topology(config.parallel, ranks)
+        for name in config.phases:
+            try:
+                played.append(asdict(play(config.of_phase(name), name, topology, part.text_alone)))
+            except UserError as error:
+                played.append(asdict(Played(name, fault=str(error))))
+            except Exception as error:  # whatever the training would end with
+                played.append(asdict(Played(name, fault=_told(error))))
+            gc.collect()
+    Path(part.out).write_text(json.dumps(played))
+
+
+def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> Played:
+    """Builds a phase and takes one of its steps, of two micro-batches at most. Raises what training would."""
+    check_model(config, name, topology)
+    check_data(config, name)
+    batch = batches.smallest(config, name) if text_alone else batches.largest(config, name)
+    with without_memory() as fake:
+        return taken(config, name, topology, each_tensor(batch, fake.from_tensor))
+
+
+def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Played:
+    """The same with every micro-batch `batch`, on tensors with memory or without; the other ranks may be there or not."""
+    began, phase = time.perf_counter(), config.phases[name]
+    share = RankShare.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
+    micro_batches = min(2, share.micro_batches)
+    few = phase.model_copy(update={"global_batch": micro_batches * phase.micro_batch * topology.dp_size})
+    tensor = None if topology.mpu is None else topology.mpu.get_tensor_model_parallel_group()
+    recorder, alive = Recorder(group_names(topology.data_group, tensor)), Alive()
+    with recorder, alive:
+        model = built(config, architecture_only(config.model), name, topology, filled_later=True)
+        model.to = lambda *_, **__: model  # type: ignore[method-assign]  # it is there; torch would swap fake parameters
+        engine = Engine(model, config, few, topology)
+        engine.sharded.create_moments(list(engine.sharded.shards()))
+        before, ends, gradients = len(recorder.calls), [], 0
+        take = engine.sharded.step
+
+        def step() -> None:
+            nonlocal gradients
+            gradients = size_of(alone.gradients(engine.sharded))
+            take()
+            ends.append(len(recorder.calls) - before)
+
+        engine.sharded.step = step  # type: ignore[method-assign]
+        alive.peak = alive.bytes
+        engine.step([batch] * micro_batches, 0, 2)
+        held = Held(
+            weights=size_of(alone.weights(engine.sharded)),
+            gradients=gradients,
+            optimizer=size_of(alone.optimizer_states(engine.sharded)),
+            peak=alive.peak,
+        )
+        engine.close()
+    return Played(
+        name=name,
+        rows=_rows(batch),
+        micro_batches=share.micro_batches,
+        rehearsed=micro_batches,
+        lanes=list(share.lanes),
+        building=[list(call) for call in recorder.calls[:before]],
+        step=[list(call) for call in recorder.calls[before:]],
+        first=ends[0] if micro_batches > 1 else 0,
+        held=held,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def check_data(config: RunConfig, name: str) -> None:
+    """Opens the phase's data sets that are on this machine, as training will. Raises UserError."""
+    phase = config.phases[name]
+    away = {one.name for one in missing_data(config, [name], quick=True)}
+    here = {data_set: weight for data_set, weight in phase.mix.items() if data_set not in away}
+    here = {data_set: weight for data_set, weight in here.items() if not is_url(str(config.data.sets[data_set].folder))}
+    phase_sources(config.data, phase.model_copy(update={"mix": here}))
+
+
+def _rows(batch: Batch) -> str:
+    rows, tokens = batch.token_ids.shape
+    return f"{rows} × {tokens} tokens, {len(batch.images)} images, {batch.pairs} pairs, {batch.targets} targets"
+
+
+def _told(error: Exception) -> str:
+    """An exception that is not for users in one line, with the last place in this project that it went through."""
+    here = str(Path(__file__).parents[1])
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
+    last = [frame for frame in own if "/rehearsal/" not in frame.filename] or own
+    place = f" ({Path(last[-1].filename).name}:{last[-1].lineno})" if last else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
+
+
+if __name__ == "__main__":
+    main(Part(**json.loads(sys.argv[1])))

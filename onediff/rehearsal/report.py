@@ -1,0 +1,71 @@
+"""A rehearsal in words. Torch-free."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from onediff.plan.phase import PhasePlan
+from onediff.rehearsal.part import Played
+from onediff.rehearsal.whole import Rehearsal
+
+NEAR = 0.1
+"""Within this share of what was rehearsed, the plan's memory counts as right."""
+
+
+def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
+    """What was run, what it sends, what it holds, and the verdict, phase by phase."""
+    for phase, plan in zip(made.phases, plans, strict=True):
+        setup = plan.setup
+        yield f"phase {phase.name}, rehearsed by rank {made.rank} of {made.world}"
+        if phase.fault is None:
+            run = f"{phase.rehearsed} of {phase.micro_batches} micro-batches of {phase.rows}"
+            yield f"  {'run':<12}{run}; {phase.seconds:.0f} s"
+            for kind, peer in made.peers.items():
+                rows = "rows of text alone" if kind == "data" else "the same rows"
+                yield f"  {'beside':<12}rank {peer} with {rows} ({kind} group)"
+            for group, of_group in sent(phase).items():
+                told = ", ".join(f"{count} {op} of {_gb(size)} GB" for op, (count, size) in of_group.items())
+                yield f"  {'collectives':<12}a step over {group}: {told}"
+            yield f"  {'memory':<12}{_memory(phase, plan)}"
+            lanes = phase.lanes
+            yield f"  {'data':<12}{len(lanes)} of {setup.global_batch} rows a step: {_few(lanes)}"
+        own = [finding for finding in made.findings if finding.startswith(f"phase {phase.name}:")]
+        yield f"  {'verdict':<12}{'; '.join(own) if own else 'nothing found'}"
+        yield ""
+
+
+def sent(phase: Played) -> dict[str, dict[str, tuple[int, int]]]:
+    """Collectives of a whole step by group and kind: how many, and their bytes. Micro-batches that were not run count as
+    the first one."""
+    repeats = phase.micro_batches - phase.rehearsed
+    found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    for number, (op, group, _, _, size) in enumerate(phase.step):
+        times = 1 + repeats * (number < phase.first)
+        count, total = found[group].get(op, (0, 0))
+        found[group][op] = count + times, total + times * size
+    return dict(found)
+
+
+def beyond(phase: Played, plan: PhasePlan) -> float:
+    """By which share of the rehearsed peak the plan's is off, host memory of what is offloaded included."""
+    planned = plan.memory.gpu + plan.memory.host
+    return abs(planned - phase.held.peak) / max(1, phase.held.peak)
+
+
+def _memory(phase: Played, plan: PhasePlan) -> str:
+    held, memory = phase.held, plan.memory
+    told = f"weights {_gb(held.weights)} GB, gradients {_gb(held.gradients)}, optimizer {_gb(held.optimizer)}; "
+    told += f"at the fullest {_gb(held.peak)} GB, planned {_gb(memory.gpu + memory.host)}"
+    off = beyond(phase, plan)
+    return told + (f" ({100 * off:.0f} % off)" if off <= NEAR else f": the plan is {100 * off:.0f} % off, trust this")
+
+
+def _few(lanes: list[int]) -> str:
+    shown = ", ".join(map(str, lanes[:4]))
+    return f"lanes {shown}" + (", …" if len(lanes) > 4 else "")
+
+
+def _gb(amount: float) -> str:
+    gb = amount / 1e9
+    return f"{gb:.0f}" if gb >= 100 else f"{gb:.1f}" if gb >= 1 else f"{gb:.2g}"

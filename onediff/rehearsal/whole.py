@@ -1,0 +1,92 @@
+"""The rehearsal of a run: one rank and two of its peers, each in a process of its own, and what they found. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from onediff.config.run import RunConfig
+from onediff.errors import UserError
+from onediff.rehearsal.compare import disagreement
+from onediff.rehearsal.part import Part, Played
+
+AT_ONCE = 2
+"""Processes; each takes one core and about a gigabyte."""
+
+
+@dataclass
+class Rehearsal:
+    """What was found on one rank, and beside its peers."""
+
+    rank: int
+    world: int
+    phases: list[Played]
+    peers: dict[str, int]
+    """`data`: a rank with other rows, which were text alone; `tensor`: one of the same tensor group"""
+    findings: list[str] = field(default_factory=list)
+
+    @property
+    def figures(self) -> dict[str, object]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+def place(text: str) -> tuple[int, int]:
+    """`RANK/WORLD`. Raises UserError."""
+    rank, _, world = text.partition("/")
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise UserError(f"--rehearse {text}: give a rank below the number of ranks, such as 0/64")
+    return int(rank), int(world)
+
+
+def rehearse(
+    config: RunConfig, named: str, overrides: Sequence[str], rank: int, world: int, per_node: int
+) -> Rehearsal:
+    """Rehearses `rank` of `world`; `named` and `overrides` are how `config` was composed. Takes minutes for large models.
+
+    Raises UserError where a process does not get so far as to say what it found.
+    """
+    peers = peers_of(rank, world, config.parallel.tensor)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as threads:
+        parts = [
+            Part(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{kind}.json")
+            for kind, one in {"itself": rank, **peers}.items()
+        ]
+        own, *others = threads.map(_play, parts)
+    everyone = {rank: own} | dict(zip(peers.values(), others, strict=True))
+    made = Rehearsal(rank, world, own, peers)
+    for number, phase in enumerate(own):
+        faults = [(one, played[number].fault) for one, played in everyone.items() if played[number].fault is not None]
+        told = [f"phase {phase.name}: rank {one}: {fault}" for one, fault in faults[:1]]
+        if not faults:
+            found = (
+                disagreement(phase, everyone[one][number], (rank, one), same_rows=kind == "tensor")
+                for kind, one in peers.items()
+            )
+            told = [line for line in found if line is not None]
+        made.findings += told
+    return made
+
+
+def peers_of(rank: int, world: int, tensor: int) -> dict[str, int]:
+    """The next rank with other rows, and the next one of the same tensor group, where there are such ranks."""
+    first = rank - rank % tensor
+    peers = {"data": (rank + tensor) % world} if world > tensor else {}
+    return peers | ({"tensor": first + (rank + 1) % tensor} if tensor > 1 else {})
+
+
+def _play(part: Part) -> list[Played]:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "onediff.rehearsal.rank", json.dumps(asdict(part))]
+    ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"--rehearse: rank {part.rank} of {part.world} could not begin: {last}")
+    return [Played.of(values) for values in json.loads(Path(part.out).read_text(encoding="utf-8"))]

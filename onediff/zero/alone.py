@@ -1,0 +1,64 @@
+"""DeepSpeed on one rank of a world that is not there: what it asks of other ranks, and what its engine holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+
+from onediff.zero.engine import ZeroEngine
+from onediff.zero.parameters import is_sharded, own_range
+from onediff.zero.state import optimizer_of
+
+
+@contextmanager
+def trusts_itself() -> Iterator[None]:
+    """DeepSpeed compares lists with those of rank 0, such as the order in which ZeRO-3 gathers: the broadcast happens, and
+    brings what was sent."""
+    from deepspeed.runtime.zero import utils
+
+    def own_list(numbers: list[int]) -> list[int]:
+        dist.broadcast(torch.tensor(numbers, dtype=torch.int64), 0)
+        return numbers
+
+    def own_length(numbers: list[int]) -> None:
+        dist.broadcast(torch.tensor(len(numbers)), 0)
+
+    with (
+        patch.object(utils, "get_lst_from_rank0", own_list),
+        patch.object(utils, "assert_lst_len_same_as_other_ranks", own_length),
+    ):
+        yield
+
+
+def weights(engine: ZeroEngine) -> list[torch.Tensor]:
+    """What this rank keeps of the weights between steps."""
+    return [own_range(p)[0] if is_sharded(p) else p for p in engine.module.parameters()]
+
+
+def optimizer_states(engine: ZeroEngine) -> list[torch.Tensor]:
+    """What the optimizer steps on, where that is a copy of the weights, and its moments."""
+    optimizer = optimizer_of(engine.deepspeed)
+    if optimizer is None:
+        return []
+    own = {id(parameter) for parameter in engine.module.parameters()}
+    masters = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+    masters += [shard.values for shard in engine.shards() if shard.owner is not None and id(shard.values) not in own]
+    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return [*masters, *moments]
+
+
+def gradients(engine: ZeroEngine) -> list[torch.Tensor]:
+    """What has been added up before the optimizer steps, wherever a stage of DeepSpeed keeps it."""
+    zero = engine.deepspeed.optimizer
+    found: list[Any] = [p.grad for p in engine.module.parameters()]
+    for name in ("averaged_gradients", "all_grad_tensors"):
+        for group in getattr(zero, name, {}).values():
+            found += group or []
+    found += getattr(zero, "fp32_groups_gradients_flat", [])
+    found.append(getattr(zero, "grad_partitions_flat_buffer", None))
+    return [tensor for tensor in found if torch.is_tensor(tensor)]

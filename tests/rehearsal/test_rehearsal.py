@@ -1,0 +1,120 @@
+"""`onediff plan --rehearse`: one rank without weights and without the others does what real ranks do, and finds faults."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+
+import forked
+import pytest
+from places import HOUSE, SUPPORT
+from processes import run_ranks
+from small_run import overrides
+
+from onediff.cli import main
+from onediff.errors import UserError
+from onediff.rehearsal.compare import disagreement
+from onediff.rehearsal.part import Part, Played
+from onediff.rehearsal.whole import peers_of, place
+
+DEMO = str(HOUSE / "configs" / "demo.yaml")
+
+
+def small(tmp_path, **more):
+    """The demo at the size of a test, two micro-batches a step, with ZeRO-3 in its last phase and ZeRO-1 before."""
+    words = overrides(tmp_path, steps=1, rows=8, **more)
+    return [*words, "parallel.zero_stage=1", "phases.two.parallel.zero_stage=3", "data.max_tokens=96"]
+
+
+def rehearsed(tmp_path, rank, world, words) -> list[Played]:
+    out = tmp_path / "rehearsed.json"
+    part = Part(DEMO, words, rank, world, world, False, str(out))
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    script = HOUSE / "onediff" / "rehearsal" / "rank.py"
+    process = forked.start([str(script), json.dumps(asdict(part))], environment, tmp_path / "log", tmp_path / "log")
+    process.wait(300)
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    return [Played.of(values) for values in json.loads(out.read_text())]
+
+
+@pytest.mark.parametrize("tensor", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_rank_alone_sends_and_holds_what_it_does_among_real_ranks(tmp_path, tensor):
+    """Same collectives in the same order, same shapes, same bytes: over gloo with real numbers, and with neither."""
+    words = small(tmp_path, **{"parallel.tensor": tensor})
+    run_ranks(SUPPORT / "rehearsal_worker.py", [DEMO, str(tmp_path), *words], 2)
+    real = [Played.of(values) for values in json.loads((tmp_path / "1.json").read_text())]
+    alone = rehearsed(tmp_path, 1, 2, words)
+    for one, other in zip(alone, real, strict=True):
+        assert one.fault is None
+        assert one.building == other.building
+        assert one.step == other.step and one.step
+        assert (one.first, one.lanes, one.rows) == (other.first, other.lanes, other.rows)
+        assert replace(one.held, peak=0) == replace(other.held, peak=0)
+        assert one.held.peak == pytest.approx(other.held.peak, rel=0.05)
+
+
+def test_a_shape_that_does_not_fit_is_found(tmp_path, capsys):
+    words = small(tmp_path, **{"model.vision.config.num_attention_heads": 3})
+    assert main(["plan", DEMO, *words, "--per-node", "1", "--rehearse", "0/1"]) == 2
+    found = capsys.readouterr().err.strip().splitlines()
+    assert found[0].startswith("onediff plan: phase warm-up: rank 0: ValueError: ") and "num_heads" in found[0]
+
+
+def test_ranks_that_would_wait_forever_are_found():
+    gather, tensor = ["all_gather", "data", [4], "float32", 16], ["all_reduce", "tensor", [4], "float32", 16]
+    one, other = Played("two", step=[gather, tensor, gather]), Played("two", step=[gather, gather])
+    assert disagreement(one, other, (0, 2), same_rows=False) is None
+    told = disagreement(one, other, (0, 1), same_rows=True)
+    assert told == (
+        "phase two: ranks would wait forever: in a step, at collective 2, rank 0 makes all_reduce over tensor of [4] "
+        "float32 and rank 1 makes all_gather over data of [4] float32"
+    )
+    told = disagreement(one, replace(other, step=[gather]), (0, 2), same_rows=False)
+    assert told and told.endswith("and rank 2 makes none")
+
+
+def test_the_peers_are_one_with_other_rows_and_one_of_the_tensor_group():
+    assert peers_of(5, 64, 1) == {"data": 6}
+    assert peers_of(15, 16, 8) == {"data": 7, "tensor": 8}
+    assert peers_of(0, 1, 1) == {}
+    for text in ("64/64", "1", "a/4"):
+        with pytest.raises(UserError, match="--rehearse"):
+            place(text)
+
+
+@pytest.mark.long
+def test_an_objective_that_skips_the_tower_for_text_is_found(tmp_path, monkeypatch, capsys):
+    """Under ZeRO-3, the rank with text alone would gather other weights than the rest."""
+    (tmp_path / "lazy.py").write_text(
+        "from onediff.model.language import target_losses\n\n\n"
+        "class Lazy:\n"
+        "    def __init__(self, phase, training):\n        pass\n\n"
+        "    def __call__(self, model, batch):\n"
+        "        words = model.language.get_input_embeddings()(batch.token_ids)\n"
+        "        embeds = model.embed(batch) if len(batch.images) else words\n"
+        "        return target_losses(model.language, embeds, batch)\n"
+    )
+    (tmp_path / "lazy-1.dist-info").mkdir()
+    (tmp_path / "lazy-1.dist-info" / "METADATA").write_text("Name: lazy\nVersion: 1.0\n")
+    (tmp_path / "lazy-1.dist-info" / "entry_points.txt").write_text("[onediff.objectives]\nlazy = lazy:Lazy\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{HOUSE}")
+    words = [*small(tmp_path), "phases.two.objective=lazy"]
+    assert main(["plan", DEMO, *words, "--per-node", "2", "--rehearse", "0/2"]) == 2
+    assert "onediff plan: phase two: ranks would wait forever: in a step" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "world"), [("onediff_7b", 64), ("onediff_70b", 512)])
+def test_a_large_run_is_rehearsed_whole(tmp_path, name, world):
+    """docs/plan.md says how long it takes; the plan's memory is within a tenth of what is rehearsed."""
+    config = str(HOUSE / "configs" / f"{name}.yaml")
+    out = tmp_path / "plan.json"
+    assert main(["plan", config, "--rehearse", f"{world // 2 + 1}/{world}", "--out", str(out)]) == 0
+    made = json.loads(out.read_text())
+    for plan, phase in zip(made["phases"], made["rehearsal"]["phases"], strict=True):
+        held = phase["held"]
+        assert plan["memory"]["gpu"] == pytest.approx(held["peak"], rel=0.1)
+        assert plan["memory"]["weights"] == pytest.approx(held["weights"], rel=0.01)
+        assert plan["memory"]["optimizer"] == pytest.approx(held["optimizer"], rel=0.01)
