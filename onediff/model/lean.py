@@ -71,7 +71,7 @@ def _at_first_call(compile_now: Callable[..., Any]) -> Callable[..., Any]:
     return later
 
 
-def _call_without_compiler(*marked: Any) -> None:
+def call_without_compiler(*marked: Any) -> None:
     """Keeps torch's own functions that are marked for its compiler from importing it at their first call."""
     for function in marked:
         # `torch._disable_dynamo` looks here first. With a torch that does not, nothing changes.
@@ -79,8 +79,8 @@ def _call_without_compiler(*marked: Any) -> None:
 
 
 _optimizer = torch.optim.Optimizer
-_call_without_compiler(_optimizer.add_param_group, _optimizer.load_state_dict, _optimizer.state_dict)
-_call_without_compiler(_optimizer.zero_grad, torch.utils.checkpoint.checkpoint)
+call_without_compiler(_optimizer.add_param_group, _optimizer.load_state_dict, _optimizer.state_dict)
+call_without_compiler(_optimizer.zero_grad, torch.utils.checkpoint.checkpoint)
 for asked in UNUSED:
     for module in (transformers.utils, transformers.utils.import_utils):
         setattr(module, asked, lambda: False)

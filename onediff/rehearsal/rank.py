@@ -52,7 +52,7 @@ def main(part: Part) -> None:
             try:
                 played.append(asdict(play(config.of_phase(name), name, topology, part.text_alone)))
             except UserError as error:
-                played.append(asdict(Played(name, fault=str(error))))
+                played.append(asdict(Played(name, fault=" ".join(str(error).split()))))
             except Exception as error:  # whatever the training would end with
                 played.append(asdict(Played(name, fault=_told(error))))
             gc.collect()

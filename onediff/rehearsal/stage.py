@@ -17,8 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from onediff.model import norms
+from onediff.model.lean import call_without_compiler
 from onediff.ranks import Ranks
-from onediff.rehearsal.held import makes_memory
+from onediff.rehearsal.collectives import Recorder
+from onediff.rehearsal.held import Alive, makes_memory
 from onediff.zero import alone, process
 
 
@@ -77,6 +79,11 @@ class Assumed(TorchDispatchMode):
             with _disable_current_modes():
                 made.constant = torch.tensor(_assumed(made.dtype), dtype=made.dtype)
         return made
+
+
+call_without_compiler(
+    *(mode.__torch_dispatch__ for mode in (FakeTensorMode, Assumed, Alive, Recorder)),  # each runs at every operator
+)
 
 
 def _assumed(dtype: torch.dtype) -> float | int | bool:
