@@ -69,10 +69,15 @@ class Words(VocabParallelEmbedding):
     """The word embedding, times a factor where the model's own has one."""
 
     factor: float | None = None
+    padding_id: int | None = None
+    """A word that learns nothing, as torch's `nn.Embedding` has it (`padding_idx`); Megatron's has no such word."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """`[…]` ids to `[…, width]`."""
         words = super().forward(ids)
+        if self.padding_id is not None and words.requires_grad:
+            padding = (ids == self.padding_id)[..., None]
+            words.register_hook(lambda gradient: gradient.masked_fill(padding, 0))
         return words if self.factor is None else words * torch.tensor(self.factor, dtype=words.dtype)
 
 
@@ -197,6 +202,7 @@ def _cut_embedding(layer: nn.Embedding, config: ModelParallelConfig, mpu: Mpu) -
     if type(layer) is not nn.Embedding:
         # Gemma's and similar ones: a factor beside the weights, and nothing else.
         cut.factor = float(vars(layer)["scalar_embed_scale"])
+    cut.padding_id = layer.padding_idx
     _note(cut.weight, layer.weight.shape, 0, mpu)
     return cut
 

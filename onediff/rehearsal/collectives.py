@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from onediff.parallel.topology import Topology
+
 OPS = {
     "_allgather_base_": "all_gather",
     "_reduce_scatter_base_": "reduce_scatter",
@@ -32,7 +34,7 @@ class Collective(NamedTuple):
 
     op: str
     group: str
-    """`world`, `data`, `tensor`, or the number of its ranks"""
+    """`world`, `data`, `tensor`, `context`, `rows` (tensor and context), or the number of its ranks"""
     shape: tuple[int, ...]
     """of the largest tensor that takes part"""
     dtype: str
@@ -75,9 +77,9 @@ def _ranks(boxed: Any) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(boxed)))
 
 
-def group_names(data: dist.ProcessGroup, tensor: dist.ProcessGroup | None) -> dict[tuple[int, ...], str]:
-    """Names for the groups that every rank is in; where two are the same, of the largest."""
-    names = {} if tensor is None else {tuple(dist.get_process_group_ranks(tensor)): "tensor"}
-    names[tuple(dist.get_process_group_ranks(data))] = "data"
-    names[tuple(range(dist.get_world_size()))] = "world"
-    return names
+def group_names(topology: Topology) -> dict[tuple[int, ...], str]:
+    """Names of the groups that this rank is in, by their ranks; where two have the same ranks, that of the larger kind."""
+    tensor = None if topology.mpu is None else topology.mpu.get_tensor_model_parallel_group()
+    groups = {"rows": topology.row_group, "context": topology.context_group, "tensor": tensor}
+    groups |= {"data": topology.data_group, "world": dist.group.WORLD}
+    return {tuple(dist.get_process_group_ranks(group)): name for name, group in groups.items() if group is not None}

@@ -7,14 +7,16 @@ from typing import Any
 
 from onediff.rehearsal.part import Played
 
+OF_ROWS = ("tensor", "context", "rows")
+"""Groups whose ranks compute the same rows."""
 WHEN = {"building": "while the model is built", "step": "in a step"}
 
 
 def disagreement(one: Played, other: Played, ranks: tuple[int, int], same_rows: bool) -> str | None:
     """The first collective of a phase that two ranks do not make alike, in a line; None where all agree.
 
-    Ranks of one tensor group read the same rows (`same_rows`) and must agree in everything. Ranks that read other rows
-    are in no tensor group together: what they do in their own depends on their rows.
+    Ranks of one tensor or context group read the same rows (`same_rows`) and must agree in everything. Ranks with other
+    rows share no such group: what they do in their own may depend on their rows.
     """
     for moment, where in WHEN.items():
         calls = [_shared(getattr(played, moment), same_rows) for played in (one, other)]
@@ -28,7 +30,7 @@ def disagreement(one: Played, other: Played, ranks: tuple[int, int], same_rows: 
 
 
 def _shared(calls: list[list[Any]], same_rows: bool) -> list[list[Any]]:
-    return [call for call in calls if same_rows or call[1] != "tensor"]
+    return [call for call in calls if same_rows or call[1] not in OF_ROWS]
 
 
 def _told(call: list[Any] | None) -> str:

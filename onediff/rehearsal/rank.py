@@ -74,8 +74,7 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
     share = RankShare.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
     micro_batches = min(2, share.micro_batches)
     few = phase.model_copy(update={"global_batch": micro_batches * phase.micro_batch * topology.dp_size})
-    tensor = None if topology.mpu is None else topology.mpu.get_tensor_model_parallel_group()
-    recorder, alive = Recorder(group_names(topology.data_group, tensor)), Alive()
+    recorder, alive = Recorder(group_names(topology)), Alive()
     with recorder, alive:
         model = built(config, architecture_only(config.model), name, topology, filled_later=True)
         model.to = lambda *_, **__: model  # type: ignore[method-assign]  # it is there; torch would swap fake parameters

@@ -45,7 +45,7 @@ def _gathered(values: list[Any], value: Any, group: Any = None) -> None:
     values[:] = [value] * len(values)
 
 
-def _kept(values: list[Any], source: int | None = None, group: Any = None) -> None:
+def _kept(values: list[Any], *_: Any, **__: Any) -> None:
     """The first rank's values are this one's."""
 
 

@@ -29,7 +29,7 @@ class Rehearsal:
     world: int
     phases: list[Played]
     peers: dict[str, int]
-    """`data`: a rank with other rows, which were text alone; `tensor`: one of the same tensor group"""
+    """`data`: a rank with other rows, which were text alone; `tensor`, `context`: one of the same such group"""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -53,7 +53,7 @@ def rehearse(
 
     Raises UserError where a process does not get so far as to say what it found.
     """
-    peers = peers_of(rank, world, config.parallel.tensor)
+    peers = peers_of(rank, world, config.parallel.tensor, config.parallel.context)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as threads:
         parts = [
             Part(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{kind}.json")
@@ -67,7 +67,7 @@ def rehearse(
         told = [f"phase {phase.name}: rank {one}: {fault}" for one, fault in faults[:1]]
         if not faults:
             found = (
-                disagreement(phase, everyone[one][number], (rank, one), same_rows=kind == "tensor")
+                disagreement(phase, everyone[one][number], (rank, one), same_rows=kind != "data")
                 for kind, one in peers.items()
             )
             told = [line for line in found if line is not None]
@@ -75,11 +75,15 @@ def rehearse(
     return made
 
 
-def peers_of(rank: int, world: int, tensor: int) -> dict[str, int]:
-    """The next rank with other rows, and the next one of the same tensor group, where there are such ranks."""
-    first = rank - rank % tensor
-    peers = {"data": (rank + tensor) % world} if world > tensor else {}
-    return peers | ({"tensor": first + (rank + 1) % tensor} if tensor > 1 else {})
+def peers_of(rank: int, world: int, tensor: int, context: int = 1) -> dict[str, int]:
+    """The next rank with other rows, and the next ones of the same tensor and context group, where there are such ranks."""
+    size = tensor * context
+    peers = {"data": (rank + size) % world} if world > size else {}
+    if tensor > 1:
+        peers["tensor"] = rank - rank % tensor + (rank + 1) % tensor
+    if context > 1:
+        peers["context"] = rank - rank % size + (rank + tensor) % size
+    return peers
 
 
 def _play(part: Part) -> list[Played]:

@@ -21,8 +21,9 @@ def compare(kind: str, topology) -> None:
     from onediff.parallel.loss import Logits, with_loss
     from onediff.parallel.materialize import InMemory, place
 
-    model = small_model(kind, vocab_size=65)  # so that the vocabulary is padded
     embeds, ids = sequences()[0]
+    # 65, so that the vocabulary is padded. One of the words is the padding's, which learns nothing.
+    model = small_model(kind, vocab_size=65, pad_token_id=int(ids[0, 1]))
     words = model.get_input_embeddings()(ids)
     theirs = model(inputs_embeds=words + embeds, labels=ids).loss
     theirs.backward()
