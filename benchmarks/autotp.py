@@ -242,7 +242,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.rank:
-        return rank(args.rank)
+        rank(args.rank)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         one = {row["family"]: row for row in start("alone", 1, Path(scratch))}
         cases = [{"way": way, **row} for way in ("ours", "theirs") for row in start(way, 2, Path(scratch))]
