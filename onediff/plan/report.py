@@ -11,6 +11,9 @@ from onediff.plan.gpus import Gpu
 from onediff.plan.memory import KINDS
 from onediff.plan.phase import PhasePlan
 
+UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+"""Of the FLOPs of a phase: the first that its largest part comes to."""
+
 
 def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     """The plan of one phase."""
@@ -24,12 +27,14 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
         how += f", {what} on {where}" if where != "none" else ""
     yield f"  {'as':<12}{how}"
+    most = max(flops.model for flops in plan.flops.values())
+    scale, unit = next(((size, name) for size, name in UNITS if most >= size), UNITS[-1])
     for part, (total, trained) in plan.parameters.items():
         flops = plan.flops[part]
         yield (
-            f"  {part:<12}{total / 1e6:>9,.1f} M parameters, {trained / 1e6:>9,.1f} M train; PFLOP a step: "
-            f"{flops.forward / 1e15:.3f} forward, {flops.backward / 1e15:.3f} backward"
-            + (f", {flops.recompute / 1e15:.3f} again" if flops.recompute else "")
+            f"  {part:<12}{total / 1e6:>9,.1f} M parameters, {trained / 1e6:>9,.1f} M train; {unit} a step: "
+            f"{flops.forward / scale:.3f} forward, {flops.backward / scale:.3f} backward"
+            + (f", {flops.recompute / scale:.3f} recomputed" if flops.recompute else "")
         )
     kinds = ", ".join(f"{kind} {_gb(getattr(memory, kind))}" for kind in KINDS)
     verdict = "fits" if plan.fits else "DOES NOT FIT"
