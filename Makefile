@@ -5,8 +5,8 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
-# What a change is tried with every few minutes: what starts no process with torch, no daemon and no browser.
-FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks
+# What a change is tried with every few minutes: what takes no seconds, and starts no process with torch, no daemon and no browser.
+FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks and not slow
 
 .PHONY: demo demo-long ablation-small photos test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
 

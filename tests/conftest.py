@@ -33,6 +33,42 @@ NEEDS = {
 }
 """Marker → the modules by which a test module shows that it needs such a thing."""
 
+SLOW = {
+    "config/test_config_compose.py": {"test_round_trip"},
+    "data/test_loader.py": {
+        "test_a_killed_rank_takes_its_workers_along",
+        "test_an_error_that_is_kept_does_not_keep_the_rank_from_ending",
+        "test_an_uncaught_exception_ends_the_rank_and_its_workers",
+        "test_every_worker_makes_rows_however_small_the_micro_batch",
+    },
+    "data/test_order.py": {"test_global_batches_are_the_same_wherever_a_run_stops_and_whatever_goes_on"},
+    "data/test_position.py": {"test_round_trip"},
+    "data_prep/test_captioning.py": {"test_an_interrupted_run_goes_on_and_asks_nothing_twice"},
+    "data_prep/test_compose.py": {"test_the_change_is_recovered_from_masks_and_pixels"},
+    "data_prep/test_scenes_data.py": {"test_the_number_of_processes_changes_no_byte"},
+    "data_prep/test_workers.py": set(),
+    "data_prep/test_writer.py": {
+        "test_sigkill_at_random_moments_and_a_rerun_give_the_same_bytes",
+        "test_two_writers_do_not_share_a_folder",
+    },
+    "end_to_end/test_public_models.py": set(),
+    "evaluation/test_report.py": {"test_of_many_pairs_one_page_is_drawn"},
+    "evaluation/test_score.py": {"test_published_scores_from_shuffled_files_with_repeated_images_and_mixed_ids"},
+    "hub/test_huggingface.py": set(),
+    "launcher/test_all_reduce.py": set(),
+    "launcher/test_ready.py": set(),
+    "model/test_paper_model.py": set(),
+    "plan/test_plan.py": {"test_the_suggestion_fits_shares_out_the_batch_and_is_no_slower"},
+    "plan/test_plan_flops.py": set(),
+    "project/test_documented_commands.py": set(),
+    "project/test_gpu_benchmark.py": set(),
+    "tracking/test_tracking.py": {
+        "test_embedded_store",
+        "test_a_model_is_registered_in_the_store_beside_the_runs_and_nowhere_else",
+    },
+}
+"""Tests that take seconds of processor time, by file; all of a file where none is named."""
+
 FIRST = [
     "launcher/test_launch_slurm_faults.py",
     "parallel/test_tensor_parallel.py",
@@ -66,6 +102,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, modules in NEEDS.items():
             if used & modules:
                 item.add_marker(marker)
+        named = SLOW.get(item.path.relative_to(root).as_posix())
+        if named is not None and (not named or getattr(item, "originalname", item.name) in named):
+            item.add_marker("slow")
 
 
 def _modules(value: object) -> set[str | None]:

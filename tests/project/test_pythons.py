@@ -14,8 +14,8 @@ import pytest
 HOUSE = Path(__file__).parents[2]
 CACHE = Path.home() / ".cache" / "onediff-tests"
 OTHERS = [minor for minor in (10, 11, 12, 13) if minor != sys.version_info.minor]
-NEEDED = ("pydantic", "pyyaml", "numpy", "pillow", "simplejpeg", "tqdm", "psutil", "pytest", "hypothesis")
-"""Of setup.py; launcher, configuration and data formats get by with these."""
+NEEDED = ("pydantic", "pyyaml", "numpy", "pillow", "simplejpeg", "tqdm", "psutil", "pyarrow", "pytest", "hypothesis")
+"""Of setup.py; all that launcher, configuration and data formats need."""
 TRIED = ("config/test_section.py", "config/test_config_reference.py", "config/test_renamed.py", "data/test_manifest.py")
 TRIED += ("launcher/test_launch_rules.py", "data_prep/test_readers.py")
 
