@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from onediff.config.data import DataConfig
+from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.manifest import FILE, read_manifest
 from onediff.runs.folder import RunFolder
 
@@ -57,7 +60,7 @@ With [OneDiff](https://arxiv.org/abs/2407.05645) installed: `onediff caption bef
 {examples}## Limits
 
 It has learned from the data above only: images of another kind get fluent captions that may be wrong. {warning} It says
-nothing of changes that its data set does not describe, and it may describe a change if there is none.
+nothing of changes that its data set does not describe, and it may describe a change when nothing has changed.
 """
 
 
@@ -65,9 +68,12 @@ def write_card(folder: Path, run: RunFolder, config: RunConfig, trained: dict[st
     """Writes `README.md` and its example images into an export of `run`."""
     card = CARD.format(
         **{"name": config.name, "phase": trained["phase"], "step": trained["step"]},
-        parts=table(("part", "from", "licence"), parts(config)),
-        phases=table(("phase", "steps", "global batch", "learning rate", "trains", "data"), phases(config)),
-        data=table(("data set", "samples", "source", "licence"), data(config)),
+        parts=table(("part", "from", "licence"), parts(config.model)),
+        phases=table(
+            ("phase", "steps", "global batch", "learning rate", "trains", "data"),
+            phases(config.phases, config.optimizer.lr),
+        ),
+        data=table(("data set", "samples", "source", "licence"), data(config.data)),
         scores=scores(run, trained),
         examples=examples(folder, run, trained),
         warning=WARNS if (folder / "confidence.npz").is_file() else "Nothing here warns of them.",
@@ -81,12 +87,12 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
-def parts(config: RunConfig) -> list[tuple[str, str, str]]:
+def parts(model: ModelConfig) -> list[tuple[str, str, str]]:
     """What each part started from; public weights keep their own licence."""
     named = {
-        "vision": config.model.vision.name,
-        "delta": config.model.delta.bert,
-        "language": config.model.language.name,
+        "vision": model.vision.name,
+        "delta": model.delta.bert,
+        "language": model.language.name,
     }
     return [
         (part, f"`{name}`", f"that of `{name}`") if name else (part, "random weights", "-")
@@ -94,21 +100,21 @@ def parts(config: RunConfig) -> list[tuple[str, str, str]]:
     ]
 
 
-def phases(config: RunConfig) -> list[tuple[Any, ...]]:
-    """One row for each phase."""
+def phases(trained: Mapping[str, PhaseConfig], lr: float) -> list[tuple[Any, ...]]:
+    """One row for each phase; `lr` is that of phases without their own."""
     return [
         (
-            *(name, phase.steps or f"{phase.epochs} epochs", phase.global_batch, phase.lr or config.optimizer.lr),
+            *(name, phase.steps or f"{phase.epochs} epochs", phase.global_batch, phase.lr or lr),
             *(", ".join(phase.train), ", ".join(f"{name} × {weight:g}" for name, weight in phase.mix.items())),
         )
-        for name, phase in config.phases.items()
+        for name, phase in trained.items()
     ]
 
 
-def data(config: RunConfig) -> list[tuple[Any, ...]]:
+def data(read: DataConfig) -> list[tuple[Any, ...]]:
     """One row for each data set, from its manifest if that is available."""
     rows: list[tuple[Any, ...]] = []
-    for name, one in config.data.sets.items():
+    for name, one in read.sets.items():
         if (Path(one.folder) / FILE).is_file():
             manifest = read_manifest(Path(one.folder))
             rows.append((name, manifest.samples, manifest.source or "-", manifest.licence or "not stated"))
