@@ -4,11 +4,11 @@
 
 Every image has a path of its own; the files are hard links to a few small JPEG files, which lie in the page cache, so the
 software is measured and not the disk. The plan and one share of --tasks are made of all --pairs. One process converts the
-first --whole of them, and so do as many tasks, whose parts are then put together; both times are scaled to --pairs, so
-that 5 GB of disk are enough. Every way runs in a process of its own on one core, and times are processor times, which other
+first --whole of them, and that time is scaled to --pairs, so that 5 GB of disk are enough; the same pairs, in as many parts
+as all would make, are joined. Every way runs in a process of its own on one core, and times are processor times, which other
 work on the machine falsifies less than the clock. The limit looks at each file (`stat`), reads it and writes it into one
 large file. `speed-up` is the time of one process over that of the slowest task, and over that of the whole chain that a
-user waits for: the plan, the slowest task, putting together. img2dataset, where its command is given, fetches images from
+user waits for: the plan, the slowest task, joining. img2dataset, where its command is given, fetches images from
 a server on this machine.
 """
 
@@ -124,10 +124,10 @@ def measured(work: Path, pairs: int, whole: int, tasks: int, img2dataset: Path |
     (work / "limit").unlink()
     one, one_peak = converted("some", "one")
     shutil.rmtree(work / "one")
-    share = whole // tasks // 4 or 1
-    for number in range(tasks):
-        converted("some", "few", "--share", f"{number}/{tasks}", "--shard-samples", share)
-    together, together_peak = converted("some", "few", "--shard-samples", share)
+    # As many parts as all pairs make in shards of a thousand; one task makes them, since joining them takes the same time.
+    small = max(1, 1000 * whole // pairs)
+    converted("some", "few", "--share", "0/1", "--shard-samples", small)
+    together, together_peak = converted("some", "few", "--shard-samples", small)
     shutil.rmtree(work / "few")
     # The first task, which makes the plan, then another, which finds it.
     first, first_peak = converted("all", "shared", "--share", f"0/{tasks}")
@@ -145,10 +145,10 @@ def measured(work: Path, pairs: int, whole: int, tasks: int, img2dataset: Path |
         "a task without the plan, s": round(task, 1),
         "first task, peak MB": round(first_peak),
         "a task, peak MB": round(task_peak),
-        "putting together, s (scaled)": round(together * scale, 1),
-        "putting together, peak MB (not scaled)": round(together_peak),
+        "joining as many parts, s": round(together, 1),
+        "joining, peak MB": round(together_peak),
         "speed-up of a task": round(one * scale / task, 1),
-        "speed-up of the whole chain": round(one * scale / (plan + task + together * scale), 1),
+        "speed-up of the whole chain": round(one * scale / (plan + task + together), 1),
     }
     if img2dataset:
         few = work / "images"

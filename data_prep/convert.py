@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,34 @@ class MakeSample:
     source: str
     encoding: Encoding
 
+    _paths: dict[int, list[str]] = field(default_factory=dict, compare=False, repr=False)
+    """Of the images of samples that have been made, until their sizes are asked for."""
+
     def __call__(self, i: int) -> Sample:
         row, notes = self.plan[i]
         try:
             if row.fault:
                 raise BadSample("incomplete", row.fault)
-            row = replace(row, images={role: self.placed(row, value) for role, value in row.images.items()})
+            row = replace(row, images=self.placed(row))
+            self._paths[i] = paths_of(row.images)
             return self.sample(row if row.id else replace(row, id=first_id(row)), notes)
         except BadSample as bad:
             raise BadSample(bad.kind, f"{row.where}: {bad.reason}") from bad
 
-    def placed(self, row: Row, value: str | bytes) -> str | bytes:
-        """A path in plain form."""
-        return self.image_source.place(value, row.where) if isinstance(value, str) and value else value
+    def placed(self, row: Row) -> dict[str, str | bytes]:
+        """The images of a row, their paths in plain form."""
+        place = self.image_source.place
+        return {
+            role: place(value, row.where) if isinstance(value, str) and value else value
+            for role, value in row.images.items()
+        }
 
     def sizes(self, i: int) -> list[int]:
-        """Bytes of the images that sample `i` is made from, -1 for one that is missing or lies elsewhere."""
-        row, _ = self.plan[i]
-        paths = [self.placed(row, value) for value in row.images.values() if isinstance(value, str)]
-        return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths if isinstance(path, str)]
+        """Bytes of the images that sample `i` is made from, -1 for one that is missing or remote."""
+        paths = self._paths.pop(i, None)
+        if paths is None:
+            paths = paths_of(self.placed(self.plan[i][0]))
+        return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths]
 
     def sample(self, row: Row, notes: list[str]) -> Sample:
         """Raises `BadSample`; the reason does not yet name the row."""
@@ -84,6 +93,11 @@ class MakeSample:
         if isinstance(value, str) and not notes and is_misnamed(value, data):
             notes = ["wrong_suffix"]
         return stored, size, notes + remarks + (["grey"] if is_grey(data) else [])
+
+
+def paths_of(images: dict[str, str | bytes]) -> list[str]:
+    """Those of the images that lie in files or at URLs."""
+    return [value for value in images.values() if isinstance(value, str)]
 
 
 def convert(
