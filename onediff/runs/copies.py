@@ -48,7 +48,7 @@ def keep_only(folder: Path, generations: Collection[str]) -> None:
 
 
 def _ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The keeper's answer. Raises UserError where it does not live."""
+    """The keeper's answer. Raises UserError when it does not live."""
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(ASK_SECONDS)
         try:

@@ -59,5 +59,5 @@ def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
     )
     assert again.judged("a", -0.1, far).as_json().keys() == {"caption", "warning"}
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:200])
-    with pytest.raises(UserError, match=r"confidence.npz: cannot be read; write it anew with `onediff calibrate"):
+    with pytest.raises(UserError, match=r"confidence.npz: cannot be read; write it again with `onediff calibrate"):
         Knowledge.read(tmp_path)

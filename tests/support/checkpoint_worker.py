@@ -148,7 +148,7 @@ def take_copies(engine, nodes: Path, ranks, dropout: float) -> None:
 
 
 def load_copy(engine, nodes: list[str], ranks, newer_than: int) -> dict | None:
-    """Takes up the newest copy on `nodes`, one a rank; its `extra`, None where there is none."""
+    """Takes up the newest copy on `nodes`, one a rank; its `extra`, None if there is none."""
     from onediff.training import checkpoint
     from onediff.training.checkpoint.copies import newest_copy
     from onediff.zero.engine import ZeroEngine
