@@ -83,7 +83,9 @@ def judge(
     if len(notes) < tasks:
         return without_a_word(notes, tasks)
     if any(note["code"] == STOPPED for note in notes):
-        return Outcome("stopped", f"stopped on request with a checkpoint ({status.get('reason') or 'signal'})", STOPPED)
+        why = str(status.get("reason") or "signal")
+        saved = "" if "before the first step" in why else " with a checkpoint"
+        return Outcome("stopped", f"stopped on request{saved} ({why})", STOPPED)
     if finished:
         return Outcome("finished", "finished", FINISHED)
     return Outcome("crash", "every rank ended with exit code 0, but the phase is not finished", FINISHED)

@@ -64,9 +64,7 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
         if all(a.cause == "bad node" and set(a.nodes) <= set(a.blamed) for a in attempts[-2:]) and len(attempts) > 1:
             return Decision("fail", f"every node failed its pre-flight, twice: {why}")  # then it is not the nodes
         return Decision("requeue", why, exclude)
-    if all(a.cause == "interrupted" and a.last_step == a.first_step for a in attempts[-INTERRUPTIONS:]) and (
-        len(attempts) >= INTERRUPTIONS
-    ):
+    if len(attempts) >= INTERRUPTIONS and all(map(stopped_idle, attempts[-INTERRUPTIONS:])):
         return Decision("fail", f"{why}, {INTERRUPTIONS} times in a row")
     if last.cause in ("interrupted", "slow node"):
         return Decision("requeue", why, exclude)
@@ -95,11 +93,16 @@ def nodes_here(decision: Decision, attempts: Sequence[Attempt], ours: Sequence[s
 def without_progress(attempts: Sequence[Attempt]) -> int:
     """How many of the last attempts came no further than an earlier one; those that were not let aside."""
     idle = 0
-    for attempt in reversed([a for a in attempts if a.cause not in ASIDE]):
+    for attempt in reversed([a for a in attempts if a.cause not in ASIDE and not stopped_idle(a)]):
         if (attempt.last_step or 0) > attempt.first_step:
             break
         idle += 1
     return idle
+
+
+def stopped_idle(attempt: Attempt) -> bool:
+    """Whether a signal from outside ended an attempt before any step of progress."""
+    return attempt.cause in ("interrupted", "stopped") and attempt.last_step == attempt.first_step
 
 
 def slow_nodes(attempts: Sequence[Attempt]) -> set[str]:

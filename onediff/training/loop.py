@@ -74,7 +74,9 @@ def between_steps(phase: Phase, asked: str | None) -> None:
             phase.tracker.table(step, "captions", table)
     if not stops:
         measures.after_saving(engine, step)
-        asked, stops = measures.stopped, measures.stopped is not None
+        # A request that came meanwhile needs neither another step nor another checkpoint.
+        asked = measures.stopped or (phase.stop.agreed() if step < phase.steps else None)
+        stops = asked is not None
     if stops and not measures.best.over:
         if phase.saved < step:
             save(phase)

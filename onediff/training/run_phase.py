@@ -59,13 +59,16 @@ def run_phase(
     resumes = checkpoint is not None or copy is not None
     snapshot = folder.logs / f"memory.phase-{name}.rank{rank}.pickle"
     with swap_folder(config.parallel, folder.path, topology.ranks) as swap, snapshot_on_out_of_memory(snapshot):
+        stop.check_before_first_step()
         phase, tags = build_phase(config, name, folder, topology, stop, resumes=resumes, swap=swap)
         # Dropout differs between ranks; a checkpoint brings its own random states.
         torch.manual_seed(config.training.seed + 1000 * topology.dp_rank)
+        stop.check_before_first_step()
         copy = restored(phase, checkpoint, copy, config.data)
         if memory is not None and (wanted := config.training.peer_copies) is not None:
             phase.copies = PeerCopies(memory, wanted.every, topology.ranks, copy)
             phase.copies.require_room(phase.engine.sharded)
+        stop.check_before_first_step()
         check_features(phase.stream, phase.engine.model.vision, config)
         if rank == 0:
             phase.tracker = phase.measures.tracker = tracker.phase(name, resumed_step=phase.step, tags=tags)

@@ -10,6 +10,9 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+CPU = torch.device("cpu")
+BEFORE_FIRST_STEP = "before the first step of this start"
+
 
 class Stopped(Exception):
     """The run was asked to stop and did, after a checkpoint; it can be resumed (exit code 75)."""
@@ -48,12 +51,21 @@ class StopRequest:
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
-    def check(self, device: torch.device) -> None:
-        """Raises CutShort on every rank if any rank has received a signal. Collective: reduces three numbers."""
+    def agreed(self, device: torch.device = CPU) -> str | None:
+        """The signal by which any rank has been asked to stop by now. Collective: reduces three numbers."""
         asked = torch.tensor(self.asked, device=device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        if (name := signal_of(asked.tolist())) is not None:
+        return signal_of(asked.tolist())
+
+    def check(self, device: torch.device) -> None:
+        """Raises CutShort on every rank if any has been asked to stop by now. Collective."""
+        if (name := self.agreed(device)) is not None:
             raise CutShort(name)
+
+    def check_before_first_step(self) -> None:
+        """Raises Stopped on every rank if any has been asked to stop by now: there is nothing to save yet. Collective."""
+        if (name := self.agreed()) is not None:
+            raise Stopped(f"{name} {BEFORE_FIRST_STEP}")
 
     @property
     def asked(self) -> tuple[float, ...]:

@@ -77,4 +77,6 @@ def test_what_srun_refuses_ends_the_run_and_signals_from_outside_do_not():
     assert refused.action == "fail" and "look at `srun` and `sbatch` in the profile" in refused.why
     assert decide(ends("interrupted", INTERRUPTIONS - 1), rule).action == "requeue"
     assert decide(ends("interrupted", INTERRUPTIONS), rule).action == "fail"
+    assert decide(ends("stopped", INTERRUPTIONS - 1), rule).action == "requeue", "warned while they loaded"
+    assert decide(ends("stopped", INTERRUPTIONS), rule).action == "fail"
     assert decide([*ends("interrupted", 9), *ends("crash", 3)], rule).action == "requeue"

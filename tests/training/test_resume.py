@@ -77,6 +77,12 @@ def wait_for_step(run: Path, phase: str, step: int) -> None:
     raise AssertionError(f"step {step} of phase {phase} was not reached in {SECONDS} s")
 
 
+def is_loading(run: Path) -> bool:
+    """Whether rank 0 of a run has come to its weights and data, and not to a step."""
+    beat = run / "heartbeat.json"
+    return beat.exists() and json.loads(beat.read_text())["section"] == "loading"
+
+
 def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
     """Process ids of the ranks below a local launcher."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -134,7 +140,9 @@ def test_a_branch_goes_on_bit_identically_under_its_own_name(undisturbed, tmp_pa
     assert kept == sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*") if path.is_file())
 
 
-def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(undisturbed, data, tmp_path):
+def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint_and_while_they_load_before_a_step(
+    undisturbed, data, tmp_path
+):
     run = tmp_path / "stopped"
     process = started(run, data)
     wait_for_step(run, "one", 3)
@@ -145,6 +153,14 @@ def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint(undisturbed, dat
     assert "SIGUSR1" in status["reason"]
     assert f"onediff train {run} --processes 2 --resume" in (run / "logs" / "process.rank0.log").read_text()
     stopped_at = max(metrics(run, "one"))
+    (run / "heartbeat.json").unlink()
+    process = started(run, data, "--resume")
+    while process.poll() is None and not is_loading(run):
+        time.sleep(0.02)
+    os.kill(ranks_of(process)[1], signal.SIGUSR1)
+    assert process.wait(300) == 75
+    reason = json.loads((run / "status.json").read_text())["reason"]
+    assert reason == "SIGUSR1 before the first step of this start" and max(metrics(run, "one")) == stopped_at
     done = onediff(["train", str(run), "--processes", "2", "--resume"])
     assert done.returncode == 0, done.stderr
     assert f"goes on from step {stopped_at}" in done.stderr
