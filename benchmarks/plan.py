@@ -67,6 +67,7 @@ def settings(case: dict[str, Any]) -> list[str]:
         "training.activation_checkpointing": case["checkpointing"],
         "parallel.tensor": case["tensor"],
         "parallel.sequence": case.get("sequence", False),
+        "parallel.context": case.get("context", 1),
         "parallel.zero_stage": case["stage"],
     }
     for phase in ("one", "two"):
@@ -103,7 +104,7 @@ def planned(case: dict[str, Any]) -> dict[str, Any]:
 
     config = configuration(case)
     phase = config.phases[case["phase"]]
-    world = case["tensor"] * case["data"]
+    world = case["tensor"] * config.parallel.context * case["data"]
     setup = Setup(
         world,
         world,
@@ -114,6 +115,7 @@ def planned(case: dict[str, Any]) -> dict[str, Any]:
         bf16=case["precision"] == "bf16",
         checkpointing=case["checkpointing"],
         sequence=config.parallel.sequence,
+        context=config.parallel.context,
     )
     tape = walk(
         sizes_of(config.model),
@@ -122,6 +124,7 @@ def planned(case: dict[str, Any]) -> dict[str, Any]:
         itemsize=setup.itemsize,
         tensor=setup.tensor,
         sequence=setup.sequence,
+        context=setup.context,
     )
     memory = memory_of(tape, setup)
     return {**vars(memory), "peak": memory.gpu}
@@ -137,7 +140,10 @@ def work(several: list[dict[str, Any]], out: Path) -> None:
 
     torch.set_num_threads(1)
     ranks = initialize_distributed()
-    parallel = ParallelConfig(tensor=several[0]["tensor"], sequence=several[0].get("sequence", False))
+    case = several[0]
+    parallel = ParallelConfig(
+        tensor=case["tensor"], sequence=case.get("sequence", False), context=case.get("context", 1)
+    )
     topology = create_topology(parallel, ranks)
     for case in several:
         found = one(case, topology)
@@ -230,7 +236,7 @@ def risen(profiler: Any) -> int:
 
 def measured(several: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Starts the ranks for cases of one topology, and waits for them."""
-    world = several[0]["tensor"] * several[0]["data"]
+    world = several[0]["tensor"] * several[0].get("context", 1) * several[0]["data"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -252,8 +258,8 @@ def measured(several: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cases(models: list[str], stages: list[int], precisions: list[str], topologies: list[str]) -> list[dict[str, Any]]:
-    """Every stage and topology for each model, phase two; phase one, checkpointing, accumulation and shared tokens at some
-    of them."""
+    """Every stage and topology for each model, phase two; phase one, checkpointing, accumulation, shared tokens
+    and context groups at some of them."""
     found: list[dict[str, Any]] = []
     for model in models:
         wide = TENSOR[model][1]
@@ -275,6 +281,7 @@ def cases(models: list[str], stages: list[int], precisions: list[str], topologie
             shared = {**same, "tensor": TENSOR[model][1], "data": 1, "sequence": True}
             found += [{**shared, "checkpointing": mode} for mode in ("none", "selective", "full")]
             found.append({**shared, "phase": "one"})
+            found += [{**same, "data": 1, "context": 2, "checkpointing": mode} for mode in ("none", "full")]
     return found
 
 
@@ -298,7 +305,7 @@ def main() -> None:
 
     def processes(case: dict[str, Any]) -> tuple[Any, ...]:
         # An engine of another phase before it changes what a process still holds.
-        return case["tensor"], case["data"], case["phase"], case.get("sequence", False)
+        return case["tensor"], case["data"], case["phase"], case.get("sequence", False), case.get("context", 1)
 
     for alike in dict.fromkeys(map(processes, wanted)):
         for case in measured([c for c in wanted if processes(c) == alike]):
@@ -306,6 +313,7 @@ def main() -> None:
             rows.append({**case, "planned": plan, "ratio": plan["peak"] / found["peak"]})
             name = "{model} {phase} {precision} stage {stage} T={tensor} D={data}".format(**case)
             name += f" x{case['accumulation']} {case['checkpointing']}" + " shared" * case.get("sequence", False)
+            name += f" C={case['context']}" * ("context" in case)
             seen = found["peak"]
             print(f"{name:<58}{plan['peak'] / 1e6:>9.1f}{seen / 1e6:>9.1f}{rows[-1]['ratio']:>7.3f}", flush=True)
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
