@@ -167,7 +167,7 @@ class Supervisor:
         return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts, slow).run()
 
     def copies(self, nodes: list[str]) -> list[str]:
-        """What ranks on `nodes` are told of the keepers of their copies; nothing where there are none."""
+        """What ranks on `nodes` are told of the keepers of their copies; nothing if there are none."""
         if not self.part.get("peer_copies"):
             return []
         if self.keepers is None or not self.keepers.alive:

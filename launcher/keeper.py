@@ -111,7 +111,7 @@ class Keeper:
             return False
 
     def from_keeper(self, asked: Json, line: socket.socket, stream: ByteReader) -> Json | None:
-        """Answers the keeper of another node; None where that is done already."""
+        """Answers the keeper of another node; None if that is done already."""
         path = self.path(asked["generation"], asked["name"])
         if asked["do"] == "put":
             keep_only(self.folder, [*asked["keep"], path.parent.name])
@@ -186,7 +186,7 @@ def answer(line: socket.socket, value: Json) -> None:
 
 
 def received(stream: ByteReader) -> Json:
-    """The next line; empty where there is none, or not a message."""
+    """The next line; empty if there is none, or not a message."""
     try:
         found: Any = json.loads(stream.readline())
     except ValueError:
@@ -195,7 +195,7 @@ def received(stream: ByteReader) -> Json:
 
 
 def own_folder(folder: Path) -> int:
-    """Makes `folder` anew and holds its lock, whose descriptor is returned; removes what dead keepers left beside it."""
+    """Recreates `folder` and holds its lock, whose descriptor is returned; removes what dead keepers left beside it."""
     for other in folder.parent.glob("onediff-*"):
         remove_if_dead(other)
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def training_splits(model: Path, data: Path | None) -> list[Path]:
-    """Folders of the splits that a model was trained on. Raises UserError where that is not known."""
+    """Folders of the splits that a model was trained on. Raises UserError when that is not known."""
     from onediff.config.compose import load_run
 
     if data is not None:

@@ -30,7 +30,7 @@ DECIDED = {
 
 
 def check_heads(heads: int, tensor: int, context: int) -> None:
-    """Raises UserError where `heads` attention heads cannot be shared out over `tensor` · `context` ranks."""
+    """Raises UserError when `heads` attention heads cannot be shared out over `tensor` · `context` ranks."""
     if context > 1 and heads % (tensor * context):
         raise UserError(
             f"parallel.context: {heads} attention heads cannot be shared out over {tensor * context} ranks (parallel.tensor "

@@ -51,7 +51,7 @@ class Captioner:
         placement = Placement(topology, device=str(self.device), dtype=self.dtype)
         self.model, self.processor, self.tokenizer, self.saved = load_model(Path(folder), placement=placement)
         self.knowledge = Knowledge.read(Path(folder))
-        """None where the model was not calibrated."""
+        """None if the model was not calibrated."""
 
     def caption(self, before: ImageLike, after: ImageLike, **options: Any) -> str:
         """One sentence about what differs. Images are files, bytes, Pillow images of any kind and size, or

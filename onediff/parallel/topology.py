@@ -81,9 +81,9 @@ class Topology:
     """the tensor group shares out the tokens where its layers are not cut"""
     cp_size: int = 1
     context_group: dist.ProcessGroup | None = None
-    """ranks with the same dp_rank and tp_rank, which share out the language model's tokens; None where C is 1"""
+    """ranks with the same dp_rank and tp_rank, which share out the language model's tokens; None if C is 1"""
     row_group: dist.ProcessGroup | None = None
-    """ranks with the same dp_rank, which compute the same rows; None where each rank has rows of its own"""
+    """ranks with the same dp_rank, which compute the same rows; None if each rank has rows of its own"""
 
     @property
     def dp_size(self) -> int:
@@ -97,7 +97,7 @@ class Topology:
 
     @property
     def copies(self) -> int:
-        """D · C: how many tensor groups there are. ZeRO shares a model out over so many ranks."""
+        """D · C: how many tensor groups there are. ZeRO shares a model out over that many ranks."""
         return self.ranks.world // self.tp_size
 
     @property

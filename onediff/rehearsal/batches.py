@@ -21,7 +21,7 @@ WORDS = 8
 
 
 def largest(config: RunConfig, name: str) -> Batch:
-    """A micro-batch of the longest rows, with the most images that they hold. Raises UserError where none fits."""
+    """A micro-batch of the longest rows, with the most images that they hold. Raises UserError when none fits."""
     phase = config.phases[name]
     pairs = rows_of(config, phase).pairs > 0
     seen = _most_tokens(config, 2 if pairs else 1)

@@ -13,7 +13,7 @@ WHEN = {"building": "while the model is built", "step": "in a step"}
 
 
 def disagreement(one: Played, other: Played, ranks: tuple[int, int], same_rows: bool) -> str | None:
-    """The first collective of a phase that two ranks do not make alike, in a line; None where all agree.
+    """The first collective of a phase that two ranks do not make alike, in a line; None if all agree.
 
     Ranks of one tensor or context group read the same rows (`same_rows`) and must agree in everything. Ranks with other
     rows share no such group: what they do in their own may depend on their rows.

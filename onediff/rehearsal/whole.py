@@ -51,7 +51,7 @@ def rehearse(
 ) -> Rehearsal:
     """Rehearses `rank` of `world`; `named` and `overrides` are how `config` was composed. Takes minutes for large models.
 
-    Raises UserError where a process does not get so far as to say what it found.
+    Raises UserError when a process does not get so far as to say what it found.
     """
     peers = peers_of(rank, world, config.parallel.tensor, config.parallel.context)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as threads:

@@ -25,7 +25,7 @@ ASK_SECONDS = 600.0
 def mirror(folder: Path, generation: str, names: Sequence[str], keep: Collection[str]) -> None:
     """Has the files copied to the next node, in this order, where generations other than `keep` are removed first.
 
-    Raises UserError where that fails. Where there is one node nothing is copied.
+    Raises UserError when that fails. Where there is one node nothing is copied.
     """
     told = _ask(folder, {"do": "mirror", "generation": generation, "names": list(names), "keep": sorted(keep)})
     if told.get("error"):

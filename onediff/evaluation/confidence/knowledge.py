@@ -25,7 +25,7 @@ class Knowledge:
 
     familiar: Familiar
     calibration: Calibration | None
-    """None where too few held-out captions were right, or wrong."""
+    """None if too few held-out captions were right, or wrong."""
     reliability: NDArray[np.float64]
     """`[bins, 3]`, see `calibration.reliability`; no bins without calibration."""
     about: str
@@ -76,7 +76,7 @@ class Knowledge:
 
     @classmethod
     def read(cls, folder: Path) -> Knowledge | None:
-        """The knowledge in an export; None where there is none. Raises UserError for a damaged file."""
+        """The knowledge in an export; None if there is none. Raises UserError for a damaged file."""
         if not (folder / FILE).is_file():
             return None
         try:
@@ -91,5 +91,5 @@ class Knowledge:
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise UserError(
-                f"{folder / FILE}: cannot be read; write it anew with `onediff calibrate {folder}`"
+                f"{folder / FILE}: cannot be read; write it again with `onediff calibrate {folder}`"
             ) from None

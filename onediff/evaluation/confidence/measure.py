@@ -37,7 +37,7 @@ def measured(
 ) -> Knowledge:
     """Knowledge from `images` training images, evenly from the splits `trained_on`, and all pairs of `held_out`.
 
-    Costs a tower's pass for each image, and a caption and a second look for each pair. Raises UserError where there is
+    Costs a tower's pass for each image, and a caption and a second look for each pair. Raises UserError when there is
     nothing to measure.
     """
     features = training_features(captioner, trained_on, images, batch_size)
@@ -58,7 +58,7 @@ def measured(
 def training_features(
     captioner: Captioner, splits: Sequence[Path], images: int, batch_size: int
 ) -> NDArray[np.float32]:
-    """`[at most images, width]` features. Raises UserError where no image can be read."""
+    """`[at most images, width]` features. Raises UserError when no image can be read."""
     shares = [islice(images_of(split, -(-images // len(splits))), -(-images // len(splits))) for split in splits]
     bar = progress(images, "training images", "images")
     found = []

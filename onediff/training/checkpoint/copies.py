@@ -52,7 +52,7 @@ ALIGNED = 16
 
 
 class PeerCopies:
-    """The copies that a phase makes every that many steps.
+    """The copies that a phase makes every few steps.
 
     A rank keeps one more copy, pinned where there is a GPU, from which its file is written in the background. The device
     waits only for the copy to that memory.
