@@ -150,7 +150,7 @@ def theirs(family: str, stage: int, out: Path, topology: Any) -> dict[str, Any]:
 
     model = whole(family)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-    keys = settings(stage) | {"tensor_parallel": {"autotp_size": topology.tp_size, "dtype": torch.float32}}
+    keys = settings(stage) | {"tensor_parallel": {"autotp_size": topology.tp_size}}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=keys, dist_init_required=False)
     made = steps(engine, loss_by=None)
     if stage == 3:

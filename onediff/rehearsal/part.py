@@ -21,6 +21,8 @@ class Part:
     """whether its rows have no images: the smallest micro-batch instead of the largest"""
     out: str
     """file for the result"""
+    layers: int | None = None
+    """of the language model only the first ones; None for all"""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from onediff.config.addresses import is_url
 from onediff.config.compose import load_run
+from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig
 from onediff.data.batch import Batch
 from onediff.data.loader import RankShare
@@ -42,6 +43,8 @@ from onediff.zero import alone
 
 def main(part: Part) -> None:
     config = rehearsed(load_run(part.config, part.overrides))
+    if part.layers is not None:
+        config = config.model_copy(update={"model": shallow(config.model, part.layers)})
     per_node = min(part.per_node, part.world)
     ranks = Ranks(part.rank, part.rank % per_node, part.world, per_node, "127.0.0.1", 1)
     played: list[dict[str, Any]] = []
@@ -57,6 +60,15 @@ def main(part: Part) -> None:
                 played.append(asdict(Played(name, fault=_told(error))))
             gc.collect()
     Path(part.out).write_text(json.dumps(played))
+
+
+def shallow(model: ModelConfig, layers: int) -> ModelConfig:
+    """The same with the first `layers` layers of the language model alone."""
+    bare = architecture_only(model)
+    fields = dict(bare.language.config or {}) | {"num_hidden_layers": layers}
+    if fields.get("layer_types"):
+        fields["layer_types"] = fields["layer_types"][:layers]
+    return bare.model_copy(update={"language": bare.language.model_copy(update={"config": fields})})
 
 
 def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> Played:

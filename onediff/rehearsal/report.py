@@ -23,7 +23,8 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
             yield f"  {'run':<12}{run}; {phase.seconds:.0f} s"
             for kind, peer in made.peers.items():
                 rows = "rows of text alone" if kind == "data" else "the same rows"
-                yield f"  {'beside':<12}rank {peer} of its {kind} group, with {rows}"
+                depth = "" if made.compared_layers is None else f", {made.compared_layers} language layers deep"
+                yield f"  {'beside':<12}rank {peer} of its {kind} group, with {rows}{depth}"
             for group, of_group in sent(phase).items():
                 told = ", ".join(f"{count} {op} of {_gb(size)} GB" for op, (count, size) in of_group.items())
                 yield f"  {'collectives':<12}a step over {group}: {told}"

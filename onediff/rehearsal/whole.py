@@ -14,9 +14,12 @@ from pathlib import Path
 
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
+from onediff.plan.architecture import sizes_of
 from onediff.rehearsal.compare import disagreement
 from onediff.rehearsal.part import Part, Played
 
+MANY, FEW = 16, 2
+"""Peers of a language model of more than `MANY` layers are compared with its first `FEW`: the layers are alike."""
 AT_ONCE = 2
 """Processes; each takes one core and about a gigabyte."""
 
@@ -30,6 +33,8 @@ class Rehearsal:
     phases: list[Played]
     peers: dict[str, int]
     """`data`: a rank with other rows, which were text alone; `tensor`, `context`: one of the same such group"""
+    compared_layers: int | None = None
+    """layers of the language model with which peers were compared; None for all"""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -54,20 +59,24 @@ def rehearse(
     Raises UserError when a process does not get so far as to say what it found.
     """
     peers = peers_of(rank, world, config.parallel.tensor, config.parallel.context)
+    layers = FEW if peers and sizes_of(config.model).decoder.layers > MANY else None
+    jobs = [("whole", rank, None)] + [(kind, one, layers) for kind, one in peers.items()]
+    if layers is not None:
+        jobs.insert(1, ("beside", rank, layers))
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as threads:
         parts = [
-            Part(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{kind}.json")
-            for kind, one in {"itself": rank, **peers}.items()
+            Part(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{kind}.json", few)
+            for kind, one, few in jobs
         ]
-        own, *others = threads.map(_play, parts)
-    everyone = {rank: own} | dict(zip(peers.values(), others, strict=True))
-    made = Rehearsal(rank, world, own, peers)
-    for number, phase in enumerate(own):
-        faults = [(one, played[number].fault) for one, played in everyone.items() if played[number].fault is not None]
+        played = dict(zip((kind for kind, _, _ in jobs), threads.map(_play, parts), strict=True))
+    made = Rehearsal(rank, world, played["whole"], peers, layers)
+    beside = played.get("beside", played["whole"])
+    for number, phase in enumerate(made.phases):
+        faults = [(one, played[kind][number].fault) for kind, one, _ in jobs if played[kind][number].fault is not None]
         told = [f"phase {phase.name}: rank {one}: {fault}" for one, fault in faults[:1]]
         if not faults:
             found = (
-                disagreement(phase, everyone[one][number], (rank, one), same_rows=kind != "data")
+                disagreement(beside[number], played[kind][number], (rank, one), same_rows=kind != "data")
                 for kind, one in peers.items()
             )
             told = [line for line in found if line is not None]
