@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import tempfile
@@ -21,6 +22,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
 from onediff.tracking.names import valid_name
@@ -29,6 +31,7 @@ from onediff.tracking.upload import below, upload
 
 PACKAGE = Path(__file__).parents[1]
 TRAINED = "trained"
+SOURCE = "models:/"
 
 
 class Registry:
@@ -47,13 +50,16 @@ class Registry:
         """
         name, trained = record["name"], record["trained"]
         known = self.client.search_model_versions(f"name='{name}'")
-        version = next((v.version for v in known if v.run_id == run_id and v.tags.get(TRAINED) == trained), None)
-        if version is None:
+        made = next((one for one in known if one.run_id == run_id and one.tags.get(TRAINED) == trained), None)
+        if made is None:
             model = self._logged(run_id, trained, parcel)
             self._upload(model, run_id, folder, parcel)
             version = self._version(model, run_id, name, trained)
+        else:
+            model, version = self.client.get_logged_model(made.source.removeprefix(SOURCE)), made.version
+        self._link(model, name, version)
         if scores := record.get("scores"):
-            self._measured(self._logged(run_id, trained, parcel), run_id, scores, record)
+            self._measured(model, run_id, scores, record)
         for alias in record["aliases"]:
             self.client.set_registered_model_alias(name, alias, version)
         if score := record.get("score"):
@@ -125,10 +131,16 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"models:/{model.model_id}"
+        source = f"{SOURCE}{model.model_id}"
         with process_store(self.client.tracking_uri):
             made = self.client.create_model_version(name, source, run_id, {TRAINED: trained}, model_id=model.model_id)
         return str(made.version)
+
+    def _link(self, model: LoggedModel, name: str, version: str) -> None:
+        """Names the version on the model's own page, as `mlflow.register_model` does."""
+        versions, this = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]")), {"name": name, "version": version}
+        if this not in versions:
+            self.client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*versions, this])})
 
     def _score(self, name: str, version: str, score: Mapping[str, Any]) -> None:
         """Tags a version with its score; the alias `best` goes to the best of those scored on the same data."""

@@ -321,6 +321,7 @@ def test_registered_model(server, tmp_path, monkeypatch):
     assert logged.name == "two-7" and logged.source_run_id == version.run_id and logged.status == "READY"
     measured = {(one.key, one.value, one.dataset_name) for one in logged.metrics}
     assert measured == {("CIDEr", 0.5, "scenes/test"), ("BLEU-4", 0.25, "scenes/test")}
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "captioner", "version": version.version}]
     (output,) = client.get_run(version.run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (logged.model_id, 7) and version.source == f"models:/{logged.model_id}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
