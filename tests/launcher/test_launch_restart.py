@@ -72,6 +72,7 @@ SLOWED = "while :; do pkill -STOP -f '[s]tandin_tr'; sleep 0.5; pkill -CONT -f '
 def test_a_slow_node_is_replaced_by_the_spare_at_a_checkpoint(launched, cluster):
     run = launched(seconds=0.1, steps=400, every=1000, compare=4)
     run.profile["requeue"] |= {"slow_share": 2.0, "slow_times": 2}
+    run.config["training"] = {"peer_copies": {"every": 2}}
     job = run.submitted("--phases", "one", "--spares", "1")["one"]
     run.wait_step("one", 5)
     inside = ["nsenter", "-t", str(cluster.init_pid("node2")), "-n", "-u", "-i", "-m", "-p"]
@@ -87,6 +88,9 @@ def test_a_slow_node_is_replaced_by_the_spare_at_a_checkpoint(launched, cluster)
     assert run.record.attempts("one")[1].nodes == ["node1", "node3"] and second.job == job
     assert done_twice(run, "one") == 0, "it stopped with a checkpoint"
     assert re.search(r"on node2 was at least \d+ % slower than the median rank", run.onediff("explain", "run").stdout)
+    assert memory(cluster, "node1") and memory(cluster, "node3")
+    cluster.sh("scancel", job)
+    cluster.wait_until(lambda: not any(memory(cluster, node) for node in cluster.names), 60, "copies outlive scancel")
 
 
 def test_fewer_nodes_go_on_where_the_user_said_that_they_will_do(launched, cluster):

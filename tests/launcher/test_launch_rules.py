@@ -291,7 +291,8 @@ def test_the_commands_work_where_only_their_own_packages_are(tmp_path):
 
 def test_the_supervisor_needs_only_the_standard_library():
     """It runs outside the container, where nothing may be installed."""
-    program = "import sys; import launcher.job, launcher.task, launcher.preflight; print(sorted(sys.modules))"
+    modules = "launcher.job, launcher.task, launcher.preflight, launcher.keeper"
+    program = f"import sys; import {modules}; print(sorted(sys.modules))"
     house = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=house, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
