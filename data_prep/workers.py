@@ -55,7 +55,9 @@ def on_cluster(
     a task has lost its worker too often; and what `work` raises.
     """
     with _connected(address) as client, progress(len(items), title, unit) as bar:
-        blind = [worker for worker, sees in client.run(os.path.isdir, str(folder.resolve())).items() if not sees]
+        # A worker that has just died gives no answer; its tasks go to others.
+        seen = client.run(os.path.isdir, str(folder.resolve()), on_error="ignore")
+        blind = [worker for worker, sees in seen.items() if not sees]
         if blind:
             raise UserError(
                 f"{folder}: the Dask worker {blind[0]} does not see this folder; it must be on a shared disk"
