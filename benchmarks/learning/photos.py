@@ -1,8 +1,8 @@
 """Can a model trained here tell two photographs apart? A frozen DINOv2-S and a small language model, on composed ones.
 
   make photos                                           # all pieces; after an interruption the same command goes on
-  python benchmarks/learning/photos.py --hours 1        # train for one hour at most, then evaluate what there is
-  python benchmarks/learning/photos.py --only sheet     # one piece
+  python -m benchmarks.learning.photos --hours 1        # train for one hour at most, then evaluate what there is
+  python -m benchmarks.learning.photos --only sheet     # one piece
 
 Photographs are those of Debian's opencv-doc and of scikit-image, cut-outs those of tuxpaint-stamps-default. Both are held
 out by image: `pairs/test` shows known cut-outs on photographs that training never showed, `new/test` cut-outs as well whose
