@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 
 from onediff.errors import UserError
 from onediff.parallel.safetensors_writer import Entry, write_safetensors
+from onediff.ranks import Ranks
 from onediff.training import checkpoint
+from onediff.training.checkpoint.copies import PeerCopies
 from onediff.training.checkpoint.folder import checkpoints, prune, step_of
 from onediff.training.checkpoint.manifest import FILE
 
@@ -333,3 +336,17 @@ def test_kill_while_saving_leaves_a_good_checkpoint(tmp_path):
 @pytest.mark.long
 def test_thirty_kills_while_saving_leave_a_good_checkpoint(tmp_path):
     kill_while_saving(tmp_path, random.Random(2), 30)
+
+
+def test_copies_that_the_memory_of_a_node_cannot_take_are_refused_before_the_first_step(tmp_path):
+    """Four files of each of two ranks, of 10¹² trained fp32 values with both moments."""
+    block = SimpleNamespace(is_whole=False)
+    part = SimpleNamespace(
+        piece=SimpleNamespace(length=10**12, block=block), shared=False, owner=1, values=torch.ones(1)
+    )
+    engine = SimpleNamespace(shards=lambda: [part], tensor_size=1)
+    copies = PeerCopies(tmp_path, 10, Ranks(world=2, local_world=2), None)
+    with pytest.raises(
+        UserError, match=r"training.peer_copies: .* GB free, and the copies take 96000.0 GB; make it larger"
+    ):
+        copies.require_room(engine)
