@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import Any
 
-from onediff.rehearsal.part import Played
+from onediff.rehearsal.role import Played
 
 OF_ROWS = ("tensor", "context", "rows")
 """Groups whose ranks compute the same rows."""

@@ -2,7 +2,7 @@
 
     python -m onediff.rehearsal.rank JOB
 
-JOB is a `Part` as JSON; a `Played` for each phase goes to its `out`. Costs the imports of a rank and some 300 µs an
+JOB is a `Role` as JSON; a `Played` for each phase goes to its `out`. Costs the imports of a rank and some 300 µs an
 operator.
 """
 
@@ -33,7 +33,7 @@ from onediff.ranks import Ranks
 from onediff.rehearsal import batches
 from onediff.rehearsal.collectives import Recorder, group_names
 from onediff.rehearsal.held import Alive, size_of
-from onediff.rehearsal.part import Held, Part, Played, rehearsed
+from onediff.rehearsal.role import Held, Played, Role, rehearsed
 from onediff.rehearsal.stage import without_memory, without_other_ranks
 from onediff.training.data import phase_sources
 from onediff.training.engine import Engine
@@ -41,25 +41,25 @@ from onediff.training.start import built, check_model
 from onediff.zero import alone
 
 
-def main(part: Part) -> None:
-    config = rehearsed(load_run(part.config, part.overrides))
-    if part.layers is not None:
-        config = config.model_copy(update={"model": shallow(config.model, part.layers)})
-    per_node = min(part.per_node, part.world)
-    ranks = Ranks(part.rank, part.rank % per_node, part.world, per_node, "127.0.0.1", 1)
+def main(role: Role) -> None:
+    config = rehearsed(load_run(role.config, role.overrides))
+    if role.layers is not None:
+        config = config.model_copy(update={"model": shallow(config.model, role.layers)})
+    per_node = min(role.per_node, role.world)
+    ranks = Ranks(role.rank, role.rank % per_node, role.world, per_node, "127.0.0.1", 1)
     played: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stack.enter_context(without_other_ranks(ranks))
         topology = create_topology(config.parallel, ranks)
         for name in config.phases:
             try:
-                played.append(asdict(play(config.of_phase(name), name, topology, part.text_alone)))
+                played.append(asdict(play(config.of_phase(name), name, topology, role.text_alone)))
             except UserError as error:
                 played.append(asdict(Played(name, fault=" ".join(str(error).split()))))
             except Exception as error:  # whatever the training would end with
                 played.append(asdict(Played(name, fault=_told(error))))
             gc.collect()
-    Path(part.out).write_text(json.dumps(played))
+    Path(role.out).write_text(json.dumps(played))
 
 
 def shallow(model: ModelConfig, layers: int) -> ModelConfig:
@@ -149,4 +149,4 @@ def _told(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main(Part(**json.loads(sys.argv[1])))
+    main(Role(**json.loads(sys.argv[1])))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from onediff.plan.phase import PhasePlan
-from onediff.rehearsal.part import Played
+from onediff.rehearsal.role import Played
 from onediff.rehearsal.whole import Rehearsal
 
 NEAR = 0.1

@@ -16,7 +16,7 @@ from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.plan.architecture import sizes_of
 from onediff.rehearsal.compare import disagreement
-from onediff.rehearsal.part import Part, Played
+from onediff.rehearsal.role import Played, Role
 
 MANY, FEW = 16, 2
 """Peers of a language model of more than `MANY` layers are compared with its first `FEW`: the layers are alike."""
@@ -64,11 +64,11 @@ def rehearse(
     if layers is not None:
         jobs.insert(1, ("beside", rank, layers))
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as threads:
-        parts = [
-            Part(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{kind}.json", few)
+        roles = [
+            Role(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{kind}.json", few)
             for kind, one, few in jobs
         ]
-        played = dict(zip((kind for kind, _, _ in jobs), threads.map(_play, parts), strict=True))
+        played = dict(zip((kind for kind, _, _ in jobs), threads.map(_play, roles), strict=True))
     made = Rehearsal(rank, world, played["whole"], peers, layers)
     beside = played.get("beside", played["whole"])
     for number, phase in enumerate(made.phases):
@@ -95,11 +95,11 @@ def peers_of(rank: int, world: int, tensor: int, context: int = 1) -> dict[str, 
     return peers
 
 
-def _play(part: Part) -> list[Played]:
+def _play(role: Role) -> list[Played]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "onediff.rehearsal.rank", json.dumps(asdict(part))]
+    command = [sys.executable, "-m", "onediff.rehearsal.rank", json.dumps(asdict(role))]
     ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"--rehearse: rank {part.rank} of {part.world} could not begin: {last}")
-    return [Played.of(values) for values in json.loads(Path(part.out).read_text(encoding="utf-8"))]
+        raise UserError(f"--rehearse: rank {role.rank} of {role.world} could not begin: {last}")
+    return [Played.of(values) for values in json.loads(Path(role.out).read_text(encoding="utf-8"))]

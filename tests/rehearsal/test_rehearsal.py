@@ -16,7 +16,7 @@ from small_run import overrides
 from onediff.cli import main
 from onediff.errors import UserError
 from onediff.rehearsal.compare import disagreement
-from onediff.rehearsal.part import Part, Played
+from onediff.rehearsal.role import Played, Role
 from onediff.rehearsal.whole import peers_of, place
 
 DEMO = str(HOUSE / "configs" / "demo.yaml")
@@ -30,10 +30,10 @@ def small(tmp_path, **more):
 
 def rehearsed(tmp_path, rank, world, words) -> list[Played]:
     out = tmp_path / "rehearsed.json"
-    part = Part(DEMO, words, rank, world, world, False, str(out))
+    role = Role(DEMO, words, rank, world, world, False, str(out))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     script = HOUSE / "onediff" / "rehearsal" / "rank.py"
-    process = forked.start([str(script), json.dumps(asdict(part))], environment, tmp_path / "log", tmp_path / "log")
+    process = forked.start([str(script), json.dumps(asdict(role))], environment, tmp_path / "log", tmp_path / "log")
     process.wait(300)
     assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     return [Played.of(values) for values in json.loads(out.read_text())]

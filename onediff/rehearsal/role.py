@@ -9,7 +9,7 @@ from onediff.config.run import RunConfig
 
 
 @dataclass(frozen=True)
-class Part:
+class Role:
     """The job of one process."""
 
     config: str
