@@ -28,7 +28,7 @@ from data_prep.planning import Choices as Choices
 from data_prep.planning import PlannedSplit, plan_rows
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.share import Share
-from data_prep.spool import Part, Spool
+from data_prep.spool import Spooled, Spool
 from data_prep.writer import locked
 
 VERSION = 2
@@ -144,7 +144,7 @@ def _save(plan: ConversionPlan, path: Path) -> None:
 
 def _loaded(path: Path) -> ConversionPlan:
     fields = json.loads(path.read_text(encoding="utf-8"))
-    spool = Spool(path.parent, tuple(Part.of(part) for part in fields["parts"]))
+    spool = Spool(path.parent, tuple(Spooled.of(part) for part in fields["parts"]))
     return ConversionPlan({split["name"]: SplitPlan.of(spool, split) for split in fields["splits"]}, shared=True)
 
 

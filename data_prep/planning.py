@@ -21,7 +21,7 @@ from data_prep.leakage import SplitImages, compare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.readers.batches import RowBatch
 from data_prep.splits import check_split
-from data_prep.spool import Part, Spool, SpoolWriter, meaning_fields
+from data_prep.spool import Spooled, Spool, SpoolWriter, meaning_fields
 from onediff.errors import UserError
 from onediff.progress import progress
 
@@ -63,7 +63,7 @@ class PlannedSplit:
 
 def plan_rows(
     reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, folder: Path
-) -> tuple[tuple[Part, ...], dict[str, PlannedSplit]]:
+) -> tuple[tuple[Spooled, ...], dict[str, PlannedSplit]]:
     """Reads all rows into `folder` and decides which are samples of which split, `train` first. Raises UserError."""
     read = _Reading(reader, inputs, image_source, choices, folder)
     facts = read.everything()

@@ -25,7 +25,7 @@ ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass
-class Part:
+class Spooled:
     """Consecutive rows in one Arrow file: those of a table as they are, others as JSON."""
 
     file: str
@@ -40,7 +40,7 @@ class Part:
         return {**vars(self), "meaning": self.meaning and meaning_fields(self.meaning)}
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Part:
+    def of(cls, fields: dict[str, Any]) -> Spooled:
         """What `fields` wrote."""
         if fields["meaning"]:
             meaning = dict(fields["meaning"])
@@ -63,7 +63,7 @@ class SpoolWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.parts: list[Part] = []
+        self.parts: list[Spooled] = []
         self._writer: Any = None
         self._schema: pa.Schema | None = None
         self._images = (folder / "images").open("wb")
@@ -91,7 +91,7 @@ class SpoolWriter:
             goes_on = last.number + sum(last.sizes) == number
         if not goes_on:
             self._close_part()
-            last = Part(f"rows-{len(self.parts)}.arrow", meaning, number, [])
+            last = Spooled(f"rows-{len(self.parts)}.arrow", meaning, number, [])
             self.parts.append(last)
             self._schema = cells.schema
             self._writer = pa.ipc.new_file(str(self.folder / last.file), cells.schema)
@@ -121,7 +121,7 @@ class Spool:
     """The rows that a `SpoolWriter` wrote. Small to send to worker processes; `spool[n]` reads row `n`."""
 
     folder: Path
-    parts: tuple[Part, ...]
+    parts: tuple[Spooled, ...]
     _open: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
