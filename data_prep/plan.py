@@ -28,7 +28,7 @@ from data_prep.planning import Choices as Choices
 from data_prep.planning import PlannedSplit, plan_rows
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.share import Share
-from data_prep.spool import Spooled, Spool
+from data_prep.spool import Spool, Spooled
 from data_prep.writer import locked
 
 VERSION = 2

@@ -21,7 +21,7 @@ from data_prep.leakage import SplitImages, compare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.readers.batches import RowBatch
 from data_prep.splits import check_split
-from data_prep.spool import Spooled, Spool, SpoolWriter, meaning_fields
+from data_prep.spool import Spool, Spooled, SpoolWriter, meaning_fields
 from onediff.errors import UserError
 from onediff.progress import progress
 

@@ -56,7 +56,7 @@ class Registry:
             self._upload(model, run_id, folder, parcel)
             version = self._version(model, run_id, name, trained)
         else:
-            model, version = self.client.get_logged_model(made.source.removeprefix(SOURCE)), str(made.version)
+            model, version = self.client.get_logged_model((made.source or "").removeprefix(SOURCE)), str(made.version)
         self._link(model, name, version)
         if scores := record.get("scores"):
             self._measured(model, run_id, scores, record)
