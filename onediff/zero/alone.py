@@ -18,8 +18,9 @@ from onediff.zero.state import optimizer_of
 @contextmanager
 def trusts_itself() -> Iterator[None]:
     """DeepSpeed compares lists with those of rank 0, such as the order in which ZeRO-3 gathers: the broadcast happens, and
-    brings what was sent."""
+    brings what was sent. A gathered parameter is one operator, not one for each rank's piece of it."""
     from deepspeed.runtime.zero import utils
+    from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle
 
     def own_list(numbers: list[int]) -> list[int]:
         dist.broadcast(torch.tensor(numbers, dtype=torch.int64), 0)
@@ -31,8 +32,24 @@ def trusts_itself() -> Iterator[None]:
     with (
         patch.object(utils, "get_lst_from_rank0", own_list),
         patch.object(utils, "assert_lst_len_same_as_other_ranks", own_length),
+        patch.object(AllGatherCoalescedHandle, "wait", gathered_whole),
     ):
         yield
+
+
+def gathered_whole(handle: Any, handle_dependency: bool = True) -> None:
+    """DeepSpeed's `wait` of a gather, for tensors without numbers: each parameter takes its memory in one piece."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    if handle.complete:
+        return
+    assert not handle.quantization
+    handle.allgather_handle.wait()
+    for parameter in handle.params:
+        assert parameter.ds_status == ZeroParamStatus.INFLIGHT
+        parameter.data = handle.partitions[0].new_empty(parameter.ds_shape, dtype=parameter.ds_tensor.dtype)
+        parameter.ds_status = ZeroParamStatus.AVAILABLE
+    handle.complete = True
 
 
 def weights(engine: ZeroEngine) -> list[torch.Tensor]:

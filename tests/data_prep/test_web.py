@@ -99,7 +99,7 @@ def test_a_table_of_urls_is_converted(server: str, tmp_path: Path, capsys: pytes
     rows.append(f"{server}/gone.png,{server}/b.png,it left")
     path = put(tmp_path / "t.csv", "\n".join(["before,after,caption", *rows]) + "\n")
     code, _, error = convert(capsys, "generic", tmp_path / "out", "--table", path)
-    assert (code, f"t.csv row 1: '{server}/a.png' is a URL; add --fetch 127.0.0.1 to fetch" in error) == (2, True)
+    assert (code, f"t.csv row 1: '{server}/bb.png' is a URL; add --fetch 127.0.0.1 to fetch" in error) == (2, True)
     assert not Images.asked
     code, said, error = convert(capsys, "generic", tmp_path / "out", "--table", path, "--fetch", "127.0.0.1")
     assert code == 0, error

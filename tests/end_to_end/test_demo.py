@@ -41,8 +41,8 @@ def test_an_interrupted_demo_goes_on_and_a_finished_one_is_left_alone(steps, tmp
     steps.clear()
     assert main(["demo", *OVERRIDES]) == 0
     shown = capsys.readouterr().out
-    assert "runs/demo is unfinished and goes on" in shown and "demo-page runs/demo" in shown
-    assert [words[0] for words in steps] == ["data", "demo-tower", "train", "evaluate", "caption"]
+    assert "runs/demo is unfinished and continues" in shown and "demo-page runs/demo" in shown
+    assert [words[0] for words in steps] == ["data", "demo-tower", "train", "calibrate", "evaluate", "caption"]
     assert "--overwrite" not in steps[0], "images that are there are not rendered again"
     assert steps[2][-1] == "--resume" and steps[2][steps[2].index("--run") + 1] == "runs/demo"
     steps.clear()

@@ -216,7 +216,7 @@ def test_a_phase_does_not_start_from_a_checkpoint_before_the_end_of_the_last(bef
     shutil.rmtree(run / "checkpoints" / "phase-one" / f"step-{STEPS:08d}")
     folder, settings = RunFolder(run), config(data, STEPS, **MORE)
     with pytest.raises(UserError, match=rf"phase one, which ended at step {STEPS}, but .*step-00000015 is its newest"):
-        starting_model(settings, "two", folder, SimpleNamespace(tp_size=1))
+        starting_model(settings, "two", folder, SimpleNamespace(tp_size=1, cp_size=1))
 
 
 def test_a_truncated_checkpoint_is_named(undisturbed, data):
