@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -18,8 +18,8 @@ from onediff.zero.state import optimizer_of
 @contextmanager
 def trusts_itself() -> Iterator[None]:
     """DeepSpeed compares lists with those of rank 0, such as the order in which ZeRO-3 gathers: the broadcast happens, and
-    brings what was sent. A gathered parameter is one operator, not one for each rank's piece of it."""
-    from deepspeed.runtime.zero import utils
+    brings what was sent. A gathered parameter, or a scattered gradient, is one operator, not one for each rank's piece."""
+    from deepspeed.runtime.zero import stage3, utils
     from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle
 
     def own_list(numbers: list[int]) -> list[int]:
@@ -33,6 +33,7 @@ def trusts_itself() -> Iterator[None]:
         patch.object(utils, "get_lst_from_rank0", own_list),
         patch.object(utils, "assert_lst_len_same_as_other_ranks", own_length),
         patch.object(AllGatherCoalescedHandle, "wait", gathered_whole),
+        patch.object(stage3, "reduce_scatter_coalesced", scattered_whole),
     ):
         yield
 
@@ -50,6 +51,26 @@ def gathered_whole(handle: Any, handle_dependency: bool = True) -> None:
         parameter.data = handle.partitions[0].new_empty(parameter.ds_shape, dtype=parameter.ds_tensor.dtype)
         parameter.ds_status = ZeroParamStatus.AVAILABLE
     handle.complete = True
+
+
+@torch.no_grad()
+def scattered_whole(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> list[torch.Tensor]:
+    """DeepSpeed's `reduce_scatter_coalesced`, for tensors without numbers: one buffer, laid out at once."""
+    from deepspeed.runtime.comm.coalesced_collectives import _torch_reduce_scatter_fn
+
+    world = dist.get_world_size(group)
+    sizes = [-(-tensor.numel() // world) for tensor in tensors]
+    if len(tensors) == 1 and tensors[0].numel() == sizes[0] * world:
+        buffer = tensors[0].view(-1)
+    else:
+        buffer = tensors[0].new_empty(sum(sizes) * world)
+    buffer.div_(world)
+    rank = dist.get_rank(group)
+    own = buffer.narrow(0, rank * sum(sizes), sum(sizes))
+    _torch_reduce_scatter_fn(buffer, own, group=group)
+    pieces = zip(own.split(sizes), tensors, strict=True)
+    # The last ranks' pieces are padded.
+    return [piece[: max(0, tensor.numel() - rank * len(piece))] for piece, tensor in pieces]
 
 
 def weights(engine: ZeroEngine) -> list[torch.Tensor]:

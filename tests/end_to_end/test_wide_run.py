@@ -19,7 +19,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ["--pairs", "30", "--singles", "20", "--split-sizes", "train=0.8,test=0.2", "--processes", "1"]
     done = onediff(["data", "render", "--scenes", str(scenes), "--out", str(folder / "data"), *sizes])
     assert done.returncode == 0, done.stderr
-    assert "`fit: crop` would cut away 50% of each image" in done.stdout
+    assert (
+        "`fit: crop` would cut away 50% of each image"
+        in onediff(["data", "stats", str(folder / "data" / "pairs")]).stdout
+    )
     return folder / "data"
 
 
