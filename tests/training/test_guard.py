@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def order(data: Path) -> list[list[str]]:
     """Ids of the samples that each step would read, from the first step on."""
     settings = config(data, STEPS, **MORE)
-    processor, _ = processor_before_training(settings, "demo")
+    processor, _ = processor_before_training(settings, "demo", data / "a run to come")
     stream = phase_stream(settings.data, settings.phases[PHASE], processor)
     return [[row_at(stream, lane, index).ids[0] for lane in range(ROWS)] for index in range(20)]
 
