@@ -164,7 +164,10 @@ def test_mlflow_serves_the_registered_model(server, run, data, tmp_path):
     port = free_port()
     words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/onediff-demo@best", "--env-manager"]
     log = (tmp_path / "serve.log").open("wb")
-    serving = subprocess.Popen([*words, "local", "-p", str(port)], stdout=log, stderr=log, start_new_session=True)
+    # MLflow starts `uvicorn` by its name, as it finds it in an activated environment.
+    there = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    words += ["local", "-p", str(port)]
+    serving = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=there)
     try:
         deadline = time.monotonic() + SECONDS
         while True:
@@ -186,7 +189,8 @@ def test_mlflow_serves_the_registered_model(server, run, data, tmp_path):
         assert len(said) == len(pairs) and all(isinstance(caption, str) for caption in said)
         assert [one["caption"] for one in asked(judged=True)] == said
     finally:
-        os.killpg(serving.pid, signal.SIGKILL)
+        if serving.poll() is None:
+            os.killpg(serving.pid, signal.SIGKILL)
         serving.wait()
         log.close()
 
@@ -213,7 +217,8 @@ def test_killed_five_times_at_random(server, run, data, tmp_path):
                 time.sleep(0.02)
             time.sleep(draw.uniform(0, 0.3))
             moments.append(records(killed))
-            os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         code = process.wait(2 * SECONDS)
     assert code == 0, f"killed after {moments} records"
     found = runs(server, "killed")
