@@ -1,6 +1,7 @@
 """Search for good settings: Optuna proposes values, runs that fall behind are ended early.
 
-  onediff launch search configs/demo.yaml optimizer.lr=1e-4..3e-3:log --trials 12 --metric validation/loss --profile local
+  onediff launch search configs/demo.yaml optimizer.lr=1e-4..3e-3:log phases.two.validate_every=100 \\
+      --metric validation/loss --trials 12 --profile local
   onediff launch search configs/onediff_7b.yaml optimizer.lr=1e-6..1e-4:log model.delta.tokens=16,32,64 \\
       --metric CIDEr --nodes 8 --trials 20 --at-most 4
 
@@ -52,10 +53,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--trials {args.trials} --at-most {args.at_most}: both must be at least 1")
     fixed, space = split_space(args.overrides)
     base = load_run(args.config, fixed)
+    last = last_phase(base)
+    if args.metric.startswith("validation/") and base.phases[last].validate_every is None:
+        raise UserError(
+            f"--metric {args.metric}: phase {last} does not measure it; add phases.{last}.validate_every=100"
+        )
     name = args.name or f"{base.name}-search"
     check_ends(args.config, fixed, [choice.ends() for choice in space])
     profile = load_profile(args.profile)
-    goal = Goal(args.metric, last_phase(base), args.direction or ("lower" if "loss" in args.metric else "higher"))
+    goal = Goal(args.metric, last, args.direction or ("lower" if "loss" in args.metric else "higher"))
     folder = (Path("runs") / name).resolve()
     study = open_study(folder, goal, args.seed, pruning=not args.no_pruning)
     print(f"{args.trials} runs below {folder}; the better, the {goal.better} {goal.metric}", flush=True)

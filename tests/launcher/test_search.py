@@ -92,6 +92,13 @@ def test_a_range_whose_end_is_no_valid_value_starts_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_loss_that_no_phase_measures_is_refused_before_the_first_run(tmp_path):
+    words = ["optimizer.lr=1e-4..1e-3", "--metric", "validation/loss", "--profile", "local"]
+    done = small_run.onediff(["launch", "search", "demo.yaml", *words], cwd=tmp_path)
+    assert done.returncode == 2 and "add phases.two.validate_every=100" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.long
 def test_real_runs_on_this_machine_are_searched_and_taken_up(tmp_path):
     data = small_run.render(tmp_path / "data")
