@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from onediff.parallel.regions import gathered, scatter_sums
+from onediff.parallel.regions import gather_from_tensor_model_parallel_region, scatter_sums
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ class ContextSplit:
 
     def losses(self, own: Tensor, targets: int) -> Tensor:
         """`[targets]`: the loss of every target, alike on all ranks, from those that each rank computed."""
-        return _GatherAlike.apply(own, self.group)[:targets]
+        found = gather_from_tensor_model_parallel_region(own, self.group)
+        if found.requires_grad:
+            # All ranks go on alike, and gradients are means over the group.
+            found.register_hook(lambda gradient: gradient * self.ranks)
+        return found[:targets]
 
 
 def _filled(values: Tensor, length: int) -> Tensor:
@@ -118,16 +122,3 @@ def _exchanged(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     received = torch.empty_like(rows, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received, rows.contiguous(), group=group)
     return received
-
-
-class _GatherAlike(torch.autograd.Function):
-    """`[n]` of every rank to `[C · n]`, from which all go on alike: the gradient of the own part, times C."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return gathered(part, 0, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.chunk(ctx.group.size())[ctx.group.rank()] * ctx.group.size(), None
