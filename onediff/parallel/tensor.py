@@ -130,7 +130,7 @@ def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tens
     }
     for what, count in counts.items():
         if count % tp_size:
-            raise UserError(f"{where}: {count} {what} cannot be cut into {tp_size} equal parts")
+            raise UserError(f"{where}: {count} {what} cannot be split into {tp_size} equal parts")
 
 
 def cut_layers(model: Any, mpu: Mpu) -> None:

@@ -148,7 +148,7 @@ def check_world(config: ParallelConfig, ranks: Ranks) -> None:
     """Raises UserError when the processes that were started cannot be D × C × T."""
     size, keys, world = config.row_ranks, config.row_keys, ranks.world
     if world % size:
-        raise UserError(f"{keys}: {world} processes cannot be groups of {size}; start a multiple of {size}")
+        raise UserError(f"{keys}: {world} processes cannot be split into groups of {size}; start a multiple of {size}")
     if not config.across_nodes and ranks.local_world % size:
         raise UserError(
             f"{keys}: groups of {size} do not fit into nodes of {ranks.local_world} processes; "

@@ -1,1 +1,1 @@
-"""What a run will need, from its configuration alone: memory, traffic, FLOPs, time. Torch-free."""
+"""Memory, traffic, FLOPs and time of a run, predicted from its configuration alone. Torch-free."""

@@ -1,4 +1,4 @@
-"""The sizes of tower and language model from their Hugging Face configuration, without transformers."""
+"""Sizes of the vision tower and the language model, read from their Hugging Face configurations without transformers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from onediff.errors import UserError
 from onediff.hub.named import Named
 
 USUAL_IMAGE = (640, 480)
-"""Width and height, the most frequent ones of COCO's photographs."""
+"""Width and height in pixels: the most common size in COCO."""
 
-# What transformers takes where a configuration leaves a field out; a test compares this with transformers itself.
+# The defaults transformers applies to missing fields; a test compares them with transformers itself.
 TOWERS: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"image_size": 224, "patch_size": 32, "intermediate_size": 3072, "hidden_act": "quick_gelu"},
     "siglip_vision_model": {
@@ -45,9 +45,9 @@ WITHOUT_CLASS = (
     "siglip_vision_model",
     "smolvlm_vision",
 )
-"""Towers whose tokens are the patches alone."""
+"""Towers without a class token."""
 GATED = ("aimv2_vision_model",)
-"""Towers with feed-forwards of three matrices whose configuration does not say so."""
+"""Towers with a gated feed-forward whose configuration does not say so."""
 TOWER_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3}
 
 DECODERS: dict[str, dict[str, Any]] = {
@@ -82,21 +82,21 @@ class Tower:
     intermediate: int
     channels: int
     image_size: int
-    """pixels for which its place embeddings are made"""
+    """image side in pixels that the position embeddings were built for"""
     patch: int
     activation: str
     gated: bool = False
-    """feed-forward of three matrices"""
+    """the feed-forward has three matrices instead of two"""
     qkv_bias: bool = True
     head: bool = False
-    """SigLIP's pooling head, computed though nothing reads it"""
+    """has SigLIP's pooling head, which is computed although nothing reads it"""
     extra: int = 1
-    """tokens beside those of the patches: class and registers"""
+    """class and register tokens"""
 
 
 @dataclass(frozen=True)
 class DecoderSizes:
-    """A causal language model of Llama's shape."""
+    """A Llama-shaped causal language model."""
 
     kind: str
     width: int
@@ -111,29 +111,29 @@ class DecoderSizes:
     out_bias: bool
     mlp_bias: bool
     head_norms: bool
-    """norms of queries and keys inside attention (Qwen3)"""
+    """attention normalizes queries and keys per head (Qwen3)"""
     positions: int = 2048
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that the plan needs to know of the model."""
+    """Everything the plan needs to know about the model."""
 
     tower: Tower
     delta: DeltaConfig
     decoder: DecoderSizes
     image: int
-    """side of a view, pixels"""
+    """side of a view in pixels"""
     levels: tuple[int, ...]
     output_level: int
-    """1 … layers; 0 is the embedding"""
+    """1 to the number of layers; 0 is the embedding"""
     views: int = 1
-    """what the tower computes for one image: with `fit: tiles` its overview and as many tiles as there may be"""
+    """images the tower processes for one input image: with `fit: tiles` the overview plus the maximum number of tiles"""
     patches: int | None = None
-    """with `fit: native` the most patches of an image"""
+    """with `fit: native`, the maximum number of patches in an image"""
 
     def usual(self) -> Sizes:
-        """The same for images of a usual size instead of the largest, where the tower's input depends on it."""
+        """The same model fed images of `USUAL_IMAGE` size instead of the largest, if the tower's input depends on it."""
         if self.views > 1:
             columns, rows = best_grid([USUAL_IMAGE] * 2, self.image, self.views - 1)
             return replace(self, views=1 + columns * rows if columns * rows > 1 else 1)
@@ -144,17 +144,17 @@ class Sizes:
 
     @property
     def view_tokens(self) -> int:
-        """Patch tokens of one view."""
+        """Patch tokens in one view."""
         return (self.image // self.tower.patch) ** 2 if self.patches is None else self.patches
 
     @property
     def image_tokens(self) -> int:
-        """Image tokens of one image, at most."""
+        """Maximum number of image tokens for one image."""
         return self.views * self.view_tokens
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
-    """The sizes of the whole model. Raises UserError for a part whose architecture cannot be read or is not known."""
+    """Sizes of the whole model. Raises UserError if a part's architecture cannot be read or is unknown."""
     tower, image = tower_of(fields_of(config.vision, "model.vision")), config.vision.image
     return Sizes(
         tower=tower,
@@ -169,16 +169,16 @@ def sizes_of(config: ModelConfig) -> Sizes:
 
 
 def tower_of(fields: dict[str, Any]) -> Tower:
-    """A tower from the fields of its configuration; of a two-tower model such as CLIP, its vision half.
+    """Build a Tower from the fields of its configuration; for a two-tower model such as CLIP, from the vision half.
 
-    One of a type that is not in `TOWERS` is taken for a vision transformer of its sizes. Raises UserError for one that
-    lacks a size.
+    A type missing from `TOWERS` is treated as a plain vision transformer of the given sizes. Raises UserError if a size
+    is missing.
     """
     fields = fields.get("vision_config", fields)
     kind = fields.get("model_type", "")
     covered = (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE)
     if kind not in covered:
-        raise UserError(f"model.vision: no plan for towers of type {kind!r} (known: {', '.join(covered)})")
+        raise UserError(f"model.vision: cannot plan for towers of type {kind!r} (known: {', '.join(covered)})")
     if kind not in TOWERS:
         needed = (
             *TOWER_DEFAULTS,
@@ -188,7 +188,7 @@ def tower_of(fields: dict[str, Any]) -> Tower:
         )
         missing = next((name for name in needed if name not in fields and name != "num_channels"), None)
         if missing:
-            raise UserError(f"model.vision: no plan for towers of type {kind!r}: its configuration has no {missing}")
+            raise UserError(f"model.vision: cannot plan for towers of type {kind!r}: the configuration lacks {missing}")
     known = {**TOWER_DEFAULTS, **TOWERS.get(kind, {}), **fields}
     width = known["hidden_size"]
     inner = int(width * known["mlp_ratio"]) if "mlp_ratio" in known else known["intermediate_size"]
@@ -211,12 +211,15 @@ def tower_of(fields: dict[str, Any]) -> Tower:
 
 
 def _side(length: Any) -> int:
-    """Some configurations give both sides."""
+    """The side of a square given as one number or as (height, width)."""
     return int(length[0] if isinstance(length, list | tuple) else length or 0)
 
 
 def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
-    """A language model from the fields of its configuration; one of another type is taken for a Llama of its sizes."""
+    """Build DecoderSizes from the fields of a configuration; an unknown type is treated as a Llama of the given sizes.
+
+    Raises UserError if a size is missing.
+    """
     fields = fields.get("text_config", fields)
     kind = fields.get("model_type", "")
     if kind not in DECODERS:
@@ -224,7 +227,7 @@ def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
         missing = [name for name in missing if name not in ("tie_word_embeddings", "max_position_embeddings")]
         if missing:
             raise UserError(
-                f"model.language: no plan for models of type {kind!r}: its configuration has no {missing[0]}"
+                f"model.language: cannot plan for models of type {kind!r}: the configuration lacks {missing[0]}"
             )
     known = {**DECODER_DEFAULTS, **DECODERS.get(kind, {}), **fields}
     heads = known["num_attention_heads"]
@@ -248,9 +251,9 @@ def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
 
 
 def fields_of(part: PretrainedPart, where: str) -> dict[str, Any]:
-    """The Hugging Face configuration of a part: from `config`, a folder, or the hub's cache on this machine.
+    """A part's Hugging Face configuration, from its `config` key, a folder, or the local hub cache.
 
-    Raises UserError naming `where` when it is nowhere here: planning fetches nothing.
+    Planning downloads nothing: raises UserError naming the key `where` if none of these has it.
     """
     if part.config is not None:
         return dict(part.config)
@@ -260,8 +263,8 @@ def fields_of(part: PretrainedPart, where: str) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{where}.name: no architecture of {part.name!r} on this machine ({type(error).__name__}); "
-            f"bring it with `onediff fetch CONFIG`, or give it as {where}.config, as configs/models/onediff_7b.yaml does"
+            f"{where}.name: {part.name!r} has no readable config.json on this machine ({type(error).__name__}); run "
+            f"`onediff fetch CONFIG`, or give the architecture as {where}.config, as configs/models/onediff_7b.yaml does"
         ) from None
     if not isinstance(found, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")

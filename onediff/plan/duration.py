@@ -1,4 +1,4 @@
-"""How long a step takes: a range, from what arithmetic and links can do at best and at worst."""
+"""Duration of a step, as a range between the best and the worst case of compute and communication."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from onediff.plan.tape import Tape
 from onediff.plan.traffic import Traffic
 
 EFFICIENCY = (0.35, 0.55)
-"""Share of the peak that whole training steps of wide transformers reach: what published runs on these GPUs report lies
-between (Megatron-LM, arXiv 2104.04473: 0.44 to 0.52 on A100; Llama 3, arXiv 2407.21783: 0.38 to 0.43 on H100)."""
+"""Fraction of peak FLOPS that training steps of wide transformers reach. Published runs lie within this range
+(Megatron-LM, arXiv 2104.04473: 0.44 to 0.52 on A100; Llama 3, arXiv 2407.21783: 0.38 to 0.43 on H100)."""
 NARROW = 1024
-"""Width at which a matrix product reaches half of what a wide one does."""
+"""Width at which a matrix product reaches half the efficiency of a wide one."""
 FP32 = 0.07
-"""Peak of fp32 without TF32, as a share of that of bf16 (H100: 67 of 989)."""
+"""fp32 peak without TF32, as a fraction of the bf16 peak (H100: 67 of 989)."""
 LINKS = (0.6, 0.9)
-"""Share of a link's bandwidth that collectives reach."""
+"""Fraction of a link's bandwidth that collectives reach."""
 HOST_GBPS = (10.0, 30.0)
-"""10⁹ bytes per second and rank between a GPU and the memory of the host (PCIe 4 and 5)."""
+"""10⁹ bytes per second per rank between GPU and host memory (PCIe 4 and 5)."""
 HOST_ADAM = (0.15e9, 0.6e9)
-"""Parameters that a rank's processors step in a second with torch's AdamW: it is bound by memory, 28 bytes each."""
+"""Parameters per second that a rank's CPU cores update with torch's AdamW, which is memory-bound at 28 bytes each."""
 NVME_GBPS = (0.5, 1.5)
-"""10⁹ bytes per second and rank to the node's disks."""
+"""10⁹ bytes per second per rank to the node's disks."""
 
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds of one optimizer step, the expected ones between the best and the worst."""
+    """Seconds taken by one optimizer step, in the best and the worst case."""
 
     best: float
     worst: float
@@ -45,11 +45,14 @@ class Duration:
 
 
 def duration_of(tape: Tape, setup: Setup, traffic: Traffic, hardware_flops: int, width: int, gpu: Gpu) -> Duration:
-    """Best: everything that can overlap does. Worst: nothing does. `hardware_flops` are those of one rank and step."""
+    """Best case: everything that can overlap does. Worst case: nothing does.
+
+    `hardware_flops` is the number of FLOPs one rank computes in a step.
+    """
     share = width / (width + NARROW) * (1 + NARROW / 4096)
     peak = gpu.tflops * 1e12 * (1.0 if setup.bf16 else FP32)
     compute = [hardware_flops / (peak * efficiency * min(1.0, share)) for efficiency in EFFICIENCY]
-    # Reading and writing weights, moments and gradients once: the optimizer's step.
+    # The optimizer reads and writes weights, moments and gradients once.
     counts = Counts.of(tape, setup)
     stepped = counts.trained / setup.copies if setup.stage else counts.trained
     optimizer = 0.0 if setup.offload_optimizer != "none" else 30 * stepped / (gpu.memory_gbps * 1e9)
@@ -72,7 +75,7 @@ def duration_of(tape: Tape, setup: Setup, traffic: Traffic, hardware_flops: int,
 
 
 def _host(counts: Counts, setup: Setup) -> tuple[float, float]:
-    """Seconds of what is offloaded, at worst and at best."""
+    """Seconds spent on offloaded state, in the worst and the best case."""
     share = counts.trained / setup.copies
     worst = best = 0.0
     if setup.offload_optimizer != "none":

@@ -1,4 +1,4 @@
-"""FLOPs of a micro-batch by part, frozen parts and recomputation counted right."""
+"""FLOPs of a micro-batch by part, accounting for frozen parts and recomputation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onediff.plan.walk import PARTS, Shape, Trained, walk
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one part: `forward` and `backward` are the model's; `recompute` is what checkpointing adds."""
+    """FLOPs of one part: `forward` and `backward` of the model, `recompute` added by activation checkpointing."""
 
     forward: int = 0
     backward: int = 0
@@ -20,12 +20,12 @@ class Flops:
 
     @property
     def model(self) -> int:
-        """What MFU counts: forward and backward, each once."""
+        """FLOPs that count toward MFU: forward and backward, each once."""
         return self.forward + self.backward
 
     @property
     def hardware(self) -> int:
-        """All that is computed."""
+        """All FLOPs computed."""
         return self.model + self.recompute
 
     def __add__(self, other: Flops) -> Flops:
@@ -35,16 +35,16 @@ class Flops:
 def step_flops(
     sizes: Sizes, shape: Shape, trained: Trained, checkpointing: Checkpointing = "none", tensor: int = 1
 ) -> dict[str, Flops]:
-    """FLOPs by part of one micro-batch on one of `tensor` ranks; a part that trains has a backward pass of its own.
+    """FLOPs by part of one micro-batch on one of `tensor` ranks; only parts that train have a backward pass for weights.
 
-    Equal to what `torch.utils.flop_counter` counts with the mathematical attention. A fused attention kernel computes its
-    scores once more in the backward pass; that counts as the kernel's business, not as the model's.
+    Equals the count of `torch.utils.flop_counter` with the `math` attention backend. Fused attention kernels recompute
+    the scores in the backward pass; that is an implementation detail of the kernel and is not counted.
     """
     return flops_of(walk(sizes, shape, trained, tensor=tensor), checkpointing)
 
 
 def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> dict[str, Flops]:
-    """FLOPs by part of what a tape says."""
+    """FLOPs by part of the operations on a tape."""
     found = dict.fromkeys(PARTS, Flops())
     for op in tape.ops:
         found[op.part] += Flops(op.forward, op.backward)
@@ -55,9 +55,9 @@ def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> dict[str, Flo
 
 
 def recomputed(ops: list[Op], checkpointing: Checkpointing) -> int:
-    """FLOPs of computing a layer once more; torch stops at the last value that the backward pass needs.
+    """FLOPs of recomputing a layer; torch stops at the last value that the backward pass needs.
 
-    That value is asked for before the operation that keeps it computes, so the last matrix product is never repeated.
+    That value is reached before the operation that keeps it runs, so the last matrix product is never repeated.
     """
     total = pending = 0
     for op in ops:
@@ -69,7 +69,7 @@ def recomputed(ops: list[Op], checkpointing: Checkpointing) -> int:
 
 @dataclass(frozen=True)
 class StepCost:
-    """FLOPs of any micro-batch of a phase: they are linear in five counts, so one look at each is enough."""
+    """FLOPs of any micro-batch of a phase. They are linear in five counts, so one evaluation per count is enough."""
 
     per_token: int
     per_score: int
@@ -79,7 +79,7 @@ class StepCost:
 
     @classmethod
     def of_phase(cls, sizes: Sizes, trained: Trained, tensor: int = 1, context: int = 1) -> StepCost:
-        """The cost of a phase, on one of `tensor` · `context` ranks, recomputation left out."""
+        """The cost of a phase on one of `tensor` · `context` ranks, without recomputation."""
 
         def total(**counts: int) -> int:
             shape = Shape(**{"rows": 1, "tokens": 1, "images": 1, "pairs": 1, "targets": 0, "scores": 0, **counts})
@@ -96,7 +96,7 @@ class StepCost:
         )
 
     def flops(self, shape: Shape) -> int:
-        """Model FLOPs, forward and backward, of one micro-batch of this shape."""
+        """Model FLOPs (forward and backward) of one micro-batch of this shape."""
         scores = shape.rows * shape.tokens**2 if shape.scores is None else shape.scores
         return (
             self.per_token * shape.rows * shape.tokens

@@ -1,6 +1,6 @@
-"""GPUs that a run may be planned for: memory, peak, links; from their makers' data sheets.
+"""Memory, peak FLOPS and links of the GPUs that `onediff plan` knows, from the manufacturers' data sheets.
 
-Peaks are those of dense bf16 with fp32 accumulation; data sheets often print twice that, for sparse matrices.
+Peaks are for dense bf16 with fp32 accumulation; data sheets often print twice that, for sparse matrices.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from onediff.errors import UserError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU, and the node that it usually comes in."""
+    """A GPU model and the node it usually comes in."""
 
     name: str
     device: str
-    """what the driver calls it (`torch.cuda.get_device_name`), or the beginning of that"""
+    """the driver's name for it (`torch.cuda.get_device_name`), or a prefix of that name"""
     memory_gb: float
-    """as the driver shows it, 10⁹ bytes"""
+    """memory as reported by the driver, 10⁹ bytes"""
     tflops: float
-    """dense bf16, 10¹² per second"""
+    """dense bf16 peak, 10¹² FLOPs per second"""
     memory_gbps: float
     """memory bandwidth, 10⁹ bytes per second"""
     link_gbps: float
-    """to the other GPUs of the node, one direction, 10⁹ bytes per second"""
+    """bandwidth to other GPUs in the node, one direction, 10⁹ bytes per second"""
     network_gbps: float
-    """to other nodes, for each GPU, one direction, 10⁹ bytes per second"""
+    """bandwidth to other nodes per GPU, one direction, 10⁹ bytes per second"""
     per_node: int = 8
 
 
-# NVLink is quoted for both directions together; a direction is half of it. Networks: one 400 Gb/s (H100, H200, B200), one
-# 200 Gb/s (A100) InfiniBand port for each GPU as in DGX and HGX systems; for PCIe cards 100 Gb/s for four.
+# NVLink is quoted for both directions together; one direction is half of it. Networks: one InfiniBand port per GPU, as in
+# DGX and HGX systems, of 400 Gb/s (H100, H200, B200) or 200 Gb/s (A100); for PCIe cards 100 Gb/s shared by four.
 GPUS = (
     # nvidia.com: "NVIDIA DGX B200" data sheet (8 GPUs: 36 PFLOPS sparse bf16, 1,440 GB, NVLink 5 at 1.8 TB/s
     # each).
@@ -62,14 +62,14 @@ GPUS = (
 
 
 def gpu_named(name: str) -> Gpu:
-    """The GPU of this name. Raises UserError with the nearest known one."""
+    """The GPU with this name. Raises UserError suggesting the closest known name."""
     for gpu in GPUS:
         if gpu.name == name.lower():
             return gpu
-    raise UserError(f"--gpu {name}: not known{nearest(name.lower(), [gpu.name for gpu in GPUS])}")
+    raise UserError(f"--gpu {name}: unknown GPU{nearest(name.lower(), [gpu.name for gpu in GPUS])}")
 
 
 def gpu_of_device(device: str) -> Gpu | None:
-    """The GPU that the driver calls `device`, None for an unknown one; the longest name that fits wins."""
+    """The GPU that the driver calls `device`, or None if it is unknown; the longest matching prefix wins."""
     fits = [gpu for gpu in GPUS if device == gpu.device or device.startswith((gpu.device + " ", gpu.device + "-"))]
     return max(fits, key=lambda gpu: len(gpu.device), default=None)

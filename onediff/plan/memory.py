@@ -1,4 +1,4 @@
-"""Memory of one GPU by kind, from the tape of a micro-batch and what DeepSpeed 0.19 allocates at each ZeRO stage."""
+"""Memory of one GPU by kind, from the tape of a micro-batch and the allocations of DeepSpeed 0.19 at each ZeRO stage."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from onediff.plan.setup import Setup
 from onediff.plan.tape import Op, Tape
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
-"""What lies in the memory of a GPU."""
+"""The kinds of data in GPU memory."""
 
 PEER_COPIES = 5
-"""Times what a rank writes: two generations, on two nodes each, and the memory that they are written from."""
+"""Memory for peer copies, in multiples of what a rank writes: two generations on two nodes each, plus the staging buffer."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU at the fullest moment of a step, and what lies in the memory of the host or on its disk instead."""
+    """Bytes in use on one GPU at the peak of a step, and bytes kept in host memory or on disk instead."""
 
     moment: str
-    """what is going on when it is fullest: `in the backward pass`, …; what is not there at that moment counts as 0"""
+    """when the peak occurs: `in the backward pass`, …; kinds not allocated at that moment are 0"""
     weights: int
     gradients: int
     optimizer: int
-    """fp32 master weights, both moments, and the fp32 gradients that the optimizer is handed"""
+    """fp32 master weights, both moments, and the fp32 gradients passed to the optimizer"""
     activations: int
-    """what is kept for the backward pass, and what the backward pass of one operation needs beside it"""
+    """values kept for the backward pass, plus the working memory of the operation being differentiated"""
     logits: int
     buffers: int
-    """gathered weights of ZeRO-3, buckets of gradients on their way, micro-batches"""
+    """weights gathered by ZeRO-3, gradient buckets in flight, micro-batches"""
     host: int = 0
-    """what is offloaded, for each rank"""
+    """offloaded state, per rank"""
     host_copy: int = 0
-    """what a checkpoint is written from in the background, for each rank; there only while one is"""
+    """staging copy for a checkpoint written in the background, per rank; allocated only during the write"""
     peer_copies: int = 0
-    """copies in memory: this rank's share of `/dev/shm`, and what it is written from"""
+    """in-memory checkpoints: this rank's share of `/dev/shm`, plus the staging copy"""
     nvme: int = 0
-    """for each rank"""
+    """bytes on NVMe, per rank"""
 
     @property
     def gpu(self) -> int:
-        """All of it."""
+        """Total bytes on the GPU."""
         return sum(getattr(self, kind) for kind in KINDS)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of this rank."""
+    """Numbers of parameters on this rank."""
 
     trained: int
     frozen: int
     small: int
-    """of all, those in parameters that ZeRO-3 keeps gathered"""
+    """those in tensors that ZeRO-3 keeps gathered"""
     largest: int
-    """the largest one"""
+    """the largest tensor"""
     group: int
-    """those of the largest group that the optimizer steps on: the matrices of a part, or the rest of it"""
+    """the largest optimizer group: the matrices of a part, or the rest of it"""
 
     @classmethod
     def of(cls, tape: Tape, setup: Setup) -> Counts:
@@ -75,12 +75,12 @@ class Counts:
 
 
 def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
-    """The fullest moment: while the backward pass runs, while gradients are reduced, or while the optimizer steps.
+    """The peak of a step: in the backward pass, while gradients are reduced, or while the optimizer steps.
 
     `micro_batch_bytes` is the size of one micro-batch on the device.
     """
     counts = Counts.of(tape, setup)
-    # Those of the step before stay until its metrics are known; one more is copied ahead.
+    # The previous step's micro-batches stay until its metrics are known; one more is copied ahead.
     batches = (2 * setup.accumulation + 1) * micro_batch_bytes
     written = _written(tape, setup)
     resident = {
@@ -89,10 +89,10 @@ def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
         "peer_copies": PEER_COPIES * written if setup.peer_copies else 0,
     }
     activations, logits, gradients = backward_peak(tape, setup)
-    # With fp32 gradients at stage 1 DeepSpeed takes its bf16 optimizer, which reduces them where they are.
+    # With fp32 gradients at stage 1 DeepSpeed uses its bf16 optimizer, which reduces them in place.
     elements = 0 if setup.stage == 1 and setup.bf16 else min(setup.bucket, counts.trained)
     bucket, averaged = elements * setup.itemsize, elements * setup.reduced_itemsize
-    # ZeRO-3 gives back only what it will not need again soon.
+    # ZeRO-3 releases only weights that it will not need again soon.
     gathered = setup.itemsize * min(counts.trained + counts.frozen, setup.live) if setup.stage == 3 else 0
     backward = Memory(
         "in the backward pass",
@@ -103,8 +103,8 @@ def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
         buffers=(bucket if setup.stage else 0) + gathered + batches,
     )
     stepping = _stepping(counts, setup, resident, batches + (bucket + gathered if setup.stage == 3 else 0))
-    # The last bucket of gradients is averaged, which takes a copy of it, while those before have been added up. At stage 3
-    # it is also scattered, which leaves this rank's share of it.
+    # The last gradient bucket is averaged, which copies it, while the earlier ones are already accumulated. Stage 3 also
+    # scatters it, which leaves this rank's share of it.
     wide = 4 if setup.bf16 else setup.itemsize
     buffers = batches + bucket + averaged
     if setup.stage == 3:
@@ -122,18 +122,18 @@ def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
 
 
 def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
-    """Weights and optimizer states between two steps, and the bytes of them on the host and on NVMe."""
+    """Bytes of weights and optimizer states between two steps: on the GPU, on the host and on NVMe."""
     size, data = setup.itemsize, setup.copies
     share = counts.trained / data if setup.stage else counts.trained
     everything = counts.trained + counts.frozen
     weights = size * everything / data if setup.stage == 3 else size * everything
-    # DeepSpeed keeps a master copy in fp32 runs too, but where stage 3 has nothing to share out.
+    # DeepSpeed keeps a master copy in fp32 runs too, unless stage 3 has nothing to partition.
     copied = setup.stage in (1, 2) or (setup.stage == 3 and setup.copies > 1)
     master = 4 * share if setup.bf16 or copied else 0
     optimizer = master + 8 * share
     host = nvme = 0.0
     if setup.offload_optimizer == "nvme":
-        # Gradients are added up on the host; there is room for one sub-group of what is swapped and its gradients.
+        # Gradients accumulate on the host, beside one sub-group of swapped state and its gradients.
         nvme = 4 * SWAPPED_TENSORS * share
         host += 4 * share + 4 * (SWAPPED_TENSORS + 1) * min(share, SUB_GROUP)
         optimizer = 0
@@ -147,13 +147,13 @@ def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
 
 
 def _written(tape: Tape, setup: Setup) -> int:
-    """Bytes of this rank's file of a checkpoint: equal parts of what several ranks hold, which frozen weights are, too."""
+    """Bytes of this rank's checkpoint file: state held by several ranks, frozen weights included, is split evenly."""
     sizes = ((12 if w.trains else setup.itemsize) * w.numel / (1 if w.cut else setup.tensor) for w in tape.weights)
     return int(sum(sizes) / setup.copies)
 
 
 def held_gradients(counts: Counts, setup: Setup) -> int:
-    """Bytes of the gradients that are added up over micro-batches, whole or this rank's share."""
+    """Bytes of the gradients accumulated over micro-batches, whole or this rank's share."""
     if setup.offload_optimizer != "none":
         return 0
     wide = 4 if setup.bf16 and setup.stage else setup.itemsize
@@ -162,12 +162,12 @@ def held_gradients(counts: Counts, setup: Setup) -> int:
 
 
 def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], staying: int) -> Memory:
-    """While the optimizer steps: fp32 gradients beside those of the backward pass, and its temporaries.
+    """Memory while the optimizer steps: fp32 gradients beside those of the backward pass, plus temporaries.
 
-    Stage 0 has a copy of all gradients in bf16 runs, and flattens them in fp32 ones. DeepSpeed's bf16 optimizer, at stage 1,
-    flattens and copies all of them whatever D is. The others copy this rank's share group by group; at stage 3 the group
-    that was copied is there still.
-    `staying` buffers are never given back.
+    Stage 0 copies all gradients in bf16 runs and flattens them in fp32 runs. DeepSpeed's bf16 optimizer, used at stage 1,
+    flattens and copies all of them whatever D is. The other stages copy this rank's share group by group; at stage 3 the
+    copied group is still allocated.
+    `staying` is the size of the buffers that are never released.
     """
     gradients = held_gradients(counts, setup)
     if setup.offload_optimizer != "none":
@@ -183,14 +183,14 @@ def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], staying: i
 
 
 def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
-    """Bytes of activations, of logits and of gradients at the fullest moment of the backward pass.
+    """Bytes of activations, logits and gradients at the peak of the backward pass.
 
-    Walks backwards: what operations before keep is still there, gradients of the parameters behind are there already.
+    Walks the tape backwards: what earlier operations keep is still allocated, and so are the gradients of later ones.
     """
     kept, logits = kept_bytes(tape, setup)
     counts = Counts.of(tape, setup)
     held = held_gradients(counts, setup)
-    # ZeRO-3 has a place for its share from the beginning; elsewhere gradients take memory as they are made.
+    # ZeRO-3 allocates its share up front; the other stages allocate gradients as they are produced.
     collects = setup.stage == 3 or setup.accumulation > 1 or (setup.stage == 1 and setup.bf16)
     spread = setup.copies if setup.stage == 2 else 1
     wide = held // max(1, counts.trained // spread)
@@ -213,7 +213,7 @@ def backward_peak(tape: Tape, setup: Setup) -> tuple[int, int, int]:
 
 
 def kept_bytes(tape: Tape, setup: Setup) -> tuple[list[int], int]:
-    """Bytes that each operation is the first to keep until the backward pass, and how many of all are logits."""
+    """Bytes that each operation is the first to keep until the backward pass, and how many bytes in total are logits."""
     checkpointing, chunk = setup.checkpointing, setup.loss_chunk
     seen: set[int] = set()
     found: list[int] = []
@@ -230,7 +230,7 @@ def kept_bytes(tape: Tape, setup: Setup) -> tuple[list[int], int]:
                 seen.add(id(value))
                 own += value.bytes
         if op.kind == "loss":
-            # By chunks, only the one that is being computed has logits.
+            # With a chunked loss, logits exist for the current chunk only.
             own = own if chunk is None else int(own * min(1.0, chunk / max(1, op.out.numel)))
             logits += own
         found.append(own)
@@ -238,7 +238,7 @@ def kept_bytes(tape: Tape, setup: Setup) -> tuple[list[int], int]:
 
 
 def _recomputed_bytes(tape: Tape, setup: Setup) -> dict[int, int]:
-    """Bytes that each layer keeps once it has been computed again."""
+    """Bytes that each layer keeps once it has been recomputed."""
     found: dict[int, int] = defaultdict(int)
     if setup.checkpointing == "none":
         return found
@@ -254,6 +254,6 @@ def _recomputed_bytes(tape: Tape, setup: Setup) -> dict[int, int]:
 
 
 def _working_bytes(op: Op, itemsize: int) -> int:
-    """What the backward pass of one operation needs: the gradient of its result, and of what it was computed from."""
+    """Working memory of one operation's backward pass: the gradients of its result and of its inputs."""
     inputs = sum(value.numel for value in op.kept if value.grad)
     return (op.out.numel + inputs) * itemsize

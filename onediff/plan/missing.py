@@ -1,4 +1,4 @@
-"""What a run will read and is not here: shards and pretrained models, with the command that brings each. Torch-free."""
+"""Shards and pretrained models that a run needs but this machine lacks, each with the command to get it. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PARTS = ("vision", "delta", "language")
 
 
 class Missing(NamedTuple):
-    """One thing that a run will read and cannot."""
+    """One input that a run needs and does not have."""
 
     kind: str
-    """of things that one line may list together"""
+    """what it is; missing inputs of one kind may share a line"""
     name: str
     why: str
     fix: str
-    """the command that brings it, or what to change"""
+    """the command that provides it, or what to change"""
 
 
 def missing_data(config: RunConfig, phases: Collection[str], quick: bool = False) -> list[Missing]:
-    """Data sets of `phases` without shards, or with others than their manifests say.
+    """Data sets of `phases` that have no shards, or whose shards do not match their manifests.
 
-    `quick` looks at nothing that takes time: neither at a URL nor into tars that have no manifest.
+    `quick` skips slow checks: it opens no URL and no tar that lacks a manifest.
     """
     found = []
     for name in dict.fromkeys(name for phase in phases for name in config.phases[phase].mix):
@@ -59,7 +59,7 @@ def missing_data(config: RunConfig, phases: Collection[str], quick: bool = False
 
 
 def maker(name: str, folder: Path) -> str:
-    """The command that makes the data set `name` in `folder`: DiffCap's, that of rendered scenes, or one's own."""
+    """The command that creates the data set `name` in `folder`: DiffCap, rendered scenes, or the user's own data."""
     diffcap: dict[str, Any] = yaml.safe_load((configs_folder() / "diffcap.yaml").read_text(encoding="utf-8"))
     if folder.name in diffcap["parts"] and folder.parent == Path(diffcap["out"]):
         return "run: onediff data build configs/diffcap.yaml"
@@ -71,9 +71,9 @@ def maker(name: str, folder: Path) -> str:
 def missing_models(
     config: RunConfig, said: Sequence[str], begins: bool = True, environ: Mapping[str, str] = os.environ
 ) -> list[Missing]:
-    """Weights, tokenizers and sources of `init` that are not here; `said` is the configuration with its overrides.
+    """Missing weights, tokenizers and sources of `init`; `said` is the configuration and its overrides as typed.
 
-    A run that only goes on (`begins` is false) has its weights in checkpoints. `environ` says where the hub's cache is.
+    A resumed run (`begins` is false) has its weights in checkpoints. `environ` says where the hub's cache is.
     """
     sources = config.init.addresses if config.init is not None and begins else {}
     found = []
@@ -81,7 +81,7 @@ def missing_models(
         try:
             Address.of(address).require()
         except UserError as fault:
-            found.append(Missing("init", address, str(fault).partition(";")[0], "train it first, or fix init"))
+            found.append(Missing("init", address, str(fault).partition(";")[0], "train it first, or change init"))
     parts = [part for part in PARTS if begins and part not in sources]
     for one in named_in(config.model, parts):
         if absent := lacking(one, one.folder(environ)):
@@ -91,7 +91,7 @@ def missing_models(
 
 
 def told(missing: Sequence[Missing]) -> Iterator[str]:
-    """A line for each way to fix, with all that it fixes."""
+    """One line per fix, listing everything it fixes."""
     groups: dict[tuple[str, str], list[Missing]] = {}
     for one in missing:
         groups.setdefault((one.kind, one.fix), []).append(one)

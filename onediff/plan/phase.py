@@ -1,4 +1,4 @@
-"""The plan of one phase: memory, traffic, FLOPs, time."""
+"""The plan of one phase: memory, traffic, FLOPs and time."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from onediff.plan.traffic import Traffic, traffic_of
 from onediff.plan.walk import PARTS, Shape, Trained, walk
 
 CONTEXT_GB = 2.0
-"""Taken by the driver, NCCL and libraries before any tensor."""
+"""Bytes used by the driver, NCCL and libraries before the first tensor is allocated."""
 FRAGMENTS = 0.05
-"""Share of a GPU's memory that the allocator cannot use."""
+"""Fraction of GPU memory lost to fragmentation."""
 
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase on that many GPUs."""
+    """The plan of one phase."""
 
     name: str
     setup: Setup
     rows: Rows
     parameters: dict[str, tuple[int, int]]
-    """of each part: all, and those that train; of the whole model, whatever T is"""
+    """per part: the total, and how many train; for the whole model, whatever T is"""
     memory: Memory
     flops: dict[str, Flops]
-    """of one step of all ranks, by part"""
+    """FLOPs of one step by part, summed over all ranks"""
     traffic: Traffic
     duration: Duration
     usable_bytes: int
-    """of one GPU"""
+    """memory that tensors may use on one GPU"""
     mfu: tuple[float, float]
     checkpoint_bytes: int
     images_per_second: float
-    """that all loaders together must deliver"""
+    """the rate that all loaders together must deliver"""
 
     @property
     def fits(self) -> bool:
@@ -51,22 +51,22 @@ class PhasePlan:
 
     @property
     def hours(self) -> float | None:
-        """Expected hours of the phase; None if its length is not known."""
+        """Expected hours of the phase, or None if its length is unknown."""
         return None if self.rows.steps is None else self.rows.steps * self.duration.expected / 3600
 
 
 def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
-    """How the configuration runs a phase on `gpus`. Raises UserError when it cannot."""
+    """How the configuration runs the phase `name` on `gpus` GPUs. Raises UserError if it cannot."""
     phase, parallel = config.phases[name], config.of_phase(name).parallel
     size, keys = parallel.row_ranks, parallel.row_keys
     if gpus % size:
-        raise UserError(f"{keys}: {gpus} GPUs cannot be groups of {size}")
+        raise UserError(f"{keys}: {gpus} GPUs cannot be split into groups of {size}")
     if size > min(gpus, per_node) and not parallel.across_nodes:
-        raise UserError(f"{keys}: groups of {size} do not fit into nodes of {per_node} GPUs")
+        raise UserError(f"{keys}: groups of {size} do not fit into nodes with {per_node} GPUs")
     rows = phase.micro_batch * gpus // size
     if phase.global_batch % rows:
         raise UserError(
-            f"phases.{name}.global_batch: {phase.global_batch} cannot be shared out over {gpus} GPUs with "
+            f"phases.{name}.global_batch: {phase.global_batch} cannot be split over {gpus} GPUs with "
             f"{keys} {size} in micro-batches of {phase.micro_batch}; make it a multiple of {rows}, or "
             "let --suggest choose"
         )
@@ -90,13 +90,12 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
 
 
 def usable_bytes(gpu: Gpu) -> int:
-    """What tensors may take of a GPU's memory."""
+    """Bytes of a GPU's memory that tensors may use."""
     return int((gpu.memory_gb * (1 - FRAGMENTS) - CONTEXT_GB) * 1e9)
 
 
 def check_cut(sizes: Sizes, tensor: int, context: int = 1) -> None:
-    """Raises UserError when the language model cannot be cut into `tensor` equal parts, or its heads not into
-    `tensor` · `context`."""
+    """Raise UserError unless the language model splits into `tensor` equal parts and its heads into `tensor` · `context`."""
     decoder = sizes.decoder
     counts = {
         "attention heads": decoder.heads,
@@ -105,12 +104,15 @@ def check_cut(sizes: Sizes, tensor: int, context: int = 1) -> None:
     }
     for what, count in counts.items():
         if count % tensor:
-            raise UserError(f"parallel.tensor: {count} {what} cannot be cut into {tensor} equal parts")
+            raise UserError(f"parallel.tensor: {count} {what} cannot be split into {tensor} equal parts")
     check_heads(decoder.heads, tensor, context)
 
 
 def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int = TEXT) -> PhasePlan:
-    """The plan of phase `name` run as `setup` says on `gpu`. Raises UserError for what cannot be cut or is not known."""
+    """The plan of the phase `name`, run as `setup` says on `gpu`.
+
+    Raises UserError if the model cannot be split that way or its architecture is unknown.
+    """
     sizes, phase = sizes_of(config.model), config.phases[name]
     check_cut(sizes, setup.tensor, setup.context)
     rows = rows_of(config, phase, text)

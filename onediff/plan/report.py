@@ -1,4 +1,4 @@
-"""A plan in words for a terminal, and as plain JSON."""
+"""A plan as text for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onediff.plan.memory import KINDS
 from onediff.plan.phase import PhasePlan
 
 UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
-"""Of the FLOPs of a phase: the first that its largest part comes to."""
+"""Units for FLOPs; the first one that the largest part reaches is used."""
 
 
 def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
@@ -23,7 +23,7 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     how = f"{setup.world} × {gpu.name}, {groups}, ZeRO {setup.stage}"
     how += f", micro-batch {setup.micro_batch} × {setup.accumulation}, {'bf16' if setup.bf16 else 'fp32'}"
     how += f", checkpointing {setup.checkpointing}"
-    how += ", tokens shared out over T" if setup.sequence and setup.tensor > 1 else ""
+    how += ", sequence parallel" if setup.sequence and setup.tensor > 1 else ""
     for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
         how += f", {what} on {where}" if where != "none" else ""
     yield f"  {'as':<12}{how}"
@@ -38,34 +38,34 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
         )
     kinds = ", ".join(f"{kind} {_gb(getattr(memory, kind))}" for kind in KINDS)
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    yield f"  {'memory':<12}{_gb(memory.gpu)} GB a GPU of {_gb(plan.usable_bytes)} usable: {verdict}"
-    yield f"  {'':<12}fullest {memory.moment}: {kinds}"
+    yield f"  {'memory':<12}{_gb(memory.gpu)} GB per GPU of {_gb(plan.usable_bytes)} usable: {verdict}"
+    yield f"  {'':<12}peak {memory.moment}: {kinds}"
     if memory.host:
-        yield f"  {'host':<12}{_gb(memory.host * setup.per_node)} GB a node for what is offloaded"
+        yield f"  {'host':<12}{_gb(memory.host * setup.per_node)} GB per node for offloaded state"
     if memory.host_copy:
         copied = _gb(memory.host_copy * setup.per_node)
-        yield f"  {'host':<12}{copied} GB a node for the copy from which a checkpoint is written in the background"
+        yield f"  {'host':<12}{copied} GB per node to write a checkpoint in the background"
     if memory.peer_copies:
         held = _gb(memory.peer_copies * setup.per_node)
-        yield f"  {'host':<12}{held} GB a node for copies in memory (training.peer_copies)"
+        yield f"  {'host':<12}{held} GB per node for copies in memory (training.peer_copies)"
     if memory.nvme:
-        yield f"  {'nvme':<12}{_gb(memory.nvme * setup.per_node)} GB of files a node"
+        yield f"  {'nvme':<12}{_gb(memory.nvme * setup.per_node)} GB of files per node"
     in_groups = f"tensor group {_gb(traffic.tensor)} GB"
     in_groups += f", context group {_gb(traffic.context)} GB" if setup.context > 1 else ""
     between = traffic.tensor_between + traffic.context_between
     inside = traffic.data_inside + traffic.tensor + traffic.context - between
     yield (
-        f"  {'traffic':<12}a step and GPU: weights {_gb(traffic.gather)} GB, gradients {_gb(traffic.reduce)} GB, "
-        f"{in_groups}; in the node {_gb(inside)} GB, between nodes {_gb(traffic.data_between + between)} GB"
+        f"  {'traffic':<12}per GPU and step: weights {_gb(traffic.gather)} GB, gradients {_gb(traffic.reduce)} GB, "
+        f"{in_groups}; within nodes {_gb(inside)} GB, between nodes {_gb(traffic.data_between + between)} GB"
     )
     yield (
         f"  {'step':<12}{time.expected:.2f} s expected, {time.best:.2f} to {time.worst:.2f} s; MFU "
-        f"{100 * plan.mfu[0]:.0f} to {100 * plan.mfu[1]:.0f} %; arithmetic {time.compute[0]:.2f} to "
+        f"{100 * plan.mfu[0]:.0f} to {100 * plan.mfu[1]:.0f} %; compute {time.compute[0]:.2f} to "
         f"{time.compute[1]:.2f} s, links {time.links[0]:.2f} to {time.links[1]:.2f} s"
         + (f", host {time.host[0]:.2f} to {time.host[1]:.2f} s" if time.host[1] else "")
     )
     if plan.hours is None or plan.rows.steps is None:
-        yield f"  {'length':<12}not known: {plan.rows.steps_from}"
+        yield f"  {'length':<12}unknown: {plan.rows.steps_from}"
     else:
         low, high = (plan.rows.steps * seconds / 3600 for seconds in (time.best, time.worst))
         yield (
@@ -73,20 +73,20 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
             f"{high:.1f}; {plan.hours * setup.world:,.0f} GPU-hours"
         )
     images = plan.images_per_second
-    yield f"  {'loaders':<12}{images:,.0f} images/s in all, {images / setup.nodes:,.0f} a node"
+    yield f"  {'loaders':<12}{images:,.0f} images/s in total, {images / setup.nodes:,.0f} per node"
     yield f"  {'checkpoint':<12}{_gb(plan.checkpoint_bytes)} GB"
 
 
 def totals(plans: list[PhasePlan]) -> str:
-    """All phases together."""
+    """Hours and GPU-hours of all phases together."""
     known = [plan for plan in plans if plan.hours is not None]
     hours = sum(plan.hours or 0 for plan in known)
-    note = "" if len(known) == len(plans) else f" without {len(plans) - len(known)} phase(s) of unknown length"
-    return f"in all {hours:.1f} hours, {sum((p.hours or 0) * p.setup.world for p in known):,.0f} GPU-hours{note}"
+    note = "" if len(known) == len(plans) else f", without {len(plans) - len(known)} phase(s) of unknown length"
+    return f"total {hours:.1f} hours, {sum((p.hours or 0) * p.setup.world for p in known):,.0f} GPU-hours{note}"
 
 
 def command(plans: list[PhasePlan], config: str, overrides: Sequence[str]) -> str:
-    """What to type to run a configuration with its overrides as planned: here, or as jobs where it takes several nodes."""
+    """The command that runs a configuration and its overrides as planned: locally, or as jobs if it needs several nodes."""
     setup = plans[0].setup
     words = [config, *overrides, *_settings(plans)]
     if setup.nodes == 1:
@@ -112,7 +112,7 @@ def _settings(plans: list[PhasePlan]) -> list[str]:
 
 
 def as_json(plan: PhasePlan) -> dict[str, Any]:
-    """Every figure, in bytes, FLOPs and seconds."""
+    """The whole plan in bytes, FLOPs and seconds."""
     return {
         **asdict(plan),
         "fits": plan.fits,
@@ -124,6 +124,6 @@ def as_json(plan: PhasePlan) -> dict[str, Any]:
 
 
 def _gb(amount: float) -> str:
-    """Bytes in GB, with as many digits as matter."""
+    """Bytes in GB, rounded sensibly."""
     gb = amount / 1e9
     return f"{gb:.0f}" if gb >= 100 else f"{gb:.1f}" if gb >= 1 else f"{gb:.2f}"

@@ -1,4 +1,4 @@
-"""How many rows a phase reads, and what is in a row: from manifests where they are there, else from published counts."""
+"""How many rows a phase reads and what a row contains, from manifests if present, else from published counts."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from onediff.plan.architecture import Sizes, sizes_of
 from onediff.plan.walk import Shape
 
 TEXT = 128
-"""Tokens of a row that are neither image nor delta: prompt, instruction and a caption of some sentences."""
+"""Text tokens in a row: prompt, instruction and a caption of a few sentences."""
 ANSWER = 0.5
-"""Share of those that are learned."""
+"""Fraction of the text tokens that are targets."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a phase reads."""
+    """The length of a phase and the average contents of its rows."""
 
     steps: int | None
-    """None if the size of no data set is known"""
+    """optimizer steps; None if no data set has a known size"""
     steps_from: str
     images: float
-    """images of a row, on average"""
+    """images per row, on average"""
     pairs: float
-    """delta tokens are made for that many pairs a row"""
+    """pairs per row with delta tokens, on average"""
     samples: float = 1.0
-    """samples of a row, on average: above 1 where rows are packed"""
+    """samples per row, on average; above 1 if rows are packed"""
 
 
 def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
-    """Steps and images of a phase. Reads manifests and at most one index of each data set.
+    """The length of a phase and the average contents of its rows. Reads manifests and at most one index per data set.
 
-    How many samples a packed row takes is judged by usual ones, with `text` tokens of text each.
+    The number of samples in a packed row is estimated from samples of usual size with `text` text tokens each.
     """
     total = sum(phase.mix.values())
     counts, where = {}, set()
@@ -67,16 +67,16 @@ def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
     if phase.steps is not None:
         return Rows(phase.steps, "the configuration", images, pairs, samples)
     if not counts:
-        return Rows(None, "no data set is here, and none has a published count", images, pairs, samples)
+        return Rows(None, "no data set is on this machine or has a published count", images, pairs, samples)
     assert phase.epochs is not None
-    # As `phase_steps` counts: until the data set that lasts longest has been read so often.
+    # As in `phase_steps`: an epoch ends when the data set that lasts longest has been read once.
     rows = max(samples * total / phase.mix[name] for name, samples in counts.items())
     steps = math.ceil(phase.epochs * rows / samples / phase.global_batch)
     return Rows(steps, " and ".join(sorted(where)), images, pairs, samples)
 
 
 def _holds_pairs(tar: Path) -> bool:
-    """Whether the first sample of a shard has an image before and one after; True where the shard is not here."""
+    """Whether the first sample of a shard is a pair; True if the shard is not on this machine."""
     if not tar.is_file():
         return True
     index = read_index(tar, write=False)
@@ -84,7 +84,7 @@ def _holds_pairs(tar: Path) -> bool:
 
 
 def published_counts() -> dict[str, tuple[int, bool]]:
-    """Samples of the data sets in `configs/diffcap.yaml` that their authors publish, and whether they are pairs."""
+    """Published sample counts of the data sets in `configs/diffcap.yaml`, and whether they contain pairs."""
     import yaml
 
     from onediff.config.compose import configs_folder
@@ -100,10 +100,10 @@ def published_counts() -> dict[str, tuple[int, bool]]:
 def shapes_of(
     sizes: Sizes, rows: Rows, micro_batch: int, max_tokens: int, text: int, pack: int | None = None
 ) -> tuple[Shape, Shape]:
-    """A micro-batch of usual rows, of images of usual size, for time, and the largest that may come, for memory.
+    """A micro-batch of usual rows and images, to estimate time, and the largest possible one, to estimate memory.
 
-    The largest has rows of `max_tokens`, two images in each, and learns all that is text; a packed one is `pack` tokens
-    of nothing but the samples with the most images.
+    The largest has rows of `max_tokens` tokens with two images each, and every text token is a target; if rows are
+    packed, it consists of `pack` tokens filled with the samples that have the most images.
     """
     paired = rows.pairs > 0
     most = 2 if paired else 1
@@ -132,7 +132,7 @@ def shapes_of(
     mean_seats = rows.images * of_usual.image_tokens + rows.pairs * sizes.delta.tokens
     usual = Shape(
         rows=micro_batch,
-        # Rows are padded to the longest of the micro-batch, which in a mix is one with two images.
+        # Rows are padded to the longest in the micro-batch; in a mix that is a row with two images.
         tokens=min(max_tokens, round((usual_seats if micro_batch > 1 else mean_seats) + text)),
         images=max(1, round(rows.images * micro_batch)),
         pairs=round(rows.pairs * micro_batch),

@@ -1,4 +1,4 @@
-"""The fastest way to run that fits: a search over T, ZeRO stage and offload, by phase over micro-batch and checkpointing."""
+"""Find the fastest settings that fit: T, ZeRO stage and offload for the run, micro-batch and checkpointing per phase."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 
 def suggest(config: RunConfig, gpu: Gpu, gpus: int, per_node: int, text: int) -> list[PhasePlan]:
-    """The plan of each phase; T, stage and offload are the same in all, since a run has them once.
+    """The plan of each phase under the settings with the lowest expected time for all phases together.
 
-    The fastest run in all, by expected seconds of its phases. Raises UserError when nothing fits.
+    T, stage and offload are settings of the run, so they are the same for every phase. Raises UserError if nothing fits.
     """
     best: list[PhasePlan] = []
     least = float("inf")
     for settings in _settings(config, gpus, per_node):
         if best and settings.offload_optimizer != "none":
-            break  # it is never faster than what fits without
+            break  # offloading is never faster than a setting that fits without it
         plans = []
         for name in config.phases:
             plan = _fastest(config, name, settings, gpu, text)
@@ -35,18 +35,18 @@ def suggest(config: RunConfig, gpu: Gpu, gpus: int, per_node: int, text: int) ->
         if len(plans) < len(config.phases):
             continue
         seconds = sum((plan.rows.steps or 1) * plan.duration.expected for plan in plans)
-        if seconds < least * 0.999:  # of equals the first, which is the simplest
+        if seconds < least * 0.999:  # among equals the first one is the simplest
             best, least = plans, seconds
     if not best:
         raise UserError(
-            f"--suggest: nothing fits into {gpus} × {gpu.name} with a global batch that they can share out; take more or "
-            "larger GPUs, a shorter data.max_tokens, or another global_batch"
+            f"--suggest: no setting fits {gpus} × {gpu.name} and divides the global batch; use more or larger GPUs, "
+            "a smaller data.max_tokens, or another global_batch"
         )
     return best
 
 
 def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
-    """Everything that is set once for a run, simplest first; offload only where the GPUs have nothing else to offer."""
+    """The settings of a whole run, simplest first; offloading comes last."""
     sizes = sizes_of(config.model)
     start = Setup(
         world=gpus,
@@ -78,7 +78,7 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
 
 
 def _fastest(config: RunConfig, name: str, settings: Setup, gpu: Gpu, text: int) -> PhasePlan | None:
-    """The fastest micro-batch and checkpointing of a phase that fit under these settings."""
+    """The fastest micro-batch and checkpointing for a phase that fit under these settings, or None."""
     rows = config.phases[name].global_batch
     if rows % settings.data:
         return None

@@ -1,9 +1,9 @@
-"""One forward pass written down as operations on shapes: what each computes, keeps for the backward pass, and trains.
+"""A forward pass recorded as operations on shapes: what each computes, keeps for the backward pass, and trains.
 
-A tape has the rules of torch's autograd for the operations that this model is made of: an operation whose inputs need no
-gradient keeps nothing; a matrix product costs its forward FLOPs again for each of its two inputs that needs a gradient.
-FLOPs follow `torch.utils.flop_counter`: two for each multiply-add of matrix products, convolutions and attention (the
-whole square of scores, also where half is masked); everything else counts as nothing.
+A tape follows the rules of torch's autograd for the operations in this model: an operation whose inputs need no gradient
+keeps nothing; a matrix product costs its forward FLOPs again for each input that needs a gradient. FLOPs follow
+`torch.utils.flop_counter`: two per multiply-add of matrix products, convolutions and attention (all scores, even if half
+are masked); everything else counts as zero.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from math import prod
 
 @dataclass(eq=False)
 class Value:
-    """A tensor as its shape. Two operations that keep the same value keep it once."""
+    """A tensor, represented by its shape. A value kept by two operations is kept once."""
 
     shape: tuple[int, ...]
     itemsize: int
     grad: bool = False
-    """whether a gradient with respect to it is needed"""
+    """whether its gradient is needed"""
 
     @property
     def numel(self) -> int:
@@ -35,13 +35,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of this rank."""
+    """A parameter on this rank."""
 
     part: str
     shape: tuple[int, ...]
     trains: bool
     cut: bool
-    """over the tensor group: the whole parameter is T times as large"""
+    """split over the tensor group: the whole parameter is T times as large"""
 
     @property
     def numel(self) -> int:
@@ -50,7 +50,7 @@ class Weight:
 
 @dataclass(eq=False)
 class Op:
-    """One operation: its FLOPs, what it keeps for the backward pass, what it makes."""
+    """An operation: its FLOPs, the values it keeps for the backward pass, and its result."""
 
     part: str
     kind: str
@@ -60,34 +60,34 @@ class Op:
     kept: tuple[Value, ...] = ()
     weights: tuple[Weight, ...] = ()
     layer: int | None = None
-    """number of the layer that activation checkpointing may recompute, if any"""
+    """the layer it belongs to, if activation checkpointing may recompute it"""
     by_frozen: tuple[Value, ...] = ()
-    """what torch's linear function multiplies by a frozen weight: the backward pass needs none of it, but DeepSpeed's linear
-    function for ZeRO-3 (`LinearFunctionForZeroStage3`) keeps it"""
+    """the input of a linear layer with a frozen weight: torch does not need it in the backward pass, but DeepSpeed's
+    ZeRO-3 linear function (`LinearFunctionForZeroStage3`) keeps it"""
 
     def kept_at(self, stage: int) -> tuple[Value, ...]:
-        """What it keeps for the backward pass at a ZeRO stage."""
+        """The values it keeps for the backward pass at a ZeRO stage."""
         return self.kept + self.by_frozen * (stage == 3)
 
     @property
     def keeps(self) -> bool:
-        """Whether the backward pass asks for anything of it, were it only a weight."""
+        """Whether the backward pass needs anything from it, even if only a weight."""
         return self.out.grad and (bool(self.kept) or self.kind in ("linear", "attention", "norm"))
 
     @property
     def is_product(self) -> bool:
-        """Whether selective checkpointing keeps its result instead of computing it again."""
+        """Whether selective checkpointing keeps its result instead of recomputing it."""
         return self.kind in ("linear", "attention")
 
 
 @dataclass
 class Tape:
-    """Operations in the order of the forward pass; `part` and `layer` say to whom the next ones belong."""
+    """Operations in the order of the forward pass; new ones are assigned to the current `part` and `layer`."""
 
     itemsize: int
     part: str = ""
     trains: bool = False
-    """whether the parameters of the part that is being written train"""
+    """whether the parameters of the current part train"""
     ops: list[Op] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     layer: int | None = None
@@ -95,7 +95,7 @@ class Tape:
     layer_inputs: dict[int, Value] = field(default_factory=dict)
 
     def by_layer(self) -> dict[int, list[Op]]:
-        """The operations of each layer that may be recomputed."""
+        """The operations of each recomputable layer."""
         found: dict[int, list[Op]] = defaultdict(list)
         for op in self.ops:
             if op.layer is not None:
@@ -103,18 +103,18 @@ class Tape:
         return found
 
     def value(self, *shape: int, grad: bool = False, itemsize: int | None = None) -> Value:
-        """A tensor that comes from outside."""
+        """A tensor that is an input of the tape."""
         return Value(shape, itemsize or self.itemsize, grad)
 
     def weight(self, *shape: int, cut: bool = False, trains: bool | None = None) -> Weight:
-        """A parameter, used by the operation that gets it or by none."""
+        """A parameter; it belongs to the operation it is passed to, or to none."""
         made = Weight(self.part, shape, self.trains if trains is None else trains, cut)
         self.weights.append(made)
         return made
 
     @contextmanager
     def recomputable(self, x: Value) -> Iterator[None]:
-        """A layer with the input `x` that activation checkpointing may compute again in the backward pass."""
+        """A layer with the input `x` that activation checkpointing may recompute in the backward pass."""
         self.layer, self.layers = self.layers, self.layers + 1
         self.layer_inputs[self.layer] = x
         yield
@@ -122,14 +122,14 @@ class Tape:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Operations whose parameters train, whatever the rest of the part does."""
+        """Operations whose parameters train, even if the rest of the part is frozen."""
         trains, self.trains = self.trains, True
         yield
         self.trains = trains
 
     @contextmanager
     def without_backward(self) -> Iterator[None]:
-        """Operations that nothing reads: their parameters may train, but get no gradient."""
+        """Operations whose result is unused: their parameters may train, but get no gradient."""
         trains, first, self.trains = self.trains, len(self.weights), False
         yield
         self.trains = trains
@@ -138,8 +138,8 @@ class Tape:
     def linear(
         self, x: Value, out: int, bias: bool = True, *, cut: str = "", tied: Weight | None = None, plain: bool = False
     ) -> Value:
-        """`[…, in]` → `[…, out]`; `cut` is `column` or `row` where the tensor group shares the weight, `plain` says that
-        torch's function multiplies all the same, not Megatron's."""
+        """`[…, in]` → `[…, out]`. `cut` is `column` or `row` if the tensor group splits the weight; `plain` means that
+        torch's linear function runs even so, not Megatron's."""
         weight = tied or self.weight(out, x.shape[-1], cut=bool(cut))
         weights: tuple[Weight, ...] = (weight,) if tied is None else ()
         if bias:
@@ -163,9 +163,9 @@ class Tape:
         return self._add("convolution", result, flops, flops * self.trains, (pixels,) * self.trains, weights)
 
     def attention(self, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scores: int | None = None) -> Value:
-        """`[batch, queries, heads·size]` over `[batch, keys, kv_heads·size]`; `scores` where packing leaves fewer.
+        """`[batch, queries, heads·size]` over `[batch, keys, kv_heads·size]`; `scores` is their number if rows are packed.
 
-        Grouped keys and values are not repeated in memory. Flash-like: the scores are not kept, their logsumexp is.
+        Grouped keys and values are not repeated in memory. As in flash-attention, only the logsumexp of the scores is kept.
         """
         batch, queries, width = q.shape
         one = 2 * (scores if scores is not None else batch * queries * k.shape[1]) * width
@@ -181,7 +181,7 @@ class Tape:
         return self._add("norm", self._like(x, x.grad or self.trains), kept=(x,), weights=weights)
 
     def rms_norm(self, x: Value, cut: bool = False) -> Value:
-        """transformers' norm, in fp32 and plain torch: keeps its input in fp32, and the normed values for the weight."""
+        """transformers' RMS norm, plain torch in fp32: keeps its fp32 input, and the normalized values for the weight."""
         weight = self.weight(x.shape[-1], cut=cut)
         wide = x if x.itemsize == 4 else Value(x.shape, 4, x.grad)
         normed = Value(x.shape, self.itemsize, x.grad)
@@ -191,18 +191,18 @@ class Tape:
     def elementwise(
         self, x: Value, *others: Value, keeps: tuple[Value, ...] = (), weights: tuple[Weight, ...] = ()
     ) -> Value:
-        """Any operation with a result like `x` that costs no FLOPs; `keeps` is what its backward pass needs."""
+        """An operation without FLOPs whose result has the shape of `x`; `keeps` is what its backward pass needs."""
         grad = x.grad or any(o.grad for o in others) or any(w.trains for w in weights)
         return self._add("elementwise", self._like(x, grad), kept=keeps, weights=weights)
 
     def activation(self, x: Value, kind: str) -> Value:
-        """The function between the two layers of a feed-forward."""
+        """The activation function of a feed-forward."""
         if kind == "quick_gelu":
             return self.elementwise(x, keeps=(x, self._like(x, False)))
         return self.elementwise(x, keeps=(x,))
 
     def loss(self, logits: Value) -> Value:
-        """Cross-entropy of each row in fp32; keeps the logarithm of the softmax."""
+        """Cross-entropy of each row in fp32; keeps the log-softmax."""
         return self._add("loss", Value(logits.shape[:1], 4, logits.grad), kept=(Value(logits.shape, 4, logits.grad),))
 
     def place(self, out: Value, *kept: Value, weights: tuple[Weight, ...] = ()) -> Value:

@@ -1,4 +1,4 @@
-"""Bytes that one rank sends in a step, by what they are for and by the link that they take."""
+"""Bytes that one rank sends in a step, by purpose and by link."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from onediff.plan.walk import Shape
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that each rank sends in one optimizer step; ring algorithms, as NCCL's."""
+    """Bytes that each rank sends in one optimizer step, assuming ring algorithms as in NCCL."""
 
     gather: int
-    """weights: gathered under ZeRO-3, or collected after the step at stages 1 and 2"""
+    """weights: gathered at ZeRO-3, or all-gathered after the step at stages 1 and 2"""
     reduce: int
     """gradients"""
     tensor: int
-    """activations and their gradients, summed over the tensor group or, with shared tokens, gathered and scattered"""
+    """activations and their gradients, all-reduced in the tensor group, or gathered and scattered if sequence parallel"""
     data_inside: int
-    """of `gather` and `reduce`, what stays inside the node"""
+    """the part of `gather` and `reduce` that stays inside the node"""
     data_between: int
-    """of them, what goes through this rank's own network port"""
+    """the part of `gather` and `reduce` that goes through this rank's own network port"""
     tensor_between: int = 0
-    """of `tensor`, what leaves the node"""
+    """the part of `tensor` that leaves the node"""
     context: int = 0
-    """queries, keys, values and results of attention with their gradients, exchanged in the context group"""
+    """queries, keys, values and outputs of attention with their gradients, exchanged in the context group"""
     context_between: int = 0
-    """of `context`, what leaves the node"""
+    """the part of `context` that leaves the node"""
 
 
 def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
@@ -41,7 +41,7 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     others = (data - 1) / data
     everything = counts.trained + counts.frozen
     if setup.stage == 3:
-        # Weights stay gathered from the forward to the backward pass where all of them may.
+        # If all weights may stay gathered, they do so from the forward to the backward pass.
         passes = 1 if everything <= setup.live else 2
         gather = times * passes * size * (everything - counts.small) * others
         reduce = times * setup.reduced_itemsize * counts.trained * others
@@ -49,11 +49,11 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
         gather = size * counts.trained * others if setup.stage else 0.0
         each = times if setup.stage == 2 else 1
         wide = 4 if setup.stage == 1 and setup.bf16 else setup.reduced_itemsize
-        # At stages 1 and 2, too, DeepSpeed sums whole buckets on every rank, of which each keeps its part.
+        # At stages 1 and 2 too, DeepSpeed all-reduces whole buckets, and each rank keeps its part.
         reduce = 2 * each * wide * counts.trained * others
     tensor = times * _tensor_bytes(sizes, shape, setup)
     context = times * _context_bytes(sizes, shape, setup)
-    # A tensor group takes neighbouring ranks; of the ranks that ZeRO shares out over, that many are in a node.
+    # A tensor group takes neighbouring ranks, so this many of the ranks that ZeRO partitions over share a node.
     together = max(1, min(data, setup.per_node // setup.tensor))
     volume = gather + reduce
     spans = data > together
@@ -70,19 +70,19 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
 
 
 def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
-    """Of one micro-batch. To sum takes two rounds of a ring, to gather or to scatter sums one.
+    """Tensor-group bytes of one micro-batch. An all-reduce takes two rounds of the ring, a gather or reduce-scatter one.
 
-    Word embeddings are summed once more. What is no wider than an adapter, and gradients of norms, count as nothing.
+    Word embeddings add one all-reduce. Tensors as narrow as an adapter, and gradients of norms, count as zero.
     """
     if setup.tensor == 1:
         return 0.0
     again, layers = setup.checkpointing != "none", sizes.decoder.layers
     if setup.sequence:
-        # Each layer gathers behind two norms and scatters two sums, the other way round backwards; the first layer's
-        # gradient and the last norm's result are gathered.
+        # Each layer gathers after two norms and reduce-scatters twice, and the reverse in the backward pass; the first
+        # layer's gradient and the last norm's result are gathered.
         rounds = layers * (4 + 4 + 3 * again) + 2
     else:
-        # Each layer sums twice; backwards each of its five matrices that are cut along outputs sums by itself.
+        # Each layer all-reduces twice; in the backward pass each of its five column-parallel matrices does so separately.
         rounds = 2 * layers * (2 + 5 + again)
     tokens = shape.rows * shape.tokens / setup.context
     rows = tokens * sizes.decoder.width * setup.itemsize
@@ -91,9 +91,9 @@ def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
 
 
 def _context_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:
-    """Of one micro-batch: two exchanges a layer, of which a rank keeps its own part, and the hidden states of the targets.
+    """Context-group bytes of one micro-batch: two all-to-alls per layer, and the hidden states of the targets.
 
-    Heads of keys and values that C does not divide are sent several times.
+    If C does not divide the key/value heads, they are sent several times.
     """
     if setup.context == 1:
         return 0.0

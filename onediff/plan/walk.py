@@ -1,4 +1,4 @@
-"""The forward pass of OneDiff on one micro-batch, operation by operation, as `onediff.model` computes it."""
+"""The forward pass of one micro-batch, operation by operation, as `onediff.model` computes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = ("vision", "delta", "projector", "language")
 
 @dataclass(frozen=True)
 class Adapters:
-    """Low-rank adapters beside the language model's matrices."""
+    """Low-rank adapters on the language model's matrices."""
 
     rank: int
     targets: tuple[str, ...]
@@ -31,13 +31,13 @@ class Trained:
 
     parts: tuple[str, ...]
     vision_last: int | None = None
-    """of the tower only that many layers"""
+    """if set, only this many last layers of the tower train"""
     adapters: Adapters | None = None
-    """of the language model only these"""
+    """if set, only these train in the language model"""
 
     @classmethod
     def of(cls, phase: PhaseConfig) -> Trained:
-        """As the phase is configured."""
+        """What the configuration of a phase says."""
         lora = phase.lora
         adapters = None if lora is None else Adapters(lora.rank, lora.targets, lora.dropout > 0)
         return cls(phase.train, phase.vision_last, adapters)
@@ -49,15 +49,15 @@ class Shape:
 
     rows: int
     tokens: int
-    """tokens of a row, padding included"""
+    """tokens per row, padding included"""
     images: int
     pairs: int
     targets: int
     scores: int | None = None
-    """pairs of tokens that may look at each other; `rows · tokens²` by default, less where rows are packed"""
+    """attention scores computed; `rows · tokens²` by default, fewer if rows are packed"""
 
     def bytes(self, sizes: Sizes) -> int:
-        """Of the micro-batch on the device: pixels in bytes, three whole numbers a token, and places."""
+        """Bytes of the micro-batch on the device: pixels as bytes, three int64 per token, and token positions."""
         inputs = 3 * sizes.image**2 * sizes.views if sizes.patches is None else 3 * sizes.tower.patch**2 * sizes.patches
         places = self.images * sizes.image_tokens + self.pairs * sizes.delta.tokens + 3 * self.targets
         return self.images * inputs + 8 * (3 * self.rows * self.tokens + places)
@@ -74,13 +74,13 @@ def walk(
     sequence: bool = False,
     context: int = 1,
 ) -> Tape:
-    """The tape of one micro-batch on one of `tensor` · `context` ranks; with `sequence` a tensor group shares out the
-    tokens between cut layers.
+    """The tape of one micro-batch on one of `tensor` · `context` ranks.
 
-    `itemsize` is that of the precision of the computation: 2 for bf16, 4 for fp32.
+    `itemsize` belongs to the compute precision: 2 for bf16, 4 for fp32. With `sequence`, a tensor group splits the tokens
+    between parallel layers.
     """
     tape = Tape(itemsize)
-    # A batch without images or pairs is given a blank one (`OneDiffModel.embed`).
+    # A batch without images or pairs gets a blank one (`OneDiffModel.embed`).
     images, pairs = max(1, shape.images), max(1, shape.pairs)
 
     language = "language" in trained.parts and trained.adapters is None
@@ -113,7 +113,7 @@ def walk(
 
 
 def _tower(tape: Tape, sizes: Sizes, images: int, last: int | None) -> tuple[list[Value], Value]:
-    """Hidden states of the levels, and of the output level; of a tower that trains perhaps the `last` layers only."""
+    """Hidden states of the levels and of the output level; if `last` is given, only the last `last` layers train."""
     tower, width, views = sizes.tower, sizes.tower.width, images * sizes.views
     trains, tape.trains = tape.trains, tape.trains and last is None
     if sizes.patches is None:
@@ -148,13 +148,13 @@ def _tower(tape: Tape, sizes: Sizes, images: int, last: int | None) -> tuple[lis
         x = tape.layer_norm(x)
         if tower.head:
             _siglip_head(tape, tower, x)
-    # The class token is cut off by a view; what is kept of a view is all of it.
+    # The class token is sliced off; a slice keeps the whole tensor alive.
     cut = {
         level: Value((images, sizes.image_tokens, width), states[level].itemsize, states[level].grad)
         for level in (*sizes.levels, sizes.output_level)
     }
     if sizes.views > 1 or sizes.patches is not None:
-        # The tokens that go on are copied out.
+        # The selected tokens are copied.
         cut = {level: tape.place(tokens) for level, tokens in cut.items()}
     return [cut[level] for level in sizes.levels], cut[sizes.output_level]
 
@@ -175,14 +175,14 @@ def _tower_layer(tape: Tape, tower: Tower, x: Value) -> Value:
 
 
 def _layer_scale(tape: Tape, x: Value) -> Value:
-    """DINOv2's learned scale of a branch."""
+    """DINOv2's learned scale of a residual branch."""
     weight = tape.weight(x.shape[-1])
-    # Without a gradient of its own the scale is kept where `x` has one: nothing of size.
+    # If frozen, only the scale is kept for the gradient of `x`: negligible.
     return tape.elementwise(x, keeps=(x,) if weight.trains else (tape.value(1),), weights=(weight,))
 
 
 def _siglip_head(tape: Tape, tower: Tower, x: Value) -> None:
-    """Attention pooling, the result of which nobody reads."""
+    """Attention pooling, whose result is unused."""
     width = tower.width
     query = tape.place(tape.value(x.shape[0], 1, width), weights=(tape.weight(1, 1, width),))
     q, k, v = tape.linear(query, width), tape.linear(x, width), tape.linear(x, width)
@@ -194,7 +194,7 @@ def _delta(tape: Tape, sizes: Sizes, levels: list[Value], pairs: int) -> Value:
     config, width, tokens = sizes.delta, sizes.delta.width, sizes.image_tokens
     dropout = config.dropout > 0
     learned = (tape.weight(config.tokens, width), tape.weight(config.tokens, width))
-    # Images that are in no pair take no part.
+    # Images outside pairs are not part of this.
     paired = [Value((2 * pairs, *level.shape[1:]), level.itemsize, level.grad) for level in levels]
     normed = [tape.layer_norm(level) for level in paired]
     x = tape.place(Value((pairs, config.tokens, width), tape.itemsize, tape.trains), weights=learned)
@@ -203,7 +203,7 @@ def _delta(tape: Tape, sizes: Sizes, levels: list[Value], pairs: int) -> Value:
         x = _delta_attention(tape, x, tape.linear(x, width), tape.linear(x, width), config.heads, dropout)
         roles = (tape.weight(2, width), tape.weight(2, width))
         keys, values = tape.linear(level, width), tape.linear(level, width)
-        # The tokens of a pair lie side by side already. Multiplied values are made again in the backward pass.
+        # A pair's tokens are already adjacent. Multiplied values are recomputed in the backward pass.
         side_by_side = (pairs, 2 * tokens, width)
         k = tape.place(Value(side_by_side, tape.itemsize, keys.grad or tape.trains), weights=roles[:1])
         v = tape.place(Value(side_by_side, tape.itemsize, values.grad or tape.trains), weights=roles[1:])
@@ -218,7 +218,7 @@ def _delta_attention(
 ) -> Value:
     q = tape.linear(x, x.shape[-1])
     if places:
-        # The learned places are added to the queries.
+        # The learned positions are added to the queries.
         q = tape.place(Value(q.shape, q.itemsize, q.grad or tape.trains))
     y = tape.linear(tape.attention(q, k, v, heads, heads), x.shape[-1])
     return tape.layer_norm(tape.elementwise(x, _dropout(tape, y) if dropout else y))
@@ -237,14 +237,14 @@ def _projector(tape: Tape, width: int, images: Value, deltas: Value) -> tuple[Va
 
 @dataclass(frozen=True)
 class _Shares:
-    """What one of `context` ranks computes of a micro-batch in the language model."""
+    """One context rank's share of a micro-batch in the language model."""
 
     shape: Shape
     context: int
 
     @property
     def tokens(self) -> int:
-        """Of a row; under context parallelism all rows are laid end to end."""
+        """Tokens per row; with context parallelism the rows are concatenated first."""
         shape = self.shape
         return shape.tokens if self.context == 1 else -(-shape.rows * shape.tokens // self.context)
 
@@ -253,11 +253,11 @@ class _Shares:
         return -(-self.shape.targets // self.context)
 
     def first(self, tape: Tape, x: Value) -> Value:
-        """The embeddings of the rank's tokens."""
+        """The embeddings of this rank's tokens."""
         return x if self.context == 1 else tape.place(Value((1, self.tokens, x.shape[-1]), x.itemsize, x.grad))
 
     def attention(self, tape: Tape, q: Value, k: Value, v: Value, heads: int, kv_heads: int) -> Value:
-        """Attention of all tokens, for a share of the heads."""
+        """Attention over all tokens for this rank's share of the heads."""
         context, shape = self.context, self.shape
         if context == 1:
             return tape.attention(q, k, v, heads, kv_heads, shape.scores)
@@ -336,5 +336,5 @@ def _gated(tape: Tape, gate: Value, up: Value) -> Value:
 
 
 def _loss(tape: Tape, logits: Value) -> None:
-    """Cross-entropy in fp32: the logarithm of the softmax is kept."""
+    """Cross-entropy in fp32, which keeps the log-softmax."""
     tape.loss(logits)

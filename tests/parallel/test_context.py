@@ -106,5 +106,5 @@ def test_what_does_not_combine_is_refused_in_a_line():
     stretched = small_config("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(UserError, match="rotary embeddings of type dynamic depend on the longest row"):
         check_shares(stretched, 1, 2)
-    with pytest.raises(UserError, match="6 processes cannot be groups of 4; start a multiple of 4"):
+    with pytest.raises(UserError, match="6 processes cannot be split into groups of 4; start a multiple of 4"):
         check_world(ParallelConfig(tensor=2, context=2), Ranks(0, 0, 6, 6))

@@ -16,7 +16,7 @@ from onediff.ranks import Ranks
 def test_worlds_that_do_not_fit():
     check_world(ParallelConfig(tensor=4), Ranks(0, 0, 16, 8))
     check_world(ParallelConfig(tensor=16, across_nodes=True), Ranks(0, 0, 16, 8))
-    with pytest.raises(UserError, match="6 processes cannot be groups of 4"):
+    with pytest.raises(UserError, match="6 processes cannot be split into groups of 4"):
         check_world(ParallelConfig(tensor=4), Ranks(0, 0, 6, 6))
     with pytest.raises(UserError, match=r"do not fit into nodes of 8.*across_nodes=true"):
         check_world(ParallelConfig(tensor=16), Ranks(0, 0, 16, 8))
