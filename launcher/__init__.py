@@ -1,10 +1,10 @@
-"""Runs on a Slurm cluster or on this machine. `submit` and `Run` are for Python; nothing else is imported with this."""
+"""Launch runs on a Slurm cluster or on this machine. The Python API is `submit` and `Run`, which are imported lazily."""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # The supervisor imports this package where pydantic may be missing.
+    # The supervisor imports this package in environments that may lack pydantic.
     if name in ("Run", "submit"):
         from launcher import run
 

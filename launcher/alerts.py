@@ -1,7 +1,7 @@
-"""Word of what happens to a run, to where its people look: a webhook, or a command of the site.
+"""Send alerts about a run to a webhook or a site's own command.
 
-Sent by the supervisor from a thread, so that nothing waits for it; what cannot be sent is a line in the job's log. At most
-one alert of a kind goes out in `minutes`, and the next says how many were held back. Secrets are masked.
+The supervisor sends them from a thread, so nothing waits for them; a failure to send is a line in the job's log. At most
+one alert of each kind goes out every `minutes` minutes, and the next one says how many were suppressed. Secrets are masked.
 
 Standard library only.
 """
@@ -22,7 +22,7 @@ from onediff.tracking.scrub import scrubbed
 
 EVENTS = ("failure", "hang", "restart", "spike", "no progress", "end")
 SECONDS = 10.0
-"""Longest wait for a receiver."""
+"""Seconds to wait for a receiver."""
 
 
 class Alerts:
@@ -39,7 +39,7 @@ class Alerts:
         self.threads: list[threading.Thread] = []
 
     def tell(self, event: str, text: str) -> None:
-        """Sends `text`, unless an alert of the kind went out just now. Returns at once."""
+        """Send `text` unless an alert of this kind was sent recently. Returns immediately."""
         assert event in EVENTS, event
         if event not in self.events or not (self.webhook or self.command):
             return
@@ -57,7 +57,7 @@ class Alerts:
         self.threads.append(thread)
 
     def finish(self) -> None:
-        """Waits for what is under way, before the process ends."""
+        """Wait for alerts that are still being sent."""
         for thread in self.threads:
             thread.join(SECONDS)
 
@@ -74,5 +74,5 @@ class Alerts:
 
 
 def address(webhook: str) -> str:
-    """The URL itself, or what the variable `$NAME` holds: a URL with a token belongs into no file."""
+    """The URL, or the value of the variable `$NAME`: a URL that contains a token does not belong in a file."""
     return os.environ.get(webhook[1:], "") if webhook.startswith("$") else webhook

@@ -1,4 +1,4 @@
-"""The nodes that Slurm has given to this job, and the sruns that run on them, one at a time.
+"""The nodes allocated to this job, and the `srun`s that run on them one at a time.
 
 Standard library only.
 """
@@ -21,13 +21,13 @@ from onediff.errors import UserError
 from onediff.ranks import expand_nodes
 
 SRUN = ["srun", "--export=ALL"]
-"""Where jobs are submitted with `--export=NONE`, srun would drop the profile's variables, too."""
+"""If a job is submitted with `--export=NONE`, srun drops the profile's variables too."""
 IGNORANT = ["sh", "-c", 'trap "" TERM USR1; exec "$@"', "sh"]
-"""Before a task: a signal before its first line of Python must not end it."""
+"""Wraps a task: a signal that arrives before its first line of Python must not end it."""
 
 
 class Allocation:
-    """The job from inside. Signals that Slurm sends to the batch script end up here."""
+    """The job, seen from inside. It handles the signals that Slurm sends to the batch script."""
 
     def __init__(self, plan: Json) -> None:
         self.plan = plan
@@ -35,20 +35,20 @@ class Allocation:
         self.nodes = expand_nodes(os.environ["SLURM_JOB_NODELIST"])
         self.srun: Step | None = None
         self.warned = False
-        """Slurm has warned the ranks of their end."""
+        """Slurm has warned the ranks that the job is about to end."""
         self.ending = threading.Event()
         """Slurm has told this process to end."""
-        # slurmd signals the batch script as well as the ranks; its work is to see how they end.
+        # slurmd signals the batch script as well as the ranks; this process has to stay and see how they end.
         signal.signal(signal.SIGTERM, self._on_end)
         signal.signal(signal.SIGUSR1, self._on_warning)
 
     def run(
         self, words: Sequence[str], follow: Callable[[], bool], begun: Callable[[], bool], job_name: str
     ) -> Outcome | None:
-        """Starts srun with `words` and follows it, again while what keeps it from starting passes.
+        """Start srun with `words` and follow it; retry while it fails to start for a temporary reason.
 
-        `follow` returns whether srun has ended; it is ended if not. `begun` looks for a trace of its tasks. Returns None
-        where they began, else the outcome.
+        `follow` returns whether srun has ended; otherwise it is killed. `begun` tells whether its tasks left a trace.
+        Returns None if they began, else the outcome.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
@@ -62,7 +62,7 @@ class Allocation:
                 return None
             if not refusal.passes or time.monotonic() > deadline:
                 return Outcome("refused" if refusal.final else "crash", refusal.words, blamed=refusal.nodes)
-            say(f"{refusal.words}; trying again")
+            say(f"{refusal.words}; retrying")
             self.ending.wait(RETRY_SECONDS)
 
     def wait(self, seconds: float) -> bool:
@@ -71,7 +71,7 @@ class Allocation:
         return self.srun.wait(seconds)
 
     def shown(self) -> dict[str, str]:
-        """This job as the controller has it; nothing when it does not answer."""
+        """This job's fields, or an empty dict if the controller does not answer."""
         try:
             return shown(self.job)
         except UserError as error:
@@ -79,7 +79,7 @@ class Allocation:
             return {}
 
     def still_ours(self) -> list[str]:
-        """The nodes that this job goes on with: none where Slurm ends it, all of them while the controller is away."""
+        """The nodes this job can continue on: none if Slurm is ending it, all of them while the controller is away."""
         if self.ending.is_set():
             return []
         fields = self.shown()
@@ -93,15 +93,15 @@ class Allocation:
         return self.nodes
 
     def ended_by_slurm(self, outcome: Outcome) -> Outcome:
-        """What an outcome means where Slurm told this process to end, too."""
+        """Reinterpret an outcome if Slurm told this process to end too."""
         if outcome.cause == "crash" and "node failure" in outcome.reason:
             return outcome
         fields = self.shown()
-        at_its_limit = fields.get("Reason") == "TimeLimit"  # without a warning that the ranks could hear
+        at_its_limit = fields.get("Reason") == "TimeLimit"  # and the ranks received no warning
         if requeued(fields) or at_its_limit:
             if outcome.cause == "stopped":
                 return outcome
-            how = "at its time limit" if at_its_limit else "preempted, or queued again with scontrol,"
+            how = "at its time limit" if at_its_limit else "preempted, or requeued with scontrol,"
             why = f"{how} before a checkpoint was written"
             return Outcome("interrupted", f"{why}; {outcome.reason}", outcome.exit_code)
         if fields.get("JobState") in ("COMPLETING", "CANCELLED"):
@@ -116,6 +116,6 @@ class Allocation:
         self.ask_to_stop()
 
     def ask_to_stop(self) -> None:
-        """Has the ranks stop at a checkpoint."""
+        """Ask the ranks to stop at a checkpoint."""
         if self.srun is not None and self.srun.process.poll() is None:
             self.srun.process.send_signal(signal.SIGUSR1)

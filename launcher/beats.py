@@ -1,7 +1,7 @@
-"""Signs of life: one task of every node sends one to the supervisor, so that a dead node is missed within seconds.
+"""Heartbeats: one task per node sends them to the supervisor, so a dead node is noticed within seconds.
 
-Slurm itself waits for `SlurmdTimeout`, five minutes at most sites. UDP costs the shared file system nothing, and a lost
-datagram nothing either: silence alone condemns no node, it is only the occasion to look whether its host still answers.
+Slurm itself waits for `SlurmdTimeout`, five minutes at most sites. UDP puts no load on the shared file system, and a lost
+datagram does no harm: a silent node is not condemned, its host is asked whether it still answers.
 
 Standard library only.
 """
@@ -14,27 +14,27 @@ import time
 from collections.abc import Sequence
 
 BEAT_SECONDS = 3.0
-"""Pause between two signs of life of a node."""
+"""Seconds between heartbeats of a node."""
 SILENT_SECONDS = 12.0
-"""Silence after which a host is asked whether it is still there."""
+"""Seconds of silence after which a host is probed."""
 ANSWER_SECONDS = 2.0
-"""Longest wait for that answer; it is asked for `ASKED` times."""
+"""Seconds to wait for a probe's answer; `ASKED` probes are sent."""
 ASKED = 3
 END = b"end"
-"""What a task hears whose attempt is over."""
+"""The reply to a task whose attempt is over."""
 
 
 class Beats:
-    """The supervisor's end. A thread listens until the process ends."""
+    """The receiving side, in the supervisor. A thread listens until the process ends."""
 
     def __init__(self, host: str) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("", 0))
         self.address = f"{host}:{self.socket.getsockname()[1]}"
         self.heard: dict[tuple[str, str], float] = {}
-        """When each (attempt, node) was heard last."""
+        """When each (attempt, node) was last heard."""
         self.over: set[str] = set()
-        """Attempts whose tasks must end: they may live on where Slurm lost their node."""
+        """Attempts whose tasks must end; they may still run on nodes that Slurm lost."""
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -46,23 +46,23 @@ class Beats:
                 self.socket.sendto(END, sender)
 
     def since(self, attempt: str, node: str) -> float | None:
-        """Seconds since `node` was heard last in `attempt`; None if it never was."""
+        """Seconds since `node` was last heard in `attempt`, or None if it never was."""
         last = self.heard.get((attempt, node))
         return None if last is None else time.monotonic() - last
 
     def silent(self, attempt: str, nodes: Sequence[str]) -> list[str]:
-        """Those of `nodes` that were heard once and are no longer, while another still is."""
+        """The subset of `nodes` that were heard before and have gone silent while at least one other has not."""
         since = {node: gap for node in nodes if (gap := self.since(attempt, node)) is not None}
         if not any(gap < SILENT_SECONDS / 2 for gap in since.values()):
-            return []  # nobody is heard: the fault is nearer to us than to any of them
+            return []  # all nodes are silent, so the fault is more likely on this side
         return [node for node, gap in since.items() if gap > SILENT_SECONDS]
 
 
 class Sender:
-    """A task's end. Sends nothing if the supervisor's address cannot be found."""
+    """The sending side, in a task. Sends nothing if the supervisor's address cannot be resolved."""
 
     def __init__(self, address: str, attempt: str, node: str) -> None:
-        """`address` is `HOST:PORT`, or `-` for nobody."""
+        """`address` is `HOST:PORT`, or `-` to send nothing."""
         self.word = f"{attempt} {node}".encode()
         self.socket: socket.socket | None = None
         host, _, port = address.rpartition(":")
@@ -75,18 +75,18 @@ class Sender:
                 self.socket = None
 
     def beat(self) -> bool:
-        """Sends one sign of life; whether the supervisor has answered that this attempt is over."""
+        """Send a heartbeat. Returns whether the supervisor has replied that this attempt is over."""
         if self.socket is None:
             return False
         try:
             self.socket.send(self.word)
             return self.socket.recv(16) == END
         except OSError:
-            return False  # nothing to hear yet, or nobody listens any more
+            return False  # no reply yet, or the supervisor is gone
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether `host` reacts to a connection, be it with a refusal: a machine that is down or cut off does not."""
+    """Whether `host` reacts to a connection attempt, even by refusing it; a machine that is down or cut off does not."""
     for _ in range(ASKED):
         try:
             socket.create_connection((host, port), ANSWER_SECONDS).close()
@@ -94,7 +94,7 @@ def answers(host: str, port: int) -> bool:
         except ConnectionError:
             return True
         except socket.gaierror:
-            return True  # its name says nothing about it
+            return True  # the name cannot be resolved, which says nothing about the host
         except OSError:
             continue
     return False

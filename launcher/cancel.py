@@ -1,4 +1,4 @@
-"""Ending the jobs of a run, after a checkpoint."""
+"""Cancel the jobs of a run after a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from launcher.record import Record
 
 
 def cancel(record: Record, now: bool, wait: float) -> dict[str, slurm.Job]:
-    """Ends all jobs of a run; returns them by phase.
+    """Cancel all jobs of a run and return them by phase.
 
-    Running ones are warned first and get `wait` seconds for a checkpoint, but for those of data sets and with `now`.
+    Running jobs get a warning and up to `wait` seconds for a checkpoint first, unless `now` is set or it is a data job.
     """
     active = active_jobs(record)
     if not active:
         return active
-    # The supervisor reads this mark when its ranks have stopped, and does not queue the job again.
+    # The supervisor reads this mark once its ranks have stopped, and does not requeue the job.
     (record.folder / "cancelled").touch()
     is_data = record.plan().get("kind") == "data"  # its tasks have no checkpoint to write
     running = [job.job for job in active.values() if job.state == "RUNNING"]

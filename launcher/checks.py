@@ -1,4 +1,4 @@
-"""Are the nodes of a job fit for ranks? Each by itself, the ways between them, and a sum through torch.
+"""Check that a job's nodes are fit for ranks: each node, the network between them, and a torch all-reduce.
 
 Standard library only.
 """
@@ -17,7 +17,7 @@ from launcher.record import Json, Record, names_in
 
 
 def preflight(allocation: Allocation, record: Record, part: Json, attempt: str, nodes: Sequence[str]) -> Outcome | None:
-    """Checks `nodes` before the ranks of `attempt` are started; the outcome where some are unfit, or none could be asked."""
+    """Check `nodes` before the ranks of `attempt` start. Returns an outcome if some are unfit or none could be checked."""
     limits = {**allocation.plan["preflight"], "gpus": part["gpus"]}
     if not limits["enabled"] or not nodes:
         return None
@@ -29,7 +29,7 @@ def preflight(allocation: Allocation, record: Record, part: Json, attempt: str, 
         f"--ntasks={len(nodes)}",
         "--ntasks-per-node=1",
         f"--nodelist={','.join(nodes)}",
-        "--overlap",  # beside keepers, and steps that Slurm still counts on a node that it lost
+        "--overlap",  # with the keepers, and with steps that Slurm still counts on a lost node
     ]
     refused = allocation.run(
         [*options, *allocation.plan["srun"], *IGNORANT, *words],
@@ -42,7 +42,7 @@ def preflight(allocation: Allocation, record: Record, part: Json, attempt: str, 
     findings = read_findings(notes)
     if not findings and len(nodes) > 1:
         assert allocation.srun is not None
-        return Outcome("crash", f"no node answered the pre-flight: {allocation.srun.last_words()}")
+        return Outcome("crash", f"no node answered the pre-flight check: {allocation.srun.last_words()}")
     unfit = verdict(findings, list(nodes))
     if not unfit and limits["all_reduce"]:
         refused, unfit = sums(allocation, record, part, attempt, nodes)
@@ -57,7 +57,7 @@ def preflight(allocation: Allocation, record: Record, part: Json, attempt: str, 
 def sums(
     allocation: Allocation, record: Record, part: Json, attempt: str, nodes: Sequence[str]
 ) -> tuple[Outcome | None, dict[str, str]]:
-    """Has the ranks of every node sum a tensor through torch; why they never began, and the nodes that cannot."""
+    """Run an all-reduce on every rank. Returns why the ranks never began, and the nodes that failed with their faults."""
     plan, notes = allocation.plan, record.folder / "exits" / f"{attempt}.all-reduce"
     tasks, stem = len(nodes) * part["tasks_per_node"], record.logs / f"{attempt}.all-reduce"
     python = plan["rank_prefix"]
@@ -76,5 +76,5 @@ def sums(
 
 
 def has_logs(stem: Path) -> bool:
-    """Whether a rank began: each opens its log first."""
+    """Whether any rank began; each opens its log first."""
     return any(name.startswith(f"{stem.name}.rank") for name in names_in(stem.parent))

@@ -1,4 +1,4 @@
-"""Data sets made by the tasks of a Slurm array: what to make, the plan, and the two batch scripts."""
+"""Data sets built by the tasks of a Slurm array: what to build, the plan, and the two batch scripts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from onediff.config.section import PLAIN_NAME, Section, nearest, validated
 from onediff.errors import UserError
 
 SHARDS, MERGE = "shards", "merge"
-"""The two phases of a data job: an array that makes shards, and one task that puts them together."""
+"""The two phases of a data job: an array that makes shards, and one task that merges them."""
 COMMANDS = ("build", "compose", "convert", "render")
-"""Those of `onediff data` that many tasks can share."""
+"""The `onediff data` commands whose work can be split over tasks."""
 
 
 class DataCommands(Section):
@@ -32,26 +32,26 @@ class DataCommands(Section):
     name: str
     """Name of the job."""
     commands: list[str] = Field(min_length=1)
-    """What one would type behind `onediff data`, one a line: `compose --pairs 1000000 --out /data/composed …`."""
+    """Commands as typed after `onediff data`, one per line: `compose --pairs 1000000 --out /data/composed …`."""
 
 
 class DataJob(NamedTuple):
-    """What is to be made."""
+    """What to build."""
 
     name: str
     commands: list[list[str]]
-    """The words behind `onediff data`; `COLLECTION` stands for the frozen file of a collection."""
+    """The arguments of `onediff data`; `COLLECTION` stands for the frozen file of a collection."""
     collection: Json | None
-    """A collection as of `onediff data build`, without the parts whose raw files are missing."""
+    """A collection as for `onediff data build`, without the parts whose raw files are missing."""
     passed_over: list[str]
-    """One line for each of those."""
+    """One line for each of those parts."""
 
 
 COLLECTION = "@collection@"
 
 
 def load_data_job(file: Path) -> DataJob:
-    """A collection (`configs/diffcap.yaml`) or a file of commands. Raises UserError for what no task could do."""
+    """Read a collection (`configs/diffcap.yaml`) or a file of commands. Raises UserError for what no task could run."""
     import yaml
 
     from onediff.config.compose import find
@@ -77,7 +77,7 @@ def load_data_job(file: Path) -> DataJob:
 
 
 def collection_job(file: Path, values: dict[str, Any]) -> DataJob:
-    """The job that builds the parts whose raw files are there."""
+    """The job that builds the parts whose raw files are present."""
     from onediff.config.collection import Collection
 
     collection = validated(Collection, values, str(file))
@@ -96,12 +96,12 @@ def collection_job(file: Path, values: dict[str, Any]) -> DataJob:
 
 
 def check_command(words: list[str], where: str) -> None:
-    """Parses a command as the task will. Raises UserError that starts with `where`."""
+    """Parse a command as the task will. Raises a UserError that starts with `where`."""
     name = words[0] if words else ""
     if name not in COMMANDS:
-        raise UserError(f"{where}: not a command that tasks can share{nearest(name, COMMANDS)}")
+        raise UserError(f"{where}: cannot be split over tasks{nearest(name, COMMANDS)}")
     if "--share" in words:
-        raise UserError(f"{where}: --share is the launcher's to give; leave it out")
+        raise UserError(f"{where}: remove --share; the launcher sets it")
 
     class DataCommandParser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -113,10 +113,10 @@ def check_command(words: list[str], where: str) -> None:
 
 
 def data_plan(job: DataJob, run: Path, profile: ClusterProfile, tasks: int, again: list[str]) -> Json:
-    """What a task needs to know, as plain JSON. `again` is the command that submits the job once more."""
+    """What a task needs to know, as JSON. `again` is the command that resubmits the job."""
     safe(str(run), "run folder")
     if "%" in str(run):
-        raise UserError(f"run folder {run}: '%' is not allowed here; Slurm would replace it")
+        raise UserError(f"run folder {run}: must not contain '%', which Slurm would replace")
     python = profile.python or sys.executable
     inside = profile.container.python if profile.container else python
     onediff = profile.command or [*container_prefix(profile, run), inside, *module(run, "onediff")]
@@ -140,12 +140,12 @@ def data_plan(job: DataJob, run: Path, profile: ClusterProfile, tasks: int, agai
 
 
 def for_data(profile: ClusterProfile) -> ClusterProfile:
-    """The profile with one task and no GPU: what one task of a data job asks for."""
+    """The profile with one task and no GPU, as requested for one task of a data job."""
     return profile.model_copy(update={"gpus_per_node": 0, "tasks_per_node": 1, "exclusive": False})
 
 
 def data_script(plan: Json, profile: ClusterProfile, phase: str, at_most: int | None) -> Script:
-    """The batch script of one phase; `at_most` tasks of the array run at a time."""
+    """The batch script of one phase; at most `at_most` tasks of the array run at once."""
     run, tasks = Path(plan["run"]), plan["phases"][phase]["tasks"]
     directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
     directives += [directive("comment", mark(run, phase)), *resource_directives(profile, "1", 1, 0)]
@@ -156,20 +156,20 @@ def data_script(plan: Json, profile: ClusterProfile, phase: str, at_most: int | 
         title=f"OneDiff: {phase} of the data job {plan['name']!r}",
         directives=directives,
         environment=environment_lines(profile, run / "launch" / "code"),
-        work="Makes a share of the chunks." if phase == SHARDS else "Finds all chunks made, and puts them together.",
+        work="Makes a share of the chunks." if phase == SHARDS else "Merges the finished chunks.",
         command=[plan["supervisor_python"], *module(run, "launcher.data_task"), plan["run"], phase],
     )
 
 
 def own_name(job: DataJob) -> str:
-    """The job's name, which becomes part of paths. Raises UserError unless it is a plain one."""
+    """The job's name, which becomes part of paths. Raises UserError if it is not a plain name."""
     if not PLAIN_NAME.fullmatch(job.name):
-        raise UserError(f"name {job.name!r}: must be a plain name of letters, digits, '.', '_' and '-'")
+        raise UserError(f"name {job.name!r}: use letters, digits, '.', '_' and '-' only")
     return job.name
 
 
 def here(job: DataJob, run: Path) -> list[list[str]]:
-    """The commands as they run on this machine, without Slurm."""
+    """The commands to run on this machine, without Slurm."""
     frozen = str(run / "launch" / "collection.yaml")
     return [
         [sys.executable, "-m", "onediff", "data", *(frozen if w == COLLECTION else w for w in words)]

@@ -1,8 +1,8 @@
-"""One task of a data job: its share of every command, a log, and a note of how it ended.
+"""One task of a data job: runs its share of every command and leaves a log and a note of how it ended.
 
     python -m launcher.data_task RUN shards|merge
 
-Chunks that are made already are not made again, so a task may be started any number of times. Standard library only.
+Finished chunks are skipped, so a task may be started any number of times. Standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onediff.errors import UserError
 
 
 def main(run: Path, phase: str) -> int:
-    """Runs the commands of the plan one after the other; returns the exit code of the first that failed, or 0."""
+    """Run the plan's commands one after the other. Returns the exit code of the first that failed, or 0."""
     record = Record(run)
     frozen.check(record.folder)
     plan = record.submitted_plan()
@@ -36,7 +36,7 @@ def main(run: Path, phase: str) -> int:
     process: subprocess.Popen[bytes] | None = None
 
     def end(signum: int, _: object) -> None:
-        """Slurm's SIGTERM: the time limit, a preemption or scancel."""
+        """Handle Slurm's SIGTERM: the time limit, a preemption or scancel."""
         if process is not None:
             process.terminate()
 

@@ -1,4 +1,4 @@
-"""What Slurm's commands and the ranks inherit: a profile decides about a run, never what a shell happens to hold.
+"""Environments of Slurm's commands and of the ranks, so that the profile decides and not the submitting shell.
 
 Standard library only.
 """
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 ADDRESS = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
-"""How Slurm's commands reach the controller."""
+"""Variables that tell Slurm's commands how to reach the controller."""
 JOB = ADDRESS | {
     "SLURM_ARRAY_JOB_ID",
     "SLURM_ARRAY_TASK_ID",
@@ -30,23 +30,23 @@ JOB = ADDRESS | {
     "SLURM_SUBMIT_DIR",
     "SLURM_SUBMIT_HOST",
 }
-"""What a job is told about itself; none of it but the job's id is an option of srun."""
+"""Variables that describe a job to itself; except for the job's id, srun takes none of them as an option."""
 SLURM = re.compile(r"(SLURM|SLURMD|SRUN|SBATCH|SALLOC|SCANCEL|SQUEUE|SINFO|SCONTROL)_")
-"""Every option of Slurm's commands can be given by a variable of theirs."""
+"""Prefixes of the variables through which Slurm's commands take options."""
 PLACE = re.compile(
     r"(LOCAL_|ROLE_|GROUP_|CROSS_|NODE_)?RANK|(LOCAL_|ROLE_|GROUP_)?WORLD_SIZE|LOCAL_SIZE|CROSS_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
     r"|(TORCHELASTIC|PET)_\w+|TORCH_DISABLE_SHARE_RDZV_TCP_STORE|NCCL_(COMM_ID|HOSTID)"
     r"|(OMPI_COMM_WORLD|OMPI_UNIVERSE|PMI|PMI2|PMIX|MPI_LOCAL|MV2_COMM_WORLD|HYDI|PALS)\w+"
 )
-"""How torchrun, DeepSpeed, NCCL and the MPIs tell a process which rank of which job it is."""
+"""Variables through which torchrun, DeepSpeed, NCCL and MPI tell a process its rank and job."""
 DEVICES = frozenset(
     {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
 )
-"""GPUs of the machine that submits; those of a job are Slurm's to name."""
+"""GPUs of the submitting machine; Slurm sets those of a job."""
 
 
 def for_commands(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of Slurm's commands, and so of the jobs that they queue."""
+    """The environment of Slurm's commands, and therefore of the jobs they queue."""
     return {
         name: value
         for name, value in environ.items()
@@ -55,9 +55,9 @@ def for_commands(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def for_ranks(own: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of srun inside a job, and so of the ranks: `own` are the variables of the profile.
+    """The environment of srun inside a job, and therefore of the ranks. `own` are the profile's variables.
 
-    A script may have been queued by hand, from any shell, and Slurm itself gives a job its options as variables.
+    A script may have been queued by hand from any shell, and Slurm itself passes options to a job as variables.
     """
     kept = {
         name: value
@@ -68,5 +68,5 @@ def for_ranks(own: Mapping[str, str], environ: Mapping[str, str] = os.environ) -
 
 
 def unheeded(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The wishes of a shell that sbatch would have put above the profile's."""
+    """Variables of the shell with which sbatch would have overridden the profile."""
     return sorted(f"{name}={value}" for name, value in environ.items() if name.startswith("SBATCH_"))

@@ -1,7 +1,7 @@
-"""The failures that are known by what they print: what each means, what follows, and the line for the user.
+"""Known failures, recognized by what they print: what each means, what to do, and a hint for the user.
 
-Messages are those of public bug reports. A profile adds rows by its key `failures`; its rows are asked first. Of the lines
-of a log the last one that a row knows decides, and of the rows the first that knows it.
+The messages come from public bug reports. A profile adds rows with its key `failures`, which take precedence. The last line
+of a log that any row matches decides, and among the rows the first that matches it.
 
 Standard library only.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 RESTART, LEAVE_OUT, STOP, STOP_AT_START = "restart", "leave out", "stop", "stop at start"
 ACTIONS = (RESTART, LEAVE_OUT, STOP, STOP_AT_START)
-"""Start again; start again without the node; end the phase; end it unless it has made a step before."""
+"""Restart; restart without the node; end the phase; end the phase unless it has completed a step before."""
 
 
 class Failure(NamedTuple):
@@ -22,14 +22,14 @@ class Failure(NamedTuple):
 
     kind: str
     match: str
-    """A regular expression, searched in each line of the log of the rank that failed first, and of srun's own words."""
+    """Regular expression, searched in each line of the log of the rank that failed first and of srun's output."""
     action: str
     advice: str = ""
     """What a user can do about it."""
 
 
 FAILURES = (
-    # GPUs that need a person, or at least a reboot.
+    # GPUs that need an administrator, or at least a reboot.
     Failure("ECC", r"uncorrectable ECC|ECC_UNCORRECTABLE|cudaErrorECCUncorrectable", LEAVE_OUT, "report the node"),
     Failure(
         "GPU lost",
@@ -52,7 +52,7 @@ FAILURES = (
         "CUDA assertion",
         r"device-side assert triggered|Assertion `.*` failed\.$",
         STOP_AT_START,
-        "an index is out of range; CUDA_LAUNCH_BLOCKING=1 names the place",
+        "an index is out of range; CUDA_LAUNCH_BLOCKING=1 shows where",
     ),
     Failure(
         "CUDA build",
@@ -114,13 +114,13 @@ FAILURES = (
     ),
     Failure("Python", r"^(SyntaxError|IndentationError|NameError|AttributeError|TypeError)\b", STOP_AT_START),
     Failure("data worker", r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed)|BrokenProcessPool", RESTART),
-    # The end of a peer or of the job is no cause.
+    # The end of a peer or of the job is not a cause.
     Failure("time limit", r"DUE TO TIME LIMIT", RESTART),
 )
 
 
 class SeenFailure(NamedTuple):
-    """A row with the line that it knows."""
+    """A known failure and the line that matched it."""
 
     failure: Failure
     line: str
@@ -132,7 +132,7 @@ class SeenFailure(NamedTuple):
 
 
 def known(lines: Sequence[str], own: Sequence[Sequence[str]] = ()) -> SeenFailure | None:
-    """What the last telling one of `lines` means, by the rows `own` of a profile and those above; None if none tells."""
+    """The failure that the last matching line means, by a profile's rows `own` and those above; None if none matches."""
     rows = [*(Failure(*row) for row in own), *FAILURES]
     for line in reversed(lines):
         for row in rows:

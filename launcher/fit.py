@@ -1,4 +1,4 @@
-"""Whether the phases of a run fit into the GPUs of a cluster, before anything is queued."""
+"""Check before queueing that a run's phases fit into the memory of the cluster's GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_memory(config: RunConfig, profile: ClusterProfile, plan: Json) -> None:
-    """Raises UserError for a phase that does not fit at the fewest nodes it may get, where the profile names its GPUs."""
+    """Raise UserError for a phase that does not fit on the minimum number of nodes. Needs a profile that names its GPUs."""
     if profile.gpu is None or not profile.gpus_per_node:
         return
     from onediff.plan.architecture import sizes_of
@@ -26,7 +26,7 @@ def check_memory(config: RunConfig, profile: ClusterProfile, plan: Json) -> None
     try:
         sizes_of(config.model)
     except UserError as error:
-        print(f"memory is not checked: {error}")
+        print(f"memory not checked: {error}")
         return
     for name, part in plan["phases"].items():
         if name == EVALUATE:
@@ -41,7 +41,7 @@ def check_memory(config: RunConfig, profile: ClusterProfile, plan: Json) -> None
         if not found.fits:
             needed, usable = found.memory.gpu / 1e9, found.usable_bytes / 1e9
             raise UserError(
-                f"phases.{name}: needs {needed:.1f} GB on each GPU of {nodes} nodes, a {gpu.name} has {usable:.1f}; "
-                f"`onediff plan CONFIG --nodes {nodes} --per-node {ranks} --gpu {gpu.name} --suggest` searches a way that "
-                "fits, --no-memory-check queues it all the same"
+                f"phases.{name}: needs {needed:.1f} GB per GPU on {nodes} nodes, a {gpu.name} has {usable:.1f}; "
+                f"`onediff plan CONFIG --nodes {nodes} --per-node {ranks} --gpu {gpu.name} --suggest` looks for settings "
+                "that fit; --no-memory-check queues it anyway"
             )

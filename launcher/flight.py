@@ -1,4 +1,4 @@
-"""Which ranks did not arrive at a collective, from the flight records that NCCL's watchdog wrote when it timed out.
+"""Find the ranks that did not reach a collective, from the flight records that NCCL's watchdog writes on a timeout.
 
 Standard library only.
 """
@@ -13,27 +13,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PREFIX = "nccl_trace_rank_"
-"""Beginning of the name of a rank's record in `<run>/logs`, as the ranks ask torch for it."""
+"""File name prefix of the ranks' records in `<run>/logs`."""
 
 
 class _PlainData(pickle.Unpickler):
-    """A record holds dictionaries, lists, text and numbers; anything else is none."""
+    """Unpickles dictionaries, lists, text and numbers only; a record holds nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} in a flight record")
 
 
 class Reached(NamedTuple):
-    """How far one rank had come in one process group."""
+    """How far a rank got in one process group."""
 
     latest: int
-    """Number of the last collective that it had asked for."""
+    """Number of the last collective it started."""
     names: Mapping[int, str]
-    """Of its collectives, by number: `nccl:all_reduce`."""
+    """Names of its collectives by number, such as `nccl:all_reduce`."""
 
 
 def read_record(path: Path) -> dict[str, Reached]:
-    """How far a rank had come in each of its groups, by their names. Raises OSError, or ValueError for no record."""
+    """How far a rank got in each of its groups, by group name. Raises OSError, or ValueError if it is not a record."""
     try:
         found = _PlainData(io.BytesIO(path.read_bytes())).load()
         groups: dict[str, dict[int, str]] = {}
@@ -47,13 +47,13 @@ def read_record(path: Path) -> dict[str, Reached]:
 
 
 def missing(logs: Path) -> list[str]:
-    """One line for each group in which ranks had come to different collectives; none without records."""
+    """One line for each group whose ranks reached different collectives; empty without records."""
     ranks: dict[int, dict[str, Reached]] = {}
     for path in logs.glob(f"{PREFIX}*"):
         try:
             ranks[int(path.name.removeprefix(PREFIX))] = read_record(path)
         except (OSError, ValueError):
-            continue  # half written when its rank was killed
+            continue  # the rank was killed while writing it
     lines = []
     for group in sorted({name for groups in ranks.values() for name in groups}):
         reached = {rank: groups[group] for rank, groups in sorted(ranks.items()) if group in groups}
@@ -65,5 +65,5 @@ def missing(logs: Path) -> list[str]:
         name = (wanted.most_common(1)[0][0] or "a collective").rpartition(":")[2]
         others = f"{len(reached) - len(behind)} other ranks" if len(reached) - len(behind) > 1 else "the other rank"
         who = f"rank{'s' * (len(behind) > 1)} {', '.join(map(str, behind[:8]))}{' …' * (len(behind) > 8)}"
-        lines.append(f"group {group}: {who} did not arrive at {name} number {least + 1}, where {others} waited")
+        lines.append(f"group {group}: {who} did not reach {name} number {least + 1}, where {others} waited")
     return lines

@@ -1,4 +1,4 @@
-"""Where a run stands, from its folder, and from Slurm where Slurm answers."""
+"""The state of a run, from its folder and, if it answers, from Slurm."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ class PhaseState:
     loss: float | None
     tokens_per_second: float | None
     seconds_left: float | None
-    """Until the end of the phase at the present pace."""
+    """Until the end of the phase at the current speed."""
     restarts: int
     why: str
-    """Why it waits, restarted or ended."""
+    """Why it is waiting, was restarted or ended."""
     at: str | None = None
-    """What rank 0 is at while it runs: `step`, `evaluation, 12 of 40`, `saving` …"""
+    """What rank 0 is doing: `step`, `evaluation, 12 of 40`, `saving`, …"""
     goodput: dict[str, object] | None = None
-    """Share of productive time, seconds by kind, and recoveries in seconds."""
+    """Fraction of productive time, seconds by kind, and recoveries in seconds."""
 
 
 def look(records: Sequence[Record]) -> dict[str, slurm.Job]:
-    """What Slurm lists of all jobs of the runs, asked once; nothing while it does not answer."""
+    """The jobs of these runs that Slurm lists, in one query; empty if it does not answer."""
     ids = [job for record in records for job in record.latest_jobs().values()]
     try:
         return slurm.jobs(ids) if ids and slurm.available() else {}
     except UserError:
-        return {}  # the controller is away: the folders alone still tell most
+        return {}  # the controller is away; the folders still tell most
 
 
 def phase_states(record: Record, listed: dict[str, slurm.Job] | None = None) -> list[PhaseState]:
-    """One state a phase of the plan; `listed` is what `look` saw of the run, and maybe of others."""
+    """The state of each phase in the plan. `listed` is a result of `look`, which may cover other runs too."""
     latest, plan = record.latest_jobs(), record.submitted_plan()
     if plan.get("kind") == "data":
         return [data_state(record, phase, latest.get(phase)) for phase in plan["phases"]]
@@ -61,7 +61,7 @@ def phase_states(record: Record, listed: dict[str, slurm.Job] | None = None) -> 
             latest |= {phase: job.job for phase, job in found.items()}
             listed = listed | {job.job: job for job in found.values()}
     except UserError:
-        listed = {}  # the controller is away: the folder alone still tells most
+        listed = {}  # the controller is away; the folder still tells most
     return [phase_state(record, phase, latest.get(phase), listed) for phase in plan["phases"]]
 
 
@@ -97,13 +97,13 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
 
 
 def current_section(record: Record, phase: str) -> str | None:
-    """What rank 0 is at, as it last said."""
+    """What rank 0 last said it was doing."""
     beat = as_beat(record.beat(), phase)
     return None if beat is None else in_words(beat)
 
 
 def data_state(record: Record, phase: str, job: str | None) -> PhaseState:
-    """The tasks of one phase of a data job together; a step is a task here."""
+    """The combined state of a data job's tasks; a step is a finished task."""
     tasks, notes = record.plan()["phases"][phase]["tasks"], read_notes(record.exits(phase, 1))
     try:
         listed = slurm.listed([job]) if job and slurm.available() else []
@@ -136,7 +136,7 @@ def data_state(record: Record, phase: str, job: str | None) -> PhaseState:
 def judged(
     record: Record, phase: str, here: slurm.Job | None, last: Attempt | None, submitted: bool
 ) -> tuple[str, str]:
-    """State and reason, Slurm's word before the folder's."""
+    """State and reason; Slurm takes precedence over the folder."""
     ended = last.reason or "" if last else ""
     if record.finished(phase):
         return "finished", ended if last and last.number > 1 else ""
@@ -144,7 +144,7 @@ def judged(
         why = "" if here.reason == "None" else here.reason
         return "waiting", f"{why}; before: {ended}" if ended else why
     if here and here.state == "CONFIGURING":
-        return "waiting", "its nodes are booting"
+        return "waiting", "nodes are booting"
     if here and here.state in ("RUNNING", "COMPLETING"):
         return "running", previous_end(record.attempts(phase))
     if last and last.cause == "cancelled":
@@ -155,20 +155,20 @@ def judged(
         word = "cancelled" if here.state == "CANCELLED" else "failed"
         return word, ended or f"Slurm: {here.state.lower()}"
     if last and last.ended is None:
-        return "running", "as the folder has it; Slurm does not list the job"
+        return "running", "according to the folder; Slurm does not list the job"
     if last:
         return "stopped", ended
     return ("waiting" if submitted else "not submitted"), ""
 
 
 def previous_end(attempts: list[Attempt]) -> str:
-    """Why the attempt before the running one ended."""
+    """Why the attempt before the current one ended."""
     ended = [attempt for attempt in attempts if attempt.ended is not None]
     return f"restarted: {ended[-1].reason}" if ended else ""
 
 
 def table(states: list[PhaseState]) -> str:
-    """The states as people read them."""
+    """The states as a text table."""
     heads = ("phase", "job", "state", "at", "nodes", "step", "loss", "tokens/s", "left", "restarts", "why")
     rows = [heads]
     for s in states:
@@ -188,7 +188,7 @@ def as_json(states: list[PhaseState]) -> list[dict[str, object]]:
 
 
 def explanation(record: Record) -> str:
-    """What happened to a run, attempt by attempt, and what to do next, in words."""
+    """What happened to a run, attempt by attempt, and what to do next."""
     lines = []
     states, is_data = phase_states(record), record.plan().get("kind") == "data"
     for state in states:
@@ -219,10 +219,10 @@ ACTIONS = {
 
 
 def told(attempt: Attempt) -> list[str]:
-    """One attempt in one or two lines."""
+    """One or two lines about an attempt."""
     where = f"attempt {attempt.number}, job {attempt.job}, {attempt.tasks} ranks on {', '.join(attempt.nodes)}"
     if attempt.ended is None:
-        return [f"{where}: from step {attempt.first_step}, at {attempt.section or 'start'}, not ended"]
+        return [f"{where}: from step {attempt.first_step}, in {attempt.section or 'start'}, still running"]
     steps = f"steps {attempt.first_step} to {attempt.last_step}" if attempt.last_step else "no steps"
     then = ACTIONS.get(attempt.action or "", "")
     lines = [f"{where}: {steps}, {spoken(attempt.ended - attempt.started)}", f"  {attempt.reason}: {then}"]

@@ -1,4 +1,4 @@
-"""Freezing a run into its folder: what its jobs read, and nothing that changes while they wait."""
+"""Freeze a run into its folder, so that its jobs read nothing that can change while they are queued."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_folder(record: Record, config: RunConfig) -> None:
-    """Refuses a folder that cannot be written, or that holds another run."""
+    """Raise UserError for a folder that cannot be written or that holds another run."""
     run = record.run
     check_writable(run)
     if (run / "config.yaml").is_file() and (record.jobs() or record.status()):
@@ -27,13 +27,13 @@ def check_folder(record: Record, config: RunConfig) -> None:
 
         if load_run(str(run / "config.yaml")) != config:
             raise UserError(
-                f"run folder {run}: holds a run with another configuration; choose another --run, or go on with "
-                f"`onediff launch resume {run}`"
+                f"run folder {run}: holds a run with another configuration; choose another --run, or resume that one "
+                f"with `onediff launch resume {run}`"
             )
 
 
 def check_writable(run: Path) -> None:
-    """Makes the run folder where it is missing. Raises UserError when it cannot be written."""
+    """Create the run folder if it is missing. Raises UserError if it cannot be written."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         probe = run / f".tmp-submit-{own_mark()}"
@@ -44,23 +44,23 @@ def check_writable(run: Path) -> None:
 
 
 def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfile, code: bool) -> None:
-    """Writes configuration, plan, profile, code and a description of the environment into the run folder."""
+    """Write configuration, plan, profile, code and a description of the environment into the run folder."""
     from onediff.config.compose import write_run
 
     record.folder.mkdir(exist_ok=True)
     record.logs.mkdir(exist_ok=True)
     write_run(config, record.run / "config.yaml")
-    # Phases that were submitted before, and not now, stay in sight.
+    # Keep phases that were submitted before but not this time.
     parts = {**record.plan().get("phases", {}), **plan["phases"]}
     write_json(record.plan_file, {**plan, "phases": {n: parts[n] for n in [*config.phases, EVALUATE] if n in parts}})
     write_json(record.folder / "profile.json", profile.model_dump(mode="json"))
     if code or not (record.folder / "code").is_dir():
         freeze_code(record.folder)
-    frozen.add_starter(record.folder / "code")  # code of an older version has none
+    frozen.add_starter(record.folder / "code")  # older versions froze none
 
 
 def freeze_data(record: Record, collection: Json | None, plan: Json, profile: ClusterProfile) -> None:
-    """The same for a data job, whose notes of earlier tasks are forgotten: each task finds out what is made already."""
+    """The same for a data job. Notes of earlier tasks are deleted: each task finds out what is already there."""
     import yaml
 
     record.folder.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def freeze_data(record: Record, collection: Json | None, plan: Json, profile: Cl
 
 
 def freeze_code(folder: Path) -> None:
-    """A copy of the packages, so that a job that waits for days runs what was submitted; and where it came from."""
+    """Copy the packages, so that a job queued for days runs the code that was submitted, and record their origin."""
     import onediff
     from launcher.render import template_folder
     from onediff.config.compose import configs_folder
@@ -98,7 +98,7 @@ def freeze_code(folder: Path) -> None:
 def write_scripts(
     record: Record, plan: Json, profile: ClusterProfile, phases: Sequence[str], comment: str | None
 ) -> list[Path]:
-    """One script a phase, in `<run>/launch`."""
+    """Write one script per phase into `<run>/launch`."""
     files = []
     for phase in phases:
         file = record.folder / f"{phase}.sbatch"

@@ -1,4 +1,4 @@
-"""What became of the time of a phase: how much of it moved the run on, where the rest went, how long each recovery took.
+"""Goodput of a phase: how much of its time made progress, where the rest went, and how long each recovery took.
 
 Standard library only.
 """
@@ -13,28 +13,28 @@ from typing import NamedTuple
 from launcher.record import Attempt, Json, Record
 
 KINDS = ("productive", "queue", "start", "loading", "repeat", "hang", "saving", "evaluation", "other")
-"""Steps done for the first time; waiting for nodes; checks, Python and imports; weights and data; steps done again; from
-the last move of an attempt that hung to its end; checkpoints; validation, evaluation and captions; all else."""
+"""Steps done for the first time; waiting for nodes; node checks, Python and imports; loading weights and data; repeated
+steps; a hang, from its last progress to its end; checkpoints; validation, evaluation and captions; everything else."""
 OF_SECTION = {"validation": "evaluation", "captions": "evaluation", "evaluation": "evaluation", "saving": "saving"}
 OF_SECTION |= {"start": "start", "loading": "loading"}
 
 
 class Recovery(NamedTuple):
-    """From the failure of one attempt to the first new step of the next, in seconds."""
+    """Seconds from the failure of one attempt to the first new step of the next."""
 
     attempt: int
     how: str
     """`restart` or `requeue`."""
     notice: float
-    """Until the supervisor had ended what was left of it."""
+    """Until the supervisor had ended the remaining ranks."""
     queue: float
     """Until the next attempt began."""
     check: float
-    """Until its ranks were started."""
+    """Until the ranks were started."""
     start: float
-    """Python, imports, weights and data, as rank 0 counted them."""
+    """Python, imports, weights and data, as measured by rank 0."""
     steps: float
-    """Until a step that had not been done before."""
+    """Until the first step that had not been done before."""
 
     @property
     def total(self) -> float:
@@ -42,7 +42,7 @@ class Recovery(NamedTuple):
 
 
 def seconds_by_kind(record: Record, phase: str, now: float | None = None) -> dict[str, float]:
-    """Seconds of the phase by kind, from its submission, or the end of the phase before, to its end or to `now`."""
+    """Seconds of the phase by kind, from its submission (or the end of the previous phase) to its end or to `now`."""
     found = dict.fromkeys(KINDS, 0.0)
     attempts, now = record.attempts(phase), time.time() if now is None else now
     before = waited_since(record, phase)
@@ -57,7 +57,7 @@ def seconds_by_kind(record: Record, phase: str, now: float | None = None) -> dic
 
 
 def of_attempt(attempt: Attempt, end: float) -> dict[str, float]:
-    """The same of one attempt, without its wait."""
+    """The same for one attempt, without its wait."""
     found = dict.fromkeys(KINDS, 0.0)
     launched = attempt.launched or end
     found["start"] += launched - attempt.started
@@ -73,7 +73,7 @@ def of_attempt(attempt: Attempt, end: float) -> dict[str, float]:
 
 
 def waited_since(record: Record, phase: str) -> float | None:
-    """When the phase could have begun, for all that the run knows: its submission, or the end of the phase before."""
+    """The earliest time the phase could have begun: its submission, or the end of the previous phase."""
     submitted = [entry["submitted"] for entry in record.jobs() if entry["phase"] == phase]
     first = record.attempts(phase)[:1]
     if not submitted or not first:
@@ -84,7 +84,7 @@ def waited_since(record: Record, phase: str) -> float | None:
 
 
 def recoveries(attempts: Sequence[Attempt]) -> list[Recovery]:
-    """Every failure that the phase got over."""
+    """Every failure that the phase recovered from."""
     found = []
     for last, following in itertools.pairwise(attempts):
         if last.failed is None or last.ended is None or following.launched is None or following.moved is None:
@@ -108,7 +108,7 @@ def recoveries(attempts: Sequence[Attempt]) -> list[Recovery]:
 
 
 def summary(record: Record, phase: str) -> Json:
-    """What `status --json` shows and the tracker logs: the share of productive time, the seconds, the recoveries."""
+    """What `status --json` prints and the tracker logs: fraction of productive time, seconds by kind, and recoveries."""
     seconds = seconds_by_kind(record, phase)
     total = sum(seconds.values())
     return {
@@ -119,7 +119,7 @@ def summary(record: Record, phase: str) -> Json:
 
 
 def earlier(record: Record, phase: str) -> Json:
-    """The seconds and recoveries of the attempts that have ended, for the ranks to log with their own."""
+    """Seconds and recoveries of the finished attempts, which the ranks add to their own."""
     ended = [attempt for attempt in record.attempts(phase) if attempt.ended is not None]
     queued = seconds_by_kind(record, phase)["queue"]
     seconds = {"queue": queued}

@@ -137,7 +137,7 @@ class Supervisor:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(f"{self.record.folder}: storage: {error.strerror}; given up") from None
-                say(f"{self.record.folder}: {error.strerror}; trying again")
+                say(f"{self.record.folder}: {error.strerror}; retrying")
                 time.sleep(RETRY_SECONDS)
 
     def check(self, nodes: list[str]) -> Outcome | None:

@@ -35,7 +35,7 @@ def test_a_run_is_explained_by_the_rank_that_did_not_arrive(tmp_path):
     ]
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     (logs / f"{PREFIX}2").write_bytes(b"half a rec")
-    line = "group default_pg: rank 1 did not arrive at all_reduce number 2, where the other rank waited"
+    line = "group default_pg: rank 1 did not reach all_reduce number 2, where the other rank waited"
     assert missing(logs) == [line]
     from launcher.follow import explanation
     from launcher.record import write_json

@@ -47,11 +47,11 @@ def contents(folder: Path) -> dict[str, str]:
     ("text", "words"),
     [
         ("name: a\ncommands: []", "commands"),
-        ("name: a\ncommands: [stats x]", "not a command that tasks can share"),
+        ("name: a\ncommands: [stats x]", "cannot be split over tasks"),
         ("name: a\ncommands: [compsoe --pairs 3]", "did you mean 'compose'"),
         ("name: a\ncommands: [render --pears 3 --out x]", "unrecognized arguments: --pears 3"),
         ("name: a\ncommands: [render --pairs 3]", "required: --out"),
-        ("name: a\ncommands: [render --pairs 3 --out x --share 0/2]", "the launcher's to give"),
+        ("name: a\ncommands: [render --pairs 3 --out x --share 0/2]", "remove --share; the launcher sets it"),
         ('name: a\ncommands: ["render \'x"]', "No closing quotation"),
         ("name: a\ncomands: [render]\ncommands: [render]", "did you mean 'commands'"),
         ("[1, 2]", "expected `out` and `parts`"),

@@ -20,7 +20,7 @@ def test_the_fewest_nodes_that_a_run_may_get_must_hold_it():
     profile = ClusterProfile(gpus_per_node=8, gpu="h100-80g")
     check(profile, (4, 4))
     check(profile, (1, 4))
-    with pytest.raises(UserError, match=r"phases.two: needs .* GB on each GPU of 1 nodes, a h100-80g has 78.8"):
+    with pytest.raises(UserError, match=r"phases.two: needs .* GB per GPU on 1 nodes, a h100-80g has 78.8"):
         check(profile, (1, 4), "parallel.zero_stage=0")
 
 
@@ -34,4 +34,4 @@ def test_a_profile_that_names_no_gpu_and_a_model_that_cannot_be_planned_are_let_
     vision = config.model.vision.model_copy(update={"config": {"model_type": "resnet"}})
     config = config.model_copy(update={"model": config.model.model_copy(update={"vision": vision})})
     check_memory(config, profile, plan)
-    assert "memory is not checked: model.vision: cannot plan for towers of type 'resnet'" in capsys.readouterr().out
+    assert "memory not checked: model.vision: cannot plan for towers of type 'resnet'" in capsys.readouterr().out

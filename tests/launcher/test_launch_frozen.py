@@ -24,7 +24,7 @@ def test_frozen_code_runs_from_anywhere_and_is_refused_once_it_was_changed(tmp_p
     assert "plan.json: no such file; the run's folder was removed" in told(str(code), *job), "it begins"
     installed = [sys.executable, "-m", *job]
     done = subprocess.run(installed, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and f"and not what was frozen in {code}; submit it again" in done.stdout
+    assert done.returncode == 1 and f"instead of the code frozen in {code}; submit it again" in done.stdout
     with (code / "launcher" / "rules.py").open("a") as file:
         file.write("# a small change\n")
-    assert f"{code}: has been changed since it was frozen; go on with" in told(str(code), *job)
+    assert f"{code}: changed since it was frozen; to continue with" in told(str(code), *job)

@@ -60,7 +60,7 @@ def test_a_restarted_controller_is_not_noticed_neither_as_the_job_starts_nor_lat
     cluster.stop_controller()
     (tmp_path / "go").touch()
     log = run.run / "logs" / f"one-{job}.log"
-    run.wait(lambda: "trying again" in log.read_text(), 300, "srun was not refused")
+    run.wait(lambda: "retrying" in log.read_text(), 300, "srun was not refused")
     cluster.start_controller()
     run.wait_step("one", 5)
     cluster.stop_controller()
