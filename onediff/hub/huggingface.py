@@ -3,7 +3,8 @@
     config.json, generation_config.json     the architecture, and where answers end
     processor_config.json, chat_template.jinja
     model.safetensors.index.json            which file holds which parameter, and how many there are
-    modeling_onediff.py                      model and processor; it needs torch, transformers and Pillow, not this project
+    modeling_onediff.py, processing_onediff.py, planes_onediff.py
+                                            model and processor; they need torch, transformers and Pillow, not this project
 
 The weights stay in `vision/`, `language/`, `delta.safetensors` and `projector.safetensors`, written once.
 """
@@ -21,27 +22,22 @@ from safetensors import safe_open
 from onediff.config.data import PromptConfig
 from onediff.config.model import ModelConfig
 from onediff.data.prompts import DELTA, IMAGE, IMAGE_MARK, Prompter, Turn
+from onediff.model.vision import side_of
 
 LOG = logging.getLogger(__name__)
-CODE = Path(__file__).with_name("modeling_onediff.py")
-SQUARE = ("crop", "pad", "squash")
-"""Values of `model.vision.image.fit` that the exported code handles: it takes images of one size."""
-MODEL, PROCESSOR, CONFIG = (
-    f"{CODE.stem}.{name}" for name in ("OneDiffForConditionalGeneration", "OneDiffProcessor", "OneDiffConfig")
-)
+CODE = ("modeling_onediff.py", "processing_onediff.py", "planes_onediff.py")
+"""Files of this package that go with every export."""
+MODEL = "modeling_onediff.OneDiffForConditionalGeneration"
+CONFIG = "modeling_onediff.OneDiffConfig"
+PROCESSOR = "processing_onediff.OneDiffProcessor"
 
 
 def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> bool:
     """Adds the files to an export; returns whether it could.
 
-    Images in tiles or in their own shape, and prompts tokenised in pieces, need this project; a warning says so.
+    Prompts tokenised in pieces, as early runs did, need this project; a warning says so.
     """
     prompter = Prompter(tokenizer, prompt, config.delta.tokens)
-    if config.vision.image.fit not in SQUARE:
-        LOG.warning(
-            "%s: transformers alone cannot load it: model.vision.image.fit is %s", folder, config.vision.image.fit
-        )
-        return False
     settings = processor_settings(model, config, prompter)
     if not writes_the_same(prompter, settings, tokenizer):
         LOG.warning("%s: transformers alone cannot load it: its prompts are tokenised in pieces", folder)
@@ -52,7 +48,8 @@ def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: Pro
     write(folder / "processor_config.json", settings)
     tokenizer.save_pretrained(folder)  # for tools that look for one beside config.json
     (folder / "chat_template.jinja").write_text(chat_template(settings["prompt"]), encoding="utf-8")
-    shutil.copyfile(CODE, folder / CODE.name)
+    for name in CODE:
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
     write(folder / "model.safetensors.index.json", weights_index(folder))
     return True
 
@@ -101,11 +98,11 @@ def processor_settings(model: Any, config: ModelConfig, prompter: Prompter) -> d
     at = next(place for place, part in enumerate(parts) if part.kind == "words")
     around = ["".join(part.text for part in some) for some in (parts[:at], parts[at + 1 :])]
     vocabulary = model.language.get_input_embeddings().num_embeddings
-    fields = {"size", "fit", "shorter_side", "mean", "std"}
+    own = {"tokens": model.vision.tokens, "patch": side_of(model.vision.model.config.patch_size)}
     return {
         "processor_class": PROCESSOR.partition(".")[2],
         "auto_map": {"AutoProcessor": PROCESSOR},
-        "image": config.vision.image.model_dump(mode="json", include=fields) | {"tokens": model.vision.tokens},
+        "image": config.vision.image.model_dump(mode="json") | own,
         "delta_tokens": config.delta.tokens,
         # Beyond the vocabulary, so no text contains them.
         "image_token_id": vocabulary,
@@ -129,14 +126,14 @@ def stops(prompter: Prompter) -> list[int]:
 
 def writes_the_same(prompter: Prompter, settings: dict[str, Any], tokenizer: Any) -> bool:
     """Whether the exported processor writes exactly the prompts that the model was trained on."""
-    from onediff.hub.modeling_onediff import OneDiffProcessor
+    from onediff.hub.processing_onediff import OneDiffProcessor
 
     processor = OneDiffProcessor(tokenizer, settings)
     tokens = settings["image"]["tokens"]
     stand_ins = {settings["image_token_id"]: IMAGE, settings["delta_token_id"]: DELTA}
     for question in (settings["prompt"]["question"], "Which of the two is larger?"):
         ours = prompter.sequence([tokens, tokens], True, [Turn(question, None)]).token_ids
-        theirs = processor.token_ids("" if question == settings["prompt"]["question"] else question)
+        theirs = processor.token_ids("" if question == settings["prompt"]["question"] else question, 2 * tokens)
         if [stand_ins.get(token, token) for token in theirs] != ours:
             return False
     return True

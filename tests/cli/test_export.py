@@ -106,14 +106,15 @@ def test_torch_and_transformers_in_an_environment_of_their_own_caption_token_for
         pairs.append([str(exported / "examples" / f"{number:03}-{role}.png") for role in ("before", "after")])
     pairs = [pair for pair in pairs if Path(pair[0]).is_file()]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    words = [python, str(ALONE), str(exported), str(tmp_path / "pairs.json")]
+    words = [python, str(ALONE), str(tmp_path / "pairs.json"), str(exported)]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables["HF_HOME"] = str(tmp_path / "home")
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=tmp_path, env=variables)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert not {"onediff", "deepspeed", "mlflow", "megatron", "pydantic_settings"} & set(said["packages"])
-    for pair, caption, alone, tokens in zip(pairs, said["together"], said["alone"], said["tokens"], strict=True):
+    (theirs,) = said["exports"]
+    for pair, caption, alone, tokens in zip(pairs, theirs["together"], theirs["alone"], theirs["tokens"], strict=True):
         here = onediff(["caption", *pair, "--model", str(run)])
         assert here.returncode == 0, here.stderr
         assert here.stdout.strip() == caption == alone.strip()

@@ -10,18 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hub_server import serving
-from models import tiny_config, tiny_model
+from models import FITS, TINY, tiny_config, tiny_model
 from PIL import Image
 from streams import tokenizer
 
 import onediff
 from onediff.cli import main
 from onediff.config.data import PromptConfig
-from onediff.config.model import ImageConfig
-from onediff.data.images import fitted
+from onediff.config.model import ImageConfig, ModelConfig
+from onediff.data.fits import fit_of
 from onediff.errors import UserError
-from onediff.hub.modeling_onediff import squared
+from onediff.hub.planes_onediff import planes_of
+from onediff.hub.processing_onediff import pixels_of
+from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import save_model
 
 ALONE = Path(__file__).parents[1] / "support" / "without_onediff.py"
@@ -36,29 +39,41 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """Pairs of many sizes; the last is a transparent image and one of 16 bits."""
     folder, noise = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     names = []
-    for number, size in enumerate([(30, 20), (20, 30), (9, 40), (64, 64), (33, 32), (7, 7)]):
+    for number, size in enumerate([(30, 20), (20, 30), (9, 40), (64, 64), (33, 32), (7, 7), (30, 20), (12, 50)]):
         names.append(str(folder / f"{number}.png"))
-        Image.fromarray(noise.integers(0, 255, (*size, 3), np.uint8)).save(names[-1])
-    return [names[:2], names[2:4], names[4:]]
+        colours = noise.integers(0, 255, (*size, 4 if number == 6 else 3), np.uint8)
+        grey = noise.integers(0, 65535, size, np.uint16)
+        Image.fromarray(grey if number == 7 else colours).save(names[-1])
+    return [names[first : first + 2] for first in range(0, len(names), 2)]
+
+
+def in_own_shape(fit: str, folder: Path) -> Path:
+    """An export whose images are seen in tiles, or as patches in their own shape."""
+    config = ModelConfig.model_validate(TINY | FITS[fit])
+    torch.manual_seed(0)
+    save_model(OneDiffModel(config).eval(), config, PromptConfig(), tokenizer(), folder / fit, {})
+    return folder / fit
 
 
 def test_an_export_captions_by_transformers_alone_what_it_captions_here(exported, pairs, tmp_path):
-    expected = list(onediff.load(exported, "cpu").captions([tuple(pair) for pair in pairs]))
-    assert len(set(expected)) == len(expected) and all(expected)
+    exports = [exported, *(in_own_shape(fit, tmp_path) for fit in FITS)]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     done = subprocess.run(
-        [sys.executable, str(ALONE), str(exported), str(tmp_path / "pairs.json")],
+        [sys.executable, str(ALONE), str(tmp_path / "pairs.json"), *map(str, exports)],
         capture_output=True,
         text=True,
         timeout=600,
         env={**os.environ, "HF_HOME": str(tmp_path / "home")},
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["together"] == expected
-    assert [text.strip() for text in said["alone"]] == expected
+    for folder, said in zip(exports, json.loads(done.stdout.splitlines()[-1])["exports"], strict=True):
+        expected = list(onediff.load(folder, "cpu").captions([tuple(pair) for pair in pairs]))
+        assert len(set(expected)) == len(expected) and all(expected)
+        assert said["together"] == expected, folder.name
+        assert [text.strip() for text in said["alone"]] == expected, folder.name
     # Read by whoever the umask lets read, safetensors' own files too.
     assert {path.stat().st_mode & 0o777 for path in exported.rglob("*") if path.is_file()} == {0o666 & ~umask()}
 
@@ -101,13 +116,23 @@ def umask() -> int:
     return now
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash", "tiles", "native"])
 def test_the_processor_of_an_export_prepares_images_as_training_does(fit):
     noise = np.random.default_rng(0)
-    config = ImageConfig(size=16, fit=fit, shorter_side=20 if fit == "crop" else None)
+    config = ImageConfig(size=16, fit=fit, shorter_side=20 if fit == "crop" else None, max_patches=12)
+    ours, settings = fit_of(config, 4), config.model_dump() | {"patch": 4, "tokens": 16}
     for height, width in ((16, 16), (31, 18), (18, 31), (1, 400), (400, 1), (5, 7)):
-        image = Image.fromarray(noise.integers(0, 255, (height, width, 3), np.uint8))
-        assert (squared(image, config.model_dump()) == fitted(image, config)).all(), (height, width)
+        pair = [noise.integers(0, 255, (*size, 3), np.uint8) for size in ((height, width), (height + 3, 2 * width))]
+        pair = [Image.fromarray(image) for image in pair]
+        seen, planes = ours.of(pair), planes_of(settings, [image.size for image in pair])
+        made = pixels_of(pair, settings)
+        if fit == "native":
+            made = np.concatenate([one[: plane.inputs] for one, plane in zip(made, planes, strict=True)])
+        assert (made == seen.images).all(), (height, width)
+        assert tuple(len(plane.chosen) for plane in planes) == seen.tokens
+        for mine, theirs in zip(seen.planes, planes, strict=True) if seen.planes else ():
+            assert (mine.chosen == theirs.chosen).all() and mine.shape == theirs.shape
+            assert ((mine.boxes[:, :2] + mine.boxes[:, 2:]) / 2 == theirs.centres).all()
 
 
 def test_what_is_on_no_hub_is_one_line(monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from drawn import image, pair
-from models import TINY
+from models import FITS, NAFLEX, TINY
 from streams import SIZE, make_processor, tokenizer
 from test_delta import levels, module  # noqa: F401
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
@@ -24,19 +24,6 @@ from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import VisionTower
 
 PATCH = SIZE // 2
-NAFLEX = {
-    "model_type": "siglip2_vision_model",
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 32,
-    "num_patches": 16,
-    "patch_size": PATCH,
-}
-FITS = {
-    "tiles": {"vision": {**TINY["vision"], "image": {"size": SIZE, "fit": "tiles", "max_tiles": 4}}},
-    "native": {"vision": {"config": NAFLEX, "levels": [1, 2, 3], "image": {"fit": "native", "max_patches": 12}}},
-}
 CPU = torch.device("cpu")
 
 

@@ -2,9 +2,7 @@
 
 from sizes import code_lines, found, too_long
 
-ALLOWED = {
-    "onediff/hub/modeling_onediff.py": 420,  # what a hub repository brings along must be one file
-}
+ALLOWED: dict[str, int] = {}
 """What is longer today and must not grow. Shorten a line here when it shrinks; nothing may be added."""
 
 

@@ -41,6 +41,21 @@ TINY = {
     },
 }
 
+NAFLEX = {
+    "model_type": "siglip2_vision_model",
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+    "num_patches": 16,
+    "patch_size": SIZE // 2,
+}
+FITS = {
+    "tiles": {"vision": {**TINY["vision"], "image": {"size": SIZE, "fit": "tiles", "max_tiles": 4}}},
+    "native": {"vision": {"config": NAFLEX, "levels": [1, 2, 3], "image": {"fit": "native", "max_patches": 12}}},
+}
+"""Changes of TINY by `model.vision.image.fit`, for images that are not all seen in one shape."""
+
 
 def tiny_config() -> ModelConfig:
     config = ModelConfig.model_validate(TINY)

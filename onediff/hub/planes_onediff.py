@@ -1,0 +1,134 @@
+"""Where image tokens lie in their images. The processor counts them here, the model places them.
+
+An image's plane follows from its size and from the image settings of the export (`config.json`, `image`):
+
+    crop, pad, squash   one view, whatever the size
+    tiles               an overview and the tiles of a grid, LLaVA-NeXT's AnyRes; both images of a pair get one grid
+    native              patches of the image's own shape, SigLIP 2's NaFlex
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Plane(NamedTuple):
+    """One image before the tower."""
+
+    inputs: int
+    """Views or patches of it."""
+    given: int
+    """Tokens that the tower gives for them."""
+    chosen: np.ndarray
+    """`[tokens]`: which of these go on, in reading order; the others saw only padding."""
+    centres: np.ndarray
+    """`[tokens, 2]` fp32: x and y of the middle of what each of them saw, in an image that is 1 wide and 1 high."""
+    shape: tuple | None = None
+    """Rows and columns of patches with `native`."""
+
+
+def planes_of(settings, sizes):
+    """A plane for each image; `sizes` are widths and heights, those of a pair adjacent."""
+    if settings["fit"] == "tiles":
+        side, patch, most = settings["size"], settings["patch"], settings["max_tiles"]
+        sizes = [tuple(size) for size in sizes]
+        grids = [best_grid(sizes[first : first + 2], side, most) for first in range(0, len(sizes), 2)]
+        return [tile_plane(grids[number // 2], size, side, patch) for number, size in enumerate(sizes)]
+    if settings["fit"] == "native":
+        return [native_plane(native_shape(tuple(size), settings["patch"], settings["max_patches"])) for size in sizes]
+    return [square_plane(settings["tokens"])] * len(sizes)
+
+
+@lru_cache
+def square_plane(tokens):
+    """One view: the tokens on a grid."""
+    side = math.isqrt(tokens)
+    row, column = np.divmod(np.arange(tokens), side)
+    return Plane(1, tokens, np.arange(tokens), (np.stack([column, row], 1).astype(np.float32) + 0.5) / side)
+
+
+def best_grid(sizes, side, most):
+    """Columns and rows in which these images keep the most pixels, and of those the ones with the least black."""
+
+    def kept(grid):
+        total = 0
+        for width, height in sizes:
+            scale = min(grid[0] * side / width, grid[1] * side / height)
+            total += min(int(width * scale) * int(height * scale), width * height)
+        return total, total - len(sizes) * grid[0] * grid[1] * side**2
+
+    grids = [(columns, rows) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
+    return max(grids, key=kept)
+
+
+def place_in(grid, size, side):
+    """Left, top, width and height of an image in the canvas of a grid: as large as it can be, in the middle."""
+    across, down = grid[0] * side, grid[1] * side
+    by_width, by_height = across / size[0], down / size[1]
+    if by_width < by_height:
+        width, height = across, min(math.ceil(size[1] * by_width), down)
+    else:
+        width, height = min(math.ceil(size[0] * by_height), across), down
+    return (across - width) // 2, (down - height) // 2, width, height
+
+
+@lru_cache(maxsize=256)
+def tile_plane(grid, size, side, patch):
+    """The tokens of the overview, then those of all tiles in the reading order of the canvas."""
+    cells = side // patch
+    starts = np.arange(cells) * patch
+    edges = starts / side, (starts + patch) / side
+    chosen, boxes = [np.arange(cells**2)], [crossed(*edges, *edges)]
+    if grid != (1, 1):
+        left, top, width, height = place_in(grid, size, side)
+        starts = [(np.arange(count)[:, None] * side + np.arange(cells) * patch).ravel() for count in grid]
+        x, y = (starts[0] - left) / width, (starts[1] - top) / height
+        row, column = np.divmod(np.arange(grid[1] * cells * grid[0] * cells), grid[0] * cells)
+        tile = row // cells * grid[0] + column // cells
+        token = (1 + tile) * cells**2 + row % cells * cells + column % cells
+        box = crossed(x, (starts[0] + patch - left) / width, y, (starts[1] + patch - top) / height)
+        holds_image = (box[:, 2:] > 0).all(1) & (box[:, :2] < 1).all(1)
+        chosen.append(token[holds_image])
+        boxes.append(box[holds_image].clip(0, 1))
+    views = 1 if grid == (1, 1) else 1 + grid[0] * grid[1]
+    return Plane(views, views * cells**2, np.concatenate(chosen), centres_of(np.concatenate(boxes)))
+
+
+def crossed(left, right, top, bottom):
+    """`[cells, 4]`: left, top, right and bottom of all columns and rows, in reading order."""
+    columns, rows = len(left), len(top)
+    return np.stack([np.tile(left, rows), np.repeat(top, columns), np.tile(right, rows), np.repeat(bottom, columns)], 1)
+
+
+def centres_of(boxes):
+    """`[tokens, 2]` fp32."""
+    boxes = boxes.astype(np.float32)
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+@lru_cache(maxsize=4096)
+def native_shape(size, patch, most):
+    """Rows and columns of patches, to the last bit the search of `Siglip2ImageProcessor`."""
+
+    def patches(scale, length):
+        return max(1, math.ceil(length * scale / patch))
+
+    width, height = size
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        scale = (low + high) / 2
+        if patches(scale, height) * patches(scale, width) <= most:
+            low = scale
+        else:
+            high = scale
+    return patches(low, height), patches(low, width)
+
+
+@lru_cache(maxsize=1024)
+def native_plane(shape):
+    """The patches in reading order."""
+    row, column = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
+    boxes = np.stack([column, row, column + 1, row + 1], 1) / np.array([shape[1], shape[0]] * 2)
+    return Plane(len(row), len(row), np.arange(len(row)), centres_of(boxes), shape)
