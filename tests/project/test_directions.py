@@ -89,6 +89,9 @@ def imports(house: Path) -> Iterator[Import]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [name.name for name in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             if isinstance(node, ast.ImportFrom):
+                # Files that go with exports import each other wherever they lie.
+                if node.level and place.match("onediff/hub/*_onediff.py"):
+                    continue
                 assert node.module and not node.level, f"{place}:{node.lineno}: write the import in full"
                 names = [f"{node.module}.{name}" for name in names]
             for name in names:
