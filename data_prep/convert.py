@@ -19,6 +19,9 @@ from data_prep.writer import write_dataset
 from onediff.data.sample import BadSample, Sample
 from onediff.errors import UserError
 
+OWN_NAMES = {"size": "table_size", "notes": "table_notes"}
+"""What a column is called in `meta` if a conversion writes something of its own under its name."""
+
 
 @dataclass(frozen=True)
 class MakeSample:
@@ -61,8 +64,8 @@ class MakeSample:
     def sample(self, row: Row, notes: list[str]) -> Sample:
         """Raises `BadSample`; the reason does not yet name the row."""
         clean = [" ".join(caption.split()) for caption in row.captions]
-        kept = tuple(caption for caption in clean if caption)
-        notes += ["blank_caption"] * clean.count("")
+        kept = tuple(caption for caption in clean if any(map(str.isprintable, caption)))
+        notes += ["blank_caption"] * (len(clean) - len(kept))
         if row.instruction and " ".join(row.instruction.split()) in kept:
             notes.append("instruction_is_caption")  # the model would be asked with the answer
         if not kept and not row.conversations:
@@ -75,7 +78,9 @@ class MakeSample:
             notes.append("sizes_differ")
         if "before" in images and images["before"] == images.get("after"):
             notes.append("identical_pair")
-        meta = {**row.meta, "size": {role: list(size) for role, size in sizes.items()}} if sizes else dict(row.meta)
+        meta = {OWN_NAMES.get(name, name): value for name, value in row.meta.items()}
+        if sizes:
+            meta["size"] = {role: list(size) for role, size in sizes.items()}
         if notes:
             meta["notes"] = sorted(notes)
         task = "conversation" if row.conversations else "pair" if "before" in images else "single"

@@ -16,7 +16,7 @@ from data_prep.ids import first_id
 from data_prep.image_source import PLAIN
 from data_prep.readers import Row
 from data_prep.readers.batches import RowBatch
-from data_prep.readers.cells import NOTHING, plain, texts, word
+from data_prep.readers.cells import NOTHING, kept, texts, word
 from data_prep.splits import split_name
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _groups(batch: RowBatch, name: str | None) -> list[str]:
         return [""] * len(batch)
     cells = batch.column(name)
     values = cells.to_pylist() if isinstance(cells, pa.Array) else cells
-    return [clean(str(value)) if plain(value) else "" for value in values]
+    return ["" if (found := kept(value)) is None else clean(str(found)) for value in values]
 
 
 def _splits(batch: RowBatch, name: str | None) -> pa.Array:
@@ -168,16 +168,17 @@ def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
 
     found = np.zeros(len(batch), dtype=bool)
     for name in batch.meaning.columns.captions:
-        cells, odd = batch.texts(name), range(len(batch))
+        cells, own, odd = batch.texts(name), np.zeros(len(batch), dtype=bool), range(len(batch))
         if cells is not None:
-            found |= cells.is_valid().to_numpy(zero_copy_only=False)
+            own = cells.is_valid().to_numpy(zero_copy_only=False).copy()
             # A list or an object may be written as text.
             odd = pc.indices_nonzero(pc.match_substring_regex(cells, r"^[\[{\s]").fill_null(False)).to_pylist()
         else:
             cells = batch.column(name)
         for at in odd:
             cell = cells[at].as_py() if isinstance(cells, pa.Array) else cells[at]
-            found[at] |= bool(texts(cell, f"{batch.meaning.table} row {batch.table.first + at}"))
+            own[at] = bool(texts(cell, f"{batch.meaning.table} row {batch.table.first + at}"))
+        found |= own
     return found
 
 

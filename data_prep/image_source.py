@@ -8,6 +8,7 @@ import re
 import stat
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -127,10 +128,26 @@ class Folder:
                 self._listings[folder] = {name.lower(): name for name in sorted(os.listdir(self.root / folder))}
             except OSError:
                 self._listings[folder] = {}
-        listing, name = self._listings[folder], pure.name.lower()
-        stem = name.removesuffix(pure.suffix.lower()) if pure.suffix.lower() in SUFFIXES else name
-        found = next((listing[guess] for guess in (name, *(stem + s for s in SUFFIXES)) if guess in listing), None)
+        found = similar(pure.name, self._listings[folder])
         return str(pure.parent / found) if found else None
+
+
+def similar(name: str, listing: Mapping[str, str]) -> str | None:
+    """What `listing`, by name in lower case, has under that name in any case, or with another suffix of images."""
+    stem, dot, suffix = name.lower().rpartition(".")
+    guesses = [name.lower(), *(stem + other for other in SUFFIXES if dot + suffix in SUFFIXES)]
+    return next((listing[guess] for guess in guesses if guess in listing), None)
+
+
+PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7-Zip",
+    b"Rar!": "RAR",
+}
+"""Programs, by the first bytes of what they write."""
 
 
 class Archive:
@@ -147,7 +164,15 @@ class Archive:
             return {name: (0, entry.file_size) for name, entry in self._entries.items()}
         damage: list[str] = []
         with open(self.path, "rb") as file:
+            start = file.read(8)
+            for magic, program in PACKED.items():
+                if start.startswith(magic):
+                    raise UserError(f"{self.path}: packed by {program}; unpack it, and give the folder of its files")
+            if not start:
+                raise UserError(f"{self.path}: an empty file")
             members = list(scan_members(file.fileno(), damage))
+        if damage and not members:
+            raise UserError(f"{self.path}: neither a tar nor a zip ({damage[0]})")
         if damage:
             raise UserError(f"{self.path}: {damage[0]}; the archive is refused, unpack and look at it yourself")
         return {inside(name, f"{self.path} member"): (offset, size) for name, offset, size in members}
@@ -175,15 +200,21 @@ class Archive:
 
     def read(self, path: str) -> tuple[bytes, list[str]]:
         """The bytes of member `path`, and notes. Raises `BadSample`."""
+        notes: list[str] = []
         if path not in self.members:
-            raise BadSample("missing_image", f"no member {path!r} in {self.path}")
+            found = similar(path, self._listing)
+            if found is None:
+                elsewhere = self._listing.get("/" + PurePosixPath(path).name.lower())
+                hint = f"; there is {elsewhere!r}" if elsewhere else ""
+                raise BadSample("missing_image", f"no member {path!r} in {self.path}{hint}")
+            path, notes = found, ["other_name"]
         offset, size = self.members[path]
         if size > MAX_BYTES:
             raise BadSample("too_large", f"{path!r} has {size:,} bytes, more than {MAX_BYTES:,}")
         if not self._is_zip:
             # A handle for each of a thousand tars would be too many.
             with self.path.open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), size, offset), []
+                return os.pread(file.fileno(), size, offset), notes
         try:
             with self._handle.open(self._entries[path]) as file:
                 # The size that the archive declares is not to be trusted.
@@ -192,7 +223,13 @@ class Archive:
             raise BadSample("bad_image", f"{path!r} cannot be unpacked: {error}") from error
         if len(data) > size:
             raise BadSample("too_large", f"{path!r} unpacks to more than the {size} bytes it declares")
-        return data, []
+        return data, notes
+
+    @cached_property
+    def _listing(self) -> dict[str, str]:
+        """The members by name in lower case; also by the file's name alone, with a slash before it."""
+        files = {f"/{PurePosixPath(name).name.lower()}": name for name in self.members}
+        return files | {name.lower(): name for name in self.members}
 
     def size(self, path: str) -> int:
         return self.members.get(path, (0, -1))[1]

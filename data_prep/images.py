@@ -158,7 +158,7 @@ def peculiarities(image: Image.Image, data: bytes) -> list[str]:
     notes = []
     # Pillow decodes a whole PNG to look for EXIF behind its pixels.
     may_turn = image.format != "PNG" or b"eXIf" in data
-    if may_turn and image.getexif().get(ORIENTATION, 1) != 1:
+    if may_turn and image.getexif().get(ORIENTATION) in range(2, 9):
         notes.append("exif_rotation")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         notes.append("animation")

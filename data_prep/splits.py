@@ -35,6 +35,11 @@ def check_split(name: str, where: str, meant: Collection[str] = ()) -> None:
     """Raises UserError for a name that is no folder's, or that looks like a known one misspelt and is not `meant`."""
     if "/" in name or name.startswith(".") or not name.isprintable() or len(name) > 60:
         raise UserError(f"{where}: split {name!r} must be a plain folder name")
+    if name in ("true", "false") and name not in meant:
+        raise UserError(
+            f"{where}: split {name!r} is no name; write train, val or test into the column, or leave it out with "
+            "--columns split="
+        )
     usual = (*KNOWN, *ALIASES)
     # `testA`, `val2` and `trainval` are names of their own; `validaton` and `trainig` are not.
     longer = name.startswith(KNOWN)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from typing import Any
 
 from onediff.errors import UserError
 
 NOTHING = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"}
 """What programs write into a cell that has no value."""
+
+
+STRINGS = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""", re.DOTALL)
+"""A string of Python, and the space between it and a next one that follows without a comma."""
 
 
 def word(value: Any) -> str:
@@ -30,14 +35,14 @@ def texts(value: Any, where: str) -> list[str]:
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = _literal(value)
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         raise UserError(
             f"{where}: the caption is an object with the fields {', '.join(map(repr, value))}; put the text into a "
             "column of its own"
         )
     if isinstance(value, list):
         return [text for item in value if item is not None for text in texts(item, where)]
-    if value is None:
+    if value is None or value == {}:
         return []
     return ["" if isinstance(value, float) and math.isnan(value) else _without_nothing(str(value))]
 
@@ -74,11 +79,17 @@ def _turn(turn: Any) -> Any:
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
-def plain(value: Any) -> bool:
-    """Whether a cell can be kept as a record's metadata: text, a truth value or a finite number, and not empty."""
+def kept(value: Any) -> Any:
+    """A cell as a record's metadata can hold it: dates and the like as text; None for an empty cell, and for bytes."""
     if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, (str, int, bool)) and value != ""
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [kept(item) for item in value] or None
+    if isinstance(value, dict):
+        return {str(name): kept(item) for name, item in value.items()} or None
+    if value is None or value == "" or isinstance(value, bytes):
+        return None
+    return value if isinstance(value, str | int) else str(value)
 
 
 def image(value: Any) -> str | bytes:
@@ -94,13 +105,15 @@ def _literal(text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         try:
-            value = ast.literal_eval(text.strip())
+            # A NumPy array is printed without commas, and Python would join its strings to one.
+            listed = STRINGS.sub(lambda found: found[1] + (", " if found[2] else ""), text.strip())
+            value = ast.literal_eval(listed)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return text  # a caption may begin with a bracket
     # `[1]` and `{x}` are words of people, too.
-    if isinstance(value, list) and value and all(isinstance(item, str | dict) or item is None for item in value):
+    if isinstance(value, list) and all(isinstance(item, str | dict) or item is None for item in value):
         return value
-    return value if isinstance(value, dict) and value and all(isinstance(key, str) for key in value) else text
+    return value if isinstance(value, dict) and all(isinstance(key, str) for key in value) else text
 
 
 def _without_nothing(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.readers import Row, split_name
-from data_prep.readers.cells import image, plain, texts, turns, word
+from data_prep.readers.cells import image, kept, texts, turns, word
 from onediff.errors import UserError
 
 # Columns with a meaning, and other names that tables use for them.
@@ -61,7 +61,8 @@ class Columns:
         told = {
             name: word(fields.get(of[name])) for name in ("split", "id", "instruction", "change_type") if name in of
         }
-        meta = {name: value for name, value in fields.items() if name not in self.used and plain(value)}
+        others = ((name, kept(value)) for name, value in fields.items() if name not in self.used)
+        meta = {name: value for name, value in others if value is not None}
         if change := told.get("change_type"):
             meta["change_type"] = change
         said = turns(fields.get(of["conversations"]), where) if "conversations" in of else ()
@@ -94,6 +95,13 @@ def meanings(header: Sequence[str], named: Mapping[str, str], table: object) -> 
         found = given or next((folded[guess] for guess in guesses if folded.get(guess, "") not in ("", *taken)), None)
         if found:
             columns[meaning] = found
+        if found and not given and meaning != "captions":
+            same = [name for name in header if name and name.strip().lower() == found.strip().lower()]
+            if len(same) > 1:
+                raise UserError(
+                    f"{table}: columns {' and '.join(map(repr, same))}: rename one, or say which is meant "
+                    f"(--columns {meaning}={found})"
+                )
     if "before" in columns and "after" in columns:
         columns.pop("image", None)
         columns.pop("images", None)

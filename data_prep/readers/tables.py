@@ -209,9 +209,11 @@ def _parquet(path: Path) -> Any:
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow") from error
     try:
-        return ParquetFile(path)
-    except (ArrowException, OSError) as error:
+        found = ParquetFile(path)
+        assert found.schema_arrow.names is not None, "damaged names are no UTF-8, which shows only when they are read"
+    except (ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from error
+    return found
 
 
 def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
@@ -245,18 +247,19 @@ def _labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with names in place of numbers in columns that `datasets` calls a `ClassLabel`."""
     import pyarrow as pa
 
+    names = batch.schema.names
     try:
         told = json.loads((batch.schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         names_of = {column: kind["names"] for column, kind in told.items() if kind.get("_type") == "ClassLabel"}
     except (KeyError, ValueError, TypeError, AttributeError):
         return batch
     columns = batch.columns
-    for place, column in enumerate(batch.schema.names):
+    for place, column in enumerate(names):
         if column in names_of and pa.types.is_integer(columns[place].type):
             numbers = columns[place].to_pylist()
-            names = dict(enumerate(names_of[column]))  # -1 stands for no label
-            columns[place] = pa.array([names.get(number) for number in numbers], pa.string())
-    return pa.RecordBatch.from_arrays(columns, batch.schema.names) if names_of else batch
+            labels = dict(enumerate(names_of[column]))  # -1 stands for no label
+            columns[place] = pa.array([labels.get(number) for number in numbers], pa.string())
+    return pa.RecordBatch.from_arrays(columns, names) if names_of else batch
 
 
 def _arrow_batches(path: Path) -> Iterator[TableBatch]:

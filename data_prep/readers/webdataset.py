@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,9 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     groups = _groups(base, named)
     ends = {role: name for role, name in named.items() if name[:1] in ("_", "-")}
     plain = {meaning: name for meaning, name in named.items() if not name.endswith(".tar") and meaning not in ends}
-    first = [cells for _, cells in islice(_samples(groups[0], root, ends), 1000)]
-    header = list(dict.fromkeys(name for cells in first for name in cells if name != FAULT))
+    # All are read once for their columns: a split or a second caption may first appear in the last tar.
+    found = (name for group in groups for _, cells in _samples(group, root, ends) for name in cells)
+    header = [name for name in dict.fromkeys(found) if name != FAULT]
     columns = Columns.found(header, plain, base)
     for group in groups:
         tar = next(iter(group.values()))
@@ -82,6 +82,8 @@ def _samples(group: Mapping[str, Path], root: Path, ends: Mapping[str, str]) -> 
                     column = role
                 cells = found.setdefault(key, {})
                 if kind in IMAGES:
+                    if column in cells:
+                        cells[FAULT] = f"{tar.name} {name}: a second image for {column!r}"
                     cells[column] = f"{tar.relative_to(root)}#{name.removeprefix('./')}"
                 elif kind in ("json", "txt"):
                     _put_text(cells, os.pread(file.fileno(), size, offset), kind, f"{tar.name} {name}")
@@ -112,7 +114,8 @@ ROLES = ("before", "after", "input", "output", "source", "target", "image", "ori
 
 def _put_text(cells: Cells, data: bytes, kind: str, where: str) -> None:
     try:
-        value = data.decode("utf-8") if kind == "txt" else DECODER.decode(data.decode("utf-8"))
+        text = data.decode("utf-8-sig")
+        value = text if kind == "txt" else DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         cells[FAULT] = f"{where}: {error}"
         return

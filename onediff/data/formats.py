@@ -34,6 +34,8 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
 
 def kind_of(data: bytes) -> str:
     """What an unreadable image is, in words, and what to do about it."""
+    if not data:
+        return "an empty file"
     if is_heif(data):
         return "a HEIC image: pip install pillow-heif to read it, or save it as JPEG"
     if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":

@@ -71,6 +71,18 @@ def two(form: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
     return {**form(1), **form(2)}
 
 
+def test_a_column_that_only_the_last_tar_has_counts(tmp_path: Path, capsys) -> None:
+    first = {"0.jpg": encoded(0, "JPEG"), "0.json": {"caption": "a"}, "1.jpg": encoded(1, "JPEG"), "1.png": encoded(1)}
+    last = {"2.jpg": encoded(2, "JPEG"), "2.json": {"caption": "b", "caption_2": "c", "split": "test", "id": 0}}
+    tar(tmp_path / "wds/0.tar", first)
+    tar(tmp_path / "wds/1.tar", last)
+    code, said, error = convert(capsys, "webdataset", tmp_path / "out", "--annotations", tmp_path / "wds")
+    assert code == 0, error
+    assert captions(tmp_path / "out/train") == {"0/0": ["a"]}
+    assert captions(tmp_path / "out/test") == {"0": ["b", "c"]}
+    assert "incomplete: 0.tar 1: 0.tar 1.png: a second image for 'image'" in said + error
+
+
 WDS = {
     "two suffixes": (
         two(

@@ -71,6 +71,30 @@ def test_hostile_zips_are_refused_or_their_members_skipped(folder: Path, capsys:
     assert "too_large: t.csv row 1: '1.png' has 300,000,000 bytes, more than" in error
 
 
+def test_names_in_archives_are_found_as_those_in_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [PAIR, {**PAIR, "after": "2.png"}, {**PAIR, "after": "3.png"}]
+    with zipfile.ZipFile(folder / "i.zip", "w") as archive:
+        for number, name in enumerate(("0.PNG", "1.jpg", "2.png", "top/3.png")):
+            archive.writestr(name, encoded(number, "JPEG" if name.endswith("jpg") else "PNG"))
+    path = table(folder / "t.csv", rows)
+    code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "i.zip")
+    assert code == 0, error
+    assert "noted: other_name 3" in said
+    assert "no member '3.png' in" in said + error and "; there is 'top/3.png'" in said + error
+
+
+def test_what_is_no_tar_or_zip_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(folder / "t.csv", [PAIR])
+    for data, line in (
+        (b"", "an empty file"),
+        (b"\x1f\x8b..", "packed by gzip; unpack it"),
+        (b"x" * 999, "neither a tar"),
+    ):
+        put(folder / "i.tar", data)
+        code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / "i.tar")
+        assert code == 2 and f"i.tar: {line}" in error
+
+
 def test_images_from_a_plain_tar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = tar_with(folder / "images.tar", "1.png")
     path = table(folder / "t.csv", [PAIR])

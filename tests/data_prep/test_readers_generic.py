@@ -363,6 +363,15 @@ def test_plain_images_keep_their_bytes_and_large_ones_shrink_only_when_asked() -
     assert prepare(encoded(1), Encoding(form="webp"))[0][8:12] == b"WEBP"
 
 
+def test_an_orientation_that_means_nothing_turns_nothing() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 0
+    out = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(out, "JPEG", exif=exif)
+    data, size, notes = prepare(out.getvalue(), Encoding())
+    assert (data, size, notes) == (out.getvalue(), (4, 3), [])
+
+
 def test_the_header_alone_tells_plain_images_from_others() -> None:
     plain = [
         encoded(1, "JPEG", 33, 21, progressive=True),

@@ -52,6 +52,16 @@ def test_columns_of_one_name_and_keys_that_stand_twice_are_refused(folder: Path,
     put(folder / "t.jsonl", '{"before": "0.png", "after": "1.png", "caption": "a", "caption": "b"}')
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.jsonl")
     assert code == 2 and "line 1: not JSON: the key 'caption' is repeated in one object" in error
+    put(
+        folder / "t.jsonl",
+        '{"before": "0.png", "after": "1.png", "caption": "a", "Split": "test"}\n'
+        '{"before": "2.png", "after": "3.png", "caption": "b", "split": "train"}',
+    )
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.jsonl")
+    assert code == 2 and "columns 'Split' and 'split': rename one, or say which is meant" in error
+    put(folder / "t.csv", "before,after,caption,split\n0.png,1.png,a,True\n")
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.csv")
+    assert code == 2 and "t.csv row 1: split 'true' is no name; write train, val or test" in error
 
 
 def test_pairs_of_the_same_names_in_different_folders_are_different_pairs(folder: Path, capsys) -> None:
@@ -111,6 +121,9 @@ def test_a_column_named_as_the_caption_is_not_the_instruction_too(folder: Path, 
         ("null", None),
         ("['left', 'gone']", ["left", "gone"]),
         ('["left", null]', ["left"]),
+        ("['it left' \"it's back\"\n 'gone']", ["it left", "it's back", "gone"]),
+        ("[]", None),
+        ("\u200b", None),
         ("[sic] it left", ["[sic] it left"]),
         ("none of it changed", ["none of it changed"]),
     ],
@@ -138,6 +151,49 @@ def test_not_a_number_neither_becomes_a_caption_nor_breaks_the_record(folder: Pa
     assert code == 0, error
     sample = records(folder / "out/train")["0-1"]
     assert sample["captions"] == ["it left"] and sample["meta"]["rank"] == 3 and "score" not in sample["meta"]
+
+
+def test_every_other_column_is_kept(folder: Path, capsys) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = {
+        "before": ["0.png"],
+        "after": ["1.png"],
+        "caption": ["it left"],
+        "notes": ["taken at night"],
+        "size": ["large"],
+        "day": pyarrow.array([1], pyarrow.date32()),
+        "boxes": [[[1.5, 2.0], [float("nan")]]],
+        "camera": [{"lens": "wide", "raw": b"x"}],
+        "empty": [""],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "t.parquet")
+    code, said, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.parquet")
+    assert code == 0 and "noted" not in said, error
+    meta = records(folder / "out/train")["0-1"]["meta"]
+    assert meta.pop("size").keys() == {"before", "after"}
+    assert meta == {
+        **{"table_notes": "taken at night", "table_size": "large", "day": "1970-01-02"},
+        **{"boxes": [[1.5, 2.0], [None]], "camera": {"lens": "wide", "raw": None}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_column_names_that_are_no_text_are_one_line(folder: Path, kind: str, capsys) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = pyarrow.table({"before": ["0.png"], "after": ["1.png"], "caption": ["it left"]})
+    path = folder / f"t.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(rows, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, rows.schema) as writer:
+            writer.write_table(rows)
+    path.write_bytes(path.read_bytes().replace(b"caption", b"capti\xb3n"))
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
+    assert code == 2 and error.startswith(f"onediff: error: {path}: not a") and error.count("\n") == 1
 
 
 def test_an_object_for_a_caption_and_text_that_is_no_utf8_are_one_line_each(folder: Path, capsys) -> None:

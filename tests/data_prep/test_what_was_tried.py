@@ -16,6 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 
@@ -23,6 +24,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).p
 
 from raw_data import PAIR, encoded, numbered_images, pixels, put, table, tar_with  # noqa: E402
 from test_foreign_formats import img2dataset, pairs_table, saved_to_disk  # noqa: E402
+from test_foreign_formats import tar as tar_of  # noqa: E402
 
 from onediff.cli import main  # noqa: E402
 
@@ -108,6 +110,20 @@ def tarred(path: Path, mode: str = "w") -> None:
             tar.add(path.parent / f"{number}.png", f"{number}.png")
 
 
+def renamed(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(("0.PNG", "1.jpg", "2.png")):
+            archive.writestr(name, encoded(number, "JPEG" if name == "1.jpg" else "PNG"))
+
+
+def damaged_name(folder: Path) -> tuple[str, ...]:
+    rows = pyarrow.table({name: [value] for name, value in PAIR.items()})
+    with pyarrow.OSFile(str(folder / "t.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows)
+    data = (folder / "t.arrow").read_bytes().replace(b"caption", b"capti\xb3n")
+    return (*GENERIC, str(put(folder / "t.arrow", data)))
+
+
 def joined(path: Path) -> None:
     tarred(path)
     path.write_bytes(path.read_bytes() * 2)
@@ -116,6 +132,13 @@ def joined(path: Path) -> None:
 def laion(folder: Path) -> tuple[str, ...]:
     img2dataset(folder / "laion/00000.tar", 0, 3)
     return ("webdataset", str(folder / "laion"))
+
+
+def last_names_split(folder: Path) -> tuple[str, ...]:
+    for number, told in enumerate(({}, {"split": "train", "caption_2": "more"})):
+        members = {"0.jpg": encoded(number, "JPEG"), "0.json": {"caption": "a", **told}}
+        tar_of(folder / f"late/{number}.tar", members)
+    return ("webdataset", str(folder / "late"))
 
 
 def packed(folder: Path) -> tuple[str, ...]:
@@ -176,23 +199,37 @@ TRIED: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "CSV in Latin-1": cells("t.csv", "before,after,caption\n0.png,1.png,grün\n".encode("latin-1")),
     "CSV with a comma too many": cells("t.csv", b"before,after,caption\n0.png,1.png,it moved, slowly\n"),
     "CSV with two columns of a name": cells("t.csv", b"before,after,caption,caption\n0.png,1.png,a,b\n"),
+    "CSV with dates, `size` and `notes` of your own": cells(
+        "t.csv", b"before,after,caption,day,size,notes\n0.png,1.png,gone,2024-05-01,XL,at night\n"
+    ),
+    "CSV with lists as NumPy prints them": cells("t.csv", b"before,after,caption\n0.png,1.png,\"['a' 'b']\"\n"),
+    "CSV with True and False for a split": cells("t.csv", b"before,after,caption,split\n0.png,1.png,gone,True\n"),
     "CSV with a cell of 200,000 characters": cells("t.csv", b"before,after,caption\n0.png,1.png," + b"word " * 40_000),
     "JSON, an array of rows": cells("t.json", f"[{ROW}]".encode()),
     "JSON, rows under a key": cells("t.json", f'{{"info": 1, "data": [{ROW}]}}'.encode()),
     "JSON, several arrays": cells("t.json", f'{{"a": [{ROW}], "b": [{ROW}]}}'.encode()),
     "JSON with a key twice in a row": cells("t.jsonl", b'{"before": "0.png", "before": "1.png", "caption": "a"}'),
+    "JSON with `Split` in one row and `split` in another": cells(
+        "t.jsonl",
+        f'{{"Split": "test", {ROW[1:]}\n{{"split": "train", {ROW[1:]}'.encode(),
+    ),
     "JSON with NaN for a caption": cells(
         "t.jsonl", f'{ROW}\n{{"before": "2.png", "after": "3.png", "caption": NaN}}'.encode()
     ),
     "Excel": cells("t.xlsx", b"PK\x03\x04"),
     "Parquet cut short": cells("t.parquet", b"PAR1" + bytes(50)),
+    "Arrow with a damaged name of a column": damaged_name,
     "tar of images": images_in("i.tar", tarred),
     "zip of images, as Windows writes names": images_in("i.zip", zipped),
+    "zip of images in other case, or with another suffix": images_in("i.zip", renamed),
+    "zip of no bytes": images_in("i.zip", lambda path: path.write_bytes(b"")),
+    "tar of images packed by gzip": images_in("i.tar.gz", lambda path: tarred(path, "w:gz")),
     "zip with a damaged member": images_in("i.zip", lambda path: zipped(path, True)),
     "zip cut short": images_in("i.zip", lambda path: path.write_bytes((zipped(path), path.read_bytes()[:-30])[1])),
     "two tars joined by cat": images_in("i.tar", joined),
     "tar with a link": images_in("i.tar", lambda path: tar_with(path, "2.png", tarfile.SYMTYPE, "/etc/passwd")),
     "tars of img2dataset": laion,
+    "tars of which the last alone names a split": last_names_split,
     "tars packed by gzip": packed,
     "a folder that `save_to_disk` wrote": from_disk,
     "an imagefolder with metadata.jsonl": imagefolder,
