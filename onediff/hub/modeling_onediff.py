@@ -126,7 +126,7 @@ class OneDiffDeltaLayer(nn.Module):
         return self.norm(x + self.contract(F.gelu(self.expand(x))))
 
 
-class Pairs:
+class OneDiffPairs:
     """Image tokens end to end as rows of pairs, padded where they differ in length."""
 
     def __init__(self, planes, device):
@@ -292,7 +292,7 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
         planes = planes_of(config.image, sizes)
         words = self.get_input_embeddings()(input_ids.clamp(max=config.image_token_id - 1))
         output, levels = self.see(pixel_values, planes)
-        images, deltas = self.projector(output, self.delta(levels, Pairs(planes, output.device)))
+        images, deltas = self.projector(output, self.delta(levels, OneDiffPairs(planes, output.device)))
         for token, features in ((config.image_token_id, images), (config.delta_token_id, deltas)):
             places = (input_ids == token)[..., None].expand_as(words)
             words = words.masked_scatter(places, features.to(words))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Plane(NamedTuple):
+class OneDiffPlane(NamedTuple):
     """One image before the tower."""
 
     inputs: int
@@ -46,7 +46,7 @@ def square_plane(tokens):
     """One view: the tokens on a grid."""
     side = math.isqrt(tokens)
     row, column = np.divmod(np.arange(tokens), side)
-    return Plane(1, tokens, np.arange(tokens), (np.stack([column, row], 1).astype(np.float32) + 0.5) / side)
+    return OneDiffPlane(1, tokens, np.arange(tokens), (np.stack([column, row], 1).astype(np.float32) + 0.5) / side)
 
 
 def best_grid(sizes, side, most):
@@ -93,7 +93,7 @@ def tile_plane(grid, size, side, patch):
         chosen.append(token[holds_image])
         boxes.append(box[holds_image].clip(0, 1))
     views = 1 if grid == (1, 1) else 1 + grid[0] * grid[1]
-    return Plane(views, views * cells**2, np.concatenate(chosen), centres_of(np.concatenate(boxes)))
+    return OneDiffPlane(views, views * cells**2, np.concatenate(chosen), centres_of(np.concatenate(boxes)))
 
 
 def crossed(left, right, top, bottom):
@@ -131,4 +131,4 @@ def native_plane(shape):
     """The patches in reading order."""
     row, column = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
     boxes = np.stack([column, row, column + 1, row + 1], 1) / np.array([shape[1], shape[0]] * 2)
-    return Plane(len(row), len(row), np.arange(len(row)), centres_of(boxes), shape)
+    return OneDiffPlane(len(row), len(row), np.arange(len(row)), centres_of(boxes), shape)
