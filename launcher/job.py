@@ -1,8 +1,8 @@
-"""The supervisor: the one process of a job's batch script. Starts the ranks, follows their steps, judges each end.
+"""The supervisor, the single process of a job's batch script: starts the ranks, follows their steps, judges each end.
 
     python RUN/launch/code launcher.job RUN PHASE
 
-Standard library only, and outside the container, so that what goes wrong in there can be told from here.
+It uses the standard library only and runs outside the container, so it can report whatever goes wrong inside.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ from launcher.watch import Watch
 from onediff.errors import UserError
 
 RETRY_SECONDS, STORAGE_SECONDS = 5.0, 600.0
-"""Pause between two tries to write into the run's folder, and how long it may be out of reach before a job gives up."""
+"""Seconds between attempts to write into the run's folder, and how long it may be unreachable before the job gives up."""
 
 
 PAUSES = (0.0, 10.0, 60.0, 300.0)
-"""Seconds before a restart in the job, by how many attempts in a row made no progress: storage may be away for minutes."""
+"""Seconds before a restart within the job, by the number of attempts in a row without progress: storage may be away for
+minutes."""
 
 
 class Supervisor:
@@ -60,14 +61,14 @@ class Supervisor:
         self.attempts = self.record.attempts(phase)
         self.alerts = Alerts(self.plan.get("alerts", {}), str(run), phase)
         self.keepers: Keepers | None = None
-        """Of copies in memory, where the phase makes any."""
+        """Keepers of in-memory checkpoints, if the phase makes any."""
         self.fit: set[str] = set()
-        """Nodes that passed their pre-flight in this job, and that nothing has spoken against since."""
+        """Nodes that passed their pre-flight check in this job and have not been suspect since."""
 
     def run(self) -> int:
-        """Attempts until the phase ends, or Slurm has to queue the job again; returns the job's exit code."""
+        """Run attempts until the phase ends or the job has to be requeued. Returns the job's exit code."""
         if self.record.finished(self.phase):
-            say(f"phase {self.phase} is finished already")
+            say(f"phase {self.phase} has already finished")
             return 0
         self.fence()
         decision = self.close_vanished()
@@ -84,25 +85,27 @@ class Supervisor:
             self.restart(nodes)
 
     def fence(self) -> None:
-        """Ends ranks of the last attempt that may live on where Slurm lost their node: two must not write one run."""
+        """End ranks of the last attempt that may still run on a lost node: two attempts must never write the same run."""
         if not self.attempts or self.attempts[-1].launched is None:
             return
         last = self.attempts[-1]
         exits, deadline = self.record.exits(self.phase, last.number), time.monotonic() + self.plan["fence_seconds"]
         if len(read_notes(exits)) < last.tasks:
             self.supersede(last)
-            say(f"not every rank of attempt {last.number} told its end; leaving those that may live on time to end")
+            say(
+                f"not every rank of attempt {last.number} reported its end; giving those that may still run time to stop"
+            )
         while len(read_notes(exits)) < last.tasks and time.monotonic() < deadline:
             time.sleep(1)
 
     def supersede(self, attempt: Attempt) -> None:
-        """Leaves the mark by which ranks of `attempt` that live on end themselves."""
+        """Write the mark that makes surviving ranks of `attempt` end themselves."""
         mark = self.record.superseded(self.phase, attempt.number)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
     def close_vanished(self) -> Decision | None:
-        """The decision about an attempt whose supervisor died without a word, if the last one did."""
+        """The decision about the last attempt if its supervisor died without recording one, else None."""
         if not self.attempts or self.attempts[-1].ended is not None:
             return None
         last = self.attempts[-1]
@@ -112,12 +115,12 @@ class Supervisor:
         if heeded and not gone and float(status.get("updated", 0)) > last.started:
             why = f"stopped on request with a checkpoint ({status.get('reason') or 'signal'})"
             return self.close(last, Outcome("stopped", f"{why}, then preempted or killed by Slurm"))
-        because = f"node failure of {', '.join(gone)}" if gone else "preempted or killed by Slurm, or its node failed"
+        because = f"node failure on {', '.join(gone)}" if gone else "preempted or killed by Slurm, or its node failed"
         last.blamed = gone
-        return self.close(last, Outcome("vanished", f"ended without a word: {because}"))
+        return self.close(last, Outcome("vanished", f"ended without a trace: {because}"))
 
     def begin(self, nodes: list[str]) -> None:
-        """Writes down that an attempt begins."""
+        """Record the start of an attempt."""
         number = len(self.attempts) + 1
         tasks = len(nodes) * self.part["tasks_per_node"]
         step = max([self.record.step(self.phase), *(attempt.last_step or 0 for attempt in self.attempts)])
@@ -126,7 +129,7 @@ class Supervisor:
         say(f"phase {self.phase}, attempt {number} on {len(nodes)} nodes, from step {step}")
 
     def keep(self) -> None:
-        """Writes the attempts, waiting while the storage is away: how an attempt ended must not be lost with it."""
+        """Write the attempts, waiting while storage is unreachable so that no attempt's end is lost."""
         deadline = time.monotonic() + STORAGE_SECONDS
         while True:
             try:
@@ -136,12 +139,12 @@ class Supervisor:
                 return
             except OSError as error:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{self.record.folder}: storage: {error.strerror}; given up") from None
+                    raise UserError(f"{self.record.folder}: storage: {error.strerror}; giving up") from None
                 say(f"{self.record.folder}: {error.strerror}; retrying")
                 time.sleep(RETRY_SECONDS)
 
     def check(self, nodes: list[str]) -> Outcome | None:
-        """Checks those of `nodes` that have not passed yet; an outcome if some are unfit."""
+        """Check those of `nodes` that have not passed yet. Returns an outcome if some are unfit."""
         name = f"{self.phase}.{self.attempts[-1].number}"
         unknown = [node for node in nodes if node not in self.fit]
         outcome = preflight(self.allocation, self.record, self.part, name, unknown)
@@ -150,13 +153,13 @@ class Supervisor:
         return outcome
 
     def train(self, nodes: list[str]) -> Outcome:
-        """Starts the ranks on as many of `nodes` as the phase takes, and follows them to their end."""
+        """Start the ranks on as many of `nodes` as the phase uses, and follow them to their end."""
         attempt, part = self.attempts[-1], self.part
         most = min(len(nodes), part["nodes"][1])
         count = usable_nodes(most, part["tasks_per_node"], part["tensor"], *part["batch"])
         if not count:
-            return Outcome("bad input", f"{most} nodes cannot share the global batch of {part['batch'][0]}")
-        # Slurm numbers ranks by the order of nodes in the allocation, whatever the order of --nodelist.
+            return Outcome("bad input", f"the global batch of {part['batch'][0]} cannot be split over {most} nodes")
+        # Slurm numbers ranks by the order of the allocation's nodes, whatever the order in --nodelist.
         attempt.nodes = sorted(nodes[:count], key=self.allocation.nodes.index)
         attempt.tasks = count * part["tasks_per_node"]
         attempt.launched = time.time()
@@ -167,7 +170,7 @@ class Supervisor:
         return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts, slow).run()
 
     def copies(self, nodes: list[str]) -> list[str]:
-        """What ranks on `nodes` are told of the keepers of their copies; nothing if there are none."""
+        """Arguments that tell ranks on `nodes` about the keepers; empty if there are none."""
         if not self.part.get("peer_copies"):
             return []
         if self.keepers is None or not self.keepers.alive:
@@ -175,19 +178,19 @@ class Supervisor:
         return self.keepers.words() if self.keepers.link(nodes) else []
 
     def finish(self) -> None:
-        """Lets go of what lives beside the ranks."""
+        """Stop whatever runs beside the ranks."""
         self.alerts.finish()
         if self.keepers is not None:
             self.keepers.end()
 
     def end(self, outcome: Outcome) -> Decision:
-        """Closes the running attempt. Raises UserError when a later one has taken the phase over."""
+        """Close the running attempt. Raises UserError if a later one has taken over the phase."""
         if os.path.exists(self.record.superseded(self.phase, self.attempts[-1].number)):
-            raise UserError("Slurm lost this node and started the phase elsewhere; this attempt ends without a word")
+            raise UserError("Slurm lost this node and started the phase elsewhere; this attempt ends unrecorded")
         return self.close(self.attempts[-1], outcome)
 
     def close(self, attempt: Attempt, outcome: Outcome) -> Decision:
-        """Writes how an attempt ended and what follows from it."""
+        """Record how an attempt ended and what to do next."""
         if os.path.exists(self.record.folder / "cancelled") and outcome.cause != "finished":
             outcome = outcome._replace(cause="cancelled", reason="cancelled by `onediff launch cancel`")
         attempt.ended = time.time()
@@ -201,23 +204,23 @@ class Supervisor:
         return decision
 
     def tell(self, attempt: Attempt, decision: Decision) -> None:
-        """Alerts about the end of an attempt."""
+        """Send the alerts about the end of an attempt."""
         if decision.action in ("done", "fail"):
             self.alerts.tell("end", "finished" if decision.action == "done" else f"stopped for good: {decision.why}")
             return
         self.alerts.tell("hang" if attempt.cause == "hang" else "failure", attempt.reason or "")
         if idle := without_progress(self.attempts):
-            self.alerts.tell("no progress", f"{idle} attempts in a row reached no further step ({attempt.last_step})")
+            self.alerts.tell("no progress", f"{idle} attempts in a row got no further than step {attempt.last_step}")
 
     def restart(self, nodes: list[str]) -> None:
-        """Prepares for the next attempt in this job: the last one is over, wherever its ranks may be."""
+        """Prepare for the next attempt in this job; the last one is over, even if some of its ranks still run."""
         last = self.attempts[-1]
         last.action = "restart"
         self.keep()
-        # Where ranks lost each other and nothing says whose fault it was, every node is looked at again.
+        # If ranks lost contact and no node is to blame, every node is checked again.
         self.fit = self.fit - {*last.blamed} if last.blamed or last.cause == "interrupted" else set()
-        say(f"restart in this job, on {', '.join(nodes)}: {last.reason}")
-        self.alerts.tell("restart", f"restart in the job on {', '.join(nodes)}, from step {last.last_step}")
+        say(f"restarting in this job on {', '.join(nodes)}: {last.reason}")
+        self.alerts.tell("restart", f"restarting in the job on {', '.join(nodes)}, from step {last.last_step}")
         name = f"{self.phase}.{last.number}"
         idle = 0 if last.cause in ASIDE else without_progress(self.attempts)
         self.allocation.ending.wait(PAUSES[min(idle, len(PAUSES) - 1)])
@@ -226,7 +229,7 @@ class Supervisor:
         missing = {*last.nodes} - told - ended
         if last.launched is None or not missing:
             return
-        # Ranks live on only where Slurm has lost their node. There they hear that it is over, or are not heard of.
+        # Ranks survive only on nodes that Slurm lost. They are told that the attempt is over, or cannot be reached.
         self.supersede(last)
         self.beats.over.add(name)
         deadline = time.monotonic() + self.plan["fence_seconds"]
@@ -237,34 +240,34 @@ class Supervisor:
             time.sleep(1)
 
     def act(self, decision: Decision) -> int:
-        """Carries the decision out. For a requeue Slurm ends this process."""
+        """Carry out the decision. On a requeue Slurm ends this process."""
         say(f"{decision.action}: {decision.why}")
         if decision.action == "done":
             return 0
         if decision.action == "fail":
             return 1
-        # Slurm's SIGTERM for the requeue reaches our children too; scontrol must outlive it.
+        # Slurm's SIGTERM for the requeue also reaches child processes; scontrol must outlive it.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         job = self.allocation.job
         try:
             fields = patiently(lambda: shown(job), say)
             if fields.get("JobState") != "RUNNING" and fields.get("Reason") != "TimeLimit":
-                return 1  # Slurm requeues by itself after a node failure or a preemption; a cancelled job must stay so
+                return 1  # Slurm requeues after a node failure or a preemption; a cancelled job must stay cancelled
             excluded, count = all_excluded(fields, decision.exclude), None
             if decision.exclude:
                 known = partition_nodes(self.plan.get("partition") or fields["Partition"])
                 count = fewer_nodes(known, excluded, self.part)
             if count == 0:
-                return self.stop(f"beside {', '.join(excluded)} (excluded) too few nodes are left to share the batch")
+                return self.stop(f"with {', '.join(excluded)} excluded, too few nodes are left to split the batch")
             if excluded:
-                say(f"excluding {', '.join(excluded)}{f', on {count} nodes from now on' if count else ''}")
+                say(f"excluding {', '.join(excluded)}{f', continuing on {count} nodes' if count else ''}")
             patiently(lambda: queue_again(job, excluded, count, self.part["tasks_per_node"]), say)
         except UserError as error:
-            return self.stop(f"cannot be queued again: {error}")
+            return self.stop(f"cannot be requeued: {error}")
         return 1
 
     def stop(self, why: str) -> int:
-        """Ends the phase after all, where Slurm does not let it go on."""
+        """End the phase if Slurm does not let it continue."""
         last = self.attempts[-1]
         last.action, last.reason = "fail", f"{last.reason}; {why}"
         self.keep()
@@ -275,7 +278,7 @@ class Supervisor:
 def main(run: Path, phase: str) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(errors="replace")  # what a rank said last may not be of the node's locale
+            stream.reconfigure(errors="replace")  # a rank's last words may not fit the node's locale
     try:
         frozen.check(run / "launch")
         supervisor = Supervisor(run, phase)

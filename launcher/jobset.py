@@ -1,7 +1,7 @@
-"""A run's phases as a Kubernetes JobSet: one indexed Job a phase, each behind the success of the one before.
+"""A run's phases as a Kubernetes JobSet: one indexed Job per phase, each started after the success of the previous one.
 
-JobSet (jobset.x-k8s.io) gives the pods of a phase stable names, and starts the whole set again where a Job fails. Every
-start goes on from the run's latest checkpoint, and a finished phase ends at once.
+JobSet (jobset.x-k8s.io) gives the pods of a phase stable names, and restarts the whole set when a Job fails. Every start
+resumes from the run's latest checkpoint, and a finished phase exits immediately.
 """
 
 from __future__ import annotations
@@ -21,32 +21,35 @@ from onediff.errors import EXIT_BAD_INPUT, EXIT_NOT_A_NUMBER, UserError
 
 PORT = 29500
 SETTINGS = PurePosixPath("/etc/onediff")
-"""Where the run's configuration is mounted."""
+"""Mount point of the run's configuration."""
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Pods:
-    """What the cluster gives a run."""
+    """The resources of a run on the cluster."""
 
     image: str
-    """With OneDiff installed."""
+    """Container image with OneDiff installed."""
     claim: str
-    """A PersistentVolumeClaim that every pod can write; data, weights and the run's folder lie on it."""
+    """PersistentVolumeClaim that every pod can write; it holds data, weights and the run's folder."""
     mount: PurePosixPath
-    """Where it is mounted; the working directory, from which relative paths of the configuration are read."""
+    """Mount point of the claim and working directory; relative paths of the configuration start here."""
     nodes: int = 1
-    """Pods of a training phase."""
+    """Pods per training phase."""
     gpus: int = 8
-    """GPUs, and so ranks, of a pod; 0 for one rank on the CPU."""
+    """GPUs, and therefore ranks, per pod; 0 for one rank on the CPU."""
     restarts: int = 20
-    """Failures after which the set is given up."""
+    """Number of failures after which the set fails."""
     grace_seconds: int = 600
-    """Time for a checkpoint when a pod is evicted."""
+    """Time to write a checkpoint when a pod is evicted."""
 
 
 def manifests(config: RunConfig, phases: Sequence[str], pods: Pods) -> str:
-    """The YAML for `kubectl apply`: a ConfigMap with the configuration, and the JobSet. Raises UserError."""
+    """The YAML for `kubectl apply`: a ConfigMap with the configuration, and the JobSet.
+
+    Raises UserError for names that Kubernetes does not accept.
+    """
     name = label(config.name, "name")
     settings = {
         "apiVersion": "v1",
@@ -73,7 +76,7 @@ def manifests(config: RunConfig, phases: Sequence[str], pods: Pods) -> str:
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "failurePolicy": {
                 "maxRestarts": pods.restarts,
-                # What a job's own failure policy has ended would end so again.
+                # A job ended by its own failure policy would only fail again.
                 "rules": [
                     {"name": "notByRestart", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
                 ],
@@ -85,11 +88,11 @@ def manifests(config: RunConfig, phases: Sequence[str], pods: Pods) -> str:
 
 
 class Readable(yaml.SafeDumper):
-    """Texts of several lines stand in the YAML as they are."""
+    """Writes multi-line strings as YAML blocks."""
 
 
 def represented(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """A text, as a block where it has several lines."""
+    """A string node, in block style if the text has several lines."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
@@ -97,7 +100,7 @@ Readable.add_representer(str, represented)
 
 
 def job(config: RunConfig, name: str, phase: str, pods: Pods) -> dict[str, Any]:
-    """The specification of one phase's Job (batch/v1)."""
+    """The specification of a phase's Job (batch/v1)."""
     nodes = 1 if phase == EVALUATE else pods.nodes
     return {
         "completionMode": "Indexed",
@@ -121,7 +124,7 @@ def job(config: RunConfig, name: str, phase: str, pods: Pods) -> dict[str, Any]:
 
 
 def pod(name: str, work: str, pods: Pods) -> dict[str, Any]:
-    """The specification of a pod that does `work`, a shell script."""
+    """The specification of a pod that runs `work`, a shell script."""
     resources = {"resources": {"limits": {"nvidia.com/gpu": pods.gpus}}} if pods.gpus else {}
     return {
         "restartPolicy": "Never",
@@ -144,14 +147,14 @@ def pod(name: str, work: str, pods: Pods) -> dict[str, Any]:
         "volumes": [
             {"name": "shared", "persistentVolumeClaim": {"claimName": pods.claim}},
             {"name": "settings", "configMap": {"name": name}},
-            # Data workers and NCCL hand data over there; a pod has 64 MB of it by default.
+            # Data workers and NCCL exchange data there; the default in a pod is 64 MB.
             {"name": "memory", "emptyDir": {"medium": "Memory"}},
         ],
     }
 
 
 def script(config: RunConfig, name: str, phase: str, pods: Pods) -> str:
-    """What a pod runs: whichever pod comes first puts the configuration into the run's folder."""
+    """The script of a pod. The first pod copies the configuration into the run's folder."""
     run = pods.mount / "runs" / config.name
     ranks = max(1, pods.gpus)
     if phase == EVALUATE:
@@ -178,13 +181,13 @@ def script(config: RunConfig, name: str, phase: str, pods: Pods) -> str:
 
 
 def quoted(path: PurePosixPath) -> str:
-    """For a shell."""
+    """The path, quoted for a shell."""
     return shlex.quote(str(path))
 
 
 def label(text: str, key: str) -> str:
-    """A name as Kubernetes takes it. Raises UserError when none can be made of `text`, the value of `key`."""
+    """A Kubernetes name made from `text`, the value of `key`. Raises UserError if that is impossible."""
     made = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not LABEL.fullmatch(made) or len(made) > 40:
-        raise UserError(f"{key}: {text!r} makes no Kubernetes name; use letters, digits and hyphens, at most 40")
+        raise UserError(f"{key}: {text!r} is no Kubernetes name; use at most 40 letters, digits and hyphens")
     return made

@@ -1,12 +1,12 @@
-"""Keeps the state of a run in the memory of this node, and of the node before: one process a node, as long as the job lives.
+"""Keeps a run's state in memory, for this node and the previous one: one process per node, for as long as the job lives.
 
     python -m launcher.keeper FOLDER [INTERFACE]
 
-Ranks write their copies into FOLDER, in /dev/shm, and ask for them through its socket (`onediff.runs.copies`); keepers pass
-files on over TCP. Prints `{"node", "host", "port"}`; reads lines of JSON: `token`, which every message between keepers
-carries, `ring`, the hosts and ports of the nodes of the attempt in their order, and `all`, of every node of the job; answers
-each with `{"linked": [node, …]}`. FOLDER goes with the process, at the end of standard input or at SIGTERM; what a killed
-one left is removed by the next. Standard library only.
+Ranks write their copies into FOLDER, in /dev/shm, and request them through its socket (`onediff.runs.copies`); keepers
+exchange files over TCP. Prints `{"node", "host", "port"}`, then reads lines of JSON: `token`, which every message between
+keepers carries; `ring`, the hosts and ports of the attempt's nodes in order; and `all`, those of every node in the job.
+Answers each with `{"linked": [node, …]}`. FOLDER is removed when standard input ends or at SIGTERM; leftovers of a killed
+keeper are removed by the next one. Standard library only.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ PLAIN = re.compile(r"\w[\w.-]*")
 CONNECT_SECONDS, MESSAGE_SECONDS = 10.0, 120.0
 PIECE = 1 << 20
 SIOCGIFADDR = 0x8915
-"""Asks Linux for the address of an interface (netdevice(7))."""
+"""ioctl that returns the address of an interface (netdevice(7))."""
 
 Address = tuple[str, int]
 
 
 class ByteReader(Protocol):
-    """What messages and files are read from."""
+    """A stream that messages and files are read from."""
 
     def read(self, size: int, /) -> bytes: ...
     def readline(self) -> bytes: ...
 
 
 class Keeper:
-    """The files of one node, and the way to the other nodes."""
+    """The files of one node, and the connection to the other nodes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.node = folder, node_name()
         self.token = ""
         self.following: Address | None = None
-        """The keeper that gets a copy of what this node's ranks write; None on a single node."""
+        """The keeper that receives a copy of what this node's ranks write; None on a single node."""
         self.others: list[Address] = []
 
     def link(self, told: Json) -> None:
-        """Takes up the nodes of an attempt."""
+        """Adopt the nodes of an attempt."""
         self.token = told["token"]
         names = [node for node, _, _ in told["ring"]]
         self.others = [(host, port) for node, host, port in told["all"] if node != self.node]
@@ -68,13 +68,13 @@ class Keeper:
             self.following = (host, port)
 
     def path(self, generation: str, name: str) -> Path:
-        """Where a file lies. Raises ValueError for names that lead elsewhere."""
+        """Path of a file. Raises ValueError for a name that leads outside the folder."""
         if not PLAIN.fullmatch(generation) or not PLAIN.fullmatch(name):
             raise ValueError(f"{generation}/{name}: not the name of a copy")
         return self.folder / generation / name
 
     def from_rank(self, asked: Json) -> Json:
-        """Answers a rank of this node."""
+        """Answer a rank of this node."""
         if asked["do"] == "fetch":
             path = self.path(asked["generation"], asked["name"])
             return {"found": any(self.get(other, path) for other in self.others)}
@@ -86,7 +86,7 @@ class Keeper:
         return {}
 
     def put(self, path: Path, keep: list[str]) -> None:
-        """Sends a file to the next node."""
+        """Send a file to the next node."""
         assert self.following is not None
         size = path.stat().st_size
         place = {"generation": path.parent.name, "name": path.name}
@@ -98,7 +98,7 @@ class Keeper:
             raise OSError(told.get("error") or "no answer")
 
     def get(self, other: Address, path: Path) -> bool:
-        """Whether `other` had the file, which is here then."""
+        """Fetch a file from `other`. Returns whether it had the file."""
         place = {"generation": path.parent.name, "name": path.name}
         try:
             with connected(other) as line, line.makefile("rb") as answers:
@@ -111,7 +111,7 @@ class Keeper:
             return False
 
     def from_keeper(self, asked: Json, line: socket.socket, stream: ByteReader) -> Json | None:
-        """Answers the keeper of another node; None if that is done already."""
+        """Answer the keeper of another node. Returns None if the answer has already been sent."""
         path = self.path(asked["generation"], asked["name"])
         if asked["do"] == "put":
             keep_only(self.folder, [*asked["keep"], path.parent.name])
@@ -127,21 +127,21 @@ class Keeper:
         return None
 
     def take(self, stream: ByteReader, path: Path, size: int) -> None:
-        """Writes a file from `stream`; it gets its name when it is whole."""
+        """Write a file from `stream`, and give it its name once it is complete."""
         path.parent.mkdir(mode=0o700, exist_ok=True)
         aside = path.with_name(f".tmp-{path.name}-{threading.get_ident()}")
         with aside.open("wb") as file:
             while size:
                 piece = stream.read(min(PIECE, size))
                 if not piece:
-                    raise OSError("cut short on its way")
+                    raise OSError("truncated in transit")
                 file.write(piece)
                 size -= len(piece)
         os.replace(aside, path)
 
 
 def serve(keeper: Keeper) -> Address:
-    """Answers ranks of this node and other keepers from threads of their own; returns the address for the latter."""
+    """Start the threads that answer this node's ranks and other keepers. Returns the address for the latter."""
 
     class FromRank(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -180,13 +180,13 @@ def send(line: socket.socket, value: Json) -> None:
 
 
 def answer(line: socket.socket, value: Json) -> None:
-    """Sends to one that may not wait for it any more."""
+    """Send to a peer that may have stopped waiting."""
     with contextlib.suppress(ConnectionError):
         send(line, value)
 
 
 def received(stream: ByteReader) -> Json:
-    """The next line; empty if there is none, or not a message."""
+    """The next message; empty if there is none or the line is not a message."""
     try:
         found: Any = json.loads(stream.readline())
     except ValueError:
@@ -195,7 +195,7 @@ def received(stream: ByteReader) -> Json:
 
 
 def own_folder(folder: Path) -> int:
-    """Recreates `folder` and holds its lock, whose descriptor is returned; removes what dead keepers left beside it."""
+    """Recreate `folder`, lock it and return the lock's descriptor; remove the leftovers of dead keepers next to it."""
     for other in folder.parent.glob("onediff-*"):
         remove_if_dead(other)
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
@@ -207,7 +207,7 @@ def own_folder(folder: Path) -> int:
 
 
 def remove_if_dead(folder: Path) -> None:
-    """Removes a folder whose keeper lives no longer; leaves those of other users."""
+    """Remove a folder whose keeper is dead; folders of other users are left alone."""
     try:
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -222,7 +222,7 @@ def remove_if_dead(folder: Path) -> None:
 
 
 def address_of(interface: str) -> str:
-    """The IPv4 address of a network interface."""
+    """IPv4 address of a network interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         found = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
     return socket.inet_ntoa(found[20:24])

@@ -1,6 +1,6 @@
-"""The keepers of a job's nodes, as its supervisor sees them: a step of their own beside the ranks'.
+"""The keepers of a job's nodes, as its supervisor sees them: a job step beside that of the ranks.
 
-Whatever happens to them costs a run no more than copies of its state; checkpoints on the disk are the truth.
+If keepers fail, a run loses only the in-memory copies of its state; checkpoints on disk remain authoritative.
 Standard library only.
 """
 
@@ -23,18 +23,18 @@ from launcher.say import say
 from launcher.step import KEEPERS
 
 READY_SECONDS = 20.0
-"""Longest wait before ranks start for the keepers of their nodes."""
+"""Seconds that the start of the ranks waits for the keepers of their nodes."""
 END_SECONDS = 10.0
 
 
 class Keepers:
-    """Starts one keeper on every node of the job, and tells them which nodes an attempt has."""
+    """Starts a keeper on every node of the job and tells them the nodes of each attempt."""
 
     def __init__(self, job: str, plan: Json, run: Path, nodes: Sequence[str]) -> None:
         self.folder = Path("/dev/shm") / f"onediff-{job}"
         self.token = secrets.token_hex(16)
         self.known: dict[str, Json] = {}
-        """What the keeper of each node said of itself."""
+        """What each node's keeper announced about itself."""
         self.heard = threading.Condition()
         options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "--overlap", "--no-kill"]
         options += [f"--nodelist={','.join(nodes)}", f"--job-name={KEEPERS}", "--kill-on-bad-exit=0", "--wait=0"]
@@ -59,10 +59,10 @@ class Keepers:
                         self.known[told["node"]] = told
                     self.heard.notify_all()
             except (ValueError, KeyError, TypeError):
-                continue  # not a keeper's
+                continue  # not from a keeper
 
     def link(self, nodes: Sequence[str]) -> bool:
-        """Tells every keeper that the next attempt runs on `nodes`; whether there is one on each of them."""
+        """Tell every keeper that the next attempt runs on `nodes`. Returns whether each of them has a keeper."""
         deadline = time.monotonic() + READY_SECONDS
         with self.heard:
             while not {*nodes} <= {*self.known} and self.process.poll() is None and time.monotonic() < deadline:
@@ -79,20 +79,20 @@ class Keepers:
         except OSError:
             missing = list(nodes)
         if missing:
-            say(f"no copies in memory on this start: no keeper on {', '.join(missing)}")
+            say(f"no copies in memory in this attempt: no keeper on {', '.join(missing)}")
         return not missing
 
     @property
     def alive(self) -> bool:
-        """Whether their step goes on."""
+        """Whether their job step is still running."""
         return self.process.poll() is None
 
     def words(self) -> list[str]:
-        """What `onediff train` is told of them."""
+        """Arguments that tell `onediff train` about them."""
         return ["--peer-copies", str(self.folder)]
 
     def end(self) -> None:
-        """Ends all of them, and with them the copies."""
+        """Stop all keepers, which deletes the copies."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.close()

@@ -1,4 +1,4 @@
-"""Ranks of one command on this machine: one process each, one log each, and none left behind."""
+"""Run the ranks of one command on this machine: one process and one log per rank, and no process left behind."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from launcher.record import last_lines
 from onediff.errors import EXIT_STOPPED, UserError
 
 GRACE_SECONDS = 30.0
-"""How long the other ranks may take to end by themselves once one has failed, before they are killed."""
+"""Seconds that the other ranks get to exit once one has failed, before they are killed."""
 
 SAME_CTRL_C_SECONDS = 1.0
-"""A terminal, make and a shell may each pass on one Ctrl-C: within this time it counts once."""
+"""A terminal, make and a shell may each forward the same Ctrl-C; within this time it counts once."""
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
@@ -34,16 +34,16 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Node:
-    """One machine among `count` that run equally many ranks each."""
+    """One of `count` machines that run the same number of ranks each."""
 
     index: int = 0
     count: int = 1
     meet: str | None = None
-    """`HOST:PORT` of the first machine, where the ranks meet."""
+    """`HOST:PORT` of the first machine, used for rendezvous."""
 
     @classmethod
     def of(cls, place: str | None, meet: str | None) -> Node:
-        """The node of `--node INDEX/COUNT --meet HOST:PORT`. Raises UserError for half of it, or what reads otherwise."""
+        """Parse `--node INDEX/COUNT --meet HOST:PORT`. Raises UserError if one is missing or malformed."""
         if place is None and meet is None:
             return ALONE
         match = re.fullmatch(r"(\d+)/(\d+)", place or "")
@@ -67,15 +67,15 @@ def run_local(
     grace: float = GRACE_SECONDS,
     node: Node = ALONE,
 ) -> int:
-    """Runs `processes` ranks of the command `argv` here, those of one `node` among others, and waits for them.
+    """Run `processes` ranks of the command `argv` here, as one `node` among others, and wait for them.
 
-    Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT on top of `env` (this
-    process's own by default), and writes `log_dir/<name>.rank<r>.log`; rank 0 writes to the terminal too. SIGTERM, SIGINT
-    and SIGUSR1 are passed on to every rank; a second SIGINT, a second later, ends them. When a rank fails, the others get
-    SIGTERM and, after `grace` seconds, SIGKILL.
+    Each rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in addition to `env` (default:
+    the environment of this process), and writes `log_dir/<name>.rank<r>.log`; rank 0 also writes to the terminal. SIGTERM,
+    SIGINT and SIGUSR1 are forwarded to every rank; a second SIGINT at least a second later ends them. When a rank fails, the
+    others get SIGTERM and, after `grace` seconds, SIGKILL.
 
-    Returns 0, or the exit code of the rank that failed first (128 + signal number for one that a signal ended). Must be
-    called from the main thread. Raises UserError when the command cannot be started.
+    Returns 0, or the exit code of the rank that failed first (128 + signal number if a signal ended it). Must be called
+    from the main thread. Raises UserError if the command cannot be started.
     """
     if processes < 1:
         raise UserError(f"--processes {processes}: must be at least 1")
@@ -89,7 +89,7 @@ def run_local(
 
 
 def rank_variables(processes: int, env: Mapping[str, str], node: Node = ALONE) -> list[dict[str, str]]:
-    """The environment of each of this node's `processes` ranks, which meet at `node.meet`, or on a free port here."""
+    """The environment of each of this node's `processes` ranks; they meet at `node.meet`, or on a free local port."""
     host, _, port = (node.meet or f"127.0.0.1:{free_port()}").rpartition(":")
     shared = {
         **env,
@@ -105,14 +105,14 @@ def rank_variables(processes: int, env: Mapping[str, str], node: Node = ALONE) -
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens on now."""
+    """A TCP port that is currently unused on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class LocalRanks:
-    """The processes of one `run_local`, and the one loop that waits for their ends, their output and our signals."""
+    """The processes of one `run_local`, and the event loop that handles their exits, their output and our signals."""
 
     def __init__(self, log_dir: Path, name: str, grace: float) -> None:
         self.log_dir, self.name, self.grace = log_dir, name, grace
@@ -120,16 +120,16 @@ class LocalRanks:
         self.running: set[int] = set()
         self.failed: tuple[int, int] | None = None  # the rank that failed first, and its exit code
         self.deadline: float | None = None
-        self.interrupted: float | None = None  # when Ctrl-C came first
+        self.interrupted: float | None = None  # time of the first Ctrl-C
         self.events = selectors.DefaultSelector()
         self.wake, self.woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.events.register(self.wake, selectors.EVENT_READ, (self.on_signal,))
         self.wakeup_before = signal.set_wakeup_fd(self.woken, warn_on_full_buffer=False)
-        # A handler of Python's own must exist for the wake-up pipe to hear of the signal.
+        # The wake-up pipe only gets signals that have a Python handler.
         self.handlers_before = {number: signal.signal(number, lambda *_: None) for number in FORWARDED}
 
     def start(self, argv: list[str], environments: list[dict[str, str]]) -> None:
-        """One process a rank, each the leader of its own process group and bound to die with this one."""
+        """Start one process per rank, each leading its own process group and bound to die with this one."""
         for rank, environment in enumerate(environments):
             with self.log_path(rank).open("wb") as log:
                 outputs = self.tee(self.log_path(rank)) if rank == 0 else (log.fileno(), log.fileno())
@@ -153,7 +153,7 @@ class LocalRanks:
             self.events.register(os.pidfd_open(process.pid), selectors.EVENT_READ, (self.on_end, rank))
 
     def tee(self, path: Path) -> tuple[int, int]:
-        """Descriptors for rank 0's stdout and stderr that reach both our own and its log.
+        """Descriptors for rank 0's stdout and stderr that lead both to ours and to its log.
 
         In a terminal both are one pseudo-terminal, so that a progress bar sees a terminal of the right width.
         """
@@ -173,14 +173,14 @@ class LocalRanks:
         return ends[0], ends[1]
 
     def wait(self) -> int:
-        """Handles events until every rank has ended; the exit code of the whole."""
+        """Handle events until every rank has ended. Returns the exit code of the whole."""
         while self.running:
             left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
             for key, _ in self.events.select(left):
                 self.handle(key)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 self.on_deadline()
-        while ready := self.events.select(0):  # what rank 0 wrote last is still in the pipe
+        while ready := self.events.select(0):  # rank 0's last output may still be in the pipe
             for key, _ in ready:
                 self.handle(key)
         if self.failed is None:
@@ -195,7 +195,7 @@ class LocalRanks:
         action(key.fd, *arguments)
 
     def on_signal(self, descriptor: int) -> None:
-        """Passes what arrived here on to the ranks; their data workers are theirs to tell."""
+        """Forward the received signals to the ranks, which notify their own data workers."""
         for number in os.read(descriptor, 64):
             if number == signal.SIGINT:
                 if self.interrupted is not None and time.monotonic() - self.interrupted > SAME_CTRL_C_SECONDS:
@@ -206,7 +206,7 @@ class LocalRanks:
     def on_output(self, descriptor: int, target: int, log: LastWritten) -> None:
         try:
             written = os.read(descriptor, 65536)
-        except OSError:  # a pseudo-terminal whose other side is closed
+        except OSError:  # the other side of the pseudo-terminal is closed
             written = b""
         if not written:
             self.forget(descriptor)
@@ -216,7 +216,7 @@ class LocalRanks:
         while written:
             try:
                 written = written[os.write(target, written) :]
-            except OSError:  # our reader went away; the run and its log go on
+            except OSError:  # our reader is gone; the run and its log continue
                 break
 
     def on_end(self, descriptor: int, rank: int) -> None:
@@ -226,7 +226,7 @@ class LocalRanks:
         code = code if code >= 0 else 128 - code
         if code and self.failed is None:
             self.failed = (rank, code)
-            if code == EXIT_STOPPED:  # every rank stops by itself, after its part of the checkpoint
+            if code == EXIT_STOPPED:  # every rank stops by itself, after writing its part of the checkpoint
                 self.deadline = time.monotonic() + self.grace
             else:
                 self.end_others()
@@ -236,7 +236,7 @@ class LocalRanks:
         self.send(signal.SIGTERM)
 
     def on_deadline(self) -> None:
-        """The bounded wait is over: whatever still runs is killed, with everything it has started."""
+        """The grace period is over: kill whatever still runs, including its child processes."""
         self.deadline = None
         for rank in self.running:
             os.killpg(self.processes[rank].pid, signal.SIGKILL)
@@ -248,7 +248,7 @@ class LocalRanks:
     def report(self, rank: int, code: int) -> None:
         how = f"was ended by {signal.Signals(code - 128).name}" if code > 128 else f"ended with exit code {code}"
         text = [f"onediff: rank {rank} {how}; its log: {self.log_path(rank)}"]
-        if rank != 0:  # rank 0's lines have been seen already
+        if rank != 0:  # rank 0's lines are already on the terminal
             text += [f"  {line}" for line in last_lines(self.log_path(rank), 5)]
         print("\n".join(text), file=sys.stderr, flush=True)
 
@@ -260,7 +260,7 @@ class LocalRanks:
         os.close(descriptor)
 
     def close(self) -> None:
-        """Kills what still runs (only after an error of our own) and puts the signals back as they were."""
+        """Kill what still runs (only after an error in this process) and restore the signal handlers."""
         self.on_deadline()
         for rank in self.running:
             self.processes[rank].wait()
@@ -276,7 +276,7 @@ class LocalRanks:
 
 
 class LastWritten:
-    """A log file that keeps of every line only what was written last: redrawn progress bars become one line each."""
+    """A log file that keeps only the final state of each line, so that a redrawn progress bar becomes one line."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -286,7 +286,7 @@ class LastWritten:
         *whole, self.line = (self.line + written).replace(b"\r\n", b"\n").split(b"\n")
         for line in whole:
             self.file.write(line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
-        # A bar that never ends its line must not grow in memory; the last drawing may be cut in two, so keep both.
+        # A bar that never ends its line must not grow in memory; the last drawing may arrive in two pieces, so keep both.
         self.line = b"\r".join(self.line.split(b"\r")[-2:])
         self.file.flush()
 
@@ -298,20 +298,20 @@ class LastWritten:
 
 
 def die_with(parent: int) -> None:
-    """In the child: a process group of its own, and SIGKILL when `parent` dies."""
+    """In the child: start a new process group, and get SIGKILL when `parent` dies."""
     os.setpgid(0, 0)
     end_with(parent)
 
 
 def end_with(parent: int) -> None:
-    """In the child: SIGKILL when `parent` dies."""
+    """In the child: get SIGKILL when `parent` dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def end_group(leader: int) -> None:
-    """Kills what a rank that has ended left in its process group, such as data workers."""
+    """Kill what a finished rank left in its process group, such as data workers."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The same phases and the same rules as on a cluster, as processes of this machine."""
+"""Run the phases on this machine, with the same rules as on a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onediff.errors import UserError
 
 
 def run_chain(record: Record, phases: list[str]) -> int:
-    """Runs `phases` one after the other; returns 0, or the exit code of the one that ended the chain."""
+    """Run `phases` one after the other. Returns 0, or the exit code of the one that ended the chain."""
     plan = record.plan()
     rule = Rule(**plan["rule"])
     paths = [str(record.folder / "code"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -32,18 +32,18 @@ def run_chain(record: Record, phases: list[str]) -> int:
             code = run_local(part["command"], attempt.tasks, log_dir=record.logs, name=f"{phase}.{number}", env=env)
             close(record, phase, attempt, code)
             decision = decide(attempts, rule)
-            attempt.action = "fail" if code == STOPPED else decision.action  # who stops a local run means it
+            attempt.action = "fail" if code == STOPPED else decision.action  # a local run is stopped on purpose
             record.write_attempts(phase, attempts)
             if attempt.action == "done":
                 break
             if attempt.action == "fail":
-                print(f"onediff launch: {phase}: {decision.why}; go on with `onediff launch resume {record.run}`")
+                print(f"onediff launch: {phase}: {decision.why}; continue with `onediff launch resume {record.run}`")
                 return code or 1
     return 0
 
 
 def close(record: Record, phase: str, attempt: Attempt, code: int) -> None:
-    """Fills in how an attempt ended."""
+    """Record how an attempt ended."""
     attempt.ended, attempt.exit_code = time.time(), code
     attempt.last_step = max(record.step(phase), attempt.first_step)
     if code == FINISHED and record.finished(phase):
@@ -60,8 +60,10 @@ def close(record: Record, phase: str, attempt: Attempt, code: int) -> None:
 
 
 def run_folder(text: str) -> Path:
-    """The folder of a run given as a path or as its name below `runs/`. Raises UserError when neither exists."""
+    """The folder of a run, given as a path or a name in `runs/`. Raises UserError if neither exists."""
     for path in (Path(text), Path("runs") / text):
         if (path / "launch").is_dir():
             return path.resolve()
-    raise UserError(f"{text}: no run that was submitted from here (looked for {text}/launch and runs/{text}/launch)")
+    raise UserError(
+        f"{text}: no such run was submitted from here (neither {text}/launch nor runs/{text}/launch exists)"
+    )

@@ -1,4 +1,4 @@
-"""From the notes that the ranks left to one cause and one line for people. Standard library only."""
+"""Judge an attempt from the notes its ranks left: one cause and one readable line. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.record import Json, glimpse, last_lines, names_in
 from launcher.rules import BAD_INPUT, CAUSES, FINISHED, NOT_A_NUMBER, STOPPED
 
 TELLING_LINES = 60
-"""As far from the end of a log as a known failure is looked for: below it may stand the frames of its stack."""
+"""Number of lines at the end of a log searched for a known failure: a stack trace may follow it."""
 PEER = re.compile(
     r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process exited|Socket Timeout|timed out"
     r"|No route to host|DistBackendError|collective operation timeout",
@@ -21,13 +21,13 @@ PEER = re.compile(
 )
 
 CAUSE_OF = {RESTART: "crash", LEAVE_OUT: "bad hardware", STOP: "hopeless", STOP_AT_START: "hopeless at start"}
-"""What an attempt is said to have ended by, for each action of a known failure."""
+"""The cause recorded for each action of a known failure."""
 NOTE = {"rank", "node", "code", "ended", "log", "last"}
-"""What `launcher.task` tells of its rank; anything less is no note. `told` is the signal that it got before its end."""
+"""The keys of a note by `launcher.task`, all required. `told` is the signal that the rank received before its end."""
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended, as `launcher.record.Attempt` keeps it."""
+    """How an attempt ended, as recorded in `launcher.record.Attempt`."""
 
     cause: str
     reason: str
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 def read_notes(folder: Path) -> list[Json]:
-    """The notes of every rank that lived to write one, in the order in which they ended."""
+    """The notes of all ranks that wrote one, in the order in which they ended."""
     notes = [
         note for name in names_in(folder) if name[0].isdecimal() and (note := glimpse(folder / name)).keys() >= NOTE
     ]
@@ -56,15 +56,15 @@ def judge(
     rows: Sequence[Sequence[str]] = (),
     said: Sequence[str] = (),
 ) -> Outcome:
-    """What the notes of `tasks` ranks, spread evenly over `nodes`, say about the attempt.
+    """The outcome of an attempt, from the notes of `tasks` ranks spread evenly over `nodes`.
 
-    `down` is asked which of some nodes Slurm counts as lost; `ended` is whether Slurm is ending the job, and
-    `heard` has the nodes whose tasks srun saw end. `rows` are known failures of the profile's own, `said` is what srun said.
+    `down` returns the subset of some nodes that Slurm considers lost. `ended` is whether Slurm is ending the job. `heard`
+    has the nodes whose tasks srun saw end, `rows` the profile's own known failures, `said` srun's output.
     """
     failed = [note for note in notes if note["code"] not in (FINISHED, STOPPED)]
     silent = [node for node in silent_nodes(notes, nodes, tasks) if node not in heard]
     if silent and (ended or not all(map(lost_peer, failed))):
-        # Slurm ends the job, or a rank failed by itself: the others are killed, and may go without a word.
+        # Slurm ends the job, or a rank failed by itself: the others are killed and may leave no note.
         silent = list(down(silent))
     if silent and len(silent) < len(nodes):
         return Outcome("crash", f"{', '.join(silent)} fell silent: node failure", blamed=tuple(silent))
@@ -77,7 +77,7 @@ def judge(
     if failed and len(notes) < tasks and all(map(lost_peer, failed)):
         return without_a_word(notes, tasks)
     if failed:
-        # A rank that lost its peer may be the first to end, and is never the cause while another has a reason of its own.
+        # A rank that lost its peer may end first, but is not the cause if another rank has a reason of its own.
         first = failure(min(failed, key=lambda note: (lost_peer(note), note["ended"])), status, rows, said)
         return first._replace(blamed=()) if all(map(lost_peer, failed)) else first
     if len(notes) < tasks:
@@ -92,13 +92,13 @@ def judge(
 
 
 def without_a_word(notes: Sequence[Json], tasks: int) -> Outcome:
-    """Ranks that left no note: they and what watched over them were killed, which says nothing about their nodes."""
+    """The outcome if ranks left no note: they and their tasks were killed, which says nothing about their nodes."""
     missing = sorted(set(range(tasks)) - {note["rank"] for note in notes})
-    return Outcome("crash", f"rank {missing[0]} and {len(missing) - 1} more ended without a word, as by SIGKILL")
+    return Outcome("crash", f"rank {missing[0]} and {len(missing) - 1} more ended without a trace, as by SIGKILL")
 
 
 def failure(note: Json, status: Json, rows: Sequence[Sequence[str]] = (), said: Sequence[str] = ()) -> Outcome:
-    """The end of the rank that failed first, by its exit code and by the failures that are known (`rows` are the user's)."""
+    """The outcome for the rank that failed first, from its exit code and the known failures (`rows` are the profile's)."""
     code = int(note["code"])
     lines = last_lines(Path(note["log"]), TELLING_LINES) or note["last"]
     last = [line.strip() for line in lines if line.strip()]
@@ -122,26 +122,26 @@ def failure(note: Json, status: Json, rows: Sequence[Sequence[str]] = (), said: 
 
 
 def lost_peer(note: Json) -> bool:
-    """Whether a rank ended because another one had: by its last words, or by srun's SIGTERM."""
+    """Whether a rank ended because another one had: according to its last lines, or by srun's SIGTERM."""
     ended_by_srun = int(note["code"]) == 128 + signal.SIGTERM
     return ended_by_srun or (int(note["code"]) in (1, 134) and any(PEER.search(line) for line in note["last"]))
 
 
 def telling_line(last: Sequence[str]) -> str:
-    """The line that says most: our own error, else the last one."""
+    """The most informative line: our own error, else the last line."""
     own = [line for line in last if line.startswith("onediff: error: ")]
     return (own or list(last) or [""])[-1]
 
 
 def silent_nodes(notes: Sequence[Json], nodes: Sequence[str], tasks: int) -> list[str]:
-    """Nodes none of whose ranks left a note. Ranks are dealt to nodes in blocks."""
+    """Nodes none of whose ranks left a note. Ranks are assigned to nodes in blocks."""
     per_node = tasks // len(nodes)
     heard = {note["rank"] // per_node for note in notes}
     return [node for index, node in enumerate(nodes) if index not in heard]
 
 
 def sum_verdict(notes: Sequence[Json], nodes: Sequence[str], tasks: int) -> dict[str, str]:
-    """Nodes whose ranks could not sum a tensor through torch, and why. Ranks are dealt to nodes in blocks."""
+    """Nodes whose ranks failed the torch all-reduce, and why. Ranks are assigned to nodes in blocks."""
     per_node, unfit = tasks // len(nodes), {}
     for index, node in enumerate(nodes):
         own = [note for note in notes if note["rank"] // per_node == index]

@@ -1,4 +1,4 @@
-"""From a configuration and a profile to the frozen plan of a run: everything checked before anything is queued."""
+"""Make the frozen plan of a run from a configuration and a profile. Everything is checked before anything is queued."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVALUATE = "evaluate"
 
 
 def node_range(text: str) -> tuple[int, int]:
-    """`"8"` or `"4-8"` as the least and the most nodes."""
+    """Parse `"8"` or `"4-8"` into the minimum and maximum number of nodes."""
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 0 < least <= most:
@@ -34,27 +34,27 @@ def node_range(text: str) -> tuple[int, int]:
 
 
 def chosen_phases(config: RunConfig, wanted: str | None) -> list[str]:
-    """The phases to submit, in the order of the configuration, with `evaluate` last."""
+    """The phases to submit in the order of the configuration, with `evaluate` last."""
     known = [*config.phases, EVALUATE]
     names = known if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
         if name not in known:
             raise UserError(f"--phases: no phase {name!r}{nearest(name, known)}")
     if not names:
-        raise UserError("--phases: names no phase")
+        raise UserError("--phases: no phase given")
     return [name for name in known if name in names]
 
 
 def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]:
-    """The phases that still have to run. Raises UserError when an earlier one is neither done nor asked for."""
+    """The phases that still have to run. Raises UserError if an earlier one is neither finished nor requested."""
     order = list(config.phases)
     wanted = [name for name in phases if not record.finished(name)]
     if EVALUATE in phases and EVALUATE not in wanted and len(wanted) > 0:
-        wanted.append(EVALUATE)  # its scores are those of an earlier state
+        wanted.append(EVALUATE)  # the existing scores are those of an earlier state
     first = next((number for number, name in enumerate(order) if name in wanted or record.finished(name)), 0)
     for name in wanted:
         before = order if name == EVALUATE else order[: order.index(name)]
-        # With `init` the run may begin with any of its phases.
+        # With `init` a run may begin with any phase.
         before = before[first:] if config.init is not None else before
         missing = [earlier for earlier in before if earlier not in wanted and not record.finished(earlier)]
         if missing:
@@ -65,13 +65,13 @@ def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]
 def make_plan(
     config: RunConfig, run: Path, profile: ClusterProfile, nodes: tuple[int, int], phases: list[str], spares: int = 0
 ) -> Json:
-    """What the supervisor needs to know, as plain JSON. Raises UserError when the run could not start.
+    """What the supervisor needs to know, as JSON. Raises UserError if the run could not start.
 
-    A training phase gets `spares` nodes more than its ranks need.
+    A training phase requests `spares` more nodes than its ranks need.
     """
     safe(str(run), "run folder")
     if "%" in str(run):
-        raise UserError(f"run folder {run}: '%' is not allowed here; Slurm would replace it")
+        raise UserError(f"run folder {run}: must not contain '%', which Slurm would replace")
     python = profile.python or sys.executable
     container = profile.container
     inside = container.python if container else python
@@ -122,17 +122,17 @@ def phase_part(
     spares: int,
     onediff: Sequence[str],
 ) -> Json:
-    """The part of the plan that is one phase's own: `onediff` are the words that start the program on a node."""
+    """The part of the plan for one phase. `onediff` is the command that starts the program on a node."""
     part: Json = {"tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
     if name == EVALUATE:
         words = ["evaluate", str(run), "--json", str(run / "evaluation" / "scores.json")]
-        # Every copy of the model takes pairs of its own, so any number of them divides the work.
+        # Every model replica takes its own pairs, so any number of replicas works.
         tensor = config.evaluation.tensor
         part |= {"nodes": [1, 1], "spares": 0, "tensor": tensor, "batch": [max(1, profile.tasks // tensor), 1]}
     else:
         phase = config.phases[name]
         words = ["train", str(run / "config.yaml"), "--run", str(run), "--phases", name, "--resume"]
-        # Ranks that compute the same rows count as one, whether they share out the layers or the tokens.
+        # Ranks that compute the same rows count as one, whether they split layers or tokens.
         part |= {"nodes": list(nodes), "spares": spares, "tensor": config.of_phase(name).parallel.row_ranks}
         part |= {"batch": [phase.global_batch, phase.micro_batch]}
         part |= {"peer_copies": True} if config.training.peer_copies else {}
@@ -141,20 +141,20 @@ def phase_part(
 
 
 def check_batch(name: str, part: Json) -> None:
-    """Every node count in the range may come; at least the largest and the smallest must have a use."""
+    """Raise UserError unless the smallest and the largest node count of the range can both split the batch."""
     least, most = part["nodes"]
     ranks, (batch, micro) = part["tasks_per_node"], part["batch"]
     if usable_nodes(most, ranks, part["tensor"], batch, micro) < least:
         world = most * ranks
         raise UserError(
             f"phases.{name}: {world} ranks ({most} nodes of {ranks}) with parallel.tensor × parallel.context = "
-            f"{part['tensor']} cannot share a global batch of {batch} in micro-batches of {micro}; change "
+            f"{part['tensor']} cannot split a global batch of {batch} into micro-batches of {micro}; change "
             "--nodes or the batch"
         )
 
 
 def container_prefix(profile: ClusterProfile, run: Path) -> list[str]:
-    """`apptainer exec …` before the command of a rank."""
+    """The `apptainer exec …` that precedes a rank's command."""
     container = profile.container
     if not container or container.runtime != "apptainer":
         return []
@@ -163,13 +163,13 @@ def container_prefix(profile: ClusterProfile, run: Path) -> list[str]:
 
 
 def pyxis_options(profile: ClusterProfile, run: Path) -> list[str]:
-    """srun's options of the pyxis plug-in."""
+    """srun's options for the pyxis plug-in."""
     container = profile.container
     if not container or container.runtime != "pyxis":
         return []
     mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in [str(run), *container.mounts]]
     options = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
-    # An image's own values of these variables would win over the profile's.
+    # Otherwise the image's values of these variables would override the profile's.
     names = sorted(variables(profile))
     return options + ([f"--container-env={','.join(names)}"] if names else [])
 
@@ -186,7 +186,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
     directives += [
         directive("signal", f"USR1@{profile.warn_seconds}"),
         "--requeue",
-        "--no-kill",  # the supervisor sees to a lost node, and may go on without it
+        "--no-kill",  # the supervisor handles a lost node and may continue without it
         "--open-mode=append",
         directive("output", run / "logs" / f"{phase}-%j.log"),
     ]
@@ -200,7 +200,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
 
 
 def check_cluster(profile: ClusterProfile, nodes: Sequence[int]) -> None:
-    """The limits of the partition, in words. Raises UserError for a request that could never start."""
+    """Check the limits of the partition. Raises UserError for a request that could never start."""
     known = slurm.partitions()
     names = (profile.partition or "").split(",")
     for name in names:

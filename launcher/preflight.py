@@ -1,9 +1,9 @@
-"""Is this node fit for ranks? GPUs, memory, disk, the shared folder, and messages to the next node, in seconds.
+"""Check in seconds whether this node is fit for ranks: GPUs, memory, disk, the shared folder, messages to the next node.
 
     python -m launcher.preflight NOTES LIMITS_JSON
 
-One task a node under srun; every node writes `NOTES/<node>.json` with `faults`, and always exits 0: the supervisor decides.
-Standard library only, so that a broken environment is a finding and not a crash.
+Runs as one task per node under srun. Each node writes `NOTES/<node>.json` with its `faults` and always exits 0: the
+supervisor decides. Standard library only, so that a broken environment is a finding and not a crash.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from onediff.ranks import Ranks, expand_nodes
 
 ROUNDS = 20
 BULK = 1 << 24
-"""Bytes sent at once to see the pace of the way."""
+"""Bytes sent at once to measure bandwidth."""
 GIB = 1 << 30
 
 
 def main(notes: Path, limits: Json) -> None:
-    """Checks this node and writes what is wrong with it."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a warning that comes now is no fault of the node
+    """Check this node and write down what is wrong with it."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a warning from Slurm during the check is not the node's fault
     place = Ranks.from_environment()
     faults = [*gpu_faults(int(limits["gpus"])), *memory_faults(limits["free_memory_gb"])]
     for folder in filter(None, (limits["run"], limits.get("scratch"))):
@@ -48,13 +48,13 @@ def main(notes: Path, limits: Json) -> None:
 
 
 def gpu_faults(wanted: int) -> list[str]:
-    """Fewer GPUs than wanted, or GPUs that the driver cannot talk to."""
+    """Missing GPUs, or GPUs that the driver cannot reach."""
     if not wanted:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("SLURM_STEP_GPUS") or ""
     given = len([word for word in visible.split(",") if word])
     if given < wanted:
-        return [f"{given} of {wanted} GPUs given by Slurm"]
+        return [f"Slurm assigned {given} of {wanted} GPUs"]
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader"]
         try:
@@ -70,7 +70,7 @@ def gpu_faults(wanted: int) -> list[str]:
 
 
 def memory_faults(least_gb: float) -> list[str]:
-    """Too little memory that is not in use."""
+    """Too little available memory."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024 / GIB
     return [f"{free:.1f} GiB of memory available, {least_gb:g} wanted"] if free < least_gb else []
@@ -89,10 +89,10 @@ def disk_faults(folder: Path, least_gb: float) -> list[str]:
 
 
 def data_faults(folder: Path) -> list[str]:
-    """Shards that this node cannot read the beginning of."""
+    """Shards that this node cannot read."""
     shards = sorted(folder.rglob("*.tar"))
     if not shards:
-        return [f"{folder}: no shards to be seen"]
+        return [f"{folder}: no shards found"]
     for shard in shards:
         try:
             with shard.open("rb") as file:
@@ -112,12 +112,12 @@ def summary() -> str:
 
 
 def gpu_driver() -> str | None:
-    """Version of the GPU driver, None if there is none."""
+    """Version of the GPU driver, or None if there is none."""
     return next(iter(asked("driver_version")), None) if shutil.which("nvidia-smi") else None
 
 
 def asked(field: str) -> list[str]:
-    """What nvidia-smi says of every GPU; nothing when it does not answer."""
+    """A field of nvidia-smi for each GPU; empty if nvidia-smi does not answer."""
     query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.splitlines()
@@ -126,7 +126,7 @@ def asked(field: str) -> list[str]:
 
 
 def mlflow_answer() -> str | None:
-    """Whether the MLflow server of the environment takes connections from this node."""
+    """Whether the environment's MLflow server accepts connections from this node."""
     address = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if address.scheme not in ("http", "https") or not address.hostname:
         return None
@@ -139,7 +139,7 @@ def mlflow_answer() -> str | None:
 
 
 def ring(place: Ranks, nodes: list[str], seconds: float, most_ms: float) -> tuple[Json, list[str]]:
-    """Messages to the next node and from the one before: the figures, and what is wrong with the way there."""
+    """Exchange messages with the next and the previous node. Returns the measurements and the faults."""
     deadline = time.monotonic() + seconds
     after = nodes[(place.rank + 1) % place.world]
     with socket.create_server(("", place.master_port), reuse_port=False) as server:
@@ -152,13 +152,13 @@ def ring(place: Ranks, nodes: list[str], seconds: float, most_ms: float) -> tupl
             try:
                 back, _ = server.accept()
             except TimeoutError:
-                return {}, []  # the node before is at fault, and says so itself
+                return {}, []  # the previous node is at fault and reports it itself
             with back:
                 return timed(to, back, after, deadline, most_ms)
 
 
 def connected(host: str, port: int, deadline: float) -> socket.socket:
-    """A connection to a node that may not listen yet."""
+    """Connect to a node that may not be listening yet."""
     while True:
         try:
             made = socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic()))
@@ -174,7 +174,7 @@ def connected(host: str, port: int, deadline: float) -> socket.socket:
 def timed(
     to: socket.socket, back: socket.socket, after: str, deadline: float, most_ms: float
 ) -> tuple[Json, list[str]]:
-    """Round trips with the next node, whose answer is its clock, while answering the node before from a thread."""
+    """Measure round trips to the next node, which answers with its clock; a thread answers the previous node meanwhile."""
     import threading
 
     for end in (to, back):
@@ -184,10 +184,10 @@ def timed(
     def echo() -> None:
         try:
             while word := back.recv(BULK):
-                if word[-1:] != b"-":  # bulk is swallowed, its last byte answered
+                if word[-1:] != b"-":  # bulk data: only its last byte is answered
                     back.sendall(b"%.6f" % time.time())
         except OSError:
-            return  # the other side judges its own way
+            return  # the other side judges its own connection
 
     thread = threading.Thread(target=echo, daemon=True)
     thread.start()
@@ -210,7 +210,7 @@ def timed(
         return {"suspect": after}, [f"messages to {after}: {error.strerror or error}"]
     thread.join(max(0.1, deadline - time.monotonic()))
     middle = sorted(trips)[len(trips) // 2]
-    faults = [f"{middle:.1f} ms to {after} and back, at most {most_ms:g} wanted"] if middle > most_ms else []
+    faults = [f"{middle:.1f} ms round trip to {after}, {most_ms:g} allowed"] if middle > most_ms else []
     clock = min((abs(offset), offset) for offset in offsets)[1]
     figures: Json = {"next": after, "latency_ms": round(middle, 3), "clock_ms": round(clock, 3)}
     figures["mb_per_second"] = round(pace, 1)
@@ -218,15 +218,15 @@ def timed(
 
 
 def read_findings(folder: Path) -> list[Json]:
-    """What every node found that came to write it, in the order of their names."""
+    """The findings of every node that wrote some, sorted by node name."""
     notes = [glimpse(folder / name) for name in names_in(folder) if name.endswith(".json") and name[0] != "."]
     return [note for note in notes if note.keys() >= {"node", "faults"}]
 
 
 def verdict(notes: list[Json], nodes: list[str]) -> dict[str, str]:
-    """Unfit nodes and why. A fault on the way to a neighbour speaks against the neighbour."""
+    """Unfit nodes and why. A faulty connection to a neighbour counts against the neighbour."""
     heard = {note["node"] for note in notes}
-    unfit = {node: "did not answer the pre-flight in time" for node in nodes if node not in heard}
+    unfit = {node: "did not answer the pre-flight check in time" for node in nodes if node not in heard}
     unfit |= {note["node"]: "; ".join(note["faults"]) for note in notes if note["faults"] and "suspect" not in note}
     for note in notes:
         if "suspect" in note and note["node"] not in unfit:

@@ -1,4 +1,4 @@
-"""A cluster in one YAML file: what to ask Slurm for, what the nodes need, and when to try again."""
+"""A cluster profile in one YAML file: what to request from Slurm, what the nodes need, and when to retry."""
 
 from __future__ import annotations
 
@@ -19,67 +19,67 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Container(Section):
-    """The image in which training runs; the job's supervisor runs outside it."""
+    """The container image that training runs in; the job's supervisor runs outside it."""
 
     image: str
-    """File or registry address of the image."""
+    """Path or registry address of the image."""
     runtime: Literal["pyxis", "apptainer"] = "pyxis"
     """`pyxis` passes `--container-image` to srun; `apptainer` puts `apptainer exec --nv` before the command."""
     mounts: list[str] = []
-    """Folders seen inside, as `path` or `outside:inside`; the run folder always is."""
+    """Folders visible inside, as `path` or `outside:inside`; the run folder always is."""
     python: str = "python3"
     """Python inside the image."""
 
 
 class SectionMinutes(Section):
-    """Minutes for which a part of a phase may go on without moving; each batch, table or file of it counts as a move."""
+    """Minutes that a part of a phase may go without progress; each batch, table or file in it counts as progress."""
 
     validation: float = Field(60, gt=0)
-    """The loss of held-out rows."""
+    """Loss on held-out rows."""
     evaluation: float = Field(60, gt=0)
-    """Captions of a held-out split and their scores."""
+    """Captioning a held-out split and scoring the captions."""
     captions: float = Field(30, gt=0)
-    """Captions of a few pairs, for people."""
+    """Captioning a few pairs for people to look at."""
     saving: float = Field(60, gt=0)
     """A checkpoint."""
     export: float = Field(60, gt=0)
-    """A saved model."""
+    """Exporting a model."""
     closing: float = Field(30, gt=0)
-    """The end of a phase: the last writes, the tracking server, the other ranks."""
+    """The end of a phase: last writes, the tracking server, waiting for the other ranks."""
 
 
 class RequeueRule(Section):
-    """When an attempt that ended badly is tried again."""
+    """When a failed attempt is retried."""
 
     restarts_without_progress: int = Field(3, ge=0)
-    """Attempts in a row that may end without reaching a further step; one more stops the run."""
+    """Attempts in a row that may end without progress; one more stops the run."""
     node_failures: int = Field(2, ge=1)
-    """A node that ended this many attempts is excluded."""
+    """Exclude a node after it has ended this many attempts."""
     slow_share: float | None = Field(0.2, gt=0)
-    """A node is slow if one of its GPUs is behind the median one by this share, by the same matrix product on each and the
-    wait for data. A spare takes its place at a checkpoint; without a spare, or with `null`, nothing is done."""
+    """A node is slow if one of its GPUs is slower than the median by this fraction, judged by a matrix product and the wait
+    for data. A spare replaces it at a checkpoint; without a spare, or with `null`, nothing happens."""
     slow_times: int = Field(5, ge=1)
-    """Comparisons in a row that must name the same node; there is one every 20 steps."""
+    """Comparisons in a row that must name the same node. There is one every 20 steps."""
     hang_minutes: float = Field(20, gt=0)
-    """Minutes without a step after which the stacks of all ranks are written and the attempt is ended."""
+    """Minutes without a step after which the ranks write their stacks and the attempt is ended."""
     start_minutes: float = Field(45, gt=0)
-    """The same for the start of an attempt, until its first step: imports, weights and compilers take their time."""
+    """The same for the start of an attempt, until its first step: imports, weights and compilation take time."""
     section_minutes: SectionMinutes = SectionMinutes()
-    """The same for what else a phase does."""
+    """The same for everything else a phase does."""
     fence_seconds: float = Field(60, ge=0)
-    """Longest wait before a restart for ranks that live on, on a node that Slurm lost, to see that they are replaced; more
-    than the shared folder's caches keep."""
+    """Seconds that a restart waits for ranks on a lost node to notice that they have been replaced; must exceed the cache
+    lifetime of the shared folder."""
 
 
 class KnownFailure(Section):
-    """A failure of this cluster, known by what it prints."""
+    """A failure known on this cluster, recognized by what it prints."""
 
     kind: str
-    """Its name, in a word or two."""
+    """Short name."""
     match: str
-    """Regular expression, searched in each of the last lines of the log of the rank that failed first."""
+    """Regular expression, searched in the last lines of the log of the rank that failed first."""
     action: Literal["restart", "leave out", "stop", "stop at start"]
-    """Start again, start again without the node, end the phase, or end it unless it has made a step before."""
+    """Restart, restart without the node, end the phase, or end it unless it has completed a step before."""
     advice: str = ""
     """What a user can do about it."""
 
@@ -94,16 +94,16 @@ class KnownFailure(Section):
 
 
 class AlertSettings(Section):
-    """Word of what happens to a run. At most one alert of a kind goes out in `minutes`; secrets are masked."""
+    """Alerts about a run. At most one alert of each kind is sent every `minutes` minutes; secrets are masked."""
 
     webhook: str | None = None
-    """URL that takes a POST of JSON with `text`, `event`, `run` and `phase`, or `$NAME` for a variable that holds it."""
+    """URL that receives a POST of JSON with `text`, `event`, `run` and `phase`, or `$NAME` for a variable that holds it."""
     command: list[str] | None = None
-    """Command that gets the same JSON on its standard input."""
+    """Command that receives the same JSON on standard input."""
     events: list[Literal["failure", "hang", "restart", "spike", "no progress", "end"]] = []
-    """Kinds that are told; all by default."""
+    """Kinds of alerts to send; all by default."""
     minutes: float = Field(10, ge=0)
-    """Shortest pause between two alerts of one kind."""
+    """Minimum time between two alerts of one kind."""
 
     @field_validator("webhook")
     @classmethod
@@ -114,31 +114,31 @@ class AlertSettings(Section):
 
 
 class Preflight(Section):
-    """What every node must show before ranks are started on it."""
+    """What every node must pass before ranks start on it."""
 
     enabled: bool = True
-    """Check nodes at each start."""
+    """Check nodes before each start."""
     seconds: float = Field(120, gt=0)
-    """A node that has not answered by then has failed."""
+    """Time after which a node that has not answered fails the check."""
     free_memory_gb: float = Field(0, ge=0)
-    """Least available memory of a node."""
+    """Minimum available memory of a node."""
     free_disk_gb: float = Field(1, ge=0)
-    """Least free space in the run folder and in scratch."""
+    """Minimum free space in the run folder and in scratch."""
     latency_ms: float = Field(100, gt=0)
-    """Longest round trip of a small message between a node and its neighbour."""
+    """Maximum round-trip time of a small message between neighbouring nodes."""
     all_reduce: bool = False
-    """Let the ranks of every node sum a tensor through torch (NCCL on GPUs) first; costs one more import of torch."""
+    """Run an all-reduce through torch (NCCL on GPUs) on all ranks first; costs one more import of torch."""
 
 
 class ClusterProfile(Section):
-    """One cluster. Every value may stay at its default but those that the cluster insists on."""
+    """A cluster. Set only the values that your cluster requires."""
 
     description: str = ""
-    """One line for people."""
+    """One-line description."""
     scheduler: Literal["slurm", "local"] = "slurm"
-    """`local` runs the same phases as processes of this machine, without Slurm."""
+    """`slurm`, or `local` to run the phases on this machine without Slurm."""
     partition: str | None = None
-    """Partition, or several with commas between; Slurm's default one otherwise."""
+    """One or more comma-separated partitions; Slurm's default if omitted."""
     account: str | None = None
     """Account to charge."""
     qos: str | None = None
@@ -146,66 +146,66 @@ class ClusterProfile(Section):
     constraint: str | None = None
     """Features that nodes must have."""
     gpus_per_node: int = Field(0, ge=0)
-    """GPUs of a node, all of them used; 0 for a cluster without GPUs."""
+    """GPUs per node, all of them used; 0 for a cluster without GPUs."""
     gpu_type: str | None = None
     """Type in Slurm's GPU request, such as `h100`."""
     gpu: str | None = None
-    """Kind of GPU as `onediff plan` knows it, such as `h100-80g`: a phase that would not fit is then not queued."""
+    """GPU name as used by `onediff plan`, such as `h100-80g`. If set, a phase that would not fit is not queued."""
     tasks_per_node: int | None = Field(None, ge=1)
-    """Ranks a node; one per GPU by default."""
+    """Ranks per node; one per GPU by default."""
     cpus_per_task: int = Field(1, ge=1)
-    """CPUs of a rank, its data workers included."""
+    """CPUs per rank, including its data workers."""
     memory_per_task_gb: float | None = Field(None, gt=0)
-    """Memory of a rank; Slurm's default otherwise."""
+    """Memory per rank; Slurm's default if omitted."""
     exclusive: bool = False
-    """Ask for whole nodes."""
+    """Request whole nodes."""
     time_limit: str = "24:00:00"
-    """Time limit of one job; a run that needs longer is queued again."""
+    """Time limit of one job; a run that needs longer is requeued."""
     warn_seconds: int = Field(180, ge=10, le=65535)
-    """SIGUSR1 comes this long before the time limit: time for one checkpoint."""
+    """How long before the time limit Slurm sends SIGUSR1; must be enough for one checkpoint."""
     sbatch: list[str] = []
-    """Any further sbatch options, one a line, such as `--reservation=spring`."""
+    """Additional sbatch options, one per line, such as `--reservation=spring`."""
     srun: list[str] = []
-    """Any further srun options."""
+    """Additional srun options."""
     modules: list[str] = []
     """Environment modules to load."""
     setup: list[str] = []
-    """Lines of shell that prepare a node after the modules, such as `conda activate onediff` or `ulimit -n 65536`."""
+    """Shell lines to run after loading the modules, such as `conda activate onediff` or `ulimit -n 65536`."""
     environment: dict[str, str] = {}
-    """Variables for every rank: NCCL settings, proxies, caches."""
+    """Environment variables for every rank: NCCL settings, proxies, caches."""
     interface: str | None = None
     """Network interface for rendezvous and gloo, such as `ib0`."""
     scratch: str | None = None
-    """Node-local folder, becomes TMPDIR."""
+    """Node-local folder, used as TMPDIR."""
     cpu_bind: str = "none"
-    """srun's `--cpu-bind`: `cores` keeps a rank on its cores, `none` leaves it to the kernel."""
+    """srun's `--cpu-bind`: `cores` pins a rank to its cores, `none` leaves placement to the kernel."""
     container: Container | None = None
-    """Image for the ranks."""
+    """Container for the ranks."""
     python: str | None = None
-    """Python on the nodes; the one that submits otherwise."""
+    """Python on the nodes; by default the one that submits."""
     command: list[str] | None = None
-    """How `onediff` is started on a node, when not as `PYTHON -m onediff`."""
+    """Command that starts `onediff` on a node; `PYTHON -m onediff` by default."""
     requeue: RequeueRule = RequeueRule()
-    """When to try again."""
+    """When to retry."""
     preflight: Preflight = Preflight()
-    """What nodes must show."""
+    """Checks that nodes must pass."""
     alerts: AlertSettings = AlertSettings()
-    """Whom to tell."""
+    """Where to send alerts."""
     failures: list[KnownFailure] = []
-    """Failures known here, asked before those that `launcher/failures.py` lists."""
+    """Failures known on this cluster; they take precedence over those in `launcher/failures.py`."""
 
     @field_validator("time_limit")
     @classmethod
     def _is_time(cls, text: str) -> str:
         if not minutes(text):
-            raise ValueError("must be a limit of at least a minute")
+            raise ValueError("must be a time limit of at least one minute")
         return text
 
     @field_validator("gpu")
     @classmethod
     def _is_known(cls, name: str | None) -> str | None:
         if name is not None and name not in (known := [gpu.name for gpu in GPUS]):
-            raise ValueError(f"{name!r} is not known{nearest(name, known)}")
+            raise ValueError(f"unknown GPU {name!r}{nearest(name, known)}")
         return name
 
     @field_validator("environment")
@@ -213,27 +213,27 @@ class ClusterProfile(Section):
     def _are_variables(cls, variables: dict[str, str]) -> dict[str, str]:
         for name, value in variables.items():
             if not VARIABLE.fullmatch(name):
-                raise ValueError(f"{name!r} is not the name of a variable")
+                raise ValueError(f"{name!r} is not a valid variable name")
             if "\0" in value or "\n" in value:
-                raise ValueError(f"{name}: a value is one line")
+                raise ValueError(f"{name}: the value must be one line")
             if PLACE.fullmatch(name) and not name.startswith("MASTER_"):
-                raise ValueError(f"{name}: tells a rank its place, which the launcher does")
+                raise ValueError(f"{name}: is set by the launcher; remove it")
         return variables
 
     @model_validator(mode="after")
     def _has_tasks(self) -> ClusterProfile:
         if self.scheduler == "slurm" and not self.gpus_per_node and self.tasks_per_node is None:
-            raise ValueError("give `gpus_per_node`, or `tasks_per_node` for a cluster without GPUs")
+            raise ValueError("set `gpus_per_node`, or `tasks_per_node` for a cluster without GPUs")
         return self
 
     @property
     def tasks(self) -> int:
-        """Ranks a node."""
+        """Ranks per node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
 
 def profile_folders(run: Path | None = None) -> list[Path]:
-    """Where profiles are looked for, nearest first."""
+    """Folders searched for profiles, in order of precedence."""
     from onediff.config.compose import configs_folder
 
     own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "onediff"
@@ -241,9 +241,9 @@ def profile_folders(run: Path | None = None) -> list[Path]:
 
 
 def load_profile(name: str, run: Path | None = None) -> ClusterProfile:
-    """The profile in the file `name`, or `NAME.yaml` in the run folder, `~/.config/onediff` or the shipped ones.
+    """Load the profile from the file `name`, or from `NAME.yaml` in the run folder, `~/.config/onediff` or the package.
 
-    Raises UserError that names the file, the key and the nearest known name.
+    Raises UserError naming the file, the key and the closest known name.
     """
     import yaml
 

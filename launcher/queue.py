@@ -1,4 +1,4 @@
-"""Queueing jobs so that none is lost or doubled: by one process at a time, written down before, found by their comments."""
+"""Queue jobs so that none is lost or duplicated: under a lock, recorded beforehand, and identified by their comments."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from onediff.errors import UserError
 
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
 SETTLE_SECONDS = 60.0
-"""How long a job whose queueing got no answer may still appear."""
+"""Seconds within which a job may still appear in the queue after its sbatch got no answer."""
 
 
 def mark(run: Path, phase: str) -> str:
-    """What the comment of every job of `phase` ends with: where the run lies, in 12 hexadecimal digits, and the phase."""
+    """The end of the comment of every job of `phase`: a hash of the run's path (12 hexadecimal digits) and the phase."""
     return f"onediff:{hashlib.sha256(str(run).encode()).hexdigest()[:12]}:{phase}"
 
 
 @contextmanager
 def sole(record: Record, doing: str) -> Iterator[None]:
-    """Holds the run for this process. Raises UserError when another one has it, which is `doing` it."""
+    """Lock the run. Raises UserError if another process holds it; `doing` says what that one does, as in `submitting`."""
     record.folder.mkdir(exist_ok=True)
     with (record.folder / "lock").open("w") as lock:
         try:
@@ -38,29 +38,29 @@ def sole(record: Record, doing: str) -> Iterator[None]:
                 f"{record.run}: another process is {doing} it; follow it with `onediff launch status {record.run}`"
             ) from None
         except OSError:
-            pass  # a file system without locks: what is written down before each job has to do
+            pass  # the file system has no locks: the record written before each job must suffice
         yield
 
 
 def active_jobs(record: Record) -> dict[str, slurm.Job]:
-    """Jobs of the run that Slurm will still work on, by phase: those written down, and those with its mark."""
+    """Pending and running jobs of the run by phase: those on record, and those that carry its mark."""
     latest = record.latest_jobs()
     if not latest and not slurm.available():
-        return {}  # a run of this machine alone
+        return {}  # a run on this machine only
     listed = slurm.jobs(list(latest.values())) if latest else {}
     found = [*marked(record.run).items(), *((phase, listed[job]) for phase, job in latest.items() if job in listed)]
     return {phase: job for phase, job in found if job.state in ACTIVE}
 
 
 def marked(run: Path) -> dict[str, slurm.Job]:
-    """The newest job of each phase that this user's queue has under the mark of the run."""
+    """The newest job of each phase in this user's queue that carries the run's mark."""
     word = re.compile(re.escape(mark(run, "")) + r"([A-Za-z0-9_.-]+)")
     jobs = [(match[1], job) for job, comment in slurm.own_jobs() if (match := word.search(comment))]
     return dict(sorted(jobs, key=lambda found: (found[1].state in ACTIVE, int(found[1].job))))
 
 
 def require_idle(record: Record) -> None:
-    """Raises UserError while a job of the run is queued or running, or may be."""
+    """Raise UserError if a job of the run is, or may be, queued or running."""
     run = record.run
     if running := active_jobs(record):
         phase, job = next(iter(running.items()))
@@ -71,8 +71,8 @@ def require_idle(record: Record) -> None:
     for entry in record.jobs():
         if entry["job"] is None and (age := time.time() - entry["submitted"]) < SETTLE_SECONDS:
             raise UserError(
-                f"{run}: phase {entry['phase']} was being queued {age:.0f} s ago, by a submission that has not told its "
-                "end; try again in a minute"
+                f"{run}: another submission started to queue phase {entry['phase']} {age:.0f} s ago and has not reported "
+                "the result; try again in a minute"
             )
     record.write_jobs([entry for entry in record.jobs() if entry["job"] is not None])
 
@@ -80,9 +80,9 @@ def require_idle(record: Record) -> None:
 def submit_chain(
     record: Record, phases: Sequence[str], scripts: Sequence[Path], behind: str | None = None
 ) -> list[tuple[str, str]]:
-    """Has Slurm judge every script, then queues all or none, as `queue_chain` does."""
+    """Have Slurm check every script, then queue all or none, as `queue_chain` does."""
     if wishes := unheeded():
-        print(f"not heeded, the profile decides: {', '.join(wishes)}", file=sys.stderr)
+        print(f"ignored, use the profile instead: {', '.join(wishes)}", file=sys.stderr)
     for script in scripts:
         slurm.test_only(str(script))
     (record.folder / "cancelled").unlink(missing_ok=True)
@@ -92,15 +92,15 @@ def submit_chain(
 def queue_chain(
     record: Record, phases: Sequence[str], scripts: Sequence[Path], behind: str | None = None
 ) -> list[tuple[str, str]]:
-    """Queues the phases, each after the success of the one before; returns (phase, job id).
+    """Queue the phases, each after the success of the previous one. Returns (phase, job id) pairs.
 
-    The first waits for the end, whatever it is, of the job `behind`, if one is given.
-    All or none: what was queued is cancelled again when Slurm refuses a later one.
+    If `behind` is given, the first phase waits for that job to end, successfully or not. If Slurm refuses a job, those
+    already queued are cancelled.
     """
     before, made = record.jobs(), list[Json]()
     try:
         for phase, script in zip(phases, scripts, strict=True):
-            # Without the second option a child of a failed job waits forever.
+            # Without the second option the dependents of a failed job would wait forever.
             after = [f"--dependency=afterok:{made[-1]['job']}", "--kill-on-invalid-dep=yes"] if made else []
             after += [f"--dependency=afterany:{behind}"] if behind and not made else []
             entry: Json = {"phase": phase, "job": None, "submitted": time.time()}
@@ -110,7 +110,7 @@ def queue_chain(
             record.write_jobs([*before, *made])
     except slurm.NoAnswer as error:
         raise UserError(
-            f"{error}; {phase} may be queued all the same. {take_back(record, before, made, entry)}"
+            f"{error}; {phase} may have been queued anyway. {take_back(record, before, made, entry)}"
         ) from None
     except UserError as error:
         raise UserError(f"{error}{take_back(record, before, made)}") from None
@@ -118,7 +118,7 @@ def queue_chain(
 
 
 def queued(record: Record, phase: str, script: Path, options: Sequence[str]) -> str:
-    """Queues one script; returns its job's id, from the queue itself where sbatch's answer was lost."""
+    """Queue one script and return its job id, which is looked up in the queue if sbatch's answer was lost."""
     try:
         return slurm.submit(str(script), options)
     except slurm.NoAnswer:
@@ -129,7 +129,7 @@ def queued(record: Record, phase: str, script: Path, options: Sequence[str]) -> 
 
 
 def take_back(record: Record, before: list[Json], made: list[Json], lost: Json | None = None) -> str:
-    """Cancels the jobs `made`, and says what may be left."""
+    """Cancel the jobs `made`. Returns a remark on those that may be left."""
     left = [lost] if lost else []
     try:
         if made:
@@ -139,5 +139,5 @@ def take_back(record: Record, before: list[Json], made: list[Json], lost: Json |
     record.write_jobs([*before, *left])
     if not left:
         return ""
-    names = ", ".join(f"{entry['phase']} (job {entry['job'] or 'not known'})" for entry in left)
-    return f"; not taken back: {names}; when Slurm answers again: onediff launch cancel {record.run}"
+    names = ", ".join(f"{entry['phase']} (job {entry['job'] or 'unknown'})" for entry in left)
+    return f"; not cancelled: {names}; once Slurm answers, run: onediff launch cancel {record.run}"

@@ -1,4 +1,4 @@
-"""Whether all that a run will read can be read from where its jobs run, before anything is queued."""
+"""Check before queueing that everything a run reads is available to its jobs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def check_inputs(
     dry_run: bool = False,
     weights: bool = True,
 ) -> None:
-    """Shards, pretrained models and what `init` names, for `phases`; `said` is the configuration with its overrides.
+    """Check shards, pretrained models and `init` for `phases`; `said` is the configuration and its overrides as typed.
 
-    A run that goes on (`begins` is false) has its weights in checkpoints. What is missing is listed by a dry run, and raises
-    UserError else; so does what is here and does not fit. Without `weights`, models are left to the nodes.
+    A resumed run (`begins` is false) has its weights in checkpoints. Missing inputs raise UserError, or are only listed in
+    a dry run; so do inputs that do not match the configuration. Without `weights`, models are not checked: the nodes
+    download them.
     """
     from onediff.hub.named import named_in
     from onediff.plan.missing import PARTS, missing_data, missing_models, told
@@ -62,7 +63,7 @@ def check_inputs(
 
 
 def offline(config: RunConfig, profile: ClusterProfile) -> ClusterProfile:
-    """The profile for ranks that have all models on their disks: none of them asks the hub, which may be out of reach."""
+    """The profile for ranks that have all models on disk: they never contact the hub, which may be unreachable."""
     from onediff.hub.named import named_in
 
     if all(one.is_path for one in named_in(config.model)):
@@ -72,9 +73,9 @@ def offline(config: RunConfig, profile: ClusterProfile) -> ClusterProfile:
 
 @lru_cache(maxsize=8)
 def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> list[str]:
-    """What of the pretrained models does not fit the configuration, in a process of its own: torch takes seconds.
+    """Mismatches between the pretrained models and the configuration. Runs in a subprocess, since it imports torch.
 
-    Nothing, with a note, where there is no torch on this machine.
+    Empty, with a note, if torch is not installed.
     """
     try:
         done = subprocess.run(
@@ -89,14 +90,14 @@ def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         said = error.stderr if isinstance(error.stderr, str) else ""
         why = (said.strip().splitlines() or [f"no answer from {sys.executable}"])[-1]
-        print(f"the headers of weights are not compared with the configuration: {why}", file=sys.stderr)
+        print(f"weights not compared with the configuration: {why}", file=sys.stderr)
         return []
     found: list[str] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def note_container(config: RunConfig, profile: ClusterProfile) -> None:
-    """Says which folders the ranks will not find where the container's mounts are all that they see."""
+    """Warn about folders that the ranks cannot see because they are outside the container's mounts."""
     from onediff.config.addresses import is_url
     from onediff.hub.named import cache_folder, named_in
 

@@ -1,6 +1,6 @@
-"""What the launcher knows of a run, kept in `<run>/launch`: the frozen plan, the jobs, and every attempt with its end.
+"""The launcher's record of a run in `<run>/launch`: the frozen plan, the jobs, and every attempt and how it ended.
 
-Standard library only: the job on the node reads and writes these files before any environment is known to be good.
+Standard library only: the job reads and writes these files on a node whose environment has not been verified yet.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from onediff.errors import UserError
 Json = dict[str, Any]
 SUPERSEDED = "superseded"
 TAIL_BYTES = 1 << 16
-"""As much of a log as its last lines are looked for in."""
+"""Bytes at the end of a log that are searched for its last lines."""
 
 
 @dataclass
 class Attempt:
-    """One start of one phase: where it ran, how far it came, and how it ended."""
+    """One start of a phase: where it ran, how far it got, and how it ended."""
 
     number: int
     job: str
@@ -31,35 +31,34 @@ class Attempt:
     started: float
     """Seconds since the epoch."""
     first_step: int
-    """The furthest step that the phase had reached before."""
+    """The furthest step that the phase had reached before this attempt."""
     ended: float | None = None
     last_step: int | None = None
     cause: str | None = None
-    """`finished`, `stopped`, `bad input`, `not a number`, `crash`, `hang`, `bad node` (by its pre-flight), `bad hardware`
-    (by a known failure), `hopeless` and `hopeless at start` (likewise), `refused` (srun bears none of its options),
-    `slow node` (stopped at a checkpoint so that a spare takes its place), `interrupted` (by a signal from outside),
-    `vanished` or `cancelled`."""
+    """`finished`, `stopped`, `bad input`, `not a number`, `crash`, `hang`, `bad node` (failed its pre-flight check),
+    `bad hardware`, `hopeless` or `hopeless at start` (known failures), `refused` (srun rejected its options), `slow node`
+    (stopped at a checkpoint to be replaced by a spare), `interrupted` (by an external signal), `vanished` or `cancelled`."""
     exit_code: int | None = None
     reason: str | None = None
     """One line for people."""
     log: str | None = None
     """The log to read first."""
     blamed: list[str] = field(default_factory=list)
-    """Nodes that this end speaks against."""
+    """Nodes that this end counts against."""
     action: str | None = None
     """What the launcher did: `done`, `restart` (in the same job), `requeue` or `fail`."""
     failed: float | None = None
-    """When the first rank failed, or when anything last moved before a hang; seconds since the epoch, as all times here."""
+    """When the first rank failed, or the last progress before a hang; seconds since the epoch, like all times here."""
     launched: float | None = None
-    """When the ranks were started, after the nodes had been checked."""
+    """When the ranks were started, after the node checks."""
     moved: float | None = None
-    """When it reached a step that no earlier attempt had reached."""
+    """When it first reached a new step."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Spent in each section, as rank 0 counted them."""
+    """Seconds spent in each section, as measured by rank 0."""
     repeated: float = 0.0
-    """Of the seconds of steps, those of steps that an earlier attempt had done."""
+    """The part of the step seconds spent on steps that an earlier attempt had already done."""
     section: str | None = None
-    """What rank 0 was at last."""
+    """What rank 0 was last doing."""
 
 
 class Record:
@@ -72,18 +71,18 @@ class Record:
         self.logs = run / "logs"
 
     def plan(self) -> Json:
-        """The frozen plan; empty for a folder that was never submitted."""
+        """The frozen plan, or an empty dict for a folder that was never submitted."""
         return read_json(self.plan_file) or {}
 
     def submitted_plan(self) -> Json:
-        """The frozen plan. Raises UserError when there is none."""
+        """The frozen plan. Raises UserError if there is none."""
         plan = self.plan()
         if "phases" not in plan:
             raise UserError(f"{self.plan_file}: no such file; the run's folder was removed, moved or never submitted")
         return plan
 
     def jobs(self) -> list[Json]:
-        """Every job submitted for this run, oldest first: `phase`, `job`, `submitted`; no `job` until Slurm answers."""
+        """Every job submitted for this run, oldest first: `phase`, `job`, `submitted`; `job` is None until Slurm answers."""
         return read_json(self.folder / "jobs.json") or []
 
     def write_jobs(self, jobs: list[Json]) -> None:
@@ -103,19 +102,19 @@ class Record:
         write_json(self.folder / f"attempts-{phase}.json", [asdict(attempt) for attempt in attempts])
 
     def exits(self, phase: str, attempt: int) -> Path:
-        """Folder in which each task of an attempt leaves how it ended."""
+        """Folder in which each task of an attempt records how it ended."""
         return self.folder / "exits" / f"{phase}.{attempt}"
 
     def superseded(self, phase: str, attempt: int) -> Path:
-        """A mark that a later attempt took over: whatever lives on of this one, on a node that Slurm lost, must end."""
+        """Mark that a later attempt took over: ranks of this one that still run, on a node that Slurm lost, must end."""
         return self.exits(phase, attempt) / SUPERSEDED
 
     def status(self) -> Json:
-        """What rank 0 wrote last; empty before the first step."""
+        """What rank 0 last wrote; empty before the first step."""
         return glimpse(self.run / "status.json")
 
     def beat(self) -> Json:
-        """What rank 0 is at, as it wrote last; empty before the first."""
+        """Rank 0's last heartbeat; empty before the first."""
         return glimpse(self.run / "heartbeat.json")
 
     def finished(self, phase: str) -> bool:
@@ -129,7 +128,7 @@ class Record:
         return glimpse(self.run / f"phase-{phase}" / "finished.json")
 
     def step(self, phase: str) -> int:
-        """The furthest step of `phase` known from its checkpoints and, while it is at it, from what rank 0 writes."""
+        """The furthest known step of `phase`, from its checkpoints and, while it runs, from rank 0's status."""
         told = [found.get("step") for found in (self.status(), self.beat()) if found.get("phase") == phase]
         seen = [step for step in told if isinstance(step, int)]
         for name in names_in(self.run / "checkpoints" / f"phase-{phase}"):
@@ -139,19 +138,17 @@ class Record:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file of the launcher's own, or None if there is none. Raises UserError for anything but JSON."""
+    """The value in one of the launcher's files, or None if there is no file. Raises UserError if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UserError(
-            f"{path}: not readable as JSON: {error}; the launcher writes this file, nothing else may"
-        ) from None
+        raise UserError(f"{path}: not readable as JSON: {error}; only the launcher may write this file") from None
 
 
 def glimpse(path: Path) -> Json:
-    """What another process wrote to `path`; empty while that is missing, half written, garbled or out of reach."""
+    """What another process wrote to `path`; empty if that is missing, incomplete, garbled or unreachable."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -160,7 +157,7 @@ def glimpse(path: Path) -> Json:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log, of any size; none where it cannot be read."""
+    """The last lines of a log of any size; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -170,7 +167,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none while it is missing or out of reach."""
+    """The sorted names in a folder; empty if it is missing or unreachable."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -178,11 +175,11 @@ def names_in(folder: Path) -> list[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a whole file and its folder; what was written survives a power cut."""
+    """Write a file atomically, creating its folder. It survives a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(value, indent=1), durable=True)
 
 
 def own_mark() -> str:
-    """Host and process id, for names of temporary files: nodes that share a folder have the same process ids."""
+    """Host and process id, for names of temporary files: nodes that share a folder may have equal process ids."""
     return f"{os.uname().nodename}-{os.getpid()}"

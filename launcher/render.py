@@ -1,4 +1,4 @@
-"""sbatch scripts that a person can read, from the template in `slurm/`. Everything a user named is quoted."""
+"""Render readable sbatch scripts from the template in `slurm/`. Everything that comes from the user is quoted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RISKY = re.compile(r"[\x00-\x1f\x7f\"'\\`$]")
 
 
 class Script(NamedTuple):
-    """One batch script: its parts, in the order in which they stand in the file."""
+    """The parts of a batch script, in the order of the file."""
 
     title: str
     directives: list[str]
@@ -28,7 +28,7 @@ class Script(NamedTuple):
 
 
 def template_folder() -> Path:
-    """The `slurm` that came with this installation: of the checkout, or below `share/onediff` of the environment."""
+    """The `slurm` folder of this installation: in the checkout, or in the environment's `share/onediff`."""
     checkout = Path(__file__).parents[1] / "slurm"
     if checkout.is_dir():
         return checkout
@@ -46,12 +46,12 @@ def rendered(script: Script) -> str:
         "COMMAND": " \\\n    ".join(broken(script.command)),
     }
     text = (template_folder() / "job.sbatch").read_text(encoding="utf-8")
-    # One pass, so that a marker inside a value stays what it is.
+    # A single pass, so that a marker inside a value is not replaced.
     return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)
 
 
 def broken(words: Sequence[str]) -> list[str]:
-    """The quoted words of a command in lines of a readable length."""
+    """The quoted words of a command, split into lines of readable length."""
     lines: list[str] = []
     for word in map(shlex.quote, words):
         if lines and len(lines[-1]) + len(word) < 100:
@@ -62,16 +62,16 @@ def broken(words: Sequence[str]) -> list[str]:
 
 
 def directive(option: str, value: object) -> str:
-    """`--option=value` as it may stand behind `#SBATCH`. Raises UserError for what Slurm could misread."""
+    """`--option=value` for an `#SBATCH` line. Raises UserError for a value that Slurm could misread."""
     text = safe(str(value), f"--{option}")
     return f"--{option}={text}" if PLAIN.fullmatch(text) else f'--{option}="{text}"'
 
 
 def safe(text: str, what: str) -> str:
-    """`text`, unless quotes, `$`, backslashes or control characters in it could change a script."""
+    """Return `text`. Raises UserError if it has quotes, `$`, backslashes or control characters, which could alter it."""
     found = RISKY.search(text)
     if found:
-        raise UserError(f"{what} {text!r}: {found[0]!r} is not allowed here; choose a plainer name")
+        raise UserError(f"{what} {text!r}: {found[0]!r} is not allowed here; choose a simpler name")
     return text
 
 
@@ -82,7 +82,7 @@ def one_line(text: str, what: str) -> str:
 
 
 def resource_directives(profile: ClusterProfile, nodes: str, tasks: int, gpus: int) -> list[str]:
-    """What to ask Slurm for: `nodes` is a count or a range, `tasks` and `gpus` are those of a node."""
+    """The resource request: `nodes` is a count or a range, `tasks` and `gpus` are per node."""
     lines = []
     for option, value in (
         ("partition", profile.partition),
@@ -104,7 +104,7 @@ def resource_directives(profile: ClusterProfile, nodes: str, tasks: int, gpus: i
 
 
 def own_option(line: str) -> str:
-    """An option of the profile's `sbatch` as it may stand behind `#SBATCH`: a value with spaces is quoted."""
+    """An option from the profile's `sbatch` for an `#SBATCH` line; a value with spaces is quoted."""
     name, sign, value = one_line(line, "sbatch").partition("=")
     if not sign or " " in name or not re.search(r"\s", value) or value[0] in "\"'":
         return line
@@ -122,9 +122,9 @@ def memory(profile: ClusterProfile, tasks: int) -> str | None:
 
 
 def environment_lines(profile: ClusterProfile, code: Path | None) -> list[str]:
-    """Shell lines that prepare the node: modules, setup, then variables, the profile's own last so that they win."""
+    """Shell lines that prepare the node: modules, setup, then variables, the profile's last so that they take precedence."""
     lines = [f"module load {' '.join(map(shlex.quote, profile.modules))}"] if profile.modules else []
-    if profile.setup:  # what a site gives to be sourced seldom bears `set -u`
+    if profile.setup:  # site scripts rarely tolerate `set -u`
         lines += ["set +u", *(one_line(line, "setup") for line in profile.setup), "set -u"]
     if code is not None:
         lines.append(f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
@@ -132,7 +132,7 @@ def environment_lines(profile: ClusterProfile, code: Path | None) -> list[str]:
 
 
 def variables(profile: ClusterProfile) -> dict[str, str]:
-    """The variables that a profile gives to every rank."""
+    """The environment variables that a profile sets for every rank."""
     made: dict[str, str] = {}
     if profile.interface:
         made |= {"NCCL_SOCKET_IFNAME": profile.interface, "GLOO_SOCKET_IFNAME": profile.interface}

@@ -1,4 +1,4 @@
-"""What each end of an attempt means: done, try again, or stop and say why. Pure functions of the record."""
+"""Decide what follows the end of an attempt: done, retry, or stop and say why. Pure functions of the record."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, EXIT_STOPPED, EXIT_BAD_INPUT, EX
 """Exit codes of a training process."""
 
 INTERRUPTIONS = 20
-"""Signals from outside, in a row and before any step of progress, after which somebody should look."""
+"""Number of external signals in a row, without progress in between, after which a person should look."""
 ASIDE = ("bad node", "slow node", "interrupted", "cancelled")
-"""Ends that say nothing about whether the run can go on."""
+"""Causes that say nothing about whether the run can continue."""
 
 CAUSES = {FINISHED: "finished", STOPPED: "stopped", BAD_INPUT: "bad input", NOT_A_NUMBER: "not a number"}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How often a phase is tried again; see `RequeueRule` in the profile for the meaning of each field."""
+    """How often a phase is retried; `RequeueRule` in the profile documents the fields."""
 
     restarts_without_progress: int
     node_failures: int
@@ -32,7 +32,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do after an attempt, and why, in one line."""
+    """What to do after an attempt, and a one-line reason."""
 
     action: str
     why: str
@@ -42,7 +42,7 @@ class Decision:
 def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
     """The decision after the last of `attempts`, which has ended.
 
-    Progress is a step further than any earlier attempt reached, so that a phase that always dies at the same step ends.
+    Progress means reaching a step that no earlier attempt reached, so a phase that always dies at the same step is stopped.
     """
     last = attempts[-1]
     why = last.reason or str(last.cause)
@@ -62,7 +62,9 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
     exclude = bad_nodes(attempts, rule)
     if last.cause == "bad node":
         if all(a.cause == "bad node" and set(a.nodes) <= set(a.blamed) for a in attempts[-2:]) and len(attempts) > 1:
-            return Decision("fail", f"every node failed its pre-flight, twice: {why}")  # then it is not the nodes
+            return Decision(
+                "fail", f"every node failed its pre-flight check twice: {why}"
+            )  # so the nodes are not to blame
         return Decision("requeue", why, exclude)
     if len(attempts) >= INTERRUPTIONS and all(map(stopped_idle, attempts[-INTERRUPTIONS:])):
         return Decision("fail", f"{why}, {INTERRUPTIONS} times in a row")
@@ -70,15 +72,15 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
         return Decision("requeue", why, exclude)
     idle = without_progress(attempts)
     if idle > rule.restarts_without_progress:
-        return Decision("fail", f"{why}; {idle} attempts in a row without a step of progress (step {ever})", exclude)
+        return Decision("fail", f"{why}; {idle} attempts in a row without progress (step {ever})", exclude)
     return Decision("requeue", why, exclude)
 
 
 def nodes_here(decision: Decision, attempts: Sequence[Attempt], ours: Sequence[str], part: Json) -> list[str]:
-    """Nodes of the running job on which to start again at once; none where it has to be queued again.
+    """Nodes of the running job to restart on immediately; empty if the job has to be requeued.
 
-    Spares come after those of the last attempt, and slow nodes last. `ours` are the nodes that the job still has. Fewer
-    than the user asked for are too few.
+    The order is: nodes of the last attempt, spares, slow nodes. `ours` are the nodes that the job still has. The result
+    is empty if they are fewer than the user asked for.
     """
     last, slow = attempts[-1], slow_nodes(attempts)
     if decision.action != "requeue" or last.cause in ("stopped", "vanished", "cancelled"):
@@ -91,7 +93,7 @@ def nodes_here(decision: Decision, attempts: Sequence[Attempt], ours: Sequence[s
 
 
 def without_progress(attempts: Sequence[Attempt]) -> int:
-    """How many of the last attempts came no further than an earlier one; those that were not let aside."""
+    """How many of the last attempts made no progress, not counting those whose cause says nothing about the run."""
     idle = 0
     for attempt in reversed([a for a in attempts if a.cause not in ASIDE and not stopped_idle(a)]):
         if (attempt.last_step or 0) > attempt.first_step:
@@ -101,17 +103,17 @@ def without_progress(attempts: Sequence[Attempt]) -> int:
 
 
 def stopped_idle(attempt: Attempt) -> bool:
-    """Whether a signal from outside ended an attempt before any step of progress."""
+    """Whether an external signal ended the attempt before it made progress."""
     return attempt.cause in ("interrupted", "stopped") and attempt.last_step == attempt.first_step
 
 
 def slow_nodes(attempts: Sequence[Attempt]) -> set[str]:
-    """Nodes that a spare has replaced because they were slow."""
+    """Nodes replaced by a spare because they were slow."""
     return {node for attempt in attempts if attempt.cause == "slow node" for node in attempt.blamed}
 
 
 def bad_nodes(attempts: Sequence[Attempt], rule: Rule) -> list[str]:
-    """Nodes to keep away from: broken ones, those that failed a pre-flight once, or that ended attempts often enough."""
+    """Nodes to avoid: broken ones, those that ever failed a pre-flight check, and those that ended too many attempts."""
     failures = Counter(node for attempt in attempts if attempt.cause != "slow node" for node in attempt.blamed)
     at_once = ("bad node", "bad hardware")
     unfit = {node for attempt in attempts if attempt.cause in at_once for node in attempt.blamed}
@@ -119,7 +121,7 @@ def bad_nodes(attempts: Sequence[Attempt], rule: Rule) -> list[str]:
 
 
 def usable_nodes(available: int, tasks_per_node: int, tensor: int, global_batch: int, micro_batch: int) -> int:
-    """The most nodes, at most `available`, whose ranks share the global batch evenly; 0 where no count does."""
+    """The largest number of nodes, up to `available`, whose ranks can split the global batch evenly; 0 if there is none."""
     for nodes in range(available, 0, -1):
         data, rest = divmod(nodes * tasks_per_node, tensor)
         if not rest and data and global_batch % (data * micro_batch) == 0:

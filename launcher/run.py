@@ -1,4 +1,4 @@
-"""A run from Python:
+"""Submit and follow a run from Python:
 
 import launcher
 
@@ -26,7 +26,7 @@ GOING = ("running", "waiting")
 
 
 class Run:
-    """A run that was submitted, by its folder: what `onediff launch status` and `explain` tell."""
+    """A submitted run, identified by its folder; offers what `onediff launch status` and `explain` print."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,11 +34,11 @@ class Run:
 
     @classmethod
     def open(cls, name: str | Path) -> Run:
-        """The run in a folder, or of that name below `runs/`. Raises UserError when there is none."""
+        """The run in a folder, or the one with that name in `runs/`. Raises UserError if there is none."""
         return cls(run_folder(str(name)))
 
     def status(self) -> list[PhaseState]:
-        """The state of each phase now."""
+        """The current state of each phase."""
         return phase_states(self.record)
 
     def finished(self) -> bool:
@@ -46,9 +46,9 @@ class Run:
         return all(phase.state == "finished" for phase in self.status())
 
     def wait(self, timeout: float | None = None, pause: float = 30.0) -> list[PhaseState]:
-        """Waits until no phase runs or waits any more, looking every `pause` seconds; returns the states.
+        """Wait until no phase is running or waiting, polling every `pause` seconds. Returns the states.
 
-        Raises TimeoutError after `timeout` seconds, and UserError with the reason where a phase has not finished.
+        Raises TimeoutError after `timeout` seconds, and UserError with the reason if a phase did not finish.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -62,7 +62,7 @@ class Run:
             time.sleep(pause)
 
     def explain(self) -> str:
-        """What happened, in words."""
+        """What happened so far, as text."""
         return explanation(self.record)
 
 
@@ -77,14 +77,16 @@ def submit(
     spares: int = 0,
     comment: str | None = None,
 ) -> Run:
-    """Checks, freezes and queues a run as `onediff launch submit` does, and returns it at once.
+    """Check, freeze and queue a run as `onediff launch submit` does, and return it immediately.
 
-    With a profile for this machine alone the phases run before it returns. Raises UserError for what is wrong.
+    With a local profile the phases run before it returns. Raises UserError if a check fails.
     """
     said = list(overrides)
     if isinstance(config, RunConfig):
         if said:
-            raise UserError("overrides: change the configuration itself, or give the name of its file")
+            raise UserError(
+                "overrides: need the name of a configuration file; with a RunConfig, change its values instead"
+            )
         loaded, typed = config, []
     else:
         loaded, typed = load_run(str(config), said), [str(config), *said]

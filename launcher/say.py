@@ -1,4 +1,4 @@
-"""Lines of the supervisor in the job's log."""
+"""Write the supervisor's lines to the job's log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 
 def say(text: str) -> None:
-    """A line in the job's log."""
+    """Write a line to the job's log."""
     try:
         print(f"onediff launch: {time.strftime('%H:%M:%S')} {text}", flush=True)
     except OSError:
-        return  # the log lies on the storage that may be away; what is judged here goes on without it
+        return  # the log's storage may be away; the supervisor carries on without it

@@ -1,7 +1,7 @@
-"""A search for good settings: Optuna proposes, runs are submitted, bad ones are ended early.
+"""Search for good settings: Optuna proposes values, runs are submitted, bad runs are ended early.
 
-The study lies in `<folder>/study.log`, a journal that survives a kill at any time. The same command goes on: runs that were
-going are followed again, finished ones are not repeated. Needs `pip install "onediff[search]"`.
+The study is kept in `<folder>/study.log`, a journal that survives a kill at any time. Repeating the command continues it:
+active runs are followed again, finished ones are not repeated. Needs `pip install "onediff[search]"`.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
 
 
 class Going(Protocol):
-    """A run that was started."""
+    """A started run."""
 
     def state(self) -> str:
-        """`going`, `finished`, or why it ended otherwise."""
+        """`going`, `finished`, or the reason why it ended."""
 
     def end(self) -> None:
-        """Ends the run."""
+        """End the run."""
 
     def leave(self) -> None:
-        """Leaves the run to itself: the search is interrupted, and follows it again when it goes on."""
+        """Detach from the run because the search is interrupted; a continued search follows it again."""
 
 
 Start = Callable[[Path, Sequence[str]], Going]
-"""Starts the run of a folder with these overrides, or follows it where it was started before."""
+"""Starts the run of a folder with these overrides, or follows it if it was started before."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run is judged by."""
+    """What runs are compared by."""
 
     metric: str
-    """A score of the last evaluation, else a metric of `phase`."""
+    """A score of the final evaluation, or else a metric of `phase`."""
     phase: str
-    """The last training phase: runs are compared at equal steps of it, and ended early by its metrics."""
+    """The last training phase; its metrics at equal steps decide which runs are ended early."""
     better: Literal["lower", "higher"]
 
     def __str__(self) -> str:
         return f"{self.better} {self.metric}"
 
     def curve(self, run: Path) -> dict[int, float]:
-        """The metric after each step of the phase at which it was measured, as far as the run has come."""
+        """The metric at each step of the phase at which it was measured so far."""
         found: dict[int, float] = {}
         for _, record in records(run / "tracking" / f"phase-{self.phase}.jsonl"):
             value = record.get("metrics", {}).get(self.metric)
@@ -64,7 +64,7 @@ class Goal:
         return found
 
     def value(self, run: Path) -> float:
-        """What a finished run reached. Raises UserError when it was not measured."""
+        """The metric of a finished run. Raises UserError if it was not measured."""
         seen = overview(run)
         if self.metric in seen.scores:
             return seen.scores[self.metric]
@@ -75,7 +75,7 @@ class Goal:
 
 
 def open_study(folder: Path, goal: Goal, seed: int, pruning: bool) -> Study:
-    """The study of a folder, begun or taken up. Raises UserError for another goal or without Optuna."""
+    """Create or continue the study of a folder. Raises UserError if its goal differs or Optuna is missing."""
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -86,7 +86,7 @@ def open_study(folder: Path, goal: Goal, seed: int, pruning: bool) -> Study:
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # With several runs at a time a proposal keeps away from those whose result is still open.
+        # With several runs at once, new proposals stay away from those still pending.
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     study = optuna.create_study(
         study_name=folder.name,
@@ -98,13 +98,13 @@ def open_study(folder: Path, goal: Goal, seed: int, pruning: bool) -> Study:
     )
     before = study.user_attrs.get("goal")
     if before not in (None, str(goal)):
-        raise UserError(f"{folder}: this search began for a {before}, not a {goal}; give this one another --name")
+        raise UserError(f"{folder}: this search was started for a {before}, not a {goal}; choose another --name")
     study.set_user_attr("goal", str(goal))
     return study
 
 
 class Search:
-    """The search of one folder: at most `at_most` runs at a time, `trials` in all."""
+    """The search in a folder: `trials` runs in total, at most `at_most` at once."""
 
     def __init__(
         self, study: Study, folder: Path, goal: Goal, space: Sequence[Choice], start: Start, at_most: int, trials: int
@@ -114,7 +114,7 @@ class Search:
         self.going: list[tuple[Trial, Going]] = []
 
     def run(self, pause: float) -> None:
-        """Runs to the last trial, looking at the runs every `pause` seconds."""
+        """Run until the last trial is over, polling the runs every `pause` seconds."""
         try:
             self.take_up()
             self.search(pause)
@@ -124,7 +124,7 @@ class Search:
             raise
 
     def take_up(self) -> None:
-        """Follows the runs that were going when the search was interrupted."""
+        """Follow the runs that were active when the search was interrupted."""
         from optuna import Trial
         from optuna.trial import TrialState
 
@@ -132,7 +132,7 @@ class Search:
             self.begin(Trial(self.study, frozen._trial_id))
 
     def search(self, pause: float) -> None:
-        """Proposes, starts and follows runs until the last is over."""
+        """Propose, start and follow runs until the last is over."""
         distributions = {choice.key: choice.distribution() for choice in self.space}
         while self.going or len(self.study.trials) < self.trials:
             while len(self.going) < self.at_most and len(self.study.trials) < self.trials:
@@ -142,11 +142,11 @@ class Search:
                 time.sleep(pause)
 
     def path(self, number: int) -> Path:
-        """The run of a trial."""
+        """The run folder of a trial."""
         return self.folder / f"trial-{number:03d}"
 
     def begin(self, trial: Trial) -> None:
-        """Starts the run of a trial."""
+        """Start the run of a trial."""
         from optuna.trial import TrialState
 
         overrides = [f"{choice.key}={choice.text(trial.params[choice.key])}" for choice in self.space]
@@ -159,7 +159,7 @@ class Search:
             raise
 
     def ended(self, trial: Trial, run: Going) -> bool:
-        """Tells the study how a trial goes; whether it is over."""
+        """Report a trial's progress to the study. Returns whether it is over."""
         from optuna.trial import TrialState
 
         path, state = self.path(trial.number), run.state()
@@ -180,7 +180,7 @@ class Search:
         return self.tell(trial, f"{self.goal.metric} {value:.6g}", TrialState.COMPLETE, value)
 
     def tell(self, trial: Trial, words: str, state: object, value: float | None = None) -> bool:
-        """Ends a trial in the study and on the terminal; returns True."""
+        """Finish a trial in the study and print a line about it. Returns True."""
         trial.set_user_attr("why", words)
         self.study.tell(trial, value, state=state)  # type: ignore[arg-type]
         print(f"trial {trial.number}: {words}", flush=True)
@@ -188,7 +188,7 @@ class Search:
 
 
 def best_first(study: Study, goal: Goal) -> list[FrozenTrial]:
-    """Finished trials by their value, then those that were ended early by their last, then failed ones."""
+    """Finished trials by value, then those ended early by their last value, then failed ones."""
     sign = 1 if goal.better == "lower" else -1
 
     def rank(trial: FrozenTrial) -> tuple[int, float]:
@@ -202,7 +202,7 @@ def best_first(study: Study, goal: Goal) -> list[FrozenTrial]:
 
 
 def table(study: Study, goal: Goal, space: Sequence[Choice]) -> str:
-    """All trials, best first, as people read them."""
+    """All trials as a text table, best first."""
     head = ["trial", *(choice.key for choice in space), "result"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""How a phase gets on: what rank 0 is at, since when, and how long it may be at it without moving.
+"""Progress of a phase: what rank 0 is doing, since when, and how long it may take without progress.
 
 Standard library only.
 """
@@ -17,24 +17,24 @@ STEP, START, LOADING = "step", "start", "loading"
 
 
 class Beat(NamedTuple):
-    """What rank 0 wrote last about its work, as `onediff.runs.section` writes it."""
+    """What rank 0 last wrote about its work (see `onediff.runs.section`)."""
 
     section: str
     began: float
-    """When the section began, in seconds since the epoch."""
+    """When the section began; seconds since the epoch."""
     moved: float
-    """When it last got on, likewise."""
+    """When it last made progress; seconds since the epoch."""
     done: int | None
-    """Steps, batches or parameters done in it, where they are counted."""
+    """Number of steps, batches or parameters done, if they are counted."""
     total: int | None
     seconds: dict[str, float]
-    """Spent in each section by this start of the process."""
+    """Seconds spent in each section since the process started."""
     slowest: Json
-    """The slowest rank by the last comparison, its `step`, `rank` and `share` behind the median; empty before the first."""
+    """Slowest rank in the last comparison: `step`, `rank` and `share` behind the median; empty before the first."""
 
 
 def as_beat(found: Json, phase: str) -> Beat | None:
-    """What a file of beats says of `phase`; None if it is of another one, or garbled."""
+    """The heartbeat of `phase` in the content of a file, or None if it belongs to another phase or is garbled."""
     if found.get("phase") != phase or not isinstance(found.get("section"), str):
         return None
     began, moved = float(found.get("began") or 0), float(found.get("moved") or 0)
@@ -51,21 +51,21 @@ def as_beat(found: Json, phase: str) -> Beat | None:
 
 
 class Progress:
-    """The progress of one attempt, from the files that its ranks write."""
+    """Progress of an attempt, read from the files its ranks write."""
 
     def __init__(self, record: Record, phase: str, attempt: Attempt, minutes: Json) -> None:
-        """`minutes` has the limit of every section."""
+        """`minutes` has a limit for each section."""
         self.record, self.phase, self.attempt, self.minutes = record, phase, attempt, minutes
         self.began = time.time()
         self.moved = self.began
-        """When anything was last seen to move, by this machine's clock."""
+        """When progress was last seen, by this machine's clock."""
         self.before = record.beat()
-        """Of an earlier start of the phase."""
+        """The heartbeat of an earlier start of the phase."""
         self.beat: Beat | None = None
         self.step = record.step(phase)
 
     def look(self) -> None:
-        """Reads what there is to read, and notes the first step beyond all earlier attempts."""
+        """Read the current state, and note when the first new step is reached."""
         found = self.record.beat()
         step, beat = self.record.step(self.phase), None if found == self.before else as_beat(found, self.phase)
         if step != self.step or beat != self.beat:
@@ -79,7 +79,7 @@ class Progress:
         self.step, self.beat = step, beat
 
     def stuck(self) -> str | None:
-        """Why the ranks must be ended, or None while something moves."""
+        """Why the ranks must be ended, or None while there is progress."""
         section = self.beat.section if self.beat is not None else START if self.attempt.moved is None else STEP
         limit = float(self.minutes[section if section in self.minutes else STEP])
         if time.time() - self.moved <= limit * 60:
@@ -98,14 +98,14 @@ def in_words(beat: Beat) -> str:
 
 
 class Spikes:
-    """Bad steps of a phase that were not there before, from the file in which the training writes them."""
+    """New bad steps of a phase, from the file that training writes them to."""
 
     def __init__(self, run: Path, phase: str) -> None:
         self.file = run / f"phase-{phase}" / "bad-steps.jsonl"
         self.size = size_of(self.file)
 
     def new(self) -> str | None:
-        """The newest in words, if there is one since the last look."""
+        """The newest bad step as text, if one was added since the last call."""
         size = size_of(self.file)
         if size <= self.size:
             return None
@@ -118,7 +118,7 @@ class Spikes:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 if there is none."""
+    """Size of a file in bytes; 0 if it does not exist."""
     try:
         return os.stat(path).st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""Nodes that keep the others waiting, and have the ranks stop at a checkpoint so that a spare can take their place.
+"""Detect a slow node, so that the ranks can stop at a checkpoint and a spare can replace it.
 
 Standard library only.
 """
@@ -13,18 +13,18 @@ from launcher.sections import Beat
 
 
 class SlowNode:
-    """Watches what rank 0 tells of the slowest rank of `attempt`."""
+    """Follows rank 0's reports on the slowest rank of `attempt`."""
 
     def __init__(self, attempt: Attempt, rule: Rule, spares: Sequence[str]) -> None:
-        """`spares` are nodes that could step in."""
+        """`spares` are the nodes available as replacements."""
         self.attempt, self.rule, self.spares = attempt, rule, list(spares)
         self.seen = 0
-        """The step of the last comparison."""
+        """Step of the last comparison."""
         self.row: list[tuple[str, float]] = []
-        """Node of the slowest rank and its lag, in the comparisons in a row that named the same node."""
+        """Node of the slowest rank and its lag, for the latest consecutive comparisons that named the same node."""
 
     def look(self, beat: Beat | None) -> tuple[str, str] | None:
-        """The node to replace and why, once it is confirmed and there is a spare; each comparison counts once."""
+        """The node to replace and why, once confirmed and if there is a spare. Each comparison counts once."""
         if beat is None or not beat.slowest or self.rule.slow_share is None or not self.spares:
             return None
         step, rank, lag = int(beat.slowest["step"]), int(beat.slowest["rank"]), float(beat.slowest["share"])

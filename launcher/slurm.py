@@ -1,4 +1,4 @@
-"""Slurm's client commands, each with a bound on its wait and one clear line when it fails.
+"""Slurm's client commands, each with a timeout and a one-line error.
 
 Standard library only.
 """
@@ -16,10 +16,10 @@ from launcher.environment import for_commands
 from onediff.errors import UserError
 
 WAIT_SECONDS = 30.0
-"""Longest wait for an answer of the controller: its clients hang for minutes when it is gone."""
+"""Seconds to wait for the controller; without a limit the clients hang for minutes when it is gone."""
 
 UNKNOWN = 1 << 30
-"""Stands for a limit that Slurm does not tell."""
+"""Stands for a limit that Slurm does not report."""
 
 
 PASSING = re.compile(
@@ -28,11 +28,11 @@ PASSING = re.compile(
     r"|temporarily|Requested nodes are busy|credential expired|[Mm]unge|authentication error|Unspecified error"
     r"|Unexpected message received"
 )
-"""What Slurm's commands say while the controller is away, restarts or is overloaded, or an earlier step still ends."""
+"""Messages of Slurm's commands while the controller is away, restarting or overloaded, or an earlier step still ends."""
 
 
 class NoAnswer(UserError):
-    """Slurm did not answer: what was asked for may have been done all the same."""
+    """Slurm did not answer; the request may have been carried out anyway."""
 
 
 class Job(NamedTuple):
@@ -42,35 +42,35 @@ class Job(NamedTuple):
     state: str
     """PENDING, RUNNING, COMPLETING, …"""
     reason: str
-    """Why it waits; `None` when it does not."""
+    """Why it is pending; `None` if it is not."""
     nodes: int
     node_list: str
     time_left: str
 
 
 class Partition(NamedTuple):
-    """The limits of a partition that a submission can break."""
+    """The limits of a partition that a submission may exceed."""
 
     name: str
     nodes: int
     gpus: int
     cpus: int
     minutes: int | None
-    """Longest time limit, None for no limit."""
+    """Maximum time limit; None for no limit."""
 
 
 def available() -> bool:
-    """Whether Slurm's commands are on the path."""
+    """Whether Slurm's commands are on PATH."""
     return shutil.which("sbatch") is not None
 
 
 def command(words: Sequence[str], wait: float = WAIT_SECONDS) -> str:
-    """What a Slurm command prints. Raises UserError when it is missing, does not answer in time, or refuses."""
+    """Run a Slurm command and return its output. Raises UserError if it is missing, times out, or fails."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=wait, env=for_commands())
     except FileNotFoundError:
         raise UserError(
-            f"{words[0]}: not on the path; run this on a login node of the cluster, or choose `--profile local`"
+            f"{words[0]}: not found on PATH; run this on a login node of the cluster, or use `--profile local`"
         ) from None
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"{words[0]}: no answer from Slurm's controller within {wait:.0f} s; try again later") from None
@@ -81,13 +81,13 @@ def command(words: Sequence[str], wait: float = WAIT_SECONDS) -> str:
 
 
 def refusal(text: str) -> str:
-    """The telling part of what a Slurm command complained about, without its own prefixes."""
+    """The message of a failed Slurm command without its prefixes."""
     lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
-    return "; ".join(dict.fromkeys(line.strip() for line in lines)) or "failed without a word"
+    return "; ".join(dict.fromkeys(line.strip() for line in lines)) or "failed without a message"
 
 
 def submit(script: str, options: Sequence[str] = ()) -> str:
-    """Queues the script file; returns the job id, which stands in a line of its own amid whatever a site prints."""
+    """Queue the script file. Returns the job id, which is on a line of its own amid whatever the site prints."""
     said = command(["sbatch", "--parsable", *options, script])
     ids = re.findall(r"^(\d+)(?:;\S+)?$", said, re.MULTILINE)
     if len(ids) != 1:
@@ -96,15 +96,15 @@ def submit(script: str, options: Sequence[str] = ()) -> str:
 
 
 def test_only(script: str) -> str:
-    """Asks Slurm whether it would take the script, without queueing it."""
+    """Ask Slurm whether it would accept the script, without queueing it. Raises UserError if not."""
     try:
         return command(["sbatch", "--test-only", script])
     except UserError as error:
-        raise UserError(f"{error}; what was asked for stands at the top of {script}") from None
+        raise UserError(f"{error}; the request is at the top of {script}") from None
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:
-    """Those of `ids` that Slurm still lists; an old job is simply absent. An array is as far as its busiest task."""
+    """The jobs among `ids` that Slurm still lists; old jobs are absent. An array has the state of its most active task."""
     found: dict[str, Job] = {}
     for job in listed(ids):
         if job.job not in found or busy(job) < busy(found[job.job]):
@@ -113,12 +113,12 @@ def jobs(ids: Sequence[str]) -> dict[str, Job]:
 
 
 def busy(job: Job) -> int:
-    """0 for a job that runs, 1 for one that waits, 2 for one that has ended."""
+    """Sort key: 0 for a running job, 1 for a pending one, 2 for one that has ended."""
     return ("RUNNING", "PENDING", job.state).index(job.state)
 
 
 def listed(ids: Sequence[str]) -> list[Job]:
-    """One entry a job, or a task of an array, under the id of the whole array."""
+    """One entry per job or array task; tasks have the id of their array."""
     if not ids:
         return []
     try:
@@ -126,7 +126,7 @@ def listed(ids: Sequence[str]) -> list[Job]:
             ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%F|%T|%r|%D|%N|%L"]
         )
     except UserError as error:
-        if "Invalid job id" in str(error):  # squeue's answer when it knows none of them
+        if "Invalid job id" in str(error):  # squeue knows none of them
             return []
         raise
     rows = [line.split("|") for line in text.splitlines()]
@@ -148,13 +148,13 @@ def own_jobs() -> list[tuple[Job, str]]:
 
 
 def configuration() -> dict[str, str]:
-    """What `scontrol show config` says, by name."""
+    """The values of `scontrol show config` by name."""
     lines = (line.partition("=") for line in command(["scontrol", "show", "config"]).splitlines())
     return {name.strip(): value.strip() for name, sign, value in lines if sign}
 
 
 def partitions() -> dict[str, Partition]:
-    """Every partition, the smallest of its nodes deciding about GPUs and CPUs; the default one under "" as well."""
+    """Every partition by name, with the GPUs and CPUs of its smallest node; the default partition is also under ""."""
     found: dict[str, Partition] = {}
     for line in command(["sinfo", "--noheader", "--format=%R|%P|%D|%G|%c|%l"]).splitlines():
         name, starred, nodes, gres, cpus, limit = line.split("|")
@@ -168,7 +168,7 @@ def partitions() -> dict[str, Partition]:
         if starred.endswith("*"):
             found[""] = here
     if any(not here.nodes for here in found.values()):
-        # Nodes of a cloud that are switched off: sinfo hides them, and what they have is for sbatch to judge.
+        # sinfo hides cloud nodes that are powered off, so their resources are left for sbatch to check.
         lines = command(["scontrol", "--oneliner", "show", "partition"]).splitlines()
         fields = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
         totals = {field["PartitionName"]: int(field.get("TotalNodes", 0)) for field in fields}
@@ -179,7 +179,7 @@ def partitions() -> dict[str, Partition]:
 
 
 def gpus_in(gres: str) -> int:
-    """GPUs a node in sinfo's word for them: `gpu:h100:8(S:0-1)` is 8."""
+    """Number of GPUs in sinfo's notation: `gpu:h100:8(S:0-1)` is 8."""
     counts = []
     for word in gres.split(","):
         parts = word.partition("(")[0].split(":")
@@ -189,16 +189,16 @@ def gpus_in(gres: str) -> int:
 
 
 def minutes(limit: str) -> int | None:
-    """Slurm's time `[days-]hours:minutes:seconds`, `minutes[:seconds]` or `days-hours[:minutes]` in whole minutes.
+    """Convert Slurm's time `[days-]hours:minutes:seconds`, `minutes[:seconds]` or `days-hours[:minutes]` to whole minutes.
 
-    None for no limit. Raises UserError for what Slurm would not read.
+    Returns None for no limit. Raises UserError if Slurm could not parse it.
     """
     if limit.lower() in ("infinite", "unlimited", "n/a"):
         return None
     days, dash, clock = limit.rpartition("-")
     parts = clock.split(":")
     if not all(part.isdecimal() for part in parts) or (dash and not days.isdecimal()) or len(parts) > 3:
-        raise UserError(f"time limit {limit!r} is not a time of Slurm's, such as 24:00:00 or 7-00:00:00")
+        raise UserError(f"time limit {limit!r}: not in Slurm's format, such as 24:00:00 or 7-00:00:00")
     numbers = [int(part) for part in parts]
     if dash:
         hours, mins, seconds = (numbers + [0, 0])[:3]

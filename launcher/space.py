@@ -1,7 +1,7 @@
-"""What a search may choose: `key=a..b`, `key=a..b:log`, or `key=a,b,c`.
+"""The search space: `key=a..b`, `key=a..b:log`, or `key=a,b,c`.
 
-optimizer.lr=1e-5..1e-3:log      a number, evenly spread over its magnitudes
-model.delta.tokens=8..64         a whole number, since both ends are
+optimizer.lr=1e-5..1e-3:log      a number, on a logarithmic scale
+model.delta.tokens=8..64         an integer, since both bounds are
 optimizer.clip=0.5..2.0          a number
 training.attention=auto,sdpa     one of these
 """
@@ -25,7 +25,7 @@ WHOLE = re.compile(r"[+-]?\d+")
 
 @dataclass(frozen=True)
 class Choice:
-    """The values that one key may take: those listed, or those between `low` and `high`, both included."""
+    """The values that a key may take: the listed ones, or a range from `low` to `high` inclusive."""
 
     key: str
     listed: tuple[str, ...] = ()
@@ -35,19 +35,19 @@ class Choice:
     whole: bool = False
 
     def ends(self) -> list[str]:
-        """Overrides that a valid run must bear: every value listed, or both ends."""
+        """Overrides that must all give a valid run: every listed value, or both bounds."""
         values = self.listed or (self.text(self.low), self.text(self.high))
         return [f"{self.key}={value}" for value in values]
 
     def text(self, value: object) -> str:
-        """A value as the configuration reads it."""
+        """A value in the form that the configuration parses."""
         if self.listed:
             return str(value)
         assert isinstance(value, (int, float))
         return str(int(value)) if self.whole else repr(float(value))
 
     def distribution(self) -> BaseDistribution:
-        """The same for Optuna."""
+        """The same as an Optuna distribution."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.listed:
@@ -58,7 +58,10 @@ class Choice:
 
 
 def split_space(words: Sequence[str]) -> tuple[list[str], list[Choice]]:
-    """The overrides that are the same in every run, and the keys that the search chooses. Raises UserError."""
+    """Split overrides into those that are the same in every run and those that the search chooses.
+
+    Raises UserError if one is malformed or given twice, or if none is left to choose.
+    """
     fixed, chosen = [], []
     for word in words:
         key, sign, text = word.partition("=")
@@ -71,7 +74,7 @@ def split_space(words: Sequence[str]) -> tuple[list[str], list[Choice]]:
         else:
             fixed.append(word)
     if not chosen:
-        raise UserError("nothing to search: give at least one key a range, such as optimizer.lr=1e-5..1e-3:log")
+        raise UserError("nothing to search: give a range for at least one key, such as optimizer.lr=1e-5..1e-3:log")
     keys = [choice.key for choice in chosen]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError(f"{twice}: given twice")
@@ -79,17 +82,17 @@ def split_space(words: Sequence[str]) -> tuple[list[str], list[Choice]]:
 
 
 def ranged(word: str, key: str, match: re.Match[str]) -> Choice:
-    """The range of one key."""
+    """Parse the range of a key. Raises UserError if it is malformed."""
     try:
         low, high = float(match["low"]), float(match["high"])
     except ValueError:
-        raise UserError(f"{word}: the ends of a range are numbers") from None
+        raise UserError(f"{word}: the bounds of a range must be numbers") from None
     scale = match["scale"]
     if scale not in (None, "log"):
-        raise UserError(f"{word}: after the range may stand `:log`, not `:{scale}`")
+        raise UserError(f"{word}: a range may end in `:log`, not `:{scale}`")
     if not low < high:
-        raise UserError(f"{word}: the first end must be less than the second")
+        raise UserError(f"{word}: the lower bound must be less than the upper bound")
     if scale and low <= 0:
-        raise UserError(f"{word}: a logarithmic range begins above 0")
+        raise UserError(f"{word}: a logarithmic range must start above 0")
     whole = bool(WHOLE.fullmatch(match["low"]) and WHOLE.fullmatch(match["high"]))
     return Choice(key, (), low, high, scale == "log", whole)

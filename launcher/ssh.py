@@ -1,7 +1,7 @@
-"""`onediff launch … --host HOST:DIR`: the same command on a login node, over ssh.
+"""`onediff launch … --host HOST:DIR`: run the same command on a login node over ssh.
 
-What the command names and this machine holds goes along: the configuration, composed to one file, and a profile's file. The
-code is that of the installation there.
+Local files named in the command are sent along: the configuration, composed into one file, and the profile. The code is
+that of the installation on the host.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from onediff.config.compose import load_run
 from onediff.errors import UserError
 
 CONNECTION_FAILED = 255
-"""ssh's own exit code."""
+"""Exit code of ssh if ssh itself failed."""
 TAKES_CONFIG = ("submit", "sweep", "search")
 TAKES_PROFILE = (*TAKES_CONFIG, "data", "doctor")
 
 
 def run_there(host: str, subcommand: str, words: Sequence[str]) -> int:
-    """Runs a subcommand of `onediff launch`, with its `words`, in DIR of HOST; returns its exit code.
+    """Run a subcommand of `onediff launch` with the arguments `words` in DIR on HOST. Returns its exit code.
 
-    Uses `.venv/bin/onediff` of DIR where that exists, else the `onediff` of a login shell. Raises UserError when ssh cannot
+    Uses `.venv/bin/onediff` in DIR if it exists, else the `onediff` of a login shell. Raises UserError if ssh fails to
     connect.
     """
     address, _, folder = host.partition(":")
@@ -48,7 +48,7 @@ def run_there(host: str, subcommand: str, words: Sequence[str]) -> int:
 
 
 def packed(subcommand: str, words: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
-    """The words for the other side, and the files that they name, by their path there."""
+    """The arguments for the host, and the files they name by their path on the host."""
     said, files = list(words), dict[str, bytes]()
     for number, word in enumerate(said):
         before = said[number - 1] if number else ""
@@ -59,19 +59,19 @@ def packed(subcommand: str, words: Sequence[str]) -> tuple[list[str], dict[str, 
         else:
             continue
         if content is not None:
-            # Named by its content: two submissions never change each other's.
+            # Named by content, so that two submissions never overwrite each other's files.
             there = f"runs/sent/{hashlib.sha256(content).hexdigest()[:12]}/{Path(word).name}"
             said[number], files[there] = there, content
     return said, files
 
 
 def composed(name: str) -> bytes:
-    """A configuration with everything that it takes from other files."""
+    """A configuration merged with everything it includes from other files."""
     return yaml.safe_dump(load_run(name, []).model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
 
 
 def send(address: str, folder: str, files: dict[str, bytes]) -> None:
-    """Writes files below `folder` of a host."""
+    """Write files into `folder` on a host."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for path, content in files.items():
@@ -80,15 +80,15 @@ def send(address: str, folder: str, files: dict[str, bytes]) -> None:
             tar.addfile(entry, io.BytesIO(content))
     work = f"mkdir -p {shlex.quote(folder)} && tar -x -C {shlex.quote(folder)}"
     if code := over_ssh([address, work], address, archive.getvalue()):
-        raise UserError(f"--host {address}: {folder} cannot be written there (exit code {code})")
+        raise UserError(f"--host {address}: cannot write to {folder} (exit code {code})")
 
 
 def over_ssh(words: Sequence[str], address: str, given: bytes | None = None) -> int:
-    """One ssh to its end. Raises UserError when there is no ssh, or no connection."""
+    """Run ssh and return its exit code. Raises UserError if ssh is missing or cannot connect."""
     try:
         done = subprocess.run(["ssh", *words], input=given, check=False)
     except FileNotFoundError:
-        raise UserError("--host: needs ssh, which is not installed here") from None
+        raise UserError("--host: ssh is not installed") from None
     if done.returncode == CONNECTION_FAILED:
-        raise UserError(f"--host {address}: ssh could not connect; its words are above")
+        raise UserError(f"--host {address}: ssh could not connect; see its message above")
     return done.returncode

@@ -1,4 +1,4 @@
-"""Who keeps the others waiting, from the stacks that ranks write into their logs when a hang is ended.
+"""Find the rank that the others wait for, from the stacks that ranks write to their logs when a hang is ended.
 
 Standard library only.
 """
@@ -14,13 +14,13 @@ from typing import NamedTuple
 from launcher.record import last_lines
 
 LINES = 400
-"""As far from the end of a log as its stacks are looked for."""
+"""Number of lines at the end of a log that are searched for stacks."""
 THREAD = re.compile(r"Current thread 0x\w+ .*\(most recent call first\):")
 FRAME = re.compile(r'  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>\S+)')
 
 
 class Frame(NamedTuple):
-    """The innermost line of Python that a rank was at."""
+    """The innermost Python frame of a rank."""
 
     name: str
     file: str
@@ -31,16 +31,16 @@ class Frame(NamedTuple):
 
 
 def innermost(lines: Sequence[str]) -> Frame | None:
-    """Where the thread was that got the signal, by the last stack in `lines` as faulthandler writes it."""
+    """The frame of the thread that got the signal, from faulthandler's last stack in `lines`; None if there is none."""
     starts = [number for number, line in enumerate(lines) if THREAD.search(line)]
     found = FRAME.search(lines[starts[-1] + 1]) if starts and starts[-1] + 1 < len(lines) else None
     return Frame(found["name"], Path(found["file"]).name, int(found["line"])) if found else None
 
 
 def missing(logs: Sequence[Path]) -> str:
-    """The ranks that were elsewhere than most, in words, or nothing; `logs` are those of all ranks in order.
+    """Name the ranks that were in another function than most; empty if there are none. `logs` has one log per rank.
 
-    In a collective all ranks wait in the same function, but for the one that has not arrived.
+    In a collective all ranks wait in the same function, except for the one that has not reached it.
     """
     frames = {rank: frame for rank, log in enumerate(logs) if (frame := innermost(last_lines(log, LINES)))}
     if not frames:

@@ -1,4 +1,4 @@
-"""One srun of a job: its end, what it says, and whether what kept it from starting passes by itself.
+"""One srun of a job: how it ended, what it printed, and whether a failure to start is temporary.
 
 Standard library only.
 """
@@ -19,7 +19,7 @@ from launcher.slurm import PASSING, command, refusal
 from onediff.errors import UserError
 
 END_SECONDS = 10.0
-"""Time for the ranks to write their stacks after a hang, and for srun to end after its ranks."""
+"""Seconds for the ranks to write their stacks after a hang, and for srun to end after its ranks."""
 
 CANNOT = re.compile(
     r"unrecognized option|invalid option|requires an argument|doesn't allow an argument|ambiguous|fatal: "
@@ -27,17 +27,17 @@ CANNOT = re.compile(
     r"|mutually exclusive|than permitted|Memory required by task|not supported|Only allocated"
     r"|Invalid MPI type|find the specified plugin"
 )
-"""What srun says of options that this allocation, or any, does not bear: it would say so again."""
+"""srun's messages about options that this allocation rejects; retrying would not help."""
 OWN = re.compile(r"srun: (?!Warning: )|(\d+: )?slurmstepd[\w.-]*: error: ")
-"""A line of Slurm's own among those of the tasks."""
+"""A line from Slurm itself among those of the tasks."""
 BEGAN = re.compile(r"error: \S+: tasks? [\d,\- ]+: |tasks? [\d,\- ]+ (launch|start)")
-"""srun's word for tasks that ended: they had been started."""
+"""srun's message about tasks that ended, which means they had been started."""
 ENDED = re.compile(r"error: (?P<node>[\w.-]+): tasks? [\d,\- ]+: ")
 ON_NODE = re.compile(r"(?:launch .*failed on node|Node failure on) (?P<node>[\w.-]+)")
 
 
 KEEPERS = "keepers"
-"""Name of the step that has no ranks; see `launcher.keepers`."""
+"""Name of the step without ranks; see `launcher.keepers`."""
 
 
 class Refusal(NamedTuple):
@@ -45,19 +45,19 @@ class Refusal(NamedTuple):
 
     words: str
     passes: bool = False
-    """It may go when tried again."""
+    """Whether a retry may succeed."""
     final: bool = False
-    """It would be said again."""
+    """Whether a retry would fail the same way."""
     nodes: tuple[str, ...] = ()
-    """The nodes that it speaks against by name."""
+    """The nodes it names."""
 
 
 class Step:
-    """A running srun in `environment`; its words go on to the job's log. Raises UserError when there is no srun."""
+    """A running srun in `environment`; its output goes to the job's log. Raises UserError if srun is missing."""
 
     def __init__(self, words: Sequence[str], environment: dict[str, str]) -> None:
         try:
-            # In a session of its own: srun ends its ranks at once when a signal meant for this process reaches it.
+            # In a new session: srun would end its ranks at once if it received a signal meant for this process.
             self.process = subprocess.Popen(
                 words, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
             )
@@ -77,7 +77,7 @@ class Step:
                 sys.stderr.write(text)
                 sys.stderr.flush()
             except OSError:
-                continue  # the log lies on the storage that may be away
+                continue  # the log's storage may be away
 
     def wait(self, seconds: float) -> bool:
         """Whether srun ended within `seconds`."""
@@ -91,19 +91,19 @@ class Step:
         return self.process.poll() is not None
 
     def kill(self, job: str) -> None:
-        """Ends the running step, then srun itself if it still waits for somebody."""
+        """End the running step, then srun itself if it is still waiting."""
         signal_steps(job, "KILL")
         if not self.wait(END_SECONDS):
             self.process.kill()
             self.process.wait()
 
     def refusal(self) -> Refusal | None:
-        """Why this srun, which has ended, started nothing; None if it started its tasks."""
+        """Why this finished srun started nothing; None if it started its tasks."""
         self.listener.join(END_SECONDS)
         return why_not_started(self.process.wait(), list(self.said))
 
     def heard(self) -> set[str]:
-        """Nodes whose tasks srun saw end: those nodes live."""
+        """Nodes whose tasks srun saw end, which shows that the nodes are alive."""
         self.listener.join(END_SECONDS)
         return {match["node"] for line in self.said if (match := ENDED.search(line))}
 
@@ -113,7 +113,7 @@ class Step:
 
 
 def why_not_started(code: int, said: Sequence[str]) -> Refusal | None:
-    """What the exit code of srun and its own lines say about a step without a trace of its tasks."""
+    """Interpret srun's exit code and output for a step whose tasks left no trace."""
     nodes = tuple(dict.fromkeys(match["node"] for line in said if (match := ON_NODE.search(line))))
     if code == 0 or (any(BEGAN.search(line) for line in said) and not nodes):
         return None
@@ -128,7 +128,7 @@ def why_not_started(code: int, said: Sequence[str]) -> Refusal | None:
 
 
 def signal_steps(job: str, name: str) -> str | None:
-    """Sends a signal to the ranks of every step of the job; returns what Slurm complained about."""
+    """Send a signal to the ranks of every step of the job. Returns Slurm's complaint, if any."""
     try:
         for line in command(["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i %j"]).splitlines():
             step, _, named = line.strip().partition(" ")

@@ -1,4 +1,4 @@
-"""One run as it is asked for: checked whole, then frozen into its folder, then queued or run here."""
+"""Submit a run: check everything, freeze it into its folder, then queue it or run it here."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from onediff.runs.address import require_sources
 
 @dataclass(frozen=True)
 class Submission:
-    """What a user asks for."""
+    """A user's request to run a configuration."""
 
     config: RunConfig
     run: Path
-    """The run's folder, absolute."""
+    """The run's folder, as an absolute path."""
     profile: ClusterProfile
     nodes: str = "1"
-    """A count, or a range such as `4-8`."""
+    """Number of nodes, or a range such as `4-8`."""
     phases: str | None = None
-    """Names with commas between; all by default."""
+    """Comma-separated names; all by default."""
     spares: int = 0
-    """Nodes beyond those, which wait to take the place of one that fails."""
+    """Additional nodes that stand by to replace one that fails."""
     comment: str | None = None
     new_code: bool = True
-    """Freeze the code as it is installed, even where the run has some."""
+    """Freeze the installed code even if the run already has frozen code."""
     behind: str | None = None
-    """A job whose end is waited for."""
+    """Id of a job to wait for."""
     memory_check: bool = True
     weights_check: bool = True
     said: Sequence[str] = ()
-    """The configuration with its overrides as they were typed, for commands to type; the run's own by default."""
+    """The configuration and its overrides as typed, used in suggested commands; the run's own by default."""
 
 
 class Ready(NamedTuple):
@@ -53,15 +53,15 @@ class Ready(NamedTuple):
     profile: ClusterProfile
     plan: Json
     phases: list[str]
-    """Those that still have to run; none where all have finished."""
+    """Phases that still have to run; empty if all have finished."""
 
     def scripts(self) -> list[str]:
-        """The batch script of each phase. Raises UserError for a name that cannot be quoted."""
+        """The batch script of each phase. Raises UserError if a name cannot be quoted."""
         return [rendered(phase_script(self.plan, self.profile, name, self.asked.comment)) for name in self.phases]
 
 
 def checked(asked: Submission, dry_run: bool = False) -> Ready:
-    """Checks everything that can be checked without Slurm. Raises UserError; a dry run only lists what is missing."""
+    """Check everything that can be checked without Slurm. Raises UserError; a dry run only lists missing inputs."""
     config, record = asked.config, Record(asked.run)
     wanted = remaining(record, config, chosen_phases(config, asked.phases))
     if not wanted:
@@ -72,9 +72,9 @@ def checked(asked: Submission, dry_run: bool = False) -> Ready:
     profile = offline(config, asked.profile) if asked.weights_check else asked.profile
     nodes, spares = (node_range(asked.nodes), asked.spares) if on_slurm else ((1, 1), 0)
     plan = make_plan(config, asked.run, profile, nodes, wanted, spares)
-    # Relative paths of the configuration are those of the first submission.
+    # Relative paths in the configuration are relative to the directory of the first submission.
     plan["directory"] = record.plan().get("directory", str(Path.cwd()))
-    # What `init` names may be gone once a checkpoint is there; pretrained weights are read again until a phase has ended.
+    # The source of `init` may be gone once there is a checkpoint; pretrained weights are needed until a phase has finished.
     goes_on = config.init is not None and any(asked.run.glob("checkpoints/*/latest"))
     begins = not goes_on and not any(record.finished(phase) for phase in config.phases)
     said = asked.said or [str(asked.run)]
@@ -87,7 +87,7 @@ def checked(asked: Submission, dry_run: bool = False) -> Ready:
 
 
 def run_here(ready: Ready) -> int:
-    """Runs the phases as processes of this machine; returns the exit code of the chain."""
+    """Run the phases on this machine. Returns the exit code of the chain."""
     from launcher.local_chain import run_chain
 
     check_folder(ready.record, ready.asked.config)
@@ -97,7 +97,7 @@ def run_here(ready: Ready) -> int:
 
 
 def queue(ready: Ready) -> list[tuple[str, str]]:
-    """Has Slurm judge every script, then queues all or none; returns phases and their jobs."""
+    """Have Slurm check every script, then queue all or none. Returns (phase, job id) pairs."""
     asked, record = ready.asked, ready.record
     check_cluster(ready.profile, [part["nodes"][0] + part["spares"] for part in ready.plan["phases"].values()])
     ready.scripts()

@@ -1,10 +1,10 @@
-"""One rank under srun: gives it its place and its log, passes warnings on, and leaves a note of how it ended.
+"""Run one rank under srun: sets its place and its log, forwards warnings, and leaves a note of how it ended.
 
     python -m launcher.task NOTES LOG SUPERVISOR COMMAND …
 
-Writes `LOG.rank<r>.log` and `NOTES/<r>.json`, and sends signs of life to SUPERVISOR (`HOST:PORT`, or `-`). Its own exit code
-hides EX_TEMPFAIL: srun kills the other ranks at the first bad exit code, and ranks that stop together must be free to finish
-their last writes. Standard library only.
+Writes `LOG.rank<r>.log` and `NOTES/<r>.json`, and sends heartbeats to SUPERVISOR (`HOST:PORT`, or `-`). Its exit code hides
+EX_TEMPFAIL: srun kills the other ranks at the first nonzero exit code, and ranks that stop together must be able to finish
+their writes. Standard library only.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from launcher.rules import STOPPED
 from onediff.ranks import Ranks
 
 LISTEN_SECONDS = 1.0
-"""Pause between two looks at whether a rank that was warned during its imports listens by now."""
+"""Seconds between checks whether a rank that was warned during its imports handles signals yet."""
 LAST_LINES = 20
 
 
 def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
-    """Runs the rank; returns its exit code, 0 for a rank that stopped on request."""
+    """Run the rank. Returns its exit code, or 0 if it stopped on request."""
     place = Ranks.from_environment()
-    # One task a node speaks for it.
+    # One task per node sends its heartbeats.
     sender = Sender(supervisor if place.local_rank == 0 else "-", notes.name, node_name())
     warned = heard = False
     told: str | None = None
@@ -43,7 +43,7 @@ def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
         if number in (signal.SIGTERM, signal.SIGINT):
             told = told or signal.Signals(number).name
 
-    # Slurm signals every process of the task at once, this one too. A handler, unlike SIG_IGN, does not reach the rank.
+    # Slurm signals every process of the task at once, this one too. Unlike SIG_IGN, a handler is not inherited by the rank.
     for number in (signal.SIGTERM, signal.SIGABRT, signal.SIGCONT, signal.SIGINT):
         signal.signal(number, remember)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -62,11 +62,11 @@ def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
         while reading:
             if time.monotonic() >= look:
                 look = time.monotonic() + BEAT_SECONDS
-                # A later attempt took over, while Slurm lost this node and so did not end this one.
+                # A later attempt took over; Slurm lost this node and so did not end this one.
                 if sender.beat() or os.path.exists(notes / SUPERSEDED):
                     process.kill()
             if warned and listens(process.pid):
-                # Once only: a second one would end a rank that is on its way out and no longer listens.
+                # Only once: a second warning would kill a rank that is exiting and no longer handles signals.
                 process.send_signal(signal.SIGUSR1)
                 warned, heard = False, True
             ready = select.select([output, ended, wake], [], [], LISTEN_SECONDS if warned else BEAT_SECONDS)[0]
@@ -87,7 +87,7 @@ def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
 
 
 def started(command: list[str], place: Ranks) -> subprocess.Popen[bytes]:
-    """The rank, which dies with this process."""
+    """Start the rank, which dies with this process."""
     return subprocess.Popen(
         command,
         env=variables(place),
@@ -99,7 +99,7 @@ def started(command: list[str], place: Ranks) -> subprocess.Popen[bytes]:
 
 
 def leave_note(notes: Path, rank: int, code: int, log: Path, told: str | None) -> None:
-    """Writes how a rank ended; `told` is the signal from outside that it got before."""
+    """Write how a rank ended; `told` is the external signal it received before."""
     last = last_lines(log, LAST_LINES)
     note = {"rank": rank, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": last}
     write_json(notes / f"{rank}.json", {**note, "told": told})
@@ -112,7 +112,7 @@ def variables(place: Ranks) -> dict[str, str]:
         **os.environ,
         **place.variables(),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",  # a hang is ended by SIGABRT, and this makes it write every thread's stack first
+        "PYTHONFAULTHANDLER": "1",  # SIGABRT ends a hang; this makes the rank write every thread's stack first
     }
 
 
@@ -127,16 +127,16 @@ def listens(pid: int) -> bool:
 
 
 def pass_on(written: bytes) -> None:
-    """To srun, which puts the lines of all ranks into the job's log."""
+    """Write to srun, which collects the output of all ranks in the job's log."""
     try:
         while written:
             written = written[os.write(1, written) :]
     except OSError:
-        return  # srun is gone; the rank's own log goes on
+        return  # srun is gone; the rank's own log continues
 
 
 def node_name() -> str:
-    """This node as Slurm calls it."""
+    """Slurm's name for this node."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 

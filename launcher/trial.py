@@ -1,4 +1,4 @@
-"""One run of a search: started, followed, ended, on Slurm or on this machine."""
+"""Start, follow and end one run of a search, on Slurm or on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launcher.submission import Submission, checked, queue
 from onediff.config.compose import load_run
 
 STOP_SECONDS = 120.0
-"""Time for a run of this machine to write its checkpoint."""
+"""Seconds for a local run to write its checkpoint."""
 
 
 class Queued:
@@ -49,7 +49,7 @@ class Queued:
 
 
 class Here:
-    """A run on this machine, in a process of its own; its words go to `<folder>/search.log`."""
+    """A run on this machine, in its own process; its output goes to `<folder>/search.log`."""
 
     def __init__(self, path: Path, words: Sequence[str]) -> None:
         self.path = path
@@ -82,14 +82,14 @@ class Here:
             self.process.wait()
 
     def leave(self) -> None:
-        """See `Going`; a run of this machine cannot outlive the search."""
+        """End the run: a local run cannot outlive the search."""
         self.end()
 
 
 def starter(
     file: str, fixed: Sequence[str], search: str, profile: ClusterProfile, profile_name: str, nodes: str
 ) -> Start:
-    """Starts, or follows again, the run of a folder."""
+    """A function that starts the run of a folder, or follows it again."""
 
     def start(path: Path, overrides: Sequence[str]) -> Going:
         said = [file, *fixed, *overrides]

@@ -1,4 +1,4 @@
-"""One start of the ranks of a phase: followed to its end, which is judged.
+"""Start the ranks of a phase, follow them to their end, and judge it.
 
 Standard library only.
 """
@@ -26,13 +26,13 @@ from launcher.step import END_SECONDS, signal_steps
 from onediff.errors import UserError
 
 LOOK_SECONDS = 2.0
-"""Pause between two looks at the run's progress and at the notes of ranks."""
+"""Seconds between checks of the run's progress and of the ranks' notes."""
 AFTERMATH_SECONDS = 15.0
-"""How long srun may go on once a rank has failed: it would wait forever for ranks on a node that is gone."""
+"""Seconds that srun may continue once a rank has failed: it would wait forever for ranks on a dead node."""
 
 
 class Watch:
-    """Starts the ranks of `attempt`, and returns how they ended."""
+    """Starts the ranks of `attempt` and returns how they ended."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class Watch:
         self.phase, self.part, self.attempt = phase, part, attempt
         self.name = f"{phase}.{attempt.number}"
         self.again = any(before.job == attempt.job for before in record.attempts(phase)[:-1])
-        """Whether this job has had ranks before."""
+        """Whether this job has run ranks before."""
         self.notes, self.stem = record.exits(phase, attempt.number), record.logs / self.name
         self.progress = Progress(record, phase, attempt, self.plan["minutes"])
         self.slurmd = node_port()
         self.alerts, self.spikes = alerts, Spikes(record.run, phase)
         self.slow = slow
         self.replaced: tuple[str, str] | None = None
-        """A slow node for which the ranks were asked to stop, and why."""
+        """The slow node because of which the ranks were asked to stop, and the reason."""
 
     def run(self) -> Outcome:
-        """Starts the ranks and follows them to their end."""
+        """Start the ranks and follow them to their end."""
         attempt, found = self.attempt, list[Outcome]()
 
         def follow() -> bool:
@@ -107,11 +107,11 @@ class Watch:
             node, why = self.replaced
             return outcome._replace(cause="slow node", reason=f"{why}; stopped at a checkpoint", blamed=(node,))
         if outcome.cause == "stopped" and "SIGUSR1" in outcome.reason:
-            return outcome  # a warning that was heeded; the end that follows it may be a preemption's
+            return outcome  # the ranks obeyed a warning; what follows may be a preemption
         return self.allocation.ended_by_slurm(outcome) if ended and outcome.cause != "finished" else outcome
 
     def words(self) -> list[str]:
-        """Options of srun, and what it starts."""
+        """srun's options and the command it starts."""
         attempt, part, plan = self.attempt, self.part, self.plan
         options = [
             f"--nodes={len(attempt.nodes)}",
@@ -123,7 +123,7 @@ class Watch:
             "--distribution=block:block",
             "--kill-on-bad-exit=1",
             "--label",
-            # Slurm may count CPUs as taken by a step that a lost node has ended, and would wait for them forever.
+            # Slurm may still count CPUs of a step that died with its node as in use, and would wait for them forever.
             *(["--overlap"] if self.again else []),
         ]
         task = [*plan["rank_prefix"], *frozen.module(self.record.run, "launcher.task")]
@@ -131,7 +131,7 @@ class Watch:
         return [*options, *plan["srun"], *plan["rank_srun"], *IGNORANT, *task, *part["command"]]
 
     def follow(self) -> Outcome | None:
-        """Waits for the end of the ranks. Returns why, where they had to be ended."""
+        """Wait for the ranks to end. Returns an outcome if they had to be ended."""
         failed_at: float | None = None
         while not self.allocation.wait(LOOK_SECONDS):
             self.progress.look()
@@ -147,7 +147,7 @@ class Watch:
                 return Outcome("hang", f"{stuck}; the stacks of all ranks are in their logs")
             if gone := self.gone():
                 self.attempt.failed = time.time()
-                say(f"{', '.join(gone)}: no sign of life, and no answer; ending the other ranks")
+                say(f"{', '.join(gone)}: no heartbeat and no answer; ending the other ranks")
                 self.end_ranks()
                 return Outcome("crash", f"{', '.join(gone)} fell silent: node failure", blamed=tuple(gone))
             now = time.monotonic()
@@ -158,20 +158,20 @@ class Watch:
         return None
 
     def gone(self) -> Sequence[str]:
-        """Nodes whose signs of life ceased and whose host does not answer either."""
+        """Nodes that stopped sending heartbeats and whose hosts do not answer either."""
         if self.slurmd is None:
             return []
         silent = self.beats.silent(self.name, self.attempt.nodes)
         return [node for node in silent if not answers(node, self.slurmd)]
 
     def end_ranks(self) -> None:
-        """Ends the ranks that are left, and srun."""
+        """End the remaining ranks, and srun."""
         assert self.allocation.srun is not None
         self.allocation.srun.kill(self.allocation.job)
 
     def write_stacks(self) -> None:
-        """SIGABRT makes every rank write the stacks of its threads and end; a stopped one first has to go on."""
-        say("nothing moves: asking every rank for its stacks")
+        """Send SIGABRT, on which every rank writes its threads' stacks and exits; a suspended one is continued first."""
+        say("no progress: asking every rank for its stacks")
         for name in ("ABRT", "CONT"):
             if trouble := signal_steps(self.allocation.job, name):
                 say(trouble)
@@ -179,7 +179,7 @@ class Watch:
 
 
 def node_port() -> int | None:
-    """The port on which the daemons of all nodes listen; None if Slurm does not say."""
+    """The port that the daemons of all nodes listen on; None if Slurm does not report it."""
     try:
         text = slurm.configuration().get("SlurmdPort", "")
     except UserError:

@@ -103,7 +103,7 @@ def test_ranks_of_a_machine_among_others_meet_on_the_first():
 
 def test_what_cannot_be_shared_out_or_named_is_refused():
     config = load_run("configs/onediff_7b.yaml", [])
-    with pytest.raises(UserError, match=r"cannot share a global batch"):
+    with pytest.raises(UserError, match=r"cannot split a global batch"):
         manifests(config, ["one"], Pods("i", "c", PurePosixPath("/shared"), nodes=7))
-    with pytest.raises(UserError, match=r"name: '\+\+' makes no Kubernetes name"):
+    with pytest.raises(UserError, match=r"name: '\+\+' is no Kubernetes name"):
         label("++", "name")

@@ -78,5 +78,5 @@ def test_no_variable_of_slurm_or_of_a_launcher_reaches_a_job_or_its_ranks():
 
 def test_a_profile_does_not_give_ranks_their_place():
     assert ClusterProfile(tasks_per_node=1, environment={"MASTER_PORT": "29500"}).environment
-    with pytest.raises(ValueError, match="WORLD_SIZE: tells a rank its place, which the launcher does"):
+    with pytest.raises(ValueError, match="WORLD_SIZE: is set by the launcher"):
         ClusterProfile(tasks_per_node=1, environment={"WORLD_SIZE": "8"})

@@ -89,7 +89,7 @@ def test_a_phase_that_cannot_be_queued_again_has_failed(tmp_path, monkeypatch):
     )
     assert supervisor.act(Decision("requeue", "rank 0 on a ended")) == 1
     (attempt,) = record.attempts("one")
-    assert attempt.action == "fail" and "cannot be queued again: scontrol: Requested operation" in attempt.reason
+    assert attempt.action == "fail" and "cannot be requeued: scontrol: Requested operation" in attempt.reason
 
 
 def test_the_plan_must_be_readable(tmp_path):
@@ -103,8 +103,8 @@ def test_the_plan_must_be_readable(tmp_path):
     ("state", "updated", "cause", "words"),
     [
         ("stopped", 9.0, "stopped", "stopped on request with a checkpoint (SIGUSR1 at step 13), then preempted"),
-        ("running", 9.0, "vanished", "ended without a word: preempted or killed by Slurm"),
-        ("stopped", 1.0, "vanished", "ended without a word: preempted or killed by Slurm"),
+        ("running", 9.0, "vanished", "ended without a trace: preempted or killed by Slurm"),
+        ("stopped", 1.0, "vanished", "ended without a trace: preempted or killed by Slurm"),
     ],
 )
 def test_a_preemption_that_leaves_no_time_for_a_word(tmp_path, monkeypatch, state, updated, cause, words):
@@ -158,7 +158,7 @@ def test_a_folder_out_of_reach_is_waited_for(tmp_path, monkeypatch, capsys):
     assert record.attempts("one")[0].number == 1 and capsys.readouterr().out.count("Stale file handle") == 2
     monkeypatch.setattr(job, "STORAGE_SECONDS", 0.0)
     failures = iter([OSError(116, "Stale file handle")] * 9)
-    with pytest.raises(UserError, match="storage: Stale file handle; given up"):
+    with pytest.raises(UserError, match="storage: Stale file handle; giving up"):
         supervisor.keep()
 
 

@@ -38,7 +38,7 @@ def test_a_killed_rank_and_then_all_ranks_of_its_node_are_started_again_in_the_s
     first, second, third = run.record.attempts("one")
     assert [one.action for one in (first, second, third)] == ["restart", "restart", "done"], run.story()
     assert first.reason.startswith("rank 3 on node2 was ended by SIGKILL") and first.exit_code == 128 + signal.SIGKILL
-    assert "ended without a word" in second.reason and third.nodes == ["node1", "node2"]
+    assert "ended without a trace" in second.reason and third.nodes == ["node1", "node2"]
     assert (first.blamed, second.blamed) == (["node2"], []), "what watches over the ranks was killed, too; srun was not"
     assert restarts_of_slurm(run, job) == 0
     checked = sorted(path.stem for path in run.run.glob("launch/exits/one.2.preflight/*"))

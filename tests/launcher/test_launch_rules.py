@@ -46,7 +46,7 @@ def test_progress_is_judged_by_steps_never_reached_before():
     stuck = [*going, *(attempt(n, "crash", 60, 60) for n in (3, 4))]
     assert decide(stuck, RULE).action == "requeue" and without_progress(stuck) == 2
     ended = decide([*stuck, attempt(5, "crash", 60, 60)], RULE)
-    assert ended.action == "fail" and "3 attempts in a row without a step of progress (step 60)" in ended.why
+    assert ended.action == "fail" and "3 attempts in a row without progress (step 60)" in ended.why
 
 
 @settings(max_examples=200, deadline=None)
@@ -121,7 +121,7 @@ def test_other_ends():
     good = [note(0, 0), note(1, 0)]
     assert judge(good, ["a"], 2, True, {}).cause == "finished"
     assert judge(good, ["a"], 2, False, {}).cause == "crash", "exit codes of 0 do not finish a phase"
-    assert "rank 1 and 0 more ended without a word" in judge([note(0, 0)], ["a"], 2, False, {}).reason
+    assert "rank 1 and 0 more ended without a trace" in judge([note(0, 0)], ["a"], 2, False, {}).reason
 
 
 def test_a_node_that_fell_silent_is_lost_unless_a_rank_elsewhere_gives_the_reason():
@@ -138,7 +138,7 @@ def test_a_node_that_fell_silent_is_lost_unless_a_rank_elsewhere_gives_the_reaso
 def test_a_rank_killed_with_what_watches_over_it_blames_no_node_that_srun_still_hears():
     ended = [{**note(0, 143, "a"), "told": "SIGTERM"}]
     killed = judge(ended, ["a", "b"], 2, False, {}, heard={"b"})
-    assert killed.cause == "crash" and not killed.blamed and "rank 1 and 0 more ended without a word" in killed.reason
+    assert killed.cause == "crash" and not killed.blamed and "rank 1 and 0 more ended without a trace" in killed.reason
     assert judge(ended, ["a", "b"], 2, False, {}).blamed == ("b",), "nobody hears of b"
 
 
@@ -174,10 +174,10 @@ def test_preflight_faults(tmp_path, monkeypatch):
     assert disk_faults(tmp_path, 0) == [] and "GiB free" in disk_faults(tmp_path, 1e9)[0]
     assert memory_faults(0) == [] and "of memory available" in memory_faults(1e9)[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    assert gpu_faults(0) == [] and gpu_faults(4) == ["3 of 4 GPUs given by Slurm"]
+    assert gpu_faults(0) == [] and gpu_faults(4) == ["Slurm assigned 3 of 4 GPUs"]
     way = {"node": "a", "faults": ["no connection to b"], "suspect": "b"}
     assert verdict([way, {"node": "c", "faults": []}], ["a", "b", "c"]) == {
-        "b": "did not answer the pre-flight in time"
+        "b": "did not answer the pre-flight check in time"
     }
     assert set(verdict([way, {"node": "b", "faults": []}], ["a", "b"])) == {"b"}
     assert verdict([{"node": "a", "faults": ["disk"]}], ["a"]) == {"a": "disk"}
@@ -225,9 +225,9 @@ def test_shipped_profiles_load():
     [
         ({}, "gpus_per_node"),
         ({"gpus_per_node": 8, "partiton": "x"}, "did you mean 'partition'"),
-        ({"gpus_per_node": 8, "time_limit": "0"}, "at least a minute"),
-        ({"gpus_per_node": 8, "environment": {"A B": "x"}}, "'A B' is not the name of a variable"),
-        ({"gpus_per_node": 8, "environment": {"A": "x\ny"}}, "a value is one line"),
+        ({"gpus_per_node": 8, "time_limit": "0"}, "at least one minute"),
+        ({"gpus_per_node": 8, "environment": {"A B": "x"}}, "'A B' is not a valid variable name"),
+        ({"gpus_per_node": 8, "environment": {"A": "x\ny"}}, "the value must be one line"),
         ({"gpus_per_node": 8, "requeue": {"hang_minuts": 3}}, "did you mean 'hang_minutes'"),
     ],
 )
@@ -286,7 +286,7 @@ def test_the_commands_work_where_only_their_own_packages_are(tmp_path):
     done = subprocess.run(words, cwd=run.home, capture_output=True, text=True, env=env)
     # The phases end at once here, and without Slurm there is nothing to check or to cancel.
     assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 0, 0, 2, 0]", done.stderr + done.stdout
-    assert "sbatch: not on the path" in done.stderr
+    assert "sbatch: not found on PATH" in done.stderr
 
 
 def test_the_supervisor_needs_only_the_standard_library():

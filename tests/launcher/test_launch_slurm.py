@@ -40,7 +40,7 @@ def test_a_chain_runs_to_its_end_and_is_not_repeated_whatever_the_shell_holds(la
     run.profile["requeue"] = {"fence_seconds": 5}
     submitted = run.submit(env=SHELL)
     jobs = run.record.latest_jobs()
-    assert "not heeded, the profile decides: SBATCH_EXPORT=NONE, SBATCH_NO_REQUEUE=1" in submitted.stderr
+    assert "ignored, use the profile instead: SBATCH_EXPORT=NONE, SBATCH_NO_REQUEUE=1" in submitted.stderr
     assert list(jobs) == ["one", "two", "evaluate"]
     run.wait_step("one", 4)
     shown = cluster.sh("scontrol", "--oneliner", "show", "job", jobs["one"])

@@ -40,7 +40,7 @@ def test_a_wrong_value_anywhere_queues_nothing(tmp_path):
     crowded = sweep(*values)
     assert (
         crowded.returncode == 2
-        and "8 ranks (1 nodes of 8) with parallel.tensor × parallel.context = 1 cannot share" in crowded.stderr
+        and "8 ranks (1 nodes of 8) with parallel.tensor × parallel.context = 1 cannot split" in crowded.stderr
     )
     listed = sweep(*values, *(f"phases.{phase}.micro_batch=4" for phase in ("warm-up", "one", "two")))
     assert listed.returncode == 0, listed.stderr

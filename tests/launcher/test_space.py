@@ -24,8 +24,8 @@ def test_ranges_choices_and_fixed_values():
     [
         (["a=1"], "nothing to search"),
         (["a"], "expected key.subkey="),
-        (["a=2..1"], "the first end must be less"),
-        (["a=0..1:log"], "begins above 0"),
+        (["a=2..1"], "the lower bound must be less"),
+        (["a=0..1:log"], "must start above 0"),
         (["a=1..2:linear"], "`:log`, not `:linear`"),
         (["a=b..c"], "numbers"),
         (["a=1,2", "a=1..2"], "a: given twice"),

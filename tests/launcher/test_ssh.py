@@ -48,7 +48,7 @@ def test_a_run_is_submitted_followed_and_explained_on_a_host(tmp_path):
         told = onediff("explain", "run", *host)
         assert "Everything has finished." in told.stdout, told.stderr
         wrong = onediff("status", "elsewhere", "--host", f"login:{there}")
-        assert wrong.returncode == 2 and "elsewhere: no run that was submitted" in wrong.stderr
+        assert wrong.returncode == 2 and "elsewhere: no such run was submitted" in wrong.stderr
         lost = onediff("status", "--host", "nowhere.invalid:x")
         assert lost.returncode == 2 and "--host nowhere.invalid: ssh could not connect" in lost.stderr
 

@@ -51,11 +51,11 @@ REFUSED = {
     "data convert": "no such|cannot be read|does not exist|no reader 'street'|which files it expects",
     "data build": "raw files missing",
     "launch data": "raw files of every part are missing",
-    "launch status": "no run that was submitted|no runs|holds no",
-    "launch explain": "no run that was submitted",
-    "launch logs": "no run that was submitted",
-    "launch cancel": "no run that was submitted",
-    "launch resume": "no run that was submitted",
+    "launch status": "no such run was submitted|no runs|holds no",
+    "launch explain": "no such run was submitted",
+    "launch logs": "no such run was submitted",
+    "launch cancel": "no such run was submitted",
+    "launch resume": "no such run was submitted",
 }
 """What commands say of the first thing that is missing here: words and configuration were in order. 'street' and 'by_length'
 are names that a page has its reader write."""
