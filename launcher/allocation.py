@@ -35,7 +35,7 @@ class Allocation:
         self.nodes = expand_nodes(os.environ["SLURM_JOB_NODELIST"])
         self.srun: Step | None = None
         self.warned = False
-        """Slurm has warned the ranks that the job is about to end."""
+        """Slurm has warned that the job is about to end."""
         self.ending = threading.Event()
         """Slurm has told this process to end."""
         # slurmd signals the batch script as well as the ranks; this process has to stay and see how they end.
@@ -79,8 +79,8 @@ class Allocation:
             return {}
 
     def still_ours(self) -> list[str]:
-        """The nodes this job can continue on: none if Slurm is ending it, all of them while the controller is away."""
-        if self.ending.is_set():
+        """The nodes this job can continue on: none if it is about to end, all of them while the controller is away."""
+        if self.ending.is_set() or self.warned:
             return []
         fields = self.shown()
         if not fields:

@@ -33,7 +33,17 @@ from launcher.goodput import earlier
 from launcher.keepers import Keepers
 from launcher.outcome import Outcome, read_notes
 from launcher.record import Attempt, Record, glimpse, write_json
-from launcher.rules import ASIDE, Decision, Rule, decide, nodes_here, slow_nodes, usable_nodes, without_progress
+from launcher.rules import (
+    ASIDE,
+    STOPPED,
+    Decision,
+    Rule,
+    decide,
+    nodes_here,
+    slow_nodes,
+    usable_nodes,
+    without_progress,
+)
 from launcher.say import say
 from launcher.slow import SlowNode
 from launcher.task import node_name
@@ -78,7 +88,7 @@ class Supervisor:
         nodes = self.allocation.nodes
         while True:
             self.begin(nodes)
-            decision = self.end(self.check(nodes) or self.train(nodes))
+            decision = self.end(self.check(nodes) or self.warned() or self.train(nodes))
             nodes = nodes_here(decision, self.attempts, self.allocation.still_ours(), self.part)
             if not nodes:
                 return self.act(decision)
@@ -151,6 +161,12 @@ class Supervisor:
         if outcome is None or outcome.cause == "bad node":
             self.fit |= {*unknown} - {*(outcome.blamed if outcome else ())}
         return outcome
+
+    def warned(self) -> Outcome | None:
+        """Return an outcome if Slurm's warning or `onediff launch cancel` came while no rank ran to hear it."""
+        if self.allocation.warned or os.path.exists(self.record.folder / "cancelled"):
+            return Outcome("stopped", "warned of the job's end before the ranks started", STOPPED)
+        return None
 
     def train(self, nodes: list[str]) -> Outcome:
         """Start the ranks on as many of `nodes` as the phase uses, and follow them to their end."""

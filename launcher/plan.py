@@ -174,6 +174,9 @@ def pyxis_options(profile: ClusterProfile, run: Path) -> list[str]:
     return options + ([f"--container-env={','.join(names)}"] if names else [])
 
 
+IGNORE_WARNING = "trap '' USR1  # until the supervisor listens"
+
+
 def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str | None = None) -> Script:
     """The batch script of one phase."""
     part, run = plan["phases"][phase], Path(plan["run"])
@@ -184,7 +187,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
     directives += resource_directives(profile, nodes, part["tasks_per_node"], part["gpus"])
     directives += [directive("chdir", plan["directory"])] if "directory" in plan else []
     directives += [
-        directive("signal", f"USR1@{profile.warn_seconds}"),
+        directive("signal", f"B:USR1@{profile.warn_seconds}"),  # to the supervisor, which passes it on
         "--requeue",
         "--no-kill",  # the supervisor handles a lost node and may continue without it
         "--open-mode=append",
@@ -193,7 +196,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
     return Script(
         title=f"OneDiff: {phase} of the run {plan['name']!r}",
         directives=directives,
-        environment=environment_lines(profile, run / "launch" / "code"),
+        environment=[IGNORE_WARNING, *environment_lines(profile, run / "launch" / "code")],
         work="The supervisor starts the ranks with srun, follows their steps, and decides what each end means.",
         command=[plan["supervisor_python"], *module(run, "launcher.job"), plan["run"], phase],
     )
