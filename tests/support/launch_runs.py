@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -146,6 +147,25 @@ def undisturbed(steps: int) -> dict[int, int]:
         value = value * 31 % 1000003 + step
         curve[step] = value
     return curve
+
+
+def samples(run: Launched, phase: str) -> dict[int, list[int]]:
+    """Step to the ids of its samples, over all ranks; a rank that did a step twice must have read the same."""
+    read: dict[tuple[int, str], list[int]] = {}
+    for path in sorted(run.run.glob(f"samples-{phase}.*.txt")):
+        for line in path.read_text().splitlines():
+            step, *ids = map(int, line.split())
+            assert read.setdefault((step, path.name), ids) == ids, f"{path.name}: step {step} read other samples again"
+    found: dict[int, list[int]] = {}
+    for (step, _), ids in read.items():
+        found[step] = sorted([*found.get(step, []), *ids])
+    return found
+
+
+def undisturbed_samples(steps: int) -> dict[int, list[int]]:
+    """Every sample once, eight a step."""
+    order = random.Random(0).sample(range(steps * 8), steps * 8)
+    return {step + 1: sorted(order[8 * step : 8 * step + 8]) for step in range(steps)}
 
 
 def done_twice(run: Launched, phase: str) -> int:

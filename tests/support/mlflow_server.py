@@ -24,15 +24,15 @@ def free_port() -> int:
 class MlflowServer:
     """`mlflow server` with a SQLite store and an artifact proxy, in `folder`; can be stopped and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.folder, self.host = folder, host
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "MlflowServer":
         store = f"sqlite:///{self.folder}/mlflow.db"
-        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        words = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
         words += [
             "--backend-store-uri",
             store,

@@ -5,15 +5,20 @@
 
 STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoints), `faults`: a list of
 {"phase", "step", "rank" or "node", "do": "exit 1" | "kill" | "stop" | "wait", "once": true}; `wait` is until RUN/go
-exists or a signal comes. Step 0 is the start, before any signal is handled. `evaluations` (step to seconds) makes rank 0
-keep a heartbeat and evaluate after those steps, the first time only. Every `compare` steps the ranks compare how long their
-own work took. With --peer-copies every rank copies its state into memory after every other step, and takes the newest copy
-that all ranks find.
+exists or a signal comes. Step 0 is the start, before any signal is handled. `evaluations` and `saves` (step to seconds) make
+rank 0 keep a heartbeat, and evaluate or save for that long after those steps, the first time only; an evaluation heeds a
+stop request. Every `compare` steps the ranks compare how long their own work took. `mlflow` is the address of a server, and
+an experiment, to which rank 0 logs its steps.
+
+Each rank writes the ids of its samples into RUN/samples-PHASE.RANK.txt: 8 a step are drawn from a shuffled order, and the
+rank's share of them depends on how many were drawn before. With --peer-copies every rank copies its state into memory after
+every other step, and takes the newest copy that all ranks find.
 """
 
 import argparse
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -22,6 +27,7 @@ from pathlib import Path
 
 WISH = json.loads(os.environ.get("STANDIN", "{}"))
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+BATCH = 8
 asked = 0
 
 
@@ -96,8 +102,8 @@ def suffer(run: Path, phase: str, step: int) -> None:
 
 
 def evaluations(run: Path, phase: str):
-    """What rank 0 does after a step, with the heartbeat of the real training; nothing where no evaluation is wished for."""
-    if RANK or not (WISH.get("evaluations") or WISH.get("compare")):
+    """Return what rank 0 does after a step, with the heartbeat of the real training, if there is anything to report."""
+    if RANK or not any(WISH.get(name) for name in ("evaluations", "saves", "compare")):
         return lambda step: None
     from onediff.runs.section import beat, keep_heartbeat, section, stepped
 
@@ -111,9 +117,37 @@ def evaluations(run: Path, phase: str):
             with section("evaluation"):
                 time.sleep(1.1)  # longer than the pause between two beats
                 beat(3, 40)
-                time.sleep(seconds)
+                wait_unless_asked(seconds)
 
     return after
+
+
+def wait_unless_asked(seconds: float) -> None:
+    """Sleep, but no longer than until a stop request."""
+    end = time.monotonic() + seconds
+    while not asked and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def draw_samples(run: Path, phase: str, state: dict, total: int) -> None:
+    """Draw the next global batch, and write down this rank's share of it."""
+    order = random.Random(0).sample(range(total * BATCH), total * BATCH)
+    mine = order[state["drawn"] : state["drawn"] + BATCH][RANK::WORLD]
+    state["drawn"] += BATCH
+    with (run / f"samples-{phase}.{RANK}.txt").open("a") as file:
+        file.write(f"{state['step']} {' '.join(map(str, mine))}\n")
+
+
+def recorder(run: Path, phase: str, step: int):
+    """Return the real tracker of the run and that of its phase; None if this rank logs nothing."""
+    if RANK or not WISH.get("mlflow"):
+        return None
+    from onediff.config.tracking import TrackingConfig
+    from onediff.tracking import Tracker
+
+    uri, experiment = WISH["mlflow"]
+    tracker = Tracker.open(run, TrackingConfig(uri=uri, experiment=experiment, finish_seconds=5, request_seconds=5))
+    return tracker, tracker.phase(phase, step)
 
 
 def compare(ranks: Lockstep, step: int, own: float) -> None:
@@ -163,7 +197,7 @@ def train(args) -> int:
     run, phase, total = args.run, args.phases, int(WISH.get("steps", 20))
     folder = run / "checkpoints" / f"phase-{phase}"
     saved = sorted(folder.glob("step-*/state.json"))
-    state = json.loads(saved[-1].read_text()) if saved else {"step": 0, "sum": 0}
+    state = json.loads(saved[-1].read_text()) if saved else {"step": 0, "sum": 0, "drawn": 0}
     after = evaluations(run, phase)
     ranks = Lockstep()
     copies = Copies(args.peer_copies) if args.peer_copies else None
@@ -171,6 +205,13 @@ def train(args) -> int:
     print(f"rank {RANK} of {WORLD} from step {state['step']} on {os.uname().nodename}", flush=True)
 
     def save() -> None:
+        seconds, mark = WISH.get("saves", {}).get(str(state["step"])), run / f"saved-{state['step']}"
+        if RANK == 0 and seconds and not mark.exists():
+            from onediff.runs.section import section
+
+            mark.touch()
+            with section("saving"):
+                time.sleep(seconds)
         if RANK == 0:
             write(folder / f"step-{state['step']:08d}" / "state.json", state)
 
@@ -180,34 +221,42 @@ def train(args) -> int:
             figures |= {"tokens_per_second": 1000.0, "updated": time.time(), "state": word, "reason": reason}
             write(run / "status.json", {"phase": phase, **figures})
 
+    mlflow = recorder(run, phase, state["step"])
     own, every = 0.0, int(WISH.get("compare", 0))
     while state["step"] < total:
         suffer(run, phase, state["step"] + 1)
         began = time.monotonic()
         time.sleep(float(WISH.get("seconds", 0.05)))
         own += time.monotonic() - began
-        stop = ranks.most(asked)
+        ranks.most(0)
         state["step"] += 1
+        draw_samples(run, phase, state, total)
         state["sum"] = state["sum"] * 31 % 1000003 + state["step"]
         if RANK == 0:
             with (run / f"steps-{phase}.txt").open("a") as file:
                 file.write(f"{state['step']} {state['sum']}\n")
+        if mlflow:
+            mlflow[1].log(state["step"], {"loss": state["sum"]})
         tell("running")
         if every and state["step"] % every == 0:
             compare(ranks, state["step"], own)
             own = 0.0
         after(state["step"])
+        stop = ranks.most(asked)
         if copies:
             copies.after(state)
-        if state["step"] % int(WISH.get("every", 5)) == 0:
+        if stop or state["step"] % int(WISH.get("every", 5)) == 0:
             save()
+            stop = ranks.most(asked)  # one that came meanwhile is heeded before another step
         if stop:
-            save()
-            ranks.most(0)
             tell("stopped", signal.Signals(stop).name)
+            if mlflow:
+                mlflow[0].finish("KILLED")
             return 75
     save()
     tell("finished")
+    if mlflow:
+        mlflow[0].finish()
     if RANK == 0:
         write(run / f"phase-{phase}" / "finished.json", state)
     ranks.most(0)
