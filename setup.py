@@ -93,7 +93,7 @@ def tree(folder: str) -> list[tuple[str, list[str]]]:
 setup(
     name="onediff",
     version="0.1.0",
-    description="Train a generalist model that says in words how two similar images differ",
+    description="Train a generalist model that describes how two similar images differ",
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""OneDiff: a generalist model that says in words how two similar images differ (Hu et al., ACCV 2024)."""
+"""OneDiff: a generalist model that describes how two similar images differ (Hu et al., ACCV 2024)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`onediff launch …`: one module a subcommand."""
+"""The subcommands of `onediff launch`, one module each."""

@@ -1,4 +1,4 @@
-"""End all jobs of a run. The ranks get a warning first and write a checkpoint, so that it can be resumed.
+"""Cancel all jobs of a run. Its ranks are warned first and write a checkpoint, so that the run can be resumed.
 
 onediff launch cancel runs/demo
 """
@@ -11,7 +11,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
-    parser.add_argument("--wait", type=float, default=120, metavar="SECONDS", help="longest wait for it (default: 120)")
+    parser.add_argument("--wait", type=float, default=120, metavar="SECONDS", help="wait for it at most (default: 120)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,5 +25,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"{record.run}: no job is queued or running")
         return 0
     print(f"cancelled: {', '.join(f'{phase} (job {job.job})' for phase, job in ended.items())}")
-    print(f"go on with: {record.plan().get('again') or f'onediff launch resume {record.run}'}")
+    print(f"continue with: {record.plan().get('again') or f'onediff launch resume {record.run}'}")
     return 0

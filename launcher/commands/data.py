@@ -1,11 +1,10 @@
-"""Make shards by the tasks of a Slurm array, then put them together as one data set with one manifest.
+"""Make shards in the tasks of a Slurm array, then merge them into one data set with one manifest.
 
   onediff launch data configs/diffcap.yaml --tasks 64 --profile my-cluster
   onediff launch data composed.yaml --tasks 200 --at-most 50
 
-The file is a collection, as for `onediff data build`, or has a `name` and `commands`: lines as one would type them behind
-`onediff data` (build, compose, convert, render). What is made already is not made again, so after a failure type the same
-command once more.
+The file is a collection, as for `onediff data build`, or has a `name` and `commands`: lines as typed after `onediff data`
+(build, compose, convert, render). Finished shards are kept, so after a failure run the same command again.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="YAML file: a collection, or a name and commands")
-    parser.add_argument("--tasks", type=int, default=16, metavar="N", help="tasks of the array (default: 16)")
-    parser.add_argument(
-        "--at-most", type=int, metavar="N", help="tasks at a time (default: as many as there is room for)"
-    )
+    parser.add_argument("--tasks", type=int, default=16, metavar="N", help="tasks in the array (default: 16)")
+    parser.add_argument("--at-most", type=int, metavar="N", help="tasks running at once (default: no limit)")
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="folder of scripts and logs (default: runs/data-<name>)"
+        "--run", type=Path, metavar="DIR", help="folder for scripts and logs (default: runs/data-<name>)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the scripts; write and queue nothing")
 
@@ -51,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     plan = data_plan(job, run_path, profile, args.tasks, again)
     scripts = {phase: rendered(data_script(plan, profile, phase, args.at_most)) for phase in (SHARDS, MERGE)}
     for line in job.passed_over:
-        print(f"passed over: {line}")
+        print(f"skipped: {line}")
     if args.dry_run:
         print("\n".join(scripts.values()))
         return 0

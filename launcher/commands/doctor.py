@@ -1,4 +1,4 @@
-"""Check a cluster before a run is trusted to it: from here, then by a short job from its nodes.
+"""Check a cluster before trusting it with a run: first from here, then from its nodes in a short job.
 
 onediff launch doctor --profile my-cluster --nodes 2
 onediff launch doctor --profile my-cluster --login-only
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from launcher.slurm import Partition
 
 OLDEST = (22, 5)
-"""The oldest Slurm that runs are tested with."""
+"""The oldest Slurm version tested."""
 OF_SBATCH_ALONE = re.compile(
     r"--(array|requeue|no-requeue|time|output|error|open-mode|wrap|parsable|test-only|wait|export-file|signal|dependency)\b"
     r"|-[aoetWd]"
 )
-"""Options of a profile's `sbatch` that srun does not know, or that a job of a few minutes must not have."""
+"""sbatch options in a profile that srun lacks or that a job of a few minutes must not have."""
 Finding = tuple[str, str, bool]
-"""What was looked at, what was seen, and whether it is fine."""
+"""What was checked, what was found, and whether it is fine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=2, metavar="N", help="nodes of the short job (default: 2)")
     parser.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="shared folder (default: this one)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set that the nodes must be able to read")
-    parser.add_argument("--login-only", action="store_true", help="start no job")
-    parser.add_argument("--wait", type=float, default=300, metavar="SECONDS", help="longest wait for the job")
+    parser.add_argument("--login-only", action="store_true", help="do not start a job")
+    parser.add_argument(
+        "--wait", type=float, default=300, metavar="SECONDS", help="wait for the job at most (default: 300)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     profile = load_profile(args.profile)
     if profile.scheduler == "local":
-        raise UserError(f"profile {args.profile!r}: has no cluster to check")
+        raise UserError(f"profile {args.profile!r}: not a cluster, nothing to check")
     good = True
 
     def show(name: str, finding: str, fine: bool = True) -> None:
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def slurm_findings(profile: ClusterProfile) -> Iterator[Finding]:
-    """What Slurm is and can do, from its own word."""
+    """Slurm's version and configuration, as it reports them."""
     from launcher import slurm
 
     version = slurm.command(["sbatch", "--version"]).strip()
@@ -101,12 +103,12 @@ def slurm_findings(profile: ClusterProfile) -> Iterator[Finding]:
 
 
 def described(limit: Partition | None) -> str:
-    """A partition's limits in words."""
+    """A partition's limits as text."""
     from launcher.slurm import UNKNOWN
 
     assert limit is not None
     time = "no time limit" if limit.minutes is None else f"{limit.minutes} minutes at most"
-    has = f"{limit.gpus} GPUs and {limit.cpus} CPUs a node" if limit.cpus < UNKNOWN else "all of them switched off now"
+    has = f"{limit.gpus} GPUs and {limit.cpus} CPUs per node" if limit.cpus < UNKNOWN else "all currently powered off"
     return f"{limit.name}: {limit.nodes} nodes, {has}, {time}"
 
 
@@ -123,7 +125,7 @@ def faulty(check: object, profile: object, args: argparse.Namespace) -> str | No
 
 
 def node_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> Iterator[Finding]:
-    """Rows about the nodes that a short job was given, and the ways between them."""
+    """Findings about the nodes assigned to a short job, and the connections between them."""
     from launcher import slurm
     from launcher.preflight import read_findings, verdict
     from onediff.errors import UserError
@@ -154,7 +156,7 @@ def node_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespac
         yield note["node"], wrong or f"fit; {note['summary']}", wrong is None
     for note in notes:
         if "latency_ms" in note:
-            way = f"{note['latency_ms']:.2f} ms there and back, {note['mb_per_second']:.0f} MB/s over TCP"
+            way = f"{note['latency_ms']:.2f} ms round trip, {note['mb_per_second']:.0f} MB/s over TCP"
             yield f"{note['node']} → {note['next']}", way, True
             yield "  clock", f"differs by {note['clock_ms']:.1f} ms", abs(note["clock_ms"]) < 1000
     if any("latency_ms" in note for note in notes):
@@ -174,7 +176,7 @@ def node_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespac
 
 
 def sum_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> Iterator[Finding]:
-    """All ranks of all nodes sum through torch, as training does: does it work, and how fast is it?"""
+    """Run an all-reduce through torch on all ranks, as training does, and measure its speed."""
     from launcher import slurm
     from launcher.outcome import judge, read_notes
     from launcher.plan import container_prefix, pyxis_options
@@ -206,7 +208,7 @@ def sum_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace
         yield "all-reduce", reason, False
         return
     found = glimpse(figures)
-    pace = f"{found['latency_us']:.0f} µs for one number, {found['mb_per_second']:,.0f} MB/s bus bandwidth"
+    pace = f"{found['latency_us']:.0f} µs for one number, bus bandwidth {found['mb_per_second']:,.0f} MB/s"
     yield "all-reduce", f"{found['world']} ranks on {args.nodes} nodes ({found['device']}): {pace}", True
 
 

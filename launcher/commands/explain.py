@@ -1,4 +1,4 @@
-"""Say in words what happened to a run: every attempt, how it ended, what the logs say, and what to do next.
+"""Explain what happened to a run: every attempt, how it ended, what the logs say, and what to do next.
 
 onediff launch explain runs/demo
 """

@@ -3,10 +3,10 @@
   onediff launch jobset configs/onediff_7b.yaml --image registry.example/onediff:1 --claim shared --nodes 8 > run.yaml
   kubectl apply -f run.yaml
 
-One indexed Job a phase, each behind the success of the one before, then the evaluation. The claim is mounted at /shared,
-the working directory: relative paths of the configuration begin there, and the run's folder is /shared/runs/<name>. A
-failed pod restarts the set from its latest checkpoint; bad input, and numbers that are not to be trusted, end it. Needs
-JobSet 0.8 or later.
+Each phase is an indexed Job that starts after the success of the previous one; the evaluation comes last. The claim is
+mounted at /shared, which is the working directory: relative paths in the configuration start there, and the run's folder
+is /shared/runs/<name>. A failed pod restarts the set from the latest checkpoint; bad input or a loss that is not a number
+ends it. Needs JobSet 0.8 or later.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, help="container image with OneDiff installed")
     parser.add_argument("--claim", required=True, help="PersistentVolumeClaim that all pods can write")
     parser.add_argument(
-        "--mount", type=PurePosixPath, default="/shared", metavar="DIR", help="of the claim (default: /shared)"
+        "--mount", type=PurePosixPath, default="/shared", metavar="DIR", help="where to mount it (default: /shared)"
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="pods of a training phase (default: 1)")
-    parser.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="GPUs and ranks of a pod (default: 8)"
-    )
-    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="failures borne (default: 20)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="pods per training phase (default: 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs and ranks per pod (default: 8)")
+    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="restarts after failures (default: 20)")
     parser.add_argument("--phases", metavar="A,B", help="only these phases; 'evaluate' is one (default: all)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there, not to standard output")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of standard output")
 
 
 def run(args: argparse.Namespace) -> int:

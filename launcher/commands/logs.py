@@ -1,4 +1,4 @@
-"""Print the log of a run: the newest job's merged one, or that of one rank.
+"""Print the log of a run: the newest job's merged log, or that of one rank.
 
 onediff launch logs runs/demo -f
 onediff launch logs runs/demo --phase two --rank 3
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
-    parser.add_argument("--phase", help="phase (default: the one that started last)")
+    parser.add_argument("--phase", help="phase (default: the latest to start)")
     parser.add_argument("--rank", type=int, metavar="R", help="only this rank, of the newest attempt")
-    parser.add_argument("-n", "--lines", type=int, default=40, metavar="N", help="last lines to print (default: 40)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on printing until Ctrl-C")
+    parser.add_argument("-n", "--lines", type=int, default=40, metavar="N", help="number of last lines (default: 40)")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def chosen_log(record: object, phase: str | None, rank: int | None) -> Path:
-    """The file that the options mean. Raises UserError when there is none yet."""
+    """The file that the options select. Raises UserError if there is none yet."""
     from launcher.record import Record
     from onediff.errors import UserError
 
@@ -67,12 +67,12 @@ def chosen_log(record: object, phase: str | None, rank: int | None) -> Path:
 
 
 def task_log(record: Record, phase: str | None, number: int) -> Path:
-    """The log of one task of a data job. Raises UserError when there is none yet."""
+    """The log of one task of a data job. Raises UserError if there is none yet."""
     from onediff.errors import UserError
 
     phases = [phase] if phase else [*reversed(record.plan()["phases"])]
     files = [record.logs / f"{name}.1.rank{number}.log" for name in phases]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise UserError(f"{files[-1]}: no such log; the task has not started, or there is none of this number")
+        raise UserError(f"{files[-1]}: no such log; the task has not started or does not exist")
     return file

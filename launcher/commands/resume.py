@@ -1,4 +1,4 @@
-"""Queue what is left of a run again, with its frozen configuration; on more or fewer nodes if asked.
+"""Queue the rest of a run again with its frozen configuration, on more or fewer nodes if asked.
 
 onediff launch resume runs/demo
 onediff launch resume runs/demo --nodes 4 --new-code
@@ -13,14 +13,14 @@ import os
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--nodes", metavar="N|N-M", help="nodes (default: as before)")
-    parser.add_argument(
-        "--spares", type=int, metavar="N", help="nodes more that wait for one to fail (default: as before)"
-    )
+    parser.add_argument("--spares", type=int, metavar="N", help="additional standby nodes (default: as before)")
     parser.add_argument("--profile", metavar="NAME|FILE", help="another cluster (default: as before)")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: those submitted before)")
-    parser.add_argument("--no-memory-check", action="store_true", help="queue a phase that is planned not to fit")
-    parser.add_argument("--no-weights-check", action="store_true", help="queue it though the nodes must fetch models")
-    parser.add_argument("--new-code", action="store_true", help="take the code as it is now instead of the frozen one")
+    parser.add_argument(
+        "--no-memory-check", action="store_true", help="queue phases even if they are not expected to fit"
+    )
+    parser.add_argument("--no-weights-check", action="store_true", help="let the nodes download missing models")
+    parser.add_argument("--new-code", action="store_true", help="use the installed code instead of the frozen code")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     path = run_folder(args.run)
     record = Record(path)
     if again := record.plan().get("again"):
-        raise UserError(f"{path}: a data job goes on with: {again}")
+        raise UserError(f"{path}: is a data job; continue it with: {again}")
     parts = record.submitted_plan()["phases"]
     left = [part for name, part in parts.items() if not record.finished(name)]
     least, most = (left or list(parts.values()))[0]["nodes"]
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         profile = ClusterProfile.model_validate(read_json(record.folder / "profile.json"))
     if os.path.isdir(directory := record.plan().get("directory", "")):
-        os.chdir(directory)  # relative paths of the configuration are those of the first submission
+        os.chdir(directory)  # relative paths in the configuration refer to the directory of the first submission
     phases = args.phases or ",".join(dict.fromkeys([*(entry["phase"] for entry in record.jobs()), *parts]))
     asked = Submission(
         load_run(str(path / "config.yaml")),

@@ -1,14 +1,14 @@
-"""Search for good settings: Optuna proposes values, runs that fall behind are ended early.
+"""Search for good settings: Optuna proposes values, and runs that fall behind are ended early.
 
   onediff launch search configs/demo.yaml optimizer.lr=1e-4..3e-3:log phases.two.validate_every=100 \\
       --metric validation/loss --trials 12 --profile local
   onediff launch search configs/onediff_7b.yaml optimizer.lr=1e-6..1e-4:log model.delta.tokens=16,32,64 \\
       --metric CIDEr --nodes 8 --trials 20 --at-most 4
 
-`key=low..high` is a range (whole numbers where both ends are), `:log` behind it spreads it over magnitudes, `key=a,b,c` is
-a choice; a key with one value is the same in every run. The runs lie below runs/<name>-search/ and under one MLflow run of
-that name; table.txt there lists them, best first. The command stays in the foreground. Interrupted, it goes on when it is
-typed again: runs on Slurm have not noticed, those on this machine go on from their checkpoints.
+`key=low..high` is a range (of integers if both bounds are integers), `key=low..high:log` a range on a logarithmic scale,
+`key=a,b,c` a choice; a key with a single value is the same in every run. The runs are in runs/<name>-search/ and under one
+MLflow run of that name; table.txt in that folder lists them, best first. The command stays in the foreground. Repeat it to
+continue after an interruption: runs on Slurm are not affected, local runs resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="+", metavar="a.b=low..high", help="ranges, choices and fixed values")
     parser.add_argument("--metric", required=True, help="a score of the evaluation, or a metric of the last phase")
     parser.add_argument(
-        "--direction", choices=("lower", "higher"), help="what is better (default: a lower loss, else higher)"
+        "--direction", choices=("lower", "higher"), help="which is better (default: lower for a loss, else higher)"
     )
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="runs in all (default: 20)")
-    parser.add_argument("--at-most", type=int, default=4, metavar="N", help="runs at a time (default: 4)")
-    parser.add_argument("--no-pruning", action="store_true", help="let every run come to its end")
-    parser.add_argument("--seed", type=int, default=0, help="of the proposals (default: 0)")
-    parser.add_argument("--nodes", default="1", metavar="N|N-M", help="nodes of one run")
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="total number of runs (default: 20)")
+    parser.add_argument("--at-most", type=int, default=4, metavar="N", help="runs at once (default: 4)")
+    parser.add_argument("--no-pruning", action="store_true", help="let every run finish")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the proposals (default: 0)")
+    parser.add_argument("--nodes", default="1", metavar="N|N-M", help="nodes per run (default: 1)")
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
-    parser.add_argument("--name", help="of the search (default: <name of the run>-search)")
-    parser.add_argument("--pause", type=float, default=15, metavar="SECONDS", help="between two looks (default: 15)")
+    parser.add_argument("--name", help="name of the search (default: <name of the run>-search)")
+    parser.add_argument("--pause", type=float, default=15, metavar="SECONDS", help="polling interval (default: 15)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     goal = Goal(args.metric, last, args.direction or ("lower" if "loss" in args.metric else "higher"))
     folder = (Path("runs") / name).resolve()
     study = open_study(folder, goal, args.seed, pruning=not args.no_pruning)
-    print(f"{args.trials} runs below {folder}; the better, the {goal.better} {goal.metric}", flush=True)
+    print(f"{args.trials} runs in {folder}; a {goal.better} {goal.metric} is better", flush=True)
     start = starter(args.config, fixed, name, profile, args.profile, args.nodes)
     search = Search(study, folder, goal, space, start, args.at_most, args.trials)
     try:
@@ -82,12 +82,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def last_phase(config: RunConfig) -> str:
-    """The phase that ends a run's training."""
+    """The last training phase of a run."""
     return list(config.phases)[-1]
 
 
 def check_ends(file: str, fixed: Sequence[str], ends: Sequence[Sequence[str]]) -> None:
-    """Every value listed and both ends of every range make a valid run. Raises UserError for the first that does not."""
+    """Raise UserError unless every listed value and both bounds of every range give a valid run."""
     from onediff.config.compose import load_run
 
     usual = [values[0] for values in ends]

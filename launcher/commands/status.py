@@ -1,4 +1,4 @@
-"""Where runs stand: phase, job, step, loss, time left, restarts and why.
+"""Show the state of runs: phase, job, step, loss, time left, restarts and why.
 
 onediff launch status              every run below runs/
 onediff launch status runs/demo --watch
@@ -15,9 +15,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", help="folder of a run, or of several (default: runs)")
-    parser.add_argument("--watch", action="store_true", help="show it again every few seconds until nothing is left")
-    parser.add_argument("--json", action="store_true", help="for programs; with --watch one line each time")
+    parser.add_argument("run", nargs="?", help="folder of one run or of several (default: runs)")
+    parser.add_argument("--watch", action="store_true", help="refresh every few seconds until every run has ended")
+    parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line per refresh")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
                 spent = [(row.phase, in_words(Record(Path(folder)), row.phase)) for row in rows]
                 print(*(f"{phase}: {text}" for phase, text in spent if text), "", sep="\n")
             if not folders:
-                print("no runs below runs/; start one with `onediff launch submit`")
+                print("no runs in runs/; start one with `onediff launch submit`")
         going = any(state.state in ("running", "waiting") for rows in states.values() for state in rows)
         if not args.watch or not going:
             return 0
         sys.stdout.flush()
-        # A controller that is slow to answer is asked the less often.
+        # A controller that answers slowly is asked less often.
         time.sleep(min(60.0, max(5.0, 10 * (time.monotonic() - began))))

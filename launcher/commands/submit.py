@@ -1,4 +1,4 @@
-"""Turn a configuration into a chain of jobs: every phase, then the evaluation.
+"""Queue a configuration as a chain of jobs: every phase, then the evaluation.
 
 onediff launch submit configs/onediff_7b.yaml --nodes 8 --profile my-cluster
 onediff launch submit configs/onediff_7b.yaml --nodes 4-8 --profile infiniband optimizer.lr=3e-4 --dry-run
@@ -19,23 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
     parser.add_argument(
-        "--nodes", default="1", metavar="N|N-M", help="nodes; with a range a restart takes what is free"
+        "--nodes", default="1", metavar="N|N-M", help="nodes; with a range each start takes what is free (default: 1)"
     )
     parser.add_argument(
         "--spares",
         type=int,
         default=0,
         metavar="N",
-        help="nodes more, to take the place of those that fail (default: 0)",
+        help="additional standby nodes that replace failed ones (default: 0)",
     )
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
     parser.add_argument("--phases", metavar="A,B", help="only these phases; 'evaluate' is one (default: all)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--comment", metavar="TEXT", help="comment that Slurm shows with the jobs")
-    parser.add_argument("--no-memory-check", action="store_true", help="queue a phase that is planned not to fit")
-    parser.add_argument("--no-weights-check", action="store_true", help="queue it though the nodes must fetch models")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the scripts and what is still missing; write and queue nothing"
+        "--no-memory-check", action="store_true", help="queue phases even if they are not expected to fit"
+    )
+    parser.add_argument("--no-weights-check", action="store_true", help="let the nodes download missing models")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the scripts and missing inputs; write and queue nothing"
     )
 
 
@@ -62,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def submit(asked: Submission, dry_run: bool = False) -> int:
-    """Checks, freezes and queues what is asked for, and says what to type next; returns the exit code."""
+    """Check, freeze and queue a run, and print what to run next. Returns the exit code."""
     from launcher.submission import checked, queue, run_here
 
     ready = checked(asked, dry_run)
     if not ready.phases:
-        print(f"{asked.run}: every phase asked for has finished")
+        print(f"{asked.run}: all requested phases have finished")
         return 0
     if dry_run:
         print(*ready.scripts(), sep="\n")

@@ -1,11 +1,11 @@
-"""Queue one run for every combination of values, at most that many at a time.
+"""Queue one run for every combination of values.
 
   onediff launch sweep configs/onediff_7b.yaml model.delta.tokens=16,64 phases.two.lr=1e-5,2e-5 --nodes 8 --at-most 2
   onediff launch sweep configs/demo.yaml optimizer.lr=1e-3,3e-4 --profile local
 
-A key with several values, commas between, is varied; one with a single value is the same in every run. The runs lie below
-runs/<name>-sweep/ and under one MLflow run of that name. A last small job writes runs/<name>-sweep/table.txt; meanwhile
-`onediff runs runs/<name>-sweep` compares them and `onediff launch status runs/<name>-sweep` follows them.
+A key with several comma-separated values is varied; a key with a single value is the same in every run. The runs are in
+runs/<name>-sweep/ and under one MLflow run of that name. A final small job writes runs/<name>-sweep/table.txt; until then,
+`onediff runs runs/<name>-sweep` compares the runs and `onediff launch status runs/<name>-sweep` follows them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="+", metavar="a.b=c,d,e", help="values; those with commas are varied")
-    parser.add_argument("--at-most", type=int, default=4, metavar="N", help="runs at a time (default: 4)")
-    parser.add_argument("--nodes", default="1", metavar="N|N-M", help="nodes of one run")
+    parser.add_argument("--at-most", type=int, default=4, metavar="N", help="runs at once (default: 4)")
+    parser.add_argument("--nodes", default="1", metavar="N|N-M", help="nodes per run (default: 1)")
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
     parser.add_argument("--dry-run", action="store_true", help="print the runs; write and queue nothing")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         check_inputs(configs[0], profile, chosen_phases(configs[0], args.phases), said, dry_run=True)
         print("\n".join(" ".join(point) for point in points))
         return 0
-    # One queue for each run that may go on at a time: the next run of a queue waits for the end of the one before.
+    # One chain per run allowed at once: each run in a chain waits for the end of the previous one.
     last: list[str | None] = [None] * args.at_most
     folder, queued = (Path("runs") / name).resolve(), []
     try:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def submit_table(folder: Path, profile: ClusterProfile, behind: list[str]) -> str:
-    """Queues the job that writes the table of all runs when the last has ended, well or not; returns its id."""
+    """Queue the job that writes the table once every run has ended, successfully or not. Returns its id."""
     from launcher import slurm
     from launcher.render import Script, directive, environment_lines, rendered, resource_directives, safe
 
@@ -106,7 +106,7 @@ def submit_table(folder: Path, profile: ClusterProfile, behind: list[str]) -> st
             directive("output", folder / "table.txt"),
         ],
         environment=environment_lines(profile, code),
-        work="What `onediff runs` prints, once every run has ended.",
+        work="Writes the output of `onediff runs` once every run has ended.",
         command=[python, str(code), "onediff", "runs", str(folder)],
     )
     file = folder / "table.sbatch"
@@ -115,30 +115,30 @@ def submit_table(folder: Path, profile: ClusterProfile, behind: list[str]) -> st
 
 
 def write_table(folder: Path) -> int:
-    """The same table without Slurm."""
+    """Write the same table without Slurm."""
     with (folder / "table.txt").open("w", encoding="utf-8") as file:
         return subprocess.run([sys.executable, "-m", "onediff", "runs", str(folder)], stdout=file).returncode
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The overrides with one value, and for each with several the list of `key=value`."""
+    """Split overrides into those with one value and, for each with several values, a list of `key=value`."""
     fixed, varied = [], []
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
-            raise UserError(f"{override}: a value reads key.subkey=value, several read key.subkey=a,b,c")
+            raise UserError(f"{override}: expected key.subkey=value, or key.subkey=a,b,c for several values")
         values = split_values(override, text)
         if len(values) > 1:
             varied.append([f"{key}={value}" for value in values])
         else:
             fixed.append(override)
     if not varied:
-        raise UserError("nothing to vary: give at least one key several values, such as optimizer.lr=1e-3,1e-4")
+        raise UserError("nothing to vary: give several values for at least one key, such as optimizer.lr=1e-3,1e-4")
     return fixed, varied
 
 
 def split_values(override: str, text: str) -> list[str]:
-    """The values between the commas of an override; a list in brackets is one. Raises UserError for one given twice."""
+    """Split an override's values at commas; a list in brackets is one value. Raises UserError if a value is repeated."""
     values = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", text)
     if len(set(values)) < len(values):
         raise UserError(f"{override}: a value is listed twice")
@@ -146,12 +146,12 @@ def split_values(override: str, text: str) -> list[str]:
 
 
 def combinations(varied: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Every choice of one value per key, the last key fastest."""
+    """Every combination of one value per key; the last key varies fastest."""
     return list(itertools.product(*varied))
 
 
 def slug(point: Sequence[str]) -> str:
-    """A plain name of one combination: `delta.tokens=16` and `lr=1e-3` make `tokens-16.lr-1e-3`."""
+    """A plain name for a combination: `delta.tokens=16` and `lr=1e-3` give `tokens-16.lr-1e-3`."""
     words = []
     for choice in point:
         key, _, value = choice.partition("=")

@@ -27,28 +27,26 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": Command("start here", "onediff.cli.demo", "the whole job at a small size, on this machine"),
+    "demo": Command("start here", "onediff.cli.demo", "run everything once, small, on this machine"),
     "demo-tower": Command("start here", "onediff.cli.demo_tower", "train the vision tower that the demo starts from"),
-    "completion": Command("start here", "onediff.cli.completion", "print a script that completes commands in a shell"),
-    "train": Command("model", "onediff.cli.train", "train the phases of a configuration"),
+    "completion": Command("start here", "onediff.cli.completion", "print a shell completion script"),
+    "train": Command("model", "onediff.cli.train", "train a model, phase by phase"),
     "fetch": Command("model", "onediff.cli.fetch", "download the weights that a configuration names"),
-    "plan": Command("model", "onediff.cli.plan", "what a run needs: memory, traffic, FLOPs, time, before it is queued"),
+    "plan": Command("model", "onediff.cli.plan", "predict a run's memory, traffic, FLOPs and time"),
     "evaluate": Command("model", "onediff.cli.evaluate", "caption a held-out split and score the captions"),
     "score": Command("model", "onediff.cli.score", "score captions against references"),
     "judge": Command("model", "onediff.cli.judge", "let a language model compare captions with references"),
     "calibrate": Command("model", "onediff.cli.calibrate", "measure how far a model can be trusted"),
-    "caption": Command("model", "onediff.cli.caption", "say how two images differ"),
+    "caption": Command("model", "onediff.cli.caption", "describe how two images differ"),
     "demo-page": Command("model", "onediff.cli.demo_page", "open a local page that captions two dropped images"),
     "serve": Command("model", "onediff.cli.serve", "serve a model: OpenAI-compatible endpoint, page, metrics"),
-    "export": Command("model", "onediff.cli.export", "write a trained model as a folder"),
-    "config": Command("configuration", "onediff.cli.config", "every key of a configuration, as a page"),
+    "export": Command("model", "onediff.cli.export", "write a trained model to a folder"),
+    "config": Command("configuration", "onediff.cli.config", "print the reference of all keys"),
     "config show": Command("configuration", "onediff.cli.config_show", "print a configuration in full"),
-    "config explain": Command("configuration", "onediff.cli.config_explain", "say what a key means"),
-    "runs": Command("runs", "onediff.cli.runs", "list runs: state, phase, step, loss, scores, pace, job"),
+    "config explain": Command("configuration", "onediff.cli.config_explain", "explain a key"),
+    "runs": Command("runs", "onediff.cli.runs", "list runs: state, phase, step, loss, scores, speed, job"),
     "branch": Command("runs", "onediff.cli.branch", "start a new run from a checkpoint of another"),
-    "runs diff": Command(
-        "runs", "onediff.cli.runs_diff", "what differs between two runs: settings, data, code, results"
-    ),
+    "runs diff": Command("runs", "onediff.cli.runs_diff", "compare two runs: settings, data, code, results"),
     "checkpoint list": Command("runs", "onediff.cli.checkpoint_list", "list the checkpoints of a run"),
     "checkpoint verify": Command("runs", "onediff.cli.checkpoint_verify", "check every file of checkpoints"),
     "checkpoint convert": Command(
@@ -59,44 +57,42 @@ COMMANDS: dict[str, Command] = {
     "data convert": Command(
         "data", "data_prep.cli.convert", "turn a data set, or your own table of pairs, into shards"
     ),
-    "data caption": Command("data", "data_prep.cli.caption_pairs", "have a language model write captions of pairs"),
+    "data caption": Command("data", "data_prep.cli.caption_pairs", "have a language model caption pairs"),
     "data build": Command("data", "data_prep.cli.build", "build a collection of data sets, such as DiffCap"),
     "data retrieve": Command("data", "data_prep.cli.retrieve", "find pairs of similar photographs in a folder"),
-    "data check": Command("data", "data_prep.cli.check", "verify shards, records, images, and the split between them"),
+    "data check": Command("data", "data_prep.cli.check", "verify shards, records, images and splits"),
     "data repair": Command("data", "data_prep.cli.repair", "write a clean copy without what 'data check' finds"),
     "data stats": Command("data", "onediff.cli.data_stats", "count samples, captions, words, sizes, kinds of change"),
-    "data show": Command("data", "onediff.cli.data_show", "a sheet of samples exactly as the model will see them"),
-    "data features": Command(
-        "data", "onediff.cli.data_features", "compute a frozen tower's features once, for training"
-    ),
+    "data show": Command("data", "onediff.cli.data_show", "draw samples exactly as the model sees them"),
+    "data features": Command("data", "onediff.cli.data_features", "precompute a frozen tower's features for training"),
     "data index": Command("data", "data_prep.cli.index", "index tars that another tool has written"),
-    "data merge": Command("data", "data_prep.cli.merge", "put several data sets together"),
+    "data merge": Command("data", "data_prep.cli.merge", "merge several data sets"),
     "data subset": Command("data", "data_prep.cli.subset", "take some samples of each split"),
-    "data filter": Command("data", "data_prep.cli.filter", "leave out samples by a condition, and near-duplicates"),
-    "data reshard": Command(
-        "data", "data_prep.cli.reshard", "write the same samples into shards of another size or order"
-    ),
+    "data filter": Command("data", "data_prep.cli.filter", "remove samples by a condition, and near-duplicates"),
+    "data reshard": Command("data", "data_prep.cli.reshard", "rewrite samples into shards of another size or order"),
     "data split": Command("data", "data_prep.cli.split", "divide a data set into new splits"),
-    "data render": Command("data", "data_prep.cli.render", "render scenes with a known change, and single ones"),
+    "data render": Command(
+        "data", "data_prep.cli.render", "render pairs of scenes with a known change, and single scenes"
+    ),
     "data compose": Command("data", "data_prep.cli.compose", "make pairs from photographs and cut-outs"),
     "launch submit": Command(
         "cluster", "launcher.commands.submit", "queue a run as a chain of Slurm jobs, or run it here"
     ),
     "launch status": Command(
-        "cluster", "launcher.commands.status", "phase, job, step, loss, time left, restarts and why"
+        "cluster", "launcher.commands.status", "show phase, job, step, loss, time left, restarts and why"
     ),
     "launch logs": Command("cluster", "launcher.commands.logs", "print or follow the log of a run or of one rank"),
-    "launch cancel": Command("cluster", "launcher.commands.cancel", "end a run's jobs after a checkpoint"),
-    "launch resume": Command("cluster", "launcher.commands.resume", "queue what is left of a run again"),
-    "launch explain": Command("cluster", "launcher.commands.explain", "say in words what happened to a run"),
+    "launch cancel": Command("cluster", "launcher.commands.cancel", "cancel a run's jobs after a checkpoint"),
+    "launch resume": Command("cluster", "launcher.commands.resume", "queue the rest of a run again"),
+    "launch explain": Command("cluster", "launcher.commands.explain", "explain what happened to a run"),
     "launch sweep": Command("cluster", "launcher.commands.sweep", "queue one run for every combination of values"),
     "launch search": Command("cluster", "launcher.commands.search", "search for good settings with Optuna"),
     "launch jobset": Command("cluster", "launcher.commands.jobset", "write a run as a Kubernetes JobSet"),
-    "launch data": Command("cluster", "launcher.commands.data", "make data sets by the tasks of a Slurm array"),
+    "launch data": Command("cluster", "launcher.commands.data", "build data sets with a Slurm array"),
     "launch doctor": Command("cluster", "launcher.commands.doctor", "check a cluster from here and from its nodes"),
 }
 
-DESCRIPTION = "Train, evaluate and use a model that says in words how two similar images differ."
+DESCRIPTION = "Train, evaluate and use a model that describes how two similar images differ."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Say in words how images differ.
+"""Describe how images differ.
 
   onediff caption before.jpg after.jpg --model runs/demo
   onediff caption photos/2023 photos/2024 --model my-model        images of the same name in two folders

@@ -1,4 +1,4 @@
-"""Look up what a configuration may hold.
+"""Print the reference of all configuration keys.
 
 onediff config --reference > docs/configuration.md
 onediff config show configs/demo.yaml optimizer.lr=3e-4

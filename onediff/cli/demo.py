@@ -1,4 +1,4 @@
-"""The whole job at a small size, on this machine: from rendered images to a trained, scored, captioning model.
+"""Run everything once, small, on this machine: from rendered images to a trained and scored model that writes captions.
 
 Renders scenes into data/scenes, teaches a small vision tower what is in them, trains configs/demo.yaml with two processes
 into runs/demo, scores held-out pairs beside systems that do not look, captions one pair, and draws a sheet of the worst and

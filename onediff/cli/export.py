@@ -1,4 +1,4 @@
-"""Write a trained model as a folder that needs neither the run nor this project.
+"""Write a trained model to a folder that needs neither the run nor this project.
 
   onediff export runs/demo my-model
   onediff export runs/demo@best my-model

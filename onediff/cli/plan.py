@@ -28,15 +28,17 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs in all")
-    parser.add_argument("--nodes", type=int, metavar="N", help="nodes, instead of --gpus")
-    parser.add_argument("--gpu", default="h100-80g", metavar="NAME", help="kind of GPU (default: h100-80g)")
-    parser.add_argument("--per-node", type=int, metavar="N", help="GPUs of a node (default: as the GPU usually comes)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="total number of GPUs")
+    parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes, instead of --gpus")
+    parser.add_argument("--gpu", default="h100-80g", metavar="NAME", help="GPU model (default: h100-80g)")
+    parser.add_argument("--per-node", type=int, metavar="N", help="GPUs per node (default: typical for the GPU)")
     parser.add_argument(
-        "--text", type=int, default=TEXT, metavar="N", help=f"usual tokens of text a row (default: {TEXT})"
+        "--text", type=int, default=TEXT, metavar="N", help=f"typical number of text tokens per row (default: {TEXT})"
     )
-    parser.add_argument("--suggest", action="store_true", help="search the fastest way that fits, and print it")
-    parser.add_argument("--rehearse", metavar="RANK/WORLD", help="also run one rank without weights and without others")
+    parser.add_argument("--suggest", action="store_true", help="find the fastest settings that fit, and print them")
+    parser.add_argument(
+        "--rehearse", metavar="RANK/WORLD", help="also run the training code of this rank, without weights"
+    )
     add_json(parser, "every figure")
 
 

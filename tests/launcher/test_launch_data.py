@@ -76,7 +76,7 @@ def test_the_dry_run_shows_both_scripts_and_writes_nothing(tmp_path, monkeypatch
     words = ["launch", "data", str(file), "--tasks", "64", "--at-most", "8", "--profile", "plain", "--dry-run"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "passed over: later: raw files missing: no" in out
+    assert "skipped: later: raw files missing: no" in out
     assert "#SBATCH --array=0-63%8" in out and out.count("--gpus") == 0 and out.count("#!/bin/bash") == 2
     out = " ".join(out.replace("\\\n", " ").split())
     assert f"{tmp_path}/runs/data-all shards" in out and f"{tmp_path}/runs/data-all merge" in out

@@ -33,7 +33,7 @@ def test_a_chain_runs_here_and_is_not_repeated(launched):
     assert [state["state"] for state in states.values()] == ["finished"] * 3
     assert (run.run / "logs" / "two.1.rank1.log").read_text().startswith("rank 1 of 2 from step 0")
     again = run.submit(nodes="1")
-    assert again.returncode == 0 and "every phase asked for has finished" in again.stdout
+    assert again.returncode == 0 and "all requested phases have finished" in again.stdout
     assert "Everything has finished." in run.onediff("explain", "run").stdout
 
 

@@ -67,7 +67,7 @@ def test_a_chain_runs_to_its_end_and_is_not_repeated_whatever_the_shell_holds(la
     assert "rank 2 of 4" in run.onediff("logs", "run", "--phase", "two", "--rank", "2").stdout
     assert "Everything has finished." in run.onediff("explain", "run").stdout
     finished = run.submit()
-    assert finished.returncode == 0 and "every phase asked for has finished" in finished.stdout
+    assert finished.returncode == 0 and "all requested phases have finished" in finished.stdout
     assert (run.run / "launch" / "code" / "onediff" / "errors.py").is_file()
 
 

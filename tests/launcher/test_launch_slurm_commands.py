@@ -159,8 +159,8 @@ def test_doctor_sees_the_cluster_from_its_nodes(launched, cluster, tmp_path):
     done = run.onediff(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BAD" not in done.stdout and "2: node1, node2" in done.stdout and "written by 2 of 2 nodes" in done.stdout
-    assert "ms there and back" in done.stdout and "node2 → node1" in done.stdout and "differs by" in done.stdout
-    assert "dev: 3 nodes, 2 GPUs and 16 CPUs a node, 120 minutes at most" in done.stdout
+    assert "ms round trip" in done.stdout and "node2 → node1" in done.stdout and "differs by" in done.stdout
+    assert "dev: 3 nodes, 2 GPUs and 16 CPUs per node, 120 minutes at most" in done.stdout
     for name in ("slurm-wlm 2", "preemption REQUEUE", "proctrack/linuxproc", "open between all nodes"):
         assert name in done.stdout, done.stdout
     assert re.search(r"ok +all-reduce +2 ranks on 2 nodes \(cpu\): \d+ µs for one number, [\d,]+ MB/s", done.stdout)

@@ -22,7 +22,7 @@ def test_values_with_commas_are_varied_and_lists_are_one_value():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"), [(["a=1"], "nothing to vary"), (["a"], "reads key"), (["a=1,1"], "twice")]
+    ("overrides", "words"), [(["a=1"], "nothing to vary"), (["a"], "expected key.subkey=value"), (["a=1,1"], "twice")]
 )
 def test_lines_that_mean_nothing(overrides, words):
     with pytest.raises(UserError, match=words):
