@@ -1,9 +1,12 @@
-"""Captions per second of `onediff serve` with one client and with many, and the memory of its process under load.
+"""Captions per second of `onediff serve` with one client and with many, and the memory of the server under load.
 
-    python benchmarks/serving.py MODEL [--clients 32] [--requests 128] [--rounds 5]
+  python benchmarks/serving.py runs/demo
+  python benchmarks/serving.py my-model --clients 32 --requests 128 --rounds 5 --json serving.json
 
-Prints one JSON line for each number of clients, then one for each round of 200 requests at once, every fourth of them bad.
-Requests are pairs of noise of 256 × 256 pixels, sent over loopback by threads of the same process.
+Starts the server as a process of its own and asks its OpenAI-compatible endpoint over loopback, about pairs of noise of
+256 × 256 pixels. First each number of clients sends all requests; then each round sends 200 at once, every fourth of them
+bad, and looks at the resident memory of the server. A status other than 200 for the good ones and 4xx for the bad ones ends
+the script with an error.
 """
 
 from __future__ import annotations
@@ -13,20 +16,85 @@ import base64
 import http.client
 import io
 import json
-import threading
+import os
+import platform
+import re
+import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
-import onediff
-from onediff.serving.server import CaptionServer
+ROUND = 200
+"""Requests at once in a round of load."""
 
 
-def request(noise: np.random.Generator) -> bytes:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="an export or a run")
+    parser.add_argument("--clients", type=int, default=32, help="how many ask at once, beside one alone")
+    parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    noise = np.random.default_rng(0)
+    bodies = [question(noise) for _ in range(args.requests)]
+    result: dict[str, Any] = {"machine": machine(), "captions": [], "memory": []}
+    with serving(args.model, args.clients) as (port, server):
+        ask(port, bodies[0])  # loads what is loaded at first use
+        for clients in (1, args.clients):
+            result["captions"].append(throughput(port, bodies, clients))
+            print(json.dumps(result["captions"][-1]), flush=True)
+        for number in range(1, args.rounds + 1):
+            statuses = load(port, bodies)
+            mebibytes = server.memory_info().rss / 2**20
+            result["memory"].append({"round": number, "statuses": statuses, "resident_mib": round(mebibytes, 1)})
+            print(json.dumps(result["memory"][-1]), flush=True)
+    one, many = (found["captions_per_second"] for found in result["captions"])
+    result["ratio"] = round(many / one, 2)
+    print(f"{args.clients} clients get {result['ratio']} times the captions of one")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    processor = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":")
+    return {
+        "processor": processor.partition(":")[2].strip(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit,
+    }
+
+
+@contextmanager
+def serving(model: str, batch: int) -> Iterator[tuple[int, psutil.Process]]:
+    """The port and process of a server, ended with the block."""
+    command = [sys.executable, "-m", "onediff", "serve", model, "--port", "0", "--max-batch", str(batch)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r":(\d+)/", process.stdout.readline())
+            if found is None:
+                raise SystemExit("the server did not start")
+            yield int(found[1]), psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+def question(noise: np.random.Generator) -> bytes:
     """The body of a chat completion about two images."""
     parts = []
     for _ in range(2):
@@ -37,56 +105,57 @@ def request(noise: np.random.Generator) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": parts}], "max_tokens": 32}).encode()
 
 
-def ask(port: int, body: bytes) -> float:
-    """Seconds to the answer."""
-    began = time.perf_counter()
+def ask(port: int, body: bytes) -> int:
+    """The status of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    connection.request("POST", "/v1/chat/completions", body)
-    answer = connection.getresponse()
-    assert answer.status == 200, answer.read()
-    answer.read()
-    return time.perf_counter() - began
+    try:
+        connection.request("POST", "/v1/chat/completions", body)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    finally:
+        connection.close()
 
 
-def load(port: int, bodies: list[bytes]) -> dict[str, object]:
-    """200 requests at once, every fourth of them bad: what was answered, and the resident memory afterwards."""
+def throughput(port: int, bodies: list[bytes], clients: int) -> dict[str, Any]:
+    """Captions per second and how long each took, with that many clients at once."""
+
+    def timed(body: bytes) -> float:
+        began = time.perf_counter()
+        status = ask(port, body)
+        assert status == 200, status
+        return time.perf_counter() - began
+
+    began, batches = time.perf_counter(), counted(port, "batches")
+    with ThreadPoolExecutor(clients) as pool:
+        seconds = list(pool.map(timed, bodies))
+    found = {"clients": clients, "captions_per_second": round(len(bodies) / (time.perf_counter() - began), 2)}
+    found["batches"] = counted(port, "batches") - batches
+    return found | {f"p{at}_seconds": round(float(np.percentile(seconds, at)), 3) for at in (50, 95)}
+
+
+def counted(port: int, name: str) -> int:
+    """A counter of `/metrics`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return int(re.search(rf"^onediff_{name}_total (\d+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+
+def load(port: int, bodies: list[bytes]) -> dict[int, int]:
+    """How often each status came back for 200 requests at once, every fourth of them bad."""
     bad = [b"{}", bodies[0][:-40], bodies[0].replace(b"base64,", b"base64,AAAA")]
 
     def status(number: int) -> int:
-        body = bad[number // 4 % len(bad)] if number % 4 == 0 else bodies[number % len(bodies)]
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-        connection.request("POST", "/v1/chat/completions", body)
-        return connection.getresponse().status
+        is_bad = number % 4 == 0
+        found = ask(port, bad[number // 4 % len(bad)] if is_bad else bodies[number % len(bodies)])
+        if found // 100 != (4 if is_bad else 2):
+            raise SystemExit(f"a {'bad' if is_bad else 'good'} request got {found}")
+        return found
 
-    with ThreadPoolExecutor(200) as pool:
-        statuses = Counter(pool.map(status, range(200)))
-    return {"statuses": statuses, "resident_mib": psutil.Process().memory_info().rss >> 20}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    noise = np.random.default_rng(0)
-    bodies = [request(noise) for _ in range(args.requests)]
-    with CaptionServer(onediff.load(args.model), 0, max_batch=args.clients) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        ask(server.server_port, bodies[0])  # what is loaded at first use
-        for clients in (1, args.clients):
-            before, began = server.batcher.counts.batches, time.perf_counter()
-            with ThreadPoolExecutor(clients) as pool:
-                seconds = list(pool.map(lambda body: ask(server.server_port, body), bodies))
-            took = time.perf_counter() - began
-            told = {"clients": clients, "captions_per_second": round(len(bodies) / took, 2)}
-            told |= {"batches": server.batcher.counts.batches - before}
-            told |= {f"p{at}_seconds": round(float(np.percentile(seconds, at)), 3) for at in (50, 95)}
-            print(json.dumps(told), flush=True)
-        for number in range(1, args.rounds + 1):
-            print(json.dumps({"round": number, **load(server.server_port, bodies)}), flush=True)
-        server.shutdown()
+    with ThreadPoolExecutor(ROUND) as pool:
+        return dict(Counter(pool.map(status, range(ROUND))))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from onediff.evaluation.confidence import Judged
 
 MOST_TOKENS = 256
 """Longest caption that a request may ask for."""
+MOST_CHARACTERS = 4_000
+"""Longest question. A model reads far more, at a cost that grows with its square."""
 
 
 class Asked(NamedTuple):
@@ -50,7 +52,19 @@ def parsed(body: bytes) -> Asked:
     images, texts = content_of(users[0].get("content"))
     if len(images) != 2:
         raise UserError(f"messages: {len(images)} images; send two, before and after")
-    return Asked((images[0], images[1]), " ".join(texts) or None, tokens, bool(given.get("stream")))
+    return Asked((images[0], images[1]), question_of(texts), tokens, bool(given.get("stream")))
+
+
+def question_of(texts: list[str]) -> str | None:
+    """The texts of a message as one question; None if there is none. Raises UserError."""
+    question = " ".join(texts)
+    if len(question) > MOST_CHARACTERS:
+        raise UserError(f"messages: a text of {len(question):,} characters; at most {MOST_CHARACTERS:,} are taken")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise UserError("messages: the text has half a surrogate pair in it, which is no character") from None
+    return question or None
 
 
 def content_of(content: Any) -> tuple[list[bytes], list[str]]:

@@ -33,6 +33,7 @@ from onediff.evaluation.attention_map import map_images, packed, png, unpacked
 from onediff.serving import openai
 from onediff.serving.batching import Batcher, Overloaded
 from onediff.serving.kept import KeptPairs
+from onediff.serving.room import Room
 
 if TYPE_CHECKING:
     from onediff.evaluation.captioner import Captioner
@@ -48,6 +49,8 @@ POLICY = (
 )
 POSTS = ("/caption", "/keep", "/v1/chat/completions")
 KEPT = "/kept/"
+LARGEST_AT_ONCE = 8
+"""Requests of the largest size that may be in memory at once."""
 
 
 class CaptionServer(ThreadingHTTPServer):
@@ -82,6 +85,7 @@ class CaptionServer(ThreadingHTTPServer):
         self.is_local = host in (HOST, "localhost")
         self.batcher = Batcher(captioner, max_batch, max_waiting)
         self.kept = KeptPairs()
+        self.room = Room(LARGEST_AT_ONCE * max_bytes)
         self.statuses: Counter[int] = Counter()
         self.created = int(time.time())
 
@@ -123,6 +127,21 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "onediff", ""
 
+    def handle_one_request(self) -> None:
+        """A request; whoever does not wait for the answer gets none."""
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What `http.server` refuses by itself: a request that is not HTTP, another method."""
+        self._refuse(405 if code == 501 else code, message or "not a request that this server knows")
+
+    def do_HEAD(self) -> None:
+        """`do_GET` without the body."""
+        self.do_GET()
+
     def do_GET(self) -> None:
         """The page, kept pairs, models, metrics and health."""
         if not self._is_allowed():
@@ -153,18 +172,26 @@ class Handler(BaseHTTPRequestHandler):
         elif int(length) > self.server.max_bytes:
             self._refuse(413, f"the request is larger than {self.server.max_bytes / 1e6:g} MB")
         else:
-            body = self.rfile.read(int(length))
             try:
-                self._answer(body)
-            except UserError as error:
-                self._fail(400, str(error))
+                with self.server.room.of(int(length)):
+                    self._respond(self.rfile.read(int(length)))
             except Overloaded as error:
-                self._fail(503, str(error))
-            except Exception as error:  # the model's: of memory, of a device
-                self._fail(500, f"{type(error).__name__}: {error}")
+                self._refuse(503, str(error))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Logs nothing: what people look at is private."""
+
+    def _respond(self, body: bytes) -> None:
+        try:
+            self._answer(body)
+        except UserError as error:
+            self._fail(400, str(error))
+        except Overloaded as error:
+            self._fail(503, str(error))
+        except ConnectionError:
+            raise
+        except Exception as error:  # the model's: of memory, of a device
+            self._fail(500, f"{type(error).__name__}: {error}")
 
     def _answer(self, body: bytes) -> None:
         if self.path == "/caption":
@@ -173,7 +200,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/keep":
             files = [file_in(body, role) for role in ROLES]
             for data, role in zip(files, ROLES, strict=True):
-                image_of(data, role, self.server.captioner)  # only images are kept
+                with self.server.room.decoding:
+                    image_of(data, role, self.server.captioner)  # only images are kept
             self._send(200, {"name": self.server.kept.keep(*files)})
             return
         asked = openai.parsed(body)
@@ -184,7 +212,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, whole)
 
     def _fail(self, status: int, why: str) -> None:
-        self._send(status, openai.error(status, why) if self.path.startswith("/v1/") else {"error": why})
+        # A request that is not HTTP has no path.
+        is_openai = getattr(self, "path", "").startswith("/v1/")
+        self._send(status, openai.error(status, why) if is_openai else {"error": why})
 
     def _is_allowed(self) -> bool:
         """Refuses requests that another site, or another host name, sends through the user's browser, and wrong keys."""
@@ -220,14 +250,17 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
 
 def completed(server: CaptionServer, asked: openai.Asked) -> dict[str, Any]:
     """Answers a chat completion. Raises UserError unless it holds two images."""
     captioner = server.captioner
-    images = [image_of(data, role, captioner) for data, role in zip(asked.images, ROLES, strict=True)]
-    row = captioner.row(images[0], images[1], asked.question)
+    with server.room.decoding:
+        images = [image_of(data, role, captioner) for data, role in zip(asked.images, ROLES, strict=True)]
+        row = captioner.row(images[0], images[1], asked.question)
+        images.clear()
     said = server.batcher.ask(row, asked.max_new_tokens).said
     tokens = len(captioner.tokenizer(said.caption, add_special_tokens=False)["input_ids"])
     return openai.completion(server.name, said, len(row.token_ids), tokens, tokens >= asked.max_new_tokens)
@@ -236,12 +269,15 @@ def completed(server: CaptionServer, asked: openai.Asked) -> dict[str, Any]:
 def captioned(server: CaptionServer, body: bytes) -> dict[str, Any]:
     """Answers the page. Raises UserError unless the body holds two images."""
     captioner = server.captioner
-    images = [image_of(file_in(body, role), role, captioner) for role in ROLES]
+    files = [file_in(body, role) for role in ROLES]
+    with server.room.decoding:
+        images = [image_of(data, role, captioner) for data, role in zip(files, ROLES, strict=True)]
+        row = captioner.row(images[0], images[1])
+        for image in images:
+            image.thumbnail((SIDE, SIDE))
     started = time.perf_counter()
-    answer = server.batcher.ask(captioner.row(images[0], images[1]), wants_attention=True)
+    answer = server.batcher.ask(row, wants_attention=True)
     seconds = time.perf_counter() - started
-    for image in images:
-        image.thumbnail((SIDE, SIDE))
     maps = map_images(unpacked(packed(answer.attention)), [image.size for image in images], captioner.processor.image)
     return {
         **answer.said._asdict(),

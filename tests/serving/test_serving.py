@@ -3,6 +3,8 @@
 import base64
 import http.client
 import json
+import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,9 +143,29 @@ def test_it_answers_this_machine_and_this_page_only(server, images):
 def test_a_bad_request_is_one_clear_line(server, images):
     status, text = asked(server, b"x" * 500_001)
     assert status == 413 and "larger than 0.5 MB" in text
-    for body, said in ((b"[]", "before: missing"), (b'{"before": "eA=="}', "before: not an image")):
+    for body, said in ((b"[]", "before: missing"), (b'{"before": "eA==", "after": "eA=="}', "before: not an image")):
         status, text = asked(server, body)
         assert status == 400 and said in json.loads(text)["error"]
+    assert asked(server, encoded(images))[0] == 200
+
+
+def test_what_is_no_request_is_refused_and_who_leaves_is_not_missed(server, images, capfd):
+    assert asked(server, b"{}", method="PUT") == (405, '{"error": "Unsupported method (\'PUT\')"}')
+    assert asked(server, method="HEAD", path="/health") == (200, "")
+    body = question(images)
+    for start in (b"no HTTP at all\r\n\r\n", b"POST /v1/chat/completions HTTP/1.1\r\n"):
+        with socket.create_connection(server.server_address) as client:
+            head = b"Host: 127.0.0.1:%d\r\nContent-Length: %d\r\n\r\n" % (server.server_port, len(body))
+            client.sendall(start + head + body)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+    assert asked(server, body, path="/v1/chat/completions")[0] == 200
+    assert 500 not in server.statuses and capfd.readouterr().err == ""
+
+
+def test_bodies_of_requests_take_bounded_memory(server, images):
+    with server.room.of(server.room.most_bytes - 10):
+        status, text = asked(server, encoded(images))
+        assert status == 503 and "are being answered; try again later" in text
     assert asked(server, encoded(images))[0] == 200
 
 
@@ -152,10 +174,11 @@ def test_a_taken_port_is_said(server, captioner):
         CaptionServer(captioner, server.server_port)
 
 
-def question(images: list[Path], **more: object) -> bytes:
+def question(images: list[Path], text: str = "", **more: object) -> bytes:
     """A chat completion about two images."""
     urls = ["data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in images]
     content: list[dict] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    content += [{"type": "text", "text": text}] if text else []
     return json.dumps({"model": "onediff", "messages": [{"role": "user", "content": content}], **more}).encode()
 
 
@@ -167,6 +190,7 @@ def test_two_hundred_at_once_are_answered_in_batches_and_only_bad_ones_refused(s
         *(question(images, max_tokens=0), question([*images, images[0]]), b'{"messages": [{"role": "system"}]}'),
         question(images).replace(b"data:image/png;base64,", b"http://elsewhere.example/"),
         question(images).replace(b"base64,", b"base64,AAAA"),
+        *(question(images, text="very " * 1000), question(images, text="\ud800")),
     ]
     wanted = question(images, max_tokens=12)
     bodies = [bad[number // 4 % len(bad)] if number % 4 == 0 else wanted for number in range(200)]
