@@ -6,7 +6,7 @@ Tables that name their images by path are handled column by column (about 2 µs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,7 +68,7 @@ def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBa
         images.append(_placed(texts_of_role, batch, role, place))
     own = _words(batch, of["id"]) if "id" in of else pa.array([""] * rows, pa.string())
     has_id = pc.not_equal(own, "")
-    ids = own if pc.all(has_id).as_py() else pc.if_else(has_id, own, pa.array(_ids(images, roles, batch), pa.string()))
+    ids = own if pc.all(has_id).as_py() else pc.if_else(has_id, own, _ids(images, roles, batch))
     columns = [
         _splits(batch, of.get("split")),
         ids,
@@ -182,28 +182,47 @@ def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
     return found
 
 
-def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> Iterable[str]:
+def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> pa.Array:
     """The default id of each row, as `first_id` makes it."""
-    if roles == ["after", "before"]:
-        return [
-            _pair_id(before, after)
-            or first_id(
-                Row(f"{batch.meaning.table} row {batch.table.first + at}", "", "", {"before": before, "after": after})
-            )
-            for at, (after, before) in enumerate(zip(*(keys.to_pylist() for keys in images), strict=True))
-        ]
-    role, keys = roles[0], images[0].to_pylist()
-    return [
-        first_id(Row(f"{batch.meaning.table} row {batch.table.first + at}", "", "", {role: key}))
-        for at, key in enumerate(keys)
+    import pyarrow as pa
+
+    if roles == ["after", "before"] and (ids := _pair_ids(images[1], images[0])) is not None:
+        return ids
+    order = [roles.index(role) for role in ("before", "after", "image") if role in roles]
+    names = [roles[place] for place in order]
+    rows = zip(*(images[place].to_pylist() for place in order), strict=True)
+    where = f"{batch.meaning.table} row "
+    found = [
+        first_id(Row(f"{where}{number}", "", "", dict(zip(names, paths, strict=True))))
+        for number, paths in enumerate(rows, batch.table.first)
     ]
+    return pa.array(found, pa.string())
 
 
-def _pair_id(before: str, after: str) -> str:
-    """`first_id` of a pair with ordinary paths, and empty for any other."""
-    folder, _, before = before.rpartition("/")
-    other, _, after = after.rpartition("/")
-    before, after = before.rpartition(".")[0], after.rpartition(".")[0]
-    if not before.strip(".") or not after.strip(".") or folder != other or ":" in folder:
-        return ""
-    return f"{folder}-{before}-{after}" if folder else f"{before}-{after}"
+def _pair_ids(before: pa.Array, after: pa.Array) -> pa.Array | None:
+    """`first_id` of pairs with ordinary paths, both in one folder; None if there are others among them."""
+    import pyarrow.compute as pc
+
+    parts = [_folder_and_stem(paths) for paths in (before, after)]
+    if None in parts:
+        return None
+    (folder, first), (other, second) = filter(None, parts)
+    is_usual = pc.and_(pc.not_equal(pc.utf8_trim(first, "."), ""), pc.not_equal(pc.utf8_trim(second, "."), ""))
+    if folder is None or other is None:
+        return pc.binary_join_element_wise(first, second, "-") if folder is other and pc.all(is_usual).as_py() else None
+    is_usual = pc.and_(is_usual, pc.and_not(pc.equal(folder, other), pc.match_substring(folder, ":")))
+    return pc.binary_join_element_wise(folder, first, second, "-") if pc.all(is_usual).as_py() else None
+
+
+def _folder_and_stem(paths: pa.Array) -> tuple[pa.Array | None, pa.Array] | None:
+    """The folders of paths, None if none has one, and their names without suffix. None where some only have either."""
+    import pyarrow.compute as pc
+
+    halves = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
+    names, folder = halves.flatten(), None
+    if len(names) == 2 * len(paths):
+        folder, names = pc.list_element(halves, 0), pc.list_element(halves, 1)
+    elif len(names) > len(paths):
+        return None
+    named = pc.split_pattern(names, ".", max_splits=1, reverse=True)
+    return (folder, pc.list_element(named, 0)) if len(named.flatten()) == 2 * len(paths) else None
