@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(","),
         default=[],
         metavar="NAME,…",
-        help="metrics beside the usual ones: spice, bertscore:MODEL, clipscore:MODEL, or your own",
+        help="metrics beside the usual ones: spice, bertscore:MODEL, clipscore:MODEL, pacscore:MODEL, or your own",
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")

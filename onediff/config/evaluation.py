@@ -62,8 +62,8 @@ class EvaluationConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of sampling and of the bootstrap."""
     metrics: list[str] = []
-    """Metrics to compute besides the usual ones: `bertscore:MODEL` or `clipscore:MODEL` with a model's folder or name,
-    `spice`, or one from another package."""
+    """Metrics to compute besides the usual ones: `bertscore:MODEL`, `clipscore:MODEL` or `pacscore:MODEL` with a model's
+    folder or name, `spice`, or one from another package."""
     bootstrap: int = Field(1000, ge=0)
     """Resamples behind each 95 % interval; 0 omits intervals."""
 

@@ -119,6 +119,9 @@ def test_clipscore_looks_at_the_image_after_and_at_references(clip: Path, tmp_pa
     lines = (tmp_path / "cache" / "onediff" / "metrics" / "clipscore-tiny-clip.jsonl").read_text().splitlines()
     assert len(lines) == 3 + len({*CAPTIONS.values(), *(text for texts in REFERENCES.values() for text in texts)})
     assert all(len(json.loads(line)["values"]) == 16 for line in lines)
+    # PAC-S is the same with another weight, in a model of its own.
+    pac = score(REFERENCES, CAPTIONS, metrics=[f"pacscore:{clip}"], images=images.get).scores
+    assert pac["PAC-S tiny-clip"] == pytest.approx(found.scores["CLIPScore tiny-clip"] * 2 / 2.5)
     without = score(REFERENCES, CAPTIONS, metrics=asked)
     assert without.as_json()["scores"]["CLIPScore tiny-clip"] is None
     assert any("left out, it looks at images; name their data set with --data" in note for note in without.notes)

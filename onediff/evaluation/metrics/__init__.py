@@ -18,7 +18,7 @@ from onediff.evaluation.metrics.metric import Metric, Pairs, Rows, Unavailable, 
 
 USUAL = ("items", "bleu", "meteor", "rouge", "cider", "change-type")
 """Computed in every evaluation, in the order of tables."""
-OPTIONAL = ("spice", "bertscore", "clipscore")
+OPTIONAL = ("spice", "bertscore", "clipscore", "pacscore")
 """Computed where they are asked for: they take a model, or a Java with models of its own."""
 GROUP = "onediff.metrics"
 

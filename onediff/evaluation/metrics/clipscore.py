@@ -3,6 +3,8 @@
 CLIPScore is 2.5 × max(cosine of caption and image, 0), the image being the one *after*: of what a difference caption tells
 it sees only what can be seen there, so a removal scores low however right it is. RefCLIPScore is the harmonic mean with the
 best cosine among the references. Both say whether a caption fits the scene, not whether its change is right.
+
+Cost: one pass of the CLIP for each new text and image; vectors are kept on disk.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from onediff.evaluation.metrics.metric import Pairs, Unavailable, ratio
 from onediff.evaluation.metrics.named_model import ModelMetric, short
 
 BATCH = 32
-WEIGHT = 2.5
 PROMPT = "A photo depicts "
 
 
@@ -29,11 +30,13 @@ class ClipScore(ModelMetric):
 
     name = "clipscore"
     titles = scores = ("CLIPScore", "RefCLIPScore")
+    weight = 2.5
+    """Of the cosine, which lies far below 1."""
 
     def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
         images = images_after(systems[0])
         processor, model = self.loaded("AutoProcessor", "CLIPModel")
-        kept = Kept(f"clipscore-{short(self.model)}")
+        kept = Kept(f"{self.name}-{short(self.model)}")
         texts = {text for one in systems for group in (one.captions, *one.references) for text in group}
         as_text: list[Key] = [(self.version, "text", text) for text in texts]
         as_image: dict[Key, bytes] = {
@@ -50,7 +53,7 @@ class ClipScore(ModelMetric):
             np.array(
                 [
                     scored(
-                        vectors[key], vectors[self.version, "text", caption],
+                        self.weight, vectors[key], vectors[self.version, "text", caption],
                         [vectors[self.version, "text", reference] for reference in references],
                     )
                     for key, caption, references in zip(
@@ -79,9 +82,9 @@ def images_after(pairs: Pairs) -> list[bytes]:
     return found
 
 
-def scored(image: np.ndarray, caption: np.ndarray, references: Sequence[np.ndarray]) -> list[float]:
-    """[3]: one, CLIPScore and RefCLIPScore of unit vectors."""
-    score = WEIGHT * max(float(image @ caption), 0.0)
+def scored(weight: float, image: np.ndarray, caption: np.ndarray, references: Sequence[np.ndarray]) -> list[float]:
+    """[3]: one, and the scores without and with references, of unit vectors."""
+    score = weight * max(float(image @ caption), 0.0)
     best = max(max(float(caption @ reference), 0.0) for reference in references)
     return [1.0, score, 2 * score * best / (score + best) if score + best else 0.0]
 
