@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-RENAMED = {"model.vision.picture": "image", "evaluation.heatmaps": "attention_maps"}
+RENAMED = {
+    "model.vision.picture": "image",
+    "evaluation.heatmaps": "attention_maps",
+    "training.peer_copies.every": "repeat_at_most",
+}
 """Full path of an old key → its new name in the same section. A `*` stands for any name of a phase or a data set."""
 
 

@@ -227,9 +227,9 @@ class PeerCopiesConfig(Section):
     """Copies of each rank's weights, optimizer states and data cursor in the memory of its node and of the next one. A
     restart inside the job takes them up where they are newer than the newest checkpoint; they go with the job."""
 
-    every: int = Field(gt=0)
-    """Steps between two copies, the most that such a restart repeats. A copy that has not arrived when the next is due makes
-    that one be left out."""
+    repeat_at_most: int = Field(ge=2)
+    """The most steps that such a restart repeats. A copy is made after every half as many; the training waits for one that
+    has not arrived when the next is due."""
 
 
 class TrainingConfig(Section):

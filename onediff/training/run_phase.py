@@ -66,7 +66,7 @@ def run_phase(
         stop.check_before_first_step()
         copy = restored(phase, checkpoint, copy, config.data)
         if memory is not None and (wanted := config.training.peer_copies) is not None:
-            phase.copies = PeerCopies(memory, wanted.every, topology.ranks, copy)
+            phase.copies = PeerCopies(memory, wanted.repeat_at_most // 2, topology.ranks, copy)
             phase.copies.require_room(phase.engine.sharded)
         stop.check_before_first_step()
         check_features(phase.stream, phase.engine.model.vision, config)

@@ -27,7 +27,7 @@ def test_a_killed_rank_and_then_all_ranks_of_its_node_are_started_again_in_the_s
     faults = [{"phase": "one", "step": 8, "rank": 3, "do": "kill"}, {"phase": "one", "step": 14, "do": "wait"}]
     run = launched(faults=faults)
     run.profile["requeue"] |= {"node_failures": 9}
-    run.config["training"] = {"peer_copies": {"every": 2}}
+    run.config["training"] = {"peer_copies": {"repeat_at_most": 4}}
     job = run.submitted("--phases", "one")["one"]
     run.wait(lambda: len(list(run.run.glob("fault-1-*"))) == 4, 120, "the ranks did not come to step 14")
     cluster.on("node2", "pkill", "-KILL", "-f", "[s]tandin_trainer.py")
@@ -52,7 +52,7 @@ def test_a_killed_rank_and_then_all_ranks_of_its_node_are_started_again_in_the_s
 
 def test_a_crashed_node_is_replaced_by_the_spare_without_leaving_the_job(launched, cluster):
     run = launched(seconds=0.3, every=100)
-    run.config["training"] = {"peer_copies": {"every": 2}}
+    run.config["training"] = {"peer_copies": {"repeat_at_most": 4}}
     job = run.submitted("--phases", "one", "--spares", "1")["one"]
     run.wait_step("one", 7)
     assert run.record.attempts("one")[0].nodes == ["node1", "node2"], "the spare waits"
@@ -72,7 +72,7 @@ SLOWED = "while :; do pkill -STOP -f '[s]tandin_tr'; sleep 0.5; pkill -CONT -f '
 def test_a_slow_node_is_replaced_by_the_spare_at_a_checkpoint(launched, cluster):
     run = launched(seconds=0.1, steps=400, every=1000, compare=4)
     run.profile["requeue"] |= {"slow_share": 2.0, "slow_times": 2}
-    run.config["training"] = {"peer_copies": {"every": 2}}
+    run.config["training"] = {"peer_copies": {"repeat_at_most": 4}}
     job = run.submitted("--phases", "one", "--spares", "1")["one"]
     run.wait_step("one", 5)
     inside = ["nsenter", "-t", str(cluster.init_pid("node2")), "-n", "-u", "-i", "-m", "-p"]

@@ -165,7 +165,7 @@ def test_a_checkpoint_is_copied_to_the_host_where_it_is_written_in_the_backgroun
     assert copied(stage=3, offload_optimizer="nvme") == copied(save_in_background=False) == 0
     waits = load_run("configs/onediff_7b.yaml", ["training.save_in_background=false"])
     assert planned(waits).memory.host_copy == 0
-    copies = planned(load_run("configs/onediff_7b.yaml", ["training.peer_copies={every: 10}"])).memory
+    copies = planned(load_run("configs/onediff_7b.yaml", ["training.peer_copies={repeat_at_most: 10}"])).memory
     assert copies.peer_copies == 5 * copies.host_copy > 0
 
 

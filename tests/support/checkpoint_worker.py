@@ -131,7 +131,7 @@ def spoil(engine, state: str) -> None:
 
 
 def take_copies(engine, nodes: Path, ranks, dropout: float) -> None:
-    """Copies of steps 2 and 4 in memory, each rank on a node of its own: `nodes`/node0, `nodes`/node1."""
+    """Copies of steps 2 and 4 in memory, the second after the first has arrived, each rank on a node of its own."""
     from onediff.training.checkpoint.copies import PeerCopies
     from onediff.zero.engine import ZeroEngine
 
@@ -140,8 +140,6 @@ def take_copies(engine, nodes: Path, ranks, dropout: float) -> None:
     copies.require_room(ZeroEngine(engine))
     for step in (2, 4):
         train(engine, step - 2, step, ranks.rank, ranks.world, dropout)
-        while not copies.arrived():
-            time.sleep(0.01)
         assert copies.take(ZeroEngine(engine), step, {"step": step}, {"lanes": {ranks.rank: step}}, lambda: None)
     while not copies.arrived():
         time.sleep(0.01)

@@ -12,8 +12,9 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import accumulate
 from math import prod
@@ -49,6 +50,8 @@ Json = dict[str, Any]
 GENERATIONS, COPIES = 2, 2
 """Generations that are kept, each on two nodes."""
 ALIGNED = 16
+WAIT_SECONDS, TELLING_SECONDS = 120.0, 1.0
+"""Longest wait for a copy that takes longer than the steps until the next one, and the shortest that is worth a warning."""
 
 
 class PeerCopies:
@@ -67,7 +70,7 @@ class PeerCopies:
         self._begun: tuple[str, Future[None]] | None = None
         self._thread = ThreadPoolExecutor(1, "copies")
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._complained = False
+        self._complained = self._gave_up = False
 
     def require_room(self, engine: ShardedEngine) -> None:
         """Raises UserError on every rank where the memory of a node is too small for the copies. Collective."""
@@ -91,12 +94,13 @@ class PeerCopies:
         return step % self.every == 0
 
     def take(self, engine: ShardedEngine, step: int, extra: Json, own: Json, durable: Callable[[], None]) -> bool:
-        """Begins a copy, unless the one before is still on its way on some rank; whether it did.
+        """Begin a copy once the one before has arrived on every rank, and return whether it did.
 
-        `extra` is rank 0's, `own` what this rank adds; `durable` is called before the copy counts. Collective: reduces one
-        number.
+        So a restart repeats at most twice `every` steps. Waiting is bounded: the training goes on without a copy rather
+        than stand still. `extra` is rank 0's, `own` what this rank adds; `durable` is called before the copy counts.
+        Collective: reduces one number.
         """
-        if not self.arrived():
+        if not self.arrived(WAIT_SECONDS):
             return False
         rank, world = self.ranks.rank, self.ranks.world
         generation, name = f"step-{step:08d}-{self.token}", f"rank-{rank:05d}-of-{world:05d}"
@@ -137,12 +141,21 @@ class PeerCopies:
         if self.ranks.local_rank == 0:
             keep_only(self.folder, ())
 
-    def arrived(self) -> bool:
-        """Whether every rank's last copy has arrived on the next node. Collective: reduces one number."""
+    def arrived(self, seconds: float = 0.0) -> bool:
+        """Return whether every rank's last copy has arrived on the next node, waiting up to `seconds` for this rank's.
+
+        Collective: reduces one number.
+        """
+        if self._begun is not None and seconds:
+            began = time.monotonic()
+            wait([self._begun[1]], seconds)
+            if (waited := time.monotonic() - began) > TELLING_SECONDS and not self._complained:
+                log.warning("the training waited %.0f s for a copy; raise training.peer_copies.repeat_at_most", waited)
+                self._complained = True
         fault = self._begun[1].exception() if self._begun is not None and self._begun[1].done() else None
-        if fault is not None and not self._complained:
+        if fault is not None and not self._gave_up:
             log.warning("no more copies in memory on this start: %s", fault)
-            self._complained = True
+            self._gave_up = True
         arrived = torch.tensor(int(self._begun is None or (self._begun[1].done() and fault is None)))
         dist.all_reduce(arrived, op=dist.ReduceOp.MIN)
         if arrived and self._begun is not None:
