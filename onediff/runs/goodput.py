@@ -10,7 +10,7 @@ from onediff.runs.section import seconds_by_section
 
 
 def goodput_metrics(run: Path, phase: str) -> dict[str, float]:
-    """`goodput/share`, the share of time spent on steps done for the first time, and `goodput/seconds/<kind>`.
+    """`time/goodput`, the share of time spent on steps done for the first time, and `time/seconds/<kind>`.
 
     Without the launcher only this process is counted. A file that cannot be read counts as none.
     """
@@ -27,8 +27,8 @@ def goodput_metrics(run: Path, phase: str) -> dict[str, float]:
     total = sum(seconds.values())
     if not total:
         return {}
-    metrics = {f"goodput/seconds/{kind}": spent for kind, spent in seconds.items() if spent}
+    metrics = {f"time/seconds/{kind}": spent for kind, spent in seconds.items() if spent}
     recoveries = earlier.get("recoveries", [])
     if recoveries:
-        metrics["goodput/recovery_seconds"] = sum(recoveries) / len(recoveries)
-    return {"goodput/share": seconds.get("productive", 0.0) / total, **metrics}
+        metrics["time/recovery_seconds"] = sum(recoveries) / len(recoveries)
+    return {"time/goodput": seconds.get("productive", 0.0) / total, **metrics}

@@ -146,7 +146,7 @@ def rates(phase: Phase, running: Running, metrics: dict[str, float], seconds: fl
         "skipped_steps": float(phase.guard.watch.skipped),
     }
     found |= phase.flops.rates(running.tflop, seconds)
-    return found | {f"epochs/{name}": epochs for name, epochs in running.epochs.items()}
+    return found | {f"progress/epochs/{name}": epochs for name, epochs in running.epochs.items()}
 
 
 def write_status(phase: Phase) -> None:

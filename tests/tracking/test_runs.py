@@ -76,7 +76,7 @@ def test_diff_is_short_and_sets_scores_of_other_steps_side_by_side(folder, capsy
     for name, step, cider in (("base", 600, 1.0), ("low", 900, 1.5)):
         tracker = Tracker.attach(folder / name, TrackingConfig(live=False))
         tracker.phase("one", resumed_step=step - 1).log(
-            step, {"loss": cider, "grad_norm": cider, "epochs/scenes": cider}
+            step, {"loss": cider, "grad_norm": cider, "progress/epochs/scenes": cider}
         )
         tracker.evaluation(f"scenes-test-one-{step}").log(0, {"CIDEr": cider})
         tracker.finish(None)

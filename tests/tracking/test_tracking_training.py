@@ -123,7 +123,7 @@ def test_the_tree_of_runs(server, run, data):
         traces = {file.path for file in client.list_artifacts(child.info.run_id, "profile/steps-3-to-3")}
         assert traces == {f"profile/steps-3-to-3/rank-000{rank}.json.gz" for rank in range(2)}
         assert len(table) == 2 and table["attention on after"][0]["type"] == "image"
-    assert {"loss/pairs", "loss/singles", "epochs/pairs"} <= set(found["two"].data.metrics)
+    assert {"loss/pairs", "loss/singles", "progress/epochs/pairs"} <= set(found["two"].data.metrics)
     scores = json.loads(next((run / "evaluation").glob("*/scores.json")).read_text())["scores"]
     assert found[evaluation].data.metrics == pytest.approx({k: v for k, v in scores.items() if v is not None})
     assert [one.dataset.name for one in found[evaluation].inputs.dataset_inputs] == ["pairs/test"]

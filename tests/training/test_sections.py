@@ -81,4 +81,4 @@ def test_a_warning_during_an_evaluation_is_heeded_inside_it_and_the_step_is_meas
     done = small_run.onediff(["train", str(run), "--processes", "2", "--resume"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "scores.json").is_file() and (run / "phase-two" / "finished.json").is_file()
-    assert small_run.metrics(run, "two", "goodput/share")[3] > 0
+    assert small_run.metrics(run, "two", "time/goodput")[3] > 0
