@@ -47,7 +47,8 @@ WARM_UP = 10
 """Pairs of steps that do not count."""
 NAMES = (
     *("loss", "loss/scenes", "loss/pairs", "lr", "grad_norm", "target_tokens", "samples_per_second", "mfu"),
-    *("tokens_per_second", "data_wait_share", "step_seconds", "skipped_samples", "progress/epochs/scenes", "progress/epochs/pairs"),
+    *("tokens_per_second", "data_wait_share", "step_seconds", "skipped_samples"),
+    *("progress/epochs/scenes", "progress/epochs/pairs"),
 )
 
 

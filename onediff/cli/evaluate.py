@@ -168,6 +168,7 @@ def record(model: Path, plan: Evaluation) -> None:
 
     from onediff.config.compose import load_run
     from onediff.data.manifest import FILE
+    from onediff.model.saved import description
 
     if not (model / "config.yaml").is_file():
         return
@@ -181,6 +182,8 @@ def record(model: Path, plan: Evaluation) -> None:
     if manifest.is_file():
         child.dataset(manifest, "evaluation")
     child.log(0, {name: value for name, value in results["scores"].items() if value is not None})
+    trained = description(plan.model).trained
+    child.scores_of(trained["phase"], trained["step"], manifest if manifest.is_file() else None)
     for name in ("scores.json", "predictions.jsonl", "references.jsonl", "report.html"):
         child.artifact(plan.out / name)
     child.finish("FINISHED")
@@ -188,7 +191,5 @@ def record(model: Path, plan: Evaluation) -> None:
     if config.register_as:
         data = f"{plan.data.name}-{plan.config.split}"
         score = None if cider is None else {"metric": "CIDEr", "value": cider, "data": data}
-        known = {name: value for name, value in results["scores"].items() if value is not None}
-        on = manifest if manifest.is_file() else None
-        tracker.model(plan.model, config.register_as, score=score, scores=known, evaluated_on=on)
+        tracker.model(plan.model, config.register_as, score=score)
     tracker.finish(None)

@@ -1,4 +1,4 @@
-"""Artifacts, data sets and models: each is sent by itself, apart from the points, so that one that fails delays no other.
+"""Artifacts, data sets, checkpoints and models: each is sent by itself, apart from the points, so that none delays another.
 
 The shipper notes a parcel when it comes by one in a journal and goes on. A parcel that fails is tried again with growing
 pauses and takes up what of it is there; what MLflow refuses for good is left out, and said.
@@ -19,16 +19,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
+from onediff.tracking.checkpoints import Checkpoints
 from onediff.tracking.journal import Record, read
 from onediff.tracking.names import TAG_TEXT
-from onediff.tracking.refusal import reason, refused
+from onediff.tracking.refusal import no_such_route, reason, refused
 from onediff.tracking.scrub import scrubbed
 from onediff.tracking.state import Parcel, State
 from onediff.tracking.stream import trained_as
 from onediff.tracking.upload import below, upload
 
 LOG = logging.getLogger(__name__)
-KINDS = ("artifact", "dataset", "model")
 TABLES = "mlflow.loggedArtifacts"
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
 
@@ -41,6 +41,10 @@ def parcel_of(record: Record) -> Parcel | None:
         return Parcel(f"data set {record['dataset']['name']}")
     if "model" in record:
         return Parcel(f"model {record['name']} ({record['model']})")
+    if "checkpoints" in record:
+        return Parcel(f"checkpoints of phase {record['phase']}")
+    if "scores_of" in record:
+        return Parcel(f"scores of phase {record['scores_of']['phase']}, step {record['scores_of']['step']}")
     return None
 
 
@@ -69,7 +73,7 @@ class Carrier:
         while True:
             before = (len(parcel.there), parcel.model_id)
             try:
-                through = self._send(run_id, record, parcel)
+                through = self._send(name, run_id, record, parcel)
                 break
             except Exception as error:  # whatever a store, a proxy or a network may answer
                 if before != (len(parcel.there), parcel.model_id):
@@ -85,6 +89,10 @@ class Carrier:
 
     def _failed(self, name: str, run_id: str, record: Record, parcel: Parcel, error: Exception) -> bool:
         """Records a failure, and reports it if it is new; returns whether the parcel is given up."""
+        if no_such_route(error) and ("checkpoints" in record or "scores_of" in record):
+            # Nobody asked for these; the next checkpoint tries again, with all that is kept by then.
+            self._say_once(f"{self._where(run_id, record)} is older than MLflow 3 and shows no checkpoints", "route")
+            return True
         if isinstance(error, MlflowException) and refused(error):
             try:
                 if gone(self.client, run_id):
@@ -102,11 +110,14 @@ class Carrier:
             parcel.due = time.time() + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (parcel.tries - 1))
         self.state.save()
         LOG.warning("%s of %s, try %d: %s", parcel.what, name, parcel.tries, parcel.why)
-        kind = parcel.what.partition(" ")[0]
+        line = f"the {parcel.what} of {name} is not taken {parcel.why}; it is tried again, the rest goes on"
+        self._say_once(line, parcel.what.partition(" ")[0])
+        return False
+
+    def _say_once(self, line: str, kind: str) -> None:
         if kind not in self.said:
             self.said.add(kind)
-            self.say(f"the {parcel.what} of {name} is not taken {parcel.why}; it is tried again, the rest goes on")
-        return False
+            self.say(line)
 
     def _where(self, run_id: str, record: Record) -> str:
         store = scrubbed(self.client.tracking_uri)
@@ -117,12 +128,18 @@ class Carrier:
         except MlflowException:
             return store
 
-    def _send(self, run_id: str, record: Record, parcel: Parcel) -> bool:
+    def _send(self, name: str, run_id: str, record: Record, parcel: Parcel) -> bool:
         """Sends a parcel; returns False if nothing of it is left to send."""
         if "artifact" in record:
             return self._artifact(run_id, record, parcel)
         if "dataset" in record:
             return self._dataset(run_id, record["dataset"])
+        if "checkpoints" in record:
+            Checkpoints(self.client, self.experiment, self.state).keep(record["phase"], record["checkpoints"])
+            return True
+        if scores_of := record.get("scores_of"):
+            Checkpoints(self.client, self.experiment, self.state).scored(run_id, name, **scores_of)
+            return True
         return self._model(run_id, record, parcel)
 
     def _artifact(self, run_id: str, record: Record, parcel: Parcel) -> bool:

@@ -8,7 +8,9 @@ A stream becomes one MLflow run: `run` is the job as submitted, `phase-<name>` a
     metrics     {"loss": 2.1, …} at "step"
     tags        {"name": "text"}
     artifact    path of a file or folder, shipped to folder "to"; with "step" when it belongs to one
-    dataset     {"name", "digest", "source", "samples", "context"}
+    dataset     {"name", "digest", "source", "samples", "context"}; with "set", its name in the configuration
+    checkpoints steps of all checkpoints that "phase" has on disk
+    scores_of   {"phase", "step", "data"}: the weights that the stream's metrics judge, and the data set
     model       an exported model's folder, registered as "name" with "aliases"; "trained" says what it held then,
                 "score" how good it is: {"metric", "value", "data"}
     end         status of the stream: FINISHED, FAILED or KILLED

@@ -16,6 +16,11 @@ def valid_name(key: str) -> str:
     return f"_{name}" if not name or name.startswith("..") else name
 
 
+def valid_model_name(name: str) -> str:
+    """`name` as MLflow accepts it for a logged model: no dot, colon, slash or quote."""
+    return re.sub(r"[^\w-]", "_", name) or "model"
+
+
 def valid_text(text: str, longest: int) -> str:
     """`text` without the one character that PostgreSQL rejects, cut to MLflow's limit."""
     return text.replace("\0", "�")[:longest]

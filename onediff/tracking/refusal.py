@@ -21,6 +21,12 @@ def too_large(error: MlflowException) -> bool:
     return "error code 413" in str(error)
 
 
+def no_such_route(error: Exception) -> bool:
+    """Whether the server is older than this request."""
+    old = isinstance(error, MlflowException) and error.error_code == "ENDPOINT_NOT_FOUND"
+    return old or "error code 404" in str(error)
+
+
 def reason(error: Exception) -> str:
     """What went wrong, in one line without secrets."""
     text = " ".join(str(error).split()) or type(error).__name__

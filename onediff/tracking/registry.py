@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +17,19 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient, pyfunc
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
-from onediff.tracking.names import valid_name
+from onediff.tracking.logged import CHECKPOINT, TRAINED, link, models_of
+from onediff.tracking.names import valid_model_name
 from onediff.tracking.state import Parcel, State
 from onediff.tracking.upload import below, upload
 
 PACKAGE = Path(__file__).parents[1]
-TRAINED = "trained"
 SOURCE = "models:/"
 
 
@@ -53,34 +52,38 @@ class Registry:
         made = next((one for one in known if one.run_id == run_id and one.tags.get(TRAINED) == trained), None)
         if made is None:
             model = self._logged(run_id, trained, parcel)
-            self._upload(model, run_id, folder, parcel)
+            self._upload(model, run_id, folder, trained, parcel)
             version = self._version(model, run_id, name, trained)
         else:
             model, version = self.client.get_logged_model((made.source or "").removeprefix(SOURCE)), str(made.version)
         self._link(model, name, version)
-        if scores := record.get("scores"):
-            self._measured(model, run_id, scores, record)
         for alias in record["aliases"]:
             self.client.set_registered_model_alias(name, alias, version)
         if score := record.get("score"):
             self._score(name, version, score)
 
     def _logged(self, run_id: str, trained: str, parcel: Parcel) -> LoggedModel:
-        """The logged model that was created for this one, or a new one."""
-        begun = self.client.search_logged_models([self.experiment], f"source_run_id = '{run_id}'")
+        """The logged model that was begun for these weights, else that of their checkpoint, else a new one."""
+        begun = list(models_of(self.client, self.experiment, run_id))
+        phase, step = field(trained, "phase"), field(trained, "step")
         model = next((model for model in begun if model.tags.get(TRAINED) == trained), None)
         if model is None:
+            free = (model for model in begun if TRAINED not in model.tags)
+            model = next((model for model in free if model.tags.get(CHECKPOINT) == f"{phase}:{step}"), None)
+            if model is not None:
+                self.client.set_logged_model_tags(model.model_id, {TRAINED: trained})
+        if model is None:
             settings = self.client.get_run(run_id).data.params
-            words = filter(None, (field(trained, "phase"), field(trained, "step")))
-            name = re.sub(r"[^\w-]", "_", "-".join(words)) or "model"  # MLflow takes no dot, colon or slash
-            model = self.client.create_logged_model(self.experiment, name, run_id, {TRAINED: trained}, settings)
+            name = valid_model_name("-".join(filter(None, (phase, step))))
+            tags = {TRAINED: trained, CHECKPOINT: f"{phase}:{step}"} if step else {TRAINED: trained}
+            model = self.client.create_logged_model(self.experiment, name, run_id, tags, settings)
         if parcel.model_id != model.model_id:
             with self.state.lock:
                 parcel.model_id, parcel.there = model.model_id, {}
             self.state.save()
         return model
 
-    def _upload(self, model: LoggedModel, run_id: str, folder: Path, parcel: Parcel) -> None:
+    def _upload(self, model: LoggedModel, run_id: str, folder: Path, trained: str, parcel: Parcel) -> None:
         """Sends signature, input example, this package's code, and the folder without copying it first."""
         with tempfile.TemporaryDirectory() as aside:
             staged, stand_in = Path(aside) / "staged", Path(aside) / folder.name
@@ -109,21 +112,7 @@ class Registry:
             put = partial(self.client.log_model_artifact, model.model_id)
             upload(files, parcel.there, put, partial(self.state.noted, parcel))
         self.client.finalize_logged_model(model.model_id, "READY")
-        outputs = self.client.get_run(run_id).outputs  # MLflow refuses the same one twice
-        if outputs is None or all(output.model_id != model.model_id for output in outputs.model_outputs):
-            step = field(model.tags[TRAINED], "step")
-            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, int(step or 0))])
-
-    def _measured(
-        self, model: LoggedModel, run_id: str, scores: Mapping[str, float], record: Mapping[str, Any]
-    ) -> None:
-        """The model's scores with the data set that they are of; at step 0, as all that a run has of its children."""
-        on = record["evaluated_on"]
-        points = [
-            Metric(valid_name(key), value, record["time"], 0, model.model_id, on["name"], on["digest"], run_id)
-            for key, value in scores.items()
-        ]
-        self.client.log_batch(run_id, metrics=points)
+        link(self.client, run_id, {model.model_id: int(field(trained, "step") or 0)})
 
     def _version(self, model: LoggedModel, run_id: str, name: str, trained: str) -> str:
         try:

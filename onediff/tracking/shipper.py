@@ -157,6 +157,8 @@ class Shipper:
         sent = self.state.sent(name)
         with self.state.lock:
             before = "model" in record and record["time"] < self.copied  # the first run's version, not another one
+            if "checkpoints" in record:  # a list of all that are kept: only the newest counts
+                sent.parcels = {at: one for at, one in sent.parcels.items() if one.what != parcel.what}
             if not before and not superseded(offset, record, starts):
                 sent.parcels[str(place)] = parcel
             sent.offset = offset

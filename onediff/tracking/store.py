@@ -36,10 +36,11 @@ def experiment_of(client: MlflowClient, uri: str, name: str, run: Path) -> str:
 
 
 def one_try(seconds: float) -> None:
-    """Makes MLflow give up a request after `seconds`: its own retries would block one call for minutes."""
+    """Makes MLflow give up a request after `seconds`, as its own retries would block one call for minutes, and be quiet."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(seconds)))
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 
 @contextmanager

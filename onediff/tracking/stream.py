@@ -84,9 +84,23 @@ class RunRecorder:
         self.journal.append({"artifact": str(path.relative_to(self.run)), "to": "" if to == "." else to})
 
     @never_raises
-    def dataset(self, manifest: str | Path, context: str) -> None:
-        """Records a data set that the run reads, by its `manifest.json`; `context` is `training` or `evaluation`."""
-        self.journal.append({"dataset": described(manifest, context)})
+    def dataset(self, manifest: str | Path, context: str, name: str | None = None) -> None:
+        """Records a data set that the run reads, by its `manifest.json`; `context` is `training` or `evaluation`.
+
+        `name` is that of the data set in the configuration, by which the losses on it are called.
+        """
+        self.journal.append({"dataset": described(manifest, context) | ({"set": name} if name else {})})
+
+    @never_raises
+    def checkpoints(self, phase: str, steps: Sequence[int]) -> None:
+        """Records which checkpoints of a phase are on disk: MLflow shows each as a model, with the metrics of its step."""
+        self.journal.append({"checkpoints": [int(step) for step in steps], "phase": phase})
+
+    @never_raises
+    def scores_of(self, phase: str, step: int, manifest: str | Path | None) -> None:
+        """Records whose weights the metrics of this stream judge, and on which data set."""
+        data = None if manifest is None else described(manifest, "evaluation")
+        self.journal.append({"scores_of": {"phase": phase, "step": int(step), "data": data}})
 
     @never_raises
     def model(
@@ -95,14 +109,11 @@ class RunRecorder:
         name: str,
         aliases: Sequence[str] = (),
         score: Mapping[str, Any] | None = None,
-        scores: Mapping[str, float] | None = None,
-        evaluated_on: str | Path | None = None,
     ) -> None:
         """Registers an exported model's folder in MLflow's model registry, as a new version with these aliases.
 
         The newest version is `models:/NAME/latest` without any alias, and MLflow refuses that one. With `score`,
-        {"metric", "value", "data"}, the alias `best` goes to the best version scored on the same data. `scores` are those
-        of the model, on the data set of the manifest `evaluated_on`.
+        {"metric", "value", "data"}, the alias `best` goes to the best version scored on the same data.
         """
         if "latest" in aliases:
             raise ValueError("the alias 'latest' belongs to MLflow: the newest version is models:/NAME/latest anyway")
@@ -115,8 +126,6 @@ class RunRecorder:
         }
         if score:
             record["score"] = dict(score)
-        if scores and evaluated_on is not None:
-            record |= {"scores": dict(scores), "evaluated_on": described(evaluated_on, "evaluation")}
         self.journal.append(record)
 
     @never_raises

@@ -137,7 +137,7 @@ def training_texts(data: DataConfig, phases: Iterable[PhaseConfig]) -> Iterator[
                 yield from (turn["value"] for turn in sample.conversations)
 
 
-def manifest_files(data: DataConfig, phase: PhaseConfig) -> list[Path]:
-    """The manifests of a phase's data sets, as far as they are on disk (tars from other tools may have none)."""
-    folders = [Path(data.sets[name].folder) for name in phase.mix]
-    return [folder / FILE for folder in folders if (folder / FILE).is_file()]
+def manifest_files(data: DataConfig, phase: PhaseConfig) -> dict[str, Path]:
+    """The manifests of a phase's data sets by name, as far as they are on disk (tars from other tools may have none)."""
+    files = {name: Path(data.sets[name].folder) / FILE for name in phase.mix}
+    return {name: file for name, file in files.items() if file.is_file()}

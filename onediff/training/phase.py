@@ -21,6 +21,7 @@ from onediff.parallel.topology import Topology
 from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import CheckpointWriter
 from onediff.training.checkpoint.copies import PeerCopies
+from onediff.training.checkpoint.folder import checkpoints, step_of
 from onediff.training.data import phase_steps, phase_stream
 from onediff.training.engine import Engine
 from onediff.training.evaluations import Evaluations
@@ -98,7 +99,13 @@ class Phase:
     def make_durable(self, checkpoint: Path | None) -> None:
         """Puts the history on the disk that belongs to a finished checkpoint, where there is one."""
         if checkpoint is not None and self.rank == 0:
+            self.tell_checkpoints()
             self.tracker.durable()
+
+    def tell_checkpoints(self) -> None:
+        """Records which checkpoints are on disk. On rank 0."""
+        kept = checkpoints(self.folder.checkpoints(self.name))
+        self.tracker.checkpoints(self.name, [step_of(path) for path in kept])
 
 
 def build_phase(

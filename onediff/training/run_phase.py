@@ -72,8 +72,8 @@ def run_phase(
         check_features(phase.stream, phase.engine.model.vision, config)
         if rank == 0:
             phase.tracker = phase.measures.tracker = tracker.phase(name, resumed_step=phase.step, tags=tags)
-            for manifest in manifest_files(config.data, phase.config):
-                tracker.dataset(manifest, "training")
+            for data_set, manifest in manifest_files(config.data, phase.config).items():
+                tracker.dataset(manifest, "training", data_set)
         micro_batch, device = phase.share.micro_batch, phase.engine.device
         with profiled(phase):
             metrics = train_phase(phase, load(phase.stream, micro_batch, phase.cursor, config.data, topology, device))
@@ -82,6 +82,7 @@ def run_phase(
         if rank == 0:
             folder.finish(name, {"step": phase.step, **metrics})
             phase.tracker.log(phase.step, goodput_metrics(folder.path, name))
+            phase.tell_checkpoints()  # the last one may have been evaluated since it was written
             phase.tracker.finish("FINISHED")
         phase.engine.close()
         dist.barrier()  # every rank looks for this marker before the next phase

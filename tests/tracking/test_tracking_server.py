@@ -309,7 +309,10 @@ def test_registered_model(server, tmp_path, monkeypatch):
     for aliases in ([], ["reviewed"]):
         tracker = Tracker.attach(run, config)
         score = {"metric": "CIDEr", "value": 0.5, "data": "test"}
-        tracker.model(tmp_path / "exported", "captioner", aliases, score, {"CIDEr": 0.5, "BLEU-4": 0.25}, manifest)
+        scores = tracker.evaluation("scenes-test-two-7")
+        scores.log(0, {"CIDEr": 0.5, "BLEU-4": 0.25})
+        scores.scores_of("two", 7, manifest)
+        tracker.model(tmp_path / "exported", "captioner", aliases, score)
         tracker.finish(None)
         assert main(["track", "sync", str(run)]) == 0
     client = MlflowClient(server.url, server.url)

@@ -1,0 +1,33 @@
+"""MLflow's logged models: those of a run, and their place on its page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
+
+CHECKPOINT = "onediff.checkpoint"
+"""Tag of a logged model: PHASE:STEP of its weights."""
+TRAINED = "trained"
+"""Tag of a logged model that is being registered, or was, and of its version: run, phase and step of its weights."""
+
+
+def models_of(client: MlflowClient, experiment: str, run_id: str) -> Iterator[LoggedModel]:
+    """The logged models that a run is the source of, except deleted ones."""
+    token = None
+    while True:
+        page = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def link(client: MlflowClient, run_id: str, models: Mapping[str, int]) -> set[str]:
+    """Names logged models, id and step, on the page of a run, where they are not there yet; returns the new ones."""
+    outputs = client.get_run(run_id).outputs
+    there = {output.model_id for output in outputs.model_outputs} if outputs else set()
+    if new := models.keys() - there:
+        client.log_outputs(run_id, [LoggedModelOutput(model, models[model]) for model in sorted(new)])
+    return new
