@@ -1,5 +1,7 @@
 """Make pairs from photographs and cut-outs: one known change each, exactly described, with masks and boxes.
 
+With --singles instead of --pairs, single images whose captions name every object at its place.
+
 Backgrounds are photographs and videos, cut-outs are named images with transparency; without either, those of
 scikit-image and rendered solids are used. Writes the data set DIR/<split>/ for each split; splits share no background.
 With the Debian packages opencv-doc and tuxpaint-stamps-default:
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the data set goes")
-    parser.add_argument("--pairs", type=int, required=True, metavar="N", help="how many pairs, over all splits")
+    made = parser.add_mutually_exclusive_group(required=True)
+    made.add_argument("--pairs", type=int, metavar="N", help="how many pairs, over all splits")
+    made.add_argument("--singles", type=int, metavar="N", help="make single images instead, this many over all splits")
     parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--cutouts", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--licence", default="", help="licence of the result, for the manifest")
@@ -33,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 256)")
     parser.add_argument("--recipe", type=Path, metavar="YAML", help="objects, changes, blending, distractors, wording")
     parser.add_argument("--jpeg", type=int, default=92, metavar="QUALITY", help="0 for PNG (default: %(default)s)")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image (with --pairs)"
+    )
     parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
     parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
     add_share(parser)
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.compose.config import ComposeConfig
     from data_prep.compose.library import Library, deal, find_backgrounds, find_cutouts
     from data_prep.compose.pair import compose_pair
-    from data_prep.compose.samples import ComposedPairs
+    from data_prep.compose.samples import ComposedPairs, ComposedSingles
     from data_prep.report import show_reports
     from data_prep.sheet import ON_A_SHEET, save_sheet
     from data_prep.synthetic import mapping_in, write_splits
@@ -54,17 +60,22 @@ def run(args: argparse.Namespace) -> None:
     if args.size is not None:
         values = {**values, "width": args.size, "height": args.size}
     config = validated(ComposeConfig, values, str(args.recipe) if args.recipe else "--size")
-    if args.pairs <= 0:
-        raise UserError(f"--pairs {args.pairs}: must be above zero")
+    flag, maker, number = ("--pairs", ComposedPairs, args.pairs)
+    if args.pairs is None:
+        flag, maker, number = ("--singles", ComposedSingles, args.singles)
+    if number <= 0:
+        raise UserError(f"{flag} {number}: must be above zero")
+    if args.sheet and args.pairs is None:
+        raise UserError("--sheet shows pairs; look at single images with 'onediff data show'")
     if not 0 <= args.jpeg <= 100:
         raise UserError(f"--jpeg {args.jpeg}: a quality lies between 1 and 100; 0 writes PNG")
-    counts = split_counts(args.split_sizes, args.pairs)
+    counts = split_counts(args.split_sizes, number)
     backgrounds, cutouts = find_backgrounds(args.backgrounds), find_cutouts(args.cutouts)
     print(f"backgrounds: {len(backgrounds.backgrounds):,}{_aside(backgrounds)}")
     print(f"cut-outs: {len(cutouts.cutouts):,}{_aside(cutouts)}", flush=True)
     dealt = deal(backgrounds.backgrounds, counts)
     makers = {
-        split: ComposedPairs(args.seed, split, args.jpeg, config, Library(dealt[split], tuple(cutouts.cutouts)))
+        split: maker(args.seed, split, args.jpeg, config, Library(dealt[split], tuple(cutouts.cutouts)))
         for split in counts
     }
     if args.sheet:

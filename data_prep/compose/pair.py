@@ -1,4 +1,4 @@
-"""One composed pair. Everything follows from (config, library, seed, index)."""
+"""One composed pair, or one composed image alone. Everything follows from (config, library, seed, index)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from data_prep.compose.config import ChangeType, ComposeConfig
 from data_prep.compose.library import Library
 from data_prep.compose.masks import encode_mask
 from data_prep.compose.stage import Stage, draw_stage
-from data_prep.compose.words import change_captions
+from data_prep.compose.words import change_captions, single_captions
 from data_prep.scenes.backgrounds import MARGIN, draw_part, through
 from data_prep.scenes.distractors import STILL, Camera, disturbed, draw_distractors
-from data_prep.scenes.render import RenderedPair, drawn
+from data_prep.scenes.render import RenderedPair, Single, drawn
 from data_prep.scenes.things import PLACES
 from data_prep.stamp import Box, Floats, lay
 from onediff.errors import UserError
@@ -88,6 +88,30 @@ def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int)
         kind,
         meta,
     )
+
+
+def compose_single(config: ComposeConfig, library: Library, seed: int, index: int) -> Single:
+    """Single image number `index` of the series `seed`, of the same kind; distractors alter it, too.
+
+    `meta` has `objects`, as `compose_pair` describes pieces, the `background` and the `distractors`.
+    """
+    rng = np.random.default_rng([seed, index, 4])
+    distractors = draw_distractors(rng, config.distractors)
+    for _ in range(TRIES):
+        plan = _draw_plan(rng, "none", config, library)
+        assert plan is not None, "every stage can stay as it is"
+        shot = _shoot(plan.before, plan, config, distractors.camera)
+        if shot.least_contrast > CLEAR:
+            break
+    else:
+        raise UserError("--cutouts: none stands out from its photograph; give others")
+    meta = {
+        "objects": _described(plan.before, shot),
+        "background": plan.before.background.path.rpartition("/")[2],
+        "distractors": distractors.described(),
+    }
+    pixels = disturbed(rng, shot.pixels, distractors)
+    return Single(pixels, single_captions(rng, plan.before.pieces, config.wordings), meta)
 
 
 def _draw_plan(rng: np.random.Generator, kind: ChangeType, config: ComposeConfig, library: Library) -> PairPlan | None:

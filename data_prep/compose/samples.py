@@ -1,4 +1,4 @@
-"""Composed pairs as samples of a data set."""
+"""Composed pairs and single images as samples of a data set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_prep.compose.config import ComposeConfig
 from data_prep.compose.library import Library
-from data_prep.compose.pair import compose_pair
+from data_prep.compose.pair import compose_pair, compose_single
 from data_prep.synthetic import Maker
 from onediff.data.sample import Sample
 
@@ -28,4 +28,24 @@ class ComposedPairs(Maker):
             captions=tuple(pair.captions),
             meta=pair.meta,
             images={"before": self.encoded(pair.before), "after": self.encoded(pair.after)},
+        )
+
+
+@dataclass(frozen=True)
+class ComposedSingles(Maker):
+    """Photographs with cut-outs, each alone."""
+
+    config: ComposeConfig
+    library: Library
+
+    def __call__(self, index: int) -> Sample:
+        single = compose_single(self.config, self.library, self.series, index)
+        return Sample(
+            id=f"composed-single-{self.split}-{index:08d}",
+            source="composed",
+            task="caption",
+            split=self.split,
+            captions=tuple(single.captions),
+            meta=single.meta,
+            images={"image": self.encoded(single.image)},
         )

@@ -1,10 +1,13 @@
-"""The changes of composed pictures in words."""
+"""Composed images and their changes in words."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from data_prep.compose.changes import ComposedChange
+from data_prep.compose.stage import Piece
 from data_prep.scenes import words as scenes
 from data_prep.scenes.things import PLACES
 
@@ -64,3 +67,10 @@ def change_captions(rng: np.random.Generator, change: ComposedChange, wordings: 
     else:
         texts = scenes.WORDINGS[change.type]
     return [texts[int(i)].format(**facts) for i in rng.permutation(min(wordings, len(texts)))]
+
+
+def single_captions(rng: np.random.Generator, pieces: Sequence[Piece], wordings: int) -> list[str]:
+    """Up to `wordings` sentences that name each of `pieces` behind its place, in random order."""
+    ordered = sorted(pieces, key=lambda piece: piece.place)
+    clauses = [f"{scenes.at(piece.place)} {piece.cutout.article} {piece.cutout.name}" for piece in ordered]
+    return scenes.listed(rng, clauses, wordings)

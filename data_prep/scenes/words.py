@@ -109,7 +109,12 @@ def single_captions(rng: np.random.Generator, things: Things, wordings: int) -> 
     follow, and learns several times as fast as from "a small red cube at the top left".
     """
     ordered = sorted(things, key=lambda thing: thing.place)
-    everything = _joined([f"{at(thing.place)} {with_article(' '.join(thing.look))}" for thing in ordered])
+    return listed(rng, [f"{at(thing.place)} {with_article(' '.join(thing.look))}" for thing in ordered], wordings)
+
+
+def listed(rng: np.random.Generator, clauses: Sequence[str], wordings: int) -> list[str]:
+    """Up to `wordings` sentences that say that an image shows all of `clauses`, in random order."""
+    everything = _joined(clauses)
     return _shuffled(rng, [text.format(all=everything) for text in LISTS[:wordings]])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -78,6 +79,19 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(compose
     assert (tmp_path / "other" / shard).read_bytes() != (composed / shard).read_bytes()
 
 
+def test_single_images_name_every_object_at_its_place(tmp_path):
+    words = ["--singles", "8", "--size", "96", "--split-sizes", "train=1", "--processes", "1"]
+    assert compose(tmp_path / "out", *words) == 0
+    for sample in records(tmp_path / "out" / "train"):
+        record = json.loads(sample["json"])
+        assert record["task"] == "caption"
+        assert Image.open(io.BytesIO(sample["jpg"])).size == (96, 96)
+        assert record["meta"]["objects"]
+        for caption in record["captions"]:
+            for thing in record["meta"]["objects"]:
+                assert re.search(rf"(at|in|on) the {thing['place']} an? {thing['name']}\b", caption)
+
+
 def test_a_recipe_is_obeyed(tmp_path):
     (tmp_path / "recipe.yaml").write_text("changes: {flip: 1}\nwordings: 1\nwidth: 128\nheight: 96\n")
     words = ["--pairs", "4", "--split-sizes", "train=1", "--jpeg", "0", "--recipe", str(tmp_path / "recipe.yaml")]
@@ -93,6 +107,8 @@ def test_a_recipe_is_obeyed(tmp_path):
     ("words", "line"),
     [
         (["--pairs", "0"], "--pairs 0: must be above zero"),
+        (["--singles", "0"], "--singles 0: must be above zero"),
+        (["--singles", "5", "--sheet", "sheet.png"], "--sheet shows pairs"),
         (["--pairs", "5", "--cutouts", "missing"], "missing: no such file or folder"),
         (["--pairs", "5", "--size", "10"], "width"),
         (["--pairs", "5", "--jpeg", "200"], "--jpeg 200"),
