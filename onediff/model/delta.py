@@ -22,7 +22,11 @@ from onediff.model.attention import attention
 from onediff.model.recompute import made_again
 
 PEAK = 2.0
-"""Amplitude of the place embeddings: it makes a token start by attending almost only to its own neighbourhood."""
+"""Amplitude of the place embeddings: it makes a token start by attending almost only to its own cell."""
+RIDGE = 1e-3
+"""Share of a product that is added where the keys of a cell are nearly dependent, as those of narrow heads are."""
+SAME = 1e-6
+"""Distances that differ by less are equal: a patch between two cells belongs to both."""
 
 
 class Attention(nn.Module):
@@ -105,14 +109,15 @@ class DeltaLayer(nn.Module):
 class DeltaModule(nn.Module):
     """Delta tokens for pairs of images.
 
-    The tokens start spread over the image: each attends to its own neighbourhood in both images and, in half of the
-    channels, starts with the difference. Training changes all of this.
+    The tokens start spread over the image: each attends to its own cell in both images and, in half of the channels,
+    starts with the difference. Training changes all of this.
 
     Cost of a pair: `layers · (2·2N·V·W + 2·Q·2N·W + O(Q·W²))` multiply-adds; the keys and values of the 2N image
     tokens dominate, the learned queries are few. Kept for the backward pass: `2N · (layers · 2W + levels · V)` numbers.
     """
 
-    def __init__(self, config: DeltaConfig, vision_width: int, levels: int) -> None:
+    def __init__(self, config: DeltaConfig, vision_width: int, levels: int, patches: int | None = None) -> None:
+        """`patches` are the image tokens of a view, which the delta tokens share out at the start; by default one each."""
         super().__init__()
         self.heads = config.heads
         self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))
@@ -123,7 +128,7 @@ class DeltaModule(nn.Module):
         self.apply(_initialise)
         nn.init.normal_(self.tokens)
         with torch.no_grad():
-            self.places.copy_(place_embedding(torch.tensor(spread(config.tokens)), config.width, config.heads))
+            self.places.copy_(cell_places(config.tokens, patches or config.tokens, config.width, config.heads))
 
     def forward(self, levels: list[Tensor], pairs: int, planes: Planes | None = None) -> Tensor:
         """`[B, Q, W]` delta tokens from the tower's levels, each `[P, N, V]`, for the first 2 · `pairs` of the images;
@@ -139,6 +144,31 @@ class DeltaModule(nn.Module):
         for layer, level in zip(self.layers, self.level_of_layer, strict=True):
             x_BQW = layer(x_BQW, normed[level], self.places, places, planes)
         return x_BQW
+
+
+def cell_places(tokens: int, patches: int, width: int, heads: int) -> Tensor:
+    """`[tokens, width]` queries that start with equal attention to every patch of a token's cell and hardly any to others.
+
+    A cell holds the patches that no token is nearer to, or the nearest patch of a token that would have none. The place
+    embedding of a token's centre would attend to one or two patches: 64 tokens would see 11 % of 24 x 24, and a softmax
+    passes no gradient to what it does not see. A query is the shortest whose product with each key of its cell is that of
+    an embedding with itself; where every cell is one patch, it is that patch's embedding.
+    """
+    with torch.device("cpu"):  # also while the module is built without memory
+        centres = torch.tensor(spread(tokens), dtype=torch.float64)
+        points = torch.tensor(spread(patches), dtype=torch.float64)
+        if tokens == patches:
+            return place_embedding(centres.float(), width, heads)
+        distances = torch.cdist(centres, points)
+        is_nearest = (distances <= distances.amin(0) + SAME) | (distances <= distances.amin(1, keepdim=True) + SAME)
+        keys = place_embedding(points, width, heads)
+        peak = keys[0].square().sum()
+        queries = []
+        for cell in is_nearest:
+            inside = keys[cell]
+            products = inside @ inside.T + RIDGE * peak * torch.eye(len(inside), dtype=torch.float64)
+            queries.append(inside.T @ torch.linalg.solve(products, peak.expand(len(inside))))
+        return torch.stack(queries).float()
 
 
 def key_places(level: Tensor, width: int, heads: int, planes: Planes | None) -> Tensor:

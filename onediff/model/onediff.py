@@ -39,7 +39,7 @@ class OneDiffModel(nn.Module):
         self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
         self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
         language_width = self.language.config.hidden_size
-        self.delta = DeltaModule(config.delta, self.vision.width, len(config.vision.levels))
+        self.delta = DeltaModule(config.delta, self.vision.width, len(config.vision.levels), self.vision.tokens)
         self.projector = Projector(self.vision.width, config.delta.width, language_width)
         if config.delta.bert is not None:
             from onediff.model.bert import initialise_from_bert

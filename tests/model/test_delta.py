@@ -1,12 +1,14 @@
 """The delta module: equal to a plain version that lays both normed side by side and attends head by head."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from live_tensors import LiveTensors
 
 from onediff.config.model import DeltaConfig
-from onediff.model.delta import DeltaModule, place_embedding, spread
+from onediff.model.delta import DeltaModule, cell_places, place_embedding, spread
 
 WIDTH, HEADS, VISION, TOKENS = 16, 2, 12, 9
 
@@ -116,6 +118,19 @@ def test_tokens_are_spread_over_the_image(points):
     assert len(set(places)) == points
     assert sum(x for x, _ in places) / points == pytest.approx(0.5, abs=0.05)
     assert all(0 < x < 1 and 0 < y < 1 for x, y in places)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "patches", "width", "heads"), [(64, 576, 768, 12), (16, 49, 160, 4), (9, 9, 128, 4)]
+)
+def test_the_tokens_together_start_by_seeing_every_patch(tokens, patches, width, heads):
+    queries = cell_places(tokens, patches, width, heads)
+    keys = place_embedding(torch.tensor(spread(patches)), width, heads)
+    size = width // heads
+    weights = (queries[:, :size] @ keys[:, :size].T / math.sqrt(size)).softmax(-1)
+    assert weights.amax(0).min() > 0.25 * tokens / patches, "some patch is seen by no token"
+    near = torch.cdist(torch.tensor(spread(tokens)), torch.tensor(spread(patches))) < 1 / math.isqrt(tokens)
+    assert (weights * near).sum(-1).min() > 0.9, "a token looks at patches far from its own cell"
 
 
 def test_a_token_looks_first_at_its_own_place():
