@@ -24,24 +24,29 @@ def rows(inputs: Inputs) -> Iterator[Row]:
         for number in numbers
     }
     mapping = load_json(base / "type_mapping.json") if (base / "type_mapping.json").is_file() else {}
-    change_of = {name: CHANGES.get(change, change) for change, names in mapping.items() for name in names}
+    change_of = {_number(name): CHANGES.get(change, change) for change, names in mapping.items() for name in names}
     for kind, folder, word in (("change", "sc_images", "semantic"), ("no_change", "nsc_images", "nonsemantic")):
         file = base / f"{kind}_captions.json"
         captions = load_json(file)
         for name in captions:
             where = f"{file.name} {name!r}"
-            number = name.removesuffix(".png")
+            number = _number(name)
             if not number.isdigit() or int(number) not in split_of:
                 raise UserError(f"{where}: splits.json has no such image")
-            meta = {"change_type": change_of.get(name, "change") if kind == "change" else "none"}
+            meta = {"change_type": change_of.get(number, "change") if kind == "change" else "none"}
             yield Row(
                 where,
                 f"{number}-{kind.replace('_', '-')}",
                 split_of[int(number)],
-                {"before": f"images/CLEVR_default_{name}", "after": f"{folder}/CLEVR_{word}_{name}"},
+                {"before": f"images/CLEVR_default_{number}.png", "after": f"{folder}/CLEVR_{word}_{number}.png"},
                 sentences_of(captions, name, where),
                 meta=meta,
             )
+
+
+def _number(name: str) -> str:
+    """`CLEVR_default_000012.png`, as the captions name a scene, or `000012.png`, as type_mapping.json does, is `000012`."""
+    return name.removesuffix(".png").removeprefix("CLEVR_default_")
 
 
 READER = Reader(
