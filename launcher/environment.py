@@ -68,5 +68,6 @@ def for_ranks(own: Mapping[str, str], environ: Mapping[str, str] = os.environ) -
 
 
 def unheeded(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Variables of the shell with which sbatch would have overridden the profile."""
-    return sorted(f"{name}={value}" for name, value in environ.items() if name.startswith("SBATCH_"))
+    """Variables of the shell with which sbatch would have overridden the profile, or asked another cluster."""
+    names = (name for name in environ if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
+    return sorted(f"{name}={environ[name]}" for name in names)

@@ -56,8 +56,9 @@ class RequeueRule(Section):
     node_failures: int = Field(2, ge=1)
     """Exclude a node after it has ended this many attempts."""
     slow_share: float | None = Field(0.2, gt=0)
-    """A node is slow if one of its GPUs is slower than the median by this fraction, judged by a matrix product and the wait
-    for data. A spare replaces it at a checkpoint; without a spare, or with `null`, nothing happens."""
+    """A node is slow if one of its GPUs is slower than the median by this fraction, judged by a matrix product, its memory,
+    the node's network (from four nodes on), and the wait for data. A spare replaces it at a checkpoint; without a spare, or
+    with `null`, nothing happens."""
     slow_times: int = Field(5, ge=1)
     """Comparisons in a row that must name the same node. There is one every 20 steps."""
     hang_minutes: float = Field(20, gt=0)
@@ -200,6 +201,17 @@ class ClusterProfile(Section):
         if not minutes(text):
             raise ValueError("must be a time limit of at least one minute")
         return text
+
+    @field_validator("sbatch", "srun")
+    @classmethod
+    def _stays_on_this_cluster(cls, options: list[str]) -> list[str]:
+        for option in options:
+            if re.match(r"-M|--clusters?(=|\s|$)", option):
+                raise ValueError(
+                    f"{option!r}: jobs are followed by the controller of the cluster that submits; run "
+                    "`onediff launch` on a login node of the other one, or with `--host`"
+                )
+        return options
 
     @field_validator("gpu")
     @classmethod

@@ -30,7 +30,7 @@ class Beat(NamedTuple):
     seconds: dict[str, float]
     """Seconds spent in each section since the process started."""
     slowest: Json
-    """Slowest rank in the last comparison: `step`, `rank` and `share` behind the median; empty before the first."""
+    """Slowest rank in the last comparison: `step`, `rank`, `share` behind the median, `by` what; empty before the first."""
 
 
 def as_beat(found: Json, phase: str) -> Beat | None:

@@ -40,4 +40,8 @@ class SlowNode:
             return None
         least = min(lag for _, lag in self.row)
         times = f"{len(self.row)} comparisons in a row"
-        return node, f"rank {rank} on {node} was at least {100 * least:.0f} % slower than the median rank in {times}"
+        what = f" ({beat.slowest['by']})" if "by" in beat.slowest else ""
+        return (
+            node,
+            f"rank {rank} on {node} was at least {100 * least:.0f} % slower than the median rank in {times}{what}",
+        )

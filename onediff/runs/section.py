@@ -39,8 +39,9 @@ class Heartbeat:
         self.seconds: dict[str, float] = {}
         self.since = began
         """The time up to which `seconds` counts."""
-        self.slowest: dict[str, float] | None = None
-        """The slowest rank by the last comparison: `step`, `rank`, and the `share` by which it is behind the median."""
+        self.slowest: dict[str, float | str] | None = None
+        """The slowest rank by the last comparison: `step`, `rank`, the `share` by which it is behind the median, and in
+        what (`by`)."""
         self.written = 0.0
 
     def count(self) -> None:
@@ -115,10 +116,10 @@ def stepped(step: int) -> None:
         beat(step)
 
 
-def compared(step: int, rank: int, share: float) -> None:
-    """Tells which rank was the slowest when all were compared, and the share by which it was behind the median rank."""
+def compared(step: int, rank: int, share: float, by: str) -> None:
+    """Report the slowest rank of a comparison, the share by which it was behind the median rank, and what was slow."""
     if _heartbeat is not None:
-        _heartbeat.slowest = {"step": step, "rank": rank, "share": share}
+        _heartbeat.slowest = {"step": step, "rank": rank, "share": share, "by": by}
 
 
 def seconds_by_section() -> dict[str, float]:

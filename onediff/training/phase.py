@@ -170,7 +170,9 @@ def build_phase(
 
 def straggler_monitor(log_every: int, workers: int, topology: Topology, engine: Engine) -> StragglerMonitor:
     """The monitor of this rank's steps, whose data is loaded by `workers` processes."""
-    return StragglerMonitor(log_every, engine.device, loads_itself=workers == 0, counts_skipped=topology.reads)
+    return StragglerMonitor(
+        log_every, engine.device, loads_itself=workers == 0, counts_skipped=topology.reads, ranks=topology.ranks
+    )
 
 
 def checkpoint_writer(folder: RunFolder, name: str, phase: PhaseConfig, background: bool) -> CheckpointWriter:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from onediff.parallel.agreement import gathered
+from onediff.ranks import Ranks
 from onediff.runs.section import compared, stepped
 from onediff.tracking.timing import memory_peaks, step_times, stragglers
+from onediff.training.probes import Probes, slowness
 
 WINDOW = 20
 """Steps between two gatherings, rounded up to a multiple of `training.log_every`."""
-PROBE = 4096
-"""Side of the matrix product that measures a GPU's speed."""
 
 
 @dataclass
@@ -38,10 +38,18 @@ class StragglerMonitor:
     """Step-time percentiles, the slowest rank, memory peaks, skipped samples by kind and cut answers by data set.
 
     A step takes equally long on every rank, since all wait for the slowest. Ranks are therefore compared by their own work:
-    their wait for data and their processor time; on GPUs, by the time of the same matrix product on each.
+    their wait for data and their processor time; on GPUs, by the times of the same probes on each.
     """
 
-    def __init__(self, log_every: int, device: torch.device, *, loads_itself: bool, counts_skipped: bool) -> None:
+    def __init__(
+        self,
+        log_every: int,
+        device: torch.device,
+        *,
+        loads_itself: bool,
+        counts_skipped: bool,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.every = log_every * -(-WINDOW // log_every)
         self.device = device
         self.loads_itself = loads_itself
@@ -52,7 +60,7 @@ class StragglerMonitor:
         """Answers cut by data set, over all ranks, before this start of the phase."""
         self.seconds = Seconds()
         self.processor = time.process_time()
-        self.probe = Probe(device) if device.type == "cuda" else None
+        self.probe = Probes(device, ranks) if device.type == "cuda" and ranks is not None else None
 
     def after(
         self,
@@ -90,7 +98,8 @@ class StragglerMonitor:
         answers = added(ranks, "cut", self.cut_before)
         slowest = stragglers(own_work(ranks))
         if self.probe is not None and slowest:  # processor time alone says too little to act on
-            compared(step, int(slowest["straggler/rank"]), slowest["straggler/lag_share"])
+            rank = int(slowest["straggler/rank"])
+            compared(step, rank, slowest["straggler/lag_share"], what_is_slow(ranks, rank))
         return {
             **step_times(mine.step),
             **slowest,
@@ -111,34 +120,21 @@ def added(ranks: Sequence[Mapping[str, Any]], name: str, before: Counter[str]) -
     return sum((Counter(rank[name]) for rank in ranks), before.copy())
 
 
-class Probe:
-    """A matrix product of a fixed size, which measures this GPU alone, whatever its neighbours do."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.current_stream(device)
-        self.factor = torch.ones(PROBE, PROBE, device=device, dtype=torch.bfloat16)
-        self.product = torch.empty_like(self.factor)
-
-    def seconds(self) -> float:
-        """The shortest of three tries; waits for the device."""
-        tries = []
-        for _ in range(3):
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            began.record(self.stream)
-            torch.mm(self.factor, self.factor, out=self.product)
-            ended.record(self.stream)
-            ended.synchronize()
-            tries.append(began.elapsed_time(ended) / 1e3)
-        return min(tries)
-
-
 def own_work(ranks: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Seconds per step of each rank's own work; with probes, the typical computing time times the slowness of its GPU."""
+    """Return the seconds of own work of each rank a step; with probes, the typical time by how slow its GPU or node is."""
     probes = [rank["probe"] for rank in ranks if rank["probe"] is not None]
     if len(probes) < len(ranks):
         return [rank["waiting"] + rank["computing"] for rank in ranks]
-    typical, probe = float(np.median([rank["computing"] for rank in ranks])), float(np.median(probes))
-    return [rank["waiting"] + typical * rank["probe"] / probe for rank in ranks]
+    typical = float(np.median([rank["computing"] for rank in ranks]))
+    return [rank["waiting"] + typical * times for rank, (times, _) in zip(ranks, slowness(probes), strict=True)]
+
+
+def what_is_slow(ranks: Sequence[Mapping[str, Any]], slowest: int) -> str:
+    """Return what keeps the slowest of `ranks` behind: `data`, or the probe that took it longest."""
+    times, probe = slowness([rank["probe"] for rank in ranks])[slowest]
+    typical = float(np.median([rank["computing"] for rank in ranks]))
+    waiting = ranks[slowest]["waiting"] - float(np.median([rank["waiting"] for rank in ranks]))
+    return "data" if waiting > typical * (times - 1) else probe
 
 
 def memory_gib(device: torch.device) -> float:

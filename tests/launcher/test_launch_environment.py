@@ -4,6 +4,8 @@ import pytest
 
 from launcher.environment import for_commands, for_ranks, unheeded
 from launcher.profile import ClusterProfile
+from onediff.config.section import validated
+from onediff.errors import UserError
 
 # The input variables in the manuals of srun, sbatch, squeue, sinfo, scancel and scontrol, and what srun gives to a task.
 SLURM = {
@@ -73,7 +75,15 @@ def test_no_variable_of_slurm_or_of_a_launcher_reaches_a_job_or_its_ranks():
     # A job's id names it to srun; its GPUs are named by Slurm; what the profile asks for is asked for.
     assert sorted(ranks) == sorted([*kept, "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "SLURM_CPU_BIND"])
     assert ranks["SLURM_CPU_BIND"] == "cores" and ranks["NCCL_DEBUG"] == "INFO"
-    assert unheeded({"SBATCH_PARTITION": "low", "PATH": "/bin"}) == ["SBATCH_PARTITION=low"]
+    wishes = {"SBATCH_PARTITION": "low", "SLURM_CLUSTERS": "other", "PATH": "/bin"}
+    assert unheeded(wishes) == ["SBATCH_PARTITION=low", "SLURM_CLUSTERS=other"]
+
+
+@pytest.mark.parametrize("option", ["--clusters=other", "-Mother", "-M other", "--cluster other"])
+def test_a_profile_does_not_send_jobs_to_another_cluster(option):
+    with pytest.raises(UserError, match=r"sbatch: '.*': jobs are followed by .*; run `onediff launch` on a login node"):
+        validated(ClusterProfile, {"tasks_per_node": 2, "sbatch": [option]}, "profile.yaml")
+    validated(ClusterProfile, {"tasks_per_node": 2, "sbatch": ["--cluster-constraint=here"]}, "profile.yaml")
 
 
 def test_a_profile_does_not_give_ranks_their_place():

@@ -14,14 +14,17 @@ NODES = ["a", "b", "c"]
 def looks(compared: list[tuple[int, int, float]], rule: Rule = RULE, spares: tuple[str, ...] = ("d",)) -> list:
     """What is found after each comparison: its step, the slowest rank of six on three nodes, its lag."""
     slow = SlowNode(Attempt(1, "7", NODES, 6, 0.0, 0), rule, spares)
-    beats = [{"step": step, "rank": rank, "share": share} for step, rank, share in compared]
+    beats = [{"step": step, "rank": rank, "share": share, "by": "network"} for step, rank, share in compared]
     return [slow.look(as_beat({"phase": "one", "section": "step", "slowest": slowest}, "one")) for slowest in beats]
 
 
 def test_a_node_is_named_when_as_many_comparisons_in_a_row_find_one_of_its_ranks_slow():
     found = looks([(20, 2, 0.3), (40, 3, 0.5), (40, 3, 0.5), (40, 3, 0.5), (60, 2, 0.25)])
     assert found[:4] == [None] * 4, "a comparison that is read again counts once"
-    assert found[4] == ("b", "rank 2 on b was at least 25 % slower than the median rank in 3 comparisons in a row")
+    assert found[4] == (
+        "b",
+        "rank 2 on b was at least 25 % slower than the median rank in 3 comparisons in a row (network)",
+    )
 
 
 @pytest.mark.parametrize(

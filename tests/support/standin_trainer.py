@@ -156,7 +156,7 @@ def compare(ranks: Lockstep, step: int, own: float) -> None:
 
     slowest = ranks.most(int(own * 1000) * 1000 + RANK)
     least = -ranks.most(-int(own * 1000))
-    compared(step, slowest % 1000, slowest // 1000 / least - 1)
+    compared(step, slowest % 1000, slowest // 1000 / least - 1, "memory")
 
 
 class Copies:

@@ -11,7 +11,8 @@ import torch
 
 from onediff.runs import section
 from onediff.training import stragglers
-from onediff.training.stragglers import StragglerMonitor, added, own_work
+from onediff.training.probes import MEMORY, NETWORK
+from onediff.training.stragglers import StragglerMonitor, added, own_work, what_is_slow
 
 CPU = torch.device("cpu")
 
@@ -49,18 +50,22 @@ def test_the_slowest_rank_is_the_one_that_waits_for_data_or_computes_longest():
 
 
 def test_on_gpus_a_probe_tells_what_the_equally_long_steps_hide():
-    ranks = [{"waiting": 0.0, "computing": 2.0, "probe": probe} for probe in (1.0, 1.0, 1.5)]
-    assert own_work(ranks) == [2.0, 2.0, 3.0]
+    ranks = [{"waiting": 0.0, "computing": 2.0, "probe": {MEMORY: probe, NETWORK: 1.0}} for probe in (1.0, 1.0, 1.5)]
+    assert own_work(ranks) == [2.0, 2.0, 3.0] and what_is_slow(ranks, 2) == MEMORY
+    ranks[1]["waiting"] = 3.0
+    assert own_work(ranks) == [2.0, 5.0, 3.0] and what_is_slow(ranks, 1) == "data"
 
 
 def test_the_heartbeat_names_the_slowest_gpu_and_says_nothing_of_processors(tmp_path, monkeypatch):
     monkeypatch.setattr(section, "_heartbeat", None)
     section.keep_heartbeat(tmp_path, "one")
-    monkeypatch.setattr(stragglers, "gathered", lambda mine: [mine, {**mine, "probe": 2.0}, {**mine, "probe": 1.0}])
+    monkeypatch.setattr(
+        stragglers, "gathered", lambda mine: [mine, *({**mine, "probe": {MEMORY: time}} for time in (2.0, 1.0))]
+    )
     monitor = StragglerMonitor(1, CPU, loads_itself=False, counts_skipped=True)
-    for probe, step in ((None, 1), (SimpleNamespace(seconds=lambda: 1.0), 2)):
+    for probe, step in ((None, 1), (SimpleNamespace(seconds=lambda: {MEMORY: 1.0}), 2)):
         monitor.probe = probe
         monitor.after(step, step, 1.0, 0.0, {})
         section._heartbeat.write()
         told = json.loads((tmp_path / section.FILE).read_text())["slowest"]
-        assert told == (None if probe is None else {"step": 2, "rank": 1, "share": 1.0})
+        assert told == (None if probe is None else {"step": 2, "rank": 1, "share": 1.0, "by": MEMORY})

@@ -1,0 +1,79 @@
+"""Fixed pieces of work that measure one GPU and its node by themselves: a matrix product, memory, the network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from onediff.ranks import Ranks
+
+PRODUCT = 4096
+"""Side of the matrices that are multiplied. One of them is also what goes over the network, 32 MiB."""
+TOUCHED = 1 << 27
+"""Bytes that are read and written to measure memory: more than any cache holds."""
+TRIES = 3
+LEAST_NODES = 4
+"""With fewer nodes, the times of the ways between them do not tell which end is slow."""
+PRODUCT_TIME, MEMORY, NETWORK = "matrix product", "memory", "network"
+
+
+class Probes:
+    """The probes of one rank. They hold 192 MiB of the device's memory."""
+
+    def __init__(self, device: torch.device, ranks: Ranks, side: int = PRODUCT, touched: int = TOUCHED) -> None:
+        self.device, self.ranks = device, ranks
+        self.factor = torch.ones(side, side, device=device, dtype=torch.bfloat16)
+        self.product = torch.empty_like(self.factor)
+        self.memory = torch.zeros(touched // 2, device=device, dtype=torch.bfloat16)
+
+    def seconds(self) -> dict[str, float]:
+        """Return the shortest time of each probe in three tries. Collective if the run has four nodes or more."""
+        found = {PRODUCT_TIME: self.shortest(self.multiply), MEMORY: self.shortest(self.touch)}
+        if self.ranks.world // self.ranks.local_world >= LEAST_NODES:
+            # A slow node makes both of its ways slow, to the next node and to the one after; a healthy one has a fast way.
+            found[NETWORK] = min(self.shortest(partial(self.exchange, nodes)) for nodes in (1, 2))
+        return found
+
+    def multiply(self) -> None:
+        """Multiply two matrices."""
+        torch.mm(self.factor, self.factor, out=self.product)
+
+    def touch(self) -> None:
+        """Read and write a block of memory."""
+        self.memory.add_(1)
+
+    def exchange(self, nodes: int) -> None:
+        """Send a matrix to the same GPU `nodes` nodes further on, and receive one from as far behind."""
+        away = nodes * self.ranks.local_world
+        to, source = ((self.ranks.rank + step) % self.ranks.world for step in (away, -away))
+        pair = [dist.P2POp(dist.isend, self.factor, to), dist.P2POp(dist.irecv, self.product, source)]
+        for request in dist.batch_isend_irecv(pair):
+            request.wait()
+
+    def shortest(self, work: Callable[[], None]) -> float:
+        """Return the seconds that `work` takes, the shortest of three tries. Waits for the device."""
+        return min(self.timed(work) for _ in range(TRIES))
+
+    def timed(self, work: Callable[[], None]) -> float:
+        if self.device.type != "cuda":
+            began = time.perf_counter()
+            work()
+            return time.perf_counter() - began
+        stream = torch.cuda.current_stream(self.device)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record(stream)
+        work()
+        after.record(stream)
+        after.synchronize()
+        return float(before.elapsed_time(after)) / 1e3
+
+
+def slowness(probes: Sequence[Mapping[str, float]]) -> list[tuple[float, str]]:
+    """Return for each rank by which factor it is slower than the median rank in its worst probe, and that probe's name."""
+    medians = {name: float(np.median([probe[name] for probe in probes])) for name in probes[0]}
+    return [max((probe[name] / median, name) for name, median in medians.items()) for probe in probes]
