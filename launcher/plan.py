@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +33,9 @@ def node_range(text: str) -> tuple[int, int]:
     return least, most
 
 
-def chosen_phases(config: RunConfig, wanted: str | None) -> list[str]:
+def chosen_phases(phases: Collection[str], wanted: str | None) -> list[str]:
     """The phases to submit in the order of the configuration, with `evaluate` last."""
-    known = [*config.phases, EVALUATE]
+    known = [*phases, EVALUATE]
     names = known if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -45,17 +45,19 @@ def chosen_phases(config: RunConfig, wanted: str | None) -> list[str]:
     return [name for name in known if name in names]
 
 
-def remaining(record: Record, config: RunConfig, phases: list[str]) -> list[str]:
-    """The phases that still have to run. Raises UserError if an earlier one is neither finished nor requested."""
-    order = list(config.phases)
-    wanted = [name for name in phases if not record.finished(name)]
-    if EVALUATE in phases and EVALUATE not in wanted and len(wanted) > 0:
+def remaining(record: Record, phases: Collection[str], chosen: list[str], has_init: bool) -> list[str]:
+    """The `chosen` phases that still have to run, of all `phases` of the configuration.
+
+    Raises UserError if an earlier one is neither finished nor chosen; with `init` a run may begin with any phase.
+    """
+    order = list(phases)
+    wanted = [name for name in chosen if not record.finished(name)]
+    if EVALUATE in chosen and EVALUATE not in wanted and len(wanted) > 0:
         wanted.append(EVALUATE)  # the existing scores are those of an earlier state
     first = next((number for number, name in enumerate(order) if name in wanted or record.finished(name)), 0)
     for name in wanted:
         before = order if name == EVALUATE else order[: order.index(name)]
-        # With `init` a run may begin with any phase.
-        before = before[first:] if config.init is not None else before
+        before = before[first:] if has_init else before
         missing = [earlier for earlier in before if earlier not in wanted and not record.finished(earlier)]
         if missing:
             raise UserError(f"--phases: {name} needs phase {missing[0]}, which has not finished; add it to --phases")

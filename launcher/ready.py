@@ -16,6 +16,8 @@ from launcher.profile import ClusterProfile
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
+    from onediff.config.data import DataConfig
+    from onediff.config.model import ModelConfig
     from onediff.config.run import RunConfig
 
 SECONDS = 600
@@ -43,10 +45,10 @@ def check_inputs(
     trained = [phase for phase in phases if phase != EVALUATE]
     if not trained:
         return
-    missing = missing_data(config, trained)
+    missing = missing_data(config.data, [config.phases[name] for name in trained])
     environ = {**os.environ, **profile.environment}
-    models = missing_models(config, said, begins, environ) if weights else []
-    note_container(config, profile)
+    models = missing_models(config.model, config.init, said, begins, environ) if weights else []
+    note_container(config.model, config.data, profile)
     if missing or models:
         lines = list(told([*missing, *models]))
         if not dry_run:
@@ -62,11 +64,11 @@ def check_inputs(
             raise UserError("; ".join(wrong))
 
 
-def offline(config: RunConfig, profile: ClusterProfile) -> ClusterProfile:
+def offline(model: ModelConfig, profile: ClusterProfile) -> ClusterProfile:
     """The profile for ranks that have all models on disk: they never contact the hub, which may be unreachable."""
     from onediff.hub.named import named_in
 
-    if all(one.is_path for one in named_in(config.model)):
+    if all(one.is_path for one in named_in(model)):
         return profile
     return profile.model_copy(update={"environment": {"HF_HUB_OFFLINE": "1", **profile.environment}})
 
@@ -96,7 +98,7 @@ def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str
     return found
 
 
-def note_container(config: RunConfig, profile: ClusterProfile) -> None:
+def note_container(model: ModelConfig, data: DataConfig, profile: ClusterProfile) -> None:
     """Warn about folders that the ranks cannot see because they are outside the container's mounts."""
     from onediff.config.addresses import is_url
     from onediff.hub.named import cache_folder, named_in
@@ -105,13 +107,13 @@ def note_container(config: RunConfig, profile: ClusterProfile) -> None:
     if container is None:
         return
     mounts = [Path(mount.partition(":")[0]) for mount in container.mounts]
-    named = named_in(config.model)
-    read = [Path(data_set.path).parent for data_set in config.data.sets.values() if not is_url(str(data_set.path))]
+    named = named_in(model)
+    read = [Path(data_set.path).parent for data_set in data.sets.values() if not is_url(str(data_set.path))]
     read += [Path(one.name) for one in named if one.is_path]
     read += [cache_folder({**os.environ, **profile.environment})] if any(not one.is_path for one in named) else []
     hidden = [path for path in dict.fromkeys(read) if not any(path.absolute().is_relative_to(m) for m in mounts)]
     if hidden:
         print(
-            f"not below container.mounts, so look whether the image's runtime shows it: {', '.join(map(str, hidden))}",
+            f"outside container.mounts, so check that the container runtime shows it: {', '.join(map(str, hidden))}",
             file=sys.stderr,
         )

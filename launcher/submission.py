@@ -63,13 +63,13 @@ class Ready(NamedTuple):
 def checked(asked: Submission, dry_run: bool = False) -> Ready:
     """Check everything that can be checked without Slurm. Raises UserError; a dry run only lists missing inputs."""
     config, record = asked.config, Record(asked.run)
-    wanted = remaining(record, config, chosen_phases(config, asked.phases))
+    wanted = remaining(record, config.phases, chosen_phases(config.phases, asked.phases), config.init is not None)
     if not wanted:
         return Ready(asked, record, asked.profile, {}, [])
     if asked.spares < 0:
         raise UserError(f"--spares {asked.spares}: must be 0 or more")
     on_slurm = asked.profile.scheduler == "slurm"
-    profile = offline(config, asked.profile) if asked.weights_check else asked.profile
+    profile = offline(config.model, asked.profile) if asked.weights_check else asked.profile
     nodes, spares = (node_range(asked.nodes), asked.spares) if on_slurm else ((1, 1), 0)
     plan = make_plan(config, asked.run, profile, nodes, wanted, spares)
     # Relative paths in the configuration are relative to the directory of the first submission.
@@ -80,7 +80,7 @@ def checked(asked: Submission, dry_run: bool = False) -> Ready:
     said = asked.said or [str(asked.run)]
     check_inputs(config, profile, wanted, said, begins=begins, dry_run=dry_run, weights=asked.weights_check)
     if not dry_run:
-        require_sources(config, asked.run)
+        require_sources(config.init, asked.run)
     if asked.memory_check:
         check_memory(config, profile, plan)
     return Ready(asked, record, profile, plan, wanted)

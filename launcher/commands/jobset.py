@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--nodes must be at least 1, --gpus-per-node and --restarts at least 0")
     config = load_run(args.config, args.overrides)
     pods = Pods(args.image, args.claim, PurePosixPath(args.mount), args.nodes, args.gpus_per_node, args.restarts)
-    text = manifests(config, chosen_phases(config, args.phases), pods)
+    text = manifests(config, chosen_phases(config.phases, args.phases), pods)
     if args.out is None:
         print(text, end="")
     else:

@@ -16,12 +16,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onediff.errors import UserError
-
-if TYPE_CHECKING:
-    from onediff.config.run import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--trials {args.trials} --at-most {args.at_most}: both must be at least 1")
     fixed, space = split_space(args.overrides)
     base = load_run(args.config, fixed)
-    last = last_phase(base)
+    last = list(base.phases)[-1]
     if args.metric.startswith("validation/") and base.phases[last].validate_every is None:
         raise UserError(
             f"--metric {args.metric}: phase {last} does not measure it; add phases.{last}.validate_every=100"
@@ -79,11 +75,6 @@ def run(args: argparse.Namespace) -> int:
             write_whole(folder / "table.txt", (table(study, goal, space) + "\n").encode())
     print(f"\n{table(study, goal, space)}\n\ncompare the runs with: onediff runs runs/{name}")
     return 0
-
-
-def last_phase(config: RunConfig) -> str:
-    """The last training phase of a run."""
-    return list(config.phases)[-1]
 
 
 def check_ends(file: str, fixed: Sequence[str], ends: Sequence[Sequence[str]]) -> None:

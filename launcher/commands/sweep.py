@@ -58,11 +58,15 @@ def run(args: argparse.Namespace) -> int:
     nodes = node_range(args.nodes) if profile.scheduler == "slurm" else (1, 1)
     for config in configs:
         make_plan(
-            config, Path("runs").resolve() / name / config.name, profile, nodes, chosen_phases(config, args.phases)
+            config,
+            Path("runs").resolve() / name / config.name,
+            profile,
+            nodes,
+            chosen_phases(config.phases, args.phases),
         )
     if args.dry_run:
         said = [args.config, *fixed, *points[0]]
-        check_inputs(configs[0], profile, chosen_phases(configs[0], args.phases), said, dry_run=True)
+        check_inputs(configs[0], profile, chosen_phases(configs[0].phases, args.phases), said, dry_run=True)
         print("\n".join(" ".join(point) for point in points))
         return 0
     # One chain per run allowed at once: each run in a chain waits for the end of the previous one.

@@ -72,7 +72,8 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if unfit:
         print(f"\nphase {', '.join(unfit)} does not fit; --suggest searches a way that does")
     said = [args.config, *args.overrides]
-    if missing := [*missing_data(config, config.phases, quick=True), *missing_models(config, said)]:
+    missing = missing_data(config.data, config.phases.values(), quick=True)
+    if missing := [*missing, *missing_models(config.model, config.init, said)]:
         print("", *told(missing), sep="\n")
     figures = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
     if args.rehearse is not None:

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from launcher.local import Node, run_local
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
+from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig
 from onediff.config.section import nearest
+from onediff.config.training import InitConfig
 from onediff.errors import UserError
 from onediff.ranks import own_place
 from onediff.runs.address import require_sources
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = load_run(args.config, args.overrides)
     folder: Path = args.run or own_folder(args.config, args.resume) or Path("runs") / config.name
-    phases = chosen_phases(config, args.phases)
+    phases = chosen_phases(config.phases, args.phases)
     place = own_place(args.processes)
     node = Node.of(args.node, args.meet)
     if node.count > 1 and not args.processes:
@@ -73,15 +76,15 @@ def own_folder(config: str, resume: bool) -> Path | None:
     return folder if resume and (folder / "config.yaml").is_file() and is_run(folder) else None
 
 
-def chosen_phases(config: RunConfig, names: str | None) -> list[str]:
-    """The phases to train, in the order of the configuration. Raises UserError for a name it does not have."""
+def chosen_phases(phases: Collection[str], names: str | None) -> list[str]:
+    """The phases to train, in the order of the configuration. Raises UserError for an unknown name."""
     if names is None:
-        return list(config.phases)
+        return list(phases)
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
-        if name not in config.phases:
-            raise UserError(f"--phases: no phase {name!r}{nearest(name, config.phases)}")
-    return [name for name in config.phases if name in wanted]
+        if name not in phases:
+            raise UserError(f"--phases: no phase {name!r}{nearest(name, phases)}")
+    return [name for name in phases if name in wanted]
 
 
 def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, processes: int) -> None:
@@ -96,7 +99,7 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
         raise UserError(
             f"{folder}: no such run to --resume; start it without the option, or name its folder with --run"
         )
-    require_sources(config, folder)
+    require_sources(config.init, folder)
     for name in phases:
         phase = config.phases[name]
         rows = phase.micro_batch * processes // config.parallel.row_ranks
@@ -108,15 +111,15 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
         for data_set in phase.mix:
             read_manifest(config.data.sets[data_set].folder)
     if not resume:
-        require_weights(config)
+        require_weights(config.model, config.init)
 
 
-def require_weights(config: RunConfig) -> None:
+def require_weights(model: ModelConfig, init: InitConfig | None) -> None:
     """Raises UserError for a folder of pretrained weights that is not there."""
     from onediff.hub.named import named_in
 
-    begun_elsewhere = config.init.addresses if config.init is not None else {}
-    for one in named_in(config.model, [part for part in PRETRAINED if part not in begun_elsewhere]):
+    begun_elsewhere = init.addresses if init is not None else {}
+    for one in named_in(model, [part for part in PRETRAINED if part not in begun_elsewhere]):
         if one.is_path and one.folder() is None:
             # A tower that has both a name and an architecture can be made by `demo-tower`.
             made = ", or make it with 'onediff demo-tower' and this configuration" if not one.config else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,9 @@ import yaml
 
 from onediff.config.addresses import is_url
 from onediff.config.compose import configs_folder
-from onediff.config.run import RunConfig
+from onediff.config.data import DataConfig
+from onediff.config.model import ModelConfig
+from onediff.config.training import InitConfig, PhaseConfig
 from onediff.data.manifest import FILE, read_manifest
 from onediff.errors import UserError
 from onediff.hub.files import lacking
@@ -33,14 +35,14 @@ class Missing(NamedTuple):
     """the command that provides it, or what to change"""
 
 
-def missing_data(config: RunConfig, phases: Collection[str], quick: bool = False) -> list[Missing]:
+def missing_data(data: DataConfig, phases: Iterable[PhaseConfig], quick: bool = False) -> list[Missing]:
     """Data sets of `phases` that have no shards, or whose shards do not match their manifests.
 
     `quick` skips slow checks: it opens no URL and no tar that lacks a manifest.
     """
     found = []
-    for name in dict.fromkeys(name for phase in phases for name in config.phases[phase].mix):
-        data_set = config.data.sets[name]
+    for name in dict.fromkeys(name for phase in phases for name in phase.mix):
+        data_set = data.sets[name]
         folder = data_set.folder
         if quick and (is_url(str(folder)) or (Path(folder).is_dir() and not (Path(folder) / FILE).exists())):
             continue
@@ -69,13 +71,17 @@ def maker(name: str, folder: Path) -> str:
 
 
 def missing_models(
-    config: RunConfig, said: Sequence[str], begins: bool = True, environ: Mapping[str, str] = os.environ
+    model: ModelConfig,
+    init: InitConfig | None,
+    said: Sequence[str],
+    begins: bool = True,
+    environ: Mapping[str, str] = os.environ,
 ) -> list[Missing]:
     """Missing weights, tokenizers and sources of `init`; `said` is the configuration and its overrides as typed.
 
     A resumed run (`begins` is false) has its weights in checkpoints. `environ` says where the hub's cache is.
     """
-    sources = config.init.addresses if config.init is not None and begins else {}
+    sources = init.addresses if init is not None and begins else {}
     found = []
     for address in dict.fromkeys(sources.values()):
         try:
@@ -83,7 +89,7 @@ def missing_models(
         except UserError as fault:
             found.append(Missing("init", address, str(fault).partition(";")[0], "train it first, or change init"))
     parts = [part for part in PARTS if begins and part not in sources]
-    for one in named_in(config.model, parts):
+    for one in named_in(model, parts):
         if absent := lacking(one, one.folder(environ)):
             fix = f"fix {one.where}" if one.is_path else f"run: {shlex.join(['onediff', 'fetch', *said])}"
             found.append(Missing("model", one.name, f"{one.where}: {', '.join(absent)}", fix))

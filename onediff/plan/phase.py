@@ -115,7 +115,7 @@ def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int =
     """
     sizes, phase = sizes_of(config.model), config.phases[name]
     check_cut(sizes, setup.tensor, setup.context)
-    rows = rows_of(config, phase, text)
+    rows = rows_of(config.model, config.data, phase, text)
     usual, largest = shapes_of(sizes, rows, setup.micro_batch, config.data.max_tokens, text, phase.pack)
 
     def tape_of(sizes: Sizes, shape: Shape, tensor: int, context: int) -> Tape:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from onediff.config.run import RunConfig
+from onediff.config.data import DataConfig
+from onediff.config.model import ModelConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.index import read_index
 from onediff.data.manifest import FILE, parse_manifest
@@ -34,7 +35,7 @@ class Rows:
     """samples per row, on average; above 1 if rows are packed"""
 
 
-def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
+def rows_of(model: ModelConfig, data: DataConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
     """The length of a phase and the average contents of its rows. Reads manifests and at most one index per data set.
 
     The number of samples in a packed row is estimated from samples of usual size with `text` text tokens each.
@@ -44,7 +45,7 @@ def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
     images = pairs = 0.0
     published = published_counts()
     for name, weight in phase.mix.items():
-        folder = Path(config.data.sets[name].path) / config.data.sets[name].split
+        folder = Path(data.sets[name].path) / data.sets[name].split
         if (folder / FILE).is_file():
             manifest = parse_manifest(folder / FILE)
             counts[name] = manifest.samples
@@ -60,9 +61,9 @@ def rows_of(config: RunConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:
         pairs += share * (1 if paired or phase.couple else 0)
     samples = 1.0
     if phase.pack is not None:
-        sizes = sizes_of(config.model).usual()
+        sizes = sizes_of(model).usual()
         usual = images * sizes.image_tokens + pairs * sizes.delta.tokens + text
-        samples = max(1.0, phase.pack / min(usual, config.data.max_tokens))
+        samples = max(1.0, phase.pack / min(usual, data.max_tokens))
         images, pairs = images * samples, pairs * samples
     if phase.steps is not None:
         return Rows(phase.steps, "the configuration", images, pairs, samples)

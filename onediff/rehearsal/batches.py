@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from onediff.config.model import ImageConfig
+from onediff.config.model import VisionConfig
 from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
 from onediff.data.fits import Fit, Seen, fit_of
 from onediff.data.prompts import DELTA, IMAGE
@@ -23,8 +24,8 @@ WORDS = 8
 def largest(config: RunConfig, name: str) -> Batch:
     """A micro-batch of the longest rows, with the most images that they hold. Raises UserError when none fits."""
     phase = config.phases[name]
-    pairs = rows_of(config, phase).pairs > 0
-    seen = _most_tokens(config, 2 if pairs else 1)
+    pairs = rows_of(config.model, config.data, phase).pairs > 0
+    seen = _most_tokens(config.model.vision, 2 if pairs else 1)
     seats = sum(seen.tokens) + (config.model.delta.tokens if pairs else 0)
     length = phase.pack or config.data.max_tokens
     if seats + 2 > min(length, config.data.max_tokens):
@@ -37,12 +38,10 @@ def largest(config: RunConfig, name: str) -> Batch:
     return _collated(rows, phase.pack)
 
 
-def smallest(config: RunConfig, name: str) -> Batch:
+def smallest(vision: VisionConfig, phase: PhaseConfig) -> Batch:
     """A micro-batch of a few words in each row, without an image."""
-    phase = config.phases[name]
-    row = TokenRow(
-        torch.ones(WORDS, dtype=torch.int64), _targets(WORDS, 1), _no_images(config), (), False, 0, ("text",)
-    )
+    no_images = torch.from_numpy(_fit(vision).of([]).images)
+    row = TokenRow(torch.ones(WORDS, dtype=torch.int64), _targets(WORDS, 1), no_images, (), False, 0, ("text",))
     return _collated([[row]] * phase.micro_batch, phase.pack)
 
 
@@ -62,9 +61,9 @@ def _targets(length: int, first: int) -> torch.Tensor:
     return torch.arange(length) >= first
 
 
-def _most_tokens(config: RunConfig, images: int) -> Seen:
-    """As the tower is shown images of the size that makes most tokens."""
-    fit, image = _fit(config), config.model.vision.image
+def _most_tokens(vision: VisionConfig, images: int) -> Seen:
+    """The tower's input for images of the size that gives the most tokens."""
+    fit, image = _fit(vision), vision.image
     sizes = [(4 * image.size, 4 * image.size)]
     if image.fit == "tiles":
         sizes += [(columns * image.size, rows * image.size) for columns, rows in grids(image.max_tiles)]
@@ -72,10 +71,5 @@ def _most_tokens(config: RunConfig, images: int) -> Seen:
     return max(found, key=lambda seen: sum(seen.tokens))
 
 
-def _no_images(config: RunConfig) -> torch.Tensor:
-    return torch.from_numpy(_fit(config).of([]).images)
-
-
-def _fit(config: RunConfig) -> Fit:
-    image: ImageConfig = config.model.vision.image
-    return fit_of(image, side_of(vision_architecture(config.model.vision).patch_size))
+def _fit(vision: VisionConfig) -> Fit:
+    return fit_of(vision.image, side_of(vision_architecture(vision).patch_size))

@@ -20,8 +20,10 @@ from typing import Any
 
 from onediff.config.addresses import is_url
 from onediff.config.compose import load_run
+from onediff.config.data import DataConfig
 from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
 from onediff.data.loader import RankShare
 from onediff.data.segments import each_tensor
@@ -73,9 +75,10 @@ def shallow(model: ModelConfig, layers: int) -> ModelConfig:
 
 def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> Played:
     """Builds a phase and takes one of its steps, of two micro-batches at most. Raises what training would."""
-    check_model(config, name, topology)
-    check_data(config, name)
-    batch = batches.smallest(config, name) if text_alone else batches.largest(config, name)
+    phase = config.phases[name]
+    check_model(config.model, phase, name, topology)
+    check_data(config.data, phase)
+    batch = batches.smallest(config.model.vision, phase) if text_alone else batches.largest(config, name)
     with without_memory() as fake:
         return taken(config, name, topology, each_tensor(batch, fake.from_tensor))
 
@@ -125,13 +128,12 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
     )
 
 
-def check_data(config: RunConfig, name: str) -> None:
+def check_data(data: DataConfig, phase: PhaseConfig) -> None:
     """Opens the phase's data sets that are on this machine, as training will. Raises UserError."""
-    phase = config.phases[name]
-    away = {one.name for one in missing_data(config, [name], quick=True)}
+    away = {one.name for one in missing_data(data, [phase], quick=True)}
     here = {data_set: weight for data_set, weight in phase.mix.items() if data_set not in away}
-    here = {data_set: weight for data_set, weight in here.items() if not is_url(str(config.data.sets[data_set].folder))}
-    phase_sources(config.data, phase.model_copy(update={"mix": here}))
+    here = {data_set: weight for data_set, weight in here.items() if not is_url(str(data.sets[data_set].folder))}
+    phase_sources(data, phase.model_copy(update={"mix": here}))
 
 
 def _rows(batch: Batch) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from onediff.config.run import RunConfig
+from onediff.config.training import InitConfig
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder, require_model
 
@@ -40,8 +40,8 @@ class Address(NamedTuple):
             raise UserError(f"{self}: a saved model holds one set of weights; leave out @{self.at}")
 
 
-def require_sources(config: RunConfig, run: Path) -> None:
-    """Raises UserError when `init` names something missing; a run that has a checkpoint no longer needs it."""
-    if config.init is not None and not any(run.glob("checkpoints/*/step-*")):
-        for address in dict.fromkeys(config.init.addresses.values()):
+def require_sources(init: InitConfig | None, run: Path) -> None:
+    """Raises UserError if `init` names something missing; a run that has a checkpoint no longer needs it."""
+    if init is not None and not any(run.glob("checkpoints/*/step-*")):
+        for address in dict.fromkeys(init.addresses.values()):
             Address.of(address).require()

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 from onediff.atomic import aside
+from onediff.config.data import DataConfig
+from onediff.config.model import ImageConfig
 from onediff.config.run import RunConfig
 from onediff.config.training import InitConfig
 from onediff.data.features import DTYPES, FeatureFormat, Features
@@ -104,7 +106,7 @@ def write_features(config: RunConfig, name: str, tower: VisionTower, digest: str
             if path.is_file():
                 bar.update(shard.samples)
             else:
-                _write_shard(path, _members(source, number, config, tower), bar.update)
+                _write_shard(path, _members(source, number, config.model.vision.image, config.data, tower), bar.update)
             made.append(Shard(shard.name, shard.samples, path.stat().st_size, file_sha256(path)))
     manifest = Manifest(work, name, data_set.split, tuple(made), source="features", extra={"features": of})
     write_manifest(manifest)
@@ -114,14 +116,16 @@ def write_features(config: RunConfig, name: str, tower: VisionTower, digest: str
     return read_manifest(folder)
 
 
-def _members(source: Source, shard: int, config: RunConfig, tower: VisionTower) -> Iterator[tuple[str, bytes]]:
+def _members(
+    source: Source, shard: int, image: ImageConfig, data: DataConfig, tower: VisionTower
+) -> Iterator[tuple[str, bytes]]:
     """Suffix and bytes of each sample of a shard, in order; the tower sees the images of several samples at a time."""
-    fit = fit_of(config.model.vision.image, side_of(tower.model.config.patch_size))
+    fit = fit_of(image, side_of(tower.model.config.patch_size))
     waiting: list[torch.Tensor | BadSample] = []
     for number in range(source.lanes.shard_samples[shard]):
         try:
             images = encoded(parse_sample(source.shards.read(shard, number)))
-            waiting.append(torch.from_numpy(fit.read(images, config.data.max_pixels, config.data.pixels).images))
+            waiting.append(torch.from_numpy(fit.read(images, data.max_pixels, data.pixels).images))
         except BadSample as bad:
             waiting.append(bad)
         if sum(len(views) for views in waiting if isinstance(views, torch.Tensor)) >= VIEWS:

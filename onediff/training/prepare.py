@@ -23,7 +23,7 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
     """Makes the run folder, writes the configuration, and the tokenizer where the run has its own."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.config.is_file() and (before := load_run(folder.config)) != config:
-        require_same_images(folder, before, config)
+        require_same_images(folder, before.model.vision.image, config.model.vision.image)
         # What the finished phases were trained with must stay known.
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
         folder.config.rename(folder.path / f"config.before-{number}.yaml")
@@ -39,23 +39,23 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
         aside.rename(folder.tokenizer)
 
 
-def require_same_images(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:
-    """Raises UserError when a run with checkpoints, trained so far with `before`, would go on to see images otherwise.
+def require_same_images(folder: RunFolder, before: ImageConfig, image: ImageConfig) -> None:
+    """Raises UserError if a run with checkpoints, trained so far with `before`, would now process images differently.
 
-    The weights fit all the same, so nothing else would tell; above all not where the default has changed since.
+    The weights fit either way, so nothing else would notice, least of all a default that has changed since.
     """
-    was, now = (_what_counts(one.model.vision.image) for one in (before, config))
+    was, now = _what_counts(before), _what_counts(image)
     changed = next((key for key in was if was[key] != now.get(key)), None)
     if changed and any(folder.path.glob("checkpoints/phase-*/step-*")):
         key, value = f"model.vision.image.{changed}", was[changed]
         raise UserError(
-            f"{folder.path}: trained so far with {key}={value}, and the configuration says {now.get(changed)}; add "
-            f"{key}={value} to go on, or start another run (--run)"
+            f"{folder.path}: trained so far with {key}={value}, but the configuration says {now.get(changed)}; add "
+            f"{key}={value} to continue, or start another run (--run)"
         )
 
 
 def _what_counts(image: ImageConfig) -> dict[str, object]:
-    """The settings that decide what the tower sees: of `max_tiles` and `max_patches`, the one that goes with the fit."""
+    """The settings that decide what the tower sees; `max_tiles` and `max_patches` only if the fit uses them."""
     unread = {"tiles": {"max_patches"}, "native": {"max_tiles", "size"}}
     left_out = unread.get(image.fit, {"max_tiles", "max_patches"})
     return {key: value for key, value in image.model_dump(mode="json").items() if key not in left_out}

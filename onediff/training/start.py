@@ -8,6 +8,7 @@ import torch
 
 from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig
+from onediff.config.training import PhaseConfig
 from onediff.errors import UserError
 from onediff.model.build import architecture_only
 from onediff.model.families import check_packs, check_shares
@@ -31,10 +32,10 @@ def starting_model(
     The run's first phase starts from `model` and `init`, any other from the phase before it. A phase that `resumes` gets
     its weights from its own checkpoint: what `init` names may be gone by then.
     """
-    check_model(config, name, topology)
+    check_model(config.model, config.phases[name], name, topology)
     before = previous(list(config.phases), name)
     torch.manual_seed(config.training.seed)
-    if config.init is not None and begins_with(config, name, folder):
+    if config.init is not None and begins_with(list(config.phases), name, folder):
         if resumes:
             return built(config, architecture_only(config.model), name, topology, filled_later=True), {}
         with raise_on_all_ranks():
@@ -57,30 +58,29 @@ def starting_model(
     return model, {"started_from": checkpoint}
 
 
-def check_model(config: RunConfig, name: str, topology: Topology) -> None:
-    """Raises UserError, on every rank, where the language model cannot be cut, shared or packed as phase `name` asks."""
+def check_model(model: ModelConfig, phase: PhaseConfig, name: str, topology: Topology) -> None:
+    """Raises UserError on every rank if the language model cannot be split or packed as the phase `name` asks."""
     if topology.tp_size > 1:
         # Megatron-core takes seconds to import.
         from onediff.parallel.sequence import check_sequence
         from onediff.parallel.tensor import check_divisible
 
         with raise_on_all_ranks():
-            language = architecture(config.model.language, "model.language")
+            language = architecture(model.language, "model.language")
             check_divisible(language, topology.tp_size)
             if topology.sequence:
                 check_sequence(language)
     if topology.cp_size > 1:
         with raise_on_all_ranks():
-            check_shares(architecture(config.model.language, "model.language"), topology.tp_size, topology.cp_size)
-    if config.phases[name].pack is not None:
+            check_shares(architecture(model.language, "model.language"), topology.tp_size, topology.cp_size)
+    if phase.pack is not None:
         with raise_on_all_ranks():
-            check_packs(architecture(config.model.language, "model.language"), f"phases.{name}.pack")
+            check_packs(architecture(model.language, "model.language"), f"phases.{name}.pack")
 
 
-def begins_with(config: RunConfig, name: str, folder: RunFolder) -> bool:
-    """Whether phase `name` is the first that this run trains: `--phases` may have left out those before it."""
-    order = list(config.phases)
-    earlier = order[: order.index(name)]
+def begins_with(phases: Sequence[str], name: str, folder: RunFolder) -> bool:
+    """Whether the phase `name` is the first that this run trains: `--phases` may have left out those before it."""
+    earlier = phases[: phases.index(name)]
     return not any(folder.finished(phase) or latest_checkpoint(folder.checkpoints(phase)) for phase in earlier)
 
 

@@ -69,23 +69,26 @@ def test_training_says_it_where_a_crop_is_asked_for(
     assert lost_to_crop({(70, 70): 3}, ImageConfig(size=224, fit="crop", shorter_side=256)) == pytest.approx(0.234375)
 
 
+def image_settings(folder: Path, **overrides: object) -> ImageConfig:
+    return small_run.config(folder, 2, **overrides).model.vision.image
+
+
 def test_a_run_does_not_go_on_with_images_fitted_another_way(tmp_path: Path) -> None:
     """An older run, whose configuration says `crop`, under a file that leaves `fit` out."""
-    before = small_run.config(tmp_path, 2, **{"model.vision.image.fit": "crop"})
-    now, folder = small_run.config(tmp_path, 2), RunFolder(tmp_path)
+    before, folder = image_settings(tmp_path, **{"model.vision.image.fit": "crop"}), RunFolder(tmp_path)
+    now = image_settings(tmp_path)
     require_same_images(folder, before, now)
     (folder.checkpoints("one") / "step-000001").mkdir(parents=True)
     require_same_images(folder, before, before)
     with pytest.raises(
-        UserError, match=r"fit=crop, and the configuration says pad; add model\.vision\.image\.fit=crop"
+        UserError, match=r"fit=crop, but the configuration says pad; add model\.vision\.image\.fit=crop"
     ):
         require_same_images(folder, before, now)
     # Grids of tiles count where there are tiles.
     before, now = (
-        small_run.config(tmp_path, 2, **{"model.vision.image": {"size": 64, "fit": "tiles", "max_tiles": most}})
+        image_settings(tmp_path, **{"model.vision.image": {"size": 64, "fit": "tiles", "max_tiles": most}})
         for most in (4, 6)
     )
-    with pytest.raises(UserError, match=r"max_tiles=4, and the configuration says 6"):
+    with pytest.raises(UserError, match=r"max_tiles=4, but the configuration says 6"):
         require_same_images(folder, before, now)
-    more = small_run.config(tmp_path, 2, **{"model.vision.image.max_tiles": 6})
-    require_same_images(folder, small_run.config(tmp_path, 2), more)
+    require_same_images(folder, padded := image_settings(tmp_path), padded.model_copy(update={"max_tiles": 6}))

@@ -176,6 +176,7 @@ def test_damaged_files_are_missing_and_a_machine_without_torch_is_told(models, r
 def test_folders_that_a_container_may_not_show_are_named(run_file, tmp_path, capsys):
     container = {"image": "x.sqsh", "mounts": [f"{tmp_path / 'home'}:/models"]}
     cluster = ClusterProfile(gpus_per_node=8, container=container, environment={"HF_HOME": str(tmp_path / "home")})
-    note_container(load_run(run_file), cluster)
+    config = load_run(run_file)
+    note_container(config.model, config.data, cluster)
     told = capsys.readouterr().err
     assert str(tmp_path / "scenes") in told and str(tmp_path / "home") not in told

@@ -223,15 +223,15 @@ def test_accumulation_keeps_gradients_from_one_micro_batch_to_the_next():
 
 
 def test_steps_come_from_manifests_and_else_from_published_counts(paper, tmp_path):
-    rows = rows_of(paper, paper.phases["one"])
+    rows = rows_of(paper.model, paper.data, paper.phases["one"])
     assert (rows.steps, rows.steps_from) == (-(-558128 // 256), "published counts")
     assert (rows.images, rows.pairs) == (2, 1)  # coupled
     folder = tmp_path / "train"
     folder.mkdir()
     write_manifest(Manifest(folder, "llava-558k", "train", (Shard("0.tar", 2561, 10),)))
     config = load_run("configs/onediff_7b.yaml", [f"data.sets.llava-558k={tmp_path}"])
-    assert rows_of(config, config.phases["one"]).steps == 11
-    assert rows_of(config, config.phases["one"]).steps_from == "manifests"
+    rows = rows_of(config.model, config.data, config.phases["one"])
+    assert rows.steps == 11 and rows.steps_from == "manifests"
 
 
 def whole_run(plans) -> float:

@@ -169,7 +169,7 @@ def test_a_run_that_begins_with_init_queues_its_last_phase_alone(data, tmp_path)
     record, alone = Record(tmp_path), config(data, STEPS)
     begun = config(data, STEPS, init="runs/a@one")
     with pytest.raises(UserError, match="two needs phase warm-up, which has not finished"):
-        remaining(record, alone, ["two"])
-    assert remaining(record, begun, ["two"]) == ["two"]
+        remaining(record, alone.phases, ["two"], has_init=False)
+    assert remaining(record, begun.phases, ["two"], has_init=True) == ["two"]
     with pytest.raises(UserError, match="two needs phase one, which has not finished"):
-        remaining(record, begun, ["warm-up", "two"])
+        remaining(record, begun.phases, ["warm-up", "two"], has_init=True)
