@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = (
     *("spot-the-diff", "clevr-change", "image-editing-request", "birds-to-words", "instruct-pix2pix", "magicbrush"),
-    *("levir-cc", "second-cc", "rscc", "aurora", "img-diff", "medical-diff-vqa"),
+    *("levir-cc", "second-cc", "rscc", "aurora", "img-diff", "medical-diff-vqa", "vdiff-bench"),
     *("llava-558k", "llava-665k", "hf", "webdataset", "generic"),
 )
 GROUP = "onediff.readers"

@@ -351,6 +351,34 @@ def test_what_the_field_has_published_since(tmp_path: Path, name: str, capsys: p
     assert ("incomplete: mimic_pair_questions.csv row 3" in said) == (name == "medical-diff-vqa")
 
 
+def test_vdiff_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    choices = ["the cup is gone", "the cup is red", "the cup is larger", "there is no difference"]
+    images = [{"bytes": encoded(number), "path": None} for number in range(6)]
+    truths = ["the cup is red", "(C)", "the cup is blue"]
+    columns = {
+        **{"image_1": images[:3], "image_2": images[3:], "choices": [choices] * 3, "ground truth": truths},
+        **{
+            "change category": ["texture", "noise/resolution", "texture"],
+            "source": ["a", "b", "c"],
+            "index": [0, 1, 2],
+        },
+    }
+    (tmp_path / "raw/data").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "raw/data/train-00000-of-00001.parquet")
+    code, said, error = convert(capsys, "vdiff-bench", tmp_path / "out", tmp_path / "raw")
+    assert code == 0, error
+    found = records(tmp_path / "out/test")
+    assert {id: record["captions"] for id, record in found.items()} == {
+        "0": ["the cup is red"],
+        "1": ["the cup is larger"],
+    }
+    assert found["0"]["meta"]["choices"] == choices and found["1"]["meta"]["change_type"] == "noise/resolution"
+    assert "row 3: none of the choices is named as the true one" in said + error
+
+
 def turns(*values: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[n % 2], "value": value} for n, value in enumerate(values)]
 
