@@ -16,6 +16,8 @@ from .planes_onediff import best_grid, native_shape, place_in, planes_of
 
 HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 """Options of `from_pretrained` that say how a file is found."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
+"""Kinds of images that are read; PostScript, for one, is a program that Pillow would have Ghostscript run."""
 OWN_SHAPE = ("tiles", "native")
 """Values of `fit` whose number of image tokens depends on the image's size."""
 MOST_SQUARES, MOST_COPIES = 64, 16
@@ -125,9 +127,9 @@ def opened(image):
         image = Image.fromarray(image)
     elif isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
         with urlopen(image) as answer:
-            image = Image.open(io.BytesIO(answer.read()))
+            image = Image.open(io.BytesIO(answer.read()), formats=FORMATS)
     elif not isinstance(image, Image.Image):
-        image = Image.open(image)
+        image = Image.open(image, formats=FORMATS)
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(eight_bits(np.asarray(image)))
