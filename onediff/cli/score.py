@@ -110,7 +110,7 @@ def lines(
             cells.append(f"{_number(low)} – {_number(high)}")
         if differences:
             one = differences.get(metric)
-            cells += [_number(one.other), f"{100 * one.difference:+.1f}", f"{one.p:.4f}"] if one else ["", "", ""]
+            cells += [_number(one.other), f"{100 * one.difference:+.1f}", _p(one.p)] if one else ["", "", ""]
         rows.append(cells + [_number(found.get(metric)) for _, found in others])
     found = [f"{rules.title} (protocol {rules.name}), {len(scores.ids)} pairs, tokens {scores.tokenisation}"]
     found += table(rows)
@@ -167,3 +167,7 @@ def require_same_rules(ours: Scores, earlier: Mapping[str, object], path: Path) 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

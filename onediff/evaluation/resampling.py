@@ -14,12 +14,12 @@ CHUNK = 100  # resamples at a time, which bounds the memory at 100 × pairs numb
 
 
 class Difference(NamedTuple):
-    """One score of ours beside another system's on the same pairs; `p` is two-sided."""
+    """One score of ours beside another system's on the same pairs; `p` is two-sided, None without resamples."""
 
     ours: float
     other: float
     difference: float
-    p: float
+    p: float | None
 
 
 def intervals(
@@ -67,7 +67,7 @@ def differences(rows: Rows, other: Rows, resamples: int, seed: int) -> dict[str,
             # A hair of slack: sums taken in another order differ in the last digit.
             beyond[name] += int(np.sum(np.abs(left[name] - right[name]) >= abs(difference) - 1e-12))
     return {
-        name: Difference(float(one[name]), float(two[name]), difference, beyond[name] / (resamples + 1))
+        name: Difference(float(one[name]), float(two[name]), difference, beyond[name] / (resamples + 1) if resamples else None)
         for name, difference in seen.items()
     }
 

@@ -214,6 +214,8 @@ def test_against_another_file_and_against_earlier_scores(
     found = json.loads(result.read_text())["against"]
     assert found["CIDEr"]["difference"] == pytest.approx(found["CIDEr"]["ours"] - found["CIDEr"]["other"])
     assert 0 < found["CIDEr"]["p"] <= 1
+    run(references, predictions, "--against", str(other), "--out", str(result), "--bootstrap", "0")
+    assert json.loads(result.read_text())["against"]["CIDEr"]["p"] is None
     code, out, _ = run(references, other, "--against", str(result))
     assert code == 0
     assert "earlier" in out
