@@ -67,7 +67,9 @@ def differences(rows: Rows, other: Rows, resamples: int, seed: int) -> dict[str,
             # A hair of slack: sums taken in another order differ in the last digit.
             beyond[name] += int(np.sum(np.abs(left[name] - right[name]) >= abs(difference) - 1e-12))
     return {
-        name: Difference(float(one[name]), float(two[name]), difference, beyond[name] / (resamples + 1) if resamples else None)
+        name: Difference(
+            float(one[name]), float(two[name]), difference, beyond[name] / (resamples + 1) if resamples else None
+        )
         for name, difference in seen.items()
     }
 

@@ -18,6 +18,7 @@ import binascii
 import hmac
 import io
 import json
+import socket
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,10 +75,12 @@ class CaptionServer(ThreadingHTTPServer):
     ) -> None:
         """`max_bytes` limits the size of a request; the OpenAI endpoint requires `api_key` if one is given.
 
-        Raises UserError when the port is taken.
+        Raises UserError when the port is taken, or the host is none of this machine.
         """
         try:
             super().__init__((host, port), Handler)
+        except socket.gaierror as error:
+            raise UserError(f"--host {host}: {error.strerror}; give an address of this machine") from None
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: {getattr(error, 'strerror', None) or error}; choose another") from None
         self.captioner, self.max_bytes, self.name, self.api_key = captioner, max_bytes, name, api_key

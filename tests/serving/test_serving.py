@@ -169,7 +169,9 @@ def test_bodies_of_requests_take_bounded_memory(server, images):
     assert asked(server, encoded(images))[0] == 200
 
 
-def test_a_taken_port_is_said(server, captioner):
+def test_a_taken_port_and_a_host_that_is_none_are_said(server, captioner):
+    with pytest.raises(UserError, match="--host no such host: "):
+        CaptionServer(captioner, 0, host="no such host")
     with pytest.raises(UserError, match=f"--port {server.server_port}: Address already in use"):
         CaptionServer(captioner, server.server_port)
 
