@@ -1,17 +1,47 @@
-"""Loads what another package announces by an entry point: a reader, a metric, an objective, a rule for couples."""
+"""Implementations by name, built in or announced by other packages as entry points: readers, metrics, objectives, …"""
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
-from typing import Any
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
 
+from onediff.config.section import nearest
 from onediff.errors import UserError
+
+
+class Registry(NamedTuple):
+    """The implementations of one kind. None is imported until it is used."""
+
+    group: str
+    """the entry point group, such as `onediff.objectives`"""
+    kind: str
+    """what one of them is called in error messages"""
+    built_in: Mapping[str, str]
+    """name → `module:object`; other packages cannot replace these"""
+    otherwise: str = ""
+    """added to the error for an unknown name"""
+
+    def points(self) -> dict[str, EntryPoint]:
+        """All implementations by name."""
+        own = {name: EntryPoint(name, value, self.group) for name, value in self.built_in.items()}
+        return {point.name: point for point in entry_points(group=self.group)} | own
+
+    def check(self, name: str) -> None:
+        """Raises UserError with the closest known name if `name` is unknown."""
+        if name not in (known := self.points()):
+            raise UserError(f"no {self.kind} {name!r}{nearest(name, known)}{self.otherwise}")
+
+    def load(self, name: str) -> Any:
+        """The implementation with this name. Raises UserError if it is unknown or cannot be imported."""
+        self.check(name)
+        return load(self.points()[name], self.kind)
 
 
 def load(point: EntryPoint, kind: str) -> Any:
     """The object that `point` names.
 
-    Raises UserError, with the package and the cause, when it cannot be imported.
+    Raises UserError, with the package and the cause, if it cannot be imported.
     """
     try:
         return point.load()

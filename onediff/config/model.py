@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from onediff.config.registries import DELTA_MODULES
 from onediff.config.section import Section
 
 SAVED_MODEL_FILE = "onediff.yaml"
@@ -74,6 +75,10 @@ class VisionConfig(PretrainedPart):
 class DeltaConfig(Section):
     """The Visual Delta Module: BERT-shaped layers in which a few learned tokens look at both images."""
 
+    kind: str = "vdm"
+    """`vdm`, the paper's module, or the name of a variant that another package adds."""
+    options: dict[str, Any] = {}
+    """Settings of a variant, which checks them itself."""
     tokens: int = Field(64, gt=0)
     """Learned delta tokens handed to the language model per pair."""
     layers: int = Field(6, gt=0)
@@ -90,8 +95,14 @@ class DeltaConfig(Section):
     """Hub id or folder of a BERT whose layers initialise self-attention, feed-forward and, where shapes agree,
     cross-attention; random when absent."""
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # `options` is a dict
+
     @model_validator(mode="after")
     def _heads_divide(self) -> DeltaConfig:
+        DELTA_MODULES.check(self.kind)
+        if self.options and self.kind == "vdm":
+            raise ValueError(f"`options` are for variants, and kind is vdm; remove {', '.join(self.options)}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from onediff.config.bad_steps import BadStepsConfig
-from onediff.config.coupling_rules import check_rule
 from onediff.config.model import LoraConfig
-from onediff.config.objectives import check_objective
 from onediff.config.parallel import PhaseParallelConfig
 from onediff.config.profile import ProfileConfig
+from onediff.config.registries import COUPLING_RULES, OBJECTIVES
 from onediff.config.section import Section
 
 Part = Literal["vision", "delta", "projector", "language"]
@@ -184,13 +183,13 @@ class PhaseConfig(Section):
     @classmethod
     def _is_a_rule(cls, couple: bool | str) -> bool | str:
         if isinstance(couple, str):
-            check_rule(couple)
+            COUPLING_RULES.check(couple)
         return couple
 
     @field_validator("objective")
     @classmethod
     def _is_an_objective(cls, objective: str) -> str:
-        check_objective(objective)
+        OBJECTIVES.check(objective)
         return objective
 
     @model_validator(mode="after")

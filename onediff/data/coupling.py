@@ -13,12 +13,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onediff.config.coupling_rules import rule_of
+from onediff.config.registries import COUPLING_RULES
 from onediff.data.lanes import Lanes, SamplePlace
 from onediff.errors import UserError
 
 WINDOW = 1024
 """Captions that a rule sees at once: what it needs in memory does not grow with `data.block`."""
+
+Rule = Callable[[Sequence[str]], Sequence[int]]
+"""From captions to an order of their indexes in which neighbours, and the last and the first, make good couples. The same
+captions must always give the same order."""
 
 LONGEST_WAIT = 1024
 """How far a waiting sample of a packed lane may fall behind the newest one: 32 rows of 32 samples."""
@@ -57,7 +61,7 @@ class Couples:
 
     def __init__(self, name: str, lanes: Lanes, record: Callable[[int, int], bytes]) -> None:
         self.name = name
-        self.rule = rule_of(name)
+        self.rule: Rule = COUPLING_RULES.load(name)
         self.lanes = lanes
         self.record = record
         """The JSON of a sample, by shard and place; empty if it cannot be read."""

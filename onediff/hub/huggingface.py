@@ -35,8 +35,12 @@ PROCESSOR = "processing_onediff.OneDiffProcessor"
 def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> bool:
     """Adds the files to an export; returns whether it could.
 
-    Prompts tokenised in pieces, as early runs did, need this project; a warning says so.
+    Delta modules from another package, and prompts tokenised in pieces as in early runs, need this project; a warning says
+    so.
     """
+    if config.delta.kind != "vdm":
+        LOG.warning("%s: transformers alone cannot load it: its delta module is a %s", folder, config.delta.kind)
+        return False
     prompter = Prompter(tokenizer, prompt, config.delta.tokens)
     settings = processor_settings(model, config, prompter)
     if not writes_the_same(prompter, settings, tokenizer):

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onediff.config.model import DeltaConfig
+from onediff.config.registries import DELTA_MODULES
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
+from onediff.errors import UserError
 from onediff.model.attention import attention
 from onediff.model.recompute import made_again
 
@@ -144,6 +146,14 @@ class DeltaModule(nn.Module):
         for layer, level in zip(self.layers, self.level_of_layer, strict=True):
             x_BQW = layer(x_BQW, normed[level], self.places, places, planes)
         return x_BQW
+
+
+def build_delta(config: DeltaConfig, vision_width: int, levels: int, patches: int) -> DeltaModule:
+    """The delta module of the configured kind. Raises UserError if its class is not a `DeltaModule`."""
+    kind = DELTA_MODULES.load(config.kind)
+    if not (isinstance(kind, type) and issubclass(kind, DeltaModule)):
+        raise UserError(f"model.delta.kind: {config.kind} is no subclass of onediff.model.delta.DeltaModule")
+    return kind(config, vision_width, levels, patches)
 
 
 def cell_places(tokens: int, patches: int, width: int, heads: int) -> Tensor:

@@ -12,7 +12,7 @@ from onediff.config.model import LoraConfig, ModelConfig
 from onediff.data.batch import Batch
 from onediff.model.cuda_graph import CudaGraphs, not_recordable
 from onediff.model.decode import greedy, not_greedy
-from onediff.model.delta import DeltaModule
+from onediff.model.delta import build_delta
 from onediff.model.language import build_language, target_losses
 from onediff.model.lean import transformers
 from onediff.model.norms import Kernels, fuse_norms
@@ -39,7 +39,7 @@ class OneDiffModel(nn.Module):
         self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
         self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
         language_width = self.language.config.hidden_size
-        self.delta = DeltaModule(config.delta, self.vision.width, len(config.vision.levels), self.vision.tokens)
+        self.delta = build_delta(config.delta, self.vision.width, len(config.vision.levels), self.vision.tokens)
         self.projector = Projector(self.vision.width, config.delta.width, language_width)
         if config.delta.bert is not None:
             from onediff.model.bert import initialise_from_bert

@@ -32,7 +32,7 @@ RUN = ("plan", "config", "config show", "config explain", "runs", "runs diff", "
 TRIED = ("launch submit", "launch sweep", "launch data")
 """Commands that do so with --dry-run."""
 REFUSED = {
-    "train": "no such folder of shards|no rule 'by_length'",
+    "train": "no such folder of shards|no coupling rule 'by_length'|no delta module 'gated'",
     "evaluate": "no checkpoint|no such split",
     "calibrate": "no checkpoint|no such folder|no split train",
     "caption": "no checkpoint|no such folder|no such image",
@@ -57,8 +57,8 @@ REFUSED = {
     "launch cancel": "no such run was submitted",
     "launch resume": "no such run was submitted",
 }
-"""What commands say of the first thing that is missing here: words and configuration were in order. 'street' and 'by_length'
-are names that a page has its reader write."""
+"""What commands say of the first thing that is missing: words and configuration were in order. 'street', 'by_length' and
+'gated' are names that a page has its reader write."""
 PARSED = {
     "fetch": "test_fetch and test_ready run it, against a hub of their own",
     "demo": "test_demo runs it",

@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep.readers import Row
 from onediff.cli import main
 from onediff.config.compose import load_run
-from onediff.config.coupling_rules import rule_of, rules
+from onediff.config.registries import COUPLING_RULES
 from onediff.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -53,8 +53,8 @@ def test_the_reader_converts(here, capsys):
 
 
 def test_the_rule_orders_captions(here):
-    assert "by_length" in rules()
-    assert list(rule_of("by_length")(["three", "a", "to"])) == [1, 2, 0]
+    assert "by_length" in COUPLING_RULES.points()
+    assert list(COUPLING_RULES.load("by_length")(["three", "a", "to"])) == [1, 2, 0]
 
 
 def test_the_metric_has_its_columns(here, monkeypatch, capsys):
@@ -78,6 +78,29 @@ def test_the_tower_is_built_and_the_phase_is_the_last(here):
     assert list(config.phases)[-1] == "polish" and config.phases["polish"].train == ("delta", "projector")
     model = OneDiffModel(config.model)
     assert model.vision.model.config.model_type == "dinov2"
+
+
+def test_the_delta_variant_is_built_trains_and_shows_where_it_looked(here):
+    import torch
+    from models import TINY, batch
+
+    from onediff.config.model import ModelConfig
+    from onediff.model.attention_map import attention_maps
+    from onediff.model.onediff import OneDiffModel
+
+    assert load_run("mine.yaml", ["model.delta={kind: gated, options: {start: 0.5}}"]).model.delta.kind == "gated"
+    torch.manual_seed(0)
+    tiny = TINY | {"delta": TINY["delta"] | {"kind": "gated", "options": {"start": 0.5}}}
+    model, made = OneDiffModel(ModelConfig.model_validate(tiny)), batch("pair")
+    plain = OneDiffModel(ModelConfig.model_validate(TINY))
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "delta.gate"})
+    assert not torch.equal(model(made), plain(made))
+    model(made).sum().backward()
+    assert model.delta.gate.item() == 0.5 and model.delta.gate.grad.abs() > 0
+    assert attention_maps(model, made).sum() == pytest.approx(1, abs=1e-5)
+    for delta, why in (("{kind: gate}", "no delta module 'gate'"), ("{options: {start: 1}}", "kind is vdm")):
+        with pytest.raises(UserError, match=why):
+            load_run("mine.yaml", [f"model.delta={delta}"])
 
 
 def test_the_objective_weighs_the_losses_of_captions(here):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from onediff.config.objectives import objective_class
+from onediff.config.registries import OBJECTIVES
 from onediff.config.training import PhaseConfig, TrainingConfig
 from onediff.data.batch import Batch
 from onediff.model.onediff import OneDiffModel
@@ -34,5 +34,5 @@ class Objective(Protocol):
 
 def build_objective(phase: PhaseConfig, training: TrainingConfig) -> Objective:
     """The objective of a phase. Raises UserError."""
-    objective: Objective = objective_class(phase.objective)(phase, training)
+    objective: Objective = OBJECTIVES.load(phase.objective)(phase, training)
     return objective

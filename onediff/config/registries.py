@@ -1,0 +1,21 @@
+"""What configuration keys select by name and other packages can add to."""
+
+from __future__ import annotations
+
+from onediff.config.entry_points import Registry
+
+OBJECTIVES = Registry(
+    "onediff.objectives", "objective", {"captions": "onediff.training.objectives.captions:CaptionObjective"}
+)
+"""`phases.<name>.objective`; see `onediff.training.objectives.Objective`."""
+
+COUPLING_RULES = Registry(
+    "onediff.couples",
+    "coupling rule",
+    {"similar_captions": "onediff.data.coupling:similar_captions"},
+    "; or true, for couples by chance",
+)
+"""`phases.<name>.couple`; see `onediff.data.coupling.Rule`."""
+
+DELTA_MODULES = Registry("onediff.deltas", "delta module", {"vdm": "onediff.model.delta:DeltaModule"})
+"""`model.delta.kind`; subclasses of `onediff.model.delta.DeltaModule`."""
