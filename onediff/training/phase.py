@@ -135,7 +135,7 @@ def build_phase(
     with raise_on_all_ranks():
         measures = Measures(name, phase.best, config.evaluation.metrics, validation, evaluations)
     measures.heed(stop)
-    model, started_from = starting_model(config, name, folder, topology, resumes=resumes)
+    model, started_from = starting_model(config, name, folder, topology, resumes=resumes, stop=stop)
     engine = Engine(model, config, phase, topology, swap)
     kernels = {"kernels.norms": model.norms, "kernels.optimizer": engine.optimizer_kernel}
     if topology.ranks.rank == 0:

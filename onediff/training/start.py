@@ -21,11 +21,17 @@ from onediff.runs.folder import RunFolder
 from onediff.training.checkpoint import latest_checkpoint, load_weights
 from onediff.training.checkpoint.folder import step_of
 from onediff.training.init import Start
+from onediff.training.stop import StopRequest, during_reads
 from onediff.zero.settings import deepspeed_config
 
 
 def starting_model(
-    config: RunConfig, name: str, folder: RunFolder, topology: Topology, resumes: bool = False
+    config: RunConfig,
+    name: str,
+    folder: RunFolder,
+    topology: Topology,
+    resumes: bool = False,
+    stop: StopRequest | None = None,
 ) -> tuple[OneDiffModel, dict[str, object]]:
     """The model before the first step of phase `name`, and tags that record its origin.
 
@@ -54,7 +60,8 @@ def starting_model(
             f"newest checkpoint; delete {folder.phase(before) / 'finished.json'} and --resume to train it to its end again"
         )
     model = built(config, architecture_only(config.model), name, topology, filled_later=True)
-    load_weights(model, checkpoint, lora=config.phases[name].lora)
+    with during_reads(stop) as heed:
+        load_weights(model, checkpoint, lora=config.phases[name].lora, heed=heed)
     return model, {"started_from": checkpoint}
 
 

@@ -16,6 +16,7 @@ from onediff.training.checkpoint.back import go_back as go_back_to
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.guard import GoBack
 from onediff.training.phase import Phase
+from onediff.training.stop import during_reads
 from onediff.training.stragglers import added
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,12 @@ def copy(phase: Phase) -> None:
 def resume(phase: Phase, checkpoint: Path, data: DataConfig) -> None:
     """Restores weights, moments, random states and the position in the data from `checkpoint`. Collective.
 
-    Raises UserError on every rank when the checkpoint does not fit.
+    Raises UserError on every rank when the checkpoint does not fit, and Stopped on a stop request.
     """
     with raise_on_all_ranks():
         must_keep_adapters(checkpoint, phase.config.lora, f"phases.{phase.name}")
-    extra = load_checkpoint(phase.engine.sharded, checkpoint)
+    with during_reads(phase.stop) as heed:
+        extra = load_checkpoint(phase.engine.sharded, checkpoint, heed=heed)
     phase.position = Position.from_json(extra["position"], phase.position.order, data.other_order)
     phase.cursor = phase.position.cursor(phase.share.lanes)
     phase.skipped = extra["skipped"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
 import torch.distributed as dist
+
+from onediff.errors import UserError
 
 CPU = torch.device("cpu")
 BEFORE_FIRST_STEP = "before the first step of this start"
@@ -71,6 +74,26 @@ class StopRequest:
     def asked(self) -> tuple[float, ...]:
         """One number per signal of SIGNALS, 1 for the first that this process received; to be reduced over the ranks."""
         return tuple(float(self.signal == number) for number in self.SIGNALS)
+
+
+@contextmanager
+def during_reads(stop: StopRequest | None) -> Iterator[Callable[[], None]]:
+    """Give what any rank may call by itself between two reads, inside a `raise_on_all_ranks` before the first step.
+
+    A request that comes meanwhile raises Stopped on every rank. Whatever else raises UserError in the block must do so on
+    every rank. Collective then.
+    """
+
+    def end_reads_if_asked() -> None:
+        if stop is not None and stop.signal:
+            raise UserError("asked to stop")
+
+    try:
+        yield end_reads_if_asked
+    except UserError:
+        if stop is not None:
+            stop.check_before_first_step()
+        raise
 
 
 def no_check(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,22 @@ KERNELS = ("fused", "foreach", "capturable")
 """Settings of an optimizer group that belong to the machine, not to the run."""
 
 
-def load_checkpoint(engine: ShardedEngine, path: Path, *, verify: bool = True) -> dict[str, Any]:
+def load_checkpoint(
+    engine: ShardedEngine, path: Path, *, verify: bool = True, heed: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Restores weights, moments, counts, learning rates and random states; returns `extra`. Collective.
 
     The engine may have any number of ranks and any ZeRO stage; with the same ones it continues bit for bit. Random states
     are restored only at the topology that wrote them. `verify` first checks every file's checksum, each rank some of them.
-    Raises UserError on every rank for a checkpoint that is damaged or of another model.
+    `heed` is called between reads, and may raise UserError to end them. Raises UserError on every rank for a checkpoint that
+    is damaged or of another model.
     """
     path = Path(path)
-    manifest = _checked(path, verify)
+    manifest = _checked(path, verify, heed)
     parts = list(engine.shards())
     with raise_on_all_ranks():
         _must_fit(dict(engine.module.named_parameters()), parts, manifest, path)
-        reader = CheckpointReader(path, manifest)
+        reader = CheckpointReader(path, manifest, heed)
         stepped = any(manifest.parameters[part.name].steps is not None for part in parts if part.owner is not None)
         with engine.swap_in(changes=True) as swapped:
             for group, members in groupby(sorted(parts, key=by_swap_group), lambda part: part.swapped):
@@ -78,21 +81,22 @@ def load_weights(
     lora: LoraConfig | None = None,
     parts: Collection[str] | None = None,
     verify: bool = True,
+    heed: Callable[[], None] = lambda: None,
 ) -> None:
     """Loads only the weights, into a plain model or an engine. Collective if there are several ranks.
 
     `parts` limits a plain model to these parts, such as `delta`; the checkpoint may then differ in the others. `lora` says
     which adapters the model has: those of the checkpoint are kept, others start over beside merged weights, and with
-    none the checkpoint's are merged. Raises UserError on every rank for a checkpoint that is damaged, or of
-    another model.
+    none the checkpoint's are merged. `heed` is called between reads, and may raise UserError to end them. Raises UserError
+    on every rank for a checkpoint that is damaged, or of another model.
     """
     path = Path(path)
-    manifest = _checked(path, verify)
+    manifest = _checked(path, verify, heed)
     if not isinstance(module, torch.nn.Module):
         assert parts is None, "an engine is loaded whole"
         ranges = list(module.shards())
         with raise_on_all_ranks():
-            reader = CheckpointReader(path, manifest)
+            reader = CheckpointReader(path, manifest, heed)
             weights = Weights(reader, lora)
             weights.must_fit(dict(module.module.named_parameters()))
             with module.swap_in(changes=True) as swapped:
@@ -106,7 +110,7 @@ def load_weights(
     from onediff.parallel.weights import put_weights
 
     with raise_on_all_ranks():
-        reader = CheckpointReader(path, manifest)
+        reader = CheckpointReader(path, manifest, heed)
         weights = Weights(reader, lora)
         weights.must_fit(dict(module.named_parameters()), parts)
         put_weights(module, weights.fill, lambda name: parts is None or part_of(name) in parts)
@@ -125,7 +129,7 @@ def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torc
         yield name, weights.merged(name)
 
 
-def _checked(path: Path, verify: bool) -> CheckpointManifest:
+def _checked(path: Path, verify: bool, heed: Callable[[], None]) -> CheckpointManifest:
     """The manifest, after each file has been checked by some rank."""
     with raise_on_all_ranks():
         manifest = read_manifest(path)
@@ -133,6 +137,7 @@ def _checked(path: Path, verify: bool) -> CheckpointManifest:
     with raise_on_all_ranks():
         for number, name in enumerate(manifest.files):
             if verify and number % world == rank:
+                heed()
                 check_file(path, name, manifest)
     return manifest
 

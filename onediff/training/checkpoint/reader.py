@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from onediff.training.checkpoint.manifest import CheckpointManifest
 class CheckpointReader:
     """Ranges of the parameters of one checkpoint; files are opened when first needed."""
 
-    def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, manifest: CheckpointManifest, heed: Callable[[], None] = lambda: None) -> None:
+        """`heed` is called before each range; what it raises ends the reading."""
+        self.folder, self.heed = folder, heed
         self.manifest = manifest
         self._files = list(manifest.files)
         self._open: dict[str, Any] = {}
@@ -36,6 +38,7 @@ class CheckpointReader:
 
         Raises UserError when the files do not hold all of it.
         """
+        self.heed()
         found = 0
         for file, source in self.manifest.parameters[name].near(piece, self._files):
             for overlap in overlaps(source, piece):
