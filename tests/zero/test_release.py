@@ -1,4 +1,4 @@
-"""A finished phase leaves nothing in memory for the next."""
+"""A finished phase leaves the next one its memory and torch's own functions."""
 
 import json
 
@@ -17,5 +17,6 @@ def test_nothing_of_a_phase_is_alive_when_the_next_begins(tmp_path, stage, preci
     run_ranks(WORKER, [str(tmp_path / "run"), str(out), *overrides(data, 2, **more)], 1)
     first, second = json.loads(out.read_text())
     assert second["alive"] == []
+    assert second["linear"] == first["linear"]  # DeepSpeed's ZeRO-3 replaces it
     # The model has two million parameters; what stays is buffers and the like.
     assert second["bytes"] - first["bytes"] < 1e6
