@@ -2,7 +2,7 @@
 
 Renders scenes into data/scenes, teaches a small vision tower what is in them, trains configs/demo.yaml with two processes
 into runs/demo, scores held-out pairs beside systems that do not look, captions one pair, and draws a sheet of the worst and
-the best captions. Takes 10 to 12 minutes on two idle cores; needs no GPU and no downloads. Each step is an ordinary command,
+the best captions. Takes ten minutes on two idle cores; needs no GPU and no downloads. Each step is an ordinary command,
 printed before it runs. After an interruption the same command goes on; after the end it makes another run, runs/demo-2.
 "--config configs/demo_long.yaml" is the same for an hour.
 """
