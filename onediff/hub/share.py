@@ -20,6 +20,8 @@ def push(folder: Path, repository: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    from onediff.hub.fetch import reason
+
     api = HfApi()
     try:
         address = api.create_repo(repository, private=True, exist_ok=True)
@@ -27,9 +29,7 @@ def push(folder: Path, repository: str) -> str:
             repo_id=address.repo_id, folder_path=folder, commit_message=f"onediff export of {folder.name}"
         )
     except (HfHubHTTPError, ValueError, OSError) as error:  # ValueError: a name or a card that the hub refuses
-        raise UserError(
-            f"--push {repository}: {str(error).splitlines()[0]}; is HF_TOKEN set and may it write?"
-        ) from None
+        raise UserError(f"--push {repository}: {reason(error)}; is HF_TOKEN set and may it write?") from None
     return str(address)
 
 
@@ -38,8 +38,9 @@ def pulled(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    from onediff.hub.fetch import reason
+
     try:
         return Path(snapshot_download(repository))
     except (HfHubHTTPError, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{repository}: no such folder, and the hub does not have it: {first}") from None
+        raise UserError(f"{repository}: no such folder, and the hub does not have it: {reason(error)}") from None

@@ -103,7 +103,7 @@ def test_an_export_is_pushed_as_a_repository_that_is_loaded_by_its_name(exported
 
         (tmp_path / "hub").mkdir(exist_ok=True)
         refused = python(push, str(exported), HF_TOKEN="hf_reader")
-        assert "--push new/one: " in refused.stderr and "is HF_TOKEN set and may it write?" in refused.stderr
+        assert "--push new/one: HTTP status 401; is HF_TOKEN set and may it write?" in refused.stderr
         pushed = python(push, str(exported))
         assert pushed.stdout.strip() == f"{hub.url}/new/one", pushed.stderr
         loaded = python(load)
