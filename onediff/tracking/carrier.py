@@ -109,7 +109,7 @@ class Carrier:
             parcel.why = f"to {self._where(run_id, record)}: {reason(error)}"
             parcel.due = time.time() + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (parcel.tries - 1))
         self.state.save()
-        LOG.warning("%s of %s, try %d: %s", parcel.what, name, parcel.tries, parcel.why)
+        LOG.info("%s of %s, try %d: %s", parcel.what, name, parcel.tries, parcel.why)
         line = f"the {parcel.what} of {name} is not taken {parcel.why}; it is tried again, the rest goes on"
         self._say_once(line, parcel.what.partition(" ")[0])
         return False

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric
 
 from onediff.tracking.journal import Record, records
-from onediff.tracking.logged import CHECKPOINT, TRAINED, link, models_of
+from onediff.tracking.logged import CHECKPOINT, TRAINED, address, link, models_of
 from onediff.tracking.names import valid_model_name, valid_name
 from onediff.tracking.state import State
 
@@ -39,7 +39,8 @@ class Checkpoints:
 
         One that is registered is marked instead, since its version has a copy of the weights.
         """
-        known = {step: model for model in self._all() for one, step in [address(model)] if one == phase}
+        mine = ((address(model).rpartition(":"), model) for model in self._all())
+        known = {int(step): model for (one, _, step), model in mine if one == phase}
         for step in known.keys() - set(steps):
             if TRAINED in known[step].tags:
                 self.client.set_logged_model_tags(known[step].model_id, {WEIGHTS: REMOVED})
@@ -57,14 +58,19 @@ class Checkpoints:
 
         `data` names the data set that they are of.
         """
-        model = next((one for one in self._all() if address(one) == (phase, step)), None) or self._begin(phase, step)
+        known = next((model for model in self._all() if address(model) == f"{phase}:{step}"), None)
+        model = known or self._begin(phase, step)
         on = (data["name"], data["digest"]) if data else (None, None)
-        told = (record for _, record in records(self._journal(stream)) if "metrics" in record)
+        told: list[Record] = []
+        for _, record in records(self._journal(stream)):
+            if "open" in record:  # one of the same name made before is replaced
+                told.clear()
+            elif "metrics" in record:
+                told.append(record)
         self._log(run_id, [metric(record, key, model, on) for record in told for key in record["metrics"]])
 
     def _all(self) -> Iterator[LoggedModel]:
-        found = models_of(self.client, self.experiment, self.run_id)
-        return (model for model in found if CHECKPOINT in model.tags)
+        return (model for model in models_of(self.client, self.experiment, self.run_id) if address(model))
 
     def _begin(self, phase: str, step: int) -> LoggedModel:
         """A new logged model of the run."""
@@ -108,12 +114,6 @@ class Checkpoints:
     def _log(self, run_id: str, points: list[Metric]) -> None:
         for at in range(0, len(points), 1000):  # MLflow's limit for one request
             self.client.log_batch(run_id, metrics=points[at : at + 1000])
-
-
-def address(model: LoggedModel) -> tuple[str, int]:
-    """Phase and step of a checkpoint's model."""
-    phase, _, step = model.tags[CHECKPOINT].rpartition(":")
-    return phase, int(step)
 
 
 def of_steps(journal: Path, steps: Collection[int]) -> Iterator[Record]:

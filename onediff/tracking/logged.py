@@ -13,6 +13,18 @@ TRAINED = "trained"
 """Tag of a logged model that is being registered, or was, and of its version: run, phase and step of its weights."""
 
 
+def address(model: LoggedModel) -> str:
+    """PHASE:STEP of a logged model's weights; empty if it does not say."""
+    phase, step = (field(model.tags.get(TRAINED, ""), name) for name in ("phase", "step"))
+    return model.tags.get(CHECKPOINT) or (f"{phase}:{step}" if step else "")
+
+
+def field(trained: str, name: str) -> str:
+    """A field of what `trained_as` gives, or nothing."""
+    fields = dict(part.split(" ", 1) for part in trained.split(", ") if " " in part)
+    return fields.get(name, "")
+
+
 def models_of(client: MlflowClient, experiment: str, run_id: str) -> Iterator[LoggedModel]:
     """The logged models that a run is the source of, except deleted ones."""
     token = None

@@ -68,7 +68,12 @@ def database(uri: str) -> Path:
 
 
 def how_to_look(uri: str) -> str:
-    """How to open MLflow on a store: a command that works in this environment or outside it, or the server's address."""
+    """How to open MLflow on a store: a command that works in this environment or outside it, or the server's address.
+
+    Without `workflowType`, MLflow opens on its pages for chat applications, whatever the experiment's kind.
+    """
+    if uri.startswith("http"):
+        return f"{uri.rstrip('/')}/#/experiments?workflowType=machine_learning"
     if not uri.startswith(SQLITE):
         return uri
     if database(uri).name != "mlflow.db":

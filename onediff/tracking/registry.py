@@ -24,7 +24,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
-from onediff.tracking.logged import CHECKPOINT, TRAINED, link, models_of
+from onediff.tracking.logged import CHECKPOINT, TRAINED, address, field, link, models_of
 from onediff.tracking.names import valid_model_name
 from onediff.tracking.state import Parcel, State
 from onediff.tracking.upload import below, upload
@@ -69,7 +69,7 @@ class Registry:
         model = next((model for model in begun if model.tags.get(TRAINED) == trained), None)
         if model is None:
             free = (model for model in begun if TRAINED not in model.tags)
-            model = next((model for model in free if model.tags.get(CHECKPOINT) == f"{phase}:{step}"), None)
+            model = next((model for model in free if address(model) == f"{phase}:{step}"), None)
             if model is not None:
                 self.client.set_logged_model_tags(model.model_id, {TRAINED: trained})
         if model is None:
@@ -138,12 +138,6 @@ class Registry:
         rivals = [v for v in self.client.search_model_versions(f"name='{name}'") if scored_on in v.tags]
         best = max(rivals, key=lambda rival: (float(rival.tags[scored_on]), int(rival.version)))
         self.client.set_registered_model_alias(name, "best", best.version)
-
-
-def field(trained: str, name: str) -> str:
-    """A field of what `trained_as` gives, or nothing."""
-    fields = dict(part.split(" ", 1) for part in trained.split(", ") if " " in part)
-    return fields.get(name, "")
 
 
 @contextmanager

@@ -191,6 +191,7 @@ def test_place(tmp_path, monkeypatch):
     assert shutil.which(program) and words == ["mlflow", str(tmp_path / "runs")], "it can be typed as it is printed"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     assert tracking_uri(tmp_path, OFFLINE) == "http://host"
+    assert how_to_look("http://host/") == "http://host/#/experiments?workflowType=machine_learning"
     assert tracking_uri(tmp_path, TrackingConfig(uri="http://other")) == "http://other"
 
 
