@@ -121,15 +121,21 @@ def flattened(images):
         yield from flattened(one) if isinstance(one, (list, tuple)) else [one]
 
 
+def readable():
+    """Those of `FORMATS` that this Pillow has a parser for; it would raise KeyError at others."""
+    Image.init()
+    return [kind for kind in FORMATS if kind in Image.OPEN]
+
+
 def opened(image):
     """An upright RGB image from a path, an address, an array `[height, width, 3]` or Pillow; transparency on white."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     elif isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
         with urlopen(image) as answer:
-            image = Image.open(io.BytesIO(answer.read()), formats=FORMATS)
+            image = Image.open(io.BytesIO(answer.read()), formats=readable())
     elif not isinstance(image, Image.Image):
-        image = Image.open(image, formats=FORMATS)
+        image = Image.open(image, formats=readable())
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(eight_bits(np.asarray(image)))
