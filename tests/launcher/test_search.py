@@ -6,7 +6,9 @@ import sys
 import time
 
 import pytest
+import slurm_cluster
 import small_run
+from launch_runs import HOUSE
 
 from launcher.search import Goal, Search, best_first, open_study, table
 from launcher.space import split_space
@@ -119,3 +121,31 @@ def test_real_runs_on_this_machine_are_searched_and_taken_up(tmp_path):
     first, second = (tmp_path / "runs" / "demo-search" / "table.txt").read_text().splitlines()[1:]
     assert "validation/loss" in first and {first[:3], second[:3]} == {"000", "001"}
     assert small_run.metrics(tmp_path / "runs" / "demo-search" / "trial-000", "two")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str(slurm_cluster.missing()))
+def test_runs_on_slurm_do_not_notice_that_their_search_was_interrupted(launched, cluster):
+    run = launched(losses=True, seconds=0.1)
+    run.write()
+    words = ["run.yaml", "optimizer.lr=1e-4..1e-2:log", "--metric", "loss", "--trials", "3", "--at-most", "2"]
+    words += ["--profile", str(run.home / "profile.yaml"), "--pause", "0.5", "--no-pruning"]
+    command = [sys.executable, "-m", "onediff", "launch", "search", *words]
+    options = {"cwd": run.home, "env": {**cluster.env, "PYTHONPATH": str(HOUSE)}, "text": True}
+    search = run.home / "runs" / "tiny-search"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    until = time.monotonic() + 300
+    while not list(search.glob("trial-*/steps-one.txt")) and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "runs that are queued go on" in out, out
+    assert cluster.sh("squeue", "-h"), "the run was ended with the search"
+    done = subprocess.run(command, capture_output=True, timeout=900, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = (search / "table.txt").read_text().splitlines()[1:]
+    losses = [float(row.split()[-1]) for row in rows]
+    assert len(rows) == 3 and losses == sorted(losses), rows
+    for trial in search.glob("trial-*"):
+        steps = (trial / "steps-one.txt").read_text().splitlines()
+        assert len(steps) == 20, f"{trial}: a run was started twice"

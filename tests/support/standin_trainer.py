@@ -8,7 +8,7 @@ STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoint
 exists or a signal comes. Step 0 is the start, before any signal is handled. `evaluations` and `saves` (step to seconds) make
 rank 0 keep a heartbeat, and evaluate or save for that long after those steps, the first time only; an evaluation heeds a
 stop request. Every `compare` steps the ranks compare how long their own work took. `mlflow` is the address of a server, and
-an experiment, to which rank 0 logs its steps.
+an experiment, to which rank 0 logs its steps; with `losses` it writes a loss into the journal of the phase.
 
 Each rank writes the ids of its samples into RUN/samples-PHASE.RANK.txt: 8 a step are drawn from a shuffled order, and the
 rank's share of them depends on how many were drawn before. With --peer-copies every rank copies its state into memory after
@@ -41,6 +41,18 @@ def write(path: Path, value) -> None:
     aside = path.with_name(f".tmp-{path.name}-{RANK}")  # two ranks may write at once
     aside.write_text(json.dumps(value))
     os.replace(aside, path)
+
+
+def write_loss(run: Path, phase: str, step: int) -> None:
+    """Write a loss that falls to how far the learning rate is from 1e-3 into the journal of the phase."""
+    import yaml
+
+    from onediff.tracking.journal import Journal
+
+    rate = float(yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"])
+    journal = Journal(run / "tracking" / f"phase-{phase}.jsonl", 100)
+    journal.append({"step": step, "metrics": {"loss": max(rate / 1e-3, 1e-3 / rate) + 1 / step}})
+    journal.close()
 
 
 class Lockstep:
@@ -237,6 +249,8 @@ def train(args) -> int:
                 file.write(f"{state['step']} {state['sum']}\n")
         if mlflow:
             mlflow[1].log(state["step"], {"loss": state["sum"]})
+        if WISH.get("losses") and RANK == 0:
+            write_loss(run, phase, state["step"])
         tell("running")
         if every and state["step"] % every == 0:
             compare(ranks, state["step"], own)
