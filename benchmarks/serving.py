@@ -1,12 +1,12 @@
 """Captions per second of `onediff serve` with one client and with many, and the memory of the server under load.
 
   python benchmarks/serving.py runs/demo
-  python benchmarks/serving.py my-model --clients 32 --requests 128 --rounds 5 --json serving.json
+  python benchmarks/serving.py my-model --clients 32 --requests 128 --json serving.json
 
 Starts the server as a process of its own and asks its OpenAI-compatible endpoint over loopback, about pairs of noise of
-256 × 256 pixels. First each number of clients sends all requests; then each round sends 200 at once, every fourth of them
-bad, and looks at the resident memory of the server. A status other than 200 for the good ones and 4xx for the bad ones ends
-the script with an error.
+256 × 256 pixels. First one client and many send all requests in turn, several times, so that what else the machine does
+falls on both; the ratio is the median. Then each round sends 200 at once, every fourth of them bad, and reads the server's
+resident memory. A status other than 200 for the good ones and 4xx for the bad ones ends the script with an error.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -43,7 +44,8 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL", help="an export or a run")
     parser.add_argument("--clients", type=int, default=32, help="how many ask at once, beside one alone")
     parser.add_argument("--requests", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of the comparison of one client with many")
+    parser.add_argument("--rounds", type=int, default=10, help="of 200 requests at once")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     noise = np.random.default_rng(0)
@@ -51,7 +53,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "captions": [], "memory": []}
     with serving(args.model, args.clients) as (port, server):
         ask(port, bodies[0])  # loads what is loaded at first use
-        for clients in (1, args.clients):
+        for clients in (1, args.clients) * args.repeats:
             result["captions"].append(throughput(port, bodies, clients))
             print(json.dumps(result["captions"][-1]), flush=True)
         for number in range(1, args.rounds + 1):
@@ -59,8 +61,9 @@ def main() -> None:
             mebibytes = server.memory_info().rss / 2**20
             result["memory"].append({"round": number, "statuses": statuses, "resident_mib": round(mebibytes, 1)})
             print(json.dumps(result["memory"][-1]), flush=True)
-    one, many = (found["captions_per_second"] for found in result["captions"])
-    result["ratio"] = round(many / one, 2)
+    speeds = [found["captions_per_second"] for found in result["captions"]]
+    ratios = (many / one for one, many in zip(speeds[::2], speeds[1::2], strict=True))
+    result["ratio"] = round(statistics.median(ratios), 2)
     print(f"{args.clients} clients get {result['ratio']} times the captions of one")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
