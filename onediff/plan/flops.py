@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from onediff.config.training import Checkpointing
 from onediff.plan.architecture import Sizes
@@ -34,7 +36,7 @@ class Flops:
 
 def step_flops(
     sizes: Sizes, shape: Shape, trained: Trained, checkpointing: Checkpointing = "none", tensor: int = 1
-) -> dict[str, Flops]:
+) -> Mapping[str, Flops]:
     """FLOPs by part of one micro-batch on one of `tensor` ranks; only parts that train have a backward pass for weights.
 
     Equals the count of `torch.utils.flop_counter` with the `math` attention backend. Fused attention kernels recompute
@@ -43,7 +45,8 @@ def step_flops(
     return flops_of(walk(sizes, shape, trained, tensor=tensor), checkpointing)
 
 
-def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> dict[str, Flops]:
+@lru_cache(maxsize=256)
+def flops_of(tape: Tape, checkpointing: Checkpointing = "none") -> Mapping[str, Flops]:
     """FLOPs by part of the operations on a tape."""
     found = dict.fromkeys(PARTS, Flops())
     for op in tape.ops:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 
 from onediff.config.parallel import SUB_GROUP, SWAPPED_TENSORS
 from onediff.plan.setup import Setup
@@ -61,17 +62,22 @@ class Counts:
 
     @classmethod
     def of(cls, tape: Tape, setup: Setup) -> Counts:
-        sizes = [(weight.numel, weight.trains) for weight in tape.weights]
-        groups: dict[tuple[str, bool], int] = defaultdict(int)
-        for weight in tape.weights:
-            groups[weight.part, len(weight.shape) > 1] += weight.numel * weight.trains
-        return cls(
-            trained=sum(n for n, trains in sizes if trains),
-            frozen=sum(n for n, trains in sizes if not trains),
-            small=sum(n for n, _ in sizes if n < setup.persistent),
-            largest=max(n for n, _ in sizes),
-            group=max(groups.values()),
-        )
+        return _counts(tape, setup.persistent)
+
+
+@lru_cache(maxsize=256)
+def _counts(tape: Tape, persistent: int) -> Counts:
+    sizes = [(weight.numel, weight.trains) for weight in tape.weights]
+    groups: dict[tuple[str, bool], int] = defaultdict(int)
+    for weight in tape.weights:
+        groups[weight.part, len(weight.shape) > 1] += weight.numel * weight.trains
+    return Counts(
+        trained=sum(n for n, trains in sizes if trains),
+        frozen=sum(n for n, trains in sizes if not trains),
+        small=sum(n for n, _ in sizes if n < persistent),
+        largest=max(n for n, _ in sizes),
+        group=max(groups.values()),
+    )
 
 
 def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from onediff.config.data import DataConfig
@@ -84,7 +86,8 @@ def _holds_pairs(tar: Path) -> bool:
     return not len(index) or any(member.suffix.startswith("before.") for member in index[0].members)
 
 
-def published_counts() -> dict[str, tuple[int, bool]]:
+@cache
+def published_counts() -> Mapping[str, tuple[int, bool]]:
     """Published sample counts of the data sets in `configs/diffcap.yaml`, and whether they contain pairs."""
     import yaml
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 
@@ -24,7 +25,7 @@ class Value:
     grad: bool = False
     """whether its gradient is needed"""
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return prod(self.shape)
 
@@ -43,7 +44,7 @@ class Weight:
     cut: bool
     """split over the tensor group: the whole parameter is T times as large"""
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return prod(self.shape)
 
@@ -80,9 +81,12 @@ class Op:
         return self.kind in ("linear", "attention")
 
 
-@dataclass
+@dataclass(eq=False)
 class Tape:
-    """Operations in the order of the forward pass; new ones are assigned to the current `part` and `layer`."""
+    """Operations in the order of the forward pass; new ones are assigned to the current `part` and `layer`.
+
+    A tape does not change once `walk` has returned it, so whatever is computed from one may be cached.
+    """
 
     itemsize: int
     part: str = ""
