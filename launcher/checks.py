@@ -62,7 +62,7 @@ def sums(
     tasks, stem = len(nodes) * part["tasks_per_node"], record.logs / f"{attempt}.all-reduce"
     python = plan["rank_prefix"]
     module = frozen.module(record.run, "onediff.parallel.all_reduce")
-    program = [python[-1], *module, str(notes / "figures.json"), "--per-node", *(["--gpus"] if part["gpus"] else [])]
+    program = [python[-1], *module, str(notes / "all-reduce.json"), "--per-node", *(["--gpus"] if part["gpus"] else [])]
     options = [f"--nodes={len(nodes)}", f"--ntasks={tasks}", f"--ntasks-per-node={part['tasks_per_node']}"]
     options += [f"--nodelist={','.join(nodes)}", "--distribution=block:block", "--overlap"]
     task = [*python, *frozen.module(record.run, "launcher.task"), str(notes), str(stem), "-"]

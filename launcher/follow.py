@@ -70,8 +70,8 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
     last = attempts[-1] if attempts else None
     status = record.status() if record.status().get("phase") == phase else {}
     if record.finished(phase):
-        figures = record.figures(phase)
-        status = {"steps_total": figures.get("step"), "loss": figures.get("loss")}
+        final = record.final_metrics(phase)
+        status = {"steps_total": final.get("step"), "loss": final.get("loss")}
     here = listed.get(job or "")
     state, why = judged(record, phase, here, last, job is not None)
     total = status.get("steps_total")

@@ -38,13 +38,18 @@ def main(notes: Path, limits: Json) -> None:
         faults += disk_faults(Path(folder), limits["free_disk_gb"])
     if limits.get("data"):
         faults += data_faults(Path(limits["data"]))
-    figures: Json = {"summary": summary(), "driver": gpu_driver(), "mlflow": mlflow_answer(), "port": place.master_port}
+    measured: Json = {
+        "summary": summary(),
+        "driver": gpu_driver(),
+        "mlflow": mlflow_answer(),
+        "port": place.master_port,
+    }
     if place.world > 1:
         nodes = expand_nodes(os.environ["SLURM_STEP_NODELIST"])
         way, found = ring(place, nodes, float(limits["seconds"]) / 2, limits["latency_ms"])
-        figures |= way
+        measured |= way
         faults += found
-    write_json(notes / f"{node_name()}.json", {"node": node_name(), "faults": faults, **figures})
+    write_json(notes / f"{node_name()}.json", {"node": node_name(), "faults": faults, **measured})
 
 
 def gpu_faults(wanted: int) -> list[str]:
@@ -212,9 +217,9 @@ def timed(
     middle = sorted(trips)[len(trips) // 2]
     faults = [f"{middle:.1f} ms round trip to {after}, {most_ms:g} allowed"] if middle > most_ms else []
     clock = min((abs(offset), offset) for offset in offsets)[1]
-    figures: Json = {"next": after, "latency_ms": round(middle, 3), "clock_ms": round(clock, 3)}
-    figures["mb_per_second"] = round(pace, 1)
-    return {**figures, **({"suspect": after} if faults else {})}, faults
+    measured: Json = {"next": after, "latency_ms": round(middle, 3), "clock_ms": round(clock, 3)}
+    measured["mb_per_second"] = round(pace, 1)
+    return {**measured, **({"suspect": after} if faults else {})}, faults
 
 
 def read_findings(folder: Path) -> list[Json]:

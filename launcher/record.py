@@ -123,8 +123,8 @@ class Record:
             return os.path.isfile(self.run / "evaluation" / "scores.json")
         return os.path.isfile(self.run / f"phase-{phase}" / "finished.json")
 
-    def figures(self, phase: str) -> Json:
-        """The last figures of a finished phase."""
+    def final_metrics(self, phase: str) -> Json:
+        """The last metrics of a finished phase."""
         return glimpse(self.run / f"phase-{phase}" / "finished.json")
 
     def step(self, phase: str) -> int:

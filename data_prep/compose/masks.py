@@ -15,10 +15,3 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     counts = np.diff(np.concatenate([[0], edges]))
     rest = mask.size - int(counts.sum())
     return {"size": list(mask.shape), "counts": [int(n) for n in counts] + ([rest] if rest else [])}
-
-
-def decode_mask(encoded: dict[str, Any]) -> NDArray[np.bool_]:
-    """The mask [height, width] of `encode_mask`."""
-    height, width = encoded["size"]
-    counts = encoded["counts"]
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T

@@ -185,8 +185,8 @@ def sum_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace
     from onediff.errors import UserError
 
     inside = profile.container.python if profile.container else profile.python or sys.executable
-    figures, notes = folder / "sums" / "figures.json", folder / "sums"
-    program = [inside, "-m", "onediff.parallel.all_reduce", str(figures), *(["--gpus"] * (profile.gpus_per_node > 0))]
+    results, notes = folder / "sums" / "all-reduce.json", folder / "sums"
+    program = [inside, "-m", "onediff.parallel.all_reduce", str(results), *(["--gpus"] * (profile.gpus_per_node > 0))]
     task = [
         *container_prefix(profile, folder),
         inside,
@@ -207,7 +207,7 @@ def sum_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace
         reason = judge(told, nodes, len(told), False, {}).reason if told else str(error)
         yield "all-reduce", reason, False
         return
-    found = glimpse(figures)
+    found = glimpse(results)
     pace = f"{found['latency_us']:.0f} µs for one number, bus bandwidth {found['mb_per_second']:,.0f} MB/s"
     yield "all-reduce", f"{found['world']} ranks on {args.nodes} nodes ({found['device']}): {pace}", True
 

@@ -75,12 +75,12 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     missing = missing_data(config.data, config.phases.values(), quick=True)
     if missing := [*missing, *missing_models(config.model, config.init, said)]:
         print("", *told(missing), sep="\n")
-    figures = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
+    result = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}
     if args.rehearse is not None:
-        found, figures["rehearsal"] = rehearsed(args, config, plans, per_node)
+        found, result["rehearsal"] = rehearsed(args, config, plans, per_node)
         if found:
-            return 2, figures
-    return 1 if unfit else 0, figures
+            return 2, result
+    return 1 if unfit else 0, result
 
 
 def asked(args: argparse.Namespace, usual: int) -> tuple[int, int]:
@@ -118,4 +118,4 @@ def rehearsed(args: argparse.Namespace, config: RunConfig, plans: list[PhasePlan
     print("\n".join(lines(made, plans)))
     for finding in made.findings:
         print(f"onediff plan: {finding}", file=sys.stderr)
-    return bool(made.findings), made.figures
+    return bool(made.findings), made.as_json

@@ -51,11 +51,6 @@ class Block:
         return self.size * self.inner
 
     @property
-    def local_shape(self) -> tuple[int, ...]:
-        """The shape of the rank's own tensor."""
-        return (*self.shape[: self.dim], self.size, *self.shape[self.dim + 1 :]) if self.shape else ()
-
-    @property
     def real(self) -> int:
         """Elements of the flattened block that exist in the full parameter; the padding lies after them."""
         inside = max(0, min(self.start + self.size, self.shape[self.dim]) - self.start) if self.shape else 1

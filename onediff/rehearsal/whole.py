@@ -38,7 +38,7 @@ class Rehearsal:
     findings: list[str] = field(default_factory=list)
 
     @property
-    def figures(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """Everything, for JSON."""
         return asdict(self)
 

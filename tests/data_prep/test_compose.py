@@ -10,9 +10,11 @@ from PIL import Image
 
 pytest.importorskip("skimage", reason="the photographs come with scikit-image")
 
+from coco_masks import decode_mask
+
 from data_prep.compose import ComposeConfig, Library, compose_pair, find_backgrounds, find_cutouts
 from data_prep.compose.library import Background, Cutout, deal, name_of
-from data_prep.compose.masks import decode_mask, encode_mask
+from data_prep.compose.masks import encode_mask
 from data_prep.scenes.config import DistractorsConfig
 from data_prep.scenes.things import COLOURS, PLACES
 from onediff.errors import UserError

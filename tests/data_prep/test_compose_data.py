@@ -11,7 +11,8 @@ from PIL import Image
 
 pytest.importorskip("skimage", reason="the photographs come with scikit-image")
 
-from data_prep.compose.masks import decode_mask
+from coco_masks import decode_mask
+
 from onediff.cli import main
 from onediff.data.manifest import read_manifest
 

@@ -145,7 +145,7 @@ def test_a_node_whose_ranks_cannot_sum_is_excluded(launched, cluster):
     assert first.cause == "bad node" and first.blamed == ["node1"], first
     assert first.reason.startswith("pre-flight: node1: all-reduce: OSError: ") and "libtorch" in first.reason
     assert second.nodes == ["node2", "node3"] and second.cause == "finished"
-    (figures,) = run.run.glob("launch/exits/one.2.all-reduce/node2.figures.json")
+    (figures,) = run.run.glob("launch/exits/one.2.all-reduce/node2.all-reduce.json")
     assert json.loads(figures.read_text())["world"] == 2
 
 

@@ -61,7 +61,8 @@ def read(folder: Path, rank: int) -> int:
                     block = Block(
                         tuple(parameter.shape), dim, rank * parameter.shape[dim] // 4, parameter.shape[dim] // 4
                     )
-                    part = torch.nn.Parameter(torch.empty(block.local_shape))
+                    shape = [block.size if along == dim else size for along, size in enumerate(block.shape)]
+                    part = torch.nn.Parameter(torch.empty(shape))
                     part.block = block
                     setattr(module, key, part)
     Path("/proc/self/clear_refs").write_text(

@@ -12,6 +12,7 @@ from onediff.errors import UserError
 from onediff.evaluation.items.agreement import COUNTED, judged
 from onediff.evaluation.items.grammar import Reading, read
 from onediff.evaluation.items.known import TrueChanges, known
+from onediff.evaluation.metrics.metric import existing
 
 # The columns of a row; then two for each attribute: how often it is counted, how often it is right.
 PAIRS, RIGHT, CHANGED, CHANGED_RIGHT, TRUE, FOUND, SAID, HALLUCINATED, UNCHANGED, FALSE_ALARM, MISSED, UNREAD = range(
@@ -82,10 +83,10 @@ def score(
     rows = np.array([row(readings[pair], truth) for pair, truth in truths.items()], dtype=float)
     types = [type_of(truth) for truth in truths.values()]
     return ItemScores(
-        values=_present(ratios(rows.sum(0))),
+        values=existing(ratios(rows.sum(0))),
         intervals=intervals({metric("items"): rows}, bootstrap, seed) if bootstrap else {},
         by_type={
-            kind: (types.count(kind), _present(ratios(rows[[one == kind for one in types]].sum(0))))
+            kind: (types.count(kind), existing(ratios(rows[[one == kind for one in types]].sum(0))))
             for kind in sorted(set(types))
         },
         ids=tuple(truths),
@@ -119,7 +120,3 @@ def ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
 def type_of(truth: TrueChanges) -> str:
     """The change type of a pair: `none`, `several`, or that of its one change."""
     return "none" if not truth.items else truth.items[0].type if len(truth.items) == 1 else "several"
-
-
-def _present(found: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(value) for name, value in found.items() if not np.isnan(value)}
