@@ -1,5 +1,7 @@
 """Can a model trained here tell two photographs apart? A frozen DINOv2-S and a small language model, on composed ones.
 
+The language model first learns to name the objects of single images and their places, then what differs in pairs.
+
   make photos                                           # all pieces; after an interruption the same command goes on
   python -m benchmarks.learning.photos --hours 1        # train for one hour at most, then evaluate what there is
   python -m benchmarks.learning.photos --only sheet     # one piece
@@ -33,7 +35,7 @@ NOT_COMPOSED = ("vtest", "ela_", "leuven")
 """Photographs that are shown as they are; nothing is put on them."""
 HELD_OUT = ("apple", "baboon", "board", "butterfly", "coffee", "fruits", "graf", "home", "messi5", "stuff", "tree")
 """Photographs that are kept for held-out pairs, by the beginning of their names."""
-PAIRS, SINGLES, TEST = 4000, 4000, 400
+PAIRS, SINGLES, TEST = 12_000, 6000, 400
 """Pairs and single images for training, and held-out pairs."""
 DEPTH = 8
 """Layers of DINOv2-S that are kept. A linear probe names cut-outs of one to two patches better from the eighth than from the
