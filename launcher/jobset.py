@@ -159,7 +159,7 @@ def script(config: RunConfig, name: str, phase: str, pods: Pods) -> str:
     ranks = max(1, pods.gpus)
     if phase == EVALUATE:
         scores = run / "evaluation" / "scores.json"
-        words = ["evaluate", str(run), "--json", str(scores), "--processes", str(ranks)]
+        words = ["evaluate", str(run), "--report", str(scores), "--processes", str(ranks)]
         return f"set -e\nmkdir -p {quoted(scores.parent)}\nexec onediff {shlex.join(words)}\n"
     tensor = config.of_phase(phase).parallel.tensor
     batch = [config.phases[phase].global_batch, config.phases[phase].micro_batch]

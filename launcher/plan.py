@@ -127,7 +127,7 @@ def phase_part(
     """The part of the plan for one phase. `onediff` is the command that starts the program on a node."""
     part: Json = {"tasks_per_node": profile.tasks, "gpus": profile.gpus_per_node}
     if name == EVALUATE:
-        words = ["evaluate", str(run), "--json", str(run / "evaluation" / "scores.json")]
+        words = ["evaluate", str(run), "--report", str(run / "evaluation" / "scores.json")]
         # Every model replica takes its own pairs, so any number of replicas works.
         tensor = config.evaluation.tensor
         part |= {"nodes": [1, 1], "spares": 0, "tensor": tensor, "batch": [max(1, profile.tasks // tensor), 1]}

@@ -1,7 +1,7 @@
 """Caption a held-out split and score the captions.
 
   onediff evaluate runs/demo
-  onediff evaluate runs/demo --data data/mine split=val --json scores.json
+  onediff evaluate runs/demo --data data/mine split=val --report scores.json
   onediff evaluate runs/demo@best
   onediff evaluate runs/demo --baselines --processes 2
 
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onediff.cli.output import add_json, require_writable, with_json
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError
 from onediff.ranks import own_place
@@ -26,24 +27,13 @@ if TYPE_CHECKING:
     from onediff.evaluation.run import Evaluation
 
 
-PRINTED = Path("-")
-"""`--json` without a file."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the run's `evaluation` section")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the first of the run with pairs)")
     parser.add_argument("--baselines", action="store_true", help="score blind systems on the same pairs as well")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of captions and scores")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        nargs="?",
-        const=PRINTED,
-        metavar="FILE",
-        help="print the scores as JSON; with FILE write them there as well",
-    )
+    add_json(parser, "the scores", "--report")
     parser.add_argument("--processes", type=int, metavar="N", help="share the pairs among N processes on this machine")
 
 
@@ -51,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
     place = own_place(args.processes)
     folder = Address.of(args.model).folder
     Address.of(args.model).require()
+    if args.json_file and place.rank == 0:
+        if args.json_file.parent == folder / "evaluation":
+            args.json_file.parent.mkdir(exist_ok=True)  # where the launcher wants it
+        require_writable(args)
     if place.alone:
         _, config = asked(args)  # torch takes seconds to import; faults are reported before
         print(f"{args.model}: evaluates the split {config.split}; loading …", file=sys.stderr, flush=True)
@@ -61,34 +55,33 @@ def run(args: argparse.Namespace) -> int:
         plan = planned(args)
         words = [str(args.model), *overrides_of(plan.config), "--data", str(plan.data), "--out", str(plan.out)]
         words += ["--baselines"] if args.baselines else []
+        words += ["--json"] if args.json else []
+        words += ["--report", str(args.json_file)] if args.json_file else []
         command = [sys.executable, "-m", "onediff", "evaluate", *words]
-        code = run_local(command, args.processes, log_dir=plan.out / "logs", name="evaluate")
-        if code:
-            return code
-    else:
-        from onediff.evaluation.run import evaluate
-        from onediff.runs.section import keep_heartbeat, stage
+        return run_local(command, args.processes, log_dir=plan.out / "logs", name="evaluate")
 
-        if place.rank == 0 and (folder / "config.yaml").is_file():
-            keep_heartbeat(folder, "evaluate")
-            stage("export")  # of the newest checkpoint, if it is not saved yet
-        done = evaluate(lambda: planned(args), args.baselines)
-        if done is None:  # not rank 0
-            return 0
-        plan, results = done
-        record(folder, plan)
-        print(results["table"])
-        for note in results["notes"]:
-            print(f"note: {note}")
-        if results["unreadable"]:
-            print(f"{len(results['unreadable'])} samples could not be read, the first: {results['unreadable'][0]}")
-        print(f"captions, scores and a page to look at: {plan.out}")
-    if args.json == PRINTED:
-        print((plan.out / "scores.json").read_text(encoding="utf-8"))
-    elif args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text((plan.out / "scores.json").read_text())
-    return 0
+    from onediff.evaluation.run import evaluate
+    from onediff.runs.section import keep_heartbeat, stage
+
+    if place.rank == 0 and (folder / "config.yaml").is_file():
+        keep_heartbeat(folder, "evaluate")
+        stage("export")  # of the newest checkpoint, if it is not saved yet
+    done = evaluate(lambda: planned(args), args.baselines)
+    return 0 if done is None else with_json(args, lambda _: (0, told(folder, *done)))
+
+
+def told(folder: Path, plan: Evaluation, results: dict[str, Any]) -> Any:
+    """Records and prints the results of an evaluation, on rank 0; returns what `scores.json` holds."""
+    import json
+
+    record(folder, plan)
+    print(results["table"])
+    for note in results["notes"]:
+        print(f"note: {note}")
+    if results["unreadable"]:
+        print(f"{len(results['unreadable'])} samples could not be read, the first: {results['unreadable'][0]}")
+    print(f"captions, scores and a page to look at: {plan.out}")
+    return json.loads((plan.out / "scores.json").read_text(encoding="utf-8"))
 
 
 def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:

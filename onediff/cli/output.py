@@ -28,8 +28,7 @@ def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], 
     Raises UserError for a file that cannot be written, before the work starts.
     """
     path: Path | None = args.json_file
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise UserError(f"{args.json_option} {path}: not a file that can be written")
+    require_writable(args)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         code, value = command(args)
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
@@ -39,6 +38,13 @@ def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], 
         is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
         print(text if is_utf8 else json.dumps(value, indent=1, default=str))
     return code
+
+
+def require_writable(args: argparse.Namespace) -> None:
+    """Raises UserError when the file that the JSON is to be written to cannot be."""
+    path: Path | None = args.json_file
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise UserError(f"{args.json_option} {path}: not a file that can be written")
 
 
 def _write(path: Path, text: str) -> None:

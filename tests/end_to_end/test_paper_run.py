@@ -106,7 +106,7 @@ def test_it_goes_through_both_phases_evaluation_export_and_a_caption(site):
     site.onediff("train", CONFIG, *words, "--run", str(run))
     assert all(math.isfinite(loss_of(run, phase)) for phase in ("one", "two"))
     scores = site.folder / "scores.json"
-    site.onediff("evaluate", str(run), "bootstrap=0", "--json", str(scores))
+    site.onediff("evaluate", str(run), "bootstrap=0", "--report", str(scores))
     assert json.loads(scores.read_text())
     site.onediff("export", str(run), str(saved))
     images = [str(site.folder / f"{colour}.png") for colour in ("red", "blue")]

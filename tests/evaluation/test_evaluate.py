@@ -40,7 +40,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scores(run: Path) -> dict[str, object]:
-    done = onediff(["evaluate", str(run), "--baselines", "--processes", "2", "--json", str(run / "scores.json")])
+    done = onediff(["evaluate", str(run), "--baselines", "--processes", "2", "--report", str(run / "scores.json")])
     assert done.returncode == 0, done.stderr
     assert "before twice" in done.stdout
     return json.loads((run / "scores.json").read_text())

@@ -1,7 +1,7 @@
 """A process with the habits of a training rank and none of its weight: steps in lockstep over TCP, checkpoints, warnings.
 
     standin_trainer.py train CONFIG --run RUN --phases PHASE --resume
-    standin_trainer.py evaluate RUN --json OUT
+    standin_trainer.py evaluate RUN --report OUT
 
 STANDIN holds JSON: `steps`, `seconds` a step, `every` (steps between checkpoints), `faults`: a list of
 {"phase", "step", "rank" or "node", "do": "exit 1" | "kill" | "stop" | "wait", "once": true}; `wait` is until RUN/go
@@ -278,7 +278,7 @@ def train(args) -> int:
 
 
 def evaluate(args) -> int:
-    write(args.json, {"CIDEr": 1.0})
+    write(args.report, {"CIDEr": 1.0})
     return 0
 
 
@@ -293,7 +293,7 @@ training.add_argument("--peer-copies", type=Path)
 training.set_defaults(act=train)
 scoring = commands.add_parser("evaluate")
 scoring.add_argument("run", type=Path)
-scoring.add_argument("--json", type=Path)
+scoring.add_argument("--report", type=Path)
 scoring.set_defaults(act=evaluate)
 if __name__ == "__main__":
     arguments = parser.parse_args()
