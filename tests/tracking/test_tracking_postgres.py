@@ -63,6 +63,7 @@ def test_two_runs_into_a_new_database_at_once_and_a_restart(database, tmp_path, 
         phase = tracker.phase("one")
         for step in range(1, 301):
             phase.log(step, {"loss": 1 / step, "lr": 0.1})
+        phase.checkpoints("one", [200, 300])
         tracker.text("notes.txt", "so far")
     for tracker in trackers:
         tracker.finish()
@@ -72,6 +73,7 @@ def test_two_runs_into_a_new_database_at_once_and_a_restart(database, tmp_path, 
     phase = again.phase("one", resumed_step=200)
     for step in range(201, 321):
         phase.log(step, {"loss": 2 / step, "lr": 0.2})
+    phase.checkpoints("one", [200, 320])
     again.finish()
     assert again.unsent == ""
     client = MlflowClient(database)
@@ -83,6 +85,9 @@ def test_two_runs_into_a_new_database_at_once_and_a_restart(database, tmp_path, 
     (child,) = (run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id)
     points = [(point.step, point.value) for point in client.get_metric_history(child.info.run_id, "loss")]
     assert points == [(step, (1 if step <= 200 else 2) / step) for step in range(1, 321)]
+    models = client.search_logged_models([parent.info.experiment_id], f"source_run_id = '{parent.info.run_id}'")
+    losses = {model.name: {(one.step, one.value) for one in model.metrics} for model in models}
+    assert losses == {"one-200": {(200, 1 / 200)}, "one-320": {(320, 2 / 320)}}
     # Artifacts lie beside the runs, not in the working directory; the password is kept nowhere.
     artifact = client.download_artifacts(parent.info.run_id, "notes.txt", str(tmp_path))
     assert Path(artifact).read_text() == "so far" and not (tmp_path / "mlruns").exists()
