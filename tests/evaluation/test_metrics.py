@@ -267,7 +267,7 @@ def test_meteor_is_bounded_on_a_caption_of_many_thousand_words() -> None:
     endless = " ".join(["the", "cube", "is", "gone", "and"] * 3000)
     found = score({"a": ["the cube is gone"], "b": ["a dog"]}, {"a": endless, "b": "a dog"})
     assert 0 < found.scores["METEOR"] < 1
-    assert found.notes == (f"METEOR looks at the first {LONGEST} words of 1 captions that are longer",)
+    assert found.notes == (f"METEOR looks at the first {LONGEST} words only of 1 caption",)
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name() -> None:
