@@ -216,7 +216,7 @@ def _pair_ids(before: pa.Array, after: pa.Array) -> pa.Array | None:
 
 
 def _folder_and_stem(paths: pa.Array) -> tuple[pa.Array | None, pa.Array] | None:
-    """The folders of paths, None if none has one, and their names without suffix. None where some only have either."""
+    """The folders of paths, None if none has one, and their names without suffix. None if only some have one."""
     import pyarrow.compute as pc
 
     halves = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
