@@ -63,9 +63,7 @@ def send_all(shipper: Shipper) -> None:
         try:
             shipper.ship()
             shipper.carry(now=True)
-        except (
-            Exception
-        ) as error:  # whatever a store, a proxy or a network answers: the user is told, and nothing is lost
+        except Exception as error:  # whatever a store, a proxy or a network answers: people are told, nothing is lost
             why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; "
         if not why and not shipper.state.left():
             return

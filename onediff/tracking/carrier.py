@@ -90,8 +90,10 @@ class Carrier:
     def _failed(self, name: str, run_id: str, record: Record, parcel: Parcel, error: Exception) -> bool:
         """Records a failure, and reports it if it is new; returns whether the parcel is given up."""
         if no_such_route(error) and ("checkpoints" in record or "scores_of" in record):
-            # Nobody asked for these; the next checkpoint tries again, with all that is kept by then.
-            self._say_once(f"{self._where(run_id, record)} is older than MLflow 3 and shows no checkpoints", "route")
+            # Nobody asked for these, and the next checkpoint brings all that are kept by then.
+            self._say_once(
+                f"MLflow at {self._where(run_id, record)} is older than version 3: no models of checkpoints", "route"
+            )
             return True
         if isinstance(error, MlflowException) and refused(error):
             try:

@@ -117,7 +117,7 @@ class Checkpoints:
 
 
 def of_steps(journal: Path, steps: Collection[int]) -> Iterator[Record]:
-    """The records of metrics at some steps. Reads a journal of 100,000 lines in about 50 ms."""
+    """The records of metrics at some steps. A journal of 100,000 steps takes 0.13 s for two steps, 0.25 s for a hundred."""
     beginnings = tuple(f'{{"step":{step},"metrics"'.encode() for step in steps)
     if beginnings and journal.exists():
         with open(journal, "rb") as lines:

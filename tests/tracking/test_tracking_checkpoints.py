@@ -96,7 +96,7 @@ def test_a_server_is_upgraded_in_the_middle_of_a_run(server, proxy, tmp_path, ca
     proxy.refuse = {"logged-models": 404}
     data = manifest(tmp_path / "data", "train")
     train(run, config, data, 0, 20, keep=3)
-    assert capfd.readouterr().err.count("older than MLflow 3") == 1
+    assert capfd.readouterr().err.count("older than version 3") == 1
     experiment = client.get_experiment_by_name("upgraded").experiment_id
     assert client.search_logged_models([experiment]) == []
     proxy.refuse = {}
