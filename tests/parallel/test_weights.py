@@ -272,7 +272,7 @@ def test_faulty_folders_are_named(tmp_path):
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_peak_memory_is_the_slice_and_no_more_than_a_gigabyte(tmp_path, form):
     """A 2 GB model of several files, read by one of four ranks' share: its peak is its slice plus less than 1 GB."""
-    code = Path(ROOT / "tests" / "memory_worker.py")
+    code = Path(ROOT / "tests" / "support" / "memory_worker.py")
     out = subprocess.run(
         [sys.executable, str(code), str(tmp_path), form], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
