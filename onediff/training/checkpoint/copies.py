@@ -31,17 +31,18 @@ from onediff.parallel.agreement import from_rank_zero, gathered, gathered_by_ran
 from onediff.parallel.safetensors_writer import Entry, write_safetensors
 from onediff.ranks import Ranks
 from onediff.runs.copies import keep_only, mirror
+from onediff.training.checkpoint.files import Files
 from onediff.training.checkpoint.finite import Finite
 from onediff.training.checkpoint.manifest import FILE, CheckpointManifest, StoredParameter
 from onediff.training.checkpoint.save import (
     described_parameters,
+    filled,
     hyper_parameters,
-    merged,
     persistent_buffers,
     rank_entries,
     share_of,
 )
-from onediff.training.checkpoint.table import RankTable
+from onediff.training.checkpoint.table import RankTable, merged_row
 from onediff.zero.process import pinned
 from onediff.zero.protocol import ShardedEngine
 
@@ -214,6 +215,8 @@ def _put_together(generation: str, parts: dict[str, Json], join: Callable[[Json,
     first = ordered[0]
     tables = [RankTable(np.array(p["rows"], dtype=np.int64), [tuple(s) for s in p["states"]]) for p in ordered]
     parameters = {name: StoredParameter(**values) for name, values in first["parameters"].items()}
+    rows = np.stack([table.counted() for table in tables], axis=1)
+    merged = [merged_row(one, files) for one in rows]
     manifest = CheckpointManifest(
         identity=generation,
         step=first["step"],
@@ -222,9 +225,9 @@ def _put_together(generation: str, parts: dict[str, Json], join: Callable[[Json,
         zero_stage=first["stage"],
         extra=join(first["extra"], [part["own"] for part in ordered]),
         groups=first["groups"],
-        parameters=merged(parameters, files, tables),
+        parameters=filled(parameters, merged, [table.states for table in tables]),
         buffers=first["buffers"],
-        files={file: part["written"] for file, part in zip(files, ordered, strict=True)},
+        files=Files.of_json({file: part["written"] for file, part in zip(files, ordered, strict=True)}),
     )
     return json.dumps(manifest.to_json(), separators=(",", ":"))
 

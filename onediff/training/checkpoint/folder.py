@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from onediff.atomic import write_whole
@@ -96,7 +97,8 @@ def commit(folder: Path, step: int) -> Path:
 
 
 def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
-    """Removes all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; returns them.
+    """Takes out all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; returns them, for
+    `remove`.
 
     Those that `latest` and `best` name always stay. `keep_last=None` keeps everything.
     """
@@ -108,8 +110,13 @@ def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[P
     for path in gone:
         # The manifest goes first, so that an interrupted removal leaves nothing that looks finished.
         (path / FILE).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
     return gone
+
+
+def remove(paths: Sequence[Path]) -> None:
+    """Removes folders of files, of thousands of ranks perhaps."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def flush(folder: Path) -> None:

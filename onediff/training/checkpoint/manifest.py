@@ -18,10 +18,11 @@ from onediff.errors import UserError
 from onediff.parallel.block import BlockRange
 from onediff.parallel.safetensors_writer import sha256_of
 from onediff.runs.copies import bring
+from onediff.training.checkpoint.files import Files
 from onediff.training.checkpoint.table import RangeRun, near
 
-SCHEMA, RUNS_SCHEMA = 1, 2
-"""Format of a manifest that lists every range, and of one with runs of them."""
+SCHEMA, RUNS_SCHEMA, COLUMNS_SCHEMA = 1, 2, 3
+"""Format of a manifest that lists every range, of one with runs of them, and of one that also lists its files in columns."""
 FILE = "manifest.json"
 WEIGHT = "weight"
 
@@ -77,8 +78,7 @@ class CheckpointManifest:
     """hyper-parameters of the optimizer's parameter groups"""
     parameters: dict[str, StoredParameter]
     buffers: list[str] = field(default_factory=list)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """file → bytes, sha256"""
+    files: Files = field(default_factory=lambda: Files([], ""))
     schema: int = SCHEMA
     context: int = 1
 
@@ -89,15 +89,17 @@ class CheckpointManifest:
     def to_json(self) -> dict[str, Any]:
         """All fields. Manifests that older versions cannot read have a higher schema."""
         parameters = {name: parameter.to_json() for name, parameter in self.parameters.items()}
-        schema = RUNS_SCHEMA if any(parameter.runs for parameter in self.parameters.values()) else SCHEMA
-        fields = {**vars(self), "parameters": parameters, "schema": schema}
+        many = any(parameter.runs for parameter in self.parameters.values())
+        schema = SCHEMA if not many else COLUMNS_SCHEMA if self.files.ranked else RUNS_SCHEMA
+        files = self.files.to_json(columns=schema == COLUMNS_SCHEMA)
+        fields = {**vars(self), "parameters": parameters, "files": files, "schema": schema}
         # Older versions do not know the field.
         return fields if self.context > 1 else {key: value for key, value in fields.items() if key != "context"}
 
     @property
     def bytes(self) -> int:
         """Size of all files together."""
-        return sum(record["bytes"] for record in self.files.values())
+        return sum(self.files.sizes)
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
@@ -113,13 +115,14 @@ def read_manifest(path: Path) -> CheckpointManifest:
         raise UserError(f"{file}: damaged or cut short{instead_of(path)}") from None
     if not isinstance(content, dict) or "identity" not in content or "schema" not in content:
         raise UserError(f"{file}: not a manifest of this program")
-    if content["schema"] not in (SCHEMA, RUNS_SCHEMA):
+    if content["schema"] not in (SCHEMA, RUNS_SCHEMA, COLUMNS_SCHEMA):
         raise UserError(
-            f"{file}: written in format {content['schema']}; this program reads formats {SCHEMA} and {RUNS_SCHEMA}"
+            f"{file}: written in format {content['schema']}; this program reads formats {SCHEMA} to {COLUMNS_SCHEMA}"
         )
     try:
         parameters = {name: StoredParameter(**values) for name, values in content.pop("parameters").items()}
-        return CheckpointManifest(**content, parameters=parameters)
+        files = Files.of_json(content.pop("files"))
+        return CheckpointManifest(**content, parameters=parameters, files=files)
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{file}: incomplete{instead_of(path)}") from None
 
@@ -137,8 +140,8 @@ def check_file(folder: Path, name: str, manifest: CheckpointManifest) -> None:
     if not bring(path):
         raise UserError(f"{path}: missing from the checkpoint{instead_of(folder)}")
     size = path.stat().st_size
-    if size < record["bytes"]:
-        raise UserError(f"{path}: cut short, {size} of {record['bytes']} bytes{instead_of(folder)}")
+    if size < record.bytes:
+        raise UserError(f"{path}: cut short, {size} of {record.bytes} bytes{instead_of(folder)}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -147,7 +150,7 @@ def check_file(folder: Path, name: str, manifest: CheckpointManifest) -> None:
     if metadata.get("identity") != manifest.identity:
         other = f"step {metadata['step']} of another save" if "step" in metadata else "another program"
         raise UserError(f"{path}: belongs to {other}, not to this checkpoint{instead_of(folder)}")
-    if size != record["bytes"] or sha256_of(path) != record["sha256"]:
+    if size != record.bytes or sha256_of(path) != record.sha256:
         raise UserError(f"{path}: damaged, its checksum differs from the manifest's{instead_of(folder)}")
 
 

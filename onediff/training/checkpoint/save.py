@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import pickle
 import secrets
 import shutil
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from onediff.parallel.agreement import from_rank_zero, gathered, gathered_by_rank_zero, raise_on_all_ranks
+from onediff.parallel.agreement import (
+    bytes_by_rank_zero,
+    first_of,
+    from_rank_zero,
+    gathered_by_owners,
+    raise_on_all_ranks,
+)
 from onediff.parallel.block import block_of
 from onediff.parallel.safetensors_writer import Entry, Written, write_safetensors
 from onediff.runs.section import section
+from onediff.training.checkpoint.files import Files, file_of, stamp
 from onediff.training.checkpoint.finite import Finite
-from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune
+from onediff.training.checkpoint.folder import BEST, aside, commit, latest_checkpoint, name_of, point, prune, remove
 from onediff.training.checkpoint.manifest import WEIGHT, CheckpointManifest, StoredParameter
 from onediff.training.checkpoint.randomness import random_states
-from onediff.training.checkpoint.table import NONE, RankTable, runs_of
+from onediff.training.checkpoint.table import NONE, MergedRow, RankTable, merged_row
 from onediff.training.faults import TrainingFault
 from onediff.zero.protocol import ParameterShard, ShardedEngine, SwapIn, by_swap_group
 
@@ -54,8 +64,6 @@ class _Pending:
 
     manifest: CheckpointManifest
     """its files and parameters are added when all ranks have written"""
-    name: str
-    """of this rank's file"""
     table: RankTable
     finite: Finite
     written: Future[Written]
@@ -114,7 +122,6 @@ class CheckpointWriter:
             if rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
                 writing.mkdir(parents=True)
-        name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
         metadata = {"identity": manifest.identity, "step": str(step), "format": "onediff-checkpoint"}
         with engine.swap_in(changes=False) as swapped:
             entries, table = rank_entries(engine, swapped)
@@ -122,8 +129,8 @@ class CheckpointWriter:
             entries = [finite.noting(entry) for entry in entries]
             if self.background:
                 entries = [_on_host(entry) for entry in entries]
-            written = self._thread.submit(write_safetensors, writing / name, entries, metadata)
-            self._pending = _Pending(manifest, name, table, finite, written, best)
+            written = self._thread.submit(write_safetensors, writing / file_of(rank, world), entries, metadata)
+            self._pending = _Pending(manifest, table, finite, written, best)
             return before if self.background else self.finish()
 
     def poll(self) -> Path | None:
@@ -149,20 +156,27 @@ class CheckpointWriter:
         with raise_on_all_ranks():
             written = pending.written.result()
         manifest = pending.manifest
-        fault = next((fault for fault in gathered(pending.finite.first_fault()) if fault is not None), None)
-        if fault is not None:
+        if (fault := first_of(pending.finite.first_fault())) is not None:
             self._drop(manifest.step, fault)
-        records = gathered_by_rank_zero((pending.name, written._asdict(), pending.table))
+        files = [file_of(rank, manifest.world) for rank in range(manifest.world)]
+        rows = gathered_by_owners(torch.from_numpy(pending.table.counted())).numpy()
+        own = [merged_row(rows[:, number], files) for number in range(rows.shape[1])]
+        states = cast(list[tuple[str, ...]], from_rank_zero(pending.table.states))
+        news = own or pending.table.states != states  # ranks without any are no work for rank 0
+        told = bytes_by_rank_zero(stamp(written) + (pickle.dumps((pending.table.states, own)) if news else b""))
         with raise_on_all_ranks():
             if dist.get_rank() == 0:
-                files, written_files, tables = (list(column) for column in zip(*records, strict=True))
-                manifest.files = dict(zip(files, written_files, strict=True))
-                manifest.parameters = merged(manifest.parameters, files, tables)
+                manifest.files = Files.of_stamps(b"".join(one[:40] for one in told))
+                records = [pickle.loads(one[40:]) if len(one) > 40 else (states, ()) for one in told]
+                all_states, merged = zip(*records, strict=True)
+                manifest.parameters = filled(manifest.parameters, chain.from_iterable(merged), all_states)
                 manifest.write(aside(self.folder, manifest.step))
                 commit(self.folder, manifest.step)
                 if pending.best:
                     point(self.folder, BEST, manifest.step)
-                prune(self.folder, self.keep_last, self.keep_every)
+                removed = self._thread.submit(remove, prune(self.folder, self.keep_last, self.keep_every))
+                if not self.background:
+                    removed.result()
         return self.folder / name_of(manifest.step)
 
     def _drop(self, step: int, fault: str) -> NoReturn:
@@ -252,20 +266,12 @@ def hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
     ]
 
 
-def merged(
-    parameters: dict[str, StoredParameter], files: list[str], tables: list[RankTable]
+def filled(
+    parameters: dict[str, StoredParameter], rows: Iterable[MergedRow], states: Sequence[Sequence[tuple[str, ...]]]
 ) -> dict[str, StoredParameter]:
-    """The parameters with the ranges of all ranks, without those that no rank holds."""
-    rows = np.stack([table.rows for table in tables], axis=1)  # [parameters, ranks, 6]
-    counts = np.zeros(rows.shape[:2], dtype=np.int64)  # states of each parameter on each rank
-    for rank, table in enumerate(tables):
-        sizes = np.array([*(len(states) for states in table.states), 0])  # index -1: not on this rank
-        counts[:, rank] = sizes[table.rows[:, 5]]
-    most, steps = counts.argmax(1), rows[:, :, 4].max(1)
-    for number, parameter in enumerate(parameters.values()):
-        fullest = tables[most[number]]
-        if counts[number, most[number]]:
-            parameter.states = list(fullest.states[fullest.rows[number, 5]])
-        parameter.steps = None if steps[number] == NONE else int(steps[number])
-        parameter.pieces, parameter.runs = runs_of(rows[number, :, :4], files)
+    """The parameters with what all ranks store of them, without those that no rank holds; `states` of each rank's table."""
+    for parameter, row in zip(parameters.values(), rows, strict=True):
+        if row.kept != NONE:
+            parameter.states = list(states[row.rank][row.kept])
+        parameter.steps, parameter.pieces, parameter.runs = row.steps, row.pieces, row.runs
     return {name: parameter for name, parameter in parameters.items() if parameter.states}

@@ -1,8 +1,8 @@
-"""Which rank wrote which range of each parameter: a few numbers per rank, merged on rank 0, stored in runs.
+"""Which rank wrote which range of each parameter: a few numbers per rank, merged, stored in runs.
 
-Ranks that share a parameter equally write ranges at equal distances, so that a run of them is one line of the manifest,
-however many ranks there are. Each rank sends 48 bytes a parameter to rank 0, which merges arrays; a reader finds the ranges
-that it needs by arithmetic.
+Ranks that share a parameter equally write ranges at equal distances, so a run of them is one line of the manifest, however
+many ranks there are. Every rank merges its share of the parameters, for which it receives 56 bytes a parameter and rank, as
+much in all as it sends; a reader finds the ranges that it needs by arithmetic.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ SHORTEST_RUN = 16
 """Fewer ranges than this are listed one by one."""
 NONE = -1
 """Marks a parameter that is not on a rank, and a count of steps that is not kept."""
+
+Piece = tuple[str, int, int, int, int]
+"""File, block start, block size, offset in the block, length."""
 
 
 class RangeRun(NamedTuple):
@@ -42,9 +45,28 @@ class RankTable(NamedTuple):
     states: list[tuple[str, ...]]
     """`weight`, then the optimizer's names of its moments"""
 
+    def counted(self) -> np.ndarray:
+        """`[parameters, 7]`: `rows`, and the number of states."""
+        sizes = np.array([*(len(states) for states in self.states), 0])  # index -1: not on this rank
+        return np.column_stack([self.rows, sizes[self.rows[:, 5]]])
 
-Piece = tuple[str, int, int, int, int]
-"""File, block start, block size, offset in the block, length."""
+
+class MergedRow(NamedTuple):
+    """One parameter, of all ranks."""
+
+    rank: int
+    """one that writes most of its states"""
+    kept: int
+    """index into the `states` of that rank, or `NONE`"""
+    steps: int | None
+    pieces: list[Piece]
+    runs: list[RangeRun]
+
+
+def merged_row(rows: np.ndarray, files: Sequence[str]) -> MergedRow:
+    """One parameter's rows of all ranks, `[ranks, 7]`."""
+    rank, steps = int(rows[:, 6].argmax()), int(rows[:, 4].max())
+    return MergedRow(rank, int(rows[rank, 5]), None if steps == NONE else steps, *runs_of(rows[:, :4], files))
 
 
 def runs_of(rows: np.ndarray, files: Sequence[str]) -> tuple[list[Piece], list[RangeRun]]:
