@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onediff.plan.architecture import Sizes
 from onediff.plan.memory import Counts
 from onediff.plan.setup import Setup
-from onediff.plan.tape import Tape
+from onediff.plan.tape import Op, Tape
 from onediff.plan.walk import Shape
 
 
@@ -39,11 +40,8 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     counts = Counts.of(tape, setup)
     size, data, times = setup.itemsize, setup.copies, setup.accumulation
     others = (data - 1) / data
-    everything = counts.trained + counts.frozen
     if setup.stage == 3:
-        # If all weights may stay gathered, they do so from the forward to the backward pass.
-        passes = 1 if everything <= setup.live else 2
-        gather = times * passes * size * (everything - counts.small) * others
+        gather = times * size * gathered(tape, setup) * others
         reduce = times * setup.reduced_itemsize * counts.trained * others
     else:
         gather = size * counts.trained * others if setup.stage else 0.0
@@ -67,6 +65,33 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
         context=int(context),
         context_between=int(context if setup.row_ranks > setup.per_node else 0),
     )
+
+
+def gathered(tape: Tape, setup: Setup) -> int:
+    """Elements of weights that ZeRO-3 gathers for a micro-batch, once DeepSpeed knows the order in which they are used.
+
+    Each is gathered for the forward pass, and again for the backward pass if its operation has one; the last ones of the
+    forward pass are still there, until as many are as may stay (`live`). When a layer is computed again, DeepSpeed gives
+    back frozen weights too soon (`ds_recompute_parameters` of its `PartitionedParameterCoordinator`), and gathers all of
+    them a third time but those of the layer's last product, whose backward pass comes first.
+    """
+
+    def elements(ops: Iterable[Op], frozen: bool = False) -> int:
+        weights = [weight for op in ops for weight in op.weights if not (frozen and weight.trains)]
+        return sum(weight.numel for weight in weights if weight.numel >= setup.persistent)
+
+    backwards = [op for op in reversed(tape.ops) if op.out.grad]
+    still_there = 0
+    for op in backwards:
+        if still_there >= setup.live:
+            break
+        still_there += elements([op])
+    again = 0
+    if setup.checkpointing != "none":
+        for ops in tape.by_layer().values():
+            products = [op for op in ops if op.out.grad and op.weights]
+            again += elements(products[:-1], frozen=True)
+    return elements(tape.ops) + elements(backwards) - still_there + again
 
 
 def _tensor_bytes(sizes: Sizes, shape: Shape, setup: Setup) -> float:

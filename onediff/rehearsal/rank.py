@@ -21,7 +21,6 @@ from typing import Any
 from onediff.config.addresses import is_url
 from onediff.config.compose import load_run
 from onediff.config.data import DataConfig
-from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
@@ -36,6 +35,7 @@ from onediff.rehearsal import batches
 from onediff.rehearsal.collectives import Recorder, group_names
 from onediff.rehearsal.held import Alive, size_of
 from onediff.rehearsal.role import Held, Played, Role, rehearsed
+from onediff.rehearsal.shallow import shallow
 from onediff.rehearsal.stage import without_memory, without_other_ranks
 from onediff.training.data import phase_sources
 from onediff.training.engine import Engine
@@ -46,14 +46,14 @@ from onediff.zero import alone
 def main(role: Role) -> None:
     config = rehearsed(load_run(role.config, role.overrides))
     if role.layers is not None:
-        config = config.model_copy(update={"model": shallow(config.model, role.layers)})
+        config = shallow(config, role.layers)
     per_node = min(role.per_node, role.world)
     ranks = Ranks(role.rank, role.rank % per_node, role.world, per_node, "127.0.0.1", 1)
     played: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stack.enter_context(without_other_ranks(ranks))
         topology = create_topology(config.parallel, ranks)
-        for name in config.phases:
+        for name in role.phases or config.phases:
             try:
                 played.append(asdict(play(config.of_phase(name), name, topology, role.text_alone)))
             except UserError as error:
@@ -62,15 +62,6 @@ def main(role: Role) -> None:
                 played.append(asdict(Played(name, fault=_told(error))))
             gc.collect()
     Path(role.out).write_text(json.dumps(played))
-
-
-def shallow(model: ModelConfig, layers: int) -> ModelConfig:
-    """The same with the first `layers` layers of the language model alone."""
-    bare = architecture_only(model)
-    fields = dict(bare.language.config or {}) | {"num_hidden_layers": layers}
-    if fields.get("layer_types"):
-        fields["layer_types"] = fields["layer_types"][:layers]
-    return bare.model_copy(update={"language": bare.language.model_copy(update={"config": fields})})
 
 
 def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> Played:
@@ -95,18 +86,23 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
         model.to = lambda *_, **__: model  # type: ignore[method-assign]  # it is there; torch would swap fake parameters
         engine = Engine(model, config, few, topology)
         engine.sharded.create_moments(list(engine.sharded.shards()))
-        before, ends, gradients = len(recorder.calls), [], 0
+        before, gradients = len(recorder.calls), 0
+        computed, begun = list[int](), list[int]()
         take = engine.sharded.step
 
         def step() -> None:
             nonlocal gradients
             gradients = size_of(alone.gradients(engine.sharded))
+            computed.append(len(recorder.calls) - before)
             take()
-            ends.append(len(recorder.calls) - before)
+            begun.append(len(recorder.calls) - before)
 
         engine.sharded.step = step  # type: ignore[method-assign]
         alive.peak = alive.bytes
-        engine.step([batch] * micro_batches, 0, 2)
+        learns = engine.sharded.stage == 3
+        for number in range(2 if learns and micro_batches == 1 else 1):
+            begun.append(len(recorder.calls) - before)
+            engine.step([batch] * micro_batches, number, 2)
         held = Held(
             weights=size_of(alone.weights(engine.sharded)),
             gradients=gradients,
@@ -114,18 +110,32 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
             peak=alive.peak,
         )
         engine.close()
+    calls = [list(call) for call in recorder.calls]
     return Played(
         name=name,
         rows=_rows(batch),
         micro_batches=share.micro_batches,
         rehearsed=micro_batches,
         lanes=list(share.lanes),
-        building=[list(call) for call in recorder.calls[:before]],
-        step=[list(call) for call in recorder.calls[before:]],
-        first=ends[0] if micro_batches > 1 else 0,
+        building=calls[:before],
+        step=calls[before:],
+        times=_times(begun, computed[-1], len(calls) - before, share.micro_batches, learns),
         held=held,
         seconds=time.perf_counter() - began,
     )
+
+
+def _times(begun: list[int], computed: int, end: int, micro_batches: int, learns: bool) -> list[list[int]]:
+    """`Played.times`, of two micro-batches at most: the collectives at which each of them and what follows began, the first
+    one after the last backward pass, and how many there are.
+
+    With its first micro-batch ZeRO-3 learns in which order weights are used, and gathers them more often than later, so
+    (`learns`) every later one is like the second. At other stages the last one does what those before leave to it.
+    """
+    last = begun[-2]
+    if learns:
+        return [[last, 0], [computed, micro_batches], [end, 1]]
+    return [[last, max(1, micro_batches - 1)], [end, 1]]
 
 
 def check_data(data: DataConfig, phase: PhaseConfig) -> None:

@@ -23,11 +23,16 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
             yield f"  {'run':<12}{run}; {phase.seconds:.0f} s"
             for kind, peer in made.peers.items():
                 rows = "rows of text alone" if kind == "data" else "the same rows"
-                depth = "" if made.compared_layers is None else f", {made.compared_layers} language layers deep"
+                depth = "" if made.compared_layers is None else f", with {made.compared_layers} language layers"
                 yield f"  {'beside':<12}rank {peer} of its {kind} group, with {rows}{depth}"
             for group, of_group in sent(phase).items():
                 told = ", ".join(f"{count} {op} of {_gb(size)} GB" for op, (count, size) in of_group.items())
                 yield f"  {'collectives':<12}a step over {group}: {told}"
+            gathered, reduced = data_traffic(phase, setup.copies)
+            planned = plan.traffic
+            told = f"weights {_gb(gathered)} GB, planned {_gb(planned.gather)}; "
+            told += f"gradients {_gb(reduced)} GB, planned {_gb(planned.reduce)}"
+            yield f"  {'traffic':<12}{told}"
             yield f"  {'memory':<12}{_memory(phase, plan)}"
             lanes = phase.lanes
             yield f"  {'data':<12}{len(lanes)} of {setup.global_batch} rows a step: {_few(lanes)}"
@@ -37,15 +42,23 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
 
 
 def sent(phase: Played) -> dict[str, dict[str, tuple[int, int]]]:
-    """Collectives of a whole step by group and kind: how many, and their bytes. Micro-batches that were not run count as
-    the first one."""
-    repeats = phase.micro_batches - phase.rehearsed
+    """Collectives of a whole step by group and kind, the phase's first step excepted: how many, and their bytes."""
     found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
-    for number, (op, group, _, _, size) in enumerate(phase.step):
-        times = 1 + repeats * (number < phase.first)
-        count, total = found[group].get(op, (0, 0))
-        found[group][op] = count + times, total + times * size
+    begin = 0
+    for until, times in phase.times:
+        for op, group, _, _, size in phase.step[begin:until] if times else ():
+            count, total = found[group].get(op, (0, 0))
+            found[group][op] = count + times, total + times * size
+        begin = until
     return dict(found)
+
+
+def data_traffic(phase: Played, ranks: int) -> tuple[float, float]:
+    """Bytes that a rank sends in a step to the `ranks` over which ZeRO shares out, by rings: weights and gradients."""
+    found = sent(phase)
+    calls = found["data"] if "data" in found else found["world"]
+    sizes = defaultdict(float, {op: (ranks - 1) / ranks * size for op, (_, size) in calls.items()})
+    return sizes["all_gather"], sizes["reduce_scatter"] + sizes["reduce"] + 2 * sizes["all_reduce"]
 
 
 def beyond(phase: Played, plan: PhasePlan) -> float:

@@ -22,7 +22,9 @@ class Role:
     out: str
     """file for the result"""
     layers: int | None = None
-    """of the language model only the first ones; None for all"""
+    """of each kind of layer only so many (`shallow`); None for all"""
+    phases: tuple[str, ...] | None = None
+    """None for all"""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Played:
     """collectives before the first step, each as `Collective` lists it"""
     step: list[list[Any]] = field(default_factory=list)
     """collectives of the rehearsed step"""
-    first: int = 0
-    """of them, those of the first micro-batch, which every one but the last repeats"""
+    times: list[list[int]] = field(default_factory=list)
+    """`[until, times]`: how often the collectives before number `until` come in each later step"""
     held: Held = field(default_factory=Held)
     seconds: float = 0.0
     fault: str | None = None

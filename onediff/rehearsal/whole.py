@@ -19,7 +19,9 @@ from onediff.rehearsal.compare import disagreement
 from onediff.rehearsal.role import Played, Role
 
 MANY, FEW = 16, 2
-"""Peers of a language model of more than `MANY` layers are compared with its first `FEW`: the layers are alike."""
+"""With more than `MANY` layers in the language model, peers are compared with `FEW` of them (`shallow`): they are alike."""
+WHOLE, BESIDE = "whole", "beside"
+"""The rank itself, and the rank with `FEW` layers."""
 AT_ONCE = 2
 """Processes; each takes one core and about a gigabyte."""
 
@@ -34,7 +36,8 @@ class Rehearsal:
     peers: dict[str, int]
     """`data`: a rank with other rows, which were text alone; `tensor`, `context`: one of the same such group"""
     compared_layers: int | None = None
-    """layers of the language model with which peers were compared; None for all"""
+    """layers of the language model with which peers were compared, beside a tower and a delta module that are as shallow;
+    None for all"""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -60,19 +63,28 @@ def rehearse(
     """
     peers = peers_of(rank, world, config.parallel.tensor, config.parallel.context)
     layers = FEW if peers and sizes_of(config.model).decoder.layers > MANY else None
-    jobs = [("whole", rank, None)] + [(kind, one, layers) for kind, one in peers.items()]
+    # What takes longest begins first: the rank itself, whose phases know nothing of each other.
+    alone = [None] if layers is None else [(name,) for name in reversed(config.phases)]
+    jobs: list[tuple[str, int, int | None, tuple[str, ...] | None]]
+    jobs = [(WHOLE, rank, None, phases) for phases in alone]
     if layers is not None:
-        jobs.insert(1, ("beside", rank, layers))
+        jobs.append((BESIDE, rank, layers, None))
+    jobs += [(kind, one, layers, None) for kind, one in peers.items()]
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as threads:
         roles = [
-            Role(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{kind}.json", few)
-            for kind, one, few in jobs
+            Role(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{number}.json", few, phases)
+            for number, (kind, one, few, phases) in enumerate(jobs)
         ]
-        played = dict(zip((kind for kind, _, _ in jobs), threads.map(_play, roles), strict=True))
-    made = Rehearsal(rank, world, played["whole"], peers, layers)
-    beside = played.get("beside", played["whole"])
+        done = list(zip(jobs, threads.map(_play, roles), strict=True))
+    played = {kind: phases for (kind, *_), phases in done}
+    order = list(config.phases)
+    played[WHOLE] = [phase for (kind, *_), phases in done if kind == WHOLE for phase in phases]
+    played[WHOLE].sort(key=lambda phase: order.index(phase.name))
+    made = Rehearsal(rank, world, played[WHOLE], peers, layers)
+    beside = played.get(BESIDE, played[WHOLE])
     for number, phase in enumerate(made.phases):
-        faults = [(one, played[kind][number].fault) for kind, one, _ in jobs if played[kind][number].fault is not None]
+        ranks = {WHOLE: rank, BESIDE: rank} | peers
+        faults = [(ranks[kind], some[number].fault) for kind, some in played.items() if some[number].fault is not None]
         told = [f"phase {phase.name}: rank {one}: {fault}" for one, fault in faults[:1]]
         if not faults:
             found = (

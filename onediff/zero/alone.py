@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -20,7 +21,13 @@ def trusts_itself() -> Iterator[None]:
     """DeepSpeed compares lists with those of rank 0, such as the order in which ZeRO-3 gathers: the broadcast happens, and
     brings what was sent. A gathered parameter, or a scattered gradient, is one operator, not one for each rank's piece."""
     from deepspeed.runtime.zero import stage3, utils
-    from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle
+    from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle, Init
+
+    convert = Init._convert_to_deepspeed_param
+
+    def converted(init: Any, parameter: Any) -> None:
+        convert(init, parameter)
+        parameter.all_gather_coalesced = partial(gathered_together, init, parameter.all_gather_coalesced)
 
     def own_list(numbers: list[int]) -> list[int]:
         dist.broadcast(torch.tensor(numbers, dtype=torch.int64), 0)
@@ -32,10 +39,41 @@ def trusts_itself() -> Iterator[None]:
     with (
         patch.object(utils, "get_lst_from_rank0", own_list),
         patch.object(utils, "assert_lst_len_same_as_other_ranks", own_length),
+        patch.object(Init, "_convert_to_deepspeed_param", converted),
         patch.object(AllGatherCoalescedHandle, "wait", gathered_whole),
         patch.object(stage3, "reduce_scatter_coalesced", scattered_whole),
     ):
         yield
+
+
+def gathered_together(
+    init: Any, gather: Callable[..., Any], parameters: Iterable[Any], safe_mode: bool = False, quantize: bool = False
+) -> Any:
+    """DeepSpeed's `all_gather_coalesced` of several parameters, without one view for each rank's piece.
+
+    What DeepSpeed gathers in another way (one parameter alone, quantised, by `all_reduce`, of a node's copy) is left to its
+    own `gather`.
+    """
+    from deepspeed.runtime.zero.partition_parameters import (
+        AllGatherCoalescedHandle,
+        ZeroParamStatus,
+        _dist_allgather_fn,
+    )
+
+    parameters = sorted(parameters, key=lambda parameter: parameter.ds_id)
+    alike = {(id(init.get_partition_dp_group(p)), p.ds_tensor.dtype, p.ds_secondary_tensor is None) for p in parameters}
+    plain = not (quantize or safe_mode or init.allgather_sequential or init.use_all_reduce_for_fetch_params)
+    ranks = init._partition_world_size(parameters[0]) if parameters else 1
+    if not plain or len(parameters) < 2 or len(alike) > 1 or not next(iter(alike))[2] or ranks == 1:
+        return gather(parameters, safe_mode=safe_mode, quantize=quantize)
+    for parameter in parameters:
+        assert parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE
+        parameter.ds_status = ZeroParamStatus.INFLIGHT
+    group, rank = init.get_partition_dp_group(parameters[0]), init._partition_rank(parameters[0])
+    size = sum(parameter.ds_tensor.ds_numel for parameter in parameters)
+    whole = parameters[0].ds_tensor.new_empty(size * ranks)
+    handle = _dist_allgather_fn(whole.narrow(0, rank * size, size), whole, group)
+    return AllGatherCoalescedHandle(handle, parameters, [whole], ranks, False)
 
 
 def gathered_whole(handle: Any, handle_dependency: bool = True) -> None:

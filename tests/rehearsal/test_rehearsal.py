@@ -14,8 +14,12 @@ from processes import run_ranks
 from small_run import overrides
 
 from onediff.cli import main
+from onediff.config.compose import load_run
 from onediff.errors import UserError
+from onediff.plan.gpus import gpu_named
+from onediff.plan.phase import plan_phase, setup_of
 from onediff.rehearsal.compare import disagreement
+from onediff.rehearsal.report import data_traffic
 from onediff.rehearsal.role import Played, Role
 from onediff.rehearsal.whole import peers_of, place
 
@@ -28,9 +32,9 @@ def small(tmp_path, **more):
     return [*words, "parallel.zero_stage=1", "phases.two.parallel.zero_stage=3", "data.max_tokens=96"]
 
 
-def rehearsed(tmp_path, rank, world, words) -> list[Played]:
+def rehearsed(tmp_path, rank, world, words, config=DEMO) -> list[Played]:
     out = tmp_path / "rehearsed.json"
-    role = Role(DEMO, words, rank, world, world, False, str(out))
+    role = Role(config, words, rank, world, world, False, str(out))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     script = HOUSE / "onediff" / "rehearsal" / "rank.py"
     process = forked.start([str(script), json.dumps(asdict(role))], environment, tmp_path / "log", tmp_path / "log")
@@ -50,7 +54,7 @@ def test_a_rank_alone_sends_and_holds_what_it_does_among_real_ranks(tmp_path, te
         assert one.fault is None
         assert one.building == other.building
         assert one.step == other.step and one.step
-        assert (one.first, one.lanes, one.rows) == (other.first, other.lanes, other.rows)
+        assert (one.times, one.lanes, one.rows) == (other.times, other.lanes, other.rows)
         assert replace(one.held, peak=0) == replace(other.held, peak=0)
         assert one.held.peak == pytest.approx(other.held.peak, rel=0.05)
 
@@ -108,6 +112,43 @@ def test_an_objective_that_skips_the_tower_for_text_is_found(tmp_path, monkeypat
     assert "onediff plan: phase two: ranks would wait forever: in a step" in capsys.readouterr().err
 
 
+NARROW = [
+    "model.language.config.hidden_size=256",
+    "model.language.config.intermediate_size=512",
+    "model.language.config.num_hidden_layers=6",
+    "model.language.config.num_attention_heads=8",
+    "model.language.config.num_key_value_heads=8",
+    "model.vision.config.hidden_size=128",
+    "model.vision.config.intermediate_size=256",
+    "model.vision.config.num_attention_heads=4",
+    "model.delta.width=128",
+    "model.delta.heads=4",
+    "model.delta.intermediate=256",
+    "parallel.deepspeed={stage3_max_live_parameters: 2000000, stage3_max_reuse_distance: 2000000, "
+    "stage3_prefetch_bucket_size: 300000, stage3_param_persistence_threshold: 1000}",
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stages", [(3, 3), (1, 2)])
+@pytest.mark.parametrize("name", ["onediff_7b", "onediff_70b"])
+def test_a_narrow_model_sends_what_is_planned(tmp_path, name, stages):
+    """Weights and gradients of a step, within a twentieth; frozen and trained language models, both checkpointed."""
+    words = [*NARROW, "training.activation_checkpointing=full", "parallel.sequence=false"]
+    words += [
+        f"phases.{phase}.parallel.zero_stage={stage}" for phase, stage in zip(("one", "two"), stages, strict=True)
+    ]
+    file = str(HOUSE / "configs" / f"{name}.yaml")
+    config = load_run(file, words)
+    for played in rehearsed(tmp_path, 9, 16, words, file):
+        assert played.fault is None
+        setup = setup_of(config, played.name, 16, 8)
+        planned = plan_phase(config, played.name, setup, gpu_named("h100-80g")).traffic
+        weights, gradients = data_traffic(played, setup.copies)
+        assert weights == pytest.approx(planned.gather, rel=0.05)
+        assert gradients == pytest.approx(planned.reduce, rel=0.05)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "world"), [("onediff_7b", 64), ("onediff_70b", 512)])
 def test_a_large_run_is_rehearsed_whole(tmp_path, name, world):
@@ -119,5 +160,8 @@ def test_a_large_run_is_rehearsed_whole(tmp_path, name, world):
     for plan, phase in zip(made["phases"], made["rehearsal"]["phases"], strict=True):
         held = phase["held"]
         assert plan["memory"]["gpu"] == pytest.approx(held["peak"], rel=0.1)
+        weights, gradients = data_traffic(Played.of(phase), world // (8 if world == 512 else 1))
+        assert weights == pytest.approx(plan["traffic"]["gather"], rel=0.05)
+        assert gradients == pytest.approx(plan["traffic"]["reduce"], rel=0.05)
         assert plan["memory"]["weights"] == pytest.approx(held["weights"], rel=0.01)
         assert plan["memory"]["optimizer"] == pytest.approx(held["optimizer"], rel=0.01)
