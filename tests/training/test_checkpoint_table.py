@@ -73,5 +73,5 @@ def test_a_thousand_ranks_are_a_line_of_the_manifest(tmp_path):
     # As versions before wrote it: a record a file.
     old = manifest.to_json() | {"files": {name: one._asdict() for name, one in files.items()}, "schema": 2}
     (tmp_path / "manifest.json").write_text(json.dumps(old, default=vars))
-    assert read_manifest(tmp_path).parameters == found
+    assert read_manifest(tmp_path).parameters["w"].runs == parameter.runs
     assert dict(read_manifest(tmp_path).files) == dict(files)
