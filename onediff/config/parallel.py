@@ -91,6 +91,15 @@ class ParallelConfig(Section):
         return keys
 
     @model_validator(mode="after")
+    def _nodes_hold_the_same_blocks(self) -> ParallelConfig:
+        if self.tensor > 1 and int(self.deepspeed.get("zero_hpz_partition_size", 1)) > 1:
+            raise ValueError(
+                "deepspeed: zero_hpz_partition_size needs tensor 1: DeepSpeed lets neighbouring ranks share weights, and "
+                "those of a tensor group hold different blocks; leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> ParallelConfig:
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")

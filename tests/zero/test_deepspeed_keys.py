@@ -40,3 +40,9 @@ def test_other_keys_and_values_are_refused_in_a_line(keys, says):
     with pytest.raises(UserError, match=says) as refused:
         told(deepspeed=keys)
     assert "\n" not in str(refused.value)
+
+
+def test_neighbours_that_hold_different_blocks_share_no_weights():
+    with pytest.raises(UserError, match="zero_hpz_partition_size needs tensor 1"):
+        told(deepspeed="{zero_hpz_partition_size: 2}", tensor=2)
+    assert told(deepspeed="{zero_hpz_partition_size: 2}")["zero_optimization"]["zero_hpz_partition_size"] == 2
