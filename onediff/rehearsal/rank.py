@@ -50,7 +50,6 @@ def main(role: Role) -> None:
     per_node = min(role.per_node, role.world)
     ranks = Ranks(role.rank, role.rank % per_node, role.world, per_node, "127.0.0.1", 1)
     played: list[dict[str, Any]] = []
-    gc.freeze()  # what was imported need not be searched for garbage again and again
     with ExitStack() as stack:
         stack.enter_context(without_other_ranks(ranks))
         topology = create_topology(config.parallel, ranks)

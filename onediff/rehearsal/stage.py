@@ -6,9 +6,9 @@ What other ranks would send counts as what this one has. A number that nobody co
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -16,12 +16,14 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from onediff.model import norms
+from onediff.model import delta, norms
 from onediff.model.lean import call_without_compiler
 from onediff.ranks import Ranks
 from onediff.rehearsal.collectives import Recorder
 from onediff.rehearsal.held import Alive, makes_memory
 from onediff.zero import alone, process
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -49,16 +51,25 @@ def _kept(values: list[Any], *_: Any, **__: Any) -> None:
     """The first rank's values are this one's."""
 
 
+def with_numbers(function: Callable[..., Result]) -> Callable[..., Result]:
+    """The same function on real tensors, for what looks at numbers."""
+
+    def computed(*arguments: Any) -> Result:
+        with _disable_current_modes():
+            return function(*arguments)
+
+    return computed
+
+
 @contextmanager
 def without_memory() -> Iterator[FakeTensorMode]:
     """Tensors made inside are shapes: everything is computed but numbers."""
-    own = norms.is_rms_norm
-
-    def tried(kind: Any) -> bool:
-        with _disable_current_modes():  # it looks at numbers
-            return own(kind)
-
-    with patch.object(norms, "is_rms_norm", tried), FakeTensorMode(allow_non_fake_inputs=True) as fake, Assumed():
+    with (
+        patch.object(norms, "is_rms_norm", with_numbers(norms.is_rms_norm)),
+        patch.object(delta, "cell_places", with_numbers(delta.cell_places)),
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        Assumed(),
+    ):
         yield fake
 
 
