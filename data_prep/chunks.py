@@ -92,6 +92,7 @@ class Chunks:
             if self.strict:
                 raise UserError(f"{bad.reason}; leave out --strict to skip and count such samples") from bad
             tally.skip(bad.kind, bad.reason)
+            tally.noted.update(bad.notes)
             return []
         tally.noted.update(sample.meta.get("notes", ()))
         tally.prints += b"".join(content_print(data) for data in sample.images.values())

@@ -44,7 +44,8 @@ class MakeSample:
             self._paths[i] = paths_of(row.images)
             return self.sample(row if row.id else replace(row, id=first_id(row)), notes)
         except BadSample as bad:
-            raise BadSample(bad.kind, f"{row.where}: {bad.reason}") from bad
+            merged = tuple(note for note in notes if note == "merged_row")  # rows that are lost with this one
+            raise BadSample(bad.kind, f"{row.where}: {bad.reason}", merged) from bad
 
     def placed(self, row: Row) -> dict[str, str | bytes]:
         """The images of a row, their paths in plain form."""

@@ -37,7 +37,7 @@ def row_facts(rows: Sequence[Row], group: str | None) -> pa.RecordBatch:
 
     keys = [[image_key(row.images[role]) for role in sorted(row.images)] for row in rows]
     columns = [
-        pa.array([row.split or "train" for row in rows], pa.string()),
+        pa.array([clean(row.split or "train") for row in rows], pa.string()),
         pa.array([clean(row.id or first_id(row)) for row in rows], pa.string()),
         pa.array([bool(row.id) for row in rows], pa.bool_()),
         *(pa.array([images[n] if len(images) > n else None for images in keys], pa.string()) for n in (0, 1)),

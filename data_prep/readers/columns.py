@@ -51,7 +51,7 @@ class Columns:
         of, images = self.of, dict[str, str | bytes]()
         if "before" in of or "image" in of:
             images = {role: image(fields.get(of[role])) for role in ("before", "after", "image") if role in of}
-        elif listed := fields.get(of["images"]):
+        elif listed := fields.get(of.get("images", "")):
             listed = listed if isinstance(listed, list) else [listed]
             if len(listed) not in ROLES:
                 return Row(

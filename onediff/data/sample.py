@@ -18,13 +18,15 @@ KINDS = ("truncated", "no_json", "bad_json", "bad_schema", "no_caption", "missin
 class BadSample(ValueError):
     """A sample that cannot be used: `kind` is what counts are kept by, `reason` is what a person reads.
 
-    Kinds raised by this module are in `KINDS`; readers of raw data sets add their own.
+    Kinds raised by this module are in `KINDS`; readers of raw data sets add their own. `notes` are counted although the
+    sample is not written.
     """
 
-    def __init__(self, kind: str, reason: str) -> None:
+    def __init__(self, kind: str, reason: str, notes: tuple[str, ...] = ()) -> None:
         super().__init__(kind, reason)
         self.kind = kind
         self.reason = reason
+        self.notes = notes
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.kind})"

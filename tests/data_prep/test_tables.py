@@ -196,6 +196,23 @@ def test_column_names_that_are_no_text_are_one_line(folder: Path, kind: str, cap
     assert code == 2 and error.startswith(f"onediff: error: {path}: not a") and error.count("\n") == 1
 
 
+def test_a_table_of_conversations_alone_has_no_images(folder: Path, capsys) -> None:
+    said = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "two"}]
+    path = put(folder / "t.jsonl", json.dumps({"id": "a", "messages": said}))
+    code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
+    assert code == 0, error
+    sample = records(folder / "out/train")["a"]
+    assert sample["task"] == "conversation" and sample["conversations"][1] == {"from": "gpt", "value": "two"}
+
+
+def test_rows_merged_into_one_that_cannot_be_used_are_counted(folder: Path, capsys) -> None:
+    pair = {"before": "0.png", "after": "1.png", "caption": ""}
+    path = put(folder / "t.jsonl", "\n".join(map(json.dumps, [pair, pair, {**pair, "before": "2.png", "caption": "x"}])))
+    code, said, error = convert(capsys, "generic", folder / "out", "--table", path)
+    assert code == 0, error
+    assert "skipped: no_caption 1" in said and "noted: merged_row 1" in said
+
+
 def test_an_object_for_a_caption_and_text_that_is_no_utf8_are_one_line_each(folder: Path, capsys) -> None:
     put(folder / "t.jsonl", json.dumps({"before": "0.png", "after": "1.png", "caption": {"en": "gone", "de": "weg"}}))
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.jsonl")
