@@ -207,7 +207,9 @@ def test_a_table_of_conversations_alone_has_no_images(folder: Path, capsys) -> N
 
 def test_rows_merged_into_one_that_cannot_be_used_are_counted(folder: Path, capsys) -> None:
     pair = {"before": "0.png", "after": "1.png", "caption": ""}
-    path = put(folder / "t.jsonl", "\n".join(map(json.dumps, [pair, pair, {**pair, "before": "2.png", "caption": "x"}])))
+    path = put(
+        folder / "t.jsonl", "\n".join(map(json.dumps, [pair, pair, {**pair, "before": "2.png", "caption": "x"}]))
+    )
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path)
     assert code == 0, error
     assert "skipped: no_caption 1" in said and "noted: merged_row 1" in said
