@@ -27,7 +27,7 @@ def test_a_crashed_node_is_left_and_the_run_goes_on_elsewhere(launched, cluster)
 
 def test_ranks_that_outlive_their_node_for_slurm_do_not_write_beside_those_of_the_restart(launched, cluster):
     """Only slurmd dies: supervisor and ranks live on, while Slurm starts the job elsewhere."""
-    run = launched(seconds=0.5, steps=60)
+    run = launched(seconds=0.5, steps=300)  # more than its ranks make while Slurm misses the node
     run.profile["requeue"]["fence_seconds"] = 60
     run.submitted("--phases", "one", nodes="1")
     run.wait_step("one", 3)
