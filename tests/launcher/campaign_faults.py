@@ -232,6 +232,7 @@ def warned_in_a_save(case: Case) -> Disturb:
 
 
 def warned_in_a_restart(case: Case) -> Disturb:
+    case.step = case.draw.randrange(2, STEPS // 2)  # the warning must come before the end
     case.at("kill")
 
     def disturb() -> str:
