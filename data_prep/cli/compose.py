@@ -60,9 +60,8 @@ def run(args: argparse.Namespace) -> None:
     if args.size is not None:
         values = {**values, "width": args.size, "height": args.size}
     config = validated(ComposeConfig, values, str(args.recipe) if args.recipe else "--size")
-    flag, maker, number = ("--pairs", ComposedPairs, args.pairs)
-    if args.pairs is None:
-        flag, maker, number = ("--singles", ComposedSingles, args.singles)
+    maker = ComposedPairs if args.pairs is not None else ComposedSingles
+    flag, number = ("--pairs", args.pairs) if args.pairs is not None else ("--singles", args.singles)
     if number <= 0:
         raise UserError(f"{flag} {number}: must be above zero")
     if args.sheet and args.pairs is None:

@@ -10,7 +10,7 @@ from onediff.config.section import nearest
 from onediff.errors import UserError
 
 
-class Registry(NamedTuple):
+class Plugins(NamedTuple):
     """The implementations of one kind. None is imported until it is used."""
 
     group: str

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from onediff.config.registries import DELTA_MODULES
+from onediff.config.plugins import DELTA_MODULES
 from onediff.config.section import Section
 
 SAVED_MODEL_FILE = "onediff.yaml"

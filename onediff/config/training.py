@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from onediff.config.bad_steps import BadStepsConfig
 from onediff.config.model import LoraConfig
 from onediff.config.parallel import PhaseParallelConfig
+from onediff.config.plugins import COUPLING_RULES, OBJECTIVES
 from onediff.config.profile import ProfileConfig
-from onediff.config.registries import COUPLING_RULES, OBJECTIVES
 from onediff.config.section import Section
 
 Part = Literal["vision", "delta", "projector", "language"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onediff.config.registries import COUPLING_RULES
+from onediff.config.plugins import COUPLING_RULES
 from onediff.data.lanes import Lanes, SamplePlace
 from onediff.errors import UserError
 

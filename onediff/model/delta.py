@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onediff.config.model import DeltaConfig
-from onediff.config.registries import DELTA_MODULES
+from onediff.config.plugins import DELTA_MODULES
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError

@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep.readers import Row
 from onediff.cli import main
 from onediff.config.compose import load_run
-from onediff.config.registries import COUPLING_RULES
+from onediff.config.plugins import COUPLING_RULES
 from onediff.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"

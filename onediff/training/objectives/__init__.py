@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from onediff.config.registries import OBJECTIVES
+from onediff.config.plugins import OBJECTIVES
 from onediff.config.training import PhaseConfig, TrainingConfig
 from onediff.data.batch import Batch
 from onediff.model.onediff import OneDiffModel

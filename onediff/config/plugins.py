@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from onediff.config.entry_points import Registry
+from onediff.config.entry_points import Plugins
 
-OBJECTIVES = Registry(
+OBJECTIVES = Plugins(
     "onediff.objectives", "objective", {"captions": "onediff.training.objectives.captions:CaptionObjective"}
 )
 """`phases.<name>.objective`; see `onediff.training.objectives.Objective`."""
 
-COUPLING_RULES = Registry(
+COUPLING_RULES = Plugins(
     "onediff.couples",
     "coupling rule",
     {"similar_captions": "onediff.data.coupling:similar_captions"},
@@ -17,5 +17,5 @@ COUPLING_RULES = Registry(
 )
 """`phases.<name>.couple`; see `onediff.data.coupling.Rule`."""
 
-DELTA_MODULES = Registry("onediff.deltas", "delta module", {"vdm": "onediff.model.delta:DeltaModule"})
+DELTA_MODULES = Plugins("onediff.deltas", "delta module", {"vdm": "onediff.model.delta:DeltaModule"})
 """`model.delta.kind`; subclasses of `onediff.model.delta.DeltaModule`."""
