@@ -22,7 +22,7 @@ class Role:
     out: str
     """file for the result"""
     layers: int | None = None
-    """of each kind of layer only so many (`shallow`); None for all"""
+    """layers of the language model that are kept (`shallow`); None for all"""
     phases: tuple[str, ...] | None = None
     """None for all"""
 
