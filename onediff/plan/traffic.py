@@ -46,9 +46,8 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     else:
         gather = size * counts.trained * others if setup.stage else 0.0
         each = times if setup.stage == 2 else 1
-        wide = 4 if setup.stage == 1 and setup.bf16 else setup.reduced_itemsize
         # At stages 1 and 2 too, DeepSpeed all-reduces whole buckets, and each rank keeps its part.
-        reduce = 2 * each * wide * counts.trained * others
+        reduce = 2 * each * setup.reduced_itemsize * counts.trained * others
     tensor = times * _tensor_bytes(sizes, shape, setup)
     context = times * _context_bytes(sizes, shape, setup)
     # A tensor group takes neighbouring ranks, so this many of the ranks that ZeRO partitions over share a node.
