@@ -7,8 +7,9 @@ import torch
 from models import TINY, batch
 from torch import Tensor
 
-from onediff.config import objectives
+from onediff.config import entry_points
 from onediff.config.model import ModelConfig
+from onediff.config.plugins import OBJECTIVES
 from onediff.config.training import PhaseConfig, TrainingConfig
 from onediff.model.onediff import OneDiffModel
 from onediff.training.objectives import build_objective
@@ -27,8 +28,8 @@ def phase(**keys):
 
 
 def test_an_objective_of_another_package_is_found_by_its_name(monkeypatch):
-    point = EntryPoint("half", f"{__name__}:HalfObjective", objectives.GROUP)
-    monkeypatch.setattr(objectives, "entry_points", lambda group: [point] if group == objectives.GROUP else [])
+    point = EntryPoint("half", f"{__name__}:HalfObjective", OBJECTIVES.group)
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: [point] if group == OBJECTIVES.group else [])
     torch.manual_seed(0)
     model, made = OneDiffModel(ModelConfig.model_validate(TINY)), batch("pair", "single")
     usual, half = (build_objective(one, TrainingConfig()) for one in (phase(), phase(objective="half")))
