@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.images import content_print
 from data_prep.report import Tally
@@ -19,6 +20,15 @@ from onediff.data.sample import BadSample, Sample, encode_sample
 from onediff.errors import UserError
 
 Make = Callable[[int], Sample]
+
+
+class Made(NamedTuple):
+    """What was made of some samples."""
+
+    shards: list[Shard]
+    tally: Tally
+    files: str
+    """Digest of the sizes of the files that they were made from."""
 
 
 @dataclass
@@ -33,27 +43,18 @@ class Chunks:
     def is_current(self, n: int, indices: Sequence[int]) -> bool:
         """Whether chunk `n` is finished, and the files that it was made from still have the same sizes."""
         made = self.load(n)
-        return made is not None and made[2] == files_of(self.make, indices)
+        return made is not None and made.files == files_of(self.make, indices)
 
-    def load(self, n: int) -> tuple[list[Shard], Tally, str] | None:
-        """The shards and counts of chunk `n` and the digest of its files, or None when it is not finished."""
+    def load(self, n: int) -> Made | None:
+        """What chunk `n` became, or None when it is not finished."""
+        folder = str(self.work)
         with contextlib.suppress(FileNotFoundError, ValueError):
-            fields = json.loads((self.work / f"chunk-{n:06d}.json").read_text())
+            with open(f"{folder}/chunk-{n:06d}.json", encoding="utf-8") as file:
+                fields = json.load(file)
             shards = [Shard(**shard) for shard in fields["shards"]]
-            if all((self.work / shard.name).stat().st_size == shard.bytes for shard in shards):
-                return shards, Tally.of(fields["tally"]), fields["files"]
+            if all(os.stat(f"{folder}/{shard.name}").st_size == shard.bytes for shard in shards):
+                return Made(shards, Tally.of(fields["tally"]), fields["files"])
         return None
-
-    def made(self, chunks: Sequence[int]) -> tuple[tuple[Shard, ...], Tally, str]:
-        """The shards of finished chunks, in their order, their counts together, and the digest of all their files."""
-        tally, shards, files = Tally(), [], []  # type: Tally, list[Shard], list[str]
-        for n in chunks:
-            chunk = self.load(n)
-            assert chunk is not None, f"chunk {n} was written and is gone"
-            shards += chunk[0]
-            tally.merge(chunk[1])
-            files.append(chunk[2])
-        return tuple(shards), tally, digest(files) if any(files) else ""
 
     def write(self, n: int, indices: Sequence[int], done: Callable[[], None]) -> None:
         """Makes and writes the samples of chunk `n`; `done` is called after each."""
@@ -97,6 +98,16 @@ class Chunks:
         tally.noted.update(sample.meta.get("notes", ()))
         tally.prints += b"".join(content_print(data) for data in sample.images.values())
         return members
+
+
+def together(chunks: Iterable[Made]) -> Made:
+    """Finished chunks as one: their shards in order, their counts, and the digest of all their files."""
+    shards, tally, files = [], Tally(), []  # type: list[Shard], Tally, list[str]
+    for chunk in chunks:
+        shards += chunk.shards
+        tally.merge(chunk.tally)
+        files.append(chunk.files)
+    return Made(shards, tally, digest(files) if any(files) else "")
 
 
 def finish(tar: TarWriter) -> Shard:

@@ -18,6 +18,7 @@ from data_prep.readers import Row
 from data_prep.readers.batches import RowBatch
 from data_prep.readers.cells import NOTHING, kept, texts, word
 from data_prep.splits import split_name
+from data_prep.text_columns import are_plain_paths, first_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +30,10 @@ COLUMNS = ("split", "id", "has_id", "first", "second", "has_captions", "has_turn
 the content, nothing if the image is missing, null where the row has no such role. `group` is the value of the column
 that pairs are held out by."""
 FINGERPRINT = "\0"
+LONGEST_NOTHING = max(map(len, NOTHING))
+MAY_BE_LIST = np.zeros(256, dtype=bool)
+"""First bytes of a cell that may hold a list or an object as text."""
+MAY_BE_LIST[list(b"[{ \t\n\v\f\r")] = True
 
 
 def row_facts(rows: Sequence[Row], group: str | None) -> pa.RecordBatch:
@@ -66,9 +71,12 @@ def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBa
         if texts_of_role is None:
             return None
         images.append(_placed(texts_of_role, batch, role, place))
-    own = _words(batch, of["id"]) if "id" in of else pa.array([""] * rows, pa.string())
+    own = _words(batch, of["id"]) if "id" in of else pa.repeat("", rows)
     has_id = pc.not_equal(own, "")
-    ids = own if pc.all(has_id).as_py() else pc.if_else(has_id, own, _ids(images, roles, batch))
+    given = has_id.true_count
+    ids = own if given == rows else _ids(images, roles, batch)
+    if 0 < given < rows:
+        ids = pc.if_else(has_id, own, ids)
     columns = [
         _splits(batch, of.get("split")),
         ids,
@@ -76,8 +84,8 @@ def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBa
         images[0],
         images[1] if len(images) > 1 else pa.nulls(rows, pa.string()),
         pa.array(_has_captions(batch), pa.bool_()),
-        pa.array([False] * rows, pa.bool_()),
-        pa.array(_groups(batch, group), pa.string()),
+        pa.repeat(False, rows),
+        pa.array(_groups(batch, group), pa.string()) if group else pa.repeat("", rows),
     ]
     return pa.RecordBatch.from_arrays(columns, list(COLUMNS))
 
@@ -109,6 +117,8 @@ def _placed(paths: pa.Array, batch: RowBatch, role: str, place: Place) -> pa.Arr
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if are_plain_paths(paths, LONGEST_NOTHING + 1) and not batch.meaning.beside:
+        return paths
     usual = pc.match_substring_regex(paths, f"^(?:{PLAIN.pattern})$")
     usual = pc.and_(usual, pc.invert(pc.is_in(paths, pa.array(sorted(NOTHING))))).fill_null(False)
     if pc.all(usual).as_py() and not batch.meaning.beside:
@@ -136,7 +146,7 @@ def _words(batch: RowBatch, name: str) -> pa.Array:
     return pa.array([clean(word(value)) for value in values], pa.string())
 
 
-def _groups(batch: RowBatch, name: str | None) -> list[str]:
+def _groups(batch: RowBatch, name: str) -> list[str]:
     """What `Row.meta` holds under that name."""
     import pyarrow as pa
 
@@ -144,7 +154,7 @@ def _groups(batch: RowBatch, name: str | None) -> list[str]:
     if name == "change_type" and name in of:
         found: list[str] = _words(batch, of[name]).to_pylist()
         return found
-    if name is None or name in used:
+    if name in used:
         return [""] * len(batch)
     cells = batch.column(name)
     values = cells.to_pylist() if isinstance(cells, pa.Array) else cells
@@ -156,7 +166,7 @@ def _splits(batch: RowBatch, name: str | None) -> pa.Array:
 
     default = split_name(batch.meaning.split) or "train"
     if name is None:
-        return pa.array([default] * len(batch), pa.string())
+        return pa.repeat(default, len(batch))
     values = _words(batch, name).dictionary_encode()
     names = [split_name(value) or default for value in values.dictionary.to_pylist()]
     return pa.array(names, pa.string()).take(values.indices)
@@ -165,15 +175,14 @@ def _splits(batch: RowBatch, name: str | None) -> pa.Array:
 def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
     """Whether each row has a caption, even a blank one. Raises UserError for a caption that is an object."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     found = np.zeros(len(batch), dtype=bool)
     for name in batch.meaning.columns.captions:
-        cells, own, odd = batch.texts(name), np.zeros(len(batch), dtype=bool), range(len(batch))
+        cells, own, odd = batch.texts(name), np.zeros(len(batch), dtype=bool), list(range(len(batch)))
         if cells is not None:
             own = cells.is_valid().to_numpy(zero_copy_only=False).copy()
             # A list or an object may be written as text.
-            odd = pc.indices_nonzero(pc.match_substring_regex(cells, r"^[\[{\s]").fill_null(False)).to_pylist()
+            odd = np.flatnonzero(MAY_BE_LIST[first_bytes(cells.fill_null("") if cells.null_count else cells)]).tolist()
         else:
             cells = batch.column(name)
         for at in odd:

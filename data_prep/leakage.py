@@ -35,8 +35,6 @@ def compare(
     """
     marks = {name: np.zeros(len(images.first), dtype=np.int8) for name, images in splits.items()}
     counts: Leakage = {name: defaultdict(lambda: dict.fromkeys(KINDS[1:], 0)) for name in splits}
-    if len(splits) < 2:
-        return marks, {name: dict(found) for name, found in counts.items()}
     names = list(splits)
     whole = np.concatenate([_pair(images) for images in splits.values()])
     complete = np.concatenate([images.complete for images in splits.values()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from data_prep.facts import key_fingerprint, row_facts, table_facts
 from data_prep.groups import held_out, image_groups
 from data_prep.ids import Ids, taken
 from data_prep.image_source import ImageSource
-from data_prep.leakage import SplitImages, compare
+from data_prep.leakage import Leakage, SplitImages, compare
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.readers.batches import RowBatch
 from data_prep.splits import check_split
 from data_prep.spool import Spool, Spooled, SpoolWriter, meaning_fields
+from data_prep.text_columns import codes, ends_and_bytes
 from onediff.errors import UserError
 from onediff.progress import progress
 
@@ -76,16 +78,15 @@ def plan_rows(
     if choices.hold_out:
         _hold_out(of_split, digests, rows, choices)
     names = sorted(of_split, key=lambda name: (name != "train", name))
-    images = {
-        name: SplitImages(rows.first[of_split[name]], rows.second[of_split[name]], rows.complete[of_split[name]])
-        for name in names
-    }
 
     def refuse(name: str, sample: int) -> None:
         if not (choices.allow_leakage or reader.published):
             raise _leak(rows.row(int(of_split[name][sample])), name)
 
-    marks, leakage = compare(images, refuse)
+    marks = {name: np.zeros(len(own), dtype=np.int8) for name, own in of_split.items()}
+    leakage: Leakage = {name: {} for name in names}
+    if len(names) > 1:
+        marks, leakage = compare({name: rows.images_of(of_split[name]) for name in names}, refuse)
     planned = {}
     for name in names:
         own = of_split[name]
@@ -128,7 +129,7 @@ class _Reading:
             self.spool.close()
         if not found:
             raise UserError(f"{self.inputs.annotations or self.inputs.images}: there are no rows")
-        return pa.Table.from_batches(found).combine_chunks()
+        return pa.Table.from_batches(found)
 
     def batches(self) -> Iterator[RowBatch | list[Row]]:
         if self.reader.batches:
@@ -183,9 +184,8 @@ def _content(column: pa.Array) -> bytes:
     import pyarrow as pa
 
     if pa.types.is_string(column.type) and not column.null_count:
-        ends = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-        data = column.buffers()[2]
-        return np.diff(ends).tobytes() + (bytes(data[int(ends[0]) : int(ends[-1])]) if data else b"")
+        ends, data = ends_and_bytes(column)
+        return np.diff(ends).tobytes() + data.tobytes()
     return repr(column.to_pylist()).encode("utf-8", "replace")
 
 
@@ -193,39 +193,61 @@ class _Numbered:
     """The facts of all rows as numbers."""
 
     def __init__(self, facts: pa.Table, row: Callable[[int], Row]) -> None:
-        import pyarrow as pa
+        import pyarrow.compute as pc
 
         self.facts, self.row = facts, row
         splits = _one(facts["split"]).dictionary_encode()
         self.names: list[str] = splits.dictionary.to_pylist()
         self.split = splits.indices.to_numpy().astype(np.int64)
-        keys = pa.concat_arrays([_one(facts["first"]), _one(facts["second"])]).dictionary_encode()
-        self.keys = keys.dictionary
-        """The key of each image, by its number."""
-        codes = keys.indices.fill_null(-1).to_numpy().astype(np.int64)
-        self.first, self.second = codes[: len(facts)], codes[len(facts) :]
-        missing = self.keys.index("").as_py()
-        self.complete = (self.first >= 0) & (self.first != missing)
-        if missing >= 0:
-            self.complete &= self.second != missing
-        self.images = (self.first + 1) << 32 | (self.second + 1)
-        """One number for all images of each row."""
+        first, second = (pc.not_equal(facts[name], "") for name in ("first", "second"))
+        self.complete = _array(pc.and_(first.fill_null(False), second.fill_null(True)))
+        """Whether each row has all its images."""
         self.ids: dict[int, str] = {}
         """By row, if the id made of its paths is already another's."""
 
+    @cached_property
+    def image_codes(self) -> tuple[Numbers, Numbers]:
+        """A number for the first and the second image of each row, -1 for none. Asked for only where rows are compared."""
+        found = codes(self._images)
+        return found[: len(self.facts)], found[len(self.facts) :]
+
+    @cached_property
+    def images(self) -> Numbers:
+        """One number for all images of each row."""
+        first, second = self.image_codes
+        return (first + 1) << 32 | (second + 1)
+
+    @cached_property
+    def _images(self) -> pa.Array:
+        return _one(self.facts["first"], self.facts["second"])
+
+    def images_of(self, rows: Numbers) -> SplitImages:
+        """The images of some rows."""
+        first, second = self.image_codes
+        return SplitImages(first[rows], second[rows], self.complete[rows])
+
+    def image_keys(self) -> list[str]:
+        """The key of each image, by its number."""
+        numbers = np.concatenate(self.image_codes)
+        place = np.zeros(numbers.max(initial=-1) + 1, dtype=np.int64)
+        place[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
+        found: list[str] = self._images.take(place).to_pylist()
+        return found
+
     def flags(self, name: str) -> NDArray[np.bool_]:
-        flags: NDArray[np.bool_] = _one(self.facts[name]).to_numpy(zero_copy_only=False)
-        return flags
+        return _array(self.facts[name])
 
     def give_ids(self) -> None:
         """Makes the ids of pairs unique within a split. Raises UserError if the table's own ids are not."""
         has_id = self.flags("has_id")
         counts = ~has_id | (self.complete & ~self.flags("has_turns"))
-        known = _one(self.facts["id"]).dictionary_encode()
-        self.id = known.indices.to_numpy().astype(np.int64) * len(self.names) + self.split
+        self.id = codes(_one(self.facts["id"])) * len(self.names) + self.split
+        if self.are_unique():
+            return
         rows = np.flatnonzero(counts)
-        _, place, inverse = np.unique(self.id[rows], return_index=True, return_inverse=True)
-        if (self.images[rows][place][inverse] == self.images[rows]).all():
+        pair_of = np.zeros(self.id.max(initial=-1) + 1, dtype=np.int64)
+        pair_of[self.id[rows]] = self.images[rows]
+        if (pair_of[self.id[rows]] == self.images[rows]).all():
             return
         ids, given = Ids(), self.facts["id"].to_pylist()
         for number in rows.tolist():
@@ -236,12 +258,21 @@ class _Numbered:
             if has_id[number]:
                 raise taken(row)
             self.ids[number] = ids.given(row, images)
-        codes: dict[str, int] = {id: code for code, id in enumerate(known.dictionary.to_pylist())}
-        for number, id in self.ids.items():
-            self.id[number] = codes.setdefault(id, len(codes)) * len(self.names) + self.split[number]
+        if self.ids:
+            import pyarrow as pa
+
+            for number, id in self.ids.items():
+                given[number] = id
+            self.id = codes(pa.array(given, pa.string())) * len(self.names) + self.split
+
+    def are_unique(self) -> bool:
+        """Whether no two rows of a split have the same id."""
+        return int(np.bincount(self.id).max(initial=0)) < 2
 
     def samples(self) -> tuple[Numbers, list[tuple[int, int]]]:
         """The rows that become samples, and `(sample's row, row)` for each row merged into an earlier one."""
+        if self.are_unique():
+            return np.arange(len(self.id)), []
         images = np.unique(self.images, return_inverse=True)[1]
         _, place, inverse = np.unique(self.id * (len(images) + 1) + images, return_index=True, return_inverse=True)
         first = place[inverse]
@@ -259,10 +290,15 @@ class _Numbered:
         return np.flatnonzero(is_sample), merged
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def _one(*columns: pa.ChunkedArray) -> pa.Array:
     import pyarrow as pa
 
-    return pa.concat_arrays(column.chunks)
+    return pa.concat_arrays([chunk for column in columns for chunk in column.chunks])
+
+
+def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+    found: NDArray[Any] = column.to_numpy()
+    return found
 
 
 def _hold_out(of_split: dict[str, Numbers], digests: dict[str, str], rows: _Numbered, choices: Choices) -> None:
@@ -272,12 +308,11 @@ def _hold_out(of_split: dict[str, Numbers], digests: dict[str, str], rows: _Numb
     if choices.hold_out_by and not any(groups):
         raise UserError(f"--hold-out-by {choices.hold_out_by}: no row of the split train has such a column")
     if not groups:
-        prints = [key_fingerprint(key) for key in rows.keys.to_pylist()]
+        prints = [key_fingerprint(key) for key in rows.image_keys()]
+        first, second = rows.image_codes
         groups = image_groups(
             [
-                tuple(prints[code] for code in (rows.first[row], rows.second[row]) if code >= 0)
-                if rows.complete[row]
-                else ()
+                tuple(prints[code] for code in (first[row], second[row]) if code >= 0) if rows.complete[row] else ()
                 for row in train
             ]
         )

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.chunks import Chunks, Make, digest, files_of
+from data_prep.chunks import Chunks, Made, Make, digest, files_of, together
 from data_prep.outputs import writing
 from data_prep.processes import run_chunks
 from data_prep.report import Report, Tally
@@ -58,11 +58,14 @@ class WriteJob:
         """SHA-256 of all of it."""
         return digest(vars(self))
 
-    def chunks(self, order: NDArray[np.int64] | None = None) -> list[list[int]]:
-        """The samples of each chunk; `order` is that of all samples, where it is known."""
-        order = shuffled(self.count, self.seed) if order is None else order
-        cut = (order[at : at + self.shard_samples] for at in range(0, self.count, self.shard_samples))
-        return [chunk.tolist() for chunk in cut]
+    def order(self) -> NDArray[np.int64]:
+        """The samples in the order in which they are cut into chunks."""
+        return shuffled(self.count, self.seed)
+
+    def chunk(self, n: int, order: NDArray[np.int64]) -> list[int]:
+        """The samples of chunk `n`."""
+        found: list[int] = order[n * self.shard_samples : (n + 1) * self.shard_samples].tolist()
+        return found
 
     def chunk_count(self) -> int:
         return -(-self.count // self.shard_samples)
@@ -117,11 +120,11 @@ def write_dataset(
         raise UserError(f"{final}: exists and was not written by this command; remove it or choose another --out")
     with writing(out), claimed(work, job, beside_others=share is not None):
         state = Chunks(make, work, shard_bytes, strict)
-        mine = make_chunks(state, job, share, processes, progress, trusted)
+        made = together(make_chunks(state, job, share, processes, progress, trusted))
         if share is not None:
-            shards, tally, _ = state.made(mine)
-            return Report(Manifest(work, name, split, shards), tally, tally.repeated(), time.monotonic() - began)
-        manifest, tally = put_together(state, len(mine), job, max_skipped, extra or {})
+            here = Manifest(work, name, split, tuple(made.shards))
+            return Report(here, made.tally, made.tally.repeated(), time.monotonic() - began)
+        manifest, tally = put_together(made, job, work, max_skipped, extra or {})
         if final.exists():
             shutil.rmtree(final)
         os.replace(work, final)
@@ -130,22 +133,27 @@ def write_dataset(
 
 def make_chunks(
     state: Chunks, job: WriteJob, share: Share | None, processes: Workers, progress: bool, trusted: bool
-) -> list[int]:
-    """Makes those of this task's chunks that are missing; returns the numbers of all of them."""
+) -> list[Made]:
+    """Makes those of this task's chunks that are missing; returns all of them."""
     mine = [n for n in range(job.chunk_count()) if share is None or share.has(n)]
-    unsure = [n for n in mine if state.load(n) is None] if trusted else mine
-    if not unsure:
-        return mine
-    order = state.work / ORDER
-    chunks = job.chunks(np.load(order, mmap_mode="r") if order.exists() else None)
-    todo = {n: chunks[n] for n in unsure if not state.is_current(n, chunks[n])}
-    title = f"{job.name} {job.split}"
-    if isinstance(processes, str):
-        for _ in on_cluster(write_chunk, list(todo.items()), processes, state.work, title, "chunks", first=state):
-            pass
-    else:
-        run_chunks(state, todo, sum(len(chunks[n]) for n in mine), processes or cores(), title, progress)
-    return mine
+    found = {n: made for n in mine if (made := state.load(n))} if trusted else {}
+    unsure = [n for n in mine if n not in found]
+    if unsure:
+        saved = state.work / ORDER
+        order = np.load(saved, mmap_mode="r") if saved.exists() else job.order()
+        chunks = {n: job.chunk(n, order) for n in mine}
+        todo = {n: chunks[n] for n in unsure if not state.is_current(n, chunks[n])}
+        title = f"{job.name} {job.split}"
+        if isinstance(processes, str):
+            for _ in on_cluster(write_chunk, list(todo.items()), processes, state.work, title, "chunks", first=state):
+                pass
+        else:
+            run_chunks(state, todo, sum(map(len, chunks.values())), processes or cores(), title, progress)
+        for n in unsure:
+            made = state.load(n)
+            assert made is not None, f"chunk {n} was written and is gone"
+            found[n] = made
+    return [found[n] for n in mine]
 
 
 def write_chunk(state: Chunks, chunk: tuple[int, list[int]]) -> None:
@@ -157,7 +165,10 @@ def finished(final: Path, job: WriteJob, make: Make | None, began: float) -> Rep
     """The report of a data set that is already there. Raises UserError when it came from other inputs."""
     manifest = parse_manifest(final / FILE)
     files = manifest.extra.get("files")
-    changed = make is not None and files and files != digest([files_of(make, chunk) for chunk in job.chunks()])
+    changed = False
+    if make is not None and files:
+        order = job.order()
+        changed = files != digest([files_of(make, job.chunk(n, order)) for n in range(job.chunk_count())])
     if manifest.extra.get("recipe") != job.digest() or changed:
         raise UserError(
             f"{final}: was written from other inputs or options; remove it, add --overwrite, or choose another --out"
@@ -173,16 +184,22 @@ def shuffled(count: int, seed: int | None) -> NDArray[np.int64]:
     """
     if seed is None:
         return np.arange(count)
-    return np.argsort(np.frombuffer(b"".join(_keys(count, seed)), dtype=">u8"), kind="stable")
+    keys = np.frombuffer(b"".join(_keys(count, seed)), dtype=">u8").astype(np.uint64)
+    order = np.argsort(keys)
+    ordered = keys[order]
+    if (ordered[1:] == ordered[:-1]).any():  # which of two equal keys comes first depends on the processor
+        order = np.argsort(keys, kind="stable")
+    return order
 
 
-def _keys(count: int, seed: int) -> Iterator[bytes]:
+def _keys(count: int, seed: int) -> list[bytes]:
     """A hash of the seed and each number; the seed is hashed once."""
-    begun = hashlib.blake2b(b"%d/" % seed, digest_size=8)
+    begun, found = hashlib.blake2b(b"%d/" % seed, digest_size=8), []
     for number in range(count):
         key = begun.copy()
         key.update(b"%d" % number)
-        yield key.digest()
+        found.append(key.digest())
+    return found
 
 
 def cores() -> int:
@@ -234,7 +251,7 @@ def claimed(work: Path, job: WriteJob, beside_others: bool = False) -> Iterator[
                 if path.name != "lock":
                     path.unlink()
             if beside_others:  # the others need not shuffle again
-                np.save(work / ORDER, shuffled(job.count, job.seed))
+                np.save(work / ORDER, job.order())
             aside = work / f".tmp-{os.uname().nodename}-{os.getpid()}-job"
             aside.write_text(job.digest())
             os.replace(aside, mark)
@@ -244,12 +261,12 @@ def claimed(work: Path, job: WriteJob, beside_others: bool = False) -> Iterator[
 
 
 def put_together(
-    state: Chunks, chunks: int, job: WriteJob, max_skipped: MaxSkipped | None, extra: dict[str, Any]
+    made: Made, job: WriteJob, work: Path, max_skipped: MaxSkipped | None, extra: dict[str, Any]
 ) -> tuple[Manifest, Tally]:
     """Gives the shards of all chunks their final names and writes the manifest. Raises UserError when there are none."""
-    parts, tally, files = state.made(range(chunks))
+    parts, tally, files = made
     if not parts:
-        for path in state.work.glob("[!l]*"):
+        for path in work.glob("[!l]*"):
             path.unlink()
         raise UserError(
             f"{job.name} {job.split}: none of {tally.read} samples can be used; the first: "
@@ -260,17 +277,18 @@ def put_together(
     shards = []
     for number, part in enumerate(parts):
         final = Shard(f"{job.name}-{job.split}-{number:06d}.tar", part.samples, part.bytes, part.sha256)
-        os.replace(index_path(state.work / part.name), index_path(state.work / final.name))
-        os.replace(state.work / part.name, state.work / final.name)
+        source, target = work / part.name, work / final.name
+        os.replace(index_path(source), index_path(target))
+        os.replace(source, target)
         shards.append(final)
     found = {"inputs": job.inputs, "recipe": job.digest(), "repeated_images": tally.repeated(), **extra}
     if files:
         found["files"] = files
     found["report"] = {**tally.fields(), "prints": []}
-    manifest = Manifest(state.work, job.name, job.split, tuple(shards), job.source, job.licence, found)
+    manifest = Manifest(work, job.name, job.split, tuple(shards), job.source, job.licence, found)
     write_manifest(manifest)
     keep = {FILE} | {name for shard in shards for name in (shard.name, index_path(Path(shard.name)).name)}
-    for path in state.work.iterdir():
+    for path in work.iterdir():
         if path.name not in keep:
             path.unlink()
     return manifest, tally

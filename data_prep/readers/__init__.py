@@ -7,17 +7,17 @@ entry point in the group `onediff.readers`, `name = module:READER` (docs/extendi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.splits import split_name as split_name
-from onediff.config.entry_points import load
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from data_prep.readers.batches import RowBatch
 
 BUILT_IN = (
@@ -102,7 +102,9 @@ def reader(name: str) -> Reader:
     """The reader of that name. Raises UserError with the names there are."""
     if name in BUILT_IN:
         return importlib.import_module(f"data_prep.readers.{name.replace('-', '_')}").READER
-    for point in entry_points(group=GROUP):
+    from onediff.config.entry_points import load
+
+    for point in _added():
         if point.name == name:
             found = load(point, "reader")
             if not isinstance(found, Reader):
@@ -118,4 +120,11 @@ def reader(name: str) -> Reader:
 
 def names() -> list[str]:
     """All names, those of other packages last."""
-    return [*BUILT_IN, *sorted(point.name for point in entry_points(group=GROUP) if point.name not in BUILT_IN)]
+    return [*BUILT_IN, *sorted(point.name for point in _added() if point.name not in BUILT_IN)]
+
+
+def _added() -> Iterable[EntryPoint]:
+    """Readers of other packages."""
+    from importlib.metadata import entry_points
+
+    return entry_points(group=GROUP)

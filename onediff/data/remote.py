@@ -7,7 +7,6 @@ endpoint of its own, comes from where its package looks for it (`AWS_PROFILE`, `
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
@@ -54,7 +53,7 @@ def pieces(url: str) -> Iterator[bytes]:
         with fsspec.open(url, "rb", **_options(protocol)) as file:
             while piece := file.read(PIECE):
                 yield piece
-    except (OSError, asyncio.TimeoutError):
+    except OSError:
         raise
     except ImportError as error:
         if protocol not in EXTRAS:
@@ -75,7 +74,7 @@ def retried(url: str, fetch: Callable[[], Result]) -> Result:
     for tried in range(1, TRIES + 1):
         try:
             return fetch()
-        except (OSError, asyncio.TimeoutError) as error:
+        except OSError as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
             if isinstance(error, FileNotFoundError | PermissionError) or tried == TRIES:
                 raise UserError(
