@@ -25,6 +25,7 @@ DECIDED = {
     "cpu_offload_param": "use parallel.offload_parameters",
     "cpu_offload_use_pin_memory": "memory is pinned where there is a GPU",
     "sub_group_size": "it follows from parallel.offload_optimizer",
+    "zero_hpz_partition_size": "use parallel.shard_within=node",
 }
 """Keys of DeepSpeed that other settings decide, and which."""
 
@@ -36,6 +37,26 @@ def check_heads(heads: int, tensor: int, context: int) -> None:
             f"parallel.context: {heads} attention heads cannot be shared out over {tensor * context} ranks (parallel.tensor "
             f"{tensor} × parallel.context {context})"
         )
+
+
+def ranks_within(shard_within: str, tensor: int, world: int, per_node: int) -> int:
+    """How many ranks of a node share a copy of the weights that the node keeps for itself; 0 if it keeps none.
+
+    `per_node` is the number of ranks of each node. Raises UserError when they cannot share one.
+    """
+    if shard_within != "node" or world <= per_node:
+        return 0
+    if world % per_node or per_node % tensor:
+        raise UserError(
+            f"parallel.shard_within: node needs whole nodes with whole tensor groups; {world} ranks, {per_node} to a node, "
+            f"with parallel.tensor {tensor} are not"
+        )
+    if per_node == tensor:
+        raise UserError(
+            f"parallel.shard_within: node would leave each rank of a node with whole weights: its {per_node} ranks are one "
+            f"tensor group; use shard_within=world, or a smaller parallel.tensor"
+        )
+    return per_node // tensor
 
 
 class ParallelConfig(Section):
@@ -55,6 +76,10 @@ class ParallelConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 3
     """What DeepSpeed cuts over the ranks that hold the same blocks, `context` × data-parallel size of them: 1 optimizer
     states, 2 also gradients, 3 also weights."""
+    shard_within: Literal["world", "node"] = "world"
+    """Where ZeRO-3 gathers weights from. With `node` (DeepSpeed's hpZ), each node also keeps a copy, shared out over its
+    ranks: in each step the first gather of a weight goes to all nodes, and later ones stay within the node. That costs
+    memory for the copy. Nothing changes on a single node."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Keep optimizer states, and step, in the memory of the host (ZeRO stages 1 to 3). With `nvme` they lie in files below
     `nvme_folder` and come into that memory a part at a time (ZeRO stage 3); checkpoints are then never written in the
@@ -91,11 +116,10 @@ class ParallelConfig(Section):
         return keys
 
     @model_validator(mode="after")
-    def _nodes_hold_the_same_blocks(self) -> ParallelConfig:
-        if self.tensor > 1 and int(self.deepspeed.get("zero_hpz_partition_size", 1)) > 1:
+    def _nodes_shard_weights(self) -> ParallelConfig:
+        if self.shard_within == "node" and self.zero_stage != 3:
             raise ValueError(
-                "deepspeed: zero_hpz_partition_size needs tensor 1: DeepSpeed lets neighbouring ranks share weights, and "
-                "those of a tensor group hold different blocks; leave one of the two out"
+                f"shard_within: node needs zero_stage 3; use shard_within: world at stage {self.zero_stage}"
             )
         return self
 
@@ -140,6 +164,8 @@ class PhaseParallelConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """What DeepSpeed cuts over the data-parallel ranks in this phase. A phase that trains little, or a small model, often
     runs faster at a lower stage; the weights of the next phase are the same to rounding."""
+    shard_within: Literal["world", "node"] | None = None
+    """Where ZeRO-3 gathers weights from in this phase."""
     offload_optimizer: Literal["none", "cpu", "nvme"] | None = None
     """Where this phase keeps optimizer states."""
     offload_parameters: Literal["none", "cpu"] | None = None

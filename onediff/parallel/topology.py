@@ -115,6 +115,12 @@ class Topology:
         """0 … T - 1."""
         return self.ranks.rank % self.tp_size
 
+    def same_blocks_by_node(self) -> list[list[int]]:
+        """Ranks of one node that hold the same blocks, for each node and tp_rank; nodes have whole tensor groups."""
+        per_node, size = self.ranks.local_world, self.tp_size
+        nodes = [range(first, first + per_node) for first in range(0, self.ranks.world, per_node)]
+        return [list(node[place::size]) for node in nodes for place in range(size)]
+
     @property
     def reads(self) -> bool:
         """Whether this rank reads the rows for all ranks with its dp_rank."""
@@ -168,13 +174,13 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
     if config.context > 1:
         size, tensor = config.row_ranks, config.tensor
         groups = [list(range(first, first + size)) for first in range(0, ranks.world, size)]
-        context = _own_group([group[place::tensor] for group in groups for place in range(tensor)])
-        rows = context if tensor == 1 else _own_group(groups)
+        context = own_group([group[place::tensor] for group in groups for place in range(tensor)])
+        rows = context if tensor == 1 else own_group(groups)
     sequence = config.sequence and config.tensor > 1
     return Topology(ranks, config.tensor, mpu, sequence, config.context, context, rows)
 
 
-def _own_group(groups: list[list[int]]) -> dist.ProcessGroup:
+def own_group(groups: list[list[int]]) -> dist.ProcessGroup:
     """Of process groups of these ranks, the one that this rank is in. Collective."""
     own, _ = dist.new_subgroups_by_enumeration(groups, timeout=COLLECTIVE_TIMEOUT)
     assert own is not None

@@ -55,6 +55,8 @@ class Counts:
     frozen: int
     small: int
     """those in tensors that ZeRO-3 keeps gathered"""
+    gathered_trained: int
+    """trained ones that ZeRO-3 gathers when they are used"""
     largest: int
     """the largest tensor"""
     group: int
@@ -75,6 +77,7 @@ def _counts(tape: Tape, persistent: int) -> Counts:
         trained=sum(n for n, trains in sizes if trains),
         frozen=sum(n for n, trains in sizes if not trains),
         small=sum(n for n, _ in sizes if n < persistent),
+        gathered_trained=sum(n for n, trains in sizes if trains and n >= persistent),
         largest=max(n for n, _ in sizes),
         group=max(groups.values()),
     )
@@ -133,6 +136,8 @@ def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
     share = counts.trained / data if setup.stage else counts.trained
     everything = counts.trained + counts.frozen
     weights = size * everything / data if setup.stage == 3 else size * everything
+    if setup.sharing:  # the node's copy
+        weights += size * everything / setup.sharing
     # DeepSpeed keeps a master copy in fp32 runs too, unless stage 3 has nothing to partition.
     copied = setup.stage in (1, 2) or (setup.stage == 3 and setup.copies > 1)
     master = 4 * share if setup.bf16 or copied else 0

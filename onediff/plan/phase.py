@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onediff.config.parallel import check_heads
+from onediff.config.parallel import check_heads, ranks_within
 from onediff.config.run import RunConfig
 from onediff.errors import UserError
 from onediff.plan.architecture import Sizes, sizes_of
@@ -76,6 +76,7 @@ def setup_of(config: RunConfig, name: str, gpus: int, per_node: int) -> Setup:
         tensor=parallel.tensor,
         context=parallel.context,
         stage=parallel.zero_stage,
+        sharing=ranks_within(parallel.shard_within, parallel.tensor, gpus, per_node),
         micro_batch=phase.micro_batch,
         global_batch=phase.global_batch,
         bf16=config.training.precision == "bf16",

@@ -10,6 +10,7 @@ from typing import Any
 from onediff.plan.gpus import Gpu
 from onediff.plan.memory import KINDS
 from onediff.plan.phase import PhasePlan
+from onediff.plan.setup import Setup
 
 UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 """Units for FLOPs; the first one that the largest part reaches is used."""
@@ -19,14 +20,7 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     """The plan of one phase."""
     setup, memory, traffic, time = plan.setup, plan.memory, plan.traffic, plan.duration
     yield f"phase {plan.name}"
-    groups = f"T = {setup.tensor}, " + (f"C = {setup.context}, " if setup.context > 1 else "") + f"D = {setup.data}"
-    how = f"{setup.world} × {gpu.name}, {groups}, ZeRO {setup.stage}"
-    how += f", micro-batch {setup.micro_batch} × {setup.accumulation}, {'bf16' if setup.bf16 else 'fp32'}"
-    how += f", checkpointing {setup.checkpointing}"
-    how += ", sequence parallel" if setup.sequence and setup.tensor > 1 else ""
-    for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
-        how += f", {what} on {where}" if where != "none" else ""
-    yield f"  {'as':<12}{how}"
+    yield f"  {'as':<12}{setup.world} × {gpu.name}, {_how(setup)}"
     most = max(flops.model for flops in plan.flops.values())
     scale, unit = next(((size, name) for size, name in UNITS if most >= size), UNITS[-1])
     for part, (total, trained) in plan.parameters.items():
@@ -77,6 +71,18 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     yield f"  {'checkpoint':<12}{_gb(plan.checkpoint_bytes)} GB"
 
 
+def _how(setup: Setup) -> str:
+    """The settings in a line."""
+    how = f"T = {setup.tensor}, " + (f"C = {setup.context}, " if setup.context > 1 else "") + f"D = {setup.data}"
+    how += f", ZeRO {setup.stage}, micro-batch {setup.micro_batch} × {setup.accumulation}"
+    how += f", {'bf16' if setup.bf16 else 'fp32'}, checkpointing {setup.checkpointing}"
+    how += f", a copy of the weights on each node over {setup.sharing} ranks" if setup.sharing else ""
+    how += ", sequence parallel" if setup.sequence and setup.tensor > 1 else ""
+    for what, where in (("optimizer", setup.offload_optimizer), ("weights", setup.offload_parameters)):
+        how += f", {what} on {where}" if where != "none" else ""
+    return how
+
+
 def totals(plans: list[PhasePlan]) -> str:
     """Hours and GPU-hours of all phases together."""
     known = [plan for plan in plans if plan.hours is not None]
@@ -101,6 +107,7 @@ def _settings(plans: list[PhasePlan]) -> list[str]:
     words = [
         f"parallel.tensor={setup.tensor}",
         f"parallel.zero_stage={setup.stage}",
+        f"parallel.shard_within={'node' if setup.sharing else 'world'}",
         f"parallel.offload_optimizer={setup.offload_optimizer}",
         f"parallel.offload_parameters={setup.offload_parameters}",
         *([f"parallel.context={setup.context}"] if setup.context > 1 else []),

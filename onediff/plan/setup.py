@@ -42,6 +42,8 @@ class Setup:
     """whether checkpoints are written while training continues"""
     peer_copies: bool = False
     """whether each rank's state is also kept in the memory of two nodes"""
+    sharing: int = 0
+    """number of ranks that share the copy of the weights that a node keeps (`parallel.shard_within`); 0 for no copy"""
     reduces_in_fp32: bool = False
     """whether bf16 gradients are reduced in fp32"""
     bucket: int = BUCKET

@@ -1,10 +1,11 @@
-"""Find the fastest settings that fit: T, ZeRO stage and offload for the run, micro-batch and checkpointing per phase."""
+"""Find the fastest settings that fit: T, ZeRO stage, node copies and offload, and micro-batch and checkpointing by phase."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 
+from onediff.config.parallel import ranks_within
 from onediff.config.run import RunConfig
 from onediff.config.training import Checkpointing
 from onediff.errors import UserError
@@ -74,7 +75,10 @@ def _settings(config: RunConfig, gpus: int, per_node: int) -> Iterator[Setup]:
             for stage in (0, 1, 2, 3):
                 if offload != "none" and stage == 0:
                     continue
-                yield replace(start, tensor=tensor, stage=stage, offload_optimizer=offload)
+                setup = replace(start, tensor=tensor, stage=stage, offload_optimizer=offload)
+                yield setup
+                if stage == 3 and start.world > per_node > tensor and start.world % per_node == 0:
+                    yield replace(setup, sharing=ranks_within("node", tensor, start.world, per_node))
 
 
 def _fastest(config: RunConfig, name: str, settings: Setup, gpu: Gpu, text: int) -> PhasePlan | None:

@@ -41,10 +41,14 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     size, data, times = setup.itemsize, setup.copies, setup.accumulation
     others = (data - 1) / data
     if setup.stage == 3:
-        gather = times * size * gathered(tape, setup) * others
+        gathers = times * gathered(tape, setup)
+        # Where nodes keep copies, trained weights come from all nodes once a step, and frozen ones only in the first step.
+        far = counts.gathered_trained if setup.sharing else gathers
+        near = (gathers - far) * (setup.sharing - 1) / setup.sharing if setup.sharing else 0.0
+        gather_far, gather = size * far * others, size * (far * others + near)
         reduce = times * setup.reduced_itemsize * counts.trained * others
     else:
-        gather = size * counts.trained * others if setup.stage else 0.0
+        gather = gather_far = size * counts.trained * others if setup.stage else 0.0
         each = times if setup.stage == 2 else 1
         # At stages 1 and 2 too, DeepSpeed all-reduces whole buckets, and each rank keeps its part.
         reduce = 2 * each * setup.reduced_itemsize * counts.trained * others
@@ -52,14 +56,13 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     context = times * _context_bytes(sizes, shape, setup)
     # A tensor group takes neighbouring ranks, so this many of the ranks that ZeRO partitions over share a node.
     together = max(1, min(data, setup.per_node // setup.tensor))
-    volume = gather + reduce
     spans = data > together
     return Traffic(
         gather=int(gather),
         reduce=int(reduce),
         tensor=int(tensor),
-        data_inside=int(volume if together > 1 else 0),
-        data_between=int(volume / together if spans else 0),
+        data_inside=int(gather + reduce if together > 1 else 0),
+        data_between=int((gather_far + reduce) / together if spans else 0),
         tensor_between=int(tensor if setup.tensor > setup.per_node else 0),
         context=int(context),
         context_between=int(context if setup.row_ranks > setup.per_node else 0),

@@ -34,7 +34,8 @@ class Collective(NamedTuple):
 
     op: str
     group: str
-    """`world`, `data`, `tensor`, `context`, `rows` (tensor and context), or the number of its ranks"""
+    """`world`, `data`, `node` (its part of `data`), `tensor`, `context`, `rows` (tensor and context), or the number of its
+    ranks"""
     shape: tuple[int, ...]
     """of the largest tensor that takes part"""
     dtype: str
@@ -82,4 +83,7 @@ def group_names(topology: Topology) -> dict[tuple[int, ...], str]:
     tensor = None if topology.mpu is None else topology.mpu.get_tensor_model_parallel_group()
     groups = {"rows": topology.row_group, "context": topology.context_group, "tensor": tensor}
     groups |= {"data": topology.data_group, "world": dist.group.WORLD}
-    return {tuple(dist.get_process_group_ranks(group)): name for name, group in groups.items() if group is not None}
+    node = {tuple(ranks): "node" for ranks in topology.same_blocks_by_node() if topology.ranks.rank in ranks}
+    return node | {
+        tuple(dist.get_process_group_ranks(group)): name for name, group in groups.items() if group is not None
+    }

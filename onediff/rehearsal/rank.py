@@ -21,6 +21,7 @@ from typing import Any
 from onediff.config.addresses import is_url
 from onediff.config.compose import load_run
 from onediff.config.data import DataConfig
+from onediff.config.parallel import ranks_within
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
@@ -99,8 +100,9 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
 
         engine.sharded.step = step  # type: ignore[method-assign]
         alive.peak = alive.bytes
-        learns = engine.sharded.stage == 3
-        for number in range(2 if learns and micro_batches == 1 else 1):
+        learns, ranks = engine.sharded.stage == 3, topology.ranks
+        copies = ranks_within(config.parallel.shard_within, topology.tp_size, ranks.world, ranks.local_world) > 0
+        for number in range(2 if copies or (learns and micro_batches == 1) else 1):
             begun.append(len(recorder.calls) - before)
             engine.step([batch] * micro_batches, number, 2)
         held = Held(
@@ -119,20 +121,25 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
         lanes=list(share.lanes),
         building=calls[:before],
         step=calls[before:],
-        times=_times(begun, computed[-1], len(calls) - before, share.micro_batches, learns),
+        times=_times(begun, computed[-1], len(calls) - before, share.micro_batches, learns, copies),
         held=held,
         seconds=time.perf_counter() - began,
     )
 
 
-def _times(begun: list[int], computed: int, end: int, micro_batches: int, learns: bool) -> list[list[int]]:
+def _times(
+    begun: list[int], computed: int, end: int, micro_batches: int, learns: bool, copies: bool
+) -> list[list[int]]:
     """`Played.times`, of two micro-batches at most: the collectives at which each of them and what follows began, the first
     one after the last backward pass, and how many there are.
 
     With its first micro-batch ZeRO-3 learns in which order weights are used, and gathers them more often than later, so
-    (`learns`) every later one is like the second. At other stages the last one does what those before leave to it.
+    (`learns`) every later one is like the second. If nodes keep `copies` of the weights, the first one of each later step
+    renews them. At other stages the last one does what those before leave to it.
     """
     last = begun[-2]
+    if copies and micro_batches > 1:
+        return [[begun[-3], 0], [last, 1], [computed, micro_batches - 1], [end, 1]]
     if learns:
         return [[last, 0], [computed, micro_batches], [end, 1]]
     return [[last, max(1, micro_batches - 1)], [end, 1]]

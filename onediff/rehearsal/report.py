@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from onediff.plan.phase import PhasePlan
+from onediff.plan.setup import Setup
 from onediff.rehearsal.role import Played
 from onediff.rehearsal.whole import Rehearsal
 
@@ -28,7 +29,7 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
             for group, of_group in sent(phase).items():
                 told = ", ".join(f"{count} {op} of {_gb(size)} GB" for op, (count, size) in of_group.items())
                 yield f"  {'collectives':<12}a step over {group}: {told}"
-            gathered, reduced = data_traffic(phase, setup.copies)
+            gathered, reduced = data_traffic(phase, setup)
             planned = plan.traffic
             told = f"weights {_gb(gathered)} GB, planned {_gb(planned.gather)}; "
             told += f"gradients {_gb(reduced)} GB, planned {_gb(planned.reduce)}"
@@ -53,12 +54,14 @@ def sent(phase: Played) -> dict[str, dict[str, tuple[int, int]]]:
     return dict(found)
 
 
-def data_traffic(phase: Played, ranks: int) -> tuple[float, float]:
-    """Bytes that a rank sends in a step to the `ranks` over which ZeRO shares out, by rings: weights and gradients."""
-    found = sent(phase)
+def data_traffic(phase: Played, setup: Setup) -> tuple[float, float]:
+    """Bytes of weights and of gradients that a rank sends in a step, by rings over all ranks that ZeRO shards over, or over
+    those of its node."""
+    found, ranks, sharing = sent(phase), setup.copies, setup.sharing
     calls = found["data"] if "data" in found else found["world"]
     sizes = defaultdict(float, {op: (ranks - 1) / ranks * size for op, (_, size) in calls.items()})
-    return sizes["all_gather"], sizes["reduce_scatter"] + sizes["reduce"] + 2 * sizes["all_reduce"]
+    near = found["node"]["all_gather"][1] * (sharing - 1) / sharing if sharing else 0.0
+    return sizes["all_gather"] + near, sizes["reduce_scatter"] + sizes["reduce"] + 2 * sizes["all_reduce"]
 
 
 def beyond(phase: Played, plan: PhasePlan) -> float:

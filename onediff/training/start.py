@@ -22,6 +22,7 @@ from onediff.training.checkpoint import latest_checkpoint, load_weights
 from onediff.training.checkpoint.folder import step_of
 from onediff.training.init import Start
 from onediff.training.stop import StopRequest, during_reads
+from onediff.zero import node_copy
 from onediff.zero.settings import deepspeed_config
 
 
@@ -104,6 +105,7 @@ def built(
 
     Weights that are filled later (all with `filled_later`, else those of the parts in `later`) are only allocated.
     """
+    node_copy.start(config.parallel, topology)
     stage_three = config.parallel.zero_stage == 3
     placement = Placement(
         topology,

@@ -51,8 +51,7 @@ def gathered_together(
 ) -> Any:
     """DeepSpeed's `all_gather_coalesced` of several parameters, without one view for each rank's piece.
 
-    What DeepSpeed gathers in another way (one parameter alone, quantised, by `all_reduce`, of a node's copy) is left to its
-    own `gather`.
+    What DeepSpeed gathers in another way (one parameter alone, quantised, by `all_reduce`) is left to its own `gather`.
     """
     from deepspeed.runtime.zero.partition_parameters import (
         AllGatherCoalescedHandle,
@@ -64,13 +63,16 @@ def gathered_together(
     alike = {(id(init.get_partition_dp_group(p)), p.ds_tensor.dtype, p.ds_secondary_tensor is None) for p in parameters}
     plain = not (quantize or safe_mode or init.allgather_sequential or init.use_all_reduce_for_fetch_params)
     ranks = init._partition_world_size(parameters[0]) if parameters else 1
-    if not plain or len(parameters) < 2 or len(alike) > 1 or not next(iter(alike))[2] or ranks == 1:
+    if not plain or len(parameters) < 2 or len(alike) > 1 or ranks == 1:
         return gather(parameters, safe_mode=safe_mode, quantize=quantize)
     for parameter in parameters:
         assert parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE
         parameter.ds_status = ZeroParamStatus.INFLIGHT
     group, rank = init.get_partition_dp_group(parameters[0]), init._partition_rank(parameters[0])
     size = sum(parameter.ds_tensor.ds_numel for parameter in parameters)
+    if parameters[0].ds_secondary_tensor is not None:
+        group, rank, ranks = init.zero_param_process_group, init.rank_in_group, init.num_ranks_in_param_group
+        size *= init.num_param_groups
     whole = parameters[0].ds_tensor.new_empty(size * ranks)
     handle = _dist_allgather_fn(whole.narrow(0, rank * size, size), whole, group)
     return AllGatherCoalescedHandle(handle, parameters, [whole], ranks, False)

@@ -14,6 +14,7 @@ from onediff.zero import state
 from onediff.zero.gradient_norm import keep_gradient_norm
 from onediff.zero.lean import deepspeed
 from onediff.zero.nvme import keep_gradients
+from onediff.zero.parameters import drop_node_copies
 from onediff.zero.protocol import ParameterShard
 from onediff.zero.release import release
 from onediff.zero.swapped import Swapped
@@ -44,6 +45,7 @@ class ZeroEngine:
             engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings, mpu=topology.mpu, dist_init_required=False
             )
+        drop_node_copies(engine.module.parameters())  # of weights that may still come from a checkpoint
         keep_gradient_norm(engine)
         if swaps:
             keep_gradients(engine.optimizer)

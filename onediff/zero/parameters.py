@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,4 +37,18 @@ def shard(parameter: nn.Parameter, settings: dict[str, Any], data_group: dist.Pr
 
     holder = nn.Module()
     holder.parameter = parameter
-    deepspeed.zero.Init(module=holder, config_dict_or_path=settings, data_parallel_group=data_group, mpu=mpu)
+    deepspeed.zero.Init(
+        module=holder,
+        config_dict_or_path=settings,
+        data_parallel_group=data_group,
+        mpu=mpu,
+        zero_param_parallel_group=deepspeed.utils.groups._get_zero_param_intra_parallel_group(),
+    )
+    drop_node_copies([parameter])  # the weights are filled in later
+
+
+def drop_node_copies(parameters: Iterable[Any]) -> None:
+    """Call when weights were written into the ranks' own ranges: the copies of `node_copy` are out of date."""
+    for parameter in parameters:
+        if hasattr(parameter, "ds_secondary_tensor"):
+            parameter.ds_secondary_tensor = None

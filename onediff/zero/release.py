@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from onediff.zero import node_copy
+
 
 def release(engine: Any) -> None:
     """Clears the references to a DeepSpeed engine: once its owner drops it, a garbage collection frees everything.
@@ -19,6 +21,7 @@ def release(engine: Any) -> None:
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
     engine.destroy()
+    node_copy.end()
     modules = parameter_offload.FWD_MODULE_STACK
     modules[:] = [module for module in modules if module is not engine.module]
     cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release

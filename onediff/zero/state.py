@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from onediff.parallel.block import Block, BlockRange, block_of
-from onediff.zero.parameters import own_range
+from onediff.zero.parameters import drop_node_copies, own_range
 from onediff.zero.protocol import ParameterShard
 from onediff.zero.swapped import is_swapped
 
@@ -155,6 +155,7 @@ def publish_weights(engine: Any) -> None:
             for parameter, copy in _fp32_copies(engine).items():
                 parameter.copy_(copy)
         elif stage == 3:
+            drop_node_copies(engine.module.parameters())
             if zero.persistent_parameters:
                 # Small parameters are kept whole on every rank: drop those copies, then gather them again.
                 zero.persistent_parameters[0].partition(zero.persistent_parameters)

@@ -18,6 +18,7 @@ from onediff.config.compose import load_run
 from onediff.errors import UserError
 from onediff.plan.gpus import gpu_named
 from onediff.plan.phase import plan_phase, setup_of
+from onediff.plan.setup import Setup
 from onediff.rehearsal.compare import disagreement
 from onediff.rehearsal.report import data_traffic
 from onediff.rehearsal.role import Played, Role
@@ -32,9 +33,9 @@ def small(tmp_path, **more):
     return [*words, "parallel.zero_stage=1", "phases.two.parallel.zero_stage=3", "data.max_tokens=96"]
 
 
-def rehearsed(tmp_path, rank, world, words, config=DEMO) -> list[Played]:
+def rehearsed(tmp_path, rank, world, words, config=DEMO, per_node=None) -> list[Played]:
     out = tmp_path / "rehearsed.json"
-    role = Role(config, words, rank, world, world, False, str(out))
+    role = Role(config, words, rank, world, per_node or world, False, str(out))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     script = HOUSE / "onediff" / "rehearsal" / "rank.py"
     process = forked.start([str(script), json.dumps(asdict(role))], environment, tmp_path / "log", tmp_path / "log")
@@ -130,21 +131,21 @@ NARROW = [
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stages", [(3, 3), (1, 2)])
+@pytest.mark.parametrize(("stages", "within"), [((3, 3), "world"), ((3, 3), "node"), ((1, 2), "world")])
 @pytest.mark.parametrize("name", ["onediff_7b", "onediff_70b"])
-def test_a_narrow_model_sends_what_is_planned(tmp_path, name, stages):
+def test_a_narrow_model_sends_what_is_planned(tmp_path, name, stages, within):
     """Weights and gradients of a step, within a twentieth; frozen and trained language models, both checkpointed."""
     words = [*NARROW, "training.activation_checkpointing=full", "parallel.sequence=false"]
-    words += [
-        f"phases.{phase}.parallel.zero_stage={stage}" for phase, stage in zip(("one", "two"), stages, strict=True)
-    ]
+    words += ["parallel.tensor=2"] * (within == "node")
+    for phase, stage in zip(("one", "two"), stages, strict=True):
+        words += [f"phases.{phase}.parallel.zero_stage={stage}", f"phases.{phase}.parallel.shard_within={within}"]
     file = str(HOUSE / "configs" / f"{name}.yaml")
     config = load_run(file, words)
-    for played in rehearsed(tmp_path, 9, 16, words, file):
+    for played in rehearsed(tmp_path, 9, 16, words, file, per_node=8):
         assert played.fault is None
         setup = setup_of(config, played.name, 16, 8)
         planned = plan_phase(config, played.name, setup, gpu_named("h100-80g")).traffic
-        weights, gradients = data_traffic(played, setup.copies)
+        weights, gradients = data_traffic(played, setup)
         assert weights == pytest.approx(planned.gather, rel=0.05)
         assert gradients == pytest.approx(planned.reduce, rel=0.05)
 
@@ -160,7 +161,7 @@ def test_a_large_run_is_rehearsed_whole(tmp_path, name, world):
     for plan, phase in zip(made["phases"], made["rehearsal"]["phases"], strict=True):
         held = phase["held"]
         assert plan["memory"]["gpu"] == pytest.approx(held["peak"], rel=0.1)
-        weights, gradients = data_traffic(Played.of(phase), world // (8 if world == 512 else 1))
+        weights, gradients = data_traffic(Played.of(phase), Setup(**plan["setup"]))
         assert weights == pytest.approx(plan["traffic"]["gather"], rel=0.05)
         assert gradients == pytest.approx(plan["traffic"]["reduce"], rel=0.05)
         assert plan["memory"]["weights"] == pytest.approx(held["weights"], rel=0.01)

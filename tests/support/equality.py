@@ -44,10 +44,18 @@ def overrides(data: Path) -> list[str]:
     return [f"data.sets.{name}={data / name}" for name in ("pairs", "singles")] + ["data.workers=0"]
 
 
-def run(config: Path, runs: Path, world: int, words: list[str], stages: list[int], **job: object) -> None:
+def run(
+    config: Path,
+    runs: Path,
+    world: int,
+    words: list[str],
+    stages: list[int],
+    per_node: int | None = None,
+    **job: object,
+) -> None:
     """The run on `world` ranks, at each ZeRO stage one after the other, in `runs/<stage>`."""
     job = {"stages": stages, "overrides": words, **job}
-    run_ranks(WORKER, [str(config), str(runs), json.dumps(job)], world, timeout=3000)
+    run_ranks(WORKER, [str(config), str(runs), json.dumps(job)], world, timeout=3000, per_node=per_node)
 
 
 def difference(found: Path, wanted: Path, phase: str, steps: int) -> dict[str, float]:

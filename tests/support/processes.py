@@ -18,16 +18,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(script: Path, arguments: Sequence[str], world: int, logs: Path) -> list[forked.Forked]:
-    """Starts `world` processes of a Python script with the environment of a launcher; each writes `logs/rank-N.log`."""
+def start_ranks(
+    script: Path, arguments: Sequence[str], world: int, logs: Path, per_node: int | None = None
+) -> list[forked.Forked]:
+    """Starts `world` processes of a Python script with the environment of a launcher; each writes `logs/rank-N.log`.
+
+    They take themselves for ranks of nodes with `per_node` ranks each, by default of one node.
+    """
+    per_node = per_node or world
     port = str(free_port())
     processes = []
     for rank in range(world):
         environment = os.environ | {
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
+            "LOCAL_RANK": str(rank % per_node),
             "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(per_node),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": "1",
@@ -49,11 +55,13 @@ def end(processes: Sequence[forked.Forked]) -> None:
         process.wait()
 
 
-def run_ranks(script: Path, arguments: Sequence[str], world: int, timeout: float = 300) -> None:
+def run_ranks(
+    script: Path, arguments: Sequence[str], world: int, timeout: float = 300, per_node: int | None = None
+) -> None:
     """Runs `world` ranks to their end; fails with the log of the first rank that failed."""
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
-        processes = start_ranks(script, arguments, world, logs)
+        processes = start_ranks(script, arguments, world, logs, per_node)
         try:
             for process in processes:
                 process.wait(timeout)

@@ -32,6 +32,7 @@ def test_keys_of_deepspeed_and_reduction_in_fp32_reach_it():
     [
         ("{stage: 2}", "deepspeed: stage is not set here; use parallel.zero_stage"),
         ("{offload_param: {device: cpu}}", "deepspeed: offload_param is not set here; use parallel.offload_parameters"),
+        ("{zero_hpz_partition_size: 8}", "zero_hpz_partition_size is not set here; use parallel.shard_within=node"),
         ("{reduce_buket_size: 5}", r"parallel.deepspeed: .* no 'reduce_buket_size'.*reduce_bucket_size"),
         ("{reduce_bucket_size: many}", "parallel.deepspeed: reduce_bucket_size: "),
     ],
@@ -40,9 +41,3 @@ def test_other_keys_and_values_are_refused_in_a_line(keys, says):
     with pytest.raises(UserError, match=says) as refused:
         told(deepspeed=keys)
     assert "\n" not in str(refused.value)
-
-
-def test_neighbours_that_hold_different_blocks_share_no_weights():
-    with pytest.raises(UserError, match="zero_hpz_partition_size needs tensor 1"):
-        told(deepspeed="{zero_hpz_partition_size: 2}", tensor=2)
-    assert told(deepspeed="{zero_hpz_partition_size: 2}")["zero_optimization"]["zero_hpz_partition_size"] == 2
