@@ -54,7 +54,7 @@ def in_two(alone, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compare(found: Path, wanted: Path, phases: tuple[str, ...] = PHASES) -> None:
     for phase in phases:
-        equality.difference(found, wanted, phase, STEPS)
+        print(phase, equality.difference(found, wanted, phase, STEPS))
         measured, known = (metrics(run, phase, "validation/loss") for run in (found, wanted))
         assert measured == pytest.approx(known, abs=1e-5) and len(known) == 2
         for name in ("targets", "tokens", "samples"):
@@ -73,6 +73,26 @@ def test_so_do_more_ranks_and_tensor_groups_at_every_stage(tensor, context, rank
     equality.run(config, tmp_path, ranks, [*words, *here], [0, 1, 2, 3])
     for stage in range(4):
         compare(tmp_path / str(stage), wanted)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [1, 3])
+def test_so_do_two_ranks_whose_optimizer_is_on_the_host(stage, alone, tmp_path):
+    config, wanted, words = alone
+    equality.run(config, tmp_path, 2, [*words, "parallel.context=2", "parallel.offload_optimizer=cpu"], [stage])
+    compare(tmp_path / str(stage), wanted)
+
+
+@pytest.mark.long
+def test_so_do_adapters_with_their_optimizer_on_the_host_or_not(alone, tmp_path):
+    """At a learning rate that makes the adapters count."""
+    config, _, words = alone
+    words = [*words, "phases.two.lora={rank: 4, alpha: 8}", "phases.two.lr_of={language: 1.0e-3}"]
+    equality.run(config, tmp_path / "alone", 1, words, [0])
+    for offload in ("none", "cpu"):
+        here = ["parallel.context=2", f"parallel.offload_optimizer={offload}"]
+        equality.run(config, tmp_path / offload, 2, [*words, *here], [3])
+        compare(tmp_path / offload / "3", tmp_path / "alone" / "0")
 
 
 def test_a_run_goes_on_without_sharing_the_tokens(in_two, alone, tmp_path):
