@@ -228,11 +228,12 @@ def _folder_and_stem(paths: pa.Array) -> tuple[pa.Array | None, pa.Array] | None
     """The folders of paths, None if none has one, and their names without suffix. None if only some have one."""
     import pyarrow.compute as pc
 
-    halves = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
-    names, folder = halves.flatten(), None
+    # Cells of the flat list are taken, since `list_element` costs ten times as much.
+    firsts = np.arange(0, 2 * len(paths), 2, dtype=np.int32)
+    names, folder = pc.split_pattern(paths, "/", max_splits=1, reverse=True).flatten(), None
     if len(names) == 2 * len(paths):
-        folder, names = pc.list_element(halves, 0), pc.list_element(halves, 1)
+        folder, names = names.take(firsts), names.take(firsts + 1)
     elif len(names) > len(paths):
         return None
-    named = pc.split_pattern(names, ".", max_splits=1, reverse=True)
-    return (folder, pc.list_element(named, 0)) if len(named.flatten()) == 2 * len(paths) else None
+    named = pc.split_pattern(names, ".", max_splits=1, reverse=True).flatten()
+    return (folder, named.take(firsts)) if len(named) == 2 * len(paths) else None

@@ -23,7 +23,7 @@ from data_prep.readers import Inputs, Reader, Row
 from data_prep.readers.batches import RowBatch
 from data_prep.splits import check_split
 from data_prep.spool import Spool, Spooled, SpoolWriter, meaning_fields
-from data_prep.text_columns import codes, ends_and_bytes
+from data_prep.text_columns import are_different, codes, ends_and_bytes
 from onediff.errors import UserError
 from onediff.progress import progress
 
@@ -239,11 +239,10 @@ class _Numbered:
 
     def give_ids(self) -> None:
         """Makes the ids of pairs unique within a split. Raises UserError if the table's own ids are not."""
+        if self.are_unique:
+            return
         has_id = self.flags("has_id")
         counts = ~has_id | (self.complete & ~self.flags("has_turns"))
-        self.id = codes(_one(self.facts["id"])) * len(self.names) + self.split
-        if self.are_unique():
-            return
         rows = np.flatnonzero(counts)
         pair_of = np.zeros(self.id.max(initial=-1) + 1, dtype=np.int64)
         pair_of[self.id[rows]] = self.images[rows]
@@ -265,14 +264,20 @@ class _Numbered:
                 given[number] = id
             self.id = codes(pa.array(given, pa.string())) * len(self.names) + self.split
 
+    @cached_property
+    def id(self) -> Numbers:
+        """A number for the split and id of each row."""
+        return codes(_one(self.facts["id"])) * len(self.names) + self.split
+
+    @cached_property
     def are_unique(self) -> bool:
-        """Whether no two rows of a split have the same id."""
-        return int(np.bincount(self.id).max(initial=0)) < 2
+        """Whether no two rows of a split have the same id in the facts."""
+        return are_different(_one(self.facts["id"])) or int(np.bincount(self.id).max(initial=0)) < 2
 
     def samples(self) -> tuple[Numbers, list[tuple[int, int]]]:
         """The rows that become samples, and `(sample's row, row)` for each row merged into an earlier one."""
-        if self.are_unique():
-            return np.arange(len(self.id)), []
+        if self.are_unique:
+            return np.arange(len(self.facts)), []
         images = np.unique(self.images, return_inverse=True)[1]
         _, place, inverse = np.unique(self.id * (len(images) + 1) + images, return_index=True, return_inverse=True)
         first = place[inverse]

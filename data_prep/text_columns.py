@@ -82,6 +82,12 @@ def codes(column: pa.Array) -> Numbers:
     return found
 
 
+def are_different(column: pa.Array) -> bool:
+    """Whether no two cells of a column without nulls are equal; very rarely False even so."""
+    hashes = np.sort(_hashes(column))
+    return not bool((hashes[1:] == hashes[:-1]).any())
+
+
 def _hashes(texts: pa.Array) -> NDArray[np.uint64]:
     """A hash of each cell."""
     found = np.empty(len(texts), dtype=np.uint64)
@@ -92,13 +98,21 @@ def _hashes(texts: pa.Array) -> NDArray[np.uint64]:
 
 def _hashed(ends: NDArray[np.int32], data: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Hashes made of eight bytes at a time."""
-    padded = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
-    words = np.ndarray((len(data) + 1,), "<u8", padded.data, strides=(1,))
-    left = np.diff(ends).astype(np.int64)
+    words, left = _words(data), np.diff(ends).astype(np.int64)
     hashes = left.astype(np.uint64)
     for at in range(0, int(left.max()), 8):
         longer = np.flatnonzero(left > at)
-        unused = np.maximum(8 - (left[longer] - at), 0).astype(np.uint64) * np.uint64(8)
-        mixed = (hashes[longer] ^ (words[ends[longer] + at] << unused)) * MULTIPLIER
+        mixed = (hashes[longer] ^ _cut(words[ends[longer] + at], left[longer] - at)) * MULTIPLIER
         hashes[longer] = mixed ^ (mixed >> np.uint64(32))
     return hashes
+
+
+def _words(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """The eight bytes from each place on; zeros follow the last."""
+    padded = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
+    return np.ndarray((len(data) + 1,), "<u8", padded.data, strides=(1,))
+
+
+def _cut(words: NDArray[np.uint64], left: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Words of which only the first `left` bytes count."""
+    return words << (np.maximum(8 - left, 0).astype(np.uint64) * np.uint64(8))
