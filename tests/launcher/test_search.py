@@ -75,7 +75,7 @@ def test_an_interrupted_search_goes_on_with_the_runs_that_were_going(tmp_path):
     assert [trial.number for trial in again.trials] == [0, 1, 2, 3, 4]
     assert all(trial.state.is_finished() for trial in again.trials)
     other = Goal("CIDEr", "two", "higher")
-    with pytest.raises(UserError, match=r"began for a lower validation/loss, not a higher CIDEr"):
+    with pytest.raises(UserError, match=r"was started for a lower validation/loss, not a higher CIDEr"):
         open_study(tmp_path / "search", other, seed=0, pruning=False)
 
 

@@ -80,7 +80,7 @@ def test_it_is_nearly_as_fast_as_could_be(config):
     seconds, least = (
         sum(plan.rows.steps * plan.duration.expected for plan in found) for found in (planned(config, 64), best)
     )
-    assert seconds < 1.05 * least
+    assert seconds < 1.1 * least
 
 
 def pair_batch() -> Batch:

@@ -19,6 +19,7 @@ from onediff.parallel.topology import Topology
 from onediff.ranks import Ranks
 from onediff.training.checkpoint import load_weights, read_weights
 from onediff.training.checkpoint.consolidate import consolidate
+from onediff.training.checkpoint.files import Files
 from onediff.training.checkpoint.manifest import CheckpointManifest, StoredParameter
 from onediff.training.checkpoint.weights import must_keep_adapters
 from onediff.training.optimizer import freeze, parameter_groups, trainable
@@ -53,7 +54,8 @@ def checkpoint_of(model: torch.nn.Module, folder: Path, lora: LoraConfig | None)
         )
     written = write_safetensors(path / file, entries, {"identity": "x", "step": "1"})
     extra = {"lora": None if lora is None else lora.model_dump(mode="json")}
-    CheckpointManifest("x", 1, 1, 1, 3, extra, [], parameters, files={file: written._asdict()}).write(path)
+    files = Files.of_json({file: written._asdict()})
+    CheckpointManifest("x", 1, 1, 1, 3, extra, [], parameters, files=files).write(path)
     return path
 
 

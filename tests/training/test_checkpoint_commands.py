@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from onediff.cli import main
 from onediff.parallel.safetensors_writer import Entry, write_safetensors
+from onediff.training.checkpoint.files import Files
 from onediff.training.checkpoint.manifest import CheckpointManifest, StoredParameter
 
 
@@ -26,7 +27,9 @@ def written(folder: Path, step: int) -> torch.Tensor:
         files[name] = write_safetensors(path / name, [entry], {"identity": str(step), "step": str(step)})._asdict()
         pieces.append((name, 2 * rank, 2, 0, 6))
     parameter = StoredParameter((3, 4), "float32", 1, ["weight"], None, pieces)
-    CheckpointManifest(str(step), step, 2, 2, 3, {}, [], {"language.w": parameter}, files=files).write(path)
+    CheckpointManifest(str(step), step, 2, 2, 3, {}, [], {"language.w": parameter}, files=Files.of_json(files)).write(
+        path
+    )
     return full
 
 
