@@ -1,7 +1,7 @@
 """Decides, before any image is opened, which rows become which samples of which split.
 
 All rows are read once, in this process, and then kept on disk (`data_prep.spool`). A row of a table costs about
-5 µs and 600 bytes of memory, a row of another reader about 30 µs; no image is looked at. Tasks that share the work share the
+2 µs and 300 bytes of memory, a row of another reader about 30 µs; no image is looked at. Tasks that share the work share the
 plan: the first makes it, and the others map it into memory and read their own rows.
 """
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from raw_data import numbered_images, table
 from streams import stream, write_set
 
+from onediff.cli import main
 from onediff.data.manifest import build_manifest, write_manifest
 from onediff.data.position import Position, order_of
 from onediff.errors import UserError
@@ -84,6 +86,22 @@ def test_shards_written_again_in_another_order_are_other_shards_though_all_count
     Position.from_json(before, order_of(stream(with_checksums("0"), 4), 4, 8))
     with pytest.raises(UserError, match="what is in the shards of data set 'texts' changed"):
         Position.from_json(before, order_of(stream(with_checksums("1"), 4), 4, 8))
+
+
+def test_a_set_converted_again_with_another_seed_is_refused_and_with_the_same_goes_on(tmp_path, capsys):
+    """As a user does it: `--overwrite` leaves shards of the same names and counts, with the samples in another order."""
+    images = numbered_images(tmp_path / "images")
+    rows = table(images / "t.csv", [{"image": f"{n}.png", "caption": f"image {n}"} for n in range(6)])
+    command = ["data", "convert", "generic", "--table", str(rows), "--out", str(tmp_path / "mine")]
+    command += ["--processes", "1", "--overwrite", "--seed"]
+    mine = {tmp_path / "mine" / "train": 1.0}
+    assert main([*command, "1"]) == 0
+    before = stored(mine)
+    assert main([*command, "1"]) == 0
+    Position.from_json(before, order_of(stream(mine, 4), 4, 8))
+    assert main([*command, "2"]) == 0
+    with pytest.raises(UserError, match="cannot resume in the data: what is in the shards of data set 'mine' changed"):
+        Position.from_json(before, order_of(stream(mine, 4), 4, 8))
 
 
 def test_a_position_from_before_checksums_were_kept_goes_on(folders):
