@@ -8,8 +8,11 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+DEVICE = torch.ops.prim.device.default
 
 
 class Alive(TorchDispatchMode):
@@ -24,6 +27,8 @@ class Alive(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if function is DEVICE and isinstance(args[0], FakeTensor) and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device  # more than half of all calls ask for it
         made = function(*args, **(kwargs or {}))
         if makes_memory(function):
             for tensor in (made,) if isinstance(made, torch.Tensor) else tree_leaves(made):
