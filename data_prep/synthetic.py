@@ -42,6 +42,26 @@ class Maker(ABC):
         """The seed of this split, 64 bits."""
         return int.from_bytes(hashlib.blake2b(f"{self.seed}/{self.split}".encode(), digest_size=8).digest(), "big")
 
+    def pair(self, index: int, source: str, prefix: str, made: Any) -> Sample:
+        """The sample of a pair: `made` has its `before`, `after`, `captions` and `meta`."""
+        images = {"before": self.encoded(made.before), "after": self.encoded(made.after)}
+        return self._sample(index, source, prefix, "difference", images, made)
+
+    def single(self, index: int, source: str, prefix: str, made: Any) -> Sample:
+        """The sample of one image: `made` has its `image`, `captions` and `meta`."""
+        return self._sample(index, source, prefix, "caption", {"image": self.encoded(made.image)}, made)
+
+    def _sample(self, index: int, source: str, prefix: str, task: str, images: dict[str, bytes], made: Any) -> Sample:
+        return Sample(
+            id=f"{prefix}-{self.split}-{index:08d}",
+            source=source,
+            task=task,
+            split=self.split,
+            captions=tuple(made.captions),
+            meta=made.meta,
+            images=images,
+        )
+
     def encoded(self, pixels: NDArray[np.uint8]) -> bytes:
         """`pixels` [height, width, 3] as a file."""
         packed = io.BytesIO()

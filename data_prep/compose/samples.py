@@ -19,16 +19,8 @@ class ComposedPairs(Maker):
     library: Library
 
     def __call__(self, index: int) -> Sample:
-        pair = compose_pair(self.config, self.library, self.series, index)
-        return Sample(
-            id=f"composed-{self.split}-{index:08d}",
-            source="composed",
-            task="difference",
-            split=self.split,
-            captions=tuple(pair.captions),
-            meta=pair.meta,
-            images={"before": self.encoded(pair.before), "after": self.encoded(pair.after)},
-        )
+        made = compose_pair(self.config, self.library, self.series, index)
+        return self.pair(index, "composed", "composed", made)
 
 
 @dataclass(frozen=True)
@@ -39,13 +31,5 @@ class ComposedSingles(Maker):
     library: Library
 
     def __call__(self, index: int) -> Sample:
-        single = compose_single(self.config, self.library, self.series, index)
-        return Sample(
-            id=f"composed-single-{self.split}-{index:08d}",
-            source="composed",
-            task="caption",
-            split=self.split,
-            captions=tuple(single.captions),
-            meta=single.meta,
-            images={"image": self.encoded(single.image)},
-        )
+        made = compose_single(self.config, self.library, self.series, index)
+        return self.single(index, "composed", "composed-single", made)

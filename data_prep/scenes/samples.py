@@ -17,16 +17,8 @@ class PairMaker(Maker):
     config: ScenesConfig
 
     def __call__(self, index: int) -> Sample:
-        pair = render_pair(self.config, self.series, index)
-        return Sample(
-            id=f"pair-{self.split}-{index:08d}",
-            source="scenes",
-            task="difference",
-            split=self.split,
-            captions=tuple(pair.captions),
-            meta=pair.meta,
-            images={"before": self.encoded(pair.before), "after": self.encoded(pair.after)},
-        )
+        made = render_pair(self.config, self.series, index)
+        return self.pair(index, "scenes", "pair", made)
 
 
 @dataclass(frozen=True)
@@ -36,13 +28,5 @@ class Singles(Maker):
     config: ScenesConfig
 
     def __call__(self, index: int) -> Sample:
-        single = render_single(self.config, self.series, index)
-        return Sample(
-            id=f"single-{self.split}-{index:08d}",
-            source="scenes",
-            task="caption",
-            split=self.split,
-            captions=tuple(single.captions),
-            meta=single.meta,
-            images={"image": self.encoded(single.image)},
-        )
+        made = render_single(self.config, self.series, index)
+        return self.single(index, "scenes", "single", made)
