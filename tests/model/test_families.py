@@ -131,9 +131,9 @@ def test_the_documentation_lists_what_is_covered():
     table = DOCS.read_text().split("## Which language models", 1)[1].split("\n## ")[0]
     found = {
         what: frozenset(re.findall(r"`(\w+)`", line))
-        for what, line in re.findall(r"^\| (packed|one a row|C > 1|T > 1|routers) \| (.*) \|$", table, re.MULTILINE)
+        for what, line in re.findall(r"^\| (packed|one per row|C > 1|T > 1|routers) \| (.*) \|$", table, re.MULTILINE)
     }
-    assert found == {"packed": PACKED, "one a row": ONE_A_ROW, "C > 1": SHARED, "T > 1": CUT, "routers": ROUTED}
+    assert found == {"packed": PACKED, "one per row": ONE_A_ROW, "C > 1": SHARED, "T > 1": CUT, "routers": ROUTED}
     assert CUT < COVERED and ROUTED < COVERED and SHARED < COVERED and not PACKED & ONE_A_ROW
     assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() >= COVERED
     assert all(kind in AutoModelForCausalLM._model_mapping._model_mapping for kind in COVERED)
