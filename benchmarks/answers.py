@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from machine import machine
 
 LAUNCH = ["-m", "onediff", "launch"]
 COMMANDS = {
@@ -52,7 +52,7 @@ def main() -> None:
             "seconds": {name: round(median, 4) for name, median in medians.items()},
             "ratio": {name: round(median / bare, 2) for name, median in medians.items()},
             "rounds": args.rounds,
-            "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+            "machine": machine(),
         }
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -23,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma")
 STAGES = (1, 3)
@@ -254,8 +255,8 @@ def main() -> None:
                 case[f"{key}_off"] = max(abs(a - b) / b for a, b in zip(case[key], reference[key], strict=True))
         print({key: value for key, value in case.items() if key not in ("losses", "norms")})
     if args.json:
-        where = {"machine": platform.processor() or platform.machine(), "load": os.getloadavg()[0]}
-        args.json.write_text(json.dumps({**where, "alone": one, "cases": cases}, indent=1) + "\n")
+        about = machine("torch", "deepspeed", "transformers")
+        args.json.write_text(json.dumps({"machine": about, "alone": one, "cases": cases}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import sys
 from collections import Counter
@@ -101,10 +100,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the counts here")
     options = parser.parse_args()
+    from machine import machine
+
     report = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": machine("torch", "transformers"),
         "phases": [counted("one"), counted("two")],
     }
     for phase in report["phases"]:

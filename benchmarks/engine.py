@@ -15,12 +15,13 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -134,9 +135,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     initialize_distributed()
     found: dict[str, Any] = {
-        "machine": platform.platform(),
-        "processors": os.cpu_count(),
-        "torch": torch.__version__,
+        "machine": machine("torch", "deepspeed"),
         "rows": args.rows,
         "threads": args.threads,
         "steps": args.steps,

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from machine import machine
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -138,12 +136,6 @@ def measured(name: str, model: Any, batches: list[Tensor], end: int, args: argpa
     }
 
 
-def processor() -> str:
-    """Its name, as Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a saved model instead of random weights; needs --data")
@@ -166,15 +158,8 @@ def main() -> None:
             ending(model, batches[0], args.new_tokens, args.mean_tokens)
             results.append(measured(name, model, batches, END, args))
     if args.json:
-        machine = {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        about = machine("torch", "transformers") | {"threads": torch.get_num_threads()}
+        args.json.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

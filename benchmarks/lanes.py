@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import shutil
 import tempfile
 import time
@@ -22,6 +20,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 
 from onediff.data.lanes import Lanes
 from onediff.data.manifest import build_manifest, write_manifest
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--read", action="store_true", help="read samples of many lanes instead")
     args = parser.parse_args()
     if args.read:
-        found: dict[str, object] = {**reading(), "machine": machine()}
+        found: dict[str, object] = {**reading(), "machine": machine("numpy")}
         told(found, args.json)
         return
     shards = uneven(int(args.samples), int(args.shards))
@@ -75,7 +74,7 @@ def main() -> None:
         "peak_MB": round(peak / 1e6, 2),
         "ranks_differ_by_samples": max(totals) - min(totals),
         "sum_over_ranks": sum(totals),
-        "machine": machine(),
+        "machine": machine("numpy"),
     }
     told(found, args.json)
     assert sum(totals) == lanes.samples
@@ -129,18 +128,6 @@ def told(found: dict[str, object], file: Path | None) -> None:
         print(f"{name:<34} {value:,}" if isinstance(value, int) else f"{name:<34} {value}")
     if file:
         file.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def machine() -> str:
-    """Processor and versions."""
-    return f"{cpu()}, Python {platform.python_version()}, numpy {np.__version__}"
-
-
-def cpu() -> str:
-    """The processor's name and the number of its cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def uneven(samples: int, shards: int) -> np.ndarray:

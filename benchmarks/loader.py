@@ -1,14 +1,16 @@
 """How fast training data comes: this stream beside what others read with, and beside decoding alone.
 
-    python benchmarks/loader.py [--pairs 200] [--turns 3] [--peers PYTHON] [--parts ways pixels resume] [--json FILE]
+    python benchmarks/loader.py --peers PYTHON --json benchmarks/results/loader.json     # every way, on quiet cores
+    python benchmarks/loader.py [--pairs 200] [--turns 3] [--ways WAY …] [--parts ways pixels resume]
 
 All ways read the same pairs of photographs (JPEG, 768 × 576) in one process without workers and give batches of 8 pairs at
 336 × 336 with their captions. The peers are in `loader_peers.py`: they read as people use them, with Pillow and the Hugging
 Face CLIP processor, and again, as `…_fast`, with the decoder and scaling of this project. `limit` decodes and scales images
 that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
 the median over the turns of a ratio within one turn. Rates are pairs per second of processor time, which other work on the
-machine falsifies less than the wall clock. `--peers` names a Python that has the peers
-installed (`pip install 'onediff[bench]'`); those that it lacks are left out.
+machine falsifies less than the wall clock. `--peers` names a Python that has the peers installed, in an environment of
+their own (`pip install` what `setup.py` lists as `bench`, and this project's versions of Pillow, simplejpeg and
+transformers); those that it lacks are left out.
 
 Then the pixels of each way to decode, against the processor's, and the time to the first batch after resuming in 100,000
 samples, with webdataset skipping beside it: each time in a process of its own that has imported everything, opens the set
@@ -24,7 +26,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -37,13 +38,18 @@ from typing import Any
 
 import loader_peers
 import numpy as np
-from loader_peers import BATCH, PACKAGES, SIZE, prepare, present
+from loader_formats import prepare
+from loader_peers import BATCH, PACKAGES, SIZE, present
+from machine import machine
 from PIL import Image, ImageDraw
 
 OURS = ("limit", "limit_exact", "onediff", "onediff_exact")
 PARTS = ("ways", "pixels", "resume")
 FRESH = 15
 """Processes that measure each place of resuming."""
+PIXELS = ("torch", "pillow", "simplejpeg", "transformers", "opencv-python-headless", "numpy")
+PEERS = ("webdataset", "torchvision", "megatron-energon", "mosaicml-streaming", "spdl", "litdata", "grain")
+"""Distributions whose versions are kept with the figures."""
 
 
 def main() -> None:
@@ -52,6 +58,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--samples", type=int, default=100_000, help="samples of the set that is resumed in")
     parser.add_argument("--peers", type=Path, metavar="PYTHON")
+    parser.add_argument("--ways", nargs="+", metavar="WAY", choices=(*OURS, *PACKAGES), default=(*OURS, *PACKAGES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "DIR"), help=argparse.SUPPRESS)
@@ -60,18 +67,18 @@ def main() -> None:
         print(json.dumps(measured(args.one[0], Path(args.one[1]))))
         return
     found: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    found["machine"] = machine(args.peers) | {"load": round(os.getloadavg()[0], 1)}
+    found["machine"] = machine(*PIXELS) | {"peers": versions(args.peers or Path(sys.executable))}
     with tempfile.TemporaryDirectory() as scratch:
         if "ways" in args.parts:
             folder = Path(scratch) / "pairs" / "train"
             write_pairs(folder, args.pairs)
             python = args.peers or Path(sys.executable)
-            peers = [way for way in PACKAGES if present(way, python)]
-            if missing := set(PACKAGES) - set(peers):
+            peers = [way for way in args.ways if way in PACKAGES and present(way, python)]
+            ways = [*OURS, *peers]
+            if missing := set(args.ways) - set(ways):
                 print(f"not installed in {python}: {', '.join(sorted(missing))}")
             for package in sorted({way.removesuffix("_fast") for way in peers}):
                 prepare(package, folder, python)
-            ways = [*OURS, *peers]
             found |= {"pairs": args.pairs, "turns": args.turns}
             found["ways"] = rates(ways, folder, args.turns, python)
         if "pixels" in args.parts:
@@ -366,27 +373,18 @@ def first_batch(folder: Path, processor: Any, position: int) -> tuple[float, flo
     return times
 
 
-def machine(peers: Path | None) -> dict[str, str]:
-    from importlib.metadata import version
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    found = {
-        "cpu": f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-    }
-    packages = ("torch", "pillow", "simplejpeg", "transformers", "opencv-python-headless", "numpy")
-    found |= {name: version(name) for name in packages}
-    code = """
+def versions(python: Path) -> dict[str, str]:
+    """Of the packages with which `python` reads as the peers do, whether they are this interpreter's or not."""
+    code = f"""
 from importlib.metadata import PackageNotFoundError, version
-for name in ("webdataset", "megatron-energon", "mosaicml-streaming", "spdl", "litdata", "grain"):
+for name in {(*PIXELS, *PEERS)}:
     try:
         print(name, version(name))
     except PackageNotFoundError:
         pass
 """
-    told = subprocess.run([str(peers or sys.executable), "-c", code], capture_output=True, text=True, check=True)
-    return found | dict(line.split() for line in told.stdout.splitlines())
+    told = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    return dict(line.split() for line in told.stdout.splitlines())
 
 
 if __name__ == "__main__":

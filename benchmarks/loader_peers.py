@@ -1,8 +1,7 @@
 """How others read the pairs of `loader.py`: each function gives the sizes of batches without end.
 
-Those whose names end in `_fast` decode as this project does, with simplejpeg and torch's own antialiased scaling, which is
-what torchvision's transforms call for tensors. The others decode as their users mostly do, with Pillow and the Hugging Face
-CLIP processor.
+Those whose names end in `_fast` decode as this project does, with simplejpeg and torch's antialiased scaling. The others
+decode as most of their users do: torchvision with its own decoder, the rest with Pillow and the Hugging Face CLIP processor.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ THREADS = 2
 PACKAGES = {
     "webdataset": "webdataset",
     "webdataset_fast": "webdataset",
+    "torchvision": "torchvision",
+    "torchvision_fast": "torchvision",
     "energon": "megatron.energon",
     "streaming": "streaming",
     "spdl_fast": "spdl.pipeline",
@@ -102,6 +102,42 @@ def read_webdataset_fast(folder: Path) -> Iterator[int]:
     data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
     data = data.map(lambda sample: tensors(sample["before.jpg"], sample["after.jpg"]))
     return (len(batch) for batch in DataLoader(data, batch_size=BATCH, collate_fn=torch.stack))
+
+
+def torchvision_batches(folder: Path, decoded: Callable[[bytes], Any]) -> Iterator[int]:
+    """`decoded` and torchvision's transforms, in torch's DataLoader over webdataset."""
+    import torch
+    import webdataset
+    from torch.utils.data import DataLoader
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    bicubic = v2.Resize(SIZE, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    square = v2.Compose([bicubic, v2.CenterCrop(SIZE)])
+    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
+    data = data.map(
+        lambda sample: torch.stack([square(decoded(sample[f"{side}.jpg"])) for side in ("before", "after")])
+    )
+    return (len(batch) for batch in DataLoader(data, batch_size=BATCH, collate_fn=torch.stack))
+
+
+def read_torchvision(folder: Path) -> Iterator[int]:
+    """With torchvision's own JPEG decoder."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    def decoded(data: bytes) -> Any:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+    return torchvision_batches(folder, decoded)
+
+
+def read_torchvision_fast(folder: Path) -> Iterator[int]:
+    import simplejpeg
+    import torch
+
+    return torchvision_batches(folder, lambda data: torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1))
 
 
 def read_spdl_fast(folder: Path) -> Iterator[int]:
@@ -207,63 +243,6 @@ def read_energon(folder: Path) -> Iterator[int]:
         worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
     )
     return batched((sample.before, sample.after) for sample in get_loader(data))
-
-
-def prepare(package: str, folder: Path, python: Path) -> None:
-    """What a peer needs beside the shards: files of its own format, or energon's description of the folder."""
-    code = {
-        "litdata": """
-import sys, webdataset
-from pathlib import Path
-from litdata.streaming.writer import BinaryWriter
-folder = Path(sys.argv[1])
-(folder.parent / "litdata").mkdir()
-writer = BinaryWriter(str(folder.parent / "litdata"), chunk_bytes="16MB")
-for i, sample in enumerate(webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False)):
-    writer[i] = {"before": sample["before.jpg"], "after": sample["after.jpg"], "json": sample["json"]}
-writer.done()
-writer.merge()
-""",
-        "grain": """
-import sys, webdataset
-from pathlib import Path
-from array_record.python.array_record_module import ArrayRecordWriter
-folder = Path(sys.argv[1])
-writer = ArrayRecordWriter(str(folder.parent / "pairs.array_record"), "group_size:1")
-for sample in webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False):
-    before, after = sample["before.jpg"], sample["after.jpg"]
-    writer.write(len(before).to_bytes(4, "little") + before + after)
-writer.close()
-""",
-        "streaming": """
-import sys, webdataset
-from pathlib import Path
-from streaming import MDSWriter
-folder = Path(sys.argv[1])
-columns = {"before": "bytes", "after": "bytes", "json": "bytes"}
-with MDSWriter(out=str(folder.parent / "mds"), columns=columns) as out:
-    for sample in webdataset.WebDataset([str(p) for p in sorted(folder.glob("*.tar"))], shardshuffle=False):
-        out.write({"before": sample["before.jpg"], "after": sample["after.jpg"], "json": sample["json"]})
-""",
-        "energon": """
-import sys
-from pathlib import Path
-from megatron.energon.epathlib import EPath
-from megatron.energon.flavors import BaseWebdatasetFactory
-folder = Path(sys.argv[1])
-BaseWebdatasetFactory.prepare_dataset(
-    EPath(str(folder)), sorted(p.name for p in folder.glob("*.tar")), split_parts_ratio=[("train", 1.0)], workers=1
-)
-(folder / ".nv-meta" / "dataset.yaml").write_text(
-    "__module__: megatron.energon\\n__class__: CrudeWebdataset\\n"
-)
-""",
-    }.get(package)
-    if code is None:
-        return
-    done = subprocess.run([str(python), "-c", code, str(folder)], capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        sys.exit(f"{package}: {done.stderr[-2000:]}")
 
 
 def present(way: str, python: Path) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import time
@@ -23,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from machine import machine
 
 from onediff.config.model import ModelConfig
 from onediff.data.batch import Batch
@@ -162,9 +162,14 @@ def main() -> None:
     print(f"packed is {medians['padded'] / medians['packed']:.2f} times as fast per real token")
     print(f"at 336 px, rows of {ROW}: {share:.2%} real, {sum(map(len, whole)) / len(whole):.2f} samples a row")
     if args.json:
-        about = {"machine": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__}
-        figures = {"real_tokens": real, "real_share": full, "seconds": seconds, "full_size_real_share": share}
-        args.json.write_text(json.dumps(about | figures, indent=1) + "\n")
+        figures = {
+            "machine": machine("torch"),
+            "real_tokens": real,
+            "real_share": full,
+            "seconds": seconds,
+            "full_size_real_share": share,
+        }
+        args.json.write_text(json.dumps({"machine": machine("torch"), **figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -297,7 +296,6 @@ def main() -> None:
     if args.ranks_of:
         work(args.ranks_of, args.json)
         return
-    import torch
 
     rows = []
     print(f"{'case':<58}{'plan MB':>9}{'seen MB':>9}{'ratio':>7}")
@@ -319,8 +317,10 @@ def main() -> None:
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
     print(f"furthest off: {worst['ratio']:.3f}")
     if args.json:
-        about = {"machine": platform.platform(), "processors": os.cpu_count(), "torch": torch.__version__}
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        from machine import machine
+
+        about = machine("torch", "deepspeed")
+        args.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

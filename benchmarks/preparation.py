@@ -24,6 +24,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from machine import machine
 from PIL import Image
 from shard_writing import photographs, with_img2dataset
 
@@ -105,9 +106,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:<48} {value}")
     if args.json:
-        args.json.write_text(
-            json.dumps({"cores": os.cpu_count(), "load": os.getloadavg()[0], **found}, indent=2) + "\n"
-        )
+        args.json.write_text(json.dumps({"machine": machine(), **found}, indent=2) + "\n")
 
 
 def measured(work: Path, pairs: int, whole: int, tasks: int, img2dataset: Path | None) -> dict[str, object]:

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 
 WORDS = (
     "the a an red blue green large small metal rubber cube sphere cone car person dog truck tree has have been is was "
@@ -114,21 +112,10 @@ def main() -> None:
     for what, found in ratios.items():
         print(f"{what}, ours / theirs: {statistics.median(found):.2f} (median of {len(found)}; {args.pairs} pairs)")
     if args.json:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
         java = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr.splitlines()[0]
-        machine = {
-            "processor": name,
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            "versions": {
-                "python": platform.python_version(),
-                "java": java,
-                **{package: metadata.version(package) for package in ("pycocoevalcap", "numpy")},
-            },
-        }
+        about = machine("pycocoevalcap", "numpy") | {"java": java}
         sides = [{"onediff": one, "pycocoevalcap": two} for one, two in rounds]
-        result = {"pairs": args.pairs, "ratios": ratios, "machine": machine, "rounds": sides}
+        result = {"pairs": args.pairs, "ratios": ratios, "machine": about, "rounds": sides}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

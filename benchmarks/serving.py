@@ -16,8 +16,6 @@ import base64
 import http.client
 import io
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -32,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
+from machine import machine
 from PIL import Image
 
 ROUND = 200
@@ -50,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     noise = np.random.default_rng(0)
     bodies = [question(noise) for _ in range(args.requests)]
-    result: dict[str, Any] = {"machine": machine(), "captions": [], "memory": []}
+    result: dict[str, Any] = {"machine": machine("torch"), "captions": [], "memory": []}
     with serving(args.model, args.clients) as (port, server):
         ask(port, bodies[0])  # loads what is loaded at first use
         for clients in (1, args.clients) * args.repeats:
@@ -67,19 +65,6 @@ def main() -> None:
     print(f"{args.clients} clients get {result['ratio']} times the captions of one")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    processor = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":")
-    return {
-        "processor": processor.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit,
-    }
 
 
 @contextmanager

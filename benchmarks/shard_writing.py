@@ -31,11 +31,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import psutil
+from machine import machine
 from PIL import Image
 
 from data_prep.convert import convert
@@ -251,28 +251,13 @@ def report(args: argparse.Namespace, ways: dict[str, Way], turns: list[dict[str,
         )
     if args.json:
         tar = subprocess.run(["tar", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-        packages = ("pillow", "numpy", "webdataset")
-        versions = {"python": platform.python_version(), "tar": tar, **{p: metadata.version(p) for p in packages}}
+        about = machine("pillow", "numpy", "webdataset") | {"tar": tar, "fsync": False}
         if args.img2dataset:
             beside = f"{args.img2dataset.parent}/python"
             asked = "import importlib.metadata as m; print(m.version('img2dataset'))"
             done = subprocess.run([beside, "-c", asked], capture_output=True, text=True, check=False)
-            versions["img2dataset"] = done.stdout.strip() or "unknown"
-        machine = {
-            "machine": platform.platform(),
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            "fsync": False,
-            "versions": versions,
-        }
-        args.json.write_text(json.dumps({**machine, "repeats": len(turns), "rows": rows}, indent=2) + "\n")
-
-
-def processor() -> str:
-    """Its name, as Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+            about["img2dataset"] = done.stdout.strip() or "unknown"
+        args.json.write_text(json.dumps({"machine": about, "repeats": len(turns), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

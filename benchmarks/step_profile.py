@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -136,9 +137,11 @@ def main() -> None:
     if args.image:
         draw(figures, args.image)
     if args.json:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-        about = {"machine": platform.platform(), "device": device, "torch": torch.__version__, "rows": args.rows}
-        args.json.write_text(json.dumps({**about, "milliseconds": figures}, indent=1) + "\n")
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        about = machine("torch", "deepspeed") | {"device": device}
+        args.json.write_text(
+            json.dumps({"machine": about, "rows": args.rows, "milliseconds": figures}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

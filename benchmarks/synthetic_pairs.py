@@ -12,15 +12,14 @@ shards, with all cores, and prints its time.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from data_prep.compose import ComposeConfig, Library, find_backgrounds, find_cutouts
 from data_prep.compose.samples import ComposedPairs
@@ -65,14 +64,9 @@ def main() -> None:
             f"{args.whole:,} composed pairs, from the command to the shards: {found['whole']['seconds'] / 60:.1f} minutes"
         )
     if args.json:
-        machine = {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            "library": {"backgrounds": len(library.backgrounds), "cutouts": len(library.cutouts)},
-            "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in ("pillow", "numpy")}},
-        }
-        args.json.write_text(json.dumps({**found, **machine}, indent=2) + "\n")
+        found["library"] = {"backgrounds": len(library.backgrounds), "cutouts": len(library.cutouts)}
+        found["machine"] = machine("pillow", "numpy")
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def whole(args: argparse.Namespace) -> dict[str, float]:
@@ -87,12 +81,6 @@ def whole(args: argparse.Namespace) -> dict[str, float]:
         written = sum(json.loads(file.read_text())["samples"] for file in Path(out).glob("*/manifest.json"))
         size = sum(path.stat().st_size for path in Path(out).rglob("*.tar"))
     return {"pairs": written, "seconds": round(seconds, 1), "megabytes": round(size / 1e6, 1)}
-
-
-def processor() -> str:
-    """Its name, as Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

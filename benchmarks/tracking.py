@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
 import signal
 import socket
@@ -29,9 +28,10 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import metadata
 from pathlib import Path
 from urllib.request import urlopen
+
+from machine import machine
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -244,10 +244,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     found: dict[str, object] = {
-        "machine": platform.platform(),
-        "processors": os.cpu_count(),
-        "versions": {name: metadata.version(name) for name in ("mlflow", "numpy")} | {"python": sys.version.split()[0]},
-        "load_at_start": os.getloadavg()[0],
+        "machine": machine("mlflow", "numpy"),
     }
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
