@@ -6,7 +6,7 @@ Tables that name their images by path are handled column by column (about 2 µs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +27,8 @@ Place = Callable[[str, str], str]
 """Takes the path of an image and the place of its row; returns the path in plain form, or raises UserError."""
 COLUMNS = ("split", "id", "has_id", "first", "second", "has_captions", "has_turns", "group")
 """`first` and `second` are keys of the images in the order of their roles: a path, `FINGERPRINT` and hexadecimal digits of
-the content, nothing if the image is missing, null where the row has no such role. `group` is the value of the column
-that pairs are held out by."""
+the content, nothing if the image is missing, null where the row has no such role. `id` is null where it is what
+`path_ids` makes of the two. `group` is the value of the column that pairs are held out by."""
 FINGERPRINT = "\0"
 LONGEST_NOTHING = max(map(len, NOTHING))
 MAY_BE_LIST = np.zeros(256, dtype=bool)
@@ -65,18 +65,23 @@ def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBa
     roles = sorted({"before", "after", "image"} & of.keys())
     if not roles or "conversations" in of:
         return None
-    images = []
+    images, are_plain = [], True
     for role in roles:
         texts_of_role = batch.texts(of[role])
         if texts_of_role is None:
             return None
-        images.append(_placed(texts_of_role, batch, role, place))
+        are_plain &= not batch.meaning.beside and are_plain_paths(texts_of_role, LONGEST_NOTHING + 1)
+        images.append(texts_of_role if are_plain else _placed(texts_of_role, batch, place))
     own = _words(batch, of["id"]) if "id" in of else pa.repeat("", rows)
     has_id = pc.not_equal(own, "")
     given = has_id.true_count
-    ids = own if given == rows else _ids(images, roles, batch)
-    if 0 < given < rows:
-        ids = pc.if_else(has_id, own, ids)
+    if given == rows:
+        ids = own
+    elif not given and are_plain and roles == ["after", "before"]:
+        ids = pa.nulls(rows, pa.string())
+    else:
+        made = path_ids(dict(zip(roles, images, strict=True)), f"{batch.meaning.table} row ", batch.table.first)
+        ids = pc.if_else(has_id, own, made) if given else made
     columns = [
         _splits(batch, of.get("split")),
         ids,
@@ -112,13 +117,11 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _placed(paths: pa.Array, batch: RowBatch, role: str, place: Place) -> pa.Array:
+def _placed(paths: pa.Array, batch: RowBatch, place: Place) -> pa.Array:
     """Paths in plain form, as most are already; empty if missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if are_plain_paths(paths, LONGEST_NOTHING + 1) and not batch.meaning.beside:
-        return paths
     usual = pc.match_substring_regex(paths, f"^(?:{PLAIN.pattern})$")
     usual = pc.and_(usual, pc.invert(pc.is_in(paths, pa.array(sorted(NOTHING))))).fill_null(False)
     if pc.all(usual).as_py() and not batch.meaning.beside:
@@ -192,19 +195,20 @@ def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
     return found
 
 
-def _ids(images: Sequence[pa.Array], roles: Sequence[str], batch: RowBatch) -> pa.Array:
-    """The default id of each row, as `first_id` makes it."""
+def path_ids(images: Mapping[str, pa.Array], where: str = "", first: int = 0) -> pa.Array:
+    """The default id of each row, as `first_id` makes it, from the paths by role.
+
+    A row without a path is named by its place: `where` and its number, counted from `first`.
+    """
     import pyarrow as pa
 
-    if roles == ["after", "before"] and (ids := _pair_ids(images[1], images[0])) is not None:
+    if images.keys() == {"before", "after"} and (ids := _pair_ids(images["before"], images["after"])) is not None:
         return ids
-    order = [roles.index(role) for role in ("before", "after", "image") if role in roles]
-    names = [roles[place] for place in order]
-    rows = zip(*(images[place].to_pylist() for place in order), strict=True)
-    where = f"{batch.meaning.table} row "
+    roles = [role for role in ("before", "after", "image") if role in images]
+    rows = zip(*(images[role].to_pylist() for role in roles), strict=True)
     found = [
-        first_id(Row(f"{where}{number}", "", "", dict(zip(names, paths, strict=True))))
-        for number, paths in enumerate(rows, batch.table.first)
+        first_id(Row(f"{where}{number}", "", "", dict(zip(roles, paths, strict=True))))
+        for number, paths in enumerate(rows, first)
     ]
     return pa.array(found, pa.string())
 

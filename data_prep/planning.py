@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.chunks import digest
-from data_prep.facts import key_fingerprint, row_facts, table_facts
+from data_prep.facts import key_fingerprint, path_ids, row_facts, table_facts
 from data_prep.groups import held_out, image_groups
 from data_prep.ids import Ids, taken
 from data_prep.image_source import ImageSource
@@ -23,7 +23,8 @@ from data_prep.readers import Inputs, Reader, Row
 from data_prep.readers.batches import RowBatch
 from data_prep.splits import check_split
 from data_prep.spool import Spool, Spooled, SpoolWriter, meaning_fields
-from data_prep.text_columns import are_different, codes, ends_and_bytes
+from data_prep.text_columns import are_different, codes, ends_and_bytes, have_different_ids
+from data_prep.without_pandas import hide_pandas
 from onediff.errors import UserError
 from onediff.progress import progress
 
@@ -67,6 +68,7 @@ def plan_rows(
     reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, folder: Path
 ) -> tuple[tuple[Spooled, ...], dict[str, PlannedSplit]]:
     """Reads all rows into `folder` and decides which are samples of which split, `train` first. Raises UserError."""
+    hide_pandas()
     read = _Reading(reader, inputs, image_source, choices, folder)
     facts = read.everything()
     spool = Spool(folder, tuple(read.spool.parts))
@@ -174,19 +176,20 @@ class _Reading:
         names = facts.column("split").unique().to_pylist()
         for name in names:
             self.digests[name].update(meaning.encode("utf-8", "replace"))
-            own = pc.equal(facts.column("split"), name)
+            own = pc.equal(facts.column("split"), name) if len(names) > 1 else None
             for column in columns:
-                self.digests[name].update(_content(column.filter(own) if len(names) > 1 else column))
+                for part in _content(column if own is None else column.filter(own)):
+                    self.digests[name].update(part)
 
 
-def _content(column: pa.Array) -> bytes:
-    """Bytes that identify the values of a column."""
+def _content(column: pa.Array) -> tuple[Any, ...]:
+    """Buffers that identify the values of a column."""
     import pyarrow as pa
 
     if pa.types.is_string(column.type) and not column.null_count:
         ends, data = ends_and_bytes(column)
-        return np.diff(ends).tobytes() + data.tobytes()
-    return repr(column.to_pylist()).encode("utf-8", "replace")
+        return np.diff(ends), data
+    return (repr(column.to_pylist()).encode("utf-8", "replace"),)
 
 
 class _Numbered:
@@ -248,7 +251,7 @@ class _Numbered:
         pair_of[self.id[rows]] = self.images[rows]
         if (pair_of[self.id[rows]] == self.images[rows]).all():
             return
-        ids, given = Ids(), self.facts["id"].to_pylist()
+        ids, given = Ids(), self._ids.to_pylist()
         for number in rows.tolist():
             split, images = self.names[self.split[number]], int(self.images[number])
             if ids.is_free(split, given[number], images):
@@ -267,12 +270,29 @@ class _Numbered:
     @cached_property
     def id(self) -> Numbers:
         """A number for the split and id of each row."""
-        return codes(_one(self.facts["id"])) * len(self.names) + self.split
+        return codes(self._ids) * len(self.names) + self.split
 
     @cached_property
     def are_unique(self) -> bool:
         """Whether no two rows of a split have the same id in the facts."""
-        return are_different(_one(self.facts["id"])) or int(np.bincount(self.id).max(initial=0)) < 2
+        are_made = self.facts["id"].null_count == len(self.facts)
+        if are_made and have_different_ids(self.facts["second"], self.facts["first"]):
+            return True
+        return are_different(self._ids) or int(np.bincount(self.id).max(initial=0)) < 2
+
+    @cached_property
+    def _ids(self) -> pa.Array:
+        """The id of each row as text."""
+        import pyarrow as pa
+
+        return pa.concat_arrays(
+            [
+                path_ids({"before": batch["second"], "after": batch["first"]})
+                if batch["id"].null_count
+                else batch["id"]
+                for batch in self.facts.to_batches()
+            ]
+        )
 
     def samples(self) -> tuple[Numbers, list[tuple[int, int]]]:
         """The rows that become samples, and `(sample's row, row)` for each row merged into an earlier one."""

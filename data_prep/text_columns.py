@@ -16,6 +16,9 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 AT_ONCE = 1 << 14
 """Cells hashed together, few enough for the caches."""
 BAD, WORD, MARK, SLASH = range(4)
+DASHED = np.arange(256, dtype=np.uint8)
+"""Each byte, but a dash for a slash."""
+DASHED[ord("/")] = ord("-")
 KINDS = np.zeros(256, dtype=np.uint8)
 """What a byte may be in a plain path."""
 KINDS[list(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")] = WORD
@@ -84,8 +87,54 @@ def codes(column: pa.Array) -> Numbers:
 
 def are_different(column: pa.Array) -> bool:
     """Whether no two cells of a column without nulls are equal; very rarely False even so."""
-    hashes = np.sort(_hashes(column))
-    return not bool((hashes[1:] == hashes[:-1]).any())
+    return _are_different(_hashes(column))
+
+
+def have_different_ids(before: pa.ChunkedArray, after: pa.ChunkedArray) -> bool:
+    """Whether the default ids of pairs with these plain paths are sure to differ, found without making them.
+
+    Such an id is made of the paths, without their suffixes, by putting a dash in the place of some slashes and between the
+    two. Make dashes of all slashes. If all paths of a column have one suffix and as many dashes, then equal ids can only
+    come from equal paths.
+    """
+    hashes = [_dashed_hashes(paths) for paths in (before, after)]
+    if hashes[0] is None or hashes[1] is None:
+        return False
+    return _are_different((hashes[0] * MULTIPLIER) ^ hashes[1])
+
+
+def _dashed_hashes(paths: pa.ChunkedArray) -> NDArray[np.uint64] | None:
+    """A hash of each path with dashes for slashes; None unless all have the same suffix and number of dashes."""
+    found, suffix, dashes = [], None, None
+    for chunk in paths.chunks:
+        ends, data = ends_and_bytes(chunk)
+        if not len(data):
+            return None
+        if suffix is None:
+            first = bytes(data[: ends[1]])
+            suffix = np.frombuffer(first[first.rfind(b".") :], np.uint8) if b"." in first else data[:0]
+            if not len(suffix) or (KINDS[suffix[1:]] != WORD).any():
+                return None
+        if np.diff(ends).min() <= len(suffix):
+            return None
+        for place, byte in enumerate(suffix, -len(suffix)):
+            if (data[ends[1:] + place] != byte).any():
+                return None
+        dashed = DASHED[data]
+        places = np.flatnonzero(dashed == ord("-"))
+        dashes = len(places) // len(chunk) if dashes is None else dashes
+        if len(places) != dashes * len(chunk):
+            return None
+        of_cell = places.reshape(len(chunk), dashes)
+        if dashes and ((of_cell[:, 0] < ends[:-1]).any() or (of_cell[:, -1] >= ends[1:]).any()):
+            return None
+        found.append(_hashed(ends, dashed))
+    return np.concatenate(found)
+
+
+def _are_different(hashes: NDArray[np.uint64]) -> bool:
+    ordered = np.sort(hashes)
+    return not bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _hashes(texts: pa.Array) -> NDArray[np.uint64]:

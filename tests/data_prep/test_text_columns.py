@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep import text_columns
+from data_prep.facts import path_ids
 from data_prep.image_source import PLAIN
-from data_prep.text_columns import are_plain_paths, codes, first_bytes
+from data_prep.text_columns import are_plain_paths, codes, first_bytes, have_different_ids
 
 ASCII_PLAIN = re.compile(PLAIN.pattern, re.ASCII)
 
@@ -50,3 +51,20 @@ def test_paths_of_a_column_are_plain_and_begin_as_those_of_its_cells() -> None:
         if None not in cells:
             assert first_bytes(column).tolist() == [cell.encode()[0] if cell else 0 for cell in cells]
     assert plain > 50
+
+
+def test_ids_that_are_said_to_differ_do_and_those_of_an_ordinary_table_are_said_to() -> None:
+    draw, told = random.Random(3), 0
+    for _ in range(4000):
+        suffixes = draw.choices((".a", ".b", ".a-b", ""), (8, 1, 1, 1), k=2)
+        names = [["/".join(draw.choices(("a", "b", "a-b", "b-a"), k=2)) + end for end in suffixes] for _ in range(3)]
+        pairs = names[: draw.choice((2, 3))]
+        before, after = (pa.array([pair[n] for pair in pairs]) for n in (0, 1))
+        ids = path_ids({"before": before, "after": after}).to_pylist()
+        if have_different_ids(pa.chunked_array([before[:1], before[1:]][: len(before)]), pa.chunked_array([after])):
+            assert len(set(ids)) == len(ids), pairs
+            told += len(ids) > 1
+    assert told > 100
+    named = [pa.chunked_array([[f"{n // 5}/{n}-{half}.jpg" for n in range(20)]]) for half in "ab"]
+    assert have_different_ids(*named)
+    assert not have_different_ids(*(pa.chunked_array([column.to_pylist() * 2]) for column in named))
