@@ -7,12 +7,8 @@ from launch_runs import Launched
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    made = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"))
-    try:
-        made.up()
-        yield made
-    finally:
-        made.down()
+    with slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm")) as up:
+        yield up
 
 
 @pytest.fixture

@@ -73,16 +73,13 @@ def table(rows: list[dict[str, Any]], wanted: int) -> str:
 def campaign() -> Iterator[Place]:
     """Daemons, a disk and a server that is not started yet, for all runs."""
     with tempfile.TemporaryDirectory(prefix="fault-campaign-") as name, disk_at(Path(name) / "disk") as disk:
-        cluster = slurm_cluster.SlurmCluster(Path(name) / "slurm")
-        cluster.root.mkdir()
         (Path(name) / "mlflow").mkdir()
-        mlflow = MlflowServer(Path(name) / "mlflow", f"{cluster.net}.254")
-        try:
-            cluster.up()
-            yield Place(cluster, disk, mlflow)
-        finally:
-            mlflow.stop()
-            cluster.down()
+        with slurm_cluster.SlurmCluster(Path(name) / "slurm") as cluster:
+            mlflow = MlflowServer(Path(name) / "mlflow", f"{cluster.net}.254")
+            try:
+                yield Place(cluster, disk, mlflow)
+            finally:
+                mlflow.stop()
 
 
 def row_of(case: Case) -> dict[str, Any]:

@@ -96,10 +96,8 @@ def test_an_array_makes_one_data_set_and_a_second_call_goes_on(tmp_path):
     """A task fails the first time: nothing is put together; the same command again makes only what is missing."""
     table = raw(tmp_path / "a 'raw' folder")
     assert main(["data", *shlex.split(convert(table, tmp_path / "alone")), "--processes", "1"]) == 0
-    made = slurm_cluster.SlurmCluster(tmp_path / "slurm", nodes=2)
-    try:
-        made.up()
-        run = Launched(tmp_path / "home", made)
+    with slurm_cluster.SlurmCluster(tmp_path / "slurm", nodes=2) as cluster:
+        run = Launched(tmp_path / "home", cluster)
         guard = (
             '[ "${SLURM_ARRAY_TASK_ID:-}" != 2 ] || [ -e "$0" ] || { echo "no licence here" >&2; exit 7; }; exec "$@"'
         )
@@ -133,5 +131,3 @@ def test_an_array_makes_one_data_set_and_a_second_call_goes_on(tmp_path):
         assert read_manifest(tmp_path / "out" / "train").samples == 30
         assert "train" in run.onediff("logs", "run", "--phase", "shards", "--rank", "1").stdout
         assert "Everything has finished." in run.onediff("explain", "run").stdout
-    finally:
-        made.down()

@@ -5,7 +5,7 @@ import json
 import pytest
 import slurm_cluster
 import small_run
-from launch_runs import Launched
+from launch_runs import RANKS, REAL_TRAINING, Launched
 from mlflow import MlflowClient
 
 pytestmark = [
@@ -15,17 +15,12 @@ pytestmark = [
 STEPS = {"warm-up": 2, "one": 2, "two": 36}
 ONE_ROW = {f"phases.{phase}.micro_batch": 1 for phase in STEPS}
 SIZES = {**ONE_ROW, **{f"phases.{phase}.steps": steps for phase, steps in STEPS.items()}}
-RANK = "^[^ ]+ [^ ]+/launch/code onediff train"  # of the processes of a node: the ranks, not what started them
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    made = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"), nodes=2)
-    try:
-        made.up()
-        yield made
-    finally:
-        made.down()
+    with slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"), nodes=2) as up:
+        yield up
 
 
 def test_a_chain_warned_preempted_killed_and_crashed_in_phase_two_ends_as_a_run_here(cluster, tmp_path, monkeypatch):
@@ -37,8 +32,7 @@ def test_a_chain_warned_preempted_killed_and_crashed_in_phase_two_ends_as_a_run_
     assert scored.returncode == 0, scored.stderr[-3000:]
 
     run = Launched(tmp_path / "home", cluster)
-    run.profile |= {"tasks_per_node": 2, "command": None, "environment": {"OMP_NUM_THREADS": "1"}, "warn_seconds": 60}
-    run.profile |= {"partition": "low", "time_limit": "60", "preflight": {"seconds": 120}}
+    run.profile |= {**REAL_TRAINING, "partition": "low"}
     run.profile["requeue"] = {"hang_minutes": 5, "start_minutes": 10, "node_failures": 9}
     run.config = {"base": "demo"}
     jobs = run.submitted(*small_run.overrides(data, 6, **SIZES))
@@ -52,7 +46,7 @@ def test_a_chain_warned_preempted_killed_and_crashed_in_phase_two_ends_as_a_run_
     run.wait_step("two", run.record.attempts("two")[1].last_step + 5, 600)
     cluster.stop_controller()
     cluster.start_controller()
-    cluster.on("node2", "pkill", "-KILL", "-o", "-f", RANK)
+    cluster.on("node2", "pkill", "-KILL", "-o", "-f", RANKS)
     run.wait(lambda: len(run.record.attempts("two")) > 3, 300, "not queued again after the death of a rank")
     run.wait_step("two", run.record.attempts("two")[2].last_step + 2, 600)
     cluster.crash("node2")

@@ -10,7 +10,7 @@ import re
 import pytest
 import slurm_cluster
 import small_run
-from launch_runs import Launched
+from launch_runs import RANKS, REAL_TRAINING, Launched
 from mlflow import MlflowClient
 
 from launcher.goodput import recoveries
@@ -20,19 +20,14 @@ pytestmark = [
     pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str(slurm_cluster.missing())),
 ]
 STEPS, AT_MOST = 40, 4
-RANK = "^[^ ]+ [^ ]+/launch/code onediff train"  # of the processes of a node: the ranks, not what started them
 PHASE = ["--phases", "warm-up"]
 SIZES = {"phases.warm-up.micro_batch": 1, "training.sample_captions": 0}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    made = slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"), nodes=5)
-    try:
-        made.up()
-        yield made
-    finally:
-        made.down()
+    with slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm"), nodes=5) as up:
+        yield up
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +48,13 @@ def patience(monkeypatch):
 def run_with_three_deaths(cluster, home, data, words, rule, **settings):
     """A run of four ranks on two nodes; each time on the second of its nodes, a rank, all ranks, and the node die."""
     run = Launched(home, cluster)
-    run.profile |= {"tasks_per_node": 2, "command": None, "environment": {"OMP_NUM_THREADS": "1"}, "warn_seconds": 60}
-    run.profile |= {"time_limit": "60", "preflight": {"seconds": 120}}
+    run.profile |= REAL_TRAINING
     run.profile["requeue"] = {"hang_minutes": 5, "start_minutes": 10, **rule}
     run.config = {"base": "demo"}
     run.submitted(*PHASE, *small_run.overrides(data, STEPS, **SIZES, **settings), *words)
     deaths = (
-        lambda node: cluster.on(node, "pkill", "-KILL", "-o", "-f", RANK),
-        lambda node: cluster.on(node, "pkill", "-KILL", "-f", RANK),
+        lambda node: cluster.on(node, "pkill", "-KILL", "-o", "-f", RANKS),
+        lambda node: cluster.on(node, "pkill", "-KILL", "-f", RANKS),
         cluster.crash,
     )
     node = ""

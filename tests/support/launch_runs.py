@@ -19,6 +19,16 @@ from launcher.record import Record
 
 TRAINER = Path(__file__).with_name("standin_trainer.py")
 HOUSE = Path(__file__).parents[2]
+# What a profile needs for the real training instead of the stand-in, and how `pkill -f` finds the ranks of a node.
+REAL_TRAINING = {
+    "tasks_per_node": 2,
+    "command": None,
+    "environment": {"OMP_NUM_THREADS": "1"},
+    "warn_seconds": 60,
+    "time_limit": "60",
+    "preflight": {"seconds": 120},
+}
+RANKS = "^[^ ]+ [^ ]+/launch/code onediff train"
 
 
 def write_data(folder: Path) -> Path:

@@ -96,7 +96,7 @@ def missing() -> str | None:
 
 
 class SlurmCluster:
-    """`nodes` nodes below `root`, up once `up()` has returned."""
+    """`nodes` nodes below `root`, up inside its `with` block."""
 
     def __init__(self, root: Path, nodes: int = 3, gpus: int = 2) -> None:
         self.root, self.count, self.gpus = root, nodes, gpus
@@ -119,6 +119,17 @@ class SlurmCluster:
             else:
                 return number
         raise AssertionError("200 clusters are up on this machine")
+
+    def __enter__(self) -> SlurmCluster:
+        try:
+            self.up()
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.down()
 
     @property
     def names(self) -> list[str]:
