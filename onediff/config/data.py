@@ -167,8 +167,8 @@ class DataConfig(Section):
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
     """An image whose header promises more is skipped unread; Pillow refuses any above 178 million."""
     pixels: Literal["fast", "exact"] = "exact"
-    """`exact`: the pixels of the Hugging Face processors, bit for bit, by Pillow. `fast`: the same filter in vector
-    code, 2 to 3 times as fast, 0.01 of 255 off on average and 2 at most."""
+    """`exact`: the pixels of the Hugging Face processors, bit for bit. `fast`: scaled by the same filter in vector code,
+    up to twice as fast, 0.01 of 255 off on average and 2 at most."""
     bad_share: float = Field(0.01, ge=0, le=1)
     """The run stops when more than this share of the samples is unreadable, once 100 have been read."""
     bad_in_a_row: int = Field(50, gt=0)

@@ -102,7 +102,7 @@ class OwnShape(ABC):
     def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
         from onediff.data.images import opened
 
-        return self._seen([opened(data, max_pixels, pixels) for data in encoded], pixels)
+        return self._seen([opened(data, max_pixels) for data in encoded], pixels)
 
     def of(self, images: Sequence[Any]) -> Seen:
         return self._seen([np.asarray(image) for image in images], "exact")

@@ -1,9 +1,10 @@
 """Image bytes to the tower's uint8 input: exactly the pixels of the Hugging Face image processors, or nearly and faster.
 
-Decoding and scaling are most of what a stream costs. Of a JPEG of 768 × 576 pixels, scaled to 336, Pillow decodes in a third
-of its time and scales in two thirds; libjpeg-turbo called without Pillow, and torch's vector code for the same filter, need
-a third of that. Their pixels differ by 0.01 of 255 on average and by 2 at most (`benchmarks/loader.py` prints it for these
-and for the ways that were not taken: scaled decoding and OpenCV's filters are off by 50).
+Decoding and scaling are most of what a stream costs. Plain JPEGs go to libjpeg-turbo directly: Pillow, which uses the same
+library, returns the same bytes at six times the cost for a small image. Scaling is Pillow's where pixels must be exact.
+Torch's vector code for the same filter is faster and differs by 0.01 of 255 on average and by 2 at most
+(`benchmarks/loader.py` prints it, also for the ways that were not taken: scaled decoding and OpenCV's filters are off by
+50).
 """
 
 from __future__ import annotations
@@ -84,8 +85,13 @@ Scale = Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.uint8]]
 """Bicubic scaling of pixels `[height, width, 3]` to a width and height."""
 
 
-def fitted(image: Image.Image, config: ImageConfig, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """`[3, size, size]` uint8, in `out` if given: scaled to the tower's square as `config.fit` says. Raises BadSample."""
+def fitted(
+    image: Image.Image | NDArray[np.uint8], config: ImageConfig, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """An RGB image, or its pixels `[height, width, 3]`, scaled to the tower's square as `config.fit` says.
+
+    `[3, size, size]` uint8, in `out` if given. Raises BadSample.
+    """
     return _laid(_fit(np.asarray(image), config, scaled_exactly), out)
 
 
@@ -98,6 +104,8 @@ def fitted_fast(
 
 def scaled_exactly(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter = "bicubic") -> NDArray[np.uint8]:
     """A `Scale` with Pillow's filter, which is the image processors'."""
+    if pixels.shape[1::-1] == size:
+        return pixels
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[filter.upper()]))
 
 
@@ -127,6 +135,8 @@ def padded(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDAr
     only then come the rows of padding: the same bytes, though the large square is never made.
     """
     side, left, top = pad_place(pixels.shape[1::-1])
+    if pixels.shape[:2] == (config.size, config.size):
+        return pixels
     colour = [int(255 * mean) for mean in config.mean]
     if side * side > max(MOST_SQUARES * config.size**2, MOST_COPIES * pixels.size // 3):
         return _scaled_then_padded(pixels, config, colour, scale)
@@ -185,15 +195,13 @@ def decode(
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Encoded image bytes to `[3, size, size]` uint8, in `out` if given. Raises BadSample."""
-    if pixels == "exact":
-        return fitted(open_upright(data, max_pixels), config, out)
-    plain = _plain_jpeg(data, max_pixels)
-    return fitted_fast(np.array(open_upright(data, max_pixels)) if plain is None else plain, config, out)
+    fit = fitted_fast if pixels == "fast" else fitted
+    return fit(opened(data, max_pixels), config, out)
 
 
-def opened(data: bytes, max_pixels: int, pixels: Literal["fast", "exact"]) -> NDArray[np.uint8]:
+def opened(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """`[height, width, 3]`: an image in its own size, upright, RGB. Raises BadSample."""
-    plain = _plain_jpeg(data, max_pixels) if pixels == "fast" else None
+    plain = _plain_jpeg(data, max_pixels)
     return np.array(open_upright(data, max_pixels)) if plain is None else plain
 
 
@@ -208,7 +216,7 @@ def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
-    """The pixels of an upright RGB JPEG without fault; None for every other image, of which Pillow is the judge."""
+    """The pixels of an upright RGB JPEG without fault, as Pillow decodes it; None for anything else, which Pillow judges."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "RGB") or width * height > max_pixels or _may_be_turned(data):

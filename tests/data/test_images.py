@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from onediff.config.model import ImageConfig
-from onediff.data.images import decode, fitted, fitted_fast, open_upright
+from onediff.data.images import decode, fitted, fitted_fast, open_upright, opened
 from onediff.data.sample import BadSample
 
 RAW = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}
@@ -278,22 +278,29 @@ def with_orientation(orientation: int) -> dict[str, bytes]:
         ("WEBP", {}),
     ],
 )
-def test_fast_pixels_are_the_exact_ones_but_for_rounding(form, options):
+def test_pixels_decode_as_pillow_s_and_fast_scaling_only_rounds_otherwise(form, options):
     data = encoded(photograph(97, 133), form, **options)
+    assert np.array_equal(opened(data, 10**6), np.asarray(open_upright(data, 10**6)))
     for _, config in TOWERS.values():
         exact, fast = decode(data, config), decode(data, config, pixels="fast")
+        assert np.array_equal(exact, fitted(open_upright(data, 10**6), config))
         assert np.abs(exact.astype(int) - fast.astype(int)).max() <= 10
 
 
+def test_an_image_of_the_tower_s_own_size_keeps_its_pixels():
+    image, config = photograph(63, 63), ImageConfig(size=63)
+    for pixels in ("exact", "fast"):
+        assert np.array_equal(decode(encoded(image), config, pixels=pixels), np.asarray(image).transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpegs_that_are_not_rgb_are_pillow_s_in_the_fast_way_too(mode):
+def test_jpegs_that_are_not_rgb_are_decoded_by_pillow(mode):
     data = encoded(red_left(mode), "JPEG")
-    config = TOWERS["clip"][1]
-    assert np.abs(decode(data, config).astype(int) - decode(data, config, pixels="fast").astype(int)).max() <= 10
+    assert np.array_equal(opened(data, 10**6), np.asarray(open_upright(data, 10**6)))
 
 
-def test_both_ways_refuse_the_same_images():
-    """JPEGs cut, flipped, or with something behind them: both give an image or both refuse it, for the same reason."""
+def test_a_damaged_jpeg_is_refused_or_decoded_as_by_pillow():
+    """JPEGs cut, flipped, or with something behind them: the same bytes, or the same reason."""
     whole, config, random = encoded(photograph(60, 80), "JPEG"), TOWERS["clip"][1], np.random.default_rng(0)
     damaged = [whole[: len(whole) // 2], whole[:100], whole + b"more", b"", whole[:-2]]
     for _ in range(60):
@@ -301,17 +308,14 @@ def test_both_ways_refuse_the_same_images():
         flipped[random.integers(len(whole))] ^= 1 << random.integers(8)
         damaged.append(bytes(flipped))
 
-    def outcome(data: bytes, pixels: str) -> object:
+    def outcome(how, *inputs) -> object:
         try:
-            return decode(data, config, 10_000, pixels)
+            return np.asarray(how(*inputs)).tobytes()
         except BadSample as bad:
             return bad.kind
 
     for data in damaged:
-        exact, fast = outcome(data, "exact"), outcome(data, "fast")
-        if isinstance(exact, str) or isinstance(fast, str):
-            assert exact == fast
-        else:
-            assert np.abs(exact.astype(int) - fast.astype(int)).max() <= 10
+        assert outcome(opened, data, 10_000) == outcome(open_upright, data, 10_000)
     big = encoded(Image.new("RGB", (200, 200)), "JPEG")
-    assert outcome(big, "fast") == outcome(big, "exact") == "too_many_pixels"
+    for pixels in ("exact", "fast"):
+        assert outcome(decode, big, config, 10_000, pixels) == "too_many_pixels"
