@@ -1,7 +1,7 @@
-"""Answer files: each rank appends to one of its own, all ranks and all reruns are read together.
+"""Answer files: each rank appends to its own, and the files of all ranks and reruns are read together.
 
-A line is `{"id", "caption", "by"}`. `by` is a fingerprint of what answered: weights, decoding, prompt, images. Lines by
-another are passed over, so that a rerun with another model or another decoding never takes their answers for its own.
+A line is `{"id", "caption", "by"}`. `by` is a fingerprint of what answered: weights, decoding, prompt, images. Lines with
+another fingerprint are ignored, so a rerun with another model or other decoding never reuses their answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onediff.errors import UserError
 
 
 class Answer(NamedTuple):
-    """What was said of a pair, and where the model looked (`attention_map.packed`), where that was asked for."""
+    """The caption of a pair, and where the model looked (`attention_map.packed`) if that was requested."""
 
     caption: str
     attention: str | None = None
@@ -29,10 +29,10 @@ def fingerprint(**parts: Any) -> str:
 
 
 def read_answers(folder: Path, label: str, by: str) -> dict[str, Answer]:
-    """The answers of all ranks by `by` so far, the first where a pair was answered twice.
+    """The answers of all ranks with the fingerprint `by`; the first one if a pair was answered twice.
 
-    Half a line at a file's end, left by a rank that was killed while it wrote, is open. Raises UserError for a line that
-    is not an answer.
+    An incomplete last line, left by a rank that was killed while writing, is ignored. Raises UserError for a line that is
+    not an answer.
     """
     found: dict[str, Answer] = {}
     for file in sorted(folder.glob(f"{label}.rank*.jsonl")):
@@ -49,7 +49,7 @@ def read_answers(folder: Path, label: str, by: str) -> dict[str, Answer]:
 
 
 class AnswerFile(AbstractContextManager["AnswerFile"]):
-    """The file of one rank, open for appending; nobody else writes it."""
+    """The file of one rank, open for appending; no other rank writes to it."""
 
     def __init__(self, folder: Path, label: str, rank: int, by: str) -> None:
         self.path = folder / f"{label}.rank{rank}.jsonl"
@@ -58,7 +58,7 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
         self._out = self.path.open("a", encoding="utf-8")
 
     def write(self, answers: Mapping[str, Answer]) -> None:
-        """Appends one line a pair; they are with the operating system when this returns."""
+        """Appends one line per pair and flushes them to the operating system."""
         for pair, answer in answers.items():
             record = {"id": pair, "caption": answer.caption, "by": self.by}
             if answer.attention is not None:
@@ -70,7 +70,7 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
         self._out.close()
 
     def _drop_half_a_line(self) -> None:
-        """What is appended must not continue a line that a killed rank left unfinished."""
+        """Removes an incomplete last line, so that what is appended starts a new one."""
         if not self.path.exists():
             return
         with self.path.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""What a system that does not look at the images can reach on the same references."""
+"""Scores that systems reach on the same references without looking at the images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from onediff.evaluation.protocols import protocol as protocol_named
 from onediff.evaluation.scoring import Scores, score_all
 from onediff.evaluation.tokenisation import tokenised
 
-CANDIDATES = 400  # constants that are tried
-SAMPLE = 300  # pairs on which all of them are tried
-FINALISTS = 10  # constants that are then tried on all pairs
+CANDIDATES = 400  # constants tried
+SAMPLE = 300  # pairs on which all candidates are tried
+FINALISTS = 10  # constants then tried on all pairs
 
 
 class Blind(NamedTuple):
-    """The answers of two systems that see nothing: one caption for every pair, and the captions of other pairs."""
+    """The answers of two systems that see no image: one caption for every pair, and captions of other pairs."""
 
     caption: str
     constant: dict[str, str]
@@ -43,7 +43,7 @@ def baselines(
     seed: int = 0,
     meteor: bool = False,
 ) -> Baselines:
-    """Baselines under `protocol` for two or more pairs. Without METEOR by default: it takes seconds and moves little."""
+    """Baselines under `protocol` for two or more pairs. METEOR is off by default: it takes seconds and adds little."""
     rules = protocol_named(protocol)
     blind = blind_answers(references, protocol, seed)
     systems = [blind.constant, blind.shuffled]
@@ -63,9 +63,9 @@ def blind_answers(references: Mapping[str, Sequence[str]], protocol: str = "plai
 
 
 def best_constant(references: Mapping[str, Sequence[str]], seed: int = 0) -> str:
-    """The reference caption with the highest CIDEr when it is the answer to every pair.
+    """The reference caption that has the highest CIDEr as the answer to every pair.
 
-    The most frequent captions (and after them a random choice) are tried on a sample of pairs, the best on all.
+    The most frequent captions (ties broken at random) are tried on a sample of pairs, and the best of them on all.
     """
     rng = np.random.default_rng(seed)
     captions = [caption for group in references.values() for caption in group]
@@ -83,7 +83,7 @@ def best_constant(references: Mapping[str, Sequence[str]], seed: int = 0) -> str
 
 
 def _mean(answer: Vector, groups: Sequence[Sequence[Vector]]) -> float:
-    """CIDEr of one answer to all pairs."""
+    """CIDEr of the same answer to all pairs."""
     return sum(
         sum(Cider.similarity(answer, vector, clipped=True) for vector in group) / len(group) for group in groups
     ) / len(groups)

@@ -37,10 +37,10 @@ class Captioner:
         precision: str = "auto",
         topology: Topology | None = None,
     ) -> None:
-        """Loads a saved model. `precision` is `bf16`, `fp32` or `auto`: bf16 on a GPU that has it, else fp32.
+        """Loads a saved model. `precision` is `bf16`, `fp32` or `auto`: bf16 on a GPU that supports it, else fp32.
 
-        With a `topology` of T > 1 the language model is cut over the tensor group, and all of it must answer together.
-        Raises UserError when the folder is not a saved model, or cannot be cut.
+        If T > 1 in `topology`, the language model is split over the tensor group, and all its ranks must answer together.
+        Raises UserError if the folder is not a saved model, or if the model cannot be split.
         """
         topology = topology or Topology(Ranks(), 1, None)
         gpu = torch.cuda.is_available()
@@ -54,7 +54,7 @@ class Captioner:
         """None if the model was not calibrated."""
 
     def caption(self, before: ImageLike, after: ImageLike, **options: Any) -> str:
-        """One sentence about what differs. Images are files, bytes, Pillow images of any kind and size, or
+        """One sentence about what differs. Images are files, bytes, Pillow images of any mode and size, or
         arrays `[height, width, 3]` or `[height, width]` of uint8.
 
         `options` are those of `captions`. Raises UserError for a file that is not an image.
@@ -69,9 +69,9 @@ class Captioner:
         batch_size: int = 16,
         **generation: Any,
     ) -> Iterator[str]:
-        """Captions of many pairs, in order. `generation` says how: `max_new_tokens`, `num_beams`, `do_sample`, …
+        """Captions of many pairs, in order. `generation` sets `max_new_tokens`, `num_beams`, `do_sample`, …
 
-        `cuda_graph=True` lets a GPU repeat recorded steps of greedy search.
+        With `cuda_graph=True`, a GPU replays recorded steps of greedy search.
         """
         for rows in self._batches(pairs, instruction, batch_size):
             yield from self.answer(rows, **generation)
@@ -84,7 +84,7 @@ class Captioner:
         batch_size: int = 16,
         **generation: Any,
     ) -> Iterator[Judged]:
-        """`captions`, each with its confidence, and a warning where the images are unlike those of the training."""
+        """`captions`, each with its confidence, or a warning if the images are unlike the training images."""
         for rows in self._batches(pairs, instruction, batch_size):
             yield from self.judged_answers(rows, **generation)
 
@@ -95,7 +95,7 @@ class Captioner:
             yield [self.row(*pair, instruction=instruction) for pair in pairs[start : start + size]]
 
     def row(self, before: ImageLike, after: ImageLike, instruction: str | None = None) -> TokenRow:
-        """The prompt of one pair. Raises UserError for what is not an image and for a wrong instruction."""
+        """The prompt of one pair. Raises UserError for a file that is not an image and for an invalid instruction."""
         images = [self._read(before), self._read(after)]
         try:
             return self.processor.prompt(images, instruction)
@@ -110,7 +110,7 @@ class Captioner:
         return self.texts(self.answer_ids(rows, max_new_tokens, **generation))
 
     def answer_ids(self, rows: list[TokenRow], max_new_tokens: int = 64, **generation: Any) -> list[list[int]]:
-        """The same as tokens, the one that ends an answer included."""
+        """The answers as tokens, including the token that ends an answer."""
         options = {"ends": self.processor.prompter.ends, "max_new_tokens": max_new_tokens, **generation}
         return answer_ids(self.model, self.tokenizer, rows, self.device, **options)
 
@@ -119,9 +119,9 @@ class Captioner:
         return texts(self.tokenizer, answers, {*self.processor.prompter.ends, self.tokenizer.eos_token_id})
 
     def judged_answers(self, rows: list[TokenRow], max_new_tokens: int = 64, **generation: Any) -> list[Judged]:
-        """The answers to prompt rows of pairs, and what is known of them.
+        """The answers to prompt rows of pairs, with confidence or warning.
 
-        A calibrated model looks at each pair a second time, which costs about as much as reading its prompt.
+        A calibrated model runs on each pair a second time, which costs about as much as reading its prompt.
         """
         answers = self.answer_ids(rows, max_new_tokens, **generation)
         captions = self.texts(answers)

@@ -1,7 +1,7 @@
-"""CIDEr as vectors: what the search for the best constant caption and the unclipped variant need.
+"""CIDEr as vectors, as the search for the best constant caption and the unclipped variant need it.
 
-`CIDEr` of published change captioning is pycocoevalcap's, and that one computes CIDEr-D: clipped, with a penalty on
-the difference in length. The original CIDEr (Vedantam et al., 2015, equation 3) has neither, and is `CIDEr-plain` here.
+The `CIDEr` of published change captioning is pycocoevalcap's, which computes CIDEr-D: clipped, with a penalty on the
+difference in length. The original CIDEr (Vedantam et al., 2015, equation 3) has neither; here it is `CIDEr-plain`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIGMA = 6.0
 
 
 class Vector(NamedTuple):
-    """A caption's n-grams weighted by tf-idf, and for each order the norm; length in bigrams."""
+    """A caption's n-grams weighted by tf-idf, the norm for each order, and the length in bigrams."""
 
     weights: dict[tuple[str, ...], float]
     norms: list[float]
@@ -25,7 +25,7 @@ class Vector(NamedTuple):
 
 
 class Cider:
-    """Similarity of captions under the document frequencies of a set of references, one document for each pair."""
+    """Similarity of captions under the document frequencies of a set of references, one document per pair."""
 
     def __init__(self, references: Iterable[Sequence[str]]) -> None:
         self.frequency: Counter[tuple[str, ...]] = Counter()

@@ -1,6 +1,6 @@
-"""Captions from files: COCO-style JSON, this project's JSON lines, CSV. Every fault is one line that says where.
+"""Captions from files: COCO-style JSON, this project's JSON lines, CSV. Every error is one line that says where it is.
 
-Ids are text: the integer 7 and the string "7" are one id. Windows line ends and a UTF-8 byte-order mark are accepted.
+Ids are text: the integer 7 and the string "7" are the same id. Windows line ends and a UTF-8 byte-order mark are accepted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TYPE_NAME = "change_type"
 
 
 class References(NamedTuple):
-    """Captions of each pair in the order of the file; its change type and change list where they are known."""
+    """Captions of each pair in the order of the file, and its change type and change list if they are known."""
 
     captions: Mapping[str, Sequence[str]]
     change_types: Mapping[str, str] = {}
@@ -30,7 +30,7 @@ class References(NamedTuple):
 
 
 class FileRow(NamedTuple):
-    """One caption, or several, of a pair as a file has them; `where` names file and row for messages."""
+    """One or more captions of a pair, as read from a file; `where` names file and row in messages."""
 
     where: str
     pair: str
@@ -40,7 +40,7 @@ class FileRow(NamedTuple):
 
 
 def read_references(path: Path) -> References:
-    """All captions of each id, wherever they stand in the file. Raises UserError."""
+    """All captions of each id, wherever they are in the file. Raises UserError."""
     captions: dict[str, list[str]] = {}
     change_types: dict[str, str] = {}
     changes: dict[str, dict[str, Any]] = {}
@@ -58,7 +58,7 @@ def read_references(path: Path) -> References:
 
 
 def read_predictions(path: Path, allow_missing: bool = False) -> dict[str, str]:
-    """The one caption of each id. An empty one is a fault, or with `allow_missing` none at all. Raises UserError."""
+    """The caption of each id. An empty one is an error, or left out with `allow_missing`. Raises UserError."""
     found: dict[str, str] = {}
     seen: dict[str, str] = {}
     for row in _rows(path):
@@ -88,7 +88,7 @@ def _rows(path: Path) -> Iterator[FileRow]:
 
 
 def read_text(path: Path) -> str:
-    """The file as text. Raises UserError when it is absent or not UTF-8."""
+    """The file as text. Raises UserError if it is missing or not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -98,7 +98,7 @@ def read_text(path: Path) -> str:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Writes a whole file, and its folder. Raises UserError when that cannot be written."""
+    """Writes a whole file and creates its folder. Raises UserError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
@@ -107,7 +107,7 @@ def write_aside(path: Path, text: str) -> None:
 
 
 def parsed(text: str, where: str) -> Any:
-    """JSON without NaN and infinities, which are not JSON and which other readers refuse."""
+    """Parses JSON. Refuses NaN and infinities, which are not JSON and which other readers refuse."""
 
     def refuse(constant: str) -> NoReturn:
         raise UserError(f"{where}: {constant} is not JSON; write null or a number")
@@ -121,8 +121,8 @@ def parsed(text: str, where: str) -> Any:
 
 
 def _coco_rows(path: Path, value: Any) -> Iterator[FileRow]:
-    """`{"annotations": [{"image_id", "caption"}]}` or the bare list. The list of images only names what may follow:
-    an image of several sentences stands in it several times in published files, and that says nothing."""
+    """`{"annotations": [{"image_id", "caption"}]}` or the bare list. The list of images is ignored: published files
+    list an image once for each of its sentences."""
     if isinstance(value, dict):
         if not isinstance(value.get("annotations"), list):
             raise UserError(f'{path}: no list "annotations" in it, which COCO-style captions have')
@@ -141,7 +141,7 @@ def _json_line_rows(path: Path, text: str) -> Iterator[FileRow]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[FileRow]:
-    """A header with `id` (or `image_id`) and `caption`; further columns but `change_type` are not read."""
+    """A header with `id` (or `image_id`) and `caption`; other columns are ignored, except `change_type`."""
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
     )

@@ -36,7 +36,7 @@ def both(before: Image.Image, after: Image.Image) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class CaptioningJob:
-    """What is answered, how, and where the answers go."""
+    """What to answer, how, and where the answers go."""
 
     heldout: HeldOut
     processor: Processor
@@ -53,14 +53,14 @@ class CaptioningJob:
     usual: str | None = None
     """Asked of pairs that have no instruction of their own."""
     seed: int = 0
-    """Seed of sampling: each batch has its own stream, whichever rank computes it."""
+    """Seed for sampling. Each batch has its own stream, whichever rank computes it."""
     in_step: bool = False
     """Whether all tensor groups must compute the same number of batches, as under ZeRO-3."""
     see: See = both
     """Chooses what the model is shown of a pair."""
     label: str = "captions"
     check: Callable[[], None] = lambda: None
-    """Called by all ranks before each batch; what it raises, on every rank, ends the captioning."""
+    """Called by all ranks before each batch; if it raises, on every rank, captioning ends."""
 
 
 def batches(heldout: HeldOut, size: int) -> list[list[str]]:
@@ -73,18 +73,18 @@ def caption_split(job: CaptioningJob, topology: Topology) -> None:
     """Answers this rank's share of what is open and appends it to `<label>.rank<r>.jsonl`. Collective.
 
     When it returns, all ranks have written and `read_answers` finds every pair. Pairs whose images could not be read
-    have an empty caption and stand in `heldout.unreadable`, on every rank. Raises UserError on every rank.
+    have an empty caption and are listed in `heldout.unreadable`, on every rank. Raises UserError on every rank.
     """
     cut = batches(job.heldout, job.batch_size)
     with raise_on_all_ranks():
         done = read_answers(job.folder, job.label, job.by)
-    # A quick rank may be writing by the time that a slow one reads, so rank 0's view counts.
+    # A fast rank may already be writing while a slow one reads, so rank 0's view counts.
     open_batches: list[int] = from_rank_zero([n for n, pairs in enumerate(cut) if not done.keys() >= set(pairs)])  # type: ignore[assignment]
     mine = [(number, True) for number in open_batches[topology.copy :: topology.copies]]
     if job.in_step:
-        # A rank whose share is a batch short computes one that it does not keep.
+        # A rank whose share is one batch short computes a batch that it does not keep.
         mine += [(0, False)] * (-(-len(open_batches) // topology.copies) - len(mine))
-    # Told by rank 0's share of the open pairs of all ranks.
+    # Rank 0's progress through its share stands for all ranks.
     total = sum(len(cut[number]) for number in open_batches)
     bar = progress(total, job.label, "pairs", shown=topology.ranks.rank == 0 and total > 0, leave=True)
     unreadable: list[str] = []
@@ -94,7 +94,7 @@ def caption_split(job: CaptioningJob, topology: Topology) -> None:
             job.check()
             beat(turn, turns)
             if turn > len(mine):
-                continue  # the last turn is not one of every rank
+                continue  # not every rank has a batch in the last turn
             number, kept = mine[turn - 1]
             torch.manual_seed(job.seed + number)
             answers, bad = answered(job, cut[number], topology)
@@ -107,9 +107,9 @@ def caption_split(job: CaptioningJob, topology: Topology) -> None:
 
 
 def answered(job: CaptioningJob, pairs: list[str], topology: Topology) -> tuple[dict[str, Answer], list[str]]:
-    """One answer for each of `pairs`, in one batch, and a line for each that cannot be read.
+    """The answers to `pairs`, computed in one batch, and a line for each pair that cannot be read.
 
-    Of a tensor-parallel group the first rank reads and decodes, and all compute.
+    In a tensor-parallel group, the first rank reads and decodes, and all ranks compute.
     """
     rows: dict[str, TokenRow] = {}
     bad: list[str] = []

@@ -1,4 +1,4 @@
-"""One Java program that reads lines and answers lines, always ended, however long it takes or fails."""
+"""A Java program that reads and writes lines, and is always ended, even if it hangs or fails."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from onediff.evaluation.metrics.metric import Unavailable
 
 
 class JavaUnavailable(Unavailable):
-    """Java is absent, failed, or did not answer in time; the message is one line for the user."""
+    """Java is missing, failed, or did not answer in time; the message is one line for the user."""
 
 
 class JavaProgram:
-    """A Java program fed from a temporary file, so that it works beside us and neither side can block the other.
+    """A Java program fed from a temporary file, so that it runs in parallel and neither side can block the other.
 
-    Used as a context manager: leaving it ends the process. `answers` waits for the end and gives the output lines.
+    A context manager: leaving it ends the process. `answers` waits for the program to end and returns its output lines.
     """
 
     def __init__(self, arguments: Sequence[str], lines: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ class JavaProgram:
         return self
 
     def answers(self, seconds: float) -> list[str]:
-        """The output, line by line, once the program has ended; raises JavaUnavailable after `seconds`, or on failure."""
+        """The output lines, once the program has ended. Raises JavaUnavailable after `seconds`, or if it fails."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -57,7 +57,7 @@ class JavaProgram:
             last = self.messages.read().decode(errors="replace").strip().splitlines() or ["no message"]
             raise JavaUnavailable(f"Java ended with code {code}: {last[0]}")
         self.output.seek(0)
-        # Captions may hold characters that `splitlines` takes for line ends.
+        # Captions may contain characters that `splitlines` treats as line ends.
         return self.output.read().decode().split("\n")
 
     def __exit__(
@@ -70,7 +70,7 @@ class JavaProgram:
 
 
 def java_command() -> str:
-    """Path of `java`, from JAVA_HOME or PATH; raises JavaUnavailable."""
+    """Path of `java`, from JAVA_HOME or PATH. Raises JavaUnavailable if there is none."""
     home = os.environ.get("JAVA_HOME")
     candidate = Path(home) / "bin" / "java" if home else None
     if candidate is not None and candidate.is_file():

@@ -1,4 +1,4 @@
-"""Pairs of images that people have: two files, two folders, a table, the frames of a video."""
+"""Pairs of images from two files, two folders, a table, or the frames of a video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 class Pair(NamedTuple):
-    """Two images, as files or (of a video) in memory, and what people wrote about them, where that is known."""
+    """Two images, as files or (from a video) in memory, and reference captions if there are any."""
 
     id: str
     before: Path | Image.Image
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 def pairs_of(
     paths: list[Path], every: float = 1.0, against: Literal["first", "previous"] = "previous"
 ) -> Iterator[Pair]:
-    """The pairs that one or two paths name; frames of a video every `every` seconds. Raises UserError."""
+    """The pairs that one or two paths name; a video gives a frame every `every` seconds. Raises UserError."""
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such image, folder, table or video")
@@ -52,9 +52,9 @@ def pairs_of(
 
 
 def from_folders(before: Path, after: Path) -> Iterator[Pair]:
-    """Images of the same name, whatever their suffix, in the order of names; the rest is left out.
+    """Images with the same name, whatever their suffix, sorted by name; others are left out.
 
-    Raises UserError when a name is not unique in a folder, or none is in both.
+    Raises UserError if a name is not unique in a folder, or if no name is in both.
     """
     first, second = _images(before), _images(after)
     names = sorted(first.keys() & second.keys())
@@ -64,7 +64,7 @@ def from_folders(before: Path, after: Path) -> Iterator[Pair]:
 
 
 def unmatched(paths: list[Path]) -> dict[Path, list[str]]:
-    """Of two folders, the images in each whose name is not in the other; nothing for other paths."""
+    """For two folders, the images of each whose name is not in the other; nothing for other paths."""
     if len(paths) != 2 or not all(path.is_dir() for path in paths):
         return {}
     found = [_images(path) for path in paths]
@@ -77,7 +77,7 @@ def unmatched(paths: list[Path]) -> dict[Path, list[str]]:
 
 
 def counted(pairs: Iterator[Pair]) -> tuple[Iterator[Pair], int | None]:
-    """The pairs and how many there are; None for the frames of a video, which are read as they are asked for."""
+    """The pairs and their number; None for the frames of a video, which are read only when they are used."""
     first = next(pairs, None)
     if first is None or isinstance(first.before, Image.Image):
         return chain([first] if first else [], pairs), None
@@ -97,7 +97,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 
 def from_table(table: Path) -> Iterator[Pair]:
-    """Rows with the columns `before` and `after`, and `id` and `caption` if there are such; a pair may have several rows.
+    """Rows with the columns `before`, `after` and optionally `id` and `caption`; a pair may have several rows.
 
     Paths are relative to the table. Raises UserError.
     """
@@ -127,9 +127,9 @@ def from_table(table: Path) -> Iterator[Pair]:
 
 
 def from_video(video: Path, every: float, against: Literal["first", "previous"]) -> Iterator[Pair]:
-    """A frame every few seconds, against the first frame or the one before; the id is the second frame's time.
+    """A frame every `every` seconds, paired with the first or the previous frame; the id is the second frame's time.
 
-    Holds two frames at a time. Raises UserError when OpenCV is absent, or cannot read the file.
+    Holds two frames at a time. Raises UserError if OpenCV is missing or cannot read the file.
     """
     try:
         import cv2

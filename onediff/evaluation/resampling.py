@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals, and whether two systems differ on the same pairs."""
+"""How certain a score is: bootstrap intervals, and whether two systems differ on the same pairs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from onediff.evaluation.metrics import Rows, scores_of
 from onediff.evaluation.metrics.metric import S
 
-CHUNK = 100  # resamples at a time, which bounds the memory at 100 × pairs numbers
+CHUNK = 100  # resamples at a time, which limits memory to 100 × pairs numbers
 
 
 class Difference(NamedTuple):
-    """One score of ours beside another system's on the same pairs; `p` is two-sided, None without resamples."""
+    """One of our scores and another system's on the same pairs; `p` is two-sided, None without resamples."""
 
     ours: float
     other: float
@@ -27,8 +27,8 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap over pairs: metric → [pairs, columns] → name → (low, high).
 
-    Pairs are drawn with replacement and the corpus score is recomputed from summed rows. Document frequencies of
-    CIDEr stay those of all references. A resample in which a score does not exist is left out of that score's interval.
+    Pairs are drawn with replacement and the corpus score is recomputed from summed rows. CIDEr's document frequencies
+    stay those of all references. A resample in which a score is undefined is left out of that score's interval.
     """
     rng = np.random.default_rng(seed)
     pairs = len(next(iter(rows.values())))
@@ -48,9 +48,9 @@ def intervals(
 
 
 def differences(rows: Rows, other: Rows, resamples: int, seed: int) -> dict[str, Difference]:
-    """Paired approximate randomisation: in each trial the two answers of every pair change sides with a coin.
+    """Paired approximate randomisation: in each trial, a coin decides for every pair whether its answers swap sides.
 
-    p is how often a difference at least as large as the seen one arises so, counting the seen one (Noreen, 1989).
+    p is how often a difference at least as large as the observed one results, counting that one (Noreen, 1989).
     """
     rng = np.random.default_rng(seed)
     both = [metric for metric in rows if metric in other]
@@ -64,7 +64,7 @@ def differences(rows: Rows, other: Rows, resamples: int, seed: int) -> dict[str,
         left = scores_of({metric: rows[metric].sum(0) + moved[metric] for metric in both})
         right = scores_of({metric: other[metric].sum(0) - moved[metric] for metric in both})
         for name, difference in seen.items():
-            # A hair of slack: sums taken in another order differ in the last digit.
+            # Tolerance: sums in another order differ in the last digit.
             beyond[name] += int(np.sum(np.abs(left[name] - right[name]) >= abs(difference) - 1e-12))
     return {
         name: Difference(

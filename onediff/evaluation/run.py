@@ -1,4 +1,4 @@
-"""One evaluation: captions by all ranks of this job, then scores, baselines and a table by rank 0."""
+"""One evaluation: all ranks caption, then rank 0 computes scores, baselines and a table."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from onediff.runs.section import stage
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, on what, and where the results go."""
+    """What to evaluate, on which data, and where the results go."""
 
     model: Path
     """Folder of a saved model."""
     data: Path
-    """Data set; the split is a folder below it."""
+    """Data set; the split is a folder in it."""
     config: EvaluationConfig
     """Decoding, split, protocol."""
     out: Path
     """Folder of captions and scores."""
     task: str | None = None
-    """The task that the data set has in the model's training, where that is known."""
+    """The data set's task in the model's training, if it is known."""
 
     def usual(self, prompt: PromptConfig) -> str:
-        """What a pair without an instruction of its own is asked, by a model that was trained with `prompt`: what its data
-        set was trained on, else what the protocol's was, else the instruction for pairs."""
+        """The instruction for pairs without one of their own, for a model that was trained with `prompt`: that of the data
+        set's task, else that of the protocol's task, else the instruction for pairs."""
         known = [task for task in (self.task, protocol(self.config.protocol).task) if task in prompt.instructions]
         return prompt.wordings((*known, "pair")[0])[0]
 
@@ -60,8 +60,8 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
     """Captions and scores a split with all ranks of this job; rank 0 returns the plan and the results.
 
     Only rank 0 calls `planned`, before it joins the others: it may export the run's newest weights, which takes time, and
-    the ranks of a process group share the reading of a checkpoint. With baselines, the same model is also shown each
-    before image twice, and two systems that see no image are scored. Raises UserError on every rank.
+    reading a checkpoint inside a process group needs all its ranks. With baselines, the same model also answers each
+    before image shown twice, and two systems that see no image are scored. Raises UserError on every rank.
     """
     made: Evaluation | None = None
     fault: Exception | None = None
@@ -119,7 +119,7 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
 
 
 def decoding(config: EvaluationConfig) -> dict[str, Any]:
-    """What captions depend on in how they are generated, as `Captioner.answer` takes it."""
+    """The generation options that captions depend on, as `Captioner.answer` takes them."""
     options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams}
     if config.num_beams > 1:
         options["length_penalty"] = config.length_penalty
@@ -129,7 +129,7 @@ def decoding(config: EvaluationConfig) -> dict[str, Any]:
 
 
 def instruction(config: EvaluationConfig) -> str | None:
-    """What is asked of every pair, or None for its own instruction. Raises UserError when the protocol has none."""
+    """The instruction for every pair, or None for each pair's own. Raises UserError if the protocol has none."""
     if config.instruction != "protocol":
         return config.instruction
     asked = protocol(config.protocol).instruction
@@ -141,7 +141,7 @@ def instruction(config: EvaluationConfig) -> str | None:
 
 
 def asked_by(config: EvaluationConfig, data: Path, **model: object) -> str:
-    """Fingerprint of everything that an answer depends on; how many ranks there are is not among it."""
+    """Fingerprint of everything that an answer depends on, which does not include the number of ranks."""
     shards = [(shard.name, shard.bytes, shard.sha256) for shard in read_manifest(data / config.split).shards]
     return fingerprint(
         **model,
@@ -163,8 +163,8 @@ def scored(
 ) -> dict[str, Any]:
     """Scores answers; writes `predictions.jsonl`, `references.jsonl`, `scores.json` and `report.html` into `plan.out`.
 
-    `asked` is the instruction of pairs without one of their own. With the answers to the before image twice, baselines are
-    scored as well. `cuda_graphs` tells whether they were used.
+    `asked` is the instruction of pairs without one of their own. If the answers to the before image shown twice are given,
+    baselines are scored as well. `cuda_graphs` tells whether they were used.
     """
     config, references, types = plan.config, heldout.references, heldout.change_types
     predictions = captions_in_order(answers, references)
@@ -211,9 +211,9 @@ def scored(
 
 
 def caveats(config: EvaluationConfig, pairs: int, leakage: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What keeps the scores of that many pairs from being compared with others, one line each.
+    """One line for each reason why these scores cannot be compared with others.
 
-    `leakage` is the manifest's: by other split, how many pairs have both images in common with it, or one.
+    `leakage` is the manifest's: for each other split, how many pairs share both images with it, or one.
     """
     rules, made = protocol(config.protocol), list[str]()
     if pairs == config.limit:
@@ -229,14 +229,14 @@ def caveats(config: EvaluationConfig, pairs: int, leakage: Mapping[str, Mapping[
 
 
 def captions_in_order(answers: dict[str, Answer], references: dict[str, list[str]]) -> dict[str, str]:
-    """The captions in the order of the pairs, without those to pairs of another selection."""
+    """The captions in the order of the pairs, without those of pairs that were not selected."""
     return {pair: answers[pair].caption for pair in references}
 
 
 def table(systems: dict[str, Scores]) -> str:
     """Scores by metric (rows, times 100 as papers print them) and system (columns), as text.
 
-    Beside the first system stand its 95 % intervals, where they were computed.
+    The first system is followed by its 95 % intervals if they were computed.
     """
     first, *_ = systems.values()
     columns = {

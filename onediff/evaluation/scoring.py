@@ -25,25 +25,25 @@ class Scores:
     """What `score` found. Fractions; CIDEr's range is 0…10 (papers print all of them times 100)."""
 
     protocol: str
-    """The rules they were computed under."""
+    """The rules under which they were computed."""
     tokenisation: str
-    """`ptb`, or `plain` where Java was missing: then no number is comparable with published ones."""
+    """`ptb`, or `plain` if Java was missing: then no score is comparable with published ones."""
     ids: tuple[str, ...]
     """The pairs that were scored."""
     scores: Mapping[str, float]
-    """Name → corpus score, in the order of tables; what could not be computed, or does not exist, is absent."""
+    """Name → corpus score, in the order of tables, without scores that are undefined or could not be computed."""
     intervals: Mapping[str, tuple[float, float]]
-    """Name → 95 % bootstrap interval; empty if none was asked for."""
+    """Name → 95 % bootstrap interval; empty if none was requested."""
     groups: Mapping[str, tuple[int, Mapping[str, float]]]
-    """Change type, or group of types → pairs and scores, each as a corpus of its own."""
+    """Change type or group of types → number of pairs, and scores as a corpus of its own."""
     missing: tuple[str, ...]
     """Pairs without a prediction, which were left out on request."""
     notes: tuple[str, ...]
-    """What a reader must know: one line each."""
+    """What a reader must know, one line each."""
     references: str
     """Fingerprint of the references."""
     absent: tuple[str, ...]
-    """Scores that were asked for and are not there."""
+    """Scores that were requested but are missing."""
     rows: Rows = field(repr=False, compare=False)
     """Metric → [pairs, columns]: the statistics behind the scores, in the order of `ids`."""
 
@@ -58,14 +58,14 @@ class Scores:
         return frozenset(name for metric in self.rows for name in metric.lower_is_better)
 
     def per_pair(self) -> dict[str, dict[str, float]]:
-        """Id → name → score of that pair alone, without those that do not exist for it."""
+        """Id → name → score of that pair alone, without scores that are undefined for it."""
         columns = scores_of(self.rows)
         return {
             pair: existing({name: column[i] for name, column in columns.items()}) for i, pair in enumerate(self.ids)
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for `--json`; a score that was asked for and is not there is null."""
+        """Plain values for `--json`; a requested score that is missing is null."""
         return {
             "protocol": self.protocol,
             "tokenisation": self.tokenisation,
@@ -96,10 +96,10 @@ def score(
 ) -> Scores:
     """Scores `predictions` (id → caption) against `references` (id → captions) under a protocol, given or named.
 
-    `change_types` (id → type) adds a breakdown, and the share of right types where the protocol can read them from a
-    caption. `changes` (id → a sample's `meta`) adds item scores. `metrics` are computed besides the usual ones, with
-    `images` where they look at them. `bootstrap` resamples give 95 % intervals. `meteor=False` spares a Java start of some
-    seconds. Raises UserError for a prediction with an unknown id and, unless `allow_missing`, for a pair without prediction.
+    `change_types` (id → type) adds a breakdown, and the share of right types if the protocol can read them from a
+    caption. `changes` (id → a sample's `meta`) adds item scores. `metrics` are computed in addition to the usual ones, with
+    `images` if they need them. `bootstrap` resamples give 95 % intervals. `meteor=False` saves the few seconds that Java
+    takes to start. Raises UserError for a prediction with an unknown id and, unless `allow_missing`, for a pair without one.
     """
     rules = protocol_named(protocol) if isinstance(protocol, str) else protocol
     given = References(references, change_types or {}, changes or {})
@@ -117,7 +117,7 @@ def score_all(
     seed: int = 0,
     images: Images | None = None,
 ) -> list[Scores]:
-    """`score` for several systems on the same pairs (those that all of them answered), tokenised in one go."""
+    """`score` for several systems on the same pairs (those that all of them answered), tokenised together."""
     counted = rules.treated(references.captions)
     missing = unanswered(counted, references.captions, systems, allow_missing)
     texts = {pair: captions for pair, captions in counted.items() if pair not in missing}
@@ -164,7 +164,7 @@ def paired(
     rules: Protocol,
     images: Images | None,
 ) -> tuple[list[Pairs], str | None]:
-    """What metrics look at, of each system; and why the tokens are not those of published scores, if they are not."""
+    """What metrics use, for each system; and the reason if the tokens are not those of published scores."""
     captions = [caption for group in texts.values() for caption in group]
     tokens, tokenisation, reason = tokenised(captions + [system[pair] for system in systems for pair in texts])
     theirs = [[tokens[caption] for caption in group] for group in texts.values()]
@@ -189,9 +189,9 @@ def paired(
 def collect(
     systems: Sequence[Pairs], metrics: Sequence[Metric]
 ) -> tuple[list[dict[Metric, np.ndarray]], dict[Metric, str]]:
-    """The rows of each system by metric; and the metrics that cannot be computed here, with the reason.
+    """The rows of each system by metric, and the metrics that cannot be computed here with the reason.
 
-    Metrics that wait for other programs are started first and work beside the rest.
+    Metrics that wait for other programs are started first and run in parallel with the rest.
     """
     wanted = [metric for metric in metrics if metric.applies(systems[0])]
     unavailable = {metric: "" for metric in wanted if metric.ptb_only and systems[0].tokenisation != PTB}
@@ -219,8 +219,8 @@ def _try(metric: Metric, rows: Any, found: dict[Metric, list[np.ndarray]], unava
 
 
 def grouped(rows: Rows, pairs: Pairs, rules: Protocol) -> dict[str, tuple[int, dict[str, float]]]:
-    """Change type, or group of types → pairs and scores. CIDEr's document frequencies are the group's own, as if only
-    its pairs had been scored, which is how published tables per type are made."""
+    """Change type or group of types → number of pairs, and scores. CIDEr's document frequencies are the group's own, as
+    if only its pairs had been scored: published tables per type are made this way."""
     members = {kind: {kind} for kind in sorted({kind for kind in pairs.change_types if kind is not None})}
     wanted = {name: set(kinds) for name, kinds in rules.groups.items()} | members
     found = {}
@@ -234,7 +234,7 @@ def grouped(rows: Rows, pairs: Pairs, rules: Protocol) -> dict[str, tuple[int, d
 
 
 def compare(ours: Scores, other: Scores, resamples: int = 1000, seed: int = 0) -> dict[str, Difference]:
-    """Name → difference and its two-sided p by paired randomisation. Refuses what is not comparable (UserError)."""
+    """Name → difference and its two-sided p by paired randomisation. Raises UserError if not comparable."""
     require_comparable(ours, other)
     return differences(ours.rows, other.rows, resamples, seed)
 
@@ -254,7 +254,7 @@ def unanswered(
     systems: Iterable[Mapping[str, str]],
     allow_missing: bool,
 ) -> tuple[str, ...]:
-    """The pairs that count and that some system has no caption for. Raises UserError unless they may be left out."""
+    """The pairs for which some system has no caption. Raises UserError unless `allow_missing`."""
     missing: dict[str, None] = {}
     for system in systems:
         unknown = [pair for pair in system if pair not in references]
@@ -271,7 +271,7 @@ def unanswered(
 def notes(
     why_plain: str | None, unavailable: Mapping[Metric, str], missing: Sequence[str], counted: int
 ) -> tuple[str, ...]:
-    """One line for each thing that limits what the numbers mean."""
+    """One line for each limitation of the scores."""
     lines = []
     if why_plain is not None:
         left_out = "".join(f"{', '.join(metric.scores)} is left out and " for metric in unavailable if metric.ptb_only)
@@ -283,5 +283,5 @@ def notes(
 
 
 def _some(ids: Sequence[str]) -> str:
-    """The first of `ids`, and how many more there are."""
+    """The first of `ids`, and the number of others."""
     return f"id {ids[0]!r}" + (f" (and {len(ids) - 1} more)" if len(ids) > 1 else "")

@@ -1,4 +1,4 @@
-"""Captions to tokens as published caption scores have them: the Penn Treebank tokenizer of pycocoevalcap."""
+"""Tokens as in published caption scores: the Penn Treebank tokenizer of pycocoevalcap."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PLAIN_TOKEN = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+(?:[-.,]\
 
 
 def tokenised(captions: Iterable[str]) -> tuple[dict[str, str], str, str | None]:
-    """Tokens of each distinct caption, joined by blanks; how they were made (`ptb` or `plain`); why not `ptb`.
+    """Tokens of each distinct caption, joined by blanks; how they were made (`ptb` or `plain`); the reason if not `ptb`.
 
-    Without Java the tokens come from a simple rule. Such scores are close to, but not comparable with, published ones.
+    Without Java, a simple rule makes the tokens. The scores are then close to published ones, but not comparable.
     """
     distinct = list(dict.fromkeys(captions))
     try:
@@ -28,10 +28,10 @@ def tokenised(captions: Iterable[str]) -> tuple[dict[str, str], str, str | None]
 def ptb_tokens(captions: Sequence[str]) -> list[str]:
     """Stanford's PTBTokenizer in lower case without punctuation, exactly as pycocoevalcap calls it, in one Java start.
 
-    Two departures keep a caption's tokens from depending on its neighbours: white space inside a caption is made plain
-    (a line separator would shift all following captions by one), and the word "the" is put between captions. The
-    tokenizer looks at the next line to decide whether "no." ends a sentence or is short for number; "the" has the case
-    of the caption's own first letter, as the next caption of a file mostly has. Raises JavaUnavailable.
+    Two changes make a caption's tokens independent of its neighbours: white space inside a caption is normalised (a line
+    separator would shift all following captions by one), and the word "the" is put between captions. The tokenizer looks
+    at the next line to decide whether "no." ends a sentence or abbreviates number; "the" has the case of the caption's
+    own first letter, as the next caption of a file usually has. Raises JavaUnavailable.
     """
     from pycocoevalcap.tokenizer import ptbtokenizer
 
@@ -47,10 +47,10 @@ def ptb_tokens(captions: Sequence[str]) -> list[str]:
 
 
 def _next(caption: str) -> str:
-    """The line that stands after `caption`."""
+    """The line that follows `caption`."""
     return "The" if caption.lstrip()[:1].isupper() else "the"
 
 
 def plain_tokens(caption: str) -> str:
-    """Lower-case words with clitics cut off ("isn't" → "is n't") and punctuation left out; needs no Java."""
+    """Lower-case words without punctuation, with clitics split off ("isn't" → "is n't"); needs no Java."""
     return " ".join(word for word in PLAIN_TOKEN.findall(caption.lower()) if any(map(str.isalnum, word)))

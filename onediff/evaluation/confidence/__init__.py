@@ -1,10 +1,10 @@
-"""How sure a caption is, and whether its images are like those that the model was trained on.
+"""How likely a caption is right, and whether its images are like those that the model was trained on.
 
 A model that has learned rendered scenes describes a photograph as fluently as a scene. `onediff calibrate` measures two
-things and keeps them in the export as `confidence.npz`:
+things and stores them in the export as `confidence.npz`:
 
-* the features that the vision tower gives for training images, as one Gaussian; an image farther away than 99 of 100
-  held-out pairs is unlike them (Lee et al. 2018, arXiv 1807.03888);
+* the vision tower's features of training images, as one Gaussian; an image farther away than 99 of 100 held-out pairs
+  is unlike them (Lee et al. 2018, arXiv 1807.03888);
 * how often a caption is right at each mean log-probability of its tokens, by isotonic regression over held-out pairs
   (Zadrozny and Elkan 2002).
 """

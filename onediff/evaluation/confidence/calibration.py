@@ -1,4 +1,4 @@
-"""From mean token log-probabilities to the share of right captions."""
+"""Maps mean token log-probabilities to the share of right captions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEWEST = 10
-"""Right and wrong captions that a calibration takes at least."""
+"""The smallest number of right captions, and of wrong ones, that a calibration needs."""
 BLOCKS = 20
 FOLDS = 5
 BINS = 10
@@ -16,18 +16,18 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """A rising curve through knots, level beyond them."""
+    """A rising piecewise linear curve through knots, constant beyond them."""
 
     log_probabilities: NDArray[np.float64]
     """`[knots]`, rising."""
     shares: NDArray[np.float64]
-    """`[knots]`, the share of right captions."""
+    """`[knots]`: the share of right captions."""
 
     @classmethod
     def of(cls, log_probabilities: NDArray[np.float64], right: NDArray[np.bool_]) -> Calibration:
         """Isotonic regression: blocks of neighbours, at most 20 of equal size, pooled where the share does not rise.
 
-        A share is (right + 1) / (pairs + 2), so that none is 0 or 1.
+        A share is (right + 1) / (pairs + 2), so it is never 0 or 1.
         """
         order = np.argsort(log_probabilities, kind="stable")
         blocks: list[list[float]] = []  # sum of log-probabilities, right, pairs
@@ -45,9 +45,9 @@ class Calibration:
 
 
 def reliability(log_probabilities: NDArray[np.float64], right: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """`[bins, 3]`: mean confidence, share right and pairs, of bins with equally many pairs, the least confident first.
+    """`[bins, 3]`: mean confidence, share right and number of pairs, in bins of equal size, the least confident first.
 
-    Each fifth of the pairs gets its confidence from a calibration on the others, so none is judged by itself.
+    Each fifth of the pairs gets its confidence from a calibration on the others, so no pair is judged by itself.
     """
     fold = np.random.default_rng(0).permutation(len(right)) % FOLDS
     confidence = np.empty(len(right))
@@ -61,6 +61,6 @@ def reliability(log_probabilities: NDArray[np.float64], right: NDArray[np.bool_]
 
 
 def calibration_error(bins: NDArray[np.float64]) -> float:
-    """Expected calibration error of `reliability`: how far confidence and share right lie apart on average."""
+    """Expected calibration error of `reliability`: the mean distance between confidence and share right."""
     confidence, right, pairs = bins.T
     return float((abs(confidence - right) * pairs).sum() / pairs.sum())

@@ -1,4 +1,4 @@
-"""Which images are like those that a model was trained on."""
+"""Whether images are like those that a model was trained on."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARE = 0.01
-"""Of pairs like the held-out ones, how many are called unfamiliar; at most, on average."""
+"""The largest share, on average, of pairs like the held-out ones that is called unfamiliar."""
 
 
 @dataclass(frozen=True)
 class Familiar:
-    """A Gaussian over tower features, and how far from its centre held-out images lie."""
+    """A Gaussian over tower features, and the distance of held-out images from its centre."""
 
     mean: NDArray[np.float32]
     """`[width]`"""
@@ -27,8 +27,8 @@ class Familiar:
     def of(cls, trained: NDArray[np.float32], held_out: NDArray[np.float32], share: float = SHARE) -> Familiar:
         """From features of training images `[images, width]` and of held-out pairs `[pairs, 2, width]`.
 
-        The limit is the conformal quantile: of new pairs like the held-out ones at most `share` exceed it on average, or
-        1 in (pairs + 1) where there are fewer than that takes.
+        The limit is the conformal quantile: on average, at most `share` of new pairs like the held-out ones exceed it, or
+        1 in (pairs + 1) if there are too few pairs for `share`.
         """
         mean = trained.mean(0, dtype=np.float64)
         precision = np.linalg.inv(shrunk_covariance(trained - mean))

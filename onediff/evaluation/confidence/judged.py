@@ -1,4 +1,4 @@
-"""A caption with what is known about it."""
+"""A caption with its confidence or warning."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 
 class Judged(NamedTuple):
-    """A caption, how likely it is right, and a warning; a model that was not calibrated gives the caption alone."""
+    """A caption, how likely it is right, and a warning; without calibration, the caption alone."""
 
     caption: str
     confidence: float | None = None
     """Share of such captions that were right on held-out pairs; None without calibration, and for unfamiliar images."""
     warning: str | None = None
-    """That the images are unlike those that the model was trained on, in words."""
+    """Says that the images are unlike those that the model was trained on; None otherwise."""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields that are known."""
+        """The fields that are not None."""
         return {name: value for name, value in self._asdict().items() if value is not None}

@@ -21,17 +21,17 @@ ROLES = ("before", "after")
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a model knows of itself."""
+    """A model's calibration and its familiar images."""
 
     familiar: Familiar
     calibration: Calibration | None
     """None if too few held-out captions were right, or wrong."""
     reliability: NDArray[np.float64]
-    """`[bins, 3]`, see `calibration.reliability`; no bins without calibration."""
+    """`[bins, 3]`, as of `calibration.reliability`; no bins without calibration."""
     about: str
-    """The images that it was trained on, in words."""
+    """Describes the images that it was trained on."""
     held_out: str
-    """The pairs that it was calibrated on, in words."""
+    """Describes the pairs that it was calibrated on."""
 
     def judged(self, caption: str, log_probability: float, features: NDArray[np.float32]) -> Judged:
         """A caption of mean token log-probability `log_probability`, from images with `features` `[2, width]`."""
@@ -44,13 +44,13 @@ class Knowledge:
         return Judged(caption, round(float(self.calibration.confidence(np.array([log_probability]))[0]), 3))
 
     def as_json(self) -> dict[str, Any]:
-        """What was measured, in plain values."""
+        """The measurements as plain values."""
         rows = [dict(zip(("confidence", "right", "pairs"), row, strict=True)) for row in self.reliability.tolist()]
         error = calibration_error(self.reliability) if rows else None
         return {"about": self.about, "held_out": self.held_out, "calibration_error": error, "reliability": rows}
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """The measurements as lines of text."""
         head = [f"measured on {self.held_out}", f"warns of images unlike those it was trained on: {self.about}"]
         if self.calibration is None:
             return [*head, f"no confidence: that takes {FEWEST} captions that are right and {FEWEST} that are not"]

@@ -1,4 +1,4 @@
-"""What a model's own numbers say of a pair: tower features of its images, log-probabilities of its caption."""
+"""Tower features of a pair's images, and log-probabilities of its caption."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def second_look(
     """Mean token log-probabilities `[rows]` of answers to prompt rows of pairs, and features of the images `[rows, 2,
     width]`.
 
-    Costs one pass of the whole model over prompts and answers, about as much as reading the prompts once more.
+    Costs one pass of the whole model over prompts and answers, about as much as reading the prompts again.
     """
     answered = [
         replace(

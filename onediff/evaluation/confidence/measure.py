@@ -1,4 +1,4 @@
-"""Measures a model's knowledge of itself on its training images and on held-out pairs."""
+"""Measures `Knowledge` on a model's training images and on held-out pairs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def measured(
 ) -> Knowledge:
     """Knowledge from `images` training images, evenly from the splits `trained_on`, and all pairs of `held_out`.
 
-    Costs a tower's pass for each image, and a caption and a second look for each pair. Raises UserError when there is
-    nothing to measure.
+    Costs one pass of the tower per image, and a caption and a second pass per pair. Raises UserError if there is nothing
+    to measure.
     """
     features = training_features(captioner, trained_on, images, batch_size)
     values, seen, right = held_out_pairs(captioner, held_out, batch_size, generation)
@@ -58,7 +58,7 @@ def measured(
 def training_features(
     captioner: Captioner, splits: Sequence[Path], images: int, batch_size: int
 ) -> NDArray[np.float32]:
-    """`[at most images, width]` features. Raises UserError when no image can be read."""
+    """`[at most images, width]` features. Raises UserError if no image can be read."""
     shares = [islice(images_of(split, -(-images // len(splits))), -(-images // len(splits))) for split in splits]
     bar = progress(images, "training images", "images")
     found = []
@@ -74,7 +74,7 @@ def training_features(
 
 
 def images_of(split: Path, wanted: int) -> Iterator[Image.Image]:
-    """Images of samples spread evenly over the shards of a split; unreadable ones are passed over."""
+    """Images of samples spread evenly over the shards of a split; unreadable ones are skipped."""
     source = Source.open(split.parent.name, split, lanes=1, seed=0, block=1)
     counts = source.lanes.shard_samples
     every = max(1, sum(counts) // max(1, wanted))
@@ -91,7 +91,7 @@ def images_of(split: Path, wanted: int) -> Iterator[Image.Image]:
 def held_out_pairs(
     captioner: Captioner, held_out: HeldOut, batch_size: int, generation: Mapping[str, Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.bool_]]:
-    """Of every readable pair: its caption's mean log-probability, features `[pairs, 2, width]`, whether it is right."""
+    """For every readable pair: its caption's mean log-probability, features `[pairs, 2, width]`, whether it is right."""
     pairs = list(held_out.references)
     values, seen, right = [], [], []
     bar = progress(len(pairs), "held-out pairs", "pairs")
@@ -120,7 +120,7 @@ def held_out_pairs(
 
 
 def is_right(held_out: HeldOut, pair: str, caption: str) -> bool:
-    """Whether a caption tells every change and nothing else; where the changes are not known, whether it is a reference."""
+    """Whether a caption states every change and nothing else; if the changes are unknown, whether it is a reference."""
     truth = known(held_out.changes.get(pair, {}), f"pair {pair!r}")
     if truth is not None:
         return judged(read(caption), truth).right
@@ -128,5 +128,5 @@ def is_right(held_out: HeldOut, pair: str, caption: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Words alone, in small letters."""
+    """The words in lower case, without punctuation."""
     return " ".join("".join(letter if letter.isalnum() else " " for letter in text.casefold()).split())

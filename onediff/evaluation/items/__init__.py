@@ -1,9 +1,9 @@
-"""Item scores: what captions say, held against the changes that are known.
+"""Item scores: what captions say, compared with the known changes.
 
     found = score(captions, references)   # {id: caption}, {id: a sample's meta}
     found.values["captions right"], found.by_type["replace"]
 
-`grammar.py` reads captions, `known.py` reads what truly changed, `agreement.py` compares the two.
+`grammar.py` parses captions, `known.py` reads the true changes, `agreement.py` compares the two.
 """
 
 from onediff.evaluation.items.grammar import Item, Reading, read

@@ -1,11 +1,11 @@
-"""Compares what a caption says with what truly changed: which items are right, and each attribute on its own.
+"""Compares a caption with the true changes: which items are right, and each attribute separately.
 
 An item is **right** if its type is right; if everything it says about its objects is true, includes colour and shape (or
-the name), and tells each object from all others in its image by its look; if it says where an object was added or moved to;
-and if it says correctly what something became. Other places may be left out, but must be true when they are given.
+the name), and distinguishes each object from all others in its image by its look; if it says where an object was added or
+moved to; and if it says correctly what something became. Other places may be left out, but must be true if given.
 
 An **attribute** is counted for every object of a true item that needs it, and wherever the caption gives it. It is wrong
-if it is left out, or if the caption misses the item. To decide which said item is about which true one, the two lists are
+if it is left out, or if the caption misses the item. To decide which stated item is about which true one, the two lists are
 aligned *without* the attribute being counted, so that no attribute benefits from its own agreement.
 """
 
@@ -18,23 +18,23 @@ from onediff.evaluation.items.grammar import Description, Item, Reading
 from onediff.evaluation.items.known import TrueChanges
 
 COUNTED = ("shape", "colour", "size", "material", "name", "place", "light", "part")
-"""The attributes that are counted one by one."""
+"""The attributes that are counted separately."""
 LOOK = ("size", "colour", "material", "shape", "name")
 
 
 class Verdict(NamedTuple):
-    """One caption beside its pair's true changes."""
+    """One caption compared with its pair's true changes."""
 
     right: bool
-    """Every true item is told right, and nothing else is told."""
+    """Every true item is stated correctly, and nothing else is stated."""
     found: int
-    """True items that are told right."""
+    """True items that are stated correctly."""
     said: int
-    """Items told; an unread remainder is one."""
+    """Items stated; an unread remainder counts as one."""
     hallucinated: int
-    """Items told about something that did not change; an unread remainder is one."""
+    """Items stated about something that did not change; an unread remainder counts as one."""
     attributes: dict[str, tuple[int, int]]
-    """Attribute → how often it is counted, how often it is right."""
+    """Attribute → how often it is counted, and how often it is right."""
 
 
 def judged(reading: Reading, known: TrueChanges) -> Verdict:
@@ -53,7 +53,7 @@ def judged(reading: Reading, known: TrueChanges) -> Verdict:
 
 
 def is_right(said: Item, true: Item, known: TrueChanges) -> bool:
-    """Whether one item tells one true item; see above."""
+    """Whether a stated item is right about a true item, as defined above."""
     if said.type != true.type or len(said.objects) != len(true.objects):
         return False
     scene = known.after if true.type == "add" else known.before
@@ -68,7 +68,7 @@ def is_right(said: Item, true: Item, known: TrueChanges) -> bool:
 
 
 def fits(said: Description, true: Description) -> bool:
-    """Whether all that is said is true. A name may be shorter by words in front: an apple is a red apple."""
+    """Whether everything said is true. A name may lack its first words: a red apple may be called an apple."""
     for key, value in said.items():
         if key == "name":
             words, name = value.split(), true.get("name", "").split()
@@ -80,7 +80,7 @@ def fits(said: Description, true: Description) -> bool:
 
 
 def needed(true: Description, scene: Iterable[Description]) -> tuple[str, ...]:
-    """The attributes of the shortest look that tells `true` from every other object in `scene`."""
+    """The attributes of the shortest look that distinguishes `true` from every other object in `scene`."""
     if "shape" not in true:
         return ("name",)
     others = [other for other in scene if _look(other) != _look(true)]
@@ -94,7 +94,7 @@ def needed(true: Description, scene: Iterable[Description]) -> tuple[str, ...]:
 def aligned(
     said: Sequence[Item], true: Sequence[Item], agreement: Callable[[Item, Item], float]
 ) -> list[tuple[int, int]]:
-    """The pairing (index said, index true) of the highest total agreement, the first such in the order of the lists.
+    """The pairing (index said, index true) with the highest total agreement; the first one in case of a tie.
 
     Costs len(said) × 2 ** len(true) steps; pairs have a handful of changes.
     """
@@ -106,7 +106,7 @@ def aligned(
             for j, gain in enumerate(gains):
                 if not used >> j & 1:
                     with_j = used | 1 << j
-                    # A hair for each pairing: two lists are aligned as far as they go.
+                    # A small bonus per pairing, so that as many items as possible are aligned.
                     value = total + gain + 1e-6
                     if with_j not in grown or value > grown[with_j][0]:
                         grown[with_j] = value, (*pairs, (i, j))
@@ -115,7 +115,7 @@ def aligned(
 
 
 def _tells(said: Description, true: Description, scene: Iterable[Description]) -> bool:
-    """Whether `said` is true of `true` and its look fits no other object of the scene."""
+    """Whether `said` is true of `true`, and its look fits no other object of the scene."""
     basic = ("name",) if "name" in true else ("colour", "shape") if "shape" in true else ()
     if not fits(said, true) or any(key not in said for key in basic):
         return False
@@ -126,8 +126,8 @@ def _tells(said: Description, true: Description, scene: Iterable[Description]) -
 def _invented(said: Item, known: TrueChanges) -> bool:
     """Whether `said` is about something that did not change.
 
-    That is an object which is there as it is told and stayed as it was; or neither a place that is told nor half of the
-    look of an object is that of a change.
+    Either it describes an object that exists and did not change, or it shares neither a place nor half of an object's
+    look with any change.
     """
     changed = [one for item in known.items for one in item.objects]
     if not said.objects or not changed:
@@ -162,10 +162,10 @@ def _counted(name: str, said: Sequence[Item], known: TrueChanges) -> tuple[int, 
 def _slots(
     said: Item | None, true: Item, known: TrueChanges, name: str
 ) -> Iterator[tuple[Description, Description, tuple[str, ...]]]:
-    """What is said, what is true and what is needed: of each object of a true item, and of what it became."""
+    """For each object of a true item, and for what it became: what is said, what is true and what is needed."""
     mine = said.objects if said else ()
     if len(mine) == len(true.objects) == 2:
-        # Two that swapped may be told in either order.
+        # Two objects that swapped may be named in either order.
         mine = max(mine, mine[::-1], key=lambda order: _overlap(order, true.objects, name))
     scene = known.after if true.type == "add" else known.before
     for i, real in enumerate(true.objects):
@@ -177,7 +177,7 @@ def _slots(
 
 
 def _agreement(said: Item, true: Item, without: str) -> float:
-    """How many things two items share, apart from attribute `without`."""
+    """How many properties two items share, apart from attribute `without`."""
     both = _overlap(said.objects, true.objects, without)
     if len(true.objects) == 2:
         both = max(both, _overlap(said.objects[::-1], true.objects, without))

@@ -1,12 +1,12 @@
-"""Captions read into lists of changes: the grammar of the renderer's and the composer's sentences.
+"""Parses captions into lists of changes: the grammar of the renderer's and the composer's sentences.
 
     caption   = clause {(", " | " and ") clause}
     clause    = one of PATTERNS, from the first word to the last
     object    = ("the" | "a" | "an") words
     place     = ("at" | "in" | "on") "the" one of PLACES
 
-The words of an object are split into size, colour, material and shape where they are nothing else ("large red cube");
-any other words are its name ("bunch of bananas"). A caption is split only where every part is a clause, so a name may
+The words of an object are split into size, colour, material and shape if they are nothing else ("large red cube"); any
+other words are its name ("bunch of bananas"). A caption is split only where every part is a clause, so a name may
 contain "and". Text that no pattern matches is reported as unread and counts against the caption; it is never guessed.
 """
 
@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 Description = dict[str, str]
-"""What is said of one object: `size`, `colour`, `material`, `shape` or `name`, and `place`; or what a change is to:
+"""What is said about an object: `size`, `colour`, `material`, `shape` or `name`, and `place`; or what a change results in:
 `light` (brighter, darker), `part` (of a crop)."""
 
 WORDS = {
@@ -26,9 +26,9 @@ WORDS = {
     "material": ("shiny", "matte"),
     "shape": ("cube", "sphere", "cylinder", "cone"),
 }
-"""The words that are attributes of an object, in the order of a noun phrase."""
+"""The words for attributes of an object, in the order of a noun phrase."""
 LONGEST = 150
-"""Words of a caption that is read; a longer one is unread. No true list of changes is that long."""
+"""The longest caption that is parsed, in words; a longer one is unread. No true list of changes is that long."""
 PLACES = ("top left", "top right", "bottom left", "bottom right", "top", "bottom", "left", "right", "middle")
 SIZES = {"larger": "large", "grown": "large", "bigger": "large", "smaller": "small", "shrunk": "small"}
 LIGHTS = {"brighter": "brighter", "brightened": "brighter", "darker": "darker", "darkened": "darker"}
@@ -82,9 +82,9 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 
 
 class Item(NamedTuple):
-    """One change: the objects that it concerns as they were, and what became of them.
+    """One change: the objects that it concerns, as they were, and what became of them.
 
-    `objects` holds two for a swap, none for the whole image, else one; an added object is described as it is.
+    `objects` has two entries for a swap, none for the whole image, otherwise one; an added object is described as it is.
     `becomes` holds what is new: the other object of a replacement, a colour, a size, a place, a light, a part.
     """
 
@@ -108,7 +108,7 @@ class Reading(NamedTuple):
 
 
 def read(caption: str) -> Reading:
-    """The changes that `caption` tells."""
+    """The changes that `caption` states."""
     text = " ".join(caption.lower().split()).rstrip(" .")
     clauses = _clauses(text) if text and text.count(" ") < LONGEST else None
     if clauses is None:
@@ -120,7 +120,7 @@ def read(caption: str) -> Reading:
 
 
 def described(words: str) -> Description:
-    """The attributes that `words` are made of ("large red cube"), or else its name ("red apple")."""
+    """The attributes in `words` ("large red cube"), or else the name ("red apple")."""
     found: Description = {}
     for word in words.split():
         kind = next((kind for kind, known in WORDS.items() if word in known), None)
@@ -131,7 +131,7 @@ def described(words: str) -> Description:
 
 
 def _clauses(text: str) -> list[Item] | None:
-    """The clauses of `text`, cut at commas and "and" so that each is one; None if there is no such cut."""
+    """The clauses of `text`, split at commas and "and"; None if it cannot be split so that every part is a clause."""
     whole = _clause(text)
     if whole is not None:
         return [whole]
@@ -177,7 +177,7 @@ def _item(kind: str, said: dict[str, str]) -> Item:
 
 
 def _compiled() -> list[tuple[str, re.Pattern[str]]]:
-    """One regular expression for each sentence of PATTERNS."""
+    """One regular expression per sentence of PATTERNS."""
     place = "|".join(PLACES)
     found = []
     for kind, sentences in PATTERNS:
@@ -189,7 +189,7 @@ def _compiled() -> list[tuple[str, re.Pattern[str]]]:
 
 
 def _alternatives(sentences: str) -> list[str]:
-    """Cut at each `|` that stands outside of parentheses."""
+    """Split at each `|` outside parentheses."""
     return re.split(r"\|(?![^()]*\))", sentences)
 
 

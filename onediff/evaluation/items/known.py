@@ -1,4 +1,4 @@
-"""What truly changed in a pair, from the `meta` that `onediff data render` and `onediff data compose` store.
+"""The true changes of a pair, from the `meta` that `onediff data render` and `onediff data compose` store.
 
     {"changes": [{"type": "replace", "before": [2], "after": [3]}],
      "before": [{"number": 2, "size": "large", "colour": "yellow", "material": "matte", "shape": "cone", "place": "top"}],
@@ -21,7 +21,7 @@ ATTRIBUTES = ("size", "colour", "material", "shape", "name", "place")
 
 
 class TrueChanges(NamedTuple):
-    """The true changes of one pair, every attribute given, and all objects of the two images."""
+    """The true changes of one pair, with every attribute, and all objects of the two images."""
 
     items: tuple[Item, ...]
     before: tuple[Description, ...]
@@ -29,7 +29,7 @@ class TrueChanges(NamedTuple):
 
 
 def known(meta: Mapping[str, Any], where: str = "meta") -> TrueChanges | None:
-    """The change list in a sample's `meta`; None if it has none. Raises UserError when it is not as above."""
+    """The change list in a sample's `meta`; None if it has none. Raises UserError if it has another form."""
     if "changes" not in meta:
         return None
     try:

@@ -14,7 +14,7 @@ from onediff.evaluation.items.grammar import Reading, read
 from onediff.evaluation.items.known import TrueChanges, known
 from onediff.evaluation.metrics.metric import existing
 
-# The columns of a row; then two for each attribute: how often it is counted, how often it is right.
+# The columns of a row, followed by two per attribute: how often it is counted, how often it is right.
 PAIRS, RIGHT, CHANGED, CHANGED_RIGHT, TRUE, FOUND, SAID, HALLUCINATED, UNCHANGED, FALSE_ALARM, MISSED, UNREAD = range(
     12
 )
@@ -31,7 +31,7 @@ RATIOS = {
     "unread captions": (UNREAD, PAIRS),
     **{f"{name} right": (12 + 2 * i + 1, 12 + 2 * i) for i, name in enumerate(COUNTED)},
 }
-"""Score → (numerator, denominator), both sums over pairs; a score whose denominator is 0 does not exist."""
+"""Score → (numerator, denominator), both sums over pairs; a score whose denominator is 0 is undefined."""
 LOWER_IS_BETTER = ("hallucinated items", "false alarms", "missed changes", "unread captions")
 
 
@@ -40,20 +40,20 @@ class ItemScores:
     """Scores by name, as fractions; see RATIOS and docs/evaluation.md."""
 
     values: Mapping[str, float]
-    """Of all pairs; without those that have nothing to count."""
+    """Over all pairs, without scores that have nothing to count."""
     intervals: Mapping[str, tuple[float, float]]
-    """95 % bootstrap intervals over pairs; empty if none were asked for."""
+    """95 % bootstrap intervals over pairs; empty if none were requested."""
     by_type: Mapping[str, tuple[int, Mapping[str, float]]]
-    """Change type → pairs and scores; `several` and `none` included."""
+    """Change type → number of pairs, and scores; includes `several` and `none`."""
     ids: tuple[str, ...]
     """The pairs that were scored: those whose changes are known."""
     readings: Mapping[str, Reading] = field(repr=False)
-    """What each caption was read as."""
+    """What each caption was parsed into."""
     rows: np.ndarray = field(repr=False, compare=False)
     """[pairs, COLUMNS]: the counts behind the scores."""
 
     def is_right(self, pair: str) -> bool:
-        """Whether the caption of this pair is right in everything that matters."""
+        """Whether the caption of this pair states every change and nothing else."""
         return bool(self.rows[self.ids.index(pair), RIGHT])
 
 
@@ -66,10 +66,10 @@ def score(
 ) -> ItemScores:
     """Scores `captions` (by id) against `references`: each pair's `meta`, or its `TrueChanges` changes.
 
-    Pairs without a change list are passed over; `bootstrap` resamples give intervals. Raises UserError when no pair
-    has both a caption and a change list.
+    Pairs without a change list are skipped; `bootstrap` resamples give intervals. Raises UserError if no pair has both a
+    caption and a change list.
     """
-    from onediff.evaluation.metrics import metric  # which has these scores among its metrics
+    from onediff.evaluation.metrics import metric  # it imports these scores as a metric
     from onediff.evaluation.resampling import intervals
 
     truths: dict[str, TrueChanges] = {}

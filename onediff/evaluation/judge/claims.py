@@ -1,8 +1,8 @@
-"""Captions split into atomic claims, each matched with a list of the true changes.
+"""Captions split into atomic claims, each matched with the list of true changes.
 
-The list is the sample's change list where that is known; otherwise a language model writes it once from the references
-(`changes.txt`), independently of the captions. For each caption the model then lists the claims it makes and the true change
-that each of them tells (`claims.txt`). Pairs without a change are the control: every claim about them is invented.
+The list is the sample's change list if it is known; otherwise a language model writes it once from the references
+(`changes.txt`), independently of the captions. For each caption, the model then lists its claims and the true change that
+each of them states (`claims.txt`). Pairs without a change are the control: every claim about them is invented.
 
 The method is that of DiffCap-Bench, ViDiC and ClaimDiff: recall of true changes, and claims that nothing supports.
 """
@@ -32,12 +32,12 @@ COUNTED, RIGHT, TRUE, TOLD, CLAIMED, INVENTED, UNCHANGED, ALARMS = range(8)
 
 @dataclass(frozen=True)
 class Claims:
-    """What one caption claims beside the true changes of its pair."""
+    """The claims of one caption, and the true changes of its pair."""
 
     changes: tuple[str, ...]
     """The true changes, in words."""
     claims: tuple[tuple[str, int], ...]
-    """Each claim, and the number of the true change that it tells, from 1; 0 is invented."""
+    """Each claim, and the number of the true change that it states, from 1; 0 if it is invented."""
 
     @property
     def row(self) -> list[float]:
@@ -50,7 +50,7 @@ class Claims:
 
 
 class ClaimScores(SummedScores):
-    """The scores of claims, from the rows of `Claims`."""
+    """Scores from the rows of `Claims`."""
 
     scores = ("captions right", "change recall", "invented claims", "false alarms")
     lower_is_better = ("invented claims", "false alarms")
@@ -67,7 +67,7 @@ class ClaimScores(SummedScores):
 def true_changes(asker: Asker, references: References) -> Iterator[tuple[str, tuple[str, ...] | None]]:
     """The true changes of each pair in words; None if a judge was needed and gave no usable answer.
 
-    Costs one question for each set of references whose changes are not known.
+    Costs one request per set of references whose changes are not known.
     """
     asked: dict[str, list[str]] = {}
     for pair, captions in references.captions.items():
@@ -86,7 +86,7 @@ def true_changes(asker: Asker, references: References) -> Iterator[tuple[str, tu
 def judged(
     asker: Asker, changes: Mapping[str, tuple[str, ...]], predictions: Mapping[str, str]
 ) -> Iterator[tuple[str, Claims | None]]:
-    """The claims of each caption as they come; None if no usable answer was given. One question a caption."""
+    """Yields the claims of each caption; None if there was no usable answer. Costs one request per caption."""
     asked: dict[str, list[str]] = {}
     for pair, caption in predictions.items():
         asked.setdefault(question(changes[pair], caption), []).append(pair)
@@ -98,12 +98,12 @@ def judged(
 def controls(
     references: References, changes: Mapping[str, tuple[str, ...]], count: int, seed: int = 0
 ) -> dict[str, dict]:
-    """Captions of which it is known whether they are right: {"right": {pair: caption}, "wrong": …}, up to `count` each.
+    """Captions known to be right or wrong: {"right": {pair: caption}, "wrong": …}, up to `count` each.
 
-    Right is a pair's own reference if there is one alone or its changes are known; wrong is what another pair with other
-    changes is described by, or for every third that nothing has changed.
+    Right is a pair's own reference if it is the only one or the changes are known. Wrong is the caption of another pair
+    with other changes, or, for every third pair, that nothing has changed.
     """
-    pairs = sorted(pair for pair, true in changes.items() if true)  # answers come in any order
+    pairs = sorted(pair for pair, true in changes.items() if true)  # answers arrive in any order
     random.Random(seed).shuffle(pairs)
     right = {
         pair: references.captions[pair][0]
@@ -119,7 +119,7 @@ def controls(
 
 
 def scores(found: Mapping[str, Claims], bootstrap: int, seed: int) -> dict[str, Any]:
-    """The scores and their intervals, as JSON has them."""
+    """The scores and their intervals as plain values for JSON."""
     metric, rows = ClaimScores(), np.array([one.row for one in found.values()], dtype=float)
     values = {name: float(value) for name, value in metric.values(rows.sum(0)).items() if not np.isnan(value)}
     return {"scores": values, "intervals": intervals({metric: rows}, bootstrap, seed) if bootstrap else {}}
@@ -134,7 +134,7 @@ def question(changes: Sequence[str], caption: str) -> str:
 
 
 def in_words(item: Item) -> str:
-    """A known change in words, every attribute told: `replace: large red cube (top left) → small blue cone`."""
+    """A known change as text, with every attribute: `replace: large red cube (top left) → small blue cone`."""
     objects = " and ".join(filter(None, map(described, item.objects))) or "the whole image"
     outcome = described(item.becomes)
     return f"{item.type}: {objects}" + (f" → {outcome}" if outcome else "")
@@ -154,7 +154,7 @@ def read_changes(text: str) -> tuple[str, ...]:
 
 
 def read_claims(text: str, changes: int | None = None) -> tuple[tuple[str, int], ...]:
-    """The claims in an answer; a number that is none of the list is 0. Raises ValueError."""
+    """The claims in an answer; a number that is not in the list becomes 0. Raises ValueError."""
     claims = []
     for one in _json(text, "claims"):
         if not isinstance(one, dict) or not isinstance(one.get("claim"), str):
@@ -167,7 +167,7 @@ def read_claims(text: str, changes: int | None = None) -> tuple[tuple[str, int],
 
 
 def usable(text: str) -> None:
-    """Raises ValueError for an answer to neither question."""
+    """Raises ValueError if the text answers neither request."""
     if '"claims"' in text:
         read_claims(text)
     else:
@@ -175,7 +175,7 @@ def usable(text: str) -> None:
 
 
 def _json(text: str, key: str) -> list[Any]:
-    """The list under `key` of the JSON object in an answer, whatever stands around it. Raises ValueError."""
+    """The list under `key` of the JSON object in an answer, whatever text surrounds it. Raises ValueError."""
     for start in re.finditer(r"\{", text):
         try:
             value, _ = json.JSONDecoder().raw_decode(text[start.start() :])

@@ -1,4 +1,4 @@
-"""Two marks for each caption: is it correct, and is it complete. The prompt is `marks.txt`."""
+"""Two marks for each caption: how correct and how complete it is. The prompt is `marks.txt`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 class Marks(NamedTuple):
-    """As fractions: 1 is nothing wrong, or nothing left out."""
+    """Fractions: 1 means nothing wrong, or nothing left out."""
 
     correctness: float
     completeness: float
@@ -25,7 +25,7 @@ class Marks(NamedTuple):
 def marked(
     asker: Asker, references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]
 ) -> Iterator[tuple[str, Marks | None]]:
-    """The marks of each pair as they come; None if no usable answer was given. Raises UserError when refused."""
+    """Yields the marks of each pair; None if there was no usable answer. Raises UserError if the endpoint refuses."""
     asked: dict[str, list[str]] = {}
     for pair, caption in predictions.items():
         asked.setdefault(question(references[pair], caption), []).append(pair)
@@ -42,7 +42,7 @@ def question(references: Sequence[str], caption: str) -> str:
 
 
 def filled(prompt: Path, **words: str) -> str:
-    """The prompt in a file with `{name}` filled in. One pass, so that braces in a caption stay what they are."""
+    """The prompt in a file, with each `{name}` filled in. A single pass, so braces in a caption are left alone."""
     names = "|".join(rf"\{{{name}\}}" for name in words)
     return re.sub(names, lambda match: words[match[0][1:-1]], prompt.read_text(encoding="utf-8"))
 
@@ -52,7 +52,7 @@ def listed(text: str) -> str:
 
 
 def read(text: str) -> Marks:
-    """The two marks in a model's answer, whatever stands around the JSON. Raises ValueError."""
+    """The two marks in a model's answer, whatever text surrounds the JSON. Raises ValueError."""
     for found in reversed(OBJECT.findall(text)):
         marks = json.loads(found)
         if {"correctness", "completeness"} <= set(marks):

@@ -1,6 +1,6 @@
 """Metrics, found by name: `metric("cider")`.
 
-A metric is a `Metric` object: one row of sums for each pair, and a function from summed rows to scores. Columns of tables,
+A metric is a `Metric` object: one row of sums per pair, and a function from summed rows to scores. The columns of tables,
 of the report and of MLflow follow from it. Another package adds one with an entry point in the group `onediff.metrics`,
 `name = module:METRIC` (docs/extending.md has a worked example).
 """
@@ -19,12 +19,12 @@ from onediff.evaluation.metrics.metric import Metric, Pairs, Rows, Unavailable, 
 USUAL = ("items", "bleu", "meteor", "rouge", "cider", "change-type")
 """Computed in every evaluation, in the order of tables."""
 OPTIONAL = ("spice", "bertscore", "clipscore", "pacscore")
-"""Computed where they are asked for: they take a model, or a Java with models of its own."""
+"""Computed only on request: they need a model, or Java with models of its own."""
 GROUP = "onediff.metrics"
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name, or NAME:MODEL for one that takes a model. Raises UserError with the names there are."""
+    """The metric of that name, or NAME:MODEL for one that takes a model. Raises UserError listing the known names."""
     base, _, model = name.partition(":")
     if base in (*USUAL, *OPTIONAL):
         found = importlib.import_module(f"{__name__}.{base.replace('-', '_')}").METRIC
@@ -40,13 +40,13 @@ def metric(name: str) -> Metric:
 
 
 def names() -> list[str]:
-    """All names, those of other packages last."""
+    """All names; those of other packages come last."""
     others = {point.name for point in entry_points(group=GROUP)} - {*USUAL, *OPTIONAL}
     return [*USUAL, *OPTIONAL, *sorted(others)]
 
 
 def chosen(more: Sequence[str] = (), without: Sequence[str] = ()) -> tuple[Metric, ...]:
-    """The usual metrics apart from those named, then `more` in their order. Raises UserError for an unknown name."""
+    """The usual metrics except `without`, then `more` in their order. Raises UserError for an unknown name."""
     return tuple(metric(name) for name in dict.fromkeys((*USUAL, *more)) if name not in without)
 
 

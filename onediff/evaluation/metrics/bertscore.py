@@ -1,8 +1,8 @@
 """BERTScore (Zhang et al., 2020): how well the tokens of a caption and a reference match by meaning.
 
 Each token is paired with the most similar one of the other text, by the cosine of their hidden states at one layer of a
-named encoder. F of precision and recall, the best over the references, the mean over pairs; without idf weights and without
-rescaling, as `bert-score` gives it by default. The layer is that package's for the models it was tuned on, else the last.
+named encoder. The score is F of precision and recall, the best over the references, averaged over pairs, without idf weights
+and rescaling, as in `bert-score` by default. The layer is that package's for its tuned models, else the last.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST = 512
 
 
 class BertScore(ModelMetric):
-    """One row of a pair: one, and F."""
+    """A pair's row: 1, and F."""
 
     name = "bertscore"
     titles = scores = ("BERTScore",)
@@ -67,7 +67,7 @@ class BertScore(ModelMetric):
 
 
 def hidden_states(tokenizer: Any, model: Any, layer: int, texts: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Text → unit vectors [tokens, width] at a layer, and which of the tokens count (not the special ones) [tokens]."""
+    """Text → unit vectors [tokens, width] of a layer, and which tokens count (all but the special ones) [tokens]."""
     import torch
 
     ordered = sorted(texts, key=len)
@@ -96,7 +96,7 @@ def hidden_states(tokenizer: Any, model: Any, layer: int, texts: Any) -> dict[st
 
 
 def similarity(caption: tuple[np.ndarray, np.ndarray], reference: tuple[np.ndarray, np.ndarray]) -> float:
-    """F of the greedy matching; 0 where a text has no tokens."""
+    """F of the greedy matching; 0 if a text has no tokens."""
     (ours, count), (theirs, weight) = caption, reference
     if not count.any() or not weight.any():
         return 0.0

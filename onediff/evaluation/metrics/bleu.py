@@ -28,16 +28,16 @@ class Bleu(Metric):
         small, tiny = 1e-9, 1e-15  # pycocoevalcap's
         precision = np.cumprod((sums[..., CORRECT] + tiny) / (sums[..., GUESSED] + small), axis=-1)
         relative = (sums[..., LENGTH] + tiny) / (sums[..., REFERENCE_LENGTH] + small)
-        # Clipped from below to keep exp quiet: the factor is 0 long before.
+        # Clipped from below to avoid an overflow in exp; the factor is 0 well before.
         brevity = np.exp(np.minimum(0, 1 - 1 / np.maximum(relative, 1e-3)))
         return {name: precision[..., n] ** (1 / (n + 1)) * brevity for n, name in enumerate(self.scores)}
 
 
 def counts(prediction: str, references: Sequence[str]) -> list[float]:
-    """[10]: lengths of the caption and of the closest reference, n-grams guessed, n-grams right."""
+    """[10]: lengths of the caption and of the closest reference, n-grams in the caption, n-grams matched."""
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
-    scorer = BleuScorer(prediction, references)  # one for each pair: it keeps all n-grams that it has seen
+    scorer = BleuScorer(prediction, references)  # a new one per pair, because it keeps all n-grams that it has seen
     found, (lengths, _) = scorer.ctest[-1], scorer.crefs[-1]
     closest = min((abs(length - found["testlen"]), length) for length in lengths)[1]
     return [found["testlen"], closest, *found["guess"], *found["correct"]]

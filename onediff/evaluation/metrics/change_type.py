@@ -1,4 +1,4 @@
-"""The share of captions that tell the pair's change type, where it can be read out of them."""
+"""The share of captions that state the pair's change type, if it can be read from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onediff.evaluation.metrics.metric import Metric, Pairs, ratio
 
 
 class ChangeType(Metric):
-    """`several` is a type of its own, and a caption whose type cannot be read is wrong."""
+    """`several` is a type of its own; a caption whose type cannot be read is wrong."""
 
     name = "change-type"
     scores = shown = ("change type",)
@@ -29,7 +29,7 @@ class ChangeType(Metric):
 
 
 def counts(pairs: Pairs, caption: str, kind: str | None) -> list[float]:
-    """Whether the pair's type is known, and whether the caption tells it."""
+    """Whether the pair's type is known, and whether the caption states it."""
     assert pairs.read_type is not None
     return [0.0, 0.0] if kind is None else [1.0, float(pairs.read_type(caption) == kind)]
 

@@ -1,4 +1,4 @@
-"""CIDEr of pycocoevalcap, which is CIDEr-D, and the original one without clipping."""
+"""pycocoevalcap's CIDEr, which is CIDEr-D, and the original without clipping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAIRS, CLIPPED, PLAIN, WEIGHTED = range(4)
 class CiderMetric(Metric):
     """Similarity of n-grams, each weighted by how few pairs have it in their references; 0…10.
 
-    Where every pair has the same references (or there is one pair), all weights are 0 and CIDEr does not exist.
+    If all pairs have the same references (or there is a single pair), all weights are 0 and CIDEr is undefined.
     """
 
     name = "cider"
@@ -40,7 +40,7 @@ class CiderMetric(Metric):
 
 
 def cider_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """[pairs, 4]: one, CIDEr, plain CIDEr, and whether the pair's references have a word of any weight.
+    """[pairs, 4]: 1, CIDEr, plain CIDEr, and whether any word of the pair's references has a weight.
 
     Document frequencies are those of these references.
     """
@@ -49,7 +49,7 @@ def cider_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) 
     scorer = CiderScorer()
     for prediction, texts in zip(predictions, references, strict=True):
         scorer += (prediction, texts)
-    # Its own sanity check asks for the largest document frequency, which empty references do not have.
+    # Its sanity check needs a largest document frequency, which empty references do not have.
     clipped = scorer.compute_score()[1] if any(map(any, references)) else np.zeros(len(predictions))
     cider = Cider(references)
     rows = []

@@ -1,10 +1,10 @@
-"""CLIPScore and RefCLIPScore (Hessel et al., 2021): captions beside images and references in the space of a named CLIP.
+"""CLIPScore and RefCLIPScore (Hessel et al., 2021): captions against images and references in the space of a named CLIP.
 
-CLIPScore is 2.5 × max(cosine of caption and image, 0), the image being the one *after*: of what a difference caption tells
-it sees only what can be seen there, so a removal scores low however right it is. RefCLIPScore is the harmonic mean with the
-best cosine among the references. Both say whether a caption fits the scene, not whether its change is right.
+CLIPScore is 2.5 × max(cosine of caption and image, 0) for the image *after*. It can judge only what is visible there, so the
+caption of a removal scores low even if it is right. RefCLIPScore is the harmonic mean with the best cosine among the
+references. Both measure whether a caption fits the scene, not whether its change is right.
 
-Cost: one pass of the CLIP for each new text and image; vectors are kept on disk.
+Costs one pass of the CLIP for each new text and image; vectors are cached on disk.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PROMPT = "A photo depicts "
 
 
 class ClipScore(ModelMetric):
-    """One row of a pair: one, CLIPScore, RefCLIPScore."""
+    """A pair's row: 1, CLIPScore, RefCLIPScore."""
 
     name = "clipscore"
     titles = scores = ("CLIPScore", "RefCLIPScore")
     weight = 2.5
-    """Of the cosine, which lies far below 1."""
+    """Scales the cosine, which is far below 1."""
 
     def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
         images = images_after(systems[0])
@@ -70,7 +70,7 @@ class ClipScore(ModelMetric):
 
 
 def images_after(pairs: Pairs) -> list[bytes]:
-    """The encoded image after of each pair. Raises Unavailable when one is missing."""
+    """The encoded image after of each pair. Raises Unavailable if one is missing."""
     if pairs.images is None:
         raise Unavailable("it looks at images; name their data set with --data")
     found = []
@@ -83,14 +83,14 @@ def images_after(pairs: Pairs) -> list[bytes]:
 
 
 def scored(weight: float, image: np.ndarray, caption: np.ndarray, references: Sequence[np.ndarray]) -> list[float]:
-    """[3]: one, and the scores without and with references, of unit vectors."""
+    """[3]: 1, and the scores without and with references, from unit vectors."""
     score = weight * max(float(image @ caption), 0.0)
     best = max(max(float(caption @ reference), 0.0) for reference in references)
     return [1.0, score, 2 * score * best / (score + best) if score + best else 0.0]
 
 
 def text_vectors(processor: Any, model: Any, texts: Sequence[str]) -> list[list[float]]:
-    """Unit vectors of texts, each behind the prompt of the paper."""
+    """Unit vectors of texts, each after the paper's prompt."""
     longest = model.config.text_config.max_position_embeddings
     return _vectors(
         [PROMPT + text for text in texts],

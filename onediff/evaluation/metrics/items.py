@@ -1,4 +1,4 @@
-"""Item scores as a metric: what captions say, held against the changes that are known."""
+"""Item scores as a metric: what captions say, compared with the known changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onediff.evaluation.metrics.metric import Metric, Pairs, Unavailable
 
 
 class Items(Metric):
-    """See `onediff.evaluation.items`; pairs without a change list count for nothing."""
+    """See `onediff.evaluation.items`; pairs without a change list are ignored."""
 
     name = "items"
     scores = tuple(RATIOS)

@@ -1,4 +1,4 @@
-"""Values that a model computed from texts and images, kept on disk: a second run does not compute them again."""
+"""A cache on disk for values that a model computed from texts and images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Key = tuple[str, ...]
 
 
 class Kept:
-    """JSON lines `{"key", "values"}` in `~/.cache/onediff/metrics` (or below `XDG_CACHE_HOME`), one file a model.
+    """JSON lines `{"key", "values"}` in `~/.cache/onediff/metrics` (or in `XDG_CACHE_HOME`), one file per model.
 
-    Where the folder cannot be written, nothing is kept.
+    If the folder cannot be written, nothing is cached.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,10 +27,10 @@ class Kept:
                     record = json.loads(line)
                     self._values[record["key"]] = [float(value) for value in record["values"]]
                 except (ValueError, KeyError, TypeError):
-                    continue  # the last line of a run that was killed
+                    continue  # the incomplete last line of a run that was killed
 
     def known(self, keys: Iterable[Key]) -> dict[Key, list[float]]:
-        """Those of `keys` whose values are kept."""
+        """The values of those `keys` that are cached."""
         return {key: self._values[_digest(key)] for key in keys if _digest(key) in self._values}
 
     def keep(self, found: Mapping[Key, list[float]]) -> None:
@@ -42,7 +42,7 @@ class Kept:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
-                # A line that a killed run left half written must not take the next one with it.
+                # An incomplete line of a killed run must not corrupt the next one.
                 cut = file.tell() and self.path.read_bytes()[-1:] != b"\n"
                 file.write(b"\n" * bool(cut) + lines.encode())
         except OSError:

@@ -1,7 +1,7 @@
-"""METEOR 1.5 through pycocoevalcap's jar, as sufficient statistics: sums of rows give the score of any set of pairs.
+"""METEOR 1.5 by pycocoevalcap's jar, as sufficient statistics: summed rows give the score of any set of pairs.
 
-The formula is that of Denkowski and Lavie (2014) with the jar's English parameters; it turns the jar's own statistics
-into the number that the jar itself prints, without asking it again for every resample.
+The formula is that of Denkowski and Lavie (2014) with the jar's English parameters. It turns the jar's statistics into the
+score that the jar prints, without running it again for every resample.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ COLUMNS = 23
 CHUNKS = 20
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 LONGEST = 500
-"""Words of a caption that are looked at: aligning two texts takes memory by the product of their lengths."""
+"""Words of a caption that count: aligning two texts takes memory in proportion to the product of their lengths."""
 STAGES = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 
 
 class Meteor(Metric):
-    """METEOR 1.5, English, `-norm`, summed over the corpus as the jar does. One start of Java serves all systems."""
+    """METEOR 1.5, English, `-norm`, summed over the corpus as the jar does it. Java starts once for all systems."""
 
     name = "meteor"
     scores = shown = ("METEOR",)
@@ -47,7 +47,7 @@ class Meteor(Metric):
 
 
 def meteor_program(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> JavaProgram:
-    """The jar at work on tokenised captions, one line of statistics for each pair."""
+    """The jar running on tokenised captions, one line of statistics per pair."""
     from pycocoevalcap.meteor import meteor
 
     jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
@@ -59,7 +59,7 @@ def meteor_program(predictions: Sequence[str], references: Sequence[Sequence[str
 
 
 def meteor_statistics(program: JavaProgram) -> np.ndarray:
-    """[pairs, 23]: the statistics of the running program's pairs. Raises JavaUnavailable."""
+    """[pairs, 23]: the statistics from the running program. Raises JavaUnavailable."""
     pairs = len(program.lines)
     lines = program.answers(seconds=300 + pairs / 10)[:pairs]
     try:
@@ -69,7 +69,7 @@ def meteor_statistics(program: JavaProgram) -> np.ndarray:
     if len(rows) != pairs or any(len(row) != COLUMNS for row in rows):
         raise JavaUnavailable("METEOR's answer does not match the pairs")
     sums = np.array(rows).reshape(pairs, COLUMNS)
-    # As the jar adds rows up: a caption equal to its reference has no fragment to count.
+    # As the jar sums rows: a caption equal to its reference has no fragment to count.
     stages = sums[:, 4:20].reshape(pairs, 4, 4).sum(1)
     complete = (stages[:, 0] + stages[:, 2] == sums[:, 0]) & (stages[:, 1] + stages[:, 3] == sums[:, 1])
     sums[complete & (sums[:, CHUNKS] == 1), CHUNKS] = 0
@@ -77,9 +77,9 @@ def meteor_statistics(program: JavaProgram) -> np.ndarray:
 
 
 def meteor(sums: np.ndarray) -> np.ndarray:
-    """[..., 23] statistics, of one pair or summed over many → [...] METEOR in 0…1."""
+    """[..., 23] statistics of one pair, or summed over many → [...] METEOR in 0…1."""
     test_length, reference_length, test_function, reference_function = np.moveaxis(sums[..., :4], -1, 0)
-    # Per stage: content words matched in the test and in the reference, then function words likewise.
+    # Per stage: content words matched in the test and in the reference, then function words in both.
     stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
     chunks, test_words, reference_words = np.moveaxis(sums[..., 20:], -1, 0)
     content = np.array([DELTA, 1 - DELTA])
@@ -99,7 +99,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    """`text` without the separator of the jar's protocol, and no longer than METEOR can take."""
+    """`text` without the separator of the jar's protocol, truncated to `LONGEST` words."""
     return " ".join(text.replace("|||", "").replace("  ", " ").split(" ")[:LONGEST])
 
 

@@ -1,4 +1,4 @@
-"""Models of Hugging Face that metrics are computed by: loaded by name or folder, told with their version."""
+"""Hugging Face models for metrics, loaded by name or folder, and reported with their version."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Own = TypeVar("Own", bound="ModelMetric")
 
 
 class ModelMetric(Metric):
-    """A metric by a model that is named behind a colon: `bertscore:roberta-large`. Its scores bear the model's name."""
+    """A metric with a model named after a colon: `bertscore:roberta-large`. Its scores carry the model's name."""
 
     titles: tuple[str, ...]
     """The names of the scores without the model's."""
     model = ""
     """A name on the Hugging Face hub, or a folder."""
     version = ""
-    """What was loaded, in words, once it was."""
+    """Describes the loaded model; empty until it is loaded."""
 
     def of_model(self: Own, model: str) -> Own:
         if not model:
@@ -35,7 +35,7 @@ class ModelMetric(Metric):
         return [f"{', '.join(self.scores)}: {self.version}"] if self.version else []
 
     def loaded(self, *classes: str) -> list[Any]:
-        """An object of each of these classes of transformers, from the model's files. Raises Unavailable."""
+        """One object of each of these transformers classes, from the model's files. Raises Unavailable."""
         import transformers
 
         made = []

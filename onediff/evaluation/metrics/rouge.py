@@ -10,7 +10,7 @@ from onediff.evaluation.metrics.metric import Metric, Pairs, ratio
 
 
 class RougeL(Metric):
-    """F with β = 1.2 of the longest common subsequence, over the best precision and recall among the references."""
+    """F with β = 1.2 of the longest common subsequence, from the best precision and recall among the references."""
 
     name = "rouge"
     scores = shown = ("ROUGE-L",)

@@ -1,8 +1,8 @@
-"""SPICE (Anderson et al., 2016): F of the tuples in scene graphs, by the jar that pycocoevalcap brings along.
+"""SPICE (Anderson et al., 2016): F of the tuples in scene graphs, by the jar in pycocoevalcap.
 
-The jar needs Stanford CoreNLP 3.6.0 beside it, which `python -c "from pycocoevalcap.spice.get_stanford_models import
-get_stanford_models as get; get()"` fetches once (390 MB), and a Java that still runs it. Where either is missing, or Java
-fails, SPICE is left out with the reason.
+The jar needs Stanford CoreNLP 3.6.0 next to it, which `python -c "from pycocoevalcap.spice.get_stanford_models import
+get_stanford_models as get; get()"` fetches once (390 MB), and a Java version that still runs it. If either is missing,
+or if Java fails, SPICE is left out and the reason given.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from onediff.evaluation.java import JavaProgram
 from onediff.evaluation.metrics.metric import Metric, Pairs, Unavailable, ratio
 
 OPEN = ("java.base/java.lang", "java.base/java.math", "java.base/java.util", "java.base/java.util.concurrent")
-"""Packages that the jar's libraries look into, which Java 9 and later close."""
+"""Packages that the jar's libraries access by reflection, which Java 9 and later forbid."""
 
 
 class Spice(Metric):
-    """One row of a pair: one, and F. Captions go in as they were written; the jar tokenises them itself."""
+    """A pair's row: 1, and F. The jar gets the captions as they were written and tokenises them itself."""
 
     name = "spice"
     scores = shown = ("SPICE",)

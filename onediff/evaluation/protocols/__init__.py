@@ -1,4 +1,4 @@
-"""The rules of each benchmark, one module each. Numbers of two protocols are never compared."""
+"""The rules of each benchmark, one module each. Scores under different protocols are never compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onediff.evaluation.protocols.protocol import Protocol, Published
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol called `name`; raises UserError with the nearest name."""
+    """The protocol called `name`. Raises UserError suggesting the nearest name."""
     if name not in PROTOCOLS:
         raise UserError(f"no protocol {name!r}{nearest(name, PROTOCOLS)}")
     found: Protocol = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").PROTOCOL

@@ -4,10 +4,10 @@ Source: Forbes, Kaeser-Chen, Sharma and Belongie, "Neural Naturalist: Generating
 2019 (https://arxiv.org/abs/1909.04101); data at https://github.com/google-research-datasets/birds-to-words.
 
 - Pairs: the test split; a row of the table is one description, so a pair has as many references as rows.
-- References: each paragraph is one and stays whole, however many sentences it has. The two birds are called `animal1`
-  and `animal2`, and those are words like others.
-- Empty descriptions are left out; a pair that has no other does not count.
-- The paper prints CIDEr-D, which is what `CIDEr` is here and in pycocoevalcap.
+- References: each paragraph is one reference, however many sentences it has. The two birds are called `animal1` and
+  `animal2`, which are words like any other.
+- Empty descriptions are left out; a pair with no other description does not count.
+- The paper prints CIDEr-D, which is `CIDEr` here and in pycocoevalcap.
 """
 
 from onediff.evaluation.protocols.protocol import Protocol, Published

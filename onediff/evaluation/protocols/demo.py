@@ -1,8 +1,8 @@
-"""The demo's rendered scenes: all pairs of the held-out split, every wording of a change a reference of its own.
+"""The demo's rendered scenes: all pairs of the held-out split, with every wording of a change as a reference of its own.
 
-The renderer's vocabulary is small and fixed, so the change type can be read out of a caption by the grammar of the item
-scores: no n-gram overlap can flatter a score of how many captions tell the right one. A caption that tells several changes
-has the type `several`; one that cannot be read counts as wrong.
+The renderer's vocabulary is small and fixed, so the grammar of the item scores can read the change type from a caption. The
+share of captions with the right type is then a score that n-gram overlap cannot inflate. A caption that states several
+changes has the type `several`; one that cannot be read counts as wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from onediff.evaluation.protocols.protocol import Protocol
 
 
 def read_type(caption: str) -> str | None:
-    """The change type that `caption` tells, in the renderer's words; None if it cannot be read."""
+    """The change type that `caption` states, under the renderer's name; None if it cannot be read."""
     return read(caption).type
 
 

@@ -3,9 +3,9 @@
 Source: Tan, Dernoncourt, Lin, Bui and Bansal, "Expressing Visual Relationships via Language", ACL 2019
 (https://arxiv.org/abs/1906.07689); data and evaluation at https://github.com/airsplay/VisualRelationships.
 
-- Pairs: all of the test split; each has three or so requests by different people.
-- References: each request is one, whatever its case and typing errors; both are part of the benchmark.
-- Empty references do not occur; one is refused.
+- Pairs: the whole test split; each pair has about three requests by different people.
+- References: each request is one, with its case and spelling errors, which are part of the benchmark.
+- Empty references do not occur; an empty one is refused.
 """
 
 from onediff.evaluation.protocols.protocol import Protocol, Published

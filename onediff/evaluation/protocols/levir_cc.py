@@ -3,12 +3,12 @@
 Source: Liu, Zhao, Chen, Zou and Shi, "Remote Sensing Image Change Captioning With Dual-Branch Transformers", IEEE TGRS
 2022 (https://doi.org/10.1109/TGRS.2022.3218921); evaluation at https://github.com/Chen-Yang-Liu/RSICC.
 
-- Pairs: the test split; five sentences each; about half of the pairs have no change, told in one of five fixed ways.
-- Groups: `change` and `none` are scored as corpora of their own, besides the total.
+- Pairs: the test split, five sentences each. About half of the pairs have no change, stated in one of five fixed ways.
+- Groups: `change` and `none` are scored as corpora of their own, in addition to the total.
 - References: each sentence is one; none is empty.
-- Tokens: the original evaluation takes the data set's own word lists, drops words that occur fewer than five times in
-  training from the references too, and uses no PTBTokenizer. Here the raw sentences are tokenised as everywhere else,
-  so a rare word counts against a caption. Compare with numbers of this protocol only.
+- Tokens: the original evaluation uses the data set's own word lists, drops words that occur fewer than five times in
+  training from the references too, and does not use PTBTokenizer. Here, the raw sentences are tokenised as everywhere else,
+  so a rare word counts against a caption. Compare only with scores under this protocol.
 """
 
 from onediff.evaluation.protocols.protocol import Protocol

@@ -1,7 +1,7 @@
-"""No benchmark in particular: what pycocoevalcap makes of the two files as they are.
+"""No benchmark in particular: pycocoevalcap's scores of the two files as they are.
 
-Every pair of the references counts, every sentence is a reference, empty ones too. Use it for data of your own; a
-number under it is comparable with another one of the same references only.
+Every pair of the references counts, and every sentence is a reference, even an empty one. Use it for data of your own. Its
+scores are comparable only with others on the same references.
 """
 
 from onediff.evaluation.protocols.protocol import Protocol

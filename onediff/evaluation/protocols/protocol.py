@@ -1,4 +1,4 @@
-"""What a protocol fixes."""
+"""What a protocol specifies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onediff.errors import UserError
 
 @dataclass(frozen=True)
 class Published:
-    """A number that somebody printed for this benchmark, beside which ours is shown. Fractions (CIDEr 0.566, not 56.6)."""
+    """A published score for this benchmark, shown beside ours. Fractions (CIDEr 0.566, not 56.6)."""
 
     model: str
     scores: Mapping[str, float]
@@ -22,41 +22,41 @@ class Published:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark is scored; the module that holds it says where each rule comes from."""
+    """How a benchmark is scored; its module says where each rule comes from."""
 
     name: str
-    """As `--protocol` has it."""
+    """Its name in `--protocol`."""
     title: str
     """The benchmark's own name."""
     source: str
     """Paper and data, with addresses."""
     split: str
-    """The split that published numbers are for."""
+    """The split of published scores."""
     pairs: str
-    """Which pairs count, in words."""
+    """Describes the pairs that count."""
     references: Literal["all", "joined"] = "all"
     """`all`: each sentence of a pair is a reference of its own; `joined`: they are one text, in the order of the file, with
     ". " between them."""
     longest: int | None = None
-    """Words of a joined text that are kept; None is all of them."""
+    """How many words of a joined text are kept; None for all of them."""
     empty_references: Literal["keep", "drop", "refuse"] = "refuse"
-    """`keep`: an empty sentence is a reference; `drop`: it is left out, and a pair that has no other does not count."""
+    """`keep`: an empty sentence is a reference; `drop`: it is left out, and a pair with no other does not count."""
     repeated_ids: str = "sentences of one id are references of one pair, wherever they stand in the file"
-    """How an id that comes several times is read, in words."""
+    """Describes how a repeated id is read."""
     tokenisation: str = "PTBTokenizer of Stanford CoreNLP 3.4.1 in lower case, punctuation removed (pycocoevalcap)"
-    """How captions are cut into tokens."""
+    """Describes how captions are split into tokens."""
     task: str = "pair"
-    """The instruction key (`data.sets.NAME.task`) that this benchmark's training pairs have in a generalist's data."""
+    """The instruction key (`data.sets.NAME.task`) of this benchmark's training pairs in a generalist's data."""
     instruction: str | None = None
-    """What a generalist model is asked, as `configs/data/diffcap_mix.yaml` has it trained; None is the data set's own."""
+    """The instruction for a generalist model, as in `configs/data/diffcap_mix.yaml`; None for the data set's own."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Change types that are reported together, such as `semantic`; each group is scored as a corpus of its own."""
     read_type: Callable[[str], str | None] | None = None
-    """Reads the change type out of a caption; None if captions are free text."""
+    """Reads the change type from a caption; None if captions are free text."""
     published: Sequence[Published] = ()
-    """Numbers of others under these rules."""
+    """Published scores under these rules."""
     checked: str | None = None
-    """What these rules were checked against, in words; None if no published file was found that could prove them."""
+    """Describes what these rules were checked against; None if no published file was found that could prove them."""
 
     @property
     def provenance(self) -> str:
@@ -66,7 +66,7 @@ class Protocol:
         )
 
     def treated(self, references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """`references` as they count: empty sentences treated, sentences joined where the protocol says so."""
+        """`references` with empty sentences treated, and sentences joined if the protocol says so."""
         counted: dict[str, list[str]] = {}
         for pair, captions in references.items():
             blank = [caption for caption in captions if not caption.strip()]
@@ -85,6 +85,6 @@ class Protocol:
 
 
 def digest(references: Mapping[str, Sequence[str]]) -> str:
-    """A short fingerprint of what was scored against, independent of the order of pairs."""
+    """A short fingerprint of the references, independent of the order of pairs."""
     text = json.dumps(sorted((pair, sorted(captions)) for pair, captions in references.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

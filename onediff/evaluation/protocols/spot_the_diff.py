@@ -4,13 +4,14 @@ Source: Jhamtani and Berg-Kirkpatrick, "Learning to Describe Differences Between
 (https://arxiv.org/abs/1808.10584); data, predictions and scores at https://github.com/harsh19/spot-the-diff.
 
 - Pairs: the 1,270 pairs of the published reference file of the test split.
-- References: each sentence of a pair is one. A model that writes one sentence is not punished for telling one change of
-  many; a model that tells them all is punished by brevity-free metrics. That is why the joined variant has another name.
+- References: each sentence of a pair is one. A model that writes one sentence is not penalized for stating one change of
+  many; a model that states them all is penalized by metrics without a brevity penalty. That is why the joined variant has
+  another name.
 - Repeated ids: the reference file lists an image once for each sentence; that is one pair.
-- Empty references: the file has pairs whose only sentence is empty. They count, as in the published scores: leaving
-  them out raises every number.
+- Empty references: the file has pairs whose only sentence is empty. They count, as in the published scores; leaving them
+  out raises every score.
 - Tokens: pycocoevalcap's PTBTokenizer. These rules give the published scores of the DDLA predictions to three digits.
-- Who else: the reference file that CLIP4IDC publishes (https://github.com/sushizixin/CLIP4IDC, `gt/`) has the same 1,270
+- Other work: the reference file that CLIP4IDC publishes (https://github.com/sushizixin/CLIP4IDC, `gt/`) has the same 1,270
   pairs with the same sentences in the same order, the seven empty ones included.
 """
 

@@ -1,4 +1,4 @@
-"""Images small enough to lie inside a page, and where they come from."""
+"""Images small enough to embed in a page, and where they come from."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 QUALITY = 72
 HEAT_SIDE = 192
-"""Pixels of the longer side of an image under an attention map: those of the page's largest thumbnails."""
+"""Pixels of the longer side of an image under an attention map: the size of the page's largest thumbnails."""
 
 
 class PairImages(NamedTuple):
-    """Encoded images of one pair, of any kind Pillow reads, and both again under their attention maps, if any."""
+    """Encoded images of one pair, in any format that Pillow reads, and both again under their attention maps, if any."""
 
     before: bytes
     after: bytes
@@ -35,13 +35,13 @@ class PairImages(NamedTuple):
 
 
 Source = Callable[[str], PairImages | None]
-"""Gives the images of an id, or None if it has none."""
+"""Maps an id to its images, or None if it has none."""
 
 
 def shard_images(folder: Path, ids: Collection[str]) -> Source:
-    """The images of `ids` out of a data set folder with a manifest, read only when asked for. Raises UserError.
+    """The images of `ids` from a data set folder with a manifest, read only when used. Raises UserError.
 
-    Costs one small read for each sample of the data set.
+    Costs one small read per sample of the data set.
     """
     manifest = read_manifest(folder)
     places: dict[str, tuple[Path, SampleSpan]] = {}
@@ -69,7 +69,7 @@ def shard_images(folder: Path, ids: Collection[str]) -> Source:
 
 
 def with_attention(images: Source, attention: Mapping[str, str], config: ImageConfig) -> Source:
-    """The images of `images`, and the same under the maps of `attention` (`attention_map.packed` texts by id), if any.
+    """`images`, and the same under the maps of `attention` (`attention_map.packed` texts by id), if any.
 
     `config` says which part of an image the model saw.
     """

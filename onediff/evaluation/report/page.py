@@ -1,7 +1,7 @@
 """The page: facts, tables and pairs as JSON inside a template that holds all styles and scripts.
 
-Nothing is loaded from anywhere: a content security policy in the page forbids it. Pairs are drawn only as they come
-into view, so thousands open as fast as a few.
+The page loads nothing from elsewhere; its content security policy forbids it. Pairs are drawn only when they scroll into
+view, so thousands open as fast as a few.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onediff.evaluation.report.images import Source, thumbnail
 from onediff.evaluation.scoring import Scores, require_comparable
 
 TEMPLATE = Path(__file__).with_name("page.html")
-SIDES = ((500, 192), (2000, 128), (10**9, 96))  # up to that many pairs, thumbnails of that many pixels
+SIDES = ((500, 192), (2000, 128), (10**9, 96))  # (up to this many pairs, thumbnail pixels)
 
 
 def write_report(
@@ -39,11 +39,10 @@ def write_report(
 ) -> None:
     """Writes the page at `path`.
 
-    `beside` are other systems on the same pairs, such as the baselines: columns of the table, and refused (UserError)
-    where they were not computed under the same rules. `images` gives the images of an id; once thumbnails of
-    `image_bytes` are in the page, the remaining pairs go without and the page says so. Best, worst and most
-    surprising pairs get theirs first. `reliability` is what `Knowledge.as_json` gives.
-    Raises UserError when `path` cannot be written.
+    `beside` are other systems on the same pairs, such as the baselines, which become columns of the table. `images` maps
+    an id to its images; once the thumbnails take `image_bytes`, the remaining pairs have none and the page says so. The
+    best, worst and most surprising pairs get theirs first. `reliability` comes from `Knowledge.as_json`.
+    Raises UserError if `path` cannot be written, or if `beside` was computed under other rules.
     """
     for other in (beside or {}).values():
         require_comparable(scores, other)
@@ -83,7 +82,7 @@ def scored_cards(
     predictions: Mapping[str, str],
     change_types: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """One card for each pair, without images yet; a score that does not exist for a pair is null."""
+    """One card per pair, without images yet; a score that is undefined for a pair is null."""
     return [
         {
             "id": pair,
@@ -108,11 +107,11 @@ def write_gallery(
     block: str = "",
     kind: str = "",
 ) -> None:
-    """Writes a page without scores, of cards `{"id", "refs", "pred", "images"}` in the order in which they come.
+    """Writes a page without scores, of cards `{"id", "refs", "pred", "images"}` in the given order.
 
-    `pred` is None if nothing was predicted; `images` are encoded. A card may have a `type`, the `roles` of its images
-    where they are not before and after, and a `fault`. `block` is shown as it is above the cards; `kind` names what the
-    types are, where they are not change types. Raises UserError when `path` cannot be written.
+    `pred` is None if nothing was predicted; `images` are encoded. A card may have a `type`, the `roles` of its images if
+    they are not before and after, and a `fault`. `block` is shown unchanged above the cards; `kind` says what the types
+    are if they are not change types. Raises UserError if `path` cannot be written.
     """
     found = {str(place): card["images"] for place, card in enumerate(cards)}
     made: list[dict[str, Any]] = [
@@ -128,7 +127,7 @@ def write_gallery(
 
 
 def without_images(left_out: int) -> list[str]:
-    """What the page says about cards whose images found no room."""
+    """The page's notice about cards without images."""
     return [f"{left_out} pairs are shown without images to bound the size of this page"] if left_out else []
 
 
@@ -141,14 +140,14 @@ def write_page(path: Path, data: Mapping[str, Any]) -> None:
 
 def rankings(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
     """`columns`: per-pair scores that the page shows; `ranks`: each pair's place when sorted best, worst, and most
-    surprising first. Best is a right caption where that is known, then a high CIDEr. A pair surprises where the metrics
-    disagree: its places by CIDEr and by METEOR (or ROUGE-L, where METEOR is missing) lie far apart, which is where a look
-    tells more than the numbers."""
+    surprising first. Best is a right caption if that is known, then a high CIDEr. A pair is surprising if the metrics
+    disagree: its ranks by CIDEr and by METEOR (or ROUGE-L if METEOR is missing) are far apart, so a look at it tells more
+    than the scores."""
     found = scores_of(scores.rows)
     columns = {name: found[name] for name in scores.shown}
     right, cider = (np.nan_to_num(found.get(name, np.zeros(len(scores.ids)))) for name in ("captions right", "CIDEr"))
     second = found.get("METEOR", found["ROUGE-L"])
-    # The last metric decides among the many pairs that have the same of the others.
+    # The last metric breaks ties, which are common in the others.
     best = _places(np.lexsort((-second, -cider, -right)))
     surprise = np.abs(_standing(cider) - _standing(second))
     ranks = {
@@ -160,7 +159,7 @@ def rankings(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
 
 
 def add_images(pairs: Sequence[dict[str, Any]], images: Source | None, limit: int) -> int:
-    """Puts thumbnails into `pairs`, the most telling first; returns how many pairs go without for want of room."""
+    """Puts thumbnails into `pairs`, the most informative first; returns how many pairs have none for lack of space."""
     if images is None:
         return 0
     side = next(side for most, side in SIDES if len(pairs) <= most)
@@ -177,7 +176,7 @@ def add_images(pairs: Sequence[dict[str, Any]], images: Source | None, limit: in
 
 
 def score_table(scores: Scores, beside: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """One row for each metric: our score, its interval, and the others' scores."""
+    """One row per metric: our score, its interval, and the others' scores."""
     return [
         {
             "metric": metric,
@@ -190,7 +189,7 @@ def score_table(scores: Scores, beside: Mapping[str, Scores]) -> list[dict[str, 
 
 
 def script_json(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside a script element, whatever the captions hold."""
+    """JSON that is safe inside a script element, whatever the captions contain."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     for letter in ("<", "\u2028", "\u2029"):
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -198,13 +197,13 @@ def script_json(data: Mapping[str, Any]) -> str:
 
 
 def _standing(values: np.ndarray) -> np.ndarray:
-    """Rank of each value from below; equal values share their mean rank."""
+    """Rank of each value, the lowest first; equal values share their mean rank."""
     _, kind, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[kind]
 
 
 def _places(order: np.ndarray) -> np.ndarray:
-    """The inverse of a permutation: where each pair stands in `order`."""
+    """The inverse of a permutation: the position of each pair in `order`."""
     places = np.empty(len(order), dtype=int)
     places[order] = np.arange(len(order))
     return places
