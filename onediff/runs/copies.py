@@ -35,8 +35,10 @@ def mirror(folder: Path, generation: str, names: Sequence[str], keep: Collection
 def bring(path: Path) -> bool:
     """Whether the file FOLDER/GENERATION/NAME is here; it is fetched from another node of the run where it is not."""
     folder = path.parents[1]
-    if path.is_file() or not (folder / KEEPER).exists():
-        return path.is_file()
+    if path.is_file():
+        return True
+    if not (folder / KEEPER).exists():
+        return False
     return bool(_ask(folder, {"do": "fetch", "generation": path.parent.name, "name": path.name}).get("found"))
 
 
