@@ -25,9 +25,9 @@ class Reply:
 
     said: Judged
     attention: Any = None
-    """`[2, side, side]`, if it was asked for."""
+    """`[2, side, side]`, if it was requested."""
     batch: int = 1
-    """Pairs in the batch that it was answered in."""
+    """Number of pairs in its batch."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Pairs that users made a link to, in memory only, the newest ones."""
+"""The newest pairs for which users made a link, in memory only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class KeptPairs:
         self.lock = threading.Lock()
 
     def keep(self, before: bytes, after: bytes) -> str:
-        """Keeps a pair and returns its name, which nobody can guess."""
+        """Keeps a pair and returns its name, which cannot be guessed."""
         name = secrets.token_urlsafe(12)
         with self.lock:
             self.pairs[name] = before, after

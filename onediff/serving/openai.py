@@ -1,7 +1,7 @@
 """OpenAI's chat completions for pairs of images: parses requests and writes answers.
 
-A request has one user message with two images, before and after, as `data:` URLs, and a question unless
-the model should be asked what it was trained on (https://platform.openai.com/docs/api-reference/chat).
+A request has one user message with two images, before and after, as `data:` URLs, and optionally a question other than the
+one that the model was trained on (https://platform.openai.com/docs/api-reference/chat).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onediff.evaluation.confidence import Judged
 MOST_TOKENS = 256
 """Longest caption that a request may ask for."""
 MOST_CHARACTERS = 4_000
-"""Longest question. A model reads far more, at a cost that grows with its square."""
+"""Longest question. A model could read more, at a cost that grows with the square of the length."""
 
 
 class Asked(NamedTuple):
@@ -95,7 +95,7 @@ def image_in(url: Any) -> bytes:
 
 
 def completion(model: str, said: Judged, prompt_tokens: int, tokens: int, is_cut: bool) -> dict[str, Any]:
-    """A complete answer. `onediff` beside the message is our own field: confidence and warning, if known."""
+    """A complete answer. Next to the message, our own field `onediff` has confidence and warning, if known."""
     message = {"role": "assistant", "content": said.caption}
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "length" if is_cut else "stop"}
     if known := {name: value for name, value in said.as_json().items() if name != "caption"}:
@@ -105,7 +105,7 @@ def completion(model: str, said: Judged, prompt_tokens: int, tokens: int, is_cut
 
 
 def chunks(whole: dict[str, Any]) -> Iterator[bytes]:
-    """The same as server-sent events. Captions are generated in batches, so the text comes in one piece."""
+    """The answer as server-sent events. Captions are generated in batches, so the text comes in one piece."""
     choice = whole["choices"][0]
     pieces: list[tuple[dict[str, str], str | None]] = [(choice["message"], None), ({}, choice["finish_reason"])]
     for delta, reason in pieces:
@@ -118,7 +118,7 @@ def chunks(whole: dict[str, Any]) -> Iterator[bytes]:
 
 
 def envelope(model: str, kind: str) -> dict[str, Any]:
-    """The fields that every answer starts with."""
+    """The fields with which every answer starts."""
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 

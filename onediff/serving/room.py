@@ -1,4 +1,4 @@
-"""Bounds on what many requests take at once: bytes of their bodies, and pairs being decoded."""
+"""Bounds the memory of concurrent requests: the bytes of their bodies, and the pairs being decoded."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from onediff.serving.batching import Overloaded
 
 
 class Room:
-    """Memory for requests on their way to the model, whose own queue holds prepared rows only."""
+    """Memory for requests that have not reached the model's queue, which holds only prepared rows."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self.decoding = threading.BoundedSemaphore(os.cpu_count() or 1)
-        """As many pairs as there are processors: a decoded image takes 3 bytes a pixel, however small its file."""
+        """One pair per processor: a decoded image takes 3 bytes per pixel, however small its file."""
         self._bytes = 0
         self._lock = threading.Lock()
 
     @contextmanager
     def of(self, size: int) -> Iterator[None]:
-        """Room for a body of `size` bytes. Raises Overloaded when there is none now."""
+        """Room for a body of `size` bytes. Raises Overloaded if there is none at the moment."""
         with self._lock:
             if self._bytes + size > self.most_bytes:
                 raise Overloaded(f"requests of {self._bytes / 1e6:.0f} MB are being answered; try again later")

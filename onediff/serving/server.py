@@ -1,5 +1,5 @@
-"""Captions over HTTP: the page, an OpenAI-compatible endpoint, and metrics. Nothing is asked of another machine, and
-nothing is kept but the pairs whose users ask for a link, in memory.
+"""Captions over HTTP: the page, an OpenAI-compatible endpoint, and metrics. The server contacts no other machine and keeps
+nothing, except pairs for which users make a link, in memory.
 
     GET  /                       the page
     POST /caption                {"before", "after"} in base64 → {"caption", "confidence", "warning", "seconds",
@@ -8,7 +8,7 @@ nothing is kept but the pairs whose users ask for a link, in memory.
     POST /v1/chat/completions    OpenAI's form, see `onediff.serving.openai`
     GET  /v1/models, /metrics, /health
 
-A thread for each connection reads requests and images; one thread owns the model (`Batcher`).
+A thread per connection reads requests and images; one thread owns the model (`Batcher`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class CaptionServer(ThreadingHTTPServer):
     ) -> None:
         """`max_bytes` limits the size of a request; the OpenAI endpoint requires `api_key` if one is given.
 
-        Raises UserError when the port is taken, or the host is none of this machine.
+        Raises UserError if the port is taken, or if the host is not an address of this machine.
         """
         try:
             super().__init__((host, port), Handler)
@@ -131,14 +131,14 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "onediff", ""
 
     def handle_one_request(self) -> None:
-        """A request; whoever does not wait for the answer gets none."""
+        """Handles a request. A client that disconnects early gets no answer."""
         try:
             super().handle_one_request()
         except ConnectionError:
             self.close_connection = True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What `http.server` refuses by itself: a request that is not HTTP, another method."""
+        """Refuses what `http.server` itself rejects: a request that is not HTTP, another method."""
         self._refuse(405 if code == 501 else code, message or "not a request that this server knows")
 
     def do_HEAD(self) -> None:
@@ -193,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(503, str(error))
         except ConnectionError:
             raise
-        except Exception as error:  # the model's: of memory, of a device
+        except Exception as error:  # from the model: out of memory, or a device error
             self._fail(500, f"{type(error).__name__}: {error}")
 
     def _answer(self, body: bytes) -> None:
@@ -220,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, openai.error(status, why) if is_openai else {"error": why})
 
     def _is_allowed(self) -> bool:
-        """Refuses requests that another site, or another host name, sends through the user's browser, and wrong keys."""
+        """Refuses wrong keys, and requests that a browser sends for another site or under another host name."""
         given, origin = self.headers.get("Host"), self.headers.get("Origin")
         hosts = (
             {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")} if self.server.is_local else {given}
@@ -291,7 +291,7 @@ def captioned(server: CaptionServer, body: bytes) -> dict[str, Any]:
 
 
 def file_in(body: bytes, role: str) -> bytes:
-    """One file of a request by the page. Raises UserError."""
+    """One file of a request from the page. Raises UserError."""
     try:
         return base64.b64decode(json.loads(body)[role], validate=True)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):

@@ -1,7 +1,7 @@
-"""Where a run is recorded: a journal in its folder, which is the truth, and MLflow, where people look at it.
+"""Records runs: in a journal in the run's folder, the source of truth, and in MLflow, where people look at it.
 
-The training process only appends lines to the journal. A process beside it ships them to MLflow, so that neither a slow
-server nor the import of MLflow ever costs a step; what could not be sent stays in the journal for `onediff track sync`.
+The training process only appends lines to the journal. Another process sends them to MLflow, so neither a slow server
+nor the import of MLflow slows down a step; what could not be sent stays in the journal for `onediff track sync`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __all__ = ["NodeMetrics", "Tracker"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Tracker` and `NodeMetrics` when they are asked for: the configuration must not wait for what they import."""
+    """Imports `Tracker` and `NodeMetrics` on first use: loading the configuration must not wait for their imports."""
     if name == "Tracker":
         from onediff.tracking.tracker import Tracker
 

@@ -1,7 +1,7 @@
-"""Artifacts, data sets, checkpoints and models: each is sent by itself, apart from the points, so that none delays another.
+"""Sends artifacts, data sets, checkpoints and models, each by itself and apart from the points, so that none delays another.
 
-The shipper notes a parcel when it comes by one in a journal and goes on. A parcel that fails is tried again with growing
-pauses and takes up what of it is there; what MLflow refuses for good is left out, and said.
+The shipper notes each parcel that it finds in a journal and continues. A parcel that fails is retried after growing pauses
+and continues from what has arrived; one that MLflow permanently rejects is left out and reported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
 
 
 def parcel_of(record: Record) -> Parcel | None:
-    """The parcel that a record of a journal is, if it is one."""
+    """The parcel in a journal's record, or None."""
     if "artifact" in record:
         return Parcel(f"artifact {posixpath.join(record.get('to', ''), Path(record['artifact']).name)}")
     if "dataset" in record:
@@ -57,11 +57,11 @@ class Carrier:
         self.state = state
         self.say = say
         self.lost: set[str] = set()
-        """Streams whose MLflow run turned out to be gone."""
+        """Streams whose MLflow run was deleted."""
         self.said: set[str] = set()
 
     def carry(self, now: bool = False) -> int:
-        """Tries every parcel that is due, or all of them; returns how many went through."""
+        """Tries every parcel that is due, or all of them; returns how many arrived."""
         ready = [one for one in self.state.parcels() if now or one[2].due <= time.time()]
         return sum(self._try(name, place, parcel) for name, place, parcel in ready)
 
@@ -75,7 +75,7 @@ class Carrier:
             try:
                 through = self._send(name, run_id, record, parcel)
                 break
-            except Exception as error:  # whatever a store, a proxy or a network may answer
+            except Exception as error:  # a store, a proxy or a network may answer anything
                 if before != (len(parcel.there), parcel.model_id):
                     LOG.info("%s of %s: %s; going on with the rest", parcel.what, name, reason(error))
                 elif not self._failed(name, run_id, record, parcel, error):
@@ -90,7 +90,7 @@ class Carrier:
     def _failed(self, name: str, run_id: str, record: Record, parcel: Parcel, error: Exception) -> bool:
         """Records a failure, and reports it if it is new; returns whether the parcel is given up."""
         if no_such_route(error) and ("checkpoints" in record or "scores_of" in record):
-            # Nobody asked for these, and the next checkpoint brings all that are kept by then.
+            # The user did not request these, and the next checkpoint sends all that are kept by then.
             self._say_once(
                 f"MLflow at {self._where(run_id, record)} is older than version 3: no models of checkpoints", "route"
             )

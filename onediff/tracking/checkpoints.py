@@ -1,6 +1,6 @@
 """One logged model in MLflow for each checkpoint that a phase keeps: its step, losses, scores, data sets and settings.
 
-The weights stay where they are; the model's page says where. Registering them later adds them to the same logged model.
+The weights stay where they are, and the model's page says where. Registering them later adds them to the same model.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Checkpoints:
         self.run_id = state.sent("run").run_id
 
     def keep(self, phase: str, steps: Collection[int]) -> None:
-        """Makes the logged models of `phase` those of its checkpoints at `steps`; the others are deleted.
+        """Gives `phase` one logged model for each of its checkpoints at `steps`, and deletes the others.
 
-        One that is registered is marked instead, since its version has a copy of the weights.
+        A registered one is marked instead, because its version has a copy of the weights.
         """
         mine = ((address(model).rpartition(":"), model) for model in self._all())
         known = {int(step): model for (one, _, step), model in mine if one == phase}
@@ -49,21 +49,21 @@ class Checkpoints:
         models = {step: known.get(step) or self._begin(phase, step) for step in sorted(steps)}
         run_id = self.state.sent(f"phase-{phase}").run_id
         new = link(self.client, run_id, {model.model_id: step for step, model in models.items()})
-        # The newest of the others may have been measured since.
+        # The newest existing one may have new measurements.
         last = max(known.keys() & models.keys(), default=None)
         self._measure(phase, {step: one for step, one in models.items() if step == last or one.model_id in new})
 
     def scored(self, run_id: str, stream: str, phase: str, step: int, data: Mapping[str, Any] | None) -> None:
-        """Adds the scores in the journal of the evaluation `stream`, which MLflow has as the run `run_id`, to a model.
+        """Adds the scores in the journal of the evaluation `stream`, which is the MLflow run `run_id`, to a model.
 
-        `data` names the data set that they are of.
+        `data` names the data set of the scores.
         """
         known = next((model for model in self._all() if address(model) == f"{phase}:{step}"), None)
         model = known or self._begin(phase, step)
         on = (data["name"], data["digest"]) if data else (None, None)
         told: list[Record] = []
         for _, record in records(self._journal(stream)):
-            if "open" in record:  # one of the same name made before is replaced
+            if "open" in record:  # an earlier one of the same name is replaced
                 told.clear()
             elif "metrics" in record:
                 told.append(record)
@@ -91,7 +91,7 @@ class Checkpoints:
         return model
 
     def _measure(self, phase: str, models: Mapping[int, LoggedModel]) -> None:
-        """Gives models what the phase's journal says of their steps, as the very points that the phase has in MLflow."""
+        """Copies the phase's points at the models' steps from its journal to the models."""
         sets = self._training_sets()
         journal = self._journal(f"phase-{phase}")
         found = {(record["step"], key): record for record in of_steps(journal, models) for key in record["metrics"]}
@@ -104,7 +104,7 @@ class Checkpoints:
         self._log(self.state.sent(f"phase-{phase}").run_id, points)
 
     def _training_sets(self) -> dict[str, tuple[str, str]]:
-        """Name and digest of the data sets that the run trains on, by the names that its configuration gives them."""
+        """Name and digest of the run's training data sets, by their names in the configuration."""
         told = (record["dataset"] for _, record in records(self._journal("run")) if "dataset" in record)
         return {one["set"]: (one["name"], one["digest"]) for one in told if "set" in one}
 
@@ -125,6 +125,6 @@ def of_steps(journal: Path, steps: Collection[int]) -> Iterator[Record]:
 
 
 def metric(record: Record, key: str, model: LoggedModel, data: tuple[str | None, str | None]) -> Metric:
-    """A point of a journal as a point of a model, too; `data` is name and digest of a data set."""
+    """A point of a journal as a point of a model; `data` is the name and digest of a data set."""
     value = record["metrics"][key]
     return Metric(valid_name(key), value, record["time"], record["step"], model.model_id, *data)

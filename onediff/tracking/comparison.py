@@ -1,7 +1,7 @@
 """Makes runs comparable in MLflow: copies the results of a run's children to the run itself, and its settings to them.
 
-MLflow filters, sorts and plots by the contents of one MLflow run. Without the copies, the parameters of a run and its losses
-and scores would be in different ones, and `metrics.CIDEr > 3 and params.optimizer.lr = '0.001'` would find nothing.
+MLflow filters, sorts and plots by the contents of one MLflow run. Without the copies, a run's parameters and its losses and
+scores would be in different ones, and `metrics.CIDEr > 3 and params.optimizer.lr = '0.001'` would find nothing.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from pathlib import Path
 from onediff.tracking.journal import read
 
 OF_A_PHASE = ("loss", "validation/", "evaluation/", "tokens_per_second", "mfu", "skipped_steps")
-"""The metrics that a phase contributes to its run. MLflow opens its charts with the first names, so there are no others."""
+"""The metrics that a phase contributes to its run. MLflow shows charts for the first names only, so there are no others."""
 NOT_DECISIVE = ("name", "tracking.", "parallel.")
 """Settings that do not change results."""
 
 
 @dataclass
 class Results:
-    """The newest value of every metric in one journal, read on from where the last call ended."""
+    """The newest value of every metric in one journal. Each call reads on from the end of the last one."""
 
     offset: int = 0
     values: dict[str, tuple[float, int, int]] = field(default_factory=dict)
-    """By metric: value, step, and time in milliseconds."""
+    """Metric → value, step, and time in milliseconds."""
 
     def read_to(self, journal: Path, end: int) -> dict[str, tuple[float, int]]:
-        """Value and time of each metric in the first `end` bytes of `journal` that runs are compared by."""
+        """Value and time of each metric used to compare runs, from the first `end` bytes of `journal`."""
         while self.offset < end:
             before = self.offset
             for offset, record in read(journal, self.offset):
                 if offset > end:
                     break
                 self.offset = offset
-                if "open" in record:  # records after the step that it resumes from do not count
+                if "open" in record:  # ignores records after the step that it resumes from
                     known, step = self.values, record["open"]["step"]
                     self.values = {key: one for key, one in known.items() if one[1] <= step}
                 for key, value in record.get("metrics", {}).items():
@@ -46,7 +46,7 @@ class Results:
 
 
 def decisive(stream: str, params: Mapping[str, str]) -> dict[str, str]:
-    """The run's parameters that affect the child `stream`: for a phase, not those of other phases."""
+    """The run's parameters that affect the child `stream`; for a phase, without those of other phases."""
     kind, _, name = stream.partition("-")
     foreign = ("evaluation.",) if kind == "phase" else ()
     return {

@@ -27,7 +27,7 @@ def identity_file(run: Path) -> Path:
 
 
 def known_of(run: Path) -> dict[str, Any]:
-    """The contents of that file; empty if there is none."""
+    """The contents of `run.json`; empty if there is none."""
     path = identity_file(run)
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return known
@@ -38,8 +38,8 @@ def remember(
 ) -> None:
     """Writes what the sender needs to know, and gives the run an identity if it has none of its own.
 
-    From now on the run is sent to `uri`, if one is given; its secrets are not stored. `lineage` are tags that say where a
-    new run comes from.
+    From now on the run is sent to `uri`, if one is given; its secrets are not stored. `lineage` are tags that say where
+    a new run comes from.
     """
     identity_file(run).parent.mkdir(parents=True, exist_ok=True)
     known = own(run, known_of(run)) or new_identity()
@@ -51,13 +51,13 @@ def remember(
 
 
 def new_identity() -> dict[str, Any]:
-    """A new identity; with MLFLOW_RUN_ID the run becomes that MLflow run, which was created by whoever started this job."""
+    """A new identity; if MLFLOW_RUN_ID is set, the run uses that MLflow run, which the starter of this job created."""
     adopted = os.environ.get("MLFLOW_RUN_ID")
     return {"id": uuid.uuid4().hex, "created": int(time.time())} | ({ADOPTED: adopted} if adopted else {})
 
 
 def experiment_name(config: TrackingConfig, known: Mapping[str, Any]) -> str:
-    """The experiment of a run: from the configuration, else the one it is in, else from MLFLOW_EXPERIMENT_NAME."""
+    """The experiment of a run: that of the configuration, else the one it is in, else MLFLOW_EXPERIMENT_NAME."""
     usual = str(TrackingConfig.model_fields["experiment"].default)
     if config.experiment != usual:
         return config.experiment
@@ -65,7 +65,7 @@ def experiment_name(config: TrackingConfig, known: Mapping[str, Any]) -> str:
 
 
 def settle(run: Path) -> None:
-    """Gives a copied folder an identity of its own; changes nothing in any other."""
+    """Gives a copied folder an identity of its own; leaves other folders alone."""
     known = known_of(run)
     if known and (mine := own(run, known)) is not known:
         _write(run, {**mine, "folder": str(run), "inode": run.stat().st_ino})
@@ -83,10 +83,10 @@ def own(run: Path, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_copy(run: Path, known: Mapping[str, Any]) -> bool:
-    """Whether the folder's identity belongs to another folder, which goes on existing.
+    """Whether the folder's identity belongs to another folder that still exists.
 
-    Where the first folder cannot be seen from here (another machine), one that was moved or is mounted elsewhere still
-    has its number in the file system. The store beside a folder does not tell: it is another one in another place.
+    If the first folder is not visible from here (another machine), a folder that was moved or is mounted elsewhere is
+    recognised by its inode number. The store next to a folder tells nothing: another place has another store.
     """
     if "folder" not in known or known["folder"] == str(run):
         return False
@@ -100,7 +100,7 @@ def is_copy(run: Path, known: Mapping[str, Any]) -> bool:
 
 
 def traces(run: Path, phase: str | None = None) -> dict[str, str]:
-    """Tags for a run that comes from this one: its identity, and its runs in MLflow, if it has any."""
+    """Tags for a run that comes from this one: its identity, and its MLflow runs, if any."""
     state, known = State.load(run), known_of(run)
     ids = {"onediff.origin.id": known["id"]} if known else {}
     for name, stream in (("run", "run"), ("phase", f"phase-{phase}")):

@@ -1,17 +1,17 @@
 """The journal: one append-only file of JSON lines per stream, in `<run>/tracking/`. It is the truth about a run.
 
 A stream becomes one MLflow run: `run` is the job as submitted, `phase-<name>` a phase, `evaluation-<name>` an evaluation;
-`node-<host>` carries a node's system metrics, which belong to `run`. A line holds one of these keys (beside `time`, ms):
+`node-<host>` carries a node's system metrics, which belong to `run`. A line has `time` (ms) and one of these keys:
 
-    open        the stream begins or goes on: {"step": resumed step, "name", "tags", "params"}; where it went back by itself,
-                without a restart, also "rollback"
+    open        the stream begins or continues: {"step": resumed step, "name", "tags", "params"}; also "rollback" if it went
+                back without a restart
     metrics     {"loss": 2.1, …} at "step"
     tags        {"name": "text"}
-    artifact    path of a file or folder, shipped to folder "to"; with "step" when it belongs to one
+    artifact    path of a file or folder, sent to folder "to"; with "step" if it belongs to one
     dataset     {"name", "digest", "source", "samples", "context"}; with "set", its name in the configuration
     checkpoints steps of all checkpoints that "phase" has on disk
     scores_of   {"phase", "step", "data"}: the weights that the stream's metrics judge, and the data set
-    model       an exported model's folder, registered as "name" with "aliases"; "trained" says what it held then,
+    model       an exported model's folder, registered as "name" with "aliases"; "trained" says what it contained then,
                 "score" how good it is: {"metric", "value", "data"}
     end         status of the stream: FINISHED, FAILED or KILLED
 """
@@ -38,7 +38,7 @@ class Journal:
     """Appends records to one stream, each by a single write: they survive the end of the process.
 
     Costs about 10 µs per record. Never raises: records that cannot be written are kept in memory, at most `bound` of them,
-    and tried again with the next one. Does nothing once closed, or in a process forked from the one that opened it.
+    and retried with the next one. Does nothing once closed, or in a process forked from the one that opened it.
     """
 
     def __init__(self, path: Path, bound: int) -> None:
@@ -51,7 +51,7 @@ class Journal:
         self.complained = False
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         size = os.fstat(self.file).st_size
-        # A machine that crashed may have left half a line, which must not swallow the next one.
+        # A machine that crashed may have left an incomplete line, which must not corrupt the next one.
         self.torn = size > 0 and os.pread(self.file, 1, size - 1) != b"\n"
 
     def append(self, record: Record) -> None:
@@ -92,16 +92,16 @@ class Journal:
         lost = len(self.waiting) + self.dropped
         if lost and os.getpid() == self.owner:
             LOG.warning("tracking: %d records of %s could not be written", lost, self.path)
-        # The file number may be reused for another file, which a late record must not be written to.
+        # The file descriptor may be reused for another file, to which a late record must not be written.
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
 
 
 def read(path: Path, offset: int = 0, most: int = 1 << 20) -> Iterator[tuple[int, Record]]:
-    """Whole records from byte `offset` on, each with the offset after it, until about `most` bytes were read.
+    """Complete records from byte `offset`, each with the offset after it, until about `most` bytes were read.
 
-    A line that is not JSON (half written when a machine crashed) is skipped; an unfinished last line is left for the
+    A line that is not JSON (incomplete because a machine crashed) is skipped; an incomplete last line is left for the
     next call.
     """
     with open(path, "rb") as file:
@@ -139,7 +139,7 @@ def openings(path: Path, start: int = 0) -> list[tuple[int, Record]]:
 
 
 def last(path: Path, key: str, window: int = 1 << 16) -> Record | None:
-    """The last record of a stream that has `key`, looked for in its last `window` bytes."""
+    """The last record with `key` in the last `window` bytes of a stream."""
     if not path.exists():
         return None
     with open(path, "rb") as file:

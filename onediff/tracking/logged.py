@@ -10,17 +10,17 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 CHECKPOINT = "onediff.checkpoint"
 """Tag of a logged model: PHASE:STEP of its weights."""
 TRAINED = "trained"
-"""Tag of a logged model that is being registered, or was, and of its version: run, phase and step of its weights."""
+"""Tag of a logged model that is, or is being, registered, and of its version: run, phase and step of its weights."""
 
 
 def address(model: LoggedModel) -> str:
-    """PHASE:STEP of a logged model's weights; empty if it does not say."""
+    """PHASE:STEP of a logged model's weights; empty if it has no such tag."""
     phase, step = (field(model.tags.get(TRAINED, ""), name) for name in ("phase", "step"))
     return model.tags.get(CHECKPOINT) or (f"{phase}:{step}" if step else "")
 
 
 def field(trained: str, name: str) -> str:
-    """A field of what `trained_as` gives, or nothing."""
+    """A field of the result of `trained_as`, or ""."""
     fields = dict(part.split(" ", 1) for part in trained.split(", ") if " " in part)
     return fields.get(name, "")
 
@@ -37,7 +37,7 @@ def models_of(client: MlflowClient, experiment: str, run_id: str) -> Iterator[Lo
 
 
 def link(client: MlflowClient, run_id: str, models: Mapping[str, int]) -> set[str]:
-    """Names logged models, id and step, on the page of a run, where they are not there yet; returns the new ones."""
+    """Lists logged models (id and step) on the page of a run unless they are there; returns the new ones."""
     outputs = client.get_run(run_id).outputs
     there = {output.model_id for output in outputs.model_outputs} if outputs else set()
     if new := models.keys() - there:

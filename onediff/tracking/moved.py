@@ -19,7 +19,7 @@ ADDRESSES = (
 
 
 def former_places(database: Path) -> list[Path]:
-    """Missing artifact folders that a store names, if a folder of that name is beside the store."""
+    """Missing artifact folders that a store names, if a folder of that name is next to the store."""
     if not database.is_file() or not (here := database.parent / ARTIFACTS).is_dir():
         return []
     with closing(sqlite3.connect(database)) as store:
@@ -29,7 +29,7 @@ def former_places(database: Path) -> list[Path]:
 
 
 def readdress(database: Path) -> int:
-    """Points every address of a missing folder to the one beside the store; returns how many were changed."""
+    """Redirects every address of a missing folder to the one next to the store; returns how many were changed."""
     changed = 0
     for former in former_places(database):
         old, new = former.as_uri(), (database.parent / ARTIFACTS).as_uri()
@@ -45,7 +45,7 @@ def readdress(database: Path) -> int:
 
 
 def is_running(database: Path) -> bool:
-    """Whether a run in the store is marked as running: its machine may still use the former path."""
+    """Whether a run in the store is marked as running: its machine may still use the old path."""
     with closing(sqlite3.connect(database)) as store:
         found = store.execute("SELECT 1 FROM runs WHERE status = 'RUNNING' AND lifecycle_stage = 'active' LIMIT 1")
         return found.fetchone() is not None

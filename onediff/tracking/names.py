@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-PARAM_TEXT, TAG_TEXT = 6000, 8000  # longest values
+PARAM_TEXT, TAG_TEXT = 6000, 8000  # the longest values that MLflow accepts
 LONGEST_NAME = 250
 NOT_IN_A_NAME = re.compile(r"[^\w.\-/: ]")
 
 
 def valid_name(key: str) -> str:
-    """`key` in the form that MLflow accepts for a metric, a parameter or a tag: a relative path of known characters."""
+    """`key` as MLflow accepts it for a metric, a parameter or a tag: a relative path of allowed characters."""
     parts = NOT_IN_A_NAME.sub("_", key)[: LONGEST_NAME - 1].split("/")
     name = "/".join(part for part in parts if part not in ("", ".", ".."))
     return f"_{name}" if not name or name.startswith("..") else name

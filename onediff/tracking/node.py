@@ -27,7 +27,7 @@ MEGA = 1e6
 
 
 class NodeMetrics:
-    """Samples the node's metrics in a thread until `stop`. Start one on local rank 0 of every node; it never raises."""
+    """Samples the node's metrics in a thread until `stop`. Start one on local rank 0 of every node. Never raises."""
 
     def __init__(self, run_dir: str | os.PathLike[str], config: TrackingConfig, host: str | None = None) -> None:
         self.run = Path(run_dir).resolve()
@@ -57,14 +57,14 @@ class NodeMetrics:
             step = before["step"] if before else -1
             meters = Meters(self.run)
             while not self.ended.wait(self.seconds):
-                # Clocks that differ or are set back must not make a step decrease.
+                # Steps must not decrease when clocks differ or are set back.
                 step = max(step + 1, int(time.time()) - begun)
                 named = {**meters.read(), **gpus.read()}
                 journal.append(
                     {"step": step, "metrics": {f"system/{self.host}/{name}": value for name, value in named.items()}}
                 )
             journal.close()
-        except Exception as error:  # they differ by kernel and container, and no failure may end a training
+        except Exception as error:  # metrics depend on kernel and container, and a failure must not end training
             LOG.warning("tracking: no system metrics from %s: %s: %s", self.host, type(error).__name__, error)
 
     def _begin(self, gpus: Gpus) -> tuple[Journal | None, int]:
@@ -140,7 +140,7 @@ class Gpus:
         self.names = [name.decode() if isinstance(name, bytes) else name for name in names]
 
     def read(self) -> dict[str, float]:
-        """Use, memory, power and temperature of each GPU, as far as it reports them."""
+        """Utilisation, memory, power and temperature of each GPU, as far as it reports them."""
         found: dict[str, float] = {}
         for index, handle in enumerate(self.handles):
             for meter in (self._use, self._memory, self._power, self._temperature):

@@ -1,4 +1,4 @@
-"""Summary of a run from its folder, without MLflow: for `onediff runs` and `onediff runs diff`."""
+"""Summarises a run from its folder, without MLflow, for `onediff runs` and `onediff runs diff`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Overview:
 
     name: str
     state: str
-    """running, finished, stopped, failed, killed; `died` when its process is gone, `silent` when it says nothing."""
+    """running, finished, stopped, failed, killed; `died` if its process is gone, `silent` if it writes nothing."""
     phase: str = ""
     step: int = 0
     steps: int | None = None
@@ -45,7 +45,7 @@ class Overview:
 
 
 def run_folders(place: Path) -> list[Path]:
-    """The run in `place`, or all runs below it. Raises UserError if there is none."""
+    """The run in `place`, or all runs inside it. Raises UserError if there is none."""
     if is_run(place):
         return [place]
     if not place.is_dir():
@@ -62,7 +62,7 @@ def is_run(path: Path) -> bool:
 
 
 def overview(run: Path) -> Overview:
-    """One run's line, from its status, its journals and its scores."""
+    """The line of one run, from its status, its journals and its scores."""
     status = read_json(run / "status.json")
     starts = [start for _, start in openings(run / "tracking" / "run.jsonl")]
     made = Overview(run.name, str(status.get("state", "")), str(status.get("phase") or ""))
@@ -93,7 +93,7 @@ def overview(run: Path) -> Overview:
 
 
 def of_step(path: Path, step: int, window: int = 1 << 16) -> dict[str, float]:
-    """All metrics of a step near the end of a journal: losses of the training and of a validation are two records."""
+    """All metrics of a step near the end of a journal, because training and validation losses are separate records."""
     start = max(0, path.stat().st_size - window)
     found: dict[str, float] = {}
     for _, record in read(path, start):
@@ -121,7 +121,7 @@ def alive(start: Record, updated: float) -> str:
 
 
 def differences(one: Path, other: Path) -> dict[str, Differences]:
-    """What differs between two runs, by heading and key, as (value of `one`, value of `other`)."""
+    """The differences between two runs: heading → key → (value of `one`, value of `other`)."""
     return {
         "results": changed(results(one), results(other)),
         "configuration": changed(settings(one), settings(other)),
@@ -131,14 +131,14 @@ def differences(one: Path, other: Path) -> dict[str, Differences]:
 
 
 def earlier_settings(run: Path) -> dict[str, Differences]:
-    """Files of settings under which a run began, oldest first, and what was changed after each: (then, afterwards)."""
+    """The settings files of a run's starts, oldest first, and what changed after each: (before, after)."""
     files = sorted(run.glob("config.before-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
     found = [settings(run, file.name) for file in files] + [settings(run)]
     return {file.name: changed(*pair) for file, pair in zip(files, pairwise(found), strict=True)}
 
 
 def settings(run: Path, file: str = "config.yaml") -> dict[str, Any]:
-    """The resolved configuration, flat. Raises UserError when it cannot be read."""
+    """The resolved configuration, flat. Raises UserError if it cannot be read."""
     path = run / file
     if path.is_file():
         try:
@@ -150,7 +150,7 @@ def settings(run: Path, file: str = "config.yaml") -> dict[str, Any]:
 
 
 def data(run: Path) -> dict[str, str]:
-    """Each data set that the run recorded, with the digest of its manifest and its size."""
+    """Each recorded data set, with the digest of its manifest and its size."""
     found = {}
     for _, record in records(run / "tracking" / "run.jsonl"):
         if "dataset" in record:
@@ -192,7 +192,7 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def evaluated(name: str, run: Path) -> tuple[str, str]:
-    """`pairs-test-two-600` as data set with split, and phase with step; the latter is empty for another kind of name."""
+    """Splits `pairs-test-two-600` into data set with split, and phase with step; the latter is empty for other names."""
     phases = (path.stem.removeprefix("phase-") for path in journals(run) if path.stem.startswith("phase-"))
     for phase in sorted(phases, key=len, reverse=True):
         if found := re.fullmatch(rf"(.+)-{re.escape(phase)}-(\d+)", name):

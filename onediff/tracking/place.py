@@ -1,4 +1,4 @@
-"""Which MLflow a run is sent to, and how to look at it there. Does not import MLflow, so that it is fast."""
+"""Which MLflow a run is sent to, and how to look at it there. Fast, because it does not import MLflow."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from onediff.tracking.scrub import scrubbed
 
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql")
-"""Stores that MLflow's client writes to without a server in between."""
+"""Stores that MLflow's client writes to without a server."""
 
 
 def tracking_uri(run: Path, config: TrackingConfig) -> str:
-    """Where a run is sent: as configured, else where its training sent it, else MLFLOW_TRACKING_URI, else beside it.
+    """Where a run is sent: as configured, else where its training sent it, else MLFLOW_TRACKING_URI, else next to it.
 
-    Beside its folder, not inside, is `mlflow.db`: the runs below one folder are then compared in one MLflow.
+    `mlflow.db` is next to the run's folder, not inside, so that the runs in one folder share an MLflow.
     """
     beside = f"{SQLITE}{run.resolve().parent / 'mlflow.db'}"
     known, shell = remembered(run), here()
@@ -31,19 +31,19 @@ def tracking_uri(run: Path, config: TrackingConfig) -> str:
 
 
 def here() -> str | None:
-    """The address in the environment."""
+    """The address in the environment, or None."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def remembered(run: Path) -> str | None:
-    """The address in the run folder that MLFLOW_TRACKING_URI had when the run was trained."""
+    """The address in the run folder: MLFLOW_TRACKING_URI as it was during training."""
     path = run / "tracking" / "run.json"
     known: str | None = json.loads(path.read_text()).get("uri") if path.is_file() else None
     return known
 
 
 def without_secrets(uri: str) -> str:
-    """An address that may be stored: without passwords and tokens and, for a server, without the user."""
+    """An address that is safe to store: without passwords, tokens and, for a server, the user."""
     if "@" not in uri and "?" not in uri:
         return uri
     parts = urlsplit(uri)
@@ -53,8 +53,8 @@ def without_secrets(uri: str) -> str:
 
 
 def artifact_folder(uri: str, run: Path) -> str | None:
-    """Where a new experiment keeps artifacts: beside an embedded store, or beside `run` where the store is a database
-    elsewhere, of which MLflow would put them into the working directory; a server decides for itself."""
+    """Where a new experiment keeps artifacts: next to an embedded store, or next to `run` if the store is a database
+    elsewhere, for which MLflow would use the working directory. None for a server, which decides itself."""
     if uri.startswith(SQLITE):
         return (database(uri).parent / "mlflow-artifacts").as_uri()
     if urlsplit(uri).scheme.partition("+")[0] in DATABASES:
@@ -68,9 +68,9 @@ def database(uri: str) -> Path:
 
 
 def how_to_look(uri: str) -> str:
-    """How to open MLflow on a store: a command that works in this environment or outside it, or the server's address.
+    """How to open MLflow on a store: a command that works inside and outside this environment, or the server's address.
 
-    Without `workflowType`, MLflow opens on its pages for chat applications, whatever the experiment's kind.
+    Without `workflowType`, MLflow opens its pages for chat applications, whatever the kind of experiment.
     """
     if uri.startswith("http"):
         return f"{uri.rstrip('/')}/#/experiments?workflowType=machine_learning"
@@ -82,5 +82,5 @@ def how_to_look(uri: str) -> str:
 
 
 def program(name: str) -> str:
-    """The command for a program of this environment, whether it is activated or not."""
+    """The command for a program of this environment, activated or not."""
     return name if shutil.which(name) else shlex.quote(str(Path(sys.executable).with_name(name)))

@@ -1,4 +1,4 @@
-"""What a run was started from: code, packages, machine and job."""
+"""The origin of a run: code, packages, machine and job."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The MLflow flavour of an exported model: `mlflow.pyfunc.load_model(URI).predict(table)` captions pairs of images.
 
 MLflow keeps this file with the model and runs it when the model is loaded. The table has the columns `before` and `after`;
-a cell is the path of an image, or its bytes in base64 (a `data:` URL too), so that JSON and CSV can carry it. With the
-parameter `judged`, it gives a table: caption, confidence, and a warning about images unlike those of the training.
+a cell is the path of an image, or its bytes in base64 (optionally a `data:` URL), so it fits into JSON and CSV. With the
+parameter `judged`, the result is a table: caption, confidence, and a warning about images unlike the training images.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PyfuncModel(PythonModel):
 
         self.model = onediff.load(context.artifacts["model"])
 
-    # MLflow reads type hints here as the model's signature, which is given when the model is logged.
+    # No type hints: MLflow would read them as the model's signature, which is given when the model is logged.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """The captions of the pairs in `model_input`, a DataFrame with `before` and `after`, in its order."""
+        """The captions of the pairs in `model_input`, a DataFrame with `before` and `after`, in order."""
         cells = zip(model_input["before"], model_input["after"], strict=True)
         pairs = [(image(before), image(after)) for before, after in cells]
         if not (params or {}).get("judged"):

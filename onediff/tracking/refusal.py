@@ -1,4 +1,4 @@
-"""What MLflow's errors mean."""
+"""Interprets MLflow's errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", 
 
 
 def refused(error: MlflowException) -> bool:
-    """Whether the same request would be refused again; if not, it can be retried."""
+    """Whether the same request would be refused again; otherwise it can be retried."""
     return error.error_code in REFUSED
 
 
@@ -28,7 +28,7 @@ def no_such_route(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line without secrets."""
+    """The reason for an error, in one line without secrets."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.split(r"\.? Response (?:text|body):", text)[0]  # a page of HTML from a proxy
     return scrubbed(text if len(text) <= 240 else f"{text[:239]}…")

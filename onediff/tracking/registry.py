@@ -44,8 +44,8 @@ class Registry:
     def register(self, run_id: str, folder: Path, record: Mapping[str, Any], parcel: Parcel) -> None:
         """Logs `folder` in the run's experiment and registers it as the journal's `record` says.
 
-        A version that the same run registered before with the same weights is kept: only aliases and score are set.
-        Raises what MLflow raises; `parcel` then says how far it came.
+        If the same run already registered these weights, its version is kept: only aliases and score are set.
+        Raises what MLflow raises; `parcel` then records the progress.
         """
         name, trained = record["name"], record["trained"]
         known = self.client.search_model_versions(f"name='{name}'")
@@ -63,7 +63,7 @@ class Registry:
             self._score(name, version, score)
 
     def _logged(self, run_id: str, trained: str, parcel: Parcel) -> LoggedModel:
-        """The logged model that was begun for these weights, else that of their checkpoint, else a new one."""
+        """The logged model that was started for these weights, else that of their checkpoint, else a new one."""
         begun = list(models_of(self.client, self.experiment, run_id))
         phase, step = field(trained, "phase"), field(trained, "step")
         model = next((model for model in begun if model.tags.get(TRAINED) == trained), None)
@@ -84,7 +84,7 @@ class Registry:
         return model
 
     def _upload(self, model: LoggedModel, run_id: str, folder: Path, trained: str, parcel: Parcel) -> None:
-        """Sends signature, input example, this package's code, and the folder without copying it first."""
+        """Sends signature, input example, this package's code, and the folder, without copying it first."""
         with tempfile.TemporaryDirectory() as aside:
             staged, stand_in = Path(aside) / "staged", Path(aside) / folder.name
             stand_in.mkdir()  # MLflow would copy the weights
@@ -126,7 +126,7 @@ class Registry:
         return str(made.version)
 
     def _link(self, model: LoggedModel, name: str, version: str) -> None:
-        """Names the version on the model's own page, as `mlflow.register_model` does."""
+        """Lists the version on the model's own page, as `mlflow.register_model` does."""
         versions, this = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]")), {"name": name, "version": version}
         if this not in versions:
             self.client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*versions, this])})
@@ -142,7 +142,7 @@ class Registry:
 
 @contextmanager
 def process_store(uri: str) -> Iterator[None]:
-    """Makes `uri` the store of this process: a store in a file looks models up there, whatever the client's store is."""
+    """Makes `uri` the store of this process, where a file store looks models up, whatever the client's store is."""
     shell = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
@@ -164,7 +164,7 @@ def requirements() -> list[str]:
 
 
 def example(colour: tuple[int, int, int]) -> str:
-    """A small image of one colour, PNG in base64."""
+    """A small image of one colour, as PNG in base64."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 MASK = "***"
-# Names that hold a secret. `max_tokens`, `delta_tokens` and the like are numbers of the model and stay.
+# Names that hold a secret. `max_tokens`, `delta_tokens` and the like are settings of the model and are not masked.
 SECRET_NAME = re.compile(
     r"(?i)(^|[._\- ])(password|passwd|pwd|secret|token|api_?key|access_?key(_id)?|secret_?key|private_?key|credentials?"
     r"|authorization|\w+_(password|passwd|secret|api_?key|access_?key|secret_?key|private_?key|credentials?))$"
@@ -22,11 +22,11 @@ KNOWN_SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|"
     r"AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
 )
-SHORTEST = 8  # a shorter value of a secret variable would mask innocent words
+SHORTEST = 8  # masking a shorter value of a secret variable would hit ordinary words
 
 
 def scrubbed(text: str) -> str:
-    """`text` with passwords in URLs, tokens of known shapes and values of secret environment variables masked."""
+    """`text` with passwords in URLs, tokens of known formats and values of secret environment variables masked."""
     text = USER_IN_URL.sub(MASK, text)
     text = SECRET_IN_TEXT.sub(rf"\1{MASK}", text)
     text = KNOWN_SHAPES.sub(MASK, text)
@@ -36,7 +36,7 @@ def scrubbed(text: str) -> str:
 
 
 def scrubbed_tree(values: Any, name: str = "") -> Any:
-    """The same for nested mappings and lists; a value under a name such as `password` is masked whole."""
+    """Masks nested mappings and lists; a value under a name such as `password` is masked entirely."""
     if isinstance(values, dict):
         return {key: scrubbed_tree(value, str(key)) for key, value in values.items()}
     if isinstance(values, (list, tuple)):

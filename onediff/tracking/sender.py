@@ -1,7 +1,7 @@
-"""The process beside the training that sends its journals to MLflow: `python -m onediff.tracking.sender RUN PID`.
+"""The process that sends a run's journals to MLflow: `python -m onediff.tracking.sender RUN PID`.
 
 It ends when it is told to and everything is sent, or when the process PID that started it is gone. It ignores signals meant
-for the training (Ctrl-C, Slurm's signals), since it still has to send the training's last records.
+for training (Ctrl-C, Slurm's signals), because it still has to send the last records.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onediff.tracking.shipper import Shipper
 
 LOG = logging.getLogger(__name__)
-ORPHAN_SECONDS = 10.0  # for the rest, after the training process was killed
+ORPHAN_SECONDS = 10.0  # to send the rest after the training process was killed
 LONGEST_PAUSE = 30.0  # between two tries while the store does not answer
 TRIES_AT_THE_END = 3
 
@@ -36,7 +36,7 @@ def main(run: Path, parent: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)
-    # What people should see goes to the training's own stderr, the output of libraries to a file.
+    # Messages for people go to the training's stderr, the output of libraries to a file.
     told = os.fdopen(os.dup(2), "w", buffering=1)
     log = os.open(run / "tracking" / "sender.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -66,7 +66,7 @@ def follow(run: Path, parent: int, told: TextIO) -> int:
                 say(f"MLflow answers again after {failures} failed tries")
             failures = last_tries = 0
             carrying.go_on(finishing)
-        except Exception as error:  # whatever a store, a proxy or a network may answer
+        except Exception as error:  # a store, a proxy or a network may answer anything
             failures += 1
             last_tries += finishing
             LOG.warning("try %d: %s: %s", failures, type(error).__name__, error)
@@ -98,7 +98,7 @@ class Carrying:
         self.last_tries = 0
 
     def go_on(self, finishing: bool) -> None:
-        """Makes the thread try the parcels that are due, or all of them at the end, unless it is busy."""
+        """Unless the thread is busy, makes it try the parcels that are due, or all of them at the end."""
         ready = any(finishing or parcel.due <= time.time() for _, _, parcel in self.shipper.state.parcels())
         if ready and not self.thread.is_alive() and self.last_tries < TRIES_AT_THE_END:
             self.last_tries += finishing
@@ -111,7 +111,7 @@ class Carrying:
 
 
 def wait(seconds: float, parent: int, finishing: bool) -> bool:
-    """Sleeps, but wakes when told to finish (returns True) or when `parent` is gone."""
+    """Sleeps until told to finish (returns True), until `parent` is gone, or until the time is up."""
     end = time.monotonic() + (min(seconds, 1.0) if finishing else seconds)
     while (left := end - time.monotonic()) > 0 and os.getppid() == parent:
         if finishing:
@@ -123,10 +123,10 @@ def wait(seconds: float, parent: int, finishing: bool) -> bool:
 
 @contextmanager
 def sole_sender(run: Path, parent: int) -> Iterator[bool]:
-    """Holds the lock that keeps a second sender away from a run; yields whether it was acquired.
+    """Holds the lock that keeps a second sender from a run; yields whether it was acquired.
 
-    Waits for it as long as `parent` lives and, once told to finish, until the other sender has sent what is there by
-    then. With 0 for `parent` it does not wait.
+    Waits for it as long as `parent` lives and, once told to finish, until the other sender has sent everything written
+    by then. With 0 for `parent`, it does not wait.
     """
     wanted: dict[str, int] | None = None
     with open(run / "tracking" / "sender.lock", "w") as lock:
@@ -144,14 +144,14 @@ def sole_sender(run: Path, parent: int) -> Iterator[bool]:
 
 
 def sent_up_to(run: Path, sizes: dict[str, int]) -> bool:
-    """Whether the first `sizes[name]` bytes of every journal are in MLflow, or have failed to get there."""
+    """Whether the first `sizes[name]` bytes of every journal have been sent to MLflow, or have failed."""
     state = State.load(run)
     there = all(state.sent(name).offset >= size for name, size in sizes.items())
     return there and all(parcel.why or int(place) >= sizes.get(name, 0) for name, place, parcel in state.parcels())
 
 
 def started_by(run: Path, process: int) -> bool:
-    """Whether the run's last start was by `process`, so that nobody has resumed it since."""
+    """Whether the run's last start was by `process`, so it has not been resumed since."""
     starts = openings(run / "tracking" / "run.jsonl")
     return bool(starts) and starts[-1][1].get("pid") == process
 

@@ -1,6 +1,6 @@
-"""From the journals to MLflow. Everything is safe to send twice, so a lost answer or a killed sender costs nothing.
+"""Sends journals to MLflow. Everything is safe to send twice, so a lost answer or a killed sender costs nothing.
 
-MLflow keeps every point it was ever given, so a stream that is taken up again from below its last sent step gets a new
+MLflow keeps every point it was ever given. A stream that resumes from before its last sent step therefore gets a new
 MLflow run, filled from the journal, and the old one is deleted (`mlflow gc` frees its space).
 """
 
@@ -34,9 +34,9 @@ SWEEP = "onediff.sweep"
 PARENT = "mlflow.parentRunId"
 METRICS, PARAMS = 1000, 100  # MLflow's limits for one request
 NODES = "nodes"
-"""The child that holds the system metrics of all nodes: among a run's results they would be in the way."""
+"""The child that holds the system metrics of all nodes, which would clutter the run's results."""
 RESULTS_SECONDS = 300.0
-"""Time between two copies of a phase's newest results to the run above it; the last copy is made when the phase ends."""
+"""Seconds between two copies of a phase's newest results to its parent; the last copy is made when the phase ends."""
 
 
 def home(stream: str) -> str:
@@ -55,7 +55,7 @@ class Shipper:
         self.lineage: dict[str, str] = known.get("lineage", {})
         self.copied: int = known.get("copied", 0)
         self.adopted: str = known.get(ADOPTED, "")
-        """An MLflow run that was there before and becomes the run's own, by its id."""
+        """Id of an existing MLflow run that becomes this run's own."""
         self.config = TrackingConfig(**known["config"])
         self.uri = uri or tracking_uri(run, self.config)
         self.state = State.load(run)
@@ -66,10 +66,10 @@ class Shipper:
         self.looked: dict[str, int] = {}
         self.results: dict[str, Results] = {}
         self.copied_results: dict[str, float] = {}
-        """When the results of a stream were last copied to the run above it, by `time.monotonic`."""
+        """When the results of a stream were last copied to its parent, by `time.monotonic`."""
         self.experiment = ""
         self.shipped = 0
-        """Records read and sent, or set apart, so far."""
+        """Records sent so far, or set apart as parcels."""
 
     def connect(self) -> None:
         """Connects to the store and finds or creates the experiment. Raises whatever MLflow raises."""
@@ -82,9 +82,9 @@ class Shipper:
         self.carrier = Carrier(self.client, self.experiment, self.state, self.say)
 
     def ship(self) -> None:
-        """Sends the points that lie in the journals now, and all that MLflow keeps about a run; notes the parcels.
+        """Sends the points that are in the journals now, tags and parameters; notes the parcels.
 
-        A stream that fails does not keep others from being sent. Raises what MLflow raises.
+        A stream that fails does not keep the others from being sent. Raises what MLflow raises.
         """
         if not self.experiment:
             self.connect()
@@ -94,7 +94,7 @@ class Shipper:
         for path in journals(self.run):
             try:
                 self._ship_stream(path)
-            except Exception as error:  # whatever a store, a proxy or a network answers
+            except Exception as error:  # a store, a proxy or a network may answer anything
                 if failed is not None:  # not the fault of one stream
                     break
                 failed = error
@@ -102,11 +102,11 @@ class Shipper:
             raise failed
 
     def carry(self, now: bool = False) -> int:
-        """Sends the parcels that are due, or all of them; returns how many went through. After `ship`."""
+        """Sends the parcels that are due, or all of them; returns how many arrived. Call after `ship`."""
         return self.carrier.carry(now) if self.experiment else 0
 
     def end_as(self, status: str) -> None:
-        """Ends every MLflow run whose stream has not ended: the process that wrote it is gone."""
+        """Ends every MLflow run whose stream has not ended because the process that wrote it is gone."""
         for name, sent in self.state.streams.items():
             if name.startswith("node-") or not sent.run_id:
                 continue
@@ -118,7 +118,7 @@ class Shipper:
     def _ship_stream(self, path: Path) -> None:
         name = path.stem
         sent = self.state.sent(name)
-        size = path.stat().st_size  # looked at first: a start that comes later is for the next time
+        size = path.stat().st_size  # read first: a later start is left for the next call
         starts = self._starts_of(path)
         if name.startswith("node-") and sent.run_id != (nodes := self.state.sent(NODES).run_id):
             sent.run_id, sent.offset, sent.through = nodes, 0, -1
@@ -156,8 +156,8 @@ class Shipper:
         self._run_id(name, starts)
         sent = self.state.sent(name)
         with self.state.lock:
-            before = "model" in record and record["time"] < self.copied  # the first run's version, not another one
-            if "checkpoints" in record:  # a list of all that are kept: only the newest counts
+            before = "model" in record and record["time"] < self.copied  # the original run's version, not a new one
+            if "checkpoints" in record:  # lists all that are kept, so only the newest counts
                 sent.parcels = {at: one for at, one in sent.parcels.items() if one.what != parcel.what}
             if not before and not superseded(offset, record, starts):
                 sent.parcels[str(place)] = parcel
@@ -166,21 +166,21 @@ class Shipper:
         return True
 
     def _starts_of(self, path: Path) -> list[tuple[int, Record]]:
-        """Openings of a stream, looked for only behind what was found or sent before."""
+        """The starts of a stream, searched only after what was found or sent before."""
         name, seen = path.stem, self.looked.get(path.stem, 0)
         found = openings(path, seen)
         self.starts.setdefault(name, []).extend(found)
-        # What lies before the sent offset was looked through already when it was sent, or just now.
+        # Everything before the sent offset was searched when it was sent, or just now.
         self.looked[name] = max(found[-1][0] if found else seen, self.state.sent(name).offset)
         return self.starts[name]
 
     def _send(self, name: str, batch: list[tuple[int, Record]], starts: list[tuple[int, Record]]) -> None:
-        """Sends records of one stream and notes how far it came; a record that the store refuses for good is left out."""
+        """Sends records of one stream and notes the progress; a record that the store permanently rejects is left out."""
         sent = self.state.sent(name)
         wanted = [record for offset, record in batch if not superseded(offset, record, starts)]
         through = max([sent.through, *(record["step"] for record in wanted if "step" in record)])
         if through > sent.through and not name.startswith("node-"):
-            # Noted before it is sent: should this process be killed in between, a restart still knows what may be there.
+            # Noted before sending: if this process is killed in between, a restart still knows what may have arrived.
             sent.through = through
             self.state.save()
         try:
@@ -207,7 +207,7 @@ class Shipper:
         LOG.warning("%s was deleted from MLflow; it is created again", name)
         with self.state.lock:
             if name == "run":
-                self.state.streams.clear()  # children point to their parent: they are created again with it
+                self.state.streams.clear()  # children point to their parent, so they are created again with it
             if home(name) == NODES:
                 self.state.streams.pop(NODES, None)
             self.state.streams[name] = Sent()
@@ -231,7 +231,7 @@ class Shipper:
                     getattr(self, f"_{kind}")(name, run_id, record)
 
     def _run_id(self, name: str, starts: list[tuple[int, Record]]) -> str:
-        """The MLflow run of a stream: the known one, for the parent the one with its tag, else a new one."""
+        """The MLflow run of a stream: the known one, or for the parent the one with its tag, or else a new one."""
         name = home(name)
         sent = self.state.sent(name)
         if not sent.run_id:
@@ -239,7 +239,7 @@ class Shipper:
             found = self.client.search_runs(
                 [self.experiment], f"tags.`{IDENTITY}` = '{identity}'", ViewType.ACTIVE_ONLY, 100, ["start_time ASC"]
             )
-            # When the state is lost, what a child holds is unknown; a parent's points are never replaced.
+            # If the state is lost, the contents of a child are unknown; a parent's points are never replaced.
             kept, surplus = (found[:1], found[1:]) if name in ("run", NODES) else ([], found)
             for run in surplus:
                 self.client.delete_run(run.info.run_id)
@@ -269,7 +269,7 @@ class Shipper:
         return made
 
     def _sweep_id(self, sweep: str) -> str:
-        """The MLflow run above the runs of a sweep, created if missing; of two created at once, the earlier."""
+        """The parent of a sweep's runs, created if missing; the earlier one if two were created at once."""
 
         def known() -> list[str]:
             order = ["start_time ASC", "run_id ASC"]
@@ -300,7 +300,7 @@ class Shipper:
         opening = record["open"]
         starts = [start for _, start in self.starts[name]]
         step, sent = opening["step"], self.state.sent(name)
-        # Two within one millisecond differ in their step.
+        # Two in the same millisecond differ in their step.
         begun = [(start["time"], start["open"]["step"]) for start in starts]
         number = begun.index((record["time"], step))
         tags = dict(opening["tags"])
@@ -326,7 +326,7 @@ class Shipper:
             self.client.update_run(one, status="RUNNING")
 
     def _params(self, run_id: str, params: dict[str, str]) -> dict[str, str]:
-        """Logs parameters; MLflow's never change, so those that a restart changed come back as tags."""
+        """Logs parameters. MLflow's never change, so those that a restart changed are returned as tags."""
         known = self.client.get_run(run_id).data.params
         cut = {valid_name(key): valid_text(text, PARAM_TEXT) for key, text in params.items()}
         new = [Param(key, text) for key, text in cut.items() if key not in known]
@@ -351,15 +351,15 @@ class Shipper:
             self.client.set_terminated(one, record["end"], record["time"])
 
     def _with_nodes(self, name: str, run_id: str) -> list[str]:
-        """The MLflow run of `name`; for the whole run also the one of its nodes, which has the same status."""
+        """The MLflow runs of `name`: for the parent also that of its nodes, which has the same status."""
         nodes = self.state.streams[NODES].run_id if name == "run" and NODES in self.state.streams else ""
         return [run_id, nodes] if nodes else [run_id]
 
     def _copy_results(self, name: str) -> None:
-        """Puts the newest results of a child on the run above it.
+        """Copies the newest results of a child to its parent.
 
-        All at step 0, where MLflow takes the latest in time for the run's own: steps of one phase say nothing about
-        those of the next, and values at step 0 are compared as bars.
+        All are at step 0, because steps of different phases are unrelated: MLflow then takes the latest in time as the
+        run's own, and compares them as bars.
         """
         results = self.results.setdefault(name, Results())
         found = results.read_to(self.run / "tracking" / f"{name}.jsonl", self.state.sent(name).offset)
@@ -374,13 +374,13 @@ class Shipper:
 
 
 def superseded(offset: int, record: Record, starts: list[tuple[int, Record]]) -> bool:
-    """Whether a later restart took the stream up from below this record's step."""
+    """Whether a later restart resumed the stream from before this record's step."""
     step = record.get("step")
     return step is not None and any(at > offset and start["open"]["step"] < step for at, start in starts)
 
 
 def entries(record: Record) -> list[Record]:
-    """A record as records of one metric, tag or parameter each."""
+    """Splits a record into records of one metric, tag or parameter each."""
     for kind in ("metrics", "tags"):
         if kind in record:
             return [{**record, kind: {key: value}} for key, value in record[kind].items()]
@@ -392,5 +392,5 @@ def entries(record: Record) -> list[Record]:
 
 
 def stamp(milliseconds: int) -> str:
-    """A time for people, UTC."""
+    """A time in UTC, for people."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds / 1000))

@@ -13,10 +13,10 @@ from onediff.tracking.journal import put
 
 @dataclass
 class Parcel:
-    """An artifact, a data set or a model of a journal that is not in MLflow yet: it is sent apart from the points."""
+    """An artifact, a data set or a model that is not in MLflow yet; it is sent apart from the points."""
 
     what: str
-    """Its name, for people."""
+    """Its name in messages."""
     tries: int = 0
     """Tries without progress."""
     why: str = ""
@@ -26,7 +26,7 @@ class Parcel:
     there: dict[str, str] = field(default_factory=dict)
     """Its files that have arrived, with their size and time."""
     model_id: str = ""
-    """The logged model that a model was begun as."""
+    """Id of the logged model that was started for a model."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Sent:
     offset: int = 0
     """Bytes of the journal that are in MLflow, except for the parcels."""
     through: int = -1
-    """Highest step that is in MLflow: a restart from below it means that the MLflow run must be replaced."""
+    """Highest step in MLflow; after a restart from before it, the MLflow run must be replaced."""
     marked: list[int] = field(default_factory=list)
     """Steps that already carry a restart marker."""
     parcels: dict[str, Parcel] = field(default_factory=dict)
@@ -52,13 +52,13 @@ class Sent:
 
 @dataclass
 class State:
-    """All streams of a run, for one MLflow store and experiment. Points and parcels are sent by a thread each."""
+    """All streams of a run, for one MLflow store and experiment. One thread sends points, another parcels."""
 
     run: Path
     where: str = ""
     streams: dict[str, Sent] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
-    """Held while parcels come and go, and while the file is written."""
+    """Held while parcels are added or removed, and while the file is written."""
 
     @classmethod
     def load(cls, run: Path) -> State:
@@ -71,7 +71,7 @@ class State:
             return cls(run)
 
     def save(self) -> None:
-        """Writes the state aside and renames it."""
+        """Writes the state to a temporary file and renames it."""
         with self.lock:
             streams = {name: asdict(sent) for name, sent in self.streams.items()}
             put(self.run / "tracking" / "sent.json", json.dumps({"where": self.where, "streams": streams}, indent=1))
@@ -82,7 +82,7 @@ class State:
             return self.streams.setdefault(stream, Sent())
 
     def waiting(self) -> dict[str, int]:
-        """Bytes of each journal that are not in MLflow yet, for those that have any."""
+        """Bytes of each journal that are not in MLflow yet, for journals that have any."""
         sizes = {path.stem: path.stat().st_size for path in journals(self.run)}
         left = {name: size - (self.streams[name].offset if name in self.streams else 0) for name, size in sizes.items()}
         return {name: size for name, size in left.items() if size > 0}
@@ -105,14 +105,14 @@ class State:
         return bool(parcels) and not self.waiting() and not any(parcel.why for _, _, parcel in parcels)
 
     def left(self) -> dict[str, int]:
-        """What `waiting` says, and how many parcels there are of each stream: empty when everything is in MLflow."""
+        """What `waiting` returns, and the number of parcels per stream; empty if everything is in MLflow."""
         left = self.waiting()
         for name, place, parcel in self.parcels():
             left[f"{name} {place}"] = len(parcel.there)
         return left
 
     def unsent(self) -> str:
-        """What is waiting, in words, or nothing."""
+        """Describes what is waiting; empty if nothing is."""
         left = self.waiting()
         lines = 0
         for name in left:

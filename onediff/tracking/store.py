@@ -1,4 +1,4 @@
-"""An MLflow store and its experiment, made where they are missing."""
+"""Opens an MLflow store and its experiment, and creates them if they are missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def experiment_of(client: MlflowClient, uri: str, name: str, run: Path) -> str:
     """
     found = client.get_experiment_by_name(name)
     if found is None:
-        # MLflow's pages then open on training runs, not on the traces of a chat application.
+        # MLflow's pages then open on training runs instead of the traces of a chat application.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(client.create_experiment(name, artifact_folder(uri, run), kind))
@@ -36,7 +36,7 @@ def experiment_of(client: MlflowClient, uri: str, name: str, run: Path) -> str:
 
 
 def one_try(seconds: float) -> None:
-    """Makes MLflow give up a request after `seconds`, as its own retries would block one call for minutes, and be quiet."""
+    """Makes MLflow quiet, and give up a request after `seconds`: its own retries would block a call for minutes."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(seconds)))
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -45,9 +45,9 @@ def one_try(seconds: float) -> None:
 
 @contextmanager
 def ready_store(uri: str) -> Iterator[None]:
-    """Creates an embedded store if there is none, whole or not at all, and by one run at a time.
+    """Creates an embedded store if there is none: completely or not at all, and by one run at a time.
 
-    MLflow builds its tables in dozens of steps; a process killed in between would leave a file that never works again.
+    MLflow creates its tables in dozens of steps; a process killed in between would leave a broken file behind.
     """
     if not uri.startswith(SQLITE):
         yield

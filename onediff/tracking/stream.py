@@ -22,7 +22,7 @@ P = ParamSpec("P")
 
 
 def never_raises(method: Callable[P, None]) -> Callable[P, None]:
-    """Recording must never end a training: an error in `method` becomes one warning in the log."""
+    """Turns an error in `method` into one warning in the log, because recording must never end training."""
 
     @functools.wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -45,7 +45,7 @@ class RunRecorder:
 
     @never_raises
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step; about 15 µs. Steps must increase, or name different metrics when they repeat."""
+        """Metrics of one step; costs about 15 µs. Steps must increase; a repeated step must have other metrics."""
         self.journal.append({"step": int(step), "metrics": {name: float(value) for name, value in metrics.items()}})
 
     @never_raises
@@ -76,7 +76,7 @@ class RunRecorder:
 
     @never_raises
     def text(self, name: str, text: str) -> None:
-        """Keeps `text` as the artifact `name`, secrets masked; a later text under that name replaces it."""
+        """Keeps `text`, with secrets masked, as the artifact `name`; a later text under that name replaces it."""
         path = self.files / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(scrubbed(text), encoding="utf-8")
@@ -87,13 +87,13 @@ class RunRecorder:
     def dataset(self, manifest: str | Path, context: str, name: str | None = None) -> None:
         """Records a data set that the run reads, by its `manifest.json`; `context` is `training` or `evaluation`.
 
-        `name` is that of the data set in the configuration, by which the losses on it are called.
+        `name` is the data set's name in the configuration, which names its losses too.
         """
         self.journal.append({"dataset": described(manifest, context) | ({"set": name} if name else {})})
 
     @never_raises
     def checkpoints(self, phase: str, steps: Sequence[int]) -> None:
-        """Records which checkpoints of a phase are on disk: MLflow shows each as a model, with the metrics of its step."""
+        """Records which checkpoints of a phase are on disk. MLflow shows each as a model, with the metrics of its step."""
         self.journal.append({"checkpoints": [int(step) for step in steps], "phase": phase})
 
     @never_raises
@@ -112,7 +112,7 @@ class RunRecorder:
     ) -> None:
         """Registers an exported model's folder in MLflow's model registry, as a new version with these aliases.
 
-        The newest version is `models:/NAME/latest` without any alias, and MLflow refuses that one. With `score`,
+        The newest version is always `models:/NAME/latest`, so MLflow refuses `latest` as an alias. With `score`,
         {"metric", "value", "data"}, the alias `best` goes to the best version scored on the same data.
         """
         if "latest" in aliases:
@@ -135,7 +135,7 @@ class RunRecorder:
         self.journal.append({"open": {"step": step, "name": "", "tags": tags, "params": {}, "rollback": True}})
 
     def durable(self) -> None:
-        """Call at every checkpoint, so that the history up to it survives a crash of the machine."""
+        """Flushes the journal. Call at every checkpoint, so that the history up to it survives a crash of the machine."""
         self.journal.durable()
 
     @never_raises
@@ -148,7 +148,7 @@ class RunRecorder:
 
 
 def described(manifest: str | Path, context: str) -> dict[str, Any]:
-    """A data set in MLflow's words, by its `manifest.json`."""
+    """The fields that MLflow has for a data set, from its `manifest.json`."""
     path = Path(manifest).resolve()
     raw = path.read_bytes()
     known = json.loads(raw)
@@ -162,6 +162,6 @@ def described(manifest: str | Path, context: str) -> dict[str, Any]:
 
 
 def trained_as(folder: Path) -> str:
-    """The run, phase and step of an exported model's weights, in words."""
+    """Describes the run, phase and step of an exported model's weights."""
     known = yaml.safe_load((folder / "onediff.yaml").read_text(encoding="utf-8")).get("trained", {})
     return ", ".join(f"{name} {value}" for name, value in known.items())

@@ -1,4 +1,4 @@
-"""Sample captions beside their images: a folder with the images, an MLflow table, and one HTML page."""
+"""Sample captions with their images: a folder with the images, an MLflow table, and one HTML page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_table(folder: Path, artifact: str, rows: Sequence[Mapping[str, Any]]) 
     """Writes `rows` into `folder`: every image, `table.json` as MLflow's table view reads it, and `index.html`.
 
     An image is a `Path`, a `PIL.Image`, or an array [height, width, 3] of uint8; anything else is shown as text.
-    `artifact` is where the folder will lie among the artifacts of the MLflow run. Rows may differ in their columns.
+    `artifact` is the folder's path among the artifacts of the MLflow run. Rows may differ in their columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))

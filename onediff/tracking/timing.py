@@ -1,4 +1,4 @@
-"""Numbers about a run's pace: step-time percentiles, the slowest rank, and peak memory per rank."""
+"""Metrics of a run's pace: percentiles of step times, the slowest rank, and peak memory per rank."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def step_times(seconds: Sequence[float]) -> dict[str, float]:
 def stragglers(seconds: Sequence[float]) -> dict[str, float]:
     """The slowest rank and how far it is behind the median rank.
 
-    `seconds[rank]` is the rank's own busy time in a step (or a mean over steps), without waiting for others: the whole step
-    takes equally long everywhere.
+    `seconds[rank]` is the rank's own work in a step (or a mean over steps) without its wait for others, because the whole
+    step takes equally long on every rank.
     """
     if len(seconds) < 2:
         return {}

@@ -1,4 +1,4 @@
-"""The record of a run, as rank 0 keeps it: the journals of the run, its phases and evaluations, and the sender."""
+"""The record of a run on rank 0: the journals of the run, its phases and evaluations, and the sender."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ KEPT_OVER_RESTARTS = {"slurm.job_id": "slurm.job_ids", "host": "hosts"}
 
 
 class Tracker(RunRecorder):
-    """The MLflow run of a whole run (the parent), and the maker of its children. One per run, on global rank 0.
+    """The MLflow run of a whole run (the parent), which creates its children. One per run, on global rank 0.
 
-    Everything is appended to journals in `<run>/tracking/`; a process beside this one sends them to MLflow.
+    Everything is appended to journals in `<run>/tracking/`; another process sends them to MLflow.
     """
 
     def __init__(self, run: Path, config: TrackingConfig, journal: Journal) -> None:
@@ -37,7 +37,7 @@ class Tracker(RunRecorder):
         self.config = config
         self.children: list[RunRecorder] = []
         self.unsent = ""
-        """After `finish`: what could not be sent, in words."""
+        """After `finish`: describes what could not be sent."""
         self.sender = start_sender(run) if config.live else None
 
     @classmethod
@@ -52,8 +52,8 @@ class Tracker(RunRecorder):
     ) -> Tracker:
         """Starts the record of a run, or continues the one in the folder. Returns at once.
 
-        `params` is the resolved configuration as a nested mapping; `tags` describe this start further. Commit,
-        packages, host and Slurm job are added, secrets masked. Raises OSError when the folder cannot be written.
+        `params` is the resolved configuration as a nested mapping, `tags` describe this start. Commit, packages, host
+        and Slurm job are added, with secrets masked. Raises OSError if the folder cannot be written.
         """
         run = Path(run_dir).resolve()
         remember(run, config, here())
@@ -73,7 +73,7 @@ class Tracker(RunRecorder):
 
     @classmethod
     def attach(cls, run_dir: str | os.PathLike[str], config: TrackingConfig) -> Tracker:
-        """Adds to the record of a run that is not being trained now: an evaluation, an export. Records no restart."""
+        """Adds an evaluation or an export to the record of a run that is not being trained. Records no restart."""
         run = Path(run_dir).resolve()
         remember(run, config, remembered(run) or here())
         path = run / FOLDER / "run.jsonl"
@@ -91,7 +91,7 @@ class Tracker(RunRecorder):
         return self._child(f"phase-{name}", name, resumed_step, tags)
 
     def evaluation(self, name: str, tags: Mapping[str, object] | None = None) -> RunRecorder:
-        """The child run of an evaluation; one of the same name made before is replaced."""
+        """The child run of an evaluation; an earlier one of the same name is replaced."""
         return self._child(f"evaluation-{name}", f"evaluation {name}", -1, {**start_tags(), **(tags or {})})
 
     def _child(self, stream: str, name: str, step: int, tags: Mapping[str, object] | None) -> RunRecorder:
@@ -108,7 +108,7 @@ class Tracker(RunRecorder):
     def finish(self, status: Status | None = "FINISHED") -> None:
         """Ends the run and those of its children that have not ended, and waits a bounded time for MLflow.
 
-        With `None` instead of a status, as after `attach`, the run keeps its own. Logs in one line what could not be sent.
+        With `None`, as after `attach`, the run keeps its status. One log line says what could not be sent.
         """
         if self.ended:
             return
@@ -126,7 +126,7 @@ class Tracker(RunRecorder):
 
 
 def kept_over_restarts(path: Path, now: Mapping[str, str]) -> dict[str, str]:
-    """Tags that list the values of all starts of a stream: those in its journal, then those of this start, `now`."""
+    """Tags that list the values of all starts of a stream: those in its journal, then those of this start (`now`)."""
     found: dict[str, str] = {}
     told = [record.get("open", record).get("tags", {}) for _, record in records(path) if "metrics" not in record]
     for one, all_of_them in KEPT_OVER_RESTARTS.items():
@@ -148,7 +148,7 @@ def flattened(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
 
 
 def start_sender(run: Path) -> subprocess.Popen[bytes]:
-    """The process that sends the journals of `run`; it ends by itself when this process does."""
+    """The process that sends the journals of `run`; it ends when this process does."""
     words = [sys.executable, "-m", "onediff.tracking.sender", str(run), str(os.getpid())]
     # It needs no accelerator and few cores, and must not inherit the variables of this rank.
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -159,9 +159,9 @@ def start_sender(run: Path) -> subprocess.Popen[bytes]:
 
 
 def stop_sender(run: Path, sender: subprocess.Popen[bytes], config: TrackingConfig) -> str:
-    """Lets the sender empty the journals for a bounded time, then ends it. Returns what is unsent in words, or ''.
+    """Lets the sender empty the journals for a bounded time, then ends it. Describes what is unsent, or returns ''.
 
-    Files and models in transit get more time than the rest.
+    Uploads of files and models get more time than the rest.
     """
     from onediff.tracking.state import State
 

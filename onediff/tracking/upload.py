@@ -1,4 +1,4 @@
-"""Sends files to an artifact store: several at once, and none that has already arrived."""
+"""Sends files to an artifact store, several at once, and skips those that have arrived."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 AT_ONCE = 8
-SLOWEST = 5e6  # the lowest rate, bytes per second, at which a request does not count as failed
+SLOWEST = 5e6  # bytes per second below which a request counts as failed
 LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
@@ -20,10 +20,10 @@ def upload(
     put: Callable[[str, str | None], None],
     noted: Callable[[str, str], None],
 ) -> None:
-    """Sends `files` (name in the store → file with the same last name) by `put(file, folder)`, and tells `noted` of each.
+    """Sends `files` (name in the store → file with the same last name) by `put(file, folder)`; calls `noted` for each.
 
-    Files that `there` lists with the same size and time are skipped. Raises the first error once the others were tried, or
-    a few of them have failed too; the next call continues from there.
+    Files that `there` lists with the same size and time are skipped. Raises the first error after the others were tried, or
+    after a few of them failed too; the next call continues from there.
     """
     errors: list[Exception] = []
 
@@ -35,7 +35,7 @@ def upload(
         try:
             put(str(path), posixpath.dirname(name) or None)
             noted(name, mark)
-        except Exception as error:  # whatever a store, a proxy or a network answers
+        except Exception as error:  # a store, a proxy or a network may answer anything
             errors.append(error)
 
     with (
@@ -48,14 +48,14 @@ def upload(
 
 
 def below(folder: Path, to: str) -> dict[str, Path]:
-    """The files below `folder`, by their names in the folder `to` of a store."""
+    """The files in `folder`, by their names in the folder `to` of a store."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {posixpath.join(to, path.relative_to(folder).as_posix()): path for path in found}
 
 
 @contextmanager
 def time_for(size: int) -> Iterator[None]:
-    """Extends the time limit of a request by what `size` bytes may need."""
+    """Extends the time limit of a request by the time that `size` bytes may need."""
     usual = os.environ.get(LIMIT)
     if usual is not None:
         os.environ[LIMIT] = str(round(int(usual) + size / SLOWEST))
