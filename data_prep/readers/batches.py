@@ -63,9 +63,10 @@ class RowBatch:
         """The cells of a column."""
         if self.table.parsed is not None:
             return [row.get(name) for row in self.table.parsed]
-        names = self.table.cells.schema.names
+        cells = self.table.cells if self.table.columns is None else self.table.columns
+        names = cells.schema.names
         # One of several tables may lack a column.
-        return self.table.cells.column(names.index(name)) if name in names else [None] * len(self)
+        return cells.column(names.index(name)) if name in names else [None] * len(self)
 
     def texts(self, name: str) -> pa.Array | None:
         """The cells of a column as an array of strings, or None if some are of another type."""
@@ -73,8 +74,8 @@ class RowBatch:
 
         cells = self.column(name)
         if isinstance(cells, pa.Array):
-            is_text = pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)
-            return cells.cast(pa.string()) if is_text else None
+            kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+            return cells.cast(pa.string()) if any(is_kind(cells.type) for is_kind in kinds) else None
         if all(cell is None or isinstance(cell, str) for cell in cells):
             return pa.array([cell and cell.encode("utf-8", "replace").decode() for cell in cells], pa.string())
         return None

@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -99,18 +99,23 @@ def json_array(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; blank lines are passed over."""
+    """The objects of a JSONL file; blank lines are passed over. Raises UserError."""
     with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = DECODER.decode(line)
-            except ValueError as error:
-                raise UserError(f"{path} line {number}: not JSON: {error}") from error
-            if not isinstance(value, dict):
-                raise UserError(f"{path} line {number}: expected an object, not {type(value).__name__}")
-            yield value
+        yield from objects_of(file, path)
+
+
+def objects_of(lines: Iterable[str], path: Path, first: int = 1) -> Iterator[dict[str, Any]]:
+    """The objects of the lines of a JSONL file from line `first` on. Raises UserError."""
+    for number, line in enumerate(lines, first):
+        if not line.strip():
+            continue
+        try:
+            value = DECODER.decode(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number}: not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path} line {number}: expected an object, not {type(value).__name__}")
+        yield value
 
 
 def field_of(row: Any, name: str, where: str) -> Any:
@@ -137,11 +142,18 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
     Raises UserError when there is none, or its bytes are another encoding's.
     """
-    try:
+    with reading_text(path):
         with open(path, "rb") as file:
             is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         with open(path, encoding="utf-16" if is_utf16 else "utf-8-sig", newline="") as file:
             yield file
+
+
+@contextmanager
+def reading_text(path: Path) -> Iterator[None]:
+    """Raises UserError when there is no such file, or its bytes are not text."""
+    try:
+        yield
     except UnicodeError as error:
         raise UserError(f"{path}: not text in UTF-8 ({getattr(error, 'reason', error)}); save it as UTF-8") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.readers.delimited import is_regular
-from data_prep.readers.files import DECODER, json_lines, json_rows, open_text
+from data_prep.readers.files import DECODER, json_lines, json_rows, objects_of, open_text, reading_text
+from data_prep.readers.lines import are_exact, line_pieces, parsed_lines
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ class TableBatch(NamedTuple):
     cells: pa.RecordBatch
     """By column; rows of JSON as their text, in the column `JSON`."""
     parsed: Sequence[dict[str, Any]] | None = None
-    """Rows of JSON as objects."""
+    """Rows of JSON as objects, if they were read as such."""
+    columns: pa.RecordBatch | None = None
+    """Rows of JSON by column, if they were read so."""
 
 
 def fields_of(cells: pa.RecordBatch, at: int) -> dict[str, Any]:
@@ -69,9 +73,9 @@ def columns_of(path: Path, key: str = "") -> list[str]:
         first = next(_arrow_pieces(path), None)
         return _unique(first.schema.names, path) if first is not None else []
     found: dict[str, None] = {}
-    for row in json_lines(path) if kind in LINES else json_rows(path, key):
-        if not found.keys() >= row.keys():
-            found |= dict.fromkeys(row)
+    for names in _names_by_lines(path) if kind in LINES else json_rows(path, key):
+        if not found.keys() >= set(names):
+            found |= dict.fromkeys(names)
     return list(found)
 
 
@@ -94,7 +98,7 @@ def table_batches(path: Path, key: str = "") -> Iterator[TableBatch]:
     if kind in DELIMITED:
         yield from _delimited_batches(path)
     elif kind in LINES:
-        yield from _json_batches(json_lines(path))
+        yield from _line_batches(path)
     elif kind == ".json":
         yield from _json_batches(json_rows(path, key))
     else:
@@ -178,10 +182,50 @@ def _csv_batches(path: Path, header: Sequence[str], delimiter: str, number: int)
             number += len(rows)
 
 
-def _json_batches(rows: Iterator[dict[str, Any]]) -> Iterator[TableBatch]:
+def _pieces(path: Path) -> Iterator[tuple[Iterator[dict[str, Any]], tuple[pa.Array, pa.Table] | None]]:
+    """JSONL in pieces: their rows as objects, which are read when asked for, and as `parsed_lines` gives them."""
+    with reading_text(path), path.open("rb") as file:
+        begins_plain = file.read(1) == b"{"
+    if not begins_plain:  # a mark of UTF-16, or one that UTF-8 does not need
+        yield json_lines(path), None
+        return
+    line = 1
+    with reading_text(path):
+        for piece in line_pieces(path):
+            lines = io.StringIO(piece.decode(), newline="")
+            yield objects_of(lines, path, line), parsed_lines(piece)
+            line += piece.count(b"\n")
+
+
+def _names_by_lines(path: Path) -> Iterator[Iterable[str]]:
+    """The columns of JSONL, piece by piece or row by row."""
+    for rows, parsed in _pieces(path):
+        if parsed:
+            yield parsed[1].column_names
+        else:
+            yield from rows
+
+
+def _line_batches(path: Path) -> Iterator[TableBatch]:
     import pyarrow as pa
 
     number = 1
+    for rows, parsed in _pieces(path):
+        if parsed and are_exact(parsed[1].schema):
+            cells = pa.RecordBatch.from_arrays([parsed[0]], [JSON])
+            columns = parsed[1].combine_chunks().to_batches()[0]
+            for at in range(0, len(cells), ROWS):
+                yield TableBatch(number + at, cells.slice(at, ROWS), None, columns.slice(at, ROWS))
+            number += len(cells)
+        else:
+            for batch in _json_batches(rows, number):
+                yield batch
+                number += len(batch.cells)
+
+
+def _json_batches(rows: Iterator[dict[str, Any]], number: int = 1) -> Iterator[TableBatch]:
+    import pyarrow as pa
+
     while some := list(islice(rows, ROWS)):
         texts = [ENCODE(row).encode("utf-8", "replace").decode() for row in some]
         yield TableBatch(number, pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], [JSON]), some)

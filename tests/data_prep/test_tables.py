@@ -1,11 +1,17 @@
 """Tables as people have them: nothing that stands in one is lost, and nothing that is no caption becomes one."""
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
 from raw_data import numbered_images, put, table
 from test_readers import convert, records
+
+from data_prep.readers.files import json_lines
+from data_prep.readers.tables import columns_of, table_batches, table_rows
+from onediff.errors import UserError
 
 
 @pytest.fixture
@@ -222,3 +228,41 @@ def test_an_object_for_a_caption_and_text_that_is_no_utf8_are_one_line_each(fold
     (folder / "l.json").write_bytes('[{"before": "0.png", "after": "1.png", "caption": "grün"}]'.encode("latin-1"))
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "l.json")
     assert code == 2 and "l.json: not text in UTF-8" in error and error.count("\n") == 1
+
+
+def test_lines_of_json_read_by_column_are_those_read_one_at_a_time(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("data_prep.readers.lines.PIECE", 60)
+    draw, by_column = random.Random(0), 0
+    values = ["x", "é", "2020-01-01", "a\\n\u2028", "", 3, -0, 2**70, 1.5, True, None, ["a", None], [], {"k": 1}]
+    for _ in range(400):
+        kept = draw.choices(values, k=draw.choice((1, 2, 4)))
+        rows = [{name: draw.choice(kept) for name in draw.sample("abc", draw.choice((2, 3, 3)))} for _ in range(5)]
+        text = "\n".join(json.dumps(row, ensure_ascii=draw.random() < 0.5) for row in rows)
+        if draw.random() < 0.5:
+            at = draw.randrange(len(text))
+            text = (
+                text[:at]
+                + draw.choice(("", "\n", "\r", "\t", '"', "}{", "\\", "\ufeff", '{"a": NaN}\n'))
+                + text[at + 1 :]
+            )
+        path = put(folder / "t.jsonl", text)
+        try:
+            expected = list(json_lines(path))
+        except UserError as error:
+            with pytest.raises(UserError, match=re.escape(str(error))):
+                list(table_rows(path))
+            with pytest.raises(UserError):
+                columns_of(path)
+            continue
+        assert [row for _, row in table_rows(path)] == expected, text
+        assert columns_of(path) == list(dict.fromkeys(name for row in expected for name in row)), text
+        number = 0
+        for batch in table_batches(path):
+            assert batch.first == number + 1
+            number += len(batch.cells)
+            if batch.columns is not None:
+                by_column += 1
+                found = batch.columns.to_pylist()
+                known = expected[batch.first - 1 : number]
+                assert found == [{name: row.get(name) for name in found[0]} for row in known], text
+    assert by_column > 100
