@@ -8,6 +8,7 @@ since it reads the environment while it is imported, is started by `subprocess` 
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -26,7 +27,9 @@ from launcher import local
 
 PRELOADED = ["onediff.training.run", "onediff.evaluation.run", "onediff.runs.folder", "launcher.local"]
 PRELOADED += ["transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama"]
-PRELOADED += ["deepspeed.ops.op_builder.all_ops", "PIL.JpegImagePlugin"]
+PRELOADED += ["deepspeed.ops.op_builder.all_ops", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"]
+# A model that is made on the meta device, as by every phase but the first, imports torch's compiler: 2 s of a processor.
+PRELOADED += ["torch._dynamo"]
 POSSIBLE = not Path("/dev/nvidiactl").exists()
 """Not beside a GPU: what has been imported has already chosen its device."""
 
@@ -145,6 +148,7 @@ def _begin(words: list[str], environment: dict[str, str], output: str, errors: s
 def _become(words: list[str], environment: Mapping[str, str]) -> None:
     """Turns this process into `python WORDS…` and ends it. Ranks that it starts itself are forked in the same way."""
     code = 1
+    gc.freeze()  # what has been imported stays; looking through it again and again would also copy it
     try:
         os.environ.clear()
         os.environ.update(environment)
