@@ -40,7 +40,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scores(run: Path) -> dict[str, object]:
-    done = onediff(["evaluate", str(run), "--baselines", "--processes", "2", "--report", str(run / "scores.json")])
+    words = ["evaluate", str(run), "--baselines", "--processes", "2", "--report", str(run / "scores.json")]
+    done = onediff(words, java=True)
     assert done.returncode == 0, done.stderr
     assert "before twice" in done.stdout
     return json.loads((run / "scores.json").read_text())
@@ -56,6 +57,7 @@ def test_every_pair_is_answered_and_scored_beside_the_floors(run, data, scores):
     (folder,) = (run / "evaluation").iterdir()
     assert answers(folder).keys() == heldout.references.keys()
     assert scores["pairs"] == len(heldout.references)
+    assert scores["tokenisation"] == "ptb" and scores["scores"]["METEOR"] is not None
     assert set(scores["baselines"]) == {"best constant", "before twice", "shuffled"}
     # Shuffled captions share the wording of the right ones; a model of two steps knows nothing yet.
     assert scores["baselines"]["shuffled"]["BLEU-1"] > scores["scores"]["BLEU-1"]

@@ -28,7 +28,8 @@ def test_a_chain_warned_preempted_killed_and_crashed_in_phase_two_ends_as_a_run_
     data = small_run.render(tmp_path / "data")
     local = small_run.train(tmp_path / "local", data, 6, "--processes", "4", **SIZES)
     assert local.returncode == 0, local.stderr[-3000:]
-    scored = small_run.onediff(["evaluate", str(tmp_path / "local"), "--report", str(tmp_path / "scores.json")])
+    words = ["evaluate", str(tmp_path / "local"), "--report", str(tmp_path / "scores.json")]
+    scored = small_run.onediff(words, java=True)
     assert scored.returncode == 0, scored.stderr[-3000:]
 
     run = Launched(tmp_path / "home", cluster)
