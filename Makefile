@@ -28,8 +28,9 @@ ablation-small: install
 photos: install debian
 	$(BIN)/python -m benchmarks.learning.photos $(ARGS)
 
+# Three workers on two cores: the tests of Slurm and MLflow mostly wait.
 test: install debian lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --reruns 1
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --reruns 1
 
 test-fast: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)"

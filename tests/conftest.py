@@ -72,24 +72,39 @@ SLOW = {
 FIRST = [
     "launcher/test_launch_slurm_faults.py",
     "parallel/test_tensor_parallel.py",
-    "launcher/test_launch_slurm.py",
     "training/test_resume.py",
-    "tracking/test_tracking_server.py",
-    "launcher/test_launch_slurm_commands.py",
     "training/test_validation.py",
+    "tracking/test_tracking_server.py",
+    "training/test_engine.py",
+    "evaluation/test_evaluate.py",
+    "launcher/test_launch_slurm.py",
+    "evaluation/test_metrics.py",
     "evaluation/test_generate.py",
-    "project/test_gpu_benchmark.py",
-    "training/test_checkpoint.py",
-    "tracking/test_tracking_training.py",
+    "launcher/test_launch_slurm_commands.py",
     "end_to_end/test_own_pairs.py",
     "end_to_end/test_tiles_run.py",
-    "end_to_end/test_demo.py",
-    "evaluation/test_metrics.py",
+    "tracking/test_tracking_apart.py",
+    "project/test_gpu_benchmark.py",
+    "data/test_order.py",
+    "training/test_checkpoint.py",
+    "tracking/test_tracking_training.py",
+    "launcher/test_launch_restart.py",
+    "training/test_lora_run.py",
+    "training/test_guard.py",
+    "data_prep/test_workers.py",
+    "training/test_no_waiting.py",
+    "training/test_init.py",
+    "data/test_loader.py",
     "evaluation/test_score.py",
+    "cli/test_cli.py",
+    "end_to_end/test_demo.py",
     "plan/test_plan_flops.py",
     "model/test_paper_model.py",
 ]
-"""The longest files, so that neither worker is left with one of them at the end."""
+"""The files that take longest, so that no worker is left with one of them at the end.
+
+Those that mostly wait for daemons stand apart, so that the others have the cores meanwhile.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
