@@ -22,6 +22,7 @@ from onediff.runs.folder import RunFolder
 from onediff.runs.section import stage
 from onediff.tracking import NodeMetrics
 from onediff.training.faults import TrainingFault
+from onediff.training.heap import keep_freed_memory
 from onediff.training.prepare import prepare
 from onediff.training.record import conclude, open_tracker, tell_end
 from onediff.training.run_phase import run_phase
@@ -37,6 +38,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool, pe
     `peer_copies`, this node's folder in memory.
     """
     folder = RunFolder(path)
+    keep_freed_memory()
     topology = join(config, folder)
     ranks = topology.ranks
     with raise_on_all_ranks():
