@@ -75,8 +75,8 @@ class OptimizerConfig(Section):
     final_lr: float = Field(0.0, ge=0, le=1)
     """The learning rate at the end, as a share of the peak."""
     kernel: Literal["auto", "apex", "torch", "plain"] = "auto"
-    """Which AdamW to use: NVIDIA's Apex, torch's fused one, or torch's plain one. `auto` takes the first that this
-    machine has, and the plain one without a GPU."""
+    """Which AdamW to use: NVIDIA's Apex, torch's fused one, or torch's plain one. `auto` takes Apex on a GPU if it is
+    installed, else torch's fused one, which steps in one pass over memory on the CPU, too."""
 
 
 class ValidationConfig(Section):

@@ -39,6 +39,7 @@ from onediff.data.stream import Source
 from onediff.demo.labels import ATTRIBUTES, NOTHING, Labels, objects
 from onediff.model.vision import VisionTower, vision_architecture
 from onediff.progress import progress
+from onediff.training.heap import keep_freed_memory
 from onediff.training.optimizer import lr_multiplier
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,7 @@ def make_tower(vision: VisionConfig, data: DataConfig, training: TowerTraining) 
     recipe = {"vision": vision.model_dump(mode="json"), "data": digests(data), **vars(training)}
     if (known := _finished(target)) and known["recipe"] == recipe:
         return known["accuracy"]
+    keep_freed_memory()
     scenes = Scenes(vision, data, "train", training.batch, training.seed)
     held_out = Scenes(vision, data, HELD_OUT, HELD_OUT_SAMPLES, training.seed)
     labels = scenes.labels()
@@ -204,7 +206,7 @@ def _train(
 ) -> None:
     """All steps, from those that `state` holds on."""
     weights = list(model.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0, fused=True)
     begun = _restore(state, recipe, model, optimizer)
     bar = progress(training.steps, "vision tower", "steps", initial=begun)
     with ThreadPoolExecutor(1) as reader, bar:

@@ -114,13 +114,12 @@ def build_optimizer(
     if config.kernel == "apex" and (offloaded or not apex.optimizer):
         why = "it steps on a GPU only, and the optimizer is offloaded" if offloaded else apex.missing
         raise UserError(f"optimizer.kernel: apex cannot be used: {why}")
-    gpu = torch.cuda.is_available()
-    if apex.optimizer and not offloaded and (config.kernel == "apex" or (config.kernel == "auto" and gpu)):
+    prefers_apex = config.kernel == "auto" and torch.cuda.is_available()
+    if apex.optimizer and not offloaded and (config.kernel == "apex" or prefers_apex):
         from apex.optimizers import FusedAdam
 
         made = FusedAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adam_w_mode=True)
         return made, "Apex FusedAdam"
-    # On the CPU the plain one is the default: its steps are small beside the rest.
-    fused = config.kernel == "torch" or (config.kernel == "auto" and gpu)
+    fused = config.kernel != "plain"
     adamw = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
     return adamw, "torch AdamW, fused" if fused else "torch AdamW"
