@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from onediff.data.formats import foreign_profile, jpeg_fault, kind_of, open_image, to_eight_bits, to_srgb
+from onediff.data.formats import foreign_profile, is_srgb, jpeg_fault, kind_of, open_image, to_eight_bits, to_srgb
 from onediff.data.sample import BadSample, image_suffix
 
 MAX_PIXELS = 1 << 27
@@ -115,10 +115,16 @@ def jpeg_frame(data: bytes, past_exif: bool) -> tuple[int, int, int, int]:
             return precision, height, width, colours
         if length < 2 or (marker == 0xE1 and not past_exif):
             break
-        if marker == 0xE2 and not past_exif and b"sRGB" not in data[at : at + 2 + length]:
+        if marker == 0xE2 and not past_exif and not is_srgb_segment(data[at + 4 : at + 2 + length]):
             break
         at += 2 + length
     return 0, 0, 0, 0
+
+
+def is_srgb_segment(segment: bytes) -> bool:
+    """Whether an APP2 segment of a JPEG is all of a colour profile, and that of sRGB."""
+    head = b"ICC_PROFILE\0\1\1"
+    return segment.startswith(head) and is_srgb(segment[len(head) :])
 
 
 def is_grey(data: bytes) -> bool:

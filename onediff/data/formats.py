@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000
 have Ghostscript run. (The JPEG parser reads MPO too.)"""
 NAMES = "JPEG, PNG, WebP, GIF, BMP, PPM, TIFF, AVIF or JPEG 2000"
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+SAME_COLOUR = 3
+"""Levels of 255 by which makers' profiles of sRGB differ; a plain gamma of 2.2 differs by 6."""
 HARMLESS = 16
 """Bytes of padding before a marker; more are a hole."""
 
@@ -91,15 +94,25 @@ def to_eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
 def foreign_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
     """The colour profile of an RGB or CMYK image where it is another than sRGB, as of phones (Display P3) and printers."""
     found = image.info.get("icc_profile")
-    if not found or image.mode not in ("RGB", "CMYK"):
+    if not found or image.mode not in ("RGB", "CMYK") or (image.mode == "RGB" and is_srgb(found)):
         return None
     try:
         profile = ImageCms.getOpenProfile(io.BytesIO(found))
-        fits = profile.profile.xcolor_space.strip() == image.mode
-        named = ImageCms.getProfileDescription(profile)
+        return profile if profile.profile.xcolor_space.strip() == image.mode else None
     except (ImageCms.PyCMSError, OSError):
         return None  # a broken profile says nothing about colours
-    return profile if fits and "sRGB" not in named else None
+
+
+@lru_cache(maxsize=64)
+def is_srgb(profile: bytes) -> bool:
+    """Whether an ICC profile of RGB means sRGB, by what it does to 729 colours; its name proves nothing."""
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(27, 27, 3)
+    try:
+        made = to_srgb(Image.fromarray(colours), ImageCms.getOpenProfile(io.BytesIO(profile)))
+    except (ImageCms.PyCMSError, OSError):
+        return False
+    return int(np.abs(np.asarray(made).astype(int) - colours).max()) <= SAME_COLOUR
 
 
 def to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:

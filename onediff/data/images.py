@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from onediff.config.model import ImageConfig
-from onediff.data.formats import kind_of, open_image, to_eight_bits
+from onediff.data.formats import foreign_profile, kind_of, open_image, to_eight_bits, to_srgb
 from onediff.data.geometry import crop_place, pad_place
 from onediff.data.sample import BadSample
 
@@ -68,7 +68,9 @@ def _judged(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: grey of more bits scaled to 8, transparency laid on white."""
+    """Any mode to RGB, in sRGB if it has a colour profile: grey of more bits scaled to 8, transparency laid on white."""
+    if profile := foreign_profile(image):
+        return to_srgb(image, profile)
     if image.mode == "RGB":
         return image
     if image.mode == "F" or image.mode.startswith("I"):
@@ -219,7 +221,7 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     """The pixels of an upright RGB JPEG without fault, as Pillow decodes it; None for anything else, which Pillow judges."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "RGB") or width * height > max_pixels or _may_be_turned(data):
+        if colours not in ("YCbCr", "RGB") or width * height > max_pixels or _may_be_turned(data) or _has_profile(data):
             return None
         return simplejpeg.decode_jpeg(data)
     except Exception:  # as above, whatever the parsers stumble over: open_upright says what it is
@@ -232,3 +234,8 @@ def _may_be_turned(data: bytes) -> bool:
         return False
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
         return header.getexif().get(ORIENTATION, 1) != 1
+
+
+def _has_profile(data: bytes) -> bool:
+    """Whether a JPEG has a colour profile, which is then Pillow's to read."""
+    return b"ICC_PROFILE\0" in data

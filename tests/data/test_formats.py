@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from data_prep.check import check_image
-from data_prep.images import Encoding, prepare
+from data_prep.images import Encoding, plain_size, prepare
 from onediff.data.formats import open_image
-from onediff.data.images import open_upright
+from onediff.data.images import open_upright, opened
 from onediff.data.sample import BadSample
 
 HOUSE = Path(__file__).parents[2]
@@ -67,28 +67,33 @@ def test_grey_of_more_than_eight_bits_keeps_its_brightness(levels, mode) -> None
         assert np.abs(grey - wanted).max() <= 1
 
 
-def test_a_colour_profile_other_than_srgb_is_turned_into_srgb_and_noted() -> None:
+@pytest.mark.parametrize("named", ["sRGB", "test"])
+def test_a_colour_profile_counts_by_its_numbers_and_not_by_its_name(named: str) -> None:
     """A green that a profile calls Lab's is a green in the shard, whatever its numbers were."""
-    plain = encoded(
-        photograph(), "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    )
-    assert prepare(plain, Encoding())[2] == []
-    assert prepare(plain, Encoding())[0] == plain
-    swapped = swapped_profile()
-    data = encoded(Image.new("RGB", (16, 16), (200, 30, 30)), "PNG", icc_profile=swapped)
-    stored, _, notes = prepare(data, Encoding())
-    assert notes == ["colour_profile"]
-    red, green, _ = decoded(stored)[0, 0]
-    assert green > 150 > 100 > red
+    plain = encoded(photograph(), "JPEG", icc_profile=srgb_profile(named))
+    assert plain_size(plain) == (320, 240), "no closer look is needed"
+    assert prepare(plain, Encoding())[::2] == (plain, [])
+    assert np.array_equal(opened(plain, 10**6), decoded(plain))
+    for form in ("PNG", "JPEG"):
+        profile = swapped(srgb_profile(named))
+        data = encoded(Image.new("RGB", (16, 16), (200, 30, 30)), form, icc_profile=profile)
+        stored, _, notes = prepare(data, Encoding())
+        assert notes == ["colour_profile"]
+        for red, green, _ in (decoded(stored)[0, 0], opened(data, 10**6)[0, 0]):
+            assert green > 150 > 100 > red
 
 
-def swapped_profile() -> bytes:
-    """sRGB with the primaries of red and green exchanged."""
+def srgb_profile(named: str) -> bytes:
     text = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for coding in ("utf-16-be", "ascii"):
-        text = text.replace("sRGB".encode(coding), "test".encode(coding))
-    red, green = (text.index(tag, 128) for tag in (b"rXYZ", b"gXYZ"))
-    made = bytearray(text)
+        text = text.replace("sRGB".encode(coding), named.encode(coding))
+    return text
+
+
+def swapped(profile: bytes) -> bytes:
+    """With the primaries of red and green exchanged."""
+    red, green = (profile.index(tag, 128) for tag in (b"rXYZ", b"gXYZ"))
+    made = bytearray(profile)
     made[red : red + 4], made[green : green + 4] = made[green : green + 4], made[red : red + 4]
     return bytes(made)
 
