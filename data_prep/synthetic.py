@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.report import Report
 from data_prep.writer import write_dataset
 from onediff.data.sample import Sample
-from onediff.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -81,17 +79,6 @@ class Maker(ABC):
 def _plain(value: Any) -> Any:
     """Configuration sections and paths, which JSON does not know."""
     return value.model_dump() if hasattr(value, "model_dump") else str(value)
-
-
-def mapping_in(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UserError when it is missing or holds something else."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a mapping of keys to values")
-    return values
 
 
 def write_splits(

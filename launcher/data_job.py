@@ -52,16 +52,10 @@ COLLECTION = "@collection@"
 
 def load_data_job(file: Path) -> DataJob:
     """Read a collection (`configs/diffcap.yaml`) or a file of commands. Raises UserError for what no task could run."""
-    import yaml
-
     from onediff.config.compose import find
+    from onediff.config.yaml_file import read_mapping
 
-    try:
-        values = yaml.safe_load(find(str(file), Path.cwd()).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected `out` and `parts` of a collection, or `name` and `commands`")
+    values = read_mapping(find(str(file), Path.cwd()))
     if "parts" in values:
         return collection_job(file, values)
     wanted = validated(DataCommands, values, str(file))

@@ -76,8 +76,7 @@ def freeze_data(record: Record, collection: Json | None, plan: Json, profile: Cl
 def freeze_code(folder: Path) -> None:
     """Copy the packages, so that a job queued for days runs the code that was submitted, and record their origin."""
     import onediff
-    from launcher.render import template_folder
-    from onediff.config.compose import configs_folder
+    from onediff.config.compose import shipped_folder
     from onediff.tracking.provenance import start_tags, uncommitted
 
     aside, code = folder / f".tmp-code-{own_mark()}", folder / "code"
@@ -85,8 +84,8 @@ def freeze_code(folder: Path) -> None:
     leave = shutil.ignore_patterns("__pycache__", ".tmp-*")
     for package in ("onediff", "launcher", "data_prep"):
         shutil.copytree(house / package, aside / package, ignore=leave)
-    shutil.copytree(configs_folder(), aside / "configs", ignore=leave)
-    shutil.copytree(template_folder(), aside / "slurm", ignore=leave)
+    for shipped in ("configs", "slurm"):
+        shutil.copytree(shipped_folder(shipped), aside / shipped, ignore=leave)
     frozen.add_starter(aside)
     shutil.rmtree(code, ignore_errors=True)
     aside.rename(code)

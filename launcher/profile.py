@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from launcher.environment import PLACE
 from launcher.slurm import minutes
 from onediff.config.section import Section, nearest, validated
+from onediff.config.yaml_file import read_mapping
 from onediff.errors import UserError
 from onediff.plan.gpus import GPUS
 
@@ -257,18 +258,10 @@ def load_profile(name: str, run: Path | None = None) -> ClusterProfile:
 
     Raises UserError naming the file, the key and the closest known name.
     """
-    import yaml
-
     folders = profile_folders(run)
     candidates = [Path(name)] if name.endswith((".yaml", ".yml")) else [folder / f"{name}.yaml" for folder in folders]
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
         known = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
         raise UserError(f"profile {name!r}: no such file{nearest(name, known)}")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a mapping of keys to values")
-    return validated(ClusterProfile, values, str(file))
+    return validated(ClusterProfile, read_mapping(file), str(file))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,17 +25,10 @@ class Script(NamedTuple):
     command: list[str]
 
 
-def template_folder() -> Path:
-    """The `slurm` folder of this installation: in the checkout, or in the environment's `share/onediff`."""
-    checkout = Path(__file__).parents[1] / "slurm"
-    if checkout.is_dir():
-        return checkout
-    installed = Path(sysconfig.get_path("data")) / "share" / "onediff" / "slurm"
-    return installed if installed.is_dir() else Path(sys.prefix) / "share" / "onediff" / "slurm"
-
-
 def rendered(script: Script) -> str:
     """The text of the script file."""
+    from onediff.config.compose import shipped_folder
+
     values = {
         "TITLE": one_line(script.title, "title"),
         "DIRECTIVES": "\n".join(f"#SBATCH {line}" for line in script.directives),
@@ -45,7 +36,7 @@ def rendered(script: Script) -> str:
         "WORK": script.work,
         "COMMAND": " \\\n    ".join(broken(script.command)),
     }
-    text = (template_folder() / "job.sbatch").read_text(encoding="utf-8")
+    text = (shipped_folder("slurm") / "job.sbatch").read_text(encoding="utf-8")
     # A single pass, so that a marker inside a value is not replaced.
     return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)
 

@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that a launcher can check a command line on a login node at once.
     from data_prep.build import build, show_collection
-    from data_prep.synthetic import mapping_in
     from onediff.config.collection import Collection
     from onediff.config.compose import find
     from onediff.config.section import validated
+    from onediff.config.yaml_file import read_mapping
 
-    collection = validated(Collection, mapping_in(find(str(args.file), Path.cwd())), str(args.file))
+    collection = validated(Collection, read_mapping(find(str(args.file), Path.cwd())), str(args.file))
     built = build(collection, args.processes, share=args.share)
     print(show_collection(collection, built))
     return 0 if all(part.samples for part in built.values()) else 1

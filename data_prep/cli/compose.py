@@ -53,10 +53,11 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.compose.samples import ComposedPairs, ComposedSingles
     from data_prep.report import show_reports
     from data_prep.sheet import ON_A_SHEET, save_sheet
-    from data_prep.synthetic import mapping_in, write_splits
+    from data_prep.synthetic import write_splits
     from onediff.config.section import validated
+    from onediff.config.yaml_file import read_mapping
 
-    values = mapping_in(args.recipe) if args.recipe else {}
+    values = read_mapping(args.recipe) if args.recipe else {}
     if args.size is not None:
         values = {**values, "width": args.size, "height": args.size}
     config = validated(ComposeConfig, values, str(args.recipe) if args.recipe else "--size")

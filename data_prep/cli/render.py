@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> None:
 def scenes_config(file: Path | None, size: int | None) -> ScenesConfig:
     """The scenes described by a YAML file, square images of `size` pixels where given. Raises UserError."""
     from data_prep.scenes.config import ScenesConfig
-    from data_prep.synthetic import mapping_in
     from onediff.config.section import validated
+    from onediff.config.yaml_file import read_mapping
 
-    values = mapping_in(file) if file else {}
+    values = read_mapping(file) if file else {}
     if size is not None:
         values = {**values, "width": size, "height": size}
     return validated(ScenesConfig, values, str(file) if file else "--size")

@@ -23,18 +23,24 @@ from onediff.config.renamed import under_new_names
 from onediff.config.run import RunConfig
 from onediff.config.saved import saved_model, saved_model_section
 from onediff.config.section import nearest, validated
+from onediff.config.yaml_file import read_mapping
 from onediff.errors import UserError
 
 SECTIONS = ("model", "data", "optimizer", "training", "phases", "parallel", "tracking", "evaluation")
 
 
-def configs_folder() -> Path:
-    """The `configs` that came with this installation: of the checkout, or below `share/onediff` of the environment."""
-    checkout = Path(__file__).parents[2] / "configs"
+def shipped_folder(name: str) -> Path:
+    """A folder that came with this installation: of the checkout, or below `share/onediff` of the environment."""
+    checkout = Path(__file__).parents[2] / name
     if checkout.is_dir():
         return checkout
-    installed = Path(sysconfig.get_path("data")) / "share" / "onediff" / "configs"
-    return installed if installed.is_dir() else Path(sys.prefix) / "share" / "onediff" / "configs"
+    installed = Path(sysconfig.get_path("data")) / "share" / "onediff" / name
+    return installed if installed.is_dir() else Path(sys.prefix) / "share" / "onediff" / name
+
+
+def configs_folder() -> Path:
+    """The `configs` that came with this installation."""
+    return shipped_folder("configs")
 
 
 def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
@@ -104,13 +110,7 @@ def read_composed(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping in `file` with every `base` and every section given as a file name filled in."""
     if file in above:
         raise UserError(f"{file}: `base` leads back to this file")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a mapping of keys to values")
-    return _filled(values, file, (*above, file), top=True)
+    return _filled(read_mapping(file), file, (*above, file), top=True)
 
 
 def _filled(values: dict[str, Any], file: Path, above: tuple[Path, ...], top: bool = False) -> dict[str, Any]:

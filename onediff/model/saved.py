@@ -31,6 +31,7 @@ from onediff.config.data import DataConfig, PromptConfig, as_first_written
 from onediff.config.model import SAVED_MODEL_FILE, LoraConfig, ModelConfig
 from onediff.config.renamed import under_new_names
 from onediff.config.section import Section, validated
+from onediff.config.yaml_file import read_mapping
 from onediff.data.rows import Processor
 from onediff.errors import UserError
 from onediff.hub.huggingface import write_huggingface
@@ -131,11 +132,7 @@ def description(folder: Path) -> SavedModel:
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"{folder}: not a saved model (no {FILE}); write one with `onediff export RUN DIR`")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
-    return validated(SavedModel, under_new_names(values), str(file))
+    return validated(SavedModel, under_new_names(read_mapping(file)), str(file))
 
 
 def load_model(

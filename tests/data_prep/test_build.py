@@ -100,7 +100,7 @@ def test_pairs_are_found_captioned_and_converted(
     [
         ("out: x\nparts: {a: {reader: b, imagess: c}}", "unknown key 'parts.a.imagess' (did you mean 'images'?)"),
         ("out: x\nparts: {}", "parts: dictionary should have at least 1 item"),
-        ("out: !!python/object/apply:os.system ['true']\nparts: {}", "cannot be read as YAML: could not determine"),
+        ("out: !!python/object/apply:os.system ['true']\nparts: {}", "not readable as YAML: could not determine"),
     ],
 )
 def test_a_wrong_collection_is_one_clear_line(

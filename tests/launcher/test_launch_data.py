@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("name: a\ncommands: [render --pairs 3 --out x --share 0/2]", "remove --share; the launcher sets it"),
         ('name: a\ncommands: ["render \'x"]', "No closing quotation"),
         ("name: a\ncomands: [render]\ncommands: [render]", "did you mean 'commands'"),
-        ("[1, 2]", "expected `out` and `parts`"),
+        ("[1, 2]", "expected a mapping"),
         ("out: x\nparts: {a: {reader: levir-cc, annotations: /no/such}}", "raw files of every part are missing"),
         ("out: x\nparts: {a: {reader: levir-cc, imges: x}}", "did you mean 'images'"),
     ],
