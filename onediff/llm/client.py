@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -69,6 +69,18 @@ class Asker:
         self._openai, self._rate, self._stop = openai, Rate(per_minute), threading.Event()
         self._attempts, self._first_pause, self._max_tokens = attempts, first_pause, max_tokens
         self._concurrency, self._lock = concurrency, threading.Lock()
+
+    def ask_each(self, questions: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Yields `(name, record or None)` for every name of `questions` as answers come in, like `ask_all`.
+
+        Names with the same question share its answer.
+        """
+        names: dict[str, list[str]] = {}
+        for name, question in questions.items():
+            names.setdefault(question, []).append(name)
+        for question, record in self.ask_all(names):
+            for name in names[question]:
+                yield name, record
 
     def ask_all(self, questions: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Yields `(question, record or None)` for every different question as answers come in.

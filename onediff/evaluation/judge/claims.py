@@ -69,7 +69,7 @@ def true_changes(asker: Asker, references: References) -> Iterator[tuple[str, tu
 
     Costs one request per set of references whose changes are not known.
     """
-    asked: dict[str, list[str]] = {}
+    questions: dict[str, str] = {}
     for pair, captions in references.captions.items():
         truth = known(references.changes.get(pair, {}), f"pair {pair!r}")
         if truth is not None:
@@ -77,22 +77,18 @@ def true_changes(asker: Asker, references: References) -> Iterator[tuple[str, tu
         elif references.change_types.get(pair) == "none":
             yield pair, ()
         else:
-            asked.setdefault(filled(CHANGES, references="\n".join(map(listed, captions))), []).append(pair)
-    for text, record in asker.ask_all(asked):
-        for pair in asked[text]:
-            yield pair, read_changes(record["answer"]) if record else None
+            questions[pair] = filled(CHANGES, references="\n".join(map(listed, captions)))
+    for pair, record in asker.ask_each(questions):
+        yield pair, read_changes(record["answer"]) if record else None
 
 
 def judged(
     asker: Asker, changes: Mapping[str, tuple[str, ...]], predictions: Mapping[str, str]
 ) -> Iterator[tuple[str, Claims | None]]:
     """Yields the claims of each caption; None if there was no usable answer. Costs one request per caption."""
-    asked: dict[str, list[str]] = {}
-    for pair, caption in predictions.items():
-        asked.setdefault(question(changes[pair], caption), []).append(pair)
-    for text, record in asker.ask_all(asked):
-        for pair in asked[text]:
-            yield pair, Claims(changes[pair], read_claims(record["answer"], len(changes[pair]))) if record else None
+    questions = {pair: question(changes[pair], caption) for pair, caption in predictions.items()}
+    for pair, record in asker.ask_each(questions):
+        yield pair, Claims(changes[pair], read_claims(record["answer"], len(changes[pair]))) if record else None
 
 
 def controls(

@@ -26,12 +26,9 @@ def marked(
     asker: Asker, references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]
 ) -> Iterator[tuple[str, Marks | None]]:
     """Yields the marks of each pair; None if there was no usable answer. Raises UserError if the endpoint refuses."""
-    asked: dict[str, list[str]] = {}
-    for pair, caption in predictions.items():
-        asked.setdefault(question(references[pair], caption), []).append(pair)
-    for text, record in asker.ask_all(asked):
-        for pair in asked[text]:
-            yield pair, read(record["answer"]) if record else None
+    questions = {pair: question(references[pair], caption) for pair, caption in predictions.items()}
+    for pair, record in asker.ask_each(questions):
+        yield pair, read(record["answer"]) if record else None
 
 
 def question(references: Sequence[str], caption: str) -> str:
