@@ -102,12 +102,3 @@ def write_model(folder: Path, entries: Sequence[Entry], shard_bytes: int) -> lis
         index = {"metadata": {"total_size": total}, "weight_map": files}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return [folder / name for name in names]
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read in pieces of 4 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

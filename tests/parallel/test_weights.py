@@ -27,12 +27,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from onediff.data.manifest import file_sha256
 from onediff.errors import UserError
 from onediff.parallel import pretrained_files
 from onediff.parallel.block import Block, BlockRange, overlaps
 from onediff.parallel.placement import Placement
 from onediff.parallel.pretrained_files import PretrainedFiles
-from onediff.parallel.safetensors_writer import Entry, sha256_of, write_safetensors
+from onediff.parallel.safetensors_writer import Entry, write_safetensors
 from onediff.parallel.topology import Topology
 from onediff.ranks import Ranks
 
@@ -97,7 +98,7 @@ def test_writer_writes_what_the_library_writes(tmp_path):
     loaded = load_file(tmp_path / "x.safetensors")
     assert all(torch.equal(loaded[name], t) and loaded[name].dtype == t.dtype for name, t in tensors.items())
     assert written.bytes == (tmp_path / "x.safetensors").stat().st_size
-    assert written.sha256 == sha256_of(tmp_path / "x.safetensors")
+    assert written.sha256 == file_sha256(tmp_path / "x.safetensors")
     one = {"w": torch.randn(4, 4)}
     write_safetensors(tmp_path / "y", [Entry("w", torch.float32, (4, 4), lambda: one["w"])], {"format": "pt"})
     save_file(one, tmp_path / "z", {"format": "pt"})

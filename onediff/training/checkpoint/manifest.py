@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from onediff.atomic import write_whole
+from onediff.data.manifest import file_sha256
 from onediff.errors import UserError
 from onediff.parallel.block import BlockRange
-from onediff.parallel.safetensors_writer import sha256_of
 from onediff.runs.copies import bring
 from onediff.training.checkpoint.files import Files
 from onediff.training.checkpoint.table import RangeRun, near
@@ -150,7 +150,7 @@ def check_file(folder: Path, name: str, manifest: CheckpointManifest) -> None:
     if metadata.get("identity") != manifest.identity:
         other = f"step {metadata['step']} of another save" if "step" in metadata else "another program"
         raise UserError(f"{path}: belongs to {other}, not to this checkpoint{instead_of(folder)}")
-    if size != record.bytes or sha256_of(path) != record.sha256:
+    if size != record.bytes or file_sha256(path) != record.sha256:
         raise UserError(f"{path}: damaged, its checksum differs from the manifest's{instead_of(folder)}")
 
 
