@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onediff.config.difference import flat
 from onediff.config.tracking import TrackingConfig
 from onediff.tracking.identity import remember
 from onediff.tracking.journal import Journal, openings, records
@@ -61,8 +62,7 @@ class Tracker(RunRecorder):
         now = {**start_tags(), **{name: scrubbed(str(value)) for name, value in (tags or {}).items()}}
         now |= kept_over_restarts(path, now)
         journal = Journal(path, config.queue_records)
-        flat = flattened(scrubbed_tree(dict(params or {})))
-        opening = {"step": 0, "name": run_name or run.name, "tags": now, "params": flat}
+        opening = {"step": 0, "name": run_name or run.name, "tags": now, "params": as_texts(params or {})}
         journal.append({"open": opening, "pid": os.getpid(), "host": socket.gethostname()})
         tracker = cls(run, config, journal)
         if params:
@@ -136,15 +136,10 @@ def kept_over_restarts(path: Path, now: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def flattened(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Nested mappings as `a.b.c` → text."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{above}{key}.")
-        else:
-            flat[f"{above}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return flat
+def as_texts(params: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters as MLflow takes them: `a.b.c` → text, without secrets."""
+    values = flat(scrubbed_tree(dict(params)))
+    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in values.items()}
 
 
 def start_sender(run: Path) -> subprocess.Popen[bytes]:
