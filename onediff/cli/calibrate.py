@@ -1,10 +1,10 @@
-"""Measure how far a model can be trusted, and keep it beside its weights.
+"""Measure how far a model can be trusted, and store the result with its weights.
 
   onediff calibrate runs/demo --about "rendered scenes"
   onediff calibrate my-model --data data/mine --split test
 
-Captions then come with a confidence, the share of such captions that were right on held-out pairs, and with a warning where
-an image is unlike those of the training. Exports made of the same checkpoint afterwards carry it.
+Captions then have a confidence, the share of such captions that were right on held-out pairs, or a warning if an image is
+unlike the training images. Later exports of the same checkpoint include the result.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from onediff.runs.address import Address
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run, RUN@best or RUN@STEP of it, or an export")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="data set (default: those that the run was trained on)"
-    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the run's training data sets)")
     parser.add_argument("--split", metavar="NAME", help="split of the held-out pairs (default: val, else test)")
-    parser.add_argument("--about", metavar="TEXT", help="what its training images are, for the warning")
+    parser.add_argument("--about", metavar="TEXT", help="what the training images show, for the warning")
     parser.add_argument("--images", type=int, default=2000, metavar="N", help="training images (default: 2000)")
     parser.add_argument("--pairs", type=int, default=500, metavar="N", help="held-out pairs (default: 500)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs at once (default: 16)")

@@ -2,11 +2,11 @@
 
   onediff caption before.jpg after.jpg --model runs/demo
   onediff caption photos/2023 photos/2024 --model my-model        images of the same name in two folders
-  onediff caption pairs.csv --model my-model --report page.html   columns before, after, and id, caption if you have them
+  onediff caption pairs.csv --model my-model --report page.html   columns before, after, and optionally id, caption
   onediff caption street.mp4 --every 5 --against first --model my-model
   onediff caption before.jpg after.jpg --model my-model --attention where.png
 
-Images may be of any kind and size. One pair prints its sentence, several print a line each: its name and the sentence.
+Images may have any format and size. One pair prints its sentence; several print one line each, name and sentence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Open a page on this machine: drop two images in, the caption and the attention maps come back.
+"""Open a page on this machine: drop two images in to get a caption and attention maps.
 
   onediff demo-page runs/demo
   onediff demo-page my-model --port 8000

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the run's `evaluation` section")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the first of the run with pairs)")
-    parser.add_argument("--baselines", action="store_true", help="score blind systems on the same pairs as well")
+    parser.add_argument("--baselines", action="store_true", help="also score blind systems on the same pairs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of captions and scores")
     add_json(parser, "the scores", "--report")
     parser.add_argument("--processes", type=int, metavar="N", help="share the pairs among N processes on this machine")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args)
     if place.alone:
         _, config = asked(args)  # torch takes seconds to import; faults are reported before
-        print(f"{args.model}: evaluates the split {config.split}; loading …", file=sys.stderr, flush=True)
+        print(f"{args.model}: evaluating the split {config.split}; loading …", file=sys.stderr, flush=True)
     quiet_libraries()
     if args.processes and args.processes > 1:
         from launcher.local import run_local
@@ -80,7 +80,7 @@ def told(folder: Path, plan: Evaluation, results: dict[str, Any]) -> Any:
         print(f"note: {note}")
     if results["unreadable"]:
         print(f"{len(results['unreadable'])} samples could not be read, the first: {results['unreadable'][0]}")
-    print(f"captions, scores and a page to look at: {plan.out}")
+    print(f"captions, scores and report: {plan.out}")
     return json.loads((plan.out / "scores.json").read_text(encoding="utf-8"))
 
 

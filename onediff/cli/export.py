@@ -6,8 +6,8 @@
   onediff export runs/demo my-model --register onediff --alias reviewed
   onediff export runs/demo my-model --push someone/my-model
 
-Hugging Face transformers loads it: AutoModel.from_pretrained(DIR, trust_remote_code=True), and AutoProcessor likewise.
-`vision/` and `language/` in it are models of their own.
+Hugging Face transformers loads it: AutoModel.from_pretrained(DIR, trust_remote_code=True), and the same for AutoProcessor.
+Its folders `vision/` and `language/` are models of their own.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("bf16", "fp16", "fp32", "as-trained"),
         default="as-came",
-        help="type of the weights; as-trained is the type in which the run computed. Without it, the type in which the "
-        "pretrained language model came, or as-trained where it began from random weights",
+        help="type of the weights; as-trained is the type that the run computed in. By default, the type of the "
+        "pretrained language model, or as-trained if it was trained from scratch",
     )
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest weight file, in 10^9 bytes")
     parser.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
@@ -48,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
     if args.alias and not args.register:
         raise UserError("--alias: only a registered model has aliases; add --register NAME")
     if "latest" in args.alias:
-        raise UserError("--alias latest: MLflow keeps this name for the newest version of every model; choose another")
+        raise UserError(
+            "--alias latest: MLflow reserves this name for the newest version of every model; choose another"
+        )
     if args.register is not None and not re.fullmatch(r"[^/:.][^/:]*", args.register):
         raise UserError(
-            f"--register {args.register!r}: a model's name in MLflow has neither '/' nor ':', nor a dot before it"
+            f"--register {args.register!r}: a model's name in MLflow must not contain '/' or ':', or begin with a dot"
         )
     if wrong := next((alias for alias in args.alias if not re.fullmatch(r"(?![vV]\d+$)[\w-]+", alias)), None):
-        raise UserError(f"--alias {wrong!r}: MLflow takes letters, digits, '_' and '-', and nothing like v1")
+        raise UserError(f"--alias {wrong!r}: MLflow accepts letters, digits, '_' and '-', and nothing like v1")
     if args.push and not REPOSITORY.fullmatch(args.push):
         raise UserError(f"--push {args.push!r}: name a repository as OWNER/NAME")
     if (args.target / SAVED_MODEL_FILE).is_file() and not args.overwrite:
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         if tracker.sender is None:
             print(f"tracking.live is off: 'onediff track sync {folder}' registers {args.register}")
         if tracker.unsent:
-            raise UserError(f"{args.target}: is written, but {args.register} is not registered yet; see above")
+            raise UserError(f"{args.target}: written, but {args.register} is not registered yet; see above")
     print(f"{args.target}: {trained['run']}, phase {trained['phase']}, step {trained['step']}, {trained['dtype']}")
     if args.push:
         print(f"pushed to {push(args.target, args.push)}")

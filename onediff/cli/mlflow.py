@@ -3,8 +3,8 @@
   onediff mlflow runs
   onediff mlflow runs --port 5001
 
-The store is `mlflow.db` in the folder, the artifacts are in `mlflow-artifacts` beside it. A folder that was moved or copied
-shows its images, tables and models again: their addresses in the store are rebuilt.
+The store is `mlflow.db` in the folder, and the artifacts are in `mlflow-artifacts` next to it. If the folder was moved or
+copied, the addresses of its images, tables and models are updated in the store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=5000, metavar="N", help="port (default: 5000)")
     parser.add_argument(
-        "--moved", action="store_true", help="rebuild addresses even if a run in it is marked as running"
+        "--moved", action="store_true", help="update addresses even if a run in the store is marked as running"
     )
 
 
@@ -48,10 +48,10 @@ def server(runs: Path, host: str, port: int, moved: bool) -> list[str]:
     if former := former_places(database):
         if is_running(database) and not moved:
             raise UserError(
-                f"{runs}: the artifacts are addressed below {former[0].parent}, which is not here, and a run in the store "
-                "goes on; wait for its end, or say --moved if it does not"
+                f"{runs}: the artifacts have addresses in {former[0].parent}, which does not exist here, and a run in the "
+                "store is marked as running; wait for its end, or add --moved if it is not running"
             )
-        print(f"{runs}: {readdress(database)} addresses led from {former[0].parent} to here", file=sys.stderr)
+        print(f"{runs}: {readdress(database)} addresses changed from {former[0].parent} to here", file=sys.stderr)
     words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", (runs / ARTIFACTS).as_uri()]
     return words

@@ -1,7 +1,7 @@
 """List runs: state, phase, step, loss, CIDEr, pace and job.
 
-  onediff runs                  all runs below ./runs
-  onediff runs /shared/runs     all runs below that folder, or the run in it
+  onediff runs                  all runs in ./runs
+  onediff runs /shared/runs     all runs in that folder, or the run itself
   onediff runs --json
 
 Everything is read from the runs' folders, nothing from MLflow.

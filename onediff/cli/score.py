@@ -43,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(","),
         default=[],
         metavar="NAME,…",
-        help="metrics beside the usual ones: spice, bertscore:MODEL, clipscore:MODEL, pacscore:MODEL, or your own",
+        help="metrics in addition to the usual ones: spice, bertscore:MODEL, clipscore:MODEL, pacscore:MODEL, or your own",
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     add_json(parser, "everything, per-pair scores included,")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="write one page to look at")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write a report, one HTML page")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder with the pairs' images")
 
 
@@ -68,7 +68,7 @@ def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if args.bootstrap < 0 or args.seed < 0:
         raise UserError("--bootstrap and --seed are 0 or more")
     if args.data is not None and args.report is None and not args.metrics:
-        raise UserError("--data names images for the page, or for a metric that looks at them: add --report HTML")
+        raise UserError("--data names images for the report, or for a metric that needs them: add --report HTML")
     rules = protocol(args.protocol)
     references = read_references(args.references)
     systems = [read_predictions(args.predictions, args.allow_missing)]
@@ -161,7 +161,7 @@ def require_same_rules(ours: Scores, earlier: Mapping[str, object], path: Path) 
     for what, value in mine.items():
         if earlier.get(what) != value:
             raise UserError(
-                f"{path}: its {what} is {earlier.get(what)!r} and here it is {value!r}: such numbers cannot be compared"
+                f"{path}: its {what} is {earlier.get(what)!r} and here it is {value!r}: such scores cannot be compared"
             )
 
 

@@ -3,7 +3,7 @@
   onediff track sync runs/demo
   onediff track sync runs/demo --uri https://mlflow.example.org     (all of it, to another MLflow)
 
-The journal in the run's folder is the truth; what MLflow already has is not sent twice.
+The journal in the run's folder is the source of truth; what MLflow already has is not sent twice.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sync(folder: Path, uri: str | None) -> None:
 
     with sole_sender(folder, parent=0) as free:
         if not free:
-            raise UserError(f"{folder}: its own training is sending it right now; wait until it has ended")
+            raise UserError(f"{folder}: its training is still sending it; wait until it has ended")
         settle(folder)
         shipper = Shipper(folder, uri, lambda line: print(f"{folder}: {line}", file=sys.stderr, flush=True))
         one_try(PATIENCE_SECONDS)

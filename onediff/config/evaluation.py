@@ -27,7 +27,7 @@ class EvaluationConfig(Section):
     protocol: str = "plain"
     """The benchmark's rules: which pairs count, how references are treated; `onediff score --help` lists them."""
     split: str = "test"
-    """The split of the data set that is captioned."""
+    """The split of the data set to caption."""
     limit: int | None = Field(None, gt=0)
     """Caption only the first N pairs, for a quick look; the scores say so."""
     instruction: str | None = None
@@ -57,13 +57,13 @@ class EvaluationConfig(Section):
     top_k: int = Field(0, ge=0)
     """Sample from the K likeliest tokens; 0 is all of them."""
     cuda_graphs: bool = False
-    """Record a step of greedy search once per batch and let the GPU replay it; captions stay the same. Where this is not
+    """Record a step of greedy search once per batch and let the GPU replay it; captions stay the same. If this is not
     possible (no GPU, tensor parallelism, beams, sampling), a line says why."""
     seed: int = Field(0, ge=0)
     """Seed of sampling and of the bootstrap."""
     metrics: list[str] = []
-    """Metrics to compute besides the usual ones: `bertscore:MODEL`, `clipscore:MODEL` or `pacscore:MODEL` with a model's
-    folder or name, `spice`, or one from another package."""
+    """Metrics to compute in addition to the usual ones: `bertscore:MODEL`, `clipscore:MODEL` or `pacscore:MODEL` with a
+    model's folder or name, `spice`, or one from another package."""
     bootstrap: int = Field(1000, ge=0)
     """Resamples behind each 95 % interval; 0 omits intervals."""
 

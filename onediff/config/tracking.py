@@ -16,20 +16,20 @@ class TrackingConfig(Section):
     """The sweep that the run belongs to: the MLflow run of this name, created by the first run of the sweep, is the
     parent of all of them."""
     uri: str | None = None
-    """MLflow tracking URI; without one MLFLOW_TRACKING_URI, and without that `mlflow.db` beside the run's folder."""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, or else `mlflow.db` next to the run's folder."""
     register_as: str | None = None
     """Register every evaluated model as a version under this name in MLflow's model registry; by default none is
     registered."""
     live: bool = True
-    """Send to MLflow while the run goes on; without it (nodes with no way out) `onediff track sync` sends afterwards."""
+    """Send to MLflow during the run. If false (for nodes that cannot reach the server), `onediff track sync` sends later."""
     flush_seconds: float = Field(2.0, gt=0)
     """Seconds between two reads of the journal; a point appears in MLflow about this much later."""
     request_seconds: float = Field(30.0, gt=0)
-    """Longest wait for one answer of the MLflow server before the request counts as failed and is sent again later."""
+    """Longest wait for one answer of the MLflow server; then the request counts as failed and is retried later."""
     finish_seconds: float = Field(60.0, ge=0)
-    """Longest wait for MLflow at the end of a run; what is unsent then stays in the journal."""
+    """Longest wait for MLflow at the end of a run; what has not been sent stays in the journal."""
     upload_seconds: float = Field(1800.0, ge=0)
-    """The same for files and models that are being sent by then, as long as none has failed."""
+    """Longest wait at the end of a run for uploads of files and models, as long as none has failed."""
     queue_records: int = Field(10_000, gt=0)
     """Records kept in memory while the run folder cannot be written (disk full); older ones are dropped and counted."""
     system_seconds: float = Field(10.0, ge=1)

@@ -66,7 +66,9 @@ def read_predictions(path: Path, allow_missing: bool = False) -> dict[str, str]:
             raise UserError(f"{row.where}: a second prediction for id {row.pair!r} (the first: {seen[row.pair]})")
         seen[row.pair] = row.where
         if len(row.captions) != 1:
-            raise UserError(f"{row.where}: {len(row.captions)} captions for id {row.pair!r}; a prediction is one")
+            raise UserError(
+                f"{row.where}: {len(row.captions)} captions for id {row.pair!r}; a prediction has exactly one"
+            )
         if row.captions[0].strip():
             found[row.pair] = row.captions[0]
         elif not allow_missing:
@@ -125,7 +127,7 @@ def _coco_rows(path: Path, value: Any) -> Iterator[FileRow]:
     list an image once for each of its sentences."""
     if isinstance(value, dict):
         if not isinstance(value.get("annotations"), list):
-            raise UserError(f'{path}: no list "annotations" in it, which COCO-style captions have')
+            raise UserError(f'{path}: no list "annotations", which COCO-style captions need')
         value = value["annotations"]
     if not isinstance(value, list):
         raise UserError(f"{path}: neither a list of captions nor COCO-style annotations")
@@ -155,7 +157,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[FileRow]:
             where = f"{path}: line {reader.line_num}"
             if None in entry or None in entry.values():
                 raise UserError(
-                    f"{where}: more or fewer fields than the header; quote captions that hold the delimiter"
+                    f"{where}: more or fewer fields than the header; quote captions that contain the delimiter"
                 )
             yield _row(where, {name: value for name, value in entry.items() if value or name in TEXT_NAMES}, ID_NAMES)
     except csv.Error as error:
@@ -173,7 +175,7 @@ def _row(where: str, entry: Any, id_names: Iterable[str]) -> FileRow:
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise UserError(f"{where}: the caption of id {str(pair)!r} is not text")
     if any(0xD800 <= ord(letter) <= 0xDFFF for caption in captions for letter in caption):
-        raise UserError(f"{where}: the caption of id {str(pair)!r} holds half a character (a lone surrogate)")
+        raise UserError(f"{where}: the caption of id {str(pair)!r} contains half a character (a lone surrogate)")
     meta = entry.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     kind = entry.get(TYPE_NAME, meta.get(TYPE_NAME))

@@ -51,11 +51,11 @@ class JavaProgram:
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise JavaUnavailable(f"Java gave no answer within {seconds:.0f} s") from None
+            raise JavaUnavailable(f"Java did not answer within {seconds:.0f} s") from None
         if code != 0:
             self.messages.seek(0)
             last = self.messages.read().decode(errors="replace").strip().splitlines() or ["no message"]
-            raise JavaUnavailable(f"Java ended with code {code}: {last[0]}")
+            raise JavaUnavailable(f"Java exited with code {code}: {last[0]}")
         self.output.seek(0)
         # Captions may contain characters that `splitlines` treats as line ends.
         return self.output.read().decode().split("\n")

@@ -41,7 +41,7 @@ def pairs_of(
         if suffix in VIDEOS:
             return from_video(paths[0], every, against)
         raise UserError(
-            f"{paths[0]}: one path alone is a table ({', '.join(TABLES)}) or a video; else give BEFORE AFTER"
+            f"{paths[0]}: a single path must be a table ({', '.join(TABLES)}) or a video; otherwise give BEFORE AFTER"
         )
     if len(paths) != 2:
         raise UserError(f"{len(paths)} paths: give two images, two folders, a table or a video")
@@ -91,7 +91,7 @@ def _images(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in Image.EXTENSION and path.is_file():
             if path.stem in found:
-                raise UserError(f"{folder}: both {found[path.stem].name} and {path.name}; a name must tell one image")
+                raise UserError(f"{folder}: both {found[path.stem].name} and {path.name}; a name must be unique")
             found[path.stem] = path
     return found
 
@@ -116,7 +116,7 @@ def from_table(table: Path) -> Iterator[Pair]:
             made = Pair(pair, table.parent / row["before"], table.parent / row["after"])
             known = found.setdefault(pair, made)
             if known[:3] != made[:3]:
-                raise UserError(f"{where}: id {pair!r} names other images above")
+                raise UserError(f"{where}: id {pair!r} names other images in an earlier row")
             if row.get("caption"):
                 found[pair] = known._replace(references=(*known.references, row["caption"]))
     except csv.Error as error:
@@ -136,7 +136,7 @@ def from_video(video: Path, every: float, against: Literal["first", "previous"])
     except ImportError:
         raise UserError("captions of a video need OpenCV: pip install opencv-python-headless") from None
     if every <= 0:
-        raise UserError(f"--every {every:g}: seconds between two frames, more than 0")
+        raise UserError(f"--every {every:g}: must be more than 0 seconds")
     film = cv2.VideoCapture(str(video))
     rate = film.get(cv2.CAP_PROP_FPS)
     if not film.isOpened() or rate <= 0:
@@ -163,6 +163,6 @@ def from_video(video: Path, every: float, against: Literal["first", "previous"])
                 kept = frame
         film.release()
         if not count:
-            raise UserError(f"{video}: fewer than two frames at one every {every:g} seconds; lower --every")
+            raise UserError(f"{video}: fewer than two frames, {every:g} seconds apart; lower --every")
 
     return paired()

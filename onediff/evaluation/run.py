@@ -135,7 +135,7 @@ def instruction(config: EvaluationConfig) -> str | None:
     asked = protocol(config.protocol).instruction
     if asked is None:
         raise UserError(
-            f"evaluation.instruction: protocol {config.protocol} has none of its own; write one, or leave it out"
+            f"evaluation.instruction: protocol {config.protocol} prescribes none; write one, or leave the key out"
         )
     return asked
 
@@ -219,10 +219,10 @@ def caveats(config: EvaluationConfig, pairs: int, leakage: Mapping[str, Mapping[
     if pairs == config.limit:
         made.append(f"only the first {pairs} pairs were scored (evaluation.limit)")
     if rules.published and config.split != rules.split:
-        made.append(f"published numbers are those of the split {rules.split}, these are of {config.split}")
+        made.append(f"published scores are for the split {rules.split}, these are for {config.split}")
     if (shared := leakage.get("train")) and any(shared.values()):
         made.append(
-            f"{shared['same_images']} pairs of the split stand in train too, and {shared['one_image']} share one image "
+            f"{shared['same_images']} pairs of the split are also in train, and {shared['one_image']} share one image "
             "with it"
         )
     return made

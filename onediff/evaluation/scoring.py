@@ -262,9 +262,7 @@ def unanswered(
             raise UserError(f"predictions: {_some(unknown)} not among the references; remove it or fix the id")
         missing |= dict.fromkeys(pair for pair in counted if pair not in system)
     if missing and not allow_missing:
-        raise UserError(
-            f"predictions: no caption for {_some(list(missing))}; --allow-missing scores the pairs that are there"
-        )
+        raise UserError(f"predictions: no caption for {_some(list(missing))}; --allow-missing scores the other pairs")
     return tuple(missing)
 
 

@@ -45,10 +45,10 @@ def parsed(body: bytes) -> Asked:
         raise UserError("messages: send one user message; there is no system prompt and no second turn")
     for name, taken in (("n", 1), ("temperature", 0), ("top_p", 1)):
         if given.get(name) not in (None, taken):
-            raise UserError(f"{name}: captions are greedy; only {taken} is taken")
+            raise UserError(f"{name}: decoding is greedy; only {taken} is accepted")
     tokens = given.get("max_completion_tokens", given.get("max_tokens", 64))
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:
-        raise UserError(f"max_tokens: a number from 1 to {MOST_TOKENS}")
+        raise UserError(f"max_tokens: must be an integer from 1 to {MOST_TOKENS}")
     images, texts = content_of(users[0].get("content"))
     if len(images) != 2:
         raise UserError(f"messages: {len(images)} images; send two, before and after")
@@ -59,11 +59,11 @@ def question_of(texts: list[str]) -> str | None:
     """The texts of a message as one question; None if there is none. Raises UserError."""
     question = " ".join(texts)
     if len(question) > MOST_CHARACTERS:
-        raise UserError(f"messages: a text of {len(question):,} characters; at most {MOST_CHARACTERS:,} are taken")
+        raise UserError(f"messages: a text of {len(question):,} characters; at most {MOST_CHARACTERS:,} are accepted")
     try:
         question.encode()
     except UnicodeEncodeError:
-        raise UserError("messages: the text has half a surrogate pair in it, which is no character") from None
+        raise UserError("messages: the text contains half a surrogate pair, which is not a character") from None
     return question or None
 
 
@@ -79,7 +79,7 @@ def content_of(content: Any) -> tuple[list[bytes], list[str]]:
         elif kind == "image_url" and isinstance(part.get("image_url"), dict):
             images.append(image_in(part["image_url"].get("url")))
         else:
-            raise UserError(f"messages: a part of type {kind!r}; there are text and image_url")
+            raise UserError(f"messages: a part of type {kind!r}; parts are text or image_url")
     return images, texts
 
 

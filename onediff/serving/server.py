@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuses what `http.server` itself rejects: a request that is not HTTP, another method."""
-        self._refuse(405 if code == 501 else code, message or "not a request that this server knows")
+        self._refuse(405 if code == 501 else code, message or "not a request that this server supports")
 
     def do_HEAD(self) -> None:
         """`do_GET` without the body."""
@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path.startswith(KEPT) and (pair := self.server.kept.get(self.path.removeprefix(KEPT))):
             self._send(200, {role: base64.b64encode(data).decode() for role, data in zip(ROLES, pair, strict=True)})
         else:
-            self._send(404, {"error": "there are /, /v1/models, /metrics and /health"})
+            self._send(404, {"error": "no such page; there are /, /v1/models, /metrics and /health"})
 
     def do_POST(self) -> None:
         """A caption."""
@@ -169,9 +169,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         if self.path not in POSTS or not length.isdecimal():
-            self._refuse(
-                411 if self.path in POSTS else 404, f"POST {' or '.join(POSTS)}, with a body of a known length"
-            )
+            self._refuse(411 if self.path in POSTS else 404, f"POST {' or '.join(POSTS)}, with a Content-Length")
         elif int(length) > self.server.max_bytes:
             self._refuse(413, f"the request is larger than {self.server.max_bytes / 1e6:g} MB")
         else:

@@ -77,7 +77,7 @@ class Carrier:
                 break
             except Exception as error:  # a store, a proxy or a network may answer anything
                 if before != (len(parcel.there), parcel.model_id):
-                    LOG.info("%s of %s: %s; going on with the rest", parcel.what, name, reason(error))
+                    LOG.info("%s of %s: %s; continuing with the rest", parcel.what, name, reason(error))
                 elif not self._failed(name, run_id, record, parcel, error):
                     return False
                 else:
@@ -101,7 +101,9 @@ class Carrier:
                     self.lost.add(name)
                     return False
             except MlflowException as unknown:
-                LOG.warning("%s of %s: %s; whether the run is there: %s", parcel.what, name, error, unknown)
+                LOG.warning(
+                    "%s of %s: %s; and whether the run exists is unknown: %s", parcel.what, name, error, unknown
+                )
                 return False
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 self.say(f"MLflow refuses the {parcel.what} of {name}: {reason(error)}; it is left out")
@@ -112,7 +114,7 @@ class Carrier:
             parcel.due = time.time() + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (parcel.tries - 1))
         self.state.save()
         LOG.info("%s of %s, try %d: %s", parcel.what, name, parcel.tries, parcel.why)
-        line = f"the {parcel.what} of {name} is not taken {parcel.why}; it is tried again, the rest goes on"
+        line = f"the {parcel.what} of {name} cannot be sent {parcel.why}; it will be retried, and the rest continues"
         self._say_once(line, parcel.what.partition(" ")[0])
         return False
 
@@ -148,7 +150,7 @@ class Carrier:
         path, to = self.state.run / record["artifact"], record.get("to", "")
         files = below(path, to) if path.is_dir() else {posixpath.join(to, path.name): path}
         if not path.exists():
-            self.say(f"the {parcel.what} is gone from {path}; it is left out")
+            self.say(f"the {parcel.what} no longer exists at {path}; it is left out")
             return False
         upload(files, parcel.there, partial(self.client.log_artifact, run_id), partial(self.state.noted, parcel))
         if record.get("table"):
@@ -172,7 +174,7 @@ class Carrier:
 
         folder = Path(record["model"])
         if not folder.is_dir() or trained_as(folder) != record["trained"]:
-            self.say(f"{folder} holds another model by now and is not registered")
+            self.say(f"{folder} now holds another model, which is not registered")
             return False
         Registry(self.client, self.experiment, self.state).register(run_id, folder, record, parcel)
         return True

@@ -73,7 +73,7 @@ def follow(run: Path, parent: int, told: TextIO) -> int:
             if failures == 1:
                 where = shipper.state.where.split()[0]
                 why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                say(f"MLflow at {where} fails ({why}); the run goes on and its journal keeps everything")
+                say(f"MLflow at {where} fails ({why}); the run continues, and its journal keeps everything")
         through = not failures and not shipper.state.waiting()
         if os.getppid() != parent:
             deadline = min(deadline, time.monotonic() + ORPHAN_SECONDS)

@@ -173,7 +173,7 @@ def stop_sender(run: Path, sender: subprocess.Popen[bytes], config: TrackingConf
         while sender.poll() is None and time.monotonic() < end and State.load(run).on_its_way():
             if not told:
                 LOG.info(
-                    "tracking: sends %s to MLflow, for at most %.0f s more",
+                    "tracking: sending %s to MLflow for at most %.0f s more",
                     State.load(run).unsent(),
                     end - time.monotonic(),
                 )

@@ -56,13 +56,13 @@ def test_a_calibrated_model_warns_of_photographs_and_its_exports_and_reports_car
     photographs = [str(tmp_path / "astronaut.png"), str(tmp_path / "coffee.png")]
     assert main(["calibrate", str(run), "--about", "rendered scenes"]) == 0
     said = capsys.readouterr().out
-    assert "no confidence: that takes 10 captions that are right" in said and "4 pairs of pairs-test" in said
+    assert "no confidence: calibration needs 10 right captions" in said and "4 pairs of pairs-test" in said
     exported = tmp_path / "model"
     assert main(["export", str(run), str(exported)]) == 0
     assert "OneDiff's own commands warn of such images" in (exported / "README.md").read_text()
     capsys.readouterr()
     assert main(["caption", *photographs, "--model", str(exported)]) == 0
-    warning = "unlike the images it was trained on: rendered scenes"
+    warning = "unlike the model's training images: rendered scenes"
     assert f"{warning}\n" in capsys.readouterr().err
     held_out = HeldOut.open(Path(load_run(run).data.sets["pairs"].path) / "test")
     pairs = [tuple(held_out.sample(pair).images[role] for role in ("before", "after")) for pair in held_out.references]

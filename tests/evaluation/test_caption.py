@@ -144,13 +144,13 @@ def test_without_opencv_a_video_is_one_clear_line(monkeypatch, tmp_path):
     ("paths", "said"),
     [
         (["absent.png", "old"], "absent.png: no such image"),
-        (["old"], "old: one path alone is a table"),
+        (["old"], "old: a single path must be a table"),
         (["old", "old/one.png"], "one is a folder and the other is not"),
         (["old", "empty"], "no image of the same name is in both"),
         (["old", "new", "old"], "3 paths: give two images"),
         (["bare.csv"], "bare.csv: no column 'after' in the header"),
         (["half.csv"], "half.csv: line 2: needs a before and an after"),
-        (["other.csv"], "other.csv: line 3: id '1' names other images above"),
+        (["other.csv"], "other.csv: line 3: id '1' names other images in an earlier row"),
         (["twice", "old"], "twice: both one.jpg and one.png"),
     ],
 )

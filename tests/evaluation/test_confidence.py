@@ -55,7 +55,7 @@ def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
     near, far = np.zeros((2, 8), np.float32), np.full((2, 8), 50, np.float32)
     assert again.judged("a", -0.1, near) == kept.judged("a", -0.1, near) and 0 < again.judged("a", -0.1, near)[1] < 1
     assert again.judged("a", -0.1, np.stack([near[0], far[0]])).warning == (
-        "the image after is unlike the images it was trained on: rendered scenes"
+        "the image after is unlike the model's training images: rendered scenes"
     )
     assert again.judged("a", -0.1, far).as_json().keys() == {"caption", "warning"}
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:200])

@@ -247,7 +247,7 @@ def test_cider_of_one_pair_or_of_like_references_is_explained_and_not_zero() -> 
     assert "CIDEr" not in alone.scores
     assert alone.as_json()["scores"]["CIDEr"] is None
     assert alone.notes == (
-        "CIDEr does not exist here: it weighs words by how few pairs have them, and there is one pair",
+        "CIDEr is undefined here: it weighs words by how few pairs have them, and there is one pair",
     )
     given = {str(i): ["nothing has changed"] if i < 3 else [f"cube {i} is gone"] for i in range(6)}
     kinds = {pair: "none" if int(pair) < 3 else "remove" for pair in given}
@@ -267,7 +267,7 @@ def test_meteor_is_bounded_on_a_caption_of_many_thousand_words() -> None:
     endless = " ".join(["the", "cube", "is", "gone", "and"] * 3000)
     found = score({"a": ["the cube is gone"], "b": ["a dog"]}, {"a": endless, "b": "a dog"})
     assert 0 < found.scores["METEOR"] < 1
-    assert found.notes == (f"METEOR looks at the first {LONGEST} words only of 1 caption",)
+    assert found.notes == (f"METEOR uses only the first {LONGEST} words of 1 caption",)
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name() -> None:

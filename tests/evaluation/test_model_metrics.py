@@ -124,7 +124,7 @@ def test_clipscore_looks_at_the_image_after_and_at_references(clip: Path, tmp_pa
     assert pac["PAC-S tiny-clip"] == pytest.approx(found.scores["CLIPScore tiny-clip"] * 2 / 2.5)
     without = score(REFERENCES, CAPTIONS, metrics=asked)
     assert without.as_json()["scores"]["CLIPScore tiny-clip"] is None
-    assert any("left out, it looks at images; name their data set with --data" in note for note in without.notes)
+    assert any("left out, it needs images; name their data set with --data" in note for note in without.notes)
 
 
 def test_what_cannot_be_computed_here_is_said_and_the_rest_is(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_what_cannot_be_computed_here_is_said_and_the_rest_is(tmp_path: Path) ->
     assert {"SPICE", "BERTScore nowhere"} <= set(found.absent)
     assert any(note.startswith("SPICE: left out, it needs Stanford CoreNLP 3.6.0 in ") for note in found.notes)
     assert any("nowhere cannot be loaded: " in note for note in found.notes)
-    with pytest.raises(UserError, match=r"metric 'bertscore': name the model behind a colon, such as bertscore:NAME"):
+    with pytest.raises(UserError, match=r"metric 'bertscore': name the model after a colon, as in bertscore:NAME"):
         metric("bertscore")
     with pytest.raises(UserError, match="metric 'rouge' takes no model"):
         metric("rouge:large")

@@ -196,8 +196,8 @@ def test_scores_that_are_not_those_of_the_papers_say_so():
     leakage = {"train": {"same_images": 2, "one_image": 0}, "test": {"same_images": 4, "one_image": 0}}
     assert caveats(part, 7, leakage) == [
         "only the first 7 pairs were scored (evaluation.limit)",
-        "published numbers are those of the split test, these are of val",
-        "2 pairs of the split stand in train too, and 0 share one image with it",
+        "published scores are for the split test, these are for val",
+        "2 pairs of the split are also in train, and 0 share one image with it",
     ]
     assert caveats(part.model_copy(update={"split": "test"}), 6, {}) == []
 

@@ -131,11 +131,11 @@ def test_every_kind_of_file_gives_the_same(run: Run, references: Path, tmp_path:
         ('{"id": 1, "caption": "a"}\n\n{"id": "1", "caption": "b"}\n', "line 3: a second prediction for id '1'"),
         ('{"id": "1", "caption": NaN}\n', "p.jsonl: line 1: NaN is not JSON"),
         ('{"id": "1", "caption": null}\n', "line 1: the caption of id '1' is not text"),
-        ('{"id": "1", "caption": "\\ud800"}\n', "line 1: the caption of id '1' holds half a character"),
+        ('{"id": "1", "caption": "\\ud800"}\n', "line 1: the caption of id '1' contains half a character"),
         ('{"id": null, "caption": "a"}\n', "line 1: the id is None"),
         ('{"id": 1.5, "caption": "a"}\n', "line 1: the id is 1.5"),
         ('{"id": "1"}\n', "line 1: no 'caption' or 'captions' or 'text' or 'prediction' in it"),
-        ('{"id": "1", "captions": ["a", "b"]}\n', "line 1: 2 captions for id '1'; a prediction is one"),
+        ('{"id": "1", "captions": ["a", "b"]}\n', "line 1: 2 captions for id '1'; a prediction has exactly one"),
         ("[1]\n", "line 1: not an object with an id and a caption"),
         ('{"id": "1", \n', "line 1: not JSON at line 1"),
         ("", "p.jsonl: no predictions in it"),
@@ -156,7 +156,7 @@ def test_a_malformed_line_is_one_clear_line(run: Run, references: Path, tmp_path
     ("name", "data", "said"),
     [
         ("p.jsonl", b'{"id": "1", "caption": "caf\xe9"}', "not UTF-8 at byte 27"),
-        ("p.json", b'{"images": []}', 'no list "annotations" in it'),
+        ("p.json", b'{"images": []}', 'no list "annotations", which'),
         ("p.json", b'"text"', "neither a list of captions nor COCO-style annotations"),
         ("p.json", b'[{"image_id": 1, "caption": Infinity}]', "Infinity is not JSON"),
         ("p.json", b"[" * 100_000, "p.json: not "),
@@ -221,7 +221,7 @@ def test_against_another_file_and_against_earlier_scores(
     assert "earlier" in out
     code, _, errors = run(references, predictions, "--against", str(result), "--protocol", "demo")
     assert code == 2
-    assert "its protocol is 'plain' and here it is 'demo': such numbers cannot be compared" in errors
+    assert "its protocol is 'plain' and here it is 'demo': such scores cannot be compared" in errors
 
 
 def test_help_names_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:

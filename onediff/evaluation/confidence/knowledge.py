@@ -38,7 +38,7 @@ class Knowledge:
         far = self.familiar.distances(features) > self.familiar.limit
         if far.any():
             which = "both images are" if far.all() else f"the image {ROLES[int(far.argmax())]} is"
-            return Judged(caption, None, f"{which} unlike the images it was trained on: {self.about}")
+            return Judged(caption, None, f"{which} unlike the model's training images: {self.about}")
         if self.calibration is None:
             return Judged(caption)
         return Judged(caption, round(float(self.calibration.confidence(np.array([log_probability]))[0]), 3))
@@ -51,9 +51,9 @@ class Knowledge:
 
     def lines(self) -> list[str]:
         """The measurements as lines of text."""
-        head = [f"measured on {self.held_out}", f"warns of images unlike those it was trained on: {self.about}"]
+        head = [f"measured on {self.held_out}", f"warns about images unlike the model's training images: {self.about}"]
         if self.calibration is None:
-            return [*head, f"no confidence: that takes {FEWEST} captions that are right and {FEWEST} that are not"]
+            return [*head, f"no confidence: calibration needs {FEWEST} right captions and {FEWEST} wrong ones"]
         bins = [f"{confidence:10.1%} {right:10.1%} {pairs:10.0f}" for confidence, right, pairs in self.reliability]
         error = f"confidence and share right differ by {calibration_error(self.reliability):.1%} on average"
         return [*head, f"{'confidence':>10} {'right':>10} {'pairs':>10}", *bins, error]

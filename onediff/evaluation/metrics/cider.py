@@ -36,7 +36,7 @@ class CiderMetric(Metric):
         if sums[WEIGHTED] > 0:
             return []
         what = "there is one pair" if sums[PAIRS] == 1 else "all pairs have the same references"
-        return [f"CIDEr does not exist here: it weighs words by how few pairs have them, and {what}"]
+        return [f"CIDEr is undefined here: it weighs words by how few pairs have them, and {what}"]
 
 
 def cider_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:

@@ -72,7 +72,7 @@ class ClipScore(ModelMetric):
 def images_after(pairs: Pairs) -> list[bytes]:
     """The encoded image after of each pair. Raises Unavailable if one is missing."""
     if pairs.images is None:
-        raise Unavailable("it looks at images; name their data set with --data")
+        raise Unavailable("it needs images; name their data set with --data")
     found = []
     for pair in pairs.ids:
         images = pairs.images(pair)

@@ -43,7 +43,7 @@ class Meteor(Metric):
 
     def notes(self, sums: np.ndarray) -> list[str]:
         cut = int(sums[COLUMNS])
-        return [f"METEOR looks at the first {LONGEST} words only of {cut} caption{'s' * (cut > 1)}"] if cut else []
+        return [f"METEOR uses only the first {LONGEST} words of {cut} caption{'s' * (cut > 1)}"] if cut else []
 
 
 def meteor_program(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> JavaProgram:

@@ -24,7 +24,7 @@ class ModelMetric(Metric):
 
     def of_model(self: Own, model: str) -> Own:
         if not model:
-            raise UserError(f"metric {self.name!r}: name the model behind a colon, such as {self.name}:NAME")
+            raise UserError(f"metric {self.name!r}: name the model after a colon, as in {self.name}:NAME")
         made = copy.copy(self)
         made.model = model
         made.scores = tuple(f"{title} {short(model)}" for title in self.titles)

@@ -41,7 +41,7 @@ class Protocol:
     """How many words of a joined text are kept; None for all of them."""
     empty_references: Literal["keep", "drop", "refuse"] = "refuse"
     """`keep`: an empty sentence is a reference; `drop`: it is left out, and a pair with no other does not count."""
-    repeated_ids: str = "sentences of one id are references of one pair, wherever they stand in the file"
+    repeated_ids: str = "sentences of one id are references of one pair, wherever they are in the file"
     """Describes how a repeated id is read."""
     tokenisation: str = "PTBTokenizer of Stanford CoreNLP 3.4.1 in lower case, punctuation removed (pycocoevalcap)"
     """Describes how captions are split into tokens."""
