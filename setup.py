@@ -51,6 +51,7 @@ EXTRAS = {
         "spdl~=0.8.0",
         "litdata~=0.2.76",
         "grain~=0.2.18",
+        "torchvision>=0.24",
     ],
     "dev": [
         *DOCS,

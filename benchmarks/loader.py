@@ -9,8 +9,9 @@ Face CLIP processor, and again, as `…_fast`, with the decoder and scaling of t
 that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
 the median over the turns of a ratio within one turn. Rates are pairs per second of processor time, which other work on the
 machine falsifies less than the wall clock. `--peers` names a Python that has the peers installed, in an environment of
-their own (`pip install` what `setup.py` lists as `bench`, and this project's versions of Pillow, simplejpeg and
-transformers); those that it lacks are left out.
+their own (what `setup.py` lists as `bench`, with this project's versions of torch, Pillow, simplejpeg and transformers);
+those that it lacks are left out. mosaicml-streaming and megatron-energon want older packages or many readers of clouds, and
+work here when they are installed with `--no-deps`.
 
 Then the pixels of each way to decode, against the processor's, and the time to the first batch after resuming in 100,000
 samples, with webdataset skipping beside it: each time in a process of its own that has imported everything, opens the set

@@ -1,7 +1,7 @@
 """How others read the pairs of `loader.py`: each function gives the sizes of batches without end.
 
 Those whose names end in `_fast` decode as this project does, with simplejpeg and torch's antialiased scaling. The others
-decode as most of their users do: torchvision with its own decoder, the rest with Pillow and the Hugging Face CLIP processor.
+decode as most of their users do, with Pillow and the Hugging Face CLIP processor.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ THREADS = 2
 PACKAGES = {
     "webdataset": "webdataset",
     "webdataset_fast": "webdataset",
-    "torchvision": "torchvision",
-    "torchvision_fast": "torchvision",
+    "torchvision_fast": "torchvision.transforms.v2",
     "energon": "megatron.energon",
     "streaming": "streaming",
     "spdl_fast": "spdl.pipeline",
@@ -104,8 +103,9 @@ def read_webdataset_fast(folder: Path) -> Iterator[int]:
     return (len(batch) for batch in DataLoader(data, batch_size=BATCH, collate_fn=torch.stack))
 
 
-def torchvision_batches(folder: Path, decoded: Callable[[bytes], Any]) -> Iterator[int]:
-    """`decoded` and torchvision's transforms, in torch's DataLoader over webdataset."""
+def read_torchvision_fast(folder: Path) -> Iterator[int]:
+    """The same with torchvision's transforms."""
+    import simplejpeg
     import torch
     import webdataset
     from torch.utils.data import DataLoader
@@ -114,30 +114,14 @@ def torchvision_batches(folder: Path, decoded: Callable[[bytes], Any]) -> Iterat
     torch.set_num_threads(1)
     bicubic = v2.Resize(SIZE, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     square = v2.Compose([bicubic, v2.CenterCrop(SIZE)])
-    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
-    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
-    data = data.map(
-        lambda sample: torch.stack([square(decoded(sample[f"{side}.jpg"])) for side in ("before", "after")])
-    )
-    return (len(batch) for batch in DataLoader(data, batch_size=BATCH, collate_fn=torch.stack))
-
-
-def read_torchvision(folder: Path) -> Iterator[int]:
-    """With torchvision's own JPEG decoder."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
 
     def decoded(data: bytes) -> Any:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return square(torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1))
 
-    return torchvision_batches(folder, decoded)
-
-
-def read_torchvision_fast(folder: Path) -> Iterator[int]:
-    import simplejpeg
-    import torch
-
-    return torchvision_batches(folder, lambda data: torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1))
+    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).repeat()
+    data = data.map(lambda sample: torch.stack([decoded(sample["before.jpg"]), decoded(sample["after.jpg"])]))
+    return (len(batch) for batch in DataLoader(data, batch_size=BATCH, collate_fn=torch.stack))
 
 
 def read_spdl_fast(folder: Path) -> Iterator[int]:

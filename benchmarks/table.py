@@ -27,7 +27,6 @@ LOADERS = {
     "streaming": "mosaicml-streaming, the same",
     "litdata": "LitData, the same",
     "grain": "Grain, the same",
-    "torchvision": "torch's DataLoader, torchvision's decoder and transforms",
     "torchvision_fast": "torch's DataLoader, simplejpeg and torchvision's transforms",
     "webdataset_fast": "torch's DataLoader over webdataset, OneDiff's decoder",
     "spdl_fast": "SPDL, OneDiff's decoder",
@@ -104,6 +103,12 @@ def generation(of: Figures) -> str:
     return f"{told[0]} times as fast on the demo's shape, {told[1]} with a language model of 49 million parameters"
 
 
+def starting(of: Figures) -> str:
+    seconds = of["seconds"]
+    imports, torch, built = (seconds[stage] for stage in ("onediff", "torch", "engine"))
+    return f"processor time: {imports:.1f} s of imports beside {torch:.1f}, {built:.1f} s until the engine is built"
+
+
 def engine(of: Figures) -> str:
     return f"{of['bare torch']['ratio']:.2f} and {of['DeepSpeed, ZeRO 3']['ratio']:.2f} of the processor time"
 
@@ -115,6 +120,7 @@ ROWS = (
     ("delta_attention", "copied keys, all scores in memory", lambda of: delta(of, "eager")),
     ("delta_attention", "copied keys, torch's SDPA", lambda of: delta(of, "copied")),
     ("engine", "bare torch at ZeRO-0, DeepSpeed's minimal loop at ZeRO-3: a step of the demo's model", engine),
+    ("rank_start", "importing torch: a rank of the demo under ZeRO-3", starting),
     ("shard_writing", "`tar` on the same files", writing),
     ("answers", "Python that only starts, and importing pydantic and PyYAML", answers),
     ("score", "pycocoevalcap called directly, 10,000 pairs", scoring),
