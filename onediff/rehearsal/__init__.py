@@ -1,11 +1,14 @@
-"""One rank of a run at its real shapes and world size, without weights, without a GPU, and without the other ranks.
+"""Run one rank at the real shapes and world size of a run, without weights, a GPU, or the other ranks.
 
-whole.py        the rehearsal of a run: a rank and two of its peers, compared
-rank.py         one rank in a process of its own: the training code itself, phase by phase
-stage.py        process groups without other ranks, tensors without memory
-collectives.py  what a rank sends, in order; works in real runs too
-held.py         bytes that are alive, and what they are for
-batches.py      the largest micro-batch that may come, and the smallest
-compare.py      where ranks would wait for each other forever
-report.py       in words
+whole.py        the rehearsal of a run: a rank, compared with its peers
+forks.py        the processes of a rehearsal, forked from one that has done the imports
+rank.py         one rank in its own process: runs the training code phase by phase
+role.py         what a process is asked to do, and what it returns
+stage.py        process groups without other ranks, and tensors without memory
+shallow.py      the same model with fewer layers
+collectives.py  records a rank's collectives in order; also works in real runs
+held.py         tracks allocated bytes
+batches.py      the largest and the smallest possible micro-batch
+compare.py      finds where ranks would wait for each other forever
+report.py       prints a rehearsal
 """

@@ -1,4 +1,4 @@
-"""The largest micro-batch of a phase that may come, and the smallest: rows without tokenizer, shards or real images."""
+"""The largest and the smallest possible micro-batch of a phase, made without a tokenizer, shards or real images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from onediff.model.vision import side_of, vision_architecture
 from onediff.plan.rows import rows_of
 
 WORDS = 8
-"""Tokens of the smallest sample, text alone."""
+"""Tokens of the smallest sample, which has only text."""
 
 
 def largest(config: RunConfig, name: str) -> Batch:
-    """A micro-batch of the longest rows, with the most images that they hold. Raises UserError when none fits."""
+    """A micro-batch of the longest rows, with as many images as fit in them. Raises UserError if no sample fits."""
     phase = config.phases[name]
     pairs = rows_of(config.model, config.data, phase).pairs > 0
     seen = _most_tokens(config.model.vision, 2 if pairs else 1)
@@ -39,7 +39,7 @@ def largest(config: RunConfig, name: str) -> Batch:
 
 
 def smallest(vision: VisionConfig, phase: PhaseConfig) -> Batch:
-    """A micro-batch of a few words in each row, without an image."""
+    """A micro-batch with a few words in each row and no images."""
     no_images = torch.from_numpy(_fit(vision).of([]).images)
     row = TokenRow(torch.ones(WORDS, dtype=torch.int64), _targets(WORDS, 1), no_images, (), False, 0, ("text",))
     return _collated([[row]] * phase.micro_batch, phase.pack)
@@ -50,7 +50,7 @@ def _collated(rows: list[list[TokenRow]], pack: int | None) -> Batch:
 
 
 def _sample(seen: Seen, pair: bool, seats: int, length: int) -> TokenRow:
-    """One token, the images, deltas, and an answer as long as there is room for."""
+    """One token, the images, the deltas, and an answer that fills the rest of `length`."""
     places = [IMAGE] * sum(seen.tokens) + [DELTA] * (seats - sum(seen.tokens))
     ids = torch.tensor([1, *places, *[1] * (length - 1 - seats)])
     images = torch.from_numpy(seen.images)
@@ -62,7 +62,7 @@ def _targets(length: int, first: int) -> torch.Tensor:
 
 
 def _most_tokens(vision: VisionConfig, images: int) -> Seen:
-    """The tower's input for images of the size that gives the most tokens."""
+    """The tower's input for the image size that gives the most tokens."""
     fit, image = _fit(vision), vision.image
     sizes = [(4 * image.size, 4 * image.size)]
     if image.fit == "tiles":

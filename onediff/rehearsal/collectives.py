@@ -1,4 +1,4 @@
-"""The collectives of a rank in their order, taken down below torch.distributed: DeepSpeed's and Megatron's included."""
+"""Records a rank's collectives in order, below torch.distributed: those of DeepSpeed and Megatron are included."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ OPS = {
     "reduce_scatter_": "reduce_scatter",
     "reduce_scatter_tensor_coalesced_": "reduce_scatter",
 }
-"""Operators of torch's `c10d` by the name of the collective; others keep their own."""
+"""Operators of torch's `c10d` → the name of their collective. Others keep their own name."""
 
 
 class Collective(NamedTuple):
-    """One call. Two ranks of a group must make the same ones in the same order."""
+    """One call. All ranks of a group must make the same calls in the same order."""
 
     op: str
     group: str
-    """`world`, `data`, `node` (its part of `data`), `tensor`, `context`, `rows` (tensor and context), or the number of its
-    ranks"""
+    """`world`, `data`, `node` (the part of `data` on this node), `tensor`, `context`, `rows` (tensor and context), or
+    the number of ranks"""
     shape: tuple[int, ...]
-    """of the largest tensor that takes part"""
+    """of the largest tensor involved"""
     dtype: str
     bytes: int
     """of that tensor"""
 
 
 class Recorder(TorchDispatchMode):
-    """Takes down every collective of the code inside, and lets it happen."""
+    """Records every collective of the code that runs inside, and executes it."""
 
     def __init__(self, groups: Mapping[tuple[int, ...], str]) -> None:
-        """`groups`: names of groups by their ranks."""
+        """`groups` maps the ranks of a group to its name."""
         super().__init__()
         self.groups = groups
         self.calls: list[Collective] = []
@@ -79,7 +79,7 @@ def _ranks(boxed: Any) -> tuple[int, ...]:
 
 
 def group_names(topology: Topology) -> dict[tuple[int, ...], str]:
-    """Names of the groups that this rank is in, by their ranks; where two have the same ranks, that of the larger kind."""
+    """The names of this rank's groups, by their ranks. Of groups with the same ranks the larger kind counts."""
     tensor = None if topology.mpu is None else topology.mpu.get_tensor_model_parallel_group()
     groups = {"rows": topology.row_group, "context": topology.context_group, "tensor": tensor}
     groups |= {"data": topology.data_group, "world": dist.group.WORLD}

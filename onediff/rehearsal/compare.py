@@ -1,4 +1,4 @@
-"""Where two ranks would wait for each other forever: their collectives, side by side. Torch-free."""
+"""Finds where two ranks would wait for each other forever, by comparing their collectives. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from onediff.rehearsal.role import Played
 
 OF_ROWS = ("tensor", "context", "rows")
-"""Groups whose ranks compute the same rows."""
+"""Groups whose ranks process the same rows."""
 WHEN = {"building": "while the model is built", "step": "in a step"}
 
 
 def disagreement(one: Played, other: Played, ranks: tuple[int, int], same_rows: bool) -> str | None:
-    """The first collective of a phase that two ranks do not make alike, in a line; None if all agree.
+    """Describes the first collective of a phase in which two ranks differ; None if they agree.
 
-    Ranks of one tensor or context group read the same rows (`same_rows`) and must agree in everything. Ranks with other
-    rows share no such group: what they do in their own may depend on their rows.
+    Ranks of one tensor or context group read the same rows (`same_rows`) and must agree on every collective. Ranks with
+    different rows share no such group, and the collectives within their own may depend on the rows.
     """
     for moment, where in WHEN.items():
         calls = [_shared(getattr(played, moment), same_rows) for played in (one, other)]

@@ -1,4 +1,4 @@
-"""Bytes of tensors that are alive, by storage, whether or not there is memory behind them."""
+"""Tracks the allocated bytes of tensors, by storage, whether or not there is memory behind them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEVICE = torch.ops.prim.device.default
 
 
 class Alive(TorchDispatchMode):
-    """Adds up the storages that operators inside make, until nothing holds them any more. Costs some microseconds each."""
+    """Counts the storages that operators inside allocate, until they are freed. Costs some microseconds per operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Alive(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if function is DEVICE and isinstance(args[0], FakeTensor) and not args[0].fake_mode.in_kernel_invocation:
-            return args[0].fake_device  # more than half of all calls ask for it
+            return args[0].fake_device  # more than half of all calls
         made = function(*args, **(kwargs or {}))
         if makes_memory(function):
             for tensor in (made,) if isinstance(made, torch.Tensor) else tree_leaves(made):
@@ -52,11 +52,11 @@ class Alive(TorchDispatchMode):
 
 @cache
 def makes_memory(function: Any) -> bool:
-    """Whether what an operator returns is new: neither changed in place nor a view."""
+    """Whether an operator returns new tensors, neither views nor arguments changed in place."""
     return all(returned.alias_info is None for returned in function._schema.returns)
 
 
 def size_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages of these tensors, each counted once."""
+    """Total bytes of the storages of these tensors, each storage counted once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

@@ -1,16 +1,9 @@
-"""One rank of a rehearsal, in a process of its own: builds each phase's model and engine, and takes a step with them.
-
-    python -m onediff.rehearsal.rank JOB
-
-JOB is a `Role` as JSON; a `Played` for each phase goes to its `out`. Costs the imports of a rank and some 300 µs an
-operator.
-"""
+"""One rank of a rehearsal, in its own process: builds the model and engine of each phase and takes a step."""
 
 from __future__ import annotations
 
 import gc
 import json
-import sys
 import time
 import traceback
 from contextlib import ExitStack
@@ -45,6 +38,7 @@ from onediff.zero import alone
 
 
 def main(role: Role) -> None:
+    """Writes a `Played` for each phase to `role.out`."""
     config = rehearsed(load_run(role.config, role.overrides))
     if role.layers is not None:
         config = shallow(config, role.layers)
@@ -66,7 +60,7 @@ def main(role: Role) -> None:
 
 
 def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> Played:
-    """Builds a phase and takes one of its steps, of two micro-batches at most. Raises what training would."""
+    """Builds a phase and takes one step of at most two micro-batches. Raises whatever training would raise."""
     phase = config.phases[name]
     check_model(config.model, phase, name, topology)
     check_data(config.data, phase)
@@ -76,7 +70,7 @@ def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> 
 
 
 def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Played:
-    """The same with every micro-batch `batch`, on tensors with memory or without; the other ranks may be there or not."""
+    """The same with every micro-batch equal to `batch`, on real or fake tensors, with or without other ranks."""
     began, phase = time.perf_counter(), config.phases[name]
     share = RankShare.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
     micro_batches = min(2, share.micro_batches)
@@ -84,7 +78,7 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
     recorder, alive = Recorder(group_names(topology)), Alive()
     with recorder, alive:
         model = built(config, architecture_only(config.model), name, topology, filled_later=True)
-        model.to = lambda *_, **__: model  # type: ignore[method-assign]  # it is there; torch would swap fake parameters
+        model.to = lambda *_, **__: model  # type: ignore[method-assign]  # torch would swap fake parameters
         engine = Engine(model, config, few, topology)
         engine.sharded.create_moments(list(engine.sharded.shards()))
         before, gradients = len(recorder.calls), 0
@@ -130,12 +124,14 @@ def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Pla
 def _times(
     begun: list[int], computed: int, end: int, micro_batches: int, learns: bool, copies: bool
 ) -> list[list[int]]:
-    """`Played.times`, of two micro-batches at most: the collectives at which each of them and what follows began, the first
-    one after the last backward pass, and how many there are.
+    """`Played.times` for a step of at most two micro-batches.
 
-    With its first micro-batch ZeRO-3 learns in which order weights are used, and gathers them more often than later, so
-    (`learns`) every later one is like the second. If nodes keep `copies` of the weights, the first one of each later step
-    renews them. At other stages the last one does what those before leave to it.
+    `begun` holds the number of collectives made before each micro-batch and before what follows the step, `computed`
+    those made by the end of the last backward pass, `end` all of them.
+
+    During its first micro-batch ZeRO-3 records the order in which weights are used and gathers them more often than
+    later (`learns`), so the second micro-batch stands for all later ones. If nodes keep `copies` of the weights, the
+    first micro-batch of each later step renews them. At other stages the last one reduces what earlier ones left.
     """
     last = begun[-2]
     if copies and micro_batches > 1:
@@ -146,7 +142,7 @@ def _times(
 
 
 def check_data(data: DataConfig, phase: PhaseConfig) -> None:
-    """Opens the phase's data sets that are on this machine, as training will. Raises UserError."""
+    """Opens those of the phase's data sets that are on this machine, as training does. Raises UserError."""
     away = {one.name for one in missing_data(data, [phase], quick=True)}
     here = {data_set: weight for data_set, weight in phase.mix.items() if data_set not in away}
     here = {data_set: weight for data_set, weight in here.items() if not is_url(str(data.sets[data_set].folder))}
@@ -159,13 +155,9 @@ def _rows(batch: Batch) -> str:
 
 
 def _told(error: Exception) -> str:
-    """An exception that is not for users in one line, with the last place in this project that it went through."""
+    """An internal exception in one line, with the last place in this project that it passed through."""
     here = str(Path(__file__).parents[1])
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
     last = [frame for frame in own if "/rehearsal/" not in frame.filename] or own
     place = f" ({Path(last[-1].filename).name}:{last[-1].lineno})" if last else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
-
-
-if __name__ == "__main__":
-    main(Role(**json.loads(sys.argv[1])))

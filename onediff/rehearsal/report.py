@@ -1,4 +1,4 @@
-"""A rehearsal in words. Torch-free."""
+"""Prints a rehearsal. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onediff.rehearsal.role import Played
 from onediff.rehearsal.whole import Rehearsal
 
 NEAR = 0.1
-"""Within this share of what was rehearsed, the plan's memory counts as right."""
+"""The plan's memory counts as right if it is within this fraction of the rehearsed peak."""
 
 
 def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
-    """What was run, what it sends, what it holds, and the verdict, phase by phase."""
+    """For each phase: what was run, its collectives, its memory, and the verdict."""
     for phase, plan in zip(made.phases, plans, strict=True):
         setup = plan.setup
         yield f"phase {phase.name}, rehearsed by rank {made.rank} of {made.world}"
@@ -23,7 +23,7 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
             run = f"{phase.rehearsed} of {phase.micro_batches} micro-batches of {phase.rows}"
             yield f"  {'run':<12}{run}; {phase.seconds:.0f} s"
             for kind, peer in made.peers.items():
-                rows = "rows of text alone" if kind == "data" else "the same rows"
+                rows = "rows of text only" if kind == "data" else "the same rows"
                 depth = "" if made.compared_layers is None else f", with {made.compared_layers} language layers"
                 yield f"  {'beside':<12}rank {peer} of its {kind} group, with {rows}{depth}"
             for group, of_group in sent(phase).items():
@@ -43,7 +43,7 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
 
 
 def sent(phase: Played) -> dict[str, dict[str, tuple[int, int]]]:
-    """Collectives of a whole step by group and kind, the phase's first step excepted: how many, and their bytes."""
+    """Number and bytes of the collectives of a whole step, by group and kind, for every step but a phase's first."""
     found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     begin = 0
     for until, times in phase.times:
@@ -55,8 +55,8 @@ def sent(phase: Played) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def data_traffic(phase: Played, setup: Setup) -> tuple[float, float]:
-    """Bytes of weights and of gradients that a rank sends in a step, by rings over all ranks that ZeRO shards over, or over
-    those of its node."""
+    """Bytes of weights and of gradients that a rank sends per step, in rings over all ranks that ZeRO shards over, or
+    over those on its node."""
     found, ranks, sharing = sent(phase), setup.copies, setup.sharing
     calls = found["data"] if "data" in found else found["world"]
     sizes = defaultdict(float, {op: (ranks - 1) / ranks * size for op, (_, size) in calls.items()})
@@ -65,7 +65,7 @@ def data_traffic(phase: Played, setup: Setup) -> tuple[float, float]:
 
 
 def beyond(phase: Played, plan: PhasePlan) -> float:
-    """By which share of the rehearsed peak the plan's is off, host memory of what is offloaded included."""
+    """The plan's error as a fraction of the rehearsed peak, counting host memory of offloaded state."""
     planned = plan.memory.gpu + plan.memory.host
     return abs(planned - phase.held.peak) / max(1, phase.held.peak)
 
@@ -73,9 +73,11 @@ def beyond(phase: Played, plan: PhasePlan) -> float:
 def _memory(phase: Played, plan: PhasePlan) -> str:
     held, memory = phase.held, plan.memory
     told = f"weights {_gb(held.weights)} GB, gradients {_gb(held.gradients)}, optimizer {_gb(held.optimizer)}; "
-    told += f"at the fullest {_gb(held.peak)} GB, planned {_gb(memory.gpu + memory.host)}"
-    off = beyond(phase, plan)
-    return told + (f" ({100 * off:.0f} % off)" if off <= NEAR else f": the plan is {100 * off:.0f} % off, trust this")
+    told += f"peak {_gb(held.peak)} GB, planned {_gb(memory.gpu + memory.host)}"
+    off = 100 * beyond(phase, plan)
+    return told + (
+        f" ({off:.0f} % off)" if off <= 100 * NEAR else f"; the plan is {off:.0f} % off, rely on the rehearsal"
+    )
 
 
 def _few(lanes: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""What one rank of a rehearsal is asked for, and what it gives back. Torch-free."""
+"""What one process of a rehearsal is asked to do, and what it returns. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onediff.config.run import RunConfig
 
 @dataclass(frozen=True)
 class Role:
-    """The job of one process."""
+    """The task of one process."""
 
     config: str
     overrides: list[str]
@@ -18,13 +18,13 @@ class Role:
     world: int
     per_node: int
     text_alone: bool
-    """whether its rows have no images: the smallest micro-batch instead of the largest"""
+    """use the smallest micro-batch, which has no images, instead of the largest"""
     out: str
-    """file for the result"""
+    """file that the result is written to"""
     layers: int | None = None
-    """layers of the language model that are kept (`shallow`); None for all"""
+    """number of language model layers to keep (`shallow`); None for all"""
     phases: tuple[str, ...] | None = None
-    """None for all"""
+    """phases to rehearse; None for all"""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Held:
     weights: int = 0
     """between steps"""
     gradients: int = 0
-    """when all of a step are there"""
+    """at the end of a step's last backward pass"""
     optimizer: int = 0
     """master weights and moments"""
     peak: int = 0
-    """of everything, at the fullest moment of a step"""
+    """the maximum during a step, everything included"""
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ class Played:
 
     name: str
     rows: str = ""
-    """the micro-batch in words"""
+    """the micro-batch, described"""
     micro_batches: int = 0
-    """of a step"""
+    """in a step of training"""
     rehearsed: int = 0
-    """of them"""
+    """how many of them were run"""
     lanes: list[int] = field(default_factory=list)
-    """the rows of each global batch that are this rank's"""
+    """the rows of each global batch that belong to this rank"""
     building: list[list[Any]] = field(default_factory=list)
     """collectives before the first step, each as `Collective` lists it"""
     step: list[list[Any]] = field(default_factory=list)
     """collectives of the rehearsed step"""
     times: list[list[int]] = field(default_factory=list)
-    """`[until, times]`: how often the collectives before number `until` come in each later step"""
+    """`[until, times]`: how often the collectives before number `until` occur in each later step"""
     held: Held = field(default_factory=Held)
     seconds: float = 0.0
     fault: str | None = None
-    """what ended it, in a line"""
+    """the error that ended it, in one line"""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Played:
@@ -72,7 +72,7 @@ class Played:
 
 
 def rehearsed(config: RunConfig) -> RunConfig:
-    """The run as it can be rehearsed: what it would swap to NVMe lies in the host's memory."""
+    """The configuration as it is rehearsed: states that would be on NVMe are in host memory."""
 
     def in_memory(parallel: Any) -> Any:
         if parallel is None or parallel.offload_optimizer != "nvme":

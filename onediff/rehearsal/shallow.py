@@ -1,4 +1,4 @@
-"""A model of the same kinds of layers, with fewer of each: enough to compare the collectives of two ranks."""
+"""The same model with fewer layers of each kind, enough to compare the collectives of two ranks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from onediff.model.build import architecture_only
 
 
 def shallow(config: RunConfig, layers: int) -> RunConfig:
-    """The run with `layers` layers in the language model, and as few in tower and delta module as there are levels to read.
-    A tower of which only the last layers train stays whole."""
+    """The configuration with `layers` language model layers, and only as many tower and delta layers as there are levels
+    to read. A tower of which only the last layers train is left as it is."""
     model = architecture_only(config.model)
     fields = dict(model.language.config or {})
     fields["num_hidden_layers"] = min(layers, fields["num_hidden_layers"])
@@ -29,8 +29,8 @@ def shallow(config: RunConfig, layers: int) -> RunConfig:
 
 
 def shallow_tower(vision: VisionConfig) -> VisionConfig:
-    """The tower with its levels next to each other: levels 8, 16 and 24 of 24 layers, and the output of layer 23, become
-    2, 3 and 5 of 5 layers, and 4."""
+    """The tower with its levels moved next to each other: levels 8, 16 and 24 of 24 layers with the output of layer 23
+    become levels 2, 3 and 5 of 5 layers with the output of layer 4."""
     depth = (vision.config or {}).get("num_hidden_layers")
     if not isinstance(depth, int):
         return vision

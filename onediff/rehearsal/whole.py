@@ -1,4 +1,4 @@
-"""The rehearsal of a run: one rank and two of its peers, each in a process of its own, and what they found. Torch-free."""
+"""The rehearsal of a run: one rank and its peers, each in its own process, and what they found. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,25 +18,23 @@ from onediff.rehearsal.compare import disagreement
 from onediff.rehearsal.role import Played, Role
 
 MANY, FEW = 16, 2
-"""With more than `MANY` layers in the language model, peers are compared with `FEW` of them (`shallow`): they are alike."""
+"""A language model with more than `MANY` layers is cut to `FEW` (`shallow`) to compare peers: its layers are alike."""
 WHOLE, BESIDE = "whole", "beside"
-"""The rank itself, and the rank with `FEW` layers."""
-AT_ONCE = 2
-"""Processes; each takes one core and about a gigabyte."""
+"""The rank itself, and the same rank with `FEW` layers."""
 
 
 @dataclass
 class Rehearsal:
-    """What was found on one rank, and beside its peers."""
+    """What was found on one rank and in comparison with its peers."""
 
     rank: int
     world: int
     phases: list[Played]
     peers: dict[str, int]
-    """`data`: a rank with other rows, which were text alone; `tensor`, `context`: one of the same such group"""
+    """`data`: a rank with other rows, of text only; `tensor`, `context`: a rank of the same group"""
     compared_layers: int | None = None
-    """layers of the language model with which peers were compared, beside a tower and a delta module that are as shallow;
-    None for all"""
+    """number of language model layers with which peers were compared, with a tower and delta module cut likewise; None
+    for all"""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -57,25 +54,24 @@ def place(text: str) -> tuple[int, int]:
 def rehearse(
     config: RunConfig, named: str, overrides: Sequence[str], rank: int, world: int, per_node: int
 ) -> Rehearsal:
-    """Rehearses `rank` of `world`; `named` and `overrides` are how `config` was composed. Takes minutes for large models.
-
-    Raises UserError when a process does not get so far as to say what it found.
+    """Rehearses `rank` of `world`. `named` and `overrides` are what `config` was composed from. Takes minutes for large
+    models. Raises UserError if a process fails before it can report what it found.
     """
     peers = peers_of(rank, world, config.parallel.tensor, config.parallel.context)
     layers = FEW if peers and sizes_of(config.model).decoder.layers > MANY else None
-    # What takes longest begins first: the rank itself, whose phases know nothing of each other.
+    # The longest jobs start first: the rank itself, whose phases are independent of each other.
     alone = [None] if layers is None else [(name,) for name in reversed(config.phases)]
     jobs: list[tuple[str, int, int | None, tuple[str, ...] | None]]
     jobs = [(WHOLE, rank, None, phases) for phases in alone]
     if layers is not None:
         jobs.append((BESIDE, rank, layers, None))
     jobs += [(kind, one, layers, None) for kind, one in peers.items()]
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_ONCE) as threads:
+    with tempfile.TemporaryDirectory() as scratch:
         roles = [
             Role(named, list(overrides), one, world, per_node, kind == "data", f"{scratch}/{number}.json", few, phases)
             for number, (kind, one, few, phases) in enumerate(jobs)
         ]
-        done = list(zip(jobs, threads.map(_play, roles), strict=True))
+        done = list(zip(jobs, _play(roles), strict=True))
     played = {kind: phases for (kind, *_), phases in done}
     order = list(config.phases)
     played[WHOLE] = [phase for (kind, *_), phases in done if kind == WHOLE for phase in phases]
@@ -97,7 +93,7 @@ def rehearse(
 
 
 def peers_of(rank: int, world: int, tensor: int, context: int = 1) -> dict[str, int]:
-    """The next rank with other rows, and the next ones of the same tensor and context group, where there are such ranks."""
+    """The next rank with other rows, and the next ranks of the same tensor and context groups, where they exist."""
     size = tensor * context
     peers = {"data": (rank + size) % world} if world > size else {}
     if tensor > 1:
@@ -107,11 +103,12 @@ def peers_of(rank: int, world: int, tensor: int, context: int = 1) -> dict[str, 
     return peers
 
 
-def _play(role: Role) -> list[Played]:
+def _play(roles: list[Role]) -> list[list[Played]]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "onediff.rehearsal.rank", json.dumps(asdict(role))]
+    command = [sys.executable, "-m", "onediff.rehearsal.forks", json.dumps([asdict(role) for role in roles])]
     ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"--rehearse: rank {role.rank} of {role.world} could not begin: {last}")
-    return [Played.of(values) for values in json.loads(Path(role.out).read_text(encoding="utf-8"))]
+        raise UserError(f"--rehearse: {last}")
+    results = [json.loads(Path(role.out).read_text(encoding="utf-8")) for role in roles]
+    return [[Played.of(values) for values in phases] for phases in results]

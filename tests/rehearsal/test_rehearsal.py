@@ -37,9 +37,9 @@ def rehearsed(tmp_path, rank, world, words, config=DEMO, per_node=None) -> list[
     out = tmp_path / "rehearsed.json"
     role = Role(config, words, rank, world, per_node or world, False, str(out))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    script = HOUSE / "onediff" / "rehearsal" / "rank.py"
-    process = forked.start([str(script), json.dumps(asdict(role))], environment, tmp_path / "log", tmp_path / "log")
-    process.wait(300)
+    script = HOUSE / "onediff" / "rehearsal" / "forks.py"
+    process = forked.start([str(script), json.dumps([asdict(role)])], environment, tmp_path / "log", tmp_path / "log")
+    process.wait(1200)
     assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     return [Played.of(values) for values in json.loads(out.read_text())]
 
