@@ -267,8 +267,7 @@ def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         if path.suffix.lower() in PARQUET:
             found = _parquet(path)
-            rows = 64 if "binary" in str(found.schema_arrow) else ROWS
-            for batch in found.iter_batches(batch_size=rows):
+            for batch in found.iter_batches(batch_size=_rows_at_once(found)):
                 batch.validate(full=True)
                 yield _labelled(batch)
             return
@@ -285,6 +284,15 @@ def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
     except (ArrowException, OSError, UnicodeError) as error:
         kind = "Parquet" if path.suffix.lower() in PARQUET else "Arrow"
         raise UserError(f"{path}: not a whole {kind} file: {error}") from error
+
+
+def _rows_at_once(parquet: Any) -> int:
+    """Rows whose images have a megabyte together: memory for more is taken from the system anew each time."""
+    if "binary" not in str(parquet.schema_arrow):
+        return ROWS
+    groups = (parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups))
+    size = sum(group.total_byte_size for group in groups) // max(1, parquet.metadata.num_rows)
+    return min(64, max(1, (1 << 20) // max(1, size)))
 
 
 def _labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
