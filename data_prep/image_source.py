@@ -47,6 +47,11 @@ def inside(path: str, where: str, root: Path | None = None) -> str:
             f"{where}: {path!r} is not below the image folder {root}; name a folder that holds all images, such as "
             f"--images {os.path.dirname(plain)}"
         )
+    if plain[1:3] == ":/":
+        raise UserError(
+            f"{where}: {path!r} is a path of another machine, with a drive; write it as seen from the image folder: "
+            f"{plain.rpartition('/')[2]}"
+        )
     if plain.startswith(("/", "../")) or plain == ".." or (len(plain) > 1 and plain[1] == ":"):
         raise UserError(f"{where}: the path {path!r} leaves the image folder; name that folder with --images")
     return plain

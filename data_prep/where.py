@@ -17,8 +17,8 @@ COMPARE: dict[type, Callable[[Any, Any], bool]] = {
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
+    ast.In: lambda a, b: _stands_in(a, b),
+    ast.NotIn: lambda a, b: not _stands_in(a, b),
 }
 COMPUTE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -31,7 +31,8 @@ COMPUTE: dict[type, Callable[[Any, Any], Any]] = {
 class Where:
     """A condition on the columns of a sample: comparisons, `in`, `+ - * /`, `and`, `or`, `not`, brackets.
 
-    A comparison with a column that the sample lacks, or of a number with a text, is false. Never runs code.
+    A comparison with a column that the sample lacks is false. Beside a number, text that writes a number is one, since all
+    cells of a CSV are text; a number is neither more nor less than other text. Never runs code.
     """
 
     def __init__(self, text: str) -> None:
@@ -74,14 +75,35 @@ def _value(node: ast.AST, columns: Mapping[str, Any]) -> Any:
             return all(parts) if isinstance(node.op, ast.And) else any(parts)
         case ast.UnaryOp():
             value = _value(node.operand, columns)
-            return not value if isinstance(node.op, ast.Not) else None if value is None else -value
+            return not value if isinstance(node.op, ast.Not) else _tried(operator.sub, *_alike(0, value), None)
         case ast.BinOp():
-            return _tried(COMPUTE[type(node.op)], _value(node.left, columns), _value(node.right, columns), None)
+            sides = _alike(_value(node.left, columns), _value(node.right, columns))
+            return _tried(COMPUTE[type(node.op)], *sides, None)
         case ast.Compare():
             values = [_value(item, columns) for item in (node.left, *node.comparators)]
             pairs = zip(node.ops, values, values[1:], strict=False)
-            return all(_tried(COMPARE[type(op)], a, b, False) for op, a, b in pairs)
+            return all(_tried(COMPARE[type(op)], *_alike(a, b), False) for op, a, b in pairs)
     raise AssertionError(node)
+
+
+def _stands_in(value: Any, among: Any) -> bool:
+    if isinstance(among, list):
+        return any(operator.eq(*_alike(value, item)) for item in among)
+    return value in among
+
+
+def _alike(a: Any, b: Any) -> tuple[Any, Any]:
+    """The two values; as numbers where one is a number and the other the text of one."""
+    if isinstance(a, str) and isinstance(b, int | float):
+        return _number(a), b
+    return (a, _number(b)) if isinstance(b, str) and isinstance(a, int | float) else (a, b)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _tried(work: Callable[[Any, Any], Any], a: Any, b: Any, otherwise: Any) -> Any:

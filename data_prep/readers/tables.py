@@ -27,6 +27,8 @@ PARQUET = (".parquet", ".pq")
 KINDS = (*DELIMITED, *LINES, *PARQUET, ".json", ".arrow")
 """Suffixes of tables."""
 SHEETS = (".xlsx", ".xls", ".ods")
+PACKED = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip"}
+"""How to unpack a table."""
 LONGEST_CELL = 1 << 24
 """Characters of a cell; the csv module's own limit is 131,072, and a quote that is never closed makes one of a file."""
 ROWS = 4096
@@ -114,6 +116,8 @@ def _kind(path: Path) -> str:
             f"{path}: a spreadsheet is not read; save the sheet as 'CSV UTF-8', or: pip install pandas openpyxl; python -c "
             f"\"import pandas; pandas.read_excel('{path.name}').to_csv('{made}', index=False)\""
         )
+    if kind in PACKED:
+        raise UserError(f"{path}: a packed table is not read; unpack it first: {PACKED[kind]} {path.name}")
     if kind not in KINDS:
         raise UserError(f"{path}: a table must be .csv, .tsv, .json, .jsonl, .parquet or .arrow")
     return kind

@@ -185,7 +185,7 @@ REFUSED = {
         {**PAIR, "after": "/etc/passwd"},
         "t.csv row 1: '/etc/passwd' is not below the image folder",
     ),
-    "a Windows path": ({**PAIR, "after": "C:\\x.png"}, "leaves the image folder"),
+    "a Windows path": ({**PAIR, "after": "C:\\x.png"}, "is a path of another machine"),
     "a URL": ({**PAIR, "after": "https://x.org/1.png"}, "t.csv row 1: 'https://x.org/1.png' is a URL; add --fetch x"),
     "a URL of a file": ({**PAIR, "after": "file:///etc/passwd"}, "is a URL; only http and https are fetched: name the"),
     "a URL of an archive": (

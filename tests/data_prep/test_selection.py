@@ -85,6 +85,9 @@ def test_what_a_condition_removes_is_counted_and_listed(folder: Path, tmp_path: 
         ("'cat' in caption", {"caption": "a cat left"}, True),
         ("a < 'x'", {"a": 1}, False),
         ("-a / 0 < 1", {"a": 1}, False),
+        ("-a < 1", {"a": "x"}, False),
+        ("a >= 10 and -a < 0 and a + 1 == 11 and a in (9, 10)", {"a": "10"}, True),  # as a CSV has it
+        ("a != 2 or a not in (1, 2)", {"a": "2"}, False),
     ],
 )
 def test_conditions(text: str, columns: dict, holds: bool) -> None:
