@@ -76,7 +76,7 @@ EXTRAS = {
         "axe-core-python~=0.1.0",  # finds what keeps people from using a page
         "psycopg[binary]>=3.2",  # PostgreSQL as MLflow's store
         "asyncssh~=2.21",  # a server for `launch --host`
-        "kubernetes-validate~=1.37.0",  # Kubernetes' own schemas, which a JobSet's parts are held against
+        "kubernetes-validate~=1.37.0",  # Kubernetes' own schemas, against which a JobSet's parts are validated
         "websocket-client~=1.9",  # Chromium's DevTools, which the tests of pages talk to
     ],
 }

@@ -36,7 +36,7 @@ def captions(pairs: int, seed: int) -> tuple[dict[str, list[str]], dict[str, str
     weights = 1 / np.arange(1, len(words) + 1)
 
     def sentence() -> str:
-        # Ends in a noun, as captions do; what stands for a lone letter before a full stop depends on the next line.
+        # Ends in a noun, as captions do; the token for a single letter before a full stop depends on the next line.
         drawn = [*rng.choice(words, int(rng.integers(5, 15)), p=weights / weights.sum()), rng.choice(words[-10:])]
         return " ".join(drawn).capitalize() + "."
 

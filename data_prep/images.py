@@ -85,7 +85,7 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], li
 
 
 def must_be_whole(data: bytes) -> None:
-    """Raises `BadSample` for a JPEG with pixels missing, which Pillow fills with grey without a word."""
+    """Raises `BadSample` for a JPEG with pixels missing, which Pillow silently fills with grey."""
     if fault := jpeg_fault(data):
         raise BadSample("bad_image", f"the image is corrupt: {fault}")
 

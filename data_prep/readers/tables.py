@@ -124,7 +124,7 @@ def _kind(path: Path) -> str:
 
 
 def _delimiter(path: Path) -> str:
-    """What stands between cells: of comma, semicolon, tab and bar the most frequent in the header."""
+    """The separator of cells: the most frequent of comma, semicolon, tab and bar in the header."""
     if path.suffix.lower() != ".csv":
         return "\t"
     with open_text(path) as lines:

@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         search.run(args.pause)
     except KeyboardInterrupt:
-        print(
-            f"runs that are queued go on; follow them with `onediff launch status runs/{name}`, and go on with the same"
-        )
+        print(f"queued runs continue; follow them with `onediff launch status runs/{name}`, and continue with the same")
         raise
     finally:
         if study.trials:

@@ -46,7 +46,7 @@ def keys(section: type[BaseModel] = RunConfig, path: str = "") -> Iterator[Key]:
 
 
 def key_named(path: str) -> Key:
-    """The key that `path` means; a name that the user gives may stand in it. Raises UserError with the nearest key."""
+    """The key that `path` means; it may contain a name that the user gives. Raises UserError with the nearest key."""
     known = {key.path: key for key in keys()}
     if path in known:
         return known[path]

@@ -65,7 +65,7 @@ class TemplatePart:
     """A piece of a conversation: text of the template, or a place for the words or the answer of a turn."""
 
     kind: Literal["text", "token", "words", "answer", "break"]
-    """A `token` is a special one; a `break` keeps what stands before it and behind it from being tokenised together."""
+    """A `token` is a special one; a `break` keeps the text before it and after it from being tokenised together."""
     text: str = ""
     """Of the template; empty for words and answers."""
     turn: int = 0

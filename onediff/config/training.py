@@ -131,7 +131,7 @@ class PhaseConfig(Section):
     """How many of the vision tower's last layers train; by default all of it, where it trains."""
     lora: LoraConfig | None = None
     """Of the language model only low-rank adapters train, beside its frozen matrices; by default all of it, where it
-    trains. A following phase goes on with the same adapters, or starts with them merged where its `lora` differs."""
+    trains. The next phase continues with the same adapters, or merges them first if its `lora` differs."""
     steps: int | None = Field(None, gt=0)
     """Optimizer steps; give this or `epochs`."""
     epochs: float | None = Field(None, gt=0)

@@ -18,7 +18,7 @@ from onediff.data.sample import IMAGE_SUFFIXES
 LOOKED_AT = 256
 """Samples whose images are measured."""
 TOLERATED = 0.1
-"""Share of the images that a crop may cut away without a word."""
+"""Share of the images that a crop may cut away without a warning."""
 HEADER_BYTES = 1 << 16
 """Bytes of an image that are read to find its size."""
 MIDDLE_SQUARE = ImageConfig(fit="crop")

@@ -14,7 +14,7 @@ from onediff.config.templates import TemplatePart, spaces_to_answers
 from onediff.errors import UserError
 
 MARK = "\uf8f0{}{}\uf8f1"
-"""What stands for the words or the answer of a turn while the template is rendered; of Unicode's private use."""
+"""Placeholder for the words or the answer of a turn while the template is rendered, from Unicode's private use area."""
 FOUND = re.compile(MARK.format("(words|answer)", r"(\d+)"))
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 DATED = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")

@@ -21,9 +21,9 @@ class HeldOut:
     references: dict[str, list[str]] = field(default_factory=dict)
     """Captions of every pair, by id, in the order of the shards."""
     change_types: dict[str, str] = field(default_factory=dict)
-    """Change type of the pairs where it is known."""
+    """Change type of each pair, if it is known."""
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Change list of the pairs where it is known: `changes`, and the objects `before` and `after` (docs/synthetic.md)."""
+    """Change list of each pair, if it is known: `changes`, and the objects `before` and `after` (docs/synthetic.md)."""
     instructions: dict[str, str] = field(default_factory=dict)
     """What is to be asked of the pairs that have an instruction of their own."""
     unreadable: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class HeldOut:
                     continue
                 if not sample.is_pair or not sample.captions:
                     continue
-                # A pair that stands in the shards twice is one pair with all its references.
+                # A pair that is in the shards twice is one pair with all its references.
                 made.references.setdefault(sample.id, []).extend(sample.captions)
                 made._places.setdefault(sample.id, (shard, number))
                 if sample.instruction is not None:

@@ -47,7 +47,7 @@ class Sample:
     """One sample. `images` maps a role to encoded bytes: `before` and `after`, or `image`, or nothing for text.
 
     Exactly one of `captions` and `conversations` (turns `{"from", "value"}`) is non-empty. An empty `key` lets the
-    writer choose one. `meta` is free; `meta["change_type"]` names the change where it is known.
+    writer choose one. `meta` is free; `meta["change_type"]` names the change if it is known.
     """
 
     id: str

@@ -50,7 +50,7 @@ def _reduce_scattered(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tens
 
 
 class _GatherTokens(torch.autograd.Function):
-    """Shares of the tokens to all; ranks go on with different parts of a layer, so their gradients are added up."""
+    """Gathers all ranks' tokens. Ranks then compute different parts of a layer, so their gradients are added up."""
 
     @staticmethod
     def forward(ctx: Any, share: Tensor, group: dist.ProcessGroup) -> Tensor:

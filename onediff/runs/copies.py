@@ -1,7 +1,7 @@
-"""Copies of a run's state in the memory of its nodes: where they lie on a node, and how a rank asks the node's keeper.
+"""Copies of a run's state in the memory of its nodes: where they are on a node, and how a rank asks the node's keeper.
 
     FOLDER/keeper                              socket of the keeper, `launcher.keeper`
-    FOLDER/<generation>/rank-….safetensors     one file a rank, its own or one of the node before
+    FOLDER/<generation>/rank-….safetensors     one file per rank, its own or one of the previous node
 
 A generation is one state of all ranks. Standard library only.
 """

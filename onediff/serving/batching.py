@@ -101,7 +101,7 @@ class Batcher:
                     Reply(judged, next(maps) if one.wants_attention else None, len(batch))
                     for one, judged in zip(batch, said, strict=True)
                 ]
-            except Exception as error:  # the server goes on with the next batch
+            except Exception as error:  # the server continues with the next batch
                 self.counts.failed += len(batch)
                 for one in batch:
                     one.future.set_exception(error)

@@ -1,4 +1,4 @@
-"""The journal: one append-only file of JSON lines per stream, in `<run>/tracking/`. It is the truth about a run.
+"""The journal: one append-only file of JSON lines per stream, in `<run>/tracking/`. It is the source of truth about a run.
 
 A stream becomes one MLflow run: `run` is the job as submitted, `phase-<name>` a phase, `evaluation-<name>` an evaluation;
 `node-<host>` carries a node's system metrics, which belong to `run`. A line has `time` (ms) and one of these keys:

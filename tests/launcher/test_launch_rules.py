@@ -125,7 +125,7 @@ def test_other_ends():
 
 
 def test_a_node_that_fell_silent_is_lost_unless_a_rank_elsewhere_gives_the_reason():
-    """Slurm kills what is left of a step without a word: the silence that follows a failure is not a failure."""
+    """Slurm silently kills what is left of a step: the silence that follows a failure is not a failure."""
     survivors = [note(0, 143), note(1, 1, last=["RuntimeError: Connection reset by peer"])]
     lost = judge(survivors, ["a", "b"], 4, False, {})
     assert lost.blamed == ("b",) and "node failure" in lost.reason

@@ -1,4 +1,4 @@
-"""A search for good settings: what is proposed, ended early, taken up again."""
+"""A search for good settings: what is proposed, ended early, resumed."""
 
 import signal
 import subprocess
@@ -139,7 +139,7 @@ def test_runs_on_slurm_do_not_notice_that_their_search_was_interrupted(launched,
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "runs that are queued go on" in out, out
+    assert process.returncode == 130 and "queued runs continue" in out, out
     assert cluster.sh("squeue", "-h"), "the run was ended with the search"
     done = subprocess.run(command, capture_output=True, timeout=900, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr

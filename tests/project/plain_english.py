@@ -48,6 +48,23 @@ SAY = {
     r"(?-i:\bNone) where\b": "`None if`",
     r"\bwhere there (is|are) none\b": "`if there is none`",
     r"\binform(s|ed)? oneself\b": "`reads`, `asks`",
+    r"\bwithout a word\b": "`silently`, `without a warning`",
+    r"\bfor want of\b": "`for lack of`",
+    r"\bby heart\b": "`memorized`",
+    r"\bheld against\b": "`compared with`, `validated against`",
+    r"\bstands? in (it|the|train)\b|\bwhat stands\b": "`is in`, `contains`",
+    r"\bgo(es)? on with\b": "`continues with`",
+    r"\b(taken|takes?) up again\b": "`resumed`",
+    r"\bsaid once\b": "`logged once`",
+    r"\bin one go\b": "`together`, `at once`",
+    r"\b(is|was|are|were) led (to|from)\b": "`redirected`",
+    r"\bis the truth\b": "`is the source of truth`, `counts`",
+    r"\bwhere (it|that) is known\b": "`if it is known`",
+    r"\bwith an eye on\b": "`while checking`",
+    r"\bgoes? without\b(?! saying)": "`has none`, `lacks`",
+    r"\bnone of (this|its|their) (machine|runs?)\b": "`not one of`",
+    r"\bwas not to be\b|\bis not to be (told|known)\b": "`could not be`",
+    r"\bone (token|row|caption|line|file) a (place|row|pair|rank|step|image|model)\b": "`one … per …`",
 }
 """A pattern, and what to write instead."""
 

@@ -86,7 +86,7 @@ def shown(text: str) -> Iterator[str]:
 
 
 def blocks(page: Path) -> str:
-    """What stands in the blocks of a page."""
+    """The lines in the blocks of a page."""
     text = page.read_text(encoding="utf-8")
     fenced = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -101,7 +101,7 @@ def lines() -> list[str]:
 
 
 def mentioned() -> list[str]:
-    """What stands in backticks, in pages, configurations and the sources, of which messages are made."""
+    """The text in backticks in pages, configurations and the sources, of which messages are made."""
     files = [*PAGES, *(HOUSE / "configs").rglob("*.yaml")]
     files += [file for package in ("onediff", "launcher", "data_prep") for file in (HOUSE / package).rglob("*.py")]
     found = {span for file in files for span in re.findall(r"`(onediff [^`]*)`", file.read_text(encoding="utf-8"))}

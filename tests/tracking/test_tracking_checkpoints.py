@@ -90,7 +90,7 @@ def test_kept_checkpoints_are_logged_models_with_their_metrics_and_data(server, 
 
 
 def test_a_server_is_upgraded_in_the_middle_of_a_run(server, proxy, tmp_path, capfd):
-    """It has no logged models at first: that is said once and holds nothing up; then all that are kept are there."""
+    """It has no logged models at first: one line says so and nothing waits for it; then all that are kept are there."""
     run, client = tmp_path / "run", MlflowClient(server.url, server.url)
     config = TrackingConfig(uri=proxy.url, experiment="upgraded", live=False)
     proxy.refuse = {"logged-models": 404}

@@ -68,7 +68,7 @@ def test_two_runs_into_a_new_database_at_once_and_a_restart(database, tmp_path, 
     for tracker in trackers:
         tracker.finish()
         assert tracker.unsent == ""
-    # Taken up again from below what was sent: the child is replaced, every step is there once.
+    # Resumed from before what was sent: the child is replaced, and every step is there once.
     again = Tracker.open(tmp_path / "runs" / "a", config, params={"lr": 0.2})
     phase = again.phase("one", resumed_step=200)
     for step in range(201, 321):

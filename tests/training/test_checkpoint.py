@@ -158,7 +158,7 @@ def test_copies_in_memory_outlive_a_node_and_go_on_bit_by_bit(saved, resumed, no
     taken, too_old = resumed[after : after + 2]
     assert taken["extra"] == {"step": 4, "lanes": [{"0": 4}, {"1": 4}]}
     assert taken["losses"] == saved[1][before]["losses"]
-    assert too_old["extra"] is None, "a checkpoint of the same step is the truth"
+    assert too_old["extra"] is None, "a checkpoint of the same step counts"
     generations = sorted(path.name[:13] for path in nodes[stage].place("node0").glob("step-*"))
     assert generations == ["step-00000002", "step-00000004"]
 
