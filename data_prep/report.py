@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.splits import KNOWN
+from onediff.columns import in_columns
 from onediff.data.manifest import Manifest
 
 # Each chunk keeps this many lines about single samples; the counts are complete.
@@ -94,14 +95,8 @@ def table(rows: Sequence[Sequence[object]], heads: Sequence[str]) -> str:
         [str(head) for head in heads],
         *([f"{x:,}" if isinstance(x, int) else str(x) for x in row] for row in rows),
     ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]).rstrip()
+    first, *others = in_columns(cells, align=">")
+    return "\n".join([first, "-" * len(first), *others])
 
 
 def show_reports(reports: Sequence[Report], details: int = 10) -> str:

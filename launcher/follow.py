@@ -13,6 +13,7 @@ from launcher.outcome import read_notes, telling_line
 from launcher.queue import marked
 from launcher.record import Attempt, Record, last_lines
 from launcher.sections import as_beat, in_words
+from onediff.columns import in_columns
 from onediff.errors import UserError
 
 
@@ -169,18 +170,14 @@ def previous_end(attempts: list[Attempt]) -> str:
 
 def table(states: list[PhaseState]) -> str:
     """The states as a text table."""
-    heads = ("phase", "job", "state", "at", "nodes", "step", "loss", "tokens/s", "left", "restarts", "why")
-    rows = [heads]
+    rows = [("phase", "job", "state", "at", "nodes", "step", "loss", "tokens/s", "left", "restarts", "why")]
     for s in states:
         step = f"{s.step} of {s.steps_total}" if s.steps_total else str(s.step or "")
         loss = "" if s.loss is None else f"{s.loss:.4f}"
         pace = "" if s.tokens_per_second is None else f"{s.tokens_per_second:,.0f}"
         numbers = (step, loss, pace, "" if s.seconds_left is None else spoken(s.seconds_left), str(s.restarts))
         rows.append((s.phase, s.job or "", s.state, s.at or "", str(s.nodes or ""), *numbers, s.why))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(in_columns(rows))
 
 
 def as_json(states: list[PhaseState]) -> list[dict[str, object]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from launcher.space import Choice
+from onediff.columns import in_columns
 from onediff.errors import UserError
 from onediff.tracking.journal import records
 from onediff.tracking.overview import overview
@@ -215,7 +216,4 @@ def table(study: Study, goal: Goal, space: Sequence[Choice]) -> str:
         ]
         for trial in best_first(study, goal)
     ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
-    )
+    return "\n".join(in_columns([head, *rows]))

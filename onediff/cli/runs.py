@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from onediff.columns import in_columns
 from onediff.tracking.overview import Overview, overview, run_folders
 
 HEAD = ("run", "state", "phase", "step", "loss", "CIDEr ×100", "tokens/s", "job", "last heard")
@@ -32,10 +33,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
-    rows = [HEAD, *(row(one) for one in found)]
-    widths = [max(len(cells[column]) for cells in rows) for column in range(len(HEAD))]
-    for cells in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    print("\n".join(in_columns([HEAD, *map(row, found)])))
 
 
 def row(one: Overview) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ Files are COCO-style JSON (`{"annotations": [{"image_id", "caption"}]}` or the b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onediff.cli.output import add_json, with_json
+from onediff.columns import in_columns
 
 if TYPE_CHECKING:
     from onediff.evaluation.protocols import Protocol
@@ -113,24 +114,15 @@ def lines(
             cells += [_number(one.other), f"{100 * one.difference:+.1f}", _p(one.p)] if one else ["", "", ""]
         rows.append(cells + [_number(found.get(metric)) for _, found in others])
     found = [f"{rules.title} (protocol {rules.name}), {len(scores.ids)} pairs, tokens {scores.tokenisation}"]
-    found += table(rows)
+    found += in_columns(rows, align=">")
     if scores.groups:
         shown = scores.shown
         rows = [[("group" if rules.groups else "change type") + " ×100", "pairs", *shown]]
         for name, (pairs, group) in scores.groups.items():
             rows.append([name, str(pairs), *(_number(group.get(metric)) for metric in shown)])
-        found += ["", *table(rows)]
+        found += ["", *in_columns(rows, align=">")]
     found += [f"note: {note}" for note in scores.notes]
     return found + ([f"note: protocol {rules.name} is {rules.provenance}"] if rules.checked is None else [])
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells in columns: the first aligned left, numbers right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
 
 
 def read_scores(path: Path) -> dict[str, Any] | None:

@@ -20,13 +20,13 @@ FLOORS = (
     {"model", "data", "parallel", "zero", "tracking", "plan", "hub"},
     {"runs"},
     {"config"},
-    {"atomic", "errors", "llm", "progress", "ranks"},
+    {"atomic", "columns", "errors", "llm", "progress", "ranks"},
 )
 """Of `onediff`, from the top; a package imports from its own floor and those below it."""
 
 MAY_IMPORT = {
-    "launcher": {"atomic", "config", "errors", "ranks", "runs"},
-    "data_prep": {"atomic", "config", "data", "errors", "llm", "progress"},
+    "launcher": {"atomic", "columns", "config", "errors", "ranks", "runs"},
+    "data_prep": {"atomic", "columns", "config", "data", "errors", "llm", "progress"},
 }
 """What the packages that stand apart may use of `onediff`."""
 
