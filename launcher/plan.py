@@ -33,18 +33,6 @@ def node_range(text: str) -> tuple[int, int]:
     return least, most
 
 
-def chosen_phases(phases: Collection[str], wanted: str | None) -> list[str]:
-    """The phases to submit in the order of the configuration, with `evaluate` last."""
-    known = [*phases, EVALUATE]
-    names = known if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise UserError(f"--phases: no phase {name!r}{nearest(name, known)}")
-    if not names:
-        raise UserError("--phases: no phase given")
-    return [name for name in known if name in names]
-
-
 def remaining(record: Record, phases: Collection[str], chosen: list[str], has_init: bool) -> list[str]:
     """The `chosen` phases that still have to run, of all `phases` of the configuration.
 

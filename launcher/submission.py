@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from launcher.fit import check_memory
 from launcher.freeze import check_folder, freeze, write_scripts
-from launcher.plan import check_cluster, chosen_phases, make_plan, node_range, phase_script, remaining
+from launcher.plan import EVALUATE, check_cluster, make_plan, node_range, phase_script, remaining
 from launcher.profile import ClusterProfile
 from launcher.queue import require_idle, sole, submit_chain
 from launcher.ready import check_inputs, offline
 from launcher.record import Json, Record
 from launcher.render import rendered
-from onediff.config.run import RunConfig
+from onediff.config.run import RunConfig, chosen_phases
 from onediff.errors import UserError
 from onediff.runs.address import require_sources
 
@@ -63,7 +63,9 @@ class Ready(NamedTuple):
 def checked(asked: Submission, dry_run: bool = False) -> Ready:
     """Check everything that can be checked without Slurm. Raises UserError; a dry run only lists missing inputs."""
     config, record = asked.config, Record(asked.run)
-    wanted = remaining(record, config.phases, chosen_phases(config.phases, asked.phases), config.init is not None)
+    wanted = remaining(
+        record, config.phases, chosen_phases([*config.phases, EVALUATE], asked.phases), config.init is not None
+    )
     if not wanted:
         return Ready(asked, record, asked.profile, {}, [])
     if asked.spares < 0:

@@ -32,16 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launcher.jobset import Pods, manifests
-    from launcher.plan import chosen_phases
+    from launcher.plan import EVALUATE
     from onediff.atomic import write_whole
     from onediff.config.compose import load_run
+    from onediff.config.run import chosen_phases
     from onediff.errors import UserError
 
     if args.nodes < 1 or args.gpus_per_node < 0 or args.restarts < 0:
         raise UserError("--nodes must be at least 1, --gpus-per-node and --restarts at least 0")
     config = load_run(args.config, args.overrides)
     pods = Pods(args.image, args.claim, PurePosixPath(args.mount), args.nodes, args.gpus_per_node, args.restarts)
-    text = manifests(config, chosen_phases(config.phases, args.phases), pods)
+    text = manifests(config, chosen_phases([*config.phases, EVALUATE], args.phases), pods)
     if args.out is None:
         print(text, end="")
     else:

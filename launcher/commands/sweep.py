@@ -38,12 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from launcher import slurm
     from launcher.commands.submit import submit
-    from launcher.plan import chosen_phases, make_plan, node_range
+    from launcher.plan import EVALUATE, make_plan, node_range
     from launcher.profile import load_profile
     from launcher.ready import check_inputs
     from launcher.record import Record
     from launcher.submission import Submission
     from onediff.config.compose import load_run
+    from onediff.config.run import chosen_phases
 
     if args.at_most < 1:
         raise UserError(f"--at-most {args.at_most}: must be at least 1")
@@ -56,17 +57,12 @@ def run(args: argparse.Namespace) -> int:
         load_run(args.config, [*fixed, *point, f"name={slug(point)}", f"tracking.sweep={name}"]) for point in points
     ]
     nodes = node_range(args.nodes) if profile.scheduler == "slurm" else (1, 1)
+    phases = chosen_phases([*configs[0].phases, EVALUATE], args.phases)
     for config in configs:
-        make_plan(
-            config,
-            Path("runs").resolve() / name / config.name,
-            profile,
-            nodes,
-            chosen_phases(config.phases, args.phases),
-        )
+        make_plan(config, Path("runs").resolve() / name / config.name, profile, nodes, phases)
     if args.dry_run:
         said = [args.config, *fixed, *points[0]]
-        check_inputs(configs[0], profile, chosen_phases(configs[0].phases, args.phases), said, dry_run=True)
+        check_inputs(configs[0], profile, phases, said, dry_run=True)
         print("\n".join(" ".join(point) for point in points))
         return 0
     # One chain per run allowed at once: each run in a chain waits for the end of the previous one.

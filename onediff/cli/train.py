@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from launcher.local import Node, run_local
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
 from onediff.config.model import ModelConfig
-from onediff.config.run import RunConfig
-from onediff.config.section import nearest
+from onediff.config.run import RunConfig, chosen_phases
 from onediff.config.training import InitConfig
 from onediff.errors import UserError
 from onediff.ranks import own_place
@@ -74,17 +72,6 @@ def own_folder(config: str, resume: bool) -> Path | None:
     path = Path(config)
     folder = path.parent if path.name == "config.yaml" else path
     return folder if resume and (folder / "config.yaml").is_file() and is_run(folder) else None
-
-
-def chosen_phases(phases: Collection[str], names: str | None) -> list[str]:
-    """The phases to train, in the order of the configuration. Raises UserError for an unknown name."""
-    if names is None:
-        return list(phases)
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted:
-        if name not in phases:
-            raise UserError(f"--phases: no phase {name!r}{nearest(name, phases)}")
-    return [name for name in phases if name in wanted]
 
 
 def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, processes: int) -> None:

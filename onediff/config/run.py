@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from onediff.config.data import DataConfig
@@ -11,6 +13,20 @@ from onediff.config.parallel import ParallelConfig
 from onediff.config.section import PLAIN_NAME, Section, nearest
 from onediff.config.tracking import TrackingConfig
 from onediff.config.training import Checkpointing, InitConfig, OptimizerConfig, PhaseConfig, TrainingConfig
+from onediff.errors import UserError
+
+
+def chosen_phases(known: Collection[str], wanted: str | None) -> list[str]:
+    """The phases that `--phases A,B` names, all of them by default, in the order of `known`. Raises UserError."""
+    if wanted is None:
+        return list(known)
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--phases: no phase {name!r}{nearest(name, known)}")
+    if not names:
+        raise UserError("--phases: no phase given")
+    return [name for name in known if name in names]
 
 
 class RunConfig(Section):
