@@ -27,7 +27,8 @@ ALONE = Path(__file__).parents[1] / "support" / "without_onediff.py"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     data = render(tmp_path_factory.mktemp("data"), pairs=20, singles=20)
-    done = train(folder, data, 1, "--phases", "warm-up", **{"training.captions_every": 1})
+    more = {"training.captions_every": 1, "training.sample_captions": 2}
+    done = train(folder, data, 1, "--phases", "warm-up", **more)
     assert done.returncode == 0, done.stderr
     done = onediff(["evaluate", str(folder), "limit=2", "bootstrap=20"])
     assert done.returncode == 0, done.stderr

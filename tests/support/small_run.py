@@ -36,7 +36,7 @@ def overrides(data: Path, steps: int, rows: int = 4, **more: object) -> list[str
         "data.sets.pairs": data / "pairs",
         "data.sets.singles": data / "singles",
         "data.workers": 0,
-        "training.sample_captions": 2,
+        "training.sample_captions": 0,
         "evaluation.max_new_tokens": 8,
         "tracking.live": False,
         # Half the demo's model: every part has two layers.

@@ -53,6 +53,7 @@ def settings(server: MlflowServer, experiment: str) -> dict[str, object]:
         "tracking.system_seconds": 1,
         "tracking.finish_seconds": 120,
         "training.captions_every": 6,
+        "training.sample_captions": 2,
         "training.profile": "{steps: 1, wait: 2}",
     }
 

@@ -23,12 +23,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same run with one process and with two; the second makes few logits at a time, in as many chunks as it has
-    targets for, which differs between the ranks."""
+    """The same run with one process and with two, which write captions of samples between the phases; the second makes few
+    logits at a time, in as many chunks as it has targets for, which differs between the ranks."""
     made = {}
     for processes, chunk in ((1, "null"), (2, 40)):
         made[processes] = tmp_path_factory.mktemp("runs") / f"with-{processes}"
-        done = train(made[processes], data, STEPS, "--processes", str(processes), **{"training.loss_chunk": chunk})
+        more = {"training.loss_chunk": chunk, "training.sample_captions": 2}
+        done = train(made[processes], data, STEPS, "--processes", str(processes), **more)
         assert done.returncode == 0, done.stderr
     return made
 
