@@ -144,7 +144,7 @@ def test_a_corrupt_image_in_a_shard_is_skipped_counted_and_reported(data, tmp_pa
                 new.addfile(member, content)
     write_manifest(build_manifest(damaged))
     run = tmp_path / "run"
-    words = overrides(data, 8, **{"data.sets.singles": damaged.parent, "data.bad_share": 0.5})
+    words = overrides(data, 5, **{"data.sets.singles": damaged.parent, "data.bad_share": 0.5})
     done = onediff(["train", "configs/demo.yaml", *words, "--run", str(run), "--phases", "warm-up"])
     assert done.returncode == 0, done.stderr
     skipped = [

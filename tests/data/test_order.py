@@ -134,7 +134,7 @@ leg = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     sizes=st.lists(uneven, min_size=3, max_size=3),
     weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),

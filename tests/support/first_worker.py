@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-LIMIT, WORK = timedelta(seconds=4), 20
+LIMIT, WORK = timedelta(seconds=4), 10
 
 
 def main() -> None:
