@@ -9,9 +9,9 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from places import SUPPORT
 from processes import end, start_ranks
@@ -51,15 +51,8 @@ def command(run: Path, data: Path, spec: dict, *words: str) -> list[str]:
 
 def poisoned(run: Path, data: Path, spec: dict, *words: str) -> subprocess.CompletedProcess[str]:
     """One process of a run that goes wrong where `spec` says."""
-    script = SUPPORT / "poisoned_train.py"
-    return subprocess.run(
-        [sys.executable, str(script), *command(run, data, spec, *words)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    script = [str(SUPPORT / "poisoned_train.py"), *command(run, data, spec, *words)]
+    return forked.run(script, {**os.environ, "OMP_NUM_THREADS": "1"}, 600)
 
 
 def events(run: Path) -> list[dict]:
