@@ -16,7 +16,7 @@ from onediff.runs.folder import RunFolder
 from onediff.training.data import phase_stream
 from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
 
-STEPS = 20
+STEPS = 10
 
 
 def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str, list[float], list[float]]]:
