@@ -1,6 +1,7 @@
-"""A rank alone on the stage: process groups without other ranks, and tensors that have a shape but no memory.
+"""Process groups without other ranks, and tensors with a shape but no memory.
 
-What other ranks would send counts as what this one has. A number that nobody computed is 1, a flag is not set.
+What other ranks would send is taken to be equal to this rank's own. A number that was never computed is 1; a flag is
+not set.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_impls import op_implementations_checks
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from onediff.model import delta, norms
@@ -28,7 +31,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def without_other_ranks(ranks: Ranks) -> Iterator[None]:
-    """torch.distributed and DeepSpeed in a world of which only this rank is there, by torch's `fake` backend."""
+    """Starts torch.distributed and DeepSpeed in a world with only this rank, using torch's `fake` backend."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     os.environ.update(ranks.variables())
@@ -48,11 +51,11 @@ def _gathered(values: list[Any], value: Any, group: Any = None) -> None:
 
 
 def _kept(values: list[Any], *_: Any, **__: Any) -> None:
-    """The first rank's values are this one's."""
+    """The first rank's values are taken to be this rank's."""
 
 
 def with_numbers(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The same function on real tensors, for what looks at numbers."""
+    """The same function on real tensors, for code that reads values."""
 
     def computed(*arguments: Any) -> Result:
         with _disable_current_modes():
@@ -63,21 +66,69 @@ def with_numbers(function: Callable[..., Result]) -> Callable[..., Result]:
 
 @contextmanager
 def without_memory() -> Iterator[FakeTensorMode]:
-    """Tensors made inside are shapes: everything is computed but numbers."""
+    """Tensors created inside have a shape but no values."""
     with (
         patch.object(norms, "is_rms_norm", with_numbers(norms.is_rms_norm)),
         patch.object(delta, "cell_places", with_numbers(delta.cell_places)),
-        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        Shapes(allow_non_fake_inputs=True) as fake,
         Assumed(),
     ):
         yield fake
 
 
-class Assumed(TorchDispatchMode):
-    """Gives the host a number where it reads one from a tensor that has none.
+class Shapes(FakeTensorMode):
+    """torch's fake tensors, faster: a plain operator goes straight to its kernel for shapes.
 
-    Fake tensors of one element remember a constant, and compute with it; this gives one to those that were computed from
-    larger tensors. So the norm of a gradient is 1, `isfinite` of it is true, and no step is skipped.
+    For every operator torch looks for constants, devices, special rules, and an earlier call with the same shapes, which
+    takes most of a rehearsal. A plain operator on tensors without constants needs none of it.
+    """
+
+    def dispatch(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs or not is_plain(func) or not all(map(self._is_plain, args)):
+            return super().dispatch(func, types, args, kwargs or {})
+        with in_kernel_invocation_manager(self):
+            made = func(*args)
+        return made if isinstance(made, FakeTensor) else FakeTensor(self, made, CPU)
+
+    def _is_plain(self, argument: Any) -> bool:
+        """Whether an argument is a fake tensor without a constant, a number, or a list of numbers."""
+        if isinstance(argument, FakeTensor):
+            return argument.fake_mode is self and argument.fake_device == CPU and argument.constant is None
+        if isinstance(argument, (list, tuple)):
+            return all(isinstance(one, int) for one in argument)
+        return not isinstance(argument, torch.Tensor)
+
+
+CPU = torch.device("cpu")
+SHAPE_KERNELS = ("Meta", "CompositeExplicitAutograd")
+"""torch's dispatch keys of the kernels that compute a shape."""
+VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+VIEWS |= {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
+"""Their special rules are for symbolic sizes, which do not occur here."""
+
+
+@cache
+def is_plain(operator: Any) -> bool:
+    """Whether an operator computes one tensor from tensors, on their device, without a special rule for fake ones."""
+    schema, name = operator._schema, operator.name()
+    return (
+        operator.namespace == "aten"
+        and [str(returned.type) for returned in schema.returns] == ["Tensor"]
+        and any(str(argument.type) == "Tensor" for argument in schema.arguments)
+        and all(argument.name != "device" for argument in schema.arguments)
+        and torch.Tag.inplace_view not in operator.tags
+        and torch.Tag.dynamic_output_shape not in operator.tags
+        and torch.Tag.data_dependent_output not in operator.tags
+        and any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in SHAPE_KERNELS)
+        and (operator in VIEWS or not any(applies(operator) for applies, _ in op_implementations_checks))
+    )
+
+
+class Assumed(TorchDispatchMode):
+    """Supplies a number where the host reads one from a tensor without values.
+
+    A fake tensor with one element can hold a constant and compute with it. This gives a constant to those that were
+    computed from larger tensors, so the norm of a gradient is 1, `isfinite` of it is true, and no step is skipped.
     """
 
     def __torch_dispatch__(
@@ -93,7 +144,7 @@ class Assumed(TorchDispatchMode):
 
 
 call_without_compiler(
-    *(mode.__torch_dispatch__ for mode in (FakeTensorMode, Assumed, Alive, Recorder)),  # each runs at every operator
+    *(mode.__torch_dispatch__ for mode in (FakeTensorMode, Assumed, Alive, Recorder)),  # each runs for every operator
 )
 
 
