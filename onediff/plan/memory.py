@@ -101,8 +101,9 @@ def memory_of(tape: Tape, setup: Setup, micro_batch_bytes: int = 0) -> Memory:
     # With fp32 gradients at stage 1 DeepSpeed uses its bf16 optimizer, which reduces them in place.
     elements = 0 if setup.stage == 1 and setup.bf16 else min(setup.bucket, counts.trained)
     bucket, averaged = elements * setup.itemsize, elements * setup.reduced_itemsize
-    # ZeRO-3 releases only weights that it will not need again soon.
-    gathered = setup.itemsize * min(counts.trained + counts.frozen, setup.live) if setup.stage == 3 else 0
+    # ZeRO-3 releases only weights that it will not need again soon, and gathers a tensor whole even if it exceeds the limit.
+    live = min(counts.trained + counts.frozen, max(setup.live, counts.largest))
+    gathered = setup.itemsize * live if setup.stage == 3 else 0
     backward = Memory(
         "in the backward pass",
         **resident,
