@@ -291,7 +291,7 @@ def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _rows_at_once(parquet: Any) -> int:
-    """Rows whose images have a megabyte together: memory for more is taken from the system anew each time."""
+    """Rows whose images total about a megabyte; larger buffers would be requested from the system every time."""
     if "binary" not in str(parquet.schema_arrow):
         return ROWS
     groups = (parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups))

@@ -63,7 +63,6 @@ SAY = {
     r"\bwith an eye on\b": "`while checking`",
     r"\bgoes? without\b(?! saying)": "`has none`, `lacks`",
     r"\bnone of (this|its|their) (machine|runs?)\b": "`not one of`",
-    r"\bwas not to be\b|\bis not to be (told|known)\b": "`could not be`",
     r"\bone (token|row|caption|line|file) a (place|row|pair|rank|step|image|model)\b": "`one … per …`",
 }
 """A pattern, and what to write instead."""
