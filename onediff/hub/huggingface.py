@@ -137,7 +137,7 @@ def writes_the_same(prompter: Prompter, settings: dict[str, Any], tokenizer: Any
     stand_ins = {settings["image_token_id"]: IMAGE, settings["delta_token_id"]: DELTA}
     for question in (settings["prompt"]["question"], "Which of the two is larger?"):
         ours = prompter.sequence([tokens, tokens], True, [Turn(question, None)]).token_ids
-        theirs = processor.token_ids("" if question == settings["prompt"]["question"] else question, 2 * tokens)
+        theirs = processor.token_ids("" if question == settings["prompt"]["question"] else question, [tokens, tokens])
         if [stand_ins.get(token, token) for token in theirs] != ours:
             return False
     return True
@@ -155,7 +155,8 @@ def chat_template(prompt: dict[str, Any]) -> str:
         "{%- if messages[0].content is string -%}{%- set said.text = messages[0].content -%}{%- else -%}"
         "{%- for part in messages[0].content if part.type == 'text' -%}"
         "{%- set said.text = said.text + part.text -%}{%- endfor -%}{%- endif -%}"
-        f"{{{{- {before} + {mark} + {after} + (said.text or {question}) + {behind} -}}}}"
+        f"{{%- set asked = said.text or {question} -%}}"
+        f"{{{{- {before} + ('' if {mark} in asked else {mark} + {after}) + asked + {behind} -}}}}"
     )
 
 

@@ -75,7 +75,7 @@ class OneDiffProcessor(ProcessorMixin):
             raise ValueError(f"{pairs} pairs of images and {len(texts)} prompts")
         sizes = [image.size for image in flat]
         tokens = [len(plane.chosen) for plane in planes_of(self.settings["image"], sizes)]
-        rows = [self.token_ids(one, sum(tokens[2 * pair : 2 * pair + 2])) for pair, one in enumerate(texts)]
+        rows = [self.token_ids(one, tokens[2 * pair : 2 * pair + 2]) for pair, one in enumerate(texts)]
         longest = max(map(len, rows))
         padded = [[self.tokenizer.eos_token_id] * (longest - len(row)) + row for row in rows]
         seen = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -86,18 +86,28 @@ class OneDiffProcessor(ProcessorMixin):
         return BatchFeature(tensors)
 
     def token_ids(self, text, image_tokens):
-        """The tokens of one prompt with that many for both images; a text without places for images is a question."""
+        """The tokens of one prompt, with `image_tokens` for before and after.
+
+        A text without places for images is a question.
+        """
         prompt, mark = self.settings["prompt"], self.settings["prompt"]["mark"]
         if mark not in text:
             question = text or prompt["question"]
-            text = prompt["before"] + mark + prompt["after_images"] + question + prompt["behind"]
-        pieces = re.split(f"(?:{re.escape(mark)})+", text)
-        if len(pieces) != 2:
-            raise ValueError("both images stand in one place of a prompt")
-        before, behind = (self.tokenizer(one, add_special_tokens=False)["input_ids"] if one else [] for one in pieces)
-        images = [self.settings["image_token_id"]] * image_tokens
-        deltas = [self.settings["delta_token_id"]] * self.settings["delta_tokens"]
-        return [*prompt["start"], *before, *images, *deltas, *behind]
+            places = "" if mark in question else mark + prompt["after_images"]
+            text = prompt["before"] + places + question + prompt["behind"]
+        first, *others = re.split(f"(?:{re.escape(mark)})+", text)
+        if len(others) not in (1, 2):
+            raise ValueError("a prompt has one place for both images, or one for each")
+        counts = image_tokens if len(others) == 2 else [sum(image_tokens)]
+        images = [[self.settings["image_token_id"]] * count for count in counts]
+        images[-1] += [self.settings["delta_token_id"]] * self.settings["delta_tokens"]
+        made = [*prompt["start"], *self._words(first)]
+        for tokens, words in zip(images, others, strict=True):
+            made += tokens + self._words(words)
+        return made
+
+    def _words(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def captions(self, generated, inputs):
         """The sentences that `generate` added to the prompts of `inputs`."""

@@ -21,9 +21,11 @@ from onediff.cli import main
 from onediff.config.data import PromptConfig
 from onediff.config.model import ImageConfig, ModelConfig
 from onediff.data.fits import fit_of
+from onediff.data.prompts import Prompter
 from onediff.errors import UserError
+from onediff.hub.huggingface import chat_template, processor_settings, writes_the_same
 from onediff.hub.planes_onediff import planes_of
-from onediff.hub.processing_onediff import pixels_of
+from onediff.hub.processing_onediff import OneDiffProcessor, pixels_of
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import save_model
 
@@ -133,6 +135,20 @@ def test_the_processor_of_an_export_prepares_images_as_training_does(fit):
         for mine, theirs in zip(seen.planes, planes, strict=True) if seen.planes else ():
             assert (mine.chosen == theirs.chosen).all() and mine.shape == theirs.shape
             assert ((mine.boxes[:, :2] + mine.boxes[:, 2:]) / 2 == theirs.centres).all()
+
+
+@pytest.mark.parametrize("wording", ["what has changed", "first <image> second <image> what has changed"])
+def test_the_processor_of_an_export_puts_images_where_the_instruction_does(wording):
+    instructions = {"pair": wording, "single": "what is there", "couple": "what is in both"}
+    prompter = Prompter(tokenizer(), PromptConfig(instructions=instructions), tiny_config().delta.tokens)
+    settings = processor_settings(tiny_model(), tiny_config(), prompter)
+    assert writes_the_same(prompter, settings, tokenizer())
+    processor = OneDiffProcessor(tokenizer(), settings, chat_template(settings["prompt"]))
+    for question in ("", wording):
+        prompt = processor.apply_chat_template([{"role": "user", "content": question}])
+        assert processor.token_ids(prompt, [4, 4]) == processor.token_ids("", [4, 4])
+    with pytest.raises(ValueError, match="one place for both images, or one for each"):
+        processor.token_ids("<image> a <image> b <image>", [4, 4])
 
 
 def test_what_is_on_no_hub_is_one_line(monkeypatch):
