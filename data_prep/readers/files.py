@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from onediff.errors import UserError
 
 PIECE = 1 << 20
+PACKED = {".gz": "gunzip", ".tgz": "gunzip", ".zst": "unzstd", ".xz": "unxz", ".bz2": "bunzip2", ".zip": "unzip"}
+"""How to unpack a file."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,6 +157,24 @@ def reading_text(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeError as error:
-        raise UserError(f"{path}: not text in UTF-8 ({getattr(error, 'reason', error)}); save it as UTF-8") from None
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"{path}{_line_that_is_no_text(path)}: not text in UTF-8 ({reason}); save it as UTF-8"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _line_that_is_no_text(path: Path) -> str:
+    """` line 7` for the first line that is not UTF-8, nothing where there is none, as in broken UTF-16."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return (
+                    f" line {number}"
+                    if number > 1 or line[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                    else ""
+                )
+    return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.readers.delimited import is_regular
-from data_prep.readers.files import DECODER, json_lines, json_rows, objects_of, open_text, reading_text
+from data_prep.readers.files import DECODER, PACKED, json_lines, json_rows, objects_of, open_text, reading_text
 from data_prep.readers.lines import are_exact, line_pieces, parsed_lines
 from onediff.errors import UserError
 
@@ -27,8 +27,6 @@ PARQUET = (".parquet", ".pq")
 KINDS = (*DELIMITED, *LINES, *PARQUET, ".json", ".arrow")
 """Suffixes of tables."""
 SHEETS = (".xlsx", ".xls", ".ods")
-PACKED = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip"}
-"""How to unpack a table."""
 LONGEST_CELL = 1 << 24
 """Characters of a cell; the csv module's own limit is 131,072, and a quote that is never closed makes one of a file."""
 ROWS = 4096
@@ -171,7 +169,7 @@ def _csv_batches(path: Path, header: Sequence[str], delimiter: str, number: int)
     import pyarrow as pa
 
     with _reading(path), open_text(path) as lines:
-        table = filter(None, csv.reader(lines, delimiter=delimiter, strict=True))  # blank lines are no rows
+        table = _filled(csv.reader(lines, delimiter=delimiter, strict=True), path)
         for _ in range(number):
             next(table, None)
         while rows := list(islice(table, ROWS)):
@@ -184,6 +182,20 @@ def _csv_batches(path: Path, header: Sequence[str], delimiter: str, number: int)
             cells = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
             yield TableBatch(number, pa.RecordBatch.from_arrays(cells, list(header)))
             number += len(rows)
+
+
+def _filled(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
+    """The header and the rows, without blank lines. Raises UserError with the number of a row that cannot be read."""
+    number = 0
+    try:
+        for row in rows:
+            if row:
+                yield row
+                number += 1
+    except csv.Error as error:
+        is_open = "unexpected end" in str(error)
+        what = "a double quote opens a cell and none closes it" if is_open else f"not a row of a table: {error}"
+        raise UserError(f"{path.name} row {number}: {what}") from None
 
 
 def _pieces(path: Path) -> Iterator[tuple[Iterator[dict[str, Any]], tuple[pa.Array, pa.Table] | None]]:

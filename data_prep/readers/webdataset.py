@@ -12,13 +12,12 @@ from typing import Any
 from data_prep.image_source import SUFFIXES
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.readers.columns import Columns
-from data_prep.readers.files import DECODER
+from data_prep.readers.files import DECODER, PACKED
 from data_prep.splits import split_in
 from onediff.data.index import scan_members
 from onediff.errors import UserError
 
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
-PACKED = {".gz": "gunzip", ".tgz": "gunzip", ".zst": "unzstd", ".xz": "unxz", ".bz2": "bunzip2"}
 FAULT = "fault of this sample"
 """In place of cells that cannot be read."""
 
@@ -35,8 +34,14 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     ends = {role: name for role, name in named.items() if name[:1] in ("_", "-")}
     plain = {meaning: name for meaning, name in named.items() if not name.endswith(".tar") and meaning not in ends}
     # All are read once for their columns: a split or a second caption may first appear in the last tar.
-    found = (name for group in groups for _, cells in _samples(group, root, ends) for name in cells)
-    header = [name for name in dict.fromkeys(found) if name != FAULT]
+    found: dict[str, Any] = {}
+    for group in groups:
+        for _, cells in _samples(group, root, ends):
+            for name, cell in cells.items():
+                found.setdefault(name, cell)
+    header = [name for name in found if name != FAULT]
+    if not header:
+        raise UserError(f"{base}: there are no samples{f'; {found[FAULT]}' if found else ''}")
     columns = Columns.found(header, plain, base)
     for group in groups:
         tar = next(iter(group.values()))

@@ -218,7 +218,7 @@ def test_what_no_row_can_mend_stops_the_conversion(
         ("before,after,caption\n0.png,1.png,a car, red\n", "t.csv row 1: 4 cells, but the header names 3; put text"),
         ("before,after,caption\n", "there are no rows"),
         ("", "there are no rows"),
-        ('before,after,caption\n0.png,1.png,"open\n', "t.csv: not a table: unexpected end of data"),
+        ('before,after,caption\n0.png,1.png,"open\n', "t.csv row 1: a double quote opens a cell and none closes it"),
     ],
 )
 def test_a_broken_csv_is_one_clear_line(folder: Path, text: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:

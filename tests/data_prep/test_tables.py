@@ -227,7 +227,7 @@ def test_an_object_for_a_caption_and_text_that_is_no_utf8_are_one_line_each(fold
     assert code == 2 and "t.jsonl row 1: the caption is an object with the fields 'en', 'de'" in error
     (folder / "l.json").write_bytes('[{"before": "0.png", "after": "1.png", "caption": "grün"}]'.encode("latin-1"))
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "l.json")
-    assert code == 2 and "l.json: not text in UTF-8" in error and error.count("\n") == 1
+    assert code == 2 and "l.json line 1: not text in UTF-8" in error and error.count("\n") == 1
 
 
 def test_lines_of_json_read_by_column_are_those_read_one_at_a_time(folder: Path, monkeypatch) -> None:
