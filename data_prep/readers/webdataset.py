@@ -37,9 +37,9 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     found: dict[str, Any] = {}
     for group in groups:
         for _, cells in _samples(group, root, ends):
-            for name, cell in cells.items():
-                found.setdefault(name, cell)
-    header = [name for name in found if name != FAULT]
+            for column, cell in cells.items():
+                found.setdefault(column, cell)
+    header = [column for column in found if column != FAULT]
     if not header:
         raise UserError(f"{base}: there are no samples{f'; {found[FAULT]}' if found else ''}")
     columns = Columns.found(header, plain, base)

@@ -12,6 +12,8 @@ import multiprocessing
 import sys
 from importlib import import_module
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from onediff.config.compose import load_run
 from onediff.model.lean import lean_imports
@@ -35,10 +37,10 @@ def main(roles: list[Role]) -> None:
     for name in LATER:
         import_module(name)
     fork = multiprocessing.get_context("fork")
-    waiting, playing = iter(roles), dict[int, tuple[multiprocessing.process.BaseProcess, Role]]()
+    waiting, playing = iter(roles), dict[Any, tuple[BaseProcess, Role]]()
     while True:
         for role in waiting:
-            process = fork.Process(target=begin, args=(role,), daemon=True)
+            process: BaseProcess = fork.Process(target=begin, args=(role,), daemon=True)
             process.start()
             playing[process.sentinel] = process, role
             if len(playing) == AT_ONCE:
@@ -46,7 +48,7 @@ def main(roles: list[Role]) -> None:
         if not playing:
             return
         for ended in connection.wait(list(playing)):
-            process, role = playing.pop(ended)  # type: ignore[call-overload]
+            process, role = playing.pop(ended)
             process.join()
             if process.exitcode:
                 told = f"rank {role.rank} of {role.world} was killed by signal {-process.exitcode}"

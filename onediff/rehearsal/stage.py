@@ -7,7 +7,7 @@ not set.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -83,7 +83,9 @@ class Shapes(FakeTensorMode):
     takes most of a rehearsal. A plain operator on tensors without constants needs none of it.
     """
 
-    def dispatch(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def dispatch(
+        self, func: Any, types: Any, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> Any:
         if kwargs or not is_plain(func) or not all(map(self._is_plain, args)):
             return super().dispatch(func, types, args, kwargs or {})
         with in_kernel_invocation_manager(self):
