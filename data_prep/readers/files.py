@@ -166,7 +166,7 @@ def reading_text(path: Path) -> Iterator[None]:
 
 
 def _line_that_is_no_text(path: Path) -> str:
-    """` line 7` for the first line that is not UTF-8, nothing where there is none, as in broken UTF-16."""
+    """` line 7` for the first line that is not UTF-8, nothing if there is none, as in broken UTF-16."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
