@@ -56,6 +56,7 @@ def work(stream: Stream, tasks: Iterable[Task], workers: int, prefetch: int) -> 
             collate_fn=_packed,
             worker_init_fn=_leave_signals_to_the_rank,
             prefetch_factor=prefetch if workers else None,
+            generator=torch.Generator(),  # the seed that it draws must not come from the numbers of the model's dropout
         )
     )
     # For good: an exception's frames can keep the workers alive even after this generator has been closed.

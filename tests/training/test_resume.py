@@ -24,7 +24,7 @@ from onediff.runs.folder import RunFolder
 from onediff.training.start import starting_model
 
 STEPS = 16
-MORE = {"phases.two.pack": 256, "phases.warm-up.steps": 2}
+MORE = {"phases.two.pack": 256, "phases.warm-up.steps": 2, "model.delta.dropout": 0.1}
 
 PROFILED = {"training.profile": "{steps: 2, wait: 3}", "training.deterministic": True}
 
