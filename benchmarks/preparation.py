@@ -7,9 +7,10 @@ software is measured and not the disk. The plan and one share of --tasks are mad
 first --whole of them, and that time is scaled to --pairs, so that 5 GB of disk are enough; the same pairs, in as many parts
 as all would make, are joined. Every way runs in a process of its own on one core, and times are processor times, which other
 work on the machine falsifies less than the clock. The limit looks at each file (`stat`), reads it and writes it into one
-large file. `speed-up` is the time of one process over that of a task, and over that of the whole chain that a user waits
-for: the plan, a task, joining. The plan is what the first task takes beyond another. Times are medians of three; joining
-is timed once. img2dataset, where its command is given, fetches images from a server on this machine.
+large file. `speed-up` is the time of one process over that of a task, over that of the plan and a task, and over that
+of the whole chain that a user waits for: the plan, a task, joining. The plan is what the first task takes beyond
+another. Times are medians of three; joining is timed once. img2dataset, where its command is given, fetches images from
+a server on this machine.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ def measured(work: Path, pairs: int, whole: int, tasks: int, img2dataset: Path |
         "joining as many parts, s": round(together, 1),
         "joining, peak MB": round(together_peak),
         "speed-up of a task": round(one * scale / task, 1),
+        "speed-up of the plan and a task": round(one * scale / (plan + task), 1),
         "speed-up of the whole chain": round(one * scale / (plan + task + together), 1),
     }
     if img2dataset:
