@@ -118,7 +118,7 @@ def converted(args: argparse.Namespace) -> tuple[int, list[dict[str, Any]]]:
 
         args.annotations = fetched(str(args.annotations))
     if args.annotations is None and args.images is None:
-        raise UserError(f"--annotations: say where the data set is; {chosen.name} expects {chosen.layout}")
+        raise UserError(f"--annotations or --images: say where the data set is; {chosen.name} expects {chosen.layout}")
     check_paths(args)
     table = args.annotations
     images = args.images or (table if table.is_dir() else table.parent)

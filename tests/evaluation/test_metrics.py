@@ -255,7 +255,7 @@ def test_cider_of_one_pair_or_of_like_references_is_explained_and_not_zero() -> 
     assert found.scores["CIDEr"] > 0
     assert "CIDEr" not in found.groups["none"][1]
     assert found.notes == (
-        "CIDEr of none is left blank: its pairs all have the same references, "
+        "CIDEr of none is left blank: its references do not differ from pair to pair, "
         "and CIDEr weighs words by how few pairs have them",
     )
     assert found.groups["none"][1]["BLEU-2"] == pytest.approx(1)

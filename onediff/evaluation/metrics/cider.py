@@ -21,7 +21,7 @@ class CiderMetric(Metric):
     name = "cider"
     scores = ("CIDEr", "CIDEr-D", "CIDEr-plain")
     shown = ("CIDEr",)
-    blank = "its pairs all have the same references, and CIDEr weighs words by how few pairs have them"
+    blank = "its references do not differ from pair to pair, and CIDEr weighs words by how few pairs have them"
     by_group = True
 
     def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
