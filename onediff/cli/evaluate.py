@@ -23,6 +23,7 @@ from onediff.ranks import own_place
 from onediff.runs.address import Address
 
 if TYPE_CHECKING:
+    from onediff.config.data import DataSet
     from onediff.config.evaluation import EvaluationConfig
     from onediff.evaluation.run import Evaluation
 
@@ -124,18 +125,28 @@ def planned(args: argparse.Namespace) -> Evaluation:
     folder = Address.of(args.model).folder
     saved = saved_model_of(args.model)
     trained = description(saved).trained
-    label = f"{data.name}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
+    label = f"{name_of(data, folder)}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
     return Evaluation(saved, data, config, args.out or folder / "evaluation" / label, task_of(folder, data))
+
+
+def name_of(data: Path, folder: Path) -> str:
+    """The name of a data set in the folders of its scores: with its parent's, if the run has another one of that name."""
+    own = [Path(one.path) for one in sets_of(folder)]
+    is_own = any(path.resolve() == data.resolve() for path in own)
+    is_taken = not is_own and any(path.name == data.name for path in own)
+    return f"{data.resolve().parent.name}-{data.name}" if is_taken else data.name
 
 
 def task_of(folder: Path, data: Path) -> str | None:
     """The task of a data set in the run in `folder`; None if it has none, or there is no run."""
+    return next((one.task for one in sets_of(folder) if Path(one.path).resolve() == data.resolve()), None)
+
+
+def sets_of(folder: Path) -> list[DataSet]:
+    """The data sets of the run in `folder`; none if there is no run."""
     from onediff.config.compose import load_run
 
-    if not (folder / "config.yaml").is_file():
-        return None
-    sets = load_run(folder).data.sets.values()
-    return next((one.task for one in sets if Path(one.path).resolve() == data.resolve()), None)
+    return list(load_run(folder).data.sets.values()) if (folder / "config.yaml").is_file() else []
 
 
 def data_with_pairs(folders: list[Path], split: str) -> Path:
