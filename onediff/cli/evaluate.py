@@ -6,6 +6,7 @@
   onediff evaluate runs/demo --baselines --processes 2
 
 Captions and references stay in RUN/evaluation/<data>-<split>-<phase>-<step>/, where `onediff score` reads them too.
+<data> is the name of the data set's folder, with that of its parent if the run has another data set of that name.
 A rerun continues from the captions that exist.
 """
 
@@ -125,21 +126,21 @@ def planned(args: argparse.Namespace) -> Evaluation:
     folder = Address.of(args.model).folder
     saved = saved_model_of(args.model)
     trained = description(saved).trained
-    label = f"{name_of(data, folder)}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
-    return Evaluation(saved, data, config, args.out or folder / "evaluation" / label, task_of(folder, data))
+    own = sets_of(folder)
+    label = f"{name_of(data, own)}-{config.split}-{trained.get('phase', 'model')}-{trained.get('step', 0)}"
+    return Evaluation(saved, data, config, args.out or folder / "evaluation" / label, task_of(data, own))
 
 
-def name_of(data: Path, folder: Path) -> str:
+def name_of(data: Path, own: list[DataSet]) -> str:
     """The name of a data set in the folders of its scores: with its parent's, if the run has another one of that name."""
-    own = [Path(one.path) for one in sets_of(folder)]
-    is_own = any(path.resolve() == data.resolve() for path in own)
-    is_taken = not is_own and any(path.name == data.name for path in own)
+    paths = [Path(one.path).resolve() for one in own]
+    is_taken = data.resolve() not in paths and data.name in [path.name for path in paths]
     return f"{data.resolve().parent.name}-{data.name}" if is_taken else data.name
 
 
-def task_of(folder: Path, data: Path) -> str | None:
-    """The task of a data set in the run in `folder`; None if it has none, or there is no run."""
-    return next((one.task for one in sets_of(folder) if Path(one.path).resolve() == data.resolve()), None)
+def task_of(data: Path, own: list[DataSet]) -> str | None:
+    """The task of a data set of the run; None if it has none, or is not one of the run's."""
+    return next((one.task for one in own if Path(one.path).resolve() == data.resolve()), None)
 
 
 def sets_of(folder: Path) -> list[DataSet]:

@@ -10,7 +10,7 @@ import yaml
 from data_prep.scenes.config import ChangeType
 from data_prep.scenes.words import CLAUSES, WORDINGS
 from onediff.cli import main
-from onediff.cli.evaluate import task_of
+from onediff.cli.evaluate import sets_of, task_of
 from onediff.config.collection import Collection
 from onediff.config.compose import configs_folder, load_run, write_run
 from onediff.config.data import PromptConfig
@@ -186,9 +186,9 @@ def test_protocols_ask_what_the_papers_mix_trains():
 def test_a_run_knows_the_task_of_its_data_sets(tmp_path):
     config = load_run("configs/onediff_7b.yaml")
     write_run(config, tmp_path / "config.yaml")
-    assert task_of(tmp_path, Path("data/diffcap/birds-to-words").resolve()) == "birds"
-    assert task_of(tmp_path, Path("data/other")) is None
-    assert task_of(tmp_path / "export", Path("data/diffcap/birds-to-words")) is None
+    assert task_of(Path("data/diffcap/birds-to-words").resolve(), sets_of(tmp_path)) == "birds"
+    assert task_of(Path("data/other"), sets_of(tmp_path)) is None
+    assert task_of(Path("data/diffcap/birds-to-words"), sets_of(tmp_path / "export")) is None
 
 
 def test_scores_that_are_not_those_of_the_papers_say_so():
