@@ -44,3 +44,9 @@ def test_plain_operators_give_what_torchs_own_fake_tensors_give():
 
     short, whole = results(Shapes), results(FakeTensorMode)
     assert short == whole and sum(is_plain(function) for function, *_ in whole) > 20
+
+
+def test_constants_and_other_devices_are_left_to_torch():
+    with Shapes():
+        assert (torch.tensor(3).view(1) * 2).item() == 6, "a value that is known stays known"
+        assert (torch.empty(2, device="meta") * 2).device.type == "meta"
