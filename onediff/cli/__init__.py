@@ -1,6 +1,6 @@
 """The command `onediff`: a table of subcommands, each imported only when it is chosen.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> int | None`. Adding one is adding a line to `COMMANDS`.
+A command is a module with `add_arguments(parser)` and `run(args) -> int | None`. To add a command, add a line to `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onediff.errors import UserError
 
 
 class Command(NamedTuple):
-    """One subcommand: the heading it stands under in the help, the module that holds it, and one line about it."""
+    """One subcommand: its heading in the help, its module, and a one-line summary."""
 
     group: str
     module: str
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(errors="replace")  # a Latin-1 terminal has no arrows, and must not end a command
+            stream.reconfigure(errors="replace")  # a Latin-1 terminal cannot print arrows; that must not end a command
     try:
         if words in (["--version"], ["-V"]):
             from onediff.cli.version import version_lines
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from launcher.ssh import run_there
 
             return run_there(args.host, name.removeprefix("launch "), without(given, "--host"))
-        # Many commands have this option, with the same meaning.
+        # Many commands share this option.
         if isinstance(processes := getattr(args, "processes", None), int) and processes < 1:
             raise UserError(f"--processes {processes}: must be at least 1")
         return int(module.run(args) or 0)
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"onediff: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of our output is gone (`onediff … | head`); keep Python from complaining at exit.
+        # The reader of our output has exited (`onediff … | head`); keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -143,14 +143,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""Errors of a file system that the user may not write to, or that is full."""
+"""Errors of a file system that is full or that the user may not write to."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a faulty command line in one line, without the usage before it."""
+    """Reports a bad command line in one line, without printing the usage first."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError with the message of argparse, the nearest option, and where to read more."""
+        """Raises UserError with argparse's message, the nearest option, and where to read more."""
         from difflib import get_close_matches
 
         unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].partition(" ")[0]
@@ -159,7 +159,7 @@ class Parser(argparse.ArgumentParser):
         meant = f"; did you mean {close[0]}?" if close else ""
         if message.startswith("unrecognized") and not unknown.startswith("-") and unknown.endswith(".json"):
             meant = f"; --json prints, {self.get_default('json_option') or '--out'} FILE writes"
-        raise UserError(f"{message}{meant} ('{self.prog} --help' tells more)")
+        raise UserError(f"{message}{meant} (see '{self.prog} --help')")
 
 
 def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
@@ -167,12 +167,12 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     importlib.import_module(COMMANDS[name].module).add_arguments(parser)
     if name.startswith("launch "):
         parser.add_argument(
-            "--host", metavar="HOST:DIR", help="do it there, over ssh, in a folder with an installation"
+            "--host", metavar="HOST:DIR", help="run the command over ssh, in a folder where OneDiff is installed"
         )
 
 
 def without(words: Sequence[str], option: str) -> list[str]:
-    """The words but for an option and its value."""
+    """`words` without an option and its value."""
     left = [word for word in words if not word.startswith(f"{option}=")]
     if option in left:
         at = left.index(option)
@@ -181,7 +181,7 @@ def without(words: Sequence[str], option: str) -> list[str]:
 
 
 def chosen(words: Sequence[str]) -> str | None:
-    """The longest command name that `words` begin with, if any."""
+    """The longest command name that `words` starts with, if any."""
     return next((name for n in (2, 1) if (name := " ".join(words[:n])) in COMMANDS), None)
 
 
@@ -203,5 +203,5 @@ def help_or_mistake(words: Sequence[str]) -> int:
         for name, command in listed.items():
             if command.group == group:
                 print(f"  {name:<22} {command.summary}")
-    print(f"\n'onediff {family}COMMAND --help' tells more about one of them.")
+    print(f"\n'onediff {family}COMMAND --help' describes a command.")
     return 0

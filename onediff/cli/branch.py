@@ -1,4 +1,4 @@
-"""Start a new run from a checkpoint of another, to continue with other settings.
+"""Start a new run from a checkpoint of another, to continue with different settings.
 
   onediff branch runs/demo@200 runs/low-rate
   onediff branch runs/demo@best runs/longer
@@ -6,7 +6,7 @@
   onediff train runs/low-rate --resume optimizer.lr=1e-5
 
 The new run takes the optimizer's state and the position in the data from the checkpoint. It has its own record in MLflow,
-which names its origin. To start from weights alone, name them by `init:` in a configuration.
+which names its origin. To start from the weights alone, set `init:` in a configuration.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Measure how far a model can be trusted, and store the result with its weights.
+"""Measure how far a model can be trusted and store the result beside its weights.
 
   onediff calibrate runs/demo --about "rendered scenes"
   onediff calibrate my-model --data data/mine --split test
 
-Captions then have a confidence, the share of such captions that were right on held-out pairs, or a warning if an image is
-unlike the training images. Later exports of the same checkpoint include the result.
+Captions then come with a confidence, the share of similar captions that were right on held-out pairs, or with a warning if
+an image is unlike the training images. Later exports of the same checkpoint include the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=2000, metavar="N", help="training images (default: 2000)")
     parser.add_argument("--pairs", type=int, default=500, metavar="N", help="held-out pairs (default: 500)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs at once (default: 16)")
-    parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from onediff.data.manifest import read_manifest
 
     if min(args.images, args.pairs, args.batch_size) < 1:
-        raise UserError("--images, --pairs and --batch-size are 1 or more")
+        raise UserError("--images, --pairs and --batch-size must be at least 1")
     Address.of(args.model).require()
     trained_on = training_splits(args.model, args.data)
     splits = [args.split] if args.split else ["val", "test"]
@@ -57,21 +57,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"folder": str(folder), **knowledge.as_json()}))
     else:
-        print("\n".join([*knowledge.lines(), f"kept in {folder}"]))
+        print("\n".join([*knowledge.lines(), f"saved in {folder}"]))
     return 0
 
 
 def training_splits(model: Path, data: Path | None) -> list[Path]:
-    """Folders of the splits that a model was trained on. Raises UserError when that is not known."""
+    """Folders of the splits that a model was trained on. Raises UserError if they are unknown."""
     from onediff.config.compose import load_run
 
     if data is not None:
         if not (data / "train").is_dir():
-            raise UserError(f"--data {data}: no split train")
+            raise UserError(f"--data {data}: has no split named train")
         return [data / "train"]
     folder = Address.of(model).folder
     if not (folder / "config.yaml").is_file():
-        raise UserError("--data: name the data set that it was trained on; an export does not know where it is")
+        raise UserError("--data: name the data set that the model was trained on; an export does not record it")
     config = load_run(folder)
     mixed: dict[str, Any] = {name: None for phase in config.phases.values() for name in phase.mix}
     return [Path(config.data.sets[name].folder) for name in mixed]

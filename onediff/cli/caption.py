@@ -1,12 +1,12 @@
 """Describe how images differ.
 
   onediff caption before.jpg after.jpg --model runs/demo
-  onediff caption photos/2023 photos/2024 --model my-model        images of the same name in two folders
+  onediff caption photos/2023 photos/2024 --model my-model        images with the same name in two folders
   onediff caption pairs.csv --model my-model --report page.html   columns before, after, and optionally id, caption
   onediff caption street.mp4 --every 5 --against first --model my-model
   onediff caption before.jpg after.jpg --model my-model --attention where.png
 
-Images may have any format and size. One pair prints its sentence; several print one line each, name and sentence.
+Images may have any format and size. One pair prints its sentence; several print one line each, with name and sentence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a run, RUN@best or RUN@STEP of it, or an export",
     )
-    parser.add_argument("--instruction", metavar="TEXT", help="ask something other than what the model was trained on")
+    parser.add_argument("--instruction", metavar="TEXT", help="instruction to use instead of the one used in training")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest caption (default: 64)")
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search of this width (default: greedy)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs captioned at once (default: 16)")
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from onediff.progress import progress
 
     if min(args.beams, args.batch_size, args.max_new_tokens) < 1:
-        raise UserError("--beams, --batch-size and --max-new-tokens are 1 or more")
+        raise UserError("--beams, --batch-size and --max-new-tokens must be at least 1")
     pairs, total = counted(pairs_of(args.paths, args.every, args.against))
     for folder, names in unmatched(args.paths).items():
         shown_names = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     Address.of(args.model).require()
     one_file = args.attention is not None and args.attention.suffix.lower() == ".png"
     if one_file and (len(args.paths) == 1 or args.paths[0].is_dir()):
-        raise UserError(f"--attention {args.attention}: name a folder, there may be several pairs")
+        raise UserError(f"--attention {args.attention}: name a folder, because there may be several pairs")
     quiet_libraries()
     import onediff
     from onediff.training.export import saved_model_of
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     faults: list[str] = []
     shown: list[dict[str, Any]] = []
     count = 0
-    # In a terminal the captions themselves show the progress.
+    # In a terminal, the captions themselves show the progress.
     bar = progress(total, "captions", "pairs", shown=not sys.stdout.isatty())
     while chunk := list(islice(pairs, args.batch_size)):
         bar.update(len(chunk))
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 def captioned(
     captioner: Captioner, pairs: list[Pair], args: argparse.Namespace, faults: list[str]
 ) -> Iterator[tuple[Pair, Judged, Any]]:
-    """Pair, caption and attention map (packed into bytes) of each readable pair; `faults` gets a line for the others."""
+    """Pair, caption and attention map (packed into bytes) of each readable pair; `faults` gets a line for each other one."""
     from onediff.evaluation.attention_map import packed, unpacked
 
     rows, read = [], []
@@ -184,5 +184,5 @@ def card(captioner: Captioner, pair: Pair, said: Judged, heat: Any) -> dict[str,
 
 
 def safe_name(pair: str) -> str:
-    """An id as a file name."""
+    """A pair's id, made safe as a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pair)[:150]

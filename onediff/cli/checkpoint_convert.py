@@ -1,6 +1,6 @@
 """Write the weights of a checkpoint as ordinary safetensors files, one set for the whole model.
 
-Resuming needs no conversion: a checkpoint is read at any number of processes, tensor-parallel size and ZeRO stage.
+Resuming needs no conversion: any number of processes, tensor-parallel size and ZeRO stage can read a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `onediff checkpoint convert`."""
-    parser.add_argument("checkpoint", type=Path, help="one checkpoint, or a run for its last phase's latest")
-    parser.add_argument("folder", type=Path, help="new folder for model.safetensors, or several files and their index")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type to write")
-    parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in 10^9 bytes")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run: the latest checkpoint of its last phase")
+    parser.add_argument(
+        "folder", type=Path, help="new folder for model.safetensors, or for several files and their index"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the written weights"
+    )
+    parser.add_argument(
+        "--shard-gb", type=float, default=5.0, metavar="N", help="size of the largest file, in 10^9 bytes"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the files. Raises UserError when the checkpoint is damaged or the folder is not empty."""
+    """Writes the files. Raises UserError if the checkpoint is damaged or the folder is not empty."""
     import torch
 
     from onediff.training.checkpoint.consolidate import consolidate

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints one line a checkpoint. Raises UserError when there is none."""
+    """Prints one line per checkpoint. Raises UserError if there is none."""
     from onediff.training.checkpoint.folder import best_checkpoint, checkpoints_below, latest_checkpoint
     from onediff.training.checkpoint.manifest import read_manifest
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def best_of(manifest: CheckpointManifest) -> str:
-    """The metric by which a checkpoint is the best of its phase, in words."""
+    """The text for the metric that makes a checkpoint the best of its phase."""
     best = manifest.extra.get("measures", {}).get("best") or {}
     return (
         f"{best['metric']} {best['value']:.4f}"

@@ -1,4 +1,4 @@
-"""Check every file of checkpoints against its size and checksum; exit code 2 when one is damaged."""
+"""Check the size and checksum of every checkpoint file; exit code 2 if one is damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints one line a checkpoint. Raises UserError when any is damaged."""
+    """Prints one line per checkpoint. Raises UserError if any is damaged."""
     from onediff.training.checkpoint.folder import checkpoints_below
     from onediff.training.checkpoint.manifest import verify_checkpoint
 

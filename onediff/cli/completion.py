@@ -1,4 +1,4 @@
-"""Print a script that makes a shell complete commands, options and files.
+"""Print a script for shell completion of commands, options and files.
 
 onediff completion bash > ~/.local/share/bash-completion/completions/onediff
 onediff completion zsh > ~/.zfunc/_onediff

@@ -13,7 +13,7 @@ from onediff.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reference", action="store_true", help="print every key as a page of Markdown")
+    parser.add_argument("--reference", action="store_true", help="print every key as a Markdown page")
 
 
 def run(args: argparse.Namespace) -> None:

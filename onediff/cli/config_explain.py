@@ -1,4 +1,4 @@
-"""Explain a key of a configuration: its type, its default and its meaning.
+"""Explain a configuration key: its type, default and meaning.
 
 onediff config explain optimizer.lr
 onediff config explain phases.two.micro_batch
@@ -11,7 +11,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("key", help="a key, or its last word if no other key ends in it")
+    parser.add_argument("key", help="a key, or its last part if no other key ends in it")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,14 +1,14 @@
-"""Compute what a frozen tower gives for the images of data sets once, so that training need not.
+"""Compute a frozen tower's features for the images of data sets once, so that training need not.
 
   onediff data features configs/photos.yaml
   onediff data features mine.yaml data.sets.pairs='{path: data/mine, features: data/mine-features}'
 
-For every data set of the configuration that names `features`, reads its training split and writes the features there:
-shards beside its shards, of the layers that the model reads, in the precision that training computes in. Training with the
-same configuration reads them, and refuses them where the tower or its preprocessing has changed. An image takes layers ·
-tokens · width numbers, so 4 layers of CLIP ViT-L at 336 px take 4.7 MB in bf16.
+For every data set of the configuration that sets `features`, reads the training split and writes its features to that
+folder: one shard of features per shard of samples, for the layers that the model reads, in the precision of training.
+Training with the same configuration reads them, and refuses them if the tower or its preprocessing has changed. An image
+takes layers · tokens · width numbers, so 4 layers of CLIP ViT-L at 336 px take 4.7 MB in bf16.
 
-After an interruption the same command goes on; features that are there already are kept.
+After an interruption the same command continues; existing features are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one, or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the configuration's")
-    parser.add_argument("--overwrite", action="store_true", help="replace features of another tower")
+    parser.add_argument("--overwrite", action="store_true", help="replace the features of another tower")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     for name, folder in folders.items():
         if is_url(folder):
             raise UserError(
-                f"data.sets.{name}.features: {folder} is no folder on this machine; write it here, then copy it"
+                f"data.sets.{name}.features: {folder} is not a local folder; write the features to one, then copy them"
             )
     quiet_libraries()
     import torch

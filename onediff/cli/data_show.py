@@ -1,17 +1,17 @@
-"""Show the first samples of a phase exactly as the model will see them.
+"""Show the first samples of a phase exactly as the model sees them.
 
   onediff data show configs/demo.yaml --phase two --out sheet.png
   onediff data show runs/mine data.max_tokens=1024 --samples 6
   onediff data show runs/mine --phase two --sample pairs/part-003.tar:000017
 
-The PNG shows the images after cutting and scaling, the words around them, the answer in green, and a bar of all tokens in
-proportion: grey words, blue before, orange after, violet delta, green answer. The samples are those of the phase's first
-steps, in the order of training; if the phase packs them, row by row, with a bar of the whole row above its samples and
-padding in white. The text below gives the lengths in tokens of the first --lengths samples, the padding they cause, and
-the padding in packed rows.
+The PNG shows the images after cropping and scaling, the text around them, the answer in green, and a bar of all tokens to
+scale: grey text, blue before, orange after, violet delta, green answer. The samples are those of the phase's first steps,
+in training order. If the phase packs samples, the PNG shows them row by row, with a bar of the whole row above its samples
+and padding in white. The printed text gives the lengths in tokens of the first --lengths samples, the padding they cause,
+and the padding in packed rows.
 
---sample shows these samples, named DATA-SET/SHARD.tar:KEY, as a run names samples whose gradients are not finite. @2 after
-the key means the third pass over the data set; a coupled row is two names joined by +.
+--sample shows named samples instead: DATA-SET/SHARD.tar:KEY, as a run names samples whose gradients are not finite. @2
+after the key means the third pass over the data set; a coupled row is two names joined by +.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show only these samples, named by data set, shard and key",
     )
     parser.add_argument(
-        "--lengths", type=int, default=256, metavar="N", help="samples that are measured (default: 256)"
+        "--lengths", type=int, default=256, metavar="N", help="number of samples to measure (default: 256)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="the PNG (default: sheet.png)"
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     if name not in config.phases:
         raise UserError(f"--phase: no phase {name!r}{nearest(name, config.phases)}")
     if min(args.samples, args.lengths) < 1:
-        raise UserError("--samples and --lengths must be 1 or more")
+        raise UserError("--samples and --lengths must be at least 1")
     quiet_libraries()
     from onediff.data.sheet import save_sheet
     from onediff.training.data import phase_lengths, phase_stream, processor_before_training
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def show_named(names: list[str], stream: Stream, tokenizer: Any, out: Path) -> None:
-    """Draws the rows with these names, and prints a line and all the words of each. Raises UserError."""
+    """Draws the rows with these names, and prints a line and all the text of each. Raises UserError."""
     from onediff.data.named import row_named
     from onediff.data.sheet import layout, save_sheet, spans
 
@@ -100,7 +100,7 @@ def show_named(names: list[str], stream: Stream, tokenizer: Any, out: Path) -> N
 
 
 def described(number: int, samples: list[TokenRow], stream: Stream, tokenizer: Any) -> Iterator[str]:
-    """A line for each sample of a row: its source, its ids, the kinds of its tokens; in packed rows, its position."""
+    """One line per sample of a row: its source, its ids, the kinds of its tokens and, in packed rows, its position."""
     from onediff.data.sheet import layout, packed_layout
 
     places = [""] * len(samples)
@@ -117,7 +117,7 @@ def described(number: int, samples: list[TokenRow], stream: Stream, tokenizer: A
 
 
 def in_order(stream: Stream, lanes: int) -> Iterator[list[TokenRow]]:
-    """The samples of each row in the order of training: one row of every lane per step."""
+    """The samples of each row in training order: one row of every lane per step."""
     from onediff.data.ahead import rows
     from onediff.data.cursor import Cursor
 

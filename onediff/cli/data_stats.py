@@ -1,9 +1,9 @@
 """Describe a data set: counts, sizes of images, lengths of captions, kinds of change.
 
 onediff data stats data/mine
-onediff data stats data/mine --html look.html        the same, and samples with their images
-onediff data stats data/mine --tokens configs/demo.yaml     and lengths in this model's tokens, what padding costs and
-                                                            what packing saves, by the first 4,096 samples
+onediff data stats data/mine --html look.html               the same, with samples and their images
+onediff data stats data/mine --tokens configs/demo.yaml     also lengths in this model's tokens, the cost of padding
+                                                            and the gain of packing, for the first 4,096 samples
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a data set, or the folder of its splits, on disk or at a URL")
+    parser.add_argument("folder", metavar="DIR", help="a data set, on disk or at a URL")
     add_workers(parser)
     add_json(parser, "the statistics")
     parser.add_argument(
         "--tokens",
         metavar="CONFIG",
-        help="measure in tokens, as the last phase of this YAML file or run would read them",
+        help="also measure in tokens, as the last phase of this YAML file or run reads them",
     )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write the statistics as a page with samples and their images"
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Prints the statistics; returns the exit code and what JSON tells. Raises UserError."""
+    """Prints the statistics; returns the exit code and the results for JSON. Raises UserError."""
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
     check_output(args.json_file, "--out")
@@ -68,7 +68,7 @@ def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
         shown = [card for manifest in manifests for card in cards(manifest, args.samples)]
         write_gallery(args.html, shown, {}, title=manifests[0].name, block=show_stats(found), kind="split")
-        print(f"{args.html}: a page to look at")
+        print(f"{args.html}: a page with samples")
     return 0, {split: stats.fields() for split, stats in found.items()}
 
 

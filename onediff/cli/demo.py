@@ -1,9 +1,10 @@
-"""Run everything once, small, on this machine: from rendered images to a trained and scored model that writes captions.
+"""Run everything once, small, on this machine: render images, train a model, score it, and write captions with it.
 
 Renders scenes into data/scenes, teaches a small vision tower what is in them, trains configs/demo.yaml with two processes
-into runs/demo, scores held-out pairs beside systems that do not look, captions one pair, and draws a sheet of the worst and
-the best captions. Takes ten minutes on two idle cores; needs no GPU and no downloads. Each step is an ordinary command,
-printed before it runs. After an interruption the same command goes on; after the end it makes another run, runs/demo-2.
+into runs/demo, scores it on held-out pairs beside baselines that ignore the images, captions one pair, and draws a sheet of
+the worst and the best captions. It takes ten minutes on two idle cores, without a GPU or downloads. Each step is an ordinary
+command, printed before it runs. After an interruption the same command continues; a finished run is kept, and the next demo
+goes to runs/demo-2.
 "--config configs/demo_long.yaml" is the same for an hour.
 """
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def is_unfinished(folder: Path, config: RunConfig) -> bool:
-    """Whether a demo with these settings was started in `folder` and did not reach its example, its last step."""
+    """Whether a demo with these settings was started in `folder` and did not reach its last step, the example."""
     from onediff.config.compose import load_run
 
     begun = (folder / "config.yaml").is_file() and not (folder / "example").exists()
@@ -93,9 +94,9 @@ def free_folder(first: Path) -> Path:
 
 
 def step(*words: object) -> None:
-    """Prints and runs one command of this program. Raises UserError with its exit code when it fails.
+    """Prints and runs one command of this program. Raises UserError with its exit code if it fails.
 
-    Ends this program with exit code 75 when the command did, because it was asked to stop.
+    Exits with code 75 if the command did, because it was asked to stop.
     """
     from onediff.tracking.place import program
 
@@ -116,7 +117,7 @@ def step(*words: object) -> None:
 
 
 def show_outcome(run: Path, split: Path) -> None:
-    """Prints what the model has learned."""
+    """Prints how well the model does on held-out pairs."""
     from onediff.demo.outcome import outcome
 
     print()

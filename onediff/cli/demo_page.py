@@ -3,7 +3,7 @@
   onediff demo-page runs/demo
   onediff demo-page my-model --port 8000
 
-The page is served on 127.0.0.1 only and needs no other machine. Ctrl-C ends it.
+The page is served on 127.0.0.1 only and loads nothing from the internet. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from onediff.errors import UserError
 
     if args.max_megabytes < 1:
-        raise UserError("--max-megabytes is 1 or more")
+        raise UserError("--max-megabytes must be at least 1")
     Address.of(args.model).require()
     quiet_libraries()
     import onediff

@@ -1,4 +1,4 @@
-"""Train the vision tower that the demo starts from, on what the renderer knows about its scenes.
+"""Train the vision tower that the demo starts from, on the labels that the renderer writes with its scenes.
 
   onediff demo-tower configs/demo.yaml
 
@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
 
     accuracy = make_tower(config.model.vision, config.data, TowerTraining(steps=args.steps, seed=args.seed))
     told = ", ".join(f"{attribute} {100 * share:.1f} %" for attribute, share in accuracy.items())
-    print(f"vision tower: {config.model.vision.name} (of held-out objects it names {told} right)")
+    print(f"vision tower: {config.model.vision.name} (right on held-out objects: {told})")
     return 0

@@ -6,8 +6,8 @@
   onediff evaluate runs/demo --baselines --processes 2
 
 Captions and references stay in RUN/evaluation/<data>-<split>-<phase>-<step>/, where `onediff score` reads them too.
-<data> is the name of the data set's folder, with that of its parent if the run has another data set of that name.
-A rerun continues from the captions that exist.
+<data> is the name of the data set's folder, preceded by its parent's if another data set of the run has the same name.
+A rerun keeps the captions that exist and adds the missing ones.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the run's `evaluation` section")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the first of the run with pairs)")
-    parser.add_argument("--baselines", action="store_true", help="also score blind systems on the same pairs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of captions and scores")
+    parser.add_argument("--baselines", action="store_true", help="also score baselines that ignore the images")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for captions and scores")
     add_json(parser, "the scores", "--report")
     parser.add_argument("--processes", type=int, metavar="N", help="share the pairs among N processes on this machine")
 
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     Address.of(args.model).require()
     if args.json_file and place.rank == 0:
         if args.json_file.parent == folder / "evaluation":
-            args.json_file.parent.mkdir(exist_ok=True)  # where the launcher wants it
+            args.json_file.parent.mkdir(exist_ok=True)  # the launcher names a file in a new folder
         require_writable(args)
     if place.alone:
-        _, config = asked(args)  # torch takes seconds to import; faults are reported before
+        _, config = asked(args)  # torch takes seconds to import; report bad settings first
         print(f"{args.model}: evaluating the split {config.split}; loading …", file=sys.stderr, flush=True)
     quiet_libraries()
     if args.processes and args.processes > 1:
@@ -87,7 +87,7 @@ def told(folder: Path, plan: Evaluation, results: dict[str, Any]) -> Any:
 
 
 def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
-    """Data sets that have the split, and settings, from the command line and the run. Raises UserError; needs no torch."""
+    """Data sets that have the split, and settings, from the command line and the run. Raises UserError. Torch-free."""
     from onediff.config.compose import apply_override, load_run
     from onediff.config.evaluation import EvaluationConfig
     from onediff.config.section import validated
@@ -106,7 +106,7 @@ def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
     config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
     chosen(config.metrics)  # reports an unknown one before anything is captioned
     if not folders:
-        raise UserError("--data: name the data set; a saved model has none of its own")
+        raise UserError("--data: name the data set; a saved model does not record one")
     found = [folder for folder in folders if (folder / config.split).is_dir()]
     if not found:
         splits = sorted({path.parent.name for folder in folders for path in folder.glob("[!.]*/manifest.json")})
@@ -132,14 +132,14 @@ def planned(args: argparse.Namespace) -> Evaluation:
 
 
 def name_of(data: Path, own: list[DataSet]) -> str:
-    """The name of a data set in the folders of its scores: with its parent's, if the run has another one of that name."""
+    """The name of a data set in its scores' folders, with its parent's if the run has another one of the same name."""
     paths = [Path(one.path).resolve() for one in own]
     is_taken = data.resolve() not in paths and data.name in [path.name for path in paths]
     return f"{data.resolve().parent.name}-{data.name}" if is_taken else data.name
 
 
 def task_of(data: Path, own: list[DataSet]) -> str | None:
-    """The task of a data set of the run; None if it has none, or is not one of the run's."""
+    """The task of a data set; None if it has none or does not belong to the run."""
     return next((one.task for one in own if Path(one.path).resolve() == data.resolve()), None)
 
 
@@ -161,14 +161,14 @@ def data_with_pairs(folders: list[Path], split: str) -> Path:
 
 
 def overrides_of(config: Any) -> list[str]:
-    """The section as overrides, so that the ranks evaluate with the settings that were checked here."""
+    """The section as overrides, so that the ranks use the settings that were checked here."""
     import json
 
     return [f"{key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
 
 
 def record(model: Path, plan: Evaluation) -> None:
-    """Adds the scores to the run's record in MLflow; a saved model has none."""
+    """Adds the scores to the run's record in MLflow. A saved model has no record."""
     import json
 
     from onediff.config.compose import load_run

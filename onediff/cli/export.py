@@ -7,7 +7,7 @@
   onediff export runs/demo my-model --push someone/my-model
 
 Hugging Face transformers loads it: AutoModel.from_pretrained(DIR, trust_remote_code=True), and the same for AutoProcessor.
-Its folders `vision/` and `language/` are models of their own.
+Its folders `vision/` and `language/` are complete models themselves.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("bf16", "fp16", "fp32", "as-trained"),
         default="as-came",
-        help="type of the weights; as-trained is the type that the run computed in. By default, the type of the "
-        "pretrained language model, or as-trained if it was trained from scratch",
+        help="type of the weights; as-trained means the type that the run computed in. Default: the type of the "
+        "pretrained language model, or as-trained if the run trained its own",
     )
-    parser.add_argument("--shard-gb", type=float, default=5.0, help="largest weight file, in 10^9 bytes")
-    parser.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub, with HF_TOKEN")
-    parser.add_argument("--alias", action="append", default=[], help="alias of that version; may be repeated")
+    parser.add_argument(
+        "--shard-gb", type=float, default=5.0, metavar="N", help="size of the largest weight file, in 10^9 bytes"
+    )
+    parser.add_argument("--register", metavar="NAME", help="register it as a version of this model in MLflow")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub, using HF_TOKEN")
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="alias of that version; may be repeated"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
             f"--register {args.register!r}: a model's name in MLflow must not contain '/' or ':', or begin with a dot"
         )
     if wrong := next((alias for alias in args.alias if not re.fullmatch(r"(?![vV]\d+$)[\w-]+", alias)), None):
-        raise UserError(f"--alias {wrong!r}: MLflow accepts letters, digits, '_' and '-', and nothing like v1")
+        raise UserError(
+            f"--alias {wrong!r}: MLflow accepts letters, digits, '_' and '-', and no version numbers such as v1"
+        )
     if args.push and not REPOSITORY.fullmatch(args.push):
         raise UserError(f"--push {args.push!r}: name a repository as OWNER/NAME")
     if (args.target / SAVED_MODEL_FILE).is_file() and not args.overwrite:

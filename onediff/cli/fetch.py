@@ -4,9 +4,9 @@
   onediff fetch configs/onediff_7b.yaml --to models
   onediff fetch configs/onediff_7b.yaml model.language.name=lmsys/vicuna-13b-v1.5
 
-They go into the hub's cache (HF_HOME), where training finds them, or with --to into plain folders; the command then prints
-the overrides that read them. Each model is taken in one form: safetensors if it has any, else PyTorch's own files. Sizes and
-digests are compared with the hub's. After an interruption the same command continues; complete files are not fetched again.
+They go into the Hugging Face cache (HF_HOME), where training finds them, or with --to into plain folders; the command then
+prints the overrides that read them. For each model it fetches safetensors if there are any, else PyTorch's own files. It
+compares sizes and digests with the hub's. After an interruption the same command continues; complete files are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="write plain folders here instead of the hub's cache")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="write plain folders here instead of the cache")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
             repositories.setdefault((one.name, one.revision), []).append(one)
         elif absent := lacking(one, one.folder()):
             faults.append(
-                f"{one.where}: {one.name}: {', '.join(absent)} missing; that is a folder, not a model on the hub"
+                f"{one.where}: {one.name}: {', '.join(absent)} missing; this is a folder, not a model on the hub"
             )
     for repository in repositories.values():
-        from onediff.hub.fetch import fetch  # the hub's library takes a second to import
+        from onediff.hub.fetch import fetch  # huggingface_hub takes a second to import
 
         try:
             folder = fetch(repository, args.to)

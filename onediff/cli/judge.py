@@ -1,14 +1,14 @@
-"""Let a language model compare captions with references, beside the metrics.
+"""Let a language model compare captions with references, in addition to the metrics.
 
   onediff judge --references test.jsonl --predictions mine.jsonl --endpoint http://127.0.0.1:8000/v1 --model NAME
   onediff judge --items --references test.jsonl --predictions mine.jsonl --endpoint http://127.0.0.1:8000/v1 --model NAME
 
-Without --items each caption gets two marks. With it, captions are split into atomic claims, and each claim is compared with
-the list of true changes: recall of changes, invented claims, false alarms on pairs without a change. The judge itself is
-tested on --controls captions that are known to be right and as many that are known to be wrong.
+Without --items, each caption gets two marks. With it, the judge splits captions into atomic claims and compares each claim
+with the list of true changes: recall of changes, invented claims, false alarms on pairs without a change. The judge itself
+is tested on --controls captions that are known to be right and the same number that are known to be wrong.
 
-The endpoint speaks the OpenAI chat protocol (vLLM, llama.cpp, Ollama, a service). Its key is read from the environment
-variable ONEDIFF_JUDGE_KEY. Captions and references are sent there, images are not. Answers are cached.
+The endpoint speaks the OpenAI chat protocol (vLLM, llama.cpp, Ollama, a hosted service). Its key is read from the
+environment variable ONEDIFF_JUDGE_KEY. Captions and references are sent there; images are not. Answers are cached.
 """
 
 from __future__ import annotations
@@ -29,20 +29,26 @@ Found = TypeVar("Found")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--references", type=Path, required=True, metavar="REF", help="what people wrote")
-    parser.add_argument("--predictions", type=Path, required=True, metavar="PRED", help="one caption for each pair")
+    parser.add_argument("--references", type=Path, required=True, metavar="REF", help="file of reference captions")
+    parser.add_argument(
+        "--predictions", type=Path, required=True, metavar="PRED", help="file with one caption per pair"
+    )
     parser.add_argument("--items", action="store_true", help="judge by atomic claims")
     parser.add_argument("--endpoint", required=True, metavar="URL", help="base address, ending in /v1")
-    parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask there")
-    parser.add_argument("--cache", type=Path, default=Path("judge-cache.jsonl"), metavar="FILE", help="kept answers")
-    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="questions at once (default 4)")
-    parser.add_argument("--attempts", type=int, default=4, metavar="N", help="attempts per question (default 4)")
+    parser.add_argument("--model", required=True, metavar="NAME", help="model to ask")
     parser.add_argument(
-        "--controls", type=int, default=10, metavar="N", help="known captions of each kind (default 10)"
+        "--cache", type=Path, default=Path("judge-cache.jsonl"), metavar="FILE", help="cache of answers"
     )
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
+    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="concurrent questions (default: 4)")
+    parser.add_argument("--attempts", type=int, default=4, metavar="N", help="attempts per question (default: 4)")
+    parser.add_argument(
+        "--controls", type=int, default=10, metavar="N", help="known captions of each kind (default: 10)"
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000, 0 for none)"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="judge only the pairs that have a caption")
-    add_json(parser, "everything, per pair too,")
+    add_json(parser, "all results, including marks per pair,")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Prints what the judge says; returns the exit code and everything for JSON."""
+    """Prints the judge's results; returns the exit code and the results for JSON."""
     from onediff.errors import UserError
     from onediff.evaluation.files import read_predictions, read_references
     from onediff.evaluation.judge import claims, marks
@@ -58,7 +64,7 @@ def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from onediff.llm import Asker, Cache
 
     if min(args.at_once, args.attempts) < 1 or min(args.controls, args.bootstrap) < 0:
-        raise UserError("--at-once and --attempts are 1 or more, --controls and --bootstrap 0 or more")
+        raise UserError("--at-once and --attempts must be at least 1, --controls and --bootstrap at least 0")
     references = read_references(args.references)
     predictions = read_predictions(args.predictions, args.allow_missing)
     missing = unanswered(references.captions, references.captions, [predictions], args.allow_missing)

@@ -1,4 +1,4 @@
-"""Open MLflow on a folder of runs, even if the folder was moved.
+"""Open MLflow on a folder of runs, even after the folder was moved.
 
   onediff mlflow runs
   onediff mlflow runs --port 5001
@@ -17,7 +17,7 @@ from pathlib import Path
 from onediff.errors import UserError
 
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""Without its workers for scheduled jobs, which runs do not use, the server starts in half the time."""
+"""Turns off the workers for scheduled jobs, which runs do not use: the server then starts in half the time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=5000, metavar="N", help="port (default: 5000)")
     parser.add_argument(
-        "--moved", action="store_true", help="update addresses even if a run in the store is marked as running"
+        "--moved", action="store_true", help="update the addresses even if the store marks a run as running"
     )
 
 
@@ -39,19 +39,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def server(runs: Path, host: str, port: int, moved: bool) -> list[str]:
-    """The command line that serves the store in `runs`, after fixing its addresses. Raises UserError."""
+    """Fixes the addresses in the store in `runs`; returns the command that serves it. Raises UserError."""
     from onediff.tracking.moved import ARTIFACTS, former_places, is_running, readdress
 
     database = runs / "mlflow.db"
     if not database.is_file():
-        raise UserError(f"{runs}: holds no mlflow.db; name the folder of runs that were tracked without a server")
+        raise UserError(f"{runs}: holds no mlflow.db; name a folder whose runs were tracked without a server")
     if former := former_places(database):
         if is_running(database) and not moved:
             raise UserError(
-                f"{runs}: the artifacts have addresses in {former[0].parent}, which does not exist here, and a run in the "
-                "store is marked as running; wait for its end, or add --moved if it is not running"
+                f"{runs}: the artifacts' addresses are in {former[0].parent}, which does not exist here, and the "
+                "store marks a run as running; wait for it to end, or add --moved if it is not running"
             )
-        print(f"{runs}: {readdress(database)} addresses changed from {former[0].parent} to here", file=sys.stderr)
+        print(f"{runs}: {readdress(database)} addresses moved here from {former[0].parent}", file=sys.stderr)
     words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", (runs / ARTIFACTS).as_uri()]
     return words

@@ -17,16 +17,16 @@ from onediff.errors import UserError
 
 
 def add_json(parser: argparse.ArgumentParser, what: str, file: str = "--out") -> None:
-    """Adds both options; `what` describes the JSON, `file` is `--report` where `--out` is a folder."""
+    """Adds both options; `what` describes the JSON, `file` is `--report` if `--out` is a folder."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON; text goes to standard error")
     parser.add_argument(file, dest="json_file", type=Path, metavar="FILE", help="write the same JSON to FILE")
     parser.set_defaults(json_option=file)
 
 
 def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], tuple[int, Any]]) -> int:
-    """Runs `command`, which prints text and returns its exit code and its JSON; prints or writes the JSON if asked to.
+    """Runs `command`, which prints text and returns its exit code and results; prints or writes these as JSON if asked to.
 
-    Raises UserError for a file that cannot be written, before the work starts.
+    Raises UserError before the work starts if the file cannot be written.
     """
     path: Path | None = args.json_file
     require_writable(args)
@@ -42,10 +42,10 @@ def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], 
 
 
 def require_writable(args: argparse.Namespace) -> None:
-    """Raises UserError when the file that the JSON is to be written to cannot be."""
+    """Raises UserError if the file for the JSON cannot be written."""
     path: Path | None = args.json_file
     if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise UserError(f"{args.json_option} {path}: not a file that can be written")
+        raise UserError(f"{args.json_option} {path}: cannot be written")
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,14 +1,14 @@
-"""Say what a run needs before it is queued: memory, traffic, FLOPs, time. Needs no GPU, no weights, no network.
+"""Predict a run's memory, traffic, FLOPs and time before it is queued. Needs no GPU, no weights, no network.
 
   onediff plan configs/onediff_7b.yaml --gpus 64 --gpu h100-80g
   onediff plan configs/onediff_7b.yaml --gpus 8 --gpu a100-80g --suggest
   onediff plan configs/onediff_7b.yaml --nodes 4 --gpu l40s-48g parallel.tensor=2 --out plan.json
   onediff plan configs/onediff_7b.yaml --gpus 64 --rehearse 0/64
 
-Memory is that of the largest micro-batch that may come (rows of data.max_tokens); time is that of usual rows (--text).
---rehearse runs the training code of one rank at the run's real shapes, on tensors without memory, beside two other ranks:
-shapes that do not fit, ranks that would wait for each other forever, and memory come out before anything is queued.
-Exit code 1 when a phase does not fit, 2 when a rehearsal finds a fault.
+Memory is predicted for the largest possible micro-batch (rows of data.max_tokens), time for typical rows (--text).
+--rehearse runs the training code of one rank at the run's real shapes, on tensors without memory, beside two other ranks.
+It finds shapes that do not fit and ranks that would wait for each other forever, and measures memory.
+Exit code 1 if a phase does not fit, 2 if a rehearsal finds a fault.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Prints the plan; returns the exit code and every figure."""
+    """Prints the plan; returns the exit code and the results for JSON."""
     from onediff.config.compose import load_run
     from onediff.plan.gpus import gpu_named
     from onediff.plan.missing import missing_data, missing_models, told
@@ -70,7 +70,7 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         print(f"\n{command(plans, args.config, args.overrides)}")
     unfit = [plan.name for plan in plans if not plan.fits]
     if unfit:
-        print(f"\nphase {', '.join(unfit)} does not fit; --suggest searches a way that does")
+        print(f"\nphase {', '.join(unfit)} does not fit; --suggest looks for settings that do")
     said = [args.config, *args.overrides]
     missing = missing_data(config.data, config.phases.values(), quick=True)
     if missing := [*missing, *missing_models(config.model, config.init, said)]:
@@ -84,7 +84,7 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def asked(args: argparse.Namespace, usual: int) -> tuple[int, int]:
-    """GPUs in all and of a node, of which there are `usual`. Raises UserError for numbers that contradict each other."""
+    """Total GPUs, and GPUs per node (by default `usual`). Raises UserError if the options contradict each other."""
     from onediff.errors import UserError
     from onediff.rehearsal.whole import place
 
@@ -92,7 +92,7 @@ def asked(args: argparse.Namespace, usual: int) -> tuple[int, int]:
     if args.rehearse is not None:
         _, world = place(args.rehearse)
         if args.suggest:
-            raise UserError("--rehearse runs the configuration as it stands: leave --suggest out")
+            raise UserError("--rehearse runs the configuration as it is: leave out --suggest")
         if args.gpus is None and args.nodes is None:
             args.gpus = world
     if (args.gpus is None) == (args.nodes is None):
@@ -102,14 +102,14 @@ def asked(args: argparse.Namespace, usual: int) -> tuple[int, int]:
         if value < 1:
             raise UserError(f"{flag} {value}: must be at least 1")
     if gpus > per_node and gpus % per_node:
-        raise UserError(f"--gpus {gpus}: not a whole number of nodes of {per_node}; say how they lie with --per-node")
+        raise UserError(f"--gpus {gpus}: not a multiple of the {per_node} GPUs of a node; set --per-node")
     if args.rehearse is not None and world != gpus:
         raise UserError(f"--rehearse {args.rehearse}: the plan is for {gpus} GPUs")
     return gpus, per_node
 
 
 def rehearsed(args: argparse.Namespace, config: RunConfig, plans: list[PhasePlan], per_node: int) -> tuple[bool, Any]:
-    """Prints a rehearsal; returns whether it found anything, and every figure."""
+    """Prints a rehearsal; returns whether it found a fault, and the results for JSON."""
     from onediff.rehearsal.report import lines
     from onediff.rehearsal.whole import place, rehearse
 

@@ -1,4 +1,4 @@
-"""Keeps libraries' notes to each other out of users' terminals and logs."""
+"""Keeps libraries' notes for developers out of users' terminals and logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Silences messages that users can do nothing about.
+    """Silences messages that users cannot act on.
 
     DeepSpeed's note on having no GPU, torch's on DeepSpeed's calls, Megatron's on absent packages, and transformers'
     progress bars while it reads files.
@@ -18,6 +18,6 @@ def quiet_libraries() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
-    # Megatron-core says at import that Transformer Engine and Apex are absent; it works without them.
+    # Megatron-core warns at import that Transformer Engine and Apex are absent; it works without them.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     logging.disable_progress_bar()

@@ -4,7 +4,7 @@
   onediff runs /shared/runs     all runs in that folder, or the run itself
   onediff runs --json
 
-Everything is read from the runs' folders, nothing from MLflow.
+The list comes from the runs' folders alone, not from MLflow.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def ago(seconds: float) -> str:
-    """A span of time for people."""
+    """A duration as people write it."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"

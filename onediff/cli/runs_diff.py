@@ -1,11 +1,11 @@
-"""Compare two runs: results first, then settings, data and code.
+"""Compare two runs: results, then settings, data and code.
 
   onediff runs diff runs/base runs/low-rate
   onediff runs diff runs/base runs/low-rate --all       every metric, not only loss, pace and scores
   onediff runs diff runs/base runs/low-rate --json
 
-Scores on the same data set and split are printed side by side, times 100 as in papers, with phase and step if these differ.
-In JSON they are the fractions of `scores.json`.
+Scores on the same data set and split are printed side by side, times 100 as in papers, with phase and step if they differ.
+JSON has the fractions, as `scores.json` does.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def taken(results: Differences, which: Callable[[str], bool]) -> Differences:
-    """Removes the keys that are `which` from `results`, and returns them."""
+    """Removes the keys that satisfy `which` from `results` and returns them."""
     return {key: results.pop(key) for key in list(results) if which(key)}
 
 
@@ -78,18 +78,18 @@ def is_score(key: str) -> bool:
 
 
 def score(value: Any, weights: str | None) -> str:
-    """A score times 100, and the phase and step of the weights that reached it."""
+    """A score times 100, with the phase and step of its weights."""
     return "-" if value is None else f"{100 * value:.1f}" + (f" ({weights})" if weights else "")
 
 
 def shown(value: Any) -> str:
-    """A value in one line; `-` for one that only the other run has."""
+    """A value on one line; `-` if only the other run has it."""
     if value is None:
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def change(one: Any, other: Any) -> str:
-    """How much a number grew or shrank, in percent; empty if the first is practically 0."""
+    """The relative change in percent; empty if the first number is practically 0."""
     both = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other))
     return f"  ({100 * (other - one) / abs(one):+.1f} %)" if both and abs(one) > 1e-6 else ""

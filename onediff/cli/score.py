@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onediff.config.evaluation import PROTOCOLS
 
-    parser.add_argument("--references", type=Path, required=True, metavar="REF", help="what people wrote")
-    parser.add_argument("--predictions", type=Path, required=True, metavar="PRED", help="one caption for each pair")
+    parser.add_argument("--references", type=Path, required=True, metavar="REF", help="file of reference captions")
+    parser.add_argument(
+        "--predictions", type=Path, required=True, metavar="PRED", help="file with one caption per pair"
+    )
     parser.add_argument("--protocol", default="plain", metavar="NAME", help=f"one of {', '.join(PROTOCOLS)}")
     parser.add_argument(
         "--against",
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="other predictions to compare with, or the JSON of an earlier score",
     )
     parser.add_argument(
-        "--allow-missing", action="store_true", help="score only the pairs that have a caption, and say so"
+        "--allow-missing", action="store_true", help="score only the pairs that have a caption, and note it"
     )
     parser.add_argument(
         "--metrics",
@@ -46,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,…",
         help="metrics in addition to the usual ones: spice, bertscore:MODEL, clipscore:MODEL, pacscore:MODEL, or your own",
     )
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default 1000, 0 for none)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
-    add_json(parser, "everything, per-pair scores included,")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="write a report, one HTML page")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data set folder with the pairs' images")
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000, 0 for none)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resampling (default: 0)")
+    add_json(parser, "all results, including scores per pair,")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write a report as one HTML page")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set with the pairs' images")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Prints the scores; returns the exit code and everything for JSON. Raises UserError."""
+    """Prints the scores; returns the exit code and the results for JSON. Raises UserError."""
     from onediff.errors import UserError
     from onediff.evaluation.files import read_predictions, read_references
     from onediff.evaluation.metrics import chosen
@@ -67,7 +71,7 @@ def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from onediff.evaluation.scoring import compare, score_all
 
     if args.bootstrap < 0 or args.seed < 0:
-        raise UserError("--bootstrap and --seed are 0 or more")
+        raise UserError("--bootstrap and --seed must be at least 0")
     if args.data is not None and args.report is None and not args.metrics:
         raise UserError("--data names images for the report, or for a metric that needs them: add --report HTML")
     rules = protocol(args.protocol)
@@ -98,7 +102,7 @@ def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def lines(
     scores: Scores, rules: Protocol, differences: Mapping[str, Difference], earlier: Mapping[str, float | None] | None
 ) -> list[str]:
-    """The table for a terminal, with published numbers beside these, then notes."""
+    """The table for a terminal, with published numbers beside ours, then notes."""
     head = ["×100", "score"] + (["95 % interval"] if scores.intervals else [])
     others: list[tuple[str, Mapping[str, float | None]]] = [(one.model, dict(one.scores)) for one in rules.published]
     if earlier is not None:
@@ -126,7 +130,7 @@ def lines(
 
 
 def read_scores(path: Path) -> dict[str, Any] | None:
-    """What `--json` wrote at `path`; None if the file is something else, such as predictions."""
+    """The scores that `--json` wrote to `path`; None if the file is something else, such as predictions."""
     from onediff.errors import UserError
     from onediff.evaluation.files import parsed, read_text
 
@@ -136,7 +140,7 @@ def read_scores(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict) or "protocol" not in value:
         return None
     if not isinstance(value.get("scores"), dict):
-        raise UserError(f"{path}: a file of scores without scores; write it again with --json")
+        raise UserError(f"{path}: a score file that holds no scores; write it again with --json")
     return value
 
 
@@ -153,7 +157,7 @@ def require_same_rules(ours: Scores, earlier: Mapping[str, object], path: Path) 
     for what, value in mine.items():
         if earlier.get(what) != value:
             raise UserError(
-                f"{path}: its {what} is {earlier.get(what)!r} and here it is {value!r}: such scores cannot be compared"
+                f"{path}: its {what} is {earlier.get(what)!r}, but here it is {value!r}: these scores cannot be compared"
             )
 
 

@@ -5,7 +5,7 @@
   onediff serve my-model --host 0.0.0.0 --api-key-file key.txt
 
 Pairs that arrive while the model is busy are captioned together. Clients send two images as data: URLs in one user message
-to /v1/chat/completions. / is a page for people, /metrics is for Prometheus. On 127.0.0.1 unless --host says otherwise.
+to /v1/chat/completions. / is a page for people, /metrics is for Prometheus. The server listens on 127.0.0.1 by default.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=512,
         metavar="N",
-        help="longest queue of requests; more get a 503 (default: 512)",
+        help="longest queue of requests; further ones get a 503 (default: 512)",
     )
     parser.add_argument("--max-megabytes", type=int, default=64, metavar="N", help="largest request (default: 64)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key that clients must send")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key in a file. Raises UserError for one that is missing or empty."""
+    """The key in a file. Raises UserError if the file is missing or empty."""
     if file is None:
         return None
     try:

@@ -1,7 +1,7 @@
 """Send to MLflow what a run could not send while it was running.
 
   onediff track sync runs/demo
-  onediff track sync runs/demo --uri https://mlflow.example.org     (all of it, to another MLflow)
+  onediff track sync runs/demo --uri https://mlflow.example.org     (the whole run, to another MLflow)
 
 The journal in the run's folder is the source of truth; what MLflow already has is not sent twice.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onediff.tracking.shipper import Shipper
 
 PATIENCE_SECONDS = 120.0  # for one answer: a person waits for the result, not a training step
-TRIES = 5  # without progress, before it gives up
+TRIES = 5  # attempts without progress before giving up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def sync(folder: Path, uri: str | None) -> None:
-    """Sends the journals of one run and prints what was done. Raises UserError when the store fails."""
+    """Sends the journals of one run and prints a summary. Raises UserError if the store fails."""
     from onediff.tracking.identity import settle
     from onediff.tracking.sender import sole_sender
     from onediff.tracking.shipper import Shipper
@@ -46,7 +46,7 @@ def sync(folder: Path, uri: str | None) -> None:
 
     with sole_sender(folder, parent=0) as free:
         if not free:
-            raise UserError(f"{folder}: its training is still sending it; wait until it has ended")
+            raise UserError(f"{folder}: its training is still running and sends them itself; wait until it has ended")
         settle(folder)
         shipper = Shipper(folder, uri, lambda line: print(f"{folder}: {line}", file=sys.stderr, flush=True))
         one_try(PATIENCE_SECONDS)
@@ -56,14 +56,14 @@ def sync(folder: Path, uri: str | None) -> None:
 
 
 def send_all(shipper: Shipper) -> None:
-    """Sends until everything has arrived. Raises UserError when there is no more progress."""
+    """Sends until everything has arrived. Raises UserError if there is no more progress."""
     failures = 0
     while True:
         before, why = shipper.state.left(), ""
         try:
             shipper.ship()
             shipper.carry(now=True)
-        except Exception as error:  # whatever a store, a proxy or a network answers: people are told, nothing is lost
+        except Exception as error:  # a store, proxy or network can fail in any way; nothing is lost, so report it
             why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; "
         if not why and not shipper.state.left():
             return

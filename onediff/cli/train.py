@@ -2,11 +2,11 @@
 
   onediff train configs/demo.yaml --processes 2
   onediff train configs/demo.yaml --processes 2 --resume
-  onediff train runs/low-rate --processes 2 --resume            with the settings that the run has
+  onediff train runs/low-rate --processes 2 --resume            with the run's own settings
   onediff train configs/demo.yaml optimizer.lr=3e-4 phases.two.steps=100 --run runs/low-rate
   onediff train configs/onediff_7b.yaml --processes 8 --node 1/4 --meet first-host:29500    on each of four machines
 
-Under srun, torchrun or mpirun every task is one rank, and --processes is left out. A run stopped by Ctrl-C, SIGTERM or
+Under srun, torchrun or mpirun, every task is one rank; leave out --processes. A run stopped by Ctrl-C, SIGTERM or
 Slurm's warning writes a checkpoint and exits with code 75; --resume continues from there. Give the same overrides again,
 or the run's own folder instead of the file.
 """
@@ -29,7 +29,7 @@ from onediff.runs.address import require_sources
 from onediff.tracking.overview import is_run
 
 PRETRAINED = ("vision", "delta", "language")
-"""Parts that can start from pretrained weights."""
+"""Parts of the model that can start from pretrained weights."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: runs/<name>)")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
     parser.add_argument("--resume", action="store_true", help="continue from the latest checkpoint")
-    parser.add_argument("--peer-copies", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # `onediff launch` gives it
+    parser.add_argument("--peer-copies", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # set by `onediff launch`
     parser.add_argument("--processes", type=int, metavar="N", help="start N ranks on this machine (default: one)")
-    parser.add_argument("--node", metavar="I/N", help="with --processes: this is machine I of N, counted from 0")
+    parser.add_argument("--node", metavar="I/N", help="with --processes: this is machine I of N, counting from 0")
     parser.add_argument("--meet", metavar="HOST:PORT", help="with --node: where the ranks meet, on machine 0")
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     place = own_place(args.processes)
     node = Node.of(args.node, args.meet)
     if node.count > 1 and not args.processes:
-        raise UserError("--node: say with --processes how many ranks each machine runs")
+        raise UserError("--node: set the number of ranks per machine with --processes")
     check(config, folder, phases, args.resume, args.processes * node.count if args.processes else place.world)
     if place.alone:
         print(f"{folder}: phases {', '.join(phases)}; loading …", file=sys.stderr, flush=True)
@@ -75,24 +75,22 @@ def own_folder(config: str, resume: bool) -> Path | None:
 
 
 def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, processes: int) -> None:
-    """Checks everything that can be checked before the processes meet. Raises UserError."""
+    """Checks what can be checked before the processes meet. Raises UserError."""
     from onediff.data.manifest import read_manifest
 
     if (folder / "config.yaml").exists() and not resume:
         raise UserError(
-            f"{folder}: this run has been started already; continue it with --resume, or name another folder with --run"
+            f"{folder}: this run already exists; continue it with --resume, or name another folder with --run"
         )
     if resume and not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"{folder}: no such run to --resume; start it without the option, or name its folder with --run"
-        )
+        raise UserError(f"{folder}: no run to resume here; start it without --resume, or name its folder with --run")
     require_sources(config.init, folder)
     for name in phases:
         phase = config.phases[name]
         rows = phase.micro_batch * processes // config.parallel.row_ranks
         if phase.global_batch % max(1, rows):
             raise UserError(
-                f"phases.{name}.global_batch: {phase.global_batch} cannot be shared out over {processes} processes in "
+                f"phases.{name}.global_batch: {phase.global_batch} cannot be divided among {processes} processes in "
                 f"micro-batches of {phase.micro_batch}; make it a multiple of {rows}"
             )
         for data_set in phase.mix:
@@ -102,12 +100,12 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
 
 
 def require_weights(model: ModelConfig, init: InitConfig | None) -> None:
-    """Raises UserError for a folder of pretrained weights that is not there."""
+    """Raises UserError if a folder of pretrained weights does not exist."""
     from onediff.hub.named import named_in
 
     begun_elsewhere = init.addresses if init is not None else {}
     for one in named_in(model, [part for part in PRETRAINED if part not in begun_elsewhere]):
         if one.is_path and one.folder() is None:
-            # A tower that has both a name and an architecture can be made by `demo-tower`.
+            # `demo-tower` can make a tower that has both a name and an architecture.
             made = ", or make it with 'onediff demo-tower' and this configuration" if not one.config else ""
-            raise UserError(f"{one.where}: {one.name}: no such folder; name the one with the weights{made}")
+            raise UserError(f"{one.where}: {one.name}: no such folder; name the folder of the weights{made}")

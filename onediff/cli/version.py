@@ -6,7 +6,7 @@ from onediff import __version__
 
 
 def version_lines() -> list[str]:
-    """One line for each. Importing torch takes seconds."""
+    """The lines. Costs the import of torch, which takes seconds."""
     lines = [f"onediff {__version__}"]
     try:
         import torch

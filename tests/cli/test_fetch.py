@@ -120,7 +120,7 @@ def test_a_file_damaged_on_disk_is_fetched_again(hub):
     done = fetch(hub, *words)
     assert "its digest is not the hub's; fetched again" in done.stderr
     assert blob.read_bytes() == content
-    assert "no-such-folder/at/all: weights, tokenizer missing; that is a folder, not a model on the hub" in done.stderr
+    assert "no-such-folder/at/all: weights, tokenizer missing; this is a folder, not a model on the hub" in done.stderr
 
 
 def test_folders_are_read_by_the_overrides_that_are_printed(hub, tmp_path):

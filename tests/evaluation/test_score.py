@@ -221,7 +221,7 @@ def test_against_another_file_and_against_earlier_scores(
     assert "earlier" in out
     code, _, errors = run(references, predictions, "--against", str(result), "--protocol", "demo")
     assert code == 2
-    assert "its protocol is 'plain' and here it is 'demo': such scores cannot be compared" in errors
+    assert "its protocol is 'plain', but here it is 'demo': these scores cannot be compared" in errors
 
 
 def test_help_names_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_a_script_written_by_hand_trains_by_processes_and_by_srun(cluster, tmp_p
         f"srun {train} --phases one --resume",
     )
     assert (run / "logs" / "process.rank1.log").is_file(), told
-    assert f"{run}: this run has been started already; continue it with --resume" in told and "\ncode 2\n" in told
+    assert f"{run}: this run already exists; continue it with --resume" in told and "\ncode 2\n" in told
     for phase in ("warm-up", "one"):
         assert json.loads((run / f"phase-{phase}" / "finished.json").read_text())["step"] == 1, told
     assert (run / "logs" / "train.rank3.log").is_file()

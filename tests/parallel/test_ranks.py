@@ -148,7 +148,7 @@ def test_a_rank_of_several_knows_its_place_is_checked_and_starts_no_ranks(launch
     clean(environ)
     train = ["train", "configs/demo.yaml", "--run", str(tmp_path / "run"), "phases.warm-up.global_batch=16"]
     assert main(train) == 2
-    assert f"16 cannot be shared out over {ranks.world} processes" in capsys.readouterr().err
+    assert f"16 cannot be divided among {ranks.world} processes" in capsys.readouterr().err
     for words in (train, ["evaluate", str(tmp_path)]):
         assert main([*words, "--processes", "2"]) == 2
         assert f"--processes: this process is rank {place[0]} of {place[2]} already" in capsys.readouterr().err

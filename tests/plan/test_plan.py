@@ -307,7 +307,7 @@ def test_adapters_and_last_layers_count_as_what_they_are_and_nothing_else_is_sai
     ("words", "message"),
     [
         (["--gpus", "32", "--gpu", "h100"], "--gpu h100: unknown GPU (did you mean 'h100-80g'"),
-        (["--gpus", "12"], "--gpus 12: not a whole number of nodes of 8"),
+        (["--gpus", "12"], "--gpus 12: not a multiple of the 8 GPUs of a node"),
         ([], "give either --gpus or --nodes"),
         (["--gpus", "32", "phases.two.micro_batch=32"], "phases.two.global_batch: 128 cannot be split"),
         (["--gpus", "8", "model.vision.config.model_type=resnet"], "cannot plan for towers of type 'resnet'"),

@@ -34,7 +34,7 @@ TRIED = ("launch submit", "launch sweep", "launch data")
 REFUSED = {
     "train": "no such folder of shards|no coupling rule 'by_length'|no delta module 'gated'",
     "evaluate": "no checkpoint|no such split",
-    "calibrate": "no checkpoint|no such folder|no split train",
+    "calibrate": "no checkpoint|no such folder|no split named train",
     "caption": "no checkpoint|no such folder|no such image",
     "demo-page": "no checkpoint|no such folder",
     "demo-tower": "no such folder of shards",
