@@ -1,1 +1,1 @@
-"""The data stream: samples, manifests, lanes, packing, loading."""
+"""Data loading: samples, manifests, lanes, packing, batches."""

@@ -1,8 +1,8 @@
-"""The rows of a rank's lanes, in turn, asked for ahead of their use.
+"""Prefetches the rows of a rank's lanes, in turn.
 
-Every task is a function of a lane and indexes, so any worker can do any of them, and several make rows of one lane at once.
-The rank decides which samples make a row: each in turn, or, in packed rows, by the lengths of samples, which workers have
-measured before. A row that turns out to hold bad samples only drops out, and its lane is asked for one more.
+A task depends only on a lane and sample indexes, so any worker can run it, and several workers can make rows of the same
+lane. The rank chooses the samples of each row: one after another, or, for packed rows, by their lengths, which workers
+measure first. A row whose samples are all bad is dropped, and its lane is asked for one more.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MEASURED = 16
 def rows(
     stream: Stream, lanes: Mapping[int, LaneCursor], workers: int, prefetch: int
 ) -> Iterator[tuple[int, list[TokenRow], LaneCursor]]:
-    """Yields endlessly, lane after lane: the lane, the samples of its next row, and where the lane continues after it.
+    """Yields endlessly, lane after lane: the lane, the samples of its next row, and the lane's cursor after that row.
 
-    `lanes` says where each begins. Faults of bad samples met on the way are in `skipped` of a row's first sample. Raises
-    UserError after `data.bad_in_a_row` of them, and for what stops a worker.
+    `lanes` holds the cursor at which each lane starts. `skipped` of a row's first sample lists the bad samples skipped
+    before it. Raises UserError after `data.bad_in_a_row` bad samples, and for any error that stops a worker.
     """
     ahead = Ahead(stream, lanes)
     results = work(stream, ahead, workers, prefetch)
@@ -40,33 +40,33 @@ def rows(
 
 @dataclass
 class _Planned:
-    """A row that is being made."""
+    """A row that workers are making."""
 
     indexes: tuple[int, ...]
     behind: LaneCursor
-    """Where the lane continues."""
+    """The lane's cursor after this row."""
     skipped: list[Fault]
-    """Bad samples met while choosing it."""
+    """Bad samples skipped while choosing it."""
     error: str | None = None
 
 
 class Ahead:
-    """An endless iterable of tasks, and the rows that come of them, by lane."""
+    """An endless iterable of tasks, and the rows made from their results, by lane."""
 
     def __init__(self, stream: Stream, lanes: Mapping[int, LaneCursor]) -> None:
         self.stream = stream
         self._next = dict(lanes)
-        """Where each lane continues after the rows that are planned."""
+        """The cursor of each lane after its planned rows."""
         self._planned: dict[int, deque[_Planned]] = {lane: deque() for lane in lanes}
         self._made: dict[int, deque[Made]] = {lane: deque() for lane in lanes}
         self._owed: deque[int] = deque()
-        """Lanes of which a row dropped out."""
+        """Lanes that need another row because one was dropped."""
         self._packer = Packer(stream, stream.pack, self._length) if stream.pack else None
         self._lengths: dict[tuple[int, int], int | Bad | str] = {}
         self._margin = MEASURED
-        """How many lengths are asked for beyond those that a row is chosen from."""
+        """How many samples to measure beyond those that a row is chosen from."""
         self._asked: dict[int, int] = {}
-        """The first index of each lane whose length has not been asked for."""
+        """For each lane, the first index whose length has not been requested."""
 
     def __iter__(self) -> Iterator[Task]:
         for lane in cycle(self._planned):
@@ -75,7 +75,7 @@ class Ahead:
             yield from self._tasks(lane)
 
     def row(self, lane: int, results: Iterator[tuple[Task, Made]]) -> tuple[list[TokenRow], LaneCursor]:
-        """The samples of a lane's next row, and where the lane goes on; `results` are those of the tasks, in order."""
+        """The samples of a lane's next row, and the cursor after it; `results` are the tasks' results, in order."""
         skipped: list[Fault] = []
         while True:
             while not self._made[lane]:
@@ -91,7 +91,7 @@ class Ahead:
                     samples.append(one)
                 else:
                     assert isinstance(one, Bad)
-                    self.stream.passed_over(skipped, lane, index, BadSample(*one))
+                    self.stream.skip(skipped, lane, index, BadSample(*one))
             if samples:
                 samples[0].skipped = skipped
                 return samples, planned.behind
@@ -107,7 +107,7 @@ class Ahead:
             self._lengths[task.lane, index] = length
 
     def _tasks(self, lane: int) -> Iterator[Task]:
-        """What must be asked for to have one more row of a lane."""
+        """The tasks needed for one more row of a lane."""
         planned = self._plan(lane)
         while planned is None:
             yield self._measure(self._to_be_measured(lane))
@@ -117,7 +117,7 @@ class Ahead:
         yield Task(lane, planned.indexes)
 
     def _plan(self, lane: int) -> _Planned | None:
-        """The next row of a lane; None while lengths are missing."""
+        """The next row of a lane, or None while lengths are missing."""
         cursor = self._next[lane]
         if self._packer is None:
             (index,) = cursor
@@ -136,11 +136,11 @@ class Ahead:
         return _Planned(tuple(chosen), behind, skipped)
 
     def _lacks(self, lane: int) -> bool:
-        """Whether lengths of a lane should be asked for before its next row is chosen."""
+        """Whether to measure more samples of a lane before choosing its next row."""
         return self._asked.get(lane, -1) < self._next[lane][-1] + LOOK_AHEAD + self._margin
 
     def _to_be_measured(self, lane: int) -> int:
-        """The next lane in turn that lacks lengths; `lane` itself, and more lengths than before, if none does."""
+        """The next lane that lacks lengths. If none does, returns `lane` and raises the margin."""
         lanes = list(self._next)
         at = lanes.index(lane)
         lacking = next((one for one in lanes[at:] + lanes[:at] if self._lacks(one)), None)

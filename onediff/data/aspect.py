@@ -1,4 +1,4 @@
-"""How much of a data set's images `fit: crop` would cut away, by the headers of some of them."""
+"""Estimates how much of a data set's images `fit: crop` would cut away, from the headers of a sample of them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ LOOKED_AT = 256
 TOLERATED = 0.1
 """Share of the images that a crop may cut away without a warning."""
 HEADER_BYTES = 1 << 16
-"""Bytes of an image that are read to find its size."""
+"""Bytes read from an image to find its size."""
 MIDDLE_SQUARE = ImageConfig(fit="crop")
 
 Sizes = Mapping[tuple[int, int], int]
-"""How many images are of a width and height."""
+"""The number of images by (width, height)."""
 
 
 def crop_remark(sizes: Sizes, config: ImageConfig = MIDDLE_SQUARE) -> str | None:
-    """The warning for a data set of which a crop loses more than is tolerated; None if it does not."""
+    """A warning if a crop would lose more than `TOLERATED` of this data set's images, or None."""
     share = lost_to_crop(sizes, config)
     if share <= TOLERATED:
         return None
     return (
-        f"`fit: crop` would cut away {share:.0%} of each image (mean of {sum(sizes.values()):,}), and what changes there "
-        "is lost; model.vision.image.fit=pad, the default, keeps them whole"
+        f"`fit: crop` would cut away {share:.0%} of each image (mean of {sum(sizes.values()):,}), and the model cannot see "
+        "changes there; model.vision.image.fit=pad, the default, keeps images whole"
     )
 
 
 def lost_to_crop(sizes: Sizes, config: ImageConfig = MIDDLE_SQUARE) -> float:
-    """The mean share of an image's area that is cut away; 0 where there are no images."""
+    """The mean share of an image's area that a crop cuts away; 0 if there are no images."""
     lost = 0.0
     for (width, height), number in sizes.items():
         left, top, right, bottom = seen_box((width, height), config)
@@ -48,9 +48,9 @@ def lost_to_crop(sizes: Sizes, config: ImageConfig = MIDDLE_SQUARE) -> float:
 
 
 def first_sizes(manifest: Manifest) -> Counter[tuple[int, int]]:
-    """The sizes of the images of `LOOKED_AT` samples, evenly spread over the first shard that lies on this machine.
+    """The sizes of the images of `LOOKED_AT` samples, spread evenly over the first shard on this machine.
 
-    What cannot be read is passed over. Costs 64 KB of reading an image.
+    Skips what it cannot read. Reads 64 KB per image.
     """
 
     sizes: Counter[tuple[int, int]] = Counter()
@@ -64,7 +64,7 @@ def first_sizes(manifest: Manifest) -> Counter[tuple[int, int]]:
                 if suffix.rpartition(".")[2] not in IMAGE_SUFFIXES:
                     continue
                 data = os.pread(file.fileno(), min(size, HEADER_BYTES), offset)
-                # Faults are for training and `onediff data check` to count; Pillow's parsers raise many kinds.
+                # Training and `onediff data check` count the faults. Pillow's parsers raise many kinds of exceptions.
                 with contextlib.suppress(Exception), open_image(io.BytesIO(data)) as image:
                     sizes[image.size] += 1
     return sizes

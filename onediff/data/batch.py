@@ -1,4 +1,4 @@
-"""A micro-batch: what crosses from the data stream to the model."""
+"""The micro-batch that the data loader passes to the model."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from onediff.data.segments import Segments, each_tensor
 
 @dataclass
 class Batch:
-    """Rows of tokens with places for images and deltas, the images, and the targets.
+    """Rows of tokens with places for image and delta tokens, the images, and the targets.
 
-    Places are flat indexes into `rows · tokens`, computed where the batch is made, so that the model never asks the
-    device how many there are.
+    Places are flat indexes into `rows · tokens`. They are computed on the host, so the model never has to synchronize
+    with the device to count them.
     """
 
     token_ids: Tensor
-    """`[rows, tokens]` int64; 0 where an image or delta token goes and where the row is padded."""
+    """`[rows, tokens]` int64; 0 at image tokens, delta tokens and padding."""
     position_ids: Tensor
-    """`[rows, tokens]` int64; starts again at 0 with each sample of a packed row."""
+    """`[rows, tokens]` int64; restarts at 0 for each sample of a packed row."""
     segment_ids: Tensor | None
     """`[rows, tokens]` int64, 0 for padding, 1… for the samples of a packed row; None if no row holds two samples."""
     images: Tensor
-    """`[views, 3, size, size]` uint8, in the order of their places; before and after of every pair come first. An image is
-    one view, unless `planes` says otherwise."""
+    """`[views, 3, size, size]` uint8, in the order of their places, the before and after images of all pairs first. Each
+    image is one view, unless `planes` says otherwise."""
     image_places: Tensor
     """`[image tokens]` int64."""
     pairs: int
-    """Pairs: images 2b and 2b + 1 are before and after of pair b."""
+    """The number of pairs; images 2b and 2b + 1 are the before and after images of pair b."""
     delta_places: Tensor
     """`[pairs · delta tokens]` int64."""
     target_places: Tensor
-    """`[targets]` int64: where the token that *predicts* the target stands."""
+    """`[targets]` int64: the position that *predicts* each target."""
     target_ids: Tensor
     """`[targets]` int64."""
     target_sources: Tensor
-    """`[targets]` int64: index of the source that a target comes from, for the loss per source."""
+    """`[targets]` int64: the index of each target's source, for the loss per source."""
     planes: Planes | None = None
-    """Where the images' tokens lie, where images are more than one view or have shapes of their own; `images` are then
-    `[images, patches, numbers]` in the latter case."""
+    """The layout of image tokens for `fit: tiles` and `fit: native`. With `native`, `images` is
+    `[images, patches, numbers]`."""
     features: Tensor | None = None
-    """`[views, layers, tokens, width]`: what the tower gives for the images, where that is read and not computed; `images`
-    is then empty."""
+    """`[views, layers, tokens, width]`: the tower's outputs, if they are read from disk instead of computed; `images` is
+    then empty."""
     segments: Segments | None = None
-    """Where the samples lie in packed rows; None if each row holds one."""
+    """The samples' spans in packed rows; None if each row holds one sample."""
     info: dict[str, Any] = field(default_factory=dict)
-    """Not for the model: the samples' ids and places, counts, faults met on the way to them."""
+    """Not used by the model: the samples' ids and places, counts, and the faults of skipped samples."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""

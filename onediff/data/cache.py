@@ -1,7 +1,7 @@
-"""Shards that lie elsewhere, kept on this machine's disk: at most that many bytes, shared by all processes of the node.
+"""A disk cache for remote shards, limited in size and shared by all processes of a node.
 
-A shard is fetched beside its place, checked against the manifest, indexed and renamed; what was used longest ago makes
-room. Locks are `flock`s, which end with their process, so a killed one leaves nothing that others wait for.
+A shard is downloaded to a temporary file, checked against the manifest, indexed and renamed. The least recently used shards
+are evicted. Locks are `flock`s, which the kernel releases when a process dies, so a killed process blocks nobody.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from onediff.data.remote import pieces, retried
 from onediff.errors import UserError
 
 SLOTS = 64
-"""Locks that the shards share: two processes fetch different shards at once, and none twice."""
+"""Number of locks that the shards share. Processes fetch different shards in parallel, and no shard twice."""
 WAIT = 0.2
-"""Seconds between looks for room, while other processes fill all of it."""
+"""Seconds between checks for free space while other processes occupy the whole cache."""
 
 
 class ShardCache:
-    """Local copies of shards with a URL. Holds no open file, so a worker process may take it along."""
+    """Local copies of shards that have a URL. Holds no open files, so it can be passed to a worker process."""
 
     def __init__(self, config: CacheConfig) -> None:
         default = Path(tempfile.gettempdir()) / f"onediff-shards-{os.getuid()}"
@@ -37,9 +37,9 @@ class ShardCache:
 
     @contextmanager
     def opened(self, shard: Shard) -> Iterator[int]:
-        """A descriptor of the local copy, fetched if there is none. Raises UserError when that cannot be done.
+        """A file descriptor of the local copy, which is fetched first if needed. Raises UserError if that fails.
 
-        Opened for each sample and not kept: a file that is open still takes its place on the disk when it was removed.
+        The file is opened for each sample and closed again, because a removed file occupies the disk until it is closed.
         """
         path = self._path(shard)
         while True:
@@ -48,20 +48,20 @@ class ShardCache:
                 break
             self._fetch(shard)
         try:
-            os.utime(file)  # what was used last
+            os.utime(file)  # marks it as used, for eviction
             yield file
         finally:
             os.close(file)
 
     def index(self, shard: Shard) -> Index:
-        """The index of the shard, fetched where it is not there. Raises UserError."""
+        """The index of the shard, which is fetched first if needed. Raises UserError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.folder}: the shard cache cannot be made: {error}; fix data.cache.folder") from None
+            raise UserError(f"{self.folder}: cannot create the shard cache: {error}; fix data.cache.folder") from None
         path = self._path(shard)
         while True:
-            with self._locked(self._slot(path.name), shared=True):  # nobody removes it now
+            with self._locked(self._slot(path.name), shared=True):  # prevents eviction
                 if path.exists():
                     return read_index(path)
             self._fetch(shard)
@@ -87,9 +87,7 @@ class ShardCache:
         try:
             part, aside = self._reserved(shard)
         except OSError as error:
-            raise UserError(
-                f"{self.folder}: the shard cache cannot be written: {error}; fix data.cache.folder"
-            ) from None
+            raise UserError(f"{self.folder}: cannot write to the shard cache: {error}; fix data.cache.folder") from None
         try:
             with self._locked(self._slot(path.name)):
                 if path.exists():  # another process was faster
@@ -102,7 +100,7 @@ class ShardCache:
             os.close(part)
 
     def _download(self, shard: Shard, part: int) -> None:
-        """Raises OSError unless what came is what the manifest promises."""
+        """Downloads the shard into `part`. Raises OSError if its size or checksum differs from the manifest."""
         digest, length = hashlib.sha256(), 0
         for piece in pieces(shard.url):
             if length + len(piece) > shard.bytes:
@@ -113,10 +111,10 @@ class ShardCache:
         if length != shard.bytes:
             raise OSError(f"{length} bytes, but the manifest promises {shard.bytes}")
         if shard.sha256 and digest.hexdigest() != shard.sha256:
-            raise OSError("its SHA-256 is not the manifest's")
+            raise OSError("its SHA-256 differs from the manifest")
 
     def _reserved(self, shard: Shard) -> tuple[int, Path]:
-        """A file of the shard's size, open and locked, once there is room; what makes room is removed."""
+        """Waits for room, evicting shards if needed; returns an open, locked file of the shard's size, and its path."""
         if shard.bytes > self.limit:
             raise UserError(
                 f"{shard.url}: {shard.bytes:,} bytes, more than the whole shard cache; raise data.cache.gigabytes"
@@ -131,10 +129,10 @@ class ShardCache:
             time.sleep(WAIT)
 
     def _make_room(self, size: int) -> bool:
-        """Removes shards, the longest unused first, until `size` bytes fit. False while what is in use leaves no room."""
+        """Evicts shards, least recently used first, until `size` bytes fit. Returns False if those in use leave no room."""
         taken = 0
         for part in self.folder.glob(".part-*"):
-            with suppress(FileNotFoundError):  # it may be renamed meanwhile, and counts below then
+            with suppress(FileNotFoundError):  # may have been renamed by now, and is then counted below
                 self._remove_if_left_behind(part)
                 taken += part.stat().st_size
         shards = [path for path in self.folder.iterdir() if not path.name.startswith(".") and path.suffix != ".index"]
@@ -148,7 +146,7 @@ class ShardCache:
         return taken + size <= self.limit
 
     def _removed(self, path: Path) -> bool:
-        """Removes a shard unless a process indexes it or fetches one with the same lock."""
+        """Removes a shard, unless a process is reading its index or fetching a shard with the same lock."""
         lock = os.open(self.folder / self._slot(path.name), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,7 +159,7 @@ class ShardCache:
             os.close(lock)
 
     def _remove_if_left_behind(self, part: Path) -> None:
-        """Removes the part of a process that died: nobody holds its lock."""
+        """Removes a temporary file that nobody has locked, because its process died."""
         with suppress(BlockingIOError), part.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()

@@ -1,6 +1,6 @@
-"""Conversations in a tokenizer's own chat template: rendered once with marks for words and answers, which are found again.
+"""Conversations in a tokenizer's own chat template, rendered once with placeholders for users' words and answers.
 
-What users and captions say is never seen by the template, so no wording can change what it writes.
+The template never sees the actual words and captions, so they cannot change its output.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from onediff.config.templates import TemplatePart, spaces_to_answers
 from onediff.errors import UserError
 
 MARK = "\uf8f0{}{}\uf8f1"
-"""Placeholder for the words or the answer of a turn while the template is rendered, from Unicode's private use area."""
+"""Placeholder for a turn's words or answer while the template is rendered, in Unicode's private use area."""
 FOUND = re.compile(MARK.format("(words|answer)", r"(\d+)"))
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 DATED = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 TODAY = datetime(2024, 7, 26)
-"""The date that templates which write one are given, Llama 3.1's own default: a prompt must not change overnight."""
+"""The date passed to templates that write one (Llama 3.1's default), so that prompts do not change overnight."""
 
 
 def chat_source(tokenizer: Any) -> str:
-    """The Jinja source of the tokenizer's chat template. Raises UserError when it has none."""
+    """The Jinja source of the tokenizer's chat template. Raises UserError if it has none."""
     try:
         source: str = tokenizer.get_chat_template()
     except ValueError:
         raise UserError(
-            f"data.prompt: chat: the tokenizer {tokenizer.name_or_path!r} has no chat template; name one that fits the "
-            "language model: vicuna, llava, chatml, llama3, plain"
+            f"data.prompt: chat: the tokenizer {tokenizer.name_or_path!r} has no chat template; choose the one that fits "
+            "the language model: vicuna, llava, chatml, llama3, plain"
         ) from None
     return DATED.sub(lambda used: repr(TODAY.strftime(used[2])), source)
 
 
 def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Pattern[str]) -> list[TemplatePart]:
-    """A conversation of that many turns, all of them answered, as the chat template writes it.
+    """A conversation of `turns` turns, all answered, as the chat template writes it.
 
-    An answer is learned from its first character to the end of the template's `{% generation %}` block, or, where it has
-    none, through the first special token after it (`controls` matches those); through the tokenizer's end of text where
-    the template writes no such token either. Raises UserError for a template that refuses a conversation or changes it.
+    The model learns an answer from its first character to the end of the template's `{% generation %}` block. Without
+    such a block, it learns through the first special token after the answer (matched by `controls`), or through the
+    tokenizer's end-of-text token if the template writes no special token. Raises UserError if the template refuses or
+    changes the conversation.
     """
     messages = [] if system is None else [{"role": "system", "content": system}]
     for turn in range(turns):
@@ -49,7 +50,7 @@ def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Patter
     marks = list(FOUND.finditer(text))
     if [(mark[1], int(mark[2])) for mark in marks] != [(kind, n) for n in range(turns) for kind in ("words", "answer")]:
         raise UserError(
-            "data.prompt: chat: the tokenizer's template does not write every turn once and in order; name another "
+            "data.prompt: chat: the tokenizer's template does not write every turn once and in order; choose another "
             "template: vicuna, llava, chatml, llama3, plain"
         )
     made, at, learns = list[TemplatePart](), 0, 0
@@ -68,7 +69,7 @@ def rendered(tokenizer: Any, system: str | None, turns: int, controls: re.Patter
 
 
 def _written(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """What the chat template makes of these messages, and where its `{% generation %}` blocks are. Raises UserError."""
+    """The rendered messages and the spans of the template's `{% generation %}` blocks. Raises UserError."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -89,14 +90,14 @@ def _written(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[
 def _end(
     text: str, answer: re.Match[str], until: int, blocks: Iterable[tuple[int, int]], controls: re.Pattern[str]
 ) -> int:
-    """Where the text learned with an answer ends, at `until` at the latest."""
+    """Where the learned text of an answer ends, at most `until`."""
     token = controls.search(text, answer.end(), until)
     ends = [stop for start, stop in blocks if start <= answer.start() and answer.end() <= stop]
     return max([answer.end() if token is None else token.end(), *ends])
 
 
 def _text(text: str, learned: int) -> list[TemplatePart]:
-    """Text of the template, the first `learned` characters of which belong to an answer."""
+    """The template's text; its first `learned` characters belong to an answer."""
     learned = max(0, learned)
     pieces = [TemplatePart("text", text[:learned], learned=True), TemplatePart("text", text[learned:])]
     return [piece for piece in pieces if piece.text]

@@ -1,4 +1,4 @@
-"""Contact sheets: images side by side above lines of text, many of them on one image to look at."""
+"""Contact sheets: a grid of cells, each with images side by side above lines of text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onediff.errors import UserError
 LINE = 15
 """Height of a line of text, in pixels."""
 BETWEEN = 4
-"""Pixels between two images of a cell."""
+"""Pixels between the two images of a cell."""
 Line = tuple[str, str]
 """A text and its colour."""
 
@@ -21,9 +21,9 @@ Line = tuple[str, str]
 def cell(
     images: Sequence[Image.Image], lines: Sequence[Line], side: int, most: int, room: int = 0, ground: str = "white"
 ) -> Image.Image:
-    """Images in squares of `side` pixels above the first `most` lines; `room` pixels between them are left to the caller.
+    """Images in squares of `side` pixels, `room` empty pixels for the caller, and the first `most` lines of text.
 
-    The cell has the width of two images, so that the cells of pairs and of single images fit one grid.
+    A cell is always two images wide, so that pairs and single images fit the same grid.
     """
     made = Image.new("RGB", (2 * side + BETWEEN, side + room + most * LINE), ground)
     for number, image in enumerate(images):
@@ -35,7 +35,7 @@ def cell(
 
 
 def fitted(image: Image.Image, side: int) -> Image.Image:
-    """The image with its longer side `side` pixels long; a small one keeps its pixels sharp."""
+    """The image scaled so that its longer side is `side` pixels; small images are enlarged without smoothing."""
     scale = side / max(image.size)
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -43,12 +43,12 @@ def fitted(image: Image.Image, side: int) -> Image.Image:
 
 
 def wrapped(text: str, side: int, most: int, colour: str = "black") -> list[Line]:
-    """The first `most` lines of a text in a cell of images of `side` pixels."""
+    """The text wrapped to the width of a cell with images of `side` pixels, cut after `most` lines."""
     return [(line, colour) for line in textwrap.wrap(text, (2 * side + BETWEEN) // 6)[:most]]
 
 
 def grid(cells: Sequence[Image.Image], columns: int, gap: int) -> Image.Image:
-    """Cells of one size in rows, from left to right."""
+    """Lays out cells of equal size in rows, left to right."""
     width, height = cells[0].size
     down = -(-len(cells) // columns)
     made = Image.new("RGB", (columns * (width + gap) + gap, down * (height + gap) + gap), "white")
@@ -59,9 +59,9 @@ def grid(cells: Sequence[Image.Image], columns: int, gap: int) -> Image.Image:
 
 
 def save(sheet: Image.Image, file: Path) -> None:
-    """Writes the sheet in the format of the file's suffix. Raises UserError when it cannot be written."""
+    """Writes the sheet in the format given by the file's suffix. Raises UserError if it cannot."""
     try:
         sheet.save(file, quality=80)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{file}: the sheet cannot be written: {reason}") from None
+        raise UserError(f"{file}: cannot write the contact sheet: {reason}") from None

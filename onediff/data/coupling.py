@@ -1,8 +1,8 @@
-"""Hard couples: partners by a rule over captions, instead of the next sample of the shuffled block.
+"""Hard couples: a rule over captions chooses partners, instead of the order of the shuffled block.
 
-A rule arranges the captions of a block in a ring; each sample is coupled with the next. So each is once the first
-and once the second of a couple, never both of one, whatever the rule is. Another package adds a rule with an entry point in
-the group `onediff.couples`, `name = module:function`; docs/extending.md has a worked example.
+A rule arranges the captions of a block in a ring, and each sample is coupled with the next. So whatever the rule, each
+sample is the first of one couple and the second of another. Other packages add rules with entry points in the group
+`onediff.couples`, `name = module:function`; docs/extending.md has a worked example.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from onediff.data.lanes import Lanes, SamplePlace
 from onediff.errors import UserError
 
 WINDOW = 1024
-"""Captions that a rule sees at once: what it needs in memory does not grow with `data.block`."""
+"""Captions that a rule sees at once, so that its memory does not grow with `data.block`."""
 
 Rule = Callable[[Sequence[str]], Sequence[int]]
-"""From captions to an order of their indexes in which neighbours, and the last and the first, make good couples. The same
-captions must always give the same order."""
+"""Orders the indexes of captions so that neighbours, including last and first, make good couples. It must be
+deterministic."""
 
 LONGEST_WAIT = 1024
 """How far a waiting sample of a packed lane may fall behind the newest one: 32 rows of 32 samples."""
 
 
 def similar_captions(captions: Sequence[str]) -> list[int]:
-    """Each caption is followed by the one of those left that shares most of its words with it; the same words count little
-    where many captions have them, and nothing if the whole caption is the same.
+    """Greedily follows each caption with the most similar remaining one, by shared words weighted by rarity.
 
-    Costs 0.03 to 0.2 ms a caption of a dozen words. Every number before the one division is a small whole one, so that all
-    machines agree.
+    Identical captions have a similarity of 0. Costs 0.03 to 0.2 ms per caption of a dozen words. All numbers before the
+    single division are small integers, so the result is the same on every machine.
     """
     count = len(captions)
     words = [sorted(set(caption.lower().split())) for caption in captions]
@@ -41,7 +40,7 @@ def similar_captions(captions: Sequence[str]) -> list[int]:
     has = np.zeros((count, len(column)), dtype=np.float32)
     for row, of_one in enumerate(words):
         has[row, [column[word] for word in of_one]] = 1
-    # How rare a word is, as the length of a binary number.
+    # The rarity of a word: the bit length of captions / captions with the word.
     weight = np.array([(count // int(number)).bit_length() for number in has.sum(0)], dtype=np.float32)
     shared = (has * weight) @ has.T
     own = np.diagonal(shared)
@@ -57,20 +56,20 @@ def similar_captions(captions: Sequence[str]) -> list[int]:
 
 
 class Couples:
-    """Partners of one source by a rule; keeps the rings of the blocks that each lane is in, eight bytes a sample."""
+    """Chooses partners within one source by a rule. Keeps the rings of each lane's current blocks, 8 bytes per sample."""
 
     def __init__(self, name: str, lanes: Lanes, record: Callable[[int, int], bytes]) -> None:
         self.name = name
         self.rule: Rule = COUPLING_RULES.load(name)
         self.lanes = lanes
         self.record = record
-        """The JSON of a sample, by shard and place; empty if it cannot be read."""
+        """The JSON of a sample by shard and index; empty if it cannot be read."""
         self._rings: dict[int, dict[tuple[int, int], NDArray[np.int64]]] = {}
 
     def partner(self, lane: int, index: int) -> SamplePlace:
-        """The sample that follows sample `index` in its couple. Raises UserError for a rule that gives no ring.
+        """The partner of sample `index`: the second of its couple. Raises UserError if the rule does not return a ring.
 
-        The first call in a block reads all its captions, and no image.
+        The first call in a block reads all of its captions, but no images.
         """
         rings = self._rings.setdefault(lane, {})
         block = self.lanes.block_at(lane, index)
@@ -89,14 +88,14 @@ class Couples:
             order = [int(number) for number in self.rule(window)]
             if sorted(order) != list(range(len(window))):
                 raise UserError(
-                    f"couple: the rule {self.name!r} must give every index of the {len(window)} captions once; fix it"
+                    f"couple: the rule {self.name!r} must return every index of the {len(window)} captions once; fix it"
                 )
             made += [start + number for number in order]
         return np.array(made, dtype=np.int64)
 
 
 def caption_in(record: bytes) -> str:
-    """All that is said of a sample; nothing if its JSON cannot be read, which is counted when it is coupled."""
+    """All captions or answers of a sample in one string; empty if its JSON cannot be read, a fault counted later."""
     try:
         fields = json.loads(record)
         said = fields.get("captions") or [t["value"] for t in fields["conversations"] if t["from"] == "gpt"]

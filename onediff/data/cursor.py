@@ -1,4 +1,4 @@
-"""Where a rank stands in its data: what the loader yields with every batch, and all that going on from there needs."""
+"""A rank's position in its data, which the loader yields with every batch and resumes from."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 LaneCursor = tuple[int, ...]
-"""Where one lane goes on, as indexes into its endless list of samples: those that wait for a packed row, oldest first, and
-then the first one that nobody has looked at. Rows of one sample each leave none waiting: `(n,)`."""
+"""A lane's position, as indexes into its endless list of samples: those waiting for a packed row, oldest first, then the
+next new one. Without packing no sample waits: `(n,)`."""
 
 
 class Cursor(NamedTuple):
-    """Where the lanes of one rank continue after a batch, and what the rank has left out since it started reading."""
+    """The positions of one rank's lanes after a batch, and what the rank has left out since it started reading."""
 
     lanes: dict[int, LaneCursor]
     skipped: Counter[str]
-    """Unreadable samples, by kind of fault."""
+    """Skipped samples, by kind of fault."""
     cut: Counter[str]
     """Answers cut at `data.max_tokens`, by data set."""
 

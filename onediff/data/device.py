@@ -1,4 +1,4 @@
-"""The next micro-batch is copied to the device while the device computes the one before it."""
+"""Copies the next micro-batch to the device while the device computes the current one."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from onediff.data.segments import each_tensor
 
 
 class Copies(Protocol):
-    """One way to bring batches to a device."""
+    """A way to copy batches to a device."""
 
     ahead: int
-    """Batches copied before they are asked for."""
+    """Batches copied before they are requested."""
 
     def start(self, batch: Batch) -> Batch:
-        """The batch as it will be on the device; copying has begun."""
+        """Starts the copy; returns the batch on the device, not yet ready for use."""
 
     def finish(self, batch: Batch) -> Batch:
         """The same batch, ready for use on the current stream."""
 
 
 class SideStream:
-    """Copies to a GPU from pinned memory, on a stream of their own."""
+    """Copies from pinned memory to a GPU on a separate CUDA stream."""
 
     ahead = 1
 
@@ -42,10 +42,10 @@ class SideStream:
 
     def finish(self, batch: Batch) -> Batch:
         current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.stream)  # the device waits, the host does not
+        current.wait_stream(self.stream)  # blocks the device, not the host
 
         def in_use(tensor: Tensor) -> Tensor:
-            # Made on one stream and used on another: its memory must not be given away before both are done with it.
+            # Allocated on one stream and used on another: the allocator must not reuse it before both are done.
             tensor.record_stream(current)
             return tensor
 
@@ -53,7 +53,7 @@ class SideStream:
 
 
 class InPlace:
-    """No copies: the device is the host."""
+    """No copies, because the device is the host."""
 
     ahead = 0
 
@@ -66,9 +66,9 @@ class InPlace:
 def copy_batches(
     batches: Iterator[tuple[Batch, Cursor]], device: torch.device, copies: Copies | None = None
 ) -> Iterator[tuple[Batch, Cursor]]:
-    """The same pairs in the same order, with the batches on `device`.
+    """Yields the same items in the same order, with the batches on `device`.
 
-    A cursor stays with its batch, so a checkpoint never counts a batch that is still being copied.
+    Each cursor stays with its batch, so a checkpoint never counts a batch that is still being copied.
     """
     copies = copies or (SideStream(device) if device.type == "cuda" else InPlace())
     started: deque[tuple[Batch, Cursor]] = deque()

@@ -1,9 +1,9 @@
-"""What a frozen tower gives for the images of a data set, computed once and kept as shards.
+"""Precomputed features: a frozen tower's outputs for the images of a data set, stored as shards.
 
-A folder of features has a shard for every shard of samples, of the same name and with as many samples in the same order.
-The member `<number>.features` of a sample holds raw little-endian numbers, `[views, layers, tokens, width]`; a sample whose
-images cannot be read has `<number>.bad` with the reason instead. The manifest says under `features` which tower gave them,
-for which preprocessing, and of which shards.
+A folder of features has one shard for each shard of samples, with the same name and the same samples in the same order.
+A sample's member `<number>.features` holds raw little-endian numbers, `[views, layers, tokens, width]`. A sample whose
+images cannot be read has `<number>.bad` with the reason instead. The manifest records under `features` the tower, the
+preprocessing and the shards of samples.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class FeatureFormat:
-    """What features are of; training reads those whose format is its own, and no others."""
+    """Identifies a tower and its preprocessing. Training reads only features whose format equals its own."""
 
     layers: tuple[int, ...]
-    """The tower's hidden states that are kept, shallow to deep."""
+    """The tower's stored hidden states, shallow to deep."""
     tokens: int
-    """Of a view."""
+    """Tokens per view."""
     width: int
     precision: str
     """`fp32` or `bf16`."""
@@ -49,7 +49,7 @@ class FeatureFormat:
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> FeatureFormat:
-        """Raises UserError for a folder that holds no features."""
+        """The format recorded in a manifest. Raises UserError if the folder holds no features."""
         try:
             fields = dict(manifest.extra["features"]["format"])
             return cls(**fields | {"layers": tuple(fields["layers"])})
@@ -57,39 +57,39 @@ class FeatureFormat:
             raise UserError(f"{manifest.folder}: holds no features; write them with 'onediff data features'") from None
 
     def fields(self) -> dict[str, Any]:
-        """As a manifest has it."""
+        """The format as stored in a manifest."""
         return json.loads(json.dumps(asdict(self)))
 
     def tensor(self, data: bytes) -> Tensor:
-        """`[views, layers, tokens, width]` out of the bytes of a member."""
+        """`[views, layers, tokens, width]` from the bytes of a member."""
         numbers = torch.frombuffer(bytearray(data), dtype=DTYPES[self.precision]) if data else torch.empty(0)
         return numbers.to(DTYPES[self.precision]).view(-1, len(self.layers), self.tokens, self.width)
 
     def check(self, wanted: FeatureFormat, folder: Path | str) -> None:
-        """Raises UserError when features of this format in `folder` are not those that are `wanted`."""
+        """Raises UserError if this format, of the features in `folder`, differs from the one `wanted`."""
         changed = differences(flat(self.fields()), flat(wanted.fields()))
         for key, (theirs, ours) in changed.items():
             what = "the tower's weights differ" if key == "tower" else f"{key} is {theirs}, not {ours}"
             raise UserError(
-                f"{folder}: these features are not of this run's tower: {what}; write them again with 'onediff data "
-                "features --overwrite', or leave `features` out of the data set"
+                f"{folder}: these features do not match this run's tower: {what}; rewrite them with 'onediff data "
+                "features --overwrite', or remove `features` from the data set"
             )
 
 
 def read_layers(vision: VisionConfig, depth: int) -> tuple[int, ...]:
-    """The hidden states of a tower of `depth` layers that the model reads, shallow to deep."""
+    """The hidden states that the model reads from a tower of `depth` layers, shallow to deep."""
     return tuple(sorted({*vision.levels, vision.output_level % (depth + 1)}))
 
 
 class Features:
-    """The features of one data set, by shard and place."""
+    """The features of one data set, by shard and sample."""
 
     def __init__(self, format: FeatureFormat, shards: Shards) -> None:
         self.format, self.shards = format, shards
 
     @classmethod
     def open(cls, folder: Path | str, samples: Sequence[Any], cache: ShardCache) -> Features:
-        """The features in `folder` of a data set with the shards `samples`. Raises UserError when they are of others."""
+        """Opens the features in `folder` for the shards `samples`. Raises UserError if they belong to other shards."""
         manifest = read_manifest(folder)
         format = FeatureFormat.of_manifest(manifest)
         kept = {shard.name: shard for shard in manifest.shards}
@@ -98,13 +98,13 @@ class Features:
             mine = kept.get(shard.name)
             if mine is None or mine.samples != shard.samples or digests.get(shard.name, "") != shard.sha256:
                 raise UserError(
-                    f"{folder}: holds no features of the shard {shard.name} as it is now; write them with 'onediff data "
+                    f"{folder}: holds no features of the current shard {shard.name}; write them with 'onediff data "
                     "features'"
                 )
         return cls(format, Shards(manifest.folder, [kept[shard.name] for shard in samples], cache))
 
     def read(self, shard: int, sample: int) -> Tensor:
-        """`[views, layers, tokens, width]`. Raises BadSample for a sample whose images cannot be read."""
+        """`[views, layers, tokens, width]` of one sample. Raises BadSample if its images could not be read."""
         members = self.shards.read(shard, sample)
         if "bad" in members:
             raise BadSample(*json.loads(members["bad"]))

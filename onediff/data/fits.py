@@ -1,4 +1,4 @@
-"""From a sample's images to the tower's input, by `model.vision.image.fit`, and how many image tokens they make."""
+"""Turns a sample's images into the tower's input, as `model.vision.image.fit` says, and counts their image tokens."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ Pixels = Literal["fast", "exact"]
 
 
 class Seen(NamedTuple):
-    """What the model is shown of the images of one sample."""
+    """The tower's input for the images of one sample."""
 
     images: NDArray[np.uint8]
-    """`[views, 3, size, size]`, or `[patches, numbers]` where the tower takes images in their own shape."""
+    """`[views, 3, size, size]`, or `[patches, numbers]` with `fit: native`."""
     tokens: tuple[int, ...]
     """Image tokens of each image."""
     planes: tuple[Plane, ...]
-    """Where they lie; empty if every image is one square."""
+    """The layout of those tokens; empty if every image is one square."""
 
 
 class Fit(Protocol):
-    """One way to show images to the tower. All raise BadSample for what is no image."""
+    """A way to present images to the tower. All methods raise BadSample for data that is not an image."""
 
     def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
-        """Image tokens of each image of a sample, in files; none is decoded."""
+        """Image tokens of each encoded image of a sample. Decodes nothing."""
 
     def read(self, encoded: Sequence[bytes], max_pixels: int, pixels: Pixels) -> Seen:
-        """The images of a sample, in files."""
+        """Decodes the images of a sample."""
 
     def placed(self, encoded: Sequence[bytes], max_pixels: int) -> Seen:
-        """The same without the images, for a tower that has seen them already; none is decoded."""
+        """The same without the images, for precomputed features. Decodes nothing."""
 
     def of(self, images: Sequence[Any]) -> Seen:
-        """The same of opened images (Pillow's, upright, RGB), exactly."""
+        """The same from opened images (Pillow's, upright, RGB), scaled exactly."""
 
 
 def fit_of(config: ImageConfig, patch: int) -> Fit:
-    """The fit that is configured, for a tower of patches of `patch` pixels."""
+    """The configured fit, for a tower with patches of `patch` pixels."""
     if config.fit == "tiles":
         return Tiles(config, patch)
     return Native(config, patch) if config.fit == "native" else Square(config, patch)
 
 
-# Rows of images that need no decoding are made where neither Pillow nor simplejpeg is installed: both are asked for late.
+# Rows that need no decoding can be made without Pillow and simplejpeg, so both are imported late.
 
 
 class Square:
-    """Every image is one view."""
+    """Presents every image as one view."""
 
     def __init__(self, config: ImageConfig, patch: int) -> None:
         self.config = config
@@ -88,7 +88,7 @@ class Square:
 
 
 class OwnShape(ABC):
-    """Images whose input depends on their size."""
+    """Presents images as inputs that depend on their size."""
 
     def lengths(self, encoded: Sequence[bytes], max_pixels: int) -> tuple[int, ...]:
         return self.placed(encoded, max_pixels).tokens
@@ -113,7 +113,7 @@ class OwnShape(ABC):
 
     @abstractmethod
     def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
-        """Where the tokens of the images of one sample lie, by their sizes."""
+        """The layout of the tokens of one sample's images, from their sizes."""
 
     @abstractmethod
     def inputs(self, images: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:
@@ -121,7 +121,7 @@ class OwnShape(ABC):
 
 
 class Tiles(OwnShape):
-    """Every image is an overview and the tiles of a grid."""
+    """Presents every image as an overview and the tiles of a grid."""
 
     def __init__(self, config: ImageConfig, patch: int) -> None:
         self.side, self.most, self.patch = config.size, config.max_tiles, patch
@@ -147,7 +147,7 @@ class Tiles(OwnShape):
 
 
 class Native(OwnShape):
-    """Every image is the patches of its own shape."""
+    """Presents every image as patches in its own shape."""
 
     def __init__(self, config: ImageConfig, patch: int) -> None:
         self.patch, self.most = patch, config.max_patches

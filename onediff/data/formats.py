@@ -1,4 +1,4 @@
-"""The kinds of images that are read, the one way to open them, and the faults that Pillow passes over in silence."""
+"""The supported image formats, the one way to open an image, and faults that Pillow ignores."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from PIL import Image, ImageCms
 from onediff.data.sample import image_suffix
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
-"""Parsers of anything else stay closed to images from strangers: PostScript, for one, is a program that Pillow would
-have Ghostscript run. (The JPEG parser reads MPO too.)"""
+"""No other parsers see untrusted images: Pillow would have Ghostscript execute PostScript, for example. (The JPEG parser
+also reads MPO.)"""
 NAMES = "JPEG, PNG, WebP, GIF, BMP, PPM, TIFF, AVIF or JPEG 2000"
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 SAME_COLOUR = 3
-"""Levels of 255 by which makers' profiles of sRGB differ; a plain gamma of 2.2 differs by 6."""
+"""Levels of 255 by which vendors' sRGB profiles differ; a plain gamma of 2.2 differs by 6."""
 HARMLESS = 16
-"""Bytes of padding before a marker; more are a hole."""
+"""Bytes of padding before a marker that are accepted; more mean missing data."""
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
-    """Opens an image of one of `FORMATS`, and HEIC where the package pillow-heif is installed; decodes no pixel yet.
+    """Opens an image of one of `FORMATS`, or HEIC if pillow-heif is installed. Decodes no pixels yet.
 
-    Raises what `PIL.Image.open` raises: UnidentifiedImageError for any other kind.
+    Raises what `PIL.Image.open` raises: UnidentifiedImageError for any other format.
     """
     reads_heif = is_heif(_start(source)) and _reads_heif()
     return Image.open(source, formats=(*FORMATS, "HEIF") if reads_heif else FORMATS)
 
 
 def kind_of(data: bytes) -> str:
-    """What an unreadable image is, in words, and what to do about it."""
+    """Describes what an unreadable image file is, and what to do about it."""
     if not data:
         return "an empty file"
     if is_heif(data):
@@ -44,27 +44,27 @@ def kind_of(data: bytes) -> str:
     if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
         return "a JPEG XL image: save it as JPEG or PNG"
     if data[:4] == b"%!PS" or data[:4] == b"\xc5\xd0\xd3\xc6":
-        return "a PostScript program, which is not run: save it as PNG"
+        return "a PostScript program, which OneDiff does not run: save it as PNG"
     if data[:4] == b"%PDF":
         return "a PDF document: save its page as PNG"
     if b"<svg" in data[:1024]:
         return "an SVG drawing: save it as PNG"
     if data[:1024].lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        return "a web page: the server sent it in place of the image"
+        return "a web page that a server sent instead of the image"
     if suffix := image_suffix(data):
-        return f"the start of a {suffix} image: it is cut short or damaged"
+        return f"the start of a {suffix} image that is truncated or damaged"
     return f"not a {NAMES} image"
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether the first bytes are those of HEIC and its kin."""
+    """Whether the first bytes are those of HEIC or a related format."""
     return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
 
 
 def jpeg_fault(data: bytes) -> str | None:
-    """What libjpeg-turbo says of a JPEG whose pixels are not all there; None for a whole one, and for other kinds.
+    """libjpeg-turbo's error for a JPEG with missing pixels; None for a complete JPEG and for other formats.
 
-    Decodes it. Pillow is content with half an image and fills the rest with grey.
+    Decodes the image. Pillow accepts half an image and fills the rest with grey.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -77,10 +77,10 @@ def jpeg_fault(data: bytes) -> str | None:
 
 
 def to_eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Levels of one channel in any number type as bytes.
+    """Converts one channel of any dtype to bytes.
 
-    Floats lie in 0…1, or in 0…255 where one is larger. Integers fill 16 bits, or 12 where none is larger than 4,095, as
-    cameras and scanners store them; 8 where none is larger than 255.
+    Floats are in 0…1, or in 0…255 if any is larger than 1. Integers are taken as 16 bits, as 12 if none is larger than
+    4,095 (as cameras and scanners store them), and as 8 if none is larger than 255.
     """
     if np.issubdtype(levels.dtype, np.floating):
         levels = np.nan_to_num(levels)
@@ -92,7 +92,7 @@ def to_eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def foreign_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    """The colour profile of an RGB or CMYK image where it is another than sRGB, as of phones (Display P3) and printers."""
+    """The colour profile of an RGB or CMYK image if it is not sRGB, as from phones (Display P3) and printers."""
     found = image.info.get("icc_profile")
     if not found or image.mode not in ("RGB", "CMYK") or (image.mode == "RGB" and is_srgb(found)):
         return None
@@ -105,7 +105,7 @@ def foreign_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
 
 @lru_cache(maxsize=64)
 def is_srgb(profile: bytes) -> bool:
-    """Whether an ICC profile of RGB means sRGB, by what it does to 729 colours; its name proves nothing."""
+    """Whether an RGB ICC profile is sRGB, judged by its effect on 729 colours, because names are unreliable."""
     levels = np.linspace(0, 255, 9).astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(27, 27, 3)
     try:
@@ -116,7 +116,7 @@ def is_srgb(profile: bytes) -> bool:
 
 
 def to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """The image in sRGB, which is what everything here takes RGB for."""
+    """The image converted to sRGB, the meaning of RGB everywhere else."""
     made = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert made is not None, "only a conversion in place returns nothing"
     return made

@@ -1,4 +1,4 @@
-"""What the tower's input covers of an image: one arithmetic for making the input and for drawing over the image."""
+"""Which part of an image the tower's input covers; used both to make the input and to draw maps over the image."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plane:
-    """One image before the tower."""
+    """The layout of one image's tokens."""
 
     inputs: int
-    """How much of `Row.images` is this image's: views of the tower's size, or patches."""
+    """How much of `TokenRow.images` belongs to this image: views of the tower's size, or patches."""
     given: int
-    """Tokens that the tower gives for all of that."""
+    """Tokens that the tower outputs for those inputs."""
     chosen: NDArray[np.int64]
-    """`[tokens]`: which of the tower's tokens for this image go on, in reading order; the others saw only padding."""
+    """`[tokens]`: the tower's tokens that are kept, in reading order; the others saw only padding."""
     boxes: NDArray[np.float32]
-    """`[tokens, 4]`: left, top, right and bottom of what each of them saw, in an image that is 1 wide and 1 high."""
+    """`[tokens, 4]`: the left, top, right and bottom edges of what each kept token saw, as fractions of the image."""
     shape: tuple[int, int] | None = None
-    """Rows and columns of patches, where the tower takes images in their own shape."""
+    """Rows and columns of patches, with `fit: native`."""
 
 
 class Box(NamedTuple):
-    """Edges in the pixels of the upright image; they may be fractions, and lie outside of it."""
+    """Edges in pixels of the upright image; they may be fractional and may lie outside the image."""
 
     left: float
     top: float
@@ -41,24 +41,27 @@ class Box(NamedTuple):
 
 
 def crop_place(size: tuple[int, int], config: ImageConfig) -> tuple[tuple[int, int], int, int]:
-    """Width and height that an image of `size` is scaled to before the cut, and where its middle square begins."""
+    """The size that an image of `size` is scaled to before the crop, and the left and top edge of the crop."""
     shorter = config.shorter_side or config.size
     width, height = size
-    # The longer side is cut down to a whole number, as the processors do; in whole numbers nothing is lost before.
+    # The longer side is rounded down, as the image processors do; integer arithmetic avoids any earlier rounding.
     short = min(width, height)
     scaled = (shorter * width // short, shorter * height // short)
     return scaled, (scaled[0] - config.size) // 2, (scaled[1] - config.size) // 2
 
 
 def pad_place(size: tuple[int, int]) -> tuple[int, int, int]:
-    """Side of the square that an image of `size` is padded to, and its left and top edge in it (LLaVA's expand2square)."""
+    """The side of the square that an image is padded to, and the image's left and top edge in it (expand2square)."""
     side = max(size)
     return side, (side - size[0]) // 2, (side - size[1]) // 2
 
 
 def input_box(size: tuple[int, int], config: ImageConfig) -> Box:
-    """What the tower's input covers of an upright image of `size` (width, height): less than the image with
-    `fit: crop`, more than it with `fit: pad`. The places of an attention map, `[rows, columns]`, share it out evenly."""
+    """The box of an upright image of `size` (width, height) that the tower's input covers.
+
+    It is smaller than the image with `fit: crop`, and larger with `fit: pad`. The cells of an attention map,
+    `[rows, columns]`, divide it evenly.
+    """
     width, height = size
     if config.fit == "crop":
         scaled, left, top = crop_place(size, config)
@@ -79,10 +82,10 @@ def seen_box(size: tuple[int, int], config: ImageConfig) -> Box:
 def over_image(
     places: NDArray[np.float32], size: tuple[int, int], config: ImageConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A map over the model's places, `[rows, columns]`, laid over an upright image of `size`: values and what the model
-    saw, both `[height, width]`. What lies on padding is left out; values outside of what was seen mean nothing.
+    """Lays a map over the model's image tokens, `[rows, columns]`, over an upright image of `size`.
 
-    `size` may be that of the image scaled down.
+    Returns the values and a mask of what the model saw, both `[height, width]`. Cells on padding are left out; values
+    outside the mask mean nothing. `size` may be that of a scaled-down image.
     """
     from PIL import Image
 
@@ -95,7 +98,7 @@ def over_image(
         *((seen.left - box.left) * across, (seen.top - box.top) * down),
         *(min(columns, (seen.right - box.left) * across), min(rows, (seen.bottom - box.top) * down)),
     )
-    # Places that saw padding alone must not shine into the image.
+    # Cells that saw only padding must not bleed into the image.
     first_column, first_row = int(part[0]), int(part[1])
     places = places[first_row : math.ceil(part[3]), first_column : math.ceil(part[2])]
     part = (part[0] - first_column, part[1] - first_row, part[2] - first_column, part[3] - first_row)

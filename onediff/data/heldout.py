@@ -1,4 +1,4 @@
-"""The pairs of a held-out split, in order, with their references."""
+"""The pairs of a held-out split, in order, with their reference captions."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from onediff.errors import UserError
 
 @dataclass
 class HeldOut:
-    """One split of one data set; pairs are read when they are needed."""
+    """One split of a data set. Images are read when they are needed."""
 
     source: Source
     references: dict[str, list[str]] = field(default_factory=dict)
-    """Captions of every pair, by id, in the order of the shards."""
+    """Captions of each pair by id, in the order of the shards."""
     change_types: dict[str, str] = field(default_factory=dict)
-    """Change type of each pair, if it is known."""
+    """Change type of each pair, if known."""
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Change list of each pair, if it is known: `changes`, and the objects `before` and `after` (docs/synthetic.md)."""
+    """Change list of each pair, if known: `changes`, and the objects `before` and `after` (docs/synthetic.md)."""
     instructions: dict[str, str] = field(default_factory=dict)
-    """What is to be asked of the pairs that have an instruction of their own."""
+    """The instruction of each pair that has its own."""
     unreadable: list[str] = field(default_factory=list)
-    """One line for each sample that is left out."""
+    """One line for each skipped sample."""
     _places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, limit: int | None = None) -> HeldOut:
         """Reads the captions of the first `limit` pairs of the shards in `folder`.
 
-        A pair whose record cannot be read is left out and listed. Raises UserError when no pair is left.
+        Skips and lists pairs whose record cannot be read. Raises UserError if no pair is left.
         """
         made = cls(Source.open(folder.parent.name, folder, lanes=1, seed=0, block=1))
         shards = made.source.shards
@@ -49,7 +49,7 @@ class HeldOut:
                     continue
                 if not sample.is_pair or not sample.captions:
                     continue
-                # A pair that is in the shards twice is one pair with all its references.
+                # Records with the same id are one pair with all their references.
                 made.references.setdefault(sample.id, []).extend(sample.captions)
                 made._places.setdefault(sample.id, (shard, number))
                 if sample.instruction is not None:
@@ -63,13 +63,13 @@ class HeldOut:
         return made
 
     def sample(self, pair: str) -> Sample:
-        """The pair of this id. Raises BadSample when its bytes cannot be read."""
+        """The pair with this id. Raises BadSample if its bytes cannot be read."""
         return parse_sample(self.source.shards.read(*self._places[pair]))
 
     def write_references(self, path: Path) -> None:
-        """JSONL with `id`, `captions` and, where known, `change_type` and the change list in `meta`.
+        """Writes JSONL with `id`, `captions` and, if known, `change_type` and the change list in `meta`.
 
-        `onediff score` reads it.
+        `onediff score` reads this format.
         """
         with path.open("w", encoding="utf-8") as out:
             for pair, captions in self.references.items():
@@ -82,7 +82,7 @@ class HeldOut:
 
 
 def first_with_pairs(folders: Iterable[Path], split: str) -> Path | None:
-    """The first of these data sets that has pairs in its split; None if none has."""
+    """The first of these data sets that has pairs in its split, or None."""
     for folder in folders:
         try:
             HeldOut.open(folder / split, limit=1)

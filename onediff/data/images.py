@@ -1,10 +1,10 @@
-"""Image bytes to the tower's uint8 input: exactly the pixels of the Hugging Face image processors, or nearly and faster.
+"""Turns image bytes into the tower's uint8 input: exactly the pixels of the Hugging Face image processors, or faster and
+nearly the same.
 
-Decoding and scaling are most of what a stream costs. Plain JPEGs go to libjpeg-turbo directly: Pillow, which uses the same
-library, returns the same bytes at six times the cost for a small image. Scaling is Pillow's where pixels must be exact.
-Torch's vector code for the same filter is faster and differs by 0.01 of 255 on average and by 2 at most
-(`benchmarks/loader.py` prints it, also for the ways that were not taken: scaled decoding and OpenCV's filters are off by
-50).
+Decoding and scaling dominate the cost of loading. Plain JPEGs go directly to libjpeg-turbo. Pillow uses the same library
+and returns the same bytes, at six times the cost for a small image. Exact scaling uses Pillow. Fast scaling uses torch's
+vectorized code for the same filter, which differs by 0.01 of 255 on average and by at most 2. `benchmarks/loader.py` prints
+these figures, and those of alternatives: scaled decoding and OpenCV's filters are off by up to 50.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ ORIENTATION = 0x0112
 """EXIF tag."""
 MOST_SQUARES = 64
 MOST_COPIES = 16
-"""Scaling an image makes at most that many times the pixels of the tower's square, or of the image: a strip of one pixel by
-20,000 is cut before it is scaled, and scaled before it is padded. Others come out exactly as of the image processors."""
+"""Limits on the pixels of a scaled or padded intermediate image, as multiples of the tower's square and of the image. An
+image that would exceed them, such as a strip of 1 × 20,000 pixels, is cropped before it is scaled, or scaled before it is
+padded. All others equal the image processors' output."""
 BAND_PIXELS = 1 << 22
-"""Pixels of a band that is padded at a time."""
+"""Pixels that are padded at a time."""
 ORIENTATION_MARKS = (b"Exif\0", b"eXIf", b"Raw profile type", b"tiff:Orientation", b"com.adobe.xmp")
-"""One of these stands in every JPEG and PNG that has an orientation."""
+"""Every JPEG and PNG with an orientation contains one of these."""
 
 
 def open_upright(data: bytes, max_pixels: int) -> Image.Image:
-    """An RGB image, upright by its EXIF orientation, transparency laid on white.
+    """Opens an image as RGB, rotated by its EXIF orientation, with transparency on white.
 
-    The size is read from the header before anything is decoded. Raises BadSample.
+    Checks the size in the header before decoding anything. Raises BadSample.
     """
     with _judged(data, max_pixels) as image:
         image.load()
@@ -51,7 +52,7 @@ def open_upright(data: bytes, max_pixels: int) -> Image.Image:
 
 @contextmanager
 def _judged(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The image, not decoded yet. Raises BadSample for what is none, and for what Pillow says inside."""
+    """Opens an image without decoding it. Turns every error of Pillow, here and in the block, into BadSample."""
     try:
         with open_image(io.BytesIO(data)) as image:
             if image.width * image.height > max_pixels:
@@ -63,12 +64,12 @@ def _judged(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise BadSample("too_many_pixels", str(error)) from None
     except UnidentifiedImageError:
         raise BadSample("bad_image", f"{kind_of(data)}, or cut short") from None
-    except Exception as error:  # Pillow's plugins raise whatever their format's parser stumbles over
+    except Exception as error:  # Pillow's plugins raise many kinds of exceptions
         raise BadSample("bad_image", f"{type(error).__name__}: {error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, in sRGB if it has a colour profile: grey of more bits scaled to 8, transparency laid on white."""
+    """Converts any mode to RGB, and to sRGB by its colour profile. Scales grey levels to 8 bits; lays alpha on white."""
     if profile := foreign_profile(image):
         return to_srgb(image, profile)
     if image.mode == "RGB":
@@ -90,9 +91,9 @@ Scale = Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.uint8]]
 def fitted(
     image: Image.Image | NDArray[np.uint8], config: ImageConfig, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """An RGB image, or its pixels `[height, width, 3]`, scaled to the tower's square as `config.fit` says.
+    """Scales an RGB image, or its pixels `[height, width, 3]`, to the tower's square as `config.fit` says.
 
-    `[3, size, size]` uint8, in `out` if given. Raises BadSample.
+    Returns `[3, size, size]` uint8, written to `out` if given. Raises BadSample.
     """
     return _laid(_fit(np.asarray(image), config, scaled_exactly), out)
 
@@ -100,19 +101,19 @@ def fitted(
 def fitted_fast(
     pixels: NDArray[np.uint8], config: ImageConfig, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """What `fitted` gives, but for the rounding of its weights, from pixels `[height, width, 3]`. Raises BadSample."""
+    """`fitted` for pixels `[height, width, 3]`, up to the rounding of filter weights. Raises BadSample."""
     return _laid(_fit(pixels, config, scaled_fast), out)
 
 
 def scaled_exactly(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter = "bicubic") -> NDArray[np.uint8]:
-    """A `Scale` with Pillow's filter, which is the image processors'."""
+    """A `Scale` with Pillow's filter, as used by the image processors."""
     if pixels.shape[1::-1] == size:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[filter.upper()]))
 
 
 def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter = "bicubic") -> NDArray[np.uint8]:
-    """A `Scale` with torch's vector code for the same filter."""
+    """A `Scale` with torch's vectorized code for the same filter."""
     if pixels.shape[1::-1] == size:
         return pixels
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -120,7 +121,7 @@ def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter
 
 
 def cropped(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArray[np.uint8]:
-    """The middle square, `[size, size, 3]`, of the image scaled by its shorter side."""
+    """The centre crop, `[size, size, 3]`, of the image scaled by its shorter side."""
     (height, width), size = pixels.shape[:2], config.size
     scaled, left, top = crop_place((width, height), config)
     if scaled[0] * scaled[1] > MOST_SQUARES * size * size:
@@ -131,10 +132,10 @@ def cropped(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDA
 
 
 def padded(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArray[np.uint8]:
-    """The whole image amid a square of the mean colour, `[size, size, 3]`, as LLaVA-1.5's `expand2square` makes it.
+    """The whole image centred in a square of the mean colour, `[size, size, 3]`, as by LLaVA-1.5's `expand2square`.
 
-    Filters scale width before height, with bytes between. So the width is scaled first, a band of rows at a time, and
-    only then come the rows of padding: the same bytes, though the large square is never made.
+    Filters scale width before height and round to bytes in between. So this scales the width first, one band of rows at
+    a time, and adds the rows of padding afterwards. The bytes are the same, but the large square is never allocated.
     """
     side, left, top = pad_place(pixels.shape[1::-1])
     if pixels.shape[:2] == (config.size, config.size):
@@ -164,7 +165,7 @@ def _fit(pixels: NDArray[np.uint8], config: ImageConfig, scale: Scale) -> NDArra
 
 
 def _plain(height: int, width: int, colour: Sequence[int]) -> NDArray[np.uint8]:
-    """`[height, width, 3]` of one colour; by whole rows, as numpy takes longer over every three bytes than over a row."""
+    """`[height, width, 3]` of one colour, filled by rows, because numpy copies rows faster than single pixels."""
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:1] = colour
     pixels[1:] = pixels[:1]
@@ -174,7 +175,7 @@ def _plain(height: int, width: int, colour: Sequence[int]) -> NDArray[np.uint8]:
 def _scaled_then_padded(
     pixels: NDArray[np.uint8], config: ImageConfig, colour: Sequence[int], scale: Scale
 ) -> NDArray[np.uint8]:
-    """What `padded` gives, but for the place of the image to within a pixel, without its long rows of padding."""
+    """`padded` without long rows of padding; the image may be off by up to a pixel."""
     height, width = (max(1, round(side * config.size / max(pixels.shape))) for side in pixels.shape[:2])
     square = _plain(config.size, config.size, colour)
     top, left = (config.size - height) // 2, (config.size - width) // 2
@@ -183,7 +184,7 @@ def _scaled_then_padded(
 
 
 def _laid(square: NDArray[np.uint8], out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    """`[side, side, 3]` as `[3, side, side]`, in `out` if given."""
+    """Transposes `[side, side, 3]` to `[3, side, side]`, written to `out` if given."""
     out = np.empty((3, *square.shape[:2]), np.uint8) if out is None else out
     out[:] = square.transpose(2, 0, 1)
     return out
@@ -196,40 +197,40 @@ def decode(
     pixels: Literal["fast", "exact"] = "exact",
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Encoded image bytes to `[3, size, size]` uint8, in `out` if given. Raises BadSample."""
+    """Decodes an image to `[3, size, size]` uint8, written to `out` if given. Raises BadSample."""
     fit = fitted_fast if pixels == "fast" else fitted
     return fit(opened(data, max_pixels), config, out)
 
 
 def opened(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """`[height, width, 3]`: an image in its own size, upright, RGB. Raises BadSample."""
+    """`[height, width, 3]`: the image in its own size, upright, RGB. Raises BadSample."""
     plain = _plain_jpeg(data, max_pixels)
     return np.array(open_upright(data, max_pixels)) if plain is None else plain
 
 
 def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """Width and height of the image that `open_upright` gives, from the header alone. Raises BadSample."""
+    """The size of the image that `open_upright` returns, from the header alone. Raises BadSample."""
     with _judged(data, max_pixels) as image:
         width, height = image.size
-        # Of most kinds Pillow looks for an orientation in all of the file.
+        # For most formats, Pillow searches the whole file for an orientation.
         if image.format in ("JPEG", "PNG") and not any(mark in data for mark in ORIENTATION_MARKS):
             return width, height
         return (height, width) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
-    """The pixels of an upright RGB JPEG without fault, as Pillow decodes it; None for anything else, which Pillow judges."""
+    """The pixels of a valid, upright RGB JPEG, as Pillow decodes it; None for anything else, which is left to Pillow."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "RGB") or width * height > max_pixels or _may_be_turned(data) or _has_profile(data):
             return None
         return simplejpeg.decode_jpeg(data)
-    except Exception:  # as above, whatever the parsers stumble over: open_upright says what it is
+    except Exception:  # as above, of many kinds; open_upright reports the fault
         return None
 
 
 def _may_be_turned(data: bytes) -> bool:
-    """Whether a JPEG has an orientation other than upright; Pillow, which costs 0.3 ms, is asked only if there is one."""
+    """Whether a JPEG has an orientation other than upright. Asks Pillow, at 0.3 ms, only if the file has one."""
     if b"Exif\0" not in data and b"tiff:Orientation" not in data:
         return False
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
@@ -237,5 +238,5 @@ def _may_be_turned(data: bytes) -> bool:
 
 
 def _has_profile(data: bytes) -> bool:
-    """Whether a JPEG has a colour profile, which is then Pillow's to read."""
+    """Whether a JPEG has a colour profile, which only Pillow applies."""
     return b"ICC_PROFILE\0" in data

@@ -1,8 +1,8 @@
-"""Where every sample of a tar shard lies, so that any one of them can be read by `pread` without reading the others.
+"""An index of a tar shard: the offsets of its samples, for random access with `pread`.
 
-An index lies beside its shard as `<shard>.tar.index`: one line of JSON (facts about the tar, suffixes, keys) and four
-little-endian int64 columns. It is rebuilt from the tar when missing or stale; a tar that ends early or is damaged in
-the middle gives an index of its whole samples and a line in `damage`.
+The index is stored next to the shard as `<shard>.tar.index`: one line of JSON (facts about the tar, suffixes, keys) and four
+little-endian int64 columns. It is rebuilt from the tar when it is missing or stale. For a truncated or damaged tar it lists
+the complete samples, and describes the damage in `damage`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from onediff.errors import UserError
 
 VERSION = 1
 BLOCK = 512
-# As webdataset splits names: the key ends at the first dot of the file's own name.
+# Names are split as by webdataset: the key ends at the first dot of the base name.
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 
 
 class Member(NamedTuple):
-    """One file of a sample: its suffix in lower case (`before.jpg`), and where its bytes lie in the tar."""
+    """One file of a sample: its suffix in lower case (`before.jpg`), and the offset and size of its data in the tar."""
 
     suffix: str
     offset: int
@@ -40,7 +40,7 @@ class Member(NamedTuple):
 
 
 class SampleSpan(NamedTuple):
-    """Where one sample lies."""
+    """The location of one sample."""
 
     key: str
     members: tuple[Member, ...]
@@ -48,9 +48,9 @@ class SampleSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """The samples of one shard in tar order; `index[i]` and iteration give `SampleSpan`s.
+    """The samples of one shard in tar order, as a sequence of `SampleSpan`s.
 
-    `ends [samples]` are cumulative member counts; `suffix_of`, `offsets`, `sizes` are `[members]`.
+    `ends`, `[samples]`, holds cumulative member counts; `suffix_of`, `offsets` and `sizes` are `[members]`.
     """
 
     keys: list[str]
@@ -75,12 +75,12 @@ class Index:
         return (self[i] for i in range(len(self)))
 
     def members(self, i: int) -> tuple[Member, ...]:
-        """Where the files of sample `i` lie."""
+        """The files of sample `i`."""
         here = range(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
         return tuple(Member(self.suffixes[self.suffix_of[m]], int(self.offsets[m]), int(self.sizes[m])) for m in here)
 
     def without_keys(self) -> Index:
-        """The same for `members` alone, in as little memory as it takes: 4 bytes a sample and 13 a file."""
+        """A compact copy that supports only `members`: 4 bytes per sample and 13 per file."""
         return replace(
             self,
             keys=[],
@@ -91,9 +91,9 @@ class Index:
 
 
 def read_sample(fd: int, span: SampleSpan) -> dict[str, bytes]:
-    """The bytes of one sample by suffix, from an open tar. Raises `BadSample("truncated", …)` where the tar ends early.
+    """Reads one sample from an open tar: bytes by suffix. Raises `BadSample("truncated", …)` if the tar ends early.
 
-    One `pread` where the members lie together, which is how writers put them; one each otherwise.
+    Takes one `pread` if the members are adjacent, as writers lay them out, and otherwise one per member.
     """
     if not span.members:
         return {}
@@ -116,25 +116,25 @@ def index_path(tar: Path) -> Path:
 
 
 def read_index(tar: Path, write: bool = True) -> Index:
-    """The index beside `tar`, rebuilt (and stored, where `write` and the folder allow) when missing or stale.
+    """The stored index of `tar`, rebuilt if it is missing or stale, and then stored if `write` and the folder allow it.
 
-    Raises UserError when the tar itself is missing.
+    Raises UserError if the tar itself is missing.
     """
-    # An index that is missing, of another version or cut short is no fault: the tar is what counts.
+    # A missing, outdated or truncated index is not an error, because the tar is the source of truth.
     with contextlib.suppress(OSError, KeyError, ValueError):
         index = load_index(index_path(tar))
         if index.facts == tar_facts(tar, index.facts["last_header"]):
             return index
     index = build_index(tar)
     if write:
-        # A read-only data set is read all the same; the index then lives in memory.
+        # In a read-only folder, the index is kept in memory only.
         with contextlib.suppress(OSError):
             save_index(index, index_path(tar))
     return index
 
 
 def build_index(tar: Path) -> Index:
-    """Reads every header of `tar` once. Raises UserError when the tar is missing."""
+    """Builds an index by reading every header of `tar`. Raises UserError if the tar is missing."""
     damage: list[str] = []
     with open_tar(tar) as file:
         members = list(scan_members(file.fileno(), damage))
@@ -142,10 +142,10 @@ def build_index(tar: Path) -> Index:
 
 
 def index_of(tar: Path, members: Iterable[tuple[str, int, int]], damage: Iterable[str] = ()) -> Index:
-    """The index of `tar` from `(name, data offset, size)` of its files in tar order.
+    """The index of `tar` from the `(name, data offset, size)` of its files in tar order.
 
-    Files of one key belong together even where others lie between them; a key that brings a suffix a second time starts
-    a second sample. Names without a suffix and hidden files are left out.
+    Files with the same key form one sample, even if other files lie between them. A repeated suffix starts a new sample.
+    Hidden files and names without a suffix are ignored.
     """
     spans: list[tuple[str, dict[str, tuple[int, int]]]] = []
     latest: dict[str, dict[str, tuple[int, int]]] = {}
@@ -179,7 +179,7 @@ def index_of(tar: Path, members: Iterable[tuple[str, int, int]], damage: Iterabl
 
 
 def tar_facts(tar: Path, last_header: int) -> dict[str, int]:
-    """What tells this tar from another of its name: its size, and checksums of its first and last headers."""
+    """A fingerprint of the tar: its size and the checksums of its first and last headers."""
     with open_tar(tar) as file:
         size = os.fstat(file.fileno()).st_size
         ends = [zlib.crc32(os.pread(file.fileno(), BLOCK, at)) for at in (0, last_header)]
@@ -187,7 +187,7 @@ def tar_facts(tar: Path, last_header: int) -> dict[str, int]:
 
 
 def save_index(index: Index, path: Path) -> None:
-    """Writes `index` aside and renames it."""
+    """Writes `index` to `path` atomically."""
     header = {
         "onediff_index": VERSION,
         "facts": index.facts,
@@ -202,35 +202,33 @@ def save_index(index: Index, path: Path) -> None:
 
 
 def load_index(path: Path) -> Index:
-    """Reads an index file. Raises ValueError or KeyError when it is not one, or not a whole one, of this version."""
+    """Reads an index file. Raises ValueError or KeyError if it is not a complete index of this version."""
     line, _, body = path.read_bytes().partition(b"\n")
     header: dict[str, Any] = json.loads(line)
     if not isinstance(header, dict) or header.get("onediff_index") != VERSION:
         raise ValueError(f"{path}: not an index of version {VERSION}")
     keys, members = header["keys"], header["members"]
     if len(body) != 8 * (len(keys) + 3 * members):
-        raise ValueError(f"{path}: the index is cut short")
+        raise ValueError(f"{path}: the index is truncated")
     numbers = np.frombuffer(body, dtype="<i8")
     ends, suffix_of, offsets, sizes = np.split(numbers, len(keys) + members * np.arange(3))
     return Index(keys, header["suffixes"], ends, suffix_of, offsets, sizes, header["facts"], tuple(header["damage"]))
 
 
 def open_tar(tar: Path) -> Any:
-    """`tar` opened for reading; raises UserError in place of FileNotFoundError."""
+    """Opens `tar` for reading. Raises UserError instead of OSError."""
     try:
         return open(tar, "rb")
     except OSError as error:
-        raise UserError(
-            f"{tar}: the shard cannot be opened ({error.strerror}); write it again or fix the path"
-        ) from error
+        raise UserError(f"{tar}: cannot open the shard ({error.strerror}); write it again or fix the path") from error
 
 
 def scan_members(fd: int, damage: list[str]) -> Iterator[tuple[str, int, int]]:
-    """Yields `(name, data offset, size)` of every whole regular file of a tar: USTAR, GNU long names, PAX.
+    """Yields `(name, data offset, size)` for every complete regular file of a tar: USTAR, GNU long names, PAX.
 
-    Python's `tarfile` ends silently at a damaged header; this appends a line to `damage` for it, for a file that is cut
-    short, and for members that are not files (links, devices), which are never followed. Where tars were joined (`cat
-    a.tar b.tar`), it reads past the end of the first, where other readers stop, and a line says so.
+    Appends a line to `damage` for a damaged header, at which Python's `tarfile` stops silently, for a truncated file, and
+    for each member that is not a file (links, devices), which is never followed. For joined tars (`cat a.tar b.tar`), reads
+    past the end of the first, where other readers stop, and reports that too.
     """
     end, at, long_name, pax = os.fstat(fd).st_size, 0, None, {}  # type: int, int, str | None, dict[str, str]
     closed = False
@@ -241,14 +239,14 @@ def scan_members(fd: int, damage: list[str]) -> Iterator[tuple[str, int, int]]:
             at = _behind_zeros(fd, at, end)
             if at + BLOCK <= end:
                 damage.append(
-                    f"byte {marked}: the tar ends, but another follows at byte {at}; most programs read the first alone"
+                    f"byte {marked}: the tar ends, but another follows at byte {at}; most programs read only the first"
                 )
             continue
         closed = False
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            damage.append(f"byte {at}: {error}; what follows is not read")
+            damage.append(f"byte {at}: {error}; the rest is not read")
             return
         size = int(pax.get("size", info.size))
         data, at = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
@@ -265,13 +263,13 @@ def scan_members(fd: int, damage: list[str]) -> Iterator[tuple[str, int, int]]:
             if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
                 yield name, data, size
             elif info.type != tarfile.DIRTYPE:
-                damage.append(f"byte {data - BLOCK}: {name!r} is not a plain file (type {info.type!r}); left out")
+                damage.append(f"byte {data - BLOCK}: {name!r} is not a regular file (type {info.type!r}); ignored")
     if not closed:
-        damage.append(f"byte {at}: the tar has no end mark; it may be cut short")
+        damage.append(f"byte {at}: the tar has no end marker; it may be truncated")
 
 
 def _behind_zeros(fd: int, at: int, end: int) -> int:
-    """Where the next block begins that is not all zeros, or `end`."""
+    """The offset of the next block that is not all zeros, or `end`."""
     while at < end:
         piece = os.pread(fd, min(1 << 20, end - at), at)
         zeros = len(piece) - len(piece.lstrip(b"\0"))

@@ -1,9 +1,9 @@
-"""Which sample comes next, as arithmetic: from (seed, epoch, shard sizes, lanes, index) to a sample. No I/O, no state.
+"""The order of samples, computed from (seed, epoch, shard sizes, lanes, index) without I/O or state.
 
-An epoch's shards, permuted by (seed, epoch), are laid end to end and cut into `lanes` slices of equal length (to one
-sample). A lane reads its slice block by block and shuffles inside each block. Every optimizer step takes the same number
-of rows from every lane, so the global batches are the same for any number of ranks and workers, and resuming is a
-look-up. What must be repeatable for years is drawn by `mix64`, not by a library's generator whose stream may change.
+An epoch's shards, permuted by (seed, epoch), are laid end to end and cut into `lanes` slices of equal length, give or take
+one sample. A lane reads its slice block by block and shuffles within each block. Every optimizer step takes the same number
+of rows from every lane, so the global batches do not depend on the number of ranks and workers, and resuming is a lookup.
+Random numbers come from `mix64`, because the generators of libraries may change between versions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEPT_EPOCHS = 4
 
 
 def mix64(*words: int) -> int:
-    """A 64-bit hash of whole numbers (splitmix64 chained over the words)."""
+    """A 64-bit hash of integers (splitmix64, chained)."""
     state = 0
     for word in words:
         state = (state ^ (word & MASK)) + GOLDEN & MASK
@@ -31,7 +31,7 @@ def mix64(*words: int) -> int:
 
 
 def permutation(length: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of `range(length)` drawn by `key`; the same on every machine and numpy version."""
+    """A permutation of `range(length)` seeded by `key`; the same on every machine and numpy version."""
     with np.errstate(over="ignore"):
         x = np.arange(1, length + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(mix64(*key))
         x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -42,21 +42,20 @@ def permutation(length: int, *key: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class SamplePlace:
-    """One sample of a data set, and which visit of it this is."""
+    """One sample of a data set in one epoch."""
 
     epoch: int
     shard: int
-    """Position of the shard in the manifest."""
+    """Index of the shard in the manifest."""
     sample: int
-    """Position of the sample in its shard."""
+    """Index of the sample in its shard."""
 
 
 class Lanes:
     """The order of one data set.
 
-    A data set smaller than `lanes` is laid out several times an epoch (`repeats`), each time in another order, so that no
-    lane is empty. Memory: some bytes a shard and `block` indexes for each lane in use; the time of a look-up does not
-    depend on how far into a lane it is.
+    A data set smaller than `lanes` is repeated within an epoch (`repeats`), each time in another order, so that no lane is
+    empty. Takes a few bytes per shard and `block` indexes per lane in use; lookups take constant time.
     """
 
     def __init__(self, shard_samples: NDArray[np.int64], lanes: int, seed: int, block: int = 1024) -> None:
@@ -66,38 +65,38 @@ class Lanes:
         self.lanes = lanes
         self.seed = seed
         self.block = block
-        # Two samples a lane at least, so that every block holds a partner for coupling.
+        # At least two samples per lane, so that every block holds a partner for coupling.
         self.repeats = -(-2 * lanes // self.samples) if self.samples < 2 * lanes else 1
         self._shards: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         self._blocks: dict[int, tuple[tuple[int, int], NDArray[np.integer]]] = {}
 
     def length(self, lane: int) -> int:
-        """Samples of `lane` in one epoch; lanes differ by one at most."""
+        """Samples of `lane` in one epoch; lanes differ by at most one."""
         return self._start(lane + 1) - self._start(lane)
 
     def at(self, lane: int, index: int) -> SamplePlace:
-        """Sample `index` (0, 1, …, without end) of `lane`."""
+        """Sample `index` of `lane`, for any `index` ≥ 0."""
         epoch, offset = divmod(index, self.length(lane))
         block, start = self._block_of(lane, offset)
         return self._place(epoch, lane, start + int(self._block_order(epoch, lane, block)[offset - start]))
 
     def block_at(self, lane: int, index: int) -> tuple[int, int]:
-        """The epoch of that sample, and the number of its block: what is shuffled and coupled together."""
+        """The epoch of sample `index`, and the number of its block."""
         epoch, offset = divmod(index, self.length(lane))
         return epoch, self._block_of(lane, offset)[0]
 
     def places(self, lane: int, index: int) -> list[SamplePlace]:
-        """All samples of that block, in the order of the shards."""
+        """All samples in the block of sample `index`, in the order of the shards."""
         epoch, offset = divmod(index, self.length(lane))
         block, start = self._block_of(lane, offset)
         size = len(self._block_order(epoch, lane, block))
         return [self._place(epoch, lane, start + offset) for offset in range(size)]
 
     def partner(self, lane: int, index: int, ring: NDArray[np.integer] | None = None) -> SamplePlace:
-        """The sample that follows sample `index` in its couple: the next in `ring`, which starts over after its last.
+        """The partner of sample `index`: the next one in `ring`, which wraps around.
 
-        A ring is an order of the block's `places`, by default the shuffled one. So each sample of an epoch is once
-        the first and once the second of a couple, and never both of one.
+        A ring is an order of the block's `places`, by default the shuffled one. So in an epoch each sample is the first
+        of one couple and the second of another.
         """
         first = self.at(lane, index)
         epoch, offset = divmod(index, self.length(lane))
@@ -109,7 +108,7 @@ class Lanes:
             place = self._place(epoch, lane, start + int(order[(at + step) % len(order)]))
             if (place.shard, place.sample) != (first.shard, first.sample):
                 return place
-        # Only a data set laid out several times an epoch can have a block of one sample alone: take its neighbour.
+        # Only a repeated data set can have a block with a single distinct sample: take that sample's neighbour.
         flat = (int(self.shard_samples[: first.shard].sum()) + first.sample + 1) % self.samples
         shard = int(np.searchsorted(np.cumsum(self.shard_samples), flat, side="right"))
         return SamplePlace(epoch, shard, flat - int(self.shard_samples[:shard].sum()))
@@ -118,14 +117,14 @@ class Lanes:
         return lane * self.samples * self.repeats // self.lanes
 
     def _block_of(self, lane: int, offset: int) -> tuple[int, int]:
-        """The block that `offset` lies in and where it starts; blocks of a lane are equal to one sample."""
+        """The block that contains `offset`, and its start; the blocks of a lane differ by at most one sample."""
         length = self.length(lane)
         blocks = max(1, length // self.block)
         block = ((offset + 1) * blocks - 1) // length
         return block, block * length // blocks
 
     def _block_order(self, epoch: int, lane: int, block: int) -> NDArray[np.integer]:
-        """The order inside a block; each lane keeps its current one only."""
+        """The order within a block; only the current block of each lane is cached."""
         current = self._blocks.get(lane)
         if current is None or current[0] != (epoch, block):
             length = self.length(lane)
@@ -137,7 +136,7 @@ class Lanes:
         return current[1]
 
     def _shard_order(self, epoch: int, repeat: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's order of shards, and where each ends; the last few are kept, as lanes change epochs one by one."""
+        """The epoch's order of shards and their ends. The last few are cached, as lanes enter an epoch one by one."""
         if (epoch, repeat) not in self._shards:
             order = permutation(len(self.shard_samples), self.seed, 0, epoch, repeat)
             self._shards[epoch, repeat] = order, np.cumsum(self.shard_samples[order])

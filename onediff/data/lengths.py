@@ -1,4 +1,4 @@
-"""How long samples are in tokens, what padding costs, and what packing saves; no image is decoded."""
+"""Measures sample lengths in tokens, the cost of padding and the savings of packing, without decoding images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onediff.data.stream import Stream
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the first samples of a stream, in the order of training."""
+    """The lengths of the first samples of a stream, in training order."""
 
     tokens: list[int]
     micro_batch: int
@@ -27,14 +27,14 @@ class Lengths:
     fill: Fill
     """How full packed rows of these samples are."""
     max_tokens: int
-    """Longest sequence."""
+    """`data.max_tokens`."""
     too_long: Mapping[str, int]
     """Samples longer than that, by data set."""
     cuts: bool
-    """Whether those lose the end of their answers, or are passed over."""
+    """Whether the answers of those are cut; otherwise they are skipped."""
 
     def spread(self) -> dict[str, float]:
-        """Least, median, mean, 95th percentile and greatest."""
+        """Minimum, median, mean, 95th percentile and maximum."""
         in_turn = sorted(self.tokens)
         return {
             "min": in_turn[0],
@@ -45,7 +45,7 @@ class Lengths:
         }
 
     def fields(self) -> dict[str, object]:
-        """As JSON."""
+        """All figures, for JSON."""
         return {
             "samples": len(self.tokens),
             "tokens": self.spread(),
@@ -59,26 +59,26 @@ class Lengths:
         }
 
     def lines(self) -> list[str]:
-        """In words."""
+        """The same as lines of text."""
         spread = ", ".join(f"{name} {value:g}" for name, value in self.spread().items())
         return [
             f"tokens of {len(self.tokens):,} samples: {spread}",
-            f"padding: {padding(self.tokens, self.micro_batch):.1%} in micro-batches of {self.micro_batch} as long as their "
-            f"longest; {1 - self.fill.real:.1%} in packed rows of {self.pack:,}, {self.fill.samples:.1f} samples in each",
+            f"padding: {padding(self.tokens, self.micro_batch):.1%} in micro-batches of {self.micro_batch}, padded to the "
+            f"longest row; {1 - self.fill.real:.1%} in packed rows of {self.pack:,}, {self.fill.samples:.1f} samples each",
             self._too_long(),
         ]
 
     def _too_long(self) -> str:
         total = sum(self.too_long.values())
         where = ", ".join(f"{count:,} of {name}" for name, count in self.too_long.items())
-        told = f" ({where}): " + ("their answers are cut" if self.cuts else "they are passed over") if total else ""
-        return f"longer than data.max_tokens {self.max_tokens:,}: {total:,} samples{told}"
+        effect = f" ({where}): " + ("their answers are cut" if self.cuts else "they are skipped") if total else ""
+        return f"longer than data.max_tokens {self.max_tokens:,}: {total:,} samples{effect}"
 
 
 def first_lengths(stream: Stream, lanes: int, samples: int) -> list[int]:
-    """Tokens of the first samples in the order of training, one of every lane in turn; bad ones are passed over.
+    """The lengths of the first samples in training order, one from each lane in turn, without bad ones.
 
-    Raises UserError after `data.bad_in_a_row` of them.
+    Raises UserError after `data.bad_in_a_row` bad samples in a row.
     """
     tokens: list[int] = []
     skipped: list[Fault] = []
@@ -88,14 +88,14 @@ def first_lengths(stream: Stream, lanes: int, samples: int) -> list[int]:
                 tokens.append(stream.tokens(lane, index))
                 skipped = []
             except BadSample as bad:
-                stream.passed_over(skipped, lane, index, bad)
+                stream.skip(skipped, lane, index, bad)
             if len(tokens) == samples:
                 return tokens
     raise AssertionError("unreachable")
 
 
 def too_long(stream: Stream, lanes: int, samples: int) -> Counter[str]:
-    """How many of the first samples are longer than `data.max_tokens`, by data set."""
+    """The number of samples longer than `data.max_tokens` among the first `samples`, by data set."""
     whole = copy(stream)
     whole.processor = copy(stream.processor)
     whole.processor.config = stream.processor.config.model_copy(update={"max_tokens": sys.maxsize})
@@ -112,6 +112,6 @@ def too_long(stream: Stream, lanes: int, samples: int) -> Counter[str]:
 
 
 def padding(tokens: Sequence[int], micro_batch: int) -> float:
-    """Share of padding in micro-batches that are as long as their longest row."""
+    """The share of padding in micro-batches padded to their longest row."""
     groups = [tokens[start : start + micro_batch] for start in range(0, len(tokens), micro_batch)]
     return 1 - sum(tokens) / sum(len(group) * max(group) for group in groups)

@@ -1,10 +1,10 @@
-"""Micro-batches of one data-parallel rank, each with the cursor after it.
+"""The micro-batches of one data-parallel rank, each with the cursor after it.
 
-Rank r of D serves lanes r, r + D, …; a global batch is one row of every lane. Rows are laid into batches in their order,
-so the batches are the same for any number of worker processes.
+Rank r of D reads lanes r, r + D, …; a global batch is one row from every lane. Rows enter batches in order, so the batches
+do not depend on the number of worker processes.
 
-`read_batches`, `share_batches` and `onediff.data.device.copy_batches` are stages, each an iterator over the pairs
-`(batch, cursor)` of the one before; `load` is all of them.
+`read_batches`, `share_batches` and `onediff.data.device.copy_batches` are stages: iterators over `(batch, cursor)`, each
+over the previous one. `load` composes them.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from onediff.parallel.topology import Topology
 log = logging.getLogger(__name__)
 
 NAMED = 10
-"""Unreadable samples of each kind that a rank names in its log; of the rest, a summary whenever their number doubled."""
+"""Unreadable samples of each kind that a rank logs by name; after that it logs a summary whenever their number doubles."""
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """The part of each global batch that one rank makes."""
+    """One rank's part of each global batch."""
 
     lanes: tuple[int, ...]
     micro_batch: int
 
     @classmethod
     def of_rank(cls, global_batch: int, micro_batch: int, dp_rank: int, dp_size: int) -> RankShare:
-        """Lanes dp_rank, dp_rank + dp_size, …. Raises UserError if the batch cannot be shared out evenly."""
+        """Lanes dp_rank, dp_rank + dp_size, …. Raises UserError if the batch cannot be divided evenly."""
         if global_batch % (micro_batch * dp_size):
             raise UserError(
-                f"global_batch {global_batch} cannot be shared out over {dp_size} data-parallel ranks in micro-batches "
+                f"global_batch {global_batch} cannot be divided among {dp_size} data-parallel ranks in micro-batches "
                 f"of {micro_batch}: it must be a multiple of {micro_batch * dp_size}"
             )
         return cls(tuple(range(dp_rank, global_batch, dp_size)), micro_batch)
@@ -61,9 +61,9 @@ class RankShare:
 def load(
     stream: Stream, micro_batch: int, cursor: Cursor, data: DataConfig, topology: Topology, device: torch.device
 ) -> Iterator[tuple[Batch, Cursor]]:
-    """Endless micro-batches on `device`, the same on all ranks with one dp_rank. Collective over them.
+    """Yields endless micro-batches on `device`, the same on all ranks of a tensor group. Collective over the group.
 
-    Raises UserError, on all of them, when too many samples are bad.
+    Raises UserError, on all ranks of the group, if too many samples are bad.
     """
     batches = read_batches(stream, micro_batch, cursor, data.workers, data.prefetch, data.bad_share)
     return copy_batches(share_batches(batches, topology), device)
@@ -72,11 +72,11 @@ def load(
 def read_batches(
     stream: Stream, micro_batch: int, cursor: Cursor, workers: int, prefetch: int, bad_share: float
 ) -> Iterator[tuple[Batch, Cursor]]:
-    """Endless micro-batches of the lanes of `cursor`, read and decoded by `workers` processes from the first `next` on.
+    """Yields endless micro-batches of the lanes of `cursor`, read and decoded by `workers` processes.
 
-    Raises UserError when too many samples are bad.
+    The processes start at the first `next`. Raises UserError if too many samples are bad.
     """
-    # Together the workers are `prefetch` micro-batches ahead, or as many rows as there are workers.
+    # All workers together prefetch `prefetch` micro-batches, but at least one row per worker.
     a_worker = prefetch * max(1, -(-micro_batch // max(1, workers)))
     lanes, left_out = dict(cursor.lanes), LeftOut(stream, bad_share)
     in_turn = rows(stream, cursor.lanes, workers, a_worker)
@@ -91,9 +91,9 @@ def read_batches(
 
 
 def share_batches(batches: Iterator[tuple[Batch, Cursor]], topology: Topology) -> Iterator[tuple[Batch, Cursor]]:
-    """The batches of the rank that reads, on all ranks with its dp_rank; the others never touch their own `batches`.
+    """Yields the batches of the reading rank on all ranks of its tensor group; the others never touch `batches`.
 
-    Collective over them. A UserError of the rank that reads is raised on all of them.
+    Collective over the group. A UserError on the reading rank is raised on all of them.
     """
     while True:
         made: Any = None
@@ -109,25 +109,25 @@ def share_batches(batches: Iterator[tuple[Batch, Cursor]], topology: Topology) -
 
 
 class LeftOut:
-    """What a rank has left out: counted, and named in its log."""
+    """Counts and logs the samples that a rank skips and the answers that it cuts."""
 
     def __init__(self, stream: Stream, bad_share: float) -> None:
         self.stream = stream
         self.bad_share = bad_share
         self.read = 0
-        """Samples, the bad ones too."""
+        """Samples read, including bad ones."""
         self.skipped: Counter[str] = Counter()
-        """Unreadable samples, by kind."""
+        """Skipped samples, by kind of fault."""
         self.skipped_in: Counter[str] = Counter()
-        """The same, by shard."""
+        """Skipped samples, by shard."""
         self.cut: Counter[str] = Counter()
         """Samples whose answers were cut at `data.max_tokens`, by source."""
         self.answered: Counter[str] = Counter()
-        """All samples that made a row, by source."""
+        """All good samples, by source."""
         self._next_summary = 4 * NAMED
 
     def count(self, batch: Batch) -> None:
-        """Counts what is missing from one more batch. Raises UserError when more than `bad_share` of the samples are bad."""
+        """Counts what one more batch left out. Raises UserError if more than `bad_share` of the samples are bad."""
         self._count_skipped(batch)
         self._count_cut(batch)
 
@@ -138,7 +138,7 @@ class LeftOut:
             self.skipped[fault.kind] += 1
             self.skipped_in[fault.shard] += 1
             if self.skipped[fault.kind] <= NAMED:
-                log.warning("unreadable sample, passed over (%s): %s %s", *fault)
+                log.warning("skipped an unreadable sample (%s): %s %s", *fault)
             if self.skipped.total() == self._next_summary:
                 self._next_summary *= 2
                 log.warning("%s", self._summary())

@@ -1,4 +1,4 @@
-"""The manifest of a data set: a folder of tar shards, what is in each, and where they came from."""
+"""The manifest of a split: its tar shards with their sizes and checksums, their source and licence."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name, how many samples and bytes it has, and its SHA-256 in hex ("" where unknown).
+    """One tar: its file name, its number of samples and bytes, and its SHA-256 in hex ("" if unknown).
 
-    `url` says where it lies when it is not in the folder of its manifest.
+    `url` is its address if it is not in the manifest's folder.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Shard:
     url: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """The entry as stored in the manifest."""
         return {name: value for name, value in vars(self).items() if value or name != "url"}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One split of one data set. `folder` is where it was read from; `extra` holds further keys of the file."""
+    """One split of a data set. `folder` is where it was read from; `extra` holds the file's other keys."""
 
     folder: Path
     name: str
@@ -60,10 +60,10 @@ class Manifest:
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """The manifest of `folder`, checked against the sizes of the files; built from the tars if there is none.
+    """The manifest of `folder`, checked against the file sizes, or built from the tars if there is none.
 
-    Of a folder at a URL only the manifest is fetched. Raises UserError when the folder or a shard is missing, there are no
-    shards, or a size differs.
+    For a URL, fetches only the manifest. Raises UserError if the folder or a shard is missing, there are no samples, or a
+    size differs.
     """
     if is_url(str(folder)):
         return _fetched_manifest(str(folder))
@@ -87,7 +87,7 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def _fetched_manifest(folder: str) -> Manifest:
-    """The manifest in a folder at a URL, with the URL of every shard. Raises UserError."""
+    """The manifest at a URL, with the URL of each shard filled in. Raises UserError."""
     url = file_in(folder, FILE)
     manifest = _parsed(fetched(url), url, Path())
     shards = tuple(replace(shard, url=shard.url or file_in(folder, shard.name)) for shard in manifest.shards)
@@ -95,7 +95,7 @@ def _fetched_manifest(folder: str) -> Manifest:
 
 
 def parse_manifest(file: Path) -> Manifest:
-    """Reads `manifest.json` without looking at the shards. Raises UserError when it is not one."""
+    """Reads `manifest.json` without looking at the shards. Raises UserError if it is not a valid manifest."""
     try:
         text = file.read_bytes()
     except OSError as error:
@@ -136,8 +136,8 @@ def _parsed(text: bytes, file: str, folder: Path) -> Manifest:
             raise UserError(f"{file}: shard {shard.name!r} must be a file name in the same folder")
         if shard.url and not PLAIN_URL.fullmatch(shard.url):
             raise UserError(
-                f"{file}: {shard.url!r} is no plain https, s3, gs, az or hf address; a pipe: can be named in the "
-                "configuration only, as the path of the data set"
+                f"{file}: {shard.url!r} is not a plain https, s3, gs, az or hf address; a pipe: is allowed only in the "
+                "configuration, as the path of the data set"
             )
     if declared != manifest.samples:
         raise UserError(f"{file}: says {declared} samples, but its shards add up to {manifest.samples}")
@@ -145,11 +145,11 @@ def _parsed(text: bytes, file: str, folder: Path) -> Manifest:
 
 
 def build_manifest(folder: Path | str, checksums: bool = False) -> Manifest:
-    """A manifest for a folder of tars written by others: samples counted by index, SHA-256 where `checksums`.
+    """Builds a manifest for a folder of tars, counting samples, and with SHA-256 sums if `checksums`.
 
-    Raises UserError when the folder holds no tar, naming the splits below it where there are some.
+    Raises UserError if the folder holds no tar; the message names its splits if it has any.
     """
-    from onediff.data.index import read_index  # numpy; a manifest that is there is read without it, on a login node too
+    from onediff.data.index import read_index  # needs numpy; reading an existing manifest on a login node does not
 
     folder = Path(folder)
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
@@ -164,7 +164,7 @@ def build_manifest(folder: Path | str, checksums: bool = False) -> Manifest:
 
 
 def write_manifest(manifest: Manifest) -> Path:
-    """Writes `manifest.json` into the manifest's folder, aside first; returns its path."""
+    """Writes `manifest.json` to the manifest's folder atomically; returns its path."""
     fields = {
         "schema": SCHEMA,
         "name": manifest.name,
@@ -181,7 +181,7 @@ def write_manifest(manifest: Manifest) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hex, read in pieces."""
+    """The SHA-256 of a file in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):

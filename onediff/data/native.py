@@ -1,7 +1,7 @@
 """`fit: native`: an image in its own shape, as patches (SigLIP 2's NaFlex, arXiv 2502.14786).
 
-It is scaled, up or down, until as many patches as allowed cover it; its sides become whole numbers of patches, which
-changes its aspect by less than one of them. Two images of one size get one shape; others each their own.
+The image is scaled up or down to as many patches as allowed. Its sides become whole numbers of patches, which changes its
+aspect ratio by less than one patch. Images of the same size get the same shape.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onediff.data.geometry import Plane, Size
 
 @lru_cache(maxsize=4096)
 def native_shape(size: Size, patch: int, most: int) -> tuple[int, int]:
-    """Rows and columns of patches; to the last bit the search of `Siglip2ImageProcessor`."""
+    """Rows and columns of patches, by the same search as `Siglip2ImageProcessor`, to the last bit."""
 
     def patches(scale: float, length: int) -> int:
         return max(1, math.ceil(length * scale / patch))
@@ -43,12 +43,12 @@ def native_plane(shape: tuple[int, int]) -> Plane:
 
 
 def patched(pixels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
-    """`[rows · patch, columns · patch, 3]` to `[rows · columns, patch · patch · 3]`."""
+    """Cuts `[rows · patch, columns · patch, 3]` into `[rows · columns, patch · patch · 3]`."""
     rows, columns = (length // patch for length in pixels.shape[:2])
     return pixels.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
 
 
 def unpatched(patches: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image `[height, width, 3]` that `patched` cut."""
+    """The inverse of `patched`: an image `[height, width, 3]`."""
     side = math.isqrt(patches.shape[1] // 3)
     return patches.reshape(*shape, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(shape[0] * side, shape[1] * side, 3)

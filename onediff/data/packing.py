@@ -1,8 +1,8 @@
-"""Several samples of a lane in one row, chosen so that hardly any of it stays empty.
+"""Packs several samples of a lane into one row, chosen to leave little padding.
 
-A lane's next `LOOK_AHEAD` samples are measured, not decoded: which of them go into a row together is arithmetic on their
-lengths, and only those are then read as rows. The oldest always goes, so that no sample waits for more than `LOOK_AHEAD`
-rows. A lane's cursor is the samples that wait and the next new one: resuming measures those again and replays nothing.
+The next `LOOK_AHEAD` samples of a lane are measured without decoding. The row takes the subset that fills it best, and only
+those samples are then read. It always includes the oldest, so no sample waits for more than `LOOK_AHEAD` rows. A lane's
+cursor is its waiting samples and the next new one; resuming measures those again and replays nothing.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ class Fill(NamedTuple):
     """How full packed rows are, on average."""
 
     samples: float
-    """In a row."""
+    """Samples per row."""
     real: float
-    """Share of the row's tokens that is no padding."""
+    """Share of a row's tokens that are not padding."""
 
 
 class Packer:
     """Chooses the samples of packed rows."""
 
     def __init__(self, stream: Stream, tokens: int, measure: Callable[[int, int], int] | None = None) -> None:
-        """`measure` gives the length of a sample by lane and index; by default it is `Stream.tokens`."""
+        """`measure` returns the length of a sample by lane and index; it defaults to `Stream.tokens`."""
         self.stream = stream
         self.tokens = tokens
         self.measure = measure or stream.tokens
         self._lengths: dict[tuple[int, int], int] = {}
 
     def chosen(self, lane: int, cursor: LaneCursor, skipped: list[Fault]) -> tuple[dict[int, int], LaneCursor]:
-        """The samples of the row at `cursor` with their lengths, by index, and the cursor after it.
+        """The samples of the row at `cursor`, as lengths by index, and the cursor after it.
 
-        No image is decoded. Bad samples met on the way are added to `skipped`; raises UserError once there are
-        `data.bad_in_a_row` of them.
+        Decodes no images. Adds bad samples to `skipped`, and raises UserError after `data.bad_in_a_row` of them.
         """
         *waiting, next_new = cursor
         pool = {index: self._length(lane, index) for index in waiting}
@@ -49,7 +48,7 @@ class Packer:
             try:
                 pool[next_new] = self._length(lane, next_new)
             except BadSample as bad:
-                self.stream.passed_over(skipped, lane, next_new, bad)
+                self.stream.skip(skipped, lane, next_new, bad)
             next_new += 1
         indexes = list(pool)
         chosen = {indexes[number]: pool[indexes[number]] for number in fullest(list(pool.values()), self.tokens)}
@@ -58,7 +57,7 @@ class Packer:
         return chosen, (*(index for index in indexes if index not in chosen), next_new)
 
     def fill(self, lanes: int, rows: int = 256) -> Fill:
-        """How full the first rows of some lanes are, measured without decoding any image. Raises UserError."""
+        """Measures how full the first rows of some lanes are, without decoding images. Raises UserError."""
         used = min(lanes, 4)
         samples = tokens = 0
         for lane in range(used):
@@ -72,17 +71,17 @@ class Packer:
         return Fill(samples / made, tokens / made / self.tokens)
 
     def _length(self, lane: int, index: int) -> int:
-        """Tokens of a sample; kept while it waits."""
+        """The length of a sample in tokens, cached while it waits."""
         if (lane, index) not in self._lengths:
             self._lengths[lane, index] = self.measure(lane, index)
         return self._lengths[lane, index]
 
 
 def fullest(lengths: Sequence[int], room: int) -> list[int]:
-    """Indexes of samples, the first always among them, that together fill `room` as far as any choice can.
+    """The indexes of samples, always including the first, that fill `room` best; earlier samples win ties.
 
-    Where several choices do, the one of samples that come first. Exact; costs `len(lengths)` shifts of a number of `room`
-    bits, a fraction of a millisecond for 32 samples in 8,192 tokens.
+    Exact. Costs `len(lengths)` shifts of an integer of `room` bits, a fraction of a millisecond for 32 samples in 8,192
+    tokens.
     """
     assert max(lengths) <= room
     within = (1 << room + 1) - 1

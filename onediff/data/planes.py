@@ -1,4 +1,4 @@
-"""Where image tokens lie in their images, where images are not all seen in one shape (`fit: tiles`, `fit: native`)."""
+"""The layout of image tokens for images of different shapes (`fit: tiles`, `fit: native`)."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from onediff.data.segments import Segments
 
 @dataclass(frozen=True)
 class Planes:
-    """The images of a batch before the tower: on the device what computing needs, on the host what shapes depend on."""
+    """The image layout of a batch: tensors for computing on the device, and lengths for shapes on the host."""
 
     lengths: tuple[int, ...]
     """Image tokens of each image."""
     chosen: Tensor
-    """`[tokens]` int64 into the tower's tokens, image by image; the tower gives as many for each of its inputs."""
+    """`[tokens]` int64: indexes into the tower's flattened output, image by image."""
     boxes: Tensor
     """`[tokens, 4]` fp32, as in `Plane`."""
     roles: Tensor
-    """`[tokens of pairs]` int64: 0 for a token of an image before, 1 for one after."""
+    """`[tokens of pairs]` int64: 0 for tokens of a before image, 1 for tokens of an after image."""
     pairs: Segments
-    """The tokens of each pair, which come first."""
+    """The tokens of each pair; pairs come first."""
     mask: Tensor | None = None
-    """`[images, 1, 1, longest]` bool, which of the patches are no padding; None if the tower's inputs have none."""
+    """`[images, 1, 1, longest]` bool, False for padding; None if the tower's inputs have no padding."""
     shapes: tuple[tuple[int, int], ...] = ()
-    """Rows and columns of patches of each image, beside `mask`."""
+    """Rows and columns of patches of each image; set together with `mask`."""
     patches: Segments | None = None
-    """Beside `mask`: the patches of each image, then its padding, as sequences."""
+    """The patches of each image, then its padding, as sequences; set together with `mask`."""
 
     def of_images(self, level: Tensor) -> Tensor:
-        """`[tokens, width]`: the tokens that go on, of what the tower gave, `[views or images, tokens, width]`."""
+        """Selects the kept tokens, `[tokens, width]`, from the tower's output `[views or images, tokens, width]`."""
         return level.flatten(0, 1).index_select(0, self.chosen)
 
     def of_pairs(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The same of the images that are in a pair, for each level."""
+        """Selects the kept tokens of the images in pairs, for each level."""
         chosen = self.chosen[: len(self.roles)]
         return [level.flatten(0, 1).index_select(0, chosen) for level in levels]
 
 
 class HasPlanes(Protocol):
-    """What is read here of a row."""
+    """The attributes of a row used here."""
 
     images: Tensor
     planes: tuple[Plane, ...]
@@ -55,10 +55,10 @@ class HasPlanes(Protocol):
 
 
 def laid_out(rows: Sequence[HasPlanes]) -> tuple[Tensor, Planes | None]:
-    """The tower's input for the images of these rows, those with pairs first, and where its tokens lie.
+    """The tower's input for the images of these rows, pairs first, and the layout of its tokens.
 
-    None if every image is one view, or there is no image. Images in their own shape are padded to the one of the
-    most patches, `[images, patches, numbers]`.
+    The layout is None if every image is one view or there are no images. With `fit: native`, images are padded to the
+    most patches of any image, `[images, patches, numbers]`.
     """
     planes = [plane for row in rows for plane in row.planes]
     images = torch.cat([row.images for row in rows])
@@ -81,7 +81,7 @@ def laid_out(rows: Sequence[HasPlanes]) -> tuple[Tensor, Planes | None]:
 
 
 def _padded(patches: Tensor, planes: Sequence[Plane], made: Planes) -> tuple[Tensor, Planes]:
-    """Images in their own shape, each padded to the patches of the largest."""
+    """Pads each image to the number of patches of the largest."""
     counts = [plane.inputs for plane in planes]
     longest = max(counts)
     padded = patches.new_zeros(len(planes), longest, patches.shape[-1])

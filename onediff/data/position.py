@@ -1,4 +1,4 @@
-"""Where a whole phase stands in its data, and in which order: what a checkpoint stores of it."""
+"""The position of a whole phase in its data, and the order it refers to, as stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ SOURCE_CHANGES = {
     "weight": "the weight of data set {name!r}",
     "samples": "the number of samples of data set {name!r}",
     "shards": "the shards of data set {name!r}",
-    "contents": "what is in the shards of data set {name!r}",
+    "contents": "the contents of the shards of data set {name!r}",
 }
 
 
 @dataclass(frozen=True)
 class Position:
-    """The cursors of all lanes, and a description of the order that they count in."""
+    """The cursors of all lanes, and a description of the order that they refer to."""
 
     order: dict[str, Any]
-    """What determines the order: lanes, seed, block, coupling, packing, and each source's name, weight, shards, their
-    sizes and checksums."""
+    """What determines the order: lanes, seed, block, coupling, packing, and each source's name, weight and shards with
+    their sizes and checksums."""
     cursors: tuple[LaneCursor, ...]
 
     @classmethod
     def start(cls, stream: Stream, lanes: int, block: int) -> Position:
-        """Before the first row."""
+        """The position before the first row."""
         return cls(order_of(stream, lanes, block), ((0,),) * lanes)
 
     def cursor(self, lanes: Iterable[int]) -> Cursor:
-        """Where a rank that serves these lanes starts reading."""
+        """The cursor of a rank that reads these lanes."""
         return Cursor({lane: self.cursors[lane] for lane in lanes}, Counter(), Counter())
 
     def moved(self, lanes: Mapping[int, LaneCursor]) -> Position:
-        """The same order with these cursors of all its lanes."""
+        """The same order with new cursors for all lanes."""
         return Position(self.order, tuple(lanes[lane] for lane in range(len(self.cursors))))
 
     def to_json(self) -> dict[str, Any]:
@@ -60,10 +60,11 @@ class Position:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any], current: dict[str, Any], other_order: bool = False) -> Position:
-        """The stored position, if its order is `current`.
+        """The stored position, if its order equals `current`.
 
-        Raises UserError naming what changed otherwise: the numbers would mean other samples. Where `other_order` allows
-        that, the new order goes on as far in as the old one came; with another number of lanes all are equally far.
+        Otherwise the cursors would point at other samples, and this raises UserError naming what changed. With
+        `other_order`, the new order continues from the same cursors; if the number of lanes changed, all lanes continue
+        from the same sample index.
         """
         cursors = stored_cursors(stored)
         for what, old, new in _compared(stored["order"], current):
@@ -73,9 +74,9 @@ class Position:
             if not other_order:
                 raise UserError(
                     f"cannot resume in the data: {changed}; restore it, start a new run, or set data.other_order=true "
-                    "to go on though some samples of this epoch then come twice or not at all"
+                    "to continue with some samples of this epoch repeated or left out"
                 )
-            log.warning("%s: some samples of this epoch come twice or not at all", changed)
+            log.warning("%s: some samples of this epoch will be repeated or left out", changed)
         if len(cursors) != current["lanes"]:
             reached = -(-sum(cursor[-1] for cursor in cursors) // current["lanes"])
             cursors = ((reached,),) * current["lanes"]
@@ -85,13 +86,13 @@ class Position:
 
 
 def stored_cursors(stored: dict[str, Any]) -> tuple[LaneCursor, ...]:
-    """The cursors in a stored position. Older ones have `draws`, a plain number for each lane that leaves none waiting."""
+    """The cursors in a stored position. Older ones store `draws`, one number per lane, with no samples waiting."""
     each = stored["cursors"] if "cursors" in stored else stored["draws"]
     return tuple((one,) if isinstance(one, int) else tuple(one) for one in each)
 
 
 def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:
-    """What the order of samples depends on, as JSON; the number of ranks and workers is not part of it."""
+    """Everything that the order of samples depends on, as JSON. The number of ranks and workers is not part of it."""
     return {
         "lanes": lanes,
         "seed": stream.seed,
@@ -112,7 +113,7 @@ def order_of(stream: Stream, lanes: int, block: int) -> dict[str, Any]:
 
 
 def _compared(stored: dict[str, Any], current: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What the order depends on: in words, then as stored, then as it is now."""
+    """Yields everything that the order depends on: a description, the stored value, the current value."""
     for key, what in CHANGES.items():
         yield what, stored.get(key), current[key]
     if stored["names"] != current["names"]:
@@ -120,17 +121,17 @@ def _compared(stored: dict[str, Any], current: dict[str, Any]) -> Iterator[tuple
     for name, old, new in zip(current["names"], stored["sources"], current["sources"], strict=True):
         for key, what in SOURCE_CHANGES.items():
             if key == "contents" and not (old.get(key) and new[key]):
-                continue  # a checkpoint of before this was kept, or shards without checksums
+                continue  # an older checkpoint, or shards without checksums
             yield what.format(name=name), old[key], new[key]
 
 
 def _digest(source: Source) -> str:
-    """Tells one list of shards and their sample counts from another."""
+    """A digest of the shards' names and sample counts."""
     shards = list(zip(source.shards.names, source.lanes.shard_samples.tolist(), strict=True))
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
 
 
 def _contents(source: Source) -> str:
-    """Tells shards from others of the same names and sizes, by their checksums; nothing if one is unknown."""
+    """A digest of the shards' checksums; empty if any is unknown."""
     sums = [shard.sha256 for shard in source.shards.shards]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16] if all(sums) else ""

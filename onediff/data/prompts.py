@@ -1,7 +1,7 @@
-"""From a sample to a token sequence with places for images and deltas, and labels on the answers only.
+"""Turns a sample into a token sequence with places for image and delta tokens, and with labels on the answers only.
 
-A prompt is the text that it is: everything between two images is tokenised as running text. Special tokens come from the
-template alone; the same characters in an instruction or a caption are text like any other.
+Everything between two images is tokenised as running text. Only the template can write special tokens; the same characters
+in an instruction or a caption are ordinary text.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
 IMAGE, DELTA = -1, -2
-"""Stand-ins for one image token and one delta token in a sequence."""
+"""Placeholders for one image token and one delta token in a sequence."""
 IMAGE_MARK = "<image>"
-"""What says in a user's words where an image goes, as in LLaVA's conversations."""
+"""Marks the place of an image in a user's words, as in LLaVA's conversations."""
 
 
 @dataclass
 class Sequence:
-    """Token ids of one sample; `IMAGE` and `DELTA` where features go."""
+    """The token ids of one sample, with `IMAGE` and `DELTA` placeholders for features."""
 
     token_ids: list[int] = field(default_factory=list)
     is_target: list[bool] = field(default_factory=list)
 
     def add(self, token_ids: list[int], is_target: bool = False) -> None:
-        """Appends tokens that are to be learned, or only read."""
+        """Appends tokens, either learned or only read."""
         self.token_ids += token_ids
         self.is_target += [is_target] * len(token_ids)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A user's words and the answer to them; no answer in a prompt to be completed."""
+    """A user's words and their answer, which is None in a prompt for generation."""
 
     words: str
     answer: str | None
 
 
 Element = TemplatePart | list[int]
-"""Text or a token of a sequence; or the places of images and deltas."""
+"""A text or token of a sequence, or placeholders of images and deltas."""
 
 
 class Prompter:
     """Writes sequences for one tokenizer, template and number of delta tokens."""
 
     def __init__(self, tokenizer: Any, config: PromptConfig, delta_tokens: int) -> None:
-        """Raises UserError for a template that does not go with the tokenizer."""
+        """Raises UserError if the template does not fit the tokenizer."""
         self.tokenizer = tokenizer
         self.config = config
         self.delta_tokens = delta_tokens
@@ -65,22 +65,22 @@ class Prompter:
         self.tokens = special_tokens(tokenizer, source)
         longest_first = sorted(self.tokens, key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        # The words around the answers are the same in most rows.
+        # The text around the answers is the same in most rows.
         self._ids = lru_cache(maxsize=4096)(self._tokenised)
         self._parts = lru_cache(maxsize=256)(self._laid_out)
         self.ends = self._ends()
-        """Tokens that end an answer: the template's, and the tokenizer's end of text."""
+        """Tokens that end an answer: the template's, and the tokenizer's end-of-text token."""
         first = next((part for part in self._parts(1, True) if part.text or part.kind == "words"), None)
-        # A chat template writes the start of text itself.
+        # A chat template writes the start-of-text token itself.
         has_start = self.template is None or (first is not None and first.text == tokenizer.bos_token)
         self.start = [] if has_start or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
     def sequence(self, images: Iterable[int], is_pair: bool, turns: list[Turn]) -> Sequence:
-        """The sequence of one sample; `images` are the numbers of image tokens of each of its images.
+        """The sequence of one sample; `images` holds the number of image tokens of each of its images.
 
-        Images stand where the users' words say `<image>`, else in front of the first words, before then after; the delta
-        tokens of a pair follow the last image. Each answer and the token that ends it are what is learned. Raises
-        BadSample where the words have places for another number of images.
+        Images go where the user's words say `<image>`, otherwise in front of the first words, before then after. The delta
+        tokens of a pair follow its last image. The targets are the answers and the tokens that end them. Raises BadSample
+        if the words have places for another number of images.
         """
         made = Sequence()
         made.add(self.start)
@@ -101,12 +101,12 @@ class Prompter:
         return made
 
     def instruction(self, task: str, choice: int | None = None) -> str:
-        """The instruction of a task: the wording that `choice` picks, or the first."""
+        """The instruction of a task: the wording chosen by `choice`, or the first."""
         wordings = self.config.wordings(task)
         return wordings[0 if choice is None or len(wordings) == 1 else mix64(choice, 2) % len(wordings)]
 
     def parts(self, turns: int, answered: bool) -> list[TemplatePart]:
-        """A conversation of that many turns as the template writes it, with places for words and answers."""
+        """A conversation of `turns` turns as the template writes it, with places for words and answers."""
         return self._parts(turns, answered)
 
     def _elements(self, images: list[int], deltas: int, turns: list[Turn]) -> Iterator[Element]:
@@ -121,7 +121,7 @@ class Prompter:
                 yield part
 
     def _laid_out(self, turns: int, answered: bool) -> list[TemplatePart]:
-        """The parts of a conversation, special tokens of the template by themselves."""
+        """The parts of a conversation, with each of the template's special tokens as its own part."""
         if self.template is None:
             parts = rendered(self.tokenizer, self.config.system, turns, self.special)
         else:
@@ -145,27 +145,27 @@ class Prompter:
         if token is None:
             assert self.template is not None
             raise UserError(
-                f"data.prompt: {self.config.template}: an answer ends with {self.template.end!r}, which is no special "
-                f"token of the tokenizer {self.tokenizer.name_or_path!r}; name the template that the language model knows"
+                f"data.prompt: {self.config.template}: an answer ends with {self.template.end!r}, which is not a special "
+                f"token of the tokenizer {self.tokenizer.name_or_path!r}; choose the language model's own template"
             )
         return tuple(dict.fromkeys((self.tokens[token], self.tokenizer.eos_token_id)))
 
     def _add(self, made: Sequence, before: str, stretch: Several[TemplatePart], after: str) -> None:
-        """Appends text that stands between two special tokens, or images, or ends of the sequence."""
+        """Appends the text between two special tokens, images or ends of the sequence."""
         text, done = "", list[int]()
         runs = [(learned, "".join(part.text for part in parts)) for learned, parts in groupby(stretch, _is_learned)]
         for number, (learned, run) in enumerate(runs, 1):
             text += run
             whole = self._ids(before, text, after if number == len(runs) else "")
-            # A prompt to be answered must be the start of this. Where the tokenizer joins its end and the beginning of the
-            # answer, the answer is tokenised by itself.
+            # A prompt for generation must be a prefix of this. If the tokenizer would merge the end of the prompt with the
+            # start of the answer, the answer is tokenised separately.
             is_continued = whole[: len(done)] == done
             added = whole[len(done) :] if is_continued else self._ids("", run, "")
             made.add(added, learned)
             done = whole if is_continued else done + added
 
     def _as_text(self, words: str) -> str:
-        """The words, special tokens in them marked as the text that they are."""
+        """The words, with special tokens marked to be read as ordinary text."""
         if not self.special.search(words):
             return words
         from transformers.utils.chat_template_utils import mark_control_tokens
@@ -173,7 +173,7 @@ class Prompter:
         return str(mark_control_tokens(words, self.special))
 
     def _tokenised(self, before: str, text: str, after: str) -> list[int]:
-        """The tokens of `text` between two special tokens. Raises BadSample for marked text that cannot be."""
+        """The tokens of `text` between two special tokens. Raises BadSample if marked text cannot be encoded."""
         if not text:
             return []
         inside = before + text + after
@@ -198,8 +198,8 @@ def _is_learned(part: TemplatePart) -> bool:
 
 
 def special_tokens(tokenizer: Any, source: str) -> dict[str, int]:
-    """Tokens that only a template can write: the tokenizer's special ones, and what was added to its vocabulary and stands
-    in the template of this `source`. By their text, with their ids."""
+    """Tokens that only a template can write, as ids by text: the tokenizer's special tokens, and tokens added to its
+    vocabulary that occur in the template's `source`."""
     return {
         token.content: number
         for number, token in tokenizer.added_tokens_decoder.items()
@@ -208,7 +208,7 @@ def special_tokens(tokenizer: Any, source: str) -> dict[str, int]:
 
 
 def placed(words: list[str], images: list[int], deltas: int, template: Template | None) -> list[list[str | list[int]]]:
-    """The users' words of each turn, cut where images and deltas go. Raises BadSample."""
+    """The user's words of each turn, split where images and deltas go. Raises BadSample."""
     if not images:
         return [[said] for said in words]
     marks = sum(said.count(IMAGE_MARK) for said in words)

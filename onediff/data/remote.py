@@ -1,8 +1,8 @@
-"""Files that lie elsewhere: `https://…`, `s3://…`, `gs://…`, `az://…`, `hf://…`, and what a command prints
+"""Remote files: `https://…`, `s3://…`, `gs://…`, `az://…`, `hf://…`, and the output of a command
 (`pipe:ssh host cat /sets/pairs/{}`).
 
-fsspec reads all but the last, each store by the package that the table below names. What a store needs, such as keys or an
-endpoint of its own, comes from where its package looks for it (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `HF_TOKEN`, …).
+fsspec reads everything except pipes; `EXTRAS` names the extra that each store needs. Credentials and endpoints are
+configured as each store's package documents (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `HF_TOKEN`, …).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Result = TypeVar("Result")
 
 TRIES = 5
 PAUSE = 1.0
-"""Seconds before the second try; twice as long before each further one."""
+"""Seconds before the second try, doubled before each further one."""
 STALL = 60.0
-"""Seconds without a byte after which a transfer has failed."""
+"""Seconds without data after which a transfer has failed."""
 PIECE = 1 << 20
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
-"""The extra of this package that brings what reads a kind of store. http(s) and the hub are always there."""
-# What a manifest of a stranger may name: no commands, no files of this machine, and nothing that a shell would read.
+"""The pip extra for each protocol. http(s) and the Hugging Face hub need none."""
+# What an untrusted manifest may name: no commands, no local files, and no characters with a meaning in a shell.
 PLAIN_URL = re.compile(r"(https?|s3|gs|az|hf)://[\w.~%/:@?&=+,-]+")
 
 
@@ -42,7 +42,7 @@ def file_in(folder: str, name: str) -> str:
 
 
 def pieces(url: str) -> Iterator[bytes]:
-    """The bytes at `url`, piece by piece. Raises OSError when they do not come, UserError when they never can."""
+    """Yields the bytes at `url` in pieces. Raises OSError if a transfer fails, and UserError if it can never succeed."""
     if url.startswith("pipe:"):
         yield from _printed(url.removeprefix("pipe:"))
         return
@@ -62,15 +62,15 @@ def pieces(url: str) -> Iterator[bytes]:
     except ValueError as error:
         if not str(error).startswith("Protocol not known"):
             raise OSError(str(error)) from error
-        raise UserError(f"{url}: {error}; give `pipe:` and a command that prints the file") from None
-    except Exception as error:  # each store's package has errors of its own
+        raise UserError(f"{url}: {error}; use `pipe:` with a command that prints the file") from None
+    except Exception as error:  # each store's package has its own exceptions
         status = getattr(error, "status", None)
         refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
         raise (PermissionError if refused else OSError)(str(error) or type(error).__name__) from error
 
 
 def retried(url: str, fetch: Callable[[], Result]) -> Result:
-    """What `fetch` returns, tried again after a pause when the transfer fails. Raises UserError after the last try."""
+    """Calls `fetch`, retrying after a pause if the transfer fails. Raises UserError after the last try."""
     for tried in range(1, TRIES + 1):
         try:
             return fetch()
@@ -78,22 +78,22 @@ def retried(url: str, fetch: Callable[[], Result]) -> Result:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
             if isinstance(error, FileNotFoundError | PermissionError) or tried == TRIES:
                 raise UserError(
-                    f"{url}: cannot be fetched, tries: {tried}, the last error: {reason}; "
-                    "check the address and that this machine may read it"
+                    f"{url}: cannot be fetched, tries: {tried}, last error: {reason}; "
+                    "check the address and this machine's access to it"
                 ) from None
             pause = PAUSE * 2 ** (tried - 1)
-            log.warning("%s: %s; next try in %g s", url, reason, pause)
+            log.warning("%s: %s; retrying in %g s", url, reason, pause)
             time.sleep(pause)
     raise AssertionError("unreachable")
 
 
 def fetched(url: str) -> bytes:
-    """A small file, whole. Raises UserError."""
+    """The contents of a small file. Raises UserError."""
     return retried(url, lambda: b"".join(pieces(url)))
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """What fsspec must be told: to give up on transfers that stand still, and to stream instead of asking for ranges."""
+    """Options for fsspec: abort stalled transfers, and stream instead of requesting ranges."""
     if protocol in ("http", "https"):
         from aiohttp import ClientTimeout
 
@@ -105,7 +105,7 @@ def _options(protocol: str) -> dict[str, Any]:
 
 
 def _printed(command: str) -> Iterator[bytes]:
-    """What a shell command prints, as soon as there is some. Raises OSError if it fails or prints nothing for long."""
+    """Yields a shell command's output as it arrives. Raises OSError if it fails or prints nothing for `STALL` seconds."""
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True) as process:
         assert process.stdout is not None
         try:
@@ -119,4 +119,4 @@ def _printed(command: str) -> Iterator[bytes]:
             os.killpg(process.pid, signal.SIGKILL)
             raise
     if process.returncode:
-        raise OSError(f"the command ended with exit code {process.returncode}")
+        raise OSError(f"the command exited with code {process.returncode}")

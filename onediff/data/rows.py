@@ -1,4 +1,4 @@
-"""From samples to rows, and from rows to a batch."""
+"""Turns samples into rows, and collates rows into batches."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenRow:
-    """One sequence, ready to be laid into a batch."""
+    """One sequence, ready to be collated."""
 
     token_ids: Tensor
-    """`[tokens]` int64 with `IMAGE` and `DELTA` places."""
+    """`[tokens]` int64, with `IMAGE` and `DELTA` placeholders."""
     is_target: Tensor
     """`[tokens]` bool."""
     images: Tensor
-    """The tower's input, uint8: `[views, 3, size, size]`, of each image one view or more; `[patches, numbers]` for a tower
-    that takes images in their own shape."""
+    """The tower's input, uint8: `[views, 3, size, size]`, with one or more views per image, or `[patches, numbers]` with
+    `fit: native`."""
     image_tokens: tuple[int, ...]
     """Image tokens of each image."""
     is_pair: bool
     source: int
     """Index of the source in the mix."""
     ids: tuple[str, ...]
-    """Ids of the samples in it."""
+    """Ids of its samples."""
     places: tuple[SamplePlace, ...] = ()
-    """Where in the source they lie."""
+    """Places of its samples in the source."""
     planes: tuple[Plane, ...] = ()
-    """Where the image tokens of each image lie; empty if every image is one view."""
+    """The token layout of each image; empty if every image is one view."""
     features: Tensor | None = None
-    """`[views, layers, tokens, width]`: what the tower gives for its images, where that is kept; `images` is then empty."""
+    """`[views, layers, tokens, width]`: precomputed features of its images, if there are any; `images` is then empty."""
     was_cut: bool = False
     skipped: list[Fault] = field(default_factory=list)
-    """The bad samples passed over on the way to this row."""
+    """The bad samples skipped before this row."""
 
 
 class Processor:
-    """Writes rows for one model: its tokenizer, its preprocessing, its numbers of image and delta tokens."""
+    """Makes rows for one model, with its tokenizer, preprocessing, and numbers of image and delta tokens."""
 
     def __init__(self, prompter: Prompter, image: ImageConfig, config: DataConfig, patch: int) -> None:
-        """`patch` is the side of one of the tower's patches, pixels."""
+        """`patch` is the side of the tower's patches in pixels."""
         self.prompter = prompter
         self.image = image
         self.fit = fit_of(image, patch)
@@ -71,28 +71,26 @@ class Processor:
     ) -> TokenRow:
         """A pair, a single image or a text as a training row; `choice` picks one of several captions.
 
-        With `features`, what the tower gives for the sample's images, none of them is decoded.
-
-        Raises BadSample for an image that cannot be read, or for a sample longer than `max_tokens` under
-        `too_long: skip`.
+        With precomputed `features`, decodes no images. Raises BadSample if an image cannot be read, or if the sample is
+        longer than `max_tokens` and `too_long` is `skip`.
         """
         turns = self._turns(sample, task, choice)
         return self._made(self._seen(features, sample), sample.is_pair, turns, source, (sample.id,), features)
 
     def tokens(self, sample: Sample, task: str | None, choice: int) -> int:
-        """The length of `row`, without its images. Raises BadSample."""
+        """The length of `row` in tokens, without decoding images. Raises BadSample."""
         lengths = self.fit.lengths(encoded(sample), self.config.max_pixels)
         return len(self._sequence(lengths, sample.is_pair, self._turns(sample, task, choice))[0].token_ids)
 
     def couple_tokens(self, first: Sample, second: Sample, choice: int) -> int:
-        """The length of `couple`, without its images. Raises BadSample."""
+        """The length of `couple` in tokens, without decoding images. Raises BadSample."""
         lengths = self.fit.lengths(encoded(first, second), self.config.max_pixels)
         return len(self._sequence(lengths, True, self._couple_turns(first, second, choice))[0].token_ids)
 
     def couple(
         self, first: Sample, second: Sample, choice: int, source: int = 0, features: Tensor | None = None
     ) -> TokenRow:
-        """Two single-image samples as a pseudo pair whose answer is both captions in order (paper, section 3.3)."""
+        """Couples two single-image samples into a pseudo pair; its answer is both captions (paper, section 3.3)."""
         turns = self._couple_turns(first, second, choice)
         if len(first.images) + len(second.images) != 2:
             raise BadSample("not_single", f"{first.id} and {second.id}: coupling takes samples with one image each")
@@ -105,9 +103,9 @@ class Processor:
         return [Turn(self.prompter.instruction("couple", choice), answer)]
 
     def prompt(self, images: Sequence[Image], instruction: str | None, task: str = "pair") -> TokenRow:
-        """A row to be answered by the model: upright RGB images and an instruction, or that of a task; no target.
+        """A row for generation: upright RGB images, and an instruction or that of a task. It has no targets.
 
-        Raises BadSample for an instruction with places for another number of images.
+        Raises BadSample if the instruction has places for another number of images.
         """
         turns = [Turn(instruction or self.prompter.instruction(task), None)]
         return self._made(self.fit.of(images), len(images) == 2, turns, 0, ())
@@ -124,7 +122,7 @@ class Processor:
         return self._turns(sample, "single", choice)[0].answer or ""
 
     def _seen(self, features: Tensor | None, *samples: Sample) -> Seen:
-        """What the model is shown of the images of these samples, or where it lies in `features`. Raises BadSample."""
+        """The tower's input for the images of these samples, or only its layout with `features`. Raises BadSample."""
         if features is not None:
             return self.fit.placed(encoded(*samples), self.config.max_pixels)
         return self.fit.read(encoded(*samples), self.config.max_pixels, self.config.pixels)
@@ -140,7 +138,7 @@ class Processor:
     ) -> TokenRow:
         sequence, was_cut = self._sequence(seen.tokens, is_pair, turns)
         return TokenRow(
-            # From bytes: torch.tensor looks at each number of a list, which took a twentieth of the loader's time.
+            # torch.tensor on a list inspects every number, which took a twentieth of the loader's time.
             token_ids=torch.frombuffer(array("q", sequence.token_ids), dtype=torch.int64),
             is_target=torch.frombuffer(bytearray(sequence.is_target), dtype=torch.bool),
             images=torch.from_numpy(seen.images),
@@ -154,7 +152,7 @@ class Processor:
         )
 
     def _sequence(self, images: Sequence[int], is_pair: bool, turns: list[Turn]) -> tuple[TokenSequence, bool]:
-        """The tokens of a sample, and whether the end of its answer had to be cut off. Raises BadSample."""
+        """The tokens of a sample, and whether its answer was cut. Raises BadSample."""
         sequence = self.prompter.sequence(images, is_pair, turns)
         length, longest, ends_answer = len(sequence.token_ids), self.config.max_tokens, bool(turns[-1].answer)
         if length <= longest:
@@ -163,19 +161,19 @@ class Processor:
         if self.config.too_long == "skip" or prompt_length >= longest:
             raise BadSample("too_long", f"{length} tokens, max_tokens is {longest}")
         if min(sequence.token_ids[longest:]) < 0:
-            raise BadSample("too_long", f"{length} tokens, an image lies behind max_tokens, which is {longest}")
+            raise BadSample("too_long", f"{length} tokens, and an image lies beyond max_tokens, which is {longest}")
         return TokenSequence(sequence.token_ids[:longest], sequence.is_target[:longest]), True
 
 
 def encoded(*samples: Sample) -> list[bytes]:
-    """The image files of these samples, before and after of a pair in this order."""
+    """The encoded images of these samples; for a pair, before then after."""
     return [
         sample.images[role] for sample in samples for role in (("before", "after") if sample.is_pair else sample.images)
     ]
 
 
 def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
-    """What was said before each answer, and the answer. `<image>` in the words says where an image goes."""
+    """The turns of a conversation: all words before each answer, and the answer. `<image>` marks images in the words."""
     turns: list[Turn] = []
     words: list[str] = []
     for said in conversation:
@@ -189,25 +187,28 @@ def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
 
 
 def collate(rows: list[TokenRow], pad_left: bool = False) -> Batch:
-    """Rows of one sample each, padded to the longest; on the left for generation, where `segment_ids` mark the padding."""
+    """Collates rows of one sample each, padded to the longest.
+
+    For generation they are padded on the left, and `segment_ids` marks the padding.
+    """
     length = max(len(row.token_ids) for row in rows)
     batch = _laid_out([[row] for row in rows], length, pad_left)
     return batch if pad_left else replace(batch, segments=None, segment_ids=None)
 
 
 def collate_packed(rows: list[list[TokenRow]], tokens: int) -> Batch:
-    """Rows of several samples each, `tokens` long, with attention confined to each sample."""
+    """Collates packed rows of `tokens` tokens, with attention confined to each sample."""
     return _laid_out(rows, tokens, pad_left=False)
 
 
 def _laid_out(rows: list[list[TokenRow]], length: int, pad_left: bool) -> Batch:
-    """Samples end to end in their rows; what is left of a row is padding, a segment by itself."""
+    """Lays samples end to end in their rows. The rest of a row is padding, which forms its own segment."""
     shape = (len(rows), length)
-    # In numpy, whose small operations cost a third of torch's.
+    # In numpy, where small operations cost a third of torch's.
     ids, positions, segments, sources = (np.zeros(shape, np.int64) for _ in range(4))
     targets = np.zeros(shape, np.bool_)
     lengths: list[int] = []
-    samples: list[tuple[int, TokenRow]] = []  # and where they start, counted through all rows
+    samples: list[tuple[int, TokenRow]] = []  # each with its start in the flattened rows
     for number, row in enumerate(rows):
         padding = length - sum(len(sample.token_ids) for sample in row)
         assert padding >= 0, f"{length - padding} tokens in a row of {length}"
@@ -226,7 +227,7 @@ def _laid_out(rows: list[list[TokenRow]], length: int, pad_left: bool) -> Batch:
             lengths.append(padding)
             if not pad_left:
                 positions[number, start:] = np.arange(padding)
-    # Paired images first, so that before and after of pair b are images 2b and 2b + 1.
+    # Pairs first, so that images 2b and 2b + 1 are the before and after images of pair b.
     in_order = sorted(samples, key=lambda found: not found[1].is_pair)
     places = [start + np.flatnonzero(sample.token_ids.numpy() == IMAGE) for start, sample in in_order]
     flat, target_places = ids.ravel(), np.flatnonzero(targets)
@@ -243,7 +244,7 @@ def _laid_out(rows: list[list[TokenRow]], length: int, pad_left: bool) -> Batch:
         image_places=torch.from_numpy(np.concatenate(places)),
         pairs=sum(sample.is_pair for _, sample in samples),
         delta_places=torch.from_numpy(np.flatnonzero(flat == DELTA)),
-        # The hidden state in front of a target predicts it.
+        # The position before a target predicts it.
         target_places=torch.from_numpy(target_places - 1),
         target_ids=torch.from_numpy(flat[target_places]),
         target_sources=torch.from_numpy(sources.ravel()[target_places]),

@@ -1,4 +1,4 @@
-"""What one sample is: the JSON record and the images of one WebDataset key, read from and written to tar members.
+"""A sample: the JSON record and the images of one WebDataset key, read from and written to tar members.
 
 A pair has `<key>.before.<jpg|png|webp>`, `<key>.after.…` and `<key>.json`; a single image has `<key>.<jpg|…>` and
 `<key>.json`; text alone has `<key>.json`. Nothing here decodes an image or needs torch.
@@ -16,9 +16,9 @@ KINDS = ("truncated", "no_json", "bad_json", "bad_schema", "no_caption", "missin
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used: `kind` is what counts are kept by, `reason` is what a person reads.
+    """A sample that cannot be used. Counts are kept by `kind`; `reason` is for people.
 
-    Kinds raised by this module are in `KINDS`; readers of raw data sets add their own. `notes` are counted although the
+    This module raises the kinds in `KINDS`; readers of raw data sets add their own. `notes` are counted even though the
     sample is not written.
     """
 
@@ -33,21 +33,21 @@ class BadSample(ValueError):
 
 
 class Fault(NamedTuple):
-    """A sample that was passed over."""
+    """A skipped sample."""
 
     kind: str
     shard: str
     """Data set and file name."""
     what: str
-    """Place in the shard, and the reason."""
+    """The sample's index in the shard, and the reason."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample. `images` maps a role to encoded bytes: `before` and `after`, or `image`, or nothing for text.
+    """One sample. `images` maps roles to encoded bytes: `before` and `after`, or `image`, or nothing for text.
 
-    Exactly one of `captions` and `conversations` (turns `{"from", "value"}`) is non-empty. An empty `key` lets the
-    writer choose one. `meta` is free; `meta["change_type"]` names the change if it is known.
+    Exactly one of `captions` and `conversations` (turns `{"from", "value"}`) is non-empty. If `key` is empty, the writer
+    chooses one. `meta` is free-form; `meta["change_type"]` is the type of change, if known.
     """
 
     id: str
@@ -66,7 +66,7 @@ class Sample:
         return "before" in self.images
 
     def record(self) -> dict[str, Any]:
-        """The JSON record, without the fields that are empty."""
+        """The JSON record, without empty fields."""
         record: dict[str, Any] = {"id": self.id, "source": self.source, "task": self.task}
         if self.captions:
             record["captions"] = list(self.captions)
@@ -78,7 +78,7 @@ class Sample:
 
 
 def image_suffix(data: bytes) -> str | None:
-    """The suffix for an encoded image by its first bytes: `jpg`, `png`, `webp`, or None for anything else."""
+    """The suffix of an encoded image, by its first bytes: `jpg`, `png`, `webp`, or None for anything else."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -89,7 +89,7 @@ def image_suffix(data: bytes) -> str | None:
 
 
 def encode_sample(sample: Sample, key: str | None = None) -> list[tuple[str, bytes]]:
-    """The tar members `(name, data)` of a sample, images first. Raises `BadSample` for what breaks the contract."""
+    """The tar members `(name, data)` of a sample, images first. Raises `BadSample` if the sample is invalid."""
     key = key or sample.key
     if not key or "." in key or key != key.strip("/ "):
         raise BadSample("bad_schema", f"key {key!r} must be non-empty, without dots and without slashes at its ends")
@@ -107,9 +107,9 @@ def encode_sample(sample: Sample, key: str | None = None) -> list[tuple[str, byt
 
 
 def parse_sample(members: Mapping[str, bytes], key: str = "") -> Sample:
-    """The sample of one key from its members, by suffix (`{"before.jpg": …, "after.jpg": …, "json": …}`).
+    """Parses the sample of one key from its members by suffix (`{"before.jpg": …, "after.jpg": …, "json": …}`).
 
-    Members with other suffixes are left alone. Raises `BadSample`.
+    Ignores members with other suffixes. Raises `BadSample`.
     """
     if "json" not in members:
         raise BadSample("no_json", f"the sample has no .json, only {', '.join(sorted(members)) or 'nothing'}")
@@ -145,7 +145,7 @@ def parse_sample(members: Mapping[str, bytes], key: str = "") -> Sample:
 
 
 def check_roles(images: Mapping[str, bytes]) -> None:
-    """Raises `BadSample` unless the images are a pair, a single one, or none."""
+    """Raises `BadSample` unless the images are a pair, a single image, or none."""
     halves = {"before", "after"} & set(images)
     if len(halves) == 1:
         have = halves.pop()
@@ -155,7 +155,7 @@ def check_roles(images: Mapping[str, bytes]) -> None:
 
 
 def check_record(record: Any) -> None:
-    """Raises `BadSample` where the JSON record breaks the contract."""
+    """Raises `BadSample` if the JSON record is invalid."""
     if not isinstance(record, dict):
         raise BadSample("bad_schema", f"the .json is a {type(record).__name__}, not an object")
     for name in ("source", "task", "split"):
@@ -194,7 +194,7 @@ def check_turns(turns: Any) -> None:
 
 
 def change_list(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The part of `meta` that tells a pair's changes, without boxes and masks; None if it has no such part."""
+    """The change list in `meta`, without boxes and masks, or None."""
     parts = {key: meta.get(key) for key in ("changes", "before", "after")}
     if not all(isinstance(part, list) and all(isinstance(one, dict) for one in part) for part in parts.values()):
         return None

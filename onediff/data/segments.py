@@ -1,4 +1,4 @@
-"""Where the sequences lie in the rows of a batch."""
+"""The sequences in the rows of a batch, as `cu_seqlens`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Part = TypeVar("Part")
 
 
 def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
-    """A copy of a dataclass with every tensor in it changed, those of the dataclasses in it too."""
+    """A copy of a dataclass with `change` applied to every tensor, including those of nested dataclasses."""
     changed: dict[str, Any] = {}
     for name, value in vars(part).items():
         if isinstance(value, Tensor):
@@ -25,14 +25,14 @@ def each_tensor(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
 
 @dataclass(frozen=True)
 class Segments:
-    """The sequences of all rows, laid end to end: on the device for attention kernels, on the host for everything else.
+    """The sequences of all rows, end to end: offsets on the device for attention kernels, lengths on the host.
 
-    The padding after the last sample of a packed row is a sequence too, so that the lengths add up to rows · tokens.
+    The padding at the end of a packed row is a sequence too, so the lengths add up to rows · tokens.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
-    """`[sequences + 1]` int32: where each sequence starts, and where the last one ends."""
+    """`[sequences + 1]` int32: the start of each sequence, and the end of the last."""
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Segments:
@@ -41,11 +41,11 @@ class Segments:
 
     @classmethod
     def even(cls, rows: int, tokens: int, device: torch.device) -> Segments:
-        """Rows that are one sequence each; made on the device."""
+        """One sequence per row, created on the device."""
         ends = torch.arange(0, (rows + 1) * tokens, tokens, dtype=torch.int32, device=device)
         return cls((tokens,) * rows, ends)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """The length of the longest sequence."""
         return max(self.lengths, default=0)

@@ -1,4 +1,4 @@
-"""The bytes of any sample of a data set, by shard and place."""
+"""Random access to the samples of a data set, by shard and index."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
 KEPT = 64
-"""Indexes kept in any case."""
+"""Indexes that are always kept."""
 UNUSED = 16_384
-"""Reads after which an index that none of them needed is dropped. It comes back to a lane every few reads as the rank
-has lanes, so this serves 4,096 lanes with room to spare, and memory follows from the lanes that there are."""
+"""An index is dropped after this many reads that did not need it. A rank reads from its lanes in turn, so this is enough
+for 4,096 lanes with room to spare, and memory depends on the number of lanes."""
 
 
 class Shards:
     """The shards of one data set.
 
-    Keeps the indexes of the shards that it reads from, 43 bytes for a sample of three members, and a bounded number of
-    open files. Opening a file again is cheap; reading its index again would cost more than the sample.
+    Caches the indexes of the shards in use, 43 bytes per sample with three members, and keeps a bounded number of files
+    open. Reopening a file is cheap, but rereading its index would cost more than reading the sample.
     """
 
     def __init__(self, folder: Path, shards: Sequence[Shard], cache: ShardCache) -> None:
@@ -35,16 +35,16 @@ class Shards:
         self.names = [shard.name for shard in shards]
         self._reads = 0
         self._indexes: OrderedDict[int, tuple[Index, int]] = OrderedDict()
-        """Indexes, without keys, and the read that needed each last; that of longest ago first."""
+        """Indexes without keys, each with the number of the read that last used it; least recently used first."""
         self._files: OrderedDict[int, int] = OrderedDict()
-        """Descriptors of open shards; the one used longest ago first."""
+        """File descriptors of open shards, least recently used first."""
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """The members of one sample by suffix. Raises BadSample if the shard ends before it."""
+        """The members of one sample by suffix. Raises BadSample if the shard is truncated before its end."""
         return self._read(shard, sample, self._members(shard, sample))
 
     def record(self, shard: int, sample: int) -> bytes:
-        """The JSON of one sample alone; empty if it has none or the shard ends before it."""
+        """Only the JSON of one sample; empty if it has none or the shard is truncated."""
         try:
             members = self._members(shard, sample)
             return self._read(shard, sample, tuple(one for one in members if one.suffix == "json")).get("json", b"")
@@ -52,7 +52,7 @@ class Shards:
             return b""
 
     def keys(self, shard: int) -> list[str]:
-        """The keys of a shard's samples, in order. Reads its index again."""
+        """The keys of a shard's samples, in order. Rereads its index."""
         return self._fresh_index(shard).keys
 
     def _members(self, shard: int, sample: int) -> tuple[Member, ...]:
@@ -90,7 +90,7 @@ class Shards:
         try:
             self._files[shard] = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise UserError(f"{path}: cannot open this shard: {error.strerror}") from None
+            raise UserError(f"{path}: cannot open the shard: {error.strerror}") from None
         if len(self._files) > most_files():
             _, oldest = self._files.popitem(last=False)
             os.close(oldest)
@@ -102,5 +102,5 @@ class Shards:
 
 
 def most_files() -> int:
-    """Shards of one data set that a process may keep open: a sixteenth of the files that the system lets it open."""
+    """Shards of one data set that a process keeps open: a sixteenth of its limit of open files."""
     return max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))

@@ -1,4 +1,4 @@
-"""A contact sheet of rows as the model will see them: images after cutting and scaling, words, and every token's place."""
+"""A contact sheet of rows as the model sees them: preprocessed images, text, and the layout of the tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANSWER = "#1f9d55"
 
 
 class Span(NamedTuple):
-    """Neighbouring tokens of one kind: `words` that are read, `before`, `after`, `image`, `delta`, or the `answer`."""
+    """Adjacent tokens of one kind: `words` of the prompt, `before`, `after`, `image`, `delta`, or the `answer`."""
 
     kind: str
     tokens: int
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 
 def spans(row: TokenRow, tokenizer: Any) -> list[Span]:
-    """Where the tokens of a row come from, in order."""
+    """The spans of a row, in order."""
     found: list[Span] = []
     images = zip(("before", "after") if row.is_pair else ("image",), row.image_tokens, strict=False)
     tokens = zip(row.token_ids.tolist(), row.is_target.tolist(), strict=True)
@@ -60,16 +60,16 @@ def layout(row: TokenRow, tokenizer: Any) -> str:
 
 
 def packed_layout(samples: Sequence[TokenRow], tokens: int) -> list[str]:
-    """The place of each sample of a packed row, `tokens 0 to 1,239`, and of the padding after them."""
+    """The tokens of each sample of a packed row, as `tokens 0 to 1,239`, and of the padding after them."""
     starts = list(accumulate((len(sample.token_ids) for sample in samples), initial=0))
     places = [f"tokens {start:,} to {end - 1:,}" for start, end in pairwise(starts)]
     return places + ([f"tokens {starts[-1]:,} to {tokens - 1:,}"] if starts[-1] < tokens else [])
 
 
 def save_sheet(rows: Sequence[Sequence[TokenRow]], tokenizer: Any, file: Path, pack: int | None = None) -> None:
-    """Writes the samples of these rows as one PNG; above those of a packed row, the row as a bar.
+    """Writes the samples of these rows as one PNG, with a bar above the samples of each packed row.
 
-    Raises UserError when it cannot be written.
+    Raises UserError if it cannot be written.
     """
     if pack is None:
         parts = [grid([_cell(sample, tokenizer) for samples in rows for sample in samples], COLUMNS, GAP)]
@@ -89,7 +89,7 @@ def save_sheet(rows: Sequence[Sequence[TokenRow]], tokenizer: Any, file: Path, p
 
 
 def _strip(number: int, samples: Sequence[TokenRow], tokenizer: Any, pack: int, width: int) -> Image.Image:
-    """A packed row to scale: its samples, a black line after each, and the padding in white."""
+    """A bar that shows a packed row to scale: its samples, each followed by a black line, and the padding in white."""
     strip = Image.new("RGB", (width, 40), "white")
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
     filled = sum(len(sample.token_ids) for sample in samples)
@@ -106,7 +106,7 @@ def _strip(number: int, samples: Sequence[TokenRow], tokenizer: Any, pack: int, 
 
 
 def _cell(row: TokenRow, tokenizer: Any, place: str = "") -> Image.Image:
-    """Images, a bar of the row's tokens in proportion, the answer, the layout in numbers, the sample's id and place."""
+    """Images, a bar of the row's tokens to scale, the sample's id and place, the layout, the prompt and the answer."""
     parts = spans(row, tokenizer)
     asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
     said = " ".join(part.text.strip() for part in parts if part.kind == "answer")
@@ -126,7 +126,7 @@ def _cell(row: TokenRow, tokenizer: Any, place: str = "") -> Image.Image:
 
 
 def whole_images(row: TokenRow) -> list[NDArray[np.uint8]]:
-    """`[height, width, 3]` of each image as the model sees it; of one in tiles the overview."""
+    """`[height, width, 3]` of each image as the model sees it; with `fit: tiles`, the overview."""
     if not row.planes:
         return [pixels.permute(1, 2, 0).numpy() for pixels in row.images]
     found = []

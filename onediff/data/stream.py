@@ -1,7 +1,7 @@
-"""From a place in a lane to a row: which sample it is, its bytes, the row that the processor makes of it.
+"""Turns a lane and an index into a row: finds the sample, reads its bytes, and has the processor make the row.
 
-Nothing here remembers where it was. `Stream.one(lane, index)` is a function of its arguments, so any process can make any
-row, and going on from anywhere is a look-up.
+A stream has no position. `Stream.one(lane, index)` depends only on its arguments, so any process can make any row, and
+resuming is a lookup.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Source:
     weight: float
     task: str | None = None
     features: Features | None = None
-    """What a frozen tower gives for its images, to be read instead of them."""
+    """Precomputed features, read instead of decoding the images."""
 
     @classmethod
     def open(
@@ -52,15 +52,15 @@ class Source:
         cache: CacheConfig = CacheConfig(),  # noqa: B008, never changed
         features: str | None = None,
     ) -> Source:
-        """Reads the manifest of `folder`, a path or a URL, and that of its `features`.
+        """Reads the manifests of `folder`, a path or a URL, and of its `features`.
 
-        Raises UserError if the folder or one of its shards is missing, or if it holds no sample.
+        Raises UserError if the folder or one of its shards is missing, or if it holds no samples.
         """
         manifest = read_manifest(folder)
         counts = np.array([shard.samples for shard in manifest.shards], dtype=np.int64)
         if not counts.sum():
-            raise UserError(f"{folder}: the data set {name!r} holds no sample")
-        # A shard may be empty; lanes are cut over the others.
+            raise UserError(f"{folder}: the data set {name!r} holds no samples")
+        # Shards may be empty; lanes span only the others.
         filled = np.flatnonzero(counts)
         shards = Shards(manifest.folder, [manifest.shards[i] for i in filled], ShardCache(cache))
         kept = None if features is None else Features.open(features, shards.shards, ShardCache(cache))
@@ -68,7 +68,7 @@ class Source:
 
 
 class Stream:
-    """The samples of a weighted mix of sources. Each lane is an endless list of them."""
+    """The samples of a weighted mix of sources. Each lane is an endless list of samples."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Stream:
         self.mix = Mix([source.weight for source in sources])
         self.processor = processor
         self.couple = couple
-        """Whether two samples make a row, or the rule over their captions that chooses them."""
+        """Whether rows are couples; a string names the rule that chooses partners by their captions."""
         self.couples: list[Couples] | list[Lanes] = (
             [Couples(couple, source.lanes, source.shards.record) for source in sources]
             if isinstance(couple, str)
@@ -99,7 +99,7 @@ class Stream:
         return self.made(*self._places(lane, index))
 
     def made(self, number: int, *places: SamplePlace) -> TokenRow:
-        """The sample at a place of source `number`, or the two coupled at two places, as a row. Raises BadSample."""
+        """The row of the sample at one place of source `number`, or of the couple at two places. Raises BadSample."""
         source, first, second, choice = self._read(number, *places)
         features = None
         if source.features is not None:
@@ -112,14 +112,14 @@ class Stream:
         return row
 
     def tokens(self, lane: int, index: int) -> int:
-        """The length of that row. No image is decoded. Raises BadSample."""
+        """The length of the row `one(lane, index)`, without decoding images. Raises BadSample."""
         source, first, second, choice = self._read(*self._places(lane, index))
         if second is not None:
             return self.processor.couple_tokens(first, second, choice)
         return self.processor.tokens(first, source.task, choice)
 
-    def passed_over(self, skipped: list[Fault], lane: int, index: int, bad: BadSample) -> None:
-        """Adds a bad sample to `skipped`. Raises UserError once there are `bad_in_a_row` of them."""
+    def skip(self, skipped: list[Fault], lane: int, index: int, bad: BadSample) -> None:
+        """Adds a bad sample to `skipped`. Raises UserError if that makes `bad_in_a_row` of them."""
         number, at = self.mix.at(lane, index)
         source = self.sources[number]
         place = source.lanes.at(lane, at)
@@ -127,7 +127,7 @@ class Stream:
         self.note(skipped, Fault(bad.kind, shard, f"sample {place.sample}: {bad.reason}"))
 
     def note(self, skipped: list[Fault], fault: Fault) -> None:
-        """Adds a fault to those met in a row. Raises UserError once there are `bad_in_a_row` of them."""
+        """Adds a fault to `skipped`. Raises UserError if that makes `bad_in_a_row` of them."""
         skipped.append(fault)
         if len(skipped) >= self.bad_in_a_row:
             last = skipped[-1]
@@ -138,9 +138,9 @@ class Stream:
             )
 
     def epochs(self, lane: int, cursor: LaneCursor) -> dict[str, float]:
-        """How many times each source has been read, by name, judged by one lane.
+        """The number of epochs of each source at a lane's cursor, by name.
 
-        The few samples that wait for a packed row count as read.
+        Samples that wait for a packed row count as read.
         """
         return {
             source.name: self.mix.count(number, lane, cursor[-1]) / source.lanes.length(lane)
@@ -148,7 +148,7 @@ class Stream:
         }
 
     def _places(self, lane: int, index: int) -> tuple[Any, ...]:
-        """The source of sample `index` of `lane`, the sample's place in it, and its partner's when coupling."""
+        """The source of sample `index` of `lane`, the sample's place in it, and when coupling its partner's place."""
         number, at = self.mix.at(lane, index)
         place = self.sources[number].lanes.at(lane, at)
         return (number, place, self.couples[number].partner(lane, at)) if self.couple else (number, place)
@@ -156,7 +156,7 @@ class Stream:
     def _read(
         self, number: int, place: SamplePlace, second: SamplePlace | None = None
     ) -> tuple[Source, Sample, Sample | None, int]:
-        """The source, the sample, its partner when coupling, and the number that picks its caption. Raises BadSample."""
+        """The source, the sample, its partner or None, and the number that picks captions. Raises BadSample."""
         source = self.sources[number]
         choice = mix64(self.seed, 2, number, place.epoch, place.shard, place.sample)
         partner = None if second is None else self._sample(source, second)

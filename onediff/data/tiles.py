@@ -1,10 +1,10 @@
 """`fit: tiles`: an image as an overview and tiles of the tower's size, LLaVA-NeXT's AnyRes
 (https://llava-vl.github.io/blog/2024-01-30-llava-next/).
 
-The overview is the whole image, both sides scaled to the tower's. The tiles cut a canvas of some columns and rows, into
-which the image is scaled in its own aspect, amid black. Which columns and rows follows from its size, by the rule of
-`LlavaNextImageProcessor`, whose pixels these are; both images of a pair get the same. An image that fits into one tile
-is seen in the overview alone. Tokens that saw nothing but black are dropped.
+The overview is the whole image, squashed to the tower's square. For the tiles, the image is scaled with its aspect ratio
+kept and centred on a black canvas, which is cut into a grid. The rule of `LlavaNextImageProcessor` chooses the grid from the
+image size, and the pixels equal that processor's. Both images of a pair get the same grid. An image that fits into one tile
+has only an overview. Tokens that saw only black are dropped.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from onediff.data.geometry import Plane, Size
 
 
 class Grid(NamedTuple):
-    """Tiles of a canvas."""
+    """The tiles of a canvas."""
 
     columns: int
     rows: int
 
 
 class TilePlace(NamedTuple):
-    """Where the image lies in its canvas, pixels."""
+    """The place of an image on its canvas, in pixels."""
 
     left: int
     top: int
@@ -48,9 +48,9 @@ def grids(most: int) -> tuple[Grid, ...]:
 
 
 def best_grid(sizes: Sequence[Size], side: int, most: int) -> Grid:
-    """The grid in which these images together keep the most pixels, and of those the one with the least black.
+    """The grid that keeps the most pixels of these images together; ties go to the grid with the least black.
 
-    As `select_best_resolution` of transformers for one image. Scaling up adds nothing.
+    For one image, equals `select_best_resolution` of transformers. Upscaling does not count as more pixels.
     """
 
     def kept(grid: Grid) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def best_grid(sizes: Sequence[Size], side: int, most: int) -> Grid:
 
 
 def place_in(grid: Grid, size: Size, side: int) -> TilePlace:
-    """Where an image of `size` lies, as large as it can be, in the middle (`get_patch_output_size`)."""
+    """The place of an image of `size`, as large as possible and centred (transformers' `get_patch_output_size`)."""
     across, down = grid.columns * side, grid.rows * side
     by_width, by_height = across / size[0], down / size[1]
     if by_width < by_height:
@@ -76,7 +76,7 @@ def place_in(grid: Grid, size: Size, side: int) -> TilePlace:
 
 @lru_cache(maxsize=256)
 def tile_plane(grid: Grid, size: Size, side: int, patch: int) -> Plane:
-    """The tokens of the overview in reading order, then those of all tiles, in the reading order of the canvas."""
+    """The tokens of the overview, then those of the tiles, each in reading order of the whole image."""
     cells = side // patch
     overview = _cells(np.arange(cells) * patch, patch) / side
     chosen, boxes = [np.arange(cells**2)], [_crossed(overview, overview)]
@@ -97,19 +97,19 @@ def tile_plane(grid: Grid, size: Size, side: int, patch: int) -> Plane:
 
 
 def _cells(starts: NDArray[np.int64], patch: int) -> NDArray[np.float64]:
-    """`[cells, 2]`: where each begins and ends."""
+    """`[cells, 2]`: the start and end of each cell."""
     return np.stack([starts, starts + patch], 1).astype(np.float64)
 
 
 def _crossed(across: NDArray[np.float64], down: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[cells, 4]` boxes in reading order of all columns and rows."""
+    """`[cells, 4]`: the boxes of all columns and rows, in reading order."""
     left, right = (np.tile(edge, len(down)) for edge in across.T)
     top, bottom = (np.repeat(edge, len(across)) for edge in down.T)
     return np.stack([left, top, right, bottom], 1)
 
 
 def laid_on_canvas(scaled: NDArray[np.uint8], grid: Grid, place: TilePlace, side: int) -> NDArray[np.uint8]:
-    """The tiles `[tiles, 3, side, side]`, in reading order, of an image `[height, width, 3]` scaled to its place."""
+    """Cuts an image `[height, width, 3]`, scaled to its place, into tiles `[tiles, 3, side, side]` in reading order."""
     canvas = np.zeros((grid.rows * side, grid.columns * side, 3), np.uint8)
     canvas[place.top : place.top + place.height, place.left : place.left + place.width] = scaled
     tiles = canvas.reshape(grid.rows, side, grid.columns, side, 3)

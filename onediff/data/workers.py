@@ -1,4 +1,4 @@
-"""The worker processes of a rank: tasks go in, rows come out in the order of the tasks."""
+"""The worker processes of a rank, which take tasks and return rows in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TENSORS = ("token_ids", "is_target", "images")
 
 
 class Task(NamedTuple):
-    """Some samples of a lane, to be made into rows or only to be measured."""
+    """Samples of a lane to make into rows, or only to measure."""
 
     lane: int
     indexes: tuple[int, ...]
@@ -31,20 +31,20 @@ class Task(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """A bad sample, in place of what was asked for."""
+    """A bad sample, in place of a row or length."""
 
     kind: str
     reason: str
 
 
 Made = list[TokenRow | int | Bad] | str
-"""The row of each sample, or its length; or one line about what stops the run."""
+"""The row or length of each sample, or the message of an error that stops the run."""
 
 
 def work(stream: Stream, tasks: Iterable[Task], workers: int, prefetch: int) -> Iterator[tuple[Task, Made]]:
-    """Each task with what came of it, in order, done by `workers` processes; none: in this process, one by one.
+    """Yields each task with its result, in order. With 0 `workers`, the tasks run in this process.
 
-    `prefetch` tasks of each worker are under way or wait to be taken.
+    `prefetch` is the number of tasks per worker that are running or finished but not yet taken.
     """
     others = set(multiprocessing.active_children())
     results = iter(
@@ -56,16 +56,16 @@ def work(stream: Stream, tasks: Iterable[Task], workers: int, prefetch: int) -> 
             collate_fn=_packed,
             worker_init_fn=_leave_signals_to_the_rank,
             prefetch_factor=prefetch if workers else None,
-            generator=torch.Generator(),  # the seed that it draws must not come from the numbers of the model's dropout
+            generator=torch.Generator(),  # so that DataLoader's seed does not advance the generator of the dropout
         )
     )
-    # For good: an exception's frames can keep the workers alive even after this generator has been closed.
+    # An exception's frames can keep the workers alive even after this generator is closed.
     atexit.register(_kill, set(multiprocessing.active_children()) - others)
     yield from map(_unpacked, results)
 
 
 class Work(Dataset[tuple[Task, Made]]):
-    """A worker's side."""
+    """Runs tasks in a worker."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -79,28 +79,29 @@ class Work(Dataset[tuple[Task, Made]]):
             except BadSample as bad:
                 made.append(Bad(bad.kind, bad.reason))
             except UserError as error:
-                # An exception would cross the process border wrapped in a traceback.
+                # An exception would reach the rank wrapped in a traceback.
                 return task, str(error)
         return task, made
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
-    """Ctrl-C, `timeout` and Slurm signal every process of a group; workers end with their rank, after its checkpoint."""
+    """Ignores signals: Ctrl-C, `timeout` and Slurm signal the whole process group, but workers must outlive the rank's
+    last checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # A rank that is killed takes them along; at their own end they would wait for it to read what they have made.
+    # Workers must die with a killed rank; otherwise they would wait for it to read their results.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill(workers: set[Any]) -> None:
-    """At the rank's exit, before multiprocessing's own exit handler sends SIGTERM, which workers ignore, and waits."""
+    """Kills workers at the rank's exit, before multiprocessing's own handler sends SIGTERM, which they ignore, and waits."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for a worker that was killed
     for worker in workers:
         worker.kill()
 
 
 def _packed(result: Any) -> Any:
-    """A result as it crosses the process border: arrays, since torch would open a shared file for each small tensor."""
+    """A result as sent between processes: with arrays, because torch would open a shared file for each small tensor."""
     task, made = result
     return task, made if isinstance(made, str) else [_arrays(one) if isinstance(one, TokenRow) else one for one in made]
 

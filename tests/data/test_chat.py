@@ -142,14 +142,18 @@ def test_the_date_of_a_template_stands_still():
 @pytest.mark.parametrize(
     ("template", "config", "message"),
     [
-        (None, {"template": "chat"}, "has no chat template; name one that fits .*: vicuna, llava, chatml"),
+        (None, {"template": "chat"}, "has no chat template; choose the one that fits .*: vicuna, llava, chatml"),
         (
             VICUNA,
             {"template": "chat", "system": "Be brief."},
             "Only user and assistant .*; leave out data.prompt.system",
         ),
         ("{{ messages[0].content }}", {"template": "chat"}, "does not write every turn once and in order"),
-        (None, {"template": "vicuna", "end": "<|im_ends|>"}, r"ends with '<\|im_ends\|>', which is no special token"),
+        (
+            None,
+            {"template": "vicuna", "end": "<|im_ends|>"},
+            r"ends with '<\|im_ends\|>', which is not a special token",
+        ),
     ],
 )
 def test_a_template_that_does_not_go_with_the_tokenizer_is_refused(template, config, message):

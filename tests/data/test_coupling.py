@@ -192,7 +192,7 @@ def test_rules_that_are_none(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no coupling rule 'similar_caption' \(did you mean 'similar_captions'\?\)"):
         phase(couple="similar_caption")
     put_rule(tmp_path, monkeypatch, "lossy", "def ring(said): return range(len(said) - 1)")
-    with pytest.raises(UserError, match=r"the rule 'lossy' must give every index of the \d+ captions once"):
+    with pytest.raises(UserError, match=r"the rule 'lossy' must return every index of the \d+ captions once"):
         row_at(stream({folder: 1.0}, 1, couple="lossy"), 0, 0)
 
 

@@ -89,7 +89,7 @@ def test_a_row_made_by_its_name_is_the_row_that_training_reads(tmp_path, kind, c
         ("other/part-000.tar:000001", "no data set 'other' in this phase, only some"),
         ("some/part-009.tar:000001", "has no such shard"),
         ("some/part-000.tar:000009", "part-000.tar has no sample with the key '000009'"),
-        ("some/part-000.tar:000001+some/part-000.tar:000002", "names 2; give one sample"),
+        ("some/part-000.tar:000001+some/part-000.tar:000002", "names 2 samples; give one"),
         ("some/part-000.tar:000003", "cannot be used"),
     ],
 )

@@ -101,7 +101,7 @@ def swapped(profile: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript program, which is not run"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript program, which OneDiff does not run"),
         (b"%PDF-1.7", "a PDF document"),
         (b"\xff\x0a" + bytes(32), "a JPEG XL image"),
         (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),

@@ -99,7 +99,7 @@ def test_links_and_devices_are_never_followed(tmp_path: Path) -> None:
             tar.addfile(info)
     index = build_index(path)
     assert len(index) == 0
-    assert [line.split(": ", 1)[1][:27] for line in index.damage] == ["'a.json' is not a plain file"[:27]] * 3
+    assert [line.split(": ", 1)[1][:27] for line in index.damage] == ["'a.json' is not a regular file"[:27]] * 3
 
 
 def test_tars_joined_by_cat_are_read_to_the_last_and_named(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_tars_joined_by_cat_are_read_to_the_last_and_named(tmp_path: Path) -> No
     joined.write_bytes(first.read_bytes() + second.read_bytes())
     assert everything(joined) == WANTED + WANTED
     (line,) = read_index(joined).damage
-    assert f"another follows at byte {first.stat().st_size}; most programs read the first alone" in line
+    assert f"another follows at byte {first.stat().st_size}; most programs read only the first" in line
 
 
 def test_a_tar_that_ends_early_gives_what_is_whole(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_tar_that_ends_early_gives_what_is_whole(tmp_path: Path) -> None:
     assert index.damage == (f"byte {second.members[1].offset}: 'b.json' should have 3 bytes, but the tar ends after 1",)
     path.write_bytes(whole[: second.members[0].offset - 512])
     assert build_index(path).damage == (
-        f"byte {second.members[0].offset - 512}: the tar has no end mark; it may be cut short",
+        f"byte {second.members[0].offset - 512}: the tar has no end marker; it may be truncated",
     )
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_header_is_reported(tmp_path: Path) -> None:
     path.write_bytes(data)
     index = build_index(path)
     assert [span.key for span in index] == ["a"]
-    assert index.damage == (f"byte {start}: bad checksum; what follows is not read",)
+    assert index.damage == (f"byte {start}: bad checksum; the rest is not read",)
 
 
 def test_reading_behind_the_end_is_a_bad_sample(tmp_path: Path) -> None:

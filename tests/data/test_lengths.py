@@ -43,7 +43,7 @@ def test_what_is_said_and_stored():
     found = Lengths([10, 20, 5, 5], 2, 40, Fill(samples=3.5, real=0.995), 20, {"pairs": 3}, True)
     assert found.lines() == [
         "tokens of 4 samples: min 5, median 7.5, mean 10, p95 10, max 20",
-        "padding: 20.0% in micro-batches of 2 as long as their longest; 0.5% in packed rows of 40, 3.5 samples in each",
+        "padding: 20.0% in micro-batches of 2, padded to the longest row; 0.5% in packed rows of 40, 3.5 samples each",
         "longer than data.max_tokens 20: 3 samples (3 of pairs): their answers are cut",
     ]
     assert found.fields()["tokens"]["max"] == 20

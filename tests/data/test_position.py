@@ -84,7 +84,7 @@ def test_shards_written_again_in_another_order_are_other_shards_though_all_count
 
     before = stored(with_checksums("0"))
     Position.from_json(before, order_of(stream(with_checksums("0"), 4), 4, 8))
-    with pytest.raises(UserError, match="what is in the shards of data set 'texts' changed"):
+    with pytest.raises(UserError, match="the contents of the shards of data set 'texts' changed"):
         Position.from_json(before, order_of(stream(with_checksums("1"), 4), 4, 8))
 
 
@@ -100,7 +100,9 @@ def test_a_set_converted_again_with_another_seed_is_refused_and_with_the_same_go
     assert main([*command, "1"]) == 0
     Position.from_json(before, order_of(stream(mine, 4), 4, 8))
     assert main([*command, "2"]) == 0
-    with pytest.raises(UserError, match="cannot resume in the data: what is in the shards of data set 'mine' changed"):
+    with pytest.raises(
+        UserError, match="cannot resume in the data: the contents of the shards of data set 'mine' changed"
+    ):
         Position.from_json(before, order_of(stream(mine, 4), 4, 8))
 
 

@@ -69,7 +69,7 @@ def test_images_of_a_conversation_stand_where_it_says_so():
     kinds = [span.kind for span in spans(row, tokenizer())]
     assert kinds == ["words", "before", "words", "answer", "words", "after", "delta", "words", "answer"]
     places = (row.token_ids < 0).nonzero().flatten()
-    with pytest.raises(BadSample, match="an image lies behind max_tokens") as refused:
+    with pytest.raises(BadSample, match="an image lies beyond max_tokens") as refused:
         make_processor(max_tokens=int(places[-1])).row(sample, None, 0)
     assert refused.value.kind == "too_long"
 

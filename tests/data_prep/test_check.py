@@ -270,7 +270,7 @@ def test_stats_and_sheets_in_tokens_of_a_model(
         "tokens of 2 samples",
         "tokens of 8 samples",
     ]
-    assert any("in micro-batches of 4 as long as their longest" in line and "rows of 512" in line for line in said)
+    assert any("in micro-batches of 4, padded to the longest row" in line and "rows of 512" in line for line in said)
     lengths = json.loads((tmp_path / "s.json").read_text())["train"]["lengths"]
     assert lengths["samples"] == 8 and 64 < lengths["tokens"]["min"] <= lengths["tokens"]["max"] <= 256
     assert 0 <= lengths["padding"] < 1 and lengths["samples_per_row"] > 1

@@ -143,7 +143,7 @@ def readable(made: Stream, lane: int, index: int) -> tuple[TokenRow, int]:
         try:
             row = made.one(lane, index)
         except BadSample as bad:
-            made.passed_over(skipped, lane, index, bad)
+            made.skip(skipped, lane, index, bad)
             index += 1
             continue
         row.skipped = skipped

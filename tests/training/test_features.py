@@ -79,7 +79,7 @@ def test_features_of_another_tower_or_of_other_images_are_refused(data, tmp_path
     with pytest.raises(UserError, match=r"data.sets.pairs.features: these features .* the tower's weights differ"):
         losses_and_gradients(other, other.data, "two")
     otherwise = configuration(there, **{"model.vision.image.std": "[0.5, 0.5, 0.5]"})
-    with pytest.raises(UserError, match=r"image.std is \[0.268.*, not \[0.5, 0.5, 0.5\]; write them again"):
+    with pytest.raises(UserError, match=r"image.std is \[0.268.*, not \[0.5, 0.5, 0.5\]; rewrite them"):
         losses_and_gradients(otherwise, otherwise.data, "two")
     with pytest.raises(UserError, match=r"the tower's weights differ.*--overwrite"):
         write_features(other, "pairs", *frozen_tower(other, CPU))
