@@ -1,4 +1,4 @@
-"""Configuration: typed sections for every part, YAML composed from small files, overrides from the command line.
+"""Configuration: a typed section for each part, YAML composed from small files, and command-line overrides.
 
-The ground floor: it imports nothing of the parts that it configures. `run` puts the sections together.
+This package imports none of the parts that it configures. `run` combines the sections.
 """

@@ -1,4 +1,4 @@
-"""Addresses of data: paths on this machine's disks, URLs, and commands that print a file."""
+"""Addresses of data: local paths, URLs, and commands that print a file."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from urllib.parse import quote
 from onediff.errors import UserError
 
 PLACE = "{}"
-"""In a `pipe:` command, where the name of the file goes."""
+"""Placeholder for the file name in a `pipe:` command."""
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` is no path on this machine's disks."""
+    """Whether `path` is a URL or a `pipe:` command, not a local path."""
     return path.startswith("pipe:") or "://" in path
 
 
 def below(base: str, folder: str) -> str:
-    """The folder `folder` in the folder `base`. Raises UserError for a `pipe:` without a place for names."""
+    """The folder `folder` in `base`. Raises UserError for a `pipe:` without a placeholder for names."""
     if base.startswith("pipe:"):
         if PLACE not in base:
             raise UserError(

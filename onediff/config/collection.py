@@ -1,4 +1,4 @@
-"""What a collection of data sets consists of: the file that `onediff data build` reads."""
+"""The file that `onediff data build` reads: a collection of data sets."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from onediff.config.section import Section
 
 
 class Captioning(Section):
-    """Captions by a language model in place of the data set's own."""
+    """Captions written by a language model, instead of the data set's own."""
 
     model: str
     """Name of the model at the endpoint."""
     base_url: str | None = None
-    """OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else OpenAI's."""
+    """OpenAI-compatible endpoint; defaults to OPENAI_BASE_URL, else OpenAI's."""
     prompt: str = "edit"
     """`edit`, `pair`, or a file."""
     per_minute: float | None = Field(None, gt=0)
-    """Most requests a minute."""
+    """Most requests per minute."""
     concurrency: int = Field(8, gt=0)
-    """Requests at once."""
+    """Concurrent requests."""
 
 
 class Retrieval(Section):
-    """Pairs found among the single photographs of `images`."""
+    """Pairs found by similarity among the single images of `images`."""
 
     model: str
     """Hugging Face vision model, by name or folder."""
     captions: Path
-    """What is said of the single images."""
+    """Table with the captions of the single images."""
     captions_reader: str = "generic"
     """Reader of that table."""
     low: float = Field(0.7, ge=-1, le=1)
@@ -38,9 +38,9 @@ class Retrieval(Section):
     high: float = Field(0.95, ge=-1, le=1)
     """Above this, images are near-duplicates."""
     nearest: int = Field(20, gt=0)
-    """Neighbours to look at."""
+    """Nearest neighbours considered per image."""
     each: int = Field(2, gt=0)
-    """Most pairs that an image is in."""
+    """Most pairs per image."""
 
 
 class CollectionPart(Section):
@@ -57,31 +57,33 @@ class CollectionPart(Section):
     task: str | None = None
     """Key of its instructions in training (`data.sets.NAME.task`)."""
     published: int | None = None
-    """Samples that its authors publish, for comparison."""
+    """Number of samples that its authors state, for comparison."""
     max_side: int | None = Field(None, gt=0)
     """Larger images are shrunk to this longer side, in pixels."""
     splits: list[str] = []
-    """Only these splits; all of them where empty."""
+    """Only these splits; empty for all."""
     allow_leakage: bool = False
-    """Accept images that stand in two splits."""
+    """Accept images that occur in two splits."""
     max_skipped: str = Field("10%", pattern=r"^\d+(\.\d+)?%?$")
-    """Most rows that may be unusable: a percentage or a number."""
+    """Most unusable rows, as a percentage or a number."""
     fetch: tuple[str, ...] = ()
-    """Hosts from which images named by URL are fetched; `any` stands for all with public addresses."""
+    """Hosts from which to fetch images given by URL; `any` allows every public address."""
     retrieve: Retrieval | None = None
-    """Find the pairs first; `captions` then says who describes them, with the prompt `pair`."""
+    """Find the pairs first; `captions`, with the prompt `pair`, then describes them."""
     captions: Captioning | None = None
-    """Captions by a language model."""
+    """Have a language model write the captions."""
 
     @model_validator(mode="after")
     def _retrieved_pairs_are_captioned(self) -> CollectionPart:
         if self.retrieve and (self.captions is None or self.images is None):
-            raise ValueError("retrieve: needs `images`, a folder, and `captions`, since found pairs have none")
+            raise ValueError("retrieve: needs `images`, a folder, and `captions`, because found pairs have no captions")
         return self
 
 
 class Collection(Section):
-    """The parts, and the folder that each becomes a folder in."""
+    """A collection of data sets, written below one folder."""
 
     out: Path
+    """Folder that receives one folder per part."""
     parts: dict[str, CollectionPart] = Field(min_length=1)
+    """The data sets by name."""

@@ -1,9 +1,9 @@
-"""Reading a run's configuration: YAML composed from small files, overridden on the command line, written back in full.
+"""Reads a run's configuration: YAML composed from small files, with command-line overrides. Writes it back in full.
 
-Composition has one rule: wherever a mapping is expected, `base: FILE` starts from that file and the keys beside it
-override; a plain string in place of a section is short for `base`, on the command line too (`model=models/tiny`). File
-names are looked up beside the file that names them, then in the project's `configs` folder; `.yaml` may be left out.
-`model: FOLDER` may also name an export, whose model it then is.
+Composition has one rule: in any mapping, `base: FILE` starts from that file, and the other keys override it. A string
+instead of a section is short for `base`, also on the command line (`model=models/tiny`). File names are resolved relative to
+the file that names them, then in the project's `configs` folder; `.yaml` is optional. `model: FOLDER` may also name an
+export, and then stands for a model of the same architecture.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SECTIONS = ("model", "data", "optimizer", "training", "phases", "parallel", "tra
 
 
 def shipped_folder(name: str) -> Path:
-    """A folder that came with this installation: of the checkout, or below `share/onediff` of the environment."""
+    """A folder shipped with this installation: in the checkout, or below `share/onediff` in the environment."""
     checkout = Path(__file__).parents[2] / name
     if checkout.is_dir():
         return checkout
@@ -39,21 +39,21 @@ def shipped_folder(name: str) -> Path:
 
 
 def configs_folder() -> Path:
-    """The `configs` that came with this installation."""
+    """The `configs` folder shipped with this installation."""
     return shipped_folder("configs")
 
 
 def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in `path`, a YAML file or the folder of a run, with `a.b=c` overrides applied in order.
+    """Loads the configuration in `path`, a YAML file or a run folder, and applies `a.b=c` overrides in order.
 
-    Raises UserError, one line that names the file or the override, the key, and the nearest known key.
+    Raises UserError with one line that names the file or the override, the key, and the nearest known key.
     """
     file = find(str(path), Path.cwd())
     values = read_composed(file)
     if file.name == "config.yaml":
         values = under_new_names(values)
     if file.name == "config.yaml" and isinstance(data := values.get("data"), dict) and "prompt" in data:
-        # The folder of a run: what it was trained with must not become something else.
+        # In the folder of a run, the prompt must keep the meaning that it was trained with.
         data["prompt"] = as_first_written(data["prompt"])
     phases = list(_phases(values))
     for override in overrides:
@@ -62,16 +62,16 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Run
     for name, phase in _phases(values).items():
         if name not in phases and isinstance(phase, dict) and "mix" not in phase:
             raise UserError(
-                f"{' '.join(overrides)}: phases.{name} would be a new phase, and those need `mix`{nearest(name, phases)}"
+                f"{' '.join(overrides)}: phases.{name} would be a new phase, which needs `mix`{nearest(name, phases)}"
             )
     if overrides:
-        # Blame the command line, not the file, for a fault that only the overrides bring in.
+        # The message blames the command line, not the file, for errors that only the overrides cause.
         _blame_override(values, file, overrides)
     return validated(RunConfig, values, str(path))
 
 
 def _fill_named_sections(values: dict[str, Any], file: Path) -> None:
-    """A section that an override gives by name (`model=models/tiny`) becomes that file's, or for `model` that export's."""
+    """Replaces a section that an override gives by name (`model=models/tiny`) by the file's or export's section."""
     for section in SECTIONS:
         if not isinstance(named := values.get(section), str):
             continue
@@ -82,20 +82,20 @@ def _fill_named_sections(values: dict[str, Any], file: Path) -> None:
 
 
 def write_run(config: RunConfig, path: str | os.PathLike[str]) -> None:
-    """Writes the whole tree, defaults included."""
+    """Writes the complete configuration, including defaults."""
     write_whole(Path(path), as_yaml(config))
 
 
 def as_yaml(config: RunConfig) -> str:
-    """The whole tree, defaults included."""
+    """The complete configuration, including defaults."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
 def find(name: str, beside: Path) -> Path:
-    """The file that `name` means for a configuration that lies in the folder `beside`."""
+    """The file that `name` refers to in a configuration in the folder `beside`."""
     tried = []
     for folder in (beside, configs_folder()):
-        # A run folder `demo` may lie beside the `demo.yaml` that it was made from, and is meant by its whole name.
+        # `demo` prefers a run folder `demo` over a `demo.yaml` next to it.
         for candidate in (folder / name, folder / name / "config.yaml", folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
@@ -107,9 +107,9 @@ def find(name: str, beside: Path) -> Path:
 
 
 def read_composed(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in `file` with every `base` and every section given as a file name filled in."""
+    """The mapping in `file`, with every `base` and every section given as a file name resolved."""
     if file in above:
-        raise UserError(f"{file}: `base` leads back to this file")
+        raise UserError(f"{file}: `base` refers back to this file")
     return _filled(read_mapping(file), file, (*above, file), top=True)
 
 
@@ -132,17 +132,17 @@ def _filled(values: dict[str, Any], file: Path, above: tuple[Path, ...], top: bo
 
 
 def merged(old: Any, new: Any) -> Any:
-    """`new` over `old`: mappings key by key, anything else replaced."""
+    """Merges `new` into `old`: mappings key by key; anything else is replaced."""
     if isinstance(old, dict) and isinstance(new, dict):
         return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
     return new
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Sets `a.b=c` in `values`, the right-hand side read as YAML."""
+    """Sets `a.b=c` in `values`; the right-hand side is parsed as YAML."""
     path, sign, text = override.partition("=")
     if not sign or not path:
-        raise UserError(f"{override}: an override reads key.subkey=value")
+        raise UserError(f"{override}: write an override as key.subkey=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -158,7 +158,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _phases(values: dict[str, Any]) -> dict[str, Any]:
-    """The phases of a configuration that is still unchecked."""
+    """The phases of a configuration that has not been validated."""
     found = values.get("phases")
     return found if isinstance(found, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Which data sets there are, how samples become sequences, and what the stream does with bad ones."""
+"""Data sets, prompts, and how the data loader treats samples."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from onediff.config.templates import TEMPLATES, Template
 
 
 class DataSet(Section):
-    """One data set: a folder with one sub-folder of shards per split."""
+    """A data set: a folder with one subfolder of shards per split."""
 
     path: str
-    """Folder that holds `<split>/manifest.json`; relative paths start at the working directory. Or a URL of such a folder
-    (`https://…`, `s3://…`, `gs://…`, `az://…`, `hf://…`), or `pipe:` and a command that prints the file named in place of
+    """Folder that contains `<split>/manifest.json`; relative paths start at the working directory. May also be a URL
+    (`https://…`, `s3://…`, `gs://…`, `az://…`, `hf://…`), or `pipe:` and a command that prints the file whose name replaces
     `{}`."""
     split: str = "train"
-    """Split that training reads."""
+    """Split used for training."""
     task: str | None = None
-    """Instruction key for its samples, instead of `pair`, `single` or `couple` by what a sample holds."""
+    """Instruction key for its samples, instead of `pair`, `single` or `couple`."""
     features: str | None = None
-    """Folder or URL of what the frozen tower gives for these images, `<split>` below it, as `onediff data features` writes
-    it; training then reads that instead of running the tower. Not for phases that train the tower."""
+    """Folder or URL of precomputed features of the frozen tower, with one subfolder per split, as `onediff data features`
+    writes them. Training then reads them instead of running the tower. Not for phases that train the tower."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,7 +40,7 @@ class DataSet(Section):
 
     @property
     def features_folder(self) -> str | None:
-        """Path or URL of the split's features, where they are named."""
+        """Path or URL of the split's features, if given."""
         return None if self.features is None else _in(self.features, self.split)
 
 
@@ -49,44 +49,43 @@ def _in(base: str, split: str) -> str:
 
 
 class CacheConfig(Section):
-    """Local copies of shards at URLs."""
+    """The local cache of remote shards."""
 
     folder: str | None = None
-    """A folder on a disk of the node, shared by all its processes. By default `onediff-shards-<user id>` in the
-    system's folder for temporary files."""
+    """Folder on a local disk, shared by all processes of the node; by default `onediff-shards-<user id>` in the system's
+    temporary folder."""
     gigabytes: float = Field(50.0, gt=0)
-    """Size of all copies together; the least recently used are removed first."""
+    """Size limit of the cache; the least recently used shards are removed first."""
 
 
 class PromptConfig(Section):
-    """The words around image places and answers. A word instead of a mapping is the name of a template."""
+    """The text around images and answers. A string instead of a mapping is the name of a template."""
 
     template: str = "vicuna"
-    """`vicuna`, `llava` (Vicuna's with a line break behind the images, as LLaVA-1.5 has it), `chatml`, `llama3`, `plain`;
-    `chat` is the one that the language model's tokenizer brings. Special tokens in it become what they are; the same
-    characters in a caption or an instruction stay text."""
+    """`vicuna`, `llava` (Vicuna's with a line break after the images, as in LLaVA-1.5), `chatml`, `llama3`, `plain`, or
+    `chat` for the template of the language model's tokenizer. Only the template's special tokens are special; the same
+    characters in a caption or an instruction are ordinary text."""
     system: str | None = None
-    """The system message, instead of the template's own. In `vicuna` and `llava` the text as it stands there, its
-    space at the end included."""
+    """The system message, instead of the template's own. In `vicuna` and `llava` it needs its own space at the end."""
     user: str | None = None
-    """Before a user's turn, instead of the template's own."""
+    """Text before a user's turn, instead of the template's own."""
     assistant: str | None = None
-    """Before an answer, instead of the template's own; a space comes between, unless it ends with a line break."""
+    """Text before an answer, instead of the template's own. A space follows it, unless it ends with a line break."""
     end: str | None = None
-    """The special token that ends an answer, instead of the template's own or the tokenizer's end of text."""
+    """The special token that ends an answer, instead of the template's own or the tokenizer's end-of-text token."""
     instructions: dict[str, str | list[str]] = {
         "pair": "Describe the differences between the two images.",
         "single": "Describe the image.",
         "couple": "Describe the first image, then the second image.",
     }
-    """Instruction per task, or several wordings of it: each sample draws one by `data.seed`, and the first is asked when the
-    model is used. A sample's own `instruction` wins, and any `task` named by a data set may be added. `<image>` in an
-    instruction says where an image goes."""
+    """Instruction per task, or several wordings of it. In training each sample draws one by `data.seed`; inference uses the
+    first. A sample's own `instruction` takes precedence. Add an entry for every `task` of a data set. `<image>` in an
+    instruction marks the place of an image."""
 
     couple_answer: str = "First image: {first} Second image: {second}"
-    """The answer learned for two coupled images."""
+    """The answer for two coupled images."""
     in_pieces: bool = False
-    """Tokenise each part of the template on its own, as early runs and saved models did; they keep doing so."""
+    """Tokenise each part of the template separately, as early versions did; their runs and models keep this setting."""
 
     @model_validator(mode="before")
     @classmethod
@@ -115,8 +114,8 @@ class PromptConfig(Section):
         own = [name for name in ("user", "assistant", "end") if getattr(self, name) is not None]
         if self.template == "chat" and own:
             raise ValueError(
-                f"`chat` takes the whole template from the tokenizer: leave out `{own[0]}`, or write data.prompt=chat, "
-                "which leaves out all that this configuration says of prompts"
+                f"`chat` takes the whole template from the tokenizer: remove `{own[0]}`, or write data.prompt=chat to "
+                "replace the whole section"
             )
         return self
 
@@ -126,14 +125,17 @@ class PromptConfig(Section):
         return [found] if isinstance(found, str) else found
 
     def named(self) -> Template:
-        """The template by that name, with what is set here instead of its own."""
+        """The named template, with the texts set here replacing its own."""
         own = {name: getattr(self, name) for name in ("system", "user", "assistant", "end")}
         return replace(TEMPLATES[self.template], **{name: text for name, text in own.items() if text is not None})
 
 
 def as_first_written(prompt: Any) -> Any:
-    """The `prompt` section of a run or a saved model, as it is meant: those that name no template are older than templates,
-    and were trained on prompts tokenised in pieces. That is the same where no text of the template meets other text."""
+    """The `prompt` section of a run or saved model with its original meaning.
+
+    Sections that name no template are older than templates, and those models were trained on prompts tokenised in pieces.
+    This makes no difference if the template has no text next to other text.
+    """
     if not isinstance(prompt, dict) or "template" in prompt:
         return prompt
     met = [prompt.get("system"), prompt.get("user"), str(prompt.get("assistant") or "")[-1:].isspace()]
@@ -141,40 +143,41 @@ def as_first_written(prompt: Any) -> Any:
 
 
 class DataConfig(Section):
-    """The data stream."""
+    """Data sets and data loading."""
 
     sets: dict[str, DataSet] = Field(min_length=1)
-    """Data sets, by the names that phases and evaluation use for them."""
+    """Data sets by name; phases and evaluation refer to them by these names."""
     cache: CacheConfig = CacheConfig()
-    """Where shards of data sets at URLs are cached."""
+    """The local cache of remote shards."""
     prompt: PromptConfig = PromptConfig()
-    """Prompt template and instructions; a word is the name of a template."""
+    """Prompt template and instructions; a string is the name of a template."""
     max_tokens: int = Field(2048, gt=0)
-    """Longest sequence, image and delta places included."""
+    """Longest sequence, including image and delta tokens."""
     too_long: Literal["cut", "skip"] = "cut"
-    """What happens to a longer sample: `cut` drops the end of its answer, `skip` drops the sample. Both are counted."""
+    """How to treat longer samples: `cut` drops the end of the answer, `skip` drops the sample. Both are counted."""
     seed: int = 0
-    """Order of samples, choice among captions."""
+    """Seed of the order of samples and of the choice among captions."""
     other_order: bool = False
-    """Lets a run resume although a change of the global batch, the data sets, their weights or the seed changed the
-    order of samples. Some samples of the current epoch are then read twice or not at all."""
+    """Allow resuming after a change of the global batch, the data sets, their weights or the seed, all of which change the
+    order of samples. Some samples of the current epoch are then repeated or left out."""
     block: int = Field(1024, gt=0)
     """Samples of a lane that are shuffled together."""
     workers: int = Field(2, ge=0)
     """Decoding processes per rank; 0 decodes in the training process. The order of samples does not depend on it."""
     prefetch: int = Field(2, gt=0)
-    """Micro-batches prepared ahead of the one in use, and at least this many rows per worker."""
+    """Micro-batches to prefetch, and at least this many rows per worker."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
-    """An image whose header promises more is skipped unread; Pillow refuses any above 178 million."""
+    """Images with more pixels, according to their headers, are skipped without decoding; Pillow's own limit is 178
+    million."""
     pixels: Literal["fast", "exact"] = "exact"
-    """`exact`: the pixels of the Hugging Face processors, bit for bit. `fast`: scaled by the same filter in vector code,
-    up to twice as fast, 0.01 of 255 off on average and 2 at most."""
+    """`exact` gives the pixels of the Hugging Face processors, bit for bit. `fast` applies the same filter in vectorized
+    code: up to twice as fast, off by 0.01 of 255 on average and by at most 2."""
     bad_share: float = Field(0.01, ge=0, le=1)
-    """The run stops when more than this share of the samples is unreadable, once 100 have been read."""
+    """Stop the run if more than this share of the samples is unreadable, after the first 100."""
     bad_in_a_row: int = Field(50, gt=0)
-    """The run stops after this many unreadable samples in a row within one lane."""
+    """Stop the run after this many unreadable samples in a row within a lane."""
 
     def from_images(self) -> DataConfig:
-        """The same, with every image decoded though its features are kept."""
+        """The same configuration without features, so that every image is decoded."""
         plain = {name: one.model_copy(update={"features": None}) for name, one in self.sets.items()}
         return self.model_copy(update={"sets": plain})

@@ -1,4 +1,4 @@
-"""What differs between two configurations, key by key."""
+"""The differences between two configurations, key by key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
-    """What differs between two flat mappings, in the order of `old`, then of what only `new` has."""
+    """The differences between two flat mappings, in the order of `old`, then keys that only `new` has."""
     keys = [*old, *(key for key in new if key not in old)]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 

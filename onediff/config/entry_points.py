@@ -1,4 +1,4 @@
-"""Implementations by name, built in or announced by other packages as entry points: readers, metrics, objectives, …"""
+"""Implementations by name, built in or provided by other packages as entry points: readers, metrics, objectives, …"""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from onediff.errors import UserError
 
 
 class Plugins(NamedTuple):
-    """The implementations of one kind. None is imported until it is used."""
+    """The implementations of one kind. Each is imported only when it is used."""
 
     group: str
-    """the entry point group, such as `onediff.objectives`"""
+    """The entry point group, such as `onediff.objectives`."""
     kind: str
-    """what one of them is called in error messages"""
+    """Name of the kind in error messages."""
     built_in: Mapping[str, str]
-    """name → `module:object`; other packages cannot replace these"""
+    """Name → `module:object`; other packages cannot replace these."""
     otherwise: str = ""
-    """added to the error for an unknown name"""
+    """Text appended to the error for an unknown name."""
 
     def points(self) -> dict[str, EntryPoint]:
         """All implementations by name."""
@@ -28,7 +28,7 @@ class Plugins(NamedTuple):
         return {point.name: point for point in entry_points(group=self.group)} | own
 
     def check(self, name: str) -> None:
-        """Raises UserError with the closest known name if `name` is unknown."""
+        """Raises UserError with the nearest known name if `name` is unknown."""
         if name not in (known := self.points()):
             raise UserError(f"no {self.kind} {name!r}{nearest(name, known)}{self.otherwise}")
 

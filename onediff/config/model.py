@@ -1,4 +1,4 @@
-"""What the model is made of. Torch-free, so that planning and launching can read it."""
+"""The model's architecture. Imports no torch, for planning and launching."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from onediff.config.plugins import DELTA_MODULES
 from onediff.config.section import Section
 
 SAVED_MODEL_FILE = "onediff.yaml"
-"""The file that makes a folder a saved model."""
+"""The file that marks a folder as a saved model."""
 
 
 class PretrainedPart(Section):
-    """A Hugging Face model: pretrained by `name`, or built with random weights from `config`."""
+    """A Hugging Face model: pretrained weights by `name`, or random weights by `config`."""
 
     name: str | None = None
     """Hub id or folder of pretrained weights."""
     revision: str | None = None
     """Hub revision to pin."""
     config: dict[str, Any] | None = None
-    """Architecture as Hugging Face writes it (`model_type` and its fields). Without `name` the part starts from
-    random weights. With `name` the weights still come from `name`; this only saves the look-up on the hub."""
+    """Architecture as a Hugging Face configuration (`model_type` and its fields). Without `name`, the part starts from
+    random weights. With `name`, the weights still come from `name`, and this only saves looking it up on the hub."""
 
     @model_validator(mode="after")
     def _has_an_origin(self) -> PretrainedPart:
@@ -34,21 +34,21 @@ class PretrainedPart(Section):
 
 
 class ImageConfig(Section):
-    """How an image file becomes the tower's input; the fields follow the Hugging Face image processor of the tower."""
+    """Image preprocessing; the fields correspond to those of the tower's Hugging Face image processor."""
 
     size: int = Field(336, gt=0)
-    """Side of the square input, pixels."""
+    """Side of the square input, in pixels."""
     fit: Literal["pad", "crop", "squash", "tiles", "native"] = "pad"
-    """`pad`: the whole image in the middle of a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side
-    and cut the middle, which loses what changes at the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP);
-    `tiles`: an overview and tiles of `size` in a grid chosen from the image (LLaVA-NeXT); `native`: patches of the
-    image's own shape, for towers that take them (SigLIP 2 NaFlex)."""
+    """`pad`: the whole image, centred in a square of the mean colour (LLaVA-1.5); `crop`: scale the shorter side and crop
+    the centre, which loses changes near the edges (CLIP, DINOv2); `squash`: scale both sides (SigLIP); `tiles`: an
+    overview and tiles of `size` in a grid chosen by the image size (LLaVA-NeXT); `native`: patches in the image's own
+    shape, for towers that support it (SigLIP 2 NaFlex)."""
     max_tiles: int = Field(4, gt=1)
-    """With `fit: tiles`, the most tiles of an image beside its overview."""
+    """With `fit: tiles`, the most tiles per image, in addition to the overview."""
     max_patches: int = Field(256, gt=0)
-    """With `fit: native`, the most patches of an image; `size` is then ignored."""
+    """With `fit: native`, the most patches per image; `size` is then ignored."""
     shorter_side: int | None = None
-    """Shorter side before the cut; the default is `size` (DINOv2 scales to 256 and cuts 224)."""
+    """With `fit: crop`, the shorter side before the crop; defaults to `size` (DINOv2 scales to 256 and crops 224)."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     """Per-channel mean of pixels in 0…1; the default is CLIP's."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
@@ -57,30 +57,30 @@ class ImageConfig(Section):
     @model_validator(mode="after")
     def _cut_fits(self) -> ImageConfig:
         if self.shorter_side is not None and (self.fit != "crop" or self.shorter_side < self.size):
-            raise ValueError(f"`shorter_side` goes with fit: crop, here {self.fit}, and is at least `size`")
+            raise ValueError(f"`shorter_side` needs fit: crop, here {self.fit}, and must be at least `size`")
         return self
 
 
 class VisionConfig(PretrainedPart):
-    """The siamese tower: one set of weights, run on both images."""
+    """The siamese vision tower, which encodes both images with the same weights."""
 
     levels: tuple[int, ...] = (8, 16, 24)
-    """Encoder layers whose output the delta module reads; 1 is the first layer's output."""
+    """Encoder layers whose outputs the delta module reads, counted from 1."""
     output_level: int = -2
-    """Hidden state that the language model reads: an encoder layer, or counted from the end (-1 is the last)."""
+    """The hidden state that the language model reads: an encoder layer, or a negative index (-1 is the last)."""
     image: ImageConfig = ImageConfig()
-    """Preprocessing."""
+    """Image preprocessing."""
 
 
 class DeltaConfig(Section):
-    """The Visual Delta Module: BERT-shaped layers in which a few learned tokens look at both images."""
+    """The Visual Delta Module: BERT-shaped layers in which a few learned tokens attend to both images."""
 
     kind: str = "vdm"
-    """`vdm`, the paper's module, or the name of a variant that another package adds."""
+    """`vdm`, the paper's module, or the name of a variant from another package."""
     options: dict[str, Any] = {}
-    """Settings of a variant, which checks them itself."""
+    """Settings of a variant, which validates them itself."""
     tokens: int = Field(64, gt=0)
-    """Learned delta tokens handed to the language model per pair."""
+    """Learned delta tokens per pair, passed to the language model."""
     layers: int = Field(6, gt=0)
     """Layers of self-attention, cross-attention and feed-forward; consecutive layers share a level, shallow to deep."""
     width: int = Field(768, gt=0)
@@ -90,10 +90,10 @@ class DeltaConfig(Section):
     intermediate: int = Field(3072, gt=0)
     """Hidden size of the feed-forward."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout after attention and feed-forward, while training."""
+    """Dropout after attention and feed-forward during training."""
     bert: str | None = None
-    """Hub id or folder of a BERT whose layers initialise self-attention, feed-forward and, where shapes agree,
-    cross-attention; random when absent."""
+    """Hub id or folder of a BERT that initialises self-attention, feed-forward and, if shapes match, cross-attention; by
+    default they start random."""
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # `options` is a dict
@@ -102,24 +102,24 @@ class DeltaConfig(Section):
     def _heads_divide(self) -> DeltaConfig:
         DELTA_MODULES.check(self.kind)
         if self.options and self.kind == "vdm":
-            raise ValueError(f"`options` are for variants, and kind is vdm; remove {', '.join(self.options)}")
+            raise ValueError(f"`options` are for variants, but kind is vdm; remove {', '.join(self.options)}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self
 
 
 class NewTokenizer(Section):
-    """A byte-level BPE learned from the training captions, for a language model that starts from nothing."""
+    """A byte-level BPE tokenizer trained on the training captions, for a language model that starts from random weights."""
 
     vocabulary: int = Field(512, ge=300)
-    """Pieces, special tokens included; the language model's `vocab_size` is at least this."""
+    """Size of the vocabulary, including special tokens; at most the language model's `vocab_size`."""
 
 
 class LanguageConfig(PretrainedPart):
     """The causal language model that reads both images, the delta tokens and the instruction, and writes the caption."""
 
     tokenizer: str | NewTokenizer | None = None
-    """Hub id or folder; the default is `name`. A mapping learns a new one from the training captions."""
+    """Hub id or folder; defaults to `name`. A mapping trains a new one on the training captions."""
 
     @model_validator(mode="after")
     def _has_a_tokenizer(self) -> LanguageConfig:
@@ -129,16 +129,16 @@ class LanguageConfig(PretrainedPart):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters beside the language model's matrices, trained instead of them (LoRA, arXiv 2106.09685)."""
+    """Low-rank adapters for the language model's matrices, trained instead of them (LoRA, arXiv 2106.09685)."""
 
     rank: int = Field(16, gt=0)
-    """Inner size of each adapter."""
+    """Rank of each adapter."""
     alpha: int = Field(32, gt=0)
-    """What an adapter adds is scaled by `alpha / rank`."""
+    """An adapter's output is scaled by `alpha / rank`."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of an adapter's input, while training."""
+    """Dropout on an adapter's input during training."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the layers that get one; these are all matrices of a Llama-shaped model's layers."""
+    """Names of the layers that get an adapter; the default is all matrices in the layers of a Llama-like model."""
 
     @model_validator(mode="after")
     def _has_targets(self) -> LoraConfig:
@@ -166,7 +166,7 @@ class ModelConfig(Section):
         return self
 
     def with_parts(self, vision: str, language: str, tokenizer: str) -> ModelConfig:
-        """The same model with its parts read from these folders."""
+        """The same model with its parts loaded from these folders."""
         return self.model_copy(
             update={
                 "vision": self.vision.model_copy(update={"name": vision, "config": None}),

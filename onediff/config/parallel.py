@@ -1,4 +1,4 @@
-"""Over how many processes a run is spread, and how. Torch-free."""
+"""How a run is distributed over processes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from onediff.config.section import Section
 from onediff.errors import UserError
 
 SUB_GROUP = 100_000_000
-"""Elements of a rank that ZeRO-3 steps on at a time where the optimizer is swapped (`sub_group_size`), give or take the
-last parameter."""
+"""Elements per rank that ZeRO-3 updates at a time if the optimizer is swapped (`sub_group_size`), to within one
+parameter."""
 SWAPPED_TENSORS = 3
-"""What is swapped of a sub-group, each as large as it in fp32: weights and both moments (`buffer_count`)."""
+"""fp32 tensors swapped per sub-group: weights and both moments (`buffer_count`)."""
 
 
 DECIDED = {
@@ -23,38 +23,38 @@ DECIDED = {
     "offload_param": "use parallel.offload_parameters",
     "cpu_offload": "use parallel.offload_optimizer",
     "cpu_offload_param": "use parallel.offload_parameters",
-    "cpu_offload_use_pin_memory": "memory is pinned where there is a GPU",
+    "cpu_offload_use_pin_memory": "memory is pinned if there is a GPU",
     "sub_group_size": "it follows from parallel.offload_optimizer",
     "zero_hpz_partition_size": "use parallel.shard_within=node",
 }
-"""Keys of DeepSpeed that other settings decide, and which."""
+"""DeepSpeed keys that other settings determine, and a hint for each."""
 
 
 def check_heads(heads: int, tensor: int, context: int) -> None:
-    """Raises UserError when `heads` attention heads cannot be shared out over `tensor` · `context` ranks."""
+    """Raises UserError if `heads` attention heads cannot be divided among `tensor` · `context` ranks."""
     if context > 1 and heads % (tensor * context):
         raise UserError(
-            f"parallel.context: {heads} attention heads cannot be shared out over {tensor * context} ranks (parallel.tensor "
+            f"parallel.context: {heads} attention heads cannot be divided among {tensor * context} ranks (parallel.tensor "
             f"{tensor} × parallel.context {context})"
         )
 
 
 def ranks_within(shard_within: str, tensor: int, world: int, per_node: int) -> int:
-    """How many ranks of a node share a copy of the weights that the node keeps for itself; 0 if it keeps none.
+    """The number of ranks over which each node partitions its own copy of the weights; 0 if nodes keep none.
 
-    `per_node` is the number of ranks of each node. Raises UserError when they cannot share one.
+    `per_node` is the number of ranks per node. Raises UserError if they cannot share a copy.
     """
     if shard_within != "node" or world <= per_node:
         return 0
     if world % per_node or per_node % tensor:
         raise UserError(
-            f"parallel.shard_within: node needs whole nodes with whole tensor groups; {world} ranks, {per_node} to a node, "
-            f"with parallel.tensor {tensor} are not"
+            f"parallel.shard_within: node needs full nodes with whole tensor groups, but there are {world} ranks, "
+            f"{per_node} per node, with parallel.tensor {tensor}"
         )
     if per_node == tensor:
         raise UserError(
-            f"parallel.shard_within: node would leave each rank of a node with whole weights: its {per_node} ranks are one "
-            f"tensor group; use shard_within=world, or a smaller parallel.tensor"
+            f"parallel.shard_within: node would give every rank of a node the whole weights, because its {per_node} ranks "
+            f"form one tensor group; use shard_within=world, or a smaller parallel.tensor"
         )
     return per_node // tensor
 
@@ -63,39 +63,38 @@ class ParallelConfig(Section):
     """World size = `tensor` × `context` × data-parallel size; the last follows from the number of processes."""
 
     tensor: int = Field(1, ge=1)
-    """Tensor-parallel size T: each layer of the language model is cut over T neighbouring ranks."""
+    """Tensor-parallel size T: each layer of the language model is split over T neighbouring ranks."""
     sequence: bool = False
-    """Between the cut layers, where every rank of a tensor group would hold and compute the same, each takes its share of
-    the tokens instead: less memory for activations, no more traffic. Nothing changes without tensor parallelism."""
+    """Sequence parallelism: between the split layers, each rank of a tensor group computes its share of the tokens, instead
+    of all ranks computing all tokens. Saves activation memory at the same traffic. No effect without tensor parallelism."""
     context: int = Field(1, ge=1)
-    """Context-parallel size C: the language model's tokens are shared out over C neighbouring tensor groups, which compute
-    the same rows. For rows too long for one GPU; `tensor` × `context` must divide the number of attention heads."""
+    """Context-parallel size C: the language model's tokens are divided among C neighbouring tensor groups, which compute the
+    same rows. For rows too long for one GPU; `tensor` × `context` must divide the number of attention heads."""
     across_nodes: bool = False
-    """Let the ranks that compute the same rows, `tensor` × `context` of them, span several nodes, over the slower links
-    between them."""
+    """Allow the `tensor` × `context` ranks that compute the same rows to span nodes, which uses slower links."""
     zero_stage: Literal[0, 1, 2, 3] = 3
-    """What DeepSpeed cuts over the ranks that hold the same blocks, `context` × data-parallel size of them: 1 optimizer
+    """What DeepSpeed partitions over the `context` × data-parallel ranks with the same tensor-parallel shard: 1 optimizer
     states, 2 also gradients, 3 also weights."""
     shard_within: Literal["world", "node"] = "world"
-    """Where ZeRO-3 gathers weights from. With `node` (DeepSpeed's hpZ), each node also keeps a copy, shared out over its
-    ranks: in each step the first gather of a weight goes to all nodes, and later ones stay within the node. That costs
-    memory for the copy. Nothing changes on a single node."""
+    """Where ZeRO-3 gathers weights from. With `node` (DeepSpeed's hpZ), each node also keeps a copy, partitioned over its
+    ranks: the first gather of a weight in each step spans all nodes, and later ones stay within the node. The copy costs
+    memory. No effect on a single node."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Keep optimizer states, and step, in the memory of the host (ZeRO stages 1 to 3). With `nvme` they lie in files below
-    `nvme_folder` and come into that memory a part at a time (ZeRO stage 3); checkpoints are then never written in the
+    """Keep optimizer states in host memory, and update weights there (ZeRO stages 1 to 3). With `nvme` they are stored in
+    files below `nvme_folder` and loaded a part at a time (ZeRO stage 3); checkpoints are then never written in the
     background."""
     offload_parameters: Literal["none", "cpu"] = "none"
-    """Keep the cut weights in the memory of the host (ZeRO stage 3)."""
+    """Keep the partitioned weights in host memory (ZeRO stage 3)."""
     nvme_folder: Path | None = None
-    """A folder on a fast disk of each node for `offload_optimizer: nvme`; every run has its own below it. `~` is the home
-    folder."""
+    """Folder on a fast local disk of each node for `offload_optimizer: nvme`; each run uses its own subfolder. `~` is the
+    home folder."""
 
     reduce_in: Literal["bf16", "fp32"] = "bf16"
-    """The type in which gradients are summed over the ranks in bf16 training; fp32 rounds less and sends twice as
-    much. In fp32 training they are always fp32."""
+    """The type in which gradients are reduced over ranks in bf16 training. fp32 rounds less and sends twice as much. fp32
+    training always reduces in fp32."""
     deepspeed: dict[str, Any] = {}
-    """Further keys of DeepSpeed's own `zero_optimization`, such as `reduce_bucket_size` or `stage3_prefetch_bucket_size`,
-    for tuning on a given cluster; what other settings decide is refused here."""
+    """Further keys of DeepSpeed's `zero_optimization`, such as `reduce_bucket_size` or `stage3_prefetch_bucket_size`, for
+    tuning on a given cluster. Keys that other settings determine are refused."""
 
     @property
     def row_ranks(self) -> int:
@@ -104,7 +103,7 @@ class ParallelConfig(Section):
 
     @property
     def row_keys(self) -> str:
-        """The keys that `row_ranks` follows from, for messages."""
+        """The keys that determine `row_ranks`, for messages."""
         return "parallel.tensor" if self.context == 1 else "parallel.tensor × parallel.context"
 
     @field_validator("deepspeed")
@@ -112,7 +111,7 @@ class ParallelConfig(Section):
     def _decided_elsewhere(cls, keys: dict[str, Any]) -> dict[str, Any]:
         for key in keys:
             if key in DECIDED:
-                raise ValueError(f"deepspeed: {key} is not set here; {DECIDED[key]}")
+                raise ValueError(f"deepspeed: {key} cannot be set here; {DECIDED[key]}")
         return keys
 
     @model_validator(mode="after")
@@ -135,7 +134,7 @@ class ParallelConfig(Section):
             raise ValueError("offload_optimizer: nvme needs nvme_folder, a folder on a fast disk of each node")
         if self.offload_optimizer != "nvme" and self.nvme_folder is not None:
             raise ValueError(
-                "nvme_folder is for offload_optimizer: nvme only; set that too, or write nvme_folder: null"
+                "nvme_folder is only for offload_optimizer: nvme; set that too, or write nvme_folder: null"
             )
         return self
 
@@ -143,7 +142,7 @@ class ParallelConfig(Section):
     @classmethod
     def _weights_stay_in_memory(cls, where: object) -> object:
         if where == "nvme":
-            raise ValueError("weights cannot lie on NVMe, only optimizer states can; use cpu")
+            raise ValueError("only optimizer states can be offloaded to NVMe, not weights; use cpu")
         return where
 
     @field_validator("nvme_folder")
@@ -156,29 +155,29 @@ class ParallelConfig(Section):
 
 
 class PhaseParallelConfig(Section):
-    """What one phase does differently from the run's `parallel`; a key that is left out stays as the run has it.
+    """One phase's exceptions from the run's `parallel`; a missing key keeps the run's value.
 
-    Tensor and context parallelism are the same in all phases: they decide which processes work together.
+    Tensor and context parallelism are the same in all phases, because they determine the process groups.
     """
 
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """What DeepSpeed cuts over the data-parallel ranks in this phase. A phase that trains little, or a small model, often
-    runs faster at a lower stage; the weights of the next phase are the same to rounding."""
+    """What DeepSpeed partitions in this phase. A phase that trains few parameters, or a small model, often runs faster at a
+    lower stage; the resulting weights are the same to rounding."""
     shard_within: Literal["world", "node"] | None = None
     """Where ZeRO-3 gathers weights from in this phase."""
     offload_optimizer: Literal["none", "cpu", "nvme"] | None = None
     """Where this phase keeps optimizer states."""
     offload_parameters: Literal["none", "cpu"] | None = None
-    """Where this phase keeps the cut weights."""
+    """Where this phase keeps the partitioned weights."""
     nvme_folder: Path | None = None
-    """A folder on a fast disk of each node, for `offload_optimizer: nvme`."""
+    """Folder on a fast local disk of each node for `offload_optimizer: nvme`."""
     reduce_in: Literal["bf16", "fp32"] | None = None
-    """The type in which this phase adds up gradients."""
+    """The type in which this phase reduces gradients."""
     deepspeed: dict[str, Any] | None = None
-    """Further keys of `zero_optimization`, in place of the run's."""
+    """Further keys of `zero_optimization`, instead of the run's."""
 
     def over(self, run: ParallelConfig) -> ParallelConfig:
-        """The settings of this phase in a run with the settings `run`. Raises ValueError when they contradict."""
+        """The run's settings with this phase's exceptions. Raises ValueError if they contradict each other."""
         values = run.model_dump() | self.model_dump(exclude_none=True)
         if values["offload_optimizer"] != "nvme":
             values["nvme_folder"] = self.nvme_folder

@@ -1,4 +1,4 @@
-"""What configuration keys select by name and other packages can add to."""
+"""Plugins: implementations that configuration keys select by name, and that other packages can add."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COUPLING_RULES = Plugins(
     "onediff.couples",
     "coupling rule",
     {"similar_captions": "onediff.data.coupling:similar_captions"},
-    "; or true, for couples by chance",
+    "; or true, for random couples",
 )
 """`phases.<name>.couple`; see `onediff.data.coupling.Rule`."""
 

@@ -1,8 +1,7 @@
-"""Keys that once had another name, or are gone.
+"""Renamed and removed keys.
 
-A file that a user wrote is refused with the new name, or with what to do without the key. A file that the project wrote
-itself, beside a run or a saved model, is read under the new names and without keys that asked for nothing, so that older
-runs resume and older models load.
+Users' files with such keys are refused, with the new name or a hint. Files that OneDiff wrote itself, for a run or a saved
+model, are read with the new names and without removed keys that had no effect, so older runs resume and older models load.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ RENAMED = {
     "evaluation.heatmaps": "attention_maps",
     "training.peer_copies.every": "repeat_at_most",
 }
-"""Full path of an old key → its new name in the same section. A `*` stands for any name of a phase or a data set."""
+"""Full path of an old key → its new name in the same section. A `*` matches any name of a phase or a data set."""
 
 
-GONE = {"training.fp8": "is gone: it was never measured to pay on a GPU. Leave it out; layers multiply in bf16"}
-"""Full path of a key that is gone → what to say of it."""
+GONE = {"training.fp8": "was removed: no measurement on a GPU showed a gain. Remove the key; layers multiply in bf16"}
+"""Full path of a removed key → a hint."""
 
 
 def farewell(path: Sequence[str | int]) -> str | None:
-    """What to say of the key at `path` where it is gone, else None."""
+    """The hint for the key at `path` if it was removed, else None."""
     return GONE.get(".".join(map(str, path)))
 
 
 def new_name(path: Sequence[str | int]) -> str | None:
-    """The present name of the old key at `path`, or None when the key never had another name."""
+    """The current name of the renamed key at `path`, or None if it was never renamed."""
     for old, new in RENAMED.items():
         parts = old.split(".")
         if len(parts) == len(path) and all(part in ("*", str(given)) for part, given in zip(parts, path, strict=True)):
@@ -37,7 +36,7 @@ def new_name(path: Sequence[str | int]) -> str | None:
 
 
 def under_new_names(values: Any, path: tuple[str, ...] = ()) -> Any:
-    """`values`, as a run or a saved model wrote them, with the old keys renamed."""
+    """`values` from a run or a saved model, with old keys renamed."""
     if not isinstance(values, dict):
         return values
     return {

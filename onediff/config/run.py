@@ -1,4 +1,4 @@
-"""The whole configuration of a run: one tree of sections, each defined beside the part that it configures."""
+"""The complete configuration of a run: a tree of sections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onediff.errors import UserError
 
 
 def chosen_phases(known: Collection[str], wanted: str | None) -> list[str]:
-    """The phases that `--phases A,B` names, all of them by default, in the order of `known`. Raises UserError."""
+    """The phases named by `--phases A,B`, in the order of `known`; by default all. Raises UserError."""
     if wanted is None:
         return list(known)
     names = [name.strip() for name in wanted.split(",") if name.strip()]
@@ -30,36 +30,38 @@ def chosen_phases(known: Collection[str], wanted: str | None) -> list[str]:
 
 
 class RunConfig(Section):
-    """Everything that decides what a run computes. Written in full beside every run, it is enough to repeat it."""
+    """Everything that determines what a run computes. The complete configuration is stored with every run and suffices to
+    repeat it."""
 
     name: str
     """Name of the run and of its folder below `runs/`: letters, digits, `.`, `_`, `-`."""
     model: ModelConfig
-    """What is trained; the folder of an export alone stands for a model like that one, without its weights (`init`)."""
+    """The model to train. The folder of an export stands for a model of the same architecture, without its weights; see
+    `init`."""
     init: InitConfig | None = None
-    """Parts that start from another run or an export, not from where `model` says: in the first phase, or in the first that
-    is trained in this run, where `--phases` leaves out those before it."""
+    """Parts that start from another run or an export, instead of from `model`. Applies to the first phase trained in this
+    run, which `--phases` can choose."""
     data: DataConfig
-    """What it is trained on."""
+    """Data sets and data loading."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How weights move."""
+    """The optimizer and its schedule."""
     training: TrainingConfig = TrainingConfig()
-    """What all phases share."""
+    """Settings for all phases."""
     phases: dict[str, PhaseConfig] = Field(min_length=1)
-    """Phases in the order in which they run; each starts from the weights of the one before."""
+    """Phases in the order in which they run; each starts from the weights of the previous one."""
     parallel: ParallelConfig = ParallelConfig()
-    """Over how many processes, and how."""
+    """Parallelism, ZeRO and offloading."""
     tracking: TrackingConfig = TrackingConfig()
-    """Where the run is recorded."""
+    """MLflow and the journal."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """How it is scored."""
+    """Captioning and scoring."""
 
     def checkpointing_of(self, phase: PhaseConfig) -> Checkpointing:
-        """The activation checkpointing of a phase: its own, or else that of all phases."""
+        """A phase's activation checkpointing: its own, or that of all phases."""
         return phase.activation_checkpointing or self.training.activation_checkpointing
 
     def of_phase(self, name: str) -> RunConfig:
-        """The same configuration with `parallel` as phase `name` has it."""
+        """The same configuration with the `parallel` section of phase `name`."""
         return self.model_copy(update={"parallel": self.phases[name].parallel.over(self.parallel)})
 
     @field_validator("name")
@@ -73,7 +75,7 @@ class RunConfig(Section):
     def _names_agree(self) -> RunConfig:
         if self.data.prompt.template == "chat" and isinstance(self.model.language.tokenizer, NewTokenizer):
             raise ValueError(
-                "data.prompt: `chat` needs a tokenizer that has a chat template; one that is learned has none"
+                "data.prompt: `chat` needs a tokenizer with a chat template, but a newly trained tokenizer has none"
             )
         for phase_name, phase in self.phases.items():
             if not PLAIN_NAME.fullmatch(phase_name):
@@ -87,12 +89,13 @@ class RunConfig(Section):
                 ) from None
             if self.training.peer_copies is not None and parallel.offload_optimizer == "nvme":
                 raise ValueError(
-                    "training.peer_copies: would copy into memory what parallel.offload_optimizer: nvme keeps out of it"
+                    "training.peer_copies: would copy into memory the states that parallel.offload_optimizer: nvme keeps "
+                    "out of it"
                 )
             if phase.pack is not None and phase.pack < self.data.max_tokens:
                 raise ValueError(
-                    f"phases.{phase_name}.pack: a row of {phase.pack} tokens cannot take every sample, which may have "
-                    f"{self.data.max_tokens} (data.max_tokens)"
+                    f"phases.{phase_name}.pack: a row of {phase.pack} tokens is too short for samples of up to "
+                    f"{self.data.max_tokens} tokens (data.max_tokens)"
                 )
             for set_name in phase.mix:
                 if set_name not in self.data.sets:
@@ -107,21 +110,21 @@ class RunConfig(Section):
             if data_set.task is not None and data_set.task not in self.data.prompt.instructions:
                 raise ValueError(
                     f"data.sets.{set_name}.task: no instruction {data_set.task!r} under data.prompt.instructions"
-                    f"{nearest(data_set.task, self.data.prompt.instructions)}; where data.prompt was replaced by the name "
-                    "of a template, set data.prompt.template instead"
+                    f"{nearest(data_set.task, self.data.prompt.instructions)}; to change only the template, set "
+                    "data.prompt.template, because data.prompt=NAME replaces the whole section"
                 )
         return self
 
     def _can_use_features(self, phase_name: str) -> None:
-        """Raises ValueError when a phase would read features of a tower that it trains, or of some data sets only."""
+        """Raises ValueError if a phase has features but trains the tower, or has features for only some data sets."""
         phase = self.phases[phase_name]
         kept = [name for name in phase.mix if self.data.sets[name].features is not None]
         if not kept:
             return
         if "vision" in phase.train:
             raise ValueError(
-                f"phases.{phase_name}.train: names vision, but data.sets.{kept[0]}.features are those of a frozen tower; "
-                "leave one of the two out"
+                f"phases.{phase_name}.train: names vision, but data.sets.{kept[0]}.features come from a frozen tower; "
+                "remove one of the two"
             )
         lacking = next((name for name in phase.mix if name not in kept), None)
         if lacking is not None:
@@ -133,7 +136,7 @@ class RunConfig(Section):
             raise ValueError(f"data.sets.{kept[0]}.features: not for model.vision.image.fit: native")
 
     def _held_out(self, phase_name: str) -> None:
-        """Raises ValueError when a phase would validate on what is no data set, or on what this run trains on."""
+        """Raises ValueError if a phase would validate on an unknown data set, or on data that this run trains on."""
         validation = self.phases[phase_name].validation
         trained = {name for phase in self.phases.values() for name in phase.mix}
         for name in validation.sets or self.phases[phase_name].mix:
@@ -144,6 +147,6 @@ class RunConfig(Section):
                 )
             if name in trained and self.data.sets[name].split == validation.split:
                 raise ValueError(
-                    f"phases.{phase_name}.validation.split: {validation.split!r} of {name} is what this run trains on; "
-                    "name a split that is held out"
+                    f"phases.{phase_name}.validation.split: this run trains on {validation.split!r} of {name}; choose a "
+                    "held-out split"
                 )

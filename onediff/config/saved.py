@@ -1,4 +1,4 @@
-"""The model of an export as a configuration: what `model: FOLDER` means."""
+"""Resolves `model: FOLDER`, where the folder is an export."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from onediff.errors import UserError
 
 
 def saved_model(name: str, beside: Path) -> Path | None:
-    """The folder of an export that `name` means, looked for in the folder `beside` and in the working directory, or None."""
+    """The export folder `name`, relative to the folder `beside` or the working directory, or None."""
     folders = (beside / name, Path(name))
     return next((folder for folder in folders if (folder / SAVED_MODEL_FILE).is_file()), None)
 
 
 def saved_model_section(folder: Path) -> dict[str, Any]:
-    """The section `model` of a run whose model is like the export in `folder`: its architectures without its weights, and
-    its tokenizer. Raises UserError for a damaged export."""
+    """The `model` section for a model like the export in `folder`: its architecture and tokenizer, without its weights.
+
+    Raises UserError for a damaged export.
+    """
     try:
         section = under_new_names(yaml.safe_load((folder / SAVED_MODEL_FILE).read_text(encoding="utf-8")))["model"]
         for part in ("vision", "language"):
             architecture = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
             section[part] = {**section[part], "name": None, "config": architecture}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder}: not an export that can be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{folder}: not a readable export: {' '.join(str(error).split())}") from None
     section["language"]["tokenizer"] = str(folder / "tokenizer")
     return section

@@ -1,4 +1,4 @@
-"""The base of every configuration section: typed, strict, frozen, with a docstring under each field."""
+"""The base class of configuration sections: typed, strict, frozen, with a docstring under each field."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onediff.config.renamed import farewell, new_name
 from onediff.errors import UserError
 
 S = TypeVar("S", bound="Section")
-# What a run, a phase or a job may be called: the name becomes part of paths and commands.
+# Valid names of runs, phases and jobs, which become parts of paths and commands.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Section(BaseModel):
-    """A part of the configuration. Unknown keys and wrong types are errors, values cannot change after loading."""
+    """A section of the configuration. Unknown keys and wrong types are errors; instances are immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -26,16 +26,16 @@ class Section(BaseModel):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known name closest to `word`, or the list of known names when none is close."""
+    """`" (did you mean 'x'?)"` with the known name closest to `word`, or all known names if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
 
 
 def validated(section: type[S], values: Any, where: str) -> S:
-    """`section` built from plain `values` as YAML gives them.
+    """Builds `section` from plain `values`, as read from YAML.
 
-    Raises UserError with the first fault only, as one line that starts with `where` (a file or a flag) and names the key.
+    Raises UserError with one line for the first fault, which starts with `where` (a file or a flag) and names the key.
     """
     try:
         return section.model_validate(values)
@@ -44,7 +44,7 @@ def validated(section: type[S], values: Any, where: str) -> S:
 
 
 def first_fault(section: type[BaseModel], error: ValidationError) -> str:
-    """One line for the first fault in a pydantic error; an unknown key comes with the nearest known one."""
+    """One line for the first fault in a pydantic error, with the nearest known key for an unknown one."""
     fault = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
@@ -65,7 +65,7 @@ def first_fault(section: type[BaseModel], error: ValidationError) -> str:
 
 
 def _fields_at(section: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """The field names of the section that lies at `path` below `section`."""
+    """The field names of the section at `path` below `section`."""
     import typing
 
     here: Any = section

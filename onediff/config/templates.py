@@ -1,8 +1,8 @@
-"""Prompt templates by name, and a conversation in one of them: its text, with places for words and answers.
+"""Prompt templates, and conversations written in them with places for words and answers.
 
-`vicuna` and `llava` are `conv_vicuna_v1` of LLaVA-1.5 (https://github.com/haotian-liu/LLaVA, `llava/conversation.py`), the
-latter with the line break that LLaVA puts behind an image. `chatml` is what Qwen's models speak
-(https://github.com/openai/openai-python/blob/release-v0.28.1/chatml.md), `llama3` is Meta's format of that name
+`vicuna` and `llava` are `conv_vicuna_v1` of LLaVA-1.5 (https://github.com/haotian-liu/LLaVA, `llava/conversation.py`);
+`llava` adds the line break that LLaVA puts after an image. `chatml` is the format of Qwen's models
+(https://github.com/openai/openai-python/blob/release-v0.28.1/chatml.md), and `llama3` is Meta's
 (https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3).
 """
 
@@ -20,22 +20,22 @@ VICUNA = (
 
 @dataclass(frozen=True)
 class Template:
-    """Text around the words of a conversation. Special tokens of the tokenizer are written as they are called."""
+    """The text around the words of a conversation. Special tokens are written by name."""
 
     system: str = ""
-    """What is told before the first turn, between `before_system` and `after_system`; nothing leaves all three out."""
+    """The system message, between `before_system` and `after_system`; if empty, all three are omitted."""
     before_system: str = ""
     after_system: str = ""
     user: str = ""
-    """Before a user's words."""
+    """Text before a user's words."""
     after_images: str = ""
-    """Between the images that stand before a user's words and those."""
+    """Text between images and the user's words after them."""
     assistant: str = ""
-    """Between a user's words and the answer."""
+    """Text between a user's words and the answer."""
     end: str | None = None
-    """A special token that ends an answer; None is the tokenizer's end of text."""
+    """The special token that ends an answer; None for the tokenizer's end-of-text token."""
     between: str = ""
-    """Behind that token."""
+    """Text after that token."""
 
 
 TEMPLATES = {
@@ -65,25 +65,25 @@ class TemplatePart:
     """A piece of a conversation: text of the template, or a place for the words or the answer of a turn."""
 
     kind: Literal["text", "token", "words", "answer", "break"]
-    """A `token` is a special one; a `break` keeps the text before it and after it from being tokenised together."""
+    """A `token` is a special token. A `break` separates texts that must not be tokenised together."""
     text: str = ""
-    """Of the template; empty for words and answers."""
+    """The template's text; empty for words and answers."""
     turn: int = 0
-    """Whose words or answer."""
+    """The turn of the words or the answer."""
     learned: bool = False
-    """Answers and what ends them."""
+    """Whether the part is a target: an answer, or the token that ends it."""
 
 
 def written(template: Template, turns: int, eos: str, in_pieces: bool = False) -> list[TemplatePart]:
-    """A conversation of that many turns, all of them answered.
+    """A conversation of `turns` turns, all answered.
 
-    `in_pieces` puts breaks between what a template has in front of words, and a space before every answer.
+    `in_pieces` puts breaks around the template's text before a user's words, and a space before every answer.
     """
     made: list[TemplatePart] = []
     if template.system:
         made.append(TemplatePart("text", template.before_system + template.system + template.after_system))
     breaks = [TemplatePart("break")] if in_pieces else []
-    # Behind a word or a colon an answer goes on in running text; behind a line break it begins.
+    # After a word or a colon, an answer continues running text and needs a space; after a line break it does not.
     lead = "" if template.assistant.endswith("\n") and not in_pieces else " "
     for turn in range(turns):
         made += [*breaks, TemplatePart("text", template.user), *breaks, TemplatePart("words", turn=turn)]
@@ -97,10 +97,10 @@ def written(template: Template, turns: int, eos: str, in_pieces: bool = False) -
 
 
 def spaces_to_answers(parts: list[TemplatePart]) -> Iterator[TemplatePart]:
-    """The same text, where spaces in front of an answer are learned as its beginning.
+    """Moves spaces before an answer into the learned text.
 
-    Most tokenizers join a space and the word behind it, so a prompt that ends with a space would have to be continued by
-    a word without one, which running text does not have.
+    Most tokenizers merge a space with the following word. After a prompt that ends with a space, the model would have to
+    start with a word without its space, which does not occur in running text.
     """
     for part, behind in zip(parts, [*parts[1:], None], strict=True):
         if part.kind == "text" and not part.learned and behind is not None and behind.learned:
@@ -113,7 +113,7 @@ def spaces_to_answers(parts: list[TemplatePart]) -> Iterator[TemplatePart]:
 
 
 def to_be_answered(parts: list[TemplatePart]) -> list[TemplatePart]:
-    """The conversation up to where its last answer begins: what a model is asked is the start of what it was taught."""
+    """The conversation up to its last answer, so that a prompt is a prefix of a training sequence."""
     last = max(place for place, part in enumerate(parts) if part.kind == "answer")
     while parts[last - 1].learned:
         last -= 1

@@ -1,4 +1,4 @@
-"""The types of vision towers that are covered, by the images that they take."""
+"""Supported types of vision towers, by the image sizes that they accept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ONE_SIZE = (
     "vit",
     "vit_msn",
 )
-"""Model types whose position embeddings fit one image size; those of `ANY_SIZE` fit several or are interpolated."""
+"""Model types whose position embeddings fit a single image size; those in `ANY_SIZE` fit several or interpolate."""
 ANY_SIZE = (
     "beit",
     "data2vec-vision",
@@ -28,4 +28,4 @@ ANY_SIZE = (
     "tipsv2_vision_model",
 )
 OWN_SHAPE = ("siglip2_vision_model",)
-"""Model types that take images as patches, in the image's own shape."""
+"""Model types that take patches in the image's own shape."""

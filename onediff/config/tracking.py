@@ -1,4 +1,4 @@
-"""Where a run is recorded, and how often."""
+"""Settings of MLflow and the journal."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ from onediff.config.section import Section
 
 
 class TrackingConfig(Section):
-    """MLflow and the journal. The journal in the run folder is always written; MLflow is filled from it."""
+    """MLflow and the journal. The journal in the run folder is always written; MLflow is fed from it."""
 
     experiment: str = "onediff"
     """MLflow experiment that holds the run."""
     sweep: str | None = None
-    """The sweep that the run belongs to: the MLflow run of this name, created by the first run of the sweep, is the
-    parent of all of them."""
+    """The sweep of the run. An MLflow run of this name, created by the sweep's first run, becomes the parent of all of its
+    runs."""
     uri: str | None = None
-    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, or else `mlflow.db` next to the run's folder."""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else `mlflow.db` next to the run's folder."""
     register_as: str | None = None
-    """Register every evaluated model as a version under this name in MLflow's model registry; by default none is
-    registered."""
+    """Register every evaluated model as a version of this model in MLflow's model registry; by default none."""
     live: bool = True
-    """Send to MLflow during the run. If false (for nodes that cannot reach the server), `onediff track sync` sends later."""
+    """Send to MLflow during the run. If false, for nodes that cannot reach the server, use `onediff track sync` later."""
     flush_seconds: float = Field(2.0, gt=0)
-    """Seconds between two reads of the journal; a point appears in MLflow about this much later."""
+    """Seconds between reads of the journal, and so the delay until a point appears in MLflow."""
     request_seconds: float = Field(30.0, gt=0)
-    """Longest wait for one answer of the MLflow server; then the request counts as failed and is retried later."""
+    """Timeout of a request to the MLflow server; failed requests are retried."""
     finish_seconds: float = Field(60.0, ge=0)
-    """Longest wait for MLflow at the end of a run; what has not been sent stays in the journal."""
+    """Longest wait for MLflow at the end of a run; unsent records stay in the journal."""
     upload_seconds: float = Field(1800.0, ge=0)
-    """Longest wait at the end of a run for uploads of files and models, as long as none has failed."""
+    """Longest wait for uploads of files and models at the end of a run, unless one has failed."""
     queue_records: int = Field(10_000, gt=0)
-    """Records kept in memory while the run folder cannot be written (disk full); older ones are dropped and counted."""
+    """Records kept in memory while the run folder is not writable (disk full); older ones are dropped and counted."""
     system_seconds: float = Field(10.0, ge=1)
-    """Seconds between two readings of every node's processors, memory, disk, network and GPUs."""
+    """Seconds between readings of each node's CPUs, memory, disk, network and GPUs."""
     diff_bytes: int = Field(1_000_000, ge=0)
-    """The longest diff of uncommitted code that is kept with a run; a longer one is cut."""
+    """Size limit of the diff of uncommitted code stored with a run; a longer diff is cut."""

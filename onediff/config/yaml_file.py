@@ -1,4 +1,4 @@
-"""A YAML file of settings."""
+"""Reads YAML files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onediff.errors import UserError
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """The keys and values in `file`. Raises UserError if it cannot be read or holds something else."""
+    """The mapping in `file`. Raises UserError if it cannot be read or is not a mapping."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

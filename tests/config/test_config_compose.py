@@ -53,7 +53,7 @@ def test_a_run_folder_beside_the_file_that_it_was_made_from(files):
 def test_loops_of_bases(files):
     write(files / "one.yaml", "base: two\n")
     write(files / "two.yaml", "base: one\n")
-    with pytest.raises(UserError, match=r"one.yaml: `base` leads back to this file"):
+    with pytest.raises(UserError, match=r"one.yaml: `base` refers back to this file"):
         read_composed(files / "one.yaml")
     # The same file twice, side by side, is no loop.
     file = write(files / "twice.yaml", "a: {base: small}\nb: {base: small}\n")
@@ -111,7 +111,7 @@ def test_a_phase_sees_its_own_parallel_settings():
         ("optimizer.lr=abc", r"^optimizer.lr=abc: optimizer.lr: input should be a valid number.*got 'abc'$"),
         ("optimiser.lr=1", r"^optimiser.lr=1: unknown key 'optimiser' \(did you mean 'optimizer'\?\)$"),
         ("phases.two.stepz=1", r"unknown key 'phases.two.stepz' \(did you mean 'steps'\?\)$"),
-        ("data.workers", r"^data.workers: an override reads key.subkey=value$"),
+        ("data.workers", r"^data.workers: write an override as key.subkey=value$"),
         ("=3", r"^=3: an override reads"),
         ("name.x=3", r"^name.x=3: 'name' holds a value, not a section$"),
         ("phases.two.mix.pairs=-1", r"mix.pairs: weight -1.0 is not above 0"),

@@ -39,7 +39,7 @@ def test_a_key_is_explained_by_its_path_or_by_a_last_word_that_is_its_own(asked,
     ("asked", "message"),
     [
         ("optimizer.ir", "optimizer.ir: no such key (did you mean 'optimizer.lr'?)"),
-        ("lr", "lr: several keys end so: optimizer.lr, phases.<name>.lr"),
+        ("lr", "lr: ambiguous; could be optimizer.lr, phases.<name>.lr"),
     ],
 )
 def test_an_unknown_or_ambiguous_key_is_told_the_nearest(asked, message, capsys):

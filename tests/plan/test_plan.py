@@ -69,7 +69,7 @@ def test_a_context_group_shares_out_the_language_model_s_work_and_counts_for_zer
     kept = [sum(v.bytes for op in tape.ops if op.layer is not None for v in op.kept) for tape in (whole, share)]
     of_tower = sum(v.bytes for op in whole.ops if op.part == "vision" and op.layer is not None for v in op.kept)
     assert kept[1] - of_tower == pytest.approx((kept[0] - of_tower) / 4, rel=1e-3)
-    with pytest.raises(UserError, match="32 attention heads cannot be shared out over 64 ranks"):
+    with pytest.raises(UserError, match="32 attention heads cannot be divided among 64 ranks"):
         planned(paper, gpus=64, context=64)
 
 

@@ -109,10 +109,13 @@ def test_the_same_loss_on_two_ranks_cut_over_two_and_row_by_row(data, tmp_path):
     ("more", "fault"),
     [
         ({"phases.two.best": "{}"}, "phases.two: best: validation/loss needs `validate_every`"),
-        ({"phases.two.best": "{metric: loss}"}, "phases.two.best: metric: 'loss' is neither of validation/… nor of"),
+        (
+            {"phases.two.best": "{metric: loss}"},
+            "phases.two.best: metric: 'loss' must start with validation/ or evaluation/",
+        ),
         (
             {"phases.two.validate_every": 1, "phases.two.validation.split": "train"},
-            "phases.two.validation.split: 'train' of pairs is what this run trains on; name a split that is held out",
+            "phases.two.validation.split: this run trains on 'train' of pairs; choose a held-out split",
         ),
         (
             {"phases.two.validate_every": 1, "phases.two.validation.sets": "[pears]"},

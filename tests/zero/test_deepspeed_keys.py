@@ -30,9 +30,12 @@ def test_keys_of_deepspeed_and_reduction_in_fp32_reach_it():
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ("{stage: 2}", "deepspeed: stage is not set here; use parallel.zero_stage"),
-        ("{offload_param: {device: cpu}}", "deepspeed: offload_param is not set here; use parallel.offload_parameters"),
-        ("{zero_hpz_partition_size: 8}", "zero_hpz_partition_size is not set here; use parallel.shard_within=node"),
+        ("{stage: 2}", "deepspeed: stage cannot be set here; use parallel.zero_stage"),
+        (
+            "{offload_param: {device: cpu}}",
+            "deepspeed: offload_param cannot be set here; use parallel.offload_parameters",
+        ),
+        ("{zero_hpz_partition_size: 8}", "zero_hpz_partition_size cannot be set here; use parallel.shard_within=node"),
         ("{reduce_buket_size: 5}", r"parallel.deepspeed: .* no 'reduce_buket_size'.*reduce_bucket_size"),
         ("{reduce_bucket_size: many}", "parallel.deepspeed: reduce_bucket_size: "),
     ],

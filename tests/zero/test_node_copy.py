@@ -84,11 +84,11 @@ def test_what_nodes_cannot_share_is_refused_in_a_line():
     assert ranks_within("world", 2, 32, 8) == ranks_within("node", 2, 8, 8) == 0, "one node keeps no second copy"
     for tensor, world in ((3, 32), (2, 12), (16, 32)):
         with pytest.raises(
-            UserError, match=f"node needs whole nodes with whole tensor groups; {world} ranks, 8 to a node"
+            UserError, match=f"node needs full nodes with whole tensor groups, but there are {world} ranks, 8 per node"
         ):
             ranks_within("node", tensor, world, 8)
     with pytest.raises(
-        UserError, match=r"each rank of a node with whole weights: its 8 ranks are one tensor group; use sh"
+        UserError, match=r"every rank of a node the whole weights, because its 8 ranks form one tensor group; use sh"
     ):
         ranks_within("node", 8, 32, 8)
     with pytest.raises(ValueError, match="shard_within: node needs zero_stage 3; use shard_within: world at stage 2"):
