@@ -76,7 +76,8 @@ class DeltaConfig(Section):
     """The Visual Delta Module: BERT-shaped layers in which a few learned tokens attend to both images."""
 
     kind: str = "vdm"
-    """`vdm`, the paper's module, or the name of a variant from another package."""
+    """`vdm`, the paper's module; `residual`, the same with the difference between the images' tokens added to its own; or
+    the name of a variant from another package."""
     options: dict[str, Any] = {}
     """Settings of a variant, which validates them itself."""
     tokens: int = Field(64, gt=0)
@@ -101,8 +102,8 @@ class DeltaConfig(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> DeltaConfig:
         DELTA_MODULES.check(self.kind)
-        if self.options and self.kind == "vdm":
-            raise ValueError(f"`options` are for variants, but kind is vdm; remove {', '.join(self.options)}")
+        if self.options and self.kind in DELTA_MODULES.built_in:
+            raise ValueError(f"`options` are for variants, but kind is {self.kind}; remove {', '.join(self.options)}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self

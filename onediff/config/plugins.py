@@ -17,5 +17,9 @@ COUPLING_RULES = Plugins(
 )
 """`phases.<name>.couple`; see `onediff.data.coupling.Rule`."""
 
-DELTA_MODULES = Plugins("onediff.deltas", "delta module", {"vdm": "onediff.model.delta:DeltaModule"})
+DELTA_MODULES = Plugins(
+    "onediff.deltas",
+    "delta module",
+    {"vdm": "onediff.model.delta:DeltaModule", "residual": "onediff.model.residual_delta:ResidualDelta"},
+)
 """`model.delta.kind`; subclasses of `onediff.model.delta.DeltaModule`."""

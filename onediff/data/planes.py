@@ -29,6 +29,8 @@ class Planes:
     """`[tokens of pairs]` int64: 0 for tokens of a before image, 1 for tokens of an after image."""
     pairs: Segments
     """The tokens of each pair; pairs come first."""
+    paired: Segments
+    """The tokens of each image of a pair."""
     mask: Tensor | None = None
     """`[images, 1, 1, longest]` bool, False for padding; None if the tower's inputs have no padding."""
     shapes: tuple[tuple[int, int], ...] = ()
@@ -76,6 +78,7 @@ def laid_out(rows: Sequence[HasPlanes]) -> tuple[Tensor, Planes | None]:
         boxes=torch.from_numpy(np.concatenate([plane.boxes for plane in planes])),
         roles=torch.from_numpy(np.repeat(np.arange(2 * pairs) % 2, lengths[: 2 * pairs])),
         pairs=Segments.of([sum(lengths[first : first + 2]) for first in range(0, 2 * pairs, 2)]),
+        paired=Segments.of(lengths[: 2 * pairs]),
     )
     return _padded(images, planes, made) if own_shape else (images, made)
 

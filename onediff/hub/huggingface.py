@@ -21,12 +21,15 @@ from safetensors import safe_open
 
 from onediff.config.data import PromptConfig
 from onediff.config.model import ModelConfig
+from onediff.config.plugins import DELTA_MODULES
 from onediff.data.prompts import DELTA, IMAGE, IMAGE_MARK, Prompter, Turn
 from onediff.model.vision import side_of
 
 LOG = logging.getLogger(__name__)
 CODE = ("modeling_onediff.py", "processing_onediff.py", "planes_onediff.py")
 """Files of this package that go with every export."""
+DELTA_FIELDS = {"kind", "tokens", "layers", "width", "heads", "intermediate"}
+"""Fields of the delta module's section that its exported code reads."""
 MODEL = "modeling_onediff.OneDiffForConditionalGeneration"
 CONFIG = "modeling_onediff.OneDiffConfig"
 PROCESSOR = "processing_onediff.OneDiffProcessor"
@@ -38,7 +41,7 @@ def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: Pro
     Delta modules from another package, and prompts tokenised in pieces as in early runs, need this project; a warning says
     so.
     """
-    if config.delta.kind != "vdm":
+    if config.delta.kind not in DELTA_MODULES.built_in:
         LOG.warning("%s: transformers alone cannot load it: its delta module is a %s", folder, config.delta.kind)
         return False
     prompter = Prompter(tokenizer, prompt, config.delta.tokens)
@@ -91,7 +94,7 @@ def root_config(model: Any, config: ModelConfig, settings: dict[str, Any]) -> di
         "language": model.language.config.to_dict(),
         "levels": list(config.vision.levels),
         "output_level": config.vision.output_level,
-        "delta": config.delta.model_dump(mode="json", include={"tokens", "layers", "width", "heads", "intermediate"}),
+        "delta": config.delta.model_dump(mode="json", include=DELTA_FIELDS),
         **{key: settings[key] for key in ("image", "prompt", "image_token_id", "delta_token_id")},
     }
 

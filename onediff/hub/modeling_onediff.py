@@ -131,6 +131,7 @@ class OneDiffPairs:
 
     def __init__(self, planes, device):
         tokens = [len(plane.chosen) for plane in planes]
+        self.tokens = tokens
         self.lengths = [sum(tokens[first : first + 2]) for first in range(0, len(tokens), 2)]
         self.roles = torch.arange(len(tokens), device=device) % 2
         self.roles = self.roles.repeat_interleave(torch.tensor(tokens, device=device))
@@ -157,6 +158,8 @@ class OneDiffDeltaModule(nn.Module):
         self.level_norms = nn.ModuleList(nn.LayerNorm(vision_width) for _ in range(levels))
         self.layers = nn.ModuleList(OneDiffDeltaLayer(delta, vision_width) for _ in range(layers))
         self.level_of_layer = [index * levels // layers for index in range(layers)]
+        residual = delta.get("kind") == "residual"
+        self.difference = nn.Linear(vision_width, width, bias=False) if residual else None
 
     def forward(self, levels, pairs):
         """`[B, Q, W]` delta tokens from the tower's levels, each `[N, V]`."""
@@ -165,7 +168,15 @@ class OneDiffDeltaModule(nn.Module):
         x = self.tokens.expand(len(pairs.lengths), -1, -1)
         for layer, level in zip(self.layers, self.level_of_layer, strict=True):
             x = layer(x, levels[level], self.places, places, pairs)
-        return x
+        return x if self.difference is None else x + self.differences(levels[-1], places, pairs)
+
+    def differences(self, level, places, pairs):
+        """`[B, Q, W]`: after minus before, around the place of each delta token."""
+        found = []
+        for key, value in zip(places.split(pairs.tokens), self.difference(level).split(pairs.tokens)):  # noqa: B905
+            q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(0, 1) for t in (self.places, key, value))
+            found.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
+        return torch.stack(found[1::2]) - torch.stack(found[::2])
 
 
 def place_embedding(points, width, heads):

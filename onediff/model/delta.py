@@ -141,7 +141,11 @@ class DeltaModule(nn.Module):
         if planes is None:
             levels = [level[: 2 * pairs].unflatten(0, (pairs, 2)) for level in levels]
         normed = [norm(level) for norm, level in zip(self.level_norms, levels, strict=True)]
-        places = key_places(levels[0], self.tokens.shape[1], self.heads, planes)
+        return self.look(normed, key_places(normed[0], self.tokens.shape[1], self.heads, planes), pairs, planes)
+
+    def look(self, normed: list[Tensor], places: Tensor, pairs: int, planes: Planes | None = None) -> Tensor:
+        """`[B, Q, W]`: the layers over normalised levels, each `[B, 2, N, V]` with `places` `[N, W]`; with `planes` `[T, V]`
+        and `[T, W]`."""
         x_BQW = self.tokens.expand(pairs, -1, -1)
         for layer, level in zip(self.layers, self.level_of_layer, strict=True):
             x_BQW = layer(x_BQW, normed[level], self.places, places, planes)

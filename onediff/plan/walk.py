@@ -210,7 +210,16 @@ def _delta(tape: Tape, sizes: Sizes, levels: list[Value], pairs: int) -> Value:
         x = _delta_attention(tape, x, k, v, config.heads, dropout, places=True)
         y = tape.linear(tape.activation(tape.linear(x, config.intermediate), "gelu"), width)
         x = tape.layer_norm(tape.elementwise(x, _dropout(tape, y) if dropout else y))
-    return x
+    if config.kind != "residual":
+        return x
+    value = tape.linear(normed[-1], width, bias=False)
+    images = 2 * pairs
+    k = tape.place(Value((images, tokens, width), tape.itemsize))
+    v = Value((images, tokens, width), tape.itemsize, value.grad)
+    q = tape.place(Value((images, config.tokens, width), tape.itemsize, tape.trains))
+    around = tape.attention(q, k, v, config.heads, config.heads)
+    difference = tape.elementwise(Value(x.shape, tape.itemsize, around.grad))
+    return tape.elementwise(x, difference)
 
 
 def _delta_attention(

@@ -53,8 +53,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def in_own_shape(fit: str, folder: Path) -> Path:
-    """An export whose images are seen in tiles, or as patches in their own shape."""
-    config = ModelConfig.model_validate(TINY | FITS[fit])
+    """An export whose images are seen in tiles, or as patches in their own shape, with the other delta module."""
+    config = ModelConfig.model_validate(TINY | FITS[fit] | {"delta": TINY["delta"] | {"kind": "residual"}})
     torch.manual_seed(0)
     save_model(OneDiffModel(config).eval(), config, PromptConfig(), tokenizer(), folder / fit, {})
     return folder / fit

@@ -8,16 +8,17 @@ import torch.nn.functional as F
 from live_tensors import LiveTensors
 
 from onediff.config.model import DeltaConfig
-from onediff.model.delta import DeltaModule, cell_places, place_embedding, spread
+from onediff.model.delta import DeltaModule, build_delta, cell_places, place_embedding, spread
+from onediff.model.residual_delta import ResidualDelta
 
 WIDTH, HEADS, VISION, TOKENS = 16, 2, 12, 9
 
 
-@pytest.fixture
-def module():
+@pytest.fixture(params=["vdm", "residual"])
+def module(request):
     torch.manual_seed(0)
-    config = DeltaConfig(tokens=5, layers=4, width=WIDTH, heads=HEADS, intermediate=20)
-    made = DeltaModule(config, VISION, levels=3).eval()
+    config = DeltaConfig(kind=request.param, tokens=5, layers=4, width=WIDTH, heads=HEADS, intermediate=20)
+    made = build_delta(config, VISION, 3, TOKENS).eval()
     for parameter in made.parameters():  # biases, norms and roles that matter
         parameter.data += 0.3 * torch.randn_like(parameter)
     return made
@@ -53,7 +54,17 @@ def naive(module, levels, before: int, after: int) -> torch.Tensor:
         queries = cross.query(x) + module.places
         x = cross.norm(x + naive_attention(cross, queries, torch.cat(keys), torch.cat(values)))
         x = layer.norm(x + layer.contract(F.gelu(layer.expand(x))))
+    if isinstance(module, ResidualDelta):
+        x = x + around(module, places, levels[-1][after]) - around(module, places, levels[-1][before])
     return x
+
+
+def around(module, places, level) -> torch.Tensor:
+    """`[Q, W]`: what an image shows around the place of each token."""
+    values, heads = module.difference(module.level_norms[-1](level)), range(0, WIDTH, WIDTH // HEADS)
+    parts = [slice(first, first + WIDTH // HEADS) for first in heads]
+    scores = [module.places[:, part] @ places[:, part].T / (WIDTH / HEADS) ** 0.5 for part in parts]
+    return torch.cat([score.softmax(-1) @ values[:, part] for score, part in zip(scores, parts, strict=True)], -1)
 
 
 def test_equals_the_plain_version(module):
@@ -68,6 +79,26 @@ def test_equals_the_plain_version(module):
     ours, theirs = (torch.autograd.grad((result * weight).sum(), wanted) for result in (made, expected))
     for found, plain in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_residual_token_starts_as_the_difference_at_its_place():
+    """Of two images that differ in one patch, the token of this patch alone gets something added."""
+    config = DeltaConfig(kind="residual", tokens=TOKENS, layers=1, width=WIDTH, heads=1, intermediate=20)
+    made = build_delta(config, VISION, 3, TOKENS)
+    before = levels(1)[-1]
+    pair = before.repeat(2, 1, 1)
+    pair[1, 4] *= -1
+    whole, layers = made([pair] * 3, 1), DeltaModule.look
+    normed = [made.level_norms[-1](pair[None])] * 3
+    added = (whole - layers(made, normed, place_embedding(torch.tensor(spread(TOKENS)), WIDTH, 1), 1))[0]
+    assert added[4].norm() > 5 * added[[0, 1, 2, 3, 5, 6, 7, 8]].norm(dim=-1).max()
+    assert torch.equal(
+        made([pair[:1].repeat(2, 1, 1)] * 3, 1),
+        layers(
+            made, [normed[0][:, :1].repeat(1, 2, 1, 1)] * 3, place_embedding(torch.tensor(spread(TOKENS)), WIDTH, 1), 1
+        ),
+    )
 
 
 @torch.no_grad()

@@ -94,6 +94,7 @@ def of_squares(pairs: int, singles: int, tokens: int) -> Planes:
         boxes=torch.cat([points - 0.1, points + 0.1], 1),
         roles=torch.arange(2 * pairs * tokens) // tokens % 2,
         pairs=Segments.of([2 * tokens] * pairs),
+        paired=Segments.of([tokens] * (2 * pairs)),
     )
 
 

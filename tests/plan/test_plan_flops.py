@@ -40,6 +40,7 @@ def meta_batch(config: ModelConfig, shape: Shape) -> Batch:
         boxes=torch.zeros(every, 4, device="meta"),
         roles=torch.zeros(paired, dtype=torch.int64, device="meta"),
         pairs=each_tensor(Segments.of([2 * sizes.image_tokens] * shape.pairs), lambda tensor: tensor.to("meta")),
+        paired=each_tensor(Segments.of([sizes.image_tokens] * 2 * shape.pairs), lambda tensor: tensor.to("meta")),
     )
     return Batch(
         token_ids=ids,
@@ -153,7 +154,7 @@ def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, lan
                 "output_level": -2,  # the last layer is computed, and has no backward pass
                 "image": IMAGES.get(vision, {"size": 32}),
             },
-            "delta": {"tokens": 4, "layers": 2, "width": 32, "heads": 2, "intermediate": 48},
+            "delta": {"kind": "residual", "tokens": 4, "layers": 2, "width": 32, "heads": 2, "intermediate": 48},
             "language": {"config": {**small, "vocab_size": 96, **LANGUAGE[language]}, "tokenizer": "none"},
         }
     )
