@@ -35,7 +35,7 @@ class ResidualDelta(DeltaModule):
         at_k = Segments.even(2 * pairs, value.shape[-2], value.device) if planes is None else planes.paired
         query, key = self.places.repeat(2 * pairs, 1), places.expand_as(value)
         q, k, v = (t.reshape(-1, self.heads, width // self.heads) for t in (query, key, value))
-        lengths = {"lengths_q": at_q.lengths, "lengths_k": at_k.lengths}
-        around = attention(q, k, v, at_q.cu_seqlens, at_k.cu_seqlens, queries, at_k.longest, **lengths)
+        sequences = (at_q.cu_seqlens, at_k.cu_seqlens, queries, at_k.longest)
+        around = attention(q, k, v, *sequences, lengths_q=at_q.lengths, lengths_k=at_k.lengths)
         before_BQW, after_BQW = around.reshape(pairs, 2, queries, width).unbind(1)
         return deltas_BQW + (after_BQW - before_BQW)
