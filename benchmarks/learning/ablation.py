@@ -4,12 +4,13 @@
   python benchmarks/learning/ablation.py --steps 1250 --seeds 0,1,2    # the same, larger
   python benchmarks/learning/ablation.py --table                       # print what is there
 
-A cell is one of {vdm, difference, none} x {cst, no_cst}. All cells of a seed start from one warm-up (single scenes, the
-delta module takes no part in it) and then take equally many steps of equally many rows: with `cst` the first of them are
-phase one (coupled samples; only delta module and projector train), the others pairs. Every delta module trains equally
-many parameters:
+A cell is one of {vdm, residual, difference, none} x {cst, no_cst}. All cells of a seed start from one warm-up (single
+scenes, the delta module takes no part in it) and then take equally many steps of equally many rows: with `cst` the
+first of them are phase one (coupled samples; only delta module and projector train), the others pairs. Every delta
+module trains equally many parameters:
 
   vdm          the Visual Delta Module
+  residual     the same with the difference added to its tokens (`model.delta.kind: residual`), and narrower feed-forwards
   difference   an MLP on the difference of the two images' tokens at the deepest level, as wide as makes the numbers equal
   none         the Visual Delta Module shown blank features: its tokens say nothing of the images
 
@@ -53,14 +54,14 @@ from onediff.data.planes import Planes
 from onediff.evaluation.items import ItemScores, score
 from onediff.model.answer import answer
 from onediff.model.build import build_processor
-from onediff.model.delta import DeltaModule
+from onediff.model.delta import DeltaModule, build_delta
 from onediff.model.onediff import OneDiffModel
 from onediff.training.data import make_tokenizer, phase_stream
 from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
 
 WORK = Path("runs/ablation")
 """The tokenizer, and the weights after the warm-up of each seed."""
-DELTAS = ("vdm", "difference", "none")
+DELTAS = ("vdm", "residual", "difference", "none")
 BASELINE = ("vdm", False)
 """What the other cells are compared with: the delta module, and whether with CST."""
 RESAMPLES = 10_000
@@ -105,10 +106,18 @@ class Difference(nn.Module):
 def built(config: RunConfig, cell: Cell) -> OneDiffModel:
     """The model with the delta module of a cell."""
     torch.manual_seed(cell.seed)
-    model = OneDiffModel(config.model)
+    delta = config.model.delta.model_copy(update={"kind": "vdm"})
+    model = OneDiffModel(config.model.model_copy(update={"delta": delta}))
     parameters = sum(weight.numel() for weight in model.delta.parameters())
-    if cell.delta == "none":
-        model.delta = Blind(config.model.delta, model.vision.width, len(config.model.vision.levels))
+    if cell.delta == "residual":
+        added = model.vision.width * delta.width
+        narrower = round(added / (delta.layers * (2 * delta.width + 1)))
+        smaller = {"kind": "residual", "intermediate": delta.intermediate - narrower}
+        model.delta = build_delta(
+            delta.model_copy(update=smaller), model.vision.width, len(config.model.vision.levels), model.vision.tokens
+        )
+    elif cell.delta == "none":
+        model.delta = Blind(delta, model.vision.width, len(config.model.vision.levels))
     elif cell.delta == "difference":
         assert config.model.delta.tokens == model.vision.tokens, "a delta token for each image token"
         model.delta = Difference(model.vision.width, config.model.delta.width, parameters)

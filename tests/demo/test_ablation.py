@@ -33,7 +33,7 @@ def test_a_cell_gives_the_same_numbers_twice_and_is_kept(ablation, tmp_path, mon
         return {file.stem: json.loads(file.read_text()) for file in (tmp_path / out).glob("*.json")}
 
     first, second = run("first"), run("second", "--only", "difference-cst-0")
-    assert sorted(first) == [f"{d}-{c}-0" for d in ("difference", "none", "vdm") for c in ("cst", "no_cst")]
+    assert sorted(first) == [f"{d}-{c}-0" for d in ("difference", "none", "residual", "vdm") for c in ("cst", "no_cst")]
     (again,) = second.values()
     assert again["loss"] == first["difference-cst-0"]["loss"] and again["scores"] == first["difference-cst-0"]["scores"]
     sizes = [record["parameters"] for record in first.values()]
