@@ -1,1 +1,1 @@
-"""The model: vision tower, delta module, projector, language model."""
+"""The model: vision tower, delta module, projector and language model."""

@@ -1,4 +1,4 @@
-"""Answers in words to prompt rows."""
+"""Generates text answers to prompt rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def answer(
     ends: Sequence[int] = (),
     **generation: Any,
 ) -> list[str]:
-    """The texts of `answer_ids`, without what ends them."""
+    """The answers of `answer_ids` as text, without the tokens that end them."""
     stops = {*ends, tokenizer.eos_token_id}
     found = answer_ids(model, tokenizer, rows, device, ends, **generation)
     return texts(tokenizer, found, stops)
 
 
 def texts(tokenizer: Any, answers: Sequence[Sequence[int]], stops: Collection[int]) -> list[str]:
-    """Token ids as text. Not every tokenizer counts what ends a turn (`stops`) among its special tokens."""
+    """Decodes token ids without `stops`, which not every tokenizer treats as special tokens."""
     whole = [[token for token in answer if token not in stops] for answer in answers]
     return [text.strip() for text in tokenizer.batch_decode(whole, skip_special_tokens=True)]
 
@@ -39,9 +39,9 @@ def answer_ids(
     ends: Sequence[int] = (),
     **generation: Any,
 ) -> list[list[int]]:
-    """The model's answers to prompt rows, as one left-padded batch; greedy unless `generation` says otherwise.
+    """Generates answers to prompt rows as one left-padded batch, greedily unless `generation` says otherwise.
 
-    An answer ends with the tokenizer's end of text, or with one of `ends` (`Prompter.ends`), unless it was cut.
+    An answer ends with the tokenizer's end-of-text token or one of `ends` (`Prompter.ends`), unless it was cut.
     """
     batch = collate(rows, pad_left=True).to(device)
     stops = list(dict.fromkeys((*ends, tokenizer.eos_token_id)))

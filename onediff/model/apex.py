@@ -1,4 +1,4 @@
-"""NVIDIA's Apex, recognised by its contents: an unrelated package on PyPI has the same name."""
+"""Detects NVIDIA's Apex by its contents, because an unrelated package on PyPI has the same name."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Apex:
     """Which parts of Apex can be used here."""
 
     norms: bool
-    """`apex.normalization` with its compiled kernels"""
+    """`apex.normalization` with its compiled kernels."""
     optimizer: bool
-    """`apex.optimizers` with its compiled kernels"""
+    """`apex.optimizers` with its compiled kernels."""
     missing: str
-    """why a part cannot be used, and what to do; empty if both can"""
+    """Why a part cannot be used, and what to do; empty if both can."""
 
 
 def find_apex() -> Apex:
-    """Looks for Apex without importing it: importing an unrelated package could do anything."""
+    """Looks for Apex without importing it, because importing an unrelated package could have any effect."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return Apex(False, False, "NVIDIA's Apex is not installed")

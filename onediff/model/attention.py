@@ -1,8 +1,8 @@
-"""One attention function for tower, delta module and language model, over the fastest kernel that the machine has.
+"""One attention function for the tower, the delta module and the language model, on the fastest available kernel.
 
-Sequences lie end to end, as flash-attn's `flash_attn_varlen_func` takes them: nothing is padded, and no mask of
-queries × keys is ever made for what training computes. Shape letters: T tokens of all sequences (Tq queries, Tk keys),
-S sequences, H heads, G key/value heads (H is a multiple of G), D head size.
+Sequences are concatenated as for flash-attn's `flash_attn_varlen_func`: there is no padding, and training never builds a
+mask of queries × keys. Shape letters: T tokens of all sequences (Tq queries, Tk keys), S sequences, H heads, G key/value
+heads (H is a multiple of G), D head size.
 """
 
 from __future__ import annotations
@@ -42,27 +42,29 @@ def attention(
     lengths_k: Sequence[int] | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Softmax attention inside each of S sequences; `flash_attn_varlen_func` of flash-attn 2.8, with two additions.
+    """Softmax attention within each of S sequences; `flash_attn_varlen_func` of flash-attn 2.8, with two additions.
 
     Args:
         q: `[Tq, H, D]`; k, v: `[Tk, G, D]`.
-        cu_seqlens_q, cu_seqlens_k: `[S + 1]` int32, where each sequence starts and the last one ends.
-        max_seqlen_q, max_seqlen_k: the longest sequence, or any bound on it.
-        dropout_p: share of the attention weights dropped.
-        softmax_scale: factor of the products; the default is D ** -0.5.
-        causal: query i of n sees the keys up to i + (keys - n): aligned at the end. A query that sees no key gives 0.
-        window_size: keys to the left and right that a query sees; -1 is no bound.
-        lengths_q, lengths_k: the lengths of the sequences on the host, for backends that work sequence by sequence;
-            without them such a backend asks the device for `cu_seqlens`, which waits for it.
+        cu_seqlens_q, cu_seqlens_k: `[S + 1]` int32, the start of each sequence and the end of the last.
+        max_seqlen_q, max_seqlen_k: the length of the longest sequence, or an upper bound.
+        dropout_p: share of attention weights to drop.
+        softmax_scale: factor of the scores; defaults to D ** -0.5.
+        causal: query i of n sees keys up to i + (keys - n), aligned at the end. A query that sees no keys returns 0.
+        window_size: keys to the left and right that a query sees; -1 for no limit.
+        lengths_q, lengths_k: sequence lengths on the host, for backends that loop over sequences; without them, such a
+            backend reads `cu_seqlens` from the device, which synchronizes.
         backend: one of `BACKENDS`, instead of the one in use.
 
     Returns:
-        `[Tq, H, D]`. What a flash kernel cannot take (fp32, the CPU, an odd head size) goes to torch's SDPA. Before a kernel
-        first attends in a new shape it is tried, forward and backward: where it fails the next backend attends, and
-        where it was asked for by name UserError is raised.
+        `[Tq, H, D]`.
 
-    Memory grows with Tq + Tk on every backend but `reference` (and `sdpa` with a window, or causal with more keys than
-    queries: queries × keys of one sequence). Cost 4 · Σ queries · keys · H · D flops forward, half of it if causal.
+    Inputs that a flash kernel does not support (fp32, the CPU, an odd head size) use torch's SDPA. Each kernel is tested
+    once per shape, forward and backward. If the test fails, the next backend is used, or UserError is raised if the kernel
+    was requested by name.
+
+    Memory is linear in Tq + Tk, except for `reference`, and for `sdpa` with a window or if causal with more keys than
+    queries, which use queries × keys of one sequence. Costs 4 · Σ queries · keys · H · D FLOPs forward, half if causal.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = Options(dropout_p, scale, causal, window_size)
@@ -101,10 +103,10 @@ class _Shape:
 
 @cache
 def _working(name: str, shape: _Shape, options: Options, asked_for: bool) -> str:
-    """`name`, or the first backend after it that computes this.
+    """`name`, or the first backend after it that computes this shape correctly.
 
-    Each is tried once, in a thread of its own, so that the caller's context (checkpointing, hooks, inference) does not
-    affect it. Raises UserError when `name` was asked for by its name and fails.
+    Each is tested once, in its own thread, so that the caller's context (checkpointing, hooks, inference mode) does not
+    affect it. Raises UserError if `name` was requested and fails.
     """
     for candidate in BACKENDS[BACKENDS.index(name) :]:
         if candidate not in KERNELS:
@@ -119,7 +121,7 @@ def _working(name: str, shape: _Shape, options: Options, asked_for: bool) -> str
         tried = f"{shape.heads} heads of {shape.size}, {shape.groups} of them for keys, in {shape.dtype}"
         if asked_for:
             raise UserError(f"training.attention: {candidate} fails with {tried}: {fault}; use auto")
-        log.warning("attention: %s fails with %s, and is not used for that: %s", candidate, tried, fault)
+        log.warning("attention: %s fails with %s, so another backend is used: %s", candidate, tried, fault)
     raise AssertionError("sdpa computes everything")
 
 
@@ -129,11 +131,11 @@ def _on(device: torch.device) -> None:
 
 
 TRIED = (64, 17)
-"""Tokens in the sequences that a kernel is tried with."""
+"""Tokens in the sequences that a kernel is tested with."""
 
 
 def _fault(name: str, shape: _Shape, options: Options) -> str | None:
-    """What is wrong with a kernel's results and gradients; None if they match the reference's."""
+    """What is wrong with a kernel's results and gradients, or None if they match the reference."""
     ends = torch.tensor([0, TRIED[0], sum(TRIED)], dtype=torch.int32, device=shape.device)
     drawn: list[Tensor] = []
     for number, heads in enumerate((shape.heads, shape.groups, shape.groups)):
@@ -148,13 +150,13 @@ def _fault(name: str, shape: _Shape, options: Options) -> str | None:
         one, other = (torch.cat([t.detach().float().flatten() for t in found]) for found in (made_all, wanted_all))
         off = float((one - other).norm() / other.norm())
     except Exception as error:
-        # A kernel of another version, or built for another machine, can fail in many ways.
+        # A kernel of another version or for another machine can fail in many ways.
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None if off < LARGEST_ERROR else f"its results are {100 * off:.0f} % off"
 
 
 LARGEST_ERROR = 0.05
-"""Tolerated error of a kernel in half precision, as a share of the norm of its results."""
+"""Tolerated relative error, in norm, of a kernel in half precision."""
 
 
 def _reference_of(drawn: list[Tensor], options: Options) -> Tensor:
@@ -166,7 +168,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
     """`[S, tokens, H, D]` for sequences of equal length, by the kernel that torch chooses."""
     queries, keys = q.shape[1], k.shape[1]
     if options.causal and queries > keys:
-        # The first queries see nothing.
+        # The first queries see no keys.
         rest = _sdpa(q[:, queries - keys :], k, v, options) if keys else q[:, queries:]
         return torch.cat([q[:, : queries - keys] * 0, rest], 1)
     if not queries or not keys:
@@ -186,7 +188,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-    """`[S, tokens, H, D]` by the plain formula; half precision is computed in fp32."""
+    """`[S, tokens, H, D]` by the textbook formula; half precision is computed in fp32."""
     if q.dtype in HALF:
         return _reference(q.float(), k.float(), v.float(), options).to(q.dtype)
     groups = q.shape[2] // k.shape[2]
@@ -204,7 +206,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
 
 
 def _allowed(queries: int, keys: int, options: Options, device: torch.device) -> Tensor | None:
-    """`[queries, keys]` bool: which keys a query sees; None if all."""
+    """`[queries, keys]` bool: which keys each query sees, or None for all."""
     left, right = options.window_size
     right = 0 if options.causal else right
     if (right < 0 or (right == 0 and queries == 1)) and left < 0:
@@ -224,15 +226,15 @@ _asked_for: str | None = None
 
 
 def in_use() -> str:
-    """The backend of this process: what `use` set, else what `use("auto")` chooses."""
+    """The backend of this process: the one set by `use`, by default `use("auto")`."""
     return _in_use or use("auto")
 
 
 def use(wanted: str = "auto") -> str:
     """Chooses the backend of this process, logs it, and returns its name.
 
-    `auto` takes the first of `BACKENDS` that is installed in a version that we can call and built for the accelerator of
-    this process. Raises UserError when another one is asked for by name and cannot run here.
+    `auto` chooses the first of `BACKENDS` that is installed in a supported version and supports this process's accelerator.
+    Raises UserError if a backend requested by name cannot run here.
     """
     global _in_use, _asked_for
     _asked_for = None if wanted == "auto" else wanted
@@ -244,6 +246,6 @@ def use(wanted: str = "auto") -> str:
             raise UserError(f"training.attention: {wanted} cannot run here: {reason}; use auto")
         chosen = wanted
     if chosen != _in_use:
-        log.info("attention runs on %s", chosen)
+        log.info("attention uses %s", chosen)
     _in_use = chosen
     return chosen

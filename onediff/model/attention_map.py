@@ -1,4 +1,4 @@
-"""Where the delta module looks: its cross-attention weights, computed beside it and without touching it.
+"""Attention maps: the cross-attention weights of the delta module, computed without modifying it.
 
 Shape letters: B pairs, P images, N tokens of an image, T tokens of all pairs, Q delta tokens, W module width, H heads,
 D head size.
@@ -21,16 +21,15 @@ from onediff.model.onediff import OneDiffModel
 from onediff.model.vision import side_tokens
 
 RASTER = 32
-"""Places along a side of the map of an image that is seen in tiles or in its own shape."""
+"""Side of the attention map of an image with `fit: tiles` or `fit: native`."""
 
 
 @torch.no_grad()
 def attention_maps(model: OneDiffModel, batch: Batch) -> Tensor:
-    """`[B, 2, side, side]`: the share of attention that each place of before and after gets, over all delta tokens.
+    """`[B, 2, side, side]`: the share of attention on each cell of the before and after images.
 
-    The mean over layers, heads and tokens; it sums to 1 over a pair. The places are those of the tower's input, or, of
-    images in tiles or in their own shape, parts of the whole image. Costs the tower and the delta module once more,
-    without the language model.
+    The mean over layers, heads and delta tokens; it sums to 1 over a pair. Cells divide the tower's input, or the whole
+    image with `fit: tiles` and `fit: native`. Costs another forward pass of the tower and the delta module.
     """
     planes, pairs = batch.planes, batch.pairs
     _, levels = model.vision(batch.images, planes)
@@ -45,12 +44,12 @@ def attention_maps(model: OneDiffModel, batch: Batch) -> Tensor:
 
 
 def _rasters(weight_T: Tensor, planes: Planes) -> Tensor:
-    """`[images, RASTER, RASTER]`: the weight of each token spread evenly over the part of the image that it saw."""
+    """`[images, RASTER, RASTER]`: each token's weight, spread evenly over the part of the image that it saw."""
     edges = torch.linspace(0, 1, RASTER + 1, device=weight_T.device)
     boxes = planes.boxes[: len(weight_T)]
 
     def covered(low_T: Tensor, high_T: Tensor) -> Tensor:
-        """`[T, RASTER]`: which share of a token's extent lies in each place."""
+        """`[T, RASTER]`: the share of a token's extent in each cell."""
         inside = torch.minimum(high_T[:, None], edges[1:]) - torch.maximum(low_T[:, None], edges[:-1])
         return inside.clamp(min=0) / (high_T - low_T)[:, None]
 
@@ -63,11 +62,10 @@ def _rasters(weight_T: Tensor, planes: Planes) -> Tensor:
 def cross_attention_weights(
     delta: DeltaModule, levels: list[Tensor], pairs: int, planes: Planes | None = None
 ) -> list[Tensor]:
-    """Of each layer the weights `[B, H, Q, 2, N]` with which delta tokens look at before and after, fp32; with `planes`
-    `[H, Q, T]`.
+    """The cross-attention weights of each layer in fp32, `[B, H, Q, 2, N]`, or `[H, Q, T]` with `planes`.
 
-    The attention itself runs fused and never holds its weights; here they come from the same projected queries and
-    keys, which are listened to while the module runs.
+    The fused attention never materializes its weights. This recomputes them from the projected queries and keys, which
+    forward hooks capture while the module runs.
     """
     layers: list[Any] = list(delta.layers)
     heard: list[dict[str, Tensor]] = [{} for _ in layers]
@@ -78,7 +76,7 @@ def cross_attention_weights(
             def listen(
                 _: Any, __: Any, made: Tensor, number: int = number, name: str = name, layer: Any = layer
             ) -> None:
-                # Under ZeRO-3 parameters are whole only while the module that owns them runs.
+                # Under ZeRO-3, parameters are gathered only while their module runs.
                 heard[number] |= {name: made, "places": delta.places + 0, "role_keys": layer.role_keys + 0}
 
             hooks.append(getattr(layer.cross_attention, name).register_forward_hook(listen))
@@ -112,10 +110,10 @@ def _weights(query_BQW: Tensor, key_BKW: Tensor, heads: int) -> Tensor:
 
 
 def drawn_over(image: np.ndarray, attention: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """`image`, `[height, width, 3]` uint8, in grey with the map `attention`, `[side, side]`, in red; paled where the model
-    did not see it.
+    """Draws the map `attention`, `[side, side]`, in red over the grey image, `[height, width, 3]` uint8.
 
-    The even share of a place stays grey, and three times as much is full red: maps of all steps can be compared.
+    Parts that the model did not see are faded. A cell with its even share stays grey, and three times the even share is
+    full red, so maps of different steps are comparable.
     """
     even = 0.5 / attention.size  # the maps of both images add up to 1
     above = np.clip((attention / even - 1) / 2, 0, 1).astype(np.float32)

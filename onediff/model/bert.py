@@ -1,4 +1,4 @@
-"""Initialising the delta module from BERT's layers (paper, section 3.2)."""
+"""Initialises the delta module from BERT's layers (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from onediff.ranks import Ranks
 def initialise_from_bert(delta: DeltaModule, name: str) -> None:
     """Copies the first layers of the BERT `name` into `delta`.
 
-    Self-attention and feed-forward take BERT's; cross-attention takes BERT's self-attention where shapes agree (key and
-    value read the tower, whose width may differ). Raises UserError when `name` cannot be read or is no BERT, when it has
-    too few layers or another width.
+    Self-attention and feed-forward are copied from BERT; cross-attention is copied from BERT's self-attention if shapes
+    match (keys and values come from the tower, whose width may differ). Raises UserError if `name` cannot be read, is not a
+    BERT, has too few layers or another width.
     """
     bert, source = bert_and_source(name, layers=len(delta.layers), width=delta.tokens.shape[1])
     bert = place(bert, source, Topology(Ranks(), 1, None))
@@ -38,7 +38,7 @@ def initialise_from_bert(delta: DeltaModule, name: str) -> None:
 
 
 def bert_and_source(name: str, layers: int, width: int) -> tuple[Any, Pretrained]:
-    """The BERT `name` on the meta device and where its weights are, for a delta module of `layers` of `width`.
+    """The BERT `name` on the meta device and the source of its weights, for a delta module of `layers` layers of `width`.
 
     Raises UserError as `initialise_from_bert` does.
     """
@@ -47,11 +47,11 @@ def bert_and_source(name: str, layers: int, width: int) -> tuple[Any, Pretrained
     except (OSError, ValueError) as error:
         raise UserError(f"model.delta.bert: cannot read {name!r}: {str(error).splitlines()[0]}") from None
     if not isinstance(architecture, transformers.BertConfig):
-        raise UserError(f"model.delta.bert: {name!r} is a {architecture.model_type}, not a bert")
+        raise UserError(f"model.delta.bert: {name!r} is a {architecture.model_type}, not a BERT")
     if architecture.num_hidden_layers < layers or architecture.hidden_size != width:
         raise UserError(
             f"model.delta.bert: {name!r} has {architecture.num_hidden_layers} layers of width {architecture.hidden_size}, "
-            f"the delta module {layers} of width {width}"
+            f"but the delta module has {layers} of width {width}"
         )
     with torch.device("meta"):
         bert = transformers.BertModel(architecture, add_pooling_layer=False)

@@ -1,4 +1,4 @@
-"""Building the model and everything that must agree with it: tokenizer, prompts, preprocessing."""
+"""Builds the parts that must match the model: tokenizer, prompts, preprocessing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onediff.model.vision import architecture, vision_architecture
 
 
 def architecture_only(config: ModelConfig) -> ModelConfig:
-    """The same model without its pretrained weights: for a model whose weights come from a checkpoint."""
+    """The same model without pretrained weights, for a model whose weights come from a checkpoint."""
     vision = vision_architecture(config.vision).to_dict()
     language = architecture(config.language, "model.language").to_dict()
     tokenizer = config.language.tokenizer or config.language.name
@@ -29,16 +29,16 @@ def architecture_only(config: ModelConfig) -> ModelConfig:
 
 
 def build_processor(model: ModelConfig, data: DataConfig, learned_tokenizer: Path) -> tuple[Processor, Any]:
-    """What writes rows for this model, and the tokenizer in it.
+    """The processor for this model, and its tokenizer.
 
-    Raises UserError when the tokenizer has more pieces than the language model has embeddings.
+    Raises UserError if the tokenizer has more pieces than the language model has embeddings.
     """
     tokenizer = load_tokenizer(model.language, learned_tokenizer)
     vocabulary = architecture(model.language, "model.language").get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(
-            f"model.language: the tokenizer has {len(tokenizer)} pieces, the language model {vocabulary} embeddings; "
-            "use the tokenizer that belongs to the model, or raise vocab_size"
+            f"model.language: the tokenizer has {len(tokenizer)} pieces, but the language model {vocabulary} embeddings; "
+            "use the model's own tokenizer, or raise vocab_size"
         )
     prompter = Prompter(tokenizer, data.prompt, model.delta.tokens)
     patch = vision_architecture(model.vision).patch_size

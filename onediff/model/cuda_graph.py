@@ -1,4 +1,4 @@
-"""Many small kernels launched as one: what a step of generation costs the host is then paid once a batch.
+"""Records a step of generation as a CUDA graph, which launches its many small kernels at once.
 
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -20,20 +20,20 @@ Step = Callable[[], None]
 
 
 class CudaGraphs:
-    """Recording of one model's generation, and what became of it."""
+    """Records CUDA graphs for the generation of one model."""
 
     def __init__(self) -> None:
         self.used = False
-        """whether a step has been recorded since the model was made"""
-        self._told: set[str] = set()
+        """Whether any step has been recorded."""
+        self._logged: set[str] = set()
 
     def unless(self, obstacle: str | None) -> Callable[[Step], Step] | None:
-        """What records a step; None if there is an obstacle, which rank 0 says once."""
+        """The function that records a step, or None if there is an obstacle, which rank 0 logs once."""
         if obstacle is None:
             return self._record
-        if obstacle not in self._told and Ranks.from_environment().rank == 0:
-            log.warning("captions are generated without CUDA graphs: %s", obstacle)
-        self._told.add(obstacle)
+        if obstacle not in self._logged and Ranks.from_environment().rank == 0:
+            log.warning("generating captions without CUDA graphs: %s", obstacle)
+        self._logged.add(obstacle)
         return None
 
     def _record(self, step: Step) -> Step:
@@ -42,19 +42,20 @@ class CudaGraphs:
 
 
 def not_recordable(model: Any) -> str | None:
-    """Why a step of this model is not kernels of one GPU alone, in words; None if it is."""
+    """Why a step of this model cannot be recorded, or None if it runs entirely on one GPU."""
     parameters = list(model.parameters())
     if any(is_sharded(p) for p in parameters):
         return "ZeRO stage 3 gathers the weights of each step"
     if not all(block_of(p).is_whole for p in parameters):
-        return "the model is cut over several ranks"
+        return "the model is split over several ranks"
     return None if all(p.is_cuda for p in parameters) else "the model is not on a GPU"
 
 
 def recorded(step: Step) -> Step:
-    """Does what `step` does, with one launch. Recording waits for the device and does not do the work.
+    """Records `step`, without running it; returns a function that runs it with a single launch.
 
-    `step` must have run before, wait for nothing, and read and write the same memory every time; the graph holds on to it.
+    `step` must have run before, must not synchronize, and must use the same memory every time. The graph keeps that memory
+    alive. Recording synchronizes with the device.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

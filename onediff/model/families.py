@@ -1,7 +1,7 @@
-"""Which of transformers' causal language models can be trained here, and how each turns its head's output into logits.
+"""The causal language models of transformers that OneDiff supports, and how each computes logits from its head's output.
 
-A model is covered if its loss here equals its own, alone and in a packed row, and if it generates the same as alone. Tests
-compare every model type of transformers with these lists.
+A model type is covered if OneDiff computes the same loss as the model's own class, alone and in a packed row, and generates
+the same tokens. Tests compare every model type of transformers with these lists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PACKED = """
     stablelm starcoder2 vaultgemma xglm youtu
 """
 PACKED = frozenset(_PACKED.split())
-"""Model types whose samples can share rows."""
+"""Model types whose samples can be packed into rows."""
 
 _ONE_A_ROW = """
     bloom doge falcon falcon_mamba granitemoehybrid jamba lfm2 lfm2_moe lfm3 llama4_text mamba mamba2 olmo_hybrid
@@ -40,19 +40,19 @@ _SHARED = """
     phi3 qwen2 qwen3 qwen3_moe seed_oss smollm3 starcoder2 youtu
 """
 SHARED = frozenset(_SHARED.split())
-"""Model types whose loss and gradients are the same at every C, by test."""
+"""Model types tested to have the same loss and gradients at every context-parallel size."""
 
 _ROUTED = """
     flex_olmo gpt_oss granitemoe granitemoe_swa granitemoeshared granitemoehybrid jamba laguna mellum mixtral olmoe phimoe
     qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next
 """
 ROUTED = frozenset(_ROUTED.split())
-"""Model types with a load-balancing loss of their experts, if `output_router_logits` is true."""
+"""Model types that add a load-balancing loss for their experts if `output_router_logits` is true."""
 
 
 @dataclass(frozen=True)
 class LogitsRule:
-    """The fields of an architecture that say what its logits are: `cap · tanh(output · times / over / cap)`."""
+    """Names of configuration fields that scale logits: `cap · tanh(output · times / over / cap)`."""
 
     times: str | None = None
     over: str | None = None
@@ -69,7 +69,7 @@ LOGITS = {
     "hyperclovax": LogitsRule(times="logits_scaling"),
     "recurrent_gemma": LogitsRule(cap="logits_soft_cap"),
 }
-"""By model type; the logits of every other covered model are its head's output."""
+"""By model type; for all other covered models, the logits are the head's output."""
 
 
 def logits_of(architecture: Any) -> tuple[float, float, float | None]:
@@ -82,13 +82,13 @@ def logits_of(architecture: Any) -> tuple[float, float, float | None]:
 
 
 def check_language(architecture: Any, where: str = "model.language") -> None:
-    """Raises UserError, before any weight is read, for a model whose loss here would differ from its own."""
+    """Raises UserError, before any weights are read, for a model whose loss in OneDiff would differ from its own."""
     kind = architecture.model_type
     if kind not in COVERED:
         inner = getattr(architecture.get_text_config(), "model_type", kind)
-        hint = f"; its language model alone, {inner}, is" if inner in COVERED else ""
+        hint = f" (its inner language model, {inner}, is)" if inner in COVERED else ""
         raise UserError(
-            f"{where}: models of type {kind} are not covered{hint}; docs/parallel.md lists those that are, such as "
+            f"{where}: models of type {kind} are not supported{hint}; docs/parallel.md lists supported types, such as "
             "llama, mistral, qwen3, smollm3, gemma3_text, granite"
         )
     if getattr(architecture, "output_router_logits", False) and kind not in ROUTED:
@@ -100,30 +100,30 @@ def check_language(architecture: Any, where: str = "model.language") -> None:
 
 
 _BY_LENGTH = ("dynamic", "longrope")
-"""Rotary embeddings that depend on the longest row at hand, which a share of the tokens does not tell."""
+"""Rotary embeddings that depend on the longest row, which a rank with a share of the tokens does not know."""
 
 
 def check_shares(architecture: Any, tensor: int, context: int, where: str = "parallel.context") -> None:
-    """Raises UserError for a model whose tokens cannot be shared out over `context` groups of `tensor` ranks."""
+    """Raises UserError for a model whose tokens cannot be divided among `context` groups of `tensor` ranks."""
     kind = architecture.model_type
     if kind not in SHARED:
-        raise UserError(f"{where}: tokens of {kind} models are not shared out; use parallel.context=1")
+        raise UserError(f"{where}: {kind} models do not support context parallelism; use parallel.context=1")
     if getattr(architecture, "output_router_logits", False):
-        raise UserError(f"{where}: the loss of {kind}'s router is of whole rows; set output_router_logits to false")
+        raise UserError(f"{where}: the loss of {kind}'s router needs whole rows; set output_router_logits to false")
     rope = getattr(architecture, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type")} | {one.get("rope_type") for one in rope.values() if isinstance(one, dict)}
     if found := next((one for one in _BY_LENGTH if one in kinds), None):
         raise UserError(
-            f"{where}: rotary embeddings of type {found} depend on the longest row, which a share of the tokens does not "
-            "tell; use parallel.context=1"
+            f"{where}: rotary embeddings of type {found} depend on the longest row, which ranks with a share of the tokens "
+            "do not know; use parallel.context=1"
         )
     check_heads(architecture.num_attention_heads, tensor, context)
 
 
 def check_packs(architecture: Any, where: str) -> None:
-    """Raises UserError for a model whose samples would see each other in a packed row."""
+    """Raises UserError for a model whose samples would affect each other in a packed row."""
     kind = architecture.model_type
     if kind in ONE_A_ROW:
         raise UserError(
-            f"{where}: samples of a packed row would see each other in models of type {kind}; leave `pack` out"
+            f"{where}: samples of a packed row would affect each other in models of type {kind}; remove `pack`"
         )

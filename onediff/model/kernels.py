@@ -1,4 +1,4 @@
-"""Libraries' attention kernels for packed sequences: which ones exist, what they accept, and how each is called."""
+"""Attention kernels of libraries for packed sequences: their requirements, and how to call each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 ACCELERATOR = "cuda"
-"""The device of the flash kernels; everything else is torch's own."""
+"""The device type of the flash kernels."""
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -39,12 +39,12 @@ class Kernel:
     package: str
     """The package to install."""
     capabilities: tuple[int, ...]
-    """Major compute capabilities that it is built for, forward and backward."""
+    """Major compute capabilities that it supports, forward and backward."""
     call: Callable[..., Any]
     """Calls the library's function with our arguments."""
     largest_head: int
     needs: tuple[str, ...]
-    """Parameters that the function must have: another version of a package may lack what is passed."""
+    """Parameters that the function must have, because other versions of a package may lack them."""
     dropout: bool = False
 
 
@@ -59,12 +59,12 @@ def _flash_attn_3(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...]
 
 
 def _deterministic() -> dict[str, bool]:
-    """What flash-attn's functions are told in deterministic mode; torch's own kernels look for themselves."""
+    """Keyword arguments for flash-attn in deterministic mode; torch's own kernels check the mode themselves."""
     return {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
 
 
 def _flash_attn_4(run: Any, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: Options) -> Any:
-    # The places are keywords: its fourth positional argument is another one. Infinite is None there, not -1.
+    # Offsets are keywords, because the fourth positional argument is a different one. Unbounded is None, not -1.
     cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k = at
     left, right = (None if side < 0 else side for side in options.window_size)
     return run(
@@ -135,7 +135,7 @@ KERNELS = {
 
 
 def takes(kernel: Kernel, q: Tensor, dropout_p: float) -> bool:
-    """Whether a kernel is made for such queries."""
+    """Whether a kernel supports these queries."""
     size = q.shape[-1]
     return (
         q.device.type == ACCELERATOR
@@ -147,13 +147,13 @@ def takes(kernel: Kernel, q: Tensor, dropout_p: float) -> bool:
 
 
 def run(name: str, q: Tensor, k: Tensor, v: Tensor, at: tuple[Any, ...], options: Options) -> Tensor:
-    """Attends by the kernel of that name; `at` is where the sequences lie and the longest of queries and keys."""
+    """Runs the kernel `name`; `at` is `(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)`."""
     made = KERNELS[name].call(function(name), q, k, v, at, options)
     return made[0] if isinstance(made, tuple) else made
 
 
 def missing(name: str) -> str | None:
-    """Why a backend cannot run in this process; None if it can."""
+    """Why a backend cannot run in this process, or None."""
     kernel = KERNELS.get(name)
     if kernel is None:
         return None
@@ -167,23 +167,23 @@ def missing(name: str) -> str | None:
     known = inspect.signature(function(name)).parameters
     lacks = [parameter for parameter in kernel.needs if parameter not in known]
     if lacks:
-        return f"{kernel.module} is of another version, without {lacks[0]}; install {kernel.package}"
+        return f"this version of {kernel.module} lacks {lacks[0]}; install {kernel.package}"
     return None
 
 
 def capability() -> int | None:
-    """Major compute capability of this process's CUDA device; None without one."""
+    """Major compute capability of this process's CUDA device, or None."""
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
 
 
 @cache
 def function(name: str) -> Any:
-    """The library's function; None if it cannot be imported."""
+    """The library's function, or None if it cannot be imported."""
     kernel = KERNELS[name]
     try:
         return getattr(importlib.import_module(kernel.module), kernel.function)
     except Exception as error:
-        # A build for another CUDA or torch can fail in many ways; none of them may stop a run that does not need it.
+        # A build for another CUDA or torch can fail in many ways, which must not stop a run that does not need it.
         if not isinstance(error, ModuleNotFoundError):
             log.warning("%s is installed but cannot be used: %s", kernel.module, " ".join(str(error).split()))
         return None

@@ -1,4 +1,4 @@
-"""The causal language model: how it is built, and its loss, equal to that of its own class."""
+"""Builds the causal language model and computes its loss, which equals that of the model's own class."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def build_language(
     placement: Placement | None = None,
     lora: LoraConfig | None = None,
 ) -> Any:
-    """The causal language model, with pretrained weights if `name` is given; cut and read as `placement` says.
+    """The causal language model, with pretrained weights if `name` is given, split and loaded as `placement` says.
 
-    `lora` adds adapters, which need a placement. Raises UserError for a model whose loss would differ from its own.
+    `lora` adds adapters, which need a placement. Raises UserError for model types that are not supported.
     """
     arch = architecture(config, "model.language")
     check_language(arch)
@@ -56,12 +56,11 @@ def build_language(
 
 
 def target_losses(language: Any, embeds: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
-    """Cross-entropy of every target, `[targets]` fp32, not reduced, from the rows' embeddings `[rows, tokens, width]`.
+    """The unreduced cross-entropy of every target, `[targets]` fp32, from the embeddings `[rows, tokens, width]`.
 
-    Logits are computed only for the targets, `[targets, vocabulary]`, and with `chunk` for that many at a time. If the model
-    adds its router's loss (`output_router_logits`), it is added to each target, so that their mean is the model's own loss.
-    Under context parallelism, the ranks of a group have the same rows and each computes a share of the tokens; collective
-    over the group.
+    Computes logits only for the targets, `[targets, vocabulary]`, `chunk` targets at a time if given. A router's loss
+    (`output_router_logits`) is added to each target, so that the mean equals the model's own loss. Under context
+    parallelism, all ranks of a group have the same rows and each computes a share of the tokens; collective over the group.
     """
     group = getattr(language, "context_group", None)
     if group is not None:
@@ -95,17 +94,17 @@ def _losses_by_shares(language: Any, embeds: Tensor, batch: Batch, chunk: int | 
 def router_loss(language: Any, router_logits: Any, batch: Batch) -> Tensor:
     """The model's own load-balancing loss for the tokens of this batch, without padding."""
     own = sys.modules[type(language).__module__].load_balancing_loss_func
-    # Positions begin again at the padding behind a row's only sample.
+    # Positions restart at 0 in the padding after a row's only sample.
     seen = (batch.position_ids == 0).cumsum(1) == 1 if batch.segment_ids is None else batch.segment_ids > 0
     return own(router_logits, language.num_experts, language.num_experts_per_tok, seen.long())
 
 
 def inside_samples(language: Any, batch: Batch, embeds: Tensor) -> dict[str, Any]:
-    """What keeps attention causal and inside each sample: `segments` for our function, for others a mask."""
+    """Arguments that confine attention to each sample: `segments` for our attention function, a mask for others."""
     rows, tokens, _ = embeds.shape
     if language.config._attn_implementation != NAME:
         if batch.segments is None:
-            return {}  # Rows are padded on the right, where causality alone hides the padding.
+            return {}  # Rows are padded on the right, where causal attention never sees the padding.
         return {"attention_mask": segments_mask(batch.segments, rows, tokens, embeds.dtype)}
     assert batch.segments is not None or batch.segment_ids is None, "a packed batch says where its samples lie"
     segments = batch.segments or Segments.even(rows, tokens, embeds.device)
@@ -113,7 +112,7 @@ def inside_samples(language: Any, batch: Batch, embeds: Tensor) -> dict[str, Any
 
 
 def decoder_of(language: Any) -> Any:
-    """The model between embeddings and head."""
+    """The layers between embeddings and head."""
     found = language.get_decoder()
-    # Llama 4 returns itself, the decoder of ModernBERT its head.
+    # Llama 4 returns the model itself, and ModernBERT's decoder returns its head.
     return language.model if found is language or found is language.get_output_embeddings() else found

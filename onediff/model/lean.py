@@ -1,10 +1,10 @@
-"""transformers without what it imports for other uses; with `onediff.zero.lean`, half of a rank's start.
+"""Imports transformers without modules that OneDiff does not use; with `onediff.zero.lean`, halves a rank's start-up time.
 
     from onediff.model.lean import transformers
 
-Skipped are torch's compiler, which both of them mark functions for, SciPy for detection losses, the tensors of
-transformers' own parallelism, which is not used here, and the experiment tracker of DeepSpeed's autotuner. Whatever needs
-the compiler later imports it then. Costs 3.3 s of processor time, torch included, instead of 9.
+Skips torch's compiler, which transformers and DeepSpeed import only to mark functions for it; SciPy, for detection losses;
+the tensors of transformers' own parallelism; and the experiment tracker of DeepSpeed's autotuner. Code that needs the
+compiler later imports it then. Costs 3.3 s of CPU time including torch, instead of 9.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import transformers.utils.import_utils
 
 COMPILER = "torch._dynamo"
 UNUSED = ("is_scipy_available", "is_torch_distributed_available")
-"""Checks that transformers makes before it imports SciPy and its own parallelism."""
+"""Functions with which transformers decides whether to import SciPy and its own parallelism."""
 
 
 @contextmanager
 def lean_imports() -> Iterator[None]:
-    """Inside, MLflow is not installed, and functions are marked for torch's compiler without importing it."""
-    stand_ins: dict[str, ModuleType | None] = {"mlflow": None}  # importing it raises ImportError, as if it were missing
+    """Within this context, MLflow appears not installed, and marking functions for torch's compiler does not import it."""
+    stand_ins: dict[str, ModuleType | None] = {"mlflow": None}  # makes `import mlflow` raise ImportError
     if COMPILER not in sys.modules:
         stand_ins[COMPILER] = _compiler()
     stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
@@ -47,12 +47,12 @@ def lean_imports() -> Iterator[None]:
 
 
 def _mark(function: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-    """A mark without effect: the compiler traces the function by itself, or is not used."""
+    """A decorator without effect, in place of the compiler's."""
     return _mark if function is None else function
 
 
 def _compiler() -> ModuleType:
-    """A package in place of torch's compiler: its modules can be imported, and its marks do nothing."""
+    """A stand-in for the package of torch's compiler: its submodules can be imported, and its decorators do nothing."""
     module = ModuleType(COMPILER)
     module.__path__ = [f"{torch.__path__[0]}/_dynamo"]
     vars(module).update(dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _mark))
@@ -60,7 +60,7 @@ def _compiler() -> ModuleType:
 
 
 def _at_first_call(compile_now: Callable[..., Any]) -> Callable[..., Any]:
-    """A `torch.compile` that compiles at the first call."""
+    """A `torch.compile` that compiles on the first call."""
 
     def later(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         if function is None:
@@ -72,9 +72,9 @@ def _at_first_call(compile_now: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call_without_compiler(*marked: Any) -> None:
-    """Keeps torch's own functions that are marked for its compiler from importing it at their first call."""
+    """Keeps torch functions decorated with `torch._disable_dynamo` from importing the compiler on their first call."""
     for function in marked:
-        # `torch._disable_dynamo` looks here first. With a torch that does not, nothing changes.
+        # `torch._disable_dynamo` checks this attribute first. In a version of torch that does not, this has no effect.
         function.__wrapped__.__dynamo_disable = function.__wrapped__
 
 

@@ -1,6 +1,6 @@
-"""Low-rank adapters in the language model (LoRA, arXiv 2106.09685) by `peft`: added, initialised, merged, saved.
+"""Low-rank adapters for the language model (LoRA, arXiv 2106.09685), built with `peft`.
 
-A layer `q_proj` with an adapter is `peft`'s: its own weight is `q_proj.base_layer.weight` and stays frozen; beside it,
+`peft` wraps a layer `q_proj`: its own weight becomes `q_proj.base_layer.weight` and stays frozen, while
 `q_proj.lora_A.default.weight`, `[rank, in]`, and `q_proj.lora_B.default.weight`, `[out, rank]`, train.
 """
 
@@ -35,7 +35,7 @@ def plain_name(name: str) -> str:
 
 
 def halves_of(name: str) -> tuple[str, str]:
-    """The two adapter parameters beside the weight `name` (as in the model without adapters)."""
+    """The two adapter parameters of the weight `name` (as named in the model without adapters)."""
     layer = name.removesuffix("weight").removesuffix(".")
     return f"{layer}{_HALVES[0]}weight", f"{layer}{_HALVES[1]}weight"
 
@@ -54,12 +54,12 @@ def _for_peft(config: LoraConfig) -> Any:
 
 
 def add_adapters(language: Any, config: LoraConfig) -> type[WithAdapters]:
-    """Puts an adapter beside every layer that `config.targets` names; only the adapters train from then on.
+    """Adds an adapter to every layer in `config.targets` and freezes everything else.
 
-    The new parameters lie where the model lies, on the meta device too; what is returned makes a source of its plain
-    weights one of all its weights. Raises UserError for a target that no layer is.
+    The new parameters are on the model's device, which may be meta. Returns a class that extends a source of plain weights
+    to a source of all weights. Raises UserError if no layer has a target's name.
     """
-    # PEFT names this package without importing it.
+    # PEFT uses this package without importing it.
     import torch.distributed.tensor
     from peft import inject_adapter_in_model
 
@@ -79,8 +79,10 @@ def add_adapters(language: Any, config: LoraConfig) -> type[WithAdapters]:
 
 
 def initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Initial values of an adapter: `lora_B` zeros, so that nothing changes; `lora_A` random, by torch's seed and its own
-    name, the same on every rank."""
+    """Initial values of an adapter, the same on every rank.
+
+    `lora_B` is zero, so the model is unchanged at first; `lora_A` is random, by torch's seed and the parameter's name.
+    """
     values = torch.zeros(shape)
     if _HALVES[0] in name:
         seed = (torch.initial_seed() + zlib.crc32(name.encode())) % 2**63
@@ -89,7 +91,7 @@ def initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class WithAdapters:
-    """A source of plain weights for a model with adapters, which start over."""
+    """Extends a source of plain weights with newly initialised adapters."""
 
     def __init__(self, base: WeightSource) -> None:
         self.base = base
@@ -103,14 +105,14 @@ class WithAdapters:
 
 
 def update(a: torch.Tensor, b: torch.Tensor, config: LoraConfig) -> torch.Tensor:
-    """The adapter's contribution to its layer's weight, `[out, in]` fp32, from `[rank, in]` and `[out, rank]`."""
+    """An adapter's contribution to its layer's weight, `[out, in]` fp32, from `[rank, in]` and `[out, rank]`."""
     return config.alpha / config.rank * (b.float() @ a.float())
 
 
 def save_adapter(folder: Path, config: LoraConfig, base: str | None, weights: Mapping[str, torch.Tensor]) -> None:
-    """Writes the adapter as `peft` does; `PeftModel.from_pretrained(model, folder)` reads it.
+    """Writes the adapter in `peft`'s format, for `PeftModel.from_pretrained(model, folder)`.
 
-    `weights` are named as in the language model; `base` is the name of the model that they go with.
+    `weights` are named as in the language model; `base` is the name of the base model.
     """
     from safetensors.torch import save_file
 

@@ -1,7 +1,7 @@
-"""Norms in one kernel: Apex's if it is installed, else torch's own.
+"""Fused norms: Apex's kernels if installed, else torch's own.
 
-The classes of transformers compute an RMS norm in six operations of their own; torch and Apex have a kernel for it. A norm
-keeps its parameters, their names and its place in the model; only what computes it changes.
+transformers computes an RMS norm in six operations; torch and Apex have a single kernel. Fusing a norm keeps its parameters,
+their names and its place in the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kernels = Literal["auto", "apex", "torch", "plain"]
 
 
 class FusedRMSNorm(nn.Module):
-    """`weight · x / rms(x)` over the last dimension, in torch's kernel; takes the place of a transformers class."""
+    """`weight · x / rms(x)` over the last dimension by torch's kernel; replaces a class of transformers."""
 
     weight: nn.Parameter
     variance_epsilon: float
@@ -32,7 +32,7 @@ class FusedRMSNorm(nn.Module):
 
 
 class ApexRMSNorm(FusedRMSNorm):
-    """The same in Apex's kernel."""
+    """The same by Apex's kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, width]` → the same."""
@@ -44,7 +44,7 @@ class ApexRMSNorm(FusedRMSNorm):
 
 
 class ApexLayerNorm(nn.LayerNorm):
-    """A layer norm in Apex's kernel."""
+    """A layer norm by Apex's kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, width]` → the same."""
@@ -56,20 +56,20 @@ class ApexLayerNorm(nn.LayerNorm):
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether Apex's kernels can take `x`."""
+    """Whether Apex's kernels support `x`."""
     return x.is_cuda
 
 
 def fuse_norms(model: nn.Module, kernels: Kernels = "auto") -> str:
-    """Makes each norm of `model` one kernel; returns its name, for the log.
+    """Fuses all norms of `model`; returns the name of the implementation, for the log.
 
-    Raises UserError when Apex is asked for and cannot be used.
+    Raises UserError if Apex is requested but cannot be used.
     """
     apex = find_apex()
     if kernels == "apex" and not apex.norms:
         raise UserError(f"training.norms: apex cannot be used: {apex.missing}")
     if kernels == "plain":
-        return "as transformers computes them"
+        return "transformers"
     with_apex = apex.norms and (kernels == "apex" or (kernels == "auto" and torch.cuda.is_available()))
     for module in model.modules():
         kind: Any = type(module)
@@ -84,7 +84,7 @@ def fuse_norms(model: nn.Module, kernels: Kernels = "auto") -> str:
 
 @lru_cache
 def is_rms_norm(kind: Any) -> bool:
-    """Whether a class of transformers computes the plain RMS norm: found by trying, since some add 1 to their weight."""
+    """Whether a class of transformers computes the plain RMS norm. Tested by running it, as some add 1 to the weight."""
     if not kind.__name__.endswith("RMSNorm") or not kind.__module__.startswith("transformers."):
         return False
     with torch.device("cpu"), torch.no_grad():

@@ -1,8 +1,8 @@
-"""Checks that pretrained parts fit a configuration: names and shapes of weights, without reading them, and tokenizer ids.
+"""Checks pretrained parts against a configuration: names and shapes of weights, without reading them, and tokenizer ids.
 
     python -m onediff.model.readable PART… < CONFIG_AS_JSON
 
-prints a JSON list with one line for the tokenizer, and for each of these parts, that does not fit.
+prints a JSON list with one line for each of these parts that does not match, and for the tokenizer if it does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onediff.parallel.pretrained_files import PretrainedFiles
 
 
 def faults(model: ModelConfig, data: DataConfig, parts: Collection[str]) -> Iterator[str]:
-    """One line for the tokenizer, and for each of `parts`, that does not fit."""
+    """One line for each of `parts` that does not match, and for the tokenizer if it does not."""
     checks: list[Callable[[], None]] = [lambda: tokenizer(model, data)]
     if "vision" in parts:
         checks.append(lambda: vision(model.vision))
@@ -44,13 +44,13 @@ def faults(model: ModelConfig, data: DataConfig, parts: Collection[str]) -> Iter
 
 
 def tokenizer(model: ModelConfig, data: DataConfig) -> None:
-    """Raises UserError for a tokenizer that cannot be read, or whose ids have no embeddings in the language model."""
+    """Raises UserError if the tokenizer cannot be read or has more pieces than the language model has embeddings."""
     if not isinstance(model.language.tokenizer, NewTokenizer):
         build_processor(model, data, Path())
 
 
 def vision(part: VisionConfig) -> None:
-    """Raises UserError for a tower whose files do not match its architecture."""
+    """Raises UserError if the tower's files do not match its architecture."""
     arch = vision_architecture(part)
     check_fits(part, arch)
     compare(transformers.AutoModel, arch, part)
@@ -62,13 +62,13 @@ def language(part: LanguageConfig) -> None:
 
 
 def delta(part: DeltaConfig) -> None:
-    """The same for the BERT that the delta module starts from."""
+    """The same for the BERT that initialises the delta module."""
     if part.bert is not None:
         bert_and_source(part.bert, part.layers, part.width)
 
 
 def compare(auto: Any, arch: Any, part: PretrainedPart) -> None:
-    """Raises UserError that names what the files of `part` lack or have in another shape."""
+    """Raises UserError that names tensors which the files of `part` lack or have in another shape."""
     if part.name is not None:
         with torch.device("meta"):
             model = auto.from_config(arch)

@@ -1,4 +1,4 @@
-"""Trades time for memory: values that the backward pass needs and can cheaply recompute."""
+"""Recomputes cheap values in the backward pass to save memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 @contextmanager
 def made_again(made: Tensor, again: Callable[[], Tensor]) -> Iterator[None]:
-    """What runs inside does not keep `made` (or a view of it) for its backward pass, but calls `again` for it there.
+    """In this context, autograd does not save `made` or its views, but calls `again` in the backward pass instead.
 
-    For results that cost little beside the memory that they take, such as a product with one number a channel.
+    For results that are cheap to compute but take much memory, such as a product with one number per channel.
     """
-    if torch.compiler.is_compiling():  # the compiler decides by itself what to recompute
+    if torch.compiler.is_compiling():  # the compiler decides what to recompute
         yield
         return
     storage = made.untyped_storage().data_ptr()

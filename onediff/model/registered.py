@@ -1,4 +1,4 @@
-"""Our attention under the name `onediff` among transformers' own, so that tower and language model run on it too."""
+"""Registers our attention in transformers as `onediff`, for the tower and the language model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from onediff.parallel.context import ContextSplit
 NAME = "onediff"
 
 OWN_WAYS = ("softcap", "s_aux", "position_bias")
-"""Changes to attention in some models that our function does not compute; theirs is used then."""
+"""Options of some models that our function does not support; those models then use their own function."""
 
 BY_MASK = ("axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4", "llama4_text", "nemotron", "phimoe")
-"""Model types that attend in a way of their own, or have their window in the mask alone, whatever they say of transformers'
-interface."""
+"""Model types that attend in their own way, or express their window only in the mask, although they claim to support
+transformers' attention interface."""
 
 
 def attend(
@@ -36,10 +36,10 @@ def attend(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`[rows, heads, tokens, size]` to `[rows, tokens, heads, size]`, as transformers' attention functions do.
+    """An attention function for transformers: `[rows, heads, tokens, size]` to `[rows, tokens, heads, size]`.
 
-    `segments` is what a caller passes to the model's `forward`: the sequences in the rows laid end to end; then no mask
-    is read. Without it, whole rows attend, or, in generation over a cache or with padding, what the mask allows.
+    `segments`, passed to the model's `forward`, gives the sequences in the concatenated rows; the mask is then ignored.
+    Without it, attention covers whole rows, or follows the mask when generating with a cache or with padding.
     """
     rows, _, tokens, _ = query.shape
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -94,7 +94,7 @@ def attend_in_context(
     context: ContextSplit | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`attend`; with `context` for this rank's share of the tokens, `[1, heads, share, size]`, over all tokens."""
+    """`attend`, or with `context`, attention of this rank's tokens, `[1, heads, share, size]`, over all tokens."""
     if context is None:
         return attend(module, query, key, value, attention_mask, **options)
     query, key, value = context.heads(query, key, value)
@@ -105,7 +105,7 @@ def attend_in_context(
 def segments_mask(
     segments: Segments, rows: int, tokens: int, dtype: torch.dtype, causal: bool = True, window: int | None = None
 ) -> Tensor:
-    """`[rows, 1, tokens, tokens]` additive mask that keeps attention inside each segment, and in a window of that many."""
+    """An additive mask `[rows, 1, tokens, tokens]` that confines attention to each segment, and to a window if given."""
     device = segments.cu_seqlens.device
     place = torch.arange(rows * tokens, device=device).view(rows, tokens)
     segment = torch.bucketize(place, segments.cu_seqlens[1:].long(), right=True)
@@ -119,27 +119,30 @@ def segments_mask(
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask of what is seen, as a mask to add to the scores; a mask of numbers is returned as it is."""
+    """Converts a boolean mask (True is visible) to an additive one; returns a numeric mask unchanged."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def own_eager(module: Any) -> Any:
-    """The plain attention function in the file of a module's class."""
+    """The eager attention function in the file that defines the module's class."""
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
 def no_mask(like: Tensor) -> Tensor:
-    """What goes to a model's `attention_mask` beside `segments`: a mask of four dimensions, which transformers takes as
-    made already; with None it would look for packed rows itself, which waits for the device, and make the whole mask.
+    """An empty `attention_mask` to pass with `segments`.
+
+    transformers uses a mask of four dimensions as it is. Given None, it would search for packed rows, which synchronizes
+    with the device, and build the whole mask.
     """
     return like.new_empty(1, 1, 1, 0)
 
 
 def implementation(auto: Any, architecture: Any) -> str | None:
-    """What `attn_implementation` is for a model that `auto` (`AutoModel`, …) builds: ours, where it asks transformers'
-    interface for its attention, else transformers' choice.
+    """`attn_implementation` for a model built by `auto` (`AutoModel`, …).
+
+    Ours if the model uses transformers' attention interface, else None for transformers' choice.
     """
     kind = auto._model_mapping.get(type(architecture), None)
     kind = kind[0] if isinstance(kind, tuple) else kind

@@ -1,14 +1,14 @@
-"""A model as a folder that people keep: safetensors and configuration, without optimizer, ranks or run.
+"""An exported model: a folder of safetensors and configuration, without optimizer states or a run.
 
-DIR/onediff.yaml                    how the parts fit together, prompts, preprocessing
-DIR/vision/                         the tower, loadable by `from_pretrained`
-DIR/language/                       the language model, loadable by `from_pretrained`
+DIR/onediff.yaml                    architecture, prompts, preprocessing
+DIR/vision/                         the tower, for `from_pretrained`
+DIR/language/                       the language model, for `from_pretrained`
 DIR/tokenizer/                      its tokenizer
-DIR/adapter/                        what was trained of it, where it was trained by adapters (`peft` reads it); `language/`
-                                    holds it merged
+DIR/adapter/                        its LoRA adapter for `peft`, if it was trained with one; `language/` has it merged
 DIR/delta.safetensors, DIR/projector.safetensors
 DIR/config.json, DIR/processor_config.json, DIR/modeling_onediff.py, …
-                                    what Hugging Face `transformers` loads without this project (`onediff.hub.huggingface`)
+                                    files that Hugging Face `transformers` loads without this project
+                                    (`onediff.hub.huggingface`)
 DIR/README.md                       the model card
 """
 
@@ -43,16 +43,16 @@ from onediff.parallel.placement import Placement
 FILE = SAVED_MODEL_FILE
 OWN_PARTS = ("delta", "projector")
 SHARD_BYTES = 5 * 10**9
-"""Largest size of a weight file of tower and language model; several files have an index beside them."""
+"""Largest size of a weight file of the tower or language model; larger models are split into several files with an index."""
 
 
 class SavedModel(Section):
     """The contents of `onediff.yaml`."""
 
     model: ModelConfig
-    """The parts; `vision`, `language` and `tokenizer` are folders beside the file."""
+    """The model; `vision`, `language` and `tokenizer` are folders next to the file."""
     prompt: PromptConfig
-    """Prompt template and instructions that it was trained with."""
+    """The prompt template and instructions used in training."""
     trained: dict[str, Any] = {}
     """The run, phase and step of the weights."""
 
@@ -73,14 +73,14 @@ def save_model(
     shard_bytes: int = SHARD_BYTES,
     card: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes `folder`, first under a temporary name; replaces a saved model of that name.
+    """Writes `folder`, first under a temporary name, and replaces a saved model there.
 
-    `adapter` is what was merged into the language model: its settings, the name of the model it goes with, its weights.
-    `card` adds a model card. Files have the permissions that the umask gives. Raises UserError when `folder` holds something
-    else, or cannot be written.
+    `adapter` is the adapter merged into the language model: its settings, the name of its base model, its weights. `card`
+    adds a model card. File permissions follow the umask. Raises UserError if `folder` contains something else, or cannot
+    be written.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
-        raise UserError(f"{folder}: this folder holds something that is not a saved model; choose another")
+        raise UserError(f"{folder}: this folder is not empty and not a saved model; choose another")
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -106,7 +106,7 @@ def save_model(
 
 
 def open_to_others(folder: Path) -> None:
-    """Gives every file below `folder` the permissions of the umask: safetensors leaves files that only their owner reads."""
+    """Sets permissions below `folder` by the umask, because safetensors makes files readable only by their owner."""
     umask = os.umask(0)
     os.umask(umask)
     for path in [folder, *folder.rglob("*")]:
@@ -114,9 +114,9 @@ def open_to_others(folder: Path) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over every weight file and `onediff.yaml` of a saved model: the same model, the same digest.
+    """The SHA-256 of a saved model, over all weight files and `onediff.yaml`.
 
-    Costs one read of the weights, about a second for each gigabyte.
+    Reads all weights once, at about a second per gigabyte.
     """
     total = hashlib.sha256()
     for file in sorted([folder / FILE, *folder.rglob("*.safetensors")]):
@@ -128,7 +128,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def description(folder: Path) -> SavedModel:
-    """The description of a saved model. Raises UserError when the folder is not one."""
+    """The description of a saved model. Raises UserError if the folder is not one."""
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"{folder}: not a saved model (no {FILE}); write one with `onediff export RUN DIR`")
@@ -138,11 +138,10 @@ def description(folder: Path) -> SavedModel:
 def load_model(
     folder: Path, data: DataConfig | None = None, placement: Placement | None = None
 ) -> tuple[OneDiffModel, Processor, Any, SavedModel]:
-    """Model, processor, tokenizer and description of a saved model, in evaluation mode.
+    """Loads a saved model in evaluation mode: the model, its processor, tokenizer and description.
 
-    On the CPU and in its own dtype, or where and as `placement` says; its language model is then cut over the tensor group.
-
-    Raises UserError when the folder is not a saved model or a part of it is damaged.
+    The model is on the CPU in its own dtype, or on the device and in the dtype of `placement`, with the language model split
+    over the tensor group. Raises UserError if the folder is not a saved model or is damaged.
     """
     saved = description(folder)
     config = saved.model.with_parts(*(str(folder / part) for part in ("vision", "language", "tokenizer")))
@@ -150,7 +149,7 @@ def load_model(
     for part in OWN_PARTS:
         path = folder / f"{part}.safetensors"
         try:
-            # Assigned, not copied: in the precision that they were saved in.
+            # `assign` keeps the precision of the files.
             getattr(model, part).load_state_dict(load_file(path), assign=True)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}; export the run again") from None

@@ -1,4 +1,4 @@
-"""The language model's tokenizer: pretrained by name, or learned from the training captions."""
+"""The language model's tokenizer: pretrained, or trained on the training captions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ PAD, START, END = "<pad>", "<s>", "</s>"
 
 
 def load_tokenizer(config: LanguageConfig, learned: Path) -> Any:
-    """The tokenizer of `config`; one that is learned is read from the folder `learned`, where the run keeps it.
+    """The tokenizer of `config`; a newly trained one is read from the folder `learned`.
 
-    Raises UserError when it cannot be read, knows no words or cannot end a text.
+    Raises UserError if it cannot be read, has no vocabulary, or has no end-of-text token.
     """
     named = isinstance(config.tokenizer, str) or config.tokenizer is None
     name = str(config.tokenizer or config.name) if named else str(learned)
     revision = config.revision if name == config.name else None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as error:  # whatever a vocabulary's reader raises for a file that it cannot read
+    except Exception as error:  # readers of vocabularies raise many kinds of exceptions
         reason = why_unreadable(name, revision, error)
         raise UserError(f"model.language.tokenizer: cannot read {name!r}: {reason}") from None
     if not knows_words(tokenizer):
@@ -38,7 +38,7 @@ def load_tokenizer(config: LanguageConfig, learned: Path) -> Any:
 
 
 def learn_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path) -> None:
-    """Learns a byte-level BPE of at most `vocabulary` pieces and writes it to `folder`; same texts, same tokenizer."""
+    """Trains a byte-level BPE of at most `vocabulary` pieces and saves it in `folder`. Deterministic."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

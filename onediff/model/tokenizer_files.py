@@ -1,7 +1,7 @@
-"""Why a tokenizer cannot be read: which package or file is missing.
+"""Explains why a tokenizer cannot be read: which package or file is missing.
 
-Transformers tries several ways to read a tokenizer and reports the last; without any vocabulary, some tokenizers are
-silently empty.
+transformers tries several ways to read a tokenizer and reports only the last error. Without a vocabulary, some tokenizers
+load silently but are empty.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ VOCABULARIES = (
     "vocab.json",
     "vocab.txt",
 )
-"""Files that hold a vocabulary, one of which every tokenizer has."""
+"""Vocabulary files; every tokenizer has at least one."""
 
 PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-"""Packages that read a SentencePiece vocabulary, and the modules to import."""
+"""Packages needed to read a SentencePiece vocabulary, and their modules."""
 
 
 def knows_words(tokenizer: Any) -> bool:
-    """Whether ordinary text becomes more than unknown pieces."""
+    """Whether the tokenizer encodes ordinary text to more than unknown pieces."""
     return any(
         piece != tokenizer.unk_token_id for piece in tokenizer("an image", add_special_tokens=False)["input_ids"]
     )
 
 
 def why_unreadable(name: str, revision: str | None, error: Exception | None) -> str:
-    """What is missing for the tokenizer `name`, in a line; `error` is what transformers said, if it said anything."""
+    """One line about what the tokenizer `name` lacks; `error` is transformers' error, if any."""
     if error is not None and "trust_remote_code" in str(error):
-        return "it needs code of its own, which is not run here"
+        return "it needs its own code, which OneDiff does not run"
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         return "no such folder"
     try:
@@ -47,20 +47,20 @@ def why_unreadable(name: str, revision: str | None, error: Exception | None) -> 
     if found is None and error is not None:
         return _first_line(error)
     if not found and not Path(name).is_dir():
-        return "not on the hub or in its cache; where the hub cannot be reached, `onediff fetch CONFIG` brings it beforehand"
+        return "not on the hub or in its cache; if this machine cannot reach the hub, run `onediff fetch CONFIG` beforehand"
     if not found:
-        return f"it has no vocabulary, which lies in one of {', '.join(VOCABULARIES)}"
+        return f"it has no vocabulary file: none of {', '.join(VOCABULARIES)}"
     for file, path in found.items():
         if is_pointer(path):
             return f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
     pieces = [file for file in found if file.endswith(".model")]
     if pieces and "tokenizer.json" not in found:
         if _is_tiktoken(found[pieces[0]]):
-            return f"{pieces[0]} is a tiktoken vocabulary; take the model's tokenizer.json, or `pip install tiktoken`"
+            return f"{pieces[0]} is a tiktoken vocabulary; use the model's tokenizer.json, or `pip install tiktoken`"
         for package, module in PACKAGES.items():
             if not _there(module):
-                return f"{pieces[0]} is read by the package {package}, which is missing; `pip install {package}`"
-        return f"{pieces[0]} is damaged, download it again; or it is of a kind that transformers does not know"
+                return f"{pieces[0]} needs the package {package}, which is missing; `pip install {package}`"
+        return f"{pieces[0]} is damaged, or of a kind that transformers does not support; download it again"
     file = next(iter(found))
     return f"{file} is damaged; download it again" if error is None else f"{file}: {_first_line(error)}"
 
@@ -77,7 +77,7 @@ def _there(module: str) -> bool:
 
 
 def _is_tiktoken(path: str) -> bool:
-    """Whether each line is a piece in base 64 and its rank, as tiktoken writes vocabularies."""
+    """Whether the file is a tiktoken vocabulary, in which each line is a piece in base 64 and its rank."""
     with open(path, "rb") as file:
         words = file.readline(200).split()
     return len(words) == 2 and words[1].isdigit()

@@ -26,9 +26,9 @@ from onediff.parallel.pretrained import UNREAD
 
 
 def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedConfig:
-    """The Hugging Face configuration of a part, from `config` or from `name`.
+    """The Hugging Face configuration of a part, from `config` or `name`.
 
-    Raises UserError naming `where` when the model type is unknown or `name` cannot be read.
+    Raises UserError, with the key `where`, if the model type is unknown or `name` cannot be read.
     """
     if part.config is not None:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -41,7 +41,7 @@ def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedCon
         try:
             return CONFIG_MAPPING[kind](**fields)
         except (StrictDataclassError, TypeError, ValueError) as error:
-            hint = "; YAML takes 1e-06 for text, and 1.0e-06 for a number" if "got str" in str(error) else ""
+            hint = "; YAML reads 1e-06 as text, and 1.0e-06 as a number" if "got str" in str(error) else ""
             raise UserError(f"{where}.config: {error}{hint}") from None
     try:
         assert part.name is not None
@@ -52,9 +52,9 @@ def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedCon
 
 
 def _check_keys(fields: dict[str, Any], config_class: type[transformers.PretrainedConfig], where: str) -> None:
-    """Raises UserError for a misspelt key, which the class would keep and never read.
+    """Raises UserError for a misspelt key, which the class would silently ignore.
 
-    Configurations from the hub hold other keys that their class does not read; those pass.
+    Other unknown keys pass, because configurations on the hub contain keys that their class does not read.
     """
     known = config_class().to_dict().keys() | config_class.attribute_map.keys()
     for key in fields.keys() - known:
@@ -67,8 +67,8 @@ def pretrained(
 ) -> Any:
     """A model of `model_class` with the weights of `part.name`.
 
-    Raises UserError naming `where` when they cannot be read, or when some are missing, which Hugging Face would draw at
-    random.
+    Raises UserError, with the key `where`, if they cannot be read or if any are missing, which Hugging Face would initialise
+    randomly.
     """
     try:
         model, report = model_class.from_pretrained(
@@ -84,34 +84,35 @@ def pretrained(
 
 
 def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
-    """The tower's own configuration; of a two-tower model such as CLIP, its vision half.
+    """The tower's configuration; for a two-tower model such as CLIP, that of its vision tower.
 
-    Raises UserError for a tower whose hidden states are not a token for each patch, row by row, behind what it adds.
+    Raises UserError for unsupported types. Supported towers have hidden states with one token per patch, row by row, after
+    any extra tokens.
     """
     found = architecture(config, "model.vision")
     found = getattr(found, "vision_config", found)
     if found.model_type not in (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE):
         raise UserError(
-            f"model.vision: models of type {found.model_type} are not covered; docs/parallel.md lists those that are, such "
-            "as clip_vision_model, siglip_vision_model, siglip2_vision_model, dinov2, dinov3_vit, internvl_vision"
+            f"model.vision: models of type {found.model_type} are not supported; docs/parallel.md lists supported types, "
+            "such as clip_vision_model, siglip_vision_model, siglip2_vision_model, dinov2, dinov3_vit, internvl_vision"
         )
     return found
 
 
 def image_tokens(config: VisionConfig, arch: transformers.PretrainedConfig) -> int:
-    """Patch tokens of one view, the class token left out; of one image in its own shape the most that there can be."""
+    """Patch tokens of one view, without the class token; with `fit: native`, the most that an image can have."""
     if config.image.fit == "native":
         return config.image.max_patches
     return (config.image.size // side_of(arch.patch_size)) ** 2
 
 
 def side_of(size: int | Sequence[int]) -> int:
-    """The side of a square that is given by one number or by two (InternVL)."""
+    """The side of a square given as one number or as two (InternVL)."""
     return size if isinstance(size, int) else size[0]
 
 
 def check_fits(config: VisionConfig, arch: transformers.PretrainedConfig) -> None:
-    """Raises UserError when levels or images are not such as the tower has and takes."""
+    """Raises UserError if the configured levels or images do not match the tower."""
     depth = arch.num_hidden_layers
     for level in config.levels:
         if not 1 <= level <= depth:
@@ -122,16 +123,16 @@ def check_fits(config: VisionConfig, arch: transformers.PretrainedConfig) -> Non
     if native != (config.image.fit == "native"):
         raise UserError(
             f"model.vision.image.fit: {config.image.fit}, but a {arch.model_type} takes images "
-            + ("in their own shape; use native" if native else "of one size; use another")
+            + ("in their own shape; use native" if native else "of a fixed size; use another fit")
         )
     if arch.model_type in ONE_SIZE and size != (own := side_of(arch.image_size)):
         raise UserError(f"model.vision.image.size: {size}, but this tower takes images of {own} pixels; use that")
 
 
 class VisionTower(nn.Module):
-    """Images to hidden states.
+    """Maps images to hidden states.
 
-    Runs once on all images of a batch, before and after alike: one set of weights, no copy.
+    Runs once on all images of a batch, with the same weights for before and after images.
     """
 
     def __init__(self, config: VisionConfig, attention: str | None = None, placement: Placement | None = None) -> None:
@@ -158,27 +159,27 @@ class VisionTower(nn.Module):
         self.std: Tensor
         for name, channels in (("mean", config.image.mean), ("std", config.image.std)):
             values = torch.tensor(channels)
-            # The numbers of a patch are its pixels, each with three channels.
+            # A patch is a list of pixels with three channels each.
             shaped = values.repeat(arch.patch_size**2) if self.own_shape else values.view(1, 3, 1, 1)
             self.register_buffer(name, shaped, persistent=False)
 
     def train_last(self, layers: int) -> None:
-        """Freezes everything but the last `layers` encoder layers. Raises UserError when there are fewer, or when
-        nothing that reads the tower reads them."""
+        """Freezes everything except the last `layers` encoder layers.
+
+        Raises UserError if there are fewer, or if their outputs are not used.
+        """
         encoder = encoder_layers(self.model)
         depth, deepest = len(encoder), max(*self.levels, self.output_level)
         if layers > depth:
             raise UserError(f"vision_last: {layers}, but the vision tower has {depth} layers")
         if deepest <= depth - layers:
-            raise UserError(
-                f"vision_last: {layers} of {depth} layers, but layer {deepest} is the last one that is read"
-            )
+            raise UserError(f"vision_last: {layers} of {depth} layers, but the model reads no layer after {deepest}")
         self.model.requires_grad_(False)
         for layer in encoder[depth - layers :]:
             layer.requires_grad_(True)
 
     def blank(self, device: torch.device) -> Tensor:
-        """The smallest input, of black."""
+        """The smallest possible input: one black image or patch."""
         shape = (1, 1, len(self.mean)) if self.own_shape else (1, 3, self.size, self.size)
         return torch.zeros(shape, dtype=torch.uint8, device=device)
 
@@ -186,11 +187,11 @@ class VisionTower(nn.Module):
         """Features of uint8 images.
 
         Args:
-            images: `[views, 3, size, size]` uint8; for a tower that takes images in their own shape `[images, patches,
-                numbers]`, with `planes` saying which shape; without, each is one row of patches.
+            images: `[views, 3, size, size]` uint8, or with `fit: native` `[images, patches, numbers]`, with shapes in
+                `planes`; without `planes`, each image is one row of patches.
 
         Returns:
-            The output level and the chosen levels, each `[views or images, tokens, width]`, the class token dropped.
+            The output level and the chosen levels, each `[views or images, tokens, width]`, without the class token.
         """
         parameter = next(self.model.parameters())
         pixels = ((images.float() / 255 - self.mean) / self.std).to(parameter.dtype)
@@ -201,20 +202,20 @@ class VisionTower(nn.Module):
         return hidden[self.output_level][:, extra:], [hidden[level][:, extra:] for level in self.levels]
 
     def all_layers(self, images: Tensor) -> Tensor:
-        """`[views, layers, tokens, width]`: each layer that is read once, of images as in `forward`; see `of_layers`."""
+        """`[views, layers, tokens, width]`: each layer used by `forward`, once; the input of `of_layers`."""
         output, levels = self(images)
         found = {**dict(zip(self.levels, levels, strict=True)), self.output_level: output}
         return torch.stack([found[layer] for layer in self.layers], 1)
 
     def of_layers(self, layers: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` gives, out of what `all_layers` gave for the same images; zeros of one view if there is none."""
+        """The result of `forward` from that of `all_layers`; if there are no views, zeros for one."""
         if not len(layers):
             layers = layers.new_zeros(1, *layers.shape[1:])
         found = dict(zip(self.layers, layers.unbind(1), strict=True))
         return found[self.output_level], [found[level] for level in self.levels]
 
     def _shapes(self, patches: Tensor, planes: Planes | None) -> dict[str, Any]:
-        """What the tower is told of images in their own shape. The shapes are read on the host."""
+        """The tower's arguments for images in their own shape. Shapes stay on the host."""
         if planes is None:
             images, longest, _ = patches.shape
             mask = torch.ones(images, 1, 1, longest, dtype=torch.bool, device=patches.device)
@@ -222,22 +223,22 @@ class VisionTower(nn.Module):
         else:
             assert planes.mask is not None and planes.patches is not None
             mask, lengths, shapes = planes.mask, planes.patches, planes.shapes
-        told: dict[str, Any] = {"pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
+        arguments: dict[str, Any] = {"pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
         if self.model.config._attn_implementation == NAME:
-            # A mask of four dimensions is taken as made already: to make one, transformers would ask the device.
-            return told | {"segments": lengths}
-        return told | {"pixel_attention_mask": mask[:, 0, 0].long()}
+            # transformers uses a mask of four dimensions as it is; building one would synchronize with the device.
+            return arguments | {"segments": lengths}
+        return arguments | {"pixel_attention_mask": mask[:, 0, 0].long()}
 
 
 def encoder_layers(model: Any, where: str = "vision_last") -> nn.ModuleList:
     """The transformer layers of a Hugging Face model, first to last.
 
-    Raises UserError that names the key `where` for a model in which they are not told apart.
+    Raises UserError, with the key `where`, if they cannot be identified.
     """
     depth = model.config.num_hidden_layers
     found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if len(found) != 1:
-        raise UserError(f"{where}: cannot tell which layers of a {model.config.model_type} are the encoder's")
+        raise UserError(f"{where}: cannot identify the encoder layers of a {model.config.model_type}")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed on one rank of a world that is not there: what it asks of other ranks, and what its engine holds."""
+"""DeepSpeed on a single rank of a simulated world: replaces its exchanges with other ranks, and lists its tensors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from onediff.zero.state import optimizer_of
 
 @contextmanager
 def trusts_itself() -> Iterator[None]:
-    """DeepSpeed compares lists with those of rank 0, such as the order in which ZeRO-3 gathers: the broadcast happens, and
-    brings what was sent. A gathered parameter, or a scattered gradient, is one operator, not one for each rank's piece."""
+    """In this context, DeepSpeed runs on one rank without the others.
+
+    DeepSpeed compares lists with rank 0, such as the order of ZeRO-3's gathers: the broadcast still happens, but the rank
+    keeps its own list. Gathering a parameter or scattering a gradient takes one operator, not one per rank.
+    """
     from deepspeed.runtime.zero import stage3, utils
     from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle, Init
 
@@ -49,9 +52,9 @@ def trusts_itself() -> Iterator[None]:
 def gathered_together(
     init: Any, gather: Callable[..., Any], parameters: Iterable[Any], safe_mode: bool = False, quantize: bool = False
 ) -> Any:
-    """DeepSpeed's `all_gather_coalesced` of several parameters, without one view for each rank's piece.
+    """DeepSpeed's `all_gather_coalesced` of several parameters, without a view for each rank's piece.
 
-    What DeepSpeed gathers in another way (one parameter alone, quantised, by `all_reduce`) is left to its own `gather`.
+    Cases that DeepSpeed gathers differently (a single parameter, quantised, by `all_reduce`) use its own `gather`.
     """
     from deepspeed.runtime.zero.partition_parameters import (
         AllGatherCoalescedHandle,
@@ -79,7 +82,7 @@ def gathered_together(
 
 
 def gathered_whole(handle: Any, handle_dependency: bool = True) -> None:
-    """DeepSpeed's `wait` of a gather, for tensors without numbers: each parameter takes its memory in one piece."""
+    """DeepSpeed's `wait` for a gather, for meta tensors: allocates each parameter in one piece."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     if handle.complete:
@@ -95,7 +98,7 @@ def gathered_whole(handle: Any, handle_dependency: bool = True) -> None:
 
 @torch.no_grad()
 def scattered_whole(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> list[torch.Tensor]:
-    """DeepSpeed's `reduce_scatter_coalesced`, for tensors without numbers: one buffer, laid out at once."""
+    """DeepSpeed's `reduce_scatter_coalesced`, for meta tensors: allocates a single buffer."""
     from deepspeed.runtime.comm.coalesced_collectives import _torch_reduce_scatter_fn
 
     world = dist.get_world_size(group)
@@ -114,12 +117,12 @@ def scattered_whole(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -
 
 
 def weights(engine: ZeroEngine) -> list[torch.Tensor]:
-    """What this rank keeps of the weights between steps."""
+    """The weights that this rank keeps between steps."""
     return [own_range(p)[0] if is_sharded(p) else p for p in engine.module.parameters()]
 
 
 def optimizer_states(engine: ZeroEngine) -> list[torch.Tensor]:
-    """What the optimizer steps on, where that is a copy of the weights, and its moments."""
+    """The master weights, if they are separate from the weights, and the optimizer's moments."""
     optimizer = optimizer_of(engine.deepspeed)
     if optimizer is None:
         return []
@@ -131,7 +134,7 @@ def optimizer_states(engine: ZeroEngine) -> list[torch.Tensor]:
 
 
 def gradients(engine: ZeroEngine) -> list[torch.Tensor]:
-    """What has been added up before the optimizer steps, wherever a stage of DeepSpeed keeps it."""
+    """The accumulated gradients before the optimizer steps, wherever DeepSpeed's stage keeps them."""
     zero = engine.deepspeed.optimizer
     found: list[Any] = [p.grad for p in engine.module.parameters()]
     for name in ("averaged_gradients", "all_grad_tensors"):

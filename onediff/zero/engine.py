@@ -21,7 +21,7 @@ from onediff.zero.swapped import Swapped
 
 
 class ZeroEngine:
-    """`ShardedEngine` on DeepSpeed; its methods are described there."""
+    """`ShardedEngine` on DeepSpeed. The protocol documents the methods."""
 
     def __init__(self, engine: Any, context_size: int = 1) -> None:
         self.deepspeed = engine
@@ -36,16 +36,16 @@ class ZeroEngine:
         topology: Topology,
         swaps: bool = False,
     ) -> ZeroEngine:
-        """Shards a model and its optimizer; `swaps` says that optimizer states are in files. Collective."""
+        """Shards a model and its optimizer. `swaps` means that optimizer states are in files. Collective."""
         from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
         if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
-            ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))  # torch's own under another name: nothing to warn about
-        with lean_imports():  # ZeRO-3 marks a function for torch's compiler at every layer
+            ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))  # a subclass of torch's own, so no warning is needed
+        with lean_imports():  # ZeRO-3 marks a function for torch's compiler in every layer
             engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings, mpu=topology.mpu, dist_init_required=False
             )
-        drop_node_copies(engine.module.parameters())  # of weights that may still come from a checkpoint
+        drop_node_copies(engine.module.parameters())  # the weights may still be loaded from a checkpoint
         keep_gradient_norm(engine)
         if swaps:
             keep_gradients(engine.optimizer)

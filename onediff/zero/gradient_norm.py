@@ -1,4 +1,4 @@
-"""The global gradient norm at every ZeRO stage; if it is not finite, the step is skipped and leaves nothing behind."""
+"""The global gradient norm at every ZeRO stage. If it is not finite, the step is skipped without a trace."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 def keep_gradient_norm(engine: Any) -> None:
     """Makes all stages of DeepSpeed 0.19 behave the same.
 
-    `engine.get_global_grad_norm()` is infinite if any gradient of any rank is not finite. The step then changes neither
-    weights nor moments nor counts, and the next one starts without gradients. The host waits for the norm at every stage.
+    `engine.get_global_grad_norm()` is infinite if any gradient on any rank is not finite. The step then changes neither
+    weights nor moments nor step counts, and the next one starts without gradients. Every stage synchronizes on the norm.
     """
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 0 and not hasattr(optimizer, "_global_grad_norm"):
@@ -27,7 +27,7 @@ def keep_gradient_norm(engine: Any) -> None:
 
 
 def _step_where_finite(engine: Any) -> None:
-    """Stage 0 in fp32, where DeepSpeed has no optimizer of its own: it clips, discards the norm, and steps."""
+    """For stage 0 in fp32, where DeepSpeed has no optimizer of its own; it clips, discards the norm, and steps."""
     from deepspeed.runtime.utils import clip_grad_norm_
 
     optimizer, take_step = engine.optimizer, engine.optimizer.step
@@ -39,22 +39,21 @@ def _step_where_finite(engine: Any) -> None:
         uncounted = _uncounted(engine, gradients.items())
         norm = clip_grad_norm_(list(gradients), engine.gradient_clipping(), mpu=engine.mpu)
         engine._global_grad_norm = norm = _with(norm, uncounted, engine)
-        # DeepSpeed reads `overflow` to learn whether the step was made.
+        # DeepSpeed reads `overflow` to see whether the step was skipped.
         skips = optimizer.overflow = not bool(torch.isfinite(norm))
 
     def step(closure: Any = None) -> None:
         nonlocal skips
         if not skips:
             take_step(closure)
-        # Unchecked gradients are stepped: reading a checkpoint makes the optimizer create its moments that way.
+        # Steps without a prior `clip` always run: loading a checkpoint creates the optimizer's moments by such a step.
         skips = False
 
     engine.clip_fp32_gradients, optimizer.step = clip, step
 
 
 def _count_all(engine: Any, optimizer: Any) -> None:
-    """Under tensor parallelism, makes the norm infinite for every gradient that is not finite (stage 0 in bf16 checks all
-    of them anyway)."""
+    """Under tensor parallelism, makes the norm infinite if any gradient is not finite (stage 0 in bf16 always checks)."""
     if hasattr(optimizer, "scaled_global_norm"):  # stages 1 and 2
         of_stage_two = optimizer.scaled_global_norm
         optimizer.scaled_global_norm = lambda norm_type=2: _with(
@@ -80,7 +79,7 @@ def _count_all(engine: Any, optimizer: Any) -> None:
 
 
 def _of_zero(engine: Any, optimizer: Any, groups: list[list[Any]]) -> list[Tensor]:
-    """The uncounted gradients in this rank's share of `groups`; if they are in host memory, their norms."""
+    """The uncounted gradients in this rank's share of `groups`, or their norms if they are in host memory."""
     pairs: list[tuple[Any, Tensor]] = []
     for number, group in enumerate(groups):
         if getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False):
@@ -92,8 +91,10 @@ def _of_zero(engine: Any, optimizer: Any, groups: list[list[Any]]) -> list[Tenso
 
 
 def _uncounted(engine: Any, pairs: Iterable[tuple[Any, Tensor]]) -> list[Tensor]:
-    """The gradients that DeepSpeed leaves out of the norm: a parameter that is not cut counts on the first rank of a tensor
-    group only, although each rank steps on its own."""
+    """The gradients that DeepSpeed leaves out of the norm.
+
+    A parameter that is not split over a tensor group counts only on the group's first rank, although each rank updates it.
+    """
     if engine.mpu is None or engine.mpu.get_tensor_model_parallel_rank() == 0:
         return []
     return [gradient for p, gradient in pairs if not getattr(p, "tensor_model_parallel", False)]
@@ -111,7 +112,7 @@ def _with(norm: Tensor, uncounted: list[Tensor], engine: Any) -> Tensor:
 
 
 def _forget_skipped(optimizer: Any) -> None:
-    """Stages 1 and 2 with offload: after a skipped step DeepSpeed would add the next gradients to those that it skipped."""
+    """For stages 1 and 2 with offload, where DeepSpeed would add the next gradients to those of a skipped step."""
     reset = optimizer.reset_cpu_buffers
 
     def reset_all() -> None:

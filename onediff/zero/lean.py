@@ -9,4 +9,4 @@ from onediff.model.lean import lean_imports
 with lean_imports():
     import deepspeed as deepspeed
 
-    import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # every engine imports it, and the import compiles it
+    import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # every engine imports it, and importing compiles it

@@ -1,10 +1,10 @@
 """Hierarchical sharding at ZeRO-3 (DeepSpeed's hpZ, ZeRO++, arXiv 2306.10209): a copy of the weights on each node.
 
-A rank that gives a gathered parameter back keeps a share of it, 1/(ranks of its node), so that the next gather stays within
-the node. DeepSpeed drops the copies of trained parameters after each step, and keeps those of frozen ones for good.
+When a rank releases a gathered parameter, it keeps 1/(ranks of its node) of it, so that the next gather stays within the
+node. DeepSpeed drops the copies of trained parameters after each step, and keeps those of frozen parameters.
 
-DeepSpeed finds the ranks of a node in a global variable, which it would fill with neighbours in the world, once per
-process. Here it gets the right ranks beside tensor parallelism too, and only while a phase asks for them.
+DeepSpeed stores the ranks of a node in a global variable, which it would set once per process, to neighbouring ranks of the
+world. This module sets it to the right ranks, also under tensor parallelism, and only for phases that use it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from onediff.parallel.topology import Topology, own_group
 
 
 def start(config: ParallelConfig, topology: Topology) -> None:
-    """Call before a phase's model is sharded: lets its nodes keep copies if `config` asks for it. Collective.
+    """Makes nodes keep copies if `config` says so. Call before a phase's model is sharded. Collective.
 
-    Raises UserError on every rank when the nodes cannot.
+    Raises UserError on every rank if the layout of ranks does not allow it.
     """
     if config.shard_within != "node":
         return
@@ -33,9 +33,9 @@ def start(config: ParallelConfig, topology: Topology) -> None:
     with raise_on_all_ranks():
         if ranks.local_world != int(largest) or ranks.rank % ranks.local_world != ranks.local_rank:
             raise UserError(
-                "parallel.shard_within: node needs as many ranks on every node, numbered one node after the other; rank "
-                f"{ranks.rank} is number {ranks.local_rank} of {ranks.local_world} on its node, and another node has "
-                f"{int(largest)}; start them so, or use shard_within=world"
+                "parallel.shard_within: node needs the same number of ranks on every node, numbered node by node; rank "
+                f"{ranks.rank} is number {ranks.local_rank} of {ranks.local_world} on its node, and the largest node has "
+                f"{int(largest)}; change the launch, or use shard_within=world"
             )
         sharing = ranks_within(config.shard_within, topology.tp_size, ranks.world, ranks.local_world)
     if sharing:
@@ -43,7 +43,7 @@ def start(config: ParallelConfig, topology: Topology) -> None:
 
 
 def end() -> None:
-    """Call when the phase's engine is released. Collective."""
+    """Stops keeping copies. Call when the phase's engine is released. Collective."""
     groups = _deepspeed_groups()
     group, groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = groups._ZERO_PARAM_INTRA_PARALLEL_GROUP, None
     if group is not None:

@@ -1,4 +1,4 @@
-"""Optimizer states in files on NVMe (DeepSpeed's ZeRO-3 swapping): their folder, and what a machine needs for them."""
+"""Optimizer states in files on NVMe (DeepSpeed's ZeRO-3 swapping): their folder, and the machine's requirements."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from onediff.zero.parameters import full_size
 log = logging.getLogger(__name__)
 
 OPS = ("pin_memory", "async_io")
-"""What DeepSpeed compiles for swapping."""
+"""Extensions that DeepSpeed compiles for swapping."""
 
 
 @contextmanager
 def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Path | None]:
-    """The run's own folder for swap files, below `config.nvme_folder`; None if nothing is swapped. Collective.
+    """The run's own folder for swap files, below `config.nvme_folder`, or None if nothing is swapped. Collective.
 
-    It is emptied at the start and removed at the end. Raises UserError on every rank when this machine cannot swap.
+    The folder is emptied at the start and removed at the end. Raises UserError on every rank if this machine cannot swap.
     """
     if config.nvme_folder is None or config.offload_optimizer != "nvme":
         yield None
@@ -48,7 +48,7 @@ def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Pat
     try:
         yield folder
     finally:
-        # Others may have failed, so nobody waits: each rank removes its own files, and the last one the folders.
+        # Other ranks may have failed, so none waits: each removes its own files, and the last one removes the folders.
         shutil.rmtree(folder / "zero_stage_3" / "optimizer" / f"rank{ranks.rank}", ignore_errors=True)
         for empty in (folder / "zero_stage_3" / "optimizer", folder / "zero_stage_3", folder):
             with suppress(OSError):
@@ -56,7 +56,7 @@ def swap_folder(config: ParallelConfig, run: Path, ranks: Ranks) -> Iterator[Pat
 
 
 def compile_swapping() -> None:
-    """Compiles DeepSpeed's asynchronous I/O unless that has been done. Raises UserError if it cannot be compiled."""
+    """Compiles DeepSpeed's asynchronous I/O if needed. Raises UserError if that fails."""
     from torch.utils import cpp_extension
 
     from onediff.zero.lean import deepspeed
@@ -64,8 +64,8 @@ def compile_swapping() -> None:
     builder = deepspeed.ops.op_builder.AsyncIOBuilder()
     if torch.version.cuda and torch.cuda.is_available() and cpp_extension.CUDA_HOME is None:
         raise UserError(
-            "parallel.offload_optimizer: nvme needs the CUDA toolkit, which DeepSpeed compiles and links with; install "
-            f"version {torch.version.cuda}, which is torch's, and set CUDA_HOME"
+            "parallel.offload_optimizer: nvme needs the CUDA toolkit to compile an extension of DeepSpeed; install "
+            f"version {torch.version.cuda}, the version of torch, and set CUDA_HOME"
         )
     if not builder.is_compatible():
         raise UserError(
@@ -75,7 +75,7 @@ def compile_swapping() -> None:
     with (folders[-1] / "onediff.lock").open("w") as own:
         fcntl.flock(own, fcntl.LOCK_EX)
         for name, folder in zip(OPS, folders, strict=True):
-            # A compilation that was killed leaves this file, and torch would wait for its end forever.
+            # A killed compilation leaves this file behind, and torch would wait for it forever.
             (folder / "lock").unlink(missing_ok=True)
             if not (folder / f"{name}.so").is_file():
                 log.info("compiling DeepSpeed's %s in %s: once per machine, a few minutes at most", name, folder)
@@ -83,15 +83,15 @@ def compile_swapping() -> None:
             builder.load(verbose=False)
         except (RuntimeError, ImportError, OSError) as error:
             raise UserError(
-                "parallel.offload_optimizer: nvme needs DeepSpeed's async_io, which a C++ compiler and ninja must compile "
-                f"here: {(str(error).splitlines() or [type(error).__name__])[0]}"
+                "parallel.offload_optimizer: nvme needs DeepSpeed's async_io, which could not be compiled with the C++ "
+                f"compiler and ninja: {(str(error).splitlines() or [type(error).__name__])[0]}"
             ) from None
 
 
 def check_room(folder: Path, groups: Sequence[dict[str, Any]], dp_size: int, local_world: int) -> None:
-    """Raises UserError when the optimizer states of `groups`, cut over `dp_size` ranks, do not fit.
+    """Raises UserError if the optimizer states of `groups`, partitioned over `dp_size` ranks, do not fit.
 
-    They need disk space for all ranks of this node, and locked memory for one sub-group of this rank.
+    They need disk space for all ranks of this node, and locked memory for one sub-group per rank.
     """
     shares = [[-(-full_size(p) // dp_size) for p in group["params"]] for group in groups]
     largest = 0
@@ -103,7 +103,8 @@ def check_room(folder: Path, groups: Sequence[dict[str, Any]], dp_size: int, loc
     wanted, free = 4 * SWAPPED_TENSORS * sum(map(sum, shares)) * local_world, shutil.disk_usage(folder).free
     if wanted > free:
         raise UserError(
-            f"parallel.nvme_folder: optimizer states take {wanted / 1e9:.1f} GB a node, but {folder} has {free / 1e9:.1f} GB"
+            f"parallel.nvme_folder: optimizer states take {wanted / 1e9:.1f} GB per node, but {folder} has only "
+            f"{free / 1e9:.1f} GB"
         )
     locked = 4 * SWAPPED_TENSORS * largest
     if not can_lock(locked):
@@ -114,15 +115,15 @@ def check_room(folder: Path, groups: Sequence[dict[str, Any]], dp_size: int, loc
 
 
 def keep_gradients(zero: Any) -> None:
-    """Keeps gradients in host memory, where DeepSpeed's optimizer `zero` adds them up, while it steps too.
+    """Keeps gradients in host memory, where DeepSpeed's optimizer `zero` accumulates them, also during its step.
 
-    DeepSpeed 0.19 would swap them too. Parameters of odd sizes are then placed where direct input cannot write, which goes
-    unnoticed; and a parameter without a gradient would get whatever a buffer held before.
+    DeepSpeed 0.19 would swap them. It would then place parameters of odd sizes where direct I/O silently fails to write, and
+    give a parameter without a gradient the previous contents of a buffer.
     """
     from deepspeed.accelerator import get_accelerator
 
     swap_in = zero._optimizer_states_and_gradient_swap_in
-    # A checkpoint is written in a thread, which has no device of its own.
+    # Checkpoints are written in a thread, which has no current device.
     device = get_accelerator().current_device_name()
     kept = zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
 
@@ -137,7 +138,7 @@ def keep_gradients(zero: Any) -> None:
 
 
 def can_lock(size: int) -> bool:
-    """Whether this many bytes of memory can be locked; without this check DeepSpeed would abort."""
+    """Whether `size` bytes of memory can be locked; without this check, DeepSpeed would abort."""
     libc = ctypes.CDLL(None)
     with mmap.mmap(-1, size) as memory:
         begin = ctypes.c_char.from_buffer(memory)
@@ -147,9 +148,9 @@ def can_lock(size: int) -> bool:
 
 
 def _make(folder: Path, rank: int) -> None:
-    """Creates `folder`; raises UserError when it does not accept direct writes of a kilobyte, which DeepSpeed makes.
+    """Creates `folder`. Raises UserError if it does not support direct writes of a kilobyte, as DeepSpeed makes.
 
-    DeepSpeed does not check whether its writes succeed.
+    DeepSpeed itself does not check whether its writes succeed.
     """
     probe = folder / f"probe-{rank}"
     try:
@@ -162,4 +163,4 @@ def _make(folder: Path, rank: int) -> None:
             os.close(file)
             probe.unlink()
     except OSError as error:
-        raise UserError(f"parallel.nvme_folder: no direct writing in {folder}: {error.strerror}") from None
+        raise UserError(f"parallel.nvme_folder: {folder} does not support direct I/O: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Parameters that ZeRO-3 shards: an empty tensor stays in the model, and each data-parallel rank keeps one range."""
+"""Parameters sharded by ZeRO-3: the model keeps an empty tensor, and each data-parallel rank keeps one range."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether ZeRO-3 shards the parameter and gathers it when it is used."""
+    """Whether ZeRO-3 shards the parameter and gathers it for each use."""
     return hasattr(parameter, "ds_id")
 
 
 def full_shape(parameter: Any) -> torch.Size:
-    """The shape of the whole parameter (of this rank's block, under tensor parallelism)."""
+    """The shape of the whole parameter, or of this rank's block under tensor parallelism."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
@@ -26,7 +26,7 @@ def full_size(parameter: Any) -> int:
 
 
 def own_range(parameter: Any) -> tuple[torch.Tensor, int, int]:
-    """This rank's range of a sharded parameter: flat tensor, offset and length, padding of the last rank included."""
+    """This rank's range of a sharded parameter: flat tensor, offset and length, including the last rank's padding."""
     length = parameter.ds_tensor.ds_numel
     return parameter.ds_tensor, length * dist.get_rank(parameter.ds_process_group), length
 
@@ -48,7 +48,7 @@ def shard(parameter: nn.Parameter, settings: dict[str, Any], data_group: dist.Pr
 
 
 def drop_node_copies(parameters: Iterable[Any]) -> None:
-    """Call when weights were written into the ranks' own ranges: the copies of `node_copy` are out of date."""
+    """Drops the copies of `node_copy`. Call after writing weights to the ranks' own ranges, which makes copies stale."""
     for parameter in parameters:
         if hasattr(parameter, "ds_secondary_tensor"):
             parameter.ds_secondary_tensor = None

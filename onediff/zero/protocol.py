@@ -1,4 +1,4 @@
-"""What training needs from an engine that shards a model over ranks."""
+"""The interface that training needs from an engine that shards a model over ranks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class ParameterShard:
     parameter: torch.nn.Parameter
     piece: BlockRange
     values: torch.Tensor
-    """the fp32 master weights that the optimizer updates, or the parameter's own values if it is frozen"""
+    """The fp32 master weights that the optimizer updates, or the parameter's own values if it is frozen."""
     position: int
-    """where the range begins in `values`"""
+    """Where the range begins in `values`."""
     shared: bool
-    """whether every data-parallel rank holds the same range"""
+    """Whether every data-parallel rank holds the same range."""
     swapped: int | None = None
-    """the group of shards whose tensors, `values` included, are empty until loaded; None for shards in memory"""
+    """The swap group of the shard, whose tensors, including `values`, are empty until loaded; None for shards in memory."""
 
     @property
     def owner(self) -> torch.Tensor | None:
-        """The tensor that the optimizer updates; None if frozen."""
+        """The tensor that the optimizer updates, or None if the parameter is frozen."""
         return self.values if self.parameter.requires_grad else None
 
     @property
@@ -40,12 +40,12 @@ class ParameterShard:
         return self.of(self.values)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same range, `[length]`, of a tensor of the size of `values`: a view."""
+        """The same range, `[length]`, of a tensor as large as `values`; a view."""
         return tensor.detach().view(-1).narrow(0, self.position, self.piece.length)
 
 
 def by_swap_group(shard: ParameterShard) -> int:
-    """A sort key: shards in memory first, then one swapped group after the other."""
+    """A sort key: shards in memory first, then swap group by swap group."""
     return -1 if shard.swapped is None else shard.swapped
 
 
@@ -53,11 +53,11 @@ class SwapIn(Protocol):
     """Loads swapped shards into memory, one group at a time."""
 
     def bring(self, group: int | None) -> None:
-        """Loads one group in place of another; None is always in memory."""
+        """Loads a group, replacing the loaded one; None is always in memory."""
 
 
 class ShardedEngine(Protocol):
-    """A model, its optimizer, and the ranks that share them."""
+    """A model and its optimizer, sharded over ranks."""
 
     @property
     def module(self) -> Any:
@@ -73,7 +73,7 @@ class ShardedEngine(Protocol):
 
     @property
     def data_group(self) -> dist.ProcessGroup:
-        """The ranks that share the model out: those of all context groups with the same tensor rank."""
+        """The ranks over which the model is sharded: those with the same tensor rank, in all context groups."""
 
     @property
     def tensor_rank(self) -> int:
@@ -91,16 +91,16 @@ class ShardedEngine(Protocol):
         """The model's forward pass."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulates gradients; a step uses their mean over the data-parallel ranks and its micro-batches."""
+        """Accumulates gradients; a step uses their mean over data-parallel ranks and micro-batches."""
 
     def step(self) -> None:
-        """Called after each micro-batch. After the last one of a step it clips and lets the optimizer step.
+        """Call after each micro-batch. After the last micro-batch of a step, clips and runs the optimizer.
 
-        A step with a gradient that is not finite changes nothing: neither weights nor moments nor counts.
+        A step with non-finite gradients changes neither weights nor moments nor step counts.
         """
 
     def gradient_norm(self) -> torch.Tensor | float | None:
-        """The gradient norm of the last step, over all ranks and before clipping; not finite if the step was skipped."""
+        """The gradient norm of the last step over all ranks, before clipping; not finite if the step was skipped."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -109,35 +109,35 @@ class ShardedEngine(Protocol):
     def close(self) -> None:
         """Drops the model and its states, which are freed once nothing else refers to them."""
 
-    # What a checkpoint needs.
+    # For checkpoints.
 
     def shards(self) -> Iterator[ParameterShard]:
-        """Everything this rank holds, in the model's own order."""
+        """Everything that this rank holds, in the order of the model."""
 
     def swap_in(self, *, changes: bool) -> AbstractContextManager[SwapIn]:
-        """A block in which swapped shards can be loaded; `changes` writes them back."""
+        """A context in which swapped shards can be loaded; with `changes`, they are written back."""
 
     def moments(self, shard: ParameterShard) -> dict[str, torch.Tensor]:
-        """The optimizer's tensors of the size of `shard.values`; none before the first step, or if frozen."""
+        """The optimizer's tensors as large as `shard.values`; none before the first step, or if frozen."""
 
     def create_moments(self, shards: list[ParameterShard]) -> None:
         """Creates zero moments for shards that have none."""
 
     def steps_of(self, shard: ParameterShard) -> int | None:
-        """How many steps the optimizer has made on the shard; None if it does not count."""
+        """The number of optimizer steps on the shard, or None if the optimizer does not count."""
 
     def set_steps(self, owner: torch.Tensor, steps: int) -> None:
-        """Sets the step count that Adam corrects its bias by."""
+        """Sets the step count used for Adam's bias correction."""
 
     def publish(self, shard: ParameterShard) -> None:
-        """Copies the weights of a shard, which is in memory, to where the model is gathered from."""
+        """Copies the weights of a shard in memory to the range that the model gathers."""
 
     def publish_all(self) -> None:
-        """Makes the model compute with all published weights. Collective."""
+        """Makes the model use all published weights. Collective."""
 
     def continue_after(self, step: int) -> None:
-        """Sets the number of steps made so far."""
+        """Sets the number of steps taken so far."""
 
     @property
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """The groups of the torch optimizer inside; none without an optimizer."""
+        """The parameter groups of the inner torch optimizer; empty without one."""

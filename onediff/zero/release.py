@@ -1,4 +1,4 @@
-"""Frees a DeepSpeed engine, so that the next phase has its memory and torch's own functions."""
+"""Frees a DeepSpeed engine, so that the next phase has all memory and torch's original functions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from onediff.zero import node_copy
 
 
 def release(engine: Any) -> None:
-    """Clears the references to a DeepSpeed engine: once its owner drops it, a garbage collection frees everything.
+    """Clears global references to a DeepSpeed engine, so that it is freed when its owner drops it.
 
-    DeepSpeed 0.19 keeps every ZeRO-3 model in a list of modules, which the forward passes of the next one would search,
-    and in a cache of its coordinators' answers; both are global to the process. It also leaves `torch.nn.functional.linear`
-    replaced by a version written in Python, which costs the demo's model a tenth of each pass.
+    DeepSpeed 0.19 keeps every ZeRO-3 model in a global list of modules, which the next model's forward passes would search,
+    and in a global cache of its coordinators. It also leaves `torch.nn.functional.linear` replaced by a Python version, which
+    costs the demo's model a tenth of each pass.
     """
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
@@ -25,7 +25,7 @@ def release(engine: Any) -> None:
     modules = parameter_offload.FWD_MODULE_STACK
     modules[:] = [module for module in modules if module is not engine.module]
     cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
-    # A wrapper has the cached function in its closure.
+    # The cached function is in the closure of a wrapper.
     for cell in cached.__closure__:
         cell.cell_contents.cache_clear()
     replaced = InsertPostInitMethodToModuleSubClasses

@@ -19,12 +19,12 @@ from onediff.plan.setup import BUCKET
 def deepspeed_config(
     config: RunConfig, phase: PhaseConfig, dp_size: int, trained: int = BUCKET, swap: Path | None = None
 ) -> dict[str, Any]:
-    """The configuration of DeepSpeed's engine; training decides everything else about a step.
+    """The configuration of DeepSpeed's engine.
 
-    `trained`: elements of this rank that train. `swap`: the folder for optimizer states on NVMe. Raises UserError for keys
-    in `parallel.deepspeed` that DeepSpeed does not know, or values that it does not take.
+    `trained` is the number of trained elements on this rank; `swap` is the folder for optimizer states on NVMe. Raises
+    UserError for unknown keys and invalid values in `parallel.deepspeed`.
     """
-    # By default DeepSpeed allocates 500 million elements, even if a phase trains one million.
+    # By default, DeepSpeed allocates 500 million elements, even if a phase trains only one million.
     zero: dict[str, Any] = {"stage": config.parallel.zero_stage, "reduce_bucket_size": max(1, min(BUCKET, trained))}
     for part, device in (
         ("offload_optimizer", config.parallel.offload_optimizer),
@@ -43,16 +43,16 @@ def deepspeed_config(
         "gradient_accumulation_steps": phase.global_batch // (phase.micro_batch * dp_size),
         "gradient_clipping": config.optimizer.clip,
         "bf16": {"enabled": bf16},
-        # Gradients of several micro-batches are summed in fp32, except at stage 0, which cannot.
+        # Gradients of several micro-batches are accumulated in fp32, except at stage 0, which does not support it.
         "data_types": {"grad_accum_dtype": "fp32" if bf16 and config.parallel.zero_stage else None},
         "communication_data_type": "fp32" if bf16 and config.parallel.reduce_in == "fp32" else None,
         "zero_optimization": zero,
-        # DeepSpeed gets torch's AdamW, so that no C++ optimizer is compiled on the user's machine.
+        # DeepSpeed uses torch's AdamW, so no C++ optimizer is compiled on the user's machine.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        # DeepSpeed's timer waits for the device four times a step; `Moment` never does.
+        # DeepSpeed's timer synchronizes four times per step; `Moment` never does.
         "timers": {"throughput": {"enabled": False}},
     }
 

@@ -1,9 +1,9 @@
-"""The weights and optimizer state of a DeepSpeed engine on this rank, in one form for every ZeRO stage.
+"""The weights and optimizer state of a DeepSpeed engine on this rank, in the same form for every ZeRO stage.
 
-DeepSpeed keeps the fp32 weights and the optimizer's moments in different places: stage 0 in the parameters themselves (or in
-fp32 copies of them), stages 1 and 2 in one flat range per parameter group, stage 3 in flat groups of per-parameter ranges,
-in memory or swapped to files. Here each becomes a list of `ParameterShard`: a range of one parameter, the tensor that the
-optimizer steps on, and where in it.
+DeepSpeed keeps fp32 weights and moments in different places: stage 0 in the parameters themselves (or in fp32 copies),
+stages 1 and 2 in one flat range per parameter group, and stage 3 in flat groups of per-parameter ranges, in memory or
+swapped to files. This module turns each into a list of `ParameterShard`: a range of a parameter, the tensor that the
+optimizer updates, and the position in it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def optimizer_of(engine: Any) -> torch.optim.Optimizer | None:
 
 
 def shards(engine: Any) -> Iterator[ParameterShard]:
-    """Everything this rank holds of the engine's parameters, in the model's own order."""
+    """This rank's shards of the engine's parameters, in the order of the model."""
     stage = engine.zero_optimization_stage()
     copies = _fp32_copies(engine) if stage == 0 else {}
     for name, parameter in engine.module.named_parameters():
@@ -57,7 +57,7 @@ def _of_stage_three(engine: Any, name: str, parameter: torch.nn.Parameter, block
 
 
 def _real_length(block: Block, offset: int, length: int) -> int:
-    """Length of a range without padding, which fills ZeRO's last partition and the vocabulary."""
+    """The length of a range without the padding of ZeRO's last partition and of the vocabulary."""
     return max(0, min(offset + length, block.real) - offset)
 
 
@@ -69,7 +69,7 @@ def _flat_groups(engine: Any) -> list[torch.Tensor]:
 
 
 def _fp32_copies(engine: Any) -> Mapping[torch.nn.Parameter, torch.Tensor]:
-    """Stage 0 in low precision: the fp32 copy of each parameter. Empty in fp32."""
+    """At stage 0 in low precision, the fp32 copy of each parameter. Empty in fp32."""
     wrapper = engine.optimizer
     if not hasattr(wrapper, "fp32_groups"):
         return {}
@@ -78,7 +78,7 @@ def _fp32_copies(engine: Any) -> Mapping[torch.nn.Parameter, torch.Tensor]:
 
 
 def moments(engine: Any, part: ParameterShard) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors of the size of `part.values`; none before the first step or if frozen."""
+    """The optimizer's tensors as large as `part.values`; none before the first step, or if frozen."""
     return {
         key: value
         for key, value in _state(engine, part.owner).items()
@@ -87,21 +87,21 @@ def moments(engine: Any, part: ParameterShard) -> dict[str, torch.Tensor]:
 
 
 def steps_of(engine: Any, part: ParameterShard) -> int | None:
-    """How many steps the optimizer has made on this range; None if it does not count."""
+    """The number of optimizer steps on this range, or None if the optimizer does not count."""
     state = _state(engine, part.owner)
     step = state.get("step", _group_of(engine, part.owner).get("step") if state else None)
     return None if step is None else int(step)
 
 
 def set_steps(engine: Any, owner: torch.Tensor, steps: int) -> None:
-    """Sets the step count that Adam corrects its bias by."""
+    """Sets the step count used for Adam's bias correction."""
     state = _state(engine, owner)
     if torch.is_tensor(state.get("step")):
         state["step"].fill_(steps)
     elif "step" in state:
         state["step"] = steps
     elif state:
-        # Apex counts by parameter group.
+        # Apex counts steps per parameter group.
         _group_of(engine, owner)["step"] = steps
 
 
@@ -120,9 +120,9 @@ def _group_of(engine: Any, owner: torch.Tensor | None) -> dict[str, Any]:
 
 
 def create_moments(engine: Any, parts: list[ParameterShard]) -> None:
-    """Makes the optimizer create its tensors for every range that has none, by a step that changes nothing.
+    """Makes the optimizer create its tensors for every range that has none, by a step without effect.
 
-    Gradient and learning rate are zero, so no weight changes; the count of steps is set afterwards.
+    Gradient and learning rate are zero, so no weights change; the step count is set afterwards.
     """
     optimizer = optimizer_of(engine)
     assert optimizer is not None
@@ -141,14 +141,14 @@ def create_moments(engine: Any, parts: list[ParameterShard]) -> None:
 
 
 def publish(engine: Any, part: ParameterShard) -> None:
-    """Under ZeRO-3, copies the weights of a range, which is in memory, to where the model is gathered from."""
+    """Under ZeRO-3, copies the weights of a shard in memory to the range that the model gathers."""
     if engine.zero_optimization_stage() == 3 and part.owner is not None:
         with torch.no_grad():
             own_range(part.parameter)[0].narrow(0, 0, part.piece.length).copy_(part.weight)
 
 
 def publish_weights(engine: Any) -> None:
-    """Makes the model compute with the weights that were written to this rank's ranges and published. Collective."""
+    """Makes the model use the weights that were published on all ranks. Collective."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     with torch.no_grad():
         if stage == 0:
@@ -157,7 +157,7 @@ def publish_weights(engine: Any) -> None:
         elif stage == 3:
             drop_node_copies(engine.module.parameters())
             if zero.persistent_parameters:
-                # Small parameters are kept whole on every rank: drop those copies, then gather them again.
+                # Small parameters are kept whole on every rank; drop those copies and gather them again.
                 zero.persistent_parameters[0].partition(zero.persistent_parameters)
                 zero.checkpoint_event_epilogue()
         else:

@@ -1,7 +1,7 @@
-"""Sub-groups of ZeRO-3 that are in files between steps, loaded into memory one at a time.
+"""Loads sub-groups of ZeRO-3 that are in files between steps, one at a time.
 
-DeepSpeed swaps sub-groups of a megabyte or more: fp32 weights and moments are empty tensors until the optimizer reaches
-them. A checkpoint does the same, one sub-group at a time, so it never holds more of them than a step does.
+DeepSpeed swaps sub-groups of a megabyte or more: their fp32 weights and moments are empty tensors until the optimizer loads
+them. A checkpoint also loads one sub-group at a time, so it needs no more memory than a step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def is_swapped(engine: Any, group: int) -> bool:
 
 
 class Swapped:
-    """The swapped sub-groups of an engine, back in files when the block ends; does nothing for an engine without any.
+    """A context in which swapped sub-groups of an engine can be loaded. Does nothing for an engine without any.
 
     With `changes`, they are written back.
     """
@@ -27,7 +27,7 @@ class Swapped:
         self._inside: int | None = None
 
     def bring(self, group: int | None) -> None:
-        """Loads the tensors of a sub-group into memory in place of another's; None is always in memory."""
+        """Loads a sub-group, replacing the loaded one; None is always in memory."""
         if group is None or group == self._inside:
             return
         self._let_go()

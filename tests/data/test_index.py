@@ -173,7 +173,7 @@ def test_a_read_only_folder_is_read_all_the_same(tmp_path: Path) -> None:
 
 
 def test_a_missing_tar_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.tar: the shard cannot be opened"):
+    with pytest.raises(UserError, match=r"none\.tar: cannot open the shard"):
         read_index(tmp_path / "none.tar")
 
 

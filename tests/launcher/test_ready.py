@@ -144,7 +144,7 @@ def test_headers_and_tokenizer_are_compared_with_the_configuration(models, run_f
     assert "gate_proj.weight is [96, 64] in its files, [80, 64] in the LlamaForCausalLM" in told
     small = yaml.safe_dump({**fields, "vocab_size": 256}, default_flow_style=True)
     first, second = named(models, run_file, f"model.language.config={small}")
-    assert "pieces, the language model 256 embeddings" in first and "embed_tokens.weight is [400, 64]" in second
+    assert "pieces, but the language model 256 embeddings" in first and "embed_tokens.weight is [400, 64]" in second
     empty = tmp_path / "empty"
     empty.mkdir()
     (told,) = named(models, run_file, f"model.language.tokenizer={empty}")

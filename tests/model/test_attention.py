@@ -179,7 +179,7 @@ def test_fastest_that_the_device_takes_is_chosen(gpu, caplog, major, installed, 
     gpu(major, *installed)
     caplog.set_level(logging.INFO)
     assert in_use() == in_use() == use("auto") == chosen
-    assert [record.message for record in caplog.records] == [f"attention runs on {chosen}"]
+    assert [record.message for record in caplog.records] == [f"attention uses {chosen}"]
 
 
 @pytest.mark.parametrize("processor", ALL, ids=lambda processor: processor.__name__)
@@ -262,9 +262,7 @@ def test_an_older_version_of_a_package_is_not_taken_for_the_later(gpu):
     """flash-attn 2.8.3's sources hold a `flash_attn.cute` without lengths and without a backward pass."""
     gpu(9, standins.flash_attn_2, standins.flash_attn_cute_of_2)
     assert use() == "flash_attn_2"
-    assert missing("flash_attn_4") == (
-        "flash_attn.cute is of another version, without max_seqlen_q; install flash-attn-4"
-    )
+    assert missing("flash_attn_4") == ("this version of flash_attn.cute lacks max_seqlen_q; install flash-attn-4")
 
 
 def test_a_trial_leaves_no_trace_in_checkpointing(gpu):

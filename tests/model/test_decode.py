@@ -121,10 +121,12 @@ def test_a_step_recorded_once_and_repeated_writes_the_same_tokens(family, padded
 
 def test_what_it_would_do_otherwise_than_hugging_face_is_left_to_it():
     model = language("llama")
-    assert not_greedy(model, 20, {"num_beams": 3}) == "num_beams asks for beam search"
-    assert not_greedy(model, 20, {"do_sample": True}) == "do_sample asks for sampling"
-    assert not_greedy(model, 20, {"repetition_penalty": 1.2}) == "only Hugging Face generate knows repetition_penalty"
-    assert "more than the language model's sliding window of 16" in not_greedy(
+    assert not_greedy(model, 20, {"num_beams": 3}) == "num_beams requests beam search"
+    assert not_greedy(model, 20, {"do_sample": True}) == "do_sample requests sampling"
+    assert (
+        not_greedy(model, 20, {"repetition_penalty": 1.2}) == "only Hugging Face generate supports repetition_penalty"
+    )
+    assert "exceed the language model's sliding window of 16" in not_greedy(
         language("mistral", sliding_window=16), 20, {}
     )
     assert not_greedy(language("mistral", sliding_window=32), 20, {}) is None

@@ -187,7 +187,7 @@ def test_generation_with_cache_and_left_padding_equals_step_by_step(model):
 
 @pytest.mark.parametrize(
     ("more", "why"),
-    [({}, "the model is not on a GPU"), ({"num_beams": 2}, "num_beams asks for beam search")],
+    [({}, "the model is not on a GPU"), ({"num_beams": 2}, "num_beams requests beam search")],
     ids=["greedy", "beams"],
 )
 def test_asking_for_cuda_graphs_without_a_gpu_changes_nothing_and_is_said_once(model, more, why, caplog):
@@ -197,14 +197,14 @@ def test_asking_for_cuda_graphs_without_a_gpu_changes_nothing_and_is_said_once(m
     assert not caplog.messages
     for _ in range(2):
         assert model.generate(batch, cuda_graph=True, **options).equal(plain)
-    assert caplog.messages == [f"captions are generated without CUDA graphs: {why}"]
+    assert caplog.messages == [f"generating captions without CUDA graphs: {why}"]
     assert not model.cuda_graphs.used
 
 
 def test_a_model_that_is_gathered_or_cut_is_not_recorded():
     part = torch.nn.Linear(2, 4)
     part.weight.block = Block((8, 2), 0, 0, 4)
-    assert not_recordable(part) == "the model is cut over several ranks"
+    assert not_recordable(part) == "the model is split over several ranks"
     part.weight.ds_id = 0
     assert not_recordable(part) == "ZeRO stage 3 gathers the weights of each step"
 

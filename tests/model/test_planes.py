@@ -137,7 +137,7 @@ def test_a_tower_gets_the_images_that_it_takes():
     clip = TINY["vision"]
     with pytest.raises(UserError, match=r"fit: pad, but a siglip2_vision_model takes .* own shape; use native"):
         VisionTower(VisionConfig(config=NAFLEX, levels=(1,)))
-    with pytest.raises(UserError, match=r"fit: native, but a clip_vision_model takes .* of one size; use another"):
+    with pytest.raises(UserError, match=r"fit: native, but a clip_vision_model takes .* of a fixed size; use another"):
         VisionTower(VisionConfig.model_validate({**clip, "image": {"size": SIZE, "fit": "native"}}))
 
 

@@ -111,10 +111,10 @@ def test_a_sentencepiece_vocabulary_alone_is_read_as_sentencepiece_reads_it(tmp_
     [
         (
             {"tokenizer_config.json": LLAMA},
-            "it has no vocabulary, which lies in one of tokenizer.json, tokenizer.model",
+            "it has no vocabulary file: none of tokenizer.json, tokenizer.model",
         ),
-        ({"tokenizer_config.json": '{"eos_token": "</s>"}'}, "it has no vocabulary, which lies in one of"),
-        ({"tokenizer_config.json": LLAMA, "tokenizer.model": "xx"}, "tokenizer.model is damaged, download it again"),
+        ({"tokenizer_config.json": '{"eos_token": "</s>"}'}, "it has no vocabulary file: none of"),
+        ({"tokenizer_config.json": LLAMA, "tokenizer.model": "xx"}, "tokenizer.model is damaged, or of a kind"),
         (
             {"tokenizer_config.json": LLAMA, "tokenizer.model": "version https://git-lfs.github.com/spec/v1\noid 1"},
             "tokenizer.model is a Git LFS pointer",
@@ -123,7 +123,7 @@ def test_a_sentencepiece_vocabulary_alone_is_read_as_sentencepiece_reads_it(tmp_
         ({"tokenizer_config.json": LLAMA, "tokenizer.json": "{"}, "tokenizer.json: Expecting property name"),
         (
             {"tokenizer_config.json": '{"tokenizer_class": "A", "auto_map": {"AutoTokenizer": ["a.A", null]}}'},
-            "it needs code of its own, which is not run here",
+            "it needs its own code, which OneDiff does not run",
         ),
     ],
 )
@@ -139,7 +139,7 @@ def test_what_a_tokenizer_lacks_is_said(tmp_path, files, message):
 def test_one_that_was_not_fetched_is_not_called_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(tokenizer_files, "model_file", lambda *_: None)  # as where the hub cannot be reached
-    with pytest.raises(UserError, match=r"cannot read 'lmsys/vicuna-7b-v1.5': .* `onediff fetch CONFIG` brings it"):
+    with pytest.raises(UserError, match=r"cannot read 'lmsys/vicuna-7b-v1.5': .* run `onediff fetch CONFIG`"):
         load_tokenizer(LanguageConfig(name="lmsys/vicuna-7b-v1.5"), tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package):
     folder = sentencepiece_model(tmp_path / "vicuna")
     monkeypatch.setitem(tokenizer_files.PACKAGES, package, "no_such_module")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)  # what it raises then says nothing
-    with pytest.raises(UserError, match=rf"tokenizer.model is read by the package {package}, which is missing; `pip"):
+    with pytest.raises(UserError, match=rf"tokenizer.model needs the package {package}, which is missing; `pip"):
         read(folder)
 
 
@@ -159,5 +159,7 @@ def test_more_pieces_than_embeddings_are_refused(tmp_path, learned):
             "language": {"config": {"model_type": "llama", "vocab_size": 200}, "tokenizer": {"vocabulary": 300}},
         }
     )
-    with pytest.raises(UserError, match=rf"the tokenizer has {len(learned)} pieces, the language model 200 embeddings"):
+    with pytest.raises(
+        UserError, match=rf"the tokenizer has {len(learned)} pieces, but the language model 200 embeddings"
+    ):
         build_processor(config, DataConfig(sets={"a": "."}), tmp_path / "tokenizer")

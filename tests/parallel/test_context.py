@@ -121,7 +121,7 @@ def test_what_does_not_combine_is_refused_in_a_line():
     check_shares(llama, 2, 2)
     with pytest.raises(UserError, match=r"context: 4 attention heads .* over 8 ranks .*tensor 2 × parallel.context 4"):
         check_shares(llama, 2, 4)
-    with pytest.raises(UserError, match=r"tokens of mamba models are not shared out; use parallel.context=1"):
+    with pytest.raises(UserError, match=r"mamba models do not support context parallelism; use parallel.context=1"):
         check_shares(small_config("mamba"), 1, 2)
     stretched = small_config("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(UserError, match="rotary embeddings of type dynamic depend on the longest row"):

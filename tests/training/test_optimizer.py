@@ -97,7 +97,7 @@ def test_last_layers_that_are_not_there_or_not_read_are_named():
         freeze(tiny_model(), phase(vision_last=4))
     config = tiny_config()
     shallow = config.model_copy(update={"vision": config.vision.model_copy(update={"levels": (1,), "output_level": 2})})
-    with pytest.raises(UserError, match="vision_last: 1 of 3 layers, but layer 2 is the last one that is read"):
+    with pytest.raises(UserError, match="vision_last: 1 of 3 layers, but the model reads no layer after 2"):
         freeze(OneDiffModel(shallow), phase(vision_last=1))
     with pytest.raises(ValueError, match="vision_last: needs `vision`"):
         phase(train=["delta"], vision_last=1)
