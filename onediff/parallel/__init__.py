@@ -1,1 +1,1 @@
-"""Data- and tensor-parallel topology, and weights in and out of it."""
+"""Data, tensor and context parallelism: process groups, sharded layers, loading and exporting weights."""

@@ -1,4 +1,4 @@
-"""Settings of CUDA, cuBLAS and NCCL that are read when the device or a process group is first used."""
+"""Settings of CUDA, cuBLAS and NCCL, which are read when the device or a process group is first used."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import os
 from pathlib import Path
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Names of torch's setting for its memory, the second the newer."""
+"""Names of torch's allocator setting, the second being newer."""
 RECORDER = {
     "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE",
     "TORCH_FR_DUMP_TEMP_FILE": "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
 }
-"""Names of the flight recorder's settings, and the older ones that torch still heeds."""
+"""Names of the flight recorder's settings, and the older names that torch still accepts."""
 FLIGHT_RECORD = "nccl_trace_rank_"
-"""Beginning of the name of each rank's NCCL flight record; the rank's number follows."""
+"""File name prefix of NCCL flight records, followed by the rank."""
 
 
 def set_defaults(tensor: int = 1, flight_records: Path | None = None) -> None:
-    """Sets the variables below, each unless it is set already. Call before the GPU or NCCL is used.
+    """Sets these environment variables unless they are already set. Call before using the GPU or NCCL.
 
-    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: micro-batches differ in size, and segments that grow are not
-        fragmented by that.
-    CUDA_DEVICE_MAX_CONNECTIONS=1, with tensor parallelism: Megatron overlaps its all-reduces with matrix products, which
-        needs one queue to the GPU.
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which avoids fragmentation by micro-batches of different sizes.
+    CUDA_DEVICE_MAX_CONNECTIONS=1, with tensor parallelism: Megatron overlaps all-reduces with matrix products, which needs a
+        single queue to the GPU.
     TORCH_FR_BUFFER_SIZE=2000, TORCH_FR_DUMP_TEMP_FILE and TORCH_NCCL_DUMP_ON_TIMEOUT=1, with `flight_records`: each rank
-        remembers its latest 2,000 collectives, and writes them into that folder when one of them times out.
+        records its latest 2,000 collectives, and writes them to that folder if one times out.
     """
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
@@ -39,14 +38,14 @@ def set_defaults(tensor: int = 1, flight_records: Path | None = None) -> None:
 
 
 def be_deterministic() -> None:
-    """Makes kernels return the same bits for the same input, or raise RuntimeError if none can.
+    """Enables deterministic kernels only; operators without one raise RuntimeError.
 
-    Call before the GPU is used: cuBLAS reads its setting when it starts.
+    Call before using the GPU, because cuBLAS reads its setting when it starts.
     """
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Filling memory that is written anyway takes time, and only shows reads of what was never written.
+    # Filling uninitialised memory takes time, and only helps to find reads of it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""Errors that all ranks raise together: a rank that failed alone would leave the others waiting in their next collective."""
+"""Errors raised on all ranks together, so that no rank waits forever in a collective; and gathers of small values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from onediff.errors import UserError
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """A block that succeeds or fails on every rank; it must not contain a collective.
+    """A context that succeeds or fails on every rank. The block must not contain collectives.
 
-    When any rank raises UserError or OSError inside, every rank raises the fault of the lowest such rank, as UserError.
-    Without a fault it costs the sum of one number.
+    If any rank raises UserError or OSError in it, every rank raises the error of the lowest such rank, as UserError.
+    Otherwise it costs an all-reduce of one number.
     """
     fault: str | None = None
     try:
@@ -30,7 +30,7 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 
 def first_of(text: str | None) -> str | None:
-    """The `text` of the lowest rank that has one, on every rank; None if none has. Texts are sent only if there are any."""
+    """On every rank, the `text` of the lowest rank that has one, or None. Texts are sent only if there are any."""
     if not dist.is_initialized():
         return text
     texts = torch.tensor(int(text is not None))
@@ -41,7 +41,7 @@ def first_of(text: str | None) -> str | None:
 
 
 def gathered(value: object) -> list:
-    """`value` of every rank, in rank order, on every rank."""
+    """On every rank, the `value` of every rank in rank order."""
     if not dist.is_initialized():
         return [value]
     values: list = [None] * dist.get_world_size()
@@ -50,7 +50,7 @@ def gathered(value: object) -> list:
 
 
 def gathered_by_rank_zero(value: object) -> list:
-    """`value` of every rank, in rank order, on rank 0; an empty list on the others."""
+    """On rank 0, the `value` of every rank in rank order; an empty list on the others."""
     if not dist.is_initialized():
         return [value]
     values: list | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -59,10 +59,10 @@ def gathered_by_rank_zero(value: object) -> list:
 
 
 def gathered_by_owners(rows: torch.Tensor, items: Sequence[int] | None = None) -> torch.Tensor:
-    """Of every rank's `rows` `[all items, columns]` those of the items that are this rank's, `[ranks, own items, columns]`.
+    """Collects this rank's items from every rank's `rows`, `[all items, columns]`: `[ranks, own items, columns]`.
 
-    `items` says how many of them, in order, are whose; by default all ranks have equally many, so that each receives about
-    as much as it sends, however many ranks there are.
+    `items` holds the number of items that each rank owns, in order. By default they are divided evenly, so each rank
+    receives about as much as it sends, for any number of ranks.
     """
     if not dist.is_initialized():
         return rows[None]
@@ -74,7 +74,7 @@ def gathered_by_owners(rows: torch.Tensor, items: Sequence[int] | None = None) -
 
 
 def bytes_by_rank_zero(content: bytes) -> list[bytes]:
-    """`content` of every rank, in rank order, on rank 0; an empty list on the others. Sends as much as the longest is."""
+    """On rank 0, the `content` of every rank in rank order; an empty list on the others. Pads to the longest."""
     if not dist.is_initialized():
         return [content]
     longest = torch.tensor(len(content))
@@ -86,19 +86,19 @@ def bytes_by_rank_zero(content: bytes) -> list[bytes]:
 
 
 def split_rows(received: bytes, width: int) -> list[bytes]:
-    """Rows of `width` bytes, of which the first eight say how many of the others count."""
+    """Splits rows of `width` bytes, each starting with the length of its content in eight bytes."""
     rows = np.frombuffer(received, dtype=np.uint8).reshape(-1, width)
     lengths = np.ascontiguousarray(rows[:, :8]).view("<i8")[:, 0].tolist()
     return [received[begin : begin + length] for begin, length in zip(count(8, width), lengths, strict=False)]
 
 
 def shares(items: int, ranks: int) -> list[int]:
-    """How many items each rank gets when they are shared out evenly."""
+    """The number of items of each rank if they are divided evenly."""
     return [items * (rank + 1) // ranks - items * rank // ranks for rank in range(ranks)]
 
 
 def from_rank_zero(value: object) -> object:
-    """Rank 0's `value`, on every rank."""
+    """On every rank, the `value` of rank 0."""
     if not dist.is_initialized():
         return value
     box = [value]

@@ -1,9 +1,9 @@
-"""Sums over ranks through torch, checked and timed: can the ranks of a node, or of all nodes, train together?
+"""Checks and times all-reduces over the ranks of each node, or of all nodes.
 
     python -m onediff.parallel.all_reduce NOTE [--per-node] [--gpus]
 
-Started once a rank. The first rank of each group writes what it measured to NOTE, with the node's name in front of the file
-name where every node is a group of its own. Costs the import of torch and about a second.
+Start it once per rank. The first rank of each group writes its measurements to NOTE; with `--per-node`, the file name is
+prefixed with the node's name. Costs the import of torch and about a second.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from onediff.ranks import Ranks
 
 ROUNDS = 20
 BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
-"""Size of the large sum."""
+"""Size of the large all-reduce."""
 
 
 def main(note: Path, per_node: bool, gpus: bool) -> None:
     ranks = Ranks.from_environment()
     if gpus and not torch.cuda.is_available():
-        sys.exit("torch sees no GPU here: driver, container and build of torch do not match")
+        sys.exit("torch sees no GPU: the driver, the container and the build of torch do not match")
     visible = torch.cuda.device_count()
     device = torch.device("cuda", own_device(ranks, visible)) if visible else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     rank, world = (ranks.local_rank, ranks.local_world) if per_node else (ranks.rank, ranks.world)
     address = "127.0.0.1" if per_node else os.environ["MASTER_ADDR"]
-    # One beside the port of training, which may still be closing from an attempt before.
+    # Not the port of training, which may still be closing after a previous attempt.
     store = dist.TCPStore(address, int(os.environ["MASTER_PORT"]) + 1, world, rank == 0, timedelta(seconds=60))
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
@@ -52,7 +52,7 @@ def main(note: Path, per_node: bool, gpus: bool) -> None:
 
 
 def measured(rank: int, world: int, device: torch.device) -> dict[str, object]:
-    """Latency of a sum of one number and rate of a large one, as NCCL's tests count it (bus bandwidth)."""
+    """Measures the latency of an all-reduce of one number and the bus bandwidth of a large one, as NCCL's tests do."""
     few, many = torch.zeros(1, device=device), torch.zeros(BYTES[device.type] // 4, device=device)
     wanted = world * (world + 1) / 2
     seconds: dict[int, list[float]] = {few.numel(): [], many.numel(): []}

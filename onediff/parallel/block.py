@@ -1,9 +1,9 @@
-"""Which part of a full parameter a rank holds, and how two such parts overlap.
+"""The part of a full parameter that a rank holds, and the overlap of two such parts.
 
-Tensor parallelism cuts a parameter along one dimension into blocks; ZeRO then cuts the flattened block into ranges. Seen as
-a matrix with everything before the cut dimension as rows, a block is a band of columns, and a range of the flattened band
-is at most three rectangles: the end of one row, whole rows, the beginning of another. Any part can so be copied from any
-other, whatever the two topologies were.
+Tensor parallelism splits a parameter along one dimension into blocks; ZeRO then splits the flattened block into ranges. View
+the parameter as a matrix whose rows are all dimensions before the split one. A block is then a band of columns, and a range
+of the flattened band is at most three rectangles: the end of a row, whole rows, the start of a row. So any part can be
+copied from any other, whatever the two topologies are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Block:
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Block:
-        """The block that is the full parameter."""
+        """The block that covers the full parameter."""
         return cls(tuple(shape), 0, 0, shape[0] if len(shape) else 1)
 
     @property
@@ -42,12 +42,12 @@ class Block:
 
     @property
     def inner(self) -> int:
-        """Elements in one step along the cut dimension."""
+        """Elements per index of the split dimension."""
         return prod(self.shape[self.dim + 1 :])
 
     @property
     def width(self) -> int:
-        """Elements in one row of the band."""
+        """Elements per row of the band."""
         return self.size * self.inner
 
     @property
@@ -59,7 +59,7 @@ class Block:
 
 
 def block_of(parameter: torch.nn.Parameter) -> Block:
-    """The block that `parameter` holds: as tensor parallelism recorded it, else the whole parameter."""
+    """The block of `parameter`: the one that tensor parallelism recorded, else the whole parameter."""
     block = getattr(parameter, "block", None)
     return block or Block.whole(full_shape(parameter))
 
@@ -77,8 +77,8 @@ class _Rectangle(NamedTuple):
     bottom: int
     left: int
     right: int
-    position: int  # of its first element, from the beginning of the piece
-    stride: int  # elements from one of its rows to the next
+    position: int  # of its first element within the piece
+    stride: int  # elements between its rows
 
 
 def _rectangles(piece: BlockRange) -> Iterator[_Rectangle]:
@@ -95,7 +95,7 @@ def _rectangles(piece: BlockRange) -> Iterator[_Rectangle]:
 
 
 class Overlap(NamedTuple):
-    """`rows` × `columns` elements that two pieces share: where they begin in each, and how far apart the rows are."""
+    """`rows` × `columns` elements that two pieces share, with their start and row stride in each."""
 
     rows: int
     columns: int
@@ -106,12 +106,14 @@ class Overlap(NamedTuple):
 
     @property
     def source_length(self) -> int:
-        """Length of the source range that holds all of the overlap."""
+        """Length of the source range that contains the overlap."""
         return (self.rows - 1) * self.source_stride + self.columns
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copies from `source`, the range `[source_start, source_start + source_length)` of the source piece, into the
-        flat tensor `target` of the target piece."""
+        """Copies the overlap into the flat tensor `target` of the target piece.
+
+        `source` is the range `[source_start, source_start + source_length)` of the source piece.
+        """
         shape = (self.rows, self.columns)
         into = target.as_strided(shape, (self.target_stride, 1), target.storage_offset() + self.target_start)
         into.copy_(source.as_strided(shape, (self.source_stride, 1), source.storage_offset()))
@@ -119,7 +121,7 @@ class Overlap(NamedTuple):
 
 def overlaps(source: BlockRange, target: BlockRange) -> Iterator[Overlap]:
     """The rectangles that `source` and `target` share; both are pieces of the same full parameter."""
-    # A parameter cut along one dimension and one left whole are compared in the rows and columns of the cut one.
+    # If only one of the two is split, both are viewed along its split dimension.
     if source.block.dim != target.block.dim:
         source, target = _in_common_rows(source, target)
     for a in _rectangles(source):
@@ -138,7 +140,7 @@ def overlaps(source: BlockRange, target: BlockRange) -> Iterator[Overlap]:
 
 
 def _in_common_rows(source: BlockRange, target: BlockRange) -> tuple[BlockRange, BlockRange]:
-    """Both pieces along one dimension: the one whose block is the whole parameter takes over the other's dimension."""
+    """Both pieces along the same dimension: the piece with the whole parameter adopts the other's dimension."""
 
     def along(piece: BlockRange, dim: int) -> BlockRange:
         block = piece.block

@@ -1,12 +1,12 @@
-"""Context parallelism by two exchanges a layer (DeepSpeed-Ulysses, arXiv 2309.14509).
+"""Context parallelism with two all-to-all exchanges per layer (DeepSpeed-Ulysses, arXiv 2309.14509).
 
-In the language model each rank of a context group computes a share of the tokens. Around attention an exchange turns shares
-of the tokens, with all heads, into shares of the heads, with all tokens, and another one turns the result back: every
-attention kernel runs as it is, on packed rows too. Everything else (tower, delta module, projector, word embeddings) is
-computed alike on all ranks of the group.
+In the language model, each rank of a context group computes a share of the tokens. Before attention, an exchange turns all
+heads of a share of the tokens into a share of the heads of all tokens; after attention, another one reverses it. So every
+attention kernel works unchanged, also on packed rows. Everything else (tower, delta module, projector, token embeddings) is
+computed redundantly on all ranks of the group.
 
-The gradient of a parameter is the mean over the group, as it would be if all ranks computed the same. It is for whatever
-they do compute alike; inside the language model each rank's gradient is that of its tokens, times C.
+Gradients are averaged over the group, which is right for parameters with redundant computation. Within the language model,
+each rank's gradient is that of its tokens times C, so that the mean is their sum.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onediff.parallel.regions import gather_from_tensor_model_parallel_region, s
 
 @dataclass(frozen=True)
 class ContextSplit:
-    """The tokens of one micro-batch, all rows laid end to end, in C equal shares; the last is filled up with zeros."""
+    """The tokens of a micro-batch, all rows end to end, in C equal shares; the last share is padded with zeros."""
 
     group: dist.ProcessGroup
     tokens: int
@@ -40,15 +40,14 @@ class ContextSplit:
         return -(-self.tokens // self.ranks)
 
     def own(self, rows: Tensor) -> Tensor:
-        """This rank's share `[1, share, …]` of `[rows, tokens, …]`, which all ranks have alike."""
+        """This rank's share `[1, share, …]` of `[rows, tokens, …]`, which is the same on all ranks."""
         found = rows.flatten(0, 1)[self.group.rank() * self.share :][: self.share]
         return _filled(found, self.share)[None]
 
     def heads(self, *parts: Tensor) -> list[Tensor]:
-        """Of queries, keys and values `[1, heads, share, size]` all tokens for a share of the heads, in one exchange:
-        `[1, heads / C, tokens, size]`.
+        """Exchanges queries, keys and values from `[1, heads, share, size]` to `[1, heads / C, tokens, size]`.
 
-        Heads of keys and values that C does not divide are repeated until it does; each stays with its queries.
+        Heads of keys and values are repeated if needed until C divides their number; each stays with its queries.
         """
         to_ranks = [
             part.repeat_interleave(self.ranks // math.gcd(self.ranks, part.shape[1]), 1)[0]
@@ -65,19 +64,20 @@ class ContextSplit:
         ]
 
     def tokens_of_all_heads(self, mixed: Tensor) -> Tensor:
-        """The way back: `[1, tokens, heads / C, size]` to `[1, share, heads, size]`."""
+        """The reverse exchange: `[1, tokens, heads / C, size]` to `[1, share, heads, size]`."""
         to_ranks = _filled(mixed[0], self.ranks * self.share).unflatten(0, (self.ranks, -1))
         received = _Exchange.apply(to_ranks.flatten(1), self.group).view(to_ranks.shape)
         return received.transpose(0, 1).flatten(1, 2)[None]
 
     def targets(self, targets: Tensor) -> int:
-        """How many targets each rank computes the loss of: an equal part of them, wherever they stand."""
+        """The number of targets whose loss each rank computes: an equal share, whatever their positions."""
         return max(1, -(-len(targets) // self.ranks))
 
     def hidden_of_targets(self, hidden: Tensor, places: Tensor) -> Tensor:
-        """`[own targets, width]` from every rank's share `[share, width]` and the places of all targets.
+        """The hidden states of this rank's targets, `[own targets, width]`, from every rank's `[share, width]`.
 
-        The device is not asked who has which: each rank gives zeros for the others' tokens, and the sum is scattered.
+        `places` are the positions of all targets. Does not synchronize with the device: each rank contributes zeros for the
+        others' tokens, and the sum is scattered.
         """
         every = self.ranks * self.targets(places)
         at = _filled(places, every) - self.group.rank() * self.share
@@ -86,27 +86,27 @@ class ContextSplit:
         return scatter_sums(found[None], self.group)[0]
 
     def own_targets(self, targets: Tensor) -> Tensor:
-        """Of the ids of all targets those whose loss this rank computes; 0 where it has fewer than the others."""
+        """The ids of the targets whose loss this rank computes, padded with 0."""
         each = self.targets(targets)
         return _filled(targets[self.group.rank() * each :][:each], each)
 
     def losses(self, own: Tensor, targets: int) -> Tensor:
-        """`[targets]`: the loss of every target, alike on all ranks, from those that each rank computed."""
+        """`[targets]`: the loss of every target, on all ranks, from the losses that each rank computed."""
         found = gather_from_tensor_model_parallel_region(own, self.group)
         if found.requires_grad:
-            # All ranks go on alike, and gradients are means over the group.
+            # All ranks do the same computation from here, and gradients are averaged over the group.
             found.register_hook(lambda gradient: gradient * self.ranks)
         return found[:targets]
 
 
 def _filled(values: Tensor, length: int) -> Tensor:
-    """`values` with zeros behind them."""
+    """`values` padded with zeros to `length`."""
     missing = length - len(values)
     return values if not missing else torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
 
 
 class _Exchange(torch.autograd.Function):
-    """`[C, numbers]`, a row for each rank of the group, to the row that each of them has for this one."""
+    """An all-to-all of `[C, numbers]`: sends a row to each rank of the group, and receives a row from each."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup) -> Tensor:

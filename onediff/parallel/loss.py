@@ -1,4 +1,4 @@
-"""Cross-entropy per target, with a head that is cut over tensor-parallel ranks or not; logits are never gathered."""
+"""Cross-entropy per target, with a whole head or one split over tensor-parallel ranks; logits are never gathered."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Logits:
     times: float = 1.0
     over: float = 1.0
     cap: float | None = None
-    """None for no cap"""
+    """None for no cap."""
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Logits in fp32 of these entries."""
+        """The logits in fp32."""
         logits = output.float()
         if self.times != 1:
             logits = logits * self.times
@@ -32,17 +32,17 @@ class Logits:
 
 
 class LossHead(nn.Linear):
-    """A language-model head that can also give the loss, in one call whatever the number of chunks.
+    """A language model's head that can also compute the loss, with a single call for any number of chunks.
 
-    Under ZeRO-3 a call gathers the head's weights on all ranks together, and ranks differ in their number of targets: one
-    call per chunk would leave some of them waiting.
+    Under ZeRO-3, each call gathers the head's weights on all ranks. Ranks have different numbers of targets, so with one
+    call per chunk some ranks would wait forever.
     """
 
     logits = Logits()
-    """what the model makes of this layer's output"""
+    """How the model turns this layer's output into logits."""
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int | None = None) -> Tensor:
-        """The head's output `[…, vocabulary]`, or with `targets` the loss of each, `[targets]` fp32."""
+        """The head's output `[…, vocabulary]`, or with `targets`, the loss of each, `[targets]` fp32."""
         if targets is None:
             return super().forward(hidden)
         return by_chunks(self._loss, hidden, targets, chunk)
@@ -52,7 +52,7 @@ class LossHead(nn.Linear):
 
 
 def with_loss(head: Any, logits: Logits = Logits()) -> Any:
-    """The same head, able to give the loss by these logits: a plain `nn.Linear` becomes a `LossHead` in place."""
+    """Enables a head to compute the loss from these logits; turns a plain `nn.Linear` into a `LossHead` in place."""
     if type(head) is nn.Linear:
         head.__class__ = LossHead
     head.logits = logits
@@ -60,19 +60,18 @@ def with_loss(head: Any, logits: Logits = Logits()) -> Any:
 
 
 def target_loss(head: Any, hidden: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
-    """The loss of every target, `[targets]` fp32, not reduced, from hidden states `[targets, width]`.
+    """The unreduced loss of every target, `[targets]` fp32, from hidden states `[targets, width]`.
 
-    With `chunk`, logits exist for that many targets at a time, forwards and backwards, at the cost of a second pass
-    through the head: `chunk × vocabulary` values instead of `targets × vocabulary`. `head` is one that `with_loss` gave,
-    or a tensor-parallel `Head`.
+    With `chunk`, only `chunk × vocabulary` logits exist at a time instead of `targets × vocabulary`, forward and backward,
+    at the cost of a second pass through the head. `head` comes from `with_loss`, or is a tensor-parallel `Head`.
     """
     return head(hidden, targets=targets, chunk=chunk)
 
 
 def by_chunks(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor:
-    """`loss(hidden, targets)`, `chunk` targets at a time; intermediate values are recomputed in the backward pass."""
+    """`loss(hidden, targets)` in chunks of targets, with intermediate values recomputed in the backward pass."""
     if chunk is None or len(targets) <= chunk:
         return loss(hidden, targets)
     pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    # No dropout inside: there are no random states to keep.
+    # There is no dropout inside, so no random state to preserve.
     return torch.cat([checkpoint(loss, h, t, use_reentrant=False, preserve_rng_state=False) for h, t in pieces])

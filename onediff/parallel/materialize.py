@@ -1,7 +1,7 @@
-"""Builds a Hugging Face model on this rank: first without memory, then cut, then filled range by range.
+"""Materializes a Hugging Face model on this rank, range by range.
 
-A model is first made on the meta device, where it costs nothing, then its layers are cut for tensor parallelism, then each
-parameter gets memory for this rank's part only (under ZeRO-3: its range of the rank's block), which is filled from the
+The model starts on the meta device, where it takes no memory. Its layers are split for tensor parallelism. Then each
+parameter gets memory for this rank's part only (under ZeRO-3, its range of the rank's block), which is filled from the
 source. No process ever holds more than its share and one parameter.
 """
 
@@ -21,14 +21,14 @@ from onediff.zero.parameters import shard
 
 
 class WeightSource(Protocol):
-    """Where full parameters can be read range by range."""
+    """A source of full parameters that can be read in ranges."""
 
     def fill(self, name: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the parameter `name` into the flat tensor `target`."""
 
 
 class InMemory:
-    """Full parameters that are already in memory, such as those of a small model with random weights."""
+    """A source of parameters in memory, such as those of a small model with random weights."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -50,10 +50,10 @@ def place(
     device: torch.device | str = "cpu",
     cut: bool = True,
 ) -> Any:
-    """Gives a model on the meta device its parameters: cut over the tensor group, and under ZeRO-3 over the data group.
+    """Materializes a model on the meta device, split over the tensor group, and under ZeRO-3 over the data group.
 
-    `zero_config` is DeepSpeed's configuration when its stage is 3, else None. `cut=False` leaves the layers whole, as for
-    a vision tower. Returns the model, all zeros without a `source`. Collective under ZeRO-3. Raises what `source` raises.
+    `zero_config` is DeepSpeed's configuration at stage 3, else None. `cut=False` leaves layers whole, as for a vision tower.
+    Without a `source`, all parameters are zero. Collective under ZeRO-3. Raises what `source` raises.
     """
     if cut and topology.tp_size > 1:
         from onediff.parallel.tensor import cut_layers  # Megatron-core takes seconds to import
@@ -83,7 +83,7 @@ def place(
 
 
 def _buffers(model: Any, device: torch.device | str) -> None:
-    """Real buffers with the values that the model's own class gives them."""
+    """Materializes buffers with the values that the model's own class gives them."""
     for module in model.modules():
         own = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer is not None]
         if not any(buffer.is_meta for _, buffer in own):
@@ -92,12 +92,12 @@ def _buffers(model: Any, device: torch.device | str) -> None:
             persistent = name not in module._non_persistent_buffers_set
             module.register_buffer(name, torch.zeros_like(buffer, device=device), persistent)
         with torch.no_grad():
-            # Parameters are still on the meta device, where initialising them does nothing.
+            # Parameters are still on the meta device, where initialisation has no effect.
             model._init_weights(module)
 
 
 def _fill_buffers(model: Any, source: WeightSource) -> None:
-    """The buffers that belong to the weights, such as a scale of each layer; every rank holds them whole."""
+    """Fills buffers that are stored with the weights, such as a scale per layer. Every rank holds them whole."""
     for name, buffer in model.named_buffers():
         owner, _, key = name.rpartition(".")
         if key not in model.get_submodule(owner)._non_persistent_buffers_set:
@@ -105,17 +105,17 @@ def _fill_buffers(model: Any, source: WeightSource) -> None:
 
 
 def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Parameter:
-    # Zeros, so that the padding of a vocabulary is finite.
+    # Zeros, so that vocabulary padding is finite.
     new = nn.Parameter(torch.zeros_like(parameter, device=device), requires_grad=parameter.requires_grad)
     noted = {
         key: value for key, value in vars(parameter).items() if key not in vars(new)
-    }  # fake tensors have their own
+    }  # fake tensors have attributes of their own
     new.__dict__.update(noted)
     return new
 
 
 def _sum_marked_gradients(model: nn.Module, topology: Topology) -> None:
-    """Sums over the tensor group the gradients of which each rank computes a part."""
+    """Sums gradients over the tensor group for parameters whose gradient each rank computes in part."""
     assert topology.mpu is not None
     group = topology.mpu.get_tensor_model_parallel_group()
 

@@ -1,4 +1,4 @@
-"""Places a Hugging Face part of the model on this rank: whole, or cut and read range by range."""
+"""Places a Hugging Face part of the model on this rank, whole or sharded."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from onediff.parallel.topology import Topology
 from onediff.zero.parameters import is_sharded
 
 Adapt = Callable[[Any], Callable[[WeightSource], WeightSource]]
-"""Changes a model on the meta device; what it returns makes a source of the plain model one of the changed model."""
+"""Modifies a model on the meta device; returns a function that adapts a source of the plain model's weights to it."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the parts of the model go."""
+    """How to place the parts of the model."""
 
     topology: Topology
     zero_config: dict[str, Any] | None = None
-    """DeepSpeed's configuration under ZeRO-3, else None"""
+    """DeepSpeed's configuration under ZeRO-3, else None."""
     filled_later: bool = False
-    """weights will come from a checkpoint: only allocate this rank's part"""
+    """Only allocate this rank's part, because the weights will come from a checkpoint."""
     later: Collection[str] = ()
-    """parts of the model, `vision` or `language`, that are filled later although others are not"""
+    """Parts, `vision` or `language`, that are filled later although others are not."""
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    """of the parameters; under ZeRO-3 with bf16, DeepSpeed expects bf16 and keeps an fp32 master beside them"""
+    """Dtype of the parameters; under ZeRO-3 with bf16, DeepSpeed expects bf16 and keeps separate fp32 master weights."""
 
     def of(self, part: str) -> Placement:
-        """The same for one part of the model."""
+        """The placement of one part of the model."""
         return replace(self, filled_later=True) if part in self.later else self
 
     def build(
@@ -49,12 +49,11 @@ class Placement:
         cut: bool = False,
         adapt: Adapt | None = None,
     ) -> Any:
-        """A model of the class `auto` chooses (`AutoModelForCausalLM`, `AutoModel`) for `architecture`.
+        """Builds a model of the class that `auto` (`AutoModelForCausalLM`, `AutoModel`) chooses for `architecture`.
 
-        Weights come from the folder or hub `name`, else they are random by torch's seed, and then the same at every
-        topology. `cut=True` cuts its layers over the tensor group; `adapt` puts more into them first. Collective under
-        ZeRO-3. Raises UserError for an architecture that cannot be cut, and what `adapt` raises, before any of its
-        weights is read.
+        Weights come from `name`, a folder or hub id, else they are random by torch's seed and the same for every topology.
+        `cut=True` splits layers over the tensor group; `adapt` modifies them first. Collective under ZeRO-3. Before reading
+        any weights, raises UserError for an architecture that cannot be split, and what `adapt` raises.
         """
         tp_size = self.topology.tp_size if cut else 1
         if tp_size > 1:
@@ -73,7 +72,7 @@ class Placement:
         return place(model, source, self.topology, zero_config=self.zero_config, device=self.device, cut=cut)
 
     def settle(self, model: nn.Module) -> None:
-        """Moves what `build` did not make to the same device and type, as ZeRO-3 expects of all parameters."""
+        """Moves parameters that `build` did not create to the same device and dtype, as ZeRO-3 requires."""
         for parameter in model.parameters():
             if not is_sharded(parameter):
                 parameter.data = parameter.data.to(self.device, self.dtype)

@@ -1,8 +1,8 @@
 """Maps stored tensors to the parameters of a Hugging Face model, by transformers' own rules for renamed weights.
 
-Files name tensors as the release of transformers did that wrote them, with a head or without, a tower alone or inside a
-larger model. Transformers knows how each model's names changed (`conversion_mapping`); here its rules are asked for the
-names alone, so that a rank can read its part of each parameter and no more.
+The names of stored tensors depend on the release of transformers that wrote them, on whether the model has a head, and on
+whether it is part of a larger model. transformers has rules for each model (`conversion_mapping`). This module applies the
+rules to names only, so that a rank can read just its part of each parameter.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from onediff.parallel.materialize import InMemory
 from onediff.parallel.pretrained_files import PretrainedFiles
 
 NAMED = 5
-"""Names that an error lists."""
+"""Number of names that an error lists."""
 
 PLAIN = ("F64", "F32", "F16", "BF16")
-"""Types of numbers that are weights, not codes of them."""
+"""Dtypes of weights that are not quantised."""
 
 UNREAD = "pooler."
-"""Weights that a tower's files may lack, since nothing reads them here: classifiers are published without them."""
+"""Weights that a tower's files may lack, because they are not used. Published classifiers lack them."""
 
 COMPARED = 64
-"""Number of rows that are compared to tell two stored tensors apart."""
+"""Number of rows compared to check that two stored tensors are equal."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Parameters that are computed from stored tensors, such as the experts of a layer, stored one by one."""
+    """Parameters computed from stored tensors, such as experts that are stored one by one."""
 
     first: str
-    """the first parameter of the result"""
+    """The first parameter of the result."""
     converter: Any
-    """transformers' `WeightConverter`"""
+    """transformers' `WeightConverter`."""
     keys: tuple[tuple[str, str], ...]
-    """pattern and name of each input tensor"""
+    """Pattern and name of each input tensor."""
 
     def tensors(self, model: Any, read: Any) -> dict[str, torch.Tensor]:
-        """The resulting parameters; `read(key)` gives a stored tensor."""
+        """The resulting parameters; `read(key)` returns a stored tensor."""
         converter = deepcopy(self.converter)
         for pattern, key in self.keys:
             converter.add_tensor(self.first, key, pattern, read(key))
@@ -55,16 +55,16 @@ class Converted:
 
 @dataclass
 class Origins:
-    """Where the parameters and buffers of a model are in a set of stored names below one prefix."""
+    """The origins of a model's parameters and buffers among stored tensors with a common prefix."""
 
     shapes: dict[str, tuple[int, ...]]
-    """the origin of each in the files"""
+    """The stored shape of each."""
     of: dict[str, str | Converted]
-    """the stored tensor that it is, or how it is computed"""
+    """The stored tensor of each, or how to compute it."""
     missing: list[str] = field(default_factory=list)
-    """parameters that the files lack"""
+    """Parameters that the files lack."""
     differing: list[str] = field(default_factory=list)
-    """parameters of another shape in the files"""
+    """Parameters with another shape in the files."""
 
     @property
     def wrong(self) -> int:
@@ -73,11 +73,10 @@ class Origins:
 
 
 class Pretrained:
-    """A source of the weights of `model`, which may be on the meta device, in its published files."""
+    """A source of the weights of `model`, which may be on the meta device, from its published files."""
 
     def __init__(self, files: PretrainedFiles, model: Any) -> None:
-        """Raises UserError that names parameters which the files lack or have in another shape, or which are no plain
-        numbers in them."""
+        """Raises UserError, with names, if the files lack parameters, have them in another shape, or quantised."""
         self.files, self.model = files, model
         self.origins = find(files, model)
         _check_types(files, model, self.origins)
@@ -87,7 +86,7 @@ class Pretrained:
     def fill(self, name: str, piece: BlockRange, target: torch.Tensor) -> None:
         """Copies the range `piece` of the parameter or buffer `name` into the flat tensor `target`.
 
-        What must be computed is so whole, one group of parameters at a time. What the files may lack stays as it is.
+        Computed parameters are computed whole, one group at a time. Parameters that the files may lack keep their values.
         """
         origin = self.origins.of.get(name)
         if origin is None:
@@ -102,9 +101,9 @@ class Pretrained:
 
 
 def find(files: PretrainedFiles, model: Any) -> Origins:
-    """Where the parameters of `model` are in `files`, as transformers reads them, else below a common prefix.
+    """The origins of the parameters of `model` in `files`, as transformers reads them, else below a common prefix.
 
-    Raises UserError when some are missing.
+    Raises UserError if some are missing.
     """
     tried: list[Origins] = []
     for prefix in ("", *_prefixes(files.shapes)):
@@ -115,7 +114,7 @@ def find(files: PretrainedFiles, model: Any) -> Origins:
 
 
 def _prefixes(keys: Iterable[str]) -> list[str]:
-    """Possible prefixes of a model's names inside a larger one, short ones first."""
+    """Possible prefixes of a model's names within a larger model, shortest first."""
     found = set()
     for key in keys:
         parts = key.split(".")
@@ -127,7 +126,7 @@ def _prefixes(keys: Iterable[str]) -> list[str]:
 
 
 def _below(prefix: str, files: PretrainedFiles, model: Any) -> Origins:
-    """The origins of the model's parameters among the tensors whose names begin with `prefix`."""
+    """The origins of the model's parameters among tensors whose names start with `prefix`."""
     state = model.state_dict()
     stored = [key.removeprefix(prefix) for key in files.shapes if key.startswith(prefix)]
     found = Origins({}, {})
@@ -154,9 +153,9 @@ def _below(prefix: str, files: PretrainedFiles, model: Any) -> Origins:
 def _assigned(
     stored: list[str], model: Any, state: dict[str, torch.Tensor]
 ) -> Iterator[tuple[str, Any, list[tuple[str, str]]]]:
-    """Each name of the model with its converter, if it has one, and the pattern and name of the tensors for it.
+    """Yields each name of the model with its converter, if any, and the pattern and name of each of its tensors.
 
-    This is how `transformers.core_model_loading.convert_and_load_state_dict_in_model` pairs them.
+    Matches them as `transformers.core_model_loading.convert_and_load_state_dict_in_model` does.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -181,11 +180,11 @@ def _shapes_out(origin: Converted, files: PretrainedFiles, model: Any) -> dict[s
     try:
         return origin.tensors(model, lambda key: torch.empty(files.shapes[key], device="meta"))
     except (RuntimeError, ValueError, KeyError, IndexError):
-        return {}  # shapes that do not go together; what should have come out counts as missing
+        return {}  # incompatible shapes; the results count as missing
 
 
 def _tie(found: Origins, model: Any) -> None:
-    """Lets each name of a tied parameter stand for the others: files hold one of them or all."""
+    """Gives all names of a tied parameter the same origin, because files may store any or all of them."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -197,7 +196,7 @@ def _tie(found: Origins, model: Any) -> None:
 
 
 def _check_types(files: PretrainedFiles, model: Any, found: Origins) -> None:
-    """Raises UserError for quantised weights, which are codes and would be noise if read as numbers."""
+    """Raises UserError for quantised weights, which would be noise if read as plain numbers."""
     about = getattr(model.config, "quantization_config", None)
     for name, parameter in model.named_parameters():
         origin = found.of.get(name)
@@ -205,13 +204,13 @@ def _check_types(files: PretrainedFiles, model: Any, found: Origins) -> None:
         kind = None if key is None or not parameter.is_floating_point() else files.dtype(key)
         if about is not None or (kind is not None and kind not in PLAIN):
             raise UserError(
-                f"{files.name}: its weights are quantised ({kind} in {key}), which cannot be trained; "
-                "name the model before quantisation"
+                f"{files.name}: its weights are quantised ({kind} in {key}) and cannot be trained; "
+                "use the model before quantisation"
             )
 
 
 def _check_tied(files: PretrainedFiles, model: Any, found: Origins) -> None:
-    """Raises UserError when the configuration ties two tensors that are not equal."""
+    """Raises UserError if the configuration ties two tensors that differ."""
     first: dict[int, tuple[str, str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         key = found.of.get(name)
@@ -220,7 +219,7 @@ def _check_tied(files: PretrainedFiles, model: Any, found: Origins) -> None:
         other, stored = first.setdefault(id(parameter), (name, key))
         if key != stored and not torch.equal(files.rows(key, COMPARED), files.rows(stored, COMPARED)):
             raise UserError(
-                f"{files.name}: {other} and {name} differ in its files, though the configuration ties them; "
+                f"{files.name}: {other} and {name} differ in its files, but the configuration ties them; "
                 "set `tie_word_embeddings: false` in `config`"
             )
 
@@ -232,11 +231,11 @@ def _complaint(files: PretrainedFiles, model: Any, found: Origins) -> str:
         wanted = tuple(model.state_dict()[name].shape)
         others = f" and {len(found.differing) - 1} more" if len(found.differing) > 1 else ""
         return (
-            f"{files.name}: {name} is {list(found.shapes[name])} in its files, {list(wanted)} in the {kind} that the "
-            f"configuration describes{others}; correct the configuration's sizes, or leave out `config`"
+            f"{files.name}: {name} is {list(found.shapes[name])} in its files, but {list(wanted)} in the configured "
+            f"{kind}{others}; correct the sizes in the configuration, or remove `config`"
         )
     listed = ", ".join(found.missing[:NAMED]) + (", …" if len(found.missing) > NAMED else "")
     return (
         f"{files.name}: its files lack {len(found.missing)} of the {total} tensors of a {kind}: {listed}; "
-        "they are incomplete, or those of another model"
+        "they are incomplete, or belong to another model"
     )

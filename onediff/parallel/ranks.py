@@ -1,4 +1,4 @@
-"""Starts and ends the process groups."""
+"""Creates and destroys the process groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onediff.ranks import Ranks
 from onediff.zero import process
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Longest wait of a rank for the others in one collective."""
+"""Timeout of a collective."""
 
 
 def initialize_distributed(
@@ -26,25 +26,30 @@ def initialize_distributed(
     tensor: int = 1,
     flight_records: Path | None = None,
 ) -> Ranks:
-    """Joins torch.distributed and DeepSpeed: nccl (with gloo for CPU tensors) where there is a GPU, else gloo.
+    """Initialises torch.distributed and DeepSpeed: nccl (with gloo for CPU tensors) if there is a GPU, else gloo.
 
-    `timeout` bounds every collective. `first` is what rank 0 does before there is a group; the others wait for it as
-    long as rank 0 lives, without a limit.
-    `tensor` is the tensor-parallel size to come. Into the folder `flight_records` each rank writes its latest NCCL calls
-    when one of them times out. Returns the ranks in use (those of the environment by default).
+    Args:
+        ranks: by default those of the environment.
+        timeout: of every collective.
+        first: runs on rank 0 before the group exists; the others wait without a limit while rank 0 is alive.
+        tensor: the tensor-parallel size to be used.
+        flight_records: a folder into which each rank writes its latest NCCL calls if one times out.
+
+    Returns:
+        The ranks in use.
     """
     import torch
     import torch.distributed as dist
 
     ranks = ranks or Ranks.from_environment()
-    # DeepSpeed and Megatron read these even when the process group exists already.
+    # DeepSpeed and Megatron read these even if the process group already exists.
     os.environ.update(ranks.variables())
     accelerator.set_defaults(tensor, flight_records)
     gpu = torch.cuda.is_available()
     if gpu:
         device = own_device(ranks, torch.cuda.device_count())
         torch.cuda.set_device(device)
-        os.environ["LOCAL_RANK"] = str(device)  # DeepSpeed takes it for the number of the device
+        os.environ["LOCAL_RANK"] = str(device)  # DeepSpeed uses it as the device index
     process.prepare(gpu)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
@@ -62,22 +67,22 @@ def initialize_distributed(
 
 
 def own_device(ranks: Ranks, visible: int) -> int:
-    """The number of a rank's GPU among the `visible` ones: all of its node's, or only its own (`--gpus-per-task`).
+    """The index of a rank's GPU. Of the node's GPUs, `visible` are visible: all, or only its own (`--gpus-per-task`).
 
-    Raises UserError when there are fewer than ranks, but more than one.
+    Raises UserError if there are several, but fewer than ranks.
     """
     if visible == 1:
         return 0
     if ranks.local_rank >= visible:
         raise UserError(
-            f"rank {ranks.rank} is the node's number {ranks.local_rank} of {ranks.local_world}, and sees {visible} GPUs; "
-            "ask for one GPU a rank (`gpus_per_node` in the profile)"
+            f"rank {ranks.rank} is number {ranks.local_rank} of {ranks.local_world} on its node, but sees {visible} GPUs; "
+            "request one GPU per rank (`gpus_per_node` in the profile)"
         )
     return ranks.local_rank
 
 
 def _meeting_point(ranks: Ranks, timeout: timedelta) -> Any:
-    """The store at the launcher's address, or at rank 0's, through which the ranks find each other."""
+    """The rendezvous store, at the launcher's address or rank 0's."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -87,7 +92,7 @@ def _meeting_point(ranks: Ranks, timeout: timedelta) -> Any:
 
 
 def _rank_zero_first(ranks: Ranks, store: Any, first: Callable[[], None]) -> None:
-    """Rank 0 runs `first`; the others check once a second whether it is done, and fail if rank 0 died."""
+    """Runs `first` on rank 0. The others check once per second whether it is done, and fail if rank 0 died."""
     done = "rank-zero-was-first"
     if ranks.rank == 0:
         first()
@@ -98,7 +103,7 @@ def _rank_zero_first(ranks: Ranks, store: Any, first: Callable[[], None]) -> Non
 
 
 def shutdown() -> None:
-    """Ends the process groups in order: a rank that leaves early makes gloo abort in the others."""
+    """Destroys the process groups in order, because a rank that leaves early makes gloo abort in the others."""
     import torch.distributed as dist
 
     if not dist.is_initialized():

@@ -1,7 +1,7 @@
-"""Communication in a tensor group between a layer that is cut and one that is not.
+"""Communication in a tensor group between split and replicated layers.
 
-The same as Megatron-core's mappings of these names, which allocate on the GPU and along the first dimension only: these run
-on any device, and along the tokens of `[batch, tokens, width]`.
+Equivalent to Megatron-core's mappings of the same names. Those always allocate on the GPU and work along the first
+dimension; these work on any device, and along the tokens of `[batch, tokens, width]`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def gathered(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-    """Every rank's part, one behind the other along `dim`; without a gradient."""
+    """All ranks' parts, concatenated along `dim`; without a gradient."""
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(group.size())]
     dist.all_gather(parts, part.contiguous(), group=group)
     return torch.cat(parts, dim)
@@ -25,7 +25,7 @@ def _own(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Gathers parts along `dim`; every rank continues with the same computation, so its gradient is its own part."""
+    """Gathers parts along `dim`. All ranks then do the same computation, so the gradient is the rank's own part."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
@@ -50,7 +50,7 @@ def _reduce_scattered(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tens
 
 
 class _GatherTokens(torch.autograd.Function):
-    """Gathers all ranks' tokens. Ranks then compute different parts of a layer, so their gradients are added up."""
+    """Gathers all ranks' tokens. Ranks then compute different parts of a layer, so their gradients are summed."""
 
     @staticmethod
     def forward(ctx: Any, share: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -63,7 +63,7 @@ class _GatherTokens(torch.autograd.Function):
 
 
 class _SumTokens(torch.autograd.Function):
-    """Every rank's part of a sum over all tokens to the whole sum for its share of them."""
+    """Sums the ranks' parts over all tokens, and leaves each rank its share of the tokens."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -76,7 +76,7 @@ class _SumTokens(torch.autograd.Function):
 
 
 class _ShareTokens(torch.autograd.Function):
-    """From tokens that are the same on every rank to the rank's share of them."""
+    """Takes the rank's share of tokens that are the same on every rank."""
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -89,14 +89,14 @@ class _ShareTokens(torch.autograd.Function):
 
 
 def scatter_sums(part: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """`[batch, tokens, width]` → `[batch, tokens / ranks, width]`: this rank's share of the sum of all ranks' parts."""
+    """`[batch, tokens, width]` → `[batch, tokens / ranks, width]`: this rank's share of the sum over ranks."""
     return _SumTokens.apply(part, group)
 
 
 class TokenShares:
-    """How the tokens of the rows at hand are shared out over a tensor group: `[batch, tokens, width]` and back.
+    """Divides the tokens of the current rows among a tensor group: `[batch, tokens, width]` and back.
 
-    Where T does not divide the number of tokens, zeros are put behind them and taken away again.
+    If T does not divide the number of tokens, they are padded with zeros, which are removed again.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -104,20 +104,20 @@ class TokenShares:
         self.tokens = 0
 
     def share(self, whole: Tensor) -> Tensor:
-        """The rank's share of tokens that are the same on all ranks; later calls are about these rows."""
+        """The rank's share of tokens that are the same on all ranks. Later calls refer to these rows."""
         self.tokens = whole.shape[1]
         return _ShareTokens.apply(self._padded(whole), self.group)
 
     def gather(self, share: Tensor) -> Tensor:
-        """All tokens, from every rank's share, for layers that are cut."""
+        """Gathers all tokens for split layers."""
         return _GatherTokens.apply(share, self.group)[:, : self.tokens]
 
     def gather_alike(self, share: Tensor) -> Tensor:
-        """All tokens, from every rank's share, for a computation that is the same on all ranks."""
+        """Gathers all tokens for a computation that is the same on all ranks."""
         return _Gather.apply(share, 1, self.group)[:, : self.tokens]
 
     def sum(self, part: Tensor) -> Tensor:
-        """The rank's share of the ranks' sum over all tokens."""
+        """The rank's share of the tokens, summed over ranks."""
         return _SumTokens.apply(self._padded(part), self.group)
 
     def _padded(self, whole: Tensor) -> Tensor:

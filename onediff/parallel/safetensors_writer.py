@@ -1,4 +1,4 @@
-"""Writes safetensors files one tensor at a time: nothing is held twice, and the checksum comes for free."""
+"""Writes safetensors files one tensor at a time, without copies in memory, and computes their checksums on the way."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DTYPES = {
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-"""Hugging Face's names for a model in one file, and for the index of several."""
+"""Hugging Face's names for a single weight file, and for the index of several files."""
 
 
 class Entry(NamedTuple):
-    """One tensor to write: its name, type and shape, and how to get it when it is its turn."""
+    """A tensor to write: its name, dtype and shape, and a function that returns it."""
 
     name: str
     dtype: torch.dtype
@@ -42,21 +42,21 @@ class Entry(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Size of a finished file, in bytes, and its SHA-256."""
+    """The size of a finished file in bytes, and its SHA-256."""
 
     bytes: int
     sha256: str
 
 
 def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> Written:
-    """Writes `entries` in order to `path` and flushes them to the disk; one tensor at a time is in CPU memory."""
+    """Writes `entries` to `path` in order, and flushes to disk. Holds one tensor at a time in CPU memory."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for entry in entries:
         begin, end = end, end + prod(entry.shape) * entry.dtype.itemsize
         header[entry.name] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of eight
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for piece in (len(text).to_bytes(8, "little"), text):
@@ -74,12 +74,12 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
 
 
 def in_library_order(entries: Sequence[Entry]) -> list[Entry]:
-    """The order in which the safetensors library writes tensors: wide types first, then by name."""
+    """The order in which the safetensors library writes tensors: by decreasing item size, then by name."""
     return sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
 
 
 def write_model(folder: Path, entries: Sequence[Entry], shard_bytes: int) -> list[Path]:
-    """Writes `entries` as Hugging Face does: one file, or several of at most `shard_bytes` with an index beside them."""
+    """Writes `entries` as Hugging Face does: one file, or several of at most `shard_bytes` with an index."""
     shards: list[list[Entry]] = [[]]
     total = size = 0
     for entry in in_library_order(entries):

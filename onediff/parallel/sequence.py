@@ -1,8 +1,8 @@
-"""Sequence parallelism (Megatron's, arXiv 2205.05198) for a language model that is cut already.
+"""Sequence parallelism (Megatron's, arXiv 2205.05198) for a language model that is already split.
 
-Between the cut layers, at the norms and on the way around them, every rank of a tensor group holds the same. Here each
-holds its share of the tokens there instead: a norm's output is gathered for the layers that are cut, and their sums come
-back as shares. Only training does so; generation leaves the layers as they are.
+With tensor parallelism alone, all ranks of a group hold the same activations between the split layers, at norms and
+residuals. With sequence parallelism, each rank holds its share of the tokens there: a norm's output is gathered for the
+split layers, whose sums are scattered again. Applies only to training, not to generation.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ def check_sequence(architecture: Any, where: str = "parallel.sequence") -> None:
     """Raises UserError for a model whose layers are not norm, attention, norm, feed-forward."""
     families = ("llama", "mistral", "qwen2", "qwen3")
     if architecture.model_type not in families:
-        raise UserError(
-            f"{where}: works for {', '.join(families)}, not for {architecture.model_type} models; turn it off"
-        )
+        raise UserError(f"{where}: supports {', '.join(families)}, not {architecture.model_type} models; turn it off")
 
 
 def share_tokens(model: Any, mpu: Mpu) -> None:
-    """Lets the tensor group of a causal LM, cut and still on the meta device, share out its tokens.
+    """Adds sequence parallelism to a causal LM that is split and still on the meta device.
 
-    Raises UserError for a model that it does not fit.
+    Raises UserError for an unsupported model.
     """
     check_sequence(model.config)
     base = model.base_model
@@ -54,14 +52,14 @@ def share_tokens(model: Any, mpu: Mpu) -> None:
             _sum_gradients(norm)
         for module in layer.modules():
             if isinstance(module, ColumnLayer):
-                # The norm before it adds up the gradient of what it gathered.
+                # The gather after the preceding norm already sums this gradient.
                 module.disable_grad_reduce, module.allreduce_dgrad = True, False
             elif isinstance(module, RowLayer):
                 module.shares = shares
                 if module.bias is not None:
                     module.bias.sum_gradient_over_tensor_group = True
             if hasattr(module, "base_layer"):
-                # Of an adapter the matrix that is not cut: its gradient is of the rank's tokens, or of its outputs, alone.
+                # An adapter's unsplit matrix has a gradient from the rank's own tokens or outputs only.
                 whole = module.lora_A if isinstance(module.base_layer, ColumnLayer) else module.lora_B
                 _sum_gradients(whole)
     base.norm.register_forward_hook(behind_last)

@@ -1,7 +1,7 @@
-"""Tensor parallelism for any Hugging Face causal LM, by its own `base_model_tp_plan`, with Megatron-core's layers.
+"""Tensor parallelism for Hugging Face causal LMs, following their `base_model_tp_plan`, with Megatron-core's layers.
 
-Layers keep their names and their meaning: `q_proj.weight` of a rank is a block of the `q_proj.weight` of the model, and the
-block is noted on the parameter (`parameter.block`), from where checkpoints, loading and export read it.
+Layers keep their names and meaning: a rank's `q_proj.weight` is a block of the model's `q_proj.weight`. Parameters record
+their block (`parameter.block`) for checkpoints, loading and export.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _CUT = """
     starcoder2 vaultgemma youtu
 """
 CUT = frozenset(_CUT.split())
-"""Model types whose loss and gradients are the same at every T, by test."""
+"""Model types tested to have the same loss and gradients at every tensor-parallel size."""
 
 
 class ColumnLayer(ColumnParallelLinear):
-    """`[…, in]` → `[…, out / T]`: the rank's own outputs."""
+    """`[…, in]` → `[…, out / T]`: computes the rank's own outputs."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The rank's outputs; the gradient of `hidden` is summed over the tensor group."""
@@ -46,31 +46,31 @@ class ColumnLayer(ColumnParallelLinear):
 
 
 class RowLayer(RowParallelLinear):
-    """`[…, in / T]` → `[…, out]`: summed over the tensor group."""
+    """`[…, in / T]` → `[…, out]`: sums over the tensor group."""
 
     shares: TokenShares | None = None
-    """with sequence parallelism: who keeps which tokens of the output while training"""
+    """With sequence parallelism, the division of the output's tokens during training."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The whole output, the same on every rank of the group; or for the rank's share of the tokens."""
+        """The whole output, the same on every rank of the group, or the output for the rank's share of the tokens."""
         if not self.training or self.shares is None:
             return super().forward(hidden)[0]
         summed = self.shares.sum(F.linear(hidden, self.weight, None))
         return summed if self.bias is None else summed + self.bias
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
-        """The product in memory of its own: Megatron sums over the group in it, and where selective checkpointing keeps
-        products, it would sum once more what it had kept."""
+        """A copy of the product. Megatron sums over the group in place, so if selective checkpointing kept the product
+        itself, it would be summed twice."""
         part = super()._forward_impl(input, weight, **options)
         return part.clone() if self.training else part
 
 
 class Words(VocabParallelEmbedding):
-    """The word embedding, times a factor where the model's own has one."""
+    """The token embedding, scaled if the model's own embedding is."""
 
     factor: float | None = None
     padding_id: int | None = None
-    """A word that learns nothing, as torch's `nn.Embedding` has it (`padding_idx`); Megatron's has no such word."""
+    """An id without a gradient, as `padding_idx` of torch's `nn.Embedding`, which Megatron's embedding lacks."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """`[…]` ids to `[…, width]`."""
@@ -82,17 +82,17 @@ class Words(VocabParallelEmbedding):
 
 
 class Head(ColumnParallelLinear):
-    """The language-model head over a vocabulary that was padded to a multiple of T."""
+    """The language model's head over a vocabulary padded to a multiple of T."""
 
     vocabulary: int
-    """entries that exist; the padding lies behind them"""
+    """Size of the vocabulary without padding, which is at the end."""
     logits = Logits()
-    """what the model makes of this layer's output"""
+    """How the model turns this layer's output into logits."""
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int | None = None) -> Tensor:
-        """The output for the whole vocabulary, as generation needs it, or with `targets` the loss of each, `[targets]`.
+        """The output for the whole vocabulary, for generation; or with `targets`, the loss of each, `[targets]`.
 
-        The loss is computed from the rank's part of the logits, `chunk` targets at a time.
+        The loss is computed from each rank's part of the logits, `chunk` targets at a time.
         """
         if targets is not None:
             return by_chunks(self._loss, hidden, targets, chunk)
@@ -103,7 +103,7 @@ class Head(ColumnParallelLinear):
         output = super().forward(hidden)[0]
         logits = self.logits(output)
         if self.padding:
-            # The lowest number, so that padding has no part in a softmax.
+            # The lowest number, so that padding does not contribute to a softmax.
             existing = logits.shape[-1] - self.padding
             lowest = logits.new_full((*logits.shape[:-1], self.padding), torch.finfo(output.dtype).min)
             logits = torch.cat([logits[..., :existing], lowest], dim=-1)
@@ -112,16 +112,16 @@ class Head(ColumnParallelLinear):
 
     @property
     def padding(self) -> int:
-        """How many entries of this rank's part are padding."""
+        """Number of padding entries in this rank's part."""
         per_rank = self.output_size_per_partition
         return min(per_rank, max(0, (self.tp_group.rank() + 1) * per_rank - self.vocabulary))
 
 
 def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tensor") -> None:
-    """Raises UserError when the language model cannot be cut into `tp_size` parts, before any weight is read."""
+    """Raises UserError, before any weights are read, if the language model cannot be split into `tp_size` parts."""
     kind = architecture.model_type
     if kind not in CUT:
-        raise UserError(f"{where}: models of type {kind} are not cut; use parallel.tensor=1")
+        raise UserError(f"{where}: models of type {kind} do not support tensor parallelism; use parallel.tensor=1")
     heads = architecture.num_attention_heads
     counts = {
         "attention heads": heads,
@@ -134,17 +134,17 @@ def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tens
 
 
 def cut_layers(model: Any, mpu: Mpu) -> None:
-    """Puts Megatron-core's layers into a causal LM that lies on the meta device; its weights are given afterwards.
+    """Replaces layers of a causal LM on the meta device by Megatron-core's. Its weights are loaded afterwards.
 
-    Raises UserError for a plan with a style that is not known here.
+    Raises UserError if the plan contains an unknown style.
     """
     architecture, tp_size = model.config, mpu.get_tensor_model_parallel_world_size()
     check_divisible(architecture, tp_size)
     config = ModelParallelConfig(
         tensor_model_parallel_size=tp_size,
         params_dtype=model.dtype,
-        perform_initialization=False,  # it would draw the whole weight; `_note` sets the attributes that it would
-        use_cpu_initialization=True,  # on the device in force, which is meta
+        perform_initialization=False,  # it would draw the whole weight; `_note` sets the attributes instead
+        use_cpu_initialization=True,  # on the current default device, which is meta
     )
     base = model.base_model
     with torch.device("meta"):
@@ -168,8 +168,8 @@ def _replace(root: nn.Module, name: str, layer: nn.Module) -> None:
 def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, name: str) -> nn.Module:
     """The parallel layer for one entry of the plan."""
     if hasattr(layer, "base_layer"):
-        # A layer with adapters (peft): the layer is cut, and of each adapter the matrix on the side that is cut. The
-        # other one computes the same on every rank of the group, and gets the same gradient.
+        # A layer with adapters (peft): split the layer, and of each adapter the matrix on the split side. The other
+        # matrix computes the same on every rank of the group and gets the same gradient.
         adapted: Any = layer
         adapted.base_layer = _cut(adapted.base_layer, style, config, mpu, name)
         halves = adapted.lora_B if style == "colwise" else adapted.lora_A
@@ -177,12 +177,12 @@ def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, na
             halves[key] = _cut(halves[key], style, config, mpu, name)
         return layer
     if style == "replicated_with_grad_allreduce":
-        # A norm inside attention sees the rank's own heads only: its gradient is the sum over the group.
+        # A norm inside attention sees only the rank's own heads, so its gradient is the sum over the group.
         for parameter in layer.parameters():
             parameter.sum_gradient_over_tensor_group = True  # type: ignore[attr-defined]
         return layer
     if not isinstance(layer, nn.Linear) or style not in ("colwise", "rowwise"):
-        raise UserError(f"parallel.tensor: no way to cut {name!r} ({style}); use parallel.tensor=1")
+        raise UserError(f"parallel.tensor: cannot split {name!r} ({style}); use parallel.tensor=1")
     sizes, options = (layer.in_features, layer.out_features), {"config": config, "init_method": None}
     bias = layer.bias is not None
     if style == "colwise":
@@ -200,7 +200,7 @@ def _cut_embedding(layer: nn.Embedding, config: ModelParallelConfig, mpu: Mpu) -
     rows = padded_vocabulary(layer.num_embeddings, mpu.get_tensor_model_parallel_world_size())
     cut = Words(rows, layer.embedding_dim, init_method=None, config=config)
     if type(layer) is not nn.Embedding:
-        # Gemma's and similar ones: a factor beside the weights, and nothing else.
+        # Gemma and similar models only add a factor.
         cut.factor = float(vars(layer)["scalar_embed_scale"])
     cut.padding_id = layer.padding_idx
     _note(cut.weight, layer.weight.shape, 0, mpu)
@@ -218,14 +218,14 @@ def _cut_head(layer: nn.Linear, config: ModelParallelConfig, mpu: Mpu) -> nn.Mod
 
 
 def padded_vocabulary(size: int, tp_size: int) -> int:
-    """The next multiple of T."""
+    """`size` rounded up to a multiple of T."""
     return -(-size // tp_size) * tp_size
 
 
 def _note(parameter: nn.Parameter | None, shape: Sequence[int], dim: int, mpu: Mpu) -> None:
-    """Records on a parameter which block it is, and that DeepSpeed must sum its norm over the tensor group.
+    """Records a parameter's block, and that DeepSpeed must sum its norm over the tensor group.
 
-    Without the second, gradients of other ranks' blocks are left out of the global norm and clipping is wrong.
+    Without the latter, the global norm would miss other ranks' blocks, and clipping would be wrong.
     """
     assert parameter is not None
     size = parameter.shape[dim]

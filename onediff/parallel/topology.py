@@ -1,7 +1,7 @@
-"""World = data × context × tensor: the process groups, and the small `mpu` through which DeepSpeed sees them.
+"""The process groups of a world of data × context × tensor ranks, and the `mpu` object through which DeepSpeed sees them.
 
-Tensor groups are Megatron-core's. The ranks of a context group are data-parallel ones to DeepSpeed and Megatron: all of
-them hold the same blocks, and each adds its share of the gradients.
+Tensor groups are Megatron-core's. To DeepSpeed and Megatron, the ranks of a context group are data-parallel ranks: all hold
+the same blocks, and each contributes its share of the gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 
 class Mpu:
-    """What DeepSpeed asks of a model-parallel unit; the answers are Megatron-core's."""
+    """The model-parallel unit for DeepSpeed, backed by Megatron-core."""
 
     def __init__(self) -> None:
         from megatron.core import parallel_state as state
@@ -33,7 +33,7 @@ class Mpu:
         return self._state.get_data_parallel_group()
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        """Their global numbers."""
+        """Their global ranks."""
         return dist.get_process_group_ranks(self._state.get_data_parallel_group())
 
     def get_data_parallel_world_size(self) -> int:
@@ -45,7 +45,7 @@ class Mpu:
         return self._state.get_data_parallel_rank()
 
     def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
-        """Ranks that hold the blocks of one model."""
+        """Ranks that together hold one model."""
         return self._state.get_tensor_model_parallel_group()
 
     def get_tensor_model_parallel_world_size(self) -> int:
@@ -57,10 +57,10 @@ class Mpu:
         return self._state.get_tensor_model_parallel_rank()
 
     def get_tensor_model_parallel_src_rank(self) -> int:
-        """Global number of the first rank of this tensor group."""
+        """Global rank of the first rank of this tensor group."""
         return self._state.get_tensor_model_parallel_src_rank()
 
-    # DeepSpeed's older names for the same.
+    # DeepSpeed's older names.
     get_model_parallel_group = get_tensor_model_parallel_group
     get_model_parallel_world_size = get_tensor_model_parallel_world_size
     get_model_parallel_rank = get_tensor_model_parallel_rank
@@ -68,26 +68,26 @@ class Mpu:
 
 @dataclass(frozen=True)
 class Topology:
-    """Where this rank stands: `rank = (dp_rank · cp_size + cp_rank) · tp_size + tp_rank`.
+    """This rank's position in the world: `rank = (dp_rank · cp_size + cp_rank) · tp_size + tp_rank`.
 
-    Tensor groups are neighbours in a node, and so are the ranks that compute the same rows.
+    The ranks of a tensor group are neighbours within a node, and so are the ranks that compute the same rows.
     """
 
     ranks: Ranks
     tp_size: int
     mpu: Mpu | None
-    """None without tensor parallelism: DeepSpeed then uses all ranks as data-parallel ones"""
+    """None without tensor parallelism, so that DeepSpeed treats all ranks as data-parallel."""
     sequence: bool = False
-    """the tensor group shares out the tokens where its layers are not cut"""
+    """Whether sequence parallelism is on."""
     cp_size: int = 1
     context_group: dist.ProcessGroup | None = None
-    """ranks with the same dp_rank and tp_rank, which share out the language model's tokens; None if C is 1"""
+    """Ranks with the same dp_rank and tp_rank, which divide the language model's tokens; None if C is 1."""
     row_group: dist.ProcessGroup | None = None
-    """ranks with the same dp_rank, which compute the same rows; None if each rank has rows of its own"""
+    """Ranks with the same dp_rank, which compute the same rows; None if each rank has its own rows."""
 
     @property
     def dp_size(self) -> int:
-        """D: how many groups of ranks read different samples."""
+        """D, the number of groups of ranks that read different samples."""
         return self.ranks.world // (self.tp_size * self.cp_size)
 
     @property
@@ -97,12 +97,12 @@ class Topology:
 
     @property
     def copies(self) -> int:
-        """D · C: how many tensor groups there are. ZeRO shares a model out over that many ranks."""
+        """D · C, the number of tensor groups, and of ranks over which ZeRO partitions the model."""
         return self.ranks.world // self.tp_size
 
     @property
     def copy(self) -> int:
-        """Number of this rank's tensor group, 0 … D · C - 1."""
+        """Index of this rank's tensor group, 0 … D · C - 1."""
         return self.ranks.rank // self.tp_size
 
     @property
@@ -116,14 +116,14 @@ class Topology:
         return self.ranks.rank % self.tp_size
 
     def same_blocks_by_node(self) -> list[list[int]]:
-        """Ranks of one node that hold the same blocks, for each node and tp_rank; nodes have whole tensor groups."""
+        """For each node and tp_rank, the node's ranks that hold the same blocks. Nodes have whole tensor groups."""
         per_node, size = self.ranks.local_world, self.tp_size
         nodes = [range(first, first + per_node) for first in range(0, self.ranks.world, per_node)]
         return [list(node[place::size]) for node in nodes for place in range(size)]
 
     @property
     def reads(self) -> bool:
-        """Whether this rank reads the rows for all ranks with its dp_rank."""
+        """Whether this rank reads the rows for all ranks with the same dp_rank."""
         return self.ranks.rank % (self.tp_size * self.cp_size) == 0
 
     @property
@@ -134,11 +134,11 @@ class Topology:
         return world if self.mpu is None else self.mpu.get_data_parallel_group()
 
     def from_reader(self, value: Value) -> Value:
-        """What the rank that reads the rows gave, on all ranks that compute them. Collective over them."""
+        """Broadcasts `value` from the reading rank to all ranks that compute the same rows. Collective over them."""
         return _from_first(value, self.row_group)
 
     def from_tensor_rank_zero(self, value: Value) -> Value:
-        """What rank 0 of this tensor group gave, on all of the group. Collective over it."""
+        """Broadcasts `value` from the first rank of this tensor group. Collective over the group."""
         return _from_first(value, None if self.mpu is None else self.mpu.get_tensor_model_parallel_group())
 
 
@@ -151,7 +151,7 @@ def _from_first(value: Value, group: dist.ProcessGroup | None) -> Value:
 
 
 def check_world(config: ParallelConfig, ranks: Ranks) -> None:
-    """Raises UserError when the processes that were started cannot be D × C × T."""
+    """Raises UserError if the number of processes is not D × C × T."""
     size, keys, world = config.row_ranks, config.row_keys, ranks.world
     if world % size:
         raise UserError(f"{keys}: {world} processes cannot be split into groups of {size}; start a multiple of {size}")
@@ -163,9 +163,9 @@ def check_world(config: ParallelConfig, ranks: Ranks) -> None:
 
 
 def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
-    """Makes the process groups for D × C × T. Collective, once per process; torch.distributed must be initialised.
+    """Creates the process groups for D × C × T. Collective; call once per process, after torch.distributed is initialised.
 
-    Raises UserError when the world does not fit.
+    Raises UserError if the world does not fit.
     """
     check_world(config, ranks)
     mpu = None if config.tensor == 1 else _tensor_groups(config.tensor)
@@ -181,22 +181,22 @@ def create_topology(config: ParallelConfig, ranks: Ranks) -> Topology:
 
 
 def own_group(groups: list[list[int]]) -> dist.ProcessGroup:
-    """Of process groups of these ranks, the one that this rank is in. Collective."""
+    """Creates process groups of these ranks; returns the one that contains this rank. Collective."""
     own, _ = dist.new_subgroups_by_enumeration(groups, timeout=COLLECTIVE_TIMEOUT)
     assert own is not None
     return own
 
 
 def _tensor_groups(tensor: int) -> Mpu:
-    """Megatron-core's groups of `tensor` ranks. Collective, once per process."""
+    """Creates Megatron-core's groups of `tensor` ranks. Collective; call once per process."""
     from onediff.model.lean import lean_imports
 
-    # It warns about every missing optional library.
+    # Megatron-core warns about every missing optional library.
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-    # It imports distutils before setuptools, which takes its place and says so.
+    # It imports distutils before setuptools, which warns when it replaces distutils.
     warnings.filterwarnings("ignore", message="Distutils was imported before|Setuptools is replacing distutils")
     with lean_imports():
-        import megatron.core.tensor_parallel  # noqa: F401  (the rest of what a rank needs of it)
+        import megatron.core.tensor_parallel  # noqa: F401  (imported here to stay lean)
         from megatron.core import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():

@@ -1,4 +1,4 @@
-"""Weights in and out: the part of each parameter that a rank stores, and a model written as one Hugging Face folder."""
+"""Loads weights into this rank's parts of parameters, and exports full parameters as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onediff.zero.parameters import is_sharded, own_range
 
 
 def local_part(parameter: Any) -> tuple[BlockRange, torch.Tensor]:
-    """The range of `parameter` that this rank stores, and the flat tensor, `[length]`, that it is stored in (a view)."""
+    """The range of `parameter` that this rank stores, and a view of its values, `[length]`."""
     block = block_of(parameter)
     if not is_sharded(parameter):
         return BlockRange(block, 0, block.real), parameter.detach().view(-1).narrow(0, 0, block.real)
@@ -34,7 +34,7 @@ def put_weights(
     fill: Callable[[str, BlockRange, torch.Tensor], None],
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
-    """Calls `fill(name, piece, target)` for this rank's part of each parameter whose name is `wanted`."""
+    """Calls `fill(name, piece, target)` for this rank's part of each parameter for which `wanted(name)` is true."""
     for name, parameter in module.named_parameters():
         if wanted(name):
             piece, target = local_part(parameter)
@@ -44,9 +44,9 @@ def put_weights(
 def export_weights(
     module: nn.Module, folder: Path, *, shard_bytes: int = 5 * 10**9, skip: Iterable[str] = ()
 ) -> list[Path]:
-    """Writes the full parameters of a cut module as Hugging Face safetensors files, named as in the module. Collective.
+    """Writes the full parameters of a sharded module as Hugging Face safetensors files. Collective.
 
-    Rank 0 writes; it holds one parameter at a time. `skip` names parameters to leave out. Returns the files, on rank 0.
+    Rank 0 writes, with one parameter in memory at a time. `skip` names parameters to leave out. Returns the files on rank 0.
     """
     parameters = {name: p for name, p in module.named_parameters() if name not in set(skip)}
     whole = gatherer(parameters)
@@ -61,9 +61,9 @@ def export_weights(
 
 
 def weights_digest(module: nn.Module, dtype: torch.dtype) -> str:
-    """SHA-256 of the names, shapes and values of all parameters of a cut module, as they are in `dtype`. Collective.
+    """The SHA-256 of names, shapes and values (in `dtype`) of all parameters of a sharded module. Collective.
 
-    Rank 0 holds one parameter at a time; costs about a second a gigabyte.
+    Rank 0 holds one parameter at a time. Costs about a second per gigabyte.
     """
     parameters = dict(module.named_parameters())
     whole, digest = gatherer(parameters), hashlib.sha256()
@@ -75,7 +75,7 @@ def weights_digest(module: nn.Module, dtype: torch.dtype) -> str:
 
 
 def gatherer(parameters: dict[str, nn.Parameter]) -> Callable[[str], torch.Tensor]:
-    """A function from a name to the full parameter, on rank 0; to an empty tensor elsewhere. Its calls are collective."""
+    """A collective function that returns a full parameter by name on rank 0, and an empty tensor elsewhere."""
     mine = {name: local_part(p)[0] for name, p in parameters.items()}
     everyone: list[dict[str, BlockRange]] = gathered(mine)
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -83,7 +83,7 @@ def gatherer(parameters: dict[str, nn.Parameter]) -> Callable[[str], torch.Tenso
     def whole(name: str) -> torch.Tensor:
         """The full parameter on rank 0; an empty tensor elsewhere."""
         piece, local = local_part(parameters[name])
-        # Several ranks may hold the same range; the first one gives it.
+        # Several ranks may hold the same range; the first of them sends it.
         givers = {held[name]: number for number, held in reversed(list(enumerate(everyone))) if held[name].length}
         if rank:
             if givers.get(piece) == rank:

@@ -13,8 +13,8 @@ def release(engine: Any) -> None:
     """Clears global references to a DeepSpeed engine, so that it is freed when its owner drops it.
 
     DeepSpeed 0.19 keeps every ZeRO-3 model in a global list of modules, which the next model's forward passes would search,
-    and in a global cache of its coordinators. It also leaves `torch.nn.functional.linear` replaced by a Python version, which
-    costs the demo's model a tenth of each pass.
+    and in a global cache of its coordinators. It also leaves `torch.nn.functional.linear` replaced by a Python version,
+    which costs the demo's model a tenth of each pass.
     """
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses

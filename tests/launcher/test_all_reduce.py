@@ -20,4 +20,4 @@ def test_sums_over_all_ranks_and_over_a_node(tmp_path):
 def test_a_node_without_the_gpus_it_should_have(tmp_path):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     assert run_local([*WORDS, str(tmp_path / "n.json"), "--gpus"], 1, log_dir=tmp_path, env=env) == 1
-    assert "torch sees no GPU here" in (tmp_path / "local.rank0.log").read_text() and not (tmp_path / "n.json").exists()
+    assert "torch sees no GPU:" in (tmp_path / "local.rank0.log").read_text() and not (tmp_path / "n.json").exists()

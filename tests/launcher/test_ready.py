@@ -141,7 +141,7 @@ def test_headers_and_tokenizer_are_compared_with_the_configuration(models, run_f
     assert "model.language.config: " in told and "'rms_norm_eps' expected float, got str" in told  # 1e-06, in YAML
     narrow = yaml.safe_dump({**fields, "intermediate_size": 80}, default_flow_style=True)
     (told,) = named(models, run_file, f"model.language.config={narrow}")
-    assert "gate_proj.weight is [96, 64] in its files, [80, 64] in the LlamaForCausalLM" in told
+    assert "gate_proj.weight is [96, 64] in its files, but [80, 64] in the configured LlamaForCausalLM" in told
     small = yaml.safe_dump({**fields, "vocab_size": 256}, default_flow_style=True)
     first, second = named(models, run_file, f"model.language.config={small}")
     assert "pieces, but the language model 256 embeddings" in first and "embed_tokens.weight is [400, 64]" in second

@@ -119,7 +119,7 @@ def test_ranks_of_a_row_are_neighbours():
 def test_what_does_not_combine_is_refused_in_a_line():
     llama = small_config("llama")
     check_shares(llama, 2, 2)
-    with pytest.raises(UserError, match=r"context: 4 attention heads .* over 8 ranks .*tensor 2 × parallel.context 4"):
+    with pytest.raises(UserError, match=r"context: 4 attention heads .* among 8 ranks .*tensor 2 × parallel.context 4"):
         check_shares(llama, 2, 4)
     with pytest.raises(UserError, match=r"mamba models do not support context parallelism; use parallel.context=1"):
         check_shares(small_config("mamba"), 1, 2)

@@ -250,7 +250,7 @@ def test_incomplete_or_contradictory(environ, message):
 def test_a_rank_takes_its_own_gpu_among_all_of_its_node_or_the_only_one_it_sees():
     third = Ranks(11, 3, 16, 8)
     assert (own_device(third, 8), own_device(third, 1)) == (3, 0)
-    with pytest.raises(UserError, match="rank 11 is the node's number 3 of 8, and sees 2 GPUs"):
+    with pytest.raises(UserError, match="rank 11 is number 3 of 8 on its node, but sees 2 GPUs"):
         own_device(third, 2)
 
 

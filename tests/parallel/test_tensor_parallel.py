@@ -234,7 +234,7 @@ def test_every_checkpoint_goes_on_at_every_topology_and_stage(real_data, tmp_pat
 
 def test_a_model_that_cannot_share_its_tokens_is_named():
     check_sequence(AutoConfig.for_model(**ARCHITECTURES["qwen3"]))
-    with pytest.raises(UserError, match=r"parallel.sequence: works for llama, .* not for gemma2 models"):
+    with pytest.raises(UserError, match=r"parallel.sequence: supports llama, .* not gemma2 models"):
         check_sequence(AutoConfig.for_model("gemma2"))
 
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_cut_is_named():
     for tensor, message in ((3, "8 attention heads"), (8, "4 key/value heads")):
         with pytest.raises(UserError, match=message):
             check_divisible(config, tensor)
-    with pytest.raises(UserError, match="models of type gpt2 are not cut"):
+    with pytest.raises(UserError, match="models of type gpt2 do not support tensor parallelism"):
         check_divisible(AutoConfig.for_model("gpt2"), 2)
     for size, parts in itertools.product((96, 97, 98), (1, 2, 4)):
         padded = padded_vocabulary(size, parts)

@@ -241,7 +241,11 @@ def test_files_that_do_not_fit_are_refused_in_a_line(tmp_path, monkeypatch):
 
     AutoModelForCausalLM.from_config(llama()).save_pretrained(tmp_path)
     wider = LlamaConfig(**{**SMALL, "intermediate_size": 64}, vocab_size=97)
-    refused(wider, tmp_path, r"gate_proj.weight is \[48, 32\] in its files, \[64, 32\] in the LlamaForCausalLM")
+    refused(
+        wider,
+        tmp_path,
+        r"gate_proj.weight is \[48, 32\] in its files, but \[64, 32\] in the configured LlamaForCausalLM",
+    )
     refused(llama(tie_word_embeddings=True), tmp_path, r"differ in its files.*set `tie_word_embeddings: false`")
     weights = load_file(tmp_path / "model.safetensors")
     codes = {key: w.to(torch.float8_e4m3fn) if "q_proj" in key else w for key, w in weights.items()}

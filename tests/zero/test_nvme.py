@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
 
 def test_states_without_room_are_refused(tmp_path):
     large = {"params": [torch.empty(10**15, device="meta")]}
-    with pytest.raises(UserError, match=r"nvme_folder: optimizer states take 6000000\.0 GB a node"):
+    with pytest.raises(UserError, match=r"nvme_folder: optimizer states take 6000000\.0 GB per node"):
         check_room(tmp_path, [large], 2, 1)
 
 
