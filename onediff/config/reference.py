@@ -24,7 +24,7 @@ class Key(NamedTuple):
     """One key of the configuration."""
 
     path: str
-    """`phases.<name>.lr`"""
+    """`phases.<name>.lr`."""
     section: type[BaseModel]
     """The section that contains it."""
     kind: str

@@ -17,7 +17,7 @@ from onediff.data.sample import image_suffix
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
 """No other parsers see untrusted images: Pillow would have Ghostscript execute PostScript, for example. (The JPEG parser
-also reads MPO.)"""
+also reads MPO.)."""
 NAMES = "JPEG, PNG, WebP, GIF, BMP, PPM, TIFF, AVIF or JPEG 2000"
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 SAME_COLOUR = 3

@@ -1,1 +1,1 @@
-"""The Hugging Face hub: weights that a configuration names, and exports as models that others can load."""
+"""The Hugging Face hub: downloads of models that a configuration names, and exports for transformers."""

@@ -27,7 +27,7 @@ tags: [onediff, image-difference-captioning]
 
 # {name}
 
-Says in words how two images differ ([OneDiff](https://arxiv.org/abs/2407.05645)). Weights of run
+Describes the differences between two images ([OneDiff](https://arxiv.org/abs/2407.05645)). Weights of run
 `{name}`, phase `{phase}`, step {step}.
 
 ```python
@@ -59,8 +59,9 @@ With [OneDiff](https://arxiv.org/abs/2407.05645) installed: `onediff caption bef
 
 {examples}## Limits
 
-It has learned from the data above only: images of another kind get fluent captions that may be wrong. {warning} It says
-nothing of changes that its data set does not describe, and it may describe a change when nothing has changed.
+The model was trained only on the data above: for other kinds of images it writes fluent captions that may be wrong.
+{warning} It does not mention changes of kinds that its data does not describe, and it may describe a change when nothing
+has changed.
 """
 
 
@@ -76,7 +77,7 @@ def write_card(folder: Path, run: RunFolder, config: RunConfig, trained: dict[st
         data=table(("data set", "samples", "source", "licence"), data(config.data)),
         scores=scores(run, trained),
         examples=examples(folder, run, trained),
-        warning=WARNS if (folder / "confidence.npz").is_file() else "Nothing here warns of them.",
+        warning=WARNS if (folder / "confidence.npz").is_file() else "There is no warning for such images.",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -88,7 +89,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def parts(model: ModelConfig) -> list[tuple[str, str, str]]:
-    """What each part started from; public weights keep their own licence."""
+    """The initial weights of each part; public weights keep their own licence."""
     named = {
         "vision": model.vision.name,
         "delta": model.delta.bert,
@@ -101,7 +102,7 @@ def parts(model: ModelConfig) -> list[tuple[str, str, str]]:
 
 
 def phases(trained: Mapping[str, PhaseConfig], lr: float) -> list[tuple[Any, ...]]:
-    """One row for each phase; `lr` is that of phases without their own."""
+    """One row per phase; `lr` applies to phases without their own."""
     return [
         (
             *(name, phase.steps or f"{phase.epochs} epochs", phase.global_batch, phase.lr or lr),
@@ -112,7 +113,7 @@ def phases(trained: Mapping[str, PhaseConfig], lr: float) -> list[tuple[Any, ...
 
 
 def data(read: DataConfig) -> list[tuple[Any, ...]]:
-    """One row for each data set, from its manifest if that is available."""
+    """One row per data set, from its manifest if available."""
     rows: list[tuple[Any, ...]] = []
     for name, one in read.sets.items():
         if (Path(one.folder) / FILE).is_file():
@@ -124,7 +125,7 @@ def data(read: DataConfig) -> list[tuple[Any, ...]]:
 
 
 def scores(run: RunFolder, trained: dict[str, Any]) -> str:
-    """A table for each evaluation of these weights, with 95 % intervals, times 100 as in papers."""
+    """A table for each evaluation of these weights, in percent with 95 % intervals."""
     made = []
     for file in sorted(run.path.glob(f"evaluation/*-{trained['phase']}-{trained['step']}/scores.json")):
         known = json.loads(file.read_text())

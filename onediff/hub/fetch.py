@@ -1,4 +1,4 @@
-"""Bringing what a configuration names from the hub, checked against the sizes and digests that the hub reports."""
+"""Downloads the models that a configuration names, and checks them against the hub's sizes and digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,  # of the client that the library uses: no connection, or a broken one
+    HTTPError,  # raised by the library's HTTP client for connection errors
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -27,10 +27,10 @@ CHUNK = 1 << 24
 
 
 def fetch(repository: list[Named], to: Path | None = None) -> Path:
-    """The folder with the files of one repository, all of which `repository` names; brought where they are not here.
+    """Downloads missing files of a repository and returns their folder. All items of `repository` name the same one.
 
-    They go into the hub's cache, or as plain files into a folder below `to`. An interrupted download goes on where it
-    stopped. Where the hub cannot be asked, what is here already must be all. Raises UserError for what cannot be had.
+    Files go to the hub's cache, or as plain files to a folder below `to`. Interrupted downloads continue where they stopped.
+    If the hub cannot be reached, all files must already be here. Raises UserError if anything is unavailable.
     """
     name, revision = repository[0].name, repository[0].revision
     own = folder_below(to, name, revision) if to is not None else None
@@ -53,58 +53,58 @@ def fetch(repository: list[Named], to: Path | None = None) -> Path:
     folder = None
     for file in wanted:
         if file not in files:
-            raise UserError(f"{name}: {file} is missing on the hub, although the index of its weights names it")
+            raise UserError(f"{name}: {file} is missing on the hub, although the index of its weights lists it")
         folder = bring(file).parent
     for one in repository:
         if absent := lacking(one, folder):
-            raise UserError(f"{one.where}: {name}: no {absent[0]} on the hub in a form that can be read")
+            raise UserError(f"{one.where}: {name}: no {absent[0]} on the hub in a supported format")
     assert folder is not None
     return folder
 
 
 def already_here(repository: list[Named], own: Path | None, error: Exception) -> Path:
-    """The folder of a repository that was fetched before. Raises UserError when something is missing."""
+    """The folder of a previously downloaded repository. Raises UserError if anything is missing."""
     for one in repository:
         folder = one.folder() if own is None else own if own.is_dir() else None
         if absent := lacking(one, folder):
             raise UserError(
-                f"{one.where}: {one.name}: not here ({', '.join(absent)}), and the hub cannot be asked: {reason(error)}"
+                f"{one.where}: {one.name}: missing ({', '.join(absent)}), and the hub cannot be reached: {reason(error)}"
             )
     assert folder is not None
-    print(f"{repository[0].name}: here already; not compared with the hub, which cannot be asked ({reason(error)})")
+    print(f"{repository[0].name}: already here; not compared with the hub, which cannot be reached ({reason(error)})")
     return folder
 
 
 def brought(name: str, revision: str | None, sibling: Any, own: Path | None) -> Path:
-    """The local path of one file, downloaded where it is missing or not what the hub says. Raises UserError."""
+    """The local path of a file, downloaded if it is missing or differs from the hub's. Raises UserError."""
     file = sibling.rfilename
     for again in (False, True):
         try:
             path = Path(hf_hub_download(name, file, revision=revision, local_dir=own, force_download=again))
         except (HTTPError, OSError, ValueError) as error:
-            raise UserError(f"{name}: {file} cannot be fetched: {reason(error)}; the same command goes on") from None
+            raise UserError(f"{name}: {file} cannot be fetched: {reason(error)}; run the command again") from None
         wrong = difference(path, sibling)
         if wrong is None:
             return path
-        print(f"{path}: {wrong}; fetched again", file=sys.stderr)
-    raise UserError(f"{name}: {file} comes damaged: {wrong}; try again later")
+        print(f"{path}: {wrong}; downloading again", file=sys.stderr)
+    raise UserError(f"{name}: {file} arrives damaged: {wrong}; try again later")
 
 
 def difference(path: Path, sibling: Any) -> str | None:
-    """How a file differs from what the hub says of it, in size or digest; None if it does not."""
+    """How a file's size or digest differs from the hub's, or None."""
     size = path.stat().st_size
     if sibling.size is not None and size != sibling.size:
         return f"{size} bytes, but the hub says {sibling.size}"
     if sibling.lfs is not None:
-        return None if digest(path, hashlib.sha256()) == sibling.lfs.sha256 else "its SHA-256 is not the hub's"
+        return None if digest(path, hashlib.sha256()) == sibling.lfs.sha256 else "its SHA-256 differs from the hub's"
     if sibling.blob_id is not None:
         git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        return None if digest(path, git) == sibling.blob_id else "its digest is not the hub's"
+        return None if digest(path, git) == sibling.blob_id else "its digest differs from the hub's"
     return None
 
 
 def digest(path: Path, hasher: Any) -> str:
-    """The digest of a file in hex, begun in `hasher`."""
+    """Adds a file to `hasher`; returns the digest in hex."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             hasher.update(chunk)
@@ -112,7 +112,7 @@ def digest(path: Path, hasher: Any) -> str:
 
 
 def check_space(folder: Path, name: str, siblings: Iterable[Any], own: Path | None) -> None:
-    """Raises UserError when a disk cannot take what is still to come."""
+    """Raises UserError if the disk has too little space for the files that are still missing."""
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
 
     def is_here(sibling: Any) -> bool:
@@ -124,25 +124,25 @@ def check_space(folder: Path, name: str, siblings: Iterable[Any], own: Path | No
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     if (free := shutil.disk_usage(there).free) < missing:
         raise UserError(
-            f"{folder}: {free / 1e9:.1f} GB free, {missing / 1e9:.1f} GB to come of {name}; make room, or choose another "
-            "disk with --to or HF_HOME"
+            f"{folder}: {free / 1e9:.1f} GB free, but {name} needs {missing / 1e9:.1f} GB more; free space, or choose "
+            "another disk with --to or HF_HOME"
         )
 
 
 def folder_below(to: Path, name: str, revision: str | None) -> Path:
-    """Where `--to` puts a repository."""
+    """The folder of a repository below `--to`."""
     return to / (name.replace("/", "--") + (f"@{revision}" if revision else ""))
 
 
 def refused(name: str, revision: str | None, error: Exception) -> str:
-    """Why the hub does not give a repository."""
+    """Why the hub refuses a repository."""
     if isinstance(error, GatedRepoError):
-        return f"{name} is given only to those who accepted its terms on its page; then log in with `hf auth login`"
+        return f"{name} requires accepting its terms on its page; then log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
         return f"{name} has no revision {revision!r}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{name}: no such folder here and no such model on the hub, or one that needs `hf auth login`"
-    return f"{name} cannot be had: {reason(error)}"
+        return f"{name}: no such folder, and no such model on the hub, or it needs `hf auth login`"
+    return f"{name} is not available: {reason(error)}"
 
 
 def reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Which files of a model's repository are needed, and what is wrong with those that are here. Torch-free."""
+"""Chooses the files needed from a model's repository, and checks local ones. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from onediff.hub.named import Named
 
 INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-"""Where weights may be, the first that is there counts, as in transformers."""
+"""Possible weight files; the first that exists is used, as in transformers."""
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-"""Endings of configurations, vocabularies and templates."""
+"""Suffixes of configurations, vocabularies and templates."""
 TOKENIZERS = ("tokenizer.json", ".model", "vocab.json", "vocab.txt", ".tiktoken")
-"""Endings of files of which a tokenizer has at least one."""
+"""Suffixes of tokenizer files; every tokenizer has at least one such file."""
 OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M"
-"""How a file begins that PyTorch wrote before 1.6."""
+"""The first bytes of files written by PyTorch before 1.6."""
 
 
 def needed(listed: Iterable[str], weights: bool, index: Callable[[str], Path]) -> list[str]:
-    """The files to take of those that a repository lists: weights in one form only, and all that is small beside them.
+    """Selects the files to download from those that a repository lists: weights in one format only, and all small files.
 
-    `index` brings an index of weights. Copies in other forms (TensorFlow, Flax, ONNX, `original/`) stay where they are.
+    `index` fetches an index of weights. Copies in other formats (TensorFlow, Flax, ONNX, `original/`) are ignored.
     """
     top = [file for file in listed if "/" not in file]
     small = [file for file in top if file.endswith(SMALL) and not file.endswith(INDEX)]
@@ -36,7 +36,7 @@ def needed(listed: Iterable[str], weights: bool, index: Callable[[str], Path]) -
 
 
 def shards(index: Path) -> list[str]:
-    """The weight files that an index names. Raises UserError when it cannot be read."""
+    """The weight files listed in an index. Raises UserError if the index cannot be read."""
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError):
@@ -44,7 +44,7 @@ def shards(index: Path) -> list[str]:
 
 
 def lacking(named: Named, folder: Path | None) -> list[str]:
-    """What of a named model is not in its folder: `weights`, `tokenizer`, a file; one that is damaged is named in full."""
+    """What a named model's folder lacks: `weights`, `tokenizer`, a file name, or a full description of a damaged file."""
     if folder is None:
         return ["weights"] * named.weights + ["tokenizer"] * named.tokenizer or ["config.json"]
     there = {path.name for path in folder.iterdir()}
@@ -65,7 +65,7 @@ def lacking(named: Named, folder: Path | None) -> list[str]:
 
 
 def damage(file: Path) -> str | None:
-    """Why a file of weights cannot be whole, from its header and size alone; None if it may be."""
+    """Why a weight file is damaged, judged by its header and size alone, or None."""
     try:
         if file.suffix == ".safetensors":
             size, promised = file.stat().st_size, _end_of(file)
@@ -75,14 +75,14 @@ def damage(file: Path) -> str | None:
                 return None
         ZipFile(file).close()
     except FileNotFoundError:
-        return f"{file}: a link to nothing"
+        return f"{file}: a broken link"
     except (OSError, ValueError, KeyError, TypeError, BadZipFile):
         return f"{file}: not readable as {'safetensors' if file.suffix == '.safetensors' else 'PyTorch weights'}"
     return None
 
 
 def _end_of(file: Path) -> int:
-    """The size that the header of a safetensors file promises. Raises ValueError, KeyError or TypeError for another file."""
+    """The size of a safetensors file according to its header. Raises ValueError, KeyError or TypeError for other files."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > os.fstat(opened.fileno()).st_size:

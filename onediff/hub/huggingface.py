@@ -1,12 +1,12 @@
-"""Makes an export a Hugging Face `transformers` model: root configuration, processor, chat template and code.
+"""Makes an export loadable with Hugging Face `transformers`: configuration, processor, chat template and code.
 
-    config.json, generation_config.json     the architecture, and where answers end
+    config.json, generation_config.json     the architecture, and the tokens that end answers
     processor_config.json, chat_template.jinja
-    model.safetensors.index.json            which file holds which parameter, and how many there are
+    model.safetensors.index.json            the file of each parameter, and their total size
     modeling_onediff.py, processing_onediff.py, planes_onediff.py
                                             model and processor; they need torch, transformers and Pillow, not this project
 
-The weights stay in `vision/`, `language/`, `delta.safetensors` and `projector.safetensors`, written once.
+The weights stay in `vision/`, `language/`, `delta.safetensors` and `projector.safetensors` and are not duplicated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onediff.model.vision import side_of
 
 LOG = logging.getLogger(__name__)
 CODE = ("modeling_onediff.py", "processing_onediff.py", "planes_onediff.py")
-"""Files of this package that go with every export."""
+"""Files of this package copied into every export."""
 DELTA_FIELDS = {"kind", "tokens", "layers", "width", "heads", "intermediate"}
 """Fields of the delta module's section that its exported code reads."""
 MODEL = "modeling_onediff.OneDiffForConditionalGeneration"
@@ -36,24 +36,24 @@ PROCESSOR = "processing_onediff.OneDiffProcessor"
 
 
 def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> bool:
-    """Adds the files to an export; returns whether it could.
+    """Adds the files to an export; returns whether that is possible.
 
-    Delta modules from another package, and prompts tokenised in pieces as in early runs, need this project; a warning says
-    so.
+    Models with a delta module from another package, or with prompts tokenised in pieces as in early runs, can only be loaded
+    with this project. Logs a warning for these.
     """
     if config.delta.kind not in DELTA_MODULES.built_in:
-        LOG.warning("%s: transformers alone cannot load it: its delta module is a %s", folder, config.delta.kind)
+        LOG.warning("%s: cannot be loaded with transformers alone: its delta module is a %s", folder, config.delta.kind)
         return False
     prompter = Prompter(tokenizer, prompt, config.delta.tokens)
     settings = processor_settings(model, config, prompter)
     if not writes_the_same(prompter, settings, tokenizer):
-        LOG.warning("%s: transformers alone cannot load it: its prompts are tokenised in pieces", folder)
+        LOG.warning("%s: cannot be loaded with transformers alone: its prompts are tokenised in pieces", folder)
         return False
     generation = {"eos_token_id": stops(prompter), "pad_token_id": tokenizer.eos_token_id, "do_sample": False}
     write(folder / "config.json", root_config(model, config, settings))
     write(folder / "generation_config.json", generation | {"max_new_tokens": 64})
     write(folder / "processor_config.json", settings)
-    tokenizer.save_pretrained(folder)  # for tools that look for one beside config.json
+    tokenizer.save_pretrained(folder)  # for tools that look for a tokenizer next to config.json
     (folder / "chat_template.jinja").write_text(chat_template(settings["prompt"]), encoding="utf-8")
     for name in CODE:
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
@@ -70,10 +70,10 @@ def weights_index(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.rglob("*.safetensors")):
         name = file.relative_to(folder).as_posix()
         part = name.partition("/")[0].removesuffix(".safetensors")
-        if part == "adapter":  # merged into the language model already
+        if part == "adapter":  # already merged into the language model
             continue
         with safe_open(file, "pt") as weights:
-            places |= {f"{part}.{key}": name for key in weights.keys()}  # noqa: SIM118 (it is no mapping)
+            places |= {f"{part}.{key}": name for key in weights.keys()}  # noqa: SIM118 (not a mapping)
         size += file.stat().st_size
     return {"metadata": {"total_size": size}, "weight_map": places}
 
@@ -100,7 +100,7 @@ def root_config(model: Any, config: ModelConfig, settings: dict[str, Any]) -> di
 
 
 def processor_settings(model: Any, config: ModelConfig, prompter: Prompter) -> dict[str, Any]:
-    """`processor_config.json`: image preparation, and the text of the prompt around images and question."""
+    """`processor_config.json`: image preprocessing, and the text of the prompt around images and question."""
     parts = prompter.parts(1, answered=False)
     at = next(place for place, part in enumerate(parts) if part.kind == "words")
     around = ["".join(part.text for part in some) for some in (parts[:at], parts[at + 1 :])]
@@ -164,5 +164,5 @@ def chat_template(prompt: dict[str, Any]) -> str:
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """JSON as Hugging Face writes it."""
+    """Writes JSON in Hugging Face's style."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

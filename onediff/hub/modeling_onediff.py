@@ -1,4 +1,4 @@
-"""OneDiff (arXiv 2407.05645) for transformers: says how two images differ. Needs torch, transformers and Pillow only.
+"""OneDiff (arXiv 2407.05645) for transformers: describes how two images differ. Needs only torch, transformers and Pillow.
 
     from transformers import AutoModel, AutoProcessor
 
@@ -37,14 +37,14 @@ from .planes_onediff import planes_of
 
 PARTS = ("delta", "projector")
 HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-"""Options of `from_pretrained` that say how a file is found."""
+"""Options of `from_pretrained` for locating files."""
 QUIET = {"_raise_exceptions_for_missing_entries": False}
 PEAK = 2.0
-"""Amplitude of the place embeddings."""
+"""Amplitude of the position embeddings."""
 
 
 class OneDiffConfig(PreTrainedConfig):
-    """The parts' own configurations, how they fit together, how images are prepared, and the prompt."""
+    """The configurations of the parts and of their connection, the image preprocessing, and the prompt."""
 
     model_type = "onediff"
     has_no_defaults_at_init = True
@@ -74,12 +74,12 @@ class OneDiffConfig(PreTrainedConfig):
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
     def get_text_config(self, *args, **kwargs):
-        """The language model's, once it is known."""
+        """The language model's configuration, if set."""
         return self.part("language").get_text_config() if self.language else self
 
 
 class OneDiffAttention(nn.Module):
-    """Multi-head attention with BERT's residual and norm behind it."""
+    """Multi-head attention followed by BERT's residual connection and norm."""
 
     def __init__(self, delta, source_width):
         super().__init__()
@@ -92,9 +92,9 @@ class OneDiffAttention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x, key, value, places=None, mask=None):
-        """`[B, Q, W]` queries over keys and values `[B, K, W]`, already projected; `places` is added to the queries.
+        """Attention of `x` `[B, Q, W]` over projected keys and values `[B, K, W]`; `places` is added to the queries.
 
-        `mask` `[B, 1, 1, K]` leaves padding out.
+        `mask` `[B, 1, 1, K]` excludes padding.
         """
         query = self.query(x) if places is None else self.query(x) + places
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
@@ -117,7 +117,7 @@ class OneDiffDeltaLayer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x, level, query_places, places, pairs):
-        """One layer over a level `[N, V]` whose tokens have the place embeddings `places` `[N, W]`."""
+        """One layer over a level `[N, V]`, whose tokens have the position embeddings `places` `[N, W]`."""
         own, cross = self.self_attention, self.cross_attention
         x = own(x, own.key(x), own.value(x))
         key = cross.key(level) + (places + self.role_keys[pairs.roles])
@@ -127,7 +127,7 @@ class OneDiffDeltaLayer(nn.Module):
 
 
 class OneDiffPairs:
-    """Image tokens end to end as rows of pairs, padded where they differ in length."""
+    """Arranges image tokens in rows of pairs, padded if they differ in length."""
 
     def __init__(self, planes, device):
         tokens = [len(plane.chosen) for plane in planes]
@@ -142,12 +142,12 @@ class OneDiffPairs:
             self.mask = (places < torch.tensor(self.lengths, device=device)[:, None])[:, None, None]
 
     def laid_out(self, tokens):
-        """`[B, K, W]` of `[N, W]`."""
+        """`[N, W]` to `[B, K, W]`."""
         return pad_sequence(tokens.split(self.lengths), batch_first=True)
 
 
 class OneDiffDeltaModule(nn.Module):
-    """Learned tokens that look at both images at several depths."""
+    """Learned tokens that attend to both images at several depths."""
 
     def __init__(self, delta, vision_width, levels):
         super().__init__()
@@ -162,7 +162,7 @@ class OneDiffDeltaModule(nn.Module):
         self.difference = nn.Linear(vision_width, width, bias=False) if residual else None
 
     def forward(self, levels, pairs):
-        """`[B, Q, W]` delta tokens from the tower's levels, each `[N, V]`."""
+        """The delta tokens `[B, Q, W]` from the tower's levels, each `[N, V]`."""
         levels = [norm(level) for norm, level in zip(self.level_norms, levels, strict=True)]
         places = place_embedding(pairs.centres, self.tokens.shape[1], self.heads).to(levels[0].dtype)
         x = self.tokens.expand(len(pairs.lengths), -1, -1)
@@ -180,7 +180,7 @@ class OneDiffDeltaModule(nn.Module):
 
 
 def place_embedding(points, width, heads):
-    """`[points, width]` of `[points, 2]`: sines and cosines of x and y, the same in every head."""
+    """`[points, 2]` to `[points, width]`: sines and cosines of x and y, the same in every head."""
     size = width // heads
     waves = max(1, size // 4)
     angles = points[:, :, None] * torch.arange(1, waves + 1, device=points.device) * math.pi
@@ -190,7 +190,7 @@ def place_embedding(points, width, heads):
 
 
 class OneDiffProjector(nn.Module):
-    """Image and delta tokens into the language model's width."""
+    """Projects image and delta tokens to the language model's width."""
 
     def __init__(self, vision_width, delta_width, language_width):
         super().__init__()
@@ -223,13 +223,13 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module):
-        """Nothing: this class is for trained weights."""
+        """Does nothing, because this class is for trained weights."""
 
     @classmethod
     def from_pretrained(cls, folder, *args, config=None, dtype=None, torch_dtype=None, device_map=None, **kwargs):
-        """Loads an export, whose `vision/` and `language/` are models of their own, or what `save_pretrained` wrote.
+        """Loads an export, in which `vision/` and `language/` are separate models, or the output of `save_pretrained`.
 
-        `device_map`, `quantization_config` and the rest apply to the language model; the other parts go to its first
+        `device_map`, `quantization_config` and other options apply to the language model; the other parts go to its first
         device.
         """
         hub = {key: kwargs.pop(key) for key in HUB if key in kwargs}
@@ -257,23 +257,23 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def dtype(self):
-        """The language model's."""
+        """The language model's dtype."""
         return self.language.dtype
 
     @property
     def device(self):
-        """The language model's first."""
+        """The language model's first device."""
         return self.language.device
 
     def get_input_embeddings(self):
-        """The language model's."""
+        """The language model's input embeddings."""
         return self.language.get_input_embeddings()
 
     def see(self, pixel_values, planes):
-        """The tower's output and its levels, each `[N, V]`, of uint8 images; tokens that saw padding alone are left out."""
+        """The tower's output and levels for uint8 images, each `[N, V]`, without tokens that saw only padding."""
         image, native = self.config.image, planes[0].shape is not None
         mean, std = (torch.tensor(image[name], device=pixel_values.device) for name in ("mean", "std"))
-        # The numbers of a patch are its pixels, each with three channels.
+        # A patch is a list of pixels with three channels each.
         shape = (1, 1, -1) if native else (1, 3, 1, 1)
         times = image["patch"] ** 2 if native else 1
         pixels = (pixel_values.float() / 255 - mean.repeat(times).view(shape)) / std.repeat(times).view(shape)
@@ -294,9 +294,9 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return output, levels
 
     def embed(self, input_ids, pixel_values, image_sizes=None):
-        """`[B, T, width]`: words, image tokens and delta tokens in their places.
+        """`[B, T, width]`: the embeddings of text, image tokens and delta tokens.
 
-        `pixel_values` and `image_sizes` `[2B, 2]` (width, height) are the processor's; images of one size need no sizes.
+        `pixel_values` and `image_sizes` `[2B, 2]` (width, height) come from the processor; square views need no sizes.
         """
         config = self.config
         sizes = [(1, 1)] * (2 * len(input_ids)) if image_sizes is None else image_sizes.tolist()
@@ -310,7 +310,7 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return words
 
     def forward(self, input_ids, pixel_values, attention_mask=None, image_sizes=None, **kwargs):
-        """Logits of every place; `labels` give a loss as in any causal language model."""
+        """The logits of every position; with `labels`, also the loss, as in any causal language model."""
         embeds = self.embed(input_ids, pixel_values, image_sizes)
         made = self.language(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
         return CausalLMOutputWithPast(loss=made.get("loss"), logits=made.logits)
@@ -319,7 +319,7 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(
         self, input_ids, pixel_values, attention_mask=None, image_sizes=None, generation_config=None, **kwargs
     ):
-        """`[B, T + new tokens]`: the prompts and what the language model continues them with."""
+        """`[B, T + new tokens]`: the prompts followed by the generated tokens."""
         embeds = self.embed(input_ids.to(self.device), pixel_values.to(self.device), image_sizes)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         settings = copy.deepcopy(generation_config or self.generation_config)

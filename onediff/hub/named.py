@@ -1,4 +1,4 @@
-"""The weights and tokenizers that a configuration names. Torch-free."""
+"""The models and tokenizers that a configuration names. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from onediff.config.model import ModelConfig
 
 @dataclass(frozen=True)
 class Named:
-    """One folder or repository of the hub, and what is read from it."""
+    """A folder or hub repository, and what is read from it."""
 
     where: str
-    """key of the configuration, such as `model.vision.name`"""
+    """The configuration key, such as `model.vision.name`."""
     name: str
     revision: str | None = None
     weights: bool = True
     tokenizer: bool = False
     config: bool = True
-    """its `config.json` is read; the configuration may spell the architecture out instead"""
+    """Whether its `config.json` is read; the configuration may contain the architecture instead."""
 
     @property
     def is_path(self) -> bool:
-        """Whether it can only be a folder: no repository is called so."""
+        """Whether it can only be a folder, not a repository."""
         return self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 or Path(self.name).exists()
 
     def folder(self, environ: Mapping[str, str] = os.environ) -> Path | None:
-        """Where its files are on this machine: the folder itself, or its snapshot in the hub's cache. None: nowhere."""
+        """The local folder of its files: the folder itself, or its snapshot in the hub's cache, or None."""
         if Path(self.name).is_dir():
             return Path(self.name)
         return None if self.is_path else snapshot(self.name, self.revision, environ)
 
 
 def named_in(model: ModelConfig, parts: Container[str] = ("vision", "delta", "language")) -> list[Named]:
-    """Everything that `model` takes from a folder or the hub, where the weights of `parts` are read from there."""
+    """Everything that `model` reads from folders or the hub if the weights of `parts` come from there."""
     language, found = model.language, []
     tokenizer = language.name if language.tokenizer is None else language.tokenizer
     own = tokenizer == language.name
@@ -57,7 +57,7 @@ def named_in(model: ModelConfig, parts: Container[str] = ("vision", "delta", "la
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """The hub's cache on this machine, as huggingface_hub finds it, from these variables."""
+    """The hub's cache on this machine, found as huggingface_hub does from these variables."""
     home = environ.get("HF_HOME")
     if home is None:
         home = str(Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
@@ -66,7 +66,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def snapshot(name: str, revision: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder with the files of a hub model that were fetched before (huggingface_hub documents the layout)."""
+    """The cached folder of a hub model, or None (huggingface_hub documents the layout)."""
     folder = cache_folder(environ) / f"models--{name.replace('/', '--')}"
     reference = folder / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or ""

@@ -1,10 +1,10 @@
-"""Where image tokens lie in their images. The processor counts them here, the model places them.
+"""The layout of image tokens, from which the processor counts them and the model places them.
 
-An image's plane follows from its size and from the image settings of the export (`config.json`, `image`):
+An image's layout depends on its size and on the image settings of the export (`config.json`, `image`):
 
-    crop, pad, squash   one view, whatever the size
-    tiles               an overview and the tiles of a grid, LLaVA-NeXT's AnyRes; both images of a pair get one grid
-    native              patches of the image's own shape, SigLIP 2's NaFlex
+    crop, pad, squash   one view for any size
+    tiles               an overview and the tiles of a grid, LLaVA-NeXT's AnyRes; both images of a pair get the same grid
+    native              patches in the image's own shape, SigLIP 2's NaFlex
 """
 
 import math
@@ -15,22 +15,22 @@ import numpy as np
 
 
 class OneDiffPlane(NamedTuple):
-    """One image before the tower."""
+    """The layout of one image's tokens."""
 
     inputs: int
-    """Views or patches of it."""
+    """Its views or patches."""
     given: int
-    """Tokens that the tower gives for them."""
+    """Tokens that the tower outputs for them."""
     chosen: np.ndarray
-    """`[tokens]`: which of these go on, in reading order; the others saw only padding."""
+    """`[tokens]`: the tokens that are kept, in reading order; the others saw only padding."""
     centres: np.ndarray
-    """`[tokens, 2]` fp32: x and y of the middle of what each of them saw, in an image that is 1 wide and 1 high."""
+    """`[tokens, 2]` fp32: x and y of the centre of what each kept token saw, as fractions of the image."""
     shape: tuple | None = None
     """Rows and columns of patches with `native`."""
 
 
 def planes_of(settings, sizes):
-    """A plane for each image; `sizes` are widths and heights, those of a pair adjacent."""
+    """The layout of each image; `sizes` are widths and heights, with pairs adjacent."""
     if settings["fit"] == "tiles":
         side, patch, most = settings["size"], settings["patch"], settings["max_tiles"]
         sizes = [tuple(size) for size in sizes]
@@ -43,14 +43,14 @@ def planes_of(settings, sizes):
 
 @lru_cache
 def square_plane(tokens):
-    """One view: the tokens on a grid."""
+    """The layout of a single view, a square grid of tokens."""
     side = math.isqrt(tokens)
     row, column = np.divmod(np.arange(tokens), side)
     return OneDiffPlane(1, tokens, np.arange(tokens), (np.stack([column, row], 1).astype(np.float32) + 0.5) / side)
 
 
 def best_grid(sizes, side, most):
-    """Columns and rows in which these images keep the most pixels, and of those the ones with the least black."""
+    """The columns and rows that keep the most pixels of these images; ties go to the least black."""
 
     def kept(grid):
         total = 0
@@ -64,7 +64,7 @@ def best_grid(sizes, side, most):
 
 
 def place_in(grid, size, side):
-    """Left, top, width and height of an image in the canvas of a grid: as large as it can be, in the middle."""
+    """Left, top, width and height of an image on the canvas of a grid, as large as possible and centred."""
     across, down = grid[0] * side, grid[1] * side
     by_width, by_height = across / size[0], down / size[1]
     if by_width < by_height:
@@ -76,7 +76,7 @@ def place_in(grid, size, side):
 
 @lru_cache(maxsize=256)
 def tile_plane(grid, size, side, patch):
-    """The tokens of the overview, then those of all tiles in the reading order of the canvas."""
+    """The tokens of the overview, then those of the tiles in reading order of the canvas."""
     cells = side // patch
     starts = np.arange(cells) * patch
     edges = starts / side, (starts + patch) / side
@@ -97,7 +97,7 @@ def tile_plane(grid, size, side, patch):
 
 
 def crossed(left, right, top, bottom):
-    """`[cells, 4]`: left, top, right and bottom of all columns and rows, in reading order."""
+    """`[cells, 4]`: the left, top, right and bottom edges of all cells, in reading order."""
     columns, rows = len(left), len(top)
     return np.stack([np.tile(left, rows), np.repeat(top, columns), np.tile(right, rows), np.repeat(bottom, columns)], 1)
 
@@ -110,7 +110,7 @@ def centres_of(boxes):
 
 @lru_cache(maxsize=4096)
 def native_shape(size, patch, most):
-    """Rows and columns of patches, to the last bit the search of `Siglip2ImageProcessor`."""
+    """Rows and columns of patches, by the same search as `Siglip2ImageProcessor`, to the last bit."""
 
     def patches(scale, length):
         return max(1, math.ceil(length * scale / patch))

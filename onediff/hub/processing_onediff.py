@@ -1,4 +1,4 @@
-"""Prompts and images of OneDiff for transformers. Needs torch, transformers and Pillow only."""
+"""The processor of OneDiff for transformers: prompts and images. Needs only torch, transformers and Pillow."""
 
 import io
 import json
@@ -15,30 +15,30 @@ from transformers.utils import cached_file
 from .planes_onediff import best_grid, native_shape, place_in, planes_of
 
 HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-"""Options of `from_pretrained` that say how a file is found."""
+"""Options of `from_pretrained` for locating files."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
-"""Kinds of images that are read; PostScript, for one, is a program that Pillow would have Ghostscript run."""
+"""Supported image formats. Others are refused: Pillow would have Ghostscript execute PostScript, for example."""
 OWN_SHAPE = ("tiles", "native")
-"""Values of `fit` whose number of image tokens depends on the image's size."""
+"""Values of `fit` for which the number of image tokens depends on the image size."""
 MOST_SQUARES, MOST_COPIES = 64, 16
-"""An image is scaled to at most this many times the tower's square, or padded to at most that many times its own pixels."""
+"""Limits on the pixels of scaled and padded images, as multiples of the tower's square and of the image."""
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
 class OneDiffProcessor(ProcessorMixin):
-    """Writes prompts and prepares images: pairs are given flat or as `[[before, after], …]`."""
+    """Writes prompts and preprocesses images. Pairs may be flat or nested, `[[before, after], …]`."""
 
     def __init__(self, tokenizer, settings, chat_template=None):
         self.tokenizer, self.settings, self.chat_template = tokenizer, settings, chat_template
 
     @classmethod
     def get_attributes(cls):
-        """What else is loaded and saved by itself."""
+        """Attributes that are loaded and saved separately."""
         return ["tokenizer"]
 
     @classmethod
     def from_pretrained(cls, folder, **kwargs):
-        """Reads `processor_config.json`, the tokenizer and the chat template of a folder or hub repository."""
+        """Loads `processor_config.json`, the tokenizer and the chat template from a folder or hub repository."""
         hub = {key: kwargs[key] for key in HUB if key in kwargs}
         with open(cached_file(folder, "processor_config.json", **hub), encoding="utf-8") as file:
             settings = json.load(file)
@@ -47,7 +47,7 @@ class OneDiffProcessor(ProcessorMixin):
         return cls(AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub), settings, template)
 
     def save_pretrained(self, folder, push_to_hub=False, **kwargs):
-        """Writes what `from_pretrained` reads."""
+        """Writes the files that `from_pretrained` loads."""
         self.tokenizer.save_pretrained(os.path.join(folder, "tokenizer"))
         with open(os.path.join(folder, "processor_config.json"), "w", encoding="utf-8") as file:
             json.dump(self.settings, file, indent=2)
@@ -56,23 +56,23 @@ class OneDiffProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self):
-        """What `__call__` gives."""
+        """The tensors that `__call__` returns."""
         names = ["input_ids", "attention_mask", "pixel_values"]
         return [*names, "image_sizes"] if self.settings["image"]["fit"] in OWN_SHAPE else names
 
     def __call__(self, images=None, text=None, **kwargs):
-        """Left-padded prompts of pairs, tensors throughout.
+        """Tensors for left-padded prompts of pairs.
 
-        `text` is a question or a whole prompt of `apply_chat_template` for each pair; without it the model is asked
-        what it was trained on.
+        `text` is a question, or a whole prompt from `apply_chat_template`, for each pair; the default is the instruction of
+        training.
         """
         flat = [opened(image) for image in flattened(images)]
         pairs = len(flat) // 2
         if not pairs or len(flat) % 2:
-            raise ValueError(f"OneDiff compares two images, before and after; there are {len(flat)}")
+            raise ValueError(f"OneDiff compares two images, before and after, but got {len(flat)}")
         texts = [text or ""] * pairs if text is None or isinstance(text, str) else list(text)
         if len(texts) != pairs:
-            raise ValueError(f"{pairs} pairs of images and {len(texts)} prompts")
+            raise ValueError(f"{pairs} pairs of images, but {len(texts)} prompts")
         sizes = [image.size for image in flat]
         tokens = [len(plane.chosen) for plane in planes_of(self.settings["image"], sizes)]
         rows = [self.token_ids(one, tokens[2 * pair : 2 * pair + 2]) for pair, one in enumerate(texts)]
@@ -86,9 +86,9 @@ class OneDiffProcessor(ProcessorMixin):
         return BatchFeature(tensors)
 
     def token_ids(self, text, image_tokens):
-        """The tokens of one prompt, with `image_tokens` for before and after.
+        """The tokens of one prompt; `image_tokens` holds the numbers for before and after.
 
-        A text without places for images is a question.
+        A text without image marks is a question, to which the rest of the prompt is added.
         """
         prompt, mark = self.settings["prompt"], self.settings["prompt"]["mark"]
         if mark not in text:
@@ -97,7 +97,7 @@ class OneDiffProcessor(ProcessorMixin):
             text = prompt["before"] + places + question + prompt["behind"]
         first, *others = re.split(f"(?:{re.escape(mark)})+", text)
         if len(others) not in (1, 2):
-            raise ValueError("a prompt has one place for both images, or one for each")
+            raise ValueError("a prompt must have one image mark for both images, or one for each")
         counts = image_tokens if len(others) == 2 else [sum(image_tokens)]
         images = [[self.settings["image_token_id"]] * count for count in counts]
         images[-1] += [self.settings["delta_token_id"]] * self.settings["delta_tokens"]
@@ -110,35 +110,35 @@ class OneDiffProcessor(ProcessorMixin):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def captions(self, generated, inputs):
-        """The sentences that `generate` added to the prompts of `inputs`."""
+        """The captions that `generate` appended to the prompts of `inputs`."""
         return self.post_process_image_text_to_text(generated[:, inputs["input_ids"].shape[1] :])
 
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
-        """Token ids as text; places of images and deltas are no text."""
+        """Decodes token ids without image and delta tokens."""
         made = []
         for row in generated_outputs.tolist():
             words = [token for token in row if token < self.settings["image_token_id"]]
             ends = [place for place, token in enumerate(words) if token in self.settings["ends"]]
-            # A prompt may hold such tokens itself, so a row that has images in it is not cut.
+            # A prompt may contain such tokens itself, so a row with image tokens is not cut.
             words = words[: ends[0]] if ends and len(words) == len(row) else words
             made.append(self.tokenizer.decode(words, skip_special_tokens=skip_special_tokens).strip())
         return made
 
 
 def flattened(images):
-    """Images of nested lists, one after the other."""
+    """Yields the images in nested lists."""
     for one in images if isinstance(images, (list, tuple)) else [images]:
         yield from flattened(one) if isinstance(one, (list, tuple)) else [one]
 
 
 def readable():
-    """Those of `FORMATS` that this Pillow has a parser for; it would raise KeyError at others."""
+    """The `FORMATS` that this build of Pillow supports; it would raise KeyError for others."""
     Image.init()
     return [kind for kind in FORMATS if kind in Image.OPEN]
 
 
 def opened(image):
-    """An upright RGB image from a path, an address, an array `[height, width, 3]` or Pillow; transparency on white."""
+    """An upright RGB image from a path, a URL, an array `[height, width, 3]` or Pillow, with transparency on white."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     elif isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
@@ -156,7 +156,7 @@ def opened(image):
 
 
 def eight_bits(levels):
-    """Grey levels as bytes: floats lie in 0…1 or 0…255; integers fill 16 bits, or 12 or 8 where none is larger."""
+    """Converts grey levels to bytes: floats in 0…1 or 0…255; integers of 16 bits, or of 12 or 8 if none is larger."""
     if np.issubdtype(levels.dtype, np.floating):
         levels = np.nan_to_num(levels)
         if levels.max(initial=0) <= 255:
@@ -167,9 +167,9 @@ def eight_bits(levels):
 
 
 def pixels_of(images, settings):
-    """The tower's input for images of pairs, before and after adjacent, uint8.
+    """The tower's input for the images of pairs, uint8.
 
-    `[views, 3, size, size]`; with `native` `[images, patches, numbers]`, padded with zeros to the most patches.
+    `[views, 3, size, size]`, or with `native`, `[images, patches, numbers]`, padded with zeros to the most patches.
     """
     if settings["fit"] == "native":
         patches = [native_patches(image, settings) for image in images]
@@ -184,7 +184,7 @@ def pixels_of(images, settings):
 
 
 def tiled(pair, settings):
-    """`[views, 3, size, size]` for each image: the whole image squashed, then its tiles in the grid of the pair."""
+    """Yields `[views, 3, size, size]` for each image: the squashed overview, then its tiles in the pair's grid."""
     size = settings["size"]
     grid = best_grid([image.size for image in pair], size, settings["max_tiles"])
     for image in pair:
@@ -207,7 +207,7 @@ def native_patches(image, settings):
 
 
 def squared(image, settings):
-    """`[3, size, size]` uint8: the image scaled to the tower's square, cropped, padded or squashed as it was trained."""
+    """`[3, size, size]` uint8: the image cropped, padded or squashed to the tower's square, as in training."""
     if settings["fit"] == "crop":
         image = cropped(image, settings["size"], settings["shorter_side"] or settings["size"])
     elif settings["fit"] == "pad":
@@ -218,7 +218,7 @@ def squared(image, settings):
 
 
 def cropped(image, size, shorter):
-    """The middle square of the image scaled by its shorter side."""
+    """The centre crop of the image scaled by its shorter side."""
     width, height = image.size
     short = min(width, height)
     scaled = (shorter * width // short, shorter * height // short)
@@ -231,7 +231,7 @@ def cropped(image, size, shorter):
 
 
 def padded_to_square(image, size, colour):
-    """The whole image in the middle of a square of one colour."""
+    """The whole image centred in a square of one colour."""
     width, height = image.size
     side = max(width, height)
     if side * side > max(MOST_SQUARES * size * size, MOST_COPIES * width * height):

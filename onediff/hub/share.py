@@ -1,4 +1,4 @@
-"""Exports on the Hugging Face hub: push one as a repository, pull it by its name."""
+"""Pushes exports to the Hugging Face hub, and pulls them by name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name` reads as OWNER/NAME and is no folder here."""
+    """Whether `name` has the form OWNER/NAME and is not a local folder."""
     return bool(REPOSITORY.fullmatch(name)) and not Path(name).exists()
 
 
 def push(folder: Path, repository: str) -> str:
-    """Uploads an export as `repository`, private where it is new; returns its address. Raises UserError."""
+    """Uploads an export to `repository`, created as private if needed; returns its address. Raises UserError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -29,7 +29,9 @@ def push(folder: Path, repository: str) -> str:
             repo_id=address.repo_id, folder_path=folder, commit_message=f"onediff export of {folder.name}"
         )
     except (HfHubHTTPError, ValueError, OSError) as error:  # ValueError: a name or a card that the hub refuses
-        raise UserError(f"--push {repository}: {reason(error)}; is HF_TOKEN set and may it write?") from None
+        raise UserError(
+            f"--push {repository}: {reason(error)}; check that HF_TOKEN is set and allows writing"
+        ) from None
     return str(address)
 
 
@@ -43,4 +45,4 @@ def pulled(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository))
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{repository}: no such folder, and the hub does not have it: {reason(error)}") from None
+        raise UserError(f"{repository}: no such folder, and not available on the hub: {reason(error)}") from None

@@ -18,7 +18,7 @@ from onediff.hub.named import Named
 USUAL_IMAGE = (640, 480)
 """Width and height in pixels: the most common size in COCO."""
 
-# The defaults transformers applies to missing fields; a test compares them with transformers itself.
+# The defaults that transformers applies to missing fields; a test compares them with transformers itself.
 TOWERS: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"image_size": 224, "patch_size": 32, "intermediate_size": 3072, "hidden_act": "quick_gelu"},
     "siglip_vision_model": {
@@ -82,16 +82,16 @@ class Tower:
     intermediate: int
     channels: int
     image_size: int
-    """image side in pixels that the position embeddings were built for"""
+    """Side of the images, in pixels, for which the position embeddings were built."""
     patch: int
     activation: str
     gated: bool = False
-    """the feed-forward has three matrices instead of two"""
+    """Whether the feed-forward has three matrices instead of two."""
     qkv_bias: bool = True
     head: bool = False
-    """has SigLIP's pooling head, which is computed although nothing reads it"""
+    """Whether it has SigLIP's pooling head, which is computed although its result is unused."""
     extra: int = 1
-    """class and register tokens"""
+    """Class and register tokens."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class DecoderSizes:
     out_bias: bool
     mlp_bias: bool
     head_norms: bool
-    """attention normalizes queries and keys per head (Qwen3)"""
+    """Whether attention normalizes queries and keys per head (Qwen3)."""
     positions: int = 2048
 
 
@@ -123,14 +123,14 @@ class Sizes:
     delta: DeltaConfig
     decoder: DecoderSizes
     image: int
-    """side of a view in pixels"""
+    """Side of a view in pixels."""
     levels: tuple[int, ...]
     output_level: int
-    """1 to the number of layers; 0 is the embedding"""
+    """1 to the number of layers; 0 is the embedding."""
     views: int = 1
-    """images the tower processes for one input image: with `fit: tiles` the overview plus the maximum number of tiles"""
+    """Views per image: with `fit: tiles`, the overview plus the maximum number of tiles."""
     patches: int | None = None
-    """with `fit: native`, the maximum number of patches in an image"""
+    """With `fit: native`, the maximum number of patches in an image."""
 
     def usual(self) -> Sizes:
         """The same model fed images of `USUAL_IMAGE` size instead of the largest, if the tower's input depends on it."""
@@ -169,7 +169,7 @@ def sizes_of(config: ModelConfig) -> Sizes:
 
 
 def tower_of(fields: dict[str, Any]) -> Tower:
-    """Build a Tower from the fields of its configuration; for a two-tower model such as CLIP, from the vision half.
+    """Builds a Tower from the fields of its configuration; for a two-tower model such as CLIP, from its vision tower's.
 
     A type missing from `TOWERS` is treated as a plain vision transformer of the given sizes. Raises UserError if a size
     is missing.
@@ -216,7 +216,7 @@ def _side(length: Any) -> int:
 
 
 def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
-    """Build DecoderSizes from the fields of a configuration; an unknown type is treated as a Llama of the given sizes.
+    """Builds DecoderSizes from the fields of a configuration; an unknown type is treated as a Llama of the given sizes.
 
     Raises UserError if a size is missing.
     """
@@ -264,7 +264,7 @@ def fields_of(part: PretrainedPart, where: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{where}.name: {part.name!r} has no readable config.json on this machine ({type(error).__name__}); run "
-            f"`onediff fetch CONFIG`, or give the architecture as {where}.config, as configs/models/onediff_7b.yaml does"
+            f"`onediff fetch CONFIG`, or write the architecture as {where}.config, as in configs/models/onediff_7b.yaml"
         ) from None
     if not isinstance(found, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")

@@ -17,17 +17,17 @@ class Gpu:
 
     name: str
     device: str
-    """the driver's name for it (`torch.cuda.get_device_name`), or a prefix of that name"""
+    """The driver's name of the GPU (`torch.cuda.get_device_name`), or a prefix of it."""
     memory_gb: float
-    """memory as reported by the driver, 10⁹ bytes"""
+    """Memory as reported by the driver, 10⁹ bytes."""
     tflops: float
-    """dense bf16 peak, 10¹² FLOPs per second"""
+    """Dense bf16 peak, 10¹² FLOPs per second."""
     memory_gbps: float
-    """memory bandwidth, 10⁹ bytes per second"""
+    """Memory bandwidth, 10⁹ bytes per second."""
     link_gbps: float
-    """bandwidth to other GPUs in the node, one direction, 10⁹ bytes per second"""
+    """Bandwidth to other GPUs in the node, one direction, 10⁹ bytes per second."""
     network_gbps: float
-    """bandwidth to other nodes per GPU, one direction, 10⁹ bytes per second"""
+    """Bandwidth to other nodes per GPU, one direction, 10⁹ bytes per second."""
     per_node: int = 8
 
 

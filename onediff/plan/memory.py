@@ -22,24 +22,24 @@ class Memory:
     """Bytes in use on one GPU at the peak of a step, and bytes kept in host memory or on disk instead."""
 
     moment: str
-    """when the peak occurs: `in the backward pass`, …; kinds not allocated at that moment are 0"""
+    """When the peak occurs: `in the backward pass`, …; kinds not allocated at that moment are 0."""
     weights: int
     gradients: int
     optimizer: int
-    """fp32 master weights, both moments, and the fp32 gradients passed to the optimizer"""
+    """fp32 master weights, both moments, and the fp32 gradients passed to the optimizer."""
     activations: int
-    """values kept for the backward pass, plus the working memory of the operation being differentiated"""
+    """Values kept for the backward pass, plus the working memory of the operation being differentiated."""
     logits: int
     buffers: int
-    """weights gathered by ZeRO-3, gradient buckets in flight, micro-batches"""
+    """Weights gathered by ZeRO-3, gradient buckets in flight, micro-batches."""
     host: int = 0
-    """offloaded state, per rank"""
+    """Offloaded state, per rank."""
     host_copy: int = 0
-    """staging copy for a checkpoint written in the background, per rank; allocated only during the write"""
+    """Staging copy for a checkpoint written in the background, per rank; allocated only during the write."""
     peer_copies: int = 0
-    """in-memory checkpoints: this rank's share of `/dev/shm`, plus the staging copy"""
+    """In-memory checkpoints: this rank's share of `/dev/shm`, plus the staging copy."""
     nvme: int = 0
-    """bytes on NVMe, per rank"""
+    """Bytes on NVMe, per rank."""
 
     @property
     def gpu(self) -> int:
@@ -54,13 +54,13 @@ class Counts:
     trained: int
     frozen: int
     small: int
-    """those in tensors that ZeRO-3 keeps gathered"""
+    """Parameters in tensors that ZeRO-3 keeps gathered."""
     gathered_trained: int
-    """trained ones that ZeRO-3 gathers when they are used"""
+    """Trained parameters that ZeRO-3 gathers for each use."""
     largest: int
-    """the largest tensor"""
+    """Size of the largest tensor."""
     group: int
-    """the largest optimizer group: the matrices of a part, or the rest of it"""
+    """Size of the largest optimizer group: the matrices of a part, or its other parameters."""
 
     @classmethod
     def of(cls, tape: Tape, setup: Setup) -> Counts:

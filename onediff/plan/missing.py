@@ -28,11 +28,11 @@ class Missing(NamedTuple):
     """One input that a run needs and does not have."""
 
     kind: str
-    """what it is; missing inputs of one kind may share a line"""
+    """Its kind; missing inputs of the same kind may share a line."""
     name: str
     why: str
     fix: str
-    """the command that provides it, or what to change"""
+    """The command that provides it, or what to change."""
 
 
 def missing_data(data: DataConfig, phases: Iterable[PhaseConfig], quick: bool = False) -> list[Missing]:
@@ -79,7 +79,7 @@ def missing_models(
 ) -> list[Missing]:
     """Missing weights, tokenizers and sources of `init`; `said` is the configuration and its overrides as typed.
 
-    A resumed run (`begins` is false) has its weights in checkpoints. `environ` says where the hub's cache is.
+    A resumed run (`begins` is false) has its weights in checkpoints. `environ` locates the hub's cache.
     """
     sources = init.addresses if init is not None and begins else {}
     found = []

@@ -32,18 +32,18 @@ class PhasePlan:
     setup: Setup
     rows: Rows
     parameters: dict[str, tuple[int, int]]
-    """per part: the total, and how many train; for the whole model, whatever T is"""
+    """Total and trained parameters of each part, for the whole model at any T."""
     memory: Memory
     flops: dict[str, Flops]
-    """FLOPs of one step by part, summed over all ranks"""
+    """FLOPs of one step by part, summed over all ranks."""
     traffic: Traffic
     duration: Duration
     usable_bytes: int
-    """memory that tensors may use on one GPU"""
+    """Memory that tensors may use on one GPU."""
     mfu: tuple[float, float]
     checkpoint_bytes: int
     images_per_second: float
-    """the rate that all loaders together must deliver"""
+    """The rate that all loaders together must deliver."""
 
     @property
     def fits(self) -> bool:
@@ -96,7 +96,7 @@ def usable_bytes(gpu: Gpu) -> int:
 
 
 def check_cut(sizes: Sizes, tensor: int, context: int = 1) -> None:
-    """Raise UserError unless the language model splits into `tensor` equal parts and its heads into `tensor` · `context`."""
+    """Raises UserError unless `tensor` divides the language model's sizes, and `tensor` · `context` its heads."""
     decoder = sizes.decoder
     counts = {
         "attention heads": decoder.heads,
@@ -110,7 +110,7 @@ def check_cut(sizes: Sizes, tensor: int, context: int = 1) -> None:
 
 
 def plan_phase(config: RunConfig, name: str, setup: Setup, gpu: Gpu, text: int = TEXT) -> PhasePlan:
-    """The plan of the phase `name`, run as `setup` says on `gpu`.
+    """The plan of the phase `name` with `setup` on `gpu`.
 
     Raises UserError if the model cannot be split that way or its architecture is unknown.
     """

@@ -72,7 +72,7 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
 
 
 def _how(setup: Setup) -> str:
-    """The settings in a line."""
+    """The settings in one line."""
     how = f"T = {setup.tensor}, " + (f"C = {setup.context}, " if setup.context > 1 else "") + f"D = {setup.data}"
     how += f", ZeRO {setup.stage}, micro-batch {setup.micro_batch} × {setup.accumulation}"
     how += f", {'bf16' if setup.bf16 else 'fp32'}, checkpointing {setup.checkpointing}"
@@ -98,7 +98,7 @@ def command(plans: list[PhasePlan], config: str, overrides: Sequence[str]) -> st
     if setup.nodes == 1:
         return shlex.join(["onediff", "train", *words, "--processes", str(setup.world)])
     submit = shlex.join(["onediff", "launch", "submit", *words, "--nodes", str(setup.nodes)])
-    return f"with --profile of a cluster that has {setup.per_node} GPUs a node:\n{submit}"
+    return f"with --profile for a cluster with {setup.per_node} GPUs per node:\n{submit}"
 
 
 def _settings(plans: list[PhasePlan]) -> list[str]:

@@ -27,14 +27,14 @@ class Rows:
     """The length of a phase and the average contents of its rows."""
 
     steps: int | None
-    """optimizer steps; None if no data set has a known size"""
+    """Optimizer steps; None if no data set has a known size."""
     steps_from: str
     images: float
-    """images per row, on average"""
+    """Images per row, on average."""
     pairs: float
-    """pairs per row with delta tokens, on average"""
+    """Pairs per row with delta tokens, on average."""
     samples: float = 1.0
-    """samples per row, on average; above 1 if rows are packed"""
+    """Samples per row, on average; above 1 if rows are packed."""
 
 
 def rows_of(model: ModelConfig, data: DataConfig, phase: PhaseConfig, text: int = TEXT) -> Rows:

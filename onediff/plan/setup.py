@@ -20,32 +20,32 @@ class Setup:
     """One way to run a phase."""
 
     world: int
-    """number of ranks, one per GPU"""
+    """Number of ranks, one per GPU."""
     per_node: int
-    """ranks per node"""
+    """Ranks per node."""
     tensor: int
     stage: int
     micro_batch: int
-    """rows that one rank computes at once"""
+    """Rows that one rank computes at once."""
     global_batch: int
     bf16: bool
     checkpointing: Checkpointing
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
     loss_chunk: int | None = None
-    """number of targets whose logits exist at once; None for all"""
+    """Number of targets whose logits exist at once; None for all."""
     sequence: bool = False
-    """whether a tensor group splits the tokens between parallel layers (sequence parallelism)"""
+    """Whether a tensor group splits the tokens between parallel layers (sequence parallelism)."""
     context: int = 1
-    """number of tensor groups that split the language model's tokens"""
+    """Number of tensor groups that split the language model's tokens."""
     save_in_background: bool = False
-    """whether checkpoints are written while training continues"""
+    """Whether checkpoints are written while training continues."""
     peer_copies: bool = False
-    """whether each rank's state is also kept in the memory of two nodes"""
+    """Whether each rank's state is also kept in the memory of two nodes."""
     sharing: int = 0
-    """number of ranks that share the copy of the weights that a node keeps (`parallel.shard_within`); 0 for no copy"""
+    """Number of ranks that share the copy of the weights that a node keeps (`parallel.shard_within`); 0 for no copy."""
     reduces_in_fp32: bool = False
-    """whether bf16 gradients are reduced in fp32"""
+    """Whether bf16 gradients are reduced in fp32."""
     bucket: int = BUCKET
     live: int = LIVE
     persistent: int = PERSISTENT

@@ -1,4 +1,4 @@
-"""Find the fastest settings that fit: T, ZeRO stage, node copies and offload, and micro-batch and checkpointing by phase."""
+"""Finds the fastest settings that fit: T, ZeRO stage, node copies, offload, and micro-batch and checkpointing by phase."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def suggest(config: RunConfig, gpu: Gpu, gpus: int, per_node: int, text: int) ->
         if len(plans) < len(config.phases):
             continue
         seconds = sum((plan.rows.steps or 1) * plan.duration.expected for plan in plans)
-        if seconds < least * 0.999:  # among equals the first one is the simplest
+        if seconds < least * 0.999:  # on a tie, the first one is the simplest
             best, least = plans, seconds
     if not best:
         raise UserError(

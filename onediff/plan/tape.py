@@ -23,7 +23,7 @@ class Value:
     shape: tuple[int, ...]
     itemsize: int
     grad: bool = False
-    """whether its gradient is needed"""
+    """Whether its gradient is needed."""
 
     @cached_property
     def numel(self) -> int:
@@ -42,7 +42,7 @@ class Weight:
     shape: tuple[int, ...]
     trains: bool
     cut: bool
-    """split over the tensor group: the whole parameter is T times as large"""
+    """Whether it is split over the tensor group; the whole parameter is then T times as large."""
 
     @cached_property
     def numel(self) -> int:
@@ -61,10 +61,10 @@ class Op:
     kept: tuple[Value, ...] = ()
     weights: tuple[Weight, ...] = ()
     layer: int | None = None
-    """the layer it belongs to, if activation checkpointing may recompute it"""
+    """The layer it belongs to, if activation checkpointing may recompute it."""
     by_frozen: tuple[Value, ...] = ()
-    """the input of a linear layer with a frozen weight: torch does not need it in the backward pass, but DeepSpeed's
-    ZeRO-3 linear function (`LinearFunctionForZeroStage3`) keeps it"""
+    """The input of a linear layer with a frozen weight: torch does not need it in the backward pass, but DeepSpeed's
+    ZeRO-3 linear function (`LinearFunctionForZeroStage3`) keeps it."""
 
     def kept_at(self, stage: int) -> tuple[Value, ...]:
         """The values it keeps for the backward pass at a ZeRO stage."""
@@ -91,7 +91,7 @@ class Tape:
     itemsize: int
     part: str = ""
     trains: bool = False
-    """whether the parameters of the current part train"""
+    """Whether the parameters of the current part train."""
     ops: list[Op] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     layer: int | None = None
@@ -142,8 +142,8 @@ class Tape:
     def linear(
         self, x: Value, out: int, bias: bool = True, *, cut: str = "", tied: Weight | None = None, plain: bool = False
     ) -> Value:
-        """`[…, in]` → `[…, out]`. `cut` is `column` or `row` if the tensor group splits the weight; `plain` means that
-        torch's linear function runs even so, not Megatron's."""
+        """`[…, in]` → `[…, out]`. `cut` is `column` or `row` if the tensor group splits the weight; with `plain`, torch's
+        linear function runs anyway, not Megatron's."""
         weight = tied or self.weight(out, x.shape[-1], cut=bool(cut))
         weights: tuple[Weight, ...] = (weight,) if tied is None else ()
         if bias:

@@ -18,21 +18,21 @@ class Traffic:
     """Bytes that each rank sends in one optimizer step, assuming ring algorithms as in NCCL."""
 
     gather: int
-    """weights: gathered at ZeRO-3, or all-gathered after the step at stages 1 and 2"""
+    """Weights: gathered at ZeRO-3, or all-gathered after the step at stages 1 and 2."""
     reduce: int
-    """gradients"""
+    """Gradients."""
     tensor: int
-    """activations and their gradients, all-reduced in the tensor group, or gathered and scattered if sequence parallel"""
+    """Activations and their gradients, all-reduced in the tensor group, or gathered and scattered if sequence parallel."""
     data_inside: int
-    """the part of `gather` and `reduce` that stays inside the node"""
+    """The part of `gather` and `reduce` that stays inside the node."""
     data_between: int
-    """the part of `gather` and `reduce` that goes through this rank's own network port"""
+    """The part of `gather` and `reduce` that goes through this rank's own network port."""
     tensor_between: int = 0
-    """the part of `tensor` that leaves the node"""
+    """The part of `tensor` that leaves the node."""
     context: int = 0
-    """queries, keys, values and outputs of attention with their gradients, exchanged in the context group"""
+    """Queries, keys, values and outputs of attention with their gradients, exchanged in the context group."""
     context_between: int = 0
-    """the part of `context` that leaves the node"""
+    """The part of `context` that leaves the node."""
 
 
 def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
@@ -42,7 +42,7 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     others = (data - 1) / data
     if setup.stage == 3:
         gathers = times * gathered(tape, setup)
-        # Where nodes keep copies, trained weights come from all nodes once a step, and frozen ones only in the first step.
+        # If nodes keep copies, trained weights come from all nodes once per step, and frozen ones only in the first step.
         far = counts.gathered_trained if setup.sharing else gathers
         near = (gathers - far) * (setup.sharing - 1) / setup.sharing if setup.sharing else 0.0
         gather_far, gather = size * far * others, size * (far * others + near)
@@ -70,12 +70,12 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
 
 
 def gathered(tape: Tape, setup: Setup) -> int:
-    """Elements of weights that ZeRO-3 gathers for a micro-batch, once DeepSpeed knows the order in which they are used.
+    """Elements of weights that ZeRO-3 gathers for a micro-batch, once DeepSpeed has recorded their order of use.
 
-    Each is gathered for the forward pass, and again for the backward pass if its operation has one; the last ones of the
-    forward pass are still there, until as many are as may stay (`live`). When a layer is computed again, DeepSpeed gives
-    back frozen weights too soon (`ds_recompute_parameters` of its `PartitionedParameterCoordinator`), and gathers all of
-    them a third time but those of the layer's last product, whose backward pass comes first.
+    Each weight is gathered for the forward pass, and again for the backward pass if its operation has one. Up to `live`
+    elements of the last weights in the forward pass are still gathered by then. When a layer is recomputed, DeepSpeed
+    releases frozen weights too early (`ds_recompute_parameters` of its `PartitionedParameterCoordinator`) and gathers them a
+    third time, except those of the layer's last product, whose backward pass comes first.
     """
 
     def elements(ops: Iterable[Op], frozen: bool = False) -> int:

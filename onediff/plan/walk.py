@@ -31,9 +31,9 @@ class Trained:
 
     parts: tuple[str, ...]
     vision_last: int | None = None
-    """if set, only this many last layers of the tower train"""
+    """If set, only this many last layers of the tower train."""
     adapters: Adapters | None = None
-    """if set, only these train in the language model"""
+    """If set, only these train in the language model."""
 
     @classmethod
     def of(cls, phase: PhaseConfig) -> Trained:
@@ -49,12 +49,12 @@ class Shape:
 
     rows: int
     tokens: int
-    """tokens per row, padding included"""
+    """Tokens per row, padding included."""
     images: int
     pairs: int
     targets: int
     scores: int | None = None
-    """attention scores computed; `rows · tokens²` by default, fewer if rows are packed"""
+    """Attention scores computed; `rows · tokens²` by default, fewer if rows are packed."""
 
     def bytes(self, sizes: Sizes) -> int:
         """Bytes of the micro-batch on the device: pixels as bytes, three int64 per token, and token positions."""

@@ -1,4 +1,4 @@
-"""Run one rank at the real shapes and world size of a run, without weights, a GPU, or the other ranks.
+"""Runs one rank at the real shapes and world size of a run, without weights, a GPU or the other ranks.
 
 whole.py        the rehearsal of a run: a rank, compared with its peers
 forks.py        the processes of a rehearsal, forked from one that has done the imports

@@ -1,4 +1,4 @@
-"""The largest and the smallest possible micro-batch of a phase, made without a tokenizer, shards or real images."""
+"""The largest and the smallest possible micro-batch of a phase, built without a tokenizer, shards or real images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onediff.model.vision import side_of, vision_architecture
 from onediff.plan.rows import rows_of
 
 WORDS = 8
-"""Tokens of the smallest sample, which has only text."""
+"""Number of tokens in the smallest sample, which has only text."""
 
 
 def largest(config: RunConfig, name: str) -> Batch:
@@ -31,7 +31,7 @@ def largest(config: RunConfig, name: str) -> Batch:
     if seats + 2 > min(length, config.data.max_tokens):
         raise UserError(
             f"phases.{name}: the images of a sample take {seats} tokens, which leaves no room for text in rows of "
-            f"{min(length, config.data.max_tokens)}; raise data.max_tokens"
+            f"{min(length, config.data.max_tokens)} tokens; raise data.max_tokens"
         )
     samples = length // (seats + 2) if phase.pack else 1
     rows = [[_sample(seen, pairs, seats, length // samples)] * samples for _ in range(phase.micro_batch)]
@@ -50,7 +50,7 @@ def _collated(rows: list[list[TokenRow]], pack: int | None) -> Batch:
 
 
 def _sample(seen: Seen, pair: bool, seats: int, length: int) -> TokenRow:
-    """One token, the images, the deltas, and an answer that fills the rest of `length`."""
+    """One token, the images, the delta tokens, and an answer that fills the rest of `length`."""
     places = [IMAGE] * sum(seen.tokens) + [DELTA] * (seats - sum(seen.tokens))
     ids = torch.tensor([1, *places, *[1] * (length - 1 - seats)])
     images = torch.from_numpy(seen.images)

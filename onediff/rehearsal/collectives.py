@@ -1,4 +1,4 @@
-"""Records a rank's collectives in order, below torch.distributed: those of DeepSpeed and Megatron are included."""
+"""Records a rank's collectives in order, below torch.distributed, including those of DeepSpeed and Megatron."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPS = {
     "reduce_scatter_": "reduce_scatter",
     "reduce_scatter_tensor_coalesced_": "reduce_scatter",
 }
-"""Operators of torch's `c10d` → the name of their collective. Others keep their own name."""
+"""Operators of torch's `c10d` and the names of their collectives. Others keep their own name."""
 
 
 class Collective(NamedTuple):
@@ -34,20 +34,20 @@ class Collective(NamedTuple):
 
     op: str
     group: str
-    """`world`, `data`, `node` (the part of `data` on this node), `tensor`, `context`, `rows` (tensor and context), or
-    the number of ranks"""
+    """`world`, `data`, `node` (the part of `data` on this node), `tensor`, `context`, `rows` (tensor and context), or a
+    number of ranks."""
     shape: tuple[int, ...]
-    """of the largest tensor involved"""
+    """Shape of the largest tensor involved."""
     dtype: str
     bytes: int
-    """of that tensor"""
+    """Bytes of that tensor."""
 
 
 class Recorder(TorchDispatchMode):
-    """Records every collective of the code that runs inside, and executes it."""
+    """In this context, records every collective, and executes it."""
 
     def __init__(self, groups: Mapping[tuple[int, ...], str]) -> None:
-        """`groups` maps the ranks of a group to its name."""
+        """`groups` maps the ranks of each group to its name."""
         super().__init__()
         self.groups = groups
         self.calls: list[Collective] = []
@@ -79,7 +79,7 @@ def _ranks(boxed: Any) -> tuple[int, ...]:
 
 
 def group_names(topology: Topology) -> dict[tuple[int, ...], str]:
-    """The names of this rank's groups, by their ranks. Of groups with the same ranks the larger kind counts."""
+    """The names of this rank's groups by their ranks. If groups have the same ranks, the larger kind gives the name."""
     tensor = None if topology.mpu is None else topology.mpu.get_tensor_model_parallel_group()
     groups = {"rows": topology.row_group, "context": topology.context_group, "tensor": tensor}
     groups |= {"data": topology.data_group, "world": dist.group.WORLD}

@@ -13,10 +13,10 @@ WHEN = {"building": "while the model is built", "step": "in a step"}
 
 
 def disagreement(one: Played, other: Played, ranks: tuple[int, int], same_rows: bool) -> str | None:
-    """Describes the first collective of a phase in which two ranks differ; None if they agree.
+    """Describes the first collective of a phase in which two ranks differ, or returns None if they agree.
 
-    Ranks of one tensor or context group read the same rows (`same_rows`) and must agree on every collective. Ranks with
-    different rows share no such group, and the collectives within their own may depend on the rows.
+    Ranks of the same tensor or context group read the same rows (`same_rows`) and must agree on every collective. Ranks with
+    different rows share no such group, and the collectives within their own groups may depend on the rows.
     """
     for moment, where in WHEN.items():
         calls = [_shared(getattr(played, moment), same_rows) for played in (one, other)]

@@ -2,7 +2,7 @@
 
     python -m onediff.rehearsal.forks ROLES
 
-ROLES is a list of `Role`s as JSON. Importing what a rank needs takes 8 s of processor time, which is spent once.
+ROLES is a JSON list of `Role`s. A rank's imports take 8 s of CPU time, which is spent only once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from onediff.rehearsal import rank
 from onediff.rehearsal.role import Role
 
 AT_ONCE = 2
-"""Number of processes, each of which uses one core and about 0.6 GB."""
+"""Number of concurrent processes, each of which uses one core and about 0.6 GB."""
 LATER = ("torch._dynamo.config", "transformers.modeling_layers", "onediff.data.images")
-"""Modules that a rank imports when it first needs them."""
+"""Modules that a rank imports late."""
 OF_TENSOR = ("onediff.parallel.tensor", "onediff.parallel.sequence")
-"""Those that it needs only for tensor parallelism."""
+"""Modules that a rank needs only for tensor parallelism."""
 
 
 def main(roles: list[Role]) -> None:
@@ -56,7 +56,7 @@ def main(roles: list[Role]) -> None:
 
 
 def begin(role: Role) -> None:
-    """Runs one rank. Exits with the reason if it fails before it can report what it found."""
+    """Runs one rank. Exits with the reason if it fails before it can report its findings."""
     try:
         rank.main(role)
     except Exception as error:

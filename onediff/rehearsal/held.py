@@ -1,4 +1,4 @@
-"""Tracks the allocated bytes of tensors, by storage, whether or not there is memory behind them."""
+"""Tracks the allocated bytes of tensors by storage, for real and fake tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEVICE = torch.ops.prim.device.default
 
 
 class Alive(TorchDispatchMode):
-    """Counts the storages that operators inside allocate, until they are freed. Costs some microseconds per operator."""
+    """In this context, counts allocated storages until they are freed. Costs some microseconds per operator."""
 
     def __init__(self) -> None:
         super().__init__()

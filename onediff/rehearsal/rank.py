@@ -1,4 +1,4 @@
-"""One rank of a rehearsal, in its own process: builds the model and engine of each phase and takes a step."""
+"""One rank of a rehearsal in its own process, which builds the model and engine of each phase and takes a step."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def main(role: Role) -> None:
                 played.append(asdict(play(config.of_phase(name), name, topology, role.text_alone)))
             except UserError as error:
                 played.append(asdict(Played(name, fault=" ".join(str(error).split()))))
-            except Exception as error:  # whatever the training would end with
+            except Exception as error:  # any exception that would end training
                 played.append(asdict(Played(name, fault=_told(error))))
             gc.collect()
     Path(role.out).write_text(json.dumps(played))
@@ -70,7 +70,7 @@ def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> 
 
 
 def taken(config: RunConfig, name: str, topology: Topology, batch: Batch) -> Played:
-    """The same with every micro-batch equal to `batch`, on real or fake tensors, with or without other ranks."""
+    """`play` with every micro-batch equal to `batch`, on real or fake tensors, with or without other ranks."""
     began, phase = time.perf_counter(), config.phases[name]
     share = RankShare.of_rank(phase.global_batch, phase.micro_batch, topology.dp_rank, topology.dp_size)
     micro_batches = min(2, share.micro_batches)
@@ -126,12 +126,12 @@ def _times(
 ) -> list[list[int]]:
     """`Played.times` for a step of at most two micro-batches.
 
-    `begun` holds the number of collectives made before each micro-batch and before what follows the step, `computed`
-    those made by the end of the last backward pass, `end` all of them.
+    `begun` holds the number of collectives before each micro-batch and after the last, `computed` the number at the end of
+    the last backward pass, and `end` the total.
 
-    During its first micro-batch ZeRO-3 records the order in which weights are used and gathers them more often than
-    later (`learns`), so the second micro-batch stands for all later ones. If nodes keep `copies` of the weights, the
-    first micro-batch of each later step renews them. At other stages the last one reduces what earlier ones left.
+    During the first micro-batch, ZeRO-3 records the order in which weights are used, and gathers them more often than later
+    (`learns`), so the second micro-batch represents all later ones. If nodes keep `copies` of the weights, the first
+    micro-batch of each later step renews them. At other stages, the last micro-batch reduces the gradients of all.
     """
     last = begun[-2]
     if copies and micro_batches > 1:
@@ -142,7 +142,7 @@ def _times(
 
 
 def check_data(data: DataConfig, phase: PhaseConfig) -> None:
-    """Opens those of the phase's data sets that are on this machine, as training does. Raises UserError."""
+    """Opens the phase's data sets that are on this machine, as training does. Raises UserError."""
     away = {one.name for one in missing_data(data, [phase], quick=True)}
     here = {data_set: weight for data_set, weight in phase.mix.items() if data_set not in away}
     here = {data_set: weight for data_set, weight in here.items() if not is_url(str(data.sets[data_set].folder))}
@@ -155,7 +155,7 @@ def _rows(batch: Batch) -> str:
 
 
 def _told(error: Exception) -> str:
-    """An internal exception in one line, with the last place in this project that it passed through."""
+    """An internal exception in one line, with the innermost place in this project."""
     here = str(Path(__file__).parents[1])
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
     last = [frame for frame in own if "/rehearsal/" not in frame.filename] or own

@@ -1,4 +1,4 @@
-"""What one process of a rehearsal is asked to do, and what it returns. Torch-free."""
+"""The task and the result of one process of a rehearsal. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Role:
     world: int
     per_node: int
     text_alone: bool
-    """use the smallest micro-batch, which has no images, instead of the largest"""
+    """Use the smallest micro-batch, which has no images, instead of the largest."""
     out: str
-    """file that the result is written to"""
+    """File to write the result to."""
     layers: int | None = None
-    """number of language model layers to keep (`shallow`); None for all"""
+    """Number of language model layers to keep (`shallow`); None for all."""
     phases: tuple[str, ...] | None = None
-    """phases to rehearse; None for all"""
+    """Phases to rehearse; None for all."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Held:
     """Bytes on one rank."""
 
     weights: int = 0
-    """between steps"""
+    """Weights between steps."""
     gradients: int = 0
-    """at the end of a step's last backward pass"""
+    """Gradients at the end of a step's last backward pass."""
     optimizer: int = 0
-    """master weights and moments"""
+    """Master weights and moments."""
     peak: int = 0
-    """the maximum during a step, everything included"""
+    """The maximum of all tensors during a step."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ class Played:
 
     name: str
     rows: str = ""
-    """the micro-batch, described"""
+    """A description of the micro-batch."""
     micro_batches: int = 0
-    """in a step of training"""
+    """Micro-batches in a step of training."""
     rehearsed: int = 0
-    """how many of them were run"""
+    """Number of micro-batches that were run."""
     lanes: list[int] = field(default_factory=list)
-    """the rows of each global batch that belong to this rank"""
+    """The rows of each global batch that belong to this rank."""
     building: list[list[Any]] = field(default_factory=list)
-    """collectives before the first step, each as `Collective` lists it"""
+    """Collectives before the first step, each with the fields of `Collective`."""
     step: list[list[Any]] = field(default_factory=list)
-    """collectives of the rehearsed step"""
+    """Collectives of the rehearsed step."""
     times: list[list[int]] = field(default_factory=list)
-    """`[until, times]`: how often the collectives before number `until` occur in each later step"""
+    """`[until, times]`: how often the collectives before number `until` occur in each later step."""
     held: Held = field(default_factory=Held)
     seconds: float = 0.0
     fault: str | None = None
-    """the error that ended it, in one line"""
+    """The error that ended it, in one line."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Played:
@@ -72,7 +72,7 @@ class Played:
 
 
 def rehearsed(config: RunConfig) -> RunConfig:
-    """The configuration as it is rehearsed: states that would be on NVMe are in host memory."""
+    """The configuration for a rehearsal, with optimizer states in host memory instead of on NVMe."""
 
     def in_memory(parallel: Any) -> Any:
         if parallel is None or parallel.offload_optimizer != "nvme":

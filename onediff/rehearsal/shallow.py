@@ -10,8 +10,10 @@ from onediff.model.build import architecture_only
 
 
 def shallow(config: RunConfig, layers: int) -> RunConfig:
-    """The configuration with `layers` language model layers, and only as many tower and delta layers as there are levels
-    to read. A tower of which only the last layers train is left as it is."""
+    """The configuration with `layers` language model layers, and only as many tower and delta layers as the levels need.
+
+    Leaves the tower unchanged if only its last layers train.
+    """
     model = architecture_only(config.model)
     fields = dict(model.language.config or {})
     fields["num_hidden_layers"] = min(layers, fields["num_hidden_layers"])
@@ -29,8 +31,11 @@ def shallow(config: RunConfig, layers: int) -> RunConfig:
 
 
 def shallow_tower(vision: VisionConfig) -> VisionConfig:
-    """The tower with its levels moved next to each other: levels 8, 16 and 24 of 24 layers with the output of layer 23
-    become levels 2, 3 and 5 of 5 layers with the output of layer 4."""
+    """The tower with its levels moved next to each other.
+
+    Levels 8, 16 and 24 of 24 layers with the output of layer 23 become levels 2, 3 and 5 of 5 layers with the output of
+    layer 4.
+    """
     depth = (vision.config or {}).get("num_hidden_layers")
     if not isinstance(depth, int):
         return vision

@@ -1,7 +1,6 @@
 """Process groups without other ranks, and tensors with a shape but no memory.
 
-What other ranks would send is taken to be equal to this rank's own. A number that was never computed is 1; a flag is
-not set.
+Data from other ranks is assumed to equal this rank's own. Numbers that were never computed are 1, and flags are not set.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def without_other_ranks(ranks: Ranks) -> Iterator[None]:
-    """Starts torch.distributed and DeepSpeed in a world with only this rank, using torch's `fake` backend."""
+    """Initialises torch.distributed and DeepSpeed with only this rank of a world, using torch's `fake` backend."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     os.environ.update(ranks.variables())
@@ -51,11 +50,11 @@ def _gathered(values: list[Any], value: Any, group: Any = None) -> None:
 
 
 def _kept(values: list[Any], *_: Any, **__: Any) -> None:
-    """The first rank's values are taken to be this rank's."""
+    """Keeps this rank's values instead of the first rank's."""
 
 
 def with_numbers(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The same function on real tensors, for code that reads values."""
+    """Wraps a function to run on real tensors, for code that reads values."""
 
     def computed(*arguments: Any) -> Result:
         with _disable_current_modes():
@@ -66,7 +65,7 @@ def with_numbers(function: Callable[..., Result]) -> Callable[..., Result]:
 
 @contextmanager
 def without_memory() -> Iterator[FakeTensorMode]:
-    """Tensors created inside have a shape but no values."""
+    """In this context, new tensors have a shape but no values."""
     with (
         patch.object(norms, "is_rms_norm", with_numbers(norms.is_rms_norm)),
         patch.object(delta, "cell_places", with_numbers(delta.cell_places)),
@@ -77,10 +76,10 @@ def without_memory() -> Iterator[FakeTensorMode]:
 
 
 class Shapes(FakeTensorMode):
-    """torch's fake tensors, faster: a plain operator goes straight to its kernel for shapes.
+    """A faster `FakeTensorMode`, which sends plain operators directly to their shape kernels.
 
-    For every operator torch looks for constants, devices, special rules, and an earlier call with the same shapes, which
-    takes most of a rehearsal. A plain operator on tensors without constants needs none of it.
+    For every operator, torch checks for constants, devices, special rules and cached results, which would take most of a
+    rehearsal. A plain operator on tensors without constants needs none of these checks.
     """
 
     def dispatch(
@@ -103,15 +102,15 @@ class Shapes(FakeTensorMode):
 
 CPU = torch.device("cpu")
 SHAPE_KERNELS = ("Meta", "CompositeExplicitAutograd")
-"""torch's dispatch keys of the kernels that compute a shape."""
+"""torch's dispatch keys of kernels that compute shapes."""
 VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 VIEWS |= {torch.ops.aten.slice.Tensor, torch.ops.aten.select.int}
-"""Their special rules are for symbolic sizes, which do not occur here."""
+"""Operators whose special rules are only for symbolic sizes, which do not occur here."""
 
 
 @cache
 def is_plain(operator: Any) -> bool:
-    """Whether an operator computes one tensor from tensors, on their device, without a special rule for fake ones."""
+    """Whether an operator computes one tensor from tensors on their device, without a special rule for fake tensors."""
     schema, name = operator._schema, operator.name()
     return (
         operator.namespace == "aten"
@@ -127,10 +126,10 @@ def is_plain(operator: Any) -> bool:
 
 
 class Assumed(TorchDispatchMode):
-    """Supplies a number where the host reads one from a tensor without values.
+    """Supplies a number when the host reads one from a tensor without values.
 
-    A fake tensor with one element can hold a constant and compute with it. This gives a constant to those that were
-    computed from larger tensors, so the norm of a gradient is 1, `isfinite` of it is true, and no step is skipped.
+    A fake tensor with one element can hold a constant and compute with it. This mode gives a constant to tensors computed
+    from larger ones, so a gradient norm is 1, its `isfinite` is true, and no step is skipped.
     """
 
     def __torch_dispatch__(
@@ -146,7 +145,7 @@ class Assumed(TorchDispatchMode):
 
 
 call_without_compiler(
-    *(mode.__torch_dispatch__ for mode in (FakeTensorMode, Assumed, Alive, Recorder)),  # each runs for every operator
+    *(mode.__torch_dispatch__ for mode in (FakeTensorMode, Assumed, Alive, Recorder)),  # these run for every operator
 )
 
 

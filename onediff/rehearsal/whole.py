@@ -18,23 +18,23 @@ from onediff.rehearsal.compare import disagreement
 from onediff.rehearsal.role import Played, Role
 
 MANY, FEW = 16, 2
-"""A language model with more than `MANY` layers is cut to `FEW` (`shallow`) to compare peers: its layers are alike."""
+"""To compare peers, a language model with more than `MANY` layers is reduced to `FEW` (`shallow`): its layers are alike."""
 WHOLE, BESIDE = "whole", "beside"
 """The rank itself, and the same rank with `FEW` layers."""
 
 
 @dataclass
 class Rehearsal:
-    """What was found on one rank and in comparison with its peers."""
+    """The findings on one rank, and from comparing it with its peers."""
 
     rank: int
     world: int
     phases: list[Played]
     peers: dict[str, int]
-    """`data`: a rank with other rows, of text only; `tensor`, `context`: a rank of the same group"""
+    """`data`: a rank with other rows, of text only; `tensor`, `context`: a rank of the same group."""
     compared_layers: int | None = None
-    """number of language model layers with which peers were compared, with a tower and delta module cut likewise; None
-    for all"""
+    """Number of language model layers with which peers were compared, with the tower and delta module reduced likewise;
+    None for all."""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -44,18 +44,19 @@ class Rehearsal:
 
 
 def place(text: str) -> tuple[int, int]:
-    """`RANK/WORLD`. Raises UserError."""
+    """Parses `RANK/WORLD`. Raises UserError."""
     rank, _, world = text.partition("/")
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-        raise UserError(f"--rehearse {text}: give a rank below the number of ranks, such as 0/64")
+        raise UserError(f"--rehearse {text}: write RANK/WORLD with a rank below the number of ranks, such as 0/64")
     return int(rank), int(world)
 
 
 def rehearse(
     config: RunConfig, named: str, overrides: Sequence[str], rank: int, world: int, per_node: int
 ) -> Rehearsal:
-    """Rehearses `rank` of `world`. `named` and `overrides` are what `config` was composed from. Takes minutes for large
-    models. Raises UserError if a process fails before it can report what it found.
+    """Rehearses `rank` of `world`. `config` was composed from `named` and `overrides`. Takes minutes for large models.
+
+    Raises UserError if a process fails before it can report its findings.
     """
     peers = peers_of(rank, world, config.parallel.tensor, config.parallel.context)
     layers = FEW if peers and sizes_of(config.model).decoder.layers > MANY else None
@@ -93,7 +94,7 @@ def rehearse(
 
 
 def peers_of(rank: int, world: int, tensor: int, context: int = 1) -> dict[str, int]:
-    """The next rank with other rows, and the next ranks of the same tensor and context groups, where they exist."""
+    """The next rank with other rows, and the next ranks of the same tensor and context groups, if they exist."""
     size = tensor * context
     peers = {"data": (rank + size) % world} if world > size else {}
     if tensor > 1:

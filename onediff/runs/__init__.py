@@ -1,1 +1,1 @@
-"""Runs on disk: the contents of a run's folder, and how its weights are addressed. Needs no torch."""
+"""Runs on disk: the contents of a run's folder, and the addresses of its weights. Needs no torch."""

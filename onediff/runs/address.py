@@ -1,4 +1,4 @@
-"""Which weights of which run: `RUN`, `RUN@PHASE`, `RUN@STEP`, `RUN@best`, `RUN@PHASE:STEP`, `RUN@PHASE:best`."""
+"""Addresses of weights: `RUN`, `RUN@PHASE`, `RUN@STEP`, `RUN@best`, `RUN@PHASE:STEP`, `RUN@PHASE:best`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, text: str | Path) -> Address:
-        """Reads an address; an existing folder may have an `@` in its name."""
+        """Parses an address. An existing folder may have an `@` in its name."""
         path = Path(text)
         if path.exists() or "@" not in path.name:
             return cls(path, None)
@@ -30,18 +30,18 @@ class Address(NamedTuple):
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder is that of a run, not a saved model."""
+        """Whether the folder is a run, not a saved model."""
         return RunFolder(self.folder).config.is_file()
 
     def require(self) -> None:
         """Raises UserError unless the folder is a saved model or a run with a checkpoint. Needs no torch."""
         require_model(self.folder)
         if self.at is not None and not self.is_run:
-            raise UserError(f"{self}: a saved model holds one set of weights; leave out @{self.at}")
+            raise UserError(f"{self}: a saved model has only one set of weights; remove @{self.at}")
 
 
 def require_sources(init: InitConfig | None, run: Path) -> None:
-    """Raises UserError if `init` names something missing; a run that has a checkpoint no longer needs it."""
+    """Raises UserError if a source in `init` is missing. A run with a checkpoint no longer needs its sources."""
     if init is not None and not any(run.glob("checkpoints/*/step-*")):
         for address in dict.fromkeys(init.addresses.values()):
             Address.of(address).require()

@@ -1,9 +1,9 @@
-"""Copies of a run's state in the memory of its nodes: where they are on a node, and how a rank asks the node's keeper.
+"""Copies of a run's state in the memory of its nodes: their layout on a node, and requests to the node's keeper.
 
     FOLDER/keeper                              socket of the keeper, `launcher.keeper`
-    FOLDER/<generation>/rank-….safetensors     one file per rank, its own or one of the previous node
+    FOLDER/<generation>/rank-….safetensors     one file per rank of this node, and per rank of the previous node
 
-A generation is one state of all ranks. Standard library only.
+A generation is the state of all ranks at one step. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from onediff.errors import UserError
 
 KEEPER = "keeper"
 ASK_SECONDS = 600.0
-"""Longest wait for the keeper to have passed a file on."""
+"""Longest wait for the keeper to transfer a file."""
 
 
 def mirror(folder: Path, generation: str, names: Sequence[str], keep: Collection[str]) -> None:
-    """Has the files copied to the next node, in this order, where generations other than `keep` are removed first.
+    """Copies files to the next node, in this order; that node first removes generations other than `keep`.
 
-    Raises UserError when that fails. Where there is one node nothing is copied.
+    Does nothing if there is only one node. Raises UserError if copying fails.
     """
-    told = _ask(folder, {"do": "mirror", "generation": generation, "names": list(names), "keep": sorted(keep)})
-    if told.get("error"):
-        raise UserError(f"{folder}: {told['error']}")
+    answer = _ask(folder, {"do": "mirror", "generation": generation, "names": list(names), "keep": sorted(keep)})
+    if answer.get("error"):
+        raise UserError(f"{folder}: {answer['error']}")
 
 
 def bring(path: Path) -> bool:
-    """Whether the file FOLDER/GENERATION/NAME is here; it is fetched from another node of the run where it is not."""
+    """Fetches FOLDER/GENERATION/NAME from another node of the run if it is missing; returns whether it is here now."""
     folder = path.parents[1]
     if path.is_file():
         return True
@@ -43,14 +43,14 @@ def bring(path: Path) -> bool:
 
 
 def keep_only(folder: Path, generations: Collection[str]) -> None:
-    """Removes all other generations from this node's memory."""
+    """Removes all generations except `generations` from this node's memory."""
     for path in folder.iterdir():
         if path.is_dir() and path.name not in generations:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The keeper's answer. Raises UserError when it does not live."""
+    """The keeper's answer. Raises UserError if the keeper does not respond."""
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(ASK_SECONDS)
         try:

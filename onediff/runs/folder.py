@@ -1,4 +1,4 @@
-"""The folder of a run: everything that resuming, following and reporting need."""
+"""The folder of a run, with everything needed for resuming, following and reporting."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration in full."""
+        """The complete configuration."""
         return self.path / "config.yaml"
 
     @property
     def tokenizer(self) -> Path:
-        """A tokenizer learned by this run."""
+        """The tokenizer trained by this run, if any."""
         return self.path / "tokenizer"
 
     @property
@@ -34,7 +34,7 @@ class RunFolder:
         return self.path / "logs"
 
     def phase(self, name: str) -> Path:
-        """What a phase writes besides its checkpoints."""
+        """The folder of a phase's files other than checkpoints."""
         return self.path / f"phase-{name}"
 
     def checkpoints(self, phase: str) -> Path:
@@ -62,12 +62,12 @@ class RunFolder:
 
 
 def require_run(path: Path) -> RunFolder:
-    """The run in `path`, which has a checkpoint. Raises UserError otherwise; needs no torch, so that it answers at once."""
+    """The run in `path`. Raises UserError unless it is a run with a checkpoint. Needs no torch, so it is fast."""
     folder = RunFolder(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     if not folder.config.is_file():
-        raise UserError(f"{path}: not the folder of a run (no config.yaml)")
+        raise UserError(f"{path}: not a run (no config.yaml)")
     if not any(path.glob("checkpoints/phase-*/step-*")):
         raise UserError(f"{path}: this run has no checkpoint yet; train it with `onediff train`")
     return folder
@@ -83,5 +83,5 @@ def require_model(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a whole file."""
+    """Writes JSON to a file atomically."""
     write_whole(path, json.dumps(value, indent=1))

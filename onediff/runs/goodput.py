@@ -1,4 +1,4 @@
-"""How a phase spent its time, for the tracker: in this process, and in earlier ones if the launcher ran them."""
+"""The time spent by a phase, for the tracker, in this process and in earlier ones started by the launcher."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from onediff.runs.section import seconds_by_section
 
 
 def goodput_metrics(run: Path, phase: str) -> dict[str, float]:
-    """`time/goodput`, the share of time spent on steps done for the first time, and `time/seconds/<kind>`.
+    """`time/goodput`, the share of time spent on steps taken for the first time, and `time/seconds/<kind>`.
 
-    Without the launcher only this process is counted. A file that cannot be read counts as none.
+    Without the launcher, counts only this process. Ignores an unreadable file.
     """
     try:
         earlier: dict[str, Any] = json.loads((run / "launch" / "goodput.json").read_text(encoding="utf-8")).get(

@@ -1,4 +1,4 @@
-"""What a run is doing: one small file, written by rank 0, by which followers tell work from a hang.
+"""The heartbeat of a run: a small file written by rank 0, from which followers can tell progress from a hang.
 
     @section("evaluation")
     def scores(batches):
@@ -6,8 +6,8 @@
             ...
             beat(number, len(batches))
 
-Every process may enter sections; only the one that called `keep_heartbeat` writes. A beat costs a dictionary look-up, and
-once a second the writing of a file of 300 bytes.
+Every process may enter sections; only the one that called `keep_heartbeat` writes. A beat costs a dictionary lookup, and
+once per second a write of 300 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onediff.runs.folder import write_json
 
 FILE = "heartbeat.json"
 SECTIONS = ("start", "loading", "step", "validation", "evaluation", "captions", "saving", "export", "closing")
-"""In the order of a run; each has its own limit in the launcher's profile."""
+"""Sections in the order of a run. Each has its own time limit in the launcher's profile."""
 PAUSE_SECONDS = 1.0
 """Shortest time between two writes within one section."""
 
@@ -35,13 +35,13 @@ class Heartbeat:
         self.step: int | None = None
         """The last step taken."""
         self.open: list[tuple[str, float]] = [("start", began)]
-        """Name and start of the open sections, the innermost last."""
+        """Names and start times of the open sections, innermost last."""
         self.seconds: dict[str, float] = {}
         self.since = began
-        """The time up to which `seconds` counts."""
+        """The time up to which `seconds` is counted."""
         self.slowest: dict[str, float | str] | None = None
-        """The slowest rank by the last comparison: `step`, `rank`, the `share` by which it is behind the median, and in
-        what (`by`)."""
+        """The slowest rank in the last comparison: `step`, `rank`, the `share` by which it is behind the median, and what
+        was slow (`by`)."""
         self.written = 0.0
 
     def count(self) -> None:
@@ -59,21 +59,21 @@ class Heartbeat:
         try:
             write_json(self.file, {**told, "done": done, "total": total, "seconds": seconds, "slowest": self.slowest})
         except OSError:
-            return  # missing storage must not end a step; whatever needs it will say so
+            return  # missing storage must not end a step; code that needs it will report the error
 
 
 _heartbeat: Heartbeat | None = None
 
 
 def keep_heartbeat(run: Path, phase: str) -> None:
-    """Makes this process the one that writes `run`/heartbeat.json, from now on for `phase`."""
+    """Makes this process write `run`/heartbeat.json, from now on for `phase`."""
     global _heartbeat
     _heartbeat = Heartbeat(run / FILE, phase, process_started() if _heartbeat is None else time.time())
     _heartbeat.write()
 
 
 def stage(name: str) -> None:
-    """The phase as a whole comes to `start`, `loading`, `step` or `closing`."""
+    """Enters the outermost section `name`: `start`, `loading`, `step` or `closing`."""
     assert name in SECTIONS, name
     heart = _heartbeat
     if heart is not None and heart.open[0][0] != name:
@@ -84,7 +84,7 @@ def stage(name: str) -> None:
 
 @contextmanager
 def section(name: str) -> Iterator[None]:
-    """A part of the phase with a heartbeat and a limit of its own; as a decorator, a function that is one."""
+    """A context or decorator for a part of the phase with its own heartbeat and time limit."""
     assert name in SECTIONS, name
     heart = _heartbeat
     if heart is None:
@@ -117,7 +117,7 @@ def stepped(step: int) -> None:
 
 
 def compared(step: int, rank: int, share: float, by: str) -> None:
-    """Report the slowest rank of a comparison, the share by which it was behind the median rank, and what was slow."""
+    """Reports the slowest rank of a comparison, the share by which it was behind the median rank, and what was slow."""
     if _heartbeat is not None:
         _heartbeat.slowest = {"step": step, "rank": rank, "share": share, "by": by}
 
@@ -131,7 +131,7 @@ def seconds_by_section() -> dict[str, float]:
 
 
 def process_started() -> float:
-    """When this process was started, imports included, in seconds since the epoch."""
+    """The start time of this process, before imports, in seconds since the epoch."""
     try:
         return os.stat("/proc/self").st_ctime
     except OSError:

@@ -1,4 +1,4 @@
-"""`onediff fetch` against a hub on loopback: what it takes and leaves, and what it says of what cannot be had."""
+"""`onediff fetch` against a local hub: what it downloads, what it ignores, and its errors for what is unavailable."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_file_damaged_on_disk_is_fetched_again(hub):
     content = blob.read_bytes()
     blob.resolve().write_bytes(content[:-1] + b"!")
     done = fetch(hub, *words)
-    assert "its digest is not the hub's; fetched again" in done.stderr
+    assert "its digest differs from the hub's; downloading again" in done.stderr
     assert blob.read_bytes() == content
     assert "no-such-folder/at/all: weights, tokenizer missing; this is a folder, not a model on the hub" in done.stderr
 
@@ -143,13 +143,13 @@ def test_what_cannot_be_had_is_a_line_each_and_the_rest_comes(hub):
     assert len(lines) == 3 and "Traceback" not in done.stderr
     told = "\n".join(lines)
     assert f"model.vision.name: {CLIP} has no revision 'v9'" in told
-    assert f"model.language.name: {VICUNA} is given only to those who accepted its terms" in told
-    assert "model.language.tokenizer: nobody/none: no such folder here and no such model on the hub" in told
+    assert f"model.language.name: {VICUNA} requires accepting its terms" in told
+    assert "model.language.tokenizer: nobody/none: no such folder, and no such model on the hub" in told
     assert any(word.startswith(f"GET {BERT}/model.safetensors") for word in hub.asked)
     (hub.root / BERT / "model.safetensors").unlink()
     (hub.root / BERT / "pytorch_model.bin").unlink()
     words = ["model.vision.name=/nowhere", "model.language.name=/nowhere"]
     lost = fetch(hub, *words, HF_HOME=str(hub.root.parent / "other"))
-    assert f"model.delta.bert: {BERT}: no weights on the hub in a form that can be read" in lost.stderr
+    assert f"model.delta.bert: {BERT}: no weights on the hub in a supported format" in lost.stderr
     offline = fetch(hub, *words, HF_HOME=str(hub.root.parent / "third"), HF_HUB_OFFLINE="1")
-    assert f"{BERT}: not here (weights), and the hub cannot be asked: HF_HUB_OFFLINE is set" in offline.stderr
+    assert f"{BERT}: missing (weights), and the hub cannot be reached: HF_HUB_OFFLINE is set" in offline.stderr

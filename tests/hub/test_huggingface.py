@@ -105,7 +105,7 @@ def test_an_export_is_pushed_as_a_repository_that_is_loaded_by_its_name(exported
 
         (tmp_path / "hub").mkdir(exist_ok=True)
         refused = python(push, str(exported), HF_TOKEN="hf_reader")
-        assert "--push new/one: HTTP status 401; is HF_TOKEN set and may it write?" in refused.stderr
+        assert "--push new/one: HTTP status 401; check that HF_TOKEN is set and allows writing" in refused.stderr
         pushed = python(push, str(exported))
         assert pushed.stdout.strip() == f"{hub.url}/new/one", pushed.stderr
         loaded = python(load)
@@ -153,7 +153,7 @@ def test_the_processor_of_an_export_puts_images_where_the_instruction_does(wordi
 
 def test_what_is_on_no_hub_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="nobody/nothing: no such folder, and the hub does not have it"):
+    with pytest.raises(UserError, match="nobody/nothing: no such folder, and not available on the hub"):
         onediff.load("nobody/nothing")
 
 

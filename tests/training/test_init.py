@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_named(source, export, data, tmp_path):
         **{"model.language.config.num_hidden_layers": 1},
     )
     refused("no-run: no such folder", str(tmp_path / "no-run"))
-    refused("export@best: a saved model holds one set of weights", f"{export}@best")
+    refused("export@best: a saved model has only one set of weights", f"{export}@best")
     refused(r"source@three: behind @ stands a phase, a step or `best`.*: warm-up, one, two", f"{source}@three")
     refused(r"source@one:7: phase one has no checkpoint 7 .*; there are steps 2", f"{source}@one:7")
     refused(r"source@best: phase two has no checkpoint best \(phases.two.best names no metric", f"{source}@best")
