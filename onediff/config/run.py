@@ -92,6 +92,12 @@ class RunConfig(Section):
                     "training.peer_copies: would copy into memory the states that parallel.offload_optimizer: nvme keeps "
                     "out of it"
                 )
+            if phase.matrices == "muon" and (parallel.zero_stage or parallel.tensor > 1):
+                why = f"parallel.tensor is {parallel.tensor}" if parallel.tensor > 1 else "this phase partitions them"
+                raise ValueError(
+                    f"phases.{phase_name}.matrices: muon needs whole matrices, but {why}; use adamw"
+                    + ("" if parallel.tensor > 1 else f", or phases.{phase_name}.parallel.zero_stage: 0")
+                )
             if phase.pack is not None and phase.pack < self.data.max_tokens:
                 raise ValueError(
                     f"phases.{phase_name}.pack: a row of {phase.pack} tokens is too short for samples of up to "

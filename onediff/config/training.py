@@ -150,6 +150,10 @@ class PhaseConfig(Section):
     """Peak learning rate by part."""
     weight_decay_of: dict[Part, Annotated[float, Field(ge=0)]] = {}
     """Weight decay by part, instead of `optimizer.weight_decay`."""
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """Rule that updates the matrices of layers: AdamW, or Muon, which orthogonalises their averaged gradient and often needs
+    far fewer steps. Muon needs whole matrices, so `zero_stage: 0` and no tensor parallelism in this phase; biases, norms and
+    embeddings remain with AdamW. Its updates are as large as AdamW's at the same rate."""
     activation_checkpointing: Checkpointing | None = None
     """Activation checkpointing, instead of `training.activation_checkpointing`; a phase that trains few parameters often
     needs none."""

@@ -107,7 +107,9 @@ class Engine:
         self.optimizer_config: OptimizerConfig = config.optimizer
         groups = parameter_groups(model, phase, config.optimizer)
         offloaded = config.parallel.offload_optimizer != "none"
-        optimizer, self.optimizer_kernel = build_optimizer(groups, config.optimizer, offloaded)
+        optimizer, self.optimizer_kernel = build_optimizer(
+            groups, config.optimizer, offloaded, phase.matrices == "muon", topology.data_group
+        )
         if swap is not None:
             with raise_on_all_ranks():
                 check_room(swap, groups, topology.copies, topology.ranks.local_world)

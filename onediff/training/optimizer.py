@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from inspect import unwrap
 from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from onediff.config.training import OptimizerConfig, PhaseConfig
@@ -16,6 +16,8 @@ from onediff.model.apex import find_apex
 from onediff.model.lora import is_adapter
 from onediff.model.onediff import PARTS
 from onediff.parallel.block import block_of
+from onediff.training.adamw import AdamW
+from onediff.training.muon import Muon
 
 
 def freeze(model: nn.Module, phase: PhaseConfig) -> None:
@@ -96,20 +98,25 @@ def lr_multiplier(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.final_lr + (1 - config.final_lr) * shape
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's own. Its step is taken out of the wrapper that imports torch's compiler, 1.5 s, to tell it to stay away."""
-
-    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
-
-
 def build_optimizer(
-    groups: list[dict[str, Any]], config: OptimizerConfig, offloaded: bool
+    groups: list[dict[str, Any]],
+    config: OptimizerConfig,
+    offloaded: bool,
+    muon: bool = False,
+    ranks: dist.ProcessGroup | None = None,
 ) -> tuple[torch.optim.Optimizer, str]:
     """The optimizer over parameter groups, and in words which kernel it uses, for the log.
 
     `offloaded` says that it will step in the host's memory, where Apex has no kernel. Raises UserError when Apex is asked
     for and cannot be used.
+
+    With `muon`, the ranks of the group `ranks`, which hold whole matrices and the same gradients, share its work.
     """
+    if muon:
+        for group in groups:
+            group["matrices"] = group["name"].endswith(".matrices")
+        options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": config.kernel != "plain" or None}
+        return Muon(groups, ranks, **options), "Muon for matrices, torch AdamW for the rest"
     apex = find_apex()
     if config.kernel == "apex" and (offloaded or not apex.optimizer):
         why = "it steps on a GPU only, and the optimizer is offloaded" if offloaded else apex.missing

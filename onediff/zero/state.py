@@ -130,7 +130,7 @@ def create_moments(engine: Any, parts: list[ParameterShard]) -> None:
     for owner in owners.values():
         if optimizer.state.get(owner):
             continue
-        group = dict(optimizer.param_groups[0], params=[owner], lr=0.0)
+        group = dict(_group_of(engine, owner) or optimizer.param_groups[0], params=[owner], lr=0.0)
         kept, optimizer.param_groups[:] = list(optimizer.param_groups), [group]
         gradient, owner.grad = owner.grad, torch.zeros_like(owner)
         try:

@@ -50,8 +50,9 @@ def overrides(data: Path, steps: int, rows: int = 4, **more: object) -> list[str
     for phase in PHASES:
         values |= {f"phases.{phase}.steps": steps, f"phases.{phase}.global_batch": rows}
         values |= {f"phases.{phase}.micro_batch": 2, f"phases.{phase}.checkpoint_every": 5}
-        # The demo sets a stage for single phases; here all follow `parallel.zero_stage`.
+        # The demo sets stage and optimizer for single phases; here all follow `parallel.zero_stage`.
         values[f"phases.{phase}.parallel.zero_stage"] = "null"
+        values[f"phases.{phase}.matrices"] = "adamw"
     return [f"{key}={value}" for key, value in {**values, **more}.items()]
 
 

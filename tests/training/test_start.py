@@ -10,7 +10,7 @@ def test_a_rank_starts_and_steps_without_the_compiler_and_what_only_others_need(
     code = f"""
 import sys, torch
 from onediff.training.run import train
-from onediff.training.optimizer import AdamW
+from onediff.training.adamw import AdamW
 weight = torch.nn.Parameter(torch.ones(3))
 optimizer = AdamW([weight], lr=0.1)
 weight.square().sum().backward()
