@@ -14,9 +14,9 @@ MOMENTUM = 0.95
 """Decay of the averaged gradient; the step is taken on Nesterov's combination of it with the gradient."""
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 """Coefficients of `a x + (b A + c A²) x` with `A = x xᵀ`, which pull all singular values towards 1 (Keller Jordan)."""
-RMS = 0.2
-"""Root mean square of an update as a share of the learning rate: about AdamW's, so that one rate suits both (Moonlight,
-arXiv 2502.16982)."""
+RMS = 0.4
+"""Root mean square of an update as a share of the learning rate. AdamW's updates have 0.2 to 0.4 (Moonlight, arXiv
+2502.16982), so one rate suits both."""
 
 
 class Muon(AdamW):

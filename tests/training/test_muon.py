@@ -31,7 +31,7 @@ def test_an_orthogonalised_matrix_keeps_its_directions_and_loses_their_lengths()
 
 
 def test_only_matrices_of_layers_are_stepped_by_muon():
-    """The others move exactly as with AdamW, and a matrix by 0.2 times the learning rate in the root mean square."""
+    """The others move exactly as with AdamW, and a matrix by 0.4 times the learning rate in the root mean square."""
     phase = PhaseConfig(mix={"a": 1}, steps=1, global_batch=1, micro_batch=1)
     models, settings = [tiny_model(), tiny_model()], OptimizerConfig(lr=1e-3)
     models[1].load_state_dict(models[0].state_dict())
@@ -49,7 +49,7 @@ def test_only_matrices_of_layers_are_stepped_by_muon():
             assert torch.equal(ours, theirs), name
         elif ours.grad.abs().max() > 0:
             moved.append((ours - before[name]).square().mean().sqrt().item() / 1e-3)
-    assert moved and min(moved) > 0 and 0.1 < max(moved) < 0.25  # less where the gradient has a low rank
+    assert moved and min(moved) > 0 and 0.2 < max(moved) < 0.5  # less where the gradient has a low rank
 
 
 def test_ranks_share_the_work_and_a_run_resumes_on_another_number_of_them(tmp_path):
