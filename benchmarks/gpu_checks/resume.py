@@ -37,7 +37,7 @@ def check(setting: Setting) -> dict[str, Any]:
         whole, resumed = metrics(place / "whole"), metrics(half)
         named = ("loss", "grad_norm")
         pairs = {step: [(whole[step][n], resumed[step][n]) for n in named] for step in range(STEPS // 2 + 1, STEPS + 1)}
-        goes_on = (half / "logs" / "train.rank0.log").read_text().count("goes on from step")
+        goes_on = (half / "logs" / "train.rank0.log").read_text().count("continues from step")
     found = {"losses": [whole[step]["loss"] for step in sorted(whole)], "ranks": ranks}
     if not goes_on:
         raise Wrong("the second run did not resume", **found)

@@ -244,7 +244,7 @@ def _restore(state: Path, recipe: dict[str, Any], model: Heads, optimizer: torch
         return 0
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
-    log.info("the vision tower goes on from step %d", saved["step"])
+    log.info("the vision tower continues from step %d", saved["step"])
     return int(saved["step"])
 
 

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from onediff.config.training import Checkpointing
 
-# Results that take long to compute for their size. Products of scores (`bmm`) are left out: they are tokens², and only
-# attention without a fused kernel makes them.
+# Results that are expensive to compute for their size. Score products (`bmm`) are left out: they grow with tokens², and
+# only attention without a fused kernel makes them.
 _DEAR = {
     "aten::mm",
     "aten::addmm",
@@ -29,15 +29,15 @@ _DEAR = {
 
 
 def checkpoint_layers(model: Any, mode: Checkpointing) -> None:
-    """Makes the layers of a Hugging Face model keep less: with `full` only their input, with `selective` also the results
-    of matrix products and attention, so that only norms and activation functions are recomputed."""
+    """Makes the layers of a Hugging Face model keep fewer values: with `full` only their input, with `selective` also the
+    results of matrix products and attention, so that only norms and activation functions are recomputed."""
     if mode == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     model.gradient_checkpointing_enable(options)
-    # transformers makes word embeddings require a gradient, which only its other kind of checkpointing needs.
+    # transformers makes word embeddings require a gradient, which only reentrant checkpointing needs.
     model.disable_input_require_grads()
 
 

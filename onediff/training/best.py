@@ -1,4 +1,4 @@
-"""The best step of a phase by a named metric, and when to stop waiting for a better one."""
+"""The best step of a phase by a given metric, and when to stop waiting for a better one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Best:
-    """The best measurement so far; the same on every rank, and in every checkpoint."""
+    """The best measurement so far: the same on every rank, and stored in every checkpoint."""
 
     def __init__(self, phase: str, config: BestConfig | None) -> None:
         self.phase, self.config = phase, config
@@ -27,7 +27,7 @@ class Best:
     def judge(self, step: int, measured: Mapping[str, float]) -> bool:
         """Records the measurements of a step; returns whether they are the best so far.
 
-        A tie is not better, and NaN never is. Raises UserError when metrics of this kind are measured, but not this one.
+        Neither a tie nor NaN is better. Raises UserError if other metrics of this kind were measured, but not this one.
         """
         if self.config is None or not any(self.config.is_kin_of(name) for name in measured):
             return False
@@ -62,7 +62,7 @@ class Best:
         return {**rule, "value": self.value, "step": self.step, "since": self.since}
 
     def restore(self, stored: Mapping[str, Any] | None) -> None:
-        """Restores the state of a checkpoint; starts over when that was judged by another metric."""
+        """Restores the state of a checkpoint; starts over if the checkpoint used another metric."""
         self.value, self.step, self.since = None, None, 0
         if self.config is None or stored is None:
             return

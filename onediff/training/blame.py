@@ -14,7 +14,7 @@ from onediff.training.engine import Engine
 def not_finite(engine: Engine, micro_batches: list[Batch], step: int, steps: int) -> list[bool]:
     """For each of this rank's micro-batches of a step, whether its loss or any gradient of its own is not finite.
 
-    Repeats the step and checks each gradient before it is reduced; for a run that is about to stop. Collective.
+    Repeats the step and checks each gradient before it is reduced. For a run that is about to stop. Collective.
     """
     finite = torch.ones(len(micro_batches), dtype=torch.bool, device=engine.device)
     now = -1  # the micro-batch being computed

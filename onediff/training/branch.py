@@ -1,4 +1,4 @@
-"""A new run that continues from a checkpoint of another: earlier steps are shared, settings and record are its own."""
+"""A new run that continues from a checkpoint of another, with its own settings and its own record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from onediff.training.found import FoundCheckpoint, found
 
 
 def branch(address: Address, target: Path) -> FoundCheckpoint:
-    """Creates the run folder `target` with the checkpoint at `address` and those that its phase started from.
+    """Creates the run folder `target` with the checkpoint at `address` and the earlier phases that led to it.
 
-    Checkpoint files never change, so they are hard-linked where the file system allows it. Raises UserError when there is
-    no such checkpoint or when `target` exists.
+    Checkpoint files never change, so they are hard-linked if the file system allows it. Raises UserError if there is no
+    such checkpoint or `target` exists.
     """
     if not address.is_run:
         raise UserError(f"{address}: not a run; start one from a saved model with `init: {address.folder}`")
@@ -49,7 +49,7 @@ def branch(address: Address, target: Path) -> FoundCheckpoint:
 
 
 def linked(source: Path, target: Path) -> None:
-    """Copies the folder `source` to `target`, sharing files where possible."""
+    """Copies the folder `source` to `target`, sharing files if possible."""
 
     def share(file: str, name: str) -> None:
         try:

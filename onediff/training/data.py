@@ -1,4 +1,4 @@
-"""The data of one phase: its sources, its stream, its length."""
+"""The data of one phase: its sources, its stream and its length."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onediff.training.init import take_tokenizer
 
 
 def phase_sources(data: DataConfig, phase: PhaseConfig) -> list[Source]:
-    """The data sets of a phase's mix, opened. Raises UserError for what is missing."""
+    """The data sets of a phase's mix, opened. Raises UserError for a missing one."""
     return [
         Source.open(
             name,
@@ -48,10 +48,9 @@ def phase_stream(data: DataConfig, phase: PhaseConfig, processor: Processor) -> 
 
 
 def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
-    """Optimizer steps of a phase: `steps`, or as many as `epochs` of the source that lasts longest take.
+    """Optimizer steps of a phase: `steps`, or the steps that `epochs` of its longest-lasting source take.
 
-    How many samples fit into a packed row is measured on the first ones, so a packed phase ends a few samples early or
-    late.
+    The number of samples per packed row is measured on the first ones, so a packed phase ends a few samples early or late.
     """
     if phase.steps is not None:
         return phase.steps
@@ -65,8 +64,8 @@ def phase_steps(phase: PhaseConfig, stream: Stream) -> int:
 def processor_before_training(config: RunConfig, named: str, run: Path | None = None) -> tuple[Processor, Any]:
     """The processor and the tokenizer of a run that may not have started yet.
 
-    A tokenizer that training would learn or copy is made the same way, and thrown away. The run is in the folder `run`, or
-    in the one that its configuration was `named` by, or in `runs/<name>`. Raises UserError.
+    A tokenizer that training would learn or copy is made the same way and thrown away. The run's folder is `run`, else
+    `named` if the configuration came from a run's folder, else `runs/<name>`. Raises UserError.
     """
     run = run or (Path(named) if Path(named).is_dir() else Path("runs") / config.name)
     folder, wanted = RunFolder(run).tokenizer, config.model.language.tokenizer
@@ -78,7 +77,7 @@ def processor_before_training(config: RunConfig, named: str, run: Path | None = 
 
 
 def make_tokenizer(config: RunConfig, wanted: NewTokenizer, target: Path) -> None:
-    """Writes the run's own tokenizer: the one of the language model it starts from, or a new one. Raises UserError."""
+    """Writes the run's own tokenizer: a new one, or that of the language model in `init`. Raises UserError."""
     if config.init is not None and config.init.language is not None:
         take_tokenizer(config.init, target)
     else:
@@ -88,11 +87,11 @@ def make_tokenizer(config: RunConfig, wanted: NewTokenizer, target: Path) -> Non
 def phase_lengths(data: DataConfig, phase: PhaseConfig, stream: Stream, lanes: int, samples: int) -> Lengths:
     """Lengths of the first samples of a stream, and the cost of padding and packing in a phase like this.
 
-    Packed rows are as long as the phase's, or twice `data.max_tokens` when it does not pack. Raises UserError.
+    Packed rows are as long as the phase's, or twice `data.max_tokens` if it does not pack. Raises UserError.
     """
     pack = phase.pack or 2 * data.max_tokens
     fill = Packer(stream, pack).fill(lanes)
-    # A micro-batch of packed rows does the work of this many padded ones.
+    # One packed row replaces about this many padded ones.
     micro_batch = round(phase.micro_batch * fill.samples) if phase.pack else phase.micro_batch
     return Lengths(
         first_lengths(stream, lanes, samples),
@@ -108,10 +107,10 @@ def phase_lengths(data: DataConfig, phase: PhaseConfig, stream: Stream, lanes: i
 def data_set_lengths(
     data: DataConfig, phase: PhaseConfig, processor: Processor, folder: Path, samples: int = 4096
 ) -> Lengths:
-    """The same of one split of a data set, as `phase` would read it. Raises UserError."""
+    """The same for one split of a data set, as `phase` would read it. Raises UserError."""
     name = folder.parent.name
     source = Source.open(name, folder, lanes=1, seed=data.seed, block=data.block)
-    lanes = max(1, min(32, source.lanes.samples // 2))  # read from this many places of the set
+    lanes = max(1, min(32, source.lanes.samples // 2))  # places in the set to read from
     task = data.sets[name].task if name in data.sets else None
     source = Source.open(name, folder, lanes, data.seed, data.block, task=task)
     stream = Stream([source], processor, False, data.seed, data.bad_in_a_row)
@@ -119,7 +118,7 @@ def data_set_lengths(
 
 
 def training_texts(data: DataConfig, phases: Iterable[PhaseConfig]) -> Iterator[str]:
-    """Every caption and turn that these phases read, and the words around them: what a new tokenizer is learned from."""
+    """Every caption and turn that these phases read, with the prompt's text: the corpus of a new tokenizer."""
     prompt = data.prompt
     if prompt.template != "chat":
         template = prompt.named()
@@ -132,12 +131,12 @@ def training_texts(data: DataConfig, phases: Iterable[PhaseConfig]) -> Iterator[
                 try:
                     sample = parse_sample(source.shards.read(shard, number))
                 except BadSample:
-                    continue  # counted and reported when training reads it
+                    continue  # training counts and reports it
                 yield from (" " + caption for caption in sample.captions)
                 yield from (turn["value"] for turn in sample.conversations)
 
 
 def manifest_files(data: DataConfig, phase: PhaseConfig) -> dict[str, Path]:
-    """The manifests of a phase's data sets by name, as far as they are on disk (tars from other tools may have none)."""
+    """The manifests on disk of a phase's data sets, by name. Tars from other tools may have none."""
     files = {name: Path(data.sets[name].folder) / FILE for name in phase.mix}
     return {name: file for name, file in files.items() if file.is_file()}

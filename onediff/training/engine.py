@@ -33,12 +33,12 @@ def _trained(model: OneDiffModel) -> int:
 
 
 class Agreed(NamedTuple):
-    """What decisions depend on: the maximum over all ranks, so every rank has exactly the same values."""
+    """The values that decisions depend on: maxima over all ranks, so every rank has exactly the same ones."""
 
     loss: float
-    """Infinite when any rank's is not finite."""
+    """Infinite if any rank's is not finite."""
     grad_norm: float
-    """Infinite when the gradients are not finite; the step has then changed nothing."""
+    """Infinite if the gradients are not finite; the step then changed nothing."""
     asked: list[float]
     """1 for each signal that asked any rank to stop."""
 
@@ -48,22 +48,22 @@ class StepUnderWay:
     """A step that was submitted to the device and may still be running."""
 
     step: int
-    """Steps before it."""
+    """Number of steps before it."""
     rates: dict[str, float]
-    """`lr`, the highest, and `lr/<part>` for each part that trains."""
+    """`lr`, the highest, and `lr/<part>` for each trained part."""
     sources: list[str]
     """The sources in the phase's mix."""
     numbers: OnTheWay
     began: Moment
-    """When the device could start it."""
+    """When the device was free to start it."""
     ended: Moment
 
     def metrics(self) -> tuple[dict[str, float], Agreed]:
-        """The step's metrics, and what all ranks agree on. Waits for the step to be done.
+        """The step's metrics, and the values that all ranks agree on. Waits for the step to finish.
 
-        Metrics are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping, not finite where the
-        step was skipped for that), `rates`, the global batch's `targets`, `tokens`, `samples` and `skipped` samples, the
-        share of its positions that is no padding (`real_token_share`), and `loss/<source>` for each source of the mix in it.
+        Metrics are `loss` (mean over the targets of the global batch), `grad_norm` (before clipping; not finite if the step
+        was skipped for that), `rates`, the global batch's `targets`, `tokens`, `samples` and `skipped` samples, the share of
+        its positions that are not padding (`real_token_share`), and `loss/<source>` for each source of the mix in it.
         """
         numbers = self.numbers.read()
         (targets, tokens, skipped, samples, positions), numbers = numbers[:5], numbers[5:]
@@ -83,8 +83,8 @@ class StepUnderWay:
 class Engine:
     """One model with its optimizer, spread over the ranks.
 
-    The loss of a step is the sum over all target tokens of the global batch divided by their number, whatever the number
-    of ranks and micro-batches they were computed in.
+    The loss of a step is the sum over all target tokens of the global batch divided by their number, regardless of the
+    number of ranks and micro-batches.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Engine:
     ) -> None:
         """`swap` is the folder for optimizer states on NVMe, if the configuration puts them there.
 
-        Raises UserError on every rank for parts or kernels that are not available, and states that do not fit.
+        Raises UserError on every rank if a part or kernel is not available or the states do not fit.
         """
         freeze(model, phase)
         self.objective = build_objective(phase, config.training)
@@ -128,10 +128,10 @@ class Engine:
     def step(
         self, micro_batches: list[Batch], step: int, steps: int, asked: tuple[float, ...] = NONE_ASKED
     ) -> StepUnderWay:
-        """One optimizer step over this rank's micro-batches of one global batch; does not wait for the device.
+        """Takes one optimizer step over this rank's micro-batches of a global batch; does not wait for the device.
 
-        Gradients that are not finite change nothing: neither weights nor moments nor counts. `asked` holds this rank's stop
-        requests. Collective.
+        If gradients are not finite, the step changes nothing: no weights, moments or counts. `asked` holds this rank's
+        stop requests. Collective.
         """
         began = Moment(self.device)
         for group, peak in zip(self.sharded.param_groups, self.peaks, strict=True):
@@ -169,7 +169,7 @@ class Engine:
         return StepUnderWay(step, rates, self.sources, OnTheWay(numbers), began, Moment(self.device))
 
     def close(self) -> None:
-        """Drops the model and all states, which are freed once nothing else refers to them."""
+        """Drops the model and all states; they are freed once nothing else refers to them."""
         self.sharded.close()
 
     def _on_device(self, numbers: list[float]) -> torch.Tensor:

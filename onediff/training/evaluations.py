@@ -1,4 +1,4 @@
-"""Evaluation inside the training loop: the current weights, over all ranks, scored as by `onediff evaluate`."""
+"""Evaluation inside the training loop: all ranks caption with the current weights, scored as by `onediff evaluate`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ log = logging.getLogger(__name__)
 class Evaluations:
     """Scores of the held-out split of a phase's first data set with pairs, every `evaluate_every` steps.
 
-    Costs the captions of the split (`evaluation.limit` bounds them) and, on rank 0 while the others wait, the scores.
+    Costs the captions of the split (bounded by `evaluation.limit`) and the scores, which rank 0 computes while the others
+    wait.
     """
 
     def __init__(
         self, config: RunConfig, phase: str, processor: Processor, tokenizer: Any, topology: Topology, run: Path
     ) -> None:
-        """Raises UserError when evaluation is asked for and no data set of the phase has pairs, or a metric is unknown."""
+        """Raises UserError if evaluation is enabled and no data set of the phase has pairs or a metric is unknown."""
         self.every = config.phases[phase].evaluate_every
         self.config: EvaluationConfig = config.evaluation
         self.processor, self.tokenizer, self.topology = processor, tokenizer, topology
@@ -47,7 +48,7 @@ class Evaluations:
         self.check: Callable[[torch.device], None] = no_check
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
-            chosen(self.config.metrics)  # reports an unknown one before anything is trained
+            chosen(self.config.metrics)  # raises for an unknown metric before training starts
             sets = {Path(config.data.sets[name].path): config.data.sets[name] for name in config.phases[phase].mix}
             found = first_with_pairs(sets, self.config.split)
             if found is None:
@@ -64,12 +65,12 @@ class Evaluations:
     def scores(self, engine: Engine, step: int) -> tuple[Path, dict[str, float]] | None:
         """Folder of captions and scores, and the scores, on rank 0; None on the others. Collective.
 
-        Raises what `check`, which all ranks call before each batch, raises on every rank.
+        All ranks call `check` before each batch; what it raises must be raised on every rank.
         """
         folder = self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
         with raise_on_all_ranks():
             if self.topology.ranks.rank == 0:
-                # After a resume the step is repeated, with different weights if the arithmetic is not deterministic.
+                # A resumed run repeats the step, with different weights if the arithmetic is not deterministic.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
         plan = Evaluation(self.run, self.data, self.config, folder, self.task)
@@ -87,7 +88,7 @@ class Evaluations:
             in_step=self.in_step,
             check=lambda: self.check(engine.device),
         )
-        # Sampling must not disturb what training draws.
+        # Sampling must not change the random numbers of training.
         devices = [engine.device] if engine.device.type == "cuda" else []
         engine.model.eval()
         try:
@@ -115,7 +116,7 @@ class Evaluations:
 
 
 def any_rank(going: bool, device: torch.device) -> bool:
-    """Whether any rank continues."""
+    """Whether any rank has work left."""
     flag = torch.tensor([int(going)], device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())

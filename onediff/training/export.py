@@ -1,4 +1,4 @@
-"""From a checkpoint of a run to a saved model."""
+"""Turns a run's checkpoint into a saved model."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
-    """Writes the newest checkpoint of `run`, or the one its address names, to `target`; returns which one it was.
+    """Writes the newest checkpoint of `run`, or the checkpoint in its address, to `target`; returns what was written.
 
     `dtype` is a key of `DTYPES`, `as-trained` for the type that the phase computed in, or `as-came` for the type of the
-    pretrained language model (without one, `as-trained`). Raises UserError when `run` is not a run or has no such
-    checkpoint, or when a weight overflows the type.
+    pretrained language model (without one, `as-trained`). Raises UserError if `run` is not a run or has no such
+    checkpoint, or if a weight overflows the type.
     """
     address = Address.of(run)
     folder = require_run(address.folder)
@@ -72,7 +72,7 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
 
 
 def _type_of(language: LanguageConfig, asked: str, computed: torch.dtype) -> torch.dtype:
-    """The type that `asked` means when the phase computed in `computed`."""
+    """The type that `asked` stands for if the phase computed in `computed`."""
     if asked == "as-trained" or language.name is None:
         return computed
     came = architecture(language, "model.language").dtype
@@ -80,19 +80,19 @@ def _type_of(language: LanguageConfig, asked: str, computed: torch.dtype) -> tor
 
 
 def become(model: OneDiffModel, dtype: torch.dtype) -> None:
-    """Rounds every parameter to `dtype`, one at a time. Raises UserError for one with values beyond its range."""
+    """Rounds every parameter to `dtype`, one at a time. Raises UserError if a value is out of its range."""
     for name, parameter in model.named_parameters():
         rounded = parameter.data.to(dtype)
         if dtype == torch.float16 and rounded.isinf().any() and parameter.data.isfinite().all():
-            raise UserError(f"--dtype: {name} has values beyond fp16; export with --dtype bf16 or fp32")
+            raise UserError(f"--dtype: {name} has values out of fp16's range; export with --dtype bf16 or fp32")
         parameter.data = rounded
 
 
 def saved_model_of(path: Path) -> Path:
-    """The folder of a saved model for `path`: `path` itself or, for a run, its export of the newest checkpoint or of the
-    one that the address names, written when it is missing or out of date.
+    """The folder of a saved model for `path`: `path` itself, or a run's own export of the checkpoint in the address (by
+    default the newest), which is written if it is missing or out of date.
 
-    The export of a read-only run goes to the user's cache. Raises UserError when `path` is neither.
+    The export of a read-only run goes to the user's cache. Raises UserError if `path` is neither.
     """
     address = Address.of(path)
     if (address.folder / FILE).is_file() and address.at is None:
@@ -109,17 +109,17 @@ def saved_model_of(path: Path) -> Path:
         target = cache_of(address.folder) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = (target.parent / ".model.lock").open("w")
-    # All ranks of an evaluation call this: the first one exports, the others find the export.
+    # All ranks of an evaluation call this: the first exports, the others find the export.
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not holds(target, trained):
-            # Without rounding, so that its captions are those of the loop.
+            # Without rounding, so that it writes the same captions as the training loop.
             export_run(path, target, dtype="fp32")
     return target
 
 
 def own_export(address: Address) -> str:
-    """The name of a run's own export of the newest checkpoint, or of the one that the address names."""
+    """The folder name of a run's own export of the checkpoint in the address, by default the newest."""
     return MODEL_FOLDER if address.at is None else f"{MODEL_FOLDER}-{address.at.replace(':', '-')}"
 
 

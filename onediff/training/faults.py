@@ -1,4 +1,4 @@
-"""Steps that cannot be trusted: gradients that are not finite, spikes of loss or gradient norm. Torch-free."""
+"""Detects bad steps: gradients that are not finite, spikes of loss or gradient norm. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onediff.config.bad_steps import BadStepsConfig
 
 
 class TrainingFault(RuntimeError):
-    """The run cannot continue because of its numbers, not its machine: it exits with code 3 and a good last checkpoint."""
+    """The run cannot continue because of its numbers, not its machine. It exits with code 3; its last checkpoint is good."""
 
 
 @dataclass
@@ -22,18 +22,18 @@ class StepWatch:
     skipped: int = 0
     """Steps skipped since the phase began."""
     recent: list[int] = field(default_factory=list)
-    """The most recent of them."""
+    """The most recently skipped steps."""
     losses: list[float] = field(default_factory=list)
-    """Of the last good steps."""
+    """Losses of the last good steps."""
     norms: list[float] = field(default_factory=list)
     """Gradient norms of the same steps."""
     first_bad: int | None = None
-    """The first of the consecutive bad steps that end with the last step."""
+    """The first of the consecutive bad steps up to the last step."""
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Each rollback: `from_step`, `to_step`, `why`, and the `cursors` of all lanes at both ends of the skipped data."""
+    """For each rollback `from_step`, `to_step`, `why`, and the `cursors` of all lanes at both ends of the skipped data."""
 
     def see(self, step: int, loss: float, grad_norm: float) -> None:
-        """Records a step; values that are not finite mean that it may have been skipped."""
+        """Records a step. If the gradient norm is not finite, the step was skipped."""
         seen = max(self.config.window, self.config.skipped_in_a_row + 1)
         self.recent = [one for one in self.recent if one > step - seen]
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -50,7 +50,7 @@ class StepWatch:
         self.norms = [*self.norms, grad_norm][-spikes.median_of :]
 
     def excess(self, loss: float, grad_norm: float) -> str:
-        """Why a step with these values is bad, in words; empty for a good step."""
+        """Why a step with these values is bad, as text; empty for a good step."""
         spikes = self.config.spikes
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return "the gradients are not finite"
@@ -65,14 +65,14 @@ class StepWatch:
         return ""
 
     def spiked(self, step: int) -> bool:
-        """Whether `step`, the last one, completes a series of bad steps long enough for a rollback."""
+        """Whether the bad steps up to `step`, the last one, are enough for a rollback."""
         spikes = self.config.spikes
         if spikes is None or self.first_bad is None or len(self.losses) < spikes.median_of:
             return False
         return step - self.first_bad + 1 >= spikes.in_a_row
 
     def too_many(self, step: int) -> str:
-        """Which limit on skipped steps is exceeded at `step`, in words; empty if none is."""
+        """Which limit on skipped steps is exceeded at `step`, as text; empty if none is."""
         if not self.recent or self.recent[-1] != step:
             return ""
         row = next(n for n, one in enumerate([*reversed(self.recent), -1]) if one != step - n)
@@ -91,5 +91,5 @@ class StepWatch:
         return {key: value for key, value in asdict(self).items() if key != "config"}
 
     def restore(self, stored: dict[str, Any] | None) -> None:
-        """Restores the state of a checkpoint; checkpoints of earlier versions hold none."""
+        """Restores the state from a checkpoint; checkpoints of earlier versions have none."""
         vars(self).update(vars(StepWatch(self.config)) | (stored or {}))

@@ -1,4 +1,4 @@
-"""Features of a run's frozen tower: written before training, and checked against its weights when training begins."""
+"""Features of a run's frozen tower: written before training, and compared with its weights when training begins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from onediff.training.init import Start
 log = logging.getLogger(__name__)
 
 VIEWS = 32
-"""That the tower sees at a time."""
+"""Number of images that the tower processes at a time."""
 
 
 def feature_format(config: RunConfig, tower: VisionTower, digest: str) -> FeatureFormat:
@@ -53,7 +53,7 @@ def feature_format(config: RunConfig, tower: VisionTower, digest: str) -> Featur
 
 
 def check_features(stream: Stream, tower: VisionTower, config: RunConfig) -> None:
-    """Raises UserError on every rank where features that the stream reads are not those of this tower. Collective."""
+    """Raises UserError on every rank if features that the stream reads are not this tower's. Collective."""
     kept = {source.name: source.features for source in stream.sources if source.features is not None}
     if not kept:
         return
@@ -62,12 +62,12 @@ def check_features(stream: Stream, tower: VisionTower, config: RunConfig) -> Non
         for name, features in kept.items():
             features.format.check(wanted, f"data.sets.{name}.features")
     if not dist.is_initialized() or dist.get_rank() == 0:
-        log.info("the tower is not run: features of %s are read instead", ", ".join(kept))
+        log.info("the vision tower is not run: its features of %s are read from disk", ", ".join(kept))
 
 
 def frozen_tower(config: RunConfig, device: torch.device) -> tuple[VisionTower, str]:
-    """The tower that a run begins with, as it computes in training, and the digest of its weights. Raises UserError."""
-    torch.manual_seed(config.training.seed)  # as training draws a tower that starts from nothing
+    """The tower that a run begins with, in training precision, and the digest of its weights. Raises UserError."""
+    torch.manual_seed(config.training.seed)  # a tower with random weights gets the same ones as in training
     dtype = DTYPES[config.training.precision]
     if config.init is not None and config.init.vision is not None:
         vision = InitConfig(vision=config.init.vision)
@@ -82,10 +82,10 @@ def frozen_tower(config: RunConfig, device: torch.device) -> tuple[VisionTower, 
 
 
 def write_features(config: RunConfig, name: str, tower: VisionTower, digest: str, overwrite: bool = False) -> Manifest:
-    """Writes the features of data set `name`, shard by shard; returns their manifest.
+    """Writes the features of the data set `name`, shard by shard; returns their manifest.
 
-    Shards that an interrupted call has left are kept, and so is a finished folder of the same features. Raises UserError for
-    a folder with other features unless `overwrite`.
+    Keeps the shards of an interrupted call, and a finished folder of the same features. Raises UserError for a folder with
+    other features unless `overwrite`.
     """
     data_set = config.data.sets[name]
     assert data_set.features_folder is not None
@@ -119,7 +119,7 @@ def write_features(config: RunConfig, name: str, tower: VisionTower, digest: str
 def _members(
     source: Source, shard: int, image: ImageConfig, data: DataConfig, tower: VisionTower
 ) -> Iterator[tuple[str, bytes]]:
-    """Suffix and bytes of each sample of a shard, in order; the tower sees the images of several samples at a time."""
+    """Suffix and bytes of each sample of a shard, in order; the tower processes the images of several samples at a time."""
     fit = fit_of(image, side_of(tower.model.config.patch_size))
     waiting: list[torch.Tensor | BadSample] = []
     for number in range(source.lanes.shard_samples[shard]):
@@ -151,7 +151,7 @@ def _seen(waiting: list[torch.Tensor | BadSample], tower: VisionTower) -> Iterat
 
 
 def _write_shard(path: Path, members: Iterator[tuple[str, bytes]], done: Callable[[], object]) -> None:
-    """A tar whose bytes depend on its members only; it has its name when it is whole."""
+    """Writes a tar whose bytes depend on its members only; it gets its name once it is complete."""
     temporary = aside(path)
     with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (suffix, content) in enumerate(members):

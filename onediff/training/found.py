@@ -1,7 +1,7 @@
-"""The checkpoint that an address of a run means.
+"""Resolves the address of a run to a checkpoint.
 
-Without a phase, an address means the newest phase that has a checkpoint; without a step, the newest checkpoint. A saved
-model is addressed by its folder alone.
+An address without a phase means the newest phase that has a checkpoint; without a step, the newest checkpoint. The address
+of a saved model is its folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FoundCheckpoint(NamedTuple):
 
 
 def found(address: Address) -> FoundCheckpoint:
-    """The checkpoint that an address of a run means. Raises UserError, listing those that exist, when there is none."""
+    """The checkpoint that an address means. Raises UserError that lists the existing ones if there is no such checkpoint."""
     from onediff.training.checkpoint import best_checkpoint, checkpoints, latest_checkpoint
     from onediff.training.checkpoint.folder import step_of
 
@@ -44,11 +44,9 @@ def found(address: Address) -> FoundCheckpoint:
     else:
         checkpoint = there.get(int(which))
     if checkpoint is None:
-        why = (
-            f"phases.{phase}.best names no metric, or was not reached" if which == BEST else "it may have been deleted"
-        )
+        why = f"phases.{phase}.best is not set, or was never measured" if which == BEST else "it may have been deleted"
         steps = ", ".join(map(str, there))
-        raise UserError(f"{address}: phase {phase} has no checkpoint {which} ({why}); there are steps {steps}")
+        raise UserError(f"{address}: phase {phase} has no checkpoint {which} ({why}); it has steps {steps}")
     return FoundCheckpoint(phase, step_of(checkpoint), checkpoint)
 
 
@@ -63,7 +61,6 @@ def _read(address: Address, phases: list[str]) -> tuple[str, str | None]:
     phase = phase if colon else phases[-1]
     if phase not in phases or not (which == BEST or which.isdecimal()):
         raise UserError(
-            f"{address}: behind @ stands a phase, a step or `best`, or two of them as PHASE:STEP; phases that have "
-            f"checkpoints: {', '.join(phases)}"
+            f"{address}: write a phase, a step, `best` or PHASE:STEP after @; phases with checkpoints: {', '.join(phases)}"
         )
     return phase, which

@@ -1,4 +1,4 @@
-"""Watches for bad steps in the loop: logs and records them and, when there are too many, stops the run or rolls it back."""
+"""Watches for bad steps: logs and records them and, if there are too many, stops the run or rolls it back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from onediff.training.faults import StepWatch, TrainingFault
 log = logging.getLogger(__name__)
 
 FILE = "bad-steps.jsonl"
-"""In the folder of a phase: one line for each skipped step, with its samples, and for each rollback."""
+"""A file in the phase's folder: one line per skipped step, with its samples, and one per rollback."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class GoBack(Exception):
 
 
 class Guard:
-    """Judges each step of a phase. Every decision depends on numbers that are the same on all ranks."""
+    """Judges each step of a phase. Decisions depend only on numbers that are the same on all ranks."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class Guard:
     def act(self, step: int, agreed: Agreed, micro_batches: list[Batch], finish_checkpoint: Callable[[], None]) -> None:
         """Acts on the step just judged; `micro_batches` are this rank's. Collective if the step is bad.
 
-        `finish_checkpoint` waits for the one that is being written.
+        `finish_checkpoint` waits for the checkpoint in progress.
 
-        Raises GoBack for a spike, and TrainingFault when the run cannot continue, on every rank.
+        Raises on every rank: GoBack for a spike, TrainingFault if the run cannot continue.
         """
         watch, spikes = self.watch, self.watch.config.spikes
         if not (math.isfinite(agreed.loss) and math.isfinite(agreed.grad_norm)):
@@ -82,7 +82,7 @@ class Guard:
             why = f"{step - (watch.first_bad or step) + 1} bad steps in a row, the last one step {step}: {self.why}"
             if len(watch.rollbacks) >= spikes.rollbacks:
                 limit = f"training.bad_steps.spikes.rollbacks {spikes.rollbacks}"
-                raise TrainingFault(f"{why}; the phase went back {len(watch.rollbacks)} times already ({limit})")
+                raise TrainingFault(f"{why}; the phase was already rolled back {len(watch.rollbacks)} times ({limit})")
             finish_checkpoint()
             if (target := self._target()) is not None:
                 raise GoBack(step, target, why)
@@ -92,7 +92,7 @@ class Guard:
             raise TrainingFault(self._blame(step, too_many, micro_batches))
 
     def record(self, event: dict[str, Any]) -> None:
-        """Adds a line to the phase's file of bad steps, on rank 0."""
+        """Appends a line to the phase's file of bad steps, on rank 0."""
         if dist.get_rank() == 0:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:
@@ -118,7 +118,7 @@ class Guard:
             step,
             "its loss is not finite"
             if math.isfinite(agreed.grad_norm)
-            else "gradients are not finite, so it changes nothing",
+            else "gradients are not finite, so the step is skipped",
             self.watch.skipped,
             self._file,
         )
@@ -128,7 +128,7 @@ class Guard:
         self.record({"step": step, "kind": "skipped", "loss": loss, "samples": samples})
 
     def _blame(self, step: int, too_many: str, micro_batches: list[Batch]) -> str:
-        """The error that stops the run: why, which micro-batch is the cause, and how to look at its samples."""
+        """The error that stops the run: the reason, the micro-batch that caused it, and how to look at its samples."""
         bad = not_finite(self.engine, micro_batches, step - 1, self.steps)
         ranks = gathered([(is_bad, self._names(batch)) for is_bad, batch in zip(bad, micro_batches, strict=True)])
         found = [
@@ -139,13 +139,13 @@ class Guard:
         ]
         told = f"gradients are not finite in {too_many}, the last one step {step}"
         if not found:
-            return f"{told}; they were finite when that step was taken again, its samples are in {self._file}"
+            return f"{told}; they were finite when that step was repeated; its samples are in {self._file}"
         rank, number, names = found[0]
         every = sum(map(len, ranks))
         among = "the only one" if len(found) == 1 else f"one of {len(found)}"
-        told += f"; micro-batch {number} of rank {rank} makes them, {among} of the {every} in the step"
+        told += f"; micro-batch {number} of rank {rank} causes it, {among} of the {every} in the step"
         if len(found) == every > 1:
-            told += " (as all do, weights or settings are likelier the cause than samples)"
+            told += " (since all do, suspect the weights or settings rather than the samples)"
         run, samples = shlex.quote(str(self.folder.path)), " ".join(map(shlex.quote, names))
         return f"{told}; look at its samples: onediff data show {run} --phase {self.phase} --sample {samples}"
 
@@ -155,6 +155,6 @@ class Guard:
     def _name(self, source: int, places: tuple[SamplePlace, ...]) -> str:
         try:
             return name_of(self.stream, source, places)
-        except (UserError, OSError):  # a shard that is out of reach now: one rank must not fail while others continue
+        except (UserError, OSError):  # a shard may be out of reach now; one rank must not fail alone
             shards = self.stream.sources[source].shards.names
             return "+".join(f"{self.stream.sources[source].name}/{shards[at.shard]}:#{at.sample}" for at in places)

@@ -1,4 +1,4 @@
-"""Parts of a model that start from another run or from an export: each rank reads its own ranges of them."""
+"""Initialises parts of a model from another run or an export; each rank reads its own ranges."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 HEADS = ("heads", "num_attention_heads", "num_key_value_heads", "head_dim", "model_type")
-"""Settings that change what weights of the same shapes compute."""
+"""Settings that change the result although the shapes of the weights stay the same."""
 BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-"""Keys that Hugging Face writes into a configuration and that no result depends on."""
+"""Keys in Hugging Face configurations that do not affect results."""
 
 
 class OfRun:
@@ -149,7 +149,7 @@ class Start:
     """What the parts named in `init` start from."""
 
     def __init__(self, config: RunConfig, learned_tokenizer: Path) -> None:
-        """Raises UserError for a part that does not fit the run's model, by name."""
+        """Raises UserError that names the part if one does not fit the run's model."""
         assert config.init is not None
         self.origins: dict[str, Origin] = {}
         opened: dict[Path, Origin] = {}
@@ -175,7 +175,7 @@ class Start:
             origin.fill(model, parts, lora)
 
     def tags(self) -> dict[str, str]:
-        """The lineage, for MLflow: a folder for each part, and what is known about its run."""
+        """The lineage for MLflow: the folder of each part, and its run if known."""
         tags = {"started_from": ", ".join(str(origin.place) for origin, _ in self._by_origin())}
         for part, origin in self.origins.items():
             tags[f"init.{part}"] = str(origin.place)
@@ -195,7 +195,7 @@ def full_shapes(config: ModelConfig) -> Shapes:
 
 
 def check_shapes(part: str, origin: Origin, own: Shapes) -> None:
-    """Raises UserError for the first parameter of a part whose shape differs or that only one side has."""
+    """Raises UserError for the first parameter of a part that has another shape or exists on one side only."""
     theirs, ours = ({name: s for name, s in shapes.items() if part_of(name) == part} for shapes in (origin.shapes, own))
     for name in [*ours, *theirs]:
         if ours.get(name) == theirs.get(name):
@@ -204,12 +204,12 @@ def check_shapes(part: str, origin: Origin, own: Shapes) -> None:
             what = f"{name} is {theirs[name]} there and {ours[name]} in this run"
         else:
             what = f"{name} is missing {'there' if name in ours else 'in the model of this run'}"
-        like = f"make model.{part} what it is there" if part != "projector" else "make the parts that it joins the same"
+        like = f"use the same model.{part}" if part != "projector" else "use the same parts on both sides of it"
         raise UserError(f"init.{part}: {origin.address}: {what}; {like}, or leave {part} out of init")
 
 
 def check_settings(part: str, origin: Origin, bare: ModelConfig) -> None:
-    """Refuses settings under which the same weights compute something else; warns about other differences."""
+    """Refuses settings that make the same weights compute something else; warns about other differences."""
     if not hasattr(bare, part):
         return
     theirs, ours = (_settings(getattr(model, part).model_dump(mode="json")) for model in (origin.model, bare))
@@ -217,15 +217,15 @@ def check_settings(part: str, origin: Origin, bare: ModelConfig) -> None:
     for key, (old, new) in changed.items():
         if key.rpartition(".")[2] in HEADS:
             raise UserError(
-                f"init.{part}: {origin.address}: model.{part}.{key} is {old} there and {new} in this run; make it what it "
-                f"is there, or leave {part} out of init"
+                f"init.{part}: {origin.address}: model.{part}.{key} is {old} there and {new} in this run; use the same "
+                f"value, or leave {part} out of init"
             )
     if changed:
         log.warning("init.%s: settings differ from those of %s: %s", part, origin.address, told(changed))
 
 
 def _settings(section: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a part that weights depend on, flat."""
+    """The settings of a part that its weights depend on, flattened."""
     left_out = ("name", "revision", "tokenizer", "bert", "dropout")
     return {
         key: value
@@ -235,18 +235,18 @@ def _settings(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_words(origin: Origin, own: Any) -> None:
-    """Raises UserError when the run's token ids are not those that the language model has learned."""
+    """Raises UserError if the run's token ids are not those that the language model was trained with."""
     theirs, ours = origin.tokenizer().get_vocab(), own.get_vocab()
     other = sum(ours.get(word) != number for word, number in theirs.items())
     if other or len(theirs) != len(ours):
         raise UserError(
-            f"init.language: {origin.address}: reads another tokenizer ({other:,} of its {len(theirs):,} pieces have "
+            f"init.language: {origin.address}: uses another tokenizer ({other:,} of its {len(theirs):,} tokens have "
             "another id here, or none); set model.language.tokenizer to its tokenizer, or leave language out of init"
         )
 
 
 def check_prompt(origin: Origin, own: PromptConfig) -> None:
-    """Warns when the run's prompts differ from those that the language model has learned."""
+    """Warns if the run's prompts differ from those that the language model was trained with."""
     theirs, ours = (flat(prompt.model_dump(mode="json")) for prompt in (origin.prompt, own))
     if changed := differences(theirs, ours):
         log.warning("init.language: data.prompt differs from that of %s: %s", origin.address, told(changed))

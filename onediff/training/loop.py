@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def train_phase(phase: Phase, batches: Iterator[tuple[Batch, Cursor]]) -> dict[str, float]:
-    """Trains until the last step, or until no better one is expected; returns the last metrics. Collective.
+    """Trains to the last step, or until no better step is expected; returns the last metrics. Collective.
 
-    The metrics of a step are read after the next one has been submitted, so that the device never waits for the host.
-    A checkpoint, a measurement, captions and a stop wait for the last step.
+    The metrics of a step are read after the next one has been submitted, so the device never waits for the host. Before a
+    checkpoint, a measurement, captions or a stop, the loop waits for the step in progress.
 
-    Raises Stopped after a stop request, with a checkpoint, and TrainingFault when numbers are not to be trusted.
+    Raises Stopped after a stop request, with a checkpoint, and TrainingFault if the numbers cannot be trusted.
     """
     try:
         measure_what_is_owed(phase)
@@ -56,7 +56,7 @@ def train_phase(phase: Phase, batches: Iterator[tuple[Batch, Cursor]]) -> dict[s
 
 
 def between_steps(phase: Phase, asked: str | None) -> None:
-    """Does what is due after a step, with the device idle: measurements, a checkpoint, captions, a stop."""
+    """Does what is due after a step, while the device is idle: measurements, a checkpoint, captions, a stop."""
     measures, engine, step = phase.measures, phase.engine, phase.step
     stops = asked is not None and step < phase.steps
     is_best = not stops and measures.due(step) and measures.before_saving(engine, step)
@@ -74,7 +74,7 @@ def between_steps(phase: Phase, asked: str | None) -> None:
             phase.tracker.table(step, "captions", table)
     if not stops:
         measures.after_saving(engine, step)
-        # A request that came meanwhile needs neither another step nor another checkpoint.
+        # A request that arrived meanwhile needs neither another step nor another checkpoint.
         asked = measures.stopped or (phase.stop.agreed() if step < phase.steps else None)
         stops = asked is not None
     if stops and not measures.best.over:
@@ -85,7 +85,7 @@ def between_steps(phase: Phase, asked: str | None) -> None:
 
 
 def measure_what_is_owed(phase: Phase) -> None:
-    """Takes the measurements that a stop request left out when it saved this step."""
+    """Takes the measurements that were skipped because of a stop request when this step was saved."""
     if phase.measures.owed(phase.step) and phase.measures.before_saving(phase.engine, phase.step):
         save(phase, best=True)
 
@@ -95,7 +95,7 @@ def tell_what_was_left_out(phase: Phase) -> None:
     best, name = phase.measures.best, phase.name
     if best.over:
         told = (name, phase.step, phase.steps, best.in_words(), best.since)
-        log.info("phase %s ends at step %d of %d: best %s, none better in %d measurements since", *told)
+        log.info("phase %s ends at step %d of %d: best %s, no better one in %d measurements since", *told)
     if phase.skipped:
         log.warning("phase %s skipped %d unreadable samples; the ranks' logs name them", name, phase.skipped)
     if cut := phase.metrics.get("cut_answers"):

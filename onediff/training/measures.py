@@ -1,4 +1,4 @@
-"""What a phase measures on held-out data between its steps, and what follows from it."""
+"""Measurements of a phase on held-out data between its steps, and the best step by them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Measures:
-    """Validation and evaluation of a phase, and its best step by them.
+    """Validation and evaluation of a phase, and its best step.
 
-    What the best step depends on is measured before the checkpoint of its step, which so knows the result; an evaluation
-    that nothing depends on comes after it, so that nothing that fails there costs steps.
+    Measurements that decide the best step run before the step's checkpoint, so that the checkpoint stores the result. An
+    evaluation that decides nothing runs after it, so that a failure there loses no steps.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Measures:
         validation: Validation,
         evaluations: Evaluations,
     ) -> None:
-        """`judged_by` says what makes a step the best; `more_metrics` are those of `evaluation.metrics`.
+        """`judged_by` defines the best step; `more_metrics` are those of `evaluation.metrics`.
 
         Raises UserError for a metric that does not exist.
         """
         self.validation, self.evaluations = validation, evaluations
         self.measured = 0
-        """Newest step whose measurements `best` knows."""
+        """Newest step whose measurements `best` includes."""
         self.tracker: Any = None  # rank 0 has one
         self.stopped: str | None = None
-        """The signal for which the last measurement was given up."""
+        """The signal that ended the last measurement early."""
         if judged_by is not None:
             known = ["validation/loss", *(f"validation/loss/{name}" for name in validation.names)]
             known = [name for name in known if validation.every is not None]
@@ -67,7 +67,7 @@ class Measures:
         self.best = Best(phase, judged_by)
 
     def heed(self, stop: StopRequest) -> None:
-        """From now on a stop request ends a measurement at its next batch."""
+        """Makes a stop request end a measurement at its next batch, from now on."""
         self.validation.check = self.evaluations.check = stop.check
 
     def due(self, step: int) -> bool:
@@ -75,13 +75,13 @@ class Measures:
         return self.validation.due(step) or self.evaluations.due(step)
 
     def owed(self, step: int) -> bool:
-        """Whether the checkpoint of this step was written, on a stop request, without its measurements."""
+        """Whether a stop request made this step's checkpoint be written without its measurements."""
         return step > self.measured and (self.validation.due(step) or self._awaits_scores(step))
 
     def before_saving(self, engine: Engine, step: int) -> bool:
-        """Measures what the checkpoint of this step must know; whether the step is the best so far. Collective.
+        """Measures what this step's checkpoint must store; returns whether the step is the best so far. Collective.
 
-        After a stop request the step stays `owed` its measurements.
+        After a stop request, the step is still `owed` its measurements.
         """
         try:
             return self._measure(engine, step)
@@ -105,7 +105,7 @@ class Measures:
         return is_best
 
     def after_saving(self, engine: Engine, step: int) -> None:
-        """Measures the rest, unless a stop is requested meanwhile. Collective."""
+        """Takes the other measurements, unless a stop is requested meanwhile. Collective."""
         if self.evaluations.due(step) and not self._awaits_scores(step):
             try:
                 self._scores(engine, step)
@@ -117,7 +117,7 @@ class Measures:
         return {"measured": self.measured, "best": self.best.to_json()}
 
     def restore(self, stored: dict[str, Any] | None, folder: Path) -> None:
-        """Goes back to what a checkpoint in `folder` says; one of an earlier version says nothing. Collective."""
+        """Restores the state from a checkpoint in `folder`; one of an earlier version has none. Collective."""
         self.measured = (stored or {}).get("measured", 0)
         self.best.restore((stored or {}).get("best"))
         if self.best.config is None:
@@ -128,7 +128,7 @@ class Measures:
             self.best.restore(None)
         with raise_on_all_ranks():
             if dist.get_rank() == 0:
-                # What it names may be of steps that this checkpoint does not know.
+                # `best` may point to a step after this checkpoint.
                 point(folder, BEST, self.best.step)
 
     def _awaits_scores(self, step: int) -> bool:

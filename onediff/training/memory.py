@@ -1,4 +1,4 @@
-"""What filled a GPU's memory, kept when it runs out."""
+"""Saves a snapshot of a GPU's memory when it runs out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def snapshot_on_out_of_memory(file: Path) -> Iterator[None]:
-    """Inside, running out of GPU memory leaves a snapshot in `file` before the error goes on, and one line that names it.
+    """A context in which running out of GPU memory writes a snapshot to `file`, logs its path and reraises the error.
 
-    The snapshot holds every block in use and the Python lines that asked for it, as https://docs.pytorch.org/memory_viz
-    shows them. Torch notes those lines at each allocation, some 2 µs each. Does nothing without a GPU.
+    The snapshot holds every block in use and the Python lines that allocated it; https://docs.pytorch.org/memory_viz shows
+    it. Torch records those lines at each allocation, about 2 µs each. Does nothing without a GPU.
     """
     if not torch.cuda.is_available():
         yield
@@ -26,7 +26,7 @@ def snapshot_on_out_of_memory(file: Path) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        # The error's traceback still holds what was in use.
+        # The error's traceback still references the tensors that were in use.
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.cuda.memory._dump_snapshot(str(file))

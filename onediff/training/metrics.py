@@ -1,4 +1,4 @@
-"""What a step measured, when, and how much arithmetic it took; reading waits for the device, nothing else here does."""
+"""Timing, metrics and FLOPs of a step, without waiting for the device until they are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Moment:
-    """A moment in the device's own time: when everything asked of it so far is done."""
+    """A moment in the device's own time: when all work submitted so far is done."""
 
     def __init__(self, device: torch.device) -> None:
         self.event: torch.cuda.Event | None = None
@@ -41,7 +41,7 @@ class Moment:
 
 
 class OnTheWay:
-    """Numbers of the device on their way to the host."""
+    """Numbers being copied from the device to the host."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.numbers = numbers
@@ -58,16 +58,16 @@ class OnTheWay:
 
 
 class FlopCounter:
-    """Achieved FLOP/s of this rank: the model's FLOPs, forward and backward once, of the shapes that it computed.
+    """Achieved FLOP/s of this rank: one forward and backward pass of the model at the shapes that it computed.
 
-    Costs some microseconds a step, and asks the device nothing.
+    Costs a few microseconds per step, and never synchronises with the device.
     """
 
     def __init__(self, model: ModelConfig, phase: PhaseConfig, tp_size: int, precision: str, cp_size: int = 1) -> None:
         self.cost: StepCost | None = None
         self.view_tokens = 1
         try:
-            # Images in tiles are counted by the view.
+            # Tiled images are counted by view.
             sizes = replace(sizes_of(model), views=1)
             self.view_tokens = sizes.view_tokens
             self.cost = StepCost.of_phase(sizes, Trained.of(phase), tp_size, cp_size)
@@ -77,13 +77,13 @@ class FlopCounter:
         self.peak_tflops = gpu.tflops if gpu and precision == "bf16" else None
 
     def tflop(self, micro_batches: Sequence[Batch]) -> float | None:
-        """10¹² FLOPs of a step over these micro-batches; None for an architecture whose FLOPs nobody counts."""
+        """10¹² FLOPs of a step over these micro-batches; None if the architecture's FLOPs are unknown."""
         if self.cost is None:
             return None
         return sum(self.cost.flops(shape_of(batch, self.view_tokens)) for batch in micro_batches) / 1e12
 
     def rates(self, tflop: float | None, seconds: float) -> dict[str, float]:
-        """`tflops_per_rank` of a step that took `seconds`, and `mfu` where the peak is known."""
+        """`tflops_per_rank` of a step that took `seconds`, and `mfu` if the device's peak is known."""
         if tflop is None:
             return {}
         tflops = tflop / seconds
@@ -91,13 +91,13 @@ class FlopCounter:
 
 
 def shape_of(batch: Batch, view_tokens: int) -> Shape:
-    """The size of a batch, by what the host knows of it.
+    """The size of a batch, from values on the host.
 
-    Where images are more than one view, or less, in views of `view_tokens` that make as much work: of images in their
-    own shape the padded patches, of pairs the image tokens that the delta module looks at.
+    Images of more or less than one view are counted as the number of views of `view_tokens` that makes the same work: from
+    the padded patches for images in their own shape, from the image tokens that the delta module reads for pairs.
     """
     rows, tokens = batch.token_ids.shape
-    # A sample of a packed row looks at itself only.
+    # A sample in a packed row attends only to itself.
     scores = None if batch.segments is None else sum(length**2 for length in batch.segments.lengths)
     views, pairs = len(batch.images), batch.pairs
     if batch.planes is not None:

@@ -1,4 +1,4 @@
-"""What trains in a phase, with which learning rate and decay, and by whose AdamW."""
+"""The trained parameters of a phase, their learning rates and weight decay, and the AdamW kernel."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from onediff.training.muon import Muon
 
 
 def freeze(model: nn.Module, phase: PhaseConfig) -> None:
-    """Lets the parts of `phase.train` train and no other; what is frozen costs no gradient and no optimizer memory.
+    """Freezes all parts but those in `phase.train`; frozen parts need no gradients and no optimizer memory.
 
-    Raises UserError for a `vision_last` that the tower has not.
+    Raises UserError if `vision_last` is more than the tower's layers.
     """
     model_parts: dict[str, Any] = {part: getattr(model, part) for part in PARTS}
     for part, module in model_parts.items():
@@ -38,7 +38,7 @@ def freeze(model: nn.Module, phase: PhaseConfig) -> None:
 def parameter_groups(model: nn.Module, phase: PhaseConfig, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
     """Optimizer groups by part and by decay; `peak_lr` is what the schedule scales.
 
-    Matrices of layers decay; biases, norms and learned tokens do not. A parameter that two parts share is in one group.
+    Matrices of layers decay; biases, norms and learned tokens do not. A parameter shared by two parts is in one group.
     """
     groups: list[dict[str, Any]] = []
     seen: set[int] = set()
@@ -54,7 +54,7 @@ def parameter_groups(model: nn.Module, phase: PhaseConfig, optimizer: OptimizerC
                 if id(parameter) in seen or not parameter.requires_grad:
                     continue
                 seen.add(id(parameter))
-                # Not by the class `nn.Linear`: under tensor parallelism layers have other classes.
+                # Not by the class `nn.Linear`: layers have other classes under tensor parallelism.
                 is_embedding = "Embedding" in type(module).__name__
                 is_matrix = name == "weight" and not is_embedding and len(block_of(parameter).shape) > 1
                 (matrices if is_matrix else others).append(parameter)
@@ -75,7 +75,7 @@ def parameter_groups(model: nn.Module, phase: PhaseConfig, optimizer: OptimizerC
 
 
 def trainable(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Parameters and trained parameters of each part (of the whole model, where a rank holds a slice only)."""
+    """Parameters and trained parameters of each part, counted for the whole model even if a rank holds a slice."""
     counts = {}
     for part in PARTS:
         sizes = [(prod(block_of(p).shape), p.requires_grad) for p in getattr(model, part).parameters()]
@@ -105,10 +105,10 @@ def build_optimizer(
     muon: bool = False,
     ranks: dist.ProcessGroup | None = None,
 ) -> tuple[torch.optim.Optimizer, str]:
-    """The optimizer over parameter groups, and in words which kernel it uses, for the log.
+    """The optimizer over parameter groups, and the name of its kernel for the log.
 
-    `offloaded` says that it will step in the host's memory, where Apex has no kernel. Raises UserError when Apex is asked
-    for and cannot be used.
+    `offloaded` means that it steps in host memory, where Apex has no kernel. Raises UserError if Apex is requested and
+    cannot be used.
 
     With `muon`, the ranks of the group `ranks`, which hold whole matrices and the same gradients, share its work.
     """

@@ -1,4 +1,4 @@
-"""One phase on this rank: its parts, and how far it has come."""
+"""One phase on this rank: its parts and its progress."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Phase:
-    """Everything that `train_phase` works with, and the state that a checkpoint keeps."""
+    """The parts that `train_phase` works with, and the state that checkpoints store."""
 
     name: str
     config: PhaseConfig
@@ -60,32 +60,32 @@ class Phase:
     writer: CheckpointWriter
     guard: Guard
     position: Position
-    """where the phase began to read, on this start"""
+    """where the phase began to read on this start"""
     cursor: Cursor
-    """where this rank's data goes on behind the last step that the device was given"""
+    """this rank's position in the data after the last submitted step"""
     rank: int
     copies: PeerCopies | None = None
-    """in the memory of two nodes, where they are asked for"""
+    """copies in the memory of two nodes, if enabled"""
     tracker: Any = None
     """on rank 0"""
     around_step: Callable[[int], AbstractContextManager[object]] = nullcontext
-    """what surrounds the host's work for a step, by its number"""
+    """a context around the host's work for a step, by its number"""
     step: int = 0
     """steps whose metrics are known"""
     saved: int = 0
-    """the last step that a checkpoint was made of"""
+    """the last step with a checkpoint"""
     skipped: int = 0
-    """unreadable samples passed over by all ranks since the phase began"""
+    """unreadable samples that all ranks have skipped since the phase began"""
     metrics: dict[str, float] = field(default_factory=dict)
     """of `step`"""
 
     def captions_due(self, step: int) -> bool:
-        """Whether captions are wanted after `step`: at the phase's end, and every few steps where asked for."""
+        """Whether captions are due after `step`: at the phase's end, and every few steps if set."""
         every = self.training.captions_every
         return step == self.steps or (every is not None and step % every == 0)
 
     def checkpoint_due(self, step: int) -> bool:
-        """Whether `step` is followed by a checkpoint, whatever is measured."""
+        """Whether `step` is followed by a checkpoint, regardless of measurements."""
         return step % self.config.checkpoint_every == 0 or step == self.steps
 
     def copy_due(self, step: int) -> bool:
@@ -93,11 +93,11 @@ class Phase:
         return self.copies is not None and self.copies.due(step) and step < self.steps
 
     def due(self, step: int) -> bool:
-        """Whether anything happens after `step` but the next one."""
+        """Whether anything happens between `step` and the next one."""
         return self.checkpoint_due(step) or self.captions_due(step) or self.measures.due(step) or self.copy_due(step)
 
     def make_durable(self, checkpoint: Path | None) -> None:
-        """Puts the history on the disk that belongs to a finished checkpoint, where there is one."""
+        """Writes to disk the tracked history up to a finished checkpoint, if there is one."""
         if checkpoint is not None and self.rank == 0:
             self.tell_checkpoints()
             self.tracker.durable()
@@ -118,10 +118,10 @@ def build_phase(
     resumes: bool,
     swap: Path | None = None,
 ) -> tuple[Phase, dict[str, object]]:
-    """A phase before its first step, and tags that say what it started from. Collective.
+    """A phase before its first step, and tags that name its origin. Collective.
 
-    A phase that `resumes` gets its weights afterwards, from its checkpoint. `swap` is the folder for optimizer states on
-    NVMe. Raises UserError on every rank.
+    A phase that `resumes` gets its weights later, from its checkpoint. `swap` is the folder for optimizer states on NVMe.
+    Raises UserError on every rank.
     """
     phase = config.phases[name]
     with raise_on_all_ranks():
@@ -142,7 +142,7 @@ def build_phase(
         counts = ", ".join(f"{part} {trains:,} of {total:,}" for part, (total, trains) in trainable(model).items())
         log.info("phase %s: %d steps of %d rows; trains %s", name, steps, phase.global_batch, counts)
         log.info("kernels: norms by %s; steps by %s", *kernels.values())
-    # A copy of what is swapped would undo the swapping.
+    # A copy in memory of swapped states would defeat the swapping.
     writer = checkpoint_writer(folder, name, phase, config.training.save_in_background and swap is None)
     position = Position.start(stream, phase.global_batch, config.data.block)
     made = Phase(
@@ -169,7 +169,7 @@ def build_phase(
 
 
 def straggler_monitor(log_every: int, workers: int, topology: Topology, engine: Engine) -> StragglerMonitor:
-    """The monitor of this rank's steps, whose data is loaded by `workers` processes."""
+    """The monitor of this rank's steps; `workers` processes load its data."""
     return StragglerMonitor(
         log_every, engine.device, loads_itself=workers == 0, counts_skipped=topology.reads, ranks=topology.ranks
     )

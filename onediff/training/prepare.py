@@ -1,4 +1,4 @@
-"""What happens to a run's folder before training: its configuration and tokenizer, and checks of what the tower will see."""
+"""Prepares a run's folder before training: configuration, tokenizer, and checks of the image settings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 def prepare(folder: RunFolder, config: RunConfig) -> None:
-    """Makes the run folder, writes the configuration, and the tokenizer where the run has its own."""
+    """Creates the run folder; writes the configuration and, if the run has its own, the tokenizer."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if folder.config.is_file() and (before := load_run(folder.config)) != config:
         require_same_images(folder, before.model.vision.image, config.model.vision.image)
-        # What the finished phases were trained with must stay known.
+        # The settings of the finished phases must stay on record.
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
         folder.config.rename(folder.path / f"config.before-{number}.yaml")
         changed = differences(*(flat(one.model_dump(mode="json")) for one in (before, config)))
-        log.warning("settings change: %s; those so far are kept as config.before-%d.yaml", told(changed), number)
+        log.warning("settings change: %s; the previous ones are kept as config.before-%d.yaml", told(changed), number)
     warn_of_crop(config)
     write_run(config, folder.config)
     wanted = config.model.language.tokenizer
@@ -40,29 +40,29 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
 
 
 def require_same_images(folder: RunFolder, before: ImageConfig, image: ImageConfig) -> None:
-    """Raises UserError if a run with checkpoints, trained so far with `before`, would now process images differently.
+    """Raises UserError if a run with checkpoints, so far trained with `before`, would now process images differently.
 
-    The weights fit either way, so nothing else would notice, least of all a default that has changed since.
+    The weights fit either way, so nothing else would notice such a change, for example of a default.
     """
     was, now = _what_counts(before), _what_counts(image)
     changed = next((key for key in was if was[key] != now.get(key)), None)
     if changed and any(folder.path.glob("checkpoints/phase-*/step-*")):
         key, value = f"model.vision.image.{changed}", was[changed]
         raise UserError(
-            f"{folder.path}: trained so far with {key}={value}, but the configuration says {now.get(changed)}; add "
+            f"{folder.path}: so far trained with {key}={value}, but the configuration has {now.get(changed)}; add "
             f"{key}={value} to continue, or start another run (--run)"
         )
 
 
 def _what_counts(image: ImageConfig) -> dict[str, object]:
-    """The settings that decide what the tower sees; `max_tiles` and `max_patches` only if the fit uses them."""
+    """The settings that determine the tower's input; `max_tiles` and `max_patches` only if the fit uses them."""
     unread = {"tiles": {"max_patches"}, "native": {"max_tiles", "size"}}
     left_out = unread.get(image.fit, {"max_tiles", "max_patches"})
     return {key: value for key, value in image.model_dump(mode="json").items() if key not in left_out}
 
 
 def warn_of_crop(config: RunConfig) -> None:
-    """One line for each data set of local shards of whose images `fit: crop` would cut away much; by headers alone."""
+    """Logs one line for each data set of local shards whose images `fit: crop` would crop heavily; reads headers only."""
     image = config.model.vision.image
     if image.fit != "crop":
         return

@@ -1,4 +1,4 @@
-"""Fixed pieces of work that measure one GPU and its node by themselves: a matrix product, memory, the network."""
+"""Fixed workloads that measure a GPU and its node on their own: a matrix product, memory, the network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch.distributed as dist
 from onediff.ranks import Ranks
 
 PRODUCT = 4096
-"""Side of the matrices that are multiplied. One of them is also what goes over the network, 32 MiB."""
+"""Side of the multiplied matrices. One of them, 32 MiB, is also sent over the network."""
 TOUCHED = 1 << 27
-"""Bytes that are read and written to measure memory: more than any cache holds."""
+"""Bytes read and written to measure memory: more than any cache holds."""
 TRIES = 3
 LEAST_NODES = 4
-"""With fewer nodes, the times of the ways between them do not tell which end is slow."""
+"""Fewer nodes than this: the times between them do not tell which end is slow."""
 PRODUCT_TIME, MEMORY, NETWORK = "matrix product", "memory", "network"
 
 
@@ -35,7 +35,7 @@ class Probes:
         """Return the shortest time of each probe in three tries. Collective if the run has four nodes or more."""
         found = {PRODUCT_TIME: self.shortest(self.multiply), MEMORY: self.shortest(self.touch)}
         if self.ranks.world // self.ranks.local_world >= LEAST_NODES:
-            # A slow node makes both of its ways slow, to the next node and to the one after; a healthy one has a fast way.
+            # A slow node slows both of its links, to the next node and to the one after; a healthy node has a fast link.
             found[NETWORK] = min(self.shortest(partial(self.exchange, nodes)) for nodes in (1, 2))
         return found
 
@@ -48,7 +48,7 @@ class Probes:
         self.memory.add_(1)
 
     def exchange(self, nodes: int) -> None:
-        """Send a matrix to the same GPU `nodes` nodes further on, and receive one from as far behind."""
+        """Send a matrix to the same GPU `nodes` nodes ahead, and receive one from `nodes` nodes behind."""
         away = nodes * self.ranks.local_world
         to, source = ((self.ranks.rank + step) % self.ranks.world for step in (away, -away))
         pair = [dist.P2POp(dist.isend, self.factor, to), dist.P2POp(dist.irecv, self.product, source)]
@@ -74,6 +74,6 @@ class Probes:
 
 
 def slowness(probes: Sequence[Mapping[str, float]]) -> list[tuple[float, str]]:
-    """Return for each rank by which factor it is slower than the median rank in its worst probe, and that probe's name."""
+    """Return, for each rank, the name of its worst probe and the factor by which it is slower there than the median."""
     medians = {name: float(np.median([probe[name] for probe in probes])) for name in probes[0]}
     return [max((probe[name] / median, name) for name, median in medians.items()) for probe in probes]

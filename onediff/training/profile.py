@@ -1,4 +1,4 @@
-"""Traces of a phase's steps by torch's profiler, one file per rank."""
+"""Traces a phase's steps with torch's profiler, one file per rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def profiled(phase: Phase) -> Iterator[None]:
-    """Traces the steps of `phase` that `training.profile` asks for, if it asks for any. Collective."""
+    """Traces the steps of `phase` that `training.profile` selects, if any. Collective."""
     config = phase.training.profile
     if config is None:
         yield
@@ -38,11 +38,11 @@ class Profile:
     """Traces `config.steps` steps of one phase after the first `config.wait`, once per start.
 
     The traces open in https://ui.perfetto.dev. Each step is a span called `step N`, by its number in the phase. Recording
-    slows the traced steps down and changes no number; outside of them it costs nothing.
+    slows down the traced steps without changing any results, and costs nothing for other steps.
     """
 
     def __init__(self, config: ProfileConfig, folder: Path, rank: int, tracker: Any) -> None:
-        """`tracker` is the phase's, on rank 0."""
+        """`tracker` is the phase's, on rank 0 only."""
         self.config = config
         self.folder = folder
         self.rank = rank
@@ -54,7 +54,7 @@ class Profile:
         self.written: Path | None = None
         self.torch: torch_profile | None = torch_profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])],
-            # One step of warm-up, where there is time for it: starting CUPTI takes seconds.
+            # One warm-up step, if `wait` leaves room for it: starting CUPTI takes seconds.
             schedule=schedule(wait=max(0, config.wait - 1), warmup=min(1, config.wait), active=config.steps, repeat=1),
             on_trace_ready=self._write,
         )
@@ -72,13 +72,13 @@ class Profile:
         self.torch.stop()
         self.torch = None
         if not self.traced:
-            log.warning("training.profile: the phase ended after %d steps, in the wait: nothing traced", self.begun)
+            log.warning("training.profile: the phase ended after %d steps, before tracing began", self.begun)
         elif kind is None or issubclass(kind, Stopped):  # every rank is here
             self._share()
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around step `number`. Collective after the last traced step."""
+        """A context around step `number`. Collective after the last traced step."""
         if self.torch is None:
             yield
             return
@@ -94,7 +94,7 @@ class Profile:
             self._share()
 
     def _write(self, done: torch_profile) -> None:
-        """A trace that cannot be written must not end the training."""
+        """Writes the trace; an error must not end the training."""
         folder = self.folder / f"steps-{self.traced[0]}-to-{self.traced[-1]}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class Profile:
         self.written = folder
 
     def _share(self) -> None:
-        """Hands all ranks' traces to the tracking. Collective."""
+        """Passes all ranks' traces to the tracker. Collective."""
         dist.barrier()
         if self.rank == 0 and self.written is not None:
             log.info("traces of steps %d to %d are in %s", self.traced[0], self.traced[-1], self.written)

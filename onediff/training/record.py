@@ -1,4 +1,4 @@
-"""Opens a run's tracker, and reports how the run ended: in its folder, in the tracking, and to the user."""
+"""Opens a run's tracker, and records how the run ended: in its folder, in the tracker, and in the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def open_tracker(config: RunConfig, folder: RunFolder, topology: Topology, hosts: str) -> Any:
-    """The tracker of this run; a resumed run finds the one it had."""
+    """The tracker of this run; a resumed run continues its record."""
     tags = {
         "host": hosts,
         "world_size": topology.ranks.world,
@@ -43,7 +43,7 @@ def open_tracker(config: RunConfig, folder: RunFolder, topology: Topology, hosts
 
 
 def conclude(folder: RunFolder, tracker: Any, state: str, reason: str | None) -> None:
-    """Records in the run folder and in the tracking how the run ended: `finished`, `stopped` or `failed`."""
+    """Records in the run folder and the tracker how the run ended: `finished`, `stopped` or `failed`."""
     folder.write_status(**{**(folder.status() or {}), "state": state, "reason": reason})
     tracker.finish({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[state])
 
@@ -54,7 +54,7 @@ def tell_end(folder: RunFolder, tracking: TrackingConfig, state: str, reason: st
         log.error("%s: %s", state, reason)
     if state == "stopped" and "SLURM_JOB_ID" not in os.environ:
         log.info("resume with the same command and --resume, or: %s", how_to_go_on(folder.path, processes))
-    log.info("%s is in %s", "everything" if state == "finished" else "what there is", folder.path)
+    log.info("%s are in %s", "the results" if state == "finished" else "the results so far", folder.path)
     if tracking.live:
         log.info("look at it with: %s", how_to_look(scrubbed(tracking_uri(folder.path, tracking))))
 

@@ -1,4 +1,4 @@
-"""The metrics of each step, read one step late: shown, tracked, and judged."""
+"""The metrics of each step, read one step late: displayed, tracked and checked."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from onediff.training.stop import signal_of
 log = logging.getLogger(__name__)
 
 LINE_SECONDS = 15.0
-"""Seconds between two plain progress lines, and between two updates of the status file."""
+"""Seconds between plain progress lines, and between updates of the status file."""
 
 
 @dataclass
 class Running:
-    """A step that the device was given, and what was known when it was."""
+    """A submitted step, and what the host recorded when it submitted it."""
 
     work: StepUnderWay
     after: Moment
-    """when the step before it ended, or this one's data was first asked for"""
+    """when the previous step ended, or this one's data was first requested"""
     waited: float
     """seconds for which the host waited for data"""
     epochs: dict[str, float]
     """how many times each data set has been read"""
     cursor: Cursor
-    """where this rank's data goes on behind the step"""
+    """this rank's position in the data after the step"""
     tflop: float | None
     """10¹² FLOPs of this rank's micro-batches"""
     micro_batches: list[Batch]
-    """kept until the step's metrics are known, to be named if they are bad"""
+    """kept until the step's metrics are read, so that bad ones can be named"""
 
 
 class ProgressBar:
-    """A bar on rank 0's terminal, and the phase's status file; where there is no terminal, a line now and then."""
+    """A bar on rank 0's terminal, or occasional lines without a terminal, and the phase's status file."""
 
     def __init__(self, phase: Phase) -> None:
         self.phase = phase
@@ -95,7 +95,7 @@ class ProgressBar:
 
 
 def begin_step(phase: Phase, step: int, batches: Iterator[tuple[Batch, Cursor]], previous: Running | None) -> Running:
-    """Gives one step to the device, which may still be at the one before, and does not wait for it. Collective."""
+    """Submits one step to the device, which may still be computing the previous one. Does not wait. Collective."""
     after = Moment(phase.engine.device) if previous is None else previous.work.ended
     asked = time.perf_counter()
     micro_batches: list[Batch] = []
@@ -110,15 +110,15 @@ def begin_step(phase: Phase, step: int, batches: Iterator[tuple[Batch, Cursor]],
 
 
 def report(phase: Phase, running: Running, progress: ProgressBar) -> str | None:
-    """Waits for a step, shows and tracks its metrics; returns the signal by which any rank was asked to stop.
+    """Waits for a step, displays and tracks its metrics; returns the signal that asked any rank to stop.
 
-    Collective. Raises GoBack after a spike, and TrainingFault for what the run cannot get over, on every rank.
+    Collective. Raises on every rank: GoBack after a spike, TrainingFault if the run cannot continue.
     """
     metrics, agreed = running.work.metrics()
     phase.step = running.work.step + 1
     phase.guard.see(phase.step, agreed)
     phase.skipped += int(metrics.pop("skipped"))
-    # Data that came while the device was still at the step before has kept nobody waiting.
+    # Data that arrived while the device was still computing the previous step delayed nothing.
     waited = min(running.waited, running.after.seconds_until(running.work.began))
     seconds = running.after.seconds_until(running.work.ended)
     metrics |= rates(phase, running, metrics, seconds, waited)
@@ -136,7 +136,7 @@ def report(phase: Phase, running: Running, progress: ProgressBar) -> str | None:
 
 
 def rates(phase: Phase, running: Running, metrics: dict[str, float], seconds: float, waited: float) -> dict[str, float]:
-    """What a step did in its `seconds`, of which it `waited` for data."""
+    """Throughput of a step that took `seconds`, including `waited` seconds for data."""
     found = {
         "samples_per_second": metrics["samples"] / seconds,
         "tokens_per_second": metrics["tokens"] / seconds,
@@ -150,7 +150,7 @@ def rates(phase: Phase, running: Running, metrics: dict[str, float], seconds: fl
 
 
 def write_status(phase: Phase) -> None:
-    """Says in the run's folder how far the phase has come."""
+    """Writes the phase's progress to the run's folder."""
     phase.folder.write_status(
         phase=phase.name,
         step=phase.step,

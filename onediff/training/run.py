@@ -1,4 +1,4 @@
-"""A run on the ranks of this job: its phases in order, each from the weights of the one before."""
+"""A run on the ranks of this job: its phases in order, each starting from the previous one's weights."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool, pe
     stage("closing")
     if meters is not None:
         meters.stop()
-    dist.barrier()  # a record that a node writes after the end is never sent
+    dist.barrier()  # records written after the end are never sent
     if ranks.rank == 0:
         assert tracker is not None
         conclude(folder, tracker, state, reason)
@@ -91,7 +91,7 @@ def join(config: RunConfig, folder: RunFolder) -> Topology:
 
 
 def _log_to(folder: RunFolder, rank: int) -> None:
-    """Rank 0 logs to the terminal and to a file, the others only to their file."""
+    """Rank 0 logs to the terminal and to a file, the others to a file only."""
     folder.logs.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(folder.logs / f"train.rank{rank}.log")]
     if rank == 0:

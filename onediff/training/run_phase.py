@@ -46,7 +46,7 @@ def run_phase(
 ) -> None:
     """Trains one phase; with `resume`, from its latest checkpoint, or from a later copy. Collective.
 
-    `memory` is this node's folder of copies, if the phase makes any.
+    `memory` is this node's folder for copies, if the phase makes any.
     Raises Stopped, TrainingFault, or UserError on every rank.
     """
     rank = topology.ranks.rank
@@ -61,7 +61,7 @@ def run_phase(
     with swap_folder(config.parallel, folder.path, topology.ranks) as swap, snapshot_on_out_of_memory(snapshot):
         stop.check_before_first_step()
         phase, tags = build_phase(config, name, folder, topology, stop, resumes=resumes, swap=swap)
-        # Dropout differs between ranks; a checkpoint brings its own random states.
+        # Dropout differs between ranks; a checkpoint restores its own random states.
         torch.manual_seed(config.training.seed + 1000 * topology.dp_rank)
         stop.check_before_first_step()
         copy = restored(phase, checkpoint, copy, config.data)
@@ -82,16 +82,16 @@ def run_phase(
         if rank == 0:
             folder.finish(name, {"step": phase.step, **metrics})
             phase.tracker.log(phase.step, goodput_metrics(folder.path, name))
-            phase.tell_checkpoints()  # the last one may have been evaluated since it was written
+            phase.tell_checkpoints()  # the last one may have been evaluated after it was written
             phase.tracker.finish("FINISHED")
         phase.engine.close()
         dist.barrier()  # every rank looks for this marker before the next phase
 
 
 def restored(phase: Phase, checkpoint: Path | None, copy: Path | None, data: DataConfig) -> Path | None:
-    """Restores the copy, or the checkpoint if there is no usable copy; returns the copy if it was that. Collective.
+    """Restores the copy, or the checkpoint if there is no usable copy; returns the copy if it was used. Collective.
 
-    Raises UserError on every rank if the copy cannot be used and there is no checkpoint, or if that cannot be used either.
+    Raises UserError on every rank if neither can be used.
     """
     if copy is not None:
         try:

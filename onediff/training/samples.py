@@ -23,7 +23,7 @@ SIDE = 384
 
 
 class Samples:
-    """The first few pairs of the held-out split of the run's first data set that has any; read once."""
+    """The first few held-out pairs of the run's first data set that has any; read once."""
 
     def __init__(
         self, data: DataConfig, evaluation: EvaluationConfig, limit: int, processor: Processor, tokenizer: Any
@@ -42,7 +42,7 @@ class Samples:
                     images = [open_upright(found.images[role], data.max_pixels) for role in ("before", "after")]
                     row = processor.prompt(images, found.instruction, task)
                 except BadSample:
-                    continue  # the evaluation reports it
+                    continue  # the evaluation reports them
                 for image in images:
                     image.thumbnail((SIDE, SIDE))
                 self.pairs.append((np.asarray(images[0]), np.asarray(images[1])))
@@ -51,9 +51,9 @@ class Samples:
 
     @section("captions")
     def table(self, engine: Engine) -> list[dict[str, Any]]:
-        """One row per pair: before and after `[height, width, 3]`, reference, prediction, and where the delta module looks.
+        """One row per pair: before and after `[height, width, 3]`, reference, prediction, and attention of the delta module.
 
-        Collective under ZeRO-3: every rank answers the same prompts, so all of them run the same layers.
+        Collective under ZeRO-3: every rank answers the same prompts, so all run the same layers.
         """
         if not self.rows:
             return []

@@ -36,8 +36,8 @@ def starting_model(
 ) -> tuple[OneDiffModel, dict[str, object]]:
     """The model before the first step of phase `name`, and tags that record its origin.
 
-    The run's first phase starts from `model` and `init`, any other from the phase before it. A phase that `resumes` gets
-    its weights from its own checkpoint: what `init` names may be gone by then.
+    The run's first phase starts from `model` and `init`, any other from the previous phase. A phase that `resumes` gets
+    its weights from its own checkpoint, since the origins in `init` may be gone by then.
     """
     check_model(config.model, config.phases[name], name, topology)
     before = previous(list(config.phases), name)
@@ -58,7 +58,7 @@ def starting_model(
     if step_of(checkpoint) != finished["step"]:
         raise UserError(
             f"phase {name} starts from phase {before}, which ended at step {finished['step']}, but {checkpoint} is its "
-            f"newest checkpoint; delete {folder.phase(before) / 'finished.json'} and --resume to train it to its end again"
+            f"newest checkpoint; delete {folder.phase(before) / 'finished.json'} and --resume to train it to the end again"
         )
     model = built(config, architecture_only(config.model), name, topology, filled_later=True)
     with during_reads(stop) as heed:
@@ -67,7 +67,7 @@ def starting_model(
 
 
 def check_model(model: ModelConfig, phase: PhaseConfig, name: str, topology: Topology) -> None:
-    """Raises UserError on every rank if the language model cannot be split or packed as the phase `name` asks."""
+    """Raises UserError on every rank if the language model cannot be split or packed as the phase `name` requires."""
     if topology.tp_size > 1:
         # Megatron-core takes seconds to import.
         from onediff.parallel.sequence import check_sequence
@@ -87,7 +87,7 @@ def check_model(model: ModelConfig, phase: PhaseConfig, name: str, topology: Top
 
 
 def begins_with(phases: Sequence[str], name: str, folder: RunFolder) -> bool:
-    """Whether the phase `name` is the first that this run trains: `--phases` may have left out those before it."""
+    """Whether the phase `name` is the first that this run trains; `--phases` may have left out earlier ones."""
     earlier = phases[: phases.index(name)]
     return not any(folder.finished(phase) or latest_checkpoint(folder.checkpoints(phase)) for phase in earlier)
 
@@ -101,7 +101,7 @@ def built(
     filled_later: bool,
     later: frozenset[str] = frozenset(),
 ) -> OneDiffModel:
-    """The model `parts` as this rank holds it, cut as `config.parallel` says.
+    """The model `parts` as this rank holds it, sharded according to `config.parallel`.
 
     Weights that are filled later (all with `filled_later`, else those of the parts in `later`) are only allocated.
     """
@@ -126,5 +126,5 @@ def built(
 
 
 def previous(order: Sequence[str], name: str) -> str | None:
-    """The phase before `name`, or None for the first."""
+    """The phase before `name`, or None if it is the first."""
     return order[order.index(name) - 1] if order.index(name) else None

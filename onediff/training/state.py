@@ -38,9 +38,9 @@ def copy(phase: Phase) -> None:
 
 
 def resume(phase: Phase, checkpoint: Path, data: DataConfig) -> None:
-    """Restores weights, moments, random states and the position in the data from `checkpoint`. Collective.
+    """Restores weights, moments, random states and the data position from `checkpoint`. Collective.
 
-    Raises UserError on every rank when the checkpoint does not fit, and Stopped on a stop request.
+    Raises UserError on every rank if the checkpoint does not fit, and Stopped on a stop request.
     """
     with raise_on_all_ranks():
         must_keep_adapters(checkpoint, phase.config.lora, f"phases.{phase.name}")
@@ -52,11 +52,11 @@ def resume(phase: Phase, checkpoint: Path, data: DataConfig) -> None:
     phase.stragglers.before.update(extra.get("skipped_by_kind", {}))
     phase.stragglers.cut_before.update(extra.get("cut_answers", {}))
     take_up(phase, extra)
-    log.info("phase %s goes on from step %d", phase.name, phase.step)
+    log.info("phase %s continues from step %d", phase.name, phase.step)
 
 
 def go_back(phase: Phase, spike: GoBack) -> int:
-    """Restores weights, moments and step of a checkpoint, and continues after the data read so far.
+    """Restores weights, moments and step from a checkpoint, and continues after the data read so far.
 
     Collective. Returns the step.
     """
@@ -77,7 +77,7 @@ def go_back(phase: Phase, spike: GoBack) -> int:
     phase.guard.record({"step": spike.step, "kind": "rollback", **passed_over})
     if phase.rank == 0:
         log.warning(
-            "phase %s: %s; goes back to step %d and skips the samples since then (rollback %d)",
+            "phase %s: %s; rolling back to step %d and skipping the samples since then (rollback %d)",
             phase.name,
             spike.why,
             phase.step,
@@ -89,14 +89,14 @@ def go_back(phase: Phase, spike: GoBack) -> int:
 
 
 def take_up(phase: Phase, extra: dict[str, Any]) -> None:
-    """The state that goes with a checkpoint's weights, as opposed to the data that has been read. Collective."""
+    """Restores the state that belongs to a checkpoint's weights, not to the data read so far. Collective."""
     phase.step = phase.saved = extra["step"]
     phase.guard.watch.restore(extra.get("bad_steps"))
     phase.measures.restore(extra.get("measures"), phase.writer.folder)
 
 
 def phase_state(phase: Phase) -> dict[str, Any]:
-    """What every rank knows of the phase, for a checkpoint; counts and cursors are those of this start's beginning."""
+    """The phase's state that all ranks share, for a checkpoint, with counts and cursors of the beginning of this start."""
     lora = phase.config.lora
     return {
         "step": phase.step,
@@ -113,12 +113,12 @@ def phase_state(phase: Phase) -> dict[str, Any]:
 
 
 def own_state(phase: Phase) -> dict[str, Any]:
-    """What only this rank knows: the cursors of its lanes, and its counts since this start's beginning."""
+    """This rank's own state: the cursors of its lanes, and its counts since the beginning of this start."""
     return {"lanes": dict(phase.cursor.lanes), **phase.stragglers.counts(phase.cursor.skipped, phase.cursor.cut)}
 
 
 def joined(state: dict[str, Any], ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The state of a phase with what the ranks know, whose keys may have been through JSON."""
+    """The state of a phase with every rank's own state added. The keys in `ranks` may be strings, from JSON."""
     lanes = {int(lane): cursor for rank in ranks for lane, cursor in rank["lanes"].items()}
     return {
         **state,

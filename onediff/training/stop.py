@@ -1,4 +1,4 @@
-"""Stop requests: a signal to any rank makes all ranks stop after the same step, with a checkpoint."""
+"""Stop requests: a signal to any rank stops all ranks after the same step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BEFORE_FIRST_STEP = "before the first step of this start"
 
 
 class Stopped(Exception):
-    """The run was asked to stop and did, after a checkpoint; it can be resumed (exit code 75)."""
+    """The run stopped on request, after a checkpoint; it can be resumed (exit code 75)."""
 
 
 class CutShort(Exception):
-    """A measurement was abandoned on every rank because of a stop request; the text names the signal."""
+    """A stop request ended a measurement early on every rank; the text names the signal."""
 
 
 class StopRequest:
-    """Remembers the first of SIGINT, SIGTERM and SIGUSR1 (Slurm's warning); each step reduces `asked`
-    over the ranks, and `signal_of` names a signal that any of them received.
+    """Remembers the first of SIGINT, SIGTERM and SIGUSR1 (Slurm's warning). Each step reduces `asked` over the ranks, and
+    `signal_of` names a signal that any of them received.
 
     A second Ctrl-C, more than a second after the first, interrupts at once.
     """
@@ -36,7 +36,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        self.interrupted: float | None = None  # when Ctrl-C came first
+        self.interrupted: float | None = None  # when Ctrl-C was first pressed
         for number in self.SIGNALS:
             signal.signal(number, self._remember)
 
@@ -50,23 +50,23 @@ class StopRequest:
         self.signal = self.signal or number
 
     def ignore_more(self) -> None:
-        """Ignores further signals: a second warning must not kill the process while it ends."""
+        """Ignores further signals: a second warning must not kill the process as it exits."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def agreed(self, device: torch.device = CPU) -> str | None:
-        """The signal by which any rank has been asked to stop by now. Collective: reduces three numbers."""
+        """The signal that has asked any rank to stop so far, if any. Collective: reduces three numbers."""
         asked = torch.tensor(self.asked, device=device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         return signal_of(asked.tolist())
 
     def check(self, device: torch.device) -> None:
-        """Raises CutShort on every rank if any has been asked to stop by now. Collective."""
+        """Raises CutShort on every rank if any has been asked to stop. Collective."""
         if (name := self.agreed(device)) is not None:
             raise CutShort(name)
 
     def check_before_first_step(self) -> None:
-        """Raises Stopped on every rank if any has been asked to stop by now: there is nothing to save yet. Collective."""
+        """Raises Stopped on every rank if any has been asked to stop; nothing needs saving yet. Collective."""
         if (name := self.agreed()) is not None:
             raise Stopped(f"{name} {BEFORE_FIRST_STEP}")
 
@@ -78,10 +78,10 @@ class StopRequest:
 
 @contextmanager
 def during_reads(stop: StopRequest | None) -> Iterator[Callable[[], None]]:
-    """Give what any rank may call by itself between two reads, inside a `raise_on_all_ranks` before the first step.
+    """Yield a function that any rank may call on its own between reads, in a `raise_on_all_ranks` before the first step.
 
-    A request that comes meanwhile raises Stopped on every rank. Whatever else raises UserError in the block must do so on
-    every rank. Collective then.
+    A stop request during the block raises Stopped on every rank; this is collective. Any other UserError in the block must
+    be raised on every rank.
     """
 
     def end_reads_if_asked() -> None:
@@ -97,11 +97,11 @@ def during_reads(stop: StopRequest | None) -> Iterator[Callable[[], None]]:
 
 
 def no_check(device: torch.device) -> None:
-    """No stop was requested."""
+    """Never reports a stop request."""
 
 
 NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)"}
-"""Signals that have a better-known name."""
+"""Names of signals for users."""
 
 
 def signal_of(asked: Sequence[float]) -> str | None:
@@ -111,4 +111,4 @@ def signal_of(asked: Sequence[float]) -> str | None:
 
 
 NONE_ASKED = (0.0,) * len(StopRequest.SIGNALS)
-"""Never stops: for callers without stop requests."""
+"""Never asks to stop: for callers without stop requests."""

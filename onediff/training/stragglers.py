@@ -1,4 +1,4 @@
-"""The speed of the ranks and the samples they skipped, gathered from all of them every few steps."""
+"""Speed and skipped samples of all ranks, gathered every few steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from onediff.tracking.timing import memory_peaks, step_times, stragglers
 from onediff.training.probes import Probes, slowness
 
 WINDOW = 20
-"""Steps between two gatherings, rounded up to a multiple of `training.log_every`."""
+"""Steps between gatherings, rounded up to a multiple of `training.log_every`."""
 
 
 @dataclass
@@ -31,14 +31,14 @@ class Seconds:
     waiting: list[float] = field(default_factory=list)
     """for data"""
     computing: list[float] = field(default_factory=list)
-    """of its processors, or of its GPU including what that waited for"""
+    """processor time or, on a GPU, the device's time including its waits"""
 
 
 class StragglerMonitor:
     """Step-time percentiles, the slowest rank, memory peaks, skipped samples by kind and cut answers by data set.
 
-    A step takes equally long on every rank, since all wait for the slowest. Ranks are therefore compared by their own work:
-    their wait for data and their processor time; on GPUs, by the times of the same probes on each.
+    A step takes the same time on every rank, since all wait for the slowest. Ranks are therefore compared by their own work:
+    their wait for data and their processor time or, on GPUs, the times of identical probes.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class StragglerMonitor:
         skipped: Mapping[str, int],
         cut: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, float]:
-        """Records one step; at every gathering, and at the last step, returns the metrics since the one before.
+        """Records one step; at each gathering, and at the last step, returns the metrics since the previous gathering.
 
-        Collective at those steps: about 1 ms. `skipped` and `cut` count the samples that this rank skipped, and those whose
-        answers it cut, since the phase started or was resumed.
+        Collective at those steps: about 1 ms. `skipped` and `cut` count this rank's skipped samples and cut answers since
+        the phase started or was resumed.
         """
         stepped(step)
         before, self.processor = self.processor, time.process_time()
@@ -97,7 +97,7 @@ class StragglerMonitor:
         )
         answers = added(ranks, "cut", self.cut_before)
         slowest = stragglers(own_work(ranks))
-        if self.probe is not None and slowest:  # processor time alone says too little to act on
+        if self.probe is not None and slowest:  # processor time alone is too weak to act on
             rank = int(slowest["straggler/rank"])
             compared(step, rank, slowest["straggler/lag_share"], what_is_slow(ranks, rank))
         return {
@@ -110,18 +110,18 @@ class StragglerMonitor:
         }
 
     def counts(self, skipped: Mapping[str, int], cut: Mapping[str, int]) -> dict[str, dict[str, int]]:
-        """What this rank adds to the samples skipped by kind and the answers cut by data set, for `added`."""
+        """This rank's skipped samples by kind and cut answers by data set, for `added`."""
         counts = self.counts_skipped
         return {"skipped": dict(skipped) if counts else {}, "cut": dict(cut) if counts else {}}
 
 
 def added(ranks: Sequence[Mapping[str, Any]], name: str, before: Counter[str]) -> Counter[str]:
-    """The counts `name` of all ranks, added to those `before`."""
+    """`before` plus the counts `name` of all ranks."""
     return sum((Counter(rank[name]) for rank in ranks), before.copy())
 
 
 def own_work(ranks: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the seconds of own work of each rank a step; with probes, the typical time by how slow its GPU or node is."""
+    """Return each rank's seconds of own work per step; with probes, the typical time scaled by the rank's slowness."""
     probes = [rank["probe"] for rank in ranks if rank["probe"] is not None]
     if len(probes) < len(ranks):
         return [rank["waiting"] + rank["computing"] for rank in ranks]
@@ -130,7 +130,7 @@ def own_work(ranks: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def what_is_slow(ranks: Sequence[Mapping[str, Any]], slowest: int) -> str:
-    """Return what keeps the slowest of `ranks` behind: `data`, or the probe that took it longest."""
+    """Return what slows down the slowest of `ranks`: `data`, or its worst probe."""
     times, probe = slowness([rank["probe"] for rank in ranks])[slowest]
     typical = float(np.median([rank["computing"] for rank in ranks]))
     waiting = ranks[slowest]["waiting"] - float(np.median([rank["waiting"] for rank in ranks]))
@@ -138,7 +138,7 @@ def what_is_slow(ranks: Sequence[Mapping[str, Any]], slowest: int) -> str:
 
 
 def memory_gib(device: torch.device) -> float:
-    """This rank's peak memory in GiB: torch's allocations on its GPU, or without one its process."""
+    """This rank's peak memory in GiB: torch's allocations on its GPU or, without one, that of its process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

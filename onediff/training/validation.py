@@ -1,4 +1,4 @@
-"""The loss on fixed held-out rows, every few steps: the same rows and the same numbers at any number of ranks."""
+"""The loss on fixed held-out rows, every few steps: the same rows and numbers for any number of ranks."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from onediff.training.stop import no_check
 log = logging.getLogger(__name__)
 
 Chosen = list[tuple[int, int]]
-"""The stream of a row, and its index in the stream's only lane."""
+"""A row's stream, and its index in the stream's only lane."""
 
 
 class Validation:
-    """Held-out rows of a phase, rebuilt each time by the rank that computes them.
+    """Held-out rows of a phase, rebuilt each time by the rank that computes their loss.
 
-    Rows are made as in the phase, coupled if it couples, but not packed. Neither the ranks nor `pack` change which rows
-    share a batch, or the order in which losses are added.
+    Rows are built as in the phase, coupled if it couples, but not packed. Neither the number of ranks nor `pack` affects
+    which rows share a batch or the order in which losses are added.
     """
 
     def __init__(self, config: RunConfig, phase_name: str, processor: Processor, topology: Topology) -> None:
-        """Collective. Raises UserError on every rank when there are no such rows."""
+        """Collective. Raises UserError on every rank if there are no such rows."""
         phase = config.phases[phase_name]
-        # Whatever the phase minimises, runs are compared by the loss of captions.
+        # Whatever the phase minimises, runs are compared by the loss on captions.
         self.objective = CaptionObjective(phase, config.training)
         self.phase, self.every, self.topology = phase_name, phase.validate_every, topology
         self.check: Callable[[torch.device], None] = no_check
@@ -54,14 +54,14 @@ class Validation:
             self.streams = [held_out(config.data, phase, name, processor) for name in self.names]
         chosen: Chosen = []
         with raise_on_all_ranks():
-            # Choosing reads every row once; one rank is enough.
+            # Choosing reads every row once, so one rank does it.
             if topology.ranks.rank == 0:
                 chosen = [row for number in range(len(self.names)) for row in self._chosen(number, phase)]
         chosen = from_rank_zero(chosen)  # type: ignore[assignment]
         rows = phase.micro_batch * (phase.pack // config.data.max_tokens if phase.pack else 1)
         self.batches = [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
         with raise_on_all_ranks():
-            # Under ZeRO-3 all ranks run the same layers: a rank without rows runs this one, and its loss is not counted.
+            # Under ZeRO-3 all ranks run the same layers: a rank without rows runs this batch, and its loss is not counted.
             self.spare = next((made for row in chosen if (made := self._batch([row])) is not None), None)
             if self.spare is None:
                 raise UserError(f"phases.{phase_name}.validation: none of the {len(chosen)} held-out rows can be read")
@@ -75,8 +75,8 @@ class Validation:
     def losses(self, engine: Engine, step: int) -> dict[str, float]:
         """`validation/loss`, the mean over all targets, and `validation/loss/<data set>`, on every rank. Collective.
 
-        Costs the forward passes of the rows; changes no random state, and waits for the device once, at the end. Raises what
-        `check`, which all ranks call before each batch, raises on every rank.
+        Costs the forward passes of the rows; changes no random state, and waits for the device once, at the end. All ranks
+        call `check` before each batch; what it raises must be raised on every rank.
         """
         assert self.spare is not None
         rank, ranks = self.topology.dp_rank, self.topology.dp_size
@@ -99,7 +99,7 @@ class Validation:
                         sums[number, 1].index_add_(0, batch.target_sources, torch.ones_like(of_targets))
         finally:
             engine.model.train()
-        # Each batch has its own place, so that the order of additions does not depend on who computed it.
+        # Each batch has its own slot, so the order of additions does not depend on which rank computed it.
         dist.all_reduce(sums, group=engine.sharded.data_group)
         # The ranks of a context group have the same batches.
         losses, targets = (sums.sum(0) / self.topology.cp_size).tolist()
@@ -114,7 +114,7 @@ class Validation:
         return measured
 
     def _chosen(self, number: int, phase: PhaseConfig) -> Chosen:
-        """Random readable rows of one data set, longest first so that batches are even."""
+        """Random readable rows of one data set, longest first so that rows in a batch have similar lengths."""
         stream = self.streams[number]
         lengths: list[tuple[int, int]] = []
         samples = stream.sources[0].lanes.samples
@@ -130,7 +130,7 @@ class Validation:
         return [(number, index) for _, index in sorted(lengths, key=lambda row: (-row[0], row[1]))]
 
     def _batch(self, chosen: Chosen) -> Batch | None:
-        """A batch of these rows without those whose image cannot be decoded; None if no row is left."""
+        """A batch of these rows, without those whose images cannot be decoded; None if no row is left."""
         rows = []
         for number, index in chosen:
             try:
@@ -144,9 +144,9 @@ class Validation:
 
 
 def data_sets(data: DataConfig, phase: PhaseConfig, phase_name: str) -> list[str]:
-    """The data sets that a phase validates on: those it names, else those of its mix that have the split.
+    """The data sets that a phase validates on: those in its settings, else those of its mix that have the split.
 
-    Raises UserError when there is none.
+    Raises UserError if there is none.
     """
     split, named = phase.validation.split, phase.validation.sets
     found = [name for name in named or phase.mix if _has(data.sets[name], split)]
@@ -155,7 +155,7 @@ def data_sets(data: DataConfig, phase: PhaseConfig, phase_name: str) -> list[str
         there = sorted({p.parent.name for p in Path(data.sets[lacking].path).glob("[!.]*/manifest.json")})
         raise UserError(
             f"phases.{phase_name}.validation: the data set {lacking} has no split {split!r}"
-            + (f"; write validation.split, one of {', '.join(there)}" if there else "")
+            + (f"; set validation.split to one of {', '.join(there)}" if there else "")
         )
     return found
 
@@ -171,10 +171,10 @@ def _has(data_set: DataSet, split: str) -> bool:
 
 
 def held_out(data: DataConfig, phase: PhaseConfig, name: str, processor: Processor) -> Stream:
-    """The held-out rows of one data set, in the order of one lane that is shuffled as a whole."""
+    """The held-out rows of one data set, in the order of a single lane that is shuffled as a whole."""
     data_set = data.sets[name]
     folder = data_set.model_copy(update={"split": phase.validation.split}).folder
-    # A coupling rule reads the captions of a whole block, so a block must not be a whole split.
+    # A coupling rule reads the captions of a whole block, so a block must be smaller than the split.
     block = data.block if isinstance(phase.couple, str) else 1 << 40
     source = Source.open(name, folder, 1, data.seed, block, task=data_set.task, cache=data.cache)
     return Stream([source], processor, phase.couple, data.seed, data.bad_in_a_row)

@@ -81,7 +81,7 @@ def test_a_run_does_not_go_on_with_images_fitted_another_way(tmp_path: Path) -> 
     (folder.checkpoints("one") / "step-000001").mkdir(parents=True)
     require_same_images(folder, before, before)
     with pytest.raises(
-        UserError, match=r"fit=crop, but the configuration says pad; add model\.vision\.image\.fit=crop"
+        UserError, match=r"fit=crop, but the configuration has pad; add model\.vision\.image\.fit=crop"
     ):
         require_same_images(folder, before, now)
     # Grids of tiles count where there are tiles.
@@ -89,6 +89,6 @@ def test_a_run_does_not_go_on_with_images_fitted_another_way(tmp_path: Path) -> 
         image_settings(tmp_path, **{"model.vision.image": {"size": 64, "fit": "tiles", "max_tiles": most}})
         for most in (4, 6)
     )
-    with pytest.raises(UserError, match=r"max_tiles=4, but the configuration says 6"):
+    with pytest.raises(UserError, match=r"max_tiles=4, but the configuration has 6"):
         require_same_images(folder, before, now)
     require_same_images(folder, padded := image_settings(tmp_path), padded.model_copy(update={"max_tiles": 6}))

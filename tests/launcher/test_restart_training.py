@@ -96,7 +96,7 @@ def test_deaths_cost_what_was_done_since_the_last_copy_in_memory_and_the_losses_
     assert len(steps) > len(set(steps)), "no step was lost"
     for before, after in itertools.pairwise(attempts):
         log = (run.run / "logs" / f"warm-up.{after.number}.rank0.log").read_text()
-        begun = int(re.search(r"goes on from step (\d+)", log)[1])  # there was no checkpoint on the disk
+        begun = int(re.search(r"continues from step (\d+)", log)[1])  # there was no checkpoint on the disk
         assert 0 <= before.last_step - begun <= AT_MOST, run.story()
     assert small_run.onediff(["track", "sync", str(run.run)]).returncode == 0
     client = MlflowClient(f"sqlite:///{run.home}/mlflow.db")

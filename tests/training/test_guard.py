@@ -73,7 +73,7 @@ def test_a_bad_sample_is_passed_over_and_too_many_steps_of_them_stop_all_ranks_n
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "failed"
     assert "3 steps in a row (training.bad_steps.skipped_in_a_row 2), the last one step 9" in status["reason"]
-    assert "micro-batch 1 of rank 1 makes them, the only one of the 2 in the step" in status["reason"]
+    assert "micro-batch 1 of rank 1 causes it, the only one of the 2 in the step" in status["reason"]
     # The good checkpoint is the latest.
     folder = run / "checkpoints" / f"phase-{PHASE}"
     assert latest_checkpoint(folder).name == "step-00000006"
@@ -83,7 +83,7 @@ def test_a_bad_sample_is_passed_over_and_too_many_steps_of_them_stop_all_ranks_n
     lines = (run / "tracking" / f"phase-{PHASE}.jsonl").read_text()
     assert "NaN" not in lines and "Infinity" not in lines
     assert [event["step"] for event in events(run)] == [5, 7, 8, 9]
-    assert "step 5: gradients are not finite, so it changes nothing" in (run / "logs" / "train.rank0.log").read_text()
+    assert "step 5: gradients are not finite, so the step is skipped" in (run / "logs" / "train.rank0.log").read_text()
     # The command shows those samples.
     told = re.search(r"look at its samples: onediff (data show .*)", status["reason"])
     shown = onediff([*shlex.split(told[1]), "--out", str(tmp_path / "sheet.png")])
@@ -109,7 +109,7 @@ def spiked(data: Path, spike: dict, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_a_spike_goes_back_and_passes_over_its_samples(spiked):
     run, said = spiked
-    assert "2 bad steps in a row, the last one step 8: loss " in said and "goes back to step 6" in said
+    assert "2 bad steps in a row, the last one step 8: loss " in said and "rolling back to step 6" in said
     assert [(event["kind"], event["from_step"], event["to_step"]) for event in events(run)] == [("rollback", 8, 6)]
     back = read_manifest(latest_checkpoint(run / "checkpoints" / f"phase-{PHASE}")).extra
     # The data went on behind step 9, which was under way: steps 7 to 9 learned from the samples of steps 10 to 12.
@@ -129,7 +129,7 @@ def test_a_run_that_is_resumed_from_the_checkpoint_that_it_went_back_to_is_exact
     (killed / f"phase-{PHASE}" / "finished.json").unlink()
     done = poisoned(killed, data, spike, *SPIKES, "--resume")
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 6" in done.stderr and "goes back" not in done.stderr
+    assert "continues from step 6" in done.stderr and "rolling back" not in done.stderr
     for name in ("loss", "grad_norm", "targets"):
         assert metrics(killed, PHASE, name) == metrics(run, PHASE, name)
 
@@ -143,7 +143,7 @@ def test_a_run_that_is_killed_behind_its_way_back_repeats_the_same_numbers(data,
     assert done.returncode == -signal.SIGKILL and max(metrics(tmp_path / "killed", PHASE)) <= 8
     assert [event["kind"] for event in events(tmp_path / "killed")] == ["rollback"]
     done = poisoned(tmp_path / "killed", data, spec, *SPIKES, "--resume")
-    assert done.returncode == 0 and "goes on from step 6" in done.stderr, done.stderr
+    assert done.returncode == 0 and "continues from step 6" in done.stderr, done.stderr
     for name in ("loss", "grad_norm", "targets"):
         assert metrics(tmp_path / "killed", PHASE, name) == metrics(tmp_path / "whole", PHASE, name)
 
@@ -154,5 +154,5 @@ def test_a_spike_that_comes_back_stops_the_run(data, order, tmp_path):
     done = poisoned(tmp_path / "run", data, spec, *SPIKES, "training.bad_steps.spikes.rollbacks=1")
     assert done.returncode == 3, done.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert "the phase went back 1 times already" in status["reason"]
+    assert "the phase was already rolled back 1 times" in status["reason"]
     assert latest_checkpoint(tmp_path / "run" / "checkpoints" / f"phase-{PHASE}").name == "step-00000006"

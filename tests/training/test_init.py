@@ -92,7 +92,7 @@ def test_it_resumes_by_one_process_when_what_it_began_from_is_gone(source, begun
     shutil.rmtree(run / "checkpoints" / "phase-two" / "step-00000004")
     done = onediff(["train", str(run), "--phases", "two", "--resume", "parallel.tensor=1"])
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 2" in done.stderr
+    assert "continues from step 2" in done.stderr
     assert list(metrics(run, "two").values()) == pytest.approx(expected, abs=1e-5)
 
 
@@ -133,25 +133,28 @@ def test_what_does_not_fit_is_named(source, export, data, tmp_path):
     shutil.copytree(source / "tokenizer", tmp_path / "tokenizer")
     for origin in (f"{source}@one", export):
         refused(
-            r"init.delta: .*delta.tokens is \(\d+, \d+\) there and \(8, \d+\) in this run; make model.delta what it is",
+            r"init.delta: .*delta.tokens is \(\d+, \d+\) there and \(8, \d+\) in this run; use the same model.delta",
             origin,
             **{"model.delta.tokens": 8},
         )
     refused(r"init.delta: .*: model.delta.heads is \d+ there and 1 in this run", export, **{"model.delta.heads": 1})
     refused(
-        r"init.language: .*language.model.layers.1..* is missing in the model of this run; make model.language",
+        r"init.language: .*language.model.layers.1..* is missing in the model of this run; use the same model.language",
         export,
         **{"model.language.config.num_hidden_layers": 1},
     )
     refused("no-run: no such folder", str(tmp_path / "no-run"))
     refused("export@best: a saved model has only one set of weights", f"{export}@best")
-    refused(r"source@three: behind @ stands a phase, a step or `best`.*: warm-up, one, two", f"{source}@three")
+    refused(
+        r"source@three: write a phase, a step, `best` or PHASE:STEP after @; phases with checkpoints: warm-up, one, two",
+        f"{source}@three",
+    )
     refused(r"source@one:7: phase one has no checkpoint 7 .*; there are steps 2", f"{source}@one:7")
     refused(r"source@best: phase two has no checkpoint best \(phases.two.best names no metric", f"{source}@best")
     refused("unknown key 'init.vison' .did you mean 'vision'", "{vison: x}")
     shutil.rmtree(tmp_path / "tokenizer")
     learn_tokenizer(["other words"], 300, tmp_path / "tokenizer")
-    refused("init.language: .*: reads another tokenizer .*; set model.language.tokenizer to", str(export))
+    refused("init.language: .*: uses another tokenizer .*; set model.language.tokenizer to", str(export))
 
 
 def test_an_address_names_a_phase_a_step_or_both(source):

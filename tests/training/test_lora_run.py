@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run" / "phase-two" / "finished.json").unlink()
     done = onediff([*words, "--resume", "parallel.zero_stage=2"])
     assert done.returncode == 0, done.stderr
-    assert "phase two goes on from step 3" in done.stderr
+    assert "phase two continues from step 3" in done.stderr
     return folder / "run"
 
 

@@ -130,7 +130,7 @@ def test_a_branch_goes_on_bit_identically_under_its_own_name(undisturbed, tmp_pa
     assert "there are steps 15, 16" in capsys.readouterr().err and not (tmp_path / "other").exists()
     done = onediff(["train", str(branch), "--processes", "2", "--resume"])
     assert done.returncode == 0, done.stderr
-    assert "phase one goes on from step 15" in done.stderr
+    assert "phase one continues from step 15" in done.stderr
     for name in ("loss", "grad_norm", "targets"):
         assert metrics(branch, "one", name) == {STEPS: metrics(undisturbed, "one", name)[STEPS]}
         assert metrics(branch, "two", name) == metrics(undisturbed, "two", name)
@@ -163,7 +163,7 @@ def test_a_stop_request_to_one_rank_stops_all_with_a_checkpoint_and_while_they_l
     assert reason == "SIGUSR1 before the first step of this start" and max(metrics(run, "one")) == stopped_at
     done = onediff(["train", str(run), "--processes", "2", "--resume"])
     assert done.returncode == 0, done.stderr
-    assert f"goes on from step {stopped_at}" in done.stderr
+    assert f"continues from step {stopped_at}" in done.stderr
     assert metrics(run, "one") == metrics(undisturbed, "one")
     assert metrics(run, "two") == metrics(undisturbed, "two")
 

@@ -84,7 +84,7 @@ def test_a_killed_run_measures_the_same_keeps_the_same_best_and_ends_at_the_same
     manifest.write(checkpoints / "step-00000004")
     done = train(run, data, STEPS, "--phases", "warm-up", "--resume", **DROPOUT, **JUDGED)
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 4" in done.stderr
+    assert "continues from step 4" in done.stderr
     assert metrics(run, "warm-up", "validation/loss") == metrics(judged, "warm-up", "validation/loss")
     assert metrics(run, "warm-up") == metrics(judged, "warm-up")
     assert steps_of(run) == steps_of(judged)
