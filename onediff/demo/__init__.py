@@ -1,1 +1,1 @@
-"""What the demo needs beside the ordinary commands: a pretrained tower made from the renderer's labels."""
+"""Parts of the demo beyond the ordinary commands: a tower pretrained on the renderer's labels, and a summary."""

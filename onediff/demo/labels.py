@@ -1,4 +1,4 @@
-"""What each patch of a rendered scene shows, from the object lists that the renderer writes into `meta`."""
+"""Labels for each patch of a rendered scene, from the object lists that the renderer writes into `meta`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from onediff.errors import UserError
 
 ATTRIBUTES = ("shape", "colour", "size", "material")
 NOTHING = -1
-"""The label of a patch in which no object has its centre."""
+"""The label of a patch that contains no object's centre."""
 
 
 class Labels(NamedTuple):
-    """The values that each attribute can take, in alphabetical order: a value's place is its class."""
+    """The values of each attribute in alphabetical order; a value's index is its class."""
 
     values: dict[str, tuple[str, ...]]
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Labels:
-        """Every value that occurs in `samples`. Raises UserError when no sample lists its objects."""
+        """Every value that occurs in `samples`. Raises UserError if no sample lists its objects."""
         found: dict[str, set[str]] = {attribute: set() for attribute in ATTRIBUTES}
         for sample in samples:
             for thing in (thing for things in objects(sample) for thing in things):
@@ -36,8 +36,8 @@ class Labels(NamedTuple):
     def of_patches(self, things: list[dict[str, Any]], sides: tuple[int, int], grid: int) -> NDArray[np.int64]:
         """`[grid · grid, attributes]`: the classes of the object whose centre lies in each patch, or `NOTHING`.
 
-        `sides` are the width and height of the image that the objects' boxes refer to. Where two centres share a patch,
-        the later object is named.
+        `sides` are the width and height of the image that the objects' boxes refer to. If two centres share a patch, it
+        gets the later object's classes.
         """
         classes = np.full((grid * grid, len(ATTRIBUTES)), NOTHING, np.int64)
         for thing in things:
@@ -49,7 +49,7 @@ class Labels(NamedTuple):
 
 
 def objects(sample: Sample) -> Iterator[list[dict[str, Any]]]:
-    """The objects of each image of a sample, before and after of a pair in this order."""
+    """The objects of each image of a sample; for a pair, before and then after."""
     for key in ("before", "after") if sample.is_pair else ("objects",):
         if key in sample.meta:
             yield sample.meta[key]

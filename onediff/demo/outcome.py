@@ -1,4 +1,4 @@
-"""What a run of the demo has learned, in a few lines, the most telling first."""
+"""Summarises a run of the demo in a few lines, the most telling first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = 6
 
 
 def outcome(run: Path, split: Path) -> Iterator[str]:
-    """The lines, from the newest evaluation of `run` on the pairs in `split`; draws the sheet that the last one names."""
+    """The lines, from the newest evaluation of `run` on the pairs in `split`; draws the sheet named in the last line."""
     scored = max((run / "evaluation").glob("*/scores.json"), key=lambda file: file.stat().st_mtime)
     lines = (scored.parent / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     captions = {record["id"]: record["caption"] for record in map(json.loads, lines)}

@@ -1,4 +1,4 @@
-"""A sheet of the demo's worst captions beside its best ones: what a score alone does not show."""
+"""A sheet of the demo's worst captions beside its best ones, to show what a score hides."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ShownCaption(NamedTuple):
 def worst_and_best(
     items: ItemScores, captions: Mapping[str, str], rows: int
 ) -> tuple[list[ShownCaption], list[ShownCaption]]:
-    """Up to `rows` captions that are wrong in most of what they say, and as many right ones that say most.
+    """Up to `rows` captions with the most wrong statements, and as many right ones with the most statements.
 
-    Each change type takes its turn, so that neither list shows one type only.
+    Change types take turns, so that neither list shows a single type.
     """
     order = sorted(range(len(items.ids)), key=lambda n: (_faults(items, n), items.rows[n][SAID]), reverse=True)
     wrong = [n for n in order if not items.rows[n][RIGHT]]
@@ -49,7 +49,7 @@ def _faults(items: ItemScores, number: int) -> float:
 
 
 def _by_turns(items: ItemScores, numbers: Sequence[int]) -> list[int]:
-    """The same numbers: the first of each change type that is read in their captions, then the second of each, …."""
+    """The same numbers, interleaved by the change type in their captions: the first of each type, then the second, …."""
     seen: dict[str | None, int] = {}
     turns = []
     for place, number in enumerate(numbers):
@@ -60,7 +60,7 @@ def _by_turns(items: ItemScores, numbers: Sequence[int]) -> list[int]:
 
 
 def save_sheet(worst: Sequence[ShownCaption], best: Sequence[ShownCaption], heldout: HeldOut, file: Path) -> None:
-    """Writes one PNG: mistakes on the left, right captions on the right. Raises UserError when it cannot be written."""
+    """Writes one PNG: mistakes on the left, right captions on the right. Raises UserError if it cannot be written."""
     empty = cell([], [], SIDE, LINES, ROOM)
     cells = []
     for wrong, right in zip_longest(worst, best):
@@ -75,7 +75,7 @@ def save_sheet(worst: Sequence[ShownCaption], best: Sequence[ShownCaption], held
 
 
 def _cell(one: ShownCaption, heldout: HeldOut) -> Image.Image:
-    """Both images, the caption in the colour of its verdict, and the reference below where it is wrong."""
+    """Both images, the caption in the colour of its verdict and, if it is wrong, the reference."""
     images = [open_image(io.BytesIO(heldout.sample(one.pair).images[role])) for role in ("before", "after")]
     lines = wrapped(one.caption or "(nothing)", SIDE, LINES, GOOD if one.right else WRONG)
     if not one.right:

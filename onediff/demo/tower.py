@@ -1,10 +1,10 @@
-"""A vision tower for the demo: trained for a minute to name what each patch shows, then saved as a Hugging Face folder.
+"""A vision tower for the demo, trained for a minute to name the object in each patch and saved as a Hugging Face folder.
 
-Real runs begin with a pretrained tower. The demo has none to download, and one that starts from random weights hardly
-learns to tell shapes apart from captions alone. The renderer knows every object, so each patch token is asked for the
-shape, colour, size and material of the object whose centre lies in it; the linear heads that answer are thrown away.
+Real runs start from a pretrained tower. The demo downloads nothing, and a tower with random weights hardly learns to tell
+shapes apart from captions alone. The renderer knows every object, so linear heads on each patch token are trained to
+predict the shape, colour, size and material of the object whose centre lies in the patch. The heads are then discarded.
 
-Cost with the demo's tower (0.8 million parameters, 10 tokens): about 1.1 ms of processor time an image and step.
+Cost with the demo's tower (0.8 million parameters, 10 tokens): about 1.1 ms of processor time per image and step.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ log = logging.getLogger(__name__)
 
 OPTIMIZER = OptimizerConfig(lr=3e-3, betas=(0.9, 0.98), warmup=0.05)
 POSITION_STD = 0.28
-"""Patch embeddings begin with about this standard deviation; position embeddings of CLIP's 0.02 drown beside them."""
+"""Initial standard deviation of patch embeddings; position embeddings with CLIP's 0.02 would be drowned out."""
 FIRST_SAMPLES = 512
-"""Samples of each data set that are looked through for the values of each attribute."""
+"""Samples of each data set that are searched for the values of each attribute."""
 RECORD = "tower.json"
-"""The file beside the weights that says how they were made and how well they name objects."""
+"""The file beside the weights that records how they were made and how well they name objects."""
 SAVE_EVERY = 100
-"""Steps between two copies of the state that an interrupted training goes on from."""
+"""Steps between saved states, from which an interrupted training continues."""
 HELD_OUT, HELD_OUT_SAMPLES = "val", 200
-"""The split and the number of samples that accuracy is measured on."""
+"""The split and number of samples for measuring accuracy."""
 
 
 @dataclass(frozen=True)
 class TowerTraining:
-    """How long the tower is trained, and on how much at a time."""
+    """How long the tower is trained, and in which batches."""
 
     steps: int = 700
     """Optimizer steps."""
     batch: int = 40
-    """Samples in a step; a pair has two images."""
+    """Samples per step; a pair has two images."""
     seed: int = 0
     """Initial weights and the order of the samples."""
 
@@ -73,7 +73,7 @@ class Scenes:
     """The images and labels of the data sets of a run, in an order that follows from the seed."""
 
     def __init__(self, vision: VisionConfig, data: DataConfig, split: str, lanes: int, seed: int) -> None:
-        """Raises UserError for data sets that are missing or do not list their objects."""
+        """Raises UserError if a data set is missing or does not list its objects."""
         arch = vision_architecture(vision)
         self.grid = arch.image_size // arch.patch_size
         self.data = data
@@ -84,10 +84,10 @@ class Scenes:
         self.mix = Mix([source.lanes.samples for source in self.sources])
         first = [next(self._samples(source)) for source in self.sources]
         self.sides = [upright_size(encoded(sample)[0], self.data.max_pixels) for sample in first]
-        """Width and height of the images of each data set, which its boxes refer to: a rendered set has one size."""
+        """Width and height of each data set's images, which its boxes refer to; a rendered set has a single size."""
 
     def labels(self) -> Labels:
-        """The values that each attribute takes in the first samples of every data set."""
+        """The values of each attribute in the first samples of every data set."""
         return Labels.of(sample for source in self.sources for sample in islice(self._samples(source), FIRST_SAMPLES))
 
     def batch(self, step: int, labels: Labels) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class Scenes:
 
 
 class Heads(nn.Module):
-    """The tower with one linear layer for each attribute on its last patch tokens; shape has a class for no object."""
+    """The tower with a linear layer per attribute on its last patch tokens; shape has a class for no object."""
 
     def __init__(self, tower: VisionTower, labels: Labels) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Heads(nn.Module):
         return [head(tokens) for head in self.heads]
 
     def loss(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Cross-entropy summed over the attributes, each averaged over the patches that it is asked of."""
+        """Cross-entropy summed over the attributes, each averaged over its labelled patches."""
         shape, *others = self(images)
         there = classes[..., 0] != NOTHING
         nothing = shape.shape[-1] - 1
@@ -136,7 +136,7 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, classes: Tensor) -> dict[str, float]:
-        """The share of objects whose attribute is named right, by attribute."""
+        """The share of objects with the right attribute, by attribute."""
         there = classes[..., 0] != NOTHING
         chosen = [answers.argmax(-1) for answers in self(images)]
         return {
@@ -146,9 +146,9 @@ class Heads(nn.Module):
 
 
 def make_tower(vision: VisionConfig, data: DataConfig, training: TowerTraining) -> dict[str, float]:
-    """Trains the tower that `vision` describes and writes it to the folder that `model.vision.name` names.
+    """Trains the tower that `vision` describes and writes it to the folder `model.vision.name`.
 
-    Goes on from the last saved state after an interruption; does nothing if the folder holds the tower of the same
+    Continues from the last saved state after an interruption; does nothing if the folder holds a tower with the same
     settings. Returns the accuracy on the split `val`, by attribute. Raises UserError.
     """
     assert vision.name is not None
@@ -173,7 +173,7 @@ def make_tower(vision: VisionConfig, data: DataConfig, training: TowerTraining) 
 
 
 def digests(data: DataConfig) -> dict[str, str]:
-    """A digest of the training shards of each data set. Raises UserError for a data set that is missing."""
+    """A digest of the training shards of each data set. Raises UserError if a data set is missing."""
     return {
         name: hashlib.sha256("".join(shard.sha256 for shard in read_manifest(one.folder).shards).encode()).hexdigest()
         for name, one in data.sets.items()
@@ -181,12 +181,12 @@ def digests(data: DataConfig) -> dict[str, str]:
 
 
 def spread_positions(tower: Any) -> None:
-    """Sines of row and column in place of learned position embeddings, where the tower has a table of them."""
+    """Replaces learned position embeddings by sines of row and column, if the tower has a table of them."""
     tables = [module for name, module in tower.named_modules() if name.endswith("position_embedding")]
     if not tables or not isinstance(tables[0], nn.Embedding):
         return
     table = tables[0].weight
-    grid = math.isqrt(len(table))  # a class token may stand in front
+    grid = math.isqrt(len(table))  # a class token may come first
     with torch.no_grad():
         table[-grid * grid :] = sines(grid, table.shape[1])
 
@@ -204,7 +204,7 @@ def sines(grid: int, width: int) -> Tensor:
 def _train(
     model: Heads, scenes: Scenes, labels: Labels, training: TowerTraining, state: Path, recipe: dict[str, Any]
 ) -> None:
-    """All steps, from those that `state` holds on."""
+    """Trains all steps that `state` does not include."""
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0, fused=True)
     begun = _restore(state, recipe, model, optimizer)
@@ -226,7 +226,7 @@ def _train(
 
 
 def _save(state: Path, recipe: dict[str, Any], step: int, model: Heads, optimizer: torch.optim.Optimizer) -> None:
-    """Writes the state beside its final name first, so that an interruption leaves the one before."""
+    """Writes the state under a temporary name first, so that an interruption leaves the previous one."""
     state.parent.mkdir(parents=True, exist_ok=True)
     aside = state.with_name(f"{state.name}.tmp")
     torch.save(
@@ -236,7 +236,7 @@ def _save(state: Path, recipe: dict[str, Any], step: int, model: Heads, optimize
 
 
 def _restore(state: Path, recipe: dict[str, Any], model: Heads, optimizer: torch.optim.Optimizer) -> int:
-    """The step to go on from: that of the saved state where it has the same recipe, else 0."""
+    """The step to continue from: that of the saved state if its recipe is the same, else 0."""
     if not state.is_file():
         return 0
     saved = torch.load(state, weights_only=True)
@@ -249,7 +249,7 @@ def _restore(state: Path, recipe: dict[str, Any], model: Heads, optimizer: torch
 
 
 def _write(model: Heads, target: Path, record: dict[str, Any]) -> None:
-    """The tower alone as a Hugging Face folder, with a record of how it was made, in place of what lies there."""
+    """Writes the tower alone as a Hugging Face folder, with a record of how it was made; replaces `target`."""
     aside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     model.tower.model.save_pretrained(aside)

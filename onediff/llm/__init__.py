@@ -1,4 +1,4 @@
-"""Language models behind an OpenAI-compatible endpoint: asked many questions, answers kept on disk."""
+"""A client for language models behind an OpenAI-compatible endpoint, with a cache of answers on disk."""
 
 from onediff.llm.cache import Cache
 from onediff.llm.client import Asker

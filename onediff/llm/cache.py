@@ -1,4 +1,4 @@
-"""Answers on disk: a question that was answered is never asked, or paid for, again."""
+"""A cache of answers on disk: an answered question is never asked, or paid for, again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Cache:
         self._file.seek(0)
         whole = 0
         for line in self._file:
-            # A kill may have cut the last line; it is taken away so that the next one starts afresh.
+            # A kill may have cut off the last line; remove it, so that the next answer gets its own line.
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
@@ -29,7 +29,7 @@ class Cache:
                 record = json.loads(line)
                 self._answers[record["key"]] = {**record, "answer": str(record["answer"])}
             except (ValueError, KeyError, TypeError):
-                continue  # Not an answer: it is asked again.
+                continue  # not an answer; ask again
         self._file.truncate(whole)
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Cache:
         return self._answers.get(key)
 
     def put(self, key: str, answer: str, tokens_in: int, tokens_out: int) -> dict[str, Any]:
-        """Stores an answer before it is used."""
+        """Stores an answer, before anyone uses it."""
         record = {"key": key, "answer": answer, "tokens_in": tokens_in, "tokens_out": tokens_out}
         with self._lock:
             os.write(self._file.fileno(), json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
@@ -51,5 +51,5 @@ class Cache:
 
 
 def key_of(model: str, question: str) -> str:
-    """What an answer is kept under."""
+    """The cache key of a question."""
     return hashlib.sha256(json.dumps([model, question]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible endpoint many questions: several at once, within a rate, again where it fails."""
+"""Asks an OpenAI-compatible endpoint many questions: concurrently, within a rate limit, with retries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onediff.llm.cache import Cache, key_of
 
 
 class Rate:
-    """Lets callers through at `per_minute`, evenly, and nobody during a pause that the server asked for."""
+    """Admits callers evenly at `per_minute`, and nobody during a pause that the server requests."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._gap = 60 / per_minute if per_minute else 0.0
@@ -33,7 +33,7 @@ class Rate:
 
 
 class Asker:
-    """Questions to one model. `counts` says what happened: answered, retries by reason, failed."""
+    """Asks one model questions. `counts` counts answers, retries by reason, and failures."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Asker:
         key: str | None = None,
         check: Callable[[str], object] | None = None,
     ) -> None:
-        """`key` replaces `OPENAI_API_KEY`. `check` raises ValueError for an answer that is of no use: it is asked again.
+        """`key` replaces `OPENAI_API_KEY`. `check` raises ValueError for an unusable answer; the question is asked again.
 
-        Raises UserError when the client is not installed or has no key.
+        Raises UserError if the client is not installed or has no key.
         """
         try:
             import openai
@@ -63,7 +63,7 @@ class Asker:
         try:
             self._client = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0, api_key=key)
         except openai.OpenAIError as error:
-            raise UserError(f"{error} (any word will do for an endpoint that asks for none)") from error
+            raise UserError(f"{error} (any word will do if the endpoint needs no key)") from error
         self._check = check
         self.cache, self.model, self.counts = cache, model, Counter[str]()
         self._openai, self._rate, self._stop = openai, Rate(per_minute), threading.Event()
@@ -71,9 +71,9 @@ class Asker:
         self._concurrency, self._lock = concurrency, threading.Lock()
 
     def ask_each(self, questions: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Yields `(name, record or None)` for every name of `questions` as answers come in, like `ask_all`.
+        """Yields `(name, record or None)` for every name in `questions` as answers arrive, like `ask_all`.
 
-        Names with the same question share its answer.
+        Names with the same question share an answer.
         """
         names: dict[str, list[str]] = {}
         for name, question in questions.items():
@@ -83,10 +83,10 @@ class Asker:
                 yield name, record
 
     def ask_all(self, questions: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Yields `(question, record or None)` for every different question as answers come in.
+        """Yields `(question, record or None)` for every distinct question as answers arrive.
 
-        What was answered before comes from the cache. None stands for a question that failed every attempt; it is not
-        kept, and asked again next time. Raises UserError when the endpoint refuses us altogether.
+        Known answers come from the cache. None means that every attempt failed; it is not cached, so the question is asked
+        again next time. Raises UserError if the endpoint refuses all requests.
         """
         different = iter(dict.fromkeys(questions))
         pool = ThreadPoolExecutor(self._concurrency)
@@ -129,7 +129,7 @@ class Asker:
         return None
 
     def _once(self, question: str) -> dict[str, Any]:
-        """One request. Raises APIError, or ValueError for an answer that is not one."""
+        """Sends one request. Raises APIError, or ValueError for an unusable answer."""
         answer = self._client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": question}],
@@ -148,7 +148,7 @@ class Asker:
         return record
 
     def _diagnose(self, error: Exception) -> float:
-        """Counts a failed attempt; returns the seconds that the server asks us to wait. Raises UserError for our fault."""
+        """Counts a failed attempt; returns the pause that the server asks for, in seconds. Raises UserError."""
         status = getattr(error, "status_code", None)
         if isinstance(status, int) and 400 <= status < 500 and status not in (408, 409, 429):
             raise UserError(f"{self.model}: the endpoint refuses the request ({status}): {error}") from error
@@ -158,7 +158,7 @@ class Asker:
         try:
             seconds = float(headers.get("retry-after", 0))
         except ValueError:
-            seconds = 0.0  # A date, which nobody sends; our own pause is as good.
+            seconds = 0.0  # a date, which servers hardly ever send; our own pause will do
         if status == 429:
             self._rate.pause(seconds)
         return seconds

@@ -80,9 +80,7 @@ def test_a_run_does_not_go_on_with_images_fitted_another_way(tmp_path: Path) -> 
     require_same_images(folder, before, now)
     (folder.checkpoints("one") / "step-000001").mkdir(parents=True)
     require_same_images(folder, before, before)
-    with pytest.raises(
-        UserError, match=r"fit=crop, but the configuration has pad; add model\.vision\.image\.fit=crop"
-    ):
+    with pytest.raises(UserError, match=r"fit=crop, but the configuration has pad; add model\.vision\.image\.fit=crop"):
         require_same_images(folder, before, now)
     # Grids of tiles count where there are tiles.
     before, now = (

@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_named(source, export, data, tmp_path):
         f"{source}@three",
     )
     refused(r"source@one:7: phase one has no checkpoint 7 .*; there are steps 2", f"{source}@one:7")
-    refused(r"source@best: phase two has no checkpoint best \(phases.two.best names no metric", f"{source}@best")
+    refused(r"source@best: phase two has no checkpoint best \(phases.two.best is not set", f"{source}@best")
     refused("unknown key 'init.vison' .did you mean 'vision'", "{vison: x}")
     shutil.rmtree(tmp_path / "tokenizer")
     learn_tokenizer(["other words"], 300, tmp_path / "tokenizer")

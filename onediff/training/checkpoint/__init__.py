@@ -1,4 +1,4 @@
-"""Checkpoints independent of the ranks that wrote them: saved at one topology and ZeRO stage, resumed at any other."""
+"""Checkpoints that are saved at one topology and ZeRO stage and can be resumed at any other."""
 
 from onediff.training.checkpoint.folder import best_checkpoint, checkpoints, latest_checkpoint
 from onediff.training.checkpoint.load import load_checkpoint, load_weights, read_weights

@@ -19,11 +19,11 @@ def go_back(engine: ShardedEngine, path: Path, changes: dict[str, Any]) -> dict[
     """Makes `path` its phase's latest checkpoint, with `changes` in its `extra`, and loads it into `engine`. Collective.
 
     Returns the changed `extra`. A run that is killed from here on resumes with the changes. Later checkpoints are removed.
-    Raises UserError on every rank when the checkpoint is damaged.
+    Raises UserError on every rank if the checkpoint is damaged.
     """
     with raise_on_all_ranks():
         if dist.get_rank() == 0:
-            # In this order, a run that is killed in between meets the same spike again and comes back here.
+            # In this order, a run that is killed in between meets the same spike again and rolls back again.
             point(path.parent, LATEST, step_of(path))
             manifest = read_manifest(path)
             manifest.extra |= changes

@@ -1,4 +1,4 @@
-"""A checkpoint's weights as ordinary safetensors files that other programs read."""
+"""Writes a checkpoint's weights as ordinary safetensors files for other programs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from onediff.training.checkpoint.weights import Weights
 def consolidate(
     path: Path, folder: Path, dtype: torch.dtype = torch.float32, shard_bytes: int = 5 * 10**9
 ) -> list[Path]:
-    """Writes the full weights of the checkpoint `path` to `folder`, one parameter in memory at a time and
-    adapters merged; returns the files.
+    """Writes the full weights of the checkpoint `path` to `folder`, with adapters merged and one parameter in memory at a
+    time; returns the files.
 
-    Raises UserError when the checkpoint is damaged or `folder` holds something already.
+    Raises UserError if the checkpoint is damaged or `folder` is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty; choose another folder")

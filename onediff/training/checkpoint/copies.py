@@ -1,8 +1,8 @@
-"""Copies of a phase's state in the memory of two nodes: a checkpoint that is put together only when one is needed.
+"""Copies of a phase's state in the memory of two nodes, assembled into a checkpoint only when one is needed.
 
-Each rank writes the file that it would write for a checkpoint, and beside it what it would tell rank 0 about it. The keeper
-of its node passes both on to the next node (`onediff.runs.copies`). No rank waits for another meanwhile: what is copied is
-agreed on by one number a copy.
+Each rank writes the file that it would write for a checkpoint and, next to it, the entries that it would send to rank 0. The
+keeper of its node forwards both to the next node (`onediff.runs.copies`). Ranks do not wait for each other meanwhile: they
+agree on what is copied with one number per copy.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ from onediff.zero.protocol import ShardedEngine
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
 GENERATIONS, COPIES = 2, 2
-"""Generations that are kept, each on two nodes."""
+"""Number of generations to keep, each on two nodes."""
 ALIGNED = 16
 WAIT_SECONDS, TELLING_SECONDS = 120.0, 1.0
-"""Longest wait for a copy that takes longer than the steps until the next one, and the shortest that is worth a warning."""
+"""Longest wait for a copy that is not finished when the next one is due, and the shortest wait worth a warning."""
 
 
 class PeerCopies:
     """The copies that a phase makes every few steps.
 
-    A rank keeps one more copy, pinned where there is a GPU, from which its file is written in the background. The device
-    waits only for the copy to that memory.
+    A rank keeps one more copy in host memory (pinned if there is a GPU), from which its file is written in the background.
+    The device waits only for the copy to host memory.
     """
 
     def __init__(self, folder: Path, every: int, ranks: Ranks, last: Path | None) -> None:
-        """`last` is the copy that the phase goes on from. Collective."""
+        """`last` is the copy that the phase continues from. Collective."""
         self.folder, self.every, self.ranks = folder, every, ranks
         self.last = last.name if last is not None else None
-        """The newest generation that all ranks have on two nodes."""
+        """The newest generation that every rank has on two nodes."""
         self.token = from_rank_zero(secrets.token_hex(4))
         self._begun: tuple[str, Future[None]] | None = None
         self._thread = ThreadPoolExecutor(1, "copies")
@@ -74,7 +74,7 @@ class PeerCopies:
         self._complained = self._gave_up = False
 
     def require_room(self, engine: ShardedEngine) -> None:
-        """Raises UserError on every rank where the memory of a node is too small for the copies. Collective."""
+        """Raises UserError on every rank if a node's memory is too small for the copies. Collective."""
         own = sum(
             share_of(engine, part)[1] * part.values.itemsize * (3 if part.owner is not None else 1)
             for part in engine.shards()
@@ -95,10 +95,10 @@ class PeerCopies:
         return step % self.every == 0
 
     def take(self, engine: ShardedEngine, step: int, extra: Json, own: Json, durable: Callable[[], None]) -> bool:
-        """Begin a copy once the one before has arrived on every rank, and return whether it did.
+        """Begin a copy once the previous one has arrived on every rank; return whether it began.
 
-        So a restart repeats at most twice `every` steps. Waiting is bounded: the training goes on without a copy rather
-        than stand still. `extra` is rank 0's, `own` what this rank adds; `durable` is called before the copy counts.
+        A restart therefore repeats at most twice `every` steps. The wait is bounded: training continues without a copy
+        rather than stall. `extra` is rank 0's, `own` this rank's addition; `durable` is called before the copy counts.
         Collective: reduces one number.
         """
         if not self.arrived(WAIT_SECONDS):
@@ -116,7 +116,7 @@ class PeerCopies:
             entries, table = rank_entries(engine, swapped)
             entries = self._on_host([finite.noting(entry) for entry in entries], engine.device)
         if finite.first_fault() is not None:
-            return False  # the ranks that go on make a generation that is never whole
+            return False  # the other ranks make a generation that stays incomplete
         part |= {"rows": table.rows.tolist(), "states": table.states}
 
         def write() -> None:
@@ -133,7 +133,7 @@ class PeerCopies:
         return True
 
     def forget(self) -> None:
-        """Removes all copies: the phase goes back behind them. Collective."""
+        """Removes all copies, because the phase rolls back to an earlier step. Collective."""
         if self._begun is not None:
             self._begun[1].exception()
         dist.barrier()
@@ -143,7 +143,7 @@ class PeerCopies:
             keep_only(self.folder, ())
 
     def arrived(self, seconds: float = 0.0) -> bool:
-        """Return whether every rank's last copy has arrived on the next node, waiting up to `seconds` for this rank's.
+        """Return whether every rank's last copy is on the next node, after waiting up to `seconds` for this rank's.
 
         Collective: reduces one number.
         """
@@ -151,11 +151,11 @@ class PeerCopies:
             began = time.monotonic()
             wait([self._begun[1]], seconds)
             if (waited := time.monotonic() - began) > TELLING_SECONDS and not self._complained:
-                log.warning("the training waited %.0f s for a copy; raise training.peer_copies.repeat_at_most", waited)
+                log.warning("training waited %.0f s for a copy; raise training.peer_copies.repeat_at_most", waited)
                 self._complained = True
         fault = self._begun[1].exception() if self._begun is not None and self._begun[1].done() else None
         if fault is not None and not self._gave_up:
-            log.warning("no more copies in memory on this start: %s", fault)
+            log.warning("no more copies in memory until the next restart: %s", fault)
             self._gave_up = True
         arrived = torch.tensor(int(self._begun is None or (self._begun[1].done() and fault is None)))
         dist.all_reduce(arrived, op=dist.ReduceOp.MIN)
@@ -164,7 +164,7 @@ class PeerCopies:
         return bool(arrived)
 
     def _on_host(self, entries: Sequence[Entry], device: torch.device) -> list[Entry]:
-        """The same entries with their values as they are now, in this object's memory."""
+        """The same entries with their current values, in this object's memory."""
         sizes = [prod(entry.shape) * entry.dtype.itemsize for entry in entries]
         ends = list(accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes))
         if ends and len(self._buffer) < ends[-1]:
@@ -180,10 +180,9 @@ class PeerCopies:
 
 
 def newest_copy(folder: Path, ranks: Ranks, newer_than: int, join: Callable[[Json, list[Json]], Json]) -> Path | None:
-    """The newest copy of a step beyond `newer_than` that is whole on the nodes that are left, as a checkpoint. Collective.
+    """The newest copy after step `newer_than` that is complete on the remaining nodes, as a checkpoint. Collective.
 
-    `join` makes a checkpoint's `extra` of rank 0's and what each rank added. Files that lie on other nodes are fetched when
-    they are read.
+    `join` makes a checkpoint's `extra` from rank 0's and each rank's addition. Files on other nodes are fetched when read.
     """
     speaks = ranks.local_rank == 0
     held: dict[str, set[str]] = {}
@@ -209,7 +208,7 @@ def newest_copy(folder: Path, ranks: Ranks, newer_than: int, join: Callable[[Jso
 
 
 def _put_together(generation: str, parts: dict[str, Json], join: Callable[[Json, list[Json]], Json]) -> str:
-    """The manifest of a generation, as text."""
+    """Assembles the manifest of a generation, as text."""
     ordered = [parts[name] for name in sorted(parts)]
     files = [name.replace(".json", ".safetensors") for name in sorted(parts)]
     first = ordered[0]
@@ -233,7 +232,7 @@ def _put_together(generation: str, parts: dict[str, Json], join: Callable[[Json,
 
 
 def _parts(folder: Path) -> dict[str, list[str]]:
-    """What this node holds of each generation."""
+    """The parts of each generation on this node."""
     found = {}
     for generation in folder.glob("step-*"):
         names = [path.name for path in generation.glob("rank-*.json") if path.with_suffix(".safetensors").exists()]
@@ -242,10 +241,10 @@ def _parts(folder: Path) -> dict[str, list[str]]:
 
 
 def _world(names: Iterable[str]) -> int:
-    """How many ranks wrote a generation: `rank-00001-of-00004.json`."""
+    """Number of ranks that wrote a generation, from names such as `rank-00001-of-00004.json`."""
     return max((int(name.removesuffix(".json").rpartition("-")[2]) for name in names), default=-1)
 
 
 def _step(generation: str) -> int:
-    """`step-00000012-1a2b3c4d` as 12."""
+    """The step of a generation: 12 for `step-00000012-1a2b3c4d`."""
     return int(generation.split("-")[1])

@@ -1,4 +1,4 @@
-"""The files of a checkpoint, one per rank, with their sizes and checksums: columns, since there may be thousands."""
+"""The files of a checkpoint, one per rank, with sizes and checksums in columns, since there may be thousands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from onediff.parallel.safetensors_writer import Written
 
 DIGITS = 64
-"""Of a SHA-256."""
+"""Bytes of a SHA-256."""
 
 
 def file_of(rank: int, world: int) -> str:
@@ -28,28 +28,28 @@ class Files(Mapping[str, Written]):
     """Size and checksum of each file by its name, in the order of ranks."""
 
     def __init__(self, sizes: Sequence[int], sums: str, names: Sequence[str] | None = None) -> None:
-        """`sums` holds all checksums one after the other; `names` are those of ranks if None."""
+        """`sums` holds all checksums concatenated; `names` defaults to the ranks' names."""
         self.sizes, self.sums = list(sizes), sums
         self.ranked = names is None
         self._named = names
 
     @classmethod
     def of_stamps(cls, stamps: bytes) -> Files:
-        """From the stamps of all ranks, one after the other."""
+        """From the concatenated stamps of all ranks."""
         rows = np.frombuffer(stamps, dtype=np.uint8).reshape(-1, 40)
         sizes = np.ascontiguousarray(rows[:, :8]).view("<i8")[:, 0].tolist()
         return cls(sizes, rows[:, 8:].tobytes().hex())
 
     @classmethod
     def of_json(cls, content: dict[str, Any]) -> Files:
-        """From what `to_json` returns. Raises TypeError or KeyError for anything else."""
+        """From the result of `to_json`. Raises TypeError or KeyError for anything else."""
         if "sha256" in content:
             return cls(content["bytes"], content["sha256"])
         records = content.values()
         return cls([one["bytes"] for one in records], "".join(one["sha256"] for one in records), list(content))
 
     def to_json(self, columns: bool) -> dict[str, Any]:
-        """A record a file, or two columns, which only files of ranks can be."""
+        """One record per file or, with `columns`, two columns, for which the files must have the ranks' names."""
         if columns:
             assert self.ranked
             return {"bytes": self.sizes, "sha256": self.sums}

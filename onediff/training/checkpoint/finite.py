@@ -1,4 +1,4 @@
-"""Checks that all values of a checkpoint are finite: recorded on the device as they are read, checked at the end."""
+"""Checks that all values of a checkpoint are finite: recorded on the device as they are read, read back at the end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from onediff.parallel.safetensors_writer import Entry
 
 
 class Finite:
-    """Records whether the entries that are read are finite; recording does not wait for the device."""
+    """Records whether entries are finite as they are read; does not wait for the device."""
 
     def __init__(self) -> None:
         self._largest: list[tuple[str, Tensor]] = []
 
     def noting(self, entry: Entry) -> Entry:
-        """The same entry, which is recorded when it is read."""
+        """The same entry, recorded when it is read."""
         if not entry.dtype.is_floating_point or 0 in entry.shape:
             return entry
 
         def read() -> Tensor:
             values = entry.read()
-            # This norm needs no memory, and is finite exactly when all values are.
+            # This norm needs no memory, and is finite if and only if all values are.
             self._largest.append((entry.name, torch.linalg.vector_norm(values.detach(), float("inf"))))
             return values
 

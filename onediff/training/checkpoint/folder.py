@@ -1,4 +1,4 @@
-"""The folder of a phase's checkpoints: their names, which one is the latest, and which are kept."""
+"""The folder of a phase's checkpoints: names, the pointers `latest` and `best`, and which ones to keep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onediff.training.checkpoint.manifest import FILE
 
 LATEST = "latest"
 BEST = "best"
-# With the prefix: a checkpoint that is being replaced, and is valid until its successor has the name.
+# Prefix of a checkpoint that is being replaced; it is valid until its successor has its name.
 _NAME = re.compile(r"(?:\.tmp-old-)?step-(\d{8,})")
 
 
@@ -24,7 +24,7 @@ def name_of(step: int) -> str:
 
 
 def aside(folder: Path, step: int) -> Path:
-    """The folder that a checkpoint is written to before it gets its name."""
+    """The folder that a checkpoint is written to before it gets its final name."""
     return folder / f".tmp-{name_of(step)}"
 
 
@@ -36,7 +36,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoints_below(path: Path) -> list[Path]:
-    """The checkpoints that `path` means: itself, those in it, or those of all phases of a run. Raises UserError if none."""
+    """`path` itself if it is a checkpoint, else those in it or in all phases of a run. Raises UserError if there is none."""
     if (path / FILE).is_file() or _NAME.fullmatch(path.name):
         return [path]
     phases = sorted((path / "checkpoints").glob("phase-*"), key=lambda phase: phase.stat().st_mtime)
@@ -85,8 +85,8 @@ def commit(folder: Path, step: int) -> Path:
     """Renames the finished checkpoint to its final name, then points `latest` to it."""
     final, old = folder / name_of(step), folder / f".tmp-old-{name_of(step)}"
     if final.exists():
-        # A run that rolled back has reached this step again. A folder cannot be replaced in one move: between the two,
-        # there is an earlier checkpoint, or this one under its other name, to resume from.
+        # A run that rolled back has reached this step again. A folder cannot be replaced in one rename; between the two
+        # renames, an earlier checkpoint, or this one under its other name, is there to resume from.
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(aside(folder, step), final)
@@ -97,10 +97,10 @@ def commit(folder: Path, step: int) -> Path:
 
 
 def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
-    """Takes out all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; returns them, for
-    `remove`.
+    """Retires all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; returns the retired
+    ones, for `remove`.
 
-    Those that `latest` and `best` name always stay. `keep_last=None` keeps everything.
+    The checkpoints that `latest` and `best` name always stay. `keep_last=None` keeps everything.
     """
     if keep_last is None:
         return []
@@ -114,7 +114,7 @@ def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[P
 
 
 def remove(paths: Sequence[Path]) -> None:
-    """Removes folders of files, of thousands of ranks perhaps."""
+    """Removes checkpoint folders, which may hold the files of thousands of ranks."""
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -20,9 +20,9 @@ from onediff.training.checkpoint.weights import Weights, part_of
 from onediff.zero.protocol import ParameterShard, ShardedEngine, by_swap_group
 
 SETTINGS = ("betas", "eps", "weight_decay", "peak_lr", "part", "name")
-"""Settings of an optimizer group that come from the configuration: a change takes effect at the next step."""
+"""Optimizer group settings that come from the configuration; a change takes effect at the next step."""
 KERNELS = ("fused", "foreach", "capturable")
-"""Settings of an optimizer group that belong to the machine, not to the run."""
+"""Optimizer group settings that belong to the machine, not to the run."""
 
 
 def load_checkpoint(
@@ -31,9 +31,9 @@ def load_checkpoint(
     """Restores weights, moments, counts, learning rates and random states; returns `extra`. Collective.
 
     The engine may have any number of ranks and any ZeRO stage; with the same ones it continues bit for bit. Random states
-    are restored only at the topology that wrote them. `verify` first checks every file's checksum, each rank some of them.
-    `heed` is called between reads, and may raise UserError to end them. Raises UserError on every rank for a checkpoint that
-    is damaged or of another model.
+    are restored only at the topology that wrote them. `verify` first checks every file's checksum; ranks share the files.
+    `heed` is called between reads, and may raise UserError to end them. Raises UserError on every rank if the checkpoint is
+    damaged or of another model.
     """
     path = Path(path)
     manifest = _checked(path, verify, heed)
@@ -53,7 +53,7 @@ def load_checkpoint(
 
 
 def _fill(engine: ShardedEngine, parts: list[ParameterShard], reader: CheckpointReader, stepped: bool) -> None:
-    """Copies weights, moments and counts into ranges that are in memory."""
+    """Copies weights, moments and counts into parameter shards in memory."""
     if stepped:
         engine.create_moments(parts)
     steps: dict[int, tuple[torch.Tensor, int]] = {}
@@ -85,10 +85,10 @@ def load_weights(
 ) -> None:
     """Loads only the weights, into a plain model or an engine. Collective if there are several ranks.
 
-    `parts` limits a plain model to these parts, such as `delta`; the checkpoint may then differ in the others. `lora` says
-    which adapters the model has: those of the checkpoint are kept, others start over beside merged weights, and with
-    none the checkpoint's are merged. `heed` is called between reads, and may raise UserError to end them. Raises UserError
-    on every rank for a checkpoint that is damaged, or of another model.
+    `parts` limits loading to some parts of a plain model, such as `delta`; the checkpoint may then differ in the others.
+    `lora` describes the model's adapters: if they are the checkpoint's, they are loaded; otherwise the checkpoint's are
+    merged into the weights, and the model's, if any, start over. `heed` is called between reads, and may raise UserError to
+    end them. Raises UserError on every rank if the checkpoint is damaged or of another model.
     """
     path = Path(path)
     manifest = _checked(path, verify, heed)
@@ -118,7 +118,7 @@ def load_weights(
 
 
 def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-    """The full fp32 parameters of a checkpoint, one at a time, in one process; frozen ones included, adapters merged."""
+    """The full fp32 parameters of a checkpoint, one at a time, in one process, including frozen ones; adapters merged."""
     path = Path(path)
     manifest = read_manifest(path)
     if verify:
@@ -130,7 +130,7 @@ def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torc
 
 
 def _checked(path: Path, verify: bool, heed: Callable[[], None]) -> CheckpointManifest:
-    """The manifest, after each file has been checked by some rank."""
+    """The manifest, after the ranks together have checked every file."""
     with raise_on_all_ranks():
         manifest = read_manifest(path)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -143,7 +143,7 @@ def _checked(path: Path, verify: bool, heed: Callable[[], None]) -> CheckpointMa
 
 
 def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: CheckpointManifest, path: Path) -> None:
-    """Raises UserError when the checkpoint is of a model with other parameters."""
+    """Raises UserError if the checkpoint is of a model with other parameters."""
     for name in parameters:
         if name not in manifest.parameters:
             raise UserError(f"{path}: of another model: it has no parameter {name!r}")
@@ -157,7 +157,7 @@ def _must_fit(parameters: dict[str, Any], parts: list[Any], manifest: Checkpoint
 
 
 def _restore_rest(engine: ShardedEngine, reader: CheckpointReader) -> None:
-    """Restores what groups hold besides settings, buffers, and the random states of the same rank of the same topology."""
+    """Restores the groups' other values, buffers and, if the topology is the same, this rank's random states."""
     groups, manifest = engine.optimizer_groups, reader.manifest
     if len(groups) == len(manifest.groups):
         for group, stored in zip(groups, manifest.groups, strict=True):
@@ -166,7 +166,7 @@ def _restore_rest(engine: ShardedEngine, reader: CheckpointReader) -> None:
     _restore_buffers(engine.module, reader)
     rank = dist.get_rank()
     ranks = (dist.get_world_size(), engine.tensor_size, engine.context_size)
-    # Ranks that compute the same rows draw the same, and those of another topology may not have.
+    # Ranks that compute the same rows must draw the same numbers, which states of another topology do not ensure.
     if ranks == (manifest.world, manifest.tensor, manifest.context):
         file = reader.file(list(manifest.files)[rank])
         restore_random_states({key: file.get_tensor(key) for key in file.keys() if key.startswith("rng/")})  # noqa: SIM118

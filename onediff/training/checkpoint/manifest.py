@@ -1,7 +1,7 @@
-"""The table of contents of a checkpoint: which files belong to it, and where each range of each parameter lies.
+"""The table of contents of a checkpoint: its files, and the location of each range of each parameter.
 
-A checkpoint is a folder of safetensors files, one per rank that wrote it, and `manifest.json`. Nothing in it says how many
-ranks must read it. The keys of a file are `weight/<parameter>`, `exp_avg/<parameter>`, …: one flat range each.
+A checkpoint is a folder of safetensors files, one per rank that wrote it, and `manifest.json`. Any number of ranks can read
+it. The keys of a file are `weight/<parameter>`, `exp_avg/<parameter>`, …: one flat range each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onediff.training.checkpoint.files import Files
 from onediff.training.checkpoint.table import RangeRun, near
 
 SCHEMA, RUNS_SCHEMA, COLUMNS_SCHEMA = 1, 2, 3
-"""Format of a manifest that lists every range, of one with runs of them, and of one that also lists its files in columns."""
+"""Manifest formats: every range listed; runs of ranges; runs of ranges, and files in columns."""
 FILE = "manifest.json"
 WEIGHT = "weight"
 
@@ -34,15 +34,15 @@ class StoredParameter:
     shape: tuple[int, ...]
     dtype: str
     dim: int
-    """the dimension along which its blocks were cut"""
+    """dimension along which its blocks were cut"""
     states: list[str]
     """`weight`, then the optimizer's names of its moments; only `weight` if it is frozen"""
     steps: int | None
-    """steps that the optimizer has made on it"""
+    """optimizer steps taken on it"""
     pieces: list[tuple[str, int, int, int, int]]
-    """ranges that are listed: file, block start, block size, offset in the block, length"""
+    """listed ranges: file, block start, block size, offset in the block, length"""
     runs: list[RangeRun] = field(default_factory=list)
-    """ranges of many ranks at equal distances"""
+    """runs of ranges of many ranks at equal distances"""
 
     def __post_init__(self) -> None:
         self.runs = [RangeRun(*run) for run in self.runs]
@@ -53,7 +53,7 @@ class StoredParameter:
         return prod(self.shape)
 
     def near(self, target: BlockRange, files: Sequence[str]) -> Iterator[tuple[str, BlockRange]]:
-        """File and place of the stored ranges that may overlap `target`, and of a few others."""
+        """File and location of the stored ranges that may overlap `target`, and of a few others."""
         return near(tuple(self.shape), self.dim, self.pieces, self.runs, files, target)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,16 +64,16 @@ class StoredParameter:
 
 @dataclass
 class CheckpointManifest:
-    """What `manifest.json` holds."""
+    """The content of `manifest.json`."""
 
     identity: str
-    """random, and the same in every file of one checkpoint"""
+    """random id, the same in every file of a checkpoint"""
     step: int
     world: int
     tensor: int
     zero_stage: int
     extra: dict[str, Any]
-    """what the caller gave: data positions, schedule, tracking run, …"""
+    """the caller's own data: data positions, schedule, tracking run, …"""
     groups: list[dict[str, Any]]
     """hyper-parameters of the optimizer's parameter groups"""
     parameters: dict[str, StoredParameter]
@@ -103,21 +103,21 @@ class CheckpointManifest:
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
-    """The manifest of the checkpoint at `path`. Raises UserError when there is none, or one of another program."""
+    """The manifest of the checkpoint at `path`. Raises UserError if there is none or another program wrote it."""
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
     file = path / FILE
     if not file.is_file():
-        raise UserError(f"{path}: no {FILE}: either no checkpoint of this program, or one that was never finished")
+        raise UserError(f"{path}: no {FILE}: not a OneDiff checkpoint, or one that was never finished")
     try:
         content = json.loads(file.read_text())
     except ValueError:
         raise UserError(f"{file}: damaged or cut short{instead_of(path)}") from None
     if not isinstance(content, dict) or "identity" not in content or "schema" not in content:
-        raise UserError(f"{file}: not a manifest of this program")
+        raise UserError(f"{file}: not a manifest of a OneDiff checkpoint")
     if content["schema"] not in (SCHEMA, RUNS_SCHEMA, COLUMNS_SCHEMA):
         raise UserError(
-            f"{file}: written in format {content['schema']}; this program reads formats {SCHEMA} to {COLUMNS_SCHEMA}"
+            f"{file}: has format {content['schema']}; this version of OneDiff reads formats {SCHEMA} to {COLUMNS_SCHEMA}"
         )
     try:
         parameters = {name: StoredParameter(**values) for name, values in content.pop("parameters").items()}
@@ -128,12 +128,12 @@ def read_manifest(path: Path) -> CheckpointManifest:
 
 
 def instead_of(folder: Path) -> str:
-    """What to do about an unusable checkpoint."""
+    """Advice for an unusable checkpoint, to end an error message."""
     return f"; delete the folder {folder} to resume from the checkpoint before it"
 
 
 def check_file(folder: Path, name: str, manifest: CheckpointManifest) -> None:
-    """Raises UserError when the file `name` is missing, cut short, changed, or of another checkpoint."""
+    """Raises UserError if the file `name` is missing, truncated, changed, or of another checkpoint."""
     from safetensors import SafetensorError, safe_open
 
     path, record = folder / name, manifest.files[name]
@@ -155,7 +155,7 @@ def check_file(folder: Path, name: str, manifest: CheckpointManifest) -> None:
 
 
 def verify_checkpoint(path: Path) -> CheckpointManifest:
-    """Reads and checks every file of a checkpoint; returns its manifest. Raises UserError naming the first fault."""
+    """Reads and checks every file of a checkpoint; returns its manifest. Raises UserError that names the first fault."""
     path = Path(path)
     manifest = read_manifest(path)
     for name in manifest.files:

@@ -17,7 +17,7 @@ def random_states() -> dict[str, torch.Tensor]:
     states = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),
-        # Both keep the second half of the last pair of normal numbers until it is used.
+        # Both generators hold back the second of a pair of normal numbers until it is used.
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
         "numpy": torch.tensor([*map(int, keys), position], dtype=torch.int64),
         "numpy_gauss": torch.tensor([has_gauss, cached], dtype=torch.float64),
@@ -28,7 +28,7 @@ def random_states() -> dict[str, torch.Tensor]:
 
 
 def restore_random_states(states: dict[str, torch.Tensor]) -> None:
-    """Restores what `random_states` returned."""
+    """Restores the result of `random_states`."""
     torch.set_rng_state(states[_PREFIX + "torch"])
     gauss = states[_PREFIX + "python_gauss"].tolist()
     random.setstate((3, tuple(states[_PREFIX + "python"].tolist()), gauss[0] if gauss else None))

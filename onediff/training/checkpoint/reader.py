@@ -15,10 +15,10 @@ from onediff.training.checkpoint.manifest import CheckpointManifest
 
 
 class CheckpointReader:
-    """Ranges of the parameters of one checkpoint; files are opened when first needed."""
+    """Reads ranges of one checkpoint's parameters; opens files when first needed."""
 
     def __init__(self, folder: Path, manifest: CheckpointManifest, heed: Callable[[], None] = lambda: None) -> None:
-        """`heed` is called before each range; what it raises ends the reading."""
+        """`heed` is called before each range, and may raise to end the reading."""
         self.folder, self.heed = folder, heed
         self.manifest = manifest
         self._files = list(manifest.files)
@@ -36,7 +36,7 @@ class CheckpointReader:
     def fill(self, target: torch.Tensor, state: str, name: str, piece: BlockRange) -> None:
         """Copies the range `piece` of one state of the parameter `name` into `target`, [length].
 
-        Raises UserError when the files do not hold all of it.
+        Raises UserError if the files do not hold all of it.
         """
         self.heed()
         found = 0

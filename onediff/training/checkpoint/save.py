@@ -1,4 +1,4 @@
-"""Writes a checkpoint: every rank its own ranges, under a temporary name until everything is on disk."""
+"""Writes checkpoints: each rank its own ranges, under a temporary name until all files are on disk."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def save_checkpoint(
     """Writes `folder/step-00000100`, points `folder/latest` to it and removes old checkpoints. Collective.
 
     A checkpoint holds the weights (the fp32 master if there is one), the optimizer's moments, counts and hyper-parameters,
-    every rank's random states and rank 0's `extra` (plain JSON). Raises UserError on every rank when one cannot write, and
-    TrainingFault when a value is not finite; the folder is then unchanged.
+    every rank's random states and rank 0's `extra` (plain JSON). Raises on every rank, and leaves the folder unchanged:
+    UserError if a rank cannot write, TrainingFault if a value is not finite.
     """
     writer = CheckpointWriter(folder, keep_last=keep_last, keep_every=keep_every, background=False)
     path = writer.save(engine, step=step, extra=extra)
@@ -63,7 +63,7 @@ class _Pending:
     """A checkpoint whose files are being written."""
 
     manifest: CheckpointManifest
-    """its files and parameters are added when all ranks have written"""
+    """its files and parameters are added once all ranks have written"""
     table: RankTable
     finite: Finite
     written: Future[Written]
@@ -74,9 +74,9 @@ class _Pending:
 class CheckpointWriter:
     """Writes the checkpoints of a phase, one at a time.
 
-    In the background, each rank copies its ranges into host memory, which takes as many bytes as its file, and a thread
-    writes them while training continues. The checkpoint gets its final name in the first `poll` after every rank has
-    written, or in `finish`; only then does `latest` move. All collectives run in the caller's thread.
+    In the background mode, each rank copies its ranges to host memory (the size of its file), and a thread writes them
+    while training continues. The checkpoint gets its final name in the first `poll` after every rank has written, or in
+    `finish`; only then does `latest` move. All collectives run in the caller's thread.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class CheckpointWriter:
 
     @section("saving")
     def save(self, engine: ShardedEngine, *, step: int, extra: dict[str, Any], best: bool = False) -> Path | None:
-        """Starts a checkpoint; returns the one that was finished by this call, if any. Collective.
+        """Starts a checkpoint; returns the checkpoint that this call finished, if any. Collective.
 
-        In the background that is the previous one, if it was still unfinished; otherwise this one. `best` keeps this
+        In the background mode that is the previous one, if it was unfinished; otherwise it is this one. `best` keeps this
         one until another is the best.
 
-        Raises UserError on every rank when one cannot write, this checkpoint or the one before.
+        Raises UserError on every rank if one cannot write this checkpoint or could not write the previous one.
         """
         before = self.finish()
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -134,7 +134,7 @@ class CheckpointWriter:
             return before if self.background else self.finish()
 
     def poll(self) -> Path | None:
-        """The checkpoint in progress once every rank has written it, else None. Collective if one is in progress.
+        """The checkpoint in progress if every rank has written it, else None. Collective if one is in progress.
 
         Raises UserError on every rank when one could not write.
         """
@@ -162,7 +162,7 @@ class CheckpointWriter:
         rows = gathered_by_owners(torch.from_numpy(pending.table.counted())).numpy()
         own = [merged_row(rows[:, number], files) for number in range(rows.shape[1])]
         states = cast(list[tuple[str, ...]], from_rank_zero(pending.table.states))
-        news = own or pending.table.states != states  # ranks without any are no work for rank 0
+        news = own or pending.table.states != states  # ranks without news cost rank 0 nothing
         told = bytes_by_rank_zero(stamp(written) + (pickle.dumps((pending.table.states, own)) if news else b""))
         with raise_on_all_ranks():
             if dist.get_rank() == 0:
@@ -198,7 +198,7 @@ def _on_host(entry: Entry) -> Entry:
 
 
 def rank_entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], RankTable]:
-    """What this rank writes, one swapped sub-group at a time, and where that lies in each parameter."""
+    """The entries that this rank writes, one swapped sub-group at a time, and their location in each parameter."""
     entries: list[Entry] = []
     number_of = {name: number for number, (name, _) in enumerate(engine.module.named_parameters())}
     rows, states = np.full((len(number_of), 6), NONE, dtype=np.int64), dict[tuple[str, ...], int]()
@@ -221,7 +221,7 @@ def rank_entries(engine: ShardedEngine, swapped: SwapIn) -> tuple[list[Entry], R
 
 
 def described_parameters(engine: ShardedEngine) -> dict[str, StoredParameter]:
-    """The model's parameters, without what ranks store of them."""
+    """The model's parameters, without the ranges that ranks store."""
     return {
         name: StoredParameter(block.shape, str(parameter.dtype).removeprefix("torch."), block.dim, [], None, [])
         for name, parameter in engine.module.named_parameters()
@@ -230,7 +230,7 @@ def described_parameters(engine: ShardedEngine) -> dict[str, StoredParameter]:
 
 
 def share_of(engine: ShardedEngine, part: ParameterShard) -> tuple[int, int]:
-    """First element and length of what this rank writes of a range: an equal share if several ranks hold it."""
+    """First element and length that this rank writes of a range: an equal share if several ranks hold it."""
     copies, number = 1, 0
     if part.shared:
         copies, number = dist.get_world_size(engine.data_group), dist.get_rank(engine.data_group)
@@ -242,7 +242,7 @@ def share_of(engine: ShardedEngine, part: ParameterShard) -> tuple[int, int]:
 
 
 def _range(swapped: SwapIn, part: ParameterShard, tensor: torch.Tensor, first: int, length: int) -> torch.Tensor:
-    """[length] of the tensor in which `part` lies, or of one of its moments."""
+    """`[length]` of the tensor that contains `part`, or of one of its moments."""
     swapped.bring(part.swapped)
     return part.of(tensor).narrow(0, first, length)
 
@@ -269,7 +269,7 @@ def hyper_parameters(engine: ShardedEngine) -> list[dict[str, Any]]:
 def filled(
     parameters: dict[str, StoredParameter], rows: Iterable[MergedRow], states: Sequence[Sequence[tuple[str, ...]]]
 ) -> dict[str, StoredParameter]:
-    """The parameters with what all ranks store of them, without those that no rank holds; `states` of each rank's table."""
+    """The parameters with the ranges that all ranks store, without unstored ones, and the `states` of each rank's table."""
     for parameter, row in zip(parameters.values(), rows, strict=True):
         if row.kept != NONE:
             parameter.states = list(states[row.rank][row.kept])

@@ -1,8 +1,8 @@
-"""Which rank wrote which range of each parameter: a few numbers per rank, merged, stored in runs.
+"""Which rank wrote which range of each parameter: a few numbers per rank, merged and stored in runs.
 
-Ranks that share a parameter equally write ranges at equal distances, so a run of them is one line of the manifest, however
-many ranks there are. Every rank merges its share of the parameters, for which it receives 56 bytes a parameter and rank, as
-much in all as it sends; a reader finds the ranges that it needs by arithmetic.
+Ranks that share a parameter equally write ranges at equal distances, so a run of them is one line of the manifest for any
+number of ranks. Every rank merges its share of the parameters, for which it receives 56 bytes per parameter and rank, as
+much in total as it sends. A reader finds the ranges that it needs by arithmetic.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from onediff.parallel.block import Block, BlockRange
 
 SHORTEST_RUN = 16
-"""Fewer ranges than this are listed one by one."""
+"""Fewer ranges than this are listed individually."""
 NONE = -1
-"""Marks a parameter that is not on a rank, and a count of steps that is not kept."""
+"""Marks a parameter that is not on a rank, or a step count that is not stored."""
 
 Piece = tuple[str, int, int, int, int]
 """File, block start, block size, offset in the block, length."""
 
 
 class RangeRun(NamedTuple):
-    """`ranges` ranges of one block, at equal distances, in every `file_step`-th file; all but the last have equal length."""
+    """`ranges` ranges of one block at equal distances, in every `file_step`-th file; all but the last are equally long."""
 
     first_file: int
     file_step: int
@@ -38,7 +38,7 @@ class RangeRun(NamedTuple):
 
 
 class RankTable(NamedTuple):
-    """What one rank writes of the model's parameters, in the model's order."""
+    """The ranges that one rank writes of the model's parameters, in the model's order."""
 
     rows: np.ndarray
     """`[parameters, 6]` int64: block start, block size, offset in it, length, steps, index into `states`"""
@@ -52,10 +52,10 @@ class RankTable(NamedTuple):
 
 
 class MergedRow(NamedTuple):
-    """One parameter, of all ranks."""
+    """One parameter, merged over all ranks."""
 
     rank: int
-    """one that writes most of its states"""
+    """a rank that writes the most states"""
     kept: int
     """index into the `states` of that rank, or `NONE`"""
     steps: int | None
@@ -64,13 +64,13 @@ class MergedRow(NamedTuple):
 
 
 def merged_row(rows: np.ndarray, files: Sequence[str]) -> MergedRow:
-    """One parameter's rows of all ranks, `[ranks, 7]`."""
+    """Merges one parameter's rows of all ranks, `[ranks, 7]`."""
     rank, steps = int(rows[:, 6].argmax()), int(rows[:, 4].max())
     return MergedRow(rank, int(rows[rank, 5]), None if steps == NONE else steps, *runs_of(rows[:, :4], files))
 
 
 def runs_of(rows: np.ndarray, files: Sequence[str]) -> tuple[list[Piece], list[RangeRun]]:
-    """Splits the ranges of one parameter, `[ranks, 4]`, into those to list, in order of ranks, and runs."""
+    """Splits the ranges of one parameter, `[ranks, 4]`, into listed ones, in rank order, and runs."""
     ranks = np.flatnonzero(rows[:, 3] > 0)
     listed, runs = [], []
     for start, size in np.unique(rows[ranks, :2], axis=0).tolist():
@@ -107,7 +107,7 @@ def near(
     files: Sequence[str],
     target: BlockRange,
 ) -> Iterator[tuple[str, BlockRange]]:
-    """File and place of the ranges of a parameter that may overlap `target`, and of a few others."""
+    """File and location of the ranges of a parameter that may overlap `target`, and of a few others."""
     windows: dict[tuple[int, int], tuple[Block, int, int]] = {}
 
     def window(start: int, size: int) -> tuple[Block, int, int]:
@@ -132,14 +132,14 @@ def near(
 
 
 def _window(block: Block, target: BlockRange) -> tuple[int, int]:
-    """The span of the flattened `block` that holds everything it shares with `target`: first offset, and one past the last.
+    """The span of the flattened `block` that covers its overlap with `target`: first offset, and one past the last.
 
     See `onediff.parallel.block` for rows and columns of blocks.
     """
     if target.length == 0:
         return 0, 0
     theirs = target.block
-    # A whole block is viewed along the dimension in which the other is cut.
+    # View an uncut block along the dimension in which the other one is cut.
     dim = theirs.dim if block.is_whole else block.dim
     width, band = _width_and_band(block, dim)
     their_width, their_band = _width_and_band(theirs, dim)

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint for a model with the same adapters, with others, or with none."""
+"""The weights of a checkpoint for a model with the same adapters, other adapters, or none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def adapters_of(extra: dict) -> LoraConfig | None:
 
 
 def must_keep_adapters(path: Path, lora: LoraConfig | None, where: str) -> None:
-    """Raises UserError when the phase `where` would continue from the checkpoint `path` with other adapters."""
+    """Raises UserError if the phase `where` would continue from the checkpoint `path` with other adapters."""
     if adapters_of(read_manifest(path).extra) != lora:
         raise UserError(f"{where}.lora: differs from that of {path}; a phase keeps its adapters to its end")
 
@@ -34,10 +34,10 @@ def part_of(name: str) -> str:
 
 
 class Weights:
-    """The weights of a checkpoint under a model's names; adapters that the model does not have are merged.
+    """The weights of a checkpoint under a model's names; merges adapters that the model does not have.
 
-    `lora` says which adapters the model has. Those of the checkpoint are kept; others start over beside merged weights.
-    Merging holds one full parameter in memory at a time.
+    `lora` describes the model's adapters. If they are the checkpoint's, they are loaded; otherwise they start over beside
+    merged weights. Merging holds one full parameter in memory at a time.
     """
 
     def __init__(self, reader: CheckpointReader, lora: LoraConfig | None = None) -> None:
@@ -54,7 +54,7 @@ class Weights:
         return {name: tuple(parameters[stored].shape) for name, stored in self._stored_name.items()}
 
     def must_fit(self, names: Iterable[str], parts: Collection[str] | None = None) -> None:
-        """Raises UserError when `names` are not the parameters of this model, or differ in `parts`."""
+        """Raises UserError if `names` are not the checkpoint's parameters, or differ from them in `parts`."""
         wanted = {plain_name(name) for name in names if not is_adapter(name)}
         strange = sorted(name for name in wanted ^ set(self._stored_name) if parts is None or part_of(name) in parts)
         if strange:
@@ -86,20 +86,20 @@ class Weights:
             target.add_(added)
 
     def full(self, stored: str) -> torch.Tensor:
-        """A stored parameter, whole and in fp32."""
+        """A full stored parameter in fp32."""
         shape = tuple(self.reader.manifest.parameters[stored].shape)
         flat = torch.empty(prod(shape), dtype=torch.float32)
         self.reader.fill(flat, WEIGHT, stored, BlockRange(Block.whole(shape), 0, flat.numel()))
         return flat.view(shape)
 
     def merged(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """A parameter of the model without adapters, whole."""
+        """A full parameter of the model without adapters."""
         shape = self.shapes[name]
         flat = torch.empty(prod(shape), dtype=torch.float32)
         self.fill(name, BlockRange(Block.whole(shape), 0, flat.numel()), flat)
         return flat.view(shape).to(dtype)
 
     def adapter(self, part: str = "language.") -> dict[str, torch.Tensor]:
-        """The adapter's parameters, whole, named as in the language model."""
+        """The adapter's full parameters, named as in the language model."""
         names = [name for name in self.reader.manifest.parameters if is_adapter(name)]
         return {name.removeprefix(part): self.full(name) for name in names}

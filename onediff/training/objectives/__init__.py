@@ -1,4 +1,4 @@
-"""What a phase minimises. An objective is one class in one file, named by the phase's key `objective`.
+"""Objectives: what a phase minimises. An objective is one class in one file, selected by the phase's key `objective`.
 
 Another package adds its own by an entry point:
 
@@ -19,16 +19,16 @@ from onediff.model.onediff import OneDiffModel
 
 
 class Objective(Protocol):
-    """Made once a phase; called for each micro-batch, within the engine's forward pass."""
+    """Created once per phase; called for each micro-batch, within the engine's forward pass."""
 
     def __init__(self, phase: PhaseConfig, training: TrainingConfig) -> None:
-        """Raises UserError for settings that it cannot follow."""
+        """Raises UserError for settings that it does not support."""
 
     def __call__(self, model: OneDiffModel, batch: Batch) -> Tensor:
         """The loss of each target of the batch, `[targets]` fp32, not reduced.
 
-        A step minimises their sum over the global batch, divided by the number of targets. Under ZeRO-3 every rank must
-        run the same layers in the same order, whatever its batch holds.
+        A step minimises their sum over the global batch, divided by the number of targets. Under ZeRO-3, every rank must
+        run the same layers in the same order, regardless of its batch.
         """
 
 

@@ -1,4 +1,4 @@
-"""The paper's objective: cross-entropy of the next token of captions and answers."""
+"""The paper's objective: next-token cross-entropy on captions and answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onediff.model.onediff import OneDiffModel
 
 
 class CaptionObjective:
-    """See `Objective`. Logits exist for `training.loss_chunk` targets at a time."""
+    """See `Objective`. Only the logits of `training.loss_chunk` targets exist at a time."""
 
     def __init__(self, phase: PhaseConfig, training: TrainingConfig) -> None:
         self.chunk = training.loss_chunk
