@@ -21,7 +21,7 @@ from onediff.errors import UserError
 from onediff.ranks import expand_nodes
 
 SRUN = ["srun", "--export=ALL"]
-"""If a job is submitted with `--export=NONE`, srun drops the profile's variables too."""
+"""Set explicitly, because srun in a job submitted with `--export=NONE` would drop the profile's variables too."""
 IGNORANT = ["sh", "-c", 'trap "" TERM USR1; exec "$@"', "sh"]
 """Wraps a task: a signal that arrives before its first line of Python must not end it."""
 

@@ -1,7 +1,7 @@
 """Heartbeats: one task per node sends them to the supervisor, so a dead node is noticed within seconds.
 
 Slurm itself waits for `SlurmdTimeout`, five minutes at most sites. UDP puts no load on the shared file system, and a lost
-datagram does no harm: a silent node is not condemned, its host is asked whether it still answers.
+datagram does no harm: before a silent node is declared dead, its host is probed.
 
 Standard library only.
 """
@@ -32,7 +32,7 @@ class Beats:
         self.socket.bind(("", 0))
         self.address = f"{host}:{self.socket.getsockname()[1]}"
         self.heard: dict[tuple[str, str], float] = {}
-        """When each (attempt, node) was last heard."""
+        """When each (attempt, node) was last heard from."""
         self.over: set[str] = set()
         """Attempts whose tasks must end; they may still run on nodes that Slurm lost."""
         threading.Thread(target=self._listen, daemon=True).start()
@@ -46,12 +46,12 @@ class Beats:
                 self.socket.sendto(END, sender)
 
     def since(self, attempt: str, node: str) -> float | None:
-        """Seconds since `node` was last heard in `attempt`, or None if it never was."""
+        """Seconds since `node` was last heard from in `attempt`, or None if it never was."""
         last = self.heard.get((attempt, node))
         return None if last is None else time.monotonic() - last
 
     def silent(self, attempt: str, nodes: Sequence[str]) -> list[str]:
-        """The subset of `nodes` that were heard before and have gone silent while at least one other has not."""
+        """The `nodes` that have gone silent, unless all have."""
         since = {node: gap for node in nodes if (gap := self.since(attempt, node)) is not None}
         if not any(gap < SILENT_SECONDS / 2 for gap in since.values()):
             return []  # all nodes are silent, so the fault is more likely on this side
@@ -94,7 +94,7 @@ def answers(host: str, port: int) -> bool:
         except ConnectionError:
             return True
         except socket.gaierror:
-            return True  # the name cannot be resolved, which says nothing about the host
+            return True  # an unresolvable name says nothing about the host
         except OSError:
             continue
     return False

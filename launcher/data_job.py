@@ -42,7 +42,7 @@ class DataJob(NamedTuple):
     commands: list[list[str]]
     """The arguments of `onediff data`; `COLLECTION` stands for the frozen file of a collection."""
     collection: Json | None
-    """A collection as for `onediff data build`, without the parts whose raw files are missing."""
+    """A collection for `onediff data build`, without the parts whose raw files are missing."""
     passed_over: list[str]
     """One line for each of those parts."""
 
@@ -51,7 +51,7 @@ COLLECTION = "@collection@"
 
 
 def load_data_job(file: Path) -> DataJob:
-    """Read a collection (`configs/diffcap.yaml`) or a file of commands. Raises UserError for what no task could run."""
+    """Read a collection (`configs/diffcap.yaml`) or a file of commands. Raises UserError if no task could run it."""
     from onediff.config.compose import find
     from onediff.config.yaml_file import read_mapping
 
@@ -107,7 +107,7 @@ def check_command(words: list[str], where: str) -> None:
 
 
 def data_plan(job: DataJob, run: Path, profile: ClusterProfile, tasks: int, again: list[str]) -> Json:
-    """What a task needs to know, as JSON. `again` is the command that resubmits the job."""
+    """The plan for the tasks, as JSON. `again` is the command that resubmits the job."""
     safe(str(run), "run folder")
     if "%" in str(run):
         raise UserError(f"run folder {run}: must not contain '%', which Slurm would replace")

@@ -30,7 +30,7 @@ JOB = ADDRESS | {
     "SLURM_SUBMIT_DIR",
     "SLURM_SUBMIT_HOST",
 }
-"""Variables that describe a job to itself; except for the job's id, srun takes none of them as an option."""
+"""Variables that describe a job to itself; srun takes none of them as an option, except for the job's id."""
 SLURM = re.compile(r"(SLURM|SLURMD|SRUN|SBATCH|SALLOC|SCANCEL|SQUEUE|SINFO|SCONTROL)_")
 """Prefixes of the variables through which Slurm's commands take options."""
 PLACE = re.compile(
@@ -68,6 +68,6 @@ def for_ranks(own: Mapping[str, str], environ: Mapping[str, str] = os.environ) -
 
 
 def unheeded(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Variables of the shell with which sbatch would have overridden the profile, or asked another cluster."""
+    """Shell variables through which sbatch would have overridden the profile or contacted another cluster."""
     names = (name for name in environ if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS")
     return sorted(f"{name}={environ[name]}" for name in names)

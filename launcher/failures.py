@@ -1,7 +1,7 @@
-"""Known failures, recognized by what they print: what each means, what to do, and a hint for the user.
+"""Known failures, recognized by their messages: what each means, what to do, and a hint for the user.
 
-The messages come from public bug reports. A profile adds rows with its key `failures`, which take precedence. The last line
-of a log that any row matches decides, and among the rows the first that matches it.
+The messages come from public bug reports. A profile adds rows with its key `failures`, which take precedence. The last
+matching line of a log decides; if several rows match it, the first one counts.
 
 Standard library only.
 """
@@ -132,7 +132,7 @@ class SeenFailure(NamedTuple):
 
 
 def known(lines: Sequence[str], own: Sequence[Sequence[str]] = ()) -> SeenFailure | None:
-    """The failure that the last matching line means, by a profile's rows `own` and those above; None if none matches."""
+    """The failure in the last matching line, by the profile's rows `own` and those above; None if no line matches."""
     rows = [*(Failure(*row) for row in own), *FAILURES]
     for line in reversed(lines):
         for row in rows:

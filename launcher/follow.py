@@ -31,10 +31,10 @@ class PhaseState:
     loss: float | None
     tokens_per_second: float | None
     seconds_left: float | None
-    """Until the end of the phase at the current speed."""
+    """Seconds until the end of the phase at the current speed."""
     restarts: int
     why: str
-    """Why it is waiting, was restarted or ended."""
+    """Why the phase is waiting, was restarted or ended."""
     at: str | None = None
     """What rank 0 is doing: `step`, `evaluation, 12 of 40`, `saving`, …"""
     goodput: dict[str, object] | None = None
@@ -98,7 +98,7 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
 
 
 def current_section(record: Record, phase: str) -> str | None:
-    """What rank 0 last said it was doing."""
+    """What rank 0 was doing according to its last heartbeat."""
     beat = as_beat(record.beat(), phase)
     return None if beat is None else in_words(beat)
 
@@ -233,4 +233,4 @@ def advice(record: Record, states: list[PhaseState]) -> str:
     if kinds & {"running", "waiting"} and not kinds & {"failed", "cancelled"}:
         return f"Follow it with: onediff launch status {record.run} --watch"
     again = record.plan().get("again") or f"onediff launch resume {record.run}"
-    return f"Fix what is named above, then: {again}"
+    return f"Fix the problem above, then run: {again}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_folder(record: Record, config: RunConfig) -> None:
-    """Raise UserError for a folder that cannot be written or that holds another run."""
+    """Raise UserError if the folder cannot be written or holds another run."""
     run = record.run
     check_writable(run)
     if (run / "config.yaml").is_file() and (record.jobs() or record.status()):
@@ -50,7 +50,7 @@ def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfil
     record.folder.mkdir(exist_ok=True)
     record.logs.mkdir(exist_ok=True)
     write_run(config, record.run / "config.yaml")
-    # Keep phases that were submitted before but not this time.
+    # Keep phases from earlier submissions that are not part of this one.
     parts = {**record.plan().get("phases", {}), **plan["phases"]}
     write_json(record.plan_file, {**plan, "phases": {n: parts[n] for n in [*config.phases, EVALUATE] if n in parts}})
     write_json(record.folder / "profile.json", profile.model_dump(mode="json"))
@@ -60,7 +60,7 @@ def freeze(record: Record, config: RunConfig, plan: Json, profile: ClusterProfil
 
 
 def freeze_data(record: Record, collection: Json | None, plan: Json, profile: ClusterProfile) -> None:
-    """The same for a data job. Notes of earlier tasks are deleted: each task finds out what is already there."""
+    """The same for a data job. Deletes notes of earlier tasks, since each task finds finished chunks by itself."""
     import yaml
 
     record.folder.mkdir(exist_ok=True)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from launcher.record import Attempt, Json, Record
 
 KINDS = ("productive", "queue", "start", "loading", "repeat", "hang", "saving", "evaluation", "other")
-"""Steps done for the first time; waiting for nodes; node checks, Python and imports; loading weights and data; repeated
-steps; a hang, from its last progress to its end; checkpoints; validation, evaluation and captions; everything else."""
+"""In order: steps done for the first time; waiting for nodes; node checks, Python and imports; loading weights and data;
+repeated steps; a hang, from its last progress to its end; checkpoints; validation, evaluation and captions; the rest."""
 OF_SECTION = {"validation": "evaluation", "captions": "evaluation", "evaluation": "evaluation", "saving": "saving"}
 OF_SECTION |= {"start": "start", "loading": "loading"}
 
@@ -108,7 +108,7 @@ def recoveries(attempts: Sequence[Attempt]) -> list[Recovery]:
 
 
 def summary(record: Record, phase: str) -> Json:
-    """What `status --json` prints and the tracker logs: fraction of productive time, seconds by kind, and recoveries."""
+    """Fraction of productive time, seconds by kind, and recoveries, for `status --json` and the tracker."""
     seconds = seconds_by_kind(record, phase)
     total = sum(seconds.values())
     return {

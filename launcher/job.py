@@ -1,8 +1,8 @@
-"""The supervisor, the single process of a job's batch script: starts the ranks, follows their steps, judges each end.
+"""The supervisor, the only process of a job's batch script: starts the ranks, follows their steps, judges each end.
 
     python RUN/launch/code launcher.job RUN PHASE
 
-It uses the standard library only and runs outside the container, so it can report whatever goes wrong inside.
+It uses the standard library only and runs outside the container, so that it can report any failure inside.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Supervisor:
         return outcome
 
     def warned(self) -> Outcome | None:
-        """Return an outcome if Slurm's warning or `onediff launch cancel` came while no rank ran to hear it."""
+        """Return an outcome if Slurm's warning or `onediff launch cancel` came while no rank was running."""
         if self.allocation.warned or os.path.exists(self.record.folder / "cancelled"):
             return Outcome("stopped", "warned of the job's end before the ranks started", STOPPED)
         return None
@@ -175,7 +175,7 @@ class Supervisor:
         count = usable_nodes(most, part["tasks_per_node"], part["tensor"], *part["batch"])
         if not count:
             return Outcome("bad input", f"the global batch of {part['batch'][0]} cannot be split over {most} nodes")
-        # Slurm numbers ranks by the order of the allocation's nodes, whatever the order in --nodelist.
+        # Slurm numbers ranks in the order of the allocation's nodes, regardless of the order in --nodelist.
         attempt.nodes = sorted(nodes[:count], key=self.allocation.nodes.index)
         attempt.tasks = count * part["tasks_per_node"]
         attempt.launched = time.time()
@@ -186,7 +186,7 @@ class Supervisor:
         return Watch(self.allocation, self.record, self.phase, part, attempt, self.beats, self.alerts, slow).run()
 
     def copies(self, nodes: list[str]) -> list[str]:
-        """Arguments that tell ranks on `nodes` about the keepers; empty if there are none."""
+        """Arguments for ranks on `nodes` that name the keepers' folder; empty if there are no keepers."""
         if not self.part.get("peer_copies"):
             return []
         if self.keepers is None or not self.keepers.alive:
@@ -194,7 +194,7 @@ class Supervisor:
         return self.keepers.words() if self.keepers.link(nodes) else []
 
     def finish(self) -> None:
-        """Stop whatever runs beside the ranks."""
+        """Stop the processes beside the ranks."""
         self.alerts.finish()
         if self.keepers is not None:
             self.keepers.end()
@@ -245,7 +245,7 @@ class Supervisor:
         missing = {*last.nodes} - told - ended
         if last.launched is None or not missing:
             return
-        # Ranks survive only on nodes that Slurm lost. They are told that the attempt is over, or cannot be reached.
+        # Ranks survive only on nodes that Slurm lost. They learn that the attempt is over, or cannot be reached.
         self.supersede(last)
         self.beats.over.add(name)
         deadline = time.monotonic() + self.plan["fence_seconds"]

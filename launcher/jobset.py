@@ -1,4 +1,4 @@
-"""A run's phases as a Kubernetes JobSet: one indexed Job per phase, each started after the success of the previous one.
+"""A run's phases as a Kubernetes JobSet: one indexed Job per phase, each started once the previous one has succeeded.
 
 JobSet (jobset.x-k8s.io) gives the pods of a phase stable names, and restarts the whole set when a Job fails. Every start
 resumes from the run's latest checkpoint, and a finished phase exits immediately.
@@ -46,7 +46,7 @@ class Pods:
 
 
 def manifests(config: RunConfig, phases: Sequence[str], pods: Pods) -> str:
-    """The YAML for `kubectl apply`: a ConfigMap with the configuration, and the JobSet.
+    """The YAML for `kubectl apply`: the JobSet, and a ConfigMap with the configuration.
 
     Raises UserError for names that Kubernetes does not accept.
     """
@@ -76,7 +76,7 @@ def manifests(config: RunConfig, phases: Sequence[str], pods: Pods) -> str:
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "failurePolicy": {
                 "maxRestarts": pods.restarts,
-                # A job ended by its own failure policy would only fail again.
+                # A Job that its own failure policy ended would only fail again.
                 "rules": [
                     {"name": "notByRestart", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
                 ],
@@ -189,5 +189,5 @@ def label(text: str, key: str) -> str:
     """A Kubernetes name made from `text`, the value of `key`. Raises UserError if that is impossible."""
     made = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not LABEL.fullmatch(made) or len(made) > 40:
-        raise UserError(f"{key}: {text!r} is no Kubernetes name; use at most 40 letters, digits and hyphens")
+        raise UserError(f"{key}: {text!r} is not a valid Kubernetes name; use at most 40 letters, digits and hyphens")
     return made

@@ -1,4 +1,4 @@
-"""The keepers of a job's nodes, as its supervisor sees them: a job step beside that of the ranks.
+"""The supervisor's side of the keepers: they run in their own job step, beside that of the ranks.
 
 If keepers fail, a run loses only the in-memory copies of its state; checkpoints on disk remain authoritative.
 Standard library only.
@@ -23,7 +23,7 @@ from launcher.say import say
 from launcher.step import KEEPERS
 
 READY_SECONDS = 20.0
-"""Seconds that the start of the ranks waits for the keepers of their nodes."""
+"""Seconds that the ranks' start waits for the keepers of their nodes."""
 END_SECONDS = 10.0
 
 
@@ -88,7 +88,7 @@ class Keepers:
         return self.process.poll() is None
 
     def words(self) -> list[str]:
-        """Arguments that tell `onediff train` about them."""
+        """Arguments of `onediff train` that name the keepers' folder."""
         return ["--peer-copies", str(self.folder)]
 
     def end(self) -> None:

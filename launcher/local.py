@@ -1,4 +1,4 @@
-"""Run the ranks of one command on this machine: one process and one log per rank, and no process left behind."""
+"""Run the ranks of one command on this machine: one process and one log per rank, without leaving processes behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launcher.record import last_lines
 from onediff.errors import EXIT_STOPPED, UserError
 
 GRACE_SECONDS = 30.0
-"""Seconds that the other ranks get to exit once one has failed, before they are killed."""
+"""Seconds that the other ranks get to exit after one has failed, before they are killed."""
 
 SAME_CTRL_C_SECONDS = 1.0
 """A terminal, make and a shell may each forward the same Ctrl-C; within this time it counts once."""

@@ -92,7 +92,7 @@ def judge(
 
 
 def without_a_word(notes: Sequence[Json], tasks: int) -> Outcome:
-    """The outcome if ranks left no note: they and their tasks were killed, which says nothing about their nodes."""
+    """The outcome if ranks left no note: they and their tasks were killed, for which their nodes are not to blame."""
     missing = sorted(set(range(tasks)) - {note["rank"] for note in notes})
     return Outcome("crash", f"rank {missing[0]} and {len(missing) - 1} more ended without a trace, as by SIGKILL")
 

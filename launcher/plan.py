@@ -1,4 +1,4 @@
-"""Make the frozen plan of a run from a configuration and a profile. Everything is checked before anything is queued."""
+"""Make the frozen plan of a run from a configuration and a profile. All checks come before anything is queued."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def remaining(record: Record, phases: Collection[str], chosen: list[str], has_in
 def make_plan(
     config: RunConfig, run: Path, profile: ClusterProfile, nodes: tuple[int, int], phases: list[str], spares: int = 0
 ) -> Json:
-    """What the supervisor needs to know, as JSON. Raises UserError if the run could not start.
+    """The plan for the supervisor, as JSON. Raises UserError if the run could not start.
 
     A training phase requests `spares` more nodes than its ranks need.
     """

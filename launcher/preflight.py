@@ -30,7 +30,7 @@ GIB = 1 << 30
 
 
 def main(notes: Path, limits: Json) -> None:
-    """Check this node and write down what is wrong with it."""
+    """Check this node and record its faults."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a warning from Slurm during the check is not the node's fault
     place = Ranks.from_environment()
     faults = [*gpu_faults(int(limits["gpus"])), *memory_faults(limits["free_memory_gb"])]
@@ -53,7 +53,7 @@ def main(notes: Path, limits: Json) -> None:
 
 
 def gpu_faults(wanted: int) -> list[str]:
-    """Missing GPUs, or GPUs that the driver cannot reach."""
+    """Faults of GPUs: missing, unreachable for the driver, or with memory errors."""
     if not wanted:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("SLURM_STEP_GPUS") or ""
@@ -75,14 +75,14 @@ def gpu_faults(wanted: int) -> list[str]:
 
 
 def memory_faults(least_gb: float) -> list[str]:
-    """Too little available memory."""
+    """Faults of memory: too little is available."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024 / GIB
-    return [f"{free:.1f} GiB of memory available, {least_gb:g} wanted"] if free < least_gb else []
+    return [f"{free:.1f} GiB of memory available, {least_gb:g} required"] if free < least_gb else []
 
 
 def disk_faults(folder: Path, least_gb: float) -> list[str]:
-    """A folder that is missing, not writable, or full."""
+    """Faults of a folder: missing, not writable, or full."""
     probe = folder / f".tmp-preflight-{own_mark()}"
     try:
         probe.write_text("writable")
@@ -90,11 +90,11 @@ def disk_faults(folder: Path, least_gb: float) -> list[str]:
         free = shutil.disk_usage(folder).free / GIB
     except OSError as error:
         return [f"{folder}: {error.strerror}"]
-    return [f"{folder}: {free:.1f} GiB free, {least_gb:g} wanted"] if free < least_gb else []
+    return [f"{folder}: {free:.1f} GiB free, {least_gb:g} required"] if free < least_gb else []
 
 
 def data_faults(folder: Path) -> list[str]:
-    """Shards that this node cannot read."""
+    """Faults of the data: shards that this node cannot read."""
     shards = sorted(folder.rglob("*.tar"))
     if not shards:
         return [f"{folder}: no shards found"]

@@ -27,7 +27,7 @@ class Container(Section):
     runtime: Literal["pyxis", "apptainer"] = "pyxis"
     """`pyxis` passes `--container-image` to srun; `apptainer` puts `apptainer exec --nv` before the command."""
     mounts: list[str] = []
-    """Folders visible inside, as `path` or `outside:inside`; the run folder always is."""
+    """Folders to mount, as `path` or `outside:inside`; the run folder always is mounted."""
     python: str = "python3"
     """Python inside the image."""
 
@@ -74,7 +74,7 @@ class RequeueRule(Section):
 
 
 class KnownFailure(Section):
-    """A failure known on this cluster, recognized by what it prints."""
+    """A failure known on this cluster, recognized by its message."""
 
     kind: str
     """Short name."""
@@ -83,7 +83,7 @@ class KnownFailure(Section):
     action: Literal["restart", "leave out", "stop", "stop at start"]
     """Restart, restart without the node, end the phase, or end it unless it has completed a step before."""
     advice: str = ""
-    """What a user can do about it."""
+    """What the user can do about it."""
 
     @field_validator("match")
     @classmethod

@@ -1,4 +1,4 @@
-"""Queue jobs so that none is lost or duplicated: under a lock, recorded beforehand, and identified by their comments."""
+"""Queue jobs so that none is lost or duplicated: each is locked, recorded beforehand, and identified by its comment."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sole(record: Record, doing: str) -> Iterator[None]:
                 f"{record.run}: another process is {doing} it; follow it with `onediff launch status {record.run}`"
             ) from None
         except OSError:
-            pass  # the file system has no locks: the record written before each job must suffice
+            pass  # this file system has no locks; the record written before each job must do
         yield
 
 

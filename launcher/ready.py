@@ -1,4 +1,4 @@
-"""Check before queueing that everything a run reads is available to its jobs."""
+"""Check before queueing that a run's inputs are available to its jobs."""
 
 from __future__ import annotations
 

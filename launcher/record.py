@@ -40,7 +40,7 @@ class Attempt:
     (stopped at a checkpoint to be replaced by a spare), `interrupted` (by an external signal), `vanished` or `cancelled`."""
     exit_code: int | None = None
     reason: str | None = None
-    """One line for people."""
+    """A one-line explanation for users."""
     log: str | None = None
     """The log to read first."""
     blamed: list[str] = field(default_factory=list)
@@ -106,11 +106,11 @@ class Record:
         return self.folder / "exits" / f"{phase}.{attempt}"
 
     def superseded(self, phase: str, attempt: int) -> Path:
-        """Mark that a later attempt took over: ranks of this one that still run, on a node that Slurm lost, must end."""
+        """Marks that a later attempt took over: ranks of this one that still run, on a node that Slurm lost, must end."""
         return self.exits(phase, attempt) / SUPERSEDED
 
     def status(self) -> Json:
-        """What rank 0 last wrote; empty before the first step."""
+        """The status that rank 0 last wrote; empty before the first step."""
         return glimpse(self.run / "status.json")
 
     def beat(self) -> Json:

@@ -1,4 +1,4 @@
-"""Render readable sbatch scripts from the template in `slurm/`. Everything that comes from the user is quoted."""
+"""Render readable sbatch scripts from the template in `slurm/`. All user input is quoted."""
 
 from __future__ import annotations
 

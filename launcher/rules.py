@@ -15,7 +15,7 @@ FINISHED, STOPPED, BAD_INPUT, NOT_A_NUMBER = 0, EXIT_STOPPED, EXIT_BAD_INPUT, EX
 INTERRUPTIONS = 20
 """Number of external signals in a row, without progress in between, after which a person should look."""
 ASIDE = ("bad node", "slow node", "interrupted", "cancelled")
-"""Causes that say nothing about whether the run can continue."""
+"""Causes that do not tell whether the run can continue."""
 
 CAUSES = {FINISHED: "finished", STOPPED: "stopped", BAD_INPUT: "bad input", NOT_A_NUMBER: "not a number"}
 
@@ -93,7 +93,7 @@ def nodes_here(decision: Decision, attempts: Sequence[Attempt], ours: Sequence[s
 
 
 def without_progress(attempts: Sequence[Attempt]) -> int:
-    """How many of the last attempts made no progress, not counting those whose cause says nothing about the run."""
+    """How many of the last attempts made no progress, not counting those whose cause is outside the run."""
     idle = 0
     for attempt in reversed([a for a in attempts if a.cause not in ASIDE and not stopped_idle(a)]):
         if (attempt.last_step or 0) > attempt.first_step:

@@ -44,7 +44,7 @@ Start = Callable[[Path, Sequence[str]], Going]
 
 @dataclass(frozen=True)
 class Goal:
-    """What runs are compared by."""
+    """The metric by which runs are compared."""
 
     metric: str
     """A score of the final evaluation, or else a metric of `phase`."""

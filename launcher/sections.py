@@ -17,7 +17,7 @@ STEP, START, LOADING = "step", "start", "loading"
 
 
 class Beat(NamedTuple):
-    """What rank 0 last wrote about its work (see `onediff.runs.section`)."""
+    """Rank 0's last report on its work (see `onediff.runs.section`)."""
 
     section: str
     began: float

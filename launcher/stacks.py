@@ -38,9 +38,9 @@ def innermost(lines: Sequence[str]) -> Frame | None:
 
 
 def missing(logs: Sequence[Path]) -> str:
-    """Name the ranks that were in another function than most; empty if there are none. `logs` has one log per rank.
+    """Name the ranks that were in a different function from most; empty if there are none. `logs` has one log per rank.
 
-    In a collective all ranks wait in the same function, except for the one that has not reached it.
+    In a collective, all ranks wait in the same function, except for the rank that has not reached it.
     """
     frames = {rank: frame for rank, log in enumerate(logs) if (frame := innermost(last_lines(log, LINES)))}
     if not frames:

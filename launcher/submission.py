@@ -1,4 +1,4 @@
-"""Submit a run: check everything, freeze it into its folder, then queue it or run it here."""
+"""Submit a run: check it, freeze it into its folder, then queue it or run it here."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Ready(NamedTuple):
 
 
 def checked(asked: Submission, dry_run: bool = False) -> Ready:
-    """Check everything that can be checked without Slurm. Raises UserError; a dry run only lists missing inputs."""
+    """Check all that can be checked without Slurm. Raises UserError; a dry run only lists missing inputs."""
     config, record = asked.config, Record(asked.run)
     wanted = remaining(
         record, config.phases, chosen_phases([*config.phases, EVALUATE], asked.phases), config.init is not None
@@ -69,7 +69,7 @@ def checked(asked: Submission, dry_run: bool = False) -> Ready:
     if not wanted:
         return Ready(asked, record, asked.profile, {}, [])
     if asked.spares < 0:
-        raise UserError(f"--spares {asked.spares}: must be 0 or more")
+        raise UserError(f"--spares {asked.spares}: must be at least 0")
     on_slurm = asked.profile.scheduler == "slurm"
     profile = offline(config.model, asked.profile) if asked.weights_check else asked.profile
     nodes, spares = (node_range(asked.nodes), asked.spares) if on_slurm else ((1, 1), 0)

@@ -56,7 +56,7 @@ class Watch:
         self.alerts, self.spikes = alerts, Spikes(record.run, phase)
         self.slow = slow
         self.replaced: tuple[str, str] | None = None
-        """The slow node because of which the ranks were asked to stop, and the reason."""
+        """The slow node for which the ranks were asked to stop, and the reason."""
 
     def run(self) -> Outcome:
         """Start the ranks and follow them to their end."""

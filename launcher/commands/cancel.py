@@ -11,7 +11,9 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
-    parser.add_argument("--wait", type=float, default=120, metavar="SECONDS", help="wait for it at most (default: 120)")
+    parser.add_argument(
+        "--wait", type=float, default=120, metavar="SECONDS", help="longest wait for a checkpoint (default: 120)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

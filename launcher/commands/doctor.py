@@ -30,7 +30,7 @@ OF_SBATCH_ALONE = re.compile(
 )
 """sbatch options in a profile that srun lacks or that a job of a few minutes must not have."""
 Finding = tuple[str, str, bool]
-"""What was checked, what was found, and whether it is fine."""
+"""The subject of a check, the finding, and whether it is fine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set that the nodes must be able to read")
     parser.add_argument("--login-only", action="store_true", help="do not start a job")
     parser.add_argument(
-        "--wait", type=float, default=300, metavar="SECONDS", help="wait for the job at most (default: 300)"
+        "--wait", type=float, default=300, metavar="SECONDS", help="longest wait for the job (default: 300)"
     )
 
 

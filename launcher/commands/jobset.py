@@ -3,10 +3,10 @@
   onediff launch jobset configs/onediff_7b.yaml --image registry.example/onediff:1 --claim shared --nodes 8 > run.yaml
   kubectl apply -f run.yaml
 
-Each phase is an indexed Job that starts after the success of the previous one; the evaluation comes last. The claim is
+Each phase is an indexed Job that starts once the previous one has succeeded; the evaluation comes last. The claim is
 mounted at /shared, which is the working directory: relative paths in the configuration start there, and the run's folder
-is /shared/runs/<name>. A failed pod restarts the set from the latest checkpoint; bad input or a loss that is not a number
-ends it. Needs JobSet 0.8 or later.
+is /shared/runs/<name>. After a pod fails, the set restarts from the latest checkpoint; bad input or a loss that is not a
+number ends it. Needs JobSet 0.8 or later.
 """
 
 from __future__ import annotations

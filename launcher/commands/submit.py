@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
     parser.add_argument(
-        "--nodes", default="1", metavar="N|N-M", help="nodes; with a range each start takes what is free (default: 1)"
+        "--nodes", default="1", metavar="N|N-M", help="nodes; with a range, each start takes the free ones (default: 1)"
     )
     parser.add_argument(
         "--spares",

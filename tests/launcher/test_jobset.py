@@ -105,5 +105,5 @@ def test_what_cannot_be_shared_out_or_named_is_refused():
     config = load_run("configs/onediff_7b.yaml", [])
     with pytest.raises(UserError, match=r"cannot split a global batch"):
         manifests(config, ["one"], Pods("i", "c", PurePosixPath("/shared"), nodes=7))
-    with pytest.raises(UserError, match=r"name: '\+\+' is no Kubernetes name"):
+    with pytest.raises(UserError, match=r"name: '\+\+' is not a valid Kubernetes name"):
         label("++", "name")
