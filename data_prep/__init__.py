@@ -1,1 +1,1 @@
-"""Raw data sets in their own layouts to WebDataset shards. Nothing here imports torch at import time."""
+"""Converts raw data sets in their own layouts to WebDataset shards. Does not import torch at import time."""

@@ -1,4 +1,4 @@
-"""Several raw data sets made into one collection: what is missing is converted, what is there is left alone."""
+"""Builds a collection from several raw data sets: converts the missing parts and leaves existing ones alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onediff.llm import Asker, Cache
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one part: its samples by split, or why there are none."""
+    """The outcome for one part: its samples by split, or why there are none."""
 
     samples: dict[str, int]
     remark: str = ""
@@ -34,9 +34,9 @@ def build(
     say: Callable[[str], None] = print,
     share: Share | None = None,
 ) -> dict[str, Built]:
-    """Converts every part whose raw files are there. A part that fails is reported, and the others continue.
+    """Converts every part whose raw files exist. Reports a part that fails, and continues with the others.
 
-    Parts with captions by a language model cannot be shared: they are left to the call without a `share`, which asks once.
+    Parts that a language model captions cannot be shared among tasks; the call without a `share` makes them.
     """
     built = {}
     for name, part in collection.parts.items():
@@ -60,9 +60,9 @@ def build(
 def build_part(
     name: str, part: CollectionPart, out: Path, processes: int | None, share: Share | None = None
 ) -> list[Report]:
-    """Captions where asked for, then shards. Raises UserError."""
+    """Writes captions if the part needs them, then shards. Raises UserError."""
     images = part.images
-    if images is None and part.annotations is not None:  # beside the table, as in 'onediff data convert'
+    if images is None and part.annotations is not None:  # next to the table, as in 'onediff data convert'
         images = part.annotations if part.annotations.is_dir() else part.annotations.parent
     chosen, inputs = reader(part.reader), Inputs(part.annotations, images, hosts=part.fetch)
     if part.retrieve is not None:
@@ -73,7 +73,7 @@ def build_part(
         written.parent.mkdir(parents=True, exist_ok=True)
         failed = write_captions(part.captions, list(chosen.rows(inputs)), written)
         if failed:
-            raise UserError(f"{written}: {failed:,} questions failed; run the command again to ask them once more")
+            raise UserError(f"{written}: {failed:,} questions failed; run the command again to retry them")
         chosen, inputs = reader("generic"), Inputs(written, images, hosts=part.fetch)
     return convert(
         chosen,
@@ -89,7 +89,7 @@ def build_part(
 
 
 def retrieved(how: Retrieval, images: Path, table: Path) -> Path:
-    """The table of pairs, searched for once; whoever changes the search deletes the table."""
+    """The table of pairs, made once; delete it after changing the settings of the search."""
     if not table.is_file():
         table.parent.mkdir(parents=True, exist_ok=True)
         known = captions_of(reader(how.captions_reader).rows(Inputs(how.captions, images)))
@@ -107,7 +107,7 @@ def retrieved(how: Retrieval, images: Path, table: Path) -> Path:
 
 
 def write_captions(how: Captioning, rows: list[Row], out: Path) -> int:
-    """The table of captions; returns how many questions failed."""
+    """Writes the table of captions; returns the number of failed questions."""
     cache = Cache(out.with_name(out.name + ".answers.jsonl"))
     try:
         asker = Asker(cache, how.model, how.base_url, concurrency=how.concurrency, per_minute=how.per_minute)
@@ -117,7 +117,7 @@ def write_captions(how: Captioning, rows: list[Row], out: Path) -> int:
 
 
 def show_collection(collection: Collection, built: dict[str, Built]) -> str:
-    """A table of the parts, what is published beside what is there, and the `sets` and `mix` of a run that trains on it."""
+    """A table of the parts, with published and actual counts, and the `sets` and `mix` for a run's configuration."""
     rows = []
     for name, part in collection.parts.items():
         if name not in built:

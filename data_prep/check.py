@@ -1,6 +1,6 @@
-"""Verifying finished data sets: every byte, record and image, and repeated samples.
+"""Verifies finished data sets: every byte, record and image, and repeated samples.
 
-A fault makes a sample or a shard unusable, or a score untrue; a remark is worth knowing. Both name shard and key.
+A fault makes a sample or shard unusable, or a score wrong; a remark is worth knowing. Both name the shard and the key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onediff.errors import UserError
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault or remark. `place` is the sample's number in its shard, -1 where it is about the whole shard."""
+    """One fault or remark. `place` is the sample's number in its shard, or -1 for the whole shard."""
 
     kind: str
     shard: str
@@ -42,14 +42,14 @@ class Finding:
 
 @dataclass
 class Mark:
-    """What is remembered of one good sample: fingerprints of its images, and of images and words together."""
+    """Fingerprints of one good sample: of its images, and of images and texts together."""
 
     key: str
     place: int
     images: bytes
     whole: bytes
     each: tuple[bytes, ...] = ()
-    """Of a pair, each image's alone."""
+    """For a pair, the fingerprint of each image."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class CheckReport:
 
 
 def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pixels: bool = True) -> CheckReport:
-    """Checks every shard, then repeated samples within a split or across two. `pixels` decodes every image."""
+    """Checks every shard, then looks for repeated samples within and across splits. `pixels` decodes every image."""
     shards = [(manifest, shard) for manifest in manifests for shard in manifest.shards]
     known = {place_of(manifest, shard): (shard, manifest.split) for manifest, shard in shards}
     work = partial(check_shard, known=known, pixels=pixels)
@@ -106,11 +106,11 @@ def check_data_sets(manifests: Sequence[Manifest], processes: Workers = None, pi
 
 
 def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) -> ShardCheck:
-    """Checks one shard by itself; a remote one is fetched first."""
+    """Checks one shard on its own; a remote one is fetched first."""
     shard, split = known[path]
     check = ShardCheck(path)
     if not shard.url and not path.is_file():
-        check.add("missing_shard", "the manifest names it, but there is no such file")
+        check.add("missing_shard", "the manifest lists it, but there is no such file")
         return check
     try:
         with on_disk(shard, path) as file:
@@ -122,7 +122,7 @@ def check_shard(path: Path, known: dict[Path, tuple[Shard, str]], pixels: bool) 
 
 
 def check_file(check: ShardCheck, path: Path, shard: Shard) -> None:
-    """The shard's file against its manifest and its index."""
+    """Compares the shard's file with its manifest and its index."""
     if path.stat().st_size != shard.bytes:
         check.add("wrong_size", f"{path.stat().st_size} bytes, but the manifest says {shard.bytes}")
     elif shard.sha256 and file_sha256(path) != shard.sha256:
@@ -134,19 +134,19 @@ def check_file(check: ShardCheck, path: Path, shard: Shard) -> None:
     if len(index) != shard.samples:
         check.add("wrong_count", f"{len(index)} samples, but the manifest says {shard.samples}")
     if shard.url:
-        return  # what fetches it makes the index
+        return  # its reader makes the index
     try:
         stored = load_index(index_path(path))
         if stored.facts != index.facts or list(stored) != list(index):
-            check.add("stale_index", "the index beside it describes another tar; 'onediff data index' writes it again")
+            check.add("stale_index", "the index beside it describes another tar; rebuild it with 'onediff data index'")
     except FileNotFoundError:
-        check.add("no_index", "no index beside it; it is built at every start", is_fault=False)
+        check.add("no_index", "no index beside it, so it is built at every start", is_fault=False)
     except (ValueError, KeyError) as error:
-        check.add("stale_index", f"the index beside it cannot be read ({error}); 'onediff data index' writes it again")
+        check.add("stale_index", f"the index beside it cannot be read ({error}); rebuild it with 'onediff data index'")
 
 
 def check_samples(check: ShardCheck, path: Path, split: str, pixels: bool) -> None:
-    """Every record and image of a shard."""
+    """Checks every record and image of a shard."""
     with path.open("rb") as file:
         for place, span in enumerate(build_index(path)):
             try:
@@ -169,7 +169,7 @@ def check_image(role: str, data: bytes, pixels: bool) -> None:
             if pixels:
                 image.load()
                 if fault := jpeg_fault(data):
-                    raise BadSample("bad_image", f"image {role!r} is not whole: {fault}")
+                    raise BadSample("bad_image", f"image {role!r} is incomplete: {fault}")
     except BadSample:
         raise
     except Exception as error:
@@ -177,7 +177,7 @@ def check_image(role: str, data: bytes, pixels: bool) -> None:
 
 
 def mark_of(sample: Sample, place: int) -> Mark:
-    """Fingerprints of a sample; a pair turned around has the same images."""
+    """Fingerprints of a sample; a pair in reverse order has the same images."""
     images = sorted(hashlib.blake2b(data, digest_size=16).digest() for data in sample.images.values())
     seen = hashlib.blake2b(b"".join(images), digest_size=16)
     whole = seen.copy()
@@ -190,7 +190,7 @@ def mark_of(sample: Sample, place: int) -> Mark:
 
 
 def find_repeats(checks: Sequence[ShardCheck]) -> None:
-    """Adds a fault for a key that occurs twice in the split, and for a sample that repeats another."""
+    """Adds a fault for each key that occurs twice in the split, and for each sample that repeats another."""
     keys: dict[str, tuple[Path, Mark]] = {}
     wholes: dict[bytes, tuple[Path, Mark]] = {}
     for check in checks:
@@ -198,9 +198,9 @@ def find_repeats(checks: Sequence[ShardCheck]) -> None:
             this = (check.path, mark)
             twin, namesake = wholes.setdefault(mark.whole, this), keys.setdefault(mark.key, this)
             if twin is not this:
-                check.add("duplicate", f"the images and words of {shown(*twin)} again", mark.key, mark.place)
+                check.add("duplicate", f"same images and texts as {shown(*twin)}", mark.key, mark.place)
             elif namesake is not this:
-                check.add("repeated_key", f"the key of {shown(*namesake)} again", mark.key, mark.place)
+                check.add("repeated_key", f"same key as {shown(*namesake)}", mark.key, mark.place)
 
 
 def shown(path: Path, mark: Mark) -> str:
@@ -208,9 +208,9 @@ def shown(path: Path, mark: Mark) -> str:
 
 
 def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
-    """Adds a fault for images of `train` that another split has too, and a remark for those of two other splits.
+    """Adds a fault for images that `train` shares with another split, and a remark for those that other splits share.
 
-    A single image of a pair of `train` that is in a pair of another split is a remark, too.
+    A single image that a pair of `train` shares with a pair of another split is also a remark.
     """
     first: dict[bytes, tuple[str, str]] = {}
     single: dict[bytes, tuple[str, str]] = {}
@@ -219,11 +219,11 @@ def find_leakage(checks: dict[str, list[ShardCheck]]) -> None:
             for mark in check.marks:
                 other, there = first.setdefault(mark.images, (split, shown(check.path, mark)))
                 if mark.images and other != split:
-                    reason = f"its images are in split {other} too, as {there}"
+                    reason = f"its images are also in split {other}, as {there}"
                     check.add("leakage", reason, mark.key, mark.place, is_fault=split == "train")
                 elif split != "train":
                     for image in mark.each:
                         single.setdefault(image, (split, shown(check.path, mark)))
                 elif where := next((single[image] for image in mark.each if image in single), None):
-                    reason = f"one of its images is in split {where[0]} too, in {where[1]}"
+                    reason = f"one of its images is also in split {where[0]}, in {where[1]}"
                     check.add("shared_image", reason, mark.key, mark.place, is_fault=False)

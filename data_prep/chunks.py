@@ -1,4 +1,4 @@
-"""The chunks of a data set that is being written. One process makes a chunk: its shards, and a record of them."""
+"""The chunks of a data set that is being written. A process makes one chunk at a time: its shards, and their record."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Make = Callable[[int], Sample]
 
 
 class Made(NamedTuple):
-    """What was made of some samples."""
+    """The shards and counts made from some samples."""
 
     shards: list[Shard]
     tally: Tally
     files: str
-    """Digest of the sizes of the files that they were made from."""
+    """Digest of the sizes of their source files."""
 
 
 @dataclass
@@ -41,12 +41,12 @@ class Chunks:
     strict: bool
 
     def is_current(self, n: int, indices: Sequence[int]) -> bool:
-        """Whether chunk `n` is finished, and the files that it was made from still have the same sizes."""
+        """Whether chunk `n` is finished and its source files still have the same sizes."""
         made = self.load(n)
         return made is not None and made.files == files_of(self.make, indices)
 
     def load(self, n: int) -> Made | None:
-        """What chunk `n` became, or None when it is not finished."""
+        """The result of chunk `n`, or None if it is not finished."""
         folder = str(self.work)
         with contextlib.suppress(FileNotFoundError, ValueError):
             with open(f"{folder}/chunk-{n:06d}.json", encoding="utf-8") as file:
@@ -84,7 +84,7 @@ class Chunks:
         os.replace(aside, self.work / f"chunk-{n:06d}.json")
 
     def members(self, i: int, tally: Tally) -> list[tuple[str, bytes]]:
-        """The tar members of sample `i`, none when it is skipped."""
+        """The tar members of sample `i`; none if it is skipped."""
         tally.read += 1
         try:
             sample = self.make(i)
@@ -101,7 +101,7 @@ class Chunks:
 
 
 def together(chunks: Iterable[Made]) -> Made:
-    """Finished chunks as one: their shards in order, their counts, and the digest of all their files."""
+    """Joins finished chunks: their shards in order, the sum of their counts, and the digest of all their files."""
     shards, tally, files = [], Tally(), []  # type: list[Shard], Tally, list[str]
     for chunk in chunks:
         shards += chunk.shards
@@ -118,7 +118,7 @@ def finish(tar: TarWriter) -> Shard:
 
 
 def files_of(make: Make, samples: Sequence[int]) -> str:
-    """A digest of the sizes of the files that these samples are made from, if `make` has `sizes(i)`."""
+    """A digest of the sizes of these samples' source files, if `make` has `sizes(i)`."""
     sizes = getattr(make, "sizes", None)
     return digest([sizes(i) for i in samples]) if sizes else ""
 

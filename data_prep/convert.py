@@ -1,4 +1,4 @@
-"""From a reader's rows to shards: repeated rows merged, splits kept apart, images made plain, captions cleaned."""
+"""Converts a reader's rows to shards: merges repeated rows, separates splits, normalises images, cleans captions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from onediff.data.sample import BadSample, Sample
 from onediff.errors import UserError
 
 OWN_NAMES = {"size": "table_size", "notes": "table_notes"}
-"""What a column is called in `meta` if a conversion writes something of its own under its name."""
+"""New names in `meta` of columns whose names a conversion uses itself."""
 
 
 @dataclass(frozen=True)
 class MakeSample:
-    """Sample `i` of a split. Picklable; opens the images where it runs."""
+    """Makes sample `i` of a split. Picklable; opens the images in the process that runs it."""
 
     plan: SplitPlan
     image_source: ImageSource
@@ -33,7 +33,7 @@ class MakeSample:
     encoding: Encoding
 
     _paths: dict[int, list[str]] = field(default_factory=dict, compare=False, repr=False)
-    """Of the images of samples that have been made, until their sizes are asked for."""
+    """Sizes of the images of finished samples, until `sizes` returns them."""
 
     def __call__(self, i: int) -> Sample:
         row, notes = self.plan[i]
@@ -44,11 +44,11 @@ class MakeSample:
             self._paths[i] = paths_of(row.images)
             return self.sample(row if row.id else replace(row, id=first_id(row)), notes)
         except BadSample as bad:
-            merged = tuple(note for note in notes if note == "merged_row")  # rows that are lost with this one
+            merged = tuple(note for note in notes if note == "merged_row")  # rows that are skipped with this one
             raise BadSample(bad.kind, f"{row.where}: {bad.reason}", merged) from bad
 
     def placed(self, row: Row) -> dict[str, str | bytes]:
-        """The images of a row, their paths in plain form."""
+        """The images of a row, with normalised paths."""
         place = self.image_source.place
         return {
             role: place(value, row.where) if isinstance(value, str) and value else value
@@ -56,19 +56,19 @@ class MakeSample:
         }
 
     def sizes(self, i: int) -> list[int]:
-        """Bytes of the images that sample `i` is made from, -1 for one that is missing or remote."""
+        """Bytes of the source images of sample `i`; -1 for one that is missing or remote."""
         paths = self._paths.pop(i, None)
         if paths is None:
             paths = paths_of(self.placed(self.plan[i][0]))
         return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths]
 
     def sample(self, row: Row, notes: list[str]) -> Sample:
-        """Raises `BadSample`; the reason does not yet name the row."""
+        """The sample of a row. Raises `BadSample`, whose reason does not yet name the row."""
         clean = [" ".join(caption.split()) for caption in row.captions]
         kept = tuple(caption for caption in clean if any(map(str.isprintable, caption)))
         notes += ["blank_caption"] * (len(clean) - len(kept))
         if row.instruction and " ".join(row.instruction.split()) in kept:
-            notes.append("instruction_is_caption")  # the model would be asked with the answer
+            notes.append("instruction_is_caption")  # the question would contain the answer
         if not kept and not row.conversations:
             raise BadSample("no_caption", "the caption is empty" if len(clean) == 1 else "there is no caption")
         images, sizes = {}, {}
@@ -102,7 +102,7 @@ class MakeSample:
 
 
 def paths_of(images: dict[str, str | bytes]) -> list[str]:
-    """Those of the images that lie in files or at URLs."""
+    """The images that are files or URLs."""
     return [value for value in images.values() if isinstance(value, str)]
 
 
@@ -116,14 +116,14 @@ def convert(
     share: Share | None = None,
     **options: Any,
 ) -> list[Report]:
-    """Writes `out/<split>/` for every split the reader finds, or for those chosen; `options` go to `write_dataset`.
+    """Writes `out/<split>/` for every split that the reader finds, or for the chosen ones; passes `options` to
+    `write_dataset`.
 
-    With a `share`, makes only its part of the shards, by the plan that the first of the tasks has made.
-    Raises UserError when there are no rows, a path leaves the image folder, or rows of a table put the same images into
-    `train` and into another split, which is not allowed.
+    With a `share`, makes only its part of the shards, following the plan made by the first task. Raises UserError if there
+    are no rows, a path leaves the image folder, or a table has the same images in `train` and in another split.
     """
     images = inputs.images or Path(".")
-    if isinstance(options.get("processes"), str):  # workers on other machines start in folders of their own
+    if isinstance(options.get("processes"), str):  # workers on other machines have other working directories
         out, images = out.absolute(), images.absolute()
     image_source = ImageSource(images, inputs.hosts)
     choices, encoding = choices or Choices(), encoding or Encoding()

@@ -23,7 +23,7 @@ class Embedder:
     def __init__(self, model: str) -> None:
         """Loads `model`, a name on the hub or a folder, onto the GPU if there is one.
 
-        Raises UserError when it cannot be loaded.
+        Raises UserError if it cannot be loaded.
         """
         import torch
         from transformers import AutoImageProcessor, AutoModel
@@ -68,15 +68,15 @@ class Embedder:
 
 
 def rgb(data: bytes) -> Image.Image:
-    """An encoded image in RGB. Raises what Pillow raises for what is no image."""
+    """An encoded image in RGB. Raises Pillow's error if it is not an image."""
     with open_image(io.BytesIO(data)) as image:
         return image.convert("RGB")
 
 
 def near_by_cosine(samples: Sequence[Vectors], least: float, block: int = 1024) -> Iterator[tuple[int, int]]:
-    """Yields `(i, j)` when sample `i` is a near-duplicate of the earlier `j`: each image's cosine is at least `least`.
+    """Yields `(i, j)` if sample `i` is a near-duplicate of the earlier `j`: each image's cosine is at least `least`.
 
-    Exact: compares each sample with every earlier one that has as many images and was kept itself, a block at a time. Costs
+    Exact: compares each sample, a block at a time, with every earlier kept one that has the same number of images. Costs
     `samples² × images × width` multiplications and `4 × samples × images × width` bytes.
     """
     by_images: dict[int, list[int]] = defaultdict(list)
@@ -106,7 +106,7 @@ def near_by_cosine(samples: Sequence[Vectors], least: float, block: int = 1024) 
 
 
 def _all_near(own: Vectors, others: Vectors, least: float) -> NDArray[np.bool_]:
-    """`[own, others]`: whether each image of one is near that of the other."""
+    """`[own, others]`: whether each image of one is near the other's."""
     near = np.ones((len(own), len(others)), dtype=bool)
     for image in range(own.shape[1]):
         near &= own[:, image] @ others[:, image].T >= least

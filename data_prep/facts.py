@@ -1,6 +1,6 @@
-"""What a plan must know about each row: its split, its id, its images. The rest is read by the task that needs it.
+"""The facts about each row that a plan needs: its split, id and images. Tasks read the rest when they need it.
 
-Tables that name their images by path are handled column by column (about 2 µs a row), other rows one at a time.
+Tables that name their images by path are processed by column (about 2 µs per row), other rows one at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Place = Callable[[str, str], str]
-"""Takes the path of an image and the place of its row; returns the path in plain form, or raises UserError."""
+"""Takes the path of an image and the location of its row; returns the normalised path, or raises UserError."""
 COLUMNS = ("split", "id", "has_id", "first", "second", "has_captions", "has_turns", "group")
-"""`first` and `second` are keys of the images in the order of their roles: a path, `FINGERPRINT` and hexadecimal digits of
-the content, nothing if the image is missing, null where the row has no such role. `id` is null where it is what
-`path_ids` makes of the two. `group` is the value of the column that pairs are held out by."""
+"""`first` and `second` are keys of the images in the order of their roles: a path, or `FINGERPRINT` and hexadecimal digits
+of the content; empty if the image is missing, null if the row has no such role. `id` is null if it is the result of
+`path_ids` for the two. `group` is the value of the `--hold-out-by` column."""
 FINGERPRINT = "\0"
 LONGEST_NOTHING = max(map(len, NOTHING))
 MAY_BE_LIST = np.zeros(256, dtype=bool)
@@ -37,7 +37,7 @@ MAY_BE_LIST[list(b"[{ \t\n\v\f\r")] = True
 
 
 def row_facts(rows: Sequence[Row], group: str | None) -> pa.RecordBatch:
-    """The facts of rows whose images are in plain form."""
+    """The facts of rows whose image paths are normalised."""
     import pyarrow as pa
 
     keys = [[image_key(row.images[role]) for role in sorted(row.images)] for row in rows]
@@ -54,9 +54,9 @@ def row_facts(rows: Sequence[Row], group: str | None) -> pa.RecordBatch:
 
 
 def table_facts(batch: RowBatch, place: Place, group: str | None) -> pa.RecordBatch | None:
-    """The facts of rows of a table, or None if their images are not named by path, or if they hold conversations.
+    """The facts of a table's rows, or None if their images are not named by path or they hold conversations.
 
-    Raises UserError for a path that leaves the image folder, and for a caption that is an object.
+    Raises UserError if a path leaves the image folder or a caption is an object.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -106,19 +106,19 @@ def key_fingerprint(key: str) -> bytes:
 
 
 def fingerprint(value: str | bytes) -> bytes:
-    """Sixteen bytes that stand for `value`: images are hashed by what processors compute fastest, SHA-256."""
+    """Sixteen bytes that identify `value`, from SHA-256, the hash that processors compute fastest."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).digest()[:16]
     return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can write."""
+    """`text` without characters that UTF-8 cannot encode."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _placed(paths: pa.Array, batch: RowBatch, place: Place) -> pa.Array:
-    """Paths in plain form, as most are already; empty if missing."""
+    """Normalised paths, which most already are; empty if missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -137,11 +137,11 @@ def _placed(paths: pa.Array, batch: RowBatch, place: Place) -> pa.Array:
 
 
 def _words(batch: RowBatch, name: str) -> pa.Array:
-    """The cells of a column as words."""
+    """The cells of a column as text."""
     import pyarrow as pa
 
     if (found := batch.texts(name)) is not None:
-        found = found.dictionary_encode()  # each distinct word is looked at once
+        found = found.dictionary_encode()  # each distinct text is processed once
         words = [clean(word(value)) for value in found.dictionary.to_pylist()]
         return pa.array(words, pa.string()).take(found.indices).fill_null("")
     cells = batch.column(name)
@@ -150,7 +150,7 @@ def _words(batch: RowBatch, name: str) -> pa.Array:
 
 
 def _groups(batch: RowBatch, name: str) -> list[str]:
-    """What `Row.meta` holds under that name."""
+    """The values that `Row.meta` has under that name."""
     import pyarrow as pa
 
     of, used = batch.meaning.columns.of, batch.meaning.columns.used
@@ -176,7 +176,7 @@ def _splits(batch: RowBatch, name: str | None) -> pa.Array:
 
 
 def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
-    """Whether each row has a caption, even a blank one. Raises UserError for a caption that is an object."""
+    """Whether each row has a caption, even a blank one. Raises UserError if a caption is an object."""
     import pyarrow as pa
 
     found = np.zeros(len(batch), dtype=bool)
@@ -184,7 +184,7 @@ def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
         cells, own, odd = batch.texts(name), np.zeros(len(batch), dtype=bool), list(range(len(batch)))
         if cells is not None:
             own = cells.is_valid().to_numpy(zero_copy_only=False).copy()
-            # A list or an object may be written as text.
+            # The text may be a serialised list or object.
             odd = np.flatnonzero(MAY_BE_LIST[first_bytes(cells.fill_null("") if cells.null_count else cells)]).tolist()
         else:
             cells = batch.column(name)
@@ -196,9 +196,9 @@ def _has_captions(batch: RowBatch) -> NDArray[np.bool_]:
 
 
 def path_ids(images: Mapping[str, pa.Array], where: str = "", first: int = 0) -> pa.Array:
-    """The default id of each row, as `first_id` makes it, from the paths by role.
+    """The default id of each row, as made by `first_id`, from the paths by role.
 
-    A row without a path is named by its place: `where` and its number, counted from `first`.
+    The id of a row without a path is its location: `where` and its number, counted from `first`.
     """
     import pyarrow as pa
 
@@ -214,7 +214,7 @@ def path_ids(images: Mapping[str, pa.Array], where: str = "", first: int = 0) ->
 
 
 def _pair_ids(before: pa.Array, after: pa.Array) -> pa.Array | None:
-    """`first_id` of pairs with ordinary paths, both in one folder; None if there are others among them."""
+    """`first_id` of pairs with plain paths in one folder; None if any pair differs."""
     import pyarrow.compute as pc
 
     parts = [_folder_and_stem(paths) for paths in (before, after)]
@@ -229,10 +229,10 @@ def _pair_ids(before: pa.Array, after: pa.Array) -> pa.Array | None:
 
 
 def _folder_and_stem(paths: pa.Array) -> tuple[pa.Array | None, pa.Array] | None:
-    """The folders of paths, None if none has one, and their names without suffix. None if only some have one."""
+    """Folders (None if no path has one) and names without suffix; None if only some paths have a folder."""
     import pyarrow.compute as pc
 
-    # Cells of the flat list are taken, since `list_element` costs ten times as much.
+    # Index the flat list, since `list_element` costs ten times as much.
     firsts = np.arange(0, 2 * len(paths), 2, dtype=np.int32)
     names, folder = pc.split_pattern(paths, "/", max_splits=1, reverse=True).flatten(), None
     if len(names) == 2 * len(paths):

@@ -1,4 +1,4 @@
-"""Which rows are held out together: those that share an image, or a value of a column."""
+"""Groups rows that are held out together: those that share an image, or a value of a column."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 
 def image_groups(images: Sequence[Sequence[bytes]]) -> list[bytes]:
-    """A name for the group of each row, by the fingerprints of its images: rows that share one are of one group.
+    """The name of each row's group, from the fingerprints of its images: rows that share an image share a group.
 
-    A group's name is the least fingerprint in it, so it does not depend on the order of the rows.
+    A group's name is its smallest fingerprint, so it does not depend on the order of the rows.
     """
     parent: dict[bytes, bytes] = {}
 
@@ -29,9 +29,9 @@ def image_groups(images: Sequence[Sequence[bytes]]) -> list[bytes]:
 
 
 def held_out(groups: Sequence[str | bytes], fraction: float) -> set[int]:
-    """The rows to hold out: whole groups, ordered by a hash of their names, as many as fit into the fraction.
+    """The rows to hold out: whole groups, in the order of a hash of their names, up to the fraction.
 
-    If not even one fits, the smallest is taken, unless it is the only one.
+    If no group is small enough, takes the smallest, unless it is the only one.
     """
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda name: hashlib.blake2b(_bytes(name), digest_size=8).digest())
@@ -50,7 +50,7 @@ def _bytes(name: str | bytes) -> bytes:
 
 
 def parted(groups: Sequence[str | bytes], counts: Mapping[str, int]) -> list[str]:
-    """The split of each row: whole groups, the largest first, each into the split that lacks most of its count."""
+    """The split of each row: assigns whole groups, the largest first, to the split that lacks most of its count."""
     sizes = Counter(groups)
     lacking = dict(counts)
     split_of: dict[str | bytes, str] = {}

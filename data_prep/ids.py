@@ -1,4 +1,4 @@
-"""Ids of rows: one id for one pair of images, since scores are made pair by pair."""
+"""Ids of rows: one id per pair of images, since scores are computed per pair."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from onediff.errors import UserError
 
 
 class Ids:
-    """Which images each id of a split stands for; `images` is a number for those of a row."""
+    """The images that each id of a split stands for; `images` is a number that identifies a row's images."""
 
     def __init__(self) -> None:
         self._images_of: dict[tuple[str, str], int] = {}
 
     def is_free(self, split: str, id: str, images: int) -> bool:
-        """Whether the id is free for these images; if so, it is theirs."""
+        """Whether the id is free for these images; if so, assigns it to them."""
         return self._images_of.setdefault((split, id), images) == images
 
     def given(self, row: Row, images: int) -> str:
-        """An id made of the row's paths, as short as possible: `a/1.jpg` and `a/2.jpg` are `a-1-2`."""
+        """An id from the row's paths, as short as possible: `a/1.jpg` and `a/2.jpg` give `a-1-2`."""
         return next(id for id in _candidates(row) if id and self.is_free(row.split, id, images))
 
 
@@ -29,17 +29,17 @@ def taken(row: Row) -> UserError:
     """The error for an id that two pairs have."""
     return UserError(
         f"{row.where}: an earlier row of split {row.split} has the id {row.id!r} and other images; give each pair "
-        "an id of its own, or let their paths be the ids (--columns id=)"
+        "its own id, or take the ids from the paths (--columns id=)"
     )
 
 
 def first_id(row: Row) -> str:
-    """The id of a row that has none, unless other images have it already."""
+    """The default id of a row without one, unless other images already have it."""
     return next(filter(None, _candidates(row)))
 
 
 def _candidates(row: Row) -> Iterator[str]:
-    """Names for a row, the shortest first; the last is its own."""
+    """Possible ids of a row, the shortest first; the last one is unique."""
     values = [value for value in row.images.values() if isinstance(value, str) and value]
     paths = [urlsplit(value).path.lstrip("/") if "://" in value else value for value in values]
     stems = [splitext(path)[0] for path in paths]

@@ -1,4 +1,4 @@
-"""Where the images of a raw data set come from: a folder, archives in it, a tar or a zip, or hosts that the user named."""
+"""The source of a raw data set's images: a folder, archives in it, a tar or a zip, or hosts that the user allows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
 UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, OSError, EOFError)
-"""What `zipfile` raises for a damaged member, an unknown method, or a password."""
+"""Exceptions that `zipfile` raises for a damaged member, an unknown method, or a password."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 PLAIN = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*")
-"""Most paths, which are in plain form already."""
+"""Matches most paths, which need no normalising."""
 
 
 def inside(path: str, where: str, root: Path | None = None) -> str:
-    """`path` in plain form, relative; an absolute one may lie below `root`.
+    """`path` normalised and relative; an absolute path may be below `root`.
 
-    Raises UserError when it leaves its folder.
+    Raises UserError if it leaves its folder.
     """
     if PLAIN.fullmatch(path):
         return path
@@ -44,16 +44,18 @@ def inside(path: str, where: str, root: Path | None = None) -> str:
             if plain.startswith(base.rstrip("/") + "/"):
                 return plain[len(base.rstrip("/")) + 1 :]
         raise UserError(
-            f"{where}: {path!r} is not below the image folder {root}; name a folder that holds all images, such as "
+            f"{where}: {path!r} is not below the image folder {root}; name a folder that contains all images, such as "
             f"--images {os.path.dirname(plain)}"
         )
     if plain[1:3] == ":/":
         raise UserError(
-            f"{where}: {path!r} is a path of another machine, with a drive; write it as seen from the image folder: "
+            f"{where}: {path!r} is a Windows path with a drive letter; write it relative to the image folder: "
             f"{plain.rpartition('/')[2]}"
         )
     if plain.startswith(("/", "../")) or plain == ".." or (len(plain) > 1 and plain[1] == ":"):
-        raise UserError(f"{where}: the path {path!r} leaves the image folder; name that folder with --images")
+        raise UserError(
+            f"{where}: the path {path!r} leaves the image folder; name a folder that contains it with --images"
+        )
     return plain
 
 
@@ -64,9 +66,9 @@ def split_member(path: str) -> tuple[str, str]:
 
 
 class Folder:
-    """Images in a folder and the folders below it, and in their archives.
+    """Images in a folder, its subfolders, and the archives in them.
 
-    A name in other case or with another suffix is found too.
+    Also finds names that differ in case or suffix.
     """
 
     def __init__(self, root: Path) -> None:
@@ -75,7 +77,7 @@ class Folder:
         self._archives: dict[str, Archive] = {}
 
     def read(self, path: str) -> tuple[bytes, list[str]]:
-        """The bytes at `path`, and notes. Raises `BadSample`, and UserError for an archive that is refused."""
+        """The bytes at `path`, and notes. Raises `BadSample`, and UserError for a refused archive."""
         name, member = split_member(path)
         if member:
             return self._archive(name).read(member)
@@ -97,7 +99,7 @@ class Folder:
     def _open(self, path: str) -> int:
         """A descriptor, or -1 if there is no such file."""
         try:
-            # Without waiting: a pipe in the folder must not stop the conversion.
+            # Non-blocking: a pipe in the folder must not hang the conversion.
             return os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return -1
@@ -105,7 +107,7 @@ class Folder:
             raise BadSample("missing_image", f"{path!r} cannot be opened: {error}") from error
 
     def _archive(self, name: str) -> Archive:
-        """Raises `BadSample` if there is none."""
+        """An open archive. Raises `BadSample` if there is none."""
         if name not in self._archives:
             if not (self.root / name).is_file():
                 raise BadSample("missing_image", f"no archive {name!r} in {self.root}")
@@ -113,7 +115,7 @@ class Folder:
         return self._archives[name]
 
     def size(self, path: str) -> int:
-        """Bytes of the file or member, -1 if there is none with exactly that name."""
+        """Bytes of the file or member; -1 if none has exactly that name."""
         name, member = split_member(path)
         try:
             if member:
@@ -125,7 +127,7 @@ class Folder:
             return -1
 
     def _similar(self, path: str) -> str | None:
-        """The name on disk that differs from `path` in case or suffix only."""
+        """The name on disk that differs from `path` only in case or suffix."""
         pure = PurePosixPath(path)
         folder = str(pure.parent)
         if folder not in self._listings:
@@ -138,7 +140,7 @@ class Folder:
 
 
 def similar(name: str, listing: Mapping[str, str]) -> str | None:
-    """What `listing`, by name in lower case, has under that name in any case, or with another suffix of images."""
+    """The entry of `listing`, keyed by lower-case name, for `name` in any case or with another image suffix."""
     stem, dot, suffix = name.lower().rpartition(".")
     guesses = [name.lower(), *(stem + other for other in SUFFIXES if dot + suffix in SUFFIXES)]
     return next((listing[guess] for guess in guesses if guess in listing), None)
@@ -152,11 +154,11 @@ PACKED = {
     b"7z\xbc\xaf": "7-Zip",
     b"Rar!": "RAR",
 }
-"""Programs, by the first bytes of what they write."""
+"""Compression programs, by the first bytes of their output."""
 
 
 class Archive:
-    """Images in a tar or a zip, read in place and never unpacked. A suspicious member refuses the whole archive."""
+    """Images in a tar or zip, read in place and never unpacked. One suspicious member makes it refuse the archive."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -172,29 +174,31 @@ class Archive:
             start = file.read(8)
             for magic, program in PACKED.items():
                 if start.startswith(magic):
-                    raise UserError(f"{self.path}: packed by {program}; unpack it, and give the folder of its files")
+                    raise UserError(
+                        f"{self.path}: compressed with {program}; unpack it and name the folder of its files"
+                    )
             if not start:
                 raise UserError(f"{self.path}: an empty file")
             members = list(scan_members(file.fileno(), damage))
         if damage and not members:
             raise UserError(f"{self.path}: neither a tar nor a zip ({damage[0]})")
         if damage:
-            raise UserError(f"{self.path}: {damage[0]}; the archive is refused, unpack and look at it yourself")
+            raise UserError(f"{self.path}: {damage[0]}; the archive is refused; unpack and inspect it yourself")
         return {inside(name, f"{self.path} member"): (offset, size) for name, offset, size in members}
 
     @cached_property
     def _is_zip(self) -> bool:
         with self.path.open("rb") as file:
-            # `zipfile` recognises a zip by its end, which a truncated one lacks.
+            # `zipfile` recognises a zip by its end, which a truncated file lacks.
             return file.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(self.path)
 
     @cached_property
     def _entries(self) -> dict[str, zipfile.ZipInfo]:
-        """The files of a zip by their names in plain form: Windows writes backslashes, others a `./` before each."""
+        """The files of a zip by normalised name: Windows writes backslashes, other programs a leading `./`."""
         try:
             self._handle = zipfile.ZipFile(self.path)
         except (*UNPACKING, ValueError) as error:
-            raise UserError(f"{self.path}: not a whole zip ({error}); fetch it again") from error
+            raise UserError(f"{self.path}: an incomplete zip ({error}); fetch it again") from error
         return {self._checked(entry): entry for entry in self._handle.infolist() if not entry.is_dir()}
 
     def _checked(self, entry: zipfile.ZipInfo) -> str:
@@ -217,12 +221,12 @@ class Archive:
         if size > MAX_BYTES:
             raise BadSample("too_large", f"{path!r} has {size:,} bytes, more than {MAX_BYTES:,}")
         if not self._is_zip:
-            # A handle for each of a thousand tars would be too many.
+            # Not kept open: a handle for each of a thousand tars would be too many.
             with self.path.open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), size, offset), notes
         try:
             with self._handle.open(self._entries[path]) as file:
-                # The size that the archive declares is not to be trusted.
+                # The size that the archive declares cannot be trusted.
                 data = file.read(size + 1)
         except UNPACKING as error:
             raise BadSample("bad_image", f"{path!r} cannot be unpacked: {error}") from error
@@ -232,7 +236,7 @@ class Archive:
 
     @cached_property
     def _listing(self) -> dict[str, str]:
-        """The members by name in lower case; also by the file's name alone, with a slash before it."""
+        """The members by lower-case name, and by the file name alone with a leading slash."""
         files = {f"/{PurePosixPath(name).name.lower()}": name for name in self.members}
         return files | {name.lower(): name for name in self.members}
 
@@ -242,7 +246,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A folder or archive by path, and hosts for URLs: small to send to worker processes, opened where it is used."""
+    """A folder or archive by path, and hosts for URLs. Cheap to send to worker processes, which open it themselves."""
 
     path: Path
     hosts: tuple[str, ...] = ()
@@ -252,9 +256,9 @@ class ImageSource:
         return ImageSource, (self.path, self.hosts)
 
     def place(self, path: str, where: str) -> str:
-        """`path` in plain form; no image is looked at.
+        """`path` normalised, without looking at any image.
 
-        Raises UserError when it leaves the folder, lies in an archive that is refused, or is a URL that may not be fetched.
+        Raises UserError if it leaves the folder, is in a refused archive, or is a URL that may not be fetched.
         """
         if PLAIN.fullmatch(path):
             return path
@@ -266,18 +270,18 @@ class ImageSource:
         return plain
 
     def read(self, path: str) -> tuple[bytes, list[str]]:
-        """The bytes of the image and notes. Raises `BadSample`, and UserError for an archive that is refused."""
+        """The bytes of the image, and notes. Raises `BadSample`, and UserError for a refused archive."""
         return (fetch(path, self.hosts), []) if is_url(path) else self.open().read(path)
 
     def open(self) -> Folder | Archive:
-        """Raises UserError when there is neither a folder nor an archive, or the archive is refused."""
+        """The folder or archive. Raises UserError if there is neither, or the archive is refused."""
         if not self._opened:
             if self.path.is_dir():
                 self._opened.append(Folder(self.path))
             elif self.path.is_file():
                 archive = Archive(self.path)
                 self._opened.append(archive)
-                assert archive.members is not None, "listed now, so that a suspicious archive is refused at once"
+                assert archive.members is not None, "listed now, so that a suspicious archive is refused early"
             else:
                 raise UserError(f"{self.path}: no such folder, tar or zip of images")
         return self._opened[0]

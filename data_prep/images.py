@@ -1,6 +1,6 @@
-"""Images as people have them, made into what a shard holds: upright 8-bit grey or RGB in JPEG, PNG or WebP.
+"""Prepares arbitrary images for shards: upright 8-bit grey or RGB in JPEG, PNG or WebP.
 
-An image that is that already keeps its bytes. Everything else is encoded again, and a word about it is noted.
+An image that already complies keeps its bytes. Any other is re-encoded, and the reason is noted.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored. `max_side` in pixels bounds the longer side, never enlarging; `decode` checks every pixel.
+    """How images are stored. `max_side` limits the longer side in pixels and never enlarges; `decode` checks every pixel.
 
-    `form` is the format of images that are encoded again: `keep` stays lossless where the original was, and `jpg`,
-    `png` and `webp` encode every image.
+    `form` is the format of re-encoded images: `keep` stays lossless if the original was; `jpg`, `png` and `webp` re-encode
+    every image.
     """
 
     max_side: int | None = None
@@ -36,7 +36,7 @@ class Encoding:
 
 
 def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], list[str]]:
-    """The bytes to store, the size `(width, height)` they decode to, and notes on what was changed.
+    """The bytes to store, the size `(width, height)` that they decode to, and notes on the changes.
 
     Raises `BadSample` of kind `not_an_image`, `too_large` (more than `MAX_PIXELS`: a decompression bomb) or `bad_image`.
     """
@@ -85,28 +85,28 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], li
 
 
 def must_be_whole(data: bytes) -> None:
-    """Raises `BadSample` for a JPEG with pixels missing, which Pillow silently fills with grey."""
+    """Raises `BadSample` for a JPEG with missing pixels, which Pillow silently fills with grey."""
     if fault := jpeg_fault(data):
         raise BadSample("bad_image", f"the image is corrupt: {fault}")
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """The size of a JPEG or PNG whose header alone shows that it is plain; None if a closer look is needed.
+    """The size of a JPEG or PNG whose header shows that it can be stored as it is; None if Pillow must look at it.
 
-    Five times as fast as Pillow, which reads everything before the pixels; most images need no more.
+    Five times as fast as Pillow, which reads all metadata before the pixels. Sufficient for most images.
     """
     size = jpeg_size(data) if data[:2] == b"\xff\xd8" else png_size(data) if data[:4] == b"\x89PNG" else None
     return size if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8 bits, grey or in three colours, without EXIF or a colour profile but sRGB's."""
+    """Width and height of an 8-bit grey or three-colour JPEG without EXIF and without a colour profile other than sRGB."""
     precision, height, width, colours = jpeg_frame(data, past_exif=False)
     return (width, height) if precision == 8 and colours in (1, 3) else None
 
 
 def jpeg_frame(data: bytes, past_exif: bool) -> tuple[int, int, int, int]:
-    """Precision, height, width and number of colours from a JPEG's header; zeros if there is none to read."""
+    """Precision, height, width and number of colours from a JPEG's header; zeros if it cannot be read."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -122,36 +122,36 @@ def jpeg_frame(data: bytes, past_exif: bool) -> tuple[int, int, int, int]:
 
 
 def is_srgb_segment(segment: bytes) -> bool:
-    """Whether an APP2 segment of a JPEG is all of a colour profile, and that of sRGB."""
+    """Whether a JPEG's APP2 segment is a complete colour profile, namely sRGB's."""
     head = b"ICC_PROFILE\0\1\1"
     return segment.startswith(head) and is_srgb(segment[len(head) :])
 
 
 def is_grey(data: bytes) -> bool:
-    """Whether a JPEG or PNG has no colours, by its header."""
+    """Whether a JPEG or PNG is grey, according to its header."""
     if data[:2] == b"\xff\xd8":
         return jpeg_frame(data, past_exif=True)[3] == 1
     return data[:4] == b"\x89PNG" and data[25:26] in (b"\x00", b"\x04")
 
 
 def content_print(data: bytes) -> bytes:
-    """Sixteen bytes, the length and the sum of the 64-bit words of an encoded image, to tell copies from others.
+    """Sixteen bytes that identify copies of an encoded image: its length, and the sum of its 64-bit words.
 
-    A quarter of a CRC-32's time. What a sum misses, words that change places, no encoder makes by chance.
+    Takes a quarter of a CRC-32's time. A sum misses swapped words, but no encoder produces those by chance.
     """
     words = np.frombuffer(data, "<u8", len(data) // 8).sum(dtype=np.uint64)
     return struct.pack("<QQ", len(data), int(words) ^ int.from_bytes(data[-8:], "little"))
 
 
 def is_misnamed(name: str, data: bytes) -> bool:
-    """Whether the suffix of an image's name is that of another kind of image than `data` holds."""
+    """Whether the suffix of an image's name contradicts the format of `data`."""
     kinds = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp", "gif": None, "bmp": None, "tif": None}
     suffix = name.rpartition(".")[2].lower()
     return suffix in kinds and kinds[suffix] != image_suffix(data)
 
 
 def png_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a PNG of 8 bits, grey or RGB, without transparency, EXIF or animation."""
+    """Width and height of an 8-bit grey or RGB PNG without transparency, EXIF or animation."""
     if data[12:16] != b"IHDR" or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
         return None
     if any(name in data for name in (b"tRNS", b"eXIf", b"acTL", b"iCCP")):
@@ -160,9 +160,9 @@ def png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def peculiarities(image: Image.Image, data: bytes) -> list[str]:
-    """Why the image cannot be stored as it is, in words that are counted; empty for a plain one."""
+    """Why the image cannot be stored as it is, as kinds for the report; empty if it can."""
     notes = []
-    # Pillow decodes a whole PNG to look for EXIF behind its pixels.
+    # Pillow decodes a whole PNG to look for EXIF after its pixels.
     may_turn = image.format != "PNG" or b"eXIf" in data
     if may_turn and image.getexif().get(ORIENTATION) in range(2, 9):
         notes.append("exif_rotation")
@@ -191,7 +191,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """The first frame, turned upright, as 8-bit grey or RGB; transparent parts become white. Decodes every pixel."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F" or upright.mode.startswith("I"):
-        return Image.fromarray(to_eight_bits(np.asarray(upright)))  # Pillow cuts off at 255 instead of scaling
+        return Image.fromarray(to_eight_bits(np.asarray(upright)))  # Pillow clips at 255 instead of scaling
     if profile := foreign_profile(upright):
         upright = to_srgb(upright, profile)
     if upright.has_transparency_data:
@@ -202,7 +202,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def looks_whole(data: bytes) -> bool:
-    """Whether the file has its end where it should be, which a download that was cut short has not."""
+    """Whether the file ends as its format requires, which a truncated download does not."""
     suffix = image_suffix(data)
     if suffix == "jpg":
         return b"\xff\xd9" in data[-64:]

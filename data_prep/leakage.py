@@ -1,4 +1,4 @@
-"""Which samples of a split have their images, or one of them, in common with another split."""
+"""Finds samples that share all their images, or one of them, with another split."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOTES = ("", "in_two_splits", "image_in_two_splits")
-"""What a mark says of its sample."""
+"""The meaning of a sample's mark."""
 KINDS = ("", "same_images", "one_image")
 Leakage = dict[str, dict[str, dict[str, int]]]
-"""`[split][another split][kind]`: how many samples."""
+"""Number of samples, by `[split][other split][kind]`."""
 
 
 class SplitImages(NamedTuple):
-    """The images of a split's samples, `[samples]` each: numbers that stand for images, -1 for none."""
+    """The images of a split's samples, as arrays `[samples]` of numbers that identify images; -1 for none."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     complete: NDArray[np.bool_]
-    """Whether the sample has all its images; others take no part."""
+    """Whether the sample has all its images; incomplete ones are ignored."""
 
 
 def compare(
     splits: Mapping[str, SplitImages], refuse: Callable[[str, int], None]
 ) -> tuple[dict[str, NDArray[np.int8]], Leakage]:
-    """Marks each sample that shares all its images, or one, with an earlier one of `splits`, and counts both.
+    """Marks and counts the samples that share all their images, or one, with an earlier split of `splits`.
 
-    A pair turned around is the same pair. Calls `refuse(split, sample)`, which may raise, for each whose images are all
-    in `train`.
+    A pair in reverse order counts as the same pair. Calls `refuse(split, sample)`, which may raise, for each sample whose
+    images are all in `train`.
     """
     marks = {name: np.zeros(len(images.first), dtype=np.int8) for name, images in splits.items()}
     counts: Leakage = {name: defaultdict(lambda: dict.fromkeys(KINDS[1:], 0)) for name in splits}
@@ -45,7 +45,7 @@ def compare(
     owner[chosen] = split_of[chosen][place][inverse]
     train = splits.get("train")
     most = max(int(max(images.first.max(initial=-1), images.second.max(initial=-1))) for images in splits.values())
-    in_train = np.zeros(most + 2, dtype=bool)  # by image; the last place is that of -1
+    in_train = np.zeros(most + 2, dtype=bool)  # by image; the last element is for -1
     if train:
         in_train[train.first[train.complete]] = in_train[train.second[train.complete]] = True
         in_train[-1] = False
@@ -72,6 +72,6 @@ def compare(
 
 
 def _pair(images: SplitImages) -> NDArray[np.int64]:
-    """One number for the images of a sample, whichever stands first."""
+    """A number that identifies the images of a sample in either order."""
     low, high = np.minimum(images.first, images.second), np.maximum(images.first, images.second)
     return (low + 1) << 32 | (high + 1)

@@ -1,4 +1,4 @@
-"""Near-duplicates by perceptual hash, which a smaller copy, another quality or another file format hardly changes."""
+"""Near-duplicates by perceptual hash, which another size, quality or file format hardly changes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ BITS = 64
 
 
 def image_hash(data: bytes) -> int:
-    """64 bits: whether each of 8 × 8 places of the grey image is darker than the one to its right (dHash).
+    """A dHash of 64 bits: whether each of 8 × 8 cells of the grey image is darker than its right neighbour.
 
-    Raises what Pillow raises for what is no image.
+    Raises Pillow's error if `data` is not an image.
     """
     with open_image(io.BytesIO(data)) as image:
-        image.draft("L", (64, 64))  # of a JPEG an eighth is decoded
+        image.draft("L", (64, 64))  # decodes only an eighth of a JPEG
         grey = upright_rgb(image).convert("L").resize((9, 8), Image.Resampling.BOX)
     levels = np.asarray(grey, dtype=np.int16)
     return int.from_bytes(np.packbits(levels[:, 1:] > levels[:, :-1]).tobytes(), "big")
 
 
 def near_duplicates(hashes: Iterable[Sequence[int]], bits: int) -> Iterator[tuple[int, int]]:
-    """Yields `(i, j)` when number `i` is a near-duplicate of the earlier `j`: no hash differs in more than `bits` bits.
+    """Yields `(i, j)` if number `i` is a near-duplicate of the earlier `j`: no hash differs in more than `bits` bits.
 
-    Exact: of `bits + 1` pieces of a hash, one must be equal. Near-duplicates are not compared with later ones.
+    Exact: one of `bits + 1` pieces of the hashes must be equal. Near-duplicates are not compared with later items.
     """
     edges = [BITS * n // (bits + 1) for n in range(bits + 2)]
     places: dict[tuple[int, int, int], list[tuple[int, Sequence[int]]]] = defaultdict(list)

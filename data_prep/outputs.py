@@ -14,21 +14,21 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Raises UserError in place of an OSError: a full disk, a folder that cannot be made, no permission."""
+    """Turns an OSError (full disk, no permission, …) into a UserError."""
     try:
         yield
     except OSError as error:
-        # `target` means something to the user; the temporary file inside it does not.
-        advice = "make room and run the command again" if error.errno in FULL else "choose another place"
+        # The user knows `target`, not the temporary file in it.
+        advice = "free some space and run the command again" if error.errno in FULL else "choose another location"
         raise UserError(f"{target}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
 def check_output(path: Path | None, option: str) -> None:
-    """Makes the folder of the file that `option` names. Raises UserError when no file can be written there."""
+    """Creates the folder of the file that `option` names. Raises UserError if no file can be written there."""
     if path is None:
         return
     if path.is_dir():
-        raise UserError(f"{path}: is a folder ({option}); name a file in it")
+        raise UserError(f"{path}: is a folder ({option}); name a file")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()
@@ -39,6 +39,6 @@ def check_output(path: Path | None, option: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole text file. Raises UserError."""
+    """Writes a text file. Raises UserError."""
     with writing(path):
         path.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Decides, before any image is opened, which rows become which samples of which split.
+"""Plans a conversion: decides which rows become which samples of which split before opening any image.
 
 All rows are read once, in this process, and then kept on disk (`data_prep.spool`). A row of CSV, JSONL or Parquet costs
-about 2 µs and 300 bytes of memory, a row of another reader about 30 µs; no image is looked at. Tasks that share the work
-share the plan: the first makes it, and the others map it into memory and read their own rows.
+about 2 µs and 300 bytes of memory, a row of another reader about 30 µs. Tasks that share the work share the plan: the
+first makes it, and the others map it into memory and read their own rows.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The samples of one split. Small to send to worker processes; `plan[i]` reads sample `i`."""
+    """The samples of one split. Cheap to send to worker processes; `plan[i]` reads sample `i`."""
 
     spool: Spool
     name: str
     count: int
     inputs: str
-    """Digest of the rows and decisions that its samples follow from."""
+    """Digest of the rows and decisions behind its samples."""
     leakage: dict[str, dict[str, int]]
-    """By the name of another split: how many samples have all images in common with it, or one."""
+    """Number of samples that share all their images, or one, with another split, by its name."""
     ids: dict[int, str] = field(repr=False)
-    """By sample, if the id made of its paths is already another's."""
+    """The ids of samples whose default ids are already taken."""
 
     @classmethod
     def saved(cls, spool: Spool, name: str, planned: PlannedSplit) -> SplitPlan:
-        """Writes the arrays of a split beside the rows."""
+        """Writes the arrays of a split next to the rows."""
         hashed = hashlib.sha256()
         for key in ("rows", "merged", "marks"):
             array = getattr(planned, key)
             np.save(spool.folder / f"{name}.{key}.npy", array)
-            if key != "rows":  # numbers of rows change with the rows of other splits
+            if key != "rows":  # row numbers depend on the rows of other splits
                 hashed.update(array.tobytes())
         inputs = digest([planned.inputs, hashed.hexdigest(), sorted(planned.ids.items()), planned.leakage])
         return cls(spool, name, len(planned.rows), inputs, planned.leakage, planned.ids)
 
     def digest(self, *options: str) -> str:
-        """Identifies its samples, made with these options."""
+        """Identifies the samples as made with these options."""
         return digest([self.inputs, *options])
 
     def __getitem__(self, i: int) -> tuple[Row, list[str]]:
-        """The row of sample `i`, with the captions of the rows that repeat it, and its notes."""
+        """The row of sample `i`, with the captions of rows that repeat it, and its notes."""
         row = self.spool[int(self._arrays["rows"][i])]
         begin, end = np.searchsorted(self._arrays["merged"][:, 0], (i, i + 1))
         again = [self.spool[int(number)].captions for number in self._arrays["merged"][begin:end, 1]]
@@ -91,13 +91,13 @@ class SplitPlan:
 
     @classmethod
     def of(cls, spool: Spool, fields: dict[str, Any]) -> SplitPlan:
-        """What `fields` wrote."""
+        """The plan from the result of `fields`."""
         return cls(spool, **{**fields, "ids": {int(i): id for i, id in fields["ids"].items()}})
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """The splits by name, `train` first. Tasks that share the work have made a `shared` one."""
+    """The splits by name, `train` first. The tasks of a share use a `shared` plan."""
 
     splits: dict[str, SplitPlan]
     shared: bool = False
@@ -107,15 +107,15 @@ class ConversionPlan:
 def planned(
     reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, out: Path, share: Share | None
 ) -> Iterator[ConversionPlan]:
-    """The plan, with its files in `out/.tmp-rows` for as long as it is used.
+    """The plan, with its files in `out/.tmp-rows` while it is in use.
 
-    The first task of a `share` leaves it to the others; a call without a share uses it, then removes it.
-    Raises UserError for rows that cannot be read, and when a process that is not such a task works in `out`.
+    The first task of a `share` leaves it for the others; a call without a share uses it, then removes it. Raises UserError
+    if rows cannot be read, or if a process that is not such a task is working in `out`.
     """
     folder = out / ".tmp-rows"
     key = digest([VERSION, reader.name, _state(inputs), dataclasses.asdict(choices), str(out.resolve())])
     done = folder / f"plan-{key[:16]}.json"
-    waiting = f"{reader.name}: another task reads the rows; waiting for its plan" if share else ""
+    waiting = f"{reader.name}: another task is reading the rows; waiting for its plan" if share else ""
     with locked(folder, lambda: share is not None and done.exists(), waiting) as lock:
         try:
             if done.exists():
@@ -149,7 +149,7 @@ def _loaded(path: Path) -> ConversionPlan:
 
 
 def _state(inputs: Inputs) -> list[object]:
-    """Identifies these inputs by the sizes and times of the annotation files."""
+    """Identifies these inputs by the sizes and modification times of the annotation files."""
     base = inputs.annotations or inputs.images
     files = [base, *sorted(base.iterdir())] if base is not None and base.is_dir() and inputs.annotations else [base]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file and file.exists()]

@@ -1,4 +1,4 @@
-"""Makes a plan of all rows of a data set: reads them once, gives ids, merges repeated rows, compares splits."""
+"""Plans all rows of a data set: reads them once, assigns ids, merges repeated rows, compares splits."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.int64]
 AT_ONCE = 64
-"""How many rows of a row-by-row reader are written together; they may hold images."""
+"""Number of rows of a row-by-row reader that are written together; they may hold images."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user decides about splits: see `convert`."""
+    """The user's choices about splits; see `convert`."""
 
     splits: Sequence[str] = ()
     hold_out: float = 0.0
@@ -51,23 +51,23 @@ class PlannedSplit:
     """The samples of one split."""
 
     rows: Numbers
-    """The number of each sample's row."""
+    """The row number of each sample."""
     merged: Numbers
-    """`[repeated rows, 2]`: a sample, and the number of a row whose captions it also has; sorted."""
+    """`[repeated rows, 2]`: a sample, and the number of a row whose captions it also gets; sorted."""
     marks: NDArray[np.int8]
-    """What each shares with another split (`data_prep.leakage`)."""
+    """A mark per sample for images shared with another split (`data_prep.leakage`)."""
     ids: dict[int, str]
-    """By sample, if the id made of its paths is already another's."""
+    """The ids of samples whose default ids are already taken."""
     inputs: str
     """Digest of the rows."""
     leakage: dict[str, dict[str, int]]
-    """By the name of another split: how many samples have all images in common with it, or one."""
+    """Number of samples that share all their images, or one, with another split, by its name."""
 
 
 def plan_rows(
     reader: Reader, inputs: Inputs, image_source: ImageSource, choices: Choices, folder: Path
 ) -> tuple[tuple[Spooled, ...], dict[str, PlannedSplit]]:
-    """Reads all rows into `folder` and decides which are samples of which split, `train` first. Raises UserError."""
+    """Reads all rows into `folder` and assigns them to samples and splits, `train` first. Raises UserError."""
     hide_pandas()
     read = _Reading(reader, inputs, image_source, choices, folder)
     facts = read.everything()
@@ -183,7 +183,7 @@ class _Reading:
 
 
 def _content(column: pa.Array) -> tuple[Any, ...]:
-    """Buffers that identify the values of a column."""
+    """Buffers that identify a column's values."""
     import pyarrow as pa
 
     if pa.types.is_string(column.type) and not column.null_count:
@@ -193,7 +193,7 @@ def _content(column: pa.Array) -> tuple[Any, ...]:
 
 
 class _Numbered:
-    """The facts of all rows as numbers."""
+    """The facts of all rows, as numbers."""
 
     def __init__(self, facts: pa.Table, row: Callable[[int], Row]) -> None:
         import pyarrow.compute as pc
@@ -206,17 +206,17 @@ class _Numbered:
         self.complete = _array(pc.and_(first.fill_null(False), second.fill_null(True)))
         """Whether each row has all its images."""
         self.ids: dict[int, str] = {}
-        """By row, if the id made of its paths is already another's."""
+        """The ids of rows whose default ids are already taken."""
 
     @cached_property
     def image_codes(self) -> tuple[Numbers, Numbers]:
-        """A number for the first and the second image of each row, -1 for none. Asked for only where rows are compared."""
+        """Numbers that identify the first and second image of each row, -1 for none. Computed only to compare rows."""
         found = codes(self._images)
         return found[: len(self.facts)], found[len(self.facts) :]
 
     @cached_property
     def images(self) -> Numbers:
-        """One number for all images of each row."""
+        """A number that identifies all images of each row."""
         first, second = self.image_codes
         return (first + 1) << 32 | (second + 1)
 
@@ -241,7 +241,7 @@ class _Numbered:
         return _array(self.facts[name])
 
     def give_ids(self) -> None:
-        """Makes the ids of pairs unique within a split. Raises UserError if the table's own ids are not."""
+        """Makes ids unique within a split. Raises UserError if the table's own ids are not."""
         if self.are_unique:
             return
         has_id = self.flags("has_id")
@@ -269,12 +269,12 @@ class _Numbered:
 
     @cached_property
     def id(self) -> Numbers:
-        """A number for the split and id of each row."""
+        """A number that identifies the split and id of each row."""
         return codes(self._ids) * len(self.names) + self.split
 
     @cached_property
     def are_unique(self) -> bool:
-        """Whether no two rows of a split have the same id in the facts."""
+        """Whether the facts have unique ids in each split."""
         are_made = self.facts["id"].null_count == len(self.facts)
         if are_made and have_different_ids(self.facts["second"], self.facts["first"]):
             return True
@@ -327,11 +327,11 @@ def _array(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _hold_out(of_split: dict[str, Numbers], digests: dict[str, str], rows: _Numbered, choices: Choices) -> None:
-    """Moves a part of `train` to `test`; pairs that belong together stay together."""
+    """Moves a fraction of `train` to `test`, keeping pairs that belong together in one split."""
     train = of_split.get("train", np.zeros(0, dtype=np.int64))
     groups: Sequence[str | bytes] = rows.facts["group"].take(train).to_pylist() if choices.hold_out_by else []
     if choices.hold_out_by and not any(groups):
-        raise UserError(f"--hold-out-by {choices.hold_out_by}: no row of the split train has such a column")
+        raise UserError(f"--hold-out-by {choices.hold_out_by}: no row of the split train has this column")
     if not groups:
         prints = [key_fingerprint(key) for key in rows.image_keys()]
         first, second = rows.image_codes
@@ -344,8 +344,8 @@ def _hold_out(of_split: dict[str, Numbers], digests: dict[str, str], rows: _Numb
     moved = held_out(groups, choices.hold_out)
     if len(train) and not moved:
         raise UserError(
-            f"--hold-out {choices.hold_out:g}: all pairs are connected by the images they share; say with "
-            "--hold-out-by COLUMN what belongs together, or give the table a column split"
+            f"--hold-out {choices.hold_out:g}: all pairs are connected by shared images; group them with "
+            "--hold-out-by COLUMN, or add a column split to the table"
         )
     is_moved = np.isin(np.arange(len(train)), sorted(moved))
     test = np.concatenate([of_split.get("test", train[:0]), train[is_moved]])
@@ -358,6 +358,6 @@ def _hold_out(of_split: dict[str, Numbers], digests: dict[str, str], rows: _Numb
 def _leak(row: Row, name: str) -> UserError:
     shown = [value if isinstance(value, str) else f"{len(value)} bytes" for value in row.images.values()]
     return UserError(
-        f"{row.where}: the same image{'s' * (len(shown) > 1)} ({', '.join(shown)}) are in the splits train and "
+        f"{row.where}: the same image{'s' * (len(shown) > 1)} ({', '.join(shown)}) in the splits train and "
         f"{name}; fix the rows or add --allow-leakage"
     )

@@ -1,4 +1,4 @@
-"""Chunks made by several processes of this machine."""
+"""Makes chunks in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onediff.progress import progress as progress_of
 def run_chunks(
     state: Chunks, todo: dict[int, list[int]], count: int, processes: int, title: str, progress: bool
 ) -> None:
-    """Runs the chunks of `todo` in this process and `processes - 1` others."""
+    """Makes the chunks `todo` in this process and `processes - 1` others."""
     already = count - sum(len(indices) for indices in todo.values())
     others = min(processes, len(todo)) - 1
     with progress_of(count, title, "samples", initial=already, shown=progress) as bar:
@@ -49,7 +49,7 @@ def run_chunks(
                 job.add_done_callback(
                     lambda job: failed.append(job) if not job.cancelled() and job.exception() else None
                 )
-            # While the workers start, this process begins at the far end of the list.
+            # While the workers start, this process works from the end of the list.
             for place, n in reversed(list(enumerate(todo))):
                 if claimed_chunk(taken, place):
                     state.write(n, todo[n], done)
@@ -58,8 +58,8 @@ def run_chunks(
                 look()
         except BrokenProcessPool as error:
             raise UserError(
-                f"{state.work}: a worker process was killed (out of memory?); run the command again to go on, "
-                "with fewer --processes"
+                f"{state.work}: a worker process was killed (out of memory?); run the command again to "
+                "continue, with fewer --processes"
             ) from error
         finally:
             stop.set()
@@ -84,7 +84,7 @@ worker: tuple[Chunks, Any, Any, Any]
 
 
 def claimed_chunk(taken: Any, place: int) -> bool:
-    """Whether this process is the first to claim the chunk at that place of the list.
+    """Whether this process is the first to claim the chunk at that position in the list.
 
     Cancelling its future instead would break Python 3.11's pool when a worker dies.
     """

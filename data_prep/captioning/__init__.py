@@ -1,1 +1,1 @@
-"""Difference captions written by a language model from what is known in words: an edit, or two images' captions."""
+"""Difference captions that a language model writes from texts: an edit instruction, or the captions of both images."""

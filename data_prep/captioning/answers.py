@@ -1,4 +1,4 @@
-"""Which answers of a language model may become captions."""
+"""Decides which answers of a language model may become captions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ GIVEAWAY = re.compile(r"\b(captions?|prompts?|instructions?|descriptions?|langua
 
 
 def clean(answer: str) -> str:
-    """One line, without the quotation marks that models like to put around it."""
+    """The answer on one line, without the quotation marks that models often put around it."""
     line = " ".join(answer.split())
     return line[1:-1].strip() if len(line) > 1 and line[0] + line[-1] in ('""', "''", "“”") else line
 
 
 def fault_of(answer: str) -> str | None:
-    """Why a cleaned answer cannot be a caption, as a word that is counted; None for a good one."""
+    """The kind of fault that disqualifies a cleaned answer as a caption; None for a good one."""
     words = len(answer.split())
     if not words:
         return "empty"

@@ -1,4 +1,4 @@
-"""From rows to a table with captions: one question a row, answers checked, the good and the rejected kept apart."""
+"""Writes a table of captions for rows: one question per row; good and rejected answers go to separate files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def caption_rows(rows: Sequence[Row], prompt: str, asker: Asker, out: Path) -> C
 
 
 def read_prompt(name: str) -> str:
-    """A prompt of ours by name, or a file. Raises UserError."""
+    """A built-in prompt by name, or a file. Raises UserError."""
     ours = {path.stem: path for path in PROMPTS.glob("*.txt")}
     path = ours.get(name, Path(name))
     if not path.is_file():
@@ -43,7 +43,7 @@ def read_prompt(name: str) -> str:
 
 
 def question_of(prompt: str, row: Row) -> str:
-    """The prompt with the words of a row. Raises UserError for a word that the row does not have."""
+    """The prompt filled with a row's texts. Raises UserError for a text that the row does not have."""
     words = {"caption": " ".join(row.captions), **row.meta}
     try:
         return prompt.format_map(words)
@@ -73,7 +73,7 @@ def write_tables(out: Path, rows: Sequence[Row], questions: Sequence[str], answe
 
 @contextmanager
 def aside(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name when it is whole."""
+    """A text file that gets its name once it is complete."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with temporary.open("w", encoding="utf-8") as file:

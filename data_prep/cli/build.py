@@ -1,7 +1,7 @@
-"""Build a collection of data sets, such as DiffCap, from the raw files that are there; run it again when there are more.
+"""Build a collection of data sets, such as DiffCap, from the raw files at hand; rerun it after adding more.
 
-Prints a table: what is published beside what is there, and the lines for a run's configuration. The exit code is 1 if a
-part is missing.
+Prints a table of published and actual counts, and the lines for a run's configuration. The exit code is 1 if a part is
+missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Imported here, so that a launcher can check a command line on a login node at once.
+    # Imported here so that a launcher can check a command line on a login node quickly.
     from data_prep.build import build, show_collection
     from onediff.config.collection import Collection
     from onediff.config.compose import find

@@ -1,9 +1,9 @@
 """Have a language model write difference captions from texts about the pairs, at any OpenAI-compatible endpoint.
 
-The pairs come from a reader, as in 'onediff data convert'; the prompt may use {edit}, {caption_before}, {caption_after},
-{caption} and every other word that the reader keeps. The outcome is a table for 'onediff data convert generic'. Answers
-are kept in OUT.answers.jsonl: a second run costs nothing, and an interrupted one resumes. Answers that cannot be captions
-(refusals, too long, talk of captions) are counted and kept apart in OUT.rejected.jsonl.
+The pairs come from a reader, as in 'onediff data convert'. The prompt may use {edit}, {caption_before}, {caption_after},
+{caption} and any other text field that the reader keeps. The result is a table for 'onediff data convert generic'. Answers
+are cached in OUT.answers.jsonl: a second run costs nothing, and an interrupted one resumes. Answers that cannot be captions
+(refusals, answers that are too long or talk about captions) are counted and written to OUT.rejected.jsonl.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="FILE.jsonl", help="the table to write")
     add("--model", required=True, help="name of the model at the endpoint")
     add("--base-url", metavar="URL", help="endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
-    add("--prompt", default="edit", metavar="NAME|FILE", help="'edit', 'pair', or a file of yours (default: edit)")
-    add("--concurrency", type=int, default=8, metavar="N", help="requests at once (default: 8)")
-    add("--per-minute", type=float, metavar="N", help="most requests a minute (default: no bound)")
-    add("--attempts", type=int, default=8, metavar="N", help="attempts a question (default: 8)")
-    add("--timeout", type=float, default=60, metavar="SECONDS", help="of one request (default: 60)")
-    add("--price-in", type=float, default=0.0, metavar="X", help="price of a million prompt tokens")
-    add("--price-out", type=float, default=0.0, metavar="X", help="price of a million answer tokens")
+    add("--prompt", default="edit", metavar="NAME|FILE", help="'edit', 'pair', or your own file (default: edit)")
+    add("--concurrency", type=int, default=8, metavar="N", help="concurrent requests (default: 8)")
+    add("--per-minute", type=float, metavar="N", help="maximum requests per minute (default: no limit)")
+    add("--attempts", type=int, default=8, metavar="N", help="attempts per question (default: 8)")
+    add("--timeout", type=float, default=60, metavar="SECONDS", help="timeout of a request (default: 60)")
+    add("--price-in", type=float, default=0.0, metavar="X", help="price per million prompt tokens")
+    add("--price-out", type=float, default=0.0, metavar="X", help="price per million answer tokens")
 
 
 def run(args: argparse.Namespace) -> int:

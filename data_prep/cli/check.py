@@ -1,6 +1,6 @@
 """Verify a data set: checksums, indexes, records, captions, images, repeated samples, leakage between splits.
 
-Every fault is named by shard and key. The exit code is 1 if there are faults, else 0; remarks do not count.
+Every finding names the shard and the key. The exit code is 1 if there are faults, else 0; remarks do not count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onediff.cli.output import add_json, with_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a data set, or the folder of its splits, on disk or at a URL")
+    parser.add_argument("folder", metavar="DIR", help="a data set, on disk or at a URL")
     parser.add_argument("--no-pixels", action="store_true", help="read only the headers of images (much faster)")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="findings to print (default: 50)")
     add_workers(parser)
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def checked(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Prints the findings; returns the exit code and the JSON of all of them."""
+    """Prints the findings; returns the exit code and all findings for JSON."""
     outcome = check_data_sets(data_sets(args.folder), args.processes, not args.no_pixels)
     for finding in outcome.findings[: args.limit]:
         print(finding)

@@ -1,9 +1,9 @@
-"""Make pairs from photographs and cut-outs: one known change each, exactly described, with masks and boxes.
+"""Make pairs from photographs and cut-outs: each has one known change, an exact description, masks and boxes.
 
-With --singles instead of --pairs, single images whose captions name every object at its place.
+With --singles instead of --pairs, makes single images whose captions name every object and its place.
 
-Backgrounds are photographs and videos, cut-outs are named images with transparency; without either, those of
-scikit-image and rendered solids are used. Writes the data set DIR/<split>/ for each split; splits share no background.
+Backgrounds are photographs and videos; cut-outs are named images with transparency. By default, scikit-image's photographs
+and rendered solids are used. Writes DIR/<split>/ for each split; splits share no background.
 With the Debian packages opencv-doc and tuxpaint-stamps-default:
 
   onediff data compose --backgrounds /usr/share/doc/opencv-doc/examples/data \\
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the data set goes")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the data set")
     made = parser.add_mutually_exclusive_group(required=True)
-    made.add_argument("--pairs", type=int, metavar="N", help="how many pairs, over all splits")
-    made.add_argument("--singles", type=int, metavar="N", help="make single images instead, this many over all splits")
+    made.add_argument("--pairs", type=int, metavar="N", help="total number of pairs")
+    made.add_argument("--singles", type=int, metavar="N", help="make single images instead; their total number")
     parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--cutouts", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--licence", default="", help="licence of the result, for the manifest")
@@ -36,17 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 256)")
     parser.add_argument("--recipe", type=Path, metavar="YAML", help="objects, changes, blending, distractors, wording")
-    parser.add_argument("--jpeg", type=int, default=92, metavar="QUALITY", help="0 for PNG (default: %(default)s)")
+    parser.add_argument(
+        "--jpeg", type=int, default=92, metavar="QUALITY", help="JPEG quality; 0 for PNG (default: %(default)s)"
+    )
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image (with --pairs)"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace data written with other options")
     add_share(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    # Imported here, so that a launcher can check a command line on a login node at once.
+    # Imported here so that a launcher can check a command line on a login node quickly.
     from data_prep.compose.config import ComposeConfig
     from data_prep.compose.library import Library, deal, find_backgrounds, find_cutouts
     from data_prep.compose.pair import compose_pair
@@ -64,11 +66,11 @@ def run(args: argparse.Namespace) -> None:
     maker = ComposedPairs if args.pairs is not None else ComposedSingles
     flag, number = ("--pairs", args.pairs) if args.pairs is not None else ("--singles", args.singles)
     if number <= 0:
-        raise UserError(f"{flag} {number}: must be above zero")
+        raise UserError(f"{flag} {number}: must be at least 1")
     if args.sheet and args.pairs is None:
-        raise UserError("--sheet shows pairs; look at single images with 'onediff data show'")
+        raise UserError("--sheet shows pairs only; view single images with 'onediff data show'")
     if not 0 <= args.jpeg <= 100:
-        raise UserError(f"--jpeg {args.jpeg}: a quality lies between 1 and 100; 0 writes PNG")
+        raise UserError(f"--jpeg {args.jpeg}: must be from 1 to 100, or 0 for PNG")
     counts = split_counts(args.split_sizes, number)
     backgrounds, cutouts = find_backgrounds(args.backgrounds), find_cutouts(args.cutouts)
     print(f"backgrounds: {len(backgrounds.backgrounds):,}{_aside(backgrounds)}")
@@ -96,6 +98,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _aside(found: SearchResult) -> str:
-    """What was not used, and why."""
+    """The files that were not used, and why."""
     left = [f"{number:,} {reason}" for reason, number in sorted(found.aside.items()) if number]
     return f" (left aside: {', '.join(left)})" if left else ""

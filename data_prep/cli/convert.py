@@ -1,9 +1,9 @@
 """Convert a data set in its own layout, or your own table of pairs, to shards: DIR/<split>/ with a manifest.
 
-A row that cannot be used (no caption, a missing or corrupt image) is skipped, counted by reason and named in the final
-table; with --strict it stops the conversion instead; more of them than --max-skipped make it fail. A table that cannot be
-read, a path outside the image folder, and a pair of your own table that is in train and in another split always
-stop it. Run the same command again to resume after an interruption.
+Unusable rows (no caption, a missing or corrupt image) are skipped, counted by reason and named in the final table. With
+--strict, the first one stops the conversion; more than --max-skipped make it fail. A table that cannot be read, a path
+outside the image folder, and a pair of your own table that is both in train and in another split always stop it. Run the
+same command again to resume after an interruption.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onediff.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", help=f"the data set: {', '.join(BUILT_IN)}, or one that an installed package adds")
-    add("path", nargs="?", type=Path, help="the same as --annotations; for hf also a data set of the hub, OWNER/NAME")
+    add("path", nargs="?", type=Path, help="same as --annotations; for hf also a data set on the hub, OWNER/NAME")
     add(
         "--annotations",
         "--table",
@@ -34,22 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="annotation file, folder or table",
     )
-    add("--images", type=Path, metavar="PATH", help="folder, tar or zip of images (generic: default beside the table)")
-    add("--out", type=Path, metavar="DIR", help="where the splits go, each into a folder of its own")
-    add("--layout", action="store_true", help="say which files the data set's reader expects, and stop")
+    add(
+        "--images",
+        type=Path,
+        metavar="PATH",
+        help="folder, tar or zip of images (generic: default is the table's folder)",
+    )
+    add("--out", type=Path, metavar="DIR", help="folder for the splits, one subfolder each")
+    add("--layout", action="store_true", help="print which files the data set's reader expects, and exit")
     add("--splits", "--split", type=lambda text: text.split(","), default=[], metavar="A,B", help="only these splits")
     add(
         "--columns",
         default="",
         metavar="MEANING=COLUMN,…",
-        help="names of a table's columns, such as before=left_image; id= where no column has that meaning",
+        help="names of a table's columns, such as before=left_image; id= means that no column is the id",
     )
     add(
         "--fetch",
         type=lambda text: tuple(text.lower().split(",")),
         default=(),
         metavar="HOST,…",
-        help="fetch images named by URL from these hosts (any: from all with public addresses)",
+        help="fetch images from URLs on these hosts (any: all hosts with public addresses)",
     )
     add("--dataset-name", metavar="NAME", help="name in the manifest and of the shards (default: the reader's)")
     add("--licence", metavar="TEXT", help="licence in the manifest (default: the reader's)")
@@ -59,33 +64,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="FRACTION",
-        help="move this part of the training pairs to test, never one of two that share an image",
+        help="move this fraction of the training pairs to test, keeping pairs that share an image together",
     )
     add("--hold-out-by", metavar="COLUMN", help="with --hold-out: rows with the same value in COLUMN stay together")
-    add("--allow-leakage", action="store_true", help="accept pairs that are in train and in another split")
+    add("--allow-leakage", action="store_true", help="accept pairs that are both in train and in another split")
     add_writing(parser)
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
-    """How unusable rows are treated, and how images and shards are stored."""
+    """Adds the options for unusable rows, images and shards."""
     add = parser.add_argument
-    add("--strict", action="store_true", help="stop at the first row that cannot be used")
+    add("--strict", action="store_true", help="stop at the first unusable row")
     add(
         "--max-skipped",
         type=max_skipped,
         default=MaxSkipped(),
         metavar="SHARE",
-        help="fail when more rows than this cannot be used, such as 1%% or 200 (default: 10%%, and always 10 rows)",
+        help="fail if more rows than this are unusable, such as 1%% or 200 (default: 10%%, but at least 10 rows)",
     )
-    add("--max-side", type=int, metavar="PIXELS", help="shrink larger images to this longer side")
-    add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="encode all images (default: keep)")
-    add("--quality", type=int, default=95, help="of encoded JPEG and WebP (default: 95)")
-    add("--decode", action="store_true", help="decode every image to find damage (slower; 'data check' does it too)")
-    add("--shard-samples", type=int, default=1000, metavar="N", help="most samples in a shard (default: 1000)")
-    add("--shard-mb", type=int, default=1024, metavar="N", help="most megabytes in a shard (default: 1024)")
-    add("--seed", type=int, default=0, help="of the order of samples (default: 0)")
+    add("--max-side", type=int, metavar="PIXELS", help="shrink images whose longer side exceeds this")
+    add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="re-encode all images (default: keep)")
+    add("--quality", type=int, default=95, metavar="N", help="quality of encoded JPEG and WebP (default: 95)")
+    add("--decode", action="store_true", help="decode every image to find damage (slower; 'data check' also does it)")
+    add("--shard-samples", type=int, default=1000, metavar="N", help="maximum samples per shard (default: 1000)")
+    add("--shard-mb", type=int, default=1024, metavar="N", help="maximum megabytes per shard (default: 1024)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the order of samples (default: 0)")
     add_workers(parser)
-    add("--overwrite", action="store_true", help="replace a split that is already there")
+    add("--overwrite", action="store_true", help="replace existing splits")
     add_json(parser, "the final table", file="--report")
     add_share(parser)
 
@@ -99,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def converted(args: argparse.Namespace) -> tuple[int, list[dict[str, Any]]]:
-    """Prints the final table, or the layout; returns the JSON of each split."""
-    # Imported here, so that a launcher can check a command line on a login node at once.
+    """Prints the final table, or the layout; returns the results of each split for JSON."""
+    # Imported here so that a launcher can check a command line on a login node quickly.
     from data_prep.convert import convert
     from data_prep.images import Encoding
     from data_prep.plan import Choices
@@ -111,14 +116,14 @@ def converted(args: argparse.Namespace) -> tuple[int, list[dict[str, Any]]]:
         print(f"{chosen.name}: {chosen.summary}\n  {chosen.layout}\n  from {chosen.source or 'you'}")
         return 0, []
     if args.out is None:
-        raise UserError("--out: say where the shards go")
+        raise UserError("--out: name the folder for the shards")
     args.annotations = args.annotations or args.path
     if args.name == "hf" and args.annotations and not is_here(args.annotations):
         from data_prep.readers.hf import fetched
 
         args.annotations = fetched(str(args.annotations))
     if args.annotations is None and args.images is None:
-        raise UserError(f"--annotations or --images: say where the data set is; {chosen.name} expects {chosen.layout}")
+        raise UserError(f"--annotations or --images: name the data set's files; {chosen.name} expects {chosen.layout}")
     check_paths(args)
     table = args.annotations
     images = args.images or (table if table.is_dir() else table.parent)
@@ -155,20 +160,20 @@ def check_paths(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
     if not 0 <= args.hold_out < 1:
-        raise UserError(f"--hold-out {args.hold_out}: must be a fraction below 1")
+        raise UserError(f"--hold-out {args.hold_out}: must be a fraction between 0 and 1")
     if args.hold_out_by and not args.hold_out:
-        raise UserError("--hold-out-by: say how much with --hold-out FRACTION")
+        raise UserError("--hold-out-by: also set --hold-out FRACTION")
     if args.dataset_name and not args.dataset_name.replace("-", "").replace("_", "").isalnum():
-        raise UserError(f"--dataset-name {args.dataset_name!r}: letters, digits, - and _ only")
+        raise UserError(f"--dataset-name {args.dataset_name!r}: use letters, digits, - and _ only")
 
 
 def is_here(path: Path) -> bool:
-    """Whether a path, or a pattern such as `data/train-*.parquet`, is something on this machine."""
+    """Whether a path, or a pattern such as `data/train-*.parquet`, exists on this machine."""
     return path.exists() or any(path.parent.glob(path.name))
 
 
 def columns_of(text: str) -> dict[str, str]:
-    """`before=left,id=` as a mapping, in which nothing means that there is no such column. Raises UserError."""
+    """Parses `before=left,id=` into a mapping; an empty name means that there is no such column. Raises UserError."""
     columns = {}
     for part in filter(None, text.split(",")):
         meaning, sign, column = part.partition("=")

@@ -1,4 +1,4 @@
-"""What the commands that make data sets from others have in common: `merge`, `subset`, `filter`, `reshard`, `split`."""
+"""Options and output shared by the commands that make data sets from others: merge, subset, filter, reshard, split."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from onediff.data.manifest import Manifest
 
 
 def add_output(parser: argparse.ArgumentParser, many: bool = False) -> None:
-    """The data sets that are read, and how the new one is written."""
+    """Adds the options for the input data sets and for writing the new one."""
     parser.add_argument(
         "folder", nargs="+" if many else None, metavar="DIR", help="a data set, or the folder of its splits"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the splits go")
-    parser.add_argument("--dataset-name", default="", metavar="NAME", help="its new name (default: the old one)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the splits")
     parser.add_argument(
-        "--shard-samples", type=int, default=1000, metavar="N", help="most samples in a shard (default: 1000)"
+        "--dataset-name", default="", metavar="NAME", help="name of the new data set (default: the old one's)"
     )
     parser.add_argument(
-        "--shard-mb", type=int, default=1024, metavar="N", help="most megabytes in a shard (default: 1024)"
+        "--shard-samples", type=int, default=1000, metavar="N", help="maximum samples per shard (default: 1000)"
+    )
+    parser.add_argument(
+        "--shard-mb", type=int, default=1024, metavar="N", help="maximum megabytes per shard (default: 1024)"
     )
     add_workers(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace a split that is already there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing splits")
 
 
 def output(args: argparse.Namespace) -> dict[str, Any]:
-    """What `Source.write` takes."""
+    """The options for `ShardPool.write`."""
     return {
         "name": args.dataset_name,
         "shard_samples": args.shard_samples,
@@ -45,12 +47,12 @@ def output(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def manifests_in(folders: Sequence[str]) -> list[Manifest]:
-    """The splits of all these data sets. Raises UserError."""
+    """The manifests of all splits of these data sets. Raises UserError."""
     return [manifest for folder in folders for manifest in data_sets(folder)]
 
 
 def by_split(samples: Sequence[SampleFacts]) -> dict[str, list[SampleFacts]]:
-    """In the order in which the splits first appear."""
+    """The samples of each split, in the order in which splits first appear."""
     found: dict[str, list[SampleFacts]] = {}
     for known in samples:
         found.setdefault(known.split, []).append(known)

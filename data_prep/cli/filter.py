@@ -1,11 +1,11 @@
-"""Remove samples by a condition on their columns, and near-duplicates of earlier ones.
+"""Remove samples that fail a condition, and near-duplicates of earlier samples.
 
-onediff data filter data/mine --where "change_type == 'add' and width >= 256" --out data/added
-onediff data filter data/mine --near-duplicates 4 --out data/different
-onediff data filter data/mine --near 0.97 --model facebook/dinov2-small --out data/different
+  onediff data filter data/mine --where "change_type == 'add' and width >= 256" --out data/added
+  onediff data filter data/mine --near-duplicates 4 --out data/different
+  onediff data filter data/mine --near 0.97 --model facebook/dinov2-small --out data/different
 
-Columns are the record's fields, those of its meta, caption, words (of the first caption), captions (how many), width and
-height (of the first image). What each filter removes is counted, and listed in OUT/removed.jsonl.
+Columns are the fields of the record and of its meta, caption, words (in the first caption), captions (their number), width
+and height (of the first image). Removed samples are counted per filter and listed in OUT/removed.jsonl.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from onediff.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
-    parser.add_argument("--where", metavar="CONDITION", help="keep the samples of which this is true")
+    parser.add_argument("--where", metavar="CONDITION", help="keep the samples for which this is true")
     parser.add_argument(
         "--near-duplicates",
         type=int,
         metavar="BITS",
-        help="leave out samples whose images' 64-bit perceptual hashes are within that many bits of an earlier one's; 4 is "
-        "the same image in another size or quality; the samples of evaluation splits come first",
+        help="leave out samples whose images' 64-bit perceptual hashes differ by at most BITS from an earlier sample's; "
+        "4 finds the same image in another size or quality; samples of evaluation splits take precedence",
     )
     parser.add_argument(
         "--near",
         type=float,
         metavar="COSINE",
-        help="the same by embeddings of --model: leave out samples whose images all have at least this similarity to an "
-        "earlier one's; what is near enough depends on the model",
+        help="leave out samples whose images all have at least this cosine similarity, by embeddings of --model, to an "
+        "earlier sample's; a good threshold depends on the model",
     )
     parser.add_argument("--model", help="a Hugging Face vision model for --near, by name or folder")
 
 
 def run(args: argparse.Namespace) -> None:
     if args.where is None and args.near_duplicates is None and args.near is None:
-        raise UserError("--where, --near-duplicates, --near: say what to leave out")
+        raise UserError("give at least one of --where, --near-duplicates and --near")
     if (args.near is None) != (args.model is None):
         raise UserError("--near COSINE and --model NAME belong together")
     if args.near is not None and not -1 <= args.near <= 1:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluation_first(samples: Sequence[SampleFacts]) -> list[SampleFacts]:
-    """Evaluation splits first, so that samples that training shares with one leave training."""
+    """Puts evaluation splits first, so that shared samples are removed from training."""
     return sorted(samples, key=lambda known: known.split == "train")
 
 

@@ -1,6 +1,6 @@
-"""Write the indexes and the manifest of a folder of tars, such as shards written by another tool.
+"""Write indexes and a manifest for a folder of tars, such as shards written by another tool.
 
-Indexes that are missing or stale are built again; a manifest is written if there is none.
+Missing or stale indexes are rebuilt; a manifest is written if there is none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from onediff.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of tars, or the folder of its splits")
-    parser.add_argument("--name", help="name in a new manifest (default: the name of the folder above)")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of tars, or a folder of such splits")
+    parser.add_argument("--name", help="name in a new manifest (default: that of the parent folder)")
     parser.add_argument("--source", default="", help="source in a new manifest")
     parser.add_argument("--licence", default="", help="licence in a new manifest")
     add_workers(parser)
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def index_tar(path: Path) -> str:
-    """Builds and stores one index; returns a line about it."""
+    """Builds and stores one index; returns a line for the user."""
     index = build_index(path)
     save_index(index, index_path(path))
     return "; ".join([counted(len(index), "sample"), *index.damage])

@@ -1,4 +1,4 @@
-"""Put several data sets together, split by split: repeated keys are renamed, licences counted.
+"""Merge several data sets, split by split; repeated keys are renamed, and licences are counted.
 
 onediff data merge data/mine data/theirs --out data/both
 """
@@ -14,7 +14,9 @@ from data_prep.selection import ShardPool
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser, many=True)
-    parser.add_argument("--seed", type=int, help="shuffle (default: one data set after the other)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="shuffle with this seed (default: one data set after the other)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
-"""Render scenes of a few solids: pairs with a change and its exact description, and single images.
+"""Render scenes of a few solids: pairs with a known change and its exact description, and single images.
 
-Writes the data sets DIR/pairs/<split>/ and DIR/singles/<split>/. The same seed gives the same bytes, whatever the number
-of processes. Splits share no scene.
+Writes the data sets DIR/pairs/<split>/ and DIR/singles/<split>/. The same seed gives the same bytes for any number of
+processes. Splits share no scene.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the data sets go")
-    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="how many pairs, over all splits")
-    parser.add_argument("--singles", type=int, default=0, metavar="N", help="how many single images, over all splits")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the data sets")
+    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="total number of pairs")
+    parser.add_argument("--singles", type=int, default=0, metavar="N", help="total number of single images")
     parser.add_argument("--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 64)")
@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jpeg", type=int, default=0, metavar="QUALITY", help="write JPEG (default: PNG, lossless)")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image")
-    parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was written with other options")
+    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace data written with other options")
     add_share(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    # Imported here, so that a launcher can check a command line on a login node at once.
+    # Imported here so that a launcher can check a command line on a login node quickly.
     from data_prep.report import show_reports
     from data_prep.scenes.render import render_pair
     from data_prep.scenes.samples import PairMaker, Singles
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> None:
 
     config = scenes_config(args.scenes, args.size)
     if args.pairs < 0 or args.singles < 0 or not args.pairs + args.singles:
-        raise UserError("give --pairs N or --singles N, or both, above zero")
+        raise UserError("give --pairs N, --singles N or both, at least 1")
     if not 0 <= args.jpeg <= 100:
-        raise UserError(f"--jpeg {args.jpeg}: a quality lies between 1 and 100")
+        raise UserError(f"--jpeg {args.jpeg}: must be from 1 to 100")
     if args.sheet:
         first = PairMaker(args.seed, next(iter(split_counts(args.split_sizes, 1))), args.jpeg, config)
         save_sheet((render_pair(config, first.series, index) for index in range(ON_A_SHEET)), args.sheet)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def scenes_config(file: Path | None, size: int | None) -> ScenesConfig:
-    """The scenes described by a YAML file, square images of `size` pixels where given. Raises UserError."""
+    """The scenes described by a YAML file, as square images of `size` pixels if given. Raises UserError."""
     from data_prep.scenes.config import ScenesConfig
     from onediff.config.section import validated
     from onediff.config.yaml_file import read_mapping

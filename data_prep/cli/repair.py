@@ -1,6 +1,6 @@
-"""Write a clean copy of a data set: every sample that 'onediff data check' finds no fault with, in new shards.
+"""Write a clean copy of a data set: the samples in which 'onediff data check' finds no fault, in new shards.
 
-The first of repeated samples stays; images that another split has too leave the training split.
+The first of repeated samples stays; samples whose images are also in another split leave the training split.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from data_prep.shards import data_sets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set, or the folder of its splits")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the clean copy goes")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a data set")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the clean copy")
     parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
 
 

@@ -14,7 +14,7 @@ from data_prep.selection import ShardPool
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
-    parser.add_argument("--seed", type=int, help="shuffle (default: the order stays)")
+    parser.add_argument("--seed", type=int, metavar="N", help="shuffle with this seed (default: keep the order)")
 
 
 def run(args: argparse.Namespace) -> None:

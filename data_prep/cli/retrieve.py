@@ -1,7 +1,7 @@
 """Find pairs of similar photographs in a folder, for captions by people or by 'onediff data caption'.
 
-Writes a table with before, after and similarity. Images that are nearly the same count once. With the captions of the
-single images the table has what `onediff data caption generic --prompt pair` asks a language model about:
+Writes a table with before, after and similarity. Near-duplicate images count once. With captions of the single images, the
+table is the input of `onediff data caption generic --prompt pair`, which has a language model caption the pairs:
 
   onediff data retrieve photos --model openai/clip-vit-base-patch32 --captions photos.csv --out pairs.csv
   onediff data caption generic --table pairs.csv --prompt pair --model gpt-4o-mini --out captioned.jsonl
@@ -25,15 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="FILE.csv", help="the table to write")
     add("--captions", type=Path, metavar="TABLE", help="captions of the single images: columns image and caption")
     add("--captions-reader", default="generic", metavar="NAME", help="reader of that table, such as llava-558k")
-    add("--low", type=float, default=0.7, help="least cosine similarity of a pair (default: 0.7)")
-    add("--high", type=float, default=0.95, help="above this, images are near-duplicates (default: 0.95)")
-    add("--nearest", type=int, default=20, metavar="K", help="neighbours to look at (default: 20)")
-    add("--each", type=int, default=2, metavar="N", help="most pairs that an image is in (default: 2)")
+    add("--low", type=float, default=0.7, metavar="COSINE", help="minimum similarity of a pair (default: 0.7)")
+    add(
+        "--high",
+        type=float,
+        default=0.95,
+        metavar="COSINE",
+        help="above this, images are near-duplicates (default: 0.95)",
+    )
+    add("--nearest", type=int, default=20, metavar="K", help="nearest neighbours to consider (default: 20)")
+    add("--each", type=int, default=2, metavar="N", help="maximum pairs per image (default: 2)")
 
 
 def run(args: argparse.Namespace) -> None:
     if not -1 <= args.low < args.high <= 1:
-        raise UserError(f"--low {args.low} --high {args.high}: must be cosines, the first the smaller")
+        raise UserError(f"--low {args.low} --high {args.high}: must be cosines, and --low below --high")
     known = None
     if args.captions:
         known = captions_of(reader(args.captions_reader).rows(Inputs(args.captions, args.images)))

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
     parser.add_argument("--sizes", default=SPLITS, metavar="NAME=SHARE,…", help=f"the new splits (default: {SPLITS})")
     parser.add_argument(
-        "--by", metavar="COLUMN", help="keep samples with the same value together (default: same images)"
+        "--by",
+        metavar="COLUMN",
+        help="keep samples with the same value together (default: samples that share an image)",
     )
 
 
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     source = ShardPool(manifests_in([args.folder]))
     samples = source.known(args.processes)
     if args.by and not any(args.by in known.columns for known in samples):
-        raise UserError(f"--by {args.by}: no sample has such a column")
+        raise UserError(f"--by {args.by}: no sample has this column")
     groups = (
         [str(known.columns.get(args.by, "")) for known in samples]
         if args.by

@@ -1,4 +1,4 @@
-"""Take some samples of each split: the same ones for the same seed, in their order.
+"""Take a random subset of each split, in the original order; the same seed takes the same samples.
 
 onediff data subset data/mine --count 1000 --out data/small
 """
@@ -16,8 +16,8 @@ from onediff.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
-    parser.add_argument("--count", type=int, required=True, metavar="N", help="samples of each split, or all it has")
-    parser.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+    parser.add_argument("--count", type=int, required=True, metavar="N", help="samples per split; all if it has fewer")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice (default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:

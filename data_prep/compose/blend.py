@@ -1,4 +1,4 @@
-"""Cut-outs made to fit a photograph: scaled, matched in colour, with soft edges and a shadow."""
+"""Fits cut-outs to a photograph: scales them, matches their colours, adds soft edges and a shadow."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ BLUR = 0.07
 SHADOW = 0.06
 """Softness of the shadow and its distance, as shares of the longest side."""
 PAINT, MIRRORING = 30.0, 45.0
-"""Mean differences over a cut-out, in grey levels, from which nobody overlooks them."""
+"""Mean differences over a cut-out, in grey levels, above which a change is clearly visible."""
 
 
 class Tone(NamedTuple):
-    """What a photograph is like on the whole, in grey levels: mean colour [3], contrast, and its share in fine detail."""
+    """Overall tone of a photograph in grey levels: mean colour [3], contrast, and contrast in fine detail."""
 
     mean: Floats
     contrast: float
@@ -43,7 +43,7 @@ def tone_of(photograph: Image.Image) -> Tone:
 
 
 def piece_stamp(piece: Piece, side: int, tone: Tone, config: ComposeConfig) -> Stamp:
-    """`piece` with `side` pixels along its longer side, ready to be laid over a photograph of that tone."""
+    """`piece` with `side` pixels along its longer side, ready to be pasted on a photograph of that tone."""
     image = piece.cutout.open()
     if piece.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -76,14 +76,14 @@ def painted(colours: Floats, colour: str) -> Floats:
 
 @lru_cache(maxsize=4096)
 def shows_paint(cutout: Cutout | Solid, colour: str) -> bool:
-    """Whether painting a cut-out in `colour` can be seen well."""
+    """Whether painting a cut-out in `colour` is clearly visible."""
     colours, alpha = _small(cutout)
     return bool((np.abs(painted(colours, colour) - colours) * alpha).sum() / 3 > PAINT * alpha.sum())
 
 
 @lru_cache(maxsize=4096)
 def shows_mirroring(cutout: Cutout | Solid) -> bool:
-    """Whether a mirrored cut-out can be told from itself."""
+    """Whether mirroring a cut-out is clearly visible."""
     colours, alpha = _small(cutout)
     seen = colours * alpha + 128 * (1 - alpha)
     return bool(np.abs(seen - seen[:, ::-1]).mean() * alpha.size / alpha.sum() > MIRRORING)
@@ -101,7 +101,7 @@ def _layers(image: Image.Image) -> tuple[Floats, Floats]:
 
 
 def _matched(colours: Floats, alpha: Floats, tone: Tone, share: float) -> Floats:
-    """`colours` with mean and contrast drawn towards those of the photograph by `share`."""
+    """`colours` with mean and contrast shifted towards the photograph's by `share`."""
     weight = alpha / max(float(alpha.sum()), 1e-6)
     mean = (colours * weight).sum((0, 1))
     light = colours @ LUMINANCE

@@ -1,4 +1,4 @@
-"""What can happen to an image made of a photograph and cut-outs. Each change is made to be seen."""
+"""Changes to an image composed of a photograph and cut-outs. Every change is clearly visible."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from data_prep.scenes.distractors import Camera
 from data_prep.scenes.things import COLOURS, PLACES, pick
 
 PARTS = {"top left": (-1, -1), "top right": (1, -1), "bottom left": (-1, 1), "bottom right": (1, 1), "middle": (0, 0)}
-"""What an image can be cropped to: the directions of the parts, rightwards and downwards."""
+"""The parts that an image can be cropped to, as directions rightwards and downwards."""
 LEAST_DETAIL = 4.0
-"""A photograph needs this much fine detail for a blur to be seen, in grey levels."""
+"""Fine detail, in grey levels, that a photograph needs for a blur to be visible."""
 
 
 @dataclass(frozen=True)
 class ComposedChange:
-    """One change: the pieces concerned as they were and as they are, none where it concerns the whole image.
+    """One change: the affected pieces before and after; none if it affects the whole image.
 
-    `words` fill the wordings beyond what the pieces tell.
+    `words` fill in the wordings that the pieces alone cannot.
     """
 
     type: ChangeType
@@ -35,7 +35,7 @@ class ComposedChange:
 
 @dataclass(frozen=True)
 class ComposedSituation:
-    """Where the change happens: the stage before, what the photograph is like, and what may be added."""
+    """The context of a change: the stage before it, the photograph's tone, and the library of possible additions."""
 
     before: Stage
     tone: Tone
@@ -62,7 +62,7 @@ def _free_place(rng: np.random.Generator, situation: ComposedSituation) -> int:
 
 
 def _with(situation: ComposedSituation, kind: ChangeType, old: Piece, new: Piece, **words: str) -> Outcome:
-    """The outcome in which `new` has taken the place of `old`."""
+    """The outcome in which `new` replaces `old`."""
     pieces = tuple(new if piece is old else piece for piece in situation.before.pieces)
     return ComposedChange(kind, (old,), (new,), words), replace(situation.before, pieces=pieces)
 
@@ -138,7 +138,7 @@ def _brighten(rng: np.random.Generator, situation: ComposedSituation) -> Outcome
 def _crop(rng: np.random.Generator, situation: ComposedSituation) -> Outcome | None:
     part = pick(rng, tuple(PARTS))
     zoom = float(rng.uniform(1.5, 1.8))
-    # The part keeps to its corner: its own half width away from it.
+    # The centre of the part is half its width away from its corner.
     right, down = (direction * 0.5 * (1 - 1 / zoom) for direction in PARTS[part])
     return ComposedChange("crop", words={"part": part}), replace(situation.before, camera=Camera(right, down, zoom))
 

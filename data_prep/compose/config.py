@@ -1,4 +1,4 @@
-"""How photographs and cut-outs are put together, and which changes happen."""
+"""Settings for composing photographs and cut-outs, and for the changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ChangeType = Literal[
 
 
 class ComposeConfig(Section):
-    """Photographs with a few cut-outs on them, in pairs with one known change."""
+    """Photographs with a few cut-outs, in pairs with one known change."""
 
     width: Annotated[int, Field(ge=64, le=2048)] = 256
     """Width of an image, in pixels."""
@@ -38,20 +38,20 @@ class ComposeConfig(Section):
         "crop": 1.0,
         "none": 1.0,
     }
-    """Relative frequency of each type of change; a type that is left out does not occur."""
+    """Relative frequency of each type of change; omitted types do not occur."""
     distractors: DistractorsConfig = DistractorsConfig(viewpoint=0.015, light=0.08, noise=3.0, jpeg=70)
-    """What differs between two images without being a change."""
+    """Differences between two images that are not changes."""
     shadow: Share = 0.4
-    """How much light the shadow of a cut-out takes."""
+    """How much light the shadow of a cut-out takes away."""
     match: Share = 0.15
-    """How far a cut-out's mean colour and contrast are drawn to those of the photograph."""
+    """How far a cut-out's mean colour and contrast are shifted towards the photograph's."""
     wordings: Annotated[int, Field(ge=1, le=5)] = 3
-    """How many wordings a caption has; each sample lists them in an order of its own."""
+    """Number of wordings of a caption; each sample lists them in random order."""
 
     @model_validator(mode="after")
     def _possible(self) -> ComposeConfig:
         if self.min_objects > self.max_objects:
             raise ValueError(f"min_objects {self.min_objects} is above max_objects {self.max_objects}")
         if not sum(self.changes.values()) > 0:
-            raise ValueError("changes: no weight is above zero; give at least one")
+            raise ValueError("changes: no weight is above zero; set at least one")
         return self

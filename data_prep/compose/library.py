@@ -1,4 +1,4 @@
-"""The photographs, video frames and cut-outs that pairs are made of: finding them, naming them, opening them."""
+"""Finds, names and opens the photographs, video frames and cut-outs that pairs are made of."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onediff.errors import UserError
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 FRAMES = 32
-"""How many frames of a video are used, evenly spread."""
+"""Number of frames taken from a video, evenly spaced."""
 LONGEST_NAME = 5
 SMALLEST_CUTOUT = 64
 SMALLEST_BACKGROUND = 160
@@ -37,13 +37,13 @@ class Background:
     frame: int | None = None
 
     def open(self) -> Image.Image:
-        """The image, upright, in RGB and at most LARGEST_BACKGROUND pixels a side. Raises UserError."""
+        """The image, upright, in RGB, at most LARGEST_BACKGROUND pixels per side. Raises UserError."""
         return _photograph(self.path) if self.frame is None else _frames(self.path)[self.frame]
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """An image of one thing with nothing around it. `article` and `name` read "a", "red apple"."""
+    """An image of one object without its surroundings. `article` and `name` are, for example, "a" and "red apple"."""
 
     article: str
     name: str
@@ -56,7 +56,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Solid:
-    """A rendered cut-out, where there are no files."""
+    """A rendered cut-out, used when no files are given."""
 
     article: str
     name: str
@@ -69,7 +69,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Library:
-    """What the pairs of one split are made of."""
+    """The material for the pairs of one split."""
 
     backgrounds: tuple[Background, ...]
     cutouts: tuple[Cutout | Solid, ...]
@@ -77,7 +77,7 @@ class Library:
 
 @dataclass
 class SearchResult:
-    """What a search found, and how many files it left aside for which reason."""
+    """The result of a search, and the number of rejected files by reason."""
 
     backgrounds: list[Background] = field(default_factory=list)
     cutouts: list[Cutout | Solid] = field(default_factory=list)
@@ -85,9 +85,9 @@ class SearchResult:
 
 
 def find_backgrounds(paths: Sequence[Path]) -> SearchResult:
-    """The photographs and videos in `paths` (files, or folders with everything below them); of scikit-image for none.
+    """The photographs and videos in `paths` (files, or folders and their subfolders); scikit-image's if `paths` is empty.
 
-    Raises UserError when a path does not exist, nothing fits, or a video cannot be read.
+    Raises UserError if a path does not exist, nothing is suitable, or a video cannot be read.
     """
     found = SearchResult()
     for path in _files(paths or _scikit_image(), (*IMAGES, *VIDEOS)):
@@ -106,17 +106,19 @@ def find_backgrounds(paths: Sequence[Path]) -> SearchResult:
         else:
             found.backgrounds.append(Background(str(path)))
     if not found.backgrounds:
-        raise UserError(f"{_named(paths)}: no photograph of at least {SMALLEST_BACKGROUND} pixels a side, and no video")
+        raise UserError(
+            f"{_named(paths)}: no photograph of at least {SMALLEST_BACKGROUND} pixels per side, and no video"
+        )
     return found
 
 
 def find_cutouts(paths: Sequence[Path]) -> SearchResult:
-    """The named images with transparency in `paths` (files or folders); rendered solids for none.
+    """The named images with transparency in `paths` (files or folders); rendered solids if `paths` is empty.
 
-    `<name>.txt` beside an image names it in its first line ("A red apple."), else its file name does. Names without "a"
-    or "an" in that line, and long ones, make poor captions and are left aside.
+    The first line of `<name>.txt` next to an image names it ("A red apple."), else its file name. Images with long names,
+    or with a line that lacks "a" or "an", would make poor captions and are rejected.
 
-    Raises UserError when a path does not exist or fewer than eight cut-outs fit.
+    Raises UserError if a path does not exist or fewer than eight cut-outs are suitable.
     """
     found = SearchResult()
     if not paths:
@@ -141,12 +143,12 @@ def find_cutouts(paths: Sequence[Path]) -> SearchResult:
 def deal(backgrounds: Sequence[Background], counts: Mapping[str, int]) -> dict[str, tuple[Background, ...]]:
     """The backgrounds of each split, in proportion to `counts`; all frames of a video go to the same split.
 
-    Raises UserError when a split would get none.
+    Raises UserError if a split would get none.
     """
     files = sorted({background.path for background in backgrounds}, key=lambda path: blake2b(path.encode()).digest())
     if len(files) < len(counts):
-        raise UserError(f"{len(files)} photographs and videos cannot be shared by {len(counts)} splits; give more")
-    # Every split has one file to begin with; each further file goes where it is missed most.
+        raise UserError(f"{len(files)} photographs and videos are too few for {len(counts)} splits; give more")
+    # Every split starts with one file; each further file goes to the split that lacks the most.
     shares = {split: [file] for split, file in zip(counts, files, strict=False)}
     for file in files[len(counts) :]:
         shares[min(counts, key=lambda split: len(shares[split]) / counts[split])].append(file)
@@ -155,7 +157,7 @@ def deal(backgrounds: Sequence[Background], counts: Mapping[str, int]) -> dict[s
 
 def name_of(path: Path) -> tuple[str, str] | None:
     """Article and name of a cut-out: ("a", "red apple"); None if there is no short name."""
-    # Tux Paint's stamps: the mirror image of an image shares its name.
+    # Tux Paint's stamps: an image's mirror image shares its name.
     stem = path.stem.removesuffix("_mirror")
     note = path.with_name(f"{stem}.txt")
     if note.is_file():
@@ -172,7 +174,7 @@ def name_of(path: Path) -> tuple[str, str] | None:
 
 
 def _files(paths: Sequence[Path], suffixes: Iterable[str]) -> Iterator[Path]:
-    """The files among and below `paths` with one of `suffixes`, in an order that does not depend on the disk."""
+    """The files in and below `paths` with one of `suffixes`, in an order that does not depend on the disk."""
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
@@ -185,7 +187,7 @@ def _named(paths: Sequence[Path]) -> str:
 
 
 def _scikit_image() -> list[Path]:
-    """The photographs that scikit-image brings along."""
+    """The photographs that scikit-image ships."""
     try:
         import skimage.data
     except ImportError:
@@ -220,7 +222,7 @@ def _not_a_cutout(image: Image.Image) -> str:
     if not _transparent(image):
         return "not transparent"
     shares = np.asarray(image.convert("RGBA").getchannel("A")) > 128
-    return "" if 0.05 < shares.mean() < 0.98 else "hardly anything, or no outline"
+    return "" if 0.05 < shares.mean() < 0.98 else "almost empty, or no outline"
 
 
 @lru_cache(maxsize=128)
@@ -236,7 +238,7 @@ def _photograph(path: str) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _frames(path: str) -> list[Image.Image]:
-    """FRAMES frames of a video, evenly spread. Raises UserError when OpenCV is missing."""
+    """FRAMES frames of a video, evenly spaced. Raises UserError if OpenCV is missing."""
     try:
         import cv2
     except ImportError:
@@ -245,7 +247,7 @@ def _frames(path: str) -> list[Image.Image]:
     step = max(1, int(video.get(cv2.CAP_PROP_FRAME_COUNT)) // FRAMES)
     frames: list[Image.Image] = []
     number = 0
-    # Reading on is exact; seeking depends on the codec's key frames.
+    # Sequential reading is exact; seeking depends on the codec's key frames.
     while len(frames) < FRAMES and video.grab():
         if number % step == 0:
             ok, pixels = video.retrieve()

@@ -1,4 +1,4 @@
-"""Masks as run lengths, in the form of COCO's uncompressed RLE (which pycocotools reads)."""
+"""Masks as run lengths, in COCO's uncompressed RLE, which pycocotools reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One composed pair, or one composed image alone. Everything follows from (config, library, seed, index)."""
+"""Composes a pair, or a single image. The result depends only on (config, library, seed, index)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from onediff.errors import UserError
 
 TRIES = 200
 CLEAR = 25.0
-"""Every piece differs at least this much from the photograph behind it: mean over its mask, in grey levels."""
+"""Minimum difference of a piece from the photograph behind it: mean over its mask, in grey levels."""
 
 
 class PairPlan(NamedTuple):
-    """What a pair is to show."""
+    """The content of a pair."""
 
     before: Stage
     change: ComposedChange
@@ -38,13 +38,13 @@ class PairPlan(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """An image of a stage, what is seen where, and the box of each piece by its number, shadow included.
+    """An image of a stage, the piece visible at each pixel, and the box of each piece by its number, shadow included.
 
-    `least_contrast` is the contrast of the piece that stands out least, in grey levels.
+    `least_contrast` is the lowest contrast of any piece, in grey levels.
     """
 
     pixels: Floats  # [height, width, 3]
-    owner: NDArray[np.int16]  # [height, width], the number of the piece seen there, -1 for the photograph
+    owner: NDArray[np.int16]  # [height, width], the number of the visible piece, -1 for the photograph
     boxes: dict[int, Box]
     least_contrast: float
 
@@ -52,15 +52,15 @@ class Shot(NamedTuple):
 def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int) -> RenderedPair:
     """Pair number `index` of the series `seed`.
 
-    `meta` has `change_type`, the numbers of the pieces in each of `changes` (none for what concerns the whole image),
-    the pieces seen `before` and `after` with name, place on the photograph, box (left, top, right, bottom in pixels,
+    `meta` has `change_type`, the numbers of the pieces in each of `changes` (none if a change affects the whole image),
+    the pieces visible `before` and `after` with name, place on the photograph, box (left, top, right, bottom in pixels,
     shadow included) and mask (COCO's uncompressed run lengths), the file of the `background`, and the `distractors`.
     """
     rng = np.random.default_rng([seed, index, 3])
     kind = drawn(rng, config.changes)
     distractors = draw_distractors(rng, config.distractors)
     if kind == "crop":
-        # A crop is a viewpoint already: the image's edges must lie where the caption says.
+        # A crop already is a viewpoint: the image's edges must be where the caption says.
         distractors = distractors._replace(camera=STILL)
     for _ in range(TRIES):
         plan = _draw_plan(rng, kind, config, library)
@@ -71,7 +71,7 @@ def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int)
         if min(old.least_contrast, new.least_contrast) > CLEAR:
             break
     else:
-        raise UserError(f"changes.{kind}: the photographs and cut-outs allow no such change; give it the weight 0")
+        raise UserError(f"changes.{kind}: the photographs and cut-outs allow no such change; set its weight to 0")
     change = plan.change
     meta = {
         "change_type": kind,
@@ -91,9 +91,9 @@ def compose_pair(config: ComposeConfig, library: Library, seed: int, index: int)
 
 
 def compose_single(config: ComposeConfig, library: Library, seed: int, index: int) -> Single:
-    """Single image number `index` of the series `seed`, of the same kind; distractors alter it, too.
+    """Single image number `index` of the series `seed`, composed in the same way, including distractors.
 
-    `meta` has `objects`, as `compose_pair` describes pieces, the `background` and the `distractors`.
+    `meta` has `objects`, described like the pieces of `compose_pair`, the `background` and the `distractors`.
     """
     rng = np.random.default_rng([seed, index, 4])
     distractors = draw_distractors(rng, config.distractors)
@@ -116,7 +116,7 @@ def compose_single(config: ComposeConfig, library: Library, seed: int, index: in
 
 def _draw_plan(rng: np.random.Generator, kind: ChangeType, config: ComposeConfig, library: Library) -> PairPlan | None:
     """A random stage and a change of type `kind` to it, or None if the stage allows none."""
-    # The part that a crop leaves is enlarged, so it needs a finer photograph.
+    # A crop enlarges the remaining part, so it needs a photograph with more pixels.
     finer = 2 if kind == "crop" else 1
     across, down = (round(side * finer * (1 + 2 * MARGIN)) for side in (config.width, config.height))
     before = draw_stage(rng, library, int(rng.integers(config.min_objects, config.max_objects + 1)))
@@ -127,7 +127,7 @@ def _draw_plan(rng: np.random.Generator, kind: ChangeType, config: ComposeConfig
 
 
 def _shoot(stage: Stage, plan: PairPlan, config: ComposeConfig, viewpoint: Camera) -> Shot:
-    """The stage as its own camera saw it, or one moved by `viewpoint` where it has none."""
+    """The stage as seen by its own camera or, without one, by `viewpoint`."""
     camera = viewpoint if stage.camera == STILL else stage.camera
     canvas = plan.canvas
     if stage.is_blurred:
@@ -136,7 +136,7 @@ def _shoot(stage: Stage, plan: PairPlan, config: ComposeConfig, viewpoint: Camer
     ground = pixels.copy()
     owner = np.full((config.height, config.width), -1, np.int16)
     boxes = {}
-    # What lies lower in the image covers what lies higher.
+    # Pieces lower in the image cover higher ones.
     for piece in sorted(stage.pieces, key=lambda piece: piece.centre[1]):
         side = max(8, round(piece.scale * camera.zoom * min(config.width, config.height)))
         x, y = camera.seen(*piece.centre)
@@ -149,7 +149,7 @@ def _shoot(stage: Stage, plan: PairPlan, config: ComposeConfig, viewpoint: Camer
 
 
 def _described(stage: Stage, shot: Shot) -> list[dict[str, Any]]:
-    """The pieces that are seen, as plain values for JSON."""
+    """The visible pieces, as plain values for JSON."""
     return [
         {
             "number": piece.number,
@@ -164,7 +164,7 @@ def _described(stage: Stage, shot: Shot) -> list[dict[str, Any]]:
 
 
 def _numbered(change: ComposedChange) -> dict[str, Any]:
-    """The change with the numbers of its pieces in place of them."""
+    """The change, with its pieces replaced by their numbers."""
     return {
         "type": change.type,
         "before": [piece.number for piece in change.old],

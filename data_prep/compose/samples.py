@@ -25,7 +25,7 @@ class ComposedPairs(Maker):
 
 @dataclass(frozen=True)
 class ComposedSingles(Maker):
-    """Photographs with cut-outs, each alone."""
+    """Single photographs with cut-outs."""
 
     config: ComposeConfig
     library: Library

@@ -1,4 +1,4 @@
-"""What is on an image: cut-outs at places of a photograph, and how the whole is seen."""
+"""The content of an image: cut-outs at places on a photograph, and how the camera sees them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onediff.errors import UserError
 
 JITTER = 0.04
 SMALL, LARGE = (0.16, 0.20), (0.28, 0.34)
-"""Longest side of a cut-out, as a share of the image's shorter side: two ranges, so that a resize can be told."""
+"""Longest side of a cut-out, as a share of the image's shorter side: two ranges, so that a resize is recognisable."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One cut-out on the image. `number` stays with it from before to after."""
+    """One cut-out on the image. It has the same `number` before and after the change."""
 
     number: int
     cutout: Cutout | Solid
@@ -42,7 +42,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything that an image shows. `gain` multiplies its brightness; `is_blurred` is about the photograph alone."""
+    """The whole content of an image. `gain` multiplies its brightness; `is_blurred` applies to the photograph alone."""
 
     background: Background
     pieces: tuple[Piece, ...]
@@ -52,7 +52,7 @@ class Stage:
 
 
 def draw_stage(rng: np.random.Generator, library: Library, count: int) -> Stage:
-    """`count` cut-outs of different names at different places of a photograph."""
+    """`count` cut-outs with different names at different places on a photograph."""
     background = library.backgrounds[int(rng.integers(len(library.backgrounds)))]
     pieces: tuple[Piece, ...] = ()
     for place in rng.permutation(len(PLACES))[:count]:
@@ -61,17 +61,19 @@ def draw_stage(rng: np.random.Generator, library: Library, count: int) -> Stage:
 
 
 def draw_piece(rng: np.random.Generator, library: Library, place: int, others: tuple[Piece, ...]) -> Piece:
-    """A cut-out for `place` whose name cannot be taken for that of any of `others`."""
+    """A cut-out for `place` whose name cannot be confused with that of any of `others`."""
     number = max((other.number for other in others), default=-1) + 1
     for _ in range(1000):
         cutout = library.cutouts[int(rng.integers(len(library.cutouts)))]
         if not any(alike(cutout.name, other.cutout.name) for other in others):
             return Piece(number, cutout, place, draw_offset(rng), draw_scale(rng, bool(rng.integers(2))))
-    raise UserError(f"the names of the cut-outs are too much alike: nothing to put beside {others[0].cutout.name!r}")
+    raise UserError(
+        f"the names of the cut-outs are too similar: no other one can appear with {others[0].cutout.name!r}"
+    )
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether one name says no more than the other: "apple" could mean a red apple."""
+    """Whether one name could stand for the other: "apple" could mean a red apple."""
     a, b = set(one.split()), set(other.split())
     return a <= b or b <= a
 

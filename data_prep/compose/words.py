@@ -1,4 +1,4 @@
-"""Composed images and their changes in words."""
+"""Captions of composed images and their changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.compose.stage import Piece
 from data_prep.scenes import words as scenes
 from data_prep.scenes.things import PLACES
 
-# Beyond the wordings of rendered scenes, which hold for cut-outs as well.
+# In addition to the wordings for rendered scenes, which also apply to cut-outs.
 WORDINGS: dict[str, tuple[str, ...]] = {
     "flip": (
         "the {old} {at} has been mirrored",
@@ -52,7 +52,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 
 
 def change_captions(rng: np.random.Generator, change: ComposedChange, wordings: int) -> list[str]:
-    """`wordings` sentences that tell `change` and nothing else, in random order."""
+    """`wordings` sentences that describe `change` alone, in random order."""
     facts = dict(change.words)
     for piece in change.old:
         facts |= {"old": piece.cutout.name, "at": scenes.at(piece.place), "from": f"the {PLACES[piece.place]}"}
@@ -70,7 +70,7 @@ def change_captions(rng: np.random.Generator, change: ComposedChange, wordings: 
 
 
 def single_captions(rng: np.random.Generator, pieces: Sequence[Piece], wordings: int) -> list[str]:
-    """Up to `wordings` sentences that name each of `pieces` behind its place, in random order."""
+    """Up to `wordings` sentences that name each of `pieces` after its place, in random order."""
     ordered = sorted(pieces, key=lambda piece: piece.place)
     clauses = [f"{scenes.at(piece.place)} {piece.cutout.article} {piece.cutout.name}" for piece in ordered]
     return scenes.listed(rng, clauses, wordings)

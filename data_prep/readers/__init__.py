@@ -1,4 +1,4 @@
-"""Readers of data sets in their own layout, found by name: `reader("spot-the-diff")`.
+"""Readers for data sets in their own layouts, found by name: `reader("spot-the-diff")`.
 
 A reader is a `Reader` object: some facts and a function from the user's paths to `Row`s. Another package adds one with an
 entry point in the group `onediff.readers`, `name = module:READER` (docs/extending.md has a worked example).
@@ -30,12 +30,11 @@ GROUP = "onediff.readers"
 
 @dataclass(frozen=True)
 class Row:
-    """One row as the data set has it; captions may still be blank, and images missing.
+    """One row of a data set, unchecked: captions may be blank, and images may be missing.
 
-    `images` maps `before`/`after`, or `image`, to a path below the image folder, `ARCHIVE#MEMBER` there, or a URL (or to
-    encoded bytes, where the annotations hold them). `where` says to a person where the row stands: `train.json row 7`. Rows
-    of the same `id`, `split` and `images` become one sample with all their captions; a blank id is made of the images'
-    paths.
+    `images` maps `before`/`after`, or `image`, to a path in the image folder, `ARCHIVE#MEMBER` in it, a URL, or encoded
+    bytes if the annotations contain them. `where` locates the row for users: `train.json row 7`. Rows with the same `id`,
+    `split` and `images` become one sample with all their captions; a blank id is made from the images' paths.
     """
 
     where: str
@@ -47,17 +46,17 @@ class Row:
     instruction: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
-    """What is missing or broken where the data set gives no sample here: such a row is skipped and counted."""
+    """Why the row gives no sample, if something is missing or broken; the row is then skipped and counted."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.captions, str):  # would be read as one caption a letter
+        if isinstance(self.captions, str):  # each letter would become a caption
             raise UserError(f"{self.where}: the reader gives `captions` as one string; it must be a tuple of strings")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user named on the command line. `columns` renames columns of a table: `{"before": "left_image"}`;
-    images named by URL are fetched from `hosts`."""
+    """The user's options. `columns` renames columns of a table: `{"before": "left_image"}`; images named by URL are
+    fetched from `hosts`."""
 
     annotations: Path | None
     images: Path | None
@@ -67,24 +66,24 @@ class Inputs:
     def annotation(self, *names: str) -> Path:
         """The annotation file: `--annotations` itself, or the first of `names` that exists below it.
 
-        Raises UserError naming what was looked for.
+        Raises UserError that names the missing file.
         """
         base = self.annotations or self.images
         if base is None:
-            raise UserError("--annotations: this data set needs its annotations; give the file or the folder")
+            raise UserError("--annotations: this data set needs its annotations; name the file or folder")
         if base.is_file():
             return base
         for name in names:
             if (base / name).is_file():
                 return base / name
-        raise UserError(f"{base}: no {' or '.join(names)} here; give the folder that holds it with --annotations")
+        raise UserError(f"{base}: no {' or '.join(names)} here; name its folder with --annotations")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A data set's own layout; `layout` shows it in words.
+    """A data set's own layout; `layout` describes it.
 
-    The splits of a `published` data set are its authors': images that two of them share are recorded, not refused.
+    The splits of a `published` data set are its authors': images shared by two splits are recorded, not refused.
     """
 
     name: str
@@ -95,11 +94,11 @@ class Reader:
     rows: Callable[[Inputs], Iterator[Row]]
     published: bool = False
     batches: Callable[[Inputs], Iterator[RowBatch]] | None = None
-    """The same rows by column, where the data set is a table: reading a million takes seconds then, not a minute."""
+    """The same rows by column, if the data set is a table: a million rows then take seconds, not a minute."""
 
 
 def reader(name: str) -> Reader:
-    """The reader of that name. Raises UserError with the names there are."""
+    """The reader of that name. Raises UserError that lists the known names."""
     if name in BUILT_IN:
         return importlib.import_module(f"data_prep.readers.{name.replace('-', '_')}").READER
     from onediff.config.entry_points import load

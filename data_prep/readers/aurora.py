@@ -1,4 +1,4 @@
-"""AURORA: pairs of frames and of simulated scenes with the action between them as an edit instruction."""
+"""AURORA: pairs of frames or simulated scenes, with the action between them as an edit instruction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TASKS = ("ag", "kubric", "magicbrush", "something")
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations or inputs.images
     if base is None:
-        raise UserError("--annotations: give the folder that holds data/, or one train.json")
+        raise UserError("--annotations: name the folder that contains data/, or one train.json")
     files = [base] if base.is_file() else [base / "data" / task / "train.json" for task in TASKS]
     files = [file for file in files if file.is_file()]
     if not files:

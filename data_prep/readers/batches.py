@@ -1,4 +1,4 @@
-"""Rows of a table by column; cells are interpreted when their row is needed, not when the table is read."""
+"""Rows of a table by column; cells are interpreted when a row is needed, not when the table is read."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the rows of one table have in common, and so how to read them."""
+    """How to interpret the rows of a table."""
 
     table: str
     """Its name."""
     columns: Columns
     split: str = ""
-    """Of rows that name none."""
+    """The split of rows that name none."""
     beside: str = ""
-    """The folder that paths of images start from, below the image folder."""
+    """The folder, below the image folder, that image paths are relative to."""
 
     def row(self, number: int, fields: dict[str, Any]) -> Row:
         """Row `number` of the table."""
@@ -36,7 +36,7 @@ class Meaning:
         return row
 
     def image(self, value: str | bytes) -> str | bytes:
-        """The path of an image from the image folder on."""
+        """The path of an image, relative to the image folder."""
         is_name = self.beside and isinstance(value, str) and value and not is_url(value) and not value.startswith("/")
         return f"{self.beside}/{value!s}" if is_name else value
 

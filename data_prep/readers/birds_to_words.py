@@ -1,4 +1,4 @@
-"""Birds-to-Words: pairs of birds, several descriptions a pair, each a row of its own."""
+"""Birds-to-Words: pairs of birds with several descriptions, each in its own row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     file = inputs.annotation("birds-to-words-v1.0.tsv")
     with open_text(file) as lines:
-        # The descriptions hold quotation marks of their own, and none of the table's.
+        # Quotation marks belong to the descriptions, not to the table.
         for number, row in enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
             where = f"{file.name} line {number}"
             photos = [photo_id(field_of(row, f"img{n}ImgURL", where), where) for n in (1, 2)]
@@ -29,7 +29,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def photo_id(url: str | None, where: str) -> str:
-    """`https://…/photos/4150/large.jpg?1` → `4150`: the number that the user's image file is named by."""
+    """`https://…/photos/4150/large.jpg?1` → `4150`: the number in the name of the user's image file."""
     found = re.search(r"/(\d+)(?:/|\.|\?|$)", url or "")
     if not found:
         raise UserError(f"{where}: no photo number in the URL {url!r}")
@@ -38,7 +38,7 @@ def photo_id(url: str | None, where: str) -> str:
 
 READER = Reader(
     name="birds-to-words",
-    summary="pairs of birds, 3.3k pairs, about five descriptions a pair",
+    summary="pairs of birds, 3.3k pairs, about five descriptions per pair",
     source="https://github.com/google-research-datasets/birds-to-words",
     licence="CC BY-SA 4.0",
     layout="--annotations birds-to-words-v1.0.tsv; --images DIR/<photo id>.<jpg|jpeg|png>, the number in the image's URL",

@@ -1,4 +1,4 @@
-"""What one cell of a table holds: a word, the captions of a pair, or an image."""
+"""Interprets one cell of a table: a text, the captions of a pair, or an image."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any
 from onediff.errors import UserError
 
 NOTHING = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "#N/A"}
-"""What programs write into a cell that has no value."""
+"""Texts that programs write into empty cells."""
 
 
 STRINGS = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""", re.DOTALL)
-"""A string of Python, and the space between it and a next one that follows without a comma."""
+"""A Python string, and the space before another one that follows without a comma."""
 
 
 def word(value: Any) -> str:
-    """A cell as one word of text; empty if the cell has no value. The number 0 is a value."""
+    """A cell as text; empty if the cell has no value. The number 0 is a value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of whole numbers with a gap is read as floats
+        value = int(value)  # a column of integers with a gap is read as floats
     text = str(value).strip()
     return "" if text in NOTHING else text
 
 
 def texts(value: Any, where: str) -> list[str]:
-    """The captions of one cell: one text, a list of texts, or such a list written as text. No value is an empty caption.
+    """The captions of one cell: a text, a list of texts, or such a list written as text. An empty cell is an empty caption.
 
-    Raises UserError for an object, whose text is only one of its fields.
+    Raises UserError for an object, since only one of its fields is the text.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = _literal(value)
     if isinstance(value, dict) and value:
         raise UserError(
-            f"{where}: the caption is an object with the fields {', '.join(map(repr, value))}; put the text into a "
-            "column of its own"
+            f"{where}: the caption is an object with the fields {', '.join(map(repr, value))}; put the text into "
+            "its own column"
         )
     if isinstance(value, list):
         return [text for item in value if item is not None for text in texts(item, where)]
@@ -48,7 +48,7 @@ def texts(value: Any, where: str) -> list[str]:
 
 
 def turns(value: Any, where: str) -> tuple[dict[str, str], ...]:
-    """A conversation, from the first question on; empty if the cell has no value. Raises UserError for another form."""
+    """A conversation, from the first question on; empty if the cell has no value. Raises UserError for other formats."""
     if isinstance(value, str) and value.strip():
         value = _literal(value)
     if not value:
@@ -66,7 +66,7 @@ def turns(value: Any, where: str) -> tuple[dict[str, str], ...]:
 
 
 def _turn(turn: Any) -> Any:
-    """`{"role", "content"}`, as chat templates have it, in the words of LLaVA; anything else as it is."""
+    """Converts `{"role", "content"}`, as in chat templates, to LLaVA's keys; returns anything else unchanged."""
     if not isinstance(turn, dict) or turn.get("role") not in SPEAKERS or "content" not in turn:
         return turn
     content = turn["content"]
@@ -80,7 +80,7 @@ SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 def kept(value: Any) -> Any:
-    """A cell as a record's metadata can hold it: dates and the like as text; None for an empty cell, and for bytes."""
+    """A cell as a JSON value for a record's metadata: dates and the like as text; None for an empty cell or bytes."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
@@ -100,17 +100,17 @@ def image(value: Any) -> str | bytes:
 
 
 def _literal(text: str) -> Any:
-    """The list or object that `text` writes in JSON or in Python; the text itself where it is neither."""
+    """The list or object that `text` represents in JSON or Python; otherwise the text itself."""
     try:
         value = json.loads(text)
     except ValueError:
         try:
-            # A NumPy array is printed without commas, and Python would join its strings to one.
+            # NumPy prints arrays without commas, and Python would join the strings into one.
             listed = STRINGS.sub(lambda found: found[1] + (", " if found[2] else ""), text.strip())
             value = ast.literal_eval(listed)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return text  # a caption may begin with a bracket
-    # `[1]` and `{x}` are words of people, too.
+    # People also write `[1]` and `{x}`.
     if isinstance(value, list) and all(isinstance(item, str | dict) or item is None for item in value):
         return value
     return value if isinstance(value, dict) and all(isinstance(key, str) for key in value) else text

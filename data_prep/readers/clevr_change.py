@@ -1,4 +1,4 @@
-"""CLEVR-Change: rendered scenes with one change, and the same scenes with none but another viewpoint."""
+"""CLEVR-Change: rendered scenes with one change, and the same scenes with another viewpoint only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from data_prep.readers import Inputs, Reader, Row, split_name
 from data_prep.readers.files import load_json, sentences_of
 from onediff.errors import UserError
 
-# What type_mapping.json calls the changes, in this project's words.
+# Change types of type_mapping.json, by this project's names.
 CHANGES = {"color": "recolour", "material": "material", "move": "move", "drop": "remove", "add": "add"}
 
 
@@ -16,7 +16,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations
     if base is None or not base.is_dir():
         raise UserError(
-            "--annotations: give the folder with change_captions.json, no_change_captions.json, splits.json"
+            "--annotations: name the folder with change_captions.json, no_change_captions.json, splits.json"
         )
     split_of = {
         int(number): split_name(split)
@@ -45,7 +45,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def _number(name: str) -> str:
-    """`CLEVR_default_000012.png`, as the captions name a scene, or `000012.png`, as type_mapping.json does, is `000012`."""
+    """`000012` for `CLEVR_default_000012.png`, as in the captions, or `000012.png`, as in type_mapping.json."""
     return name.removesuffix(".png").removeprefix("CLEVR_default_")
 
 

@@ -1,4 +1,4 @@
-"""What the columns of a table mean, and one of its rows as a `Row`."""
+"""The meaning of a table's columns, and the conversion of its rows to `Row`s."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_prep.readers import Row, split_name
 from data_prep.readers.cells import image, kept, texts, turns, word
 from onediff.errors import UserError
 
-# Columns with a meaning, and other names that tables use for them.
+# Columns with a meaning, and other common names for them.
 COLUMNS = {
     "before": ("before", "image_before", "img0", "source", "source_img", "original_image", "before_file_name"),
     "after": ("after", "image_after", "img1", "target", "target_img", "edited_image", "after_file_name"),
@@ -24,9 +24,9 @@ COLUMNS = {
     "change_type": ("change_type",),
 }
 ROLES = {1: ("image",), 2: ("before", "after")}
-"""The images of a list, by how many there are."""
+"""The roles of the images in a list, by its length."""
 TOLD = {"edit", "caption_before", "caption_after"}
-"""Columns from which `onediff data caption` makes captions: a table that has one may lack the captions themselves."""
+"""Columns from which `onediff data caption` makes captions; a table that has one may lack captions."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Columns:
 
     @classmethod
     def found(cls, header: Sequence[str], named: Mapping[str, str], table: object) -> Columns:
-        """By the user's names first. Raises UserError when there are no images in the table, or no captions."""
+        """The columns; the user's names come first. Raises UserError if the table has no images or no captions."""
         of = meanings(header, named, table)
         captions = captions_in(header, of)
         if not captions and "conversations" not in of and not TOLD.intersection(header):
@@ -47,7 +47,7 @@ class Columns:
         return cls(of, captions, frozenset((*of.values(), *captions)))
 
     def row(self, where: str, fields: Mapping[str, Any], split: str = "") -> Row:
-        """One row, with whatever images and captions it has; `split` is that of a row that names none."""
+        """One row, with the images and captions that it has; `split` is for rows that name none."""
         of, images = self.of, dict[str, str | bytes]()
         if "before" in of or "image" in of:
             images = {role: image(fields.get(of[role])) for role in ("before", "after", "image") if role in of}
@@ -55,7 +55,7 @@ class Columns:
             listed = listed if isinstance(listed, list) else [listed]
             if len(listed) not in ROLES:
                 return Row(
-                    where, where, split or "train", {}, fault=f"{len(listed)} images, where one or two can be used"
+                    where, where, split or "train", {}, fault=f"{len(listed)} images, but a row may have one or two"
                 )
             images = dict(zip(ROLES[len(listed)], map(image, listed), strict=True))
         told = {
@@ -80,16 +80,18 @@ class Columns:
 
 
 def meanings(header: Sequence[str], named: Mapping[str, str], table: object) -> dict[str, str]:
-    """`meaning → column`, by the user's names first. Raises UserError when there are no images in the table."""
+    """`meaning → column`; the user's names come first. Raises UserError if the table has no images."""
     folded = {name.strip().lower(): name for name in header if name}
     taken = [name for name in named.values() if name]
     if len(set(taken)) < len(taken):
-        raise UserError(f"--columns: {max(taken, key=taken.count)} is named for two meanings; a column has one")
+        raise UserError(
+            f"--columns: {max(taken, key=taken.count)} is named for two meanings; a column can have only one"
+        )
     columns = {}
     for meaning, guesses in COLUMNS.items():
         given = named.get(meaning, named.get("caption") if meaning == "captions" else None)
         if given == "":
-            continue  # the user says that there is none
+            continue  # the user declared that there is none
         if given and given not in header:
             raise UserError(f"{table}: no column {given!r}; it has {', '.join(header)}")
         found = given or next((folded[guess] for guess in guesses if folded.get(guess, "") not in ("", *taken)), None)
@@ -99,7 +101,7 @@ def meanings(header: Sequence[str], named: Mapping[str, str], table: object) -> 
             same = [name for name in header if name and name.strip().lower() == found.strip().lower()]
             if len(same) > 1:
                 raise UserError(
-                    f"{table}: columns {' and '.join(map(repr, same))}: rename one, or say which is meant "
+                    f"{table}: columns {' and '.join(map(repr, same))}: rename one, or choose one "
                     f"(--columns {meaning}={found})"
                 )
     if "before" in columns and "after" in columns:
@@ -117,7 +119,7 @@ def meanings(header: Sequence[str], named: Mapping[str, str], table: object) -> 
 
 
 def captions_in(header: Sequence[str], columns: Mapping[str, str]) -> list[str]:
-    """All caption columns: the named one, and `caption_1`, `caption2`, … beside it."""
+    """All caption columns: the named one, and `caption_1`, `caption2`, …."""
     first = [columns["captions"]] if "captions" in columns else []
     numbered = [name for name in header if name and name.lower().rstrip("0123456789").rstrip("_") == "caption"]
     return list(dict.fromkeys(first + numbered))

@@ -1,4 +1,4 @@
-"""Reading annotation files row by row, with errors that name the file and the place."""
+"""Reads annotation files row by row, with errors that name the file and the location."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onediff.errors import UserError
 
 PIECE = 1 << 20
 PACKED = {".gz": "gunzip", ".tgz": "gunzip", ".zst": "unzstd", ".xz": "unxz", ".bz2": "bunzip2", ".zip": "unzip"}
-"""How to unpack a file."""
+"""Commands that unpack compressed files."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -28,14 +28,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_value(_: str) -> None:
-    """What Python writes as `NaN` or `Infinity` is no value, and no JSON either."""
+    """None for `NaN` or `Infinity`, which Python writes although JSON has no such values."""
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_value)
 
 
 def load_json(path: Path) -> Any:
-    """A small JSON file as a whole. Raises UserError."""
+    """The content of a small JSON file. Raises UserError."""
     with open_text(path) as file:
         text = file.read()
     try:
@@ -45,10 +45,10 @@ def load_json(path: Path) -> Any:
 
 
 def json_rows(path: Path, key: str = "") -> Iterator[dict[str, Any]]:
-    """The rows of a JSON table: an array of objects; one inside an object, such as `{"data": […]}`, under `key` where there
-    are several; or an object of objects, whose names are then the column `key`. Raises UserError.
+    """The rows of a JSON table: an array of objects; an array inside an object, such as `{"data": […]}`, under `key` if
+    there are several; or an object of objects, whose names become the column `key`. Raises UserError.
 
-    An array is read a piece at a time, the others as a whole.
+    A top-level array is read in pieces, the other forms at once.
     """
     with open_text(path) as file:
         start = file.read(PIECE).lstrip()[:1]
@@ -62,7 +62,9 @@ def json_rows(path: Path, key: str = "") -> Iterator[dict[str, Any]]:
         if not isinstance(rows, list):
             raise UserError(f"{path}: no array of rows under {key!r}; there are {', '.join(arrays) or 'none'}")
     elif arrays:
-        raise UserError(f"{path}: arrays of rows under {', '.join(arrays)}; say which with --columns rows={arrays[0]}")
+        raise UserError(
+            f"{path}: arrays of rows under {', '.join(arrays)}; choose one, as in --columns rows={arrays[0]}"
+        )
     elif whole and all(isinstance(value, dict) for value in whole.values()):
         rows = [{"key": name, **value} for name, value in whole.items()]
     else:
@@ -88,7 +90,7 @@ def json_array(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 value, at = DECODER.raw_decode(text, at)
             except ValueError as error:
-                # The row may go on in the next piece; doubling keeps the work linear where a row is larger than one.
+                # The row may continue in the next piece; doubling keeps the work linear if a row is larger than a piece.
                 piece = file.read(max(PIECE, len(text) - at))
                 if not piece:
                     raise UserError(f"{path} row {number + 1}: not JSON: {error}") from error
@@ -101,13 +103,13 @@ def json_array(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; blank lines are passed over. Raises UserError."""
+    """The objects of a JSONL file; skips blank lines. Raises UserError."""
     with open_text(path) as file:
         yield from objects_of(file, path)
 
 
 def objects_of(lines: Iterable[str], path: Path, first: int = 1) -> Iterator[dict[str, Any]]:
-    """The objects of the lines of a JSONL file from line `first` on. Raises UserError."""
+    """The objects in the lines of a JSONL file, from line `first` on. Raises UserError."""
     for number, line in enumerate(lines, first):
         if not line.strip():
             continue
@@ -121,7 +123,7 @@ def objects_of(lines: Iterable[str], path: Path, first: int = 1) -> Iterator[dic
 
 
 def field_of(row: Any, name: str, where: str) -> Any:
-    """`row[name]`. Raises UserError with the fields there are."""
+    """`row[name]`. Raises UserError that lists the existing fields."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, not {type(row).__name__}")
     if name not in row:
@@ -130,7 +132,7 @@ def field_of(row: Any, name: str, where: str) -> Any:
 
 
 def sentences_of(row: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
-    """A list of sentences, or one sentence alone. Raises UserError for anything else."""
+    """The sentences in a field that holds a list or a single one. Raises UserError for anything else."""
     value = field_of(row, name, where)
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(sentence, str) for sentence in listed):
@@ -140,9 +142,9 @@ def sentences_of(row: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """The file as text: UTF-8, or UTF-16 with the mark that Excel and Notepad write before it.
+    """The file as text: UTF-8, or UTF-16 with the byte order mark that Excel and Notepad write.
 
-    Raises UserError when there is none, or its bytes are another encoding's.
+    Raises UserError if there is no such file or it has another encoding.
     """
     with reading_text(path):
         with open(path, "rb") as file:
@@ -153,7 +155,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def reading_text(path: Path) -> Iterator[None]:
-    """Raises UserError when there is no such file, or its bytes are not text."""
+    """A context that raises UserError if there is no such file or its bytes are not text."""
     try:
         yield
     except UnicodeError as error:
@@ -166,7 +168,7 @@ def reading_text(path: Path) -> Iterator[None]:
 
 
 def _line_that_is_no_text(path: Path) -> str:
-    """` line 7` for the first line that is not UTF-8, nothing if there is none, as in broken UTF-16."""
+    """` line 7` for the first line that is not UTF-8; empty if there is none, as in broken UTF-16."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:

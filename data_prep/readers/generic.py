@@ -1,4 +1,4 @@
-"""A table of your own, in any of the kinds of `tables`, with the columns before, after, one or more captions, split."""
+"""Your own table, in any format of `tables`, with the columns before, after, one or more captions, and split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ READER = Reader(
     source="",
     licence="",
     layout="--table pairs.csv (or .tsv, .json, .jsonl, .parquet, .arrow) with before, after, caption…, split; images "
-    "beside it, in --images, in archives there (ARCHIVE#MEMBER), or by URL (--fetch)",
+    "next to it, in --images, in archives there (ARCHIVE#MEMBER), or by URL (--fetch)",
     rows=rows,
     batches=batches,
 )

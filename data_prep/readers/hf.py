@@ -1,4 +1,4 @@
-"""Data sets as Hugging Face's `datasets` keeps them: on the hub, as tables, by save_to_disk, or as an imagefolder."""
+"""Data sets in the forms of Hugging Face's `datasets`: on the hub, as tables, by save_to_disk, or as an imagefolder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from data_prep.splits import split_in
 from onediff.errors import UserError
 
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
-"""JSON files that are no tables."""
+"""JSON files that are not tables."""
 PATTERNS = [f"**/*{kind}" for kind in KINDS] + [f"**/*.{kind}" for kind in ("jpg", "jpeg", "png", "webp", "zip", "tar")]
-"""What is fetched of a data set on the hub; never code."""
+"""File patterns fetched from a data set on the hub; never code."""
 
 
 def batches(inputs: Inputs) -> Iterator[RowBatch]:
@@ -29,7 +29,7 @@ def batches(inputs: Inputs) -> Iterator[RowBatch]:
     columns = Columns.found(columns_of_all([table for table, _ in tables]), inputs.columns, base)
     root = inputs.images or base
     for table, split in tables:
-        # The images of a metadata file lie beside it; all others are named from the root.
+        # A metadata file's images are next to it; other tables name images relative to the root.
         is_beside = table.stem == "metadata" and table.parent != root
         beside = str(table.parent.relative_to(root)) if is_beside else ""
         yield from batches_of(table, Meaning(table.name, columns, split, beside))
@@ -40,7 +40,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def tables_in(base: Path) -> list[tuple[Path, str]]:
-    """The tables of a data set and the split of each. Raises UserError when there are none."""
+    """The tables of a data set and the split of each. Raises UserError if there are none."""
     if base.is_file():
         return [(base, split_in(base.name))]
     if not base.is_dir():
@@ -60,20 +60,20 @@ def tables_in(base: Path) -> list[tuple[Path, str]]:
         (".parquet",),
         (".arrow",),
         KINDS,
-    ):  # where a table is there in two forms, the one that `datasets` reads
+    ):  # if a table exists in two forms, take the form that `datasets` reads
         if some := [path for path in metadata or tables if path.suffix.lower() in kind]:
             return [(path, split_in(str(path.relative_to(base)))) for path in some]
     raise UserError(f"{base}: no tables here; expected {READER.layout}")
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The files that `save_to_disk` wrote, in their order."""
+    """The files that `save_to_disk` wrote, in order."""
     state = load_json(folder / "state.json")
     return [folder / Path(file["filename"]).name for file in state.get("_data_files", [])]
 
 
 def fetched(name: str) -> Path:
-    """The folder of a data set of the hub, fetched where it is not there. Raises UserError."""
+    """The folder of a data set on the hub, fetched if necessary. Raises UserError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -92,7 +92,7 @@ READER = Reader(
     source="",
     licence="",
     layout="OWNER/NAME on the hub, or --annotations DIR: save_to_disk, data/<split>-*.parquet, or metadata.jsonl (or .csv, "
-    ".parquet) with file_name beside the images; columns as in 'generic', images inside the table or named in it",
+    ".parquet) with file_name next to the images; columns as in 'generic', images inside the table or named in it",
     rows=rows,
     batches=batches,
 )

@@ -1,4 +1,4 @@
-"""Image-Editing-Request: photographs edited on request by people on Reddit and Zhopped, with the request in words."""
+"""Image-Editing-Request: photographs that people on Reddit and Zhopped edited on request, with the text of the request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations
     if base is None:
-        raise UserError("--annotations: give the folder with train.json, valid.json and test.json")
+        raise UserError("--annotations: name the folder with train.json, valid.json and test.json")
     files = [base] if base.is_file() else [base / f"{split}.json" for split in ("train", "valid", "test")]
     files = [file for file in files if file.is_file()]
     if not files:

@@ -1,4 +1,4 @@
-"""Img-Diff: generated images in which one object was replaced or removed, and questions about that part of them."""
+"""Img-Diff: generated images with one object replaced or removed, and questions about that part of the images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
         question = next((turn["value"] for turn in said if turn["from"] == "human"), "")
         yield Row(
             where,
-            f"{path}-{number}",  # a pair has several parts that differ, each with a question of its own
+            f"{path}-{number}",  # a pair has several differing parts, each with its own question
             "train",
             {"before": f"{path}_0.jpg", "after": f"{path}_1.jpg"},
             tuple(turn["value"] for turn in said if turn["from"] == "gpt")[:1],
@@ -34,7 +34,7 @@ READER = Reader(
     source="https://huggingface.co/datasets/datajuicer/Img-Diff",
     licence="Apache-2.0",
     layout="--annotations img_diff_object_replacement.json (or …_removal.json) with path, bbox, conversations; --images DIR/"
-    "<path>_0.jpg, <path>_1.jpg (the data set's page lists the files; their fields are those that public code reads)",
+    "<path>_0.jpg, <path>_1.jpg (files as listed on the data set's page, fields as read by public code)",
     rows=rows,
     published=True,
 )

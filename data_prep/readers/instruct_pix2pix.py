@@ -1,4 +1,4 @@
-"""InstructPix2Pix: generated edits, a folder an edit, several pairs an edit."""
+"""InstructPix2Pix: generated edits, one folder per edit, several pairs per edit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.images or inputs.annotations
     if base is None or not base.is_dir():
-        raise UserError("--images: give the folder of edits, each a folder with prompt.json, metadata.jsonl and images")
+        raise UserError("--images: name the folder of edits, each a folder with prompt.json, metadata.jsonl and images")
     folders = [base] if (base / "prompt.json").is_file() else sorted(path for path in base.iterdir() if is_edit(path))
     if not any((folder / "prompt.json").is_file() for folder in folders):
         raise UserError(f"{base}: no folder here has a prompt.json")
@@ -21,17 +21,17 @@ def rows(inputs: Inputs) -> Iterator[Row]:
         try:
             yield from list(edit_rows(folder, base))
         except UserError as error:
-            # Of the published folders, thousands never came whole.
+            # Thousands of the published folders are incomplete.
             yield Row(folder.name, folder.name, "train", {}, fault=str(error))
 
 
 def is_edit(folder: Path) -> bool:
-    """Whether a folder holds an edit, or what came of one."""
+    """Whether a folder holds an edit, complete or not."""
     return (folder / "prompt.json").is_file() or (folder / "metadata.jsonl").is_file()
 
 
 def edit_rows(folder: Path, base: Path) -> Iterator[Row]:
-    """The pairs of one edit. Raises UserError for a folder that is not whole."""
+    """The pairs of one edit. Raises UserError for an incomplete folder."""
     prompt = load_json(folder / "prompt.json")
     where = f"{folder.name}/prompt.json"
     edit = str(field_of(prompt, "edit", where))
@@ -52,7 +52,7 @@ def edit_rows(folder: Path, base: Path) -> Iterator[Row]:
 
 READER = Reader(
     name="instruct-pix2pix",
-    summary="generated edits, 454k edits, several pairs an edit; the caption is the edit instruction",
+    summary="generated edits, 454k edits, several pairs per edit; the caption is the edit instruction",
     source="https://github.com/timothybrooks/instruct-pix2pix",
     licence="MIT; images by Stable Diffusion (CreativeML Open RAIL-M)",
     layout="--images DIR/<edit>/{prompt.json,metadata.jsonl,<seed>_0.jpg,<seed>_1.jpg}",

@@ -1,4 +1,4 @@
-"""LEVIR-CC: aerial photographs of one place years apart, five sentences a pair."""
+"""LEVIR-CC: aerial photographs of the same place years apart, five sentences per pair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 READER = Reader(
     name="levir-cc",
-    summary="aerial photographs years apart, 10k pairs, five sentences a pair",
+    summary="aerial photographs years apart, 10k pairs, five sentences per pair",
     source="https://github.com/Chen-Yang-Liu/RSICC",
     licence="academic use only",
     layout="--annotations LevirCCcaptions.json; --images DIR/{train,val,test}/{A,B}/<name>.png",

@@ -1,4 +1,4 @@
-"""LLaVA-665K: conversations about images from several data sets, and conversations without any."""
+"""LLaVA-665K: conversations about images from several data sets, and conversations without images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def conversation(row: dict[str, Any], where: str) -> tuple[dict[str, str], ...]:
-    """The turns of a row, from the first question on. Raises UserError when they have another form."""
+    """The turns of a row, from the first question on. Raises UserError for other formats."""
     return turns(field_of(row, "conversations", where), where)
 
 

@@ -1,4 +1,4 @@
-"""MagicBrush: real photographs edited by people with an image model, in sessions of up to three turns."""
+"""MagicBrush: photographs that people edited with an image model, in sessions of up to three turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations or inputs.images
     if base is None or not base.is_dir():
-        raise UserError("--annotations: give the folder with train/edit_turns.json and dev/edit_turns.json")
+        raise UserError("--annotations: name the folder with train/edit_turns.json and dev/edit_turns.json")
     inside = (base / "edit_turns.json").is_file()
     folders = [base] if inside else [base / split for split in ("train", "dev", "test")]
     folders = [folder for folder in folders if (folder / "edit_turns.json").is_file()]
@@ -24,7 +24,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def turn_rows(folder: Path, below: Path) -> Iterator[Row]:
-    """The edit turns of one split, whose images lie in `below/images/<image id>/`."""
+    """The edit turns of one split; their images are in `below/images/<image id>/`."""
     for number, row in enumerate(json_array(folder / "edit_turns.json"), 1):
         where = f"{folder.name}/edit_turns.json row {number}"
         before, after = (str(field_of(row, name, where)) for name in ("input", "output"))

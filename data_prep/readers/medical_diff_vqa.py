@@ -1,4 +1,4 @@
-"""Medical-Diff-VQA: chest X-rays of a patient at two times, and what differs in the main one."""
+"""Medical-Diff-VQA: chest X-rays of a patient at two times, and the differences in the main one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from onediff.errors import UserError
 
 
 def rows(inputs: Inputs) -> Iterator[Row]:
-    """Only the questions about a difference: the others are about one image."""
+    """The questions about a difference; the others are about one image."""
     base = inputs.annotations
     if base is None or not (base / "mimic_pair_questions.csv").is_file():
-        raise UserError("--annotations: give the folder with mimic_pair_questions.csv and mimic_all.csv")
+        raise UserError("--annotations: name the folder with mimic_pair_questions.csv and mimic_all.csv")
     image_of: dict[str, str] = {}
     for where, row in table_rows(base / "mimic_all.csv"):
         study, dicom = (str(field_of(row, name, where)) for name in ("study_id", "dicom_id"))

@@ -1,4 +1,4 @@
-"""RSCC: aerial images before and after a disaster, with long captions by strong models."""
+"""RSCC: aerial images before and after a disaster, with long captions by language models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations
     if base is None:
-        raise UserError("--annotations: give the .jsonl file of captions, or the folder of such files")
+        raise UserError("--annotations: name the .jsonl file of captions, or a folder of such files")
     files = [base] if base.is_file() else sorted(base.glob("*.jsonl"))
     if not files:
         raise UserError(f"{base}: no .jsonl file here")
@@ -27,7 +27,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def _below(path: str) -> str:
-    """The path from the folder of images on: the published files have the paths of their authors' machine."""
+    """The path relative to the image folder; the published files have the paths of the authors' machine."""
     parts = Path(path).parts
     start = next((place for place, part in enumerate(parts) if part in ("EBD", "xbd", "xbdsubset", "xbd_subset")), 0)
     return "/".join(parts[start:])

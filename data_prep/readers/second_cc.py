@@ -1,4 +1,4 @@
-"""SECOND-CC: aerial images of the same place at two times, five sentences a pair."""
+"""SECOND-CC: aerial images of the same place at two times, five sentences per pair."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 READER = Reader(
     name="second-cc",
-    summary="aerial images at two times, 6k pairs, more with augmented ones, five sentences a pair",
+    summary="aerial images at two times, 6k pairs (more with augmented ones), five sentences per pair",
     source="https://github.com/ChangeCapsInRS/SecondCC",
     licence="see the data set's page",
     layout="--annotations SECOND-CC-AUG.json (images: filename, split, sentences: raw, changeflag); --images "

@@ -1,4 +1,4 @@
-"""Spot-the-Diff: pairs of frames of surveillance videos, every difference a sentence of its own."""
+"""Spot-the-Diff: pairs of frames from surveillance videos, one sentence per difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations
     if base is None:
-        raise UserError("--annotations: give the folder with train.json, val.json and test.json")
+        raise UserError("--annotations: name the folder with train.json, val.json and test.json")
     files = [base] if base.is_file() else [base / f"{split}.json" for split in ("train", "val", "test")]
     files = [file for file in files if file.is_file()]
     if not files:

@@ -1,4 +1,4 @@
-"""Tables of any kind as rows: CSV, TSV, JSON, JSONL, Parquet and Arrow, and the columns that they have in all."""
+"""Reads the rows and columns of tables: CSV, TSV, JSON, JSONL, Parquet and Arrow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TableRow = tuple[str, dict[str, Any]]
-"""Where a row stands, in words, and its cells by column."""
+"""The location of a row, as text, and its cells by column."""
 DELIMITED = (".csv", ".tsv", ".tab")
 LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
@@ -28,23 +28,23 @@ KINDS = (*DELIMITED, *LINES, *PARQUET, ".json", ".arrow")
 """Suffixes of tables."""
 SHEETS = (".xlsx", ".xls", ".ods")
 LONGEST_CELL = 1 << 24
-"""Characters of a cell; the csv module's own limit is 131,072, and a quote that is never closed makes one of a file."""
+"""Maximum characters of a cell; the csv module's default is 131,072. An unclosed quote turns a whole file into a cell."""
 ROWS = 4096
-"""Rows read at once; 64 where cells are binary, since they may be images."""
+"""Rows read at once; 64 if cells are binary, since they may be images."""
 JSON = "row as JSON"
 """The only column of a batch of JSON rows, whose cells may be of any type."""
 
 
 class TableBatch(NamedTuple):
-    """Consecutive rows of a table, the first of them number `first`, counted from 1."""
+    """Consecutive rows of a table; the first has the number `first`, counted from 1."""
 
     first: int
     cells: pa.RecordBatch
-    """By column; rows of JSON as their text, in the column `JSON`."""
+    """Cells by column; JSON rows as text, in the column `JSON`."""
     parsed: Sequence[dict[str, Any]] | None = None
-    """Rows of JSON as objects, if they were read as such."""
+    """JSON rows as objects, if they were read as such."""
     columns: pa.RecordBatch | None = None
-    """Rows of JSON by column, if they were read so."""
+    """JSON rows by column, if they were read by column."""
 
 
 def fields_of(cells: pa.RecordBatch, at: int) -> dict[str, Any]:
@@ -60,9 +60,9 @@ ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def columns_of(path: Path, key: str = "") -> list[str]:
-    """Every column of the table, in the order in which they first appear; a JSON table is read once for that.
+    """All columns of the table, in the order of first appearance; reads a JSON table once to find them.
 
-    Raises UserError when two columns have the same name, of which one would be lost.
+    Raises UserError if two columns have the same name, since one would be lost.
     """
     kind = _kind(path)
     if kind in DELIMITED:
@@ -85,7 +85,7 @@ def columns_of_all(paths: Sequence[Path], key: str = "") -> list[str]:
 
 
 def table_rows(path: Path, key: str = "") -> Iterator[TableRow]:
-    """Every row of a table. `key` names the array of rows in a JSON object. Raises UserError."""
+    """All rows of a table. `key` names the array of rows in a JSON object. Raises UserError."""
     for batch in table_batches(path, key):
         rows = batch.parsed
         for at in range(len(batch.cells)):
@@ -93,7 +93,7 @@ def table_rows(path: Path, key: str = "") -> Iterator[TableRow]:
 
 
 def table_batches(path: Path, key: str = "") -> Iterator[TableBatch]:
-    """The rows of a table, some thousands at a time. Raises UserError."""
+    """The rows of a table, a few thousand at a time. Raises UserError."""
     kind = _kind(path)
     if kind in DELIMITED:
         yield from _delimited_batches(path)
@@ -106,23 +106,23 @@ def table_batches(path: Path, key: str = "") -> Iterator[TableBatch]:
 
 
 def _kind(path: Path) -> str:
-    """The suffix of a table. Raises UserError for what is none."""
+    """The suffix of a table. Raises UserError if the file is not a table."""
     kind = path.suffix.lower()
     if kind in SHEETS:
         made = path.with_suffix(".csv").name
         raise UserError(
-            f"{path}: a spreadsheet is not read; save the sheet as 'CSV UTF-8', or: pip install pandas openpyxl; python -c "
-            f"\"import pandas; pandas.read_excel('{path.name}').to_csv('{made}', index=False)\""
+            f"{path}: spreadsheets are not supported; save the sheet as 'CSV UTF-8', or: pip install pandas openpyxl; "
+            f"python -c \"import pandas; pandas.read_excel('{path.name}').to_csv('{made}', index=False)\""
         )
     if kind in PACKED:
-        raise UserError(f"{path}: a packed table is not read; unpack it first: {PACKED[kind]} {path.name}")
+        raise UserError(f"{path}: compressed tables are not supported; unpack it first: {PACKED[kind]} {path.name}")
     if kind not in KINDS:
         raise UserError(f"{path}: a table must be .csv, .tsv, .json, .jsonl, .parquet or .arrow")
     return kind
 
 
 def _delimiter(path: Path) -> str:
-    """The separator of cells: the most frequent of comma, semicolon, tab and bar in the header."""
+    """The delimiter: the most frequent of comma, semicolon, tab and bar in the header."""
     if path.suffix.lower() != ".csv":
         return "\t"
     with open_text(path) as lines:
@@ -136,9 +136,9 @@ def _header(path: Path) -> list[str]:
 
 
 def _delimited_batches(path: Path) -> Iterator[TableBatch]:
-    """Reads with pyarrow as far as it gets, in a fifteenth of the time, and the rest with the csv module.
+    """Reads as far as possible with pyarrow, in a fifteenth of the time, and the rest with the csv module.
 
-    Both read a regular table (`is_regular`) the same way, and the csv module says what is wrong with any other.
+    Both read a regular table (`is_regular`) in the same way, and the csv module reports what is wrong with any other.
     """
     from pyarrow import ArrowException, string
     from pyarrow import csv as arrow
@@ -160,12 +160,12 @@ def _delimited_batches(path: Path) -> Iterator[TableBatch]:
                 if table.schema.names == header:
                     return
         except ArrowException:
-            pass  # a row with other cells than the header, text that is no UTF-8, a cell of a megabyte
+            pass  # a row with more or fewer cells than the header, text that is not UTF-8, a cell of a megabyte
     yield from _csv_batches(path, header, delimiter, number)
 
 
 def _csv_batches(path: Path, header: Sequence[str], delimiter: str, number: int) -> Iterator[TableBatch]:
-    """By the csv module, from row `number` on. Raises UserError for a row with more or fewer cells than the header."""
+    """Reads with the csv module, from row `number` on. Raises UserError if a row has more or fewer cells than the header."""
     import pyarrow as pa
 
     with _reading(path), open_text(path) as lines:
@@ -176,8 +176,8 @@ def _csv_batches(path: Path, header: Sequence[str], delimiter: str, number: int)
             for place, row in enumerate(rows):
                 if len(row) != len(header):
                     raise UserError(
-                        f"{path.name} row {number + place}: {len(row)} cells, but the header names {len(header)}; "
-                        "put text with a comma into double quotes"
+                        f"{path.name} row {number + place}: {len(row)} cells, but the header has {len(header)}; "
+                        "put text that contains commas into double quotes"
                     )
             cells = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
             yield TableBatch(number, pa.RecordBatch.from_arrays(cells, list(header)))
@@ -185,7 +185,7 @@ def _csv_batches(path: Path, header: Sequence[str], delimiter: str, number: int)
 
 
 def _filled(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
-    """The header and the rows, without blank lines. Raises UserError with the number of a row that cannot be read."""
+    """The header and the rows, without blank lines. Raises UserError with the number of an unreadable row."""
     number = 0
     try:
         for row in rows:
@@ -194,15 +194,15 @@ def _filled(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
                 number += 1
     except csv.Error as error:
         is_open = "unexpected end" in str(error)
-        what = "a double quote opens a cell and none closes it" if is_open else f"not a row of a table: {error}"
+        what = "a double quote opens a cell and is never closed" if is_open else f"not a row of a table: {error}"
         raise UserError(f"{path.name} row {number}: {what}") from None
 
 
 def _pieces(path: Path) -> Iterator[tuple[Iterator[dict[str, Any]], tuple[pa.Array, pa.Table] | None]]:
-    """JSONL in pieces: their rows as objects, which are read when asked for, and as `parsed_lines` gives them."""
+    """JSONL in pieces: rows as objects, parsed on demand, and as the result of `parsed_lines`."""
     with reading_text(path), path.open("rb") as file:
         begins_plain = file.read(1) == b"{"
-    if not begins_plain:  # a mark of UTF-16, or one that UTF-8 does not need
+    if not begins_plain:  # a byte order mark, of UTF-16 or UTF-8
         yield json_lines(path), None
         return
     line = 1
@@ -249,7 +249,7 @@ def _json_batches(rows: Iterator[dict[str, Any]], number: int = 1) -> Iterator[T
 
 
 class _reading:
-    """Turns what the csv module raises into one line."""
+    """Turns the csv module's exceptions into one line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -269,15 +269,15 @@ def _parquet(path: Path) -> Any:
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow") from error
     try:
-        found = ParquetFile(path, memory_map=True)  # a third of the time, and less than half of the memory
-        assert found.schema_arrow.names is not None, "damaged names are no UTF-8, which shows only when they are read"
+        found = ParquetFile(path, memory_map=True)  # takes a third of the time and less than half the memory
+        assert found.schema_arrow.names is not None, "damaged names are not UTF-8, which only reading them reveals"
     except (ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from error
     return found
 
 
 def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
-    """The record batches of Parquet, or of Arrow's stream and file formats, which `datasets` writes. Raises UserError."""
+    """The record batches of Parquet, or of Arrow's stream or file format, which `datasets` writes. Raises UserError."""
     from pyarrow import ArrowException, ipc, memory_map
 
     try:
@@ -295,15 +295,15 @@ def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
                 whole = ipc.open_file(file)
                 batches = (whole.get_batch(number) for number in range(whole.num_record_batches))
             for batch in batches:
-                batch.validate(full=True)  # Arrow reads where damaged offsets point, out of its memory too
+                batch.validate(full=True)  # Arrow follows damaged offsets even out of its memory
                 yield _labelled(batch)
     except (ArrowException, OSError, UnicodeError) as error:
         kind = "Parquet" if path.suffix.lower() in PARQUET else "Arrow"
-        raise UserError(f"{path}: not a whole {kind} file: {error}") from error
+        raise UserError(f"{path}: a damaged or incomplete {kind} file: {error}") from error
 
 
 def _rows_at_once(parquet: Any) -> int:
-    """Rows whose images total about a megabyte; larger buffers would be requested from the system every time."""
+    """Number of rows whose images total about a megabyte; malloc would request larger buffers from the system each time."""
     if "binary" not in str(parquet.schema_arrow):
         return ROWS
     groups = (parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups))
@@ -312,7 +312,7 @@ def _rows_at_once(parquet: Any) -> int:
 
 
 def _labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with names in place of numbers in columns that `datasets` calls a `ClassLabel`."""
+    """The batch, with numbers replaced by names in columns of the `datasets` type `ClassLabel`."""
     import pyarrow as pa
 
     names = batch.schema.names
@@ -325,7 +325,7 @@ def _labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
     for place, column in enumerate(names):
         if column in names_of and pa.types.is_integer(columns[place].type):
             numbers = columns[place].to_pylist()
-            labels = dict(enumerate(names_of[column]))  # -1 stands for no label
+            labels = dict(enumerate(names_of[column]))  # -1 means no label
             columns[place] = pa.array([labels.get(number) for number in numbers], pa.string())
     return pa.RecordBatch.from_arrays(columns, names) if names_of else batch
 
@@ -342,10 +342,8 @@ def _arrow_batches(path: Path) -> Iterator[TableBatch]:
 
 def _unique(header: Iterable[str], path: Path) -> list[str]:
     names = list(header)
-    # `Caption` beside `caption` is a second name for the same thing, too.
+    # `Caption` next to `caption` also counts as a repeated name.
     twice = [name for name, count in Counter(name.strip().lower() for name in names).items() if count > 1 and name]
     if twice:
-        raise UserError(
-            f"{path}: two columns are called {twice[0]!r}; give each a name of its own, such as {twice[0]}_2"
-        )
+        raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one, for example to {twice[0]}_2")
     return names

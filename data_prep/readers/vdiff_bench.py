@@ -1,4 +1,4 @@
-"""VDiff-Bench: pairs of images and four statements about them, of which the true one is the caption."""
+"""VDiff-Bench: pairs of images with four statements each; the true one becomes the caption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onediff.errors import UserError
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations or inputs.images
     if base is None:
-        raise UserError("--annotations: give the folder with data/train-*.parquet")
+        raise UserError("--annotations: name the folder with data/train-*.parquet")
     for table, _ in tables_in(base):
         for where, cells in table_rows(table):
             choices = field_of(cells, "choices", where) or []
@@ -29,12 +29,12 @@ def rows(inputs: Inputs) -> Iterator[Row]:
                 {"before": image(cells.get("image_1")), "after": image(cells.get("image_2"))},
                 (truth,),
                 meta={**{name: value for name, value in meta.items() if value}, "choices": choices},
-                fault="" if truth else "none of the choices is named as the true one",
+                fault="" if truth else "none of the choices is marked as true",
             )
 
 
 def chosen(choices: list[Any], truth: str) -> str:
-    """The true one of `choices`, which the data set names by its text or by its letter; empty if it is neither."""
+    """The true choice, which the data set gives as text or letter; empty if `truth` is neither."""
     if truth in choices:
         return truth
     place = "ABCDEFGH".find(truth.strip("()."))

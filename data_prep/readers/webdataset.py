@@ -1,4 +1,4 @@
-"""WebDataset tars of others, such as img2dataset's: one key's `jpg`, `txt` and `json` are one row of a table."""
+"""WebDataset tars by other tools, such as img2dataset: the `jpg`, `txt` and `json` of one key form a row of a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onediff.errors import UserError
 
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 FAULT = "fault of this sample"
-"""In place of cells that cannot be read."""
+"""The column that replaces unreadable cells."""
 
 Cells = dict[str, Any]
 
@@ -27,13 +27,13 @@ Cells = dict[str, Any]
 def rows(inputs: Inputs) -> Iterator[Row]:
     base = inputs.annotations
     if base is None or not base.exists():
-        raise UserError("--annotations: give the folder of tars, or one tar")
+        raise UserError("--annotations: name the folder of tars, or one tar")
     root = inputs.images or (base if base.is_dir() else base.parent)
     named = {meaning: _column(name) for meaning, name in inputs.columns.items()}
     groups = _groups(base, named)
     ends = {role: name for role, name in named.items() if name[:1] in ("_", "-")}
     plain = {meaning: name for meaning, name in named.items() if not name.endswith(".tar") and meaning not in ends}
-    # All are read once for their columns: a split or a second caption may first appear in the last tar.
+    # Read all tars once to find the columns: a split or a second caption may first appear in the last one.
     found: dict[str, Any] = {}
     for group in groups:
         for _, cells in _samples(group, root, ends):
@@ -48,7 +48,7 @@ def rows(inputs: Inputs) -> Iterator[Row]:
         name = tar.relative_to(root) if tar.is_relative_to(root) else Path(tar.name)
         split = split_in(str(name))
         for key, cells in _samples(group, root, ends):
-            where, id = f"{name} {key}", f"{name.with_suffix('')}/{key}"  # a key is its tar's: others may have it again
+            where, id = f"{name} {key}", f"{name.with_suffix('')}/{key}"  # keys are unique only within a tar
             if FAULT in cells:
                 yield Row(where, id, split, {}, fault=cells[FAULT])
             else:
@@ -57,18 +57,20 @@ def rows(inputs: Inputs) -> Iterator[Row]:
 
 
 def _groups(base: Path, named: Mapping[str, str]) -> list[dict[str, Path]]:
-    """The tars that are read side by side, by the role that the user gave them. Raises UserError."""
+    """The tars to read side by side, by the role that the user assigned to them. Raises UserError."""
     given = {role: name for role, name in named.items() if name.endswith(".tar")}
     if given:
         lists = {role: sorted(base.glob(name)) for role, name in given.items()}
         counts = {role: len(tars) for role, tars in lists.items()}
         if 0 in counts.values() or len(set(counts.values())) > 1:
-            raise UserError(f"{base}: tars to be read side by side must be as many of each: {counts}")
+            raise UserError(f"{base}: the roles need equal numbers of tars to read side by side: {counts}")
         return [dict(zip(lists, tars, strict=True)) for tars in zip(*lists.values(), strict=True)]
     files = [base] if base.is_file() else sorted(path for path in base.rglob("*") if path.is_file())
     for path in files:
         if path.suffix in PACKED and ".tar" in path.name + path.suffix.replace("tgz", "tar"):
-            raise UserError(f"{path}: a packed tar cannot be read at any place; first: {PACKED[path.suffix]} {path}")
+            raise UserError(
+                f"{path}: a compressed tar has no random access; unpack it first: {PACKED[path.suffix]} {path}"
+            )
     tars = [path for path in files if path.suffix == ".tar"]
     if not tars:
         raise UserError(f"{base}: no tars here")
@@ -76,7 +78,7 @@ def _groups(base: Path, named: Mapping[str, str]) -> list[dict[str, Path]]:
 
 
 def _samples(group: Mapping[str, Path], root: Path, ends: Mapping[str, str]) -> Iterator[tuple[str, Cells]]:
-    """`(key, cells)` of tars that are read side by side."""
+    """`(key, cells)` of tars read side by side."""
     found: dict[str, Cells] = {}
     for role, tar in group.items():
         damage: list[str] = []
@@ -100,7 +102,7 @@ def _samples(group: Mapping[str, Path], root: Path, ends: Mapping[str, str]) -> 
 def _parts(name: str, ends: Mapping[str, str]) -> tuple[str, str, str]:
     """Key, column and kind of a member: `a.b.before.jpg` is the image `before` of the key `a.b`, `c.jpg` the image of `c`.
 
-    Where `ends` says so, `7_a.jpg` and `7_b.jpg` are two images of the key `7`.
+    With suitable `ends`, `7_a.jpg` and `7_b.jpg` are two images of the key `7`.
     """
     stem, _, kind = name.rpartition(".")
     folder, slash, base = stem.rpartition("/")
@@ -108,7 +110,7 @@ def _parts(name: str, ends: Mapping[str, str]) -> tuple[str, str, str]:
         if base.endswith(end):
             return folder + slash + base.removesuffix(end), role, kind.lower()
     key, dot, column = base.rpartition(".")
-    # In `photo.v2.jpg` the dot belongs to the key, unless it is the name of one of several images.
+    # In `photo.v2.jpg` the dot belongs to the key, unless `v2` names one of several images.
     if dot and kind.lower() in IMAGES and (column.isdigit() or column.lower() in ROLES):
         return folder + slash + key, column.lower(), kind.lower()
     return folder + slash + base, "image", kind.lower()
@@ -134,7 +136,7 @@ def _put_text(cells: Cells, data: bytes, kind: str, where: str) -> None:
 
 
 def _column(name: str) -> str:
-    """`0.jpg` as the column `0`: images of one role may be of several kinds."""
+    """The column of a suffix: `0` for `0.jpg`, since images of one role may have several formats."""
     stem, dot, kind = name.rpartition(".")
     if dot and kind.lower() in IMAGES:
         return stem

@@ -8,6 +8,6 @@ import torch
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's own. Its step is taken out of the wrapper that imports torch's compiler, 1.5 s, to tell it to stay away."""
+    """torch's AdamW, without the wrapper of `step` that imports torch's compiler (1.5 s) only to disable it."""
 
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))

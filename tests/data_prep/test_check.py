@@ -105,15 +105,15 @@ FAULTS = {
     "bad_image": (lambda s: with_image(s, damaged_png()), "00000001: image 'after' cannot be decoded"),
     "duplicate": (
         lambda s: (s.__setitem__(1, list(s[0])), with_key(s, 1, "x")),
-        "x: the images and words of d-train-000000.tar 00000000 (sample 0) again",
+        "x: same images and texts as d-train-000000.tar 00000000 (sample 0)",
     ),
     "repeated_key": (
         lambda s: with_key(s, 1, "00000000"),
-        "00000000: the key of d-train-000000.tar 00000000 (sample 0) again",
+        "00000000: same key as d-train-000000.tar 00000000 (sample 0)",
     ),
     "leakage": (
         lambda s: s.__setitem__(1, encode_sample(dataclasses.replace(sample(0, "test", 100), split="train"), "z")),
-        "z: its images are in split test too, as d-test-000000.tar 00000000 (sample 0)",
+        "z: its images are also in split test, as d-test-000000.tar 00000000 (sample 0)",
     ),
 }
 
@@ -158,11 +158,11 @@ def test_damage_to_the_files_is_named(folder: Path, capsys: pytest.CaptureFixtur
     tar.unlink()
     index_path(other).write_bytes(b"x")
     _, lines = check(folder, capsys)
-    assert f"fault: missing_shard: {tar}: the manifest names it, but there is no such file" in lines
+    assert f"fault: missing_shard: {tar}: the manifest lists it, but there is no such file" in lines
     assert any(line.startswith(f"fault: stale_index: {other}: the index beside it cannot be read") for line in lines)
     index_path(other).unlink()
     _, lines = check(folder, capsys)
-    assert f"remark: no_index: {other}: no index beside it; it is built at every start" in lines
+    assert f"remark: no_index: {other}: no index beside it, so it is built at every start" in lines
 
 
 def test_a_half_lost_shard_is_repaired_to_what_is_whole(
@@ -203,7 +203,7 @@ def test_one_image_shared_with_another_split_is_a_remark(folder: Path, capsys: p
     code, lines = check(folder, capsys)
     assert code == 0
     assert lines[-1] == "0 faults, 2 remarks: shared_image 2"
-    assert any("one of its images is in split val too, in d-val-000000.tar 00000001" in line for line in lines)
+    assert any("one of its images is also in split val, in d-val-000000.tar 00000001" in line for line in lines)
 
 
 def test_a_data_set_behind_a_url_is_checked_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

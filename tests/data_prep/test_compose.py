@@ -295,7 +295,7 @@ def test_backgrounds_are_dealt_without_sharing_a_file():
     assert sum(len(chosen) for chosen in dealt.values()) == len(backgrounds)
     assert sum(len(chosen) for chosen in files.values()) == 21
     assert len(files["train"]) > 4 * len(files["val"]) > 0
-    with pytest.raises(UserError, match="cannot be shared by 3 splits"):
+    with pytest.raises(UserError, match="are too few for 3 splits"):
         deal(backgrounds[:2], {"train": 80, "val": 10, "test": 10})
 
 
@@ -303,7 +303,7 @@ def test_an_impossible_change_is_a_clear_error(library):
     balls = tuple(cutout for cutout in library.cutouts if cutout.look == ("cylinder", "red", "matte"))
     config = ComposeConfig(changes={"flip": 1.0}, min_objects=1, max_objects=1)
     plain = Library(library.backgrounds[:1], balls)
-    with pytest.raises(UserError, match=r"changes\.flip: .*give it the weight 0"):
+    with pytest.raises(UserError, match=r"changes\.flip: .*set its weight to 0"):
         compose_pair(config, plain, 0, 0)
 
 

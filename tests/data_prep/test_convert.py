@@ -84,7 +84,7 @@ def test_a_zip_that_was_cut_short_is_one_line(folder: Path, capsys) -> None:
     code, _, error = convert(
         capsys, "generic", folder / "out", "--table", table(folder / "t.csv", [PAIR]), "--images", path
     )
-    assert (code, error.count("\n")) == (2, 1) and "images.zip: not a whole zip" in error
+    assert (code, error.count("\n")) == (2, 1) and "images.zip: an incomplete zip" in error
 
 
 def test_folders_of_edits_that_never_came_whole_are_skipped_and_counted(tmp_path: Path, capsys) -> None:
@@ -106,9 +106,9 @@ def test_folders_of_edits_that_never_came_whole_are_skipped_and_counted(tmp_path
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--out", "t.csv/x"), "t.csv/x: cannot be written (Not a directory); choose another place"),
+        (("--out", "t.csv/x"), "t.csv/x: cannot be written (Not a directory); choose another location"),
         (("--out", "/proc/none/x"), "/proc/none/x: cannot be written (No such file or directory)"),
-        (("--out", "out", "--report", "."), ".: is a folder (--report); name a file in it"),
+        (("--out", "out", "--report", "."), ".: is a folder (--report); name a file"),
         (("--out", "out", "--report", "t.csv/x.json"), "t.csv/x.json: cannot be written (File exists)"),
         (("--out", "out", "--report", "/dev/full"), "/dev/full: cannot be written (No space left on device)"),
     ],
@@ -167,7 +167,7 @@ def test_absolute_paths_below_the_image_folder_are_paths_in_it(folder: Path, tmp
     ]
     path = table(elsewhere / "t.csv", rows)
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
-    assert code == 2 and f"is not below the image folder {elsewhere}; name a folder that holds" in error
+    assert code == 2 and f"is not below the image folder {elsewhere}; name a folder that contains" in error
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", link)
     assert code == 0, error
     assert set(records(folder / "out/train")) == {"0-1", "2-3"}
@@ -200,7 +200,7 @@ def test_pairs_that_are_all_connected_cannot_be_held_out_by_image(folder: Path, 
     rows = [{"before": "0.png", "after": f"{n}.png", "caption": "c"} for n in range(1, 6)]
     path = table(folder / "t.csv", rows)
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--hold-out", "0.2")
-    assert code == 2 and "all pairs are connected by the images they share; say with --hold-out-by COLUMN" in error
+    assert code == 2 and "all pairs are connected by shared images; group them with --hold-out-by COLUMN" in error
 
 
 def test_the_report_is_written_where_it_is_asked_for(folder: Path, capsys) -> None:

@@ -143,7 +143,7 @@ def test_tars_side_by_side_and_samples_that_cannot_be_read(tmp_path: Path, capsy
     assert "skipped: incomplete 4" in said
     put(tmp_path / "packed/0.tar.gz", b"\x1f\x8b")
     code, _, error = convert(capsys, "webdataset", tmp_path / "two", "--annotations", tmp_path / "packed")
-    assert code == 2 and "a packed tar cannot be read at any place; first: gunzip" in error
+    assert code == 2 and "a compressed tar has no random access; unpack it first: gunzip" in error
 
 
 def pairs_table(numbers: range) -> pyarrow.Table:
@@ -274,10 +274,12 @@ def test_what_needs_a_word_of_the_user_says_which(folder: Path, capsys) -> None:
     rows = [{**PAIR, "caption": "it moved"}]
     path = put(folder / "t.json", {"train": rows, "extra": [{**PAIR, "caption": "other"}]})
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
-    assert code == 2 and "arrays of rows under train, extra; say which with --columns rows=train" in error
+    assert code == 2 and "arrays of rows under train, extra; choose one, as in --columns rows=train" in error
     assert convert(capsys, "generic", folder / "out", "--table", path, "--columns", "rows=train")[0] == 0
     code, _, error = convert(capsys, "generic", folder / "out", "--table", put(folder / "t.xlsx", b"PK"))
-    assert code == 2 and "a spreadsheet is not read; save the sheet as 'CSV UTF-8', or: pip install pandas" in error
+    assert (
+        code == 2 and "spreadsheets are not supported; save the sheet as 'CSV UTF-8', or: pip install pandas" in error
+    )
     long = "word " * 40_000
     code, _, error = convert(
         capsys, "generic", folder / "long", "--table", table(folder / "t.csv", [{**PAIR, "caption": long}])

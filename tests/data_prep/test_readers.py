@@ -376,7 +376,7 @@ def test_vdiff_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "1": ["the cup is larger"],
     }
     assert found["0"]["meta"]["choices"] == choices and found["1"]["meta"]["change_type"] == "noise/resolution"
-    assert "row 3: none of the choices is named as the true one" in said + error
+    assert "row 3: none of the choices is marked as true" in said + error
 
 
 def turns(*values: str) -> list[dict[str, str]]:

@@ -185,7 +185,7 @@ REFUSED = {
         {**PAIR, "after": "/etc/passwd"},
         "t.csv row 1: '/etc/passwd' is not below the image folder",
     ),
-    "a Windows path": ({**PAIR, "after": "C:\\x.png"}, "is a path of another machine"),
+    "a Windows path": ({**PAIR, "after": "C:\\x.png"}, "is a Windows path with a drive letter"),
     "a URL": ({**PAIR, "after": "https://x.org/1.png"}, "t.csv row 1: 'https://x.org/1.png' is a URL; add --fetch x"),
     "a URL of a file": ({**PAIR, "after": "file:///etc/passwd"}, "is a URL; only http and https are fetched: name the"),
     "a URL of an archive": (
@@ -215,10 +215,10 @@ def test_what_no_row_can_mend_stops_the_conversion(
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("before,after,caption\n0.png,1.png,a car, red\n", "t.csv row 1: 4 cells, but the header names 3; put text"),
+        ("before,after,caption\n0.png,1.png,a car, red\n", "t.csv row 1: 4 cells, but the header has 3; put text"),
         ("before,after,caption\n", "there are no rows"),
         ("", "there are no rows"),
-        ('before,after,caption\n0.png,1.png,"open\n', "t.csv row 1: a double quote opens a cell and none closes it"),
+        ('before,after,caption\n0.png,1.png,"open\n', "t.csv row 1: a double quote opens a cell and is never closed"),
     ],
 )
 def test_a_broken_csv_is_one_clear_line(folder: Path, text: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +234,7 @@ def test_the_same_pair_in_train_and_test_is_refused_unless_allowed(
     path = table(folder / "t.csv", [{**PAIR, "split": "train"}, turned])
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
     assert code == 2
-    assert "t.csv row 2: the same images (1.png, 0.png) are in the splits train and test; fix the rows or" in error
+    assert "t.csv row 2: the same images (1.png, 0.png) in the splits train and test; fix the rows or" in error
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--allow-leakage")
     assert code == 0, error
     assert "noted: in_two_splits 1" in said.splitlines()

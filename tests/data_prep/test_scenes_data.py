@@ -112,7 +112,7 @@ def test_split_sizes_that_mean_nothing_are_refused(sizes):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "give --pairs N or --singles N"),
+        ([], "give --pairs N, --singles N or both"),
         (["--pairs", "5", "--size", "8"], "width"),
         (["--pairs", "5", "--scenes", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--pairs", "5", "--jpeg", "101"], "--jpeg 101"),

@@ -54,7 +54,7 @@ def test_a_column_that_only_some_rows_have_counts_in_those(folder: Path, kind: s
 def test_columns_of_one_name_and_keys_that_stand_twice_are_refused(folder: Path, capsys) -> None:
     put(folder / "t.csv", "before,after,caption,Caption\n0.png,1.png,a,b\n")
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.csv")
-    assert code == 2 and "t.csv: two columns are called 'caption'; give each a name of its own" in error
+    assert code == 2 and "t.csv: two columns are called 'caption'; rename one" in error
     put(folder / "t.jsonl", '{"before": "0.png", "after": "1.png", "caption": "a", "caption": "b"}')
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.jsonl")
     assert code == 2 and "line 1: not JSON: the key 'caption' is repeated in one object" in error
@@ -64,7 +64,7 @@ def test_columns_of_one_name_and_keys_that_stand_twice_are_refused(folder: Path,
         '{"before": "2.png", "after": "3.png", "caption": "b", "split": "train"}',
     )
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.jsonl")
-    assert code == 2 and "columns 'Split' and 'split': rename one, or say which is meant" in error
+    assert code == 2 and "columns 'Split' and 'split': rename one, or choose one" in error
     put(folder / "t.csv", "before,after,caption,split\n0.png,1.png,a,True\n")
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.csv")
     assert code == 2 and "t.csv row 1: split 'true' is no name; write train, val or test" in error
@@ -113,7 +113,7 @@ def test_a_column_named_as_the_caption_is_not_the_instruction_too(folder: Path, 
     assert sample["captions"] == ["add a hat"] and "instruction" not in sample
     words = ("--columns", "caption=instruction,instruction=instruction")
     code, _, error = convert(capsys, "generic", folder / "two", "--table", path, *words)
-    assert code == 2 and "--columns: instruction is named for two meanings; a column has one" in error
+    assert code == 2 and "--columns: instruction is named for two meanings; a column can have only one" in error
     rows = [{"before": "0.png", "after": "1.png", "caption": "add a hat", "instruction": "add a hat"}]
     code, said, error = convert(capsys, "generic", folder / "same", "--table", table(folder / "t.csv", rows))
     assert code == 0 and "noted: instruction_is_caption 1" in said

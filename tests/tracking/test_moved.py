@@ -27,10 +27,10 @@ def test_a_folder_of_runs_that_was_moved_keeps_its_artifacts(tmp_path, monkeypat
     second = tmp_path / "laptop"
     shutil.copytree(first, second)
     served(second, "127.0.0.1", 5000, False)
-    assert "addresses led" not in capsys.readouterr().err, "the first folder is still here, and may be in use"
+    assert "addresses moved" not in capsys.readouterr().err, "the first folder is still here, and may be in use"
     shutil.move(first, tmp_path / "away")
     words = served(second, "127.0.0.1", 5000, False)
-    assert f"addresses changed from {first} to here" in capsys.readouterr().err
+    assert f"addresses moved here from {first}" in capsys.readouterr().err
     assert f"sqlite:///{second}/mlflow.db" in words
     client = MlflowClient(f"sqlite:///{second}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("onediff").experiment_id])

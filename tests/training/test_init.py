@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_named(source, export, data, tmp_path):
         r"source@three: write a phase, a step, `best` or PHASE:STEP after @; phases with checkpoints: warm-up, one, two",
         f"{source}@three",
     )
-    refused(r"source@one:7: phase one has no checkpoint 7 .*; there are steps 2", f"{source}@one:7")
+    refused(r"source@one:7: phase one has no checkpoint 7 .*; it has steps 2", f"{source}@one:7")
     refused(r"source@best: phase two has no checkpoint best \(phases.two.best is not set", f"{source}@best")
     refused("unknown key 'init.vison' .did you mean 'vision'", "{vison: x}")
     shutil.rmtree(tmp_path / "tokenizer")

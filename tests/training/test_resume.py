@@ -127,7 +127,7 @@ def test_a_branch_goes_on_bit_identically_under_its_own_name(undisturbed, tmp_pa
     assert main(["branch", f"{undisturbed}@one:15", str(branch)]) == 2
     assert f"{branch}: already exists" in capsys.readouterr().err
     assert main(["branch", f"{undisturbed}@one:11", str(tmp_path / "other")]) == 2
-    assert "there are steps 15, 16" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert "it has steps 15, 16" in capsys.readouterr().err and not (tmp_path / "other").exists()
     done = onediff(["train", str(branch), "--processes", "2", "--resume"])
     assert done.returncode == 0, done.stderr
     assert "phase one continues from step 15" in done.stderr

@@ -132,5 +132,5 @@ def test_a_split_that_is_not_there_is_named_beside_those_that_are(data):
     from onediff.training.validation import data_sets
 
     settings = config(data, 1, **{"phases.two.validate_every": 1})
-    with pytest.raises(UserError, match=r"set pairs has no split 'val'; write validation\.split, one of test, train"):
+    with pytest.raises(UserError, match=r"set pairs has no split 'val'; set validation\.split to one of test, train"):
         data_sets(settings.data, settings.phases["two"], "two")
