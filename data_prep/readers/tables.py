@@ -299,7 +299,7 @@ def _arrow_pieces(path: Path) -> Iterator[pa.RecordBatch]:
                 yield _labelled(batch)
     except (ArrowException, OSError, UnicodeError) as error:
         kind = "Parquet" if path.suffix.lower() in PARQUET else "Arrow"
-        raise UserError(f"{path}: a damaged or incomplete {kind} file: {error}") from error
+        raise UserError(f"{path}: not a valid {kind} file: {error}") from error
 
 
 def _rows_at_once(parquet: Any) -> int:
