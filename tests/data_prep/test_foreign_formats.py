@@ -237,7 +237,10 @@ def test_an_imagefolder_and_lists_of_images(tmp_path: Path, capsys) -> None:
     assert code == 0, error
     found = records(tmp_path / "two/train")
     assert found["two"]["members"] == {"before.png", "after.png", "json"} and found["two"]["conversations"] == turns
-    assert found["one"]["members"] == {"png", "json"} and "incomplete: llava.json row 3: 3 images, but a row may have" in said
+    assert (
+        found["one"]["members"] == {"png", "json"}
+        and "incomplete: llava.json row 3: 3 images, but a row may have" in said
+    )
 
 
 def test_a_data_set_that_is_neither_here_nor_on_the_hub_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
