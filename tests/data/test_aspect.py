@@ -14,7 +14,7 @@ from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
 from onediff.training.prepare import require_same_images, warn_of_crop
 
-SAID = "`fit: crop` would cut away 50% of each image (mean of 8), and what changes there is lost"
+SAID = "`fit: crop` would cut away 50% of each image (mean of 8), and the model cannot see changes there"
 
 
 def raw(folder: Path, width: int) -> Path:

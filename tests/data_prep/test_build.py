@@ -92,7 +92,7 @@ def test_pairs_are_found_captioned_and_converted(
     del part["captions"]
     put(tmp_path / "c.yaml", yaml.safe_dump({"out": str(tmp_path / "out"), "parts": {"found": part}}))
     assert main(["data", "build", str(file)]) == 2
-    assert "found pairs have none" in capsys.readouterr().err
+    assert "found pairs have no captions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

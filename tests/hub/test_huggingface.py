@@ -147,7 +147,7 @@ def test_the_processor_of_an_export_puts_images_where_the_instruction_does(wordi
     for question in ("", wording):
         prompt = processor.apply_chat_template([{"role": "user", "content": question}])
         assert processor.token_ids(prompt, [4, 4]) == processor.token_ids("", [4, 4])
-    with pytest.raises(ValueError, match="one place for both images, or one for each"):
+    with pytest.raises(ValueError, match="one image mark for both images, or one for each"):
         processor.token_ids("<image> a <image> b <image>", [4, 4])
 
 

@@ -86,7 +86,7 @@ def test_features_of_another_tower_or_of_other_images_are_refused(data, tmp_path
     swapped = configuration(
         there, **{"data.sets.pairs": f"{{path: {there / 'pairs'}, features: {there / 'kept/singles'}}}"}
     )
-    with pytest.raises(UserError, match="kept/singles/train: holds no features of the shard"):
+    with pytest.raises(UserError, match="kept/singles/train: holds no features of the current shard"):
         losses_and_gradients(swapped, swapped.data, "two")
 
 

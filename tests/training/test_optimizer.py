@@ -75,7 +75,7 @@ def test_decay_by_part():
     made = parameter_groups(tiny_model(), phase(weight_decay_of={"delta": 0.3}), OptimizerConfig(weight_decay=0.1))
     decays = {group["name"]: group["weight_decay"] for group in made}
     assert (decays["delta.matrices"], decays["delta.others"], decays["language.matrices"]) == (0.3, 0.0, 0.1)
-    with pytest.raises(ValueError, match=r"weight_decay_of\.vision: this part does not train"):
+    with pytest.raises(ValueError, match=r"weight_decay_of\.vision: this phase does not train this part"):
         phase(train=["delta"], weight_decay_of={"vision": 0.1})
 
 
