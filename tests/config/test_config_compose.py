@@ -36,7 +36,7 @@ def test_sections_by_file_name_and_bases_inside_sections(files):
     }
 
 
-def test_names_are_looked_up_beside_the_file_that_names_them(files):
+def test_names_are_relative_to_the_file_that_contains_them(files):
     write(files / "parts" / "small.yaml", "near: true\n")
     file = write(files / "parts" / "run.yaml", "base: small\n")
     assert read_composed(file) == {"near": True}
@@ -44,7 +44,7 @@ def test_names_are_looked_up_beside_the_file_that_names_them(files):
     assert find("configs/demo.yaml", files) == configs_folder() / "demo.yaml"
 
 
-def test_a_run_folder_beside_the_file_that_it_was_made_from(files):
+def test_a_run_folder_is_preferred_over_a_file_of_the_same_name(files):
     write(files / "small" / "config.yaml", "a: {x: 9}\n")
     assert find("small", files) == files / "small" / "config.yaml"
     assert find("small.yaml", files) == files / "small.yaml"
@@ -69,7 +69,7 @@ def test_loops_of_bases(files):
         ("base: nowhere\n", "nowhere: no such"),
     ],
 )
-def test_files_that_are_none(tmp_path, text, message):
+def test_invalid_files_are_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as refused:
         read_composed(write(tmp_path / "bad.yaml", text))
     assert "\n" not in str(refused.value)
@@ -117,20 +117,20 @@ def test_a_phase_sees_its_own_parallel_settings():
         ("phases.two.mix.pairs=-1", r"mix.pairs: weight -1.0 is not above 0"),
     ],
 )
-def test_a_fault_of_the_command_line_is_blamed_on_it(override, message):
+def test_an_error_in_an_override_names_the_override(override, message):
     with pytest.raises(UserError, match=message) as refused:
         load_run("configs/demo.yaml", [override])
     assert "\n" not in str(refused.value)
 
 
-def test_a_fault_of_the_file_is_blamed_on_the_file(tmp_path):
+def test_an_error_in_the_file_names_the_file(tmp_path):
     file = write(tmp_path / "mine.yaml", "base: demo\noptimizer: {lrr: 1}\n")
     for overrides in ([], ["data.seed=3"]):
         with pytest.raises(UserError, match=rf"^{file}: unknown key 'optimizer.lrr' \(did you mean 'lr'\?\)$"):
             load_run(file, overrides)
 
 
-def test_a_misspelt_phase_is_not_taken_for_a_new_one():
+def test_a_misspelt_phase_does_not_create_a_new_one():
     with pytest.raises(UserError, match=r"^phases.tow.steps=5: phases.tow would be a new phase.* mean 'two'\?\)$"):
         load_run("configs/demo.yaml", ["phases.tow.steps=5"])
     with pytest.raises(UserError, match=r"\(known: one, two, warm-up\)$"):
@@ -150,7 +150,7 @@ def test_round_trip(tmp_path, name):
 
 
 @pytest.mark.parametrize("file", sorted(configs_folder().glob("*.yaml")), ids=lambda file: file.name)
-def test_every_run_that_comes_with_the_project_is_valid(file):
+def test_every_shipped_configuration_is_valid(file):
     if "phases" not in read_composed(file):
         pytest.skip("not a run")
     assert load_run(file).phases

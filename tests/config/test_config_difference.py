@@ -3,7 +3,7 @@
 from onediff.config.difference import differences, flat, told
 
 
-def test_only_what_differs_is_told_and_not_without_end():
+def test_only_differences_are_listed_up_to_a_limit():
     old = flat({"lr": 1e-3, "mix": {"pairs": 1.0, "singles": 2.0}, "task": {}, "seed": 0})
     new = flat({"lr": 3e-4, "mix": {"pairs": 1.0, "more": 0.5}, "task": {}, "seed": 0})
     found = differences(old, new)

@@ -16,7 +16,7 @@ def test_every_key_has_a_meaning():
     assert [key.path for key in keys() if not key.meaning] == []
 
 
-def test_the_page_is_what_the_sections_say():
+def test_the_page_is_generated_from_the_sections():
     assert PAGE.read_text(encoding="utf-8") == reference(), "run: onediff config --reference > docs/configuration.md"
 
 
@@ -29,7 +29,7 @@ def test_the_page_is_what_the_sections_say():
         ("bootstrap", "evaluation.bootstrap"),
     ],
 )
-def test_a_key_is_explained_by_its_path_or_by_a_last_word_that_is_its_own(asked, path, capsys):
+def test_a_key_is_explained_by_its_path_or_by_a_unique_last_component(asked, path, capsys):
     assert main(["config", "explain", asked]) == 0
     first, kind, default, meaning = capsys.readouterr().out.splitlines()
     assert first == path and kind.strip() and default.strip() and meaning.strip()
@@ -42,12 +42,12 @@ def test_a_key_is_explained_by_its_path_or_by_a_last_word_that_is_its_own(asked,
         ("lr", "lr: ambiguous; could be optimizer.lr, phases.<name>.lr"),
     ],
 )
-def test_an_unknown_or_ambiguous_key_is_told_the_nearest(asked, message, capsys):
+def test_an_unknown_or_ambiguous_key_is_refused_with_the_nearest_keys(asked, message, capsys):
     assert main(["config", "explain", asked]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_what_is_shown_is_the_whole_configuration_and_loads_again(tmp_path, capsys):
+def test_show_prints_the_complete_configuration_which_loads_again(tmp_path, capsys):
     assert main(["config", "show", "configs/demo.yaml", "optimizer.lr=0.5"]) == 0
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown)["training"]["log_every"] == 1  # a default

@@ -4,7 +4,7 @@ from onediff.cli import main
 from onediff.config.compose import load_run, write_run
 
 
-def test_an_old_key_is_refused_by_its_new_name_and_an_older_run_keeps_its_meaning(tmp_path, capsys):
+def test_a_renamed_key_is_refused_with_its_new_name_and_an_older_run_loads(tmp_path, capsys):
     assert main(["config", "show", "configs/demo.yaml", "model.vision.picture.fit=pad"]) == 2
     assert "'model.vision.picture' is now called 'image'; write model.vision.image" in capsys.readouterr().err
     config = load_run("configs/demo.yaml", ["model.vision.image.fit=pad"])

@@ -1,4 +1,4 @@
-"""The whole tree: combinations that cannot be are refused, before anything is read or started."""
+"""The complete configuration: invalid combinations are refused before anything is read or started."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def put(values: dict, path: str, value: object) -> dict:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(path, value, message):
+def test_invalid_combinations_are_refused(path, value, message):
     with pytest.raises(UserError, match=message) as refused:
         validated(RunConfig, put(demo(), path, value), "my.yaml")
     assert str(refused.value).startswith("my.yaml: ")

@@ -1,4 +1,4 @@
-"""Images that are not square: what a crop would lose of them is said."""
+"""Images that are not square: warnings about what a crop would lose."""
 
 import logging
 from pathlib import Path
@@ -32,7 +32,7 @@ def raw(folder: Path, width: int) -> Path:
 def test_statistics_say_what_a_crop_would_lose_and_conversions_do_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The default keeps images whole: a remark at every conversion would be noise."""
+    """The default keeps images whole, so a warning at every conversion would be noise."""
     for width in (60, 32):
         table, out = raw(tmp_path / f"raw-{width}", width), tmp_path / f"pairs-{width}"
         said = {}
@@ -47,7 +47,7 @@ def test_statistics_say_what_a_crop_would_lose_and_conversions_do_not(
         assert (SAID in said["stats"]) == (width == 60)
 
 
-def test_training_says_it_where_a_crop_is_asked_for(
+def test_training_warns_if_it_is_configured_to_crop(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for width, name in ((60, "pairs"), (30, "singles")):
@@ -73,8 +73,8 @@ def image_settings(folder: Path, **overrides: object) -> ImageConfig:
     return small_run.config(folder, 2, **overrides).model.vision.image
 
 
-def test_a_run_does_not_go_on_with_images_fitted_another_way(tmp_path: Path) -> None:
-    """An older run, whose configuration says `crop`, under a file that leaves `fit` out."""
+def test_a_run_does_not_resume_with_another_fit(tmp_path: Path) -> None:
+    """An older run configured with `crop`, resumed with a file that does not set `fit`."""
     before, folder = image_settings(tmp_path, **{"model.vision.image.fit": "crop"}), RunFolder(tmp_path)
     now = image_settings(tmp_path)
     require_same_images(folder, before, now)

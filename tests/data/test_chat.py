@@ -1,4 +1,4 @@
-"""Prompts by name and by the tokenizer's own chat template: the same ids as Hugging Face and LLaVA give."""
+"""Prompts by template name and by the tokenizer's own chat template: the same ids as Hugging Face and LLaVA."""
 
 import json
 from tempfile import TemporaryDirectory
@@ -51,7 +51,7 @@ def messages(turns: list[Turn]) -> list[dict[str, str]]:
 
 
 def learned(made, words) -> list[str]:
-    """The runs of text that are learned, a special token begins another."""
+    """The learned runs of text; a special token starts a new one."""
     return words.decode([token for token, target in zip(made.token_ids, made.is_target, strict=True) if target])
 
 
@@ -59,8 +59,8 @@ def ids(words, text: str) -> list[int]:
     return words(text, add_special_tokens=False)["input_ids"]
 
 
-def test_a_prompt_is_tokenised_as_the_text_that_it_is():
-    """No space of its own stands before `USER`, and words go on where the template ends."""
+def test_a_prompt_is_tokenised_as_running_text():
+    """There is no extra space before `USER`, and words continue the template's text."""
     words, system = tokenizer(), PromptConfig().named().system
     made = Prompter(words, PromptConfig(), 1).sequence([], False, TURNS)
     text = (
@@ -72,7 +72,7 @@ def test_a_prompt_is_tokenised_as_the_text_that_it_is():
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, VICUNA, MARKED], ids=["chatml", "llama3", "vicuna", "marked"])
-def test_a_chat_template_gives_the_ids_of_hugging_face(template):
+def test_a_chat_template_gives_the_same_ids_as_hugging_face(template):
     words = speaking(template)
     prompter = Prompter(words, PromptConfig(template="chat"), 1)
     made = prompter.sequence([], False, TURNS)
@@ -90,7 +90,7 @@ def test_a_chat_template_gives_the_ids_of_hugging_face(template):
 
 
 @pytest.mark.parametrize(("name", "template", "start"), [("chatml", CHATML, ["<s>"]), ("llama3", LLAMA3, [])])
-def test_templates_by_name_are_those_of_the_models(name, template, start):
+def test_named_templates_equal_those_of_the_models(name, template, start):
     words = speaking(template)
     config = PromptConfig(template=name, system="Be brief.")
     said = [{"role": "system", "content": "Be brief."}, *messages(TURNS)]
@@ -102,8 +102,8 @@ def test_templates_by_name_are_those_of_the_models(name, template, start):
     ).token_ids == (expected)
 
 
-def test_special_tokens_are_the_templates_alone():
-    """What a caption or an instruction says is text, also where it looks like the end of a turn."""
+def test_only_the_template_writes_special_tokens():
+    """Captions and instructions are ordinary text, even if they look like the end of a turn."""
     words = speaking(CHATML)
     for config in (PromptConfig(template="chatml"), PromptConfig(template="chat")):
         prompter = Prompter(words, config, 1)
@@ -120,7 +120,7 @@ def test_special_tokens_are_the_templates_alone():
         assert prompter.ends == (end, eos)
 
 
-def test_an_answer_in_a_block_of_thoughts_begins_behind_it():
+def test_an_answer_starts_after_its_block_of_thoughts():
     """Qwen3's template writes an empty block of thoughts before the last answer: it is asked with it, and not learned."""
     think = CHATML.replace(
         "message.content | trim",
@@ -133,7 +133,7 @@ def test_an_answer_in_a_block_of_thoughts_begins_behind_it():
     assert taught[: len(asked)] == asked
 
 
-def test_the_date_of_a_template_stands_still():
+def test_the_date_in_a_template_does_not_change():
     words = speaking("{{ strftime_now('%d %B %Y') }}" + CHATML)
     made = Prompter(words, PromptConfig(template="chat"), 1).sequence([], False, TURNS)
     assert words.decode(made.token_ids).startswith("26 July 2024<|im_start|>")
@@ -156,12 +156,12 @@ def test_the_date_of_a_template_stands_still():
         ),
     ],
 )
-def test_a_template_that_does_not_go_with_the_tokenizer_is_refused(template, config, message):
+def test_a_template_that_does_not_fit_the_tokenizer_is_refused(template, config, message):
     with pytest.raises(UserError, match=message):
         Prompter(speaking(template), PromptConfig.model_validate(config), 1).sequence([], False, TURNS)
 
 
-def test_a_word_names_a_template():
+def test_a_string_names_a_template():
     assert PromptConfig.model_validate("chatml") == PromptConfig(template="chatml")
     with pytest.raises(ValueError, match="did you mean 'chatml'"):
         PromptConfig.model_validate("chatlm")
@@ -178,7 +178,7 @@ def tokenizer_image_token(prompt: str, words) -> list[int]:
     return made
 
 
-def test_llavas_conversations_have_llavas_ids(real_data, tmp_path):
+def test_llavas_conversations_get_llavas_ids(real_data, tmp_path):
     """A real SentencePiece tokenizer, loaded as Vicuna's is; images where the conversation says so."""
     from transformers import AutoTokenizer
 
@@ -206,7 +206,7 @@ def test_llavas_conversations_have_llavas_ids(real_data, tmp_path):
     assert words.convert_ids_to_tokens(pieces[1])[:4] == ["▁", "<0x0A>", "W", "h"]
 
 
-def test_images_stand_where_the_words_say():
+def test_images_go_where_the_words_mark_them():
     prompter = Prompter(tokenizer(), PromptConfig(system="", user="", assistant=":"), 1)
 
     def places(words: list[str], images: int) -> str:
@@ -222,7 +222,7 @@ def test_images_stand_where_the_words_say():
         places(["<image> and <image>"], 1)
 
 
-def test_runs_and_models_of_before_keep_their_prompt(tmp_path):
+def test_older_runs_and_models_keep_their_prompt(tmp_path):
     """They were trained on prompts tokenised in pieces, and are asked so."""
     import yaml
 

@@ -1,4 +1,4 @@
-"""Hard couples: alike, never the same, each sample once first and once second, and the same from anywhere."""
+"""Hard couples: similar but not the same, each sample once first and once second, in the same order from any position."""
 
 import json
 import tarfile
@@ -58,7 +58,7 @@ def test_rare_words_count_more_than_common_ones():
     assert abs(ring.index(2) - ring.index(3)) == 1
 
 
-def test_what_is_said_of_a_sample():
+def test_the_captions_of_a_sample_are_joined():
     assert caption_in(b'{"captions": ["one", "two"]}') == "one two"
     turns = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "a cat"}]
     assert caption_in(json.dumps({"conversations": turns}).encode()) == "a cat"
@@ -68,7 +68,7 @@ def test_what_is_said_of_a_sample():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Single images in uneven shards; one cannot be decoded, of one there is no JSON that can be read."""
+    """Single images in uneven shards; one image and one JSON record cannot be read."""
     return write_set(
         tmp_path_factory.mktemp("sets") / "singles", [1, 40, 7, 22], "single", {9: "bad_image", 30: "bad_json"}
     )
@@ -112,7 +112,7 @@ def test_hard_couples_are_harder_and_come_in_the_same_order_of_firsts(folder):
 
 
 @pytest.mark.parametrize("pack", [None, 100])
-def test_hard_couples_are_the_same_at_any_ranks_and_from_anywhere(folder, pack):
+def test_hard_couples_are_the_same_for_any_number_of_ranks_and_from_any_position(folder, pack):
     made = stream({folder: 1.0}, LANES, couple="similar_captions", block=BLOCK, pack=pack)
     batches, positions = [], [Position.start(made, LANES, BLOCK)]
     for _ in range(24):
@@ -127,14 +127,14 @@ def test_hard_couples_are_the_same_at_any_ranks_and_from_anywhere(folder, pack):
         assert end == positions[stop + 4]
 
 
-def test_another_rule_is_another_order(folder):
+def test_another_rule_gives_another_order(folder):
     stored = Position.start(stream({folder: 1.0}, LANES, couple=True), LANES, BLOCK).to_json()
     hard = order_of(stream({folder: 1.0}, LANES, couple="similar_captions"), LANES, BLOCK)
     with pytest.raises(UserError, match=r"couple changed since the checkpoint \(True → 'similar_captions'\)"):
         Position.from_json(stored, hard)
 
 
-def test_a_large_block_is_ruled_window_by_window():
+def test_a_rule_is_applied_to_a_large_block_window_by_window():
     seen = []
     lanes = Lanes(np.array([3000]), 1, seed=0, block=3000)
     couples = Couples("similar_captions", lanes, lambda shard, sample: b'{"captions": ["%d"]}' % sample)
@@ -159,7 +159,7 @@ def test_each_block_is_read_once_though_packed_rows_wait_across_its_end(folder, 
 
 
 def put_rule(folder, monkeypatch, name: str, code: str) -> None:
-    """A package with a rule, found by its entry point."""
+    """Installs a package with a rule as an entry point."""
     (folder / f"{name}-1.0.dist-info").mkdir()
     (folder / f"{name}_rules.py").write_text(code)
     (folder / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -188,7 +188,7 @@ def test_a_rule_of_another_package(folder, tmp_path, monkeypatch):
     assert sum(step < 0 for step in steps) == 1, "only from the last of the ring to its first"
 
 
-def test_rules_that_are_none(folder, tmp_path, monkeypatch):
+def test_unknown_and_faulty_rules_are_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no coupling rule 'similar_caption' \(did you mean 'similar_captions'\?\)"):
         phase(couple="similar_caption")
     put_rule(tmp_path, monkeypatch, "lossy", "def ring(said): return range(len(said) - 1)")

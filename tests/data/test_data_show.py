@@ -1,4 +1,4 @@
-"""`onediff data show`: the sheet and the layout say what the model gets."""
+"""`onediff data show`: the sheet and the layout show what the model sees."""
 
 import tarfile
 
@@ -40,7 +40,7 @@ def test_the_sheet_shows_the_rows_own_pixels(tmp_path):
     assert np.array_equal(shown, rows[0][0].images[0].permute(1, 2, 0).numpy())
 
 
-def test_packed_rows_are_shown_as_they_lie(tmp_path):
+def test_packed_rows_are_shown_with_their_layout(tmp_path):
     """The text and the bar say where each sample of a row begins and what is left of it."""
     folders = {write_set(tmp_path / "pairs", [5], "pair"): 1.0}
     made = stream(folders, 2, pack=68)
@@ -67,7 +67,7 @@ def test_packed_rows_are_shown_as_they_lie(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "couple", "pack"), [("pair", False, None), ("single", True, None), ("text", False, 90)]
 )
-def test_a_row_made_by_its_name_is_the_row_that_training_reads(tmp_path, kind, couple, pack):
+def test_a_row_made_from_its_name_is_the_row_that_training_reads(tmp_path, kind, couple, pack):
     """Data set, shard and key are enough to make it again, in a later pass and coupled or packed too."""
     made = stream({write_set(tmp_path / "some", [5, 4], kind): 2.0, write_set(tmp_path / "more", [6], kind): 1.0}, 2)
     made.couple, made.pack = couple, pack
@@ -93,14 +93,14 @@ def test_a_row_made_by_its_name_is_the_row_that_training_reads(tmp_path, kind, c
         ("some/part-000.tar:000003", "cannot be used"),
     ],
 )
-def test_a_name_that_means_no_sample_is_refused_in_a_line(tmp_path, name, told):
+def test_a_name_without_a_sample_is_refused_with_one_line(tmp_path, name, told):
     made = stream({write_set(tmp_path / "some", [5], "pair", faults={3: "bad_image"}): 1.0}, 1)
     with pytest.raises(UserError, match=told) as refused:
         row_named(made, name)
     assert str(refused.value).startswith(f"--sample {name}: ")
 
 
-def test_of_two_samples_with_one_key_each_has_its_own_name(tmp_path):
+def test_two_samples_with_the_same_key_have_different_names(tmp_path):
     folder = write_set(tmp_path / "some", [2])
     with tarfile.open(folder / "part-000.tar", "a") as tar:
         for suffix, data in members("text", 7, "some").items():

@@ -45,7 +45,7 @@ def test_on_the_host_nothing_is_read_ahead():
     assert next(read)[1].lanes == {0: (2,)}
 
 
-def test_one_batch_is_copied_while_the_one_before_is_in_use():
+def test_the_next_batch_is_copied_while_the_current_one_is_in_use():
     copies, seen = Ahead(), []
     for number, (made, cursor) in enumerate(copy_batches(five(), torch.device("cpu"), copies)):
         seen.append(made)
@@ -55,7 +55,7 @@ def test_one_batch_is_copied_while_the_one_before_is_in_use():
     assert [id(made) for made in seen] == copies.started == copies.finished
 
 
-def test_every_tensor_of_a_batch_is_copied_those_of_its_segments_too():
+def test_every_tensor_of_a_batch_is_copied_including_those_of_its_segments():
     made = replace(batch("text"), segments=Segments.of([3, 4]))
     copied = each_tensor(made, torch.Tensor.clone)
     assert copied.segments.cu_seqlens is not made.segments.cu_seqlens

@@ -1,4 +1,4 @@
-"""Kinds of images: what is opened, what is refused and how it is named, and pixels that stay what they were."""
+"""Image formats: which are read, how others are refused, and pixels that keep their values."""
 
 import io
 import re
@@ -68,7 +68,7 @@ def test_grey_of_more_than_eight_bits_keeps_its_brightness(levels, mode) -> None
 
 
 @pytest.mark.parametrize("named", ["sRGB", "test"])
-def test_a_colour_profile_counts_by_its_numbers_and_not_by_its_name(named: str) -> None:
+def test_a_colour_profile_is_judged_by_its_effect_not_by_its_name(named: str) -> None:
     """A green that a profile calls Lab's is a green in the shard, whatever its numbers were."""
     plain = encoded(photograph(), "JPEG", icc_profile=srgb_profile(named))
     assert plain_size(plain) == (320, 240), "no closer look is needed"
@@ -91,7 +91,7 @@ def srgb_profile(named: str) -> bytes:
 
 
 def swapped(profile: bytes) -> bytes:
-    """With the primaries of red and green exchanged."""
+    """The profile with the red and green primaries exchanged."""
     red, green = (profile.index(tag, 128) for tag in (b"rXYZ", b"gXYZ"))
     made = bytearray(profile)
     made[red : red + 4], made[green : green + 4] = made[green : green + 4], made[red : red + 4]
@@ -108,7 +108,7 @@ def swapped(profile: bytes) -> bytes:
         (b"GIF", "not a JPEG, PNG, WebP, GIF"),
     ],
 )
-def test_what_is_not_read_is_named_as_what_it_is(data: bytes, said: str) -> None:
+def test_an_unsupported_file_is_named_by_its_actual_kind(data: bytes, said: str) -> None:
     with pytest.raises(BadSample, match=said):
         prepare(data, Encoding())
     with pytest.raises(BadSample, match=said):
@@ -127,7 +127,7 @@ def test_newer_kinds_are_read_in_training_and_converted(form: str) -> None:
     assert np.abs(decoded(stored) - np.asarray(image)).mean() < 8
 
 
-def test_ghostscript_is_never_asked(monkeypatch) -> None:
+def test_ghostscript_is_never_started(monkeypatch) -> None:
     from PIL import EpsImagePlugin
 
     def asked(*_: object) -> None:

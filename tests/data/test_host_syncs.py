@@ -1,4 +1,4 @@
-"""A training step's forward and backward: nothing waits for the device, and nothing grows with tokens²."""
+"""The forward and backward pass of a training step: no synchronization with the device, and no tensor of tokens² size."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def made_batch(made, packed):
     return collate_packed([made], sum(len(row.token_ids) for row in made) + 7) if packed else collate(made)
 
 
-def test_the_mode_would_see_a_step_that_waits():
+def test_the_check_detects_a_step_that_waits():
     with LiveTensors() as seen:
         torch.ones(3).sum().item()
         torch.ones(3).nonzero()
@@ -63,7 +63,7 @@ def test_the_largest_tensor_grows_with_tokens_not_with_their_square(samples):
     assert largest[1024] < 1024**2 / 4
 
 
-def test_the_same_is_seen_to_grow_with_a_mask():
+def test_the_check_detects_growth_with_a_mask():
     torch.manual_seed(0)
     eager = OneDiffModel(ModelConfig.model_validate(TINY), attention="eager").eval()
     made = rows(*KINDS)

@@ -1,4 +1,4 @@
-"""Images: the pixels of the Hugging Face image processors, and every kind of file that people have."""
+"""Images: the pixels of the Hugging Face image processors, and all kinds of image files."""
 
 import io
 import itertools
@@ -114,7 +114,7 @@ def test_a_change_at_the_edge_of_a_wide_image_is_seen_unless_it_is_cropped_away(
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 @pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (3, 90_000)])
 def test_a_strip_of_a_few_bytes_costs_what_the_towers_square_costs(fit, size):
-    """At the tower's size such a strip has millions of pixels, of which a square is seen."""
+    """Scaled to the tower's size, such a strip has millions of pixels, of which only a square is used."""
     data, config = encoded(Image.new("RGB", size, "blue")), ImageConfig(size=336, fit=fit)
     for pixels in ("exact", "fast"):
         began = time.process_time()
@@ -128,7 +128,7 @@ def test_a_strip_of_a_few_bytes_costs_what_the_towers_square_costs(fit, size):
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 @pytest.mark.parametrize("size", [(700, 8), (8, 700)])
-def test_a_strip_looks_as_it_would_at_any_cost(fit, size, monkeypatch):
+def test_a_strip_gets_the_same_pixels_as_without_the_limit(fit, size, monkeypatch):
     config, image = ImageConfig(size=56, fit=fit), photograph(*size).resize(size)
     smooth = Image.fromarray(np.asarray(image) // 4 + 90)
     cheap = fitted(smooth, config).astype(int)
@@ -136,8 +136,8 @@ def test_a_strip_looks_as_it_would_at_any_cost(fit, size, monkeypatch):
     assert np.abs(cheap - fitted(smooth, config)).mean() < (1 if fit == "crop" else 3)
 
 
-def test_the_difference_that_is_tested_for_can_be_seen():
-    """Another resampling or another cut is more than one grey level away."""
+def test_the_tolerance_detects_another_filter_or_crop():
+    """Another filter or another crop differs by more than one grey level."""
     image = photograph(97, 60)
     theirs = TOWERS["clip"][0](image, **RAW)["pixel_values"][0].astype(int)
     shifted = fitted(image.transform(image.size, Image.Transform.AFFINE, (1, 0, 1, 0, 1, 0)), TOWERS["clip"][1])
@@ -206,7 +206,7 @@ def test_transparency_is_white(mode):
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_exif_orientation_is_applied(orientation):
-    """The stored image is what a camera held that way writes; the one that is read is upright."""
+    """Stores the image as a camera held that way does, and reads it upright."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -235,7 +235,7 @@ def promising(side: int) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_size_is_read_before_anything_is_decoded(monkeypatch):
-    """A header that promises 30,000 × 30,000 pixels costs nothing."""
+    """A header that claims 30,000 × 30,000 pixels costs nothing."""
     loaded = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loaded.append(image.size))
     for side in (11_000, 30_000):
@@ -278,7 +278,7 @@ def with_orientation(orientation: int) -> dict[str, bytes]:
         ("WEBP", {}),
     ],
 )
-def test_pixels_decode_as_pillow_s_and_fast_scaling_only_rounds_otherwise(form, options):
+def test_pixels_equal_pillows_and_fast_scaling_differs_only_by_rounding(form, options):
     data = encoded(photograph(97, 133), form, **options)
     assert np.array_equal(opened(data, 10**6), np.asarray(open_upright(data, 10**6)))
     for _, config in TOWERS.values():
@@ -287,7 +287,7 @@ def test_pixels_decode_as_pillow_s_and_fast_scaling_only_rounds_otherwise(form, 
         assert np.abs(exact.astype(int) - fast.astype(int)).max() <= 10
 
 
-def test_an_image_of_the_tower_s_own_size_keeps_its_pixels():
+def test_an_image_of_the_towers_own_size_keeps_its_pixels():
     image, config = photograph(63, 63), ImageConfig(size=63)
     for pixels in ("exact", "fast"):
         assert np.array_equal(decode(encoded(image), config, pixels=pixels), np.asarray(image).transpose(2, 0, 1))
@@ -300,7 +300,7 @@ def test_jpegs_that_are_not_rgb_are_decoded_by_pillow(mode):
 
 
 def test_a_damaged_jpeg_is_refused_or_decoded_as_by_pillow():
-    """JPEGs cut, flipped, or with something behind them: the same bytes, or the same reason."""
+    """JPEGs that are truncated, have flipped bytes or trailing data: the same pixels, or the same reason."""
     whole, config, random = encoded(photograph(60, 80), "JPEG"), TOWERS["clip"][1], np.random.default_rng(0)
     damaged = [whole[: len(whole) // 2], whole[:100], whole + b"more", b"", whole[:-2]]
     for _ in range(60):

@@ -72,7 +72,7 @@ def test_tars_made_by_webdataset(tmp_path: Path) -> None:
     assert everything(tmp_path / "x.tar") == [("a", {"before.jpg": b"1", "json": b"{}"}), ("b", {"json": b"[1]"})]
 
 
-def test_members_of_a_key_that_lie_apart_belong_together(tmp_path: Path) -> None:
+def test_members_with_the_same_key_form_one_sample_even_if_they_are_apart(tmp_path: Path) -> None:
     files = {"a.json": b"1", "b.json": b"2", "a.png": b"3" * 9000, "b.png": b"4"}
     assert everything(tar_of(tmp_path / "x.tar", files)) == [
         ("a", {"json": b"1", "png": b"3" * 9000}),
@@ -80,7 +80,7 @@ def test_members_of_a_key_that_lie_apart_belong_together(tmp_path: Path) -> None
     ]
 
 
-def test_a_key_that_comes_again_is_a_second_sample(tmp_path: Path) -> None:
+def test_a_repeated_key_starts_a_second_sample(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         for data in (b"1", b"22"):
@@ -102,7 +102,7 @@ def test_links_and_devices_are_never_followed(tmp_path: Path) -> None:
     assert [line.split(": ", 1)[1][:27] for line in index.damage] == ["'a.json' is not a regular file"[:27]] * 3
 
 
-def test_tars_joined_by_cat_are_read_to_the_last_and_named(tmp_path: Path) -> None:
+def test_tars_joined_by_cat_are_read_to_the_end_and_reported(tmp_path: Path) -> None:
     first, second = (tar_of(tmp_path / f"{n}.tar", FILES) for n in (1, 2))
     joined = tmp_path / "x.tar"
     joined.write_bytes(first.read_bytes() + second.read_bytes())
@@ -111,7 +111,7 @@ def test_tars_joined_by_cat_are_read_to_the_last_and_named(tmp_path: Path) -> No
     assert f"another follows at byte {first.stat().st_size}; most programs read only the first" in line
 
 
-def test_a_tar_that_ends_early_gives_what_is_whole(tmp_path: Path) -> None:
+def test_a_truncated_tar_yields_its_complete_samples(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "x.tar", FILES)
     whole = path.read_bytes()
     second = build_index(path)[1]
@@ -137,7 +137,7 @@ def test_a_damaged_header_is_reported(tmp_path: Path) -> None:
     assert index.damage == (f"byte {start}: bad checksum; the rest is not read",)
 
 
-def test_reading_behind_the_end_is_a_bad_sample(tmp_path: Path) -> None:
+def test_reading_beyond_the_end_is_a_bad_sample(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "x.tar", FILES)
     span = build_index(path)[0]
     path.write_bytes(path.read_bytes()[: span.members[1].offset + 5])
@@ -145,7 +145,7 @@ def test_reading_behind_the_end_is_a_bad_sample(tmp_path: Path) -> None:
         read_sample(file.fileno(), span)
 
 
-def test_a_stored_index_is_used_while_it_fits_and_rebuilt_when_not(tmp_path: Path) -> None:
+def test_a_stored_index_is_used_while_it_matches_the_tar_and_rebuilt_otherwise(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "x.tar", FILES)
     first = read_index(path)
     assert list(load_index(index_path(path))) == list(first)
@@ -164,7 +164,7 @@ def test_a_stored_index_is_used_while_it_fits_and_rebuilt_when_not(tmp_path: Pat
         assert read_index(path).keys == ["c", "e"]
 
 
-def test_a_read_only_folder_is_read_all_the_same(tmp_path: Path) -> None:
+def test_a_read_only_folder_can_be_read(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "x.tar", FILES)
     index_path(path).mkdir()  # Nothing can be written in its place, whoever runs this test.
     with pytest.raises(OSError):

@@ -88,8 +88,8 @@ def test_the_order_is_a_function_of_the_position_alone():
     assert [other.at(2, position) for position in range(120)] != there
 
 
-def test_a_lane_reads_on_within_blocks():
-    """Reading stays near in the tar: a block is finished before the next begins."""
+def test_a_lane_reads_block_by_block():
+    """Reads stay close together in the tar, because a block is finished before the next begins."""
     lanes = Lanes(np.array([1000]), 2, seed=0, block=50)
     for block in range(10):
         places = [lanes.at(1, block * 50 + i).sample for i in range(50)]
@@ -98,7 +98,7 @@ def test_a_lane_reads_on_within_blocks():
 
 
 def test_golden_order():
-    """Checkpoints count on this order: a change here makes stored positions mean other samples."""
+    """Checkpoints depend on this order; a change would make stored positions mean other samples."""
     assert mix64(0) == 0xE220A8397B1DCDAF  # splitmix64's first number from seed 0
     assert mix64(7, 1, 2) == 0x16E639E2C7AAE6E3
     assert permutation(12, 5, 6).tolist() == [9, 5, 10, 1, 7, 0, 2, 6, 3, 11, 8, 4]

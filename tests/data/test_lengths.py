@@ -10,12 +10,12 @@ from onediff.data.packing import Fill
 from onediff.errors import UserError
 
 
-def test_padding_is_what_lies_behind_shorter_rows():
+def test_padding_is_the_space_after_shorter_rows():
     assert padding([10, 20, 5, 5], 2) == pytest.approx(0.2)
     assert padding([7, 7, 7], 2) == 0
 
 
-def test_the_first_samples_in_the_order_of_training(tmp_path):
+def test_lengths_are_in_training_order(tmp_path):
     made = stream({write_set(tmp_path / "pairs", [9, 2], "pair", {3: "bad_json"}): 1.0}, 2)
     first, behind = readable(made, 0, 0)
     rows = [first, row_at(made, 1, 0), row_at(made, 0, behind)]
@@ -23,7 +23,7 @@ def test_the_first_samples_in_the_order_of_training(tmp_path):
     assert len(first_lengths(made, 2, 30)) == 30
 
 
-def test_a_set_of_nothing_but_bad_samples_is_one_line(tmp_path):
+def test_a_data_set_of_only_bad_samples_is_refused_with_one_line(tmp_path):
     made = stream({write_set(tmp_path / "texts", [9], faults=dict.fromkeys(range(9), "bad_json")): 1.0}, 2)
     with pytest.raises(UserError, match="20 unreadable samples in a row"):
         first_lengths(made, 2, 1)
@@ -39,7 +39,7 @@ def test_samples_that_are_too_long_are_counted_by_data_set(tmp_path):
     assert sum(made.one(lane, index).was_cut for index in range(20) for lane in range(2)) == expected.total()
 
 
-def test_what_is_said_and_stored():
+def test_the_lines_and_the_json_of_a_report():
     found = Lengths([10, 20, 5, 5], 2, 40, Fill(samples=3.5, real=0.995), 20, {"pairs": 3}, True)
     assert found.lines() == [
         "tokens of 4 samples: min 5, median 7.5, mean 10, p95 10, max 20",

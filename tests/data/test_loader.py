@@ -1,4 +1,4 @@
-"""The loader: the same global batches at any number of ranks and workers, and on resuming anywhere."""
+"""The loader: the same global batches for any number of ranks and workers, and after resuming anywhere."""
 
 import json
 import multiprocessing
@@ -39,7 +39,7 @@ def mixed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(mixed):
-    """Sixty global batches of one rank without workers, and where each ends."""
+    """Sixty global batches of one rank without workers, with the cursors after each."""
     made = stream(mixed, LANES)
     position = Position.start(made, LANES, 8)
     batches, positions = [], [position]
@@ -118,7 +118,7 @@ def test_resuming_at_fifty_points_with_other_ranks_and_real_workers(uneven):
 
 
 def an_epoch_of_one_rank(rank: int, world: int, folder, folders, results) -> None:
-    """Reads the steps of one epoch in lockstep with the other ranks, and reports what each lane gave."""
+    """Reads the steps of one epoch in lockstep with the other ranks, and reports each lane's samples."""
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     made = stream(folders, LANES)
     share = RankShare.of_rank(LANES, 1, rank, world)
@@ -136,7 +136,7 @@ def an_epoch_of_one_rank(rank: int, world: int, folder, folders, results) -> Non
 
 
 def test_the_end_of_an_epoch_with_real_processes(tmp_path):
-    """101 samples in shards of 1 to 61 over four ranks of two lanes: none waits, none is lost, none comes twice."""
+    """101 samples in shards of 1 to 61 over four ranks of two lanes: no rank waits; no sample is lost or repeated."""
     folders = {write_set(tmp_path / "texts", [1, 61, 3, 36]): 1.0}
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -185,8 +185,8 @@ def test_bad_samples_are_counted_by_kind_and_reported(mixed):
 
 
 @pytest.mark.parametrize("pack", [None, 80])
-def test_cut_answers_are_counted_and_told_by_data_set(tmp_path, caplog, pack):
-    """Of a source there is a line at the first, and whenever their number has doubled."""
+def test_cut_answers_are_counted_and_logged_by_data_set(tmp_path, caplog, pack):
+    """Logs a line for a source's first cut answer, and whenever their number has doubled."""
     made = stream({write_set(tmp_path / name, [40], "pair"): 1.0 for name in ("birds", "pairs")}, LANES, pack=pack)
     lengths = [len(made.one(lane, index).token_ids) for lane in range(LANES) for index in range(4)]
     longest = sorted(lengths)[len(lengths) // 2]
@@ -215,7 +215,7 @@ def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path):
 
 
 def test_the_log_of_bad_samples_is_bounded(tmp_path, caplog):
-    """Ten are named; of the others there is a line whenever their number has doubled."""
+    """Logs the first ten by name, and then a line whenever their number has doubled."""
     folder = write_set(tmp_path / "texts", [200], faults=dict.fromkeys(range(0, 200, 2), "bad_json"))
     batches = read_batches(stream({folder: 1.0}, LANES), LANES, Cursor.start(range(LANES)), 0, 2, 1.0)
     *_, (_, cursor) = islice(batches, 60)
@@ -259,7 +259,7 @@ def test_couples_are_the_same_at_any_number_of_ranks(tmp_path):
 
 
 @pytest.mark.parametrize(("micro_batch", "ranks"), [(3, 1), (8, 2), (1, 3)])
-def test_a_batch_that_cannot_be_shared_out(micro_batch, ranks):
+def test_a_batch_that_cannot_be_divided_evenly_is_refused(micro_batch, ranks):
     with pytest.raises(UserError, match=f"must be a multiple of {micro_batch * ranks}$"):
         RankShare.of_rank(8, micro_batch, 0, ranks)
 
@@ -322,15 +322,15 @@ def test_an_uncaught_exception_ends_the_rank_and_its_workers(tmp_path):
     assert is_gone(worker)
 
 
-def test_an_error_that_is_kept_does_not_keep_the_rank_from_ending(tmp_path):
-    """Its frames hold the workers, though the generator is closed."""
+def test_a_stored_exception_does_not_keep_the_rank_alive(tmp_path):
+    """Its frames hold the workers, although the generator is closed."""
     folder = write_set(tmp_path / "texts", [60])
     ended, worker = ended_rank(folder, KEPT)
     assert ended.returncode == 0, ended.stderr
     assert is_gone(worker)
 
 
-def test_a_killed_rank_takes_its_workers_along(tmp_path):
+def test_a_killed_rank_takes_its_workers_with_it(tmp_path):
     folder = write_set(tmp_path / "texts", [60])
     ended, worker = ended_rank(folder, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert ended.returncode == -9
@@ -338,7 +338,7 @@ def test_a_killed_rank_takes_its_workers_along(tmp_path):
 
 
 @pytest.mark.parametrize("pack", [None, 100])
-def test_every_worker_makes_rows_however_small_the_micro_batch(tmp_path, monkeypatch, pack):
+def test_every_worker_makes_rows_for_any_size_of_the_micro_batch(tmp_path, monkeypatch, pack):
     """One lane and micro-batches of one row: three workers make those of three steps at once, in their order."""
     folders = {write_set(tmp_path / "pairs", [60], "pair", {5: "bad_image", 9: "bad_json"}): 1.0}
     made = stream(folders, 1, pack=pack)

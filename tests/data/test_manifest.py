@@ -46,7 +46,7 @@ def test_unknown_keys_are_kept(folder: Path) -> None:
     assert json.loads((folder / "manifest.json").read_text())["inputs"] == "abc"
 
 
-def test_shards_by_others_need_no_manifest(folder: Path) -> None:
+def test_shards_from_other_tools_need_no_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     manifest = read_manifest(folder)
     assert [(shard.name, shard.samples, shard.sha256) for shard in manifest.shards] == [
@@ -95,7 +95,7 @@ def test_a_wrong_manifest_is_one_clear_line(folder: Path, fields: dict[str, obje
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json: (not a manifest|schema None)"):
         read_manifest(folder)

@@ -32,7 +32,7 @@ def test_shares_hold_in_every_window_of_a_lane(weights):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_draws_of_a_source_count_up_without_gap(weights):
+def test_the_samples_of_a_source_count_up_without_gaps(weights):
     mix = Mix(weights)
     for lane in (0, 3, 4095):
         next_draw = [0] * len(weights)
@@ -50,7 +50,7 @@ def test_period_is_the_smallest():
 
 
 def test_golden_sequence():
-    """Checkpoints count on this sequence."""
+    """Checkpoints depend on this sequence."""
     mix = Mix([5, 3, 1])
     assert [mix.at(0, index)[0] for index in range(9)] == [0, 1, 0, 0, 1, 2, 0, 1, 0]
     assert [mix.at(2, index)[0] for index in range(7)] == [0, 0, 1, 2, 0, 1, 0]

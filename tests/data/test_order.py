@@ -1,7 +1,7 @@
-"""The whole order, mixing and packing on: global batches that nothing but seed and data decide, each sample once an epoch.
+"""The complete order with mixing and packing: seed and data alone determine global batches, with each sample once per epoch.
 
-Everything is the real stream, down to the decoded images, but that samples come out of memory instead of tars and that
-the workers take turns in this process (`test_loader.py` has real ones).
+Uses the real stream, including image decoding, except that samples come from memory instead of tars and that workers take
+turns in this process (`test_loader.py` has real ones).
 """
 
 import json
@@ -29,7 +29,7 @@ KINDS = ("text", "single", "pair")
 
 
 class Memory:
-    """Shards of the given sizes that make each sample when it is asked for; every seventeenth is bad."""
+    """Shards of the given sizes that create samples on demand; every seventeenth is bad."""
 
     def __init__(self, name: str, kind: str, sizes: list[int]) -> None:
         self.name, self.kind = name, kind
@@ -48,7 +48,7 @@ def made_once(kind: str, number: int, name: str) -> dict[str, bytes]:
 
 
 def is_bad(kind: str, number: int) -> bool:
-    """`bad_image` is found when a packed row is decoded already, `bad_json` before."""
+    """`bad_image` is found while decoding a packed row, `bad_json` before."""
     return number % 17 == 11 and (number % 2 == 1 or kind != "text")
 
 
@@ -61,7 +61,7 @@ def made_stream(sizes: list[list[int]], weights: list[int], seed: int, pack: int
 
 
 class InTurn:
-    """torch's DataLoader without processes: tasks are asked for as far ahead as the workers would take them."""
+    """torch's DataLoader without processes, which requests tasks as far ahead as workers would."""
 
     def __init__(
         self, dataset: Any, sampler: Any, num_workers: int, collate_fn: Any, prefetch_factor: int | None, **_: Any
@@ -89,7 +89,7 @@ def resumed(made: Stream, position: Position) -> Position:
 
 
 def unbroken(made: Stream, steps: int) -> tuple[list[list[tuple[str, ...]]], list[Position]]:
-    """Global batches of one rank that is never stopped, and the position behind each."""
+    """Global batches of one uninterrupted rank, with the position after each."""
     position = Position.start(made, LANES, BLOCK)
     batches, positions = [], [position]
     for batch, cursor in islice(read_batches(made, LANES, position.cursor(range(LANES)), 0, 2, 1.0), steps):
@@ -99,7 +99,7 @@ def unbroken(made: Stream, steps: int) -> tuple[list[list[tuple[str, ...]]], lis
 
 
 def assert_each_sample_once(made: Stream, batches: list[list[tuple[str, ...]]], end: Position) -> int:
-    """Each sample of each epoch that is over came once, the bad ones never. Returns how many epochs that are."""
+    """Asserts that each good sample came once in each finished epoch. Returns the number of such epochs."""
     given = [[id for batch in batches for id in batch[lane]] for lane in range(LANES)]
     drawn: Counter[tuple[int, int, str]] = Counter()
     for lane, (*waiting, next_new) in enumerate(end.cursors):
@@ -143,8 +143,10 @@ leg = st.tuples(
     start=st.integers(0, STEPS - 4),
     legs=st.lists(leg, min_size=2, max_size=4),
 )
-def test_global_batches_are_the_same_wherever_a_run_stops_and_whatever_goes_on(sizes, weights, seed, pack, start, legs):
-    """A run in legs of some steps, each with ranks, workers and a micro-batch of its own, resumed from stored JSON."""
+def test_global_batches_are_the_same_wherever_a_run_stops_and_however_it_resumes(
+    sizes, weights, seed, pack, start, legs
+):
+    """A run in legs of some steps, each resumed from JSON with its own number of ranks, workers and micro-batch."""
     made = made_stream(sizes, weights, seed, pack)
     batches, positions = unbroken(made, STEPS)
     assert_each_sample_once(made, batches, positions[-1])

@@ -1,4 +1,4 @@
-"""Packed rows: full, exact, seekable, and for the model the same as their samples alone."""
+"""Packed rows: full, exact, seekable, and equivalent to unpacked samples for the model."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def test_no_other_choice_fills_a_row_better(lengths, room):
 
 @pytest.mark.parametrize("tokens", [4096, 8192])
 def test_rows_of_a_usual_mix_are_full(tokens):
-    """Lengths of the paper's second phase at 336 px: a third pairs, LLaVA's single images, some texts."""
+    """The lengths of the paper's second phase at 336 px: a third are pairs, with LLaVA's single images and some texts."""
     drawn = random.Random(0)
     lengths = {}
 
@@ -93,7 +93,9 @@ def resumed(made, position):
 @pytest.mark.parametrize(
     ("stop", "ranks", "workers", "micro_batch"), [(0, 2, 0, 1), (3, 4, 0, 1), (11, 1, 3, 4), (19, 2, 1, 2)]
 )
-def test_the_same_rows_at_any_ranks_and_workers_from_anywhere(mixed, unbroken, stop, ranks, workers, micro_batch):
+def test_rows_are_the_same_for_any_number_of_ranks_and_workers_and_from_any_position(
+    mixed, unbroken, stop, ranks, workers, micro_batch
+):
     made = stream(mixed, LANES, pack=TOKENS)
     batches, end = global_batches(made, LANES, resumed(made, unbroken[1][stop]), 4, ranks, workers, micro_batch)
     assert batches == unbroken[0][stop : stop + 4]
@@ -101,7 +103,7 @@ def test_the_same_rows_at_any_ranks_and_workers_from_anywhere(mixed, unbroken, s
 
 
 def test_no_sample_is_lost_and_none_comes_twice(mixed, unbroken):
-    """What a lane has looked at and does not wait has been in a row, each time that it came, unless it is bad."""
+    """Each good sample that a lane has passed is either waiting or has been in a row, once per visit."""
     made = stream(mixed, LANES, pack=TOKENS)
     batches, positions = unbroken
     expected = Counter()
@@ -118,7 +120,7 @@ def test_no_sample_is_lost_and_none_comes_twice(mixed, unbroken):
     assert max(len(cursor) for cursor in positions[-1].cursors) <= LOOK_AHEAD
 
 
-def test_resuming_measures_what_waits_and_reads_nothing_again(mixed, unbroken, monkeypatch):
+def test_resuming_measures_waiting_samples_and_rereads_nothing(mixed, unbroken, monkeypatch):
     made = stream(mixed, LANES, pack=TOKENS)
     cursor = resumed(made, unbroken[1][20]).cursors[1]
     measured, read = [], []
@@ -141,7 +143,7 @@ def test_packing_cannot_be_changed_while_a_phase_runs(mixed, unbroken):
     )
 
 
-def test_how_full_rows_are_is_what_the_packer_makes(mixed, unbroken):
+def test_the_reported_fill_equals_that_of_the_packers_rows(mixed, unbroken):
     made = stream(mixed, LANES, pack=TOKENS)
     fill = Packer(made, TOKENS).fill(LANES, 100)
     found = sum(len(row) for batch in unbroken[0] for row in batch) / (25 * LANES)
@@ -187,8 +189,8 @@ def assert_gradients_agree(found, expected):
         assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-7 * whole, name
 
 
-def test_packed_rows_equal_their_samples_alone_where_heads_are_shared_out(tmp_path):
-    """Tensor parallel over two ranks, each with half of the heads: the same losses as one process, packed or not."""
+def test_packed_rows_equal_their_samples_alone_under_tensor_parallelism(tmp_path):
+    """Two tensor-parallel ranks, each with half of the heads, have the same losses as one process, packed or not."""
     run_ranks(SUPPORT / "packing_worker.py", [str(tmp_path)], 2)
     torch.manual_seed(0)
     model = OneDiffModel(ModelConfig.model_validate(TINY)).eval()

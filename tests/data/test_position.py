@@ -1,4 +1,4 @@
-"""Positions: small, and refused where the numbers would mean other samples."""
+"""Positions: small, and refused if they would point at other samples."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def other_shards(folders):
 
 
 def other_sizes(folders):
-    """As many samples in as many shards of the same names, cut at another place."""
+    """The same number of samples in shards of the same names, but split differently."""
     first = next(iter(folders))
     again = write_set(first.parents[1] / "again" / "texts", [5, 5])
     return {again: 2.0, **{folder: weight for folder, weight in folders.items() if folder != first}}
@@ -74,7 +74,7 @@ def test_what_would_change_the_order_is_refused(folders, change, message):
     assert len(str(refused.value)) < 400
 
 
-def test_shards_written_again_in_another_order_are_other_shards_though_all_counts_are_the_same(folders):
+def test_shards_rewritten_in_another_order_are_detected_although_all_counts_are_the_same(folders):
     first = next(iter(folders))
 
     def with_checksums(of: str) -> dict[Path, float]:
@@ -88,8 +88,8 @@ def test_shards_written_again_in_another_order_are_other_shards_though_all_count
         Position.from_json(before, order_of(stream(with_checksums("1"), 4), 4, 8))
 
 
-def test_a_set_converted_again_with_another_seed_is_refused_and_with_the_same_goes_on(tmp_path, capsys):
-    """As a user does it: `--overwrite` leaves shards of the same names and counts, with the samples in another order."""
+def test_a_data_set_converted_again_with_another_seed_is_refused_and_with_the_same_seed_resumes(tmp_path, capsys):
+    """As a user would: `--overwrite` leaves shards of the same names and counts, with samples in another order."""
     images = numbered_images(tmp_path / "images")
     rows = table(images / "t.csv", [{"image": f"{n}.png", "caption": f"image {n}"} for n in range(6)])
     command = ["data", "convert", "generic", "--table", str(rows), "--out", str(tmp_path / "mine")]
@@ -106,15 +106,15 @@ def test_a_set_converted_again_with_another_seed_is_refused_and_with_the_same_go
         Position.from_json(before, order_of(stream(mine, 4), 4, 8))
 
 
-def test_a_position_from_before_checksums_were_kept_goes_on(folders):
+def test_an_older_position_without_checksums_resumes(folders):
     before = stored(folders)
     for source in before["order"]["sources"]:
         del source["contents"]
     assert Position.from_json(before, order_of(stream(folders, 4), 4, 8)).cursors == ((0,),) * 4
 
 
-def test_a_position_stored_as_plain_numbers_goes_on(folders):
-    """As checkpoints had it before every cursor was a list."""
+def test_an_older_position_stored_as_plain_numbers_resumes(folders):
+    """The format before cursors were lists."""
     before = stored(folders)
     del before["cursors"]
     before["draws"] = [3, 2, [1, 7], 2]
@@ -126,8 +126,8 @@ def test_a_position_stored_as_plain_numbers_goes_on(folders):
     )
 
 
-def test_another_order_is_taken_where_it_is_allowed(folders, caplog):
-    """As far in as before: the same draws, or all of them spread over the new lanes; each change is named."""
+def test_another_order_is_accepted_if_allowed(folders, caplog):
+    """Continues at the same cursors, or evenly over a new number of lanes, and names each change."""
     before = stored(folders) | {"cursors": [[5], [4], [4], [4]]}
     reseeded = order_of(stream(folders, 4, seed=1), 4, 8)
     assert Position.from_json(before, reseeded, other_order=True) == Position(reseeded, ((5,), (4,), (4,), (4,)))

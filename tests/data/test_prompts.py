@@ -59,8 +59,8 @@ def test_instructions_by_task(prompter):
         PromptConfig(instructions={"pair": "a", "single": "b"})
 
 
-def test_one_of_several_wordings_is_drawn_with_each_sample():
-    """Evenly, whatever is drawn among the captions; the first is what a model is asked."""
+def test_each_sample_draws_one_of_several_wordings():
+    """Evenly, independent of the choice of captions; inference uses the first."""
     prompt = PROMPT.model_copy(update={"instructions": {**PROMPT.instructions, "birds": ["how", "why", "where"]}})
     prompter = Prompter(tokenizer(), prompt, DELTA_TOKENS)
     drawn = [(choice % 2, prompter.instruction("birds", choice)) for choice in range(1200)]
@@ -77,7 +77,7 @@ def test_one_of_several_wordings_is_drawn_with_each_sample():
 
 
 def test_the_answer_of_a_sentencepiece_model_starts_as_in_running_text():
-    """Llama's tokenizer puts a space before every text it is given; a second one would be a token of its own."""
+    """Llama's tokenizer puts a space before every text; a second space would be a separate token."""
     pieces = ["<unk>", "<s>", "</s>", "▁", ":", "A", "▁A", "a", "c", "▁c", "▁a", "▁ca", "b", "ca", "cab", "▁cab"]
     bpe = models.BPE(
         vocab={piece: number for number, piece in enumerate(pieces)},
@@ -93,7 +93,7 @@ def test_the_answer_of_a_sentencepiece_model_starts_as_in_running_text():
     assert sequence.is_target == [False] * 4 + [True] * 2
 
 
-def test_processors_take_the_configured_instruction():
+def test_processors_use_the_configured_instruction():
     processor = make_processor()
     other = Processor(processor.prompter, ImageConfig(size=8), processor.config, 4)
     row = other.prompt([], "is it red", task="single")

@@ -1,4 +1,4 @@
-"""Data sets at URLs: a real HTTP server, commands, a server that fails, and the local copies."""
+"""Data sets at URLs: a real HTTP server, commands, a failing server, and the local cache."""
 
 import functools
 import http.server
@@ -80,7 +80,7 @@ def copies(cache: CacheConfig) -> list[Path]:
     return sorted(Path(cache.folder).glob("*.tar"))
 
 
-def test_http_and_pipes_give_what_the_folder_gives(tmp_path, folder, server):
+def test_http_and_pipes_give_the_same_rows_as_the_folder(tmp_path, folder, server):
     expected = [row_at(stream({folder: 1.0}, 1), 0, index).ids for index in range(38)]
     cache = CacheConfig(folder=str(tmp_path / "cache"))
     assert rows(server, cache) == expected
@@ -93,7 +93,7 @@ def test_http_and_pipes_give_what_the_folder_gives(tmp_path, folder, server):
 
 
 def test_an_object_store_is_read(tmp_path, monkeypatch):
-    """Against moto's server, which answers as Amazon's does."""
+    """Uses moto's server, which behaves like Amazon's."""
     from moto.server import ThreadedMotoServer
 
     split = write_set(tmp_path / "sets" / "few", [3, 2])
@@ -124,8 +124,8 @@ def test_what_a_store_lacks_is_one_line(monkeypatch):
         remote.fetched("ais://bucket/one")
 
 
-def test_the_copies_take_no_more_than_their_limit(tmp_path, folder, server):
-    """Four shards fit; what was not used for longest goes, and comes again when it is needed."""
+def test_the_cache_stays_within_its_limit(tmp_path, folder, server):
+    """Four shards fit; the least recently used is evicted, and fetched again when needed."""
     sizes = [shard.bytes for shard in read_manifest(folder).shards]
     limit = max(sizes) * 4
     cache = CacheConfig(folder=str(tmp_path / "cache"), gigabytes=limit / 1e9)
@@ -141,7 +141,7 @@ def test_the_copies_take_no_more_than_their_limit(tmp_path, folder, server):
         rows(server, CacheConfig(folder=str(tmp_path / "small"), gigabytes=1e-6))
 
 
-def test_transfers_that_fail_are_tried_again(tmp_path, folder, server, monkeypatch):
+def test_failed_transfers_are_retried(tmp_path, folder, server, monkeypatch):
     monkeypatch.setattr(Handler, "failing", 2)
     monkeypatch.setattr(Handler, "short", 3)
     expected = [row_at(stream({folder: 1.0}, 1), 0, index).ids for index in range(38)]
@@ -174,7 +174,7 @@ def test_what_cannot_be_fetched_is_one_line(tmp_path, folder, server, monkeypatc
         remote.fetched("pipe:echo; exit 3")
 
 
-def test_a_command_that_says_nothing_is_ended(monkeypatch):
+def test_a_command_without_output_is_killed(monkeypatch):
     monkeypatch.setattr(remote, "STALL", 0.1)
     monkeypatch.setattr(remote, "TRIES", 1)
     began = time.monotonic()
@@ -184,7 +184,7 @@ def test_a_command_that_says_nothing_is_ended(monkeypatch):
 
 
 def test_a_manifest_names_urls_but_no_commands(tmp_path, folder, server):
-    """A local manifest whose shards lie elsewhere; a manifest may be a stranger's, so it starts no command."""
+    """A local manifest with remote shards. Manifests may be untrusted, so they cannot start commands."""
     expected = [row_at(stream({folder: 1.0}, 1), 0, index).ids for index in range(38)]
     here = tmp_path / "here" / "train"
     here.mkdir(parents=True)
@@ -212,7 +212,7 @@ def read_all(url: str, cache: CacheConfig, seed: int, done) -> None:
     done.put(os.getpid())
 
 
-def test_processes_share_the_copies(tmp_path, folder, server):
+def test_processes_share_the_cache(tmp_path, folder, server):
     """Three processes in three orders through a cache that holds a third of the shards; a fourth died in a download."""
     limit = sum(shard.bytes for shard in read_manifest(folder).shards) / 3
     cache = CacheConfig(folder=str(tmp_path / "cache"), gigabytes=limit / 1e9)
@@ -236,5 +236,5 @@ def test_processes_share_the_copies(tmp_path, folder, server):
     assert index_files == {f"{path.name}.index" for path in copies(cache)}
 
 
-def test_the_cache_is_in_the_folder_for_temporary_files():
+def test_the_cache_is_in_the_temporary_folder_by_default():
     assert ShardCache(CacheConfig()).folder.name == f"onediff-shards-{os.getuid()}"

@@ -60,8 +60,8 @@ def test_conversations_are_turns():
     assert "<image>" not in tokenizer().decode(row.token_ids.clamp(min=0))
 
 
-def test_images_of_a_conversation_stand_where_it_says_so():
-    """Between words too; and a row is not cut in front of one, whose features would have no place."""
+def test_images_of_a_conversation_go_where_it_marks_them():
+    """Also between words. A row is not cut before an image, whose features would have no place."""
     pair = parse_sample(members("pair", 0, "s"))
     turns = [("human", "from <image> to"), ("gpt", "red"), ("human", "what <image> and"), ("gpt", "blue")]
     sample = replace(pair, captions=(), conversations=talk(*turns).conversations)
@@ -75,7 +75,7 @@ def test_images_of_a_conversation_stand_where_it_says_so():
 
 
 def test_conversations_with_other_orders_of_turns():
-    """A remark before the question, an opening answer, an empty answer: nothing is learned that nobody answered."""
+    """A remark before the question, an opening answer, an empty answer: only answers are learned."""
     end = tokenizer().eos_token
     processor = make_processor()
     assert said(processor.row(talk(("system", "be"), ("human", "what"), ("gpt", "red")), None, 0)) == f"red{end}"
@@ -143,7 +143,7 @@ def test_a_batch_of_all_kinds():
     assert batch.segment_ids is None and batch.segments is None
 
 
-def test_a_batch_of_texts_has_no_image():
+def test_a_batch_of_texts_has_no_images():
     batch = collate([make_processor().row(sample("text", n), None, 0) for n in range(2)])
     assert batch.images.shape == (0, 3, SIZE, SIZE)
     assert batch.pairs == 0

@@ -1,4 +1,4 @@
-"""onediff.data.sample: what a sample may be, and what each fault is called."""
+"""onediff.data.sample: valid samples, and the kind of each fault."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
         (Sample("1", "s", "conversation", "train", conversations=tuple(TURNS[1:])), ["k.json"]),
     ],
 )
-def test_what_is_encoded_is_parsed_again(sample: Sample, names: list[str]) -> None:
+def test_an_encoded_sample_is_parsed_to_the_same_sample(sample: Sample, names: list[str]) -> None:
     members = encode_sample(sample, "k")
     assert [name for name, _ in members] == names
     again = parse_sample({name.partition(".")[2]: data for name, data in members}, "k")
@@ -92,6 +92,6 @@ def test_an_image_of_another_format_is_not_written() -> None:
     assert [image_suffix(data) for data in (JPG, PNG, WEBP, b"")] == ["jpg", "png", "webp", None]
 
 
-def test_a_bad_sample_travels_between_processes() -> None:
+def test_a_bad_sample_can_be_sent_between_processes() -> None:
     again = pickle.loads(pickle.dumps(BadSample("no_caption", "row 3")))
     assert (again.kind, again.reason, str(again)) == ("no_caption", "row 3", "row 3 (no_caption)")

@@ -26,7 +26,7 @@ def ids(made, lanes: int, indexes: int) -> list[tuple[str, ...]]:
     return [row_at(made, lane, index).ids for lane in range(lanes) for index in range(indexes)]
 
 
-def test_a_row_is_a_function_of_lane_and_draw(tmp_path):
+def test_a_row_is_a_function_of_lane_and_index(tmp_path):
     folder = write_set(tmp_path / "pairs", [5, 8], "pair")
     made, again = stream({folder: 1.0}, 2), stream({folder: 1.0}, 2)
     there = [row_at(made, 1, index) for index in range(12)]
@@ -38,13 +38,13 @@ def test_a_row_is_a_function_of_lane_and_draw(tmp_path):
         assert behind == index + 1
 
 
-def test_another_seed_is_another_order(tmp_path):
+def test_another_seed_gives_another_order(tmp_path):
     folder = write_set(tmp_path / "texts", [60])
     assert ids(stream({folder: 1.0}, 2), 2, 30) != ids(stream({folder: 1.0}, 2, seed=1), 2, 30)
 
 
 def test_a_source_of_a_mix_keeps_its_order(tmp_path):
-    """Adding a second source moves no sample of the first."""
+    """Adding a second source does not move samples of the first."""
     texts = write_set(tmp_path / "texts", [13, 2])
     alone = [made.ids for made in (row_at(stream({texts: 1.0}, 1), 0, index) for index in range(20))]
     both = stream({texts: 1.0, write_set(tmp_path / "more", [4]): 3.0}, 1)
@@ -66,7 +66,7 @@ def test_couples_hold_both_captions_and_both_images(tmp_path):
     assert not row.images[1].equal(row.images[0])
 
 
-def test_couples_of_texts_are_passed_over(tmp_path):
+def test_couples_of_texts_are_skipped(tmp_path):
     made = stream({write_set(tmp_path / "texts", [6]): 1.0}, 1, couple=True, bad_in_a_row=3)
     with pytest.raises(UserError, match="not_single"):
         row_at(made, 0, 0)
@@ -102,7 +102,7 @@ def written_with_webp(folder):
 
 
 @pytest.mark.parametrize("write", [written_with_tar, written_with_webdataset, written_with_webp])
-def test_shards_written_by_others(tmp_path, write):
+def test_shards_written_by_other_tools(tmp_path, write):
     expected = stream({write_set(tmp_path / "others", [5], "pair"): 1.0}, 1)
     folder = tmp_path / "theirs" / "train"
     folder.mkdir(parents=True)
@@ -114,8 +114,8 @@ def test_shards_written_by_others(tmp_path, write):
         assert rows[row.ids].token_ids.equal(row.token_ids)
 
 
-def test_a_shard_that_lost_its_end_after_the_index_was_made(tmp_path):
-    """The order of what is left does not change; the lost samples count as truncated."""
+def test_a_shard_truncated_after_its_index_was_built(tmp_path):
+    """The order of the remaining samples does not change; the lost ones count as truncated."""
     folder = write_set(tmp_path / "texts", [20])
     shard = folder / "part-000.tar"
     whole = ids(stream({folder: 1.0}, 1), 1, 20)
@@ -129,7 +129,7 @@ def test_a_shard_that_lost_its_end_after_the_index_was_made(tmp_path):
 
 
 def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
-    """Flipped bytes: every row is the good row of its place, but for what was flipped in it, or is passed over."""
+    """Flipped bytes: every row equals the good row at its position except for the flipped bytes, or is skipped."""
     folder = write_set(tmp_path / "pairs", [12], "pair")
     write_manifest(build_manifest(folder))
     shard = folder / "part-000.tar"
@@ -149,7 +149,7 @@ def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
         for index in range(12):
             try:
                 row = row_at(made, 0, index)
-            except UserError:  # passed over
+            except UserError:  # skipped
                 skipped += 1
                 continue
             match = [i for i, one in enumerate(rows) if one.images.equal(row.images)]
@@ -160,7 +160,7 @@ def test_mutated_shards_never_crash_and_keep_the_order(tmp_path):
 
 
 def mutated(whole: bytes, spans: list[tuple[int, int]], random: np.random.Generator) -> bytes:
-    """Flipped bytes, a cut, or two members (header and data, not the first and the last) that changed places."""
+    """Flipped bytes, a truncation, or two swapped members (header and data, not the first and the last)."""
     kind = random.integers(3)
     if kind == 0:
         damaged = bytearray(whole)
@@ -174,9 +174,9 @@ def mutated(whole: bytes, spans: list[tuple[int, int]], random: np.random.Genera
 
 
 def test_a_thousand_mutations_of_a_shard(tmp_path):
-    """Each sample is the good one of its place, or differs from it, or is passed over; none moves to another place.
+    """Each sample equals or differs from the good one at its position, or is skipped; none moves to another position.
 
-    With the index of the whole shard beside it, and for flipped bytes and cuts without it, too.
+    With the index of the undamaged shard, and for flipped bytes and truncations also without it.
     """
     folder = write_set(tmp_path / "pairs", [5], "pair")
     write_manifest(build_manifest(folder))
@@ -214,7 +214,7 @@ def test_a_thousand_mutations_of_a_shard(tmp_path):
 
 
 def test_many_lanes_read_each_index_once_and_few_hold_few(tmp_path, monkeypatch):
-    """Files stay within what the system allows; an index stays while its shard is read from time and again."""
+    """Open files stay within the system's limit; an index is kept while its shard is in use."""
     monkeypatch.setattr(shards_module, "KEPT", 4)
     monkeypatch.setattr(shards_module, "UNUSED", 100)
     monkeypatch.setattr(shards_module, "most_files", lambda: 3)
@@ -242,7 +242,7 @@ def test_many_lanes_read_each_index_once_and_few_hold_few(tmp_path, monkeypatch)
         (lambda split: (split / "manifest.json").write_text("{"), "not a manifest"),
     ],
 )
-def test_a_set_that_is_not_there(tmp_path, fault, message):
+def test_a_missing_data_set_is_refused(tmp_path, fault, message):
     split = write_set(tmp_path / "texts", [3])
     fault(split)
     with pytest.raises(UserError, match=message) as refused:

@@ -1,4 +1,4 @@
-"""Images in tiles and in their own shape: the pixels of the Hugging Face processors, and where each token lies."""
+"""`fit: tiles` and `fit: native`: the pixels of the Hugging Face processors, and the layout of tokens."""
 
 import io
 
@@ -35,7 +35,7 @@ def native(most: int = 20) -> Native:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tiles_are_the_views_of_llava_next(size):
+def test_tiles_equal_the_views_of_llava_next(size):
     pinpoints = [[grid.rows * SIDE, grid.columns * SIDE] for grid in grids(6)]
     processor = LlavaNextImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
@@ -55,7 +55,7 @@ def test_tiles_are_the_views_of_llava_next(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_patches_are_those_of_siglip_2(size):
+def test_patches_equal_those_of_siglip_2(size):
     processor = Siglip2ImageProcessorPil(patch_size=PATCH, max_num_patches=20, do_normalize=False, do_rescale=False)
     theirs = processor(image(size), return_tensors="np")
     seen = native().of([image(size)])
@@ -69,7 +69,7 @@ def test_patches_are_those_of_siglip_2(size):
 @pytest.mark.parametrize("fit", [tiles(), native()], ids=["tiles", "native"])
 @pytest.mark.parametrize("size", [(64, 32), (61, 45), (45, 160)])
 def test_a_token_lies_where_its_pixels_come_from(fit, size):
-    """A ramp from left to right, then one from top to bottom: the mean of a token's pixels is the middle of its place."""
+    """With a ramp from left to right, and one from top to bottom, a token's mean pixel is the centre of its box."""
     patch = PATCH
     for axis in (0, 1):
         ramp = np.linspace(0, 255, size[axis])
@@ -98,7 +98,7 @@ def test_every_part_of_the_image_is_seen_by_tiles_and_no_token_sees_padding_alon
     assert (len(rest), plane.given) == (6 * 8, 5 * 16)
 
 
-def test_both_images_of_a_pair_lie_in_one_grid():
+def test_both_images_of_a_pair_get_the_same_grid():
     wide, tall = (96, 32), (32, 96)
     assert best_grid([wide], SIDE, 3) == (3, 1) and best_grid([tall], SIDE, 3) == (1, 3)
     planes = tiles(3).planes([wide, tall])
@@ -108,7 +108,7 @@ def test_both_images_of_a_pair_lie_in_one_grid():
     assert native_shape(wide, PATCH, 20) == (2, 6) and native_shape(tall, PATCH, 20) == (6, 2)
 
 
-def test_a_size_is_read_from_the_header_as_the_image_will_be(tmp_path):
+def test_a_size_read_from_the_header_is_that_of_the_upright_image(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     for kind, options in (

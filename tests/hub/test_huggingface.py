@@ -1,4 +1,4 @@
-"""An export is a Hugging Face model: it captions in a process in which this project cannot be imported."""
+"""Exports as Hugging Face models, loaded in a process in which this project cannot be imported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """Pairs of many sizes; the last is a transparent image and one of 16 bits."""
+    """Pairs of many sizes; the last consists of a transparent image and a 16-bit one."""
     folder, noise = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     names = []
     for number, size in enumerate([(30, 20), (20, 30), (9, 40), (64, 64), (33, 32), (7, 7), (30, 20), (12, 50)]):
@@ -53,14 +53,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def in_own_shape(fit: str, folder: Path) -> Path:
-    """An export whose images are seen in tiles, or as patches in their own shape, with the other delta module."""
+    """An export with `fit: tiles` or `fit: native`, and with the other delta module."""
     config = ModelConfig.model_validate(TINY | FITS[fit] | {"delta": TINY["delta"] | {"kind": "residual"}})
     torch.manual_seed(0)
     save_model(OneDiffModel(config).eval(), config, PromptConfig(), tokenizer(), folder / fit, {})
     return folder / fit
 
 
-def test_an_export_captions_by_transformers_alone_what_it_captions_here(exported, pairs, tmp_path):
+def test_an_export_gives_the_same_captions_with_transformers_alone(exported, pairs, tmp_path):
     exports = [exported, *(in_own_shape(fit, tmp_path) for fit in FITS)]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     done = subprocess.run(
@@ -90,8 +90,8 @@ def test_the_index_names_the_file_of_every_parameter(exported):
     assert sum(told.parameter_count.values()) == sum(one.numel() for one in model.parameters())
 
 
-def test_an_export_is_pushed_as_a_repository_that_is_loaded_by_its_name(exported, pairs, tmp_path):
-    """The whole way to a hub and back; its address is read on import, so other processes go it."""
+def test_a_pushed_export_is_loaded_by_its_name(exported, pairs, tmp_path):
+    """Pushes to a hub and pulls back. The hub's address is read on import, so this runs in other processes."""
     push = "import sys; from pathlib import Path; from onediff.hub.share import push; "
     push += "print(push(Path(sys.argv[1]), 'new/one'))"
     load = f"import onediff; print(onediff.load('new/one', 'cpu').caption(*{pairs[0]}))"
@@ -119,7 +119,7 @@ def umask() -> int:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash", "tiles", "native"])
-def test_the_processor_of_an_export_prepares_images_as_training_does(fit):
+def test_the_processor_of_an_export_preprocesses_images_as_in_training(fit):
     noise = np.random.default_rng(0)
     config = ImageConfig(size=16, fit=fit, shorter_side=20 if fit == "crop" else None, max_patches=12)
     ours, settings = fit_of(config, 4), config.model_dump() | {"patch": 4, "tokens": 16}
@@ -138,7 +138,7 @@ def test_the_processor_of_an_export_prepares_images_as_training_does(fit):
 
 
 @pytest.mark.parametrize("wording", ["what has changed", "first <image> second <image> what has changed"])
-def test_the_processor_of_an_export_puts_images_where_the_instruction_does(wording):
+def test_the_processor_of_an_export_puts_images_where_the_instruction_marks_them(wording):
     instructions = {"pair": wording, "single": "what is there", "couple": "what is in both"}
     prompter = Prompter(tokenizer(), PromptConfig(instructions=instructions), tiny_config().delta.tokens)
     settings = processor_settings(tiny_model(), tiny_config(), prompter)
@@ -151,12 +151,12 @@ def test_the_processor_of_an_export_puts_images_where_the_instruction_does(wordi
         processor.token_ids("<image> a <image> b <image>", [4, 4])
 
 
-def test_what_is_on_no_hub_is_one_line(monkeypatch):
+def test_a_model_that_is_not_on_the_hub_is_refused_with_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="nobody/nothing: no such folder, and not available on the hub"):
         onediff.load("nobody/nothing")
 
 
-def test_a_wrong_name_to_push_to_is_refused_before_anything_is_read(tmp_path, capsys):
+def test_an_invalid_name_for_push_is_refused_before_anything_is_read(tmp_path, capsys):
     assert main(["export", str(tmp_path), str(tmp_path / "out"), "--push", "no-owner"]) == 2
     assert "--push 'no-owner': name a repository as OWNER/NAME" in capsys.readouterr().err

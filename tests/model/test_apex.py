@@ -1,4 +1,4 @@
-"""Apex is recognised by what it contains, and called as its source says; without it torch's kernels give the same."""
+"""Apex is recognised by its contents and called with its own arguments; without it, torch's kernels give the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from onediff.training.optimizer import build_optimizer
 
 @pytest.fixture
 def path(monkeypatch):
-    """Puts a folder in front of the import path; what was imported from it is forgotten afterwards."""
+    """Puts a folder in front of the import path; modules imported from it are removed afterwards."""
 
     def put(folder: Path) -> None:
         monkeypatch.syspath_prepend(folder)
@@ -35,7 +35,7 @@ def path(monkeypatch):
         del sys.modules[name]
 
 
-def test_without_apex_it_says_so():
+def test_without_apex_the_reason_is_named():
     assert find_apex().missing == "NVIDIA's Apex is not installed"
 
 
@@ -111,7 +111,7 @@ def test_a_norm_that_computes_something_else_is_left_alone():
 
 
 def weights_after(optimizer: str) -> tuple[list, str]:
-    """Weights after five steps with the given kernel, and what it says of itself."""
+    """Weights after five steps with the given kernel, and the kernel's name."""
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(3))]
     groups = [
@@ -141,7 +141,7 @@ def test_every_optimizer_takes_the_same_steps(path, tmp_path):
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
-def test_an_offloaded_optimizer_does_not_go_to_apex(path, tmp_path):
+def test_an_offloaded_optimizer_does_not_use_apex(path, tmp_path):
     path(write_apex(tmp_path, "amp_C"))
     groups = [{"params": [nn.Parameter(torch.ones(2))]}]
     with pytest.raises(UserError, match="offloaded"):

@@ -1,4 +1,4 @@
-"""The attention function: every backend against the plain one in fp64, and which of them is chosen where."""
+"""The attention function: every backend against the reference in fp64, and the choice of backend."""
 
 import logging
 from functools import partial
@@ -132,7 +132,7 @@ def cu_pair(queries, keys):
     return cu_seqlens([queries]), cu_seqlens([keys])
 
 
-def test_without_lengths_the_places_say_it_all():
+def test_without_lengths_the_offsets_are_read_from_the_device():
     drawn, at, options = case(
         {"lengths": [(3, 4), (5, 2)], "same": False, "even": False, "heads": (2, 1), "size": 32, "causal": False}
         | {"window": (-1, -1), "scale": None, "seed": 1},
@@ -145,7 +145,7 @@ def test_without_lengths_the_places_say_it_all():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Makes this process believe in a device of the given capability, with the given flash modules."""
+    """Simulates a device of the given capability with the given flash modules."""
 
     def pretend(major, *makers, broken=()):
         calls = []
@@ -175,7 +175,7 @@ ALL = (standins.flash_attn_2, standins.flash_attn_3, standins.flash_attn_4, stan
         (None, ALL, "sdpa"),
     ],
 )
-def test_fastest_that_the_device_takes_is_chosen(gpu, caplog, major, installed, chosen):
+def test_the_fastest_supported_backend_is_chosen(gpu, caplog, major, installed, chosen):
     gpu(major, *installed)
     caplog.set_level(logging.INFO)
     assert in_use() == in_use() == use("auto") == chosen
@@ -198,7 +198,7 @@ def test_kernels_get_their_arguments_in_their_order(processor, shape):
     standins.forget()
 
 
-def test_what_a_kernel_cannot_take_goes_to_sdpa(gpu):
+def test_unsupported_inputs_use_sdpa(gpu):
     calls = gpu(9, standins.flash_attn_4)
     at = (*cu_pair(4, 4), 4, 4)
 
@@ -215,7 +215,7 @@ def test_what_a_kernel_cannot_take_goes_to_sdpa(gpu):
     assert run(64, torch.float16) == 2
 
 
-def test_a_backend_asked_for_by_name_runs_or_says_why_not(gpu):
+def test_a_backend_requested_by_name_runs_or_is_refused_with_a_reason(gpu):
     gpu(9, standins.flash_attn_2, broken=["flash_attn_interface"])
     assert use("flash_attn_2") == in_use() == "flash_attn_2"
     assert use("reference") == in_use() == "reference"
@@ -224,7 +224,7 @@ def test_a_backend_asked_for_by_name_runs_or_says_why_not(gpu):
     assert in_use() == "reference"
 
 
-def test_an_installed_module_that_does_not_work_is_passed_over_and_named(gpu, caplog):
+def test_an_installed_module_that_does_not_work_is_skipped_with_a_warning(gpu, caplog):
     gpu(9, standins.flash_attn_2, broken=["flash_attn_interface"])
     assert use() == "flash_attn_2"
     assert "flash_attn_interface is installed but cannot be used" in caplog.text
@@ -237,7 +237,7 @@ def test_an_installed_module_that_does_not_work_is_passed_over_and_named(gpu, ca
         (standins.flash_attn_3_of_another_build, "its results are"),
     ],
 )
-def test_a_kernel_that_fails_when_tried_is_left_out_with_one_line(gpu, caplog, faulty, says):
+def test_a_kernel_that_fails_its_test_is_skipped_with_one_line(gpu, caplog, faulty, says):
     calls = gpu(9, faulty, standins.flash_attn_2)
     drawn, at, options = case(ONE_SHAPE, torch.bfloat16)
     expected = with_gradients([t.double() for t in drawn], at, options, "reference")
@@ -250,7 +250,7 @@ def test_a_kernel_that_fails_when_tried_is_left_out_with_one_line(gpu, caplog, f
     assert "2 heads of 32, 1 of them for keys, in torch.bfloat16" in lines[0]
 
 
-def test_a_kernel_that_was_asked_for_and_fails_when_tried_stops_the_run(gpu):
+def test_a_requested_kernel_that_fails_its_test_stops_the_run(gpu):
     gpu(9, standins.flash_attn_4_without_backward, standins.flash_attn_2)
     assert use("flash_attn_4") == "flash_attn_4"
     drawn, at, options = case(ONE_SHAPE, torch.bfloat16)
@@ -258,15 +258,15 @@ def test_a_kernel_that_was_asked_for_and_fails_when_tried_stops_the_run(gpu):
         with_gradients(drawn, at, options, None)
 
 
-def test_an_older_version_of_a_package_is_not_taken_for_the_later(gpu):
-    """flash-attn 2.8.3's sources hold a `flash_attn.cute` without lengths and without a backward pass."""
+def test_an_older_version_of_a_package_is_recognised(gpu):
+    """The sources of flash-attn 2.8.3 contain a `flash_attn.cute` without lengths and without a backward pass."""
     gpu(9, standins.flash_attn_2, standins.flash_attn_cute_of_2)
     assert use() == "flash_attn_2"
     assert missing("flash_attn_4") == ("this version of flash_attn.cute lacks max_seqlen_q; install flash-attn-4")
 
 
-def test_a_trial_leaves_no_trace_in_checkpointing(gpu):
-    """Selective checkpointing counts what is computed and kept; a trial inside of it is not."""
+def test_testing_a_kernel_does_not_affect_checkpointing(gpu):
+    """Selective checkpointing records operators; a kernel's test must not be among them."""
     from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
     gpu(9, standins.flash_attn_2)

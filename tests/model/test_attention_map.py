@@ -1,4 +1,4 @@
-"""The delta module's attention map: the weights of plain attention, and the module is left as it was."""
+"""The delta module's attention map: the weights of plain attention, computed without changing the module."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from onediff.model.delta import place_embedding, spread
 
 
 @torch.no_grad()
-def test_weights_are_those_of_plain_attention(module):  # noqa: F811
+def test_weights_equal_those_of_plain_attention(module):  # noqa: F811
     weights = cross_attention_weights(module, levels(4), 2)
     layer = module.layers[0]
     x, own, cross = module.tokens, layer.self_attention, layer.cross_attention
@@ -32,14 +32,14 @@ def test_weights_are_those_of_plain_attention(module):  # noqa: F811
 
 
 @torch.no_grad()
-def test_looking_changes_nothing(module):  # noqa: F811
+def test_computing_a_map_changes_nothing(module):  # noqa: F811
     before = module(levels(), 1)
     cross_attention_weights(module, levels(), 1)
     assert module(levels(), 1).equal(before)
     assert not any(part._forward_hooks for part in module.modules())
 
 
-def test_a_map_shares_all_attention_among_the_places_of_both_images():
+def test_a_map_sums_to_one_over_both_images():
     model, given = tiny_model(), batch("pair", "pair")
     maps = attention_maps(model, given)
     assert maps.shape == (2, 2, 2, 2)
@@ -47,7 +47,7 @@ def test_a_map_shares_all_attention_among_the_places_of_both_images():
     assert not maps[0].equal(maps[1])
 
 
-def test_an_image_turns_red_where_it_is_looked_at():
+def test_an_image_turns_red_where_the_model_attends():
     image = np.full((40, 60, 3), 100, np.uint8)
     drawn = drawn_over(image, np.array([[0.125, 0.0], [0.0, 0.375]]), ImageConfig(size=28, fit="squash"))
     assert drawn.shape == image.shape and drawn[0, 0].tolist() == [100, 100, 100]
@@ -56,8 +56,8 @@ def test_an_image_turns_red_where_it_is_looked_at():
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
-def test_a_map_lies_over_the_part_of_an_image_that_its_places_saw(fit):
-    """Each place of the tower's grid in turn: what is red on a 2:1 image is what that place gets when it turns white."""
+def test_a_map_covers_the_part_of_an_image_that_its_cells_saw(fit):
+    """For each cell of the tower's grid, the red part of a 2:1 image is the part that the cell sees."""
     config, side = ImageConfig(size=32, fit=fit, mean=(0, 0, 0)), 4
     for row, column in itertools.product(range(side), repeat=2):
         heat = np.zeros((side, side))

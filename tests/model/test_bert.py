@@ -32,7 +32,7 @@ def differences(ours, theirs) -> list[str]:
 
 @torch.no_grad()
 def test_self_attention_and_feed_forward_become_berts_layers(bert):
-    """Not only the weights: the same numbers come out as from BERT's own layer."""
+    """Not only the weights but also the outputs equal those of BERT's own layer."""
     folder, model = bert
     made = delta().eval()
     initialise_from_bert(made, str(folder))
@@ -48,7 +48,7 @@ def test_self_attention_and_feed_forward_become_berts_layers(bert):
         )
 
 
-def test_cross_attention_takes_what_fits(bert):
+def test_cross_attention_copies_matching_shapes(bert):
     folder, model = bert
     narrow, before = delta(), delta()
     initialise_from_bert(narrow, str(folder))
@@ -80,7 +80,7 @@ def test_a_bert_of_another_shape_is_refused(bert, module, message):
         initialise_from_bert(delta(**module), str(bert[0]))
 
 
-def test_a_bert_that_is_not_there(tmp_path):
+def test_a_missing_bert_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model.delta.bert: cannot read") as refused:
         initialise_from_bert(delta(), str(tmp_path))
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Greedy decoding: token for token what Hugging Face `generate` gives on the same weights."""
+"""Greedy decoding: the same tokens as Hugging Face `generate` with the same weights."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def language(family: str, **more: object):
 
 
 def prompts(padded: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings `[rows, tokens, width]` and where they are no padding."""
+    """Embeddings `[rows, tokens, width]`, and a mask that is False for padding."""
     seen = torch.ones(ROWS, PROMPT, dtype=torch.bool)
     if padded:
         seen[1, :4] = seen[4, :7] = False
@@ -63,7 +63,7 @@ def test_equals_hugging_face_whenever_rows_end(family, padded):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", decode.FAMILIES)
-def test_bf16_takes_the_likeliest_tokens_by_hugging_face_s_measure(family):
+def test_bf16_chooses_the_most_likely_tokens_by_hugging_faces_logits(family):
     model, (embeds, seen) = language(family).bfloat16(), prompts(padded=True)
     embeds = embeds.bfloat16()
     made = greedy(model, embeds, seen, max_new_tokens=NEW)
@@ -79,7 +79,7 @@ def test_bf16_takes_the_likeliest_tokens_by_hugging_face_s_measure(family):
 
 
 @torch.no_grad()
-def test_ends_with_the_last_row_unless_other_ranks_go_on():
+def test_ends_with_the_last_row_unless_other_ranks_continue():
     model, (embeds, seen) = language("llama"), prompts(False)
     first = int(greedy(model, embeds[:1], seen[:1], max_new_tokens=NEW)[0, 0])
     made = greedy(model, embeds[:1], seen[:1], max_new_tokens=NEW, eos_token_id=first)
@@ -98,8 +98,8 @@ def test_ends_with_the_last_row_unless_other_ranks_go_on():
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_step_recorded_once_and_repeated_writes_the_same_tokens(family, padded):
-    """Nothing in a step hangs on what only the host knows, so a GPU can repeat it without the host."""
+def test_a_recorded_and_replayed_step_writes_the_same_tokens(family, padded):
+    """A step does not depend on host state, so a GPU can replay it."""
     model, (embeds, seen) = language(family), prompts(padded)
     free = greedy(model, embeds, seen, max_new_tokens=NEW)
     ends = next(token for token in range(1, 40) if 1 < (free[:, 2 : NEW - 2] == token).any(1).sum() < ROWS)
@@ -119,7 +119,7 @@ def test_a_step_recorded_once_and_repeated_writes_the_same_tokens(family, padded
             assert not {operator.overloadpacket for operator in one.operators}.intersection(WAITING)
 
 
-def test_what_it_would_do_otherwise_than_hugging_face_is_left_to_it():
+def test_unsupported_options_and_models_use_hugging_face():
     model = language("llama")
     assert not_greedy(model, 20, {"num_beams": 3}) == "num_beams requests beam search"
     assert not_greedy(model, 20, {"do_sample": True}) == "do_sample requests sampling"

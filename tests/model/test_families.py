@@ -1,4 +1,4 @@
-"""Each causal language model of transformers: its loss and its words here are its own, or it is refused by name."""
+"""Each causal language model of transformers has the same loss and output as in its own class, or is refused by name."""
 
 import re
 from pathlib import Path
@@ -37,13 +37,13 @@ DOCS = Path(__file__).parents[2] / "docs" / "parallel.md"
 
 
 def own_loss(model) -> float:
-    """The mean over the targets of both sequences, each by itself."""
+    """The mean over the targets of both sequences, each computed alone."""
     sums = [float(model(inputs_embeds=e, labels=ids).loss) * (ids.numel() - 1) for e, ids in sequences()]
     return sum(sums) / (sum(LENGTHS) - len(LENGTHS))
 
 
 def built_here(model, folder: Path):
-    """The same model as a run builds it: from its files, on the meta device first."""
+    """The same model built as in a run: on the meta device first, then from its files."""
     model.save_pretrained(folder)
     config = LanguageConfig(name=str(folder), tokenizer=str(folder))
     return build_language(config, placement=Placement(Topology(Ranks(), 1, None))).eval()
@@ -51,7 +51,7 @@ def built_here(model, folder: Path):
 
 @torch.no_grad()
 def compare(kind: str, folder: Path) -> None:
-    """Losses in rows of one and packed, and words generated behind padding, with the model alone."""
+    """Compares losses, unpacked and packed, and tokens generated after padding, with those of the model's own class."""
     model = small_model(kind)
     ours, expected = built_here(model, folder), own_loss(model)
     alone, batch = rows_of([[0], [1]], max(LENGTHS), packed=False)
@@ -73,13 +73,13 @@ def compare(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", TELLING)
-def test_the_loss_and_the_words_are_the_model_s_own(kind, tmp_path):
+def test_the_loss_and_the_output_equal_the_models_own(kind, tmp_path):
     compare(kind, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-def test_every_model_s_are_or_it_is_refused(kind, tmp_path):
+def test_every_model_type_is_equal_or_refused(kind, tmp_path):
     if kind in COVERED:
         compare(kind, tmp_path)
     else:
@@ -91,7 +91,7 @@ def test_every_model_s_are_or_it_is_refused(kind, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["mixtral", *(pytest.param(k, marks=pytest.mark.long) for k in sorted(ROUTED - {"mixtral"}))]
 )
-def test_the_router_s_loss_weighs_as_in_the_model_s_own(kind, tmp_path):
+def test_the_routers_loss_has_the_same_weight_as_in_the_models_own_loss(kind, tmp_path):
     model = small_model(kind, output_router_logits=True, router_aux_loss_coef=0.5)
     embeds, batch = rows_of([[0], [1]], max(LENGTHS), packed=False)
     seen = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
@@ -102,7 +102,7 @@ def test_the_router_s_loss_weighs_as_in_the_model_s_own(kind, tmp_path):
     assert float(theirs.aux_loss) > 0.1
 
 
-def test_what_cannot_be_followed_is_refused_in_a_line():
+def test_unsupported_models_are_refused_with_one_line():
     with pytest.raises(
         UserError, match="models of type gemma3 are not supported \\(its inner language model, gemma3_text, is\\)"
     ):
@@ -116,18 +116,18 @@ def test_what_cannot_be_followed_is_refused_in_a_line():
 
 
 @pytest.mark.long
-def test_two_tensor_ranks_give_the_model_s_own_loss_and_gradients():
-    """Of every kind; llama, mistral, qwen2 and qwen3 are cut in test_tensor_parallel.py, too."""
+def test_two_tensor_ranks_give_the_models_own_loss_and_gradients():
+    """For every supported type; test_tensor_parallel.py also tests llama, mistral, qwen2 and qwen3."""
     run_ranks(SUPPORT / "families_worker.py", sorted(CUT), 2, timeout=600)
 
 
 @pytest.mark.long
-def test_four_ranks_that_share_the_tokens_give_the_model_s_own_losses_and_gradients():
-    """Of every kind; the heads for keys are fewer than the ranks."""
+def test_four_context_ranks_give_the_models_own_losses_and_gradients():
+    """For every supported type, with fewer key heads than ranks."""
     run_ranks(SUPPORT / "context_worker.py", ["1", *sorted(SHARED)], 4, timeout=1200)
 
 
-def test_the_documentation_lists_what_is_covered():
+def test_the_documentation_lists_the_supported_types():
     table = DOCS.read_text().split("## Which language models", 1)[1].split("\n## ")[0]
     found = {
         what: frozenset(re.findall(r"`(\w+)`", line))

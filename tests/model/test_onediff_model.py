@@ -1,4 +1,4 @@
-"""The whole model: equal to the Hugging Face language model on the same embeddings, and to itself in other ways."""
+"""The whole model: equal to the Hugging Face language model on the same embeddings, and consistent with itself."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def model():
 
 
 def naive_embeddings(model, row):
-    """`[1, tokens, width]`, laid one by one: image tokens by the projector, delta tokens of the pair, words."""
+    """`[1, tokens, width]`, filled one by one: projected image tokens, the pair's delta tokens, text tokens."""
     output, levels = model.vision(row.images)
     images = model.projector.picture_out(F.gelu(model.projector.picture_in(output))).flatten(0, 1)
     deltas = torch.zeros(0)
@@ -41,7 +41,7 @@ def naive_embeddings(model, row):
 
 
 def their_loss(model, row):
-    """Hugging Face's own loss of the row: mean over its targets."""
+    """Hugging Face's own loss of the row, the mean over its targets."""
     labels = torch.where(row.is_target, row.token_ids, -100)[None]
     return model.language(inputs_embeds=naive_embeddings(model, row), labels=labels)
 
@@ -67,7 +67,7 @@ def test_a_pair_equals_the_language_model_on_the_same_embeddings(model):
 
 @torch.no_grad()
 def test_a_batch_of_all_kinds_equals_its_rows_alone(model):
-    """Padding and neighbours change nothing; every image goes to its own row."""
+    """Padding and other rows have no effect, and every image goes to its own row."""
     made = rows("single", "pair", "text", "pair", "single")[1:]
     together = model(collate(made))
     alone = torch.cat([model(collate([row])) for row in made])
@@ -76,7 +76,7 @@ def test_a_batch_of_all_kinds_equals_its_rows_alone(model):
 
 
 @torch.no_grad()
-def test_before_and_after_are_told_apart(model):
+def test_before_and_after_are_distinguished(model):
     made = batch("pair")
     swapped = replace(made, images=made.images.flip(0))
     image_free = made.target_places > made.delta_places.max()
@@ -102,7 +102,7 @@ def test_text_alone_trains_every_part_by_zero(model):
 
 
 def pieces(model, row):
-    """Logits in front of each target, and the targets, by the language model alone."""
+    """The language model's logits before each target, and the targets."""
     logits = model.language(input_ids=row.token_ids[None]).logits[0]
     places = row.is_target.nonzero().flatten()
     return logits[places - 1], row.token_ids[places]
@@ -190,7 +190,7 @@ def test_generation_with_cache_and_left_padding_equals_step_by_step(model):
     [({}, "the model is not on a GPU"), ({"num_beams": 2}, "num_beams requests beam search")],
     ids=["greedy", "beams"],
 )
-def test_asking_for_cuda_graphs_without_a_gpu_changes_nothing_and_is_said_once(model, more, why, caplog):
+def test_requesting_cuda_graphs_without_a_gpu_has_no_effect_and_is_logged_once(model, more, why, caplog):
     batch = collate(prompts(3), pad_left=True)
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **more}
     plain = model.generate(batch, **options)
@@ -201,7 +201,7 @@ def test_asking_for_cuda_graphs_without_a_gpu_changes_nothing_and_is_said_once(m
     assert not model.cuda_graphs.used
 
 
-def test_a_model_that_is_gathered_or_cut_is_not_recorded():
+def test_a_sharded_model_is_not_recorded():
     part = torch.nn.Linear(2, 4)
     part.weight.block = Block((8, 2), 0, 0, 4)
     assert not_recordable(part) == "the model is split over several ranks"
@@ -222,7 +222,7 @@ def test_recorded_steps_are_remembered(monkeypatch):
 
 @pytest.mark.parametrize("elsewhere", [{}, {"repetition_penalty": 1.0}])
 def test_answers_end_where_the_template_ends_a_turn(model, elsewhere):
-    """By our own search and by Hugging Face's; the token that ends a turn need not be a special one."""
+    """With our own search and with Hugging Face's; the token that ends a turn need not be special."""
     words, device, more = tokenizer(), torch.device("cpu"), {"max_new_tokens": 6, **elsewhere}
     made = model.generate(
         collate(prompts(1), pad_left=True), do_sample=False, eos_token_id=None, pad_token_id=0, **more

@@ -1,4 +1,4 @@
-"""The paper's model on the meta device: sizes, tokens and shapes, without weights and without network."""
+"""The paper's model on the meta device: sizes, tokens and shapes, without weights or network access."""
 
 import re
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def test_what_each_phase_trains(model, config):
     assert all(total == count for total, count in trainable(model).values())
 
 
-def test_phases_are_the_papers_with_the_batches_and_rates_of_llava(config):
+def test_phases_follow_the_paper_with_llavas_batch_sizes_and_learning_rates(config):
     one, two = config.phases["one"], config.phases["two"]
     assert (one.global_batch, one.lr, one.epochs, one.couple) == (256, 1e-3, 1, True)
     assert (two.global_batch, two.lr, two.epochs, two.couple) == (128, 2e-5, 1, False)
@@ -71,11 +71,11 @@ def planned(config, gpus: int):
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4, 8, 16])
-def test_it_fits_on_one_to_sixteen_nodes_as_it_stands(config, nodes):
+def test_it_fits_on_one_to_sixteen_nodes_as_configured(config, nodes):
     assert all(plan.fits for plan in planned(config, 8 * nodes))
 
 
-def test_it_is_nearly_as_fast_as_could_be(config):
+def test_it_is_nearly_as_fast_as_the_best_settings(config):
     best = suggest(config, gpu_named("h100-80g"), 64, 8, TEXT)
     seconds, least = (
         sum(plan.rows.steps * plan.duration.expected for plan in found) for found in (planned(config, 64), best)
@@ -84,7 +84,7 @@ def test_it_is_nearly_as_fast_as_could_be(config):
 
 
 def pair_batch() -> Batch:
-    """Shapes of one pair with an instruction and an answer."""
+    """The shapes of one pair with an instruction and an answer."""
     length = 2 * IMAGE_TOKENS + DELTA_TOKENS + WORDS
     numbers = torch.arange(length)
     return Batch(
@@ -121,7 +121,7 @@ def test_shapes_of_a_pair(model, config):
 
 
 def test_every_weight_has_its_origin(config):
-    """Spelling out the architecture does not turn pretrained parts into random ones."""
+    """Writing out the architecture does not turn pretrained parts into random ones."""
     assert config.model.vision.name == "openai/clip-vit-large-patch14-336"
     assert config.model.language.name == "lmsys/vicuna-7b-v1.5"
     assert config.model.delta.bert == "bert-base-uncased"
@@ -152,7 +152,7 @@ def pair_of(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
 
 
 def clip_files() -> dict[str, tuple[int, ...]]:
-    """Names and shapes in openai/clip-vit-large-patch14-336's pytorch_model.bin, which holds both halves."""
+    """Names and shapes in openai/clip-vit-large-patch14-336's pytorch_model.bin, which contains both towers."""
     found: dict[str, tuple[int, ...]] = {
         "logit_scale": (),
         "text_projection.weight": (768, 768),
@@ -211,7 +211,7 @@ def bert_files() -> dict[str, tuple[int, ...]]:
     ],
 )
 def test_each_part_is_in_the_published_files(model, part, published, unread):
-    """Every parameter of the full-size model has its tensor there, of its shape; what is left over is known."""
+    """Every parameter of the full-size model has a tensor of its shape there, and all unused tensors are expected."""
     if part == "bert":
         with torch.device("meta"):
             whole = BertModel(BertConfig(), add_pooling_layer=False)
@@ -225,8 +225,8 @@ def test_each_part_is_in_the_published_files(model, part, published, unread):
     assert len(set(found.of.values())) == len(list(whole.named_parameters())), "a tensor serves twice"
 
 
-def test_the_model_of_today_is_what_its_parts_are_and_fits_on_one_gpu(monkeypatch):
-    """SigLIP 2 So400m NaFlex and Qwen3-1.7B, by the sizes that their authors publish."""
+def test_the_modern_model_has_the_published_sizes_and_fits_on_one_gpu(monkeypatch):
+    """SigLIP 2 So400m NaFlex and Qwen3-1.7B have the sizes that their authors publish."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = load_run(configs_folder() / "onediff_2b.yaml")
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The model over images of many shapes: each sample is what it is alone, and equal shapes are what squares are."""
+"""The model with images of different shapes: batching has no effect, and equal shapes match square images."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def samples() -> list[Sample]:
 
 
 @torch.no_grad()
-def test_a_sample_is_in_a_batch_what_it_is_alone(model):
+def test_a_sample_gives_the_same_in_a_batch_as_alone(model):
     rows = [processor(model).row(sample, None, 0) for sample in samples()]
     alone = torch.cat([model(collate([row])) for row in rows])
     together = model(collate(rows))
@@ -53,7 +53,7 @@ def test_a_sample_is_in_a_batch_what_it_is_alone(model):
 
 
 def test_tower_and_delta_module_run_in_every_batch(model):
-    """ZeRO-3 waits forever where one rank gathers what another does not."""
+    """ZeRO-3 waits forever if one rank gathers weights that another does not."""
     ran: list[list[str]] = []
     for name, part in model.named_modules():
         if name.startswith(("vision", "delta", "projector")):
@@ -67,7 +67,7 @@ def test_tower_and_delta_module_run_in_every_batch(model):
 
 
 @torch.no_grad()
-def test_a_change_anywhere_in_a_wide_image_changes_the_answer_and_its_place_gets_heat(model):
+def test_a_change_anywhere_in_a_wide_image_changes_the_answer_and_shows_in_the_attention_map(model):
     before = image((64, 20))
     losses, maps = [], []
     for left in (0, 30, 58):
@@ -85,7 +85,7 @@ def test_a_change_anywhere_in_a_wide_image_changes_the_answer_and_its_place_gets
 
 
 def of_squares(pairs: int, singles: int, tokens: int) -> Planes:
-    """The planes of images that are all one view, in the order of their places."""
+    """The planes of images with one view each."""
     images = 2 * pairs + singles
     points = torch.tensor(spread(tokens)).repeat(images, 1)
     return Planes(
@@ -98,7 +98,7 @@ def of_squares(pairs: int, singles: int, tokens: int) -> Planes:
     )
 
 
-def test_the_delta_module_over_equal_planes_is_the_one_over_squares(module):  # noqa: F811
+def test_the_delta_module_gives_the_same_for_equal_planes_as_for_squares(module):  # noqa: F811
     given = [level.requires_grad_() for level in levels(5)]
     planes = of_squares(2, 1, given[0].shape[1])
     weight = torch.randn(2, len(module.tokens), module.tokens.shape[1])
@@ -112,7 +112,7 @@ def test_the_delta_module_over_equal_planes_is_the_one_over_squares(module):  # 
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", [None, "sdpa", "eager"])
-def test_the_tower_over_images_in_their_own_shape_is_siglip_2(attention):
+def test_the_tower_with_images_in_their_own_shape_equals_siglip_2(attention):
     architecture = Siglip2VisionConfig(**{k: v for k, v in NAFLEX.items() if k != "model_type"})
     torch.manual_seed(0)
     theirs = Siglip2VisionModel(architecture).eval()
@@ -133,7 +133,7 @@ def test_the_tower_over_images_in_their_own_shape_is_siglip_2(attention):
         torch.testing.assert_close(batch.planes.of_images(ours), hidden[level][seen], rtol=1e-4, atol=1e-5)
 
 
-def test_a_tower_gets_the_images_that_it_takes():
+def test_a_tower_refuses_a_fit_that_it_does_not_support():
     clip = TINY["vision"]
     with pytest.raises(UserError, match=r"fit: pad, but a siglip2_vision_model takes .* own shape; use native"):
         VisionTower(VisionConfig(config=NAFLEX, levels=(1,)))

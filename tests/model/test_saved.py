@@ -1,4 +1,4 @@
-"""A model as a folder: back to the same weights and the same words, and one line about a folder that is none."""
+"""Exported models: loading returns the same weights and captions, and other folders are refused with one line."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(image) for image in drawn]
 
 
-def test_the_same_weights_and_words_come_back(saved):
+def test_a_loaded_model_has_the_same_weights_and_captions(saved):
     folder, model = saved
     loaded, processor, words, about = load_model(folder)
     assert not loaded.training
@@ -54,7 +54,7 @@ def test_a_folder_can_be_moved(saved, tmp_path):
 
 
 @torch.no_grad()
-def test_half_precision_comes_back_as_it_was(tmp_path):
+def test_half_precision_is_preserved(tmp_path):
     model = tiny_model().to(torch.bfloat16)
     save_model(model, tiny_config(), PROMPT, tokenizer(), tmp_path / "half", {})
     loaded = load_model(tmp_path / "half")[0]
@@ -110,7 +110,7 @@ def cut(path):
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "cannot read"),
     ],
 )
-def test_damage_is_one_line(saved, tmp_path, damage, message):
+def test_a_damaged_model_is_refused_with_one_line(saved, tmp_path, damage, message):
     folder = tmp_path / "damaged"
     shutil.copytree(saved[0], folder)
     damage(folder)
@@ -121,7 +121,7 @@ def test_damage_is_one_line(saved, tmp_path, damage, message):
 
 
 def test_a_part_with_a_missing_weight_is_refused(saved, tmp_path):
-    """Hugging Face would fill it at random and only warn."""
+    """Hugging Face would initialise it randomly and only warn."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "damaged"

@@ -1,4 +1,4 @@
-"""Tokenizers: learned from captions, or read by name."""
+"""Tokenizers: trained on captions, or pretrained."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ def ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_any_text_comes_back(learned):
+def test_any_text_is_decoded_to_itself(learned):
     for text in (*TEXTS, "Größe ≥ 3 — 猫 🐈", " two  spaces", "never seen words: xylophone"):
         assert learned.decode(ids(learned, text)) == text
 
 
-def test_it_has_ends_and_stays_small(learned):
+def test_it_has_end_tokens_and_a_bounded_vocabulary(learned):
     assert (learned.pad_token, learned.bos_token, learned.eos_token) == (PAD, START, END)
     assert [learned.pad_token_id, learned.bos_token_id, learned.eos_token_id] == [0, 1, 2]
     assert len(learned) <= 300
@@ -55,7 +55,7 @@ def test_by_name(tmp_path, learned):
     assert ids(found, TEXTS[1]) == ids(learned, TEXTS[1])
 
 
-def test_a_tokenizer_that_is_not_there_or_cannot_end(tmp_path, learned):
+def test_a_missing_tokenizer_or_one_without_an_end_token_is_refused(tmp_path, learned):
     missing = LanguageConfig(config={"model_type": "llama"}, tokenizer=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"model.language.tokenizer: cannot read '.*nowhere'") as refused:
         load_tokenizer(missing, tmp_path)
@@ -71,7 +71,7 @@ LLAMA = json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eo
 
 
 def sentencepiece_model(folder: Path) -> Path:
-    """A folder as Vicuna's: `tokenizer.model` learned by SentencePiece itself, and no `tokenizer.json`."""
+    """A folder like Vicuna's, with a `tokenizer.model` trained by SentencePiece itself and no `tokenizer.json`."""
     import sentencepiece
 
     folder.mkdir()
@@ -127,8 +127,8 @@ def test_a_sentencepiece_vocabulary_alone_is_read_as_sentencepiece_reads_it(tmp_
         ),
     ],
 )
-def test_what_a_tokenizer_lacks_is_said(tmp_path, files, message):
-    """Not the last thing that transformers tried; where it makes an empty tokenizer, that is refused as well."""
+def test_the_error_names_what_a_tokenizer_lacks(tmp_path, files, message):
+    """Instead of the last way that transformers tried. An empty tokenizer is refused too."""
     for name, text in {"config.json": '{"model_type": "llama"}', **files}.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as refused:
@@ -136,7 +136,7 @@ def test_what_a_tokenizer_lacks_is_said(tmp_path, files, message):
     assert "\n" not in str(refused.value)
 
 
-def test_one_that_was_not_fetched_is_not_called_damaged(tmp_path, monkeypatch):
+def test_a_tokenizer_that_was_not_fetched_is_not_called_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(tokenizer_files, "model_file", lambda *_: None)  # as where the hub cannot be reached
     with pytest.raises(UserError, match=r"cannot read 'lmsys/vicuna-7b-v1.5': .* run `onediff fetch CONFIG`"):
@@ -144,7 +144,7 @@ def test_one_that_was_not_fetched_is_not_called_damaged(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
     folder = sentencepiece_model(tmp_path / "vicuna")
     monkeypatch.setitem(tokenizer_files.PACKAGES, package, "no_such_module")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)  # what it raises then says nothing

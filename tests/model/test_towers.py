@@ -1,4 +1,4 @@
-"""Each vision tower that is covered gives a token for each patch, row by row; every other one is refused by name."""
+"""Each supported vision tower outputs one token per patch, row by row; every other one is refused by name."""
 
 import re
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_patch_that_changes_changes_its_own_token_first(kind):
         assert (before != after).any(-1)[0].nonzero().flatten().tolist() == [across + 2]
 
 
-def test_the_others_are_refused_in_a_line():
+def test_other_towers_are_refused_with_one_line():
     covered = {*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE}
     for kind in ("pixtral", "yolos", "swin", "convnext", "qwen2_5_vl_vision", "gemma4_vision", "vitdet", "llama"):
         assert kind not in covered

@@ -1,4 +1,4 @@
-"""The tower: hidden states of the Hugging Face classes, class token dropped."""
+"""The tower: the hidden states of the Hugging Face classes, without the class token."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_weights_come_from_a_folder(kind, tmp_path):
         }
 
 
-def test_a_two_tower_model_gives_its_vision_half():
+def test_a_two_tower_model_yields_its_vision_tower():
     both = CLIPConfig(vision_config=TOWERS["clip_vision_model"][1].to_dict()).to_dict()
     found = vision_architecture(VisionConfig(config=both))
     assert (found.model_type, found.hidden_size) == ("clip_vision_model", 24)
@@ -81,7 +81,7 @@ def test_images_do_not_see_each_other():
 
 
 @torch.no_grad()
-def test_dinov2_takes_other_sizes_than_it_was_made_for():
+def test_dinov2_accepts_other_image_sizes():
     tower = VisionTower(config("dinov2", image=ImageConfig(size=42))).eval()
     output, _ = tower(images(2, 42))
     assert output.shape == (2, 36, 24)
@@ -100,7 +100,7 @@ def test_dinov2_takes_other_sizes_than_it_was_made_for():
         ),
     ],
 )
-def test_what_the_tower_cannot_do_is_refused(fields, message):
+def test_unsupported_levels_and_sizes_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         VisionTower(config("clip_vision_model", **fields))
 

@@ -1,4 +1,4 @@
-"""Context parallelism: the language model's tokens shared out, and everything as without."""
+"""Context parallelism: the language model's tokens are divided among ranks, with the same results."""
 
 import shutil
 from pathlib import Path
@@ -45,7 +45,7 @@ def alone(request, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 @pytest.fixture(scope="module")
 def in_two(alone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the tokens shared out over two ranks."""
+    """The same with the tokens divided among two ranks."""
     config, _, words = alone
     runs = tmp_path_factory.mktemp("in-two")
     equality.run(config, runs, 2, [*words, "parallel.context=2"], [3])
@@ -61,13 +61,13 @@ def compare(found: Path, wanted: Path, phases: tuple[str, ...] = PHASES) -> None
             assert metrics(found, phase, name) == metrics(wanted, phase, name)
 
 
-def test_two_ranks_that_share_the_tokens_train_as_one_does(in_two, alone):
+def test_two_context_ranks_train_as_one_rank_does(in_two, alone):
     compare(in_two, alone[1])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("tensor", "context", "ranks"), [(1, 2, 2), (2, 2, 4), (1, 4, 4), (1, 2, 4)])
-def test_so_do_more_ranks_and_tensor_groups_at_every_stage(tensor, context, ranks, alone, tmp_path):
+def test_more_ranks_and_tensor_groups_train_the_same_at_every_stage(tensor, context, ranks, alone, tmp_path):
     config, wanted, words = alone
     here = [f"parallel.tensor={tensor}", f"parallel.context={context}", f"parallel.sequence={tensor > 1}"]
     equality.run(config, tmp_path, ranks, [*words, *here], [0, 1, 2, 3])
@@ -77,15 +77,15 @@ def test_so_do_more_ranks_and_tensor_groups_at_every_stage(tensor, context, rank
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", [1, 3])
-def test_so_do_two_ranks_whose_optimizer_is_on_the_host(stage, alone, tmp_path):
+def test_two_context_ranks_train_the_same_with_the_optimizer_on_the_host(stage, alone, tmp_path):
     config, wanted, words = alone
     equality.run(config, tmp_path, 2, [*words, "parallel.context=2", "parallel.offload_optimizer=cpu"], [stage])
     compare(tmp_path / str(stage), wanted)
 
 
 @pytest.mark.long
-def test_so_do_adapters_with_their_optimizer_on_the_host_or_not(alone, tmp_path):
-    """At a learning rate that makes the adapters count."""
+def test_adapters_train_the_same_with_the_optimizer_on_the_host_or_not(alone, tmp_path):
+    """At a learning rate at which the adapters have an effect."""
     config, _, words = alone
     words = [*words, "phases.two.lora={rank: 4, alpha: 8}", "phases.two.lr_of={language: 1.0e-3}"]
     equality.run(config, tmp_path / "alone", 1, words, [0])
@@ -95,7 +95,7 @@ def test_so_do_adapters_with_their_optimizer_on_the_host_or_not(alone, tmp_path)
         compare(tmp_path / offload / "3", tmp_path / "alone" / "0")
 
 
-def test_a_run_goes_on_without_sharing_the_tokens(in_two, alone, tmp_path):
+def test_a_run_resumes_without_context_parallelism(in_two, alone, tmp_path):
     config, wanted, words = alone
     run = RunFolder(shutil.copytree(in_two, tmp_path / "0"))
     shutil.rmtree(run.checkpoints("two") / "step-00000004")
@@ -104,8 +104,8 @@ def test_a_run_goes_on_without_sharing_the_tokens(in_two, alone, tmp_path):
     compare(run.path, wanted, ("two",))
 
 
-def test_tensor_groups_that_share_the_tokens_have_the_losses_and_gradients_of_the_whole_model():
-    """With fewer heads for keys than ranks. Every model type is in `test_families.py`."""
+def test_tensor_groups_with_context_parallelism_have_the_losses_and_gradients_of_the_whole_model():
+    """With fewer key heads than ranks. `test_families.py` tests every model type."""
     run_ranks(SUPPORT / "context_worker.py", ["2", "llama"], 4)
 
 
@@ -116,7 +116,7 @@ def test_ranks_of_a_row_are_neighbours():
     assert [t.ranks.rank for t in places if t.reads] == [0, 6]
 
 
-def test_what_does_not_combine_is_refused_in_a_line():
+def test_invalid_combinations_are_refused_with_one_line():
     llama = small_config("llama")
     check_shares(llama, 2, 2)
     with pytest.raises(UserError, match=r"context: 4 attention heads .* among 8 ranks .*tensor 2 × parallel.context 4"):

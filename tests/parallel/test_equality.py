@@ -1,4 +1,4 @@
-"""Both phases of a whole OneDiff at every (T, C, D) and ZeRO stage: the same losses, gradient norms and weights."""
+"""Both phases of a complete model at every (T, C, D) and ZeRO stage: the same losses, gradient norms and weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Adapters: put in, trained alone, merged, saved as `peft` saves them."""
+"""LoRA adapters: added, trained alone, merged, saved in `peft`'s format."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ PHASE = PhaseConfig(mix={"a": 1}, steps=1, global_batch=1, micro_batch=1, lora=L
 
 
 def adapted(seed: int = 0) -> OneDiffModel:
-    """A tiny model with adapters that have learned something."""
+    """A tiny model with trained adapters."""
     torch.manual_seed(seed)
     model = OneDiffModel(tiny_config(), placement=ALONE, lora=LORA)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def logits(language: torch.nn.Module) -> torch.Tensor:
         return language(torch.arange(20)[None]).logits
 
 
-def test_adapters_begin_without_a_change_and_the_same_at_every_seed_alike():
+def test_new_adapters_change_nothing_and_are_the_same_for_the_same_seed():
     torch.manual_seed(3)
     plain = OneDiffModel(tiny_config()).eval()
     torch.manual_seed(3)
@@ -95,7 +95,7 @@ def test_only_the_adapters_of_the_language_model_train():
     assert with_gradient == trains
 
 
-def test_a_checkpoint_with_adapters_is_merged_or_goes_on(tmp_path):
+def test_adapters_of_a_checkpoint_are_merged_or_continued(tmp_path):
     model = adapted()
     path = checkpoint_of(model, tmp_path, LORA)
     wanted = logits(model.language)
@@ -170,14 +170,14 @@ def test_pretrained_weights_are_read_below_the_adapters(tmp_path):
     assert torch.equal(logits(model), logits(reference))
 
 
-def test_a_target_that_no_layer_is_is_named():
+def test_a_target_that_matches_no_layer_is_named():
     with pytest.raises(
         UserError, match=r"lora.targets: the language model has no layer 'q_prj' \(did you mean 'q_proj'"
     ):
         OneDiffModel(tiny_config(), placement=ALONE, lora=LoraConfig(targets=("q_prj",)))
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     phase = {"mix": {"a": 1}, "steps": 1, "global_batch": 1, "micro_batch": 1}
     with pytest.raises(ValueError, match="lora: needs `language`"):
         PhaseConfig(**phase, train=["delta"], lora={})

@@ -14,7 +14,7 @@ TARGETS, WIDTH, VOCABULARY = 50, 8, 301
 
 
 class Largest(TorchDispatchMode):
-    """The largest first dimension of any result that is as wide as the vocabulary."""
+    """Records the largest first dimension of all results as wide as the vocabulary."""
 
     def __init__(self) -> None:
         super().__init__()

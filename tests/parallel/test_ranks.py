@@ -1,4 +1,4 @@
-"""Which rank a process is, from each launcher's variables as they were seen, and clear words when they are wrong."""
+"""The rank of a process, from the variables of each launcher as observed, and clear errors if they are wrong."""
 
 import os
 
@@ -126,7 +126,7 @@ def clean(monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", ALONE)
-def test_who_is_alone_may_start_ranks_and_is_checked_with_and_without_them(launcher, clean, capsys, tmp_path):
+def test_a_single_process_may_start_ranks_and_is_checked_with_and_without_them(launcher, clean, capsys, tmp_path):
     assert Ranks.from_environment(ALONE[launcher]).alone
     clean(ALONE[launcher])
     train = ["train", "configs/demo.yaml", "--run", str(tmp_path / "run"), f"data.sets.singles={tmp_path / 'no'}"]
@@ -168,7 +168,7 @@ def test_ranks_of_mpirun_are_told_that_they_need_a_place_to_meet():
             Ranks.from_environment(environ)
 
 
-def test_the_port_is_one_for_a_step_and_another_for_the_next():
+def test_each_step_has_its_own_port():
     ports = {
         Ranks.from_environment({**SLURM, "SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": restart}).master_port
         for job in ("1", "2", "3")
@@ -254,7 +254,7 @@ def test_a_rank_takes_its_own_gpu_among_all_of_its_node_or_the_only_one_it_sees(
         own_device(third, 2)
 
 
-def test_what_a_user_set_for_cuda_and_nccl_stays_under_older_names_too(monkeypatch, tmp_path):
+def test_a_users_cuda_and_nccl_settings_are_kept_under_older_names_too(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "environ", {"PATH": "/bin"})
     set_defaults(tensor=2, flight_records=tmp_path)
     assert os.environ == {

@@ -1,4 +1,4 @@
-"""Tensor parallelism × ZeRO: the same losses, gradient norms and weights at every topology, by real processes."""
+"""Tensor parallelism × ZeRO: the same losses, gradient norms and weights for every topology, with real processes."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def same(run: dict, reference: dict, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def runs(real_data, tmp_path_factory) -> tuple[Path, list[dict], list[dict], list[dict]]:
-    """The same work at T × D = 1 × 1, then at 2 × 2, then what 1 × 1 makes of the checkpoints of 2 × 2."""
+    """The same work at T × D = 1 × 1, at 2 × 2, and at 1 × 1 resumed from the checkpoints of 2 × 2."""
     folder = tmp_path_factory.mktemp("runs")
     real = str(real_data / "stories260K")
 
@@ -83,7 +83,7 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_topology(runs):
         same(spread[number], alone[number])
 
 
-def test_adapters_train_and_what_is_below_them_does_not(runs, real_data):
+def test_adapters_train_and_their_base_weights_do_not(runs, real_data):
     folder, alone, *_ = runs
     assert alone[4]["losses"] != alone[0]["losses"][:4]
     stored = load_file(real_data / "stories260K" / "model.safetensors")
@@ -107,22 +107,22 @@ def test_weights_do_not_depend_on_the_topology(runs):
             torch.testing.assert_close(spread[key], weight, rtol=0, atol=1e-5)
 
 
-def test_checkpoints_go_on_at_another_tensor_size_and_stage(runs):
+def test_checkpoints_resume_at_another_tensor_size_and_stage(runs):
     _, alone, spread, back = runs
     for later, earlier in ((spread[-2:], alone), (back, spread)):
         for run, reference in zip(later, earlier, strict=False):
             assert run["losses"] == pytest.approx(reference["losses"][4:], abs=1e-5)
 
 
-def test_what_is_computed_again_is_what_was(runs):
-    """Sums over the group are made again too, from products that are kept or made again, by tokens shared out or not."""
+def test_recomputed_values_equal_the_original_ones(runs):
+    """Sums over the group are recomputed too, from kept or recomputed products, with and without sequence parallelism."""
     _, alone, spread, _ = runs
     for number in range(11, 15):
         same(spread[number], alone[11], 2e-6)
 
 
 def test_norm_without_the_attribute_is_wrong(runs):
-    """DeepSpeed counts a parameter without `tensor_model_parallel` on one rank only: the trap that `_note` avoids."""
+    """DeepSpeed counts a parameter without `tensor_model_parallel` on only one rank, a trap that `_note` avoids."""
     _, alone, spread, _ = runs
     same(spread[10], alone[10])
     assert spread[9]["norms"][0] < 0.95 * alone[9]["norms"][0]
@@ -151,7 +151,7 @@ def test_export_is_byte_equal_and_loads(runs, real_data):
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["stories260K", *ARCHITECTURES])
 def test_twenty_steps_at_every_topology_and_stage(model, real_data, tmp_path):
-    """(T, D) of 1, 2, 4 × ZeRO 0 … 3, each resumed from a checkpoint of another, against one process."""
+    """(T, D) of 1, 2, 4 × ZeRO 0 … 3, each resumed from another one's checkpoint, compared with one process."""
     name = str(real_data / model) if model == "stories260K" else model
     actions = [
         {"model": name, "stage": stage, "to": 20, "save": f"{tmp_path}/{{at}}/{stage}", "then": 24}
@@ -186,10 +186,10 @@ def test_twenty_steps_at_every_topology_and_stage(model, real_data, tmp_path):
 
 
 @pytest.mark.long
-def test_every_checkpoint_goes_on_at_every_topology_and_stage(real_data, tmp_path):
-    """Saved at each (T, D) × ZeRO stage, resumed at each: the same curve, and the same bits where they are the same.
+def test_every_checkpoint_resumes_at_every_topology_and_stage(real_data, tmp_path):
+    """Saved at each (T, D) × ZeRO stage and resumed at each: the same losses, bit-identical for the same topology.
 
-    The weights that each topology read are exported as well: the same bytes everywhere, the same logits as the original.
+    The weights that each topology loaded are exported as well: the same bytes everywhere, and the original's logits.
     """
     model = str(real_data / "stories260K")
     places = [(place, stage) for place in TOPOLOGIES for stage in range(4)]
@@ -232,13 +232,13 @@ def test_every_checkpoint_goes_on_at_every_topology_and_stage(real_data, tmp_pat
         print(f"{len(places)} checkpoints at T={tensor} D={data}, ZeRO 0 to 3: worst so far {worst:.1e}", flush=True)
 
 
-def test_a_model_that_cannot_share_its_tokens_is_named():
+def test_a_model_without_sequence_parallelism_is_named():
     check_sequence(AutoConfig.for_model(**ARCHITECTURES["qwen3"]))
     with pytest.raises(UserError, match=r"parallel.sequence: supports llama, .* not gemma2 models"):
         check_sequence(AutoConfig.for_model("gemma2"))
 
 
-def test_what_cannot_be_cut_is_named():
+def test_sizes_that_cannot_be_split_are_named():
     config = AutoConfig.for_model(**ARCHITECTURES["llama"])
     for tensor, message in ((3, "8 attention heads"), (8, "4 key/value heads")):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Whether the processes of a run can be T × D."""
+"""The layout of processes as T × D."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from onediff.parallel.topology import Topology, check_world
 from onediff.ranks import Ranks
 
 
-def test_worlds_that_do_not_fit():
+def test_worlds_that_do_not_fit_are_refused():
     check_world(ParallelConfig(tensor=4), Ranks(0, 0, 16, 8))
     check_world(ParallelConfig(tensor=16, across_nodes=True), Ranks(0, 0, 16, 8))
     with pytest.raises(UserError, match="6 processes cannot be split into groups of 4"):
@@ -28,7 +28,7 @@ def test_tensor_groups_are_neighbours():
     assert {t.dp_size for t in places} == {3}
 
 
-def test_offload_that_cannot_be_is_refused():
+def test_invalid_offload_settings_are_refused():
     with pytest.raises(ValueError, match="offload_parameters needs zero_stage 3"):
         ParallelConfig(zero_stage=2, offload_parameters="cpu")
     with pytest.raises(ValueError, match="offload_optimizer needs zero_stage"):
@@ -44,7 +44,7 @@ def test_offload_that_cannot_be_is_refused():
             ParallelConfig(offload_optimizer=offload, nvme_folder="/scratch")
 
 
-def test_the_folder_of_swapped_states_may_lie_at_home(monkeypatch):
+def test_the_folder_of_swapped_states_may_be_in_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert ParallelConfig(offload_optimizer="nvme", nvme_folder="~/x").nvme_folder == Path("/home/me/x")
     with pytest.raises(ValueError, match=r"~nobody-here/x: .*; write the path in full"):

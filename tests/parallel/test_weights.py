@@ -1,4 +1,4 @@
-"""Blocks and ranges of parameters, and models filled from Hugging Face folders range by range."""
+"""Blocks and ranges of parameters, and models loaded from Hugging Face folders range by range."""
 
 import json
 import random
@@ -42,7 +42,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 
 
 def random_cut(shape: tuple[int, ...], dim: int, chance: random.Random) -> list[BlockRange]:
-    """Blocks of one parameter along `dim`, each cut into ranges, as T × D ranks would hold them."""
+    """Blocks of one parameter along `dim`, each split into ranges, as held by T × D ranks."""
     parts = chance.choice([n for n in (1, 2, 3, 4) if shape[dim] % n == 0 or dim == 0])
     size = -(-shape[dim] // parts)
     pieces = []
@@ -55,7 +55,7 @@ def random_cut(shape: tuple[int, ...], dim: int, chance: random.Random) -> list[
 
 
 def values_of(full: torch.Tensor, piece: BlockRange) -> torch.Tensor:
-    """The range as torch itself cuts it."""
+    """The range as split by torch itself."""
     block = piece.block
     end = min(block.start + block.size, block.shape[block.dim])
     band = full.narrow(block.dim, block.start, max(0, end - block.start))
@@ -63,7 +63,7 @@ def values_of(full: torch.Tensor, piece: BlockRange) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_any_cut_can_be_copied_into_any_other(seed):
+def test_any_split_can_be_copied_into_any_other(seed):
     chance = random.Random(seed)
     shape = chance.choice([(12,), (7,), (12, 12), (5, 12), (7, 4, 12), (1, 12)])
     dim = chance.choice([0, len(shape) - 1])
@@ -78,7 +78,7 @@ def test_any_cut_can_be_copied_into_any_other(seed):
         assert torch.equal(copied, values_of(full, target))
 
 
-def test_whole_and_cut_along_another_dimension():
+def test_a_whole_parameter_and_one_split_along_another_dimension():
     shape = (6, 8)
     full = torch.arange(48.0).view(shape)
     for target in (BlockRange(Block(shape, 1, 4, 4), 3, 17), BlockRange(Block.whole(shape), 5, 30)):
@@ -89,7 +89,7 @@ def test_whole_and_cut_along_another_dimension():
             assert torch.equal(copied, values_of(full, target))
 
 
-def test_writer_writes_what_the_library_writes(tmp_path):
+def test_the_writer_writes_the_same_bytes_as_the_library(tmp_path):
     from safetensors.torch import load_file, save_file
 
     tensors = {"b": torch.randn(3, 5), "a": torch.arange(7), "c": torch.randn(4).bfloat16(), "none": torch.zeros(0, 3)}
@@ -144,7 +144,7 @@ def test_parts_stored_under_other_names_are_read(tmp_path, kind):
 
 
 def as_torch(folder: Path, rename=lambda key: key, **options: object) -> Path:
-    """The folder's safetensors file as the `pytorch_model.bin` that it may have been."""
+    """Converts the folder's safetensors file to a `pytorch_model.bin`."""
     weights = {rename(key): tensor for key, tensor in load_file(folder / "model.safetensors").items()}
     torch.save(weights, folder / "pytorch_model.bin", **options)
     (folder / "model.safetensors").unlink()
@@ -164,7 +164,7 @@ def same(model: torch.nn.Module, reference: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["PyTorch 1.6 and later", "before"])
-def test_names_of_older_releases_are_read_as_transformers_reads_them(tmp_path, zipped):
+def test_names_of_older_releases_are_read_as_by_transformers(tmp_path, zipped):
     BertModel(BertConfig(**SMALL)).save_pretrained(tmp_path)
 
     def old(key: str) -> str:
@@ -177,7 +177,7 @@ def test_names_of_older_releases_are_read_as_transformers_reads_them(tmp_path, z
 
 
 def test_experts_stored_one_by_one_and_buffers_of_the_weights_are_read(tmp_path):
-    """As DeepSeek-V3 is published: each expert's matrices alone, and the router's correction a buffer."""
+    """As in DeepSeek-V3's files: each expert's matrices separately, and the router's correction as a buffer."""
     config = AutoConfig.for_model(
         "glm4_moe",
         **SMALL,
@@ -220,7 +220,7 @@ def test_missing_tensors_are_an_error_by_name(tmp_path, part, form):
 
 
 def test_a_tower_published_without_its_pooler_is_read(tmp_path):
-    """As google/vit-base-patch16-224, trained to classify; nothing here reads what a pooler makes."""
+    """Such as google/vit-base-patch16-224, trained to classify. OneDiff does not use poolers."""
     architecture = ViTConfig(**SMALL, image_size=28, patch_size=14)
     reference = ViTForImageClassification(architecture)
     reference.save_pretrained(tmp_path)
@@ -233,7 +233,7 @@ def test_a_tower_published_without_its_pooler_is_read(tmp_path):
             assert torch.equal(ours, theirs)
 
 
-def test_files_that_do_not_fit_are_refused_in_a_line(tmp_path, monkeypatch):
+def test_files_that_do_not_match_are_refused_with_one_line(tmp_path, monkeypatch):
     def refused(config: LlamaConfig, folder: Path, message: str) -> None:
         with pytest.raises(UserError, match=message) as error:
             ALONE.build(AutoModelForCausalLM, config, str(folder))
@@ -276,7 +276,7 @@ def test_faulty_folders_are_named(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_peak_memory_is_the_slice_and_no_more_than_a_gigabyte(tmp_path, form):
-    """A 2 GB model of several files, read by one of four ranks' share: its peak is its slice plus less than 1 GB."""
+    """One of four ranks reads its share of a 2 GB model in several files; the peak is its slice plus less than 1 GB."""
     code = Path(ROOT / "tests" / "support" / "memory_worker.py")
     out = subprocess.run(
         [sys.executable, str(code), str(tmp_path), form], cwd=ROOT, capture_output=True, text=True, timeout=900

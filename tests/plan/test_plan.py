@@ -43,7 +43,7 @@ def planned(config: RunConfig, phase: str = "two", gpus: int = 32, **changes: ob
     return plan_phase(config, phase, replace(setup_of(config, phase, gpus, 8), **changes), H100)
 
 
-def test_each_stage_cuts_what_it_promises_to_cut(paper):
+def test_each_stage_partitions_what_it_should(paper):
     by_stage = [planned(paper, stage=stage).memory for stage in (0, 1, 2, 3)]
     trained = 7_142_000_000
     assert by_stage[0].optimizer == pytest.approx(12 * trained, rel=0.01)
@@ -54,7 +54,7 @@ def test_each_stage_cuts_what_it_promises_to_cut(paper):
     assert [memory.gpu for memory in by_stage] == sorted((memory.gpu for memory in by_stage), reverse=True)
 
 
-def test_a_context_group_shares_out_the_language_model_s_work_and_counts_for_zero(paper):
+def test_a_context_group_divides_the_language_models_work_and_counts_as_data_parallel_for_zero(paper):
     one, four = (planned(paper, context=context) for context in (1, 4))
     assert (four.setup.data, four.setup.copies, four.setup.accumulation) == (8, 32, 4 * one.setup.accumulation)
     assert (four.memory.weights, four.memory.optimizer) == (one.memory.weights, one.memory.optimizer)
@@ -92,7 +92,7 @@ def test_checkpointing_trades_activations_for_arithmetic(paper):
     assert none.memory.weights == full.memory.weights
 
 
-def test_tensor_parallelism_cuts_the_language_model_and_costs_traffic(paper):
+def test_tensor_parallelism_splits_the_language_model_and_costs_traffic(paper):
     whole, cut = planned(paper, stage=1), planned(paper, stage=1, tensor=4, micro_batch=4)
     assert whole.traffic.tensor == 0 < cut.traffic.tensor
     language = whole.parameters["language"][0]
@@ -102,7 +102,7 @@ def test_tensor_parallelism_cuts_the_language_model_and_costs_traffic(paper):
         planned(paper, tensor=3)
 
 
-def test_shared_tokens_leave_less_in_memory_and_move_less(paper):
+def test_sequence_parallelism_needs_less_memory_and_traffic(paper):
     def cut(**changes: object) -> PhasePlan:
         return planned(paper, stage=3, tensor=4, micro_batch=4, **{"checkpointing": "none", **changes})
 
@@ -131,8 +131,8 @@ def test_shared_tokens_leave_less_in_memory_and_move_less(paper):
         (True, "full", 1, 35),
     ],
 )
-def test_a_tensor_group_sends_what_was_counted_in_real_processes(sequence, checkpointing, sums, others):
-    """Of a step of the demo at T = 2: sums of the size of all rows, and what is gathered or scattered of that size."""
+def test_a_tensor_groups_traffic_equals_that_counted_in_real_processes(sequence, checkpointing, sums, others):
+    """In a step of the demo at T = 2: all-reduces the size of all rows, and gathers and scatters of that size."""
     sizes, shape = sizes_of(load_run("configs/demo.yaml").model), Shape(8, 96, 16, 8, 320)
     tape = walk(sizes, shape, Trained(PARTS), itemsize=4, tensor=2, sequence=sequence)
     setup = Setup(2, 2, 2, 0, 8, 8, bf16=False, checkpointing=checkpointing, sequence=sequence)
@@ -140,7 +140,7 @@ def test_a_tensor_group_sends_what_was_counted_in_real_processes(sequence, check
     assert traffic_of(tape, sizes, shape, setup).tensor == sums * rows + others * rows // 2 + head
 
 
-def test_what_is_offloaded_lies_on_the_host(paper):
+def test_offloaded_state_is_on_the_host(paper):
     here, there = planned(paper, stage=3), planned(paper, stage=3, offload_optimizer="cpu")
     assert there.memory.optimizer == 0 < here.memory.optimizer
     assert here.memory.host == 0 < there.memory.host
@@ -153,7 +153,7 @@ def test_what_is_offloaded_lies_on_the_host(paper):
     assert disk.duration.expected > there.duration.expected
 
 
-def test_a_checkpoint_is_copied_to_the_host_where_it_is_written_in_the_background(paper):
+def test_a_checkpoint_written_in_the_background_is_copied_to_the_host(paper):
     def copied(phase: str = "two", **changes: object) -> int:
         plan = planned(paper, phase, **changes)
         assert plan.memory.host_copy in (0, pytest.approx(plan.checkpoint_bytes / plan.setup.world, rel=1e-4))
@@ -169,7 +169,7 @@ def test_a_checkpoint_is_copied_to_the_host_where_it_is_written_in_the_backgroun
     assert copies.peer_copies == 5 * copies.host_copy > 0
 
 
-def test_how_gradients_are_reduced_counts():
+def test_the_settings_of_gradient_reduction_count():
     """`reduce_in` and the keys of `parallel.deepspeed` that cost memory or traffic."""
 
     def with_keys(*words: str) -> PhasePlan:
@@ -185,14 +185,14 @@ def test_how_gradients_are_reduced_counts():
     assert kept.traffic.gather == 0 < plain.traffic.gather
 
 
-def test_micro_batches_stay_until_the_step_behind_them_has_begun(paper):
-    """Twice a step's and the one that is copied ahead; images cross as bytes."""
+def test_micro_batches_stay_until_the_next_step_has_begun(paper):
+    """Those of two steps, and the one that is copied ahead; images are copied as bytes."""
     once, twice = (planned(paper, stage=3, micro_batch=1, global_batch=32 * steps, tensor=1) for steps in (1, 2))
     of_one = (twice.memory.buffers - once.memory.buffers) / 2
     assert of_one == pytest.approx(round(once.rows.images) * 3 * 336**2, rel=0.1)
 
 
-def test_time_is_for_images_of_usual_size_and_memory_for_the_largest(paper):
+def test_time_assumes_images_of_usual_size_and_memory_the_largest(paper):
     tiles = ("model.vision.image.fit=tiles", "model.vision.image.max_tiles=8", "data.max_tokens=12000")
     many, few = (
         load_run("configs/onediff_7b.yaml", [*tiles, *more]) for more in ((), ("model.vision.image.max_tiles=4",))
@@ -202,7 +202,7 @@ def test_time_is_for_images_of_usual_size_and_memory_for_the_largest(paper):
     assert planned(many).memory.gpu > planned(few).memory.gpu
 
 
-def test_the_fullest_moment_has_a_name(paper):
+def test_the_moment_of_peak_memory_is_named(paper):
     moments = {stage: planned(paper, gpus=64, stage=stage, micro_batch=2).memory for stage in (1, 3)}
     assert moments[1].moment == "while the optimizer steps" and moments[1].activations == 0
     assert moments[3].moment == "in the backward pass" and moments[3].activations > 0
@@ -216,7 +216,7 @@ def test_between_nodes_a_data_group_shares_its_ports():
     assert far.traffic.data_between == pytest.approx(far.traffic.data_inside / 8, rel=1e-6)
 
 
-def test_accumulation_keeps_gradients_from_one_micro_batch_to_the_next():
+def test_accumulation_keeps_gradients_between_micro_batches():
     sizes = sizes_of(load_run("configs/demo.yaml").model)
     tape = walk(sizes, Shape(8, 96, 16, 8, 320), Trained(PARTS), itemsize=4)
     once = Setup(1, 1, 1, 0, 8, 8, bf16=False, checkpointing="none")
@@ -241,7 +241,7 @@ def whole_run(plans) -> float:
     return sum(plan.rows.steps * plan.duration.expected for plan in plans)
 
 
-def test_the_suggestion_fits_shares_out_the_batch_and_is_no_slower(paper):
+def test_the_suggestion_fits_divides_the_batch_and_is_not_slower(paper):
     plans = suggest(paper, H100, 16, 8, 128)
     assert [plan.name for plan in plans] == ["one", "two"]
     for plan in plans:
@@ -255,7 +255,7 @@ def test_the_suggestion_fits_shares_out_the_batch_and_is_no_slower(paper):
 
 
 @pytest.mark.parametrize("gpus", [8, 16])
-def test_what_is_printed_runs_what_was_found(gpus, paper):
+def test_the_printed_command_runs_the_suggested_settings(gpus, paper):
     said = ["data.max_tokens=1800", "phases.one.mix={llava-558k: 1}", "parallel.offload_parameters=cpu"]
     modes = {"one": "selective", "two": "full"}
     plans = [planned(paper, name, gpus, stage=2, micro_batch=2, checkpointing=mode) for name, mode in modes.items()]
@@ -274,7 +274,7 @@ def test_what_is_printed_runs_what_was_found(gpus, paper):
     assert [setup_of(config, plan.name, gpus, 8) for plan in plans] == [plan.setup for plan in plans]
 
 
-def test_where_nothing_fits_the_suggestion_says_so(paper):
+def test_if_nothing_fits_the_suggestion_says_so(paper):
     with pytest.raises(UserError, match="no setting fits 1 × h100-80g"):
         suggest(paper, replace(H100, memory_gb=12.0), 1, 1, 128)
 
@@ -295,7 +295,7 @@ def test_the_command_prints_every_phase_and_writes_every_figure(tmp_path, capsys
     assert memory["gpu"] == sum(memory[kind] for kind in kinds)
 
 
-def test_adapters_and_last_layers_count_as_what_they_are_and_nothing_else_is_said(capsys):
+def test_adapters_and_last_layers_are_counted_as_trained(capsys):
     words = ["phases.two.lora.rank=16", "phases.two.vision_last=4"]
     assert main(["plan", "configs/onediff_7b.yaml", "--gpus", "32", *words]) == 0
     printed = capsys.readouterr().out
@@ -314,7 +314,7 @@ def test_adapters_and_last_layers_count_as_what_they_are_and_nothing_else_is_sai
         (["--gpus", "8", "parallel.tensor=16"], "parallel.tensor: 8 GPUs cannot be split into groups of 16"),
     ],
 )
-def test_a_bad_question_gets_one_clear_line(words, message, capsys):
+def test_an_invalid_request_is_refused_with_one_line(words, message, capsys):
     assert main(["plan", "configs/onediff_7b.yaml", *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -333,8 +333,8 @@ def test_planning_imports_no_torch(tmp_path: Path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_memory_is_what_was_measured_within_eight_per_cent():
-    """The committed table of `benchmarks/plan.py`, with the plan as it is now."""
+def test_planned_memory_is_within_eight_per_cent_of_measured_memory():
+    """Compares the committed table of `benchmarks/plan.py` with the current plan."""
     rows = json.loads(Path(benchmark.__file__).with_name("results").joinpath("plan.json").read_text())["rows"]
     assert len(rows) == 68
     for row in rows:

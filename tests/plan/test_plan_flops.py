@@ -1,4 +1,4 @@
-"""The plan's FLOPs are those of torch's own counter."""
+"""The plan's FLOPs equal those of torch's own counter."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def meta_batch(config: ModelConfig, shape: Shape) -> Batch:
 
 
 def meta_model(config: ModelConfig) -> OneDiffModel:
-    """The model without memory, whatever its weights are read from."""
+    """The model on the meta device, without its weights."""
     config = config.model_copy(
         update={
             "vision": config.vision.model_copy(update={"name": None}),
@@ -71,7 +71,7 @@ def meta_model(config: ModelConfig) -> OneDiffModel:
 
 
 def counted(config: ModelConfig, shape: Shape, trains: tuple[str, ...], checkpointing: Checkpointing) -> int:
-    """What torch's counter says of a forward and a backward pass; on the meta device, so that any size is quick."""
+    """torch's count for a forward and a backward pass, on the meta device, so that any size is quick."""
     model = meta_model(config)
     for part in PARTS:
         getattr(model, part).requires_grad_(part in trains)
@@ -79,7 +79,7 @@ def counted(config: ModelConfig, shape: Shape, trains: tuple[str, ...], checkpoi
 
 
 def counted_of(model: OneDiffModel, config: ModelConfig, shape: Shape, checkpointing: Checkpointing) -> int:
-    """The same of a model of which some parameters are frozen."""
+    """The same for a model with some frozen parameters."""
     for part in (model.vision.model, model.language):
         checkpoint_layers(part, checkpointing)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -89,7 +89,7 @@ def counted_of(model: OneDiffModel, config: ModelConfig, shape: Shape, checkpoin
 
 @pytest.fixture(autouse=True)
 def _no_look_into_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers reads position ids to find packed rows; on the meta device there is nothing to read."""
+    """Keeps transformers from reading position ids to find packed rows, which is impossible on the meta device."""
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _: None)
 
 
@@ -105,14 +105,14 @@ PHASES = {
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_demo_costs_what_torch_counts(phase, checkpointing):
+def test_the_demos_flops_equal_torchs_count(phase, checkpointing):
     config = load_run("configs/demo.yaml").model
     found = step_flops(sizes_of(config), SHAPE, Trained(PHASES[phase]), checkpointing)
     assert sum(part.hardware for part in found.values()) == counted(config, SHAPE, PHASES[phase], checkpointing)
 
 
 @pytest.mark.parametrize("phase", ["one", "two"])
-def test_the_paper_model_costs_what_torch_counts(phase):
+def test_the_paper_models_flops_equal_torchs_count(phase):
     config = load_run("configs/onediff_7b.yaml").model
     shape = Shape(rows=2, tokens=1400, images=4, pairs=2, targets=100)
     found = step_flops(sizes_of(config), shape, Trained(PHASES[phase]), "full")
@@ -144,7 +144,7 @@ QUICK = ("giant", "tiles")  # the layers of the one and the views of the other a
     ("vision", "language"),
     [pytest.param(*pair, marks=[pytest.mark.long] * (pair[0] not in QUICK)) for pair in BESIDE.items()],
 )
-def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, language):
+def test_flops_of_other_towers_and_language_models_equal_torchs_count(vision, language):
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = ModelConfig.model_validate(
         {
@@ -179,7 +179,7 @@ def test_other_towers_and_language_models_cost_what_torch_counts_too(vision, lan
         {"vision_last": 1, "lora": {"rank": 2, "targets": ["o_proj"]}},
     ],
 )
-def test_adapters_and_last_layers_cost_what_torch_counts_and_have_as_many_parameters(settings, checkpointing):
+def test_flops_and_parameters_of_adapters_and_last_layers_equal_torchs_count(settings, checkpointing):
     config = load_run("configs/demo.yaml").model
     phase = PhaseConfig.model_validate({"mix": {"a": 1}, "steps": 1, "global_batch": 1, "micro_batch": 1, **settings})
     model = meta_model(config)
@@ -204,7 +204,7 @@ def test_any_batch_costs_the_sum_of_its_tokens_scores_images_pairs_and_targets()
             assert cost.flops(shape) == sum(part.model for part in step_flops(sizes, shape, Trained(trains)).values())
 
 
-def test_fields_that_a_configuration_leaves_out_are_those_of_transformers():
+def test_missing_fields_have_transformers_defaults():
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     for kind in TOWERS:
@@ -232,8 +232,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_any_other_tower_is_a_vision_transformer_of_its_sizes(kind):
-    """Within 5 % of what torch counts, in a model that is little else; AIMv2 is the one that is off by more than 1 %."""
+def test_any_other_tower_is_planned_as_a_vision_transformer_of_its_sizes(kind):
+    """Within 5 % of torch's count for a model that consists mostly of the tower; only AIMv2 is off by more than 1 %."""
     small = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = ModelConfig.model_validate(
         {

@@ -1,4 +1,4 @@
-"""`onediff plan --rehearse`: one rank without weights and without the others does what real ranks do, and finds faults."""
+"""`onediff plan --rehearse`: one rank without weights and without other ranks does what real ranks do, and finds faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEMO = str(HOUSE / "configs" / "demo.yaml")
 
 
 def small(tmp_path, **more):
-    """The demo at the size of a test, two micro-batches a step, with ZeRO-3 in its last phase and ZeRO-1 before."""
+    """A small version of the demo with two micro-batches per step, ZeRO-3 in its last phase and ZeRO-1 before."""
     words = overrides(tmp_path, steps=1, rows=8, **more)
     return [*words, "parallel.zero_stage=1", "phases.two.parallel.zero_stage=3", "data.max_tokens=96"]
 
@@ -45,8 +45,8 @@ def rehearsed(tmp_path, rank, world, words, config=DEMO, per_node=None) -> list[
 
 
 @pytest.mark.parametrize("tensor", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_a_rank_alone_sends_and_holds_what_it_does_among_real_ranks(tmp_path, tensor):
-    """Same collectives in the same order, same shapes, same bytes: over gloo with real numbers, and with neither."""
+def test_a_rehearsed_rank_sends_and_holds_the_same_as_among_real_ranks(tmp_path, tensor):
+    """The same collectives, shapes and bytes in the same order, over gloo with real tensors and without both."""
     words = small(tmp_path, **{"parallel.tensor": tensor})
     run_ranks(SUPPORT / "rehearsal_worker.py", [DEMO, str(tmp_path), *words], 2)
     real = [Played.of(values) for values in json.loads((tmp_path / "1.json").read_text())]
@@ -81,7 +81,7 @@ def test_ranks_that_would_wait_forever_are_found():
     assert told and told.endswith("and rank 2 makes none")
 
 
-def test_the_peers_are_one_with_other_rows_and_one_of_the_tensor_group():
+def test_the_peers_are_a_rank_with_other_rows_and_one_of_the_tensor_group():
     assert peers_of(5, 64, 1) == {"data": 6}
     assert peers_of(15, 16, 8) == {"data": 7, "tensor": 8}
     assert peers_of(0, 1, 1) == {}
@@ -93,7 +93,7 @@ def test_the_peers_are_one_with_other_rows_and_one_of_the_tensor_group():
 
 @pytest.mark.long
 def test_an_objective_that_skips_the_tower_for_text_is_found(tmp_path, monkeypatch, capsys):
-    """Under ZeRO-3, the rank with text alone would gather other weights than the rest."""
+    """Under ZeRO-3, a rank with only text would gather other weights than the rest."""
     (tmp_path / "lazy.py").write_text(
         "from onediff.model.language import target_losses\n\n\n"
         "class Lazy:\n"
@@ -133,8 +133,8 @@ NARROW = [
 @pytest.mark.long
 @pytest.mark.parametrize(("stages", "within"), [((3, 3), "world"), ((3, 3), "node"), ((1, 2), "world")])
 @pytest.mark.parametrize("name", ["onediff_7b", "onediff_70b"])
-def test_a_narrow_model_sends_what_is_planned(tmp_path, name, stages, within):
-    """Weights and gradients of a step, within a twentieth; frozen and trained language models, both checkpointed."""
+def test_a_narrow_models_traffic_matches_the_plan(tmp_path, name, stages, within):
+    """Weights and gradients of a step, within 5 %, for frozen and trained language models with checkpointing."""
     words = [*NARROW, "training.activation_checkpointing=full", "parallel.sequence=false"]
     words += ["parallel.tensor=2"] * (within == "node")
     for phase, stage in zip(("one", "two"), stages, strict=True):
@@ -153,7 +153,7 @@ def test_a_narrow_model_sends_what_is_planned(tmp_path, name, stages, within):
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "world"), [("onediff_7b", 64), ("onediff_70b", 512)])
 def test_a_large_run_is_rehearsed_whole(tmp_path, name, world):
-    """docs/plan.md says how long it takes; the plan's memory is within a tenth of what is rehearsed."""
+    """The plan's memory is within 10 % of the rehearsed memory. docs/plan.md says how long it takes."""
     config = str(HOUSE / "configs" / f"{name}.yaml")
     out = tmp_path / "plan.json"
     assert main(["plan", config, "--rehearse", f"{world // 2 + 1}/{world}", "--out", str(out)]) == 0

@@ -1,4 +1,4 @@
-"""Tensors without memory: the short way of a rehearsal gives what torch's own fake tensors give."""
+"""Tensors without memory: the fast path of a rehearsal gives the same as torch's own fake tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Results(TorchDispatchMode):
         return made
 
 
-def test_plain_operators_give_what_torchs_own_fake_tensors_give():
+def test_plain_operators_give_the_same_as_torchs_own_fake_tensors():
     def results(mode: type[FakeTensorMode]) -> list[tuple]:
         with mode(), Results() as found:
             rows = torch.empty(2, 8, 16, dtype=torch.bfloat16)

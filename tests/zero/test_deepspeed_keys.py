@@ -1,4 +1,4 @@
-"""What DeepSpeed is told beyond our own settings: its keys pass, unknown ones and those decided elsewhere are refused."""
+"""`parallel.deepspeed`: DeepSpeed's keys are passed on; unknown keys and those set elsewhere are refused."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_keys_of_deepspeed_and_reduction_in_fp32_reach_it():
         ("{reduce_bucket_size: many}", "parallel.deepspeed: reduce_bucket_size: "),
     ],
 )
-def test_other_keys_and_values_are_refused_in_a_line(keys, says):
+def test_other_keys_and_values_are_refused_with_one_line(keys, says):
     with pytest.raises(UserError, match=says) as refused:
         told(deepspeed=keys)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""`parallel.shard_within: node`: two pretended nodes of two ranks each keep copies of the weights, and train as without."""
+"""`parallel.shard_within: node`: two simulated nodes of two ranks keep copies of the weights, with the same results."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[st
 
 @pytest.fixture(scope="module")
 def node(world, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same where both nodes keep copies."""
+    """The same with copies on both nodes."""
     config, _, words = world
     folder = tmp_path_factory.mktemp("node")
     equality.run(config, folder, 4, [*words, NODE], [3], per_node=2)
@@ -50,7 +50,7 @@ def compare(found: Path, wanted: Path, phases: tuple[str, ...] = PHASES) -> None
 
 
 @pytest.mark.long
-def test_nodes_that_keep_copies_train_as_without(node, world):
+def test_training_with_copies_on_nodes_is_the_same_as_without(node, world):
     compare(node, world[1])
 
 
@@ -60,7 +60,7 @@ def test_nodes_that_keep_copies_train_as_without(node, world):
     [(8, ["parallel.tensor=2"]), (4, ["parallel.offload_parameters=cpu", "parallel.offload_optimizer=cpu"])],
     ids=["tensor", "offload"],
 )
-def test_so_they_do_beside_tensor_groups_and_with_offload(ranks, more, world, tmp_path):
+def test_it_is_the_same_with_tensor_groups_and_with_offload(ranks, more, world, tmp_path):
     config, wanted, words = world
     equality.run(config, tmp_path, ranks, [*words, NODE, *more], [3], per_node=ranks // 2)
     compare(tmp_path / "3", wanted)
@@ -68,8 +68,8 @@ def test_so_they_do_beside_tensor_groups_and_with_offload(ranks, more, world, tm
 
 @pytest.mark.long
 @pytest.mark.parametrize("keeps", [True, False])
-def test_a_run_goes_on_with_copies_and_without(keeps, node, world, tmp_path):
-    """Over a whole checkpoint: the copies of a node are made of what it brings."""
+def test_a_run_resumes_with_copies_and_without(keeps, node, world, tmp_path):
+    """From a checkpoint, whose weights the copies must have."""
     config, wanted, words = world
     run = RunFolder(shutil.copytree(wanted if keeps else node, tmp_path / "3"))
     shutil.rmtree(run.checkpoints("two") / f"step-{STEPS:08d}")
@@ -79,7 +79,7 @@ def test_a_run_goes_on_with_copies_and_without(keeps, node, world, tmp_path):
     compare(run.path, wanted, ("two",))
 
 
-def test_what_nodes_cannot_share_is_refused_in_a_line():
+def test_nodes_that_cannot_share_a_copy_are_refused_with_one_line():
     assert ranks_within("node", 2, 32, 8) == 4
     assert ranks_within("world", 2, 32, 8) == ranks_within("node", 2, 8, 8) == 0, "one node keeps no second copy"
     for tensor, world in ((3, 32), (2, 12), (16, 32)):
@@ -95,6 +95,6 @@ def test_what_nodes_cannot_share_is_refused_in_a_line():
         ParallelConfig(shard_within="node", zero_stage=2)
 
 
-def test_the_copies_of_a_node_are_among_ranks_of_the_same_blocks():
+def test_a_nodes_copy_is_shared_by_ranks_with_the_same_blocks():
     place = Topology(Ranks(5, 1, 8, 4), 2, None)
     assert place.same_blocks_by_node() == [[0, 2], [1, 3], [4, 6], [5, 7]]

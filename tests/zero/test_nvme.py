@@ -1,4 +1,4 @@
-"""Optimizer states on NVMe: the same training to the last bit, and checkpoints that go in and out."""
+"""Optimizer states on NVMe: bit-identical training, and checkpoints that are written and loaded."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ SIZES = (2048, 256, 2051, 400_000)
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
-    """What swapping needs, compiled once a machine; skipped where libaio is missing, or where memory cannot be locked."""
+    """Compiles the extensions for swapping, once per machine; skips without libaio or if memory cannot be locked."""
     if not deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible():
         pytest.skip("DeepSpeed finds no libaio, or no C++ compiler; Debian's packages are libaio-dev and g++")
     compile_swapping()
@@ -56,8 +56,8 @@ CPU = {"device": "cpu", "pin_memory": False}
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
-    """Three steps of two ranks with states on the host, on NVMe, and where they are, saved; then two steps more; then the
-    same two steps from each other's checkpoints."""
+    """Three steps of two ranks with states in host memory, on NVMe, and on the device, and a checkpoint; two more steps;
+    then the same two steps from each other's checkpoints."""
     folder = tmp_path_factory.mktemp("saved")
     train = {"to": 3, "then": 5, "dropout": 0.3}
     go_on = {"from": 3, "to": 5, "dropout": 0.3, "seed": 9}
@@ -86,7 +86,7 @@ def saved(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
 
 
 def assert_same_files(one: Path, other: Path) -> None:
-    """Every tensor of two checkpoints, random states included, is the same bit by bit."""
+    """Asserts that all tensors of two checkpoints, including random states, are bit-identical."""
     for file in sorted(one.glob("*.safetensors")):
         before, after = load_file(file), load_file(other / file.name)
         assert before.keys() == after.keys()
@@ -94,13 +94,13 @@ def assert_same_files(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("here", "there"), [("cpu", "nvme"), ("bf16", "bf16 nvme")])
-def test_the_same_training_bit_by_bit_as_in_the_memory_of_the_host(saved, here, there):
+def test_training_is_bit_identical_to_that_with_states_in_host_memory(saved, here, there):
     folder, runs = saved
     assert runs[there]["losses"] + runs[there]["then"] == runs[here]["losses"] + runs[here]["then"]
     assert_same_files(folder / here / STEP, folder / there.replace(" ", "-") / STEP)
 
 
-def test_the_same_training_as_without_offload(saved):
+def test_training_is_the_same_as_without_offload(saved):
     _, runs = saved
     for other in ("none", "stage 1"):
         assert runs["nvme"]["losses"] + runs["nvme"]["then"] == pytest.approx(
@@ -108,7 +108,7 @@ def test_the_same_training_as_without_offload(saved):
         )
 
 
-def test_checkpoints_go_in_and_out(saved):
+def test_checkpoints_are_written_and_loaded(saved):
     _, runs = saved
     assert runs["nvme from nvme"]["losses"] == runs["nvme"]["then"]
     assert runs["cpu from nvme"]["losses"] == runs["nvme"]["then"]
@@ -118,13 +118,13 @@ def test_checkpoints_go_in_and_out(saved):
     assert runs["nvme from stage 1"]["losses"] == pytest.approx(runs["stage 1"]["then"], rel=1e-6)
 
 
-def test_weights_alone_go_in(saved):
+def test_weights_alone_are_loaded(saved):
     _, runs = saved
     assert runs["weights to nvme"]["losses"] == runs["weights"]["losses"]
     assert abs(runs["weights"]["losses"][0] - runs["nvme"]["losses"][0]) > 1e-3
 
 
-def test_another_number_of_ranks_goes_on(saved, tmp_path):
+def test_another_number_of_ranks_resumes(saved, tmp_path):
     folder, _ = saved
     go_on = {"load": str(folder / "nvme" / STEP), "from": 3, "to": 5, "seed": 9}
     # Dropout differs with the number of ranks: both without.
@@ -135,8 +135,8 @@ def test_another_number_of_ranks_goes_on(saved, tmp_path):
     assert here["extra"] == {"lanes": [1, 2]}
 
 
-def test_each_sub_group_comes_in_once(saved):
-    """Saving swaps in one sub-group after the other, and several there are."""
+def test_each_sub_group_is_loaded_once(saved):
+    """Saving loads several sub-groups, one after the other."""
     swapped_in = saved[1]["nvme"]["swapped_in"]
     assert len(swapped_in) > 1
     assert len(set(swapped_in)) == len(swapped_in)
@@ -148,7 +148,7 @@ def configured(folder: Path) -> ParallelConfig:
     return ParallelConfig(offload_optimizer="nvme", nvme_folder=folder)
 
 
-def test_runs_have_folders_of_their_own_that_do_not_outlast_them(tmp_path):
+def test_each_run_has_its_own_folder_which_is_removed_at_the_end(tmp_path):
     config = configured(tmp_path / "nvme")
     runs = [tmp_path / name / "run" for name in "ab"]
     with swap_folder(config, runs[0], Ranks()) as one, swap_folder(config, runs[1], Ranks()) as two:
@@ -164,7 +164,7 @@ def test_runs_have_folders_of_their_own_that_do_not_outlast_them(tmp_path):
 
 
 def test_a_thread_waits_for_the_gpu_of_its_rank(monkeypatch):
-    """The one that writes a checkpoint has none of its own."""
+    """The thread that writes a checkpoint has no current device."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator, waited = get_accelerator(), []
@@ -184,7 +184,7 @@ def test_a_thread_waits_for_the_gpu_of_its_rank(monkeypatch):
     assert waited == ["cuda:3"]
 
 
-def test_a_gpu_machine_without_the_toolkit_is_told(monkeypatch):
+def test_a_gpu_machine_without_the_cuda_toolkit_is_refused(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
@@ -192,7 +192,7 @@ def test_a_gpu_machine_without_the_toolkit_is_told(monkeypatch):
         compile_swapping()
 
 
-def test_a_folder_that_cannot_be_is_named(tmp_path):
+def test_an_unusable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"nvme_folder: .*Not a directory"),
@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
         pass
 
 
-def test_states_without_room_are_refused(tmp_path):
+def test_states_that_do_not_fit_on_the_disk_are_refused(tmp_path):
     large = {"params": [torch.empty(10**15, device="meta")]}
     with pytest.raises(UserError, match=r"nvme_folder: optimizer states take 6000000\.0 GB per node"):
         check_room(tmp_path, [large], 2, 1)

@@ -1,4 +1,4 @@
-"""A finished phase leaves the next one its memory and torch's own functions."""
+"""A finished phase frees its memory and restores torch's own functions."""
 
 import json
 
