@@ -108,7 +108,7 @@ def test_one_form_of_each_model_is_fetched_once_and_goes_on_where_it_stopped(hub
     again = fetch(hub)
     assert again.returncode == 0 and hub.asked == [], "what is here is fetched again"
     offline = fetch(hub, HF_HUB_OFFLINE="1")
-    assert offline.returncode == 0 and "cannot be asked (HF_HUB_OFFLINE is set)" in offline.stdout, offline.stderr
+    assert offline.returncode == 0 and "cannot be reached (HF_HUB_OFFLINE is set)" in offline.stdout, offline.stderr
 
 
 def test_a_file_damaged_on_disk_is_fetched_again(hub):

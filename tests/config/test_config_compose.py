@@ -112,7 +112,7 @@ def test_a_phase_sees_its_own_parallel_settings():
         ("optimiser.lr=1", r"^optimiser.lr=1: unknown key 'optimiser' \(did you mean 'optimizer'\?\)$"),
         ("phases.two.stepz=1", r"unknown key 'phases.two.stepz' \(did you mean 'steps'\?\)$"),
         ("data.workers", r"^data.workers: write an override as key.subkey=value$"),
-        ("=3", r"^=3: an override reads"),
+        ("=3", r"^=3: write an override as"),
         ("name.x=3", r"^name.x=3: 'name' holds a value, not a section$"),
         ("phases.two.mix.pairs=-1", r"mix.pairs: weight -1.0 is not above 0"),
     ],

@@ -165,7 +165,7 @@ def test_a_string_names_a_template():
     assert PromptConfig.model_validate("chatml") == PromptConfig(template="chatml")
     with pytest.raises(ValueError, match="did you mean 'chatml'"):
         PromptConfig.model_validate("chatlm")
-    with pytest.raises(ValueError, match="leave out `user`"):
+    with pytest.raises(ValueError, match="remove `user`"):
         PromptConfig(template="chat", user="U: ")
 
 

@@ -120,7 +120,7 @@ def test_what_a_store_lacks_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"gs://bucket/one: .*run: pip install 'onediff\[gs\]'"):
         remote.fetched("gs://bucket/one")
-    with pytest.raises(UserError, match=r"ais://bucket/one: Protocol not known: ais; give `pipe:`"):
+    with pytest.raises(UserError, match=r"ais://bucket/one: Protocol not known: ais; use `pipe:`"):
         remote.fetched("ais://bucket/one")
 
 

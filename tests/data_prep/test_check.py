@@ -282,7 +282,7 @@ def test_stats_and_sheets_in_tokens_of_a_model(
     assert main([*sheet, "phases.one.pack=700"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("row 1: 5 samples, 6") and said.count("16 before + 16 after + 16 delta") == 5
-    assert "to 699: padding" in said and "in packed rows of 700, 5.0 samples in each" in said
+    assert "to 699: padding" in said and "in packed rows of 700, 5.0 samples each" in said
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 

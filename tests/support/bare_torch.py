@@ -1,4 +1,4 @@
-"""The small run computed by torch alone, which the engine must equal."""
+"""The small run computed with plain torch, which the engine must match."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 10
 
 
 def bare_losses(data: Path, run: Path, steps: int = STEPS) -> Iterator[tuple[str, list[float], list[float]]]:
-    """Losses and gradient norms of each phase by torch alone: no DeepSpeed, one process, the whole batch at once."""
+    """Losses and gradient norms of each phase with plain torch: no DeepSpeed, one process, the whole batch at once."""
     settings = config(data, steps)
     processor, _ = build_processor(settings.model, settings.data, RunFolder(run).tokenizer)
     torch.manual_seed(settings.training.seed)

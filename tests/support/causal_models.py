@@ -83,7 +83,7 @@ WITHOUT = {"falcon": ("head_dim",), "gpt_neo": ("attention_window",), "minicpm3"
 
 
 def small_config(kind: str, **fields: Any) -> PretrainedConfig:
-    """A small architecture of a model type; with each kind of layer once where the type has several."""
+    """A small architecture of a model type, with each of its kinds of layers once."""
     made = CONFIG_MAPPING[kind]
     default = made()
     names = {*dir(made), *vars(default)}.difference(WITHOUT.get(kind, ()))
@@ -95,7 +95,7 @@ def small_config(kind: str, **fields: Any) -> PretrainedConfig:
 
 
 def small_model(kind: str, attention: str | None = None, **fields: Any) -> Any:
-    """A small model of this type, random by torch's seed: biases, norms and buffers of its files too."""
+    """A small model of this type, with random weights, biases, norms and stored buffers by torch's seed."""
     config = small_config(kind, **fields)
     with torch.device("meta"):
         weights = sum(

@@ -86,7 +86,7 @@ def engine_for(
 
 
 def swaps_of(engine) -> list[int]:
-    """The sub-groups that are swapped in from now on, as they come."""
+    """Records the sub-groups that are swapped in from now on."""
     seen, swap_in = [], engine.optimizer._optimizer_states_and_gradient_swap_in
 
     def noted(group: int, *more) -> None:
@@ -100,7 +100,7 @@ def swaps_of(engine) -> list[int]:
 def train(
     engine, first: int, last: int, rank: int, world: int, dropout: float = 0.0, after=lambda: None
 ) -> list[float]:
-    """Steps `first` … `last - 1` on batches that depend on the step alone, `after` behind each; the global losses."""
+    """Takes steps `first` … `last - 1` on batches that depend only on the step; calls `after` after each; returns losses."""
     import torch.distributed as dist
 
     losses = []
@@ -120,7 +120,7 @@ def train(
 
 
 def spoil(engine, state: str) -> None:
-    """Makes one number of this rank infinite: of a weight, or of the optimizer's state of that name."""
+    """Makes one number on this rank infinite, in a weight or in the named optimizer state."""
     from onediff.zero.engine import ZeroEngine
 
     sharded = ZeroEngine(engine)
@@ -146,7 +146,7 @@ def take_copies(engine, nodes: Path, ranks, dropout: float) -> None:
 
 
 def load_copy(engine, nodes: list[str], ranks, newer_than: int) -> dict | None:
-    """Takes up the newest copy on `nodes`, one a rank; its `extra`, None if there is none."""
+    """Resumes from the newest copy on `nodes`, one per rank; returns its `extra`, or None if there is no copy."""
     from onediff.training import checkpoint
     from onediff.training.checkpoint.copies import newest_copy
     from onediff.zero.engine import ZeroEngine

@@ -1,4 +1,4 @@
-"""One rank of a row: losses and gradients of language models whose tokens are shared out, against the whole model's."""
+"""One context-parallel rank, which compares losses and gradients of language models with those of the whole model."""
 
 import os
 import sys
@@ -60,7 +60,7 @@ def assert_mean(gradient: torch.Tensor, whole: torch.Tensor, topology, name: str
 
 
 def main() -> None:
-    """argv[1]: T; then model types. C is as large as the ranks allow."""
+    """argv[1] is T; the others are model types. C is as large as possible."""
     from onediff.config.parallel import ParallelConfig
     from onediff.parallel.ranks import initialize_distributed, shutdown
     from onediff.parallel.topology import create_topology

@@ -1,4 +1,4 @@
-"""Two phases of a small run on many ranks, to be compared with the same on one."""
+"""Two phases of a small run on many ranks, compared with the same run on one rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PHASES = ("one", "two")
 
 
 def configuration(folder: Path, steps: int, rows: int, pack: int | None) -> Path:
-    """The demo's model in the paper's two phases, `rows` in each step."""
+    """The demo's model in the paper's two phases, with `rows` rows per step."""
     phase = {"steps": steps, "global_batch": rows, "micro_batch": 1, "pack": pack, "checkpoint_every": 1000}
     values = {
         "name": "equality",
@@ -40,7 +40,7 @@ def configuration(folder: Path, steps: int, rows: int, pack: int | None) -> Path
 
 
 def overrides(data: Path) -> list[str]:
-    """Where the data is, read by the ranks themselves."""
+    """Overrides with the location of the data, which the ranks read themselves."""
     return [f"data.sets.{name}={data / name}" for name in ("pairs", "singles")] + ["data.workers=0"]
 
 
@@ -59,7 +59,7 @@ def run(
 
 
 def difference(found: Path, wanted: Path, phase: str, steps: int) -> dict[str, float]:
-    """The largest difference of losses, gradient norms (relative) and weights; fails where one is above 1e-5."""
+    """The largest difference of losses, gradient norms (relative) and weights. Fails if any exceeds 1e-5."""
     losses, losses_wanted = (list(metrics(run, phase).values()) for run in (found, wanted))
     assert len(losses) == steps
     assert losses == pytest.approx(losses_wanted, abs=1e-5), found

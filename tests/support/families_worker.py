@@ -1,4 +1,4 @@
-"""One of two tensor ranks: the loss and the gradients of language models, against the whole model's own."""
+"""One of two tensor ranks, which compares losses and gradients of language models with those of the model's own class."""
 
 import os
 import sys

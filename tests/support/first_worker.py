@@ -1,4 +1,4 @@
-"""A rank of a job whose rank 0 has something to do first, for longer than the others may wait in a collective."""
+"""A rank of a job whose rank 0 works first, for longer than the timeout of a collective."""
 
 import os
 import sys

@@ -20,7 +20,7 @@ def computed(q, k, v, cu_q, cu_k, max_q, max_k, dropout, scale, causal, window):
 
 
 def note(calls, name):
-    """A call of a model; trials run in a thread of their own."""
+    """Notes a call by a model, not by a kernel's test, which runs in its own thread."""
     if threading.current_thread() is threading.main_thread():
         calls.append(name)
 
@@ -132,7 +132,7 @@ def flash_attn_4(calls):
 
 
 def flash_attn_cute_of_2(calls):
-    """What the source package of flash-attn 2.8.3 has under the name of flash-attn-4."""
+    """The module that flash-attn 2.8.3's source package contains under the name of flash-attn-4."""
 
     def flash_attn_varlen_func(
         q,
@@ -156,7 +156,7 @@ def flash_attn_cute_of_2(calls):
 
 
 def flash_attn_4_without_backward(calls):
-    """A version that attends forward only, as several of its first did with packed sequences."""
+    """A version without a backward pass, like several early ones with packed sequences."""
 
     class Forward(torch.autograd.Function):
         @staticmethod
@@ -305,7 +305,7 @@ def install(monkeypatch, calls, *makers, broken=()):
 
 
 def forget():
-    """What was found out about kernels is found out again."""
+    """Clears everything cached about kernels."""
     from onediff.model import attention as ours
     from onediff.model import kernels
 

@@ -1,8 +1,8 @@
 """Processes that are forked from one that has imported torch, DeepSpeed and transformers already.
 
-Importing them takes a rank more than three seconds of a processor, most of what a small test costs. What is forked is a
-process like any other: its own id, signals, environment, working directory and output. What needs a fresh interpreter,
-since it reads the environment while it is imported, is started by `subprocess` instead.
+Importing them takes more than three seconds of CPU time per rank, most of the cost of a small test. A forked process is a
+process like any other, with its own id, signals, environment, working directory and output. Code that reads the environment
+on import needs a fresh interpreter and is started with `subprocess` instead.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def start(
 def run(
     words: Sequence[str], environment: Mapping[str, str], timeout: float, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The same to its end, like `subprocess.run` with its output captured."""
+    """Starts Python and waits for its end, like `subprocess.run` with captured output."""
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "out"), Path(folder, "err")
         process = start(words, environment, output, errors, cwd)
@@ -93,7 +93,7 @@ def run(
 
 
 class Rank:
-    """Stands in for `subprocess.Popen` in the local launcher, which starts `python -m onediff train …` once a rank."""
+    """Replaces `subprocess.Popen` in the local launcher, which starts `python -m onediff train …` once per rank."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Reads every public model of `public_models` by its name on the hub that HF_ENDPOINT names, and compares what comes.
+"""Loads every model of `public_models` by name from the hub at HF_ENDPOINT, and compares it with transformers.
 
 Prints a JSON object: what is wrong with each model, None if nothing is.
 """
@@ -30,7 +30,7 @@ ALONE = Placement(Topology(Ranks(), 1, None))
 
 
 def wrong(repository: Repository) -> str | None:
-    """What is not as transformers itself reads it."""
+    """The differences from the model as loaded by transformers."""
     named = Named("model.part.name", repository.name, tokenizer=bool(repository.tokenizer))
     folder = fetch([named])
     if lacking(named, folder):
@@ -49,7 +49,7 @@ def wrong(repository: Repository) -> str | None:
 
 
 def models(repository: Repository) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The model as this project reads it, and as transformers does."""
+    """The model as loaded by this project and by transformers."""
     if repository.kind == "bert":
         theirs = transformers.BertModel.from_pretrained(repository.name, add_pooling_layer=False, dtype=torch.float32)
         bert, source = bert_and_source(repository.name, layers=2, width=32)

@@ -21,7 +21,7 @@ def sequences() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def rows_of(samples: list[list[int]], tokens: int, packed: bool) -> tuple[torch.Tensor, Batch]:
-    """The sequences of these numbers in their rows, padded: embeddings and batch."""
+    """The numbered sequences in padded rows: embeddings and batch."""
     embeds = torch.zeros(len(samples), tokens, WIDTH)
     ids, positions, segments = (torch.zeros(len(samples), tokens, dtype=torch.long) for _ in range(3))
     places, lengths, found = [], [], sequences()

@@ -1,4 +1,4 @@
-"""Which tensors are alive, and which were ever made, while some code runs."""
+"""Tracks the tensors that are created, and those still alive, while some code runs."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ WAITING = (
 
 
 class LiveTensors(TorchDispatchMode):
-    """Notes every operator, the largest tensor, and the storages of all tensors made inside that are still alive."""
+    """In this context, notes every operator, the largest tensor, and the storages of new tensors that are still alive."""
 
     def __init__(self):
         super().__init__()
@@ -43,6 +43,6 @@ class LiveTensors(TorchDispatchMode):
 
     @property
     def sizes(self):
-        """Bytes of every storage seen inside that is alive now."""
+        """Bytes of every recorded storage that is still alive."""
         self._storages = {place: kept for place, kept in self._storages.items() if not kept[0].expired()}
         return [size for _, size in self._storages.values()]

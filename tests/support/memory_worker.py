@@ -1,4 +1,4 @@
-"""Makes a model of 2 GB in several files in argv[1], then measures what one of four ranks needs to read its blocks of it.
+"""Writes a model of 2 GB in several files to argv[1], and measures the memory that one of four ranks needs to read it.
 
 argv[2] is the format of the files, `safetensors` or `bin`.
 """
@@ -39,7 +39,7 @@ def make(folder: Path, form: str) -> int:
 
 
 def read(folder: Path, rank: int) -> int:
-    """Peak memory of the process, bytes above what it had before, for reading rank `rank` of four."""
+    """Peak memory of the process, in bytes above its initial memory, for reading as rank `rank` of four."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from onediff.parallel.block import Block
@@ -74,7 +74,7 @@ def read(folder: Path, rank: int) -> int:
 
 
 def peak() -> int:
-    """The most memory that this process has held, bytes, pages of mapped files among it."""
+    """The peak memory of this process in bytes, including pages of mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
 

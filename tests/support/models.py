@@ -1,4 +1,4 @@
-"""A OneDiff of some thousand parameters and rows for it."""
+"""A OneDiff model with some thousand parameters, and rows for it."""
 
 import torch
 from streams import DELTA_TOKENS, IMAGE_TOKENS, SIZE, make_processor, members

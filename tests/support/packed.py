@@ -1,4 +1,4 @@
-"""Samples of every kind, and what a model makes of a batch of them."""
+"""Samples of every kind, and a model's results for a batch of them."""
 
 KINDS = ("single", "pair", "text", "pair", "single", "text")
 

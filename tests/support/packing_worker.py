@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """argv[1]: where each rank writes what it found."""
+    """argv[1]: where each rank writes its results."""
     import torch
     from models import TINY, rows
     from packed import KINDS, gradients

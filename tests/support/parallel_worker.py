@@ -32,7 +32,7 @@ ARCHITECTURES = {
 
 
 class Captioner(torch.nn.Module):
-    """A language model with a part before it that is not cut, as OneDiff has."""
+    """A language model with another part before it that is not split, as in OneDiff."""
 
     def __init__(self, language) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def engine_for(model: str, stage: int, topology, trap: bool, lora: dict | None =
 
 
 def train(engine, first: int, last: int, topology, vocabulary: int, chunk: int | None) -> tuple[list, list]:
-    """Steps `first` … `last - 1` on batches that depend on the step alone; losses and gradient norms."""
+    """Takes steps `first` … `last - 1` on batches that depend only on the step; returns losses and gradient norms."""
     import torch.distributed as dist
 
     losses, norms = [], []

@@ -1,4 +1,4 @@
-"""Ranks of a test as real processes on this machine."""
+"""Starts the ranks of a test as real processes on this machine."""
 
 import os
 import socket
@@ -48,7 +48,7 @@ def start_ranks(
 
 
 def end(processes: Sequence[forked.Forked]) -> None:
-    """Kills what still runs."""
+    """Kills processes that are still running."""
     for process in processes:
         if process.poll() is None:
             process.kill()

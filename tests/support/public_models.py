@@ -1,7 +1,7 @@
 """Public models as their repositories on the hub are laid out, file by file, narrow and random inside.
 
-What is true of the public ones: which files there are, in which format and under which names tensors lie in them, and the
-fields of `config.json` and of `tokenizer_config.json` that decide how they are read. What is not: sizes and numbers.
+Like the public ones, they have the same files in the same formats, the same tensor names, and the same fields of
+`config.json` and `tokenizer_config.json` that determine how they are read. Sizes and values differ.
 """
 
 from __future__ import annotations

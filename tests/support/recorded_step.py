@@ -1,4 +1,4 @@
-"""What a CUDA graph does, without CUDA: operators noted with the memory they work on, and run again on the same memory."""
+"""Imitates a CUDA graph without CUDA: records operators with their memory, and replays them on the same memory."""
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +22,7 @@ class _Notes(TorchDispatchMode):
 
 
 class Recorded:
-    """Called, does again what was noted: Python between the operators does not run, and its numbers stay what they were."""
+    """Replays the recorded operators when called. Python code between them does not run, and its numbers do not change."""
 
     def __init__(self, calls):
         self.calls = calls
@@ -44,7 +44,7 @@ class Recorded:
 
 
 def recorded(step):
-    """Notes `step` and, as recording a CUDA graph does, leaves all memory as it was."""
+    """Records `step`, and like recording a CUDA graph, leaves all memory unchanged."""
     with _Notes() as notes:
         step()
     for value, before in reversed(notes.overwritten):

@@ -1,4 +1,4 @@
-"""Two phases in one process; what of the first is alive when the second begins, as JSON.
+"""Runs two phases in one process, and writes what is alive of the first when the second begins, as JSON.
 
 Arguments: the run folder, the file to write, and overrides of configs/demo.yaml.
 """
@@ -28,7 +28,7 @@ class Watched(Engine):
 
 
 def alive_bytes():
-    """Of all tensors that the garbage collector knows, each storage once."""
+    """Bytes of all tensors known to the garbage collector, each storage counted once."""
     tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and not thing.is_meta]
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 

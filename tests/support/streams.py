@@ -45,7 +45,7 @@ def members(kind: str, number: int, name: str) -> dict[str, bytes]:
 
 
 def spoilt(good: dict[str, bytes], fault: str) -> dict[str, bytes]:
-    """A sample with one fault, named by the kind that it is counted as."""
+    """A sample with one fault, given by its kind."""
     image = next((suffix for suffix in reversed(good) if suffix.endswith("png")), "")
     if fault == "bad_image":
         return {**good, image: good[image][:40] + b"\0" * 30}
@@ -64,7 +64,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def write_set(folder: Path, sizes: Iterable[int], kind: str = "text", faults: dict[int, str] | None = None) -> Path:
-    """Shards of these sizes without manifest or index, as others write them. Returns the folder `folder/train`."""
+    """Writes shards of these sizes without manifest or index, as other tools do. Returns the folder `folder/train`."""
     split = folder / "train"
     split.mkdir(parents=True)
     number = 0
@@ -119,7 +119,7 @@ def stream(
 def global_batches(
     made: Stream, lanes: int, position: Position, steps: int, ranks: int, workers: int, micro_batch: int = 1
 ) -> tuple[list[list[tuple[str, ...]]], Position]:
-    """Ids of the next global batches by lane, read by `ranks` loaders in turn, and the position behind them."""
+    """Ids of the next global batches by lane, read by `ranks` loaders in turn, and the position after them."""
     found: list[dict[int, tuple[str, ...]]] = [{} for _ in range(steps)]
     lanes_after: dict[int, LaneCursor] = dict(enumerate(position.cursors))
     for rank in range(ranks):
@@ -134,7 +134,7 @@ def global_batches(
 
 
 def readable(made: Stream, lane: int, index: int) -> tuple[TokenRow, int]:
-    """The first readable sample of a lane from `index` on, as a row with its `skipped`, and the index behind it.
+    """The first readable sample of a lane from `index`, as a row with its `skipped`, and the index after it.
 
     Raises UserError after `bad_in_a_row` bad ones.
     """
@@ -151,5 +151,5 @@ def readable(made: Stream, lane: int, index: int) -> tuple[TokenRow, int]:
 
 
 def row_at(made: Stream, lane: int, index: int) -> TokenRow:
-    """That row alone."""
+    """Only that row."""
     return readable(made, lane, index)[0]

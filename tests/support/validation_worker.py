@@ -1,4 +1,4 @@
-"""Two ranks that measure the same held-out loss: shared out under ZeRO-3, cut over both, and row by row without either."""
+"""Two ranks that measure the same held-out loss: data-parallel under ZeRO-3, tensor-parallel, and row by row on one."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def main() -> None:
     values = {f"phases.two.{key}": json.dumps(value) for key, value in asked.items()}
     values |= {"model.delta.dropout": 0.5}
     for name, parallel in {
-        "shared out": {"parallel.zero_stage": 3},
+        "sharded": {"parallel.zero_stage": 3},
         "cut": {"parallel.zero_stage": 1, "parallel.tensor": 2},
     }.items():
         run = config(Path(sys.argv[1]), 4, **values, **parallel)

@@ -1,4 +1,4 @@
-"""Two ranks that count what the host waits for in whole optimizer steps, at each ZeRO stage, as on a GPU."""
+"""Two ranks that count host synchronizations in complete optimizer steps, at each ZeRO stage, as on a GPU."""
 
 import json
 import sys
