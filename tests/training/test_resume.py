@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 from small_run import SECONDS, config, metrics, onediff, overrides, render
 from small_run import train as train_unpacked
@@ -56,15 +57,10 @@ def train(run: Path, data: Path, steps: int, *words: str, **more: object) -> sub
     return train_unpacked(run, data, steps, *words, **MORE, **more)
 
 
-def started(run: Path, data: Path, *words: str) -> subprocess.Popen[bytes]:
-    command = ["train", "configs/demo.yaml", *overrides(data, STEPS, **MORE), "--run", str(run)]
-    command += ["--processes", "2", *words]
-    return subprocess.Popen(
-        [sys.executable, "-m", "onediff", *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def started(run: Path, data: Path, *words: str) -> forked.Forked:
+    command = ["-m", "onediff", "train", "configs/demo.yaml", *overrides(data, STEPS, **MORE), "--run", str(run)]
+    nowhere, environment = Path(os.devnull), {**os.environ, "OMP_NUM_THREADS": "1"}
+    return forked.start([*command, "--processes", "2", *words], environment, nowhere, nowhere)
 
 
 def wait_for_step(run: Path, phase: str, step: int) -> None:
@@ -83,7 +79,7 @@ def is_loading(run: Path) -> bool:
     return beat.exists() and json.loads(beat.read_text())["section"] == "loading"
 
 
-def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
+def ranks_of(process: forked.Forked) -> list[int]:
     """Process ids of the ranks below a local launcher."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(child) for child in children]
