@@ -5,6 +5,10 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
+# Bytecode is kept even where a container's environment forbids it: without it every worker of the tests compiles all of
+# them again, which takes nine seconds.
+export PYTHONDONTWRITEBYTECODE =
+
 # What a change is tried with every few minutes: what takes no seconds, and starts no process with torch, no daemon and no browser.
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks and not slow
 
