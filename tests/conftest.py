@@ -2,9 +2,10 @@
 needs, and the order in which files are run."""
 
 import os
+import re
 import signal
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -27,11 +28,11 @@ def real_data() -> Path:
 NEEDS = {
     "slurm": {"slurm_cluster"},
     "mlflow": {"mlflow_server", "mlflow"},
-    "java": {"onediff.evaluation.java", "onediff.evaluation.meteor"},
+    "java": {"onediff.evaluation.java", "onediff.evaluation.metrics.meteor"},
     "browser": {"browser"},
     "ranks": {"processes", "small_run", "forked"},
 }
-"""Marker → the modules by which a test module shows that it needs such a thing."""
+"""Marker → the modules by whose import a test module shows that it needs such a thing."""
 
 SLOW = {
     "config/test_config_compose.py": {"test_round_trip"},
@@ -62,8 +63,10 @@ SLOW = {
     "plan/test_plan_flops.py": set(),
     "project/test_documented_commands.py": set(),
     "project/test_gpu_benchmark.py": set(),
+    "tracking/test_moved.py": {"test_a_folder_of_runs_that_was_moved_keeps_its_artifacts"},
     "tracking/test_tracking.py": {
         "test_embedded_store",
+        "test_superseded",
         "test_a_model_is_registered_in_the_store_beside_the_runs_and_nowhere_else",
     },
 }
@@ -107,29 +110,46 @@ Those that mostly wait for daemons stand apart, so that the others have the core
 """
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skips a file if `-m` excludes all its tests, since importing it may cost each worker a second of processor time."""
+    if not collection_path.match("test_*.py"):
+        return None
+    return bool(_of_file(collection_path) & _excluded(config.option.markexpr)) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests by what they need, and puts the files that take longest first."""
-    root = Path(__file__).parent
     place = {name: number for number, name in enumerate(FIRST)}
-    items.sort(key=lambda item: place.get(item.path.relative_to(root).as_posix(), len(place)))
+    items.sort(key=lambda item: place.get(_name(item.path), len(place)))
     for item in items:
-        used = set().union(*map(_modules, vars(item.module).values()), _of_fixtures(item))
-        for marker, modules in NEEDS.items():
-            if used & modules:
-                item.add_marker(marker)
-        named = SLOW.get(item.path.relative_to(root).as_posix())
-        if named is not None and (not named or getattr(item, "originalname", item.name) in named):
-            item.add_marker("slow")
+        markers = {*_of_file(item.path), *_of_fixtures(item)}
+        if getattr(item, "originalname", item.name) in SLOW.get(_name(item.path), ()):
+            markers.add("slow")
+        for marker in sorted(markers):
+            item.add_marker(marker)
 
 
-def _modules(value: object) -> set[str | None]:
-    """The module that a name of a test module is from, or is."""
-    return {value.__name__} if isinstance(value, ModuleType) else {getattr(value, "__module__", None)}
+def _name(path: Path) -> str:
+    """A test module as SLOW and FIRST name it."""
+    return path.relative_to(Path(__file__).parent).as_posix()
+
+
+def _excluded(expression: str) -> set[str]:
+    """The markers that no selected test has: b of `a and not b`, none of an expression with `or` or parentheses."""
+    return set() if re.search(r"\bor\b|[()]", expression) else set(re.findall(r"\bnot (\w+)", expression))
+
+
+@cache
+def _of_file(path: Path) -> frozenset[str]:
+    """The markers of every test of a module, by its text."""
+    modules = set(re.findall(r"^(?:from|import) ([\w.]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    markers = {marker for marker, needed in NEEDS.items() if modules & needed}
+    return frozenset(markers | ({"slow"} if SLOW.get(_name(path)) == set() else set()))
 
 
 def _of_fixtures(item: pytest.Item) -> set[str]:
-    """The modules that the fixtures of a folder's conftest.py stand for."""
-    named = {"cluster": "slurm_cluster", "launched": "slurm_cluster"}
+    """The markers of what the fixtures of a folder's conftest.py start."""
+    markers = {"cluster": "slurm", "launched": "slurm"}
     if item.path.parent.name == "tracking":
-        named["server"] = "mlflow_server"
-    return {named[name] for name in getattr(item, "fixturenames", ()) if name in named}
+        markers["server"] = "mlflow"
+    return {markers[name] for name in getattr(item, "fixturenames", ()) if name in markers}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT
+from places import HOUSE
 
 from onediff.config.parallel import ParallelConfig
 from onediff.errors import UserError
@@ -53,4 +53,4 @@ def test_the_folder_of_swapped_states_may_be_in_the_home_folder(monkeypatch):
 
 def test_the_configuration_and_the_ranks_need_no_torch():
     code = "import sys; import onediff.config.parallel, onediff.parallel.ranks; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=HOUSE).returncode == 0

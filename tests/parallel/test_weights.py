@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import ROOT
+from places import HOUSE
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -277,9 +277,9 @@ def test_faulty_folders_are_named(tmp_path):
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_peak_memory_is_the_slice_and_no_more_than_a_gigabyte(tmp_path, form):
     """One of four ranks reads its share of a 2 GB model in several files; the peak is its slice plus less than 1 GB."""
-    code = Path(ROOT / "tests" / "support" / "memory_worker.py")
+    code = HOUSE / "tests" / "support" / "memory_worker.py"
     out = subprocess.run(
-        [sys.executable, str(code), str(tmp_path), form], cwd=ROOT, capture_output=True, text=True, timeout=900
+        [sys.executable, str(code), str(tmp_path), form], cwd=HOUSE, capture_output=True, text=True, timeout=900
     )
     assert out.returncode == 0, out.stderr[-4000:]
     peaks = json.loads(out.stdout.splitlines()[-1])

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from mlflow import MlflowClient
 
 from onediff.cli import main
 from onediff.cli.mlflow import server as served
@@ -18,6 +17,8 @@ from onediff.tracking.tracker import Tracker
 
 
 def test_a_folder_of_runs_that_was_moved_keeps_its_artifacts(tmp_path, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     first = tmp_path / "first runs"
     tracker = Tracker.open(first / "demo", TrackingConfig(live=False), params={"lr": 0.1})
@@ -45,6 +46,8 @@ def test_a_folder_of_runs_that_was_moved_keeps_its_artifacts(tmp_path, monkeypat
 
 
 def test_mlflows_own_variables_say_where_a_new_run_goes(server, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
     client = MlflowClient(server.url, server.url)
     made = client.create_run(client.create_experiment("pipeline"), run_name="nightly")
     config = TrackingConfig(uri=server.url, live=False)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 from PIL import Image
 
 from onediff.cli import main
@@ -25,7 +24,6 @@ from onediff.tracking.journal import Journal, last, openings, records
 from onediff.tracking.node import NodeMetrics
 from onediff.tracking.place import how_to_look, tracking_uri
 from onediff.tracking.scrub import scrubbed, scrubbed_tree, scrubbed_words
-from onediff.tracking.shipper import superseded
 from onediff.tracking.state import State
 from onediff.tracking.table import write_table
 from onediff.tracking.timing import memory_peaks, step_times, stragglers
@@ -107,6 +105,8 @@ def test_forked_process_is_silent(tmp_path):
 
 def test_superseded():
     """Of steps logged before a restart, those after the checkpoint are replaced; artifacts without a step stay."""
+    from onediff.tracking.shipper import superseded  # loads MLflow
+
     starts = [(0, {"open": {"step": 0}}), (100, {"open": {"step": 50}})]
     assert superseded(90, {"step": 51}, starts) and not superseded(90, {"step": 50}, starts)
     assert not superseded(110, {"step": 51}, starts) and not superseded(90, {"artifact": "x"}, starts)
@@ -213,6 +213,8 @@ def test_embedded_store(tmp_path, monkeypatch, capsys):
     """Two runs of a sweep meet in one store beside their folders; sent twice: the second time there is nothing to do.
 
     A third went back by itself: each step is there once, and no restart."""
+    from mlflow import MlflowClient
+
     config = TrackingConfig(live=False, sweep="rates")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in ("a", "b"):
@@ -280,6 +282,8 @@ def test_memory_is_bounded(tmp_path):
 
 def test_a_model_is_registered_in_the_store_beside_the_runs_and_nowhere_else(tmp_path, monkeypatch):
     """As `onediff evaluate` leaves it for a run without a server, typed in another folder."""
+    from mlflow import MlflowClient
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     for folder in (model, elsewhere):

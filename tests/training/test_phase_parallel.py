@@ -1,9 +1,9 @@
 """Phases with parallel settings of their own."""
 
 import pytest
+from small_run import PHASES, metrics, render, train
 
 from onediff.training.checkpoint.manifest import read_manifest
-from tests.support.small_run import PHASES, metrics, render, train
 
 
 @pytest.mark.long
