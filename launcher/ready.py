@@ -40,7 +40,7 @@ def check_inputs(
     download them.
     """
     from onediff.hub.named import named_in
-    from onediff.plan.missing import PARTS, missing_data, missing_models, told
+    from onediff.plan.missing import PARTS, missing_data, missing_lines, missing_models
 
     trained = [phase for phase in phases if phase != EVALUATE]
     if not trained:
@@ -50,7 +50,7 @@ def check_inputs(
     models = missing_models(config.model, config.init, said, begins, environ) if weights else []
     note_container(config.model, config.data, profile)
     if missing or models:
-        lines = list(told([*missing, *models]))
+        lines = list(missing_lines([*missing, *models]))
         if not dry_run:
             raise UserError("; ".join(lines))
         print(*lines, sep="\n", file=sys.stderr)

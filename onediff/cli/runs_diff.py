@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onediff.config.difference import Differences, told
+from onediff.config.difference import Differences, in_one_line
 from onediff.errors import UserError
 from onediff.tracking.overview import differences, earlier_settings, is_run
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         if heading == "configuration":
             for folder, files in earlier.items():
                 for file, then in files.items():
-                    print(f"  {folder} had the settings of {file} first, then {told(then)}")
+                    print(f"  {folder} had the settings of {file} first, then {in_one_line(then)}")
 
 
 def taken(results: Differences, which: Callable[[str], bool]) -> Differences:

@@ -23,7 +23,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def told(found: Differences, most: int = 8) -> str:
+def in_one_line(found: Differences, most: int = 8) -> str:
     """`a.b 1 → 2, c - → 3 and 4 more`: the first `most` differences in one line."""
     shown = [f"{key} {_shown(old)} → {_shown(new)}" for key, (old, new) in list(found.items())[:most]]
     more = f" and {len(found) - most} more" if len(found) > most else ""

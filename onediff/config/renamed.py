@@ -21,7 +21,7 @@ GONE = {"training.fp8": "was removed: no measurement on a GPU showed a gain. Rem
 """Full path of a removed key → a hint."""
 
 
-def farewell(path: Sequence[str | int]) -> str | None:
+def removal_hint(path: Sequence[str | int]) -> str | None:
     """The hint for the key at `path` if it was removed, else None."""
     return GONE.get(".".join(map(str, path)))
 
@@ -42,5 +42,5 @@ def under_new_names(values: Any, path: tuple[str, ...] = ()) -> Any:
     return {
         (new_name((*path, key)) or key) if isinstance(key, str) else key: under_new_names(value, (*path, str(key)))
         for key, value in values.items()
-        if value or not farewell((*path, str(key)))
+        if value or not removal_hint((*path, str(key)))
     }

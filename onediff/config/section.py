@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from onediff.config.renamed import farewell, new_name
+from onediff.config.renamed import new_name, removal_hint
 from onediff.errors import UserError
 
 S = TypeVar("S", bound="Section")
@@ -50,8 +50,8 @@ def first_fault(section: type[BaseModel], error: ValidationError) -> str:
     if fault["type"] == "extra_forbidden":
         if renamed := new_name(fault["loc"]):
             return f"{path!r} is now called {renamed!r}; write {'.'.join([*path.split('.')[:-1], renamed])}"
-        if words := farewell(fault["loc"]):
-            return f"{path!r} {words}"
+        if hint := removal_hint(fault["loc"]):
+            return f"{path!r} {hint}"
         return f"unknown key {path!r}{nearest(str(fault['loc'][-1]), _fields_at(section, fault['loc'][:-1]))}"
     message = fault["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

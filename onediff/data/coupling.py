@@ -98,7 +98,7 @@ def caption_in(record: bytes) -> str:
     """All captions or answers of a sample in one string; empty if its JSON cannot be read, a fault counted later."""
     try:
         fields = json.loads(record)
-        said = fields.get("captions") or [t["value"] for t in fields["conversations"] if t["from"] == "gpt"]
-        return " ".join(said)
+        captions = fields.get("captions") or [t["value"] for t in fields["conversations"] if t["from"] == "gpt"]
+        return " ".join(captions)
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""

@@ -210,8 +210,8 @@ def special_tokens(tokenizer: Any, source: str) -> dict[str, int]:
 def placed(words: list[str], images: list[int], deltas: int, template: Template | None) -> list[list[str | list[int]]]:
     """The user's words of each turn, split where images and deltas go. Raises BadSample."""
     if not images:
-        return [[said] for said in words]
-    marks = sum(said.count(IMAGE_MARK) for said in words)
+        return [[text] for text in words]
+    marks = sum(text.count(IMAGE_MARK) for text in words)
     after = template.after_images if template else ""
     if marks == 0:
         words, marks = [IMAGE_MARK + after + words[0], *words[1:]], 1
@@ -220,10 +220,10 @@ def placed(words: list[str], images: list[int], deltas: int, template: Template 
     places = [[IMAGE] * sum(images)] if marks == 1 else [[IMAGE] * length for length in images]
     places[-1] += [DELTA] * deltas
     made: list[list[str | list[int]]] = []
-    for said in words:
-        texts = said.split(IMAGE_MARK)
-        cut: list[str | list[int]] = [texts[0]]
-        for text in texts[1:]:
-            cut += [places.pop(0), text]
-        made.append(cut)
+    for whole in words:
+        first, *others = whole.split(IMAGE_MARK)
+        pieces: list[str | list[int]] = [first]
+        for text in others:
+            pieces += [places.pop(0), text]
+        made.append(pieces)
     return made

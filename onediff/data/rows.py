@@ -176,9 +176,9 @@ def _turns_of(conversation: Sequence[dict[str, str]]) -> list[Turn]:
     """The turns of a conversation: all words before each answer, and the answer. `<image>` marks images in the words."""
     turns: list[Turn] = []
     words: list[str] = []
-    for said in conversation:
-        text = said["value"].strip()
-        if said["from"] != "gpt":
+    for turn in conversation:
+        text = turn["value"].strip()
+        if turn["from"] != "gpt":
             words.append(text)
         elif text:
             turns.append(Turn("\n".join(words), text))

@@ -109,12 +109,12 @@ def _cell(row: TokenRow, tokenizer: Any, place: str = "") -> Image.Image:
     """Images, a bar of the row's tokens to scale, the sample's id and place, the layout, the prompt and the answer."""
     parts = spans(row, tokenizer)
     asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
-    said = " ".join(part.text.strip() for part in parts if part.kind == "answer")
+    answer = " ".join(part.text.strip() for part in parts if part.kind == "answer")
     lines = [
         (", ".join(row.ids) + (f" at {place}" if place else ""), "black"),
         *wrapped(layout(row, tokenizer), SIDE, 3, "#52606d"),
         *wrapped(f"… {asked}", SIDE, 2, "#52606d"),
-        *wrapped(said, SIDE, 3, ANSWER),
+        *wrapped(answer, SIDE, 3, ANSWER),
     ]
     made = cell(list(map(Image.fromarray, whole_images(row))), lines, SIDE, LINES, room=18, ground="#f4f5f7")
     draw, start = ImageDraw.Draw(made), 0

@@ -277,15 +277,15 @@ class OneDiffForConditionalGeneration(PreTrainedModel, GenerationMixin):
         shape = (1, 1, -1) if native else (1, 3, 1, 1)
         times = image["patch"] ** 2 if native else 1
         pixels = (pixel_values.float() / 255 - mean.repeat(times).view(shape)) / std.repeat(times).view(shape)
-        told, given = {}, image["tokens"]
+        shapes, given = {}, image["tokens"]
         starts = accumulate((plane.given for plane in planes), initial=0)
         if native:
             given = pixels.shape[1]
             seen = torch.arange(given) < torch.tensor([plane.given for plane in planes])[:, None]
-            told = {"pixel_attention_mask": seen.long().to(pixels.device)}
-            told["spatial_shapes"] = torch.tensor([plane.shape for plane in planes])
+            shapes = {"pixel_attention_mask": seen.long().to(pixels.device)}
+            shapes["spatial_shapes"] = torch.tensor([plane.shape for plane in planes])
             starts = range(0, len(planes) * given, given)
-        hidden = self.vision(pixels.to(self.vision.dtype), output_hidden_states=True, **told).hidden_states
+        hidden = self.vision(pixels.to(self.vision.dtype), output_hidden_states=True, **shapes).hidden_states
         extra = hidden[0].shape[1] - given  # class and register tokens come first
         chosen = np.concatenate([plane.chosen + start for plane, start in zip(planes, starts)])  # noqa: B905
         chosen = torch.from_numpy(chosen).to(pixels.device)

@@ -73,11 +73,11 @@ def maker(name: str, folder: Path) -> str:
 def missing_models(
     model: ModelConfig,
     init: InitConfig | None,
-    said: Sequence[str],
+    typed: Sequence[str],
     begins: bool = True,
     environ: Mapping[str, str] = os.environ,
 ) -> list[Missing]:
-    """Missing weights, tokenizers and sources of `init`; `said` is the configuration and its overrides as typed.
+    """Missing weights, tokenizers and sources of `init`; `typed` is the configuration and its overrides as typed.
 
     A resumed run (`begins` is false) has its weights in checkpoints. `environ` locates the hub's cache.
     """
@@ -91,12 +91,12 @@ def missing_models(
     parts = [part for part in PARTS if begins and part not in sources]
     for one in named_in(model, parts):
         if absent := lacking(one, one.folder(environ)):
-            fix = f"fix {one.where}" if one.is_path else f"run: {shlex.join(['onediff', 'fetch', *said])}"
+            fix = f"fix {one.where}" if one.is_path else f"run: {shlex.join(['onediff', 'fetch', *typed])}"
             found.append(Missing("model", one.name, f"{one.where}: {', '.join(absent)}", fix))
     return found
 
 
-def told(missing: Sequence[Missing]) -> Iterator[str]:
+def missing_lines(missing: Sequence[Missing]) -> Iterator[str]:
     """One line per fix, listing everything it fixes."""
     groups: dict[tuple[str, str], list[Missing]] = {}
     for one in missing:

@@ -22,10 +22,10 @@ def disagreement(one: Played, other: Played, ranks: tuple[int, int], same_rows: 
         calls = [_shared(getattr(played, moment), same_rows) for played in (one, other)]
         for number, (mine, theirs) in enumerate(zip_longest(*calls), start=1):
             if mine != theirs:
-                told = " and ".join(
-                    f"rank {rank} makes {_told(call)}" for rank, call in zip(ranks, (mine, theirs), strict=True)
+                calls_of_both = " and ".join(
+                    f"rank {rank} makes {_described(call)}" for rank, call in zip(ranks, (mine, theirs), strict=True)
                 )
-                return f"phase {one.name}: ranks would wait forever: {where}, at collective {number}, {told}"
+                return f"phase {one.name}: ranks would wait forever: {where}, at collective {number}, {calls_of_both}"
     return None
 
 
@@ -33,7 +33,7 @@ def _shared(calls: list[list[Any]], same_rows: bool) -> list[list[Any]]:
     return [call for call in calls if same_rows or call[1] not in OF_ROWS]
 
 
-def _told(call: list[Any] | None) -> str:
+def _described(call: list[Any] | None) -> str:
     if call is None:
         return "none"
     op, group, shape, dtype, _ = call

@@ -51,8 +51,8 @@ def main(roles: list[Role]) -> None:
             process, role = playing.pop(ended)
             process.join()
             if process.exitcode:
-                told = f"rank {role.rank} of {role.world} was killed by signal {-process.exitcode}"
-                sys.exit(told if process.exitcode < 0 else process.exitcode)
+                reason = f"rank {role.rank} of {role.world} was killed by signal {-process.exitcode}"
+                sys.exit(reason if process.exitcode < 0 else process.exitcode)
 
 
 def begin(role: Role) -> None:

@@ -54,7 +54,7 @@ def main(role: Role) -> None:
             except UserError as error:
                 played.append(asdict(Played(name, fault=" ".join(str(error).split()))))
             except Exception as error:  # any exception that would end training
-                played.append(asdict(Played(name, fault=_told(error))))
+                played.append(asdict(Played(name, fault=_described(error))))
             gc.collect()
     Path(role.out).write_text(json.dumps(played))
 
@@ -154,7 +154,7 @@ def _rows(batch: Batch) -> str:
     return f"{rows} × {tokens} tokens, {len(batch.images)} images, {batch.pairs} pairs, {batch.targets} targets"
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """An internal exception in one line, with the innermost place in this project."""
     here = str(Path(__file__).parents[1])
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]

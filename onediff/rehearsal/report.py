@@ -27,13 +27,13 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
                 depth = "" if made.compared_layers is None else f", with {made.compared_layers} language layers"
                 yield f"  {'beside':<12}rank {peer} of its {kind} group, with {rows}{depth}"
             for group, of_group in sent(phase).items():
-                told = ", ".join(f"{count} {op} of {_gb(size)} GB" for op, (count, size) in of_group.items())
-                yield f"  {'collectives':<12}a step over {group}: {told}"
+                counts = ", ".join(f"{count} {op} of {_gb(size)} GB" for op, (count, size) in of_group.items())
+                yield f"  {'collectives':<12}a step over {group}: {counts}"
             gathered, reduced = data_traffic(phase, setup)
             planned = plan.traffic
-            told = f"weights {_gb(gathered)} GB, planned {_gb(planned.gather)}; "
-            told += f"gradients {_gb(reduced)} GB, planned {_gb(planned.reduce)}"
-            yield f"  {'traffic':<12}{told}"
+            sizes = f"weights {_gb(gathered)} GB, planned {_gb(planned.gather)}; "
+            sizes += f"gradients {_gb(reduced)} GB, planned {_gb(planned.reduce)}"
+            yield f"  {'traffic':<12}{sizes}"
             yield f"  {'memory':<12}{_memory(phase, plan)}"
             lanes = phase.lanes
             yield f"  {'data':<12}{len(lanes)} of {setup.global_batch} rows a step: {_few(lanes)}"
@@ -72,10 +72,10 @@ def beyond(phase: Played, plan: PhasePlan) -> float:
 
 def _memory(phase: Played, plan: PhasePlan) -> str:
     held, memory = phase.held, plan.memory
-    told = f"weights {_gb(held.weights)} GB, gradients {_gb(held.gradients)}, optimizer {_gb(held.optimizer)}; "
-    told += f"peak {_gb(held.peak)} GB, planned {_gb(memory.gpu + memory.host)}"
+    text = f"weights {_gb(held.weights)} GB, gradients {_gb(held.gradients)}, optimizer {_gb(held.optimizer)}; "
+    text += f"peak {_gb(held.peak)} GB, planned {_gb(memory.gpu + memory.host)}"
     off = 100 * beyond(phase, plan)
-    return told + (
+    return text + (
         f" ({off:.0f} % off)" if off <= 100 * NEAR else f"; the plan is {off:.0f} % off, rely on the rehearsal"
     )
 

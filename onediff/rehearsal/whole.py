@@ -82,14 +82,14 @@ def rehearse(
     for number, phase in enumerate(made.phases):
         ranks = {WHOLE: rank, BESIDE: rank} | peers
         faults = [(ranks[kind], some[number].fault) for kind, some in played.items() if some[number].fault is not None]
-        told = [f"phase {phase.name}: rank {one}: {fault}" for one, fault in faults[:1]]
+        findings = [f"phase {phase.name}: rank {one}: {fault}" for one, fault in faults[:1]]
         if not faults:
             found = (
                 disagreement(beside[number], played[kind][number], (rank, one), same_rows=kind != "data")
                 for kind, one in peers.items()
             )
-            told = [line for line in found if line is not None]
-        made.findings += told
+            findings = [line for line in found if line is not None]
+        made.findings += findings
     return made
 
 

@@ -54,10 +54,10 @@ class Heartbeat:
         """Replaces the file."""
         self.count()
         (name, began), self.written = self.open[-1], time.time()
-        told = {"phase": self.phase, "section": name, "began": began, "moved": self.written, "step": self.step}
+        state = {"phase": self.phase, "section": name, "began": began, "moved": self.written, "step": self.step}
         seconds = {section: round(spent, 3) for section, spent in self.seconds.items()}
         try:
-            write_json(self.file, {**told, "done": done, "total": total, "seconds": seconds, "slowest": self.slowest})
+            write_json(self.file, {**state, "done": done, "total": total, "seconds": seconds, "slowest": self.slowest})
         except OSError:
             return  # missing storage must not end a step; code that needs it will report the error
 

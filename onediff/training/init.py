@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from onediff.config.compose import load_run
 from onediff.config.data import PromptConfig
-from onediff.config.difference import differences, flat, told
+from onediff.config.difference import differences, flat, in_one_line
 from onediff.config.model import LoraConfig, ModelConfig
 from onediff.config.run import RunConfig
 from onediff.config.training import InitConfig
@@ -221,7 +221,7 @@ def check_settings(part: str, origin: Origin, bare: ModelConfig) -> None:
                 f"value, or leave {part} out of init"
             )
     if changed:
-        log.warning("init.%s: settings differ from those of %s: %s", part, origin.address, told(changed))
+        log.warning("init.%s: settings differ from those of %s: %s", part, origin.address, in_one_line(changed))
 
 
 def _settings(section: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def check_prompt(origin: Origin, own: PromptConfig) -> None:
     """Warns if the run's prompts differ from those that the language model was trained with."""
     theirs, ours = (flat(prompt.model_dump(mode="json")) for prompt in (origin.prompt, own))
     if changed := differences(theirs, ours):
-        log.warning("init.language: data.prompt differs from that of %s: %s", origin.address, told(changed))
+        log.warning("init.language: data.prompt differs from that of %s: %s", origin.address, in_one_line(changed))
 
 
 def take_tokenizer(init: InitConfig, target: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 
 from onediff.config.addresses import is_url
 from onediff.config.compose import load_run, write_run
-from onediff.config.difference import differences, flat, told
+from onediff.config.difference import differences, flat, in_one_line
 from onediff.config.model import ImageConfig, NewTokenizer
 from onediff.config.run import RunConfig
 from onediff.data.aspect import crop_remark, first_sizes
@@ -28,7 +28,9 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
         folder.config.rename(folder.path / f"config.before-{number}.yaml")
         changed = differences(*(flat(one.model_dump(mode="json")) for one in (before, config)))
-        log.warning("settings change: %s; the previous ones are kept as config.before-%d.yaml", told(changed), number)
+        log.warning(
+            "settings change: %s; the previous ones are kept as config.before-%d.yaml", in_one_line(changed), number
+        )
     warn_of_crop(config)
     write_run(config, folder.config)
     wanted = config.model.language.tokenizer
