@@ -26,7 +26,7 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
     for part, (total, trained) in plan.parameters.items():
         flops = plan.flops[part]
         yield (
-            f"  {part:<12}{total / 1e6:>9,.1f} M parameters, {trained / 1e6:>9,.1f} M train; {unit} a step: "
+            f"  {part:<12}{total / 1e6:>9,.1f} M parameters, {trained / 1e6:>9,.1f} M train; {unit} per step: "
             f"{flops.forward / scale:.3f} forward, {flops.backward / scale:.3f} backward"
             + (f", {flops.recompute / scale:.3f} recomputed" if flops.recompute else "")
         )

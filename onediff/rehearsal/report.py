@@ -28,7 +28,7 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
                 yield f"  {'beside':<12}rank {peer} of its {kind} group, with {rows}{depth}"
             for group, of_group in sent(phase).items():
                 counts = ", ".join(f"{count} {op} of {_gb(size)} GB" for op, (count, size) in of_group.items())
-                yield f"  {'collectives':<12}a step over {group}: {counts}"
+                yield f"  {'collectives':<12}per step over {group}: {counts}"
             gathered, reduced = data_traffic(phase, setup)
             planned = plan.traffic
             sizes = f"weights {_gb(gathered)} GB, planned {_gb(planned.gather)}; "
@@ -36,7 +36,7 @@ def lines(made: Rehearsal, plans: list[PhasePlan]) -> Iterator[str]:
             yield f"  {'traffic':<12}{sizes}"
             yield f"  {'memory':<12}{_memory(phase, plan)}"
             lanes = phase.lanes
-            yield f"  {'data':<12}{len(lanes)} of {setup.global_batch} rows a step: {_few(lanes)}"
+            yield f"  {'data':<12}{len(lanes)} of {setup.global_batch} rows per step: {_few(lanes)}"
         own = [finding for finding in made.findings if finding.startswith(f"phase {phase.name}:")]
         yield f"  {'verdict':<12}{'; '.join(own) if own else 'nothing found'}"
         yield ""
