@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | Path, device: str | None = None) -> Captioner:
-    """A trained model from a folder written by `onediff export`, or from a hub repository `OWNER/NAME` with one.
+    """Loads a trained model from a folder written by `onediff export`, or from a hub repository `OWNER/NAME`.
 
-    `onediff.load(DIR).caption("a.png", "b.png")`. Raises UserError when it is neither.
+    `onediff.load(DIR).caption("a.png", "b.png")`. Raises UserError if it is neither.
     """
     import warnings
 
@@ -25,7 +25,7 @@ def load(folder: str | Path, device: str | None = None) -> Captioner:
         folder = pulled(str(folder))
 
     with warnings.catch_warnings():
-        # What a caption needs imports more than it uses, and that tells of packages it does without.
+        # Imported libraries warn about optional packages that captioning does not need.
         warnings.simplefilter("ignore")
         from onediff.evaluation.captioner import Captioner
 

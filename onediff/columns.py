@@ -7,7 +7,7 @@ from typing import Literal
 
 
 def in_columns(rows: Sequence[Sequence[str]], align: Literal["<", ">"] = "<") -> list[str]:
-    """A line for each row, every column as wide as its widest cell. The first is aligned left, the others by `align`."""
+    """One line per row, with columns as wide as their widest cells. The first is left-aligned, the others by `align`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [f"<{widths[0]}", *(f"{align}{width}" for width in widths[1:])]
     return ["  ".join(format(cell, how) for cell, how in zip(row, aligned, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""How far a long task is: a bar in a terminal, a plain line now and then in a log."""
+"""Progress of long tasks: a bar in a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_SECONDS = 15.0
-"""Seconds between two plain lines, at least."""
+"""Minimum seconds between two lines."""
 
 
 class Lines(tqdm):
-    """Whole lines instead of a bar that is drawn over and over; nothing at all for a task of a few seconds."""
+    """Prints lines instead of a bar, and nothing for a task of a few seconds."""
 
     disable: bool
 
@@ -33,7 +33,7 @@ class Lines(tqdm):
         return True
 
     def close(self) -> None:
-        """Ends without a line: what the task reports follows."""
+        """Closes without printing, because the task's own report follows."""
         if not self.disable:
             self.disable = True
             self._decr_instances(self)
@@ -42,9 +42,9 @@ class Lines(tqdm):
 def progress(
     total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = False
 ) -> tqdm:
-    """A `tqdm` over `total` of `unit`, None if nobody knows how many: lines where the output is no terminal.
+    """A `tqdm` over `total` items of `unit` (None if unknown), as lines if stderr is not a terminal.
 
-    Nothing is printed unless `shown`.
+    Prints nothing unless `shown`.
     """
     if not shown:
         return tqdm(disable=True)

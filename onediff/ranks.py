@@ -1,4 +1,4 @@
-"""Which rank of which job this process is: one rule for every launcher, on variables alone."""
+"""Determines the rank of this process from environment variables, for every launcher."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from dataclasses import dataclass
 
 from onediff.errors import UserError
 
-FIRST_PORT, PORTS = 10_000, 20_000  # below Linux's ephemeral range, which begins at 32768
+FIRST_PORT, PORTS = 10_000, 20_000  # below Linux's ephemeral range, which starts at 32768
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process of `world`: its global `rank`, its `local_rank` on this node, and the ranks of one node."""
+    """One process of `world`: its global `rank`, its `local_rank` on this node, and the number of ranks on this node."""
 
     rank: int = 0
     local_rank: int = 0
     world: int = 1
     local_world: int = 1
     master_addr: str = "127.0.0.1"
-    """host of rank 0, where all of them meet"""
+    """The host of rank 0, for the rendezvous."""
     master_port: int = 0
-    """0 where there is nobody to meet"""
+    """The port of the rendezvous; 0 for a single process."""
 
     @property
     def alone(self) -> bool:
-        """Whether no other process belongs to it, whoever started it: a shell, a batch script, a step of one task."""
+        """Whether this is the only process, started by a shell, a batch script or a step with one task."""
         return self.world == 1
 
     def variables(self) -> dict[str, str]:
-        """As torchrun names them, which torch, DeepSpeed and Megatron read, whoever started the process."""
+        """The variables of torchrun, which torch, DeepSpeed and Megatron read with any launcher."""
         named = {"RANK": self.rank, "LOCAL_RANK": self.local_rank, "WORLD_SIZE": self.world}
         named["LOCAL_WORLD_SIZE"] = self.local_world
         meeting = {"MASTER_ADDR": self.master_addr, "MASTER_PORT": str(self.master_port)} if self.master_port else {}
@@ -39,16 +39,16 @@ class Ranks:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Ranks:
-        """The place of this process, read from `environ`; the first of these rules that applies is the one:
+        """The rank of this process, from `environ`, by the first of these rules that applies:
 
-        1. RANK and WORLD_SIZE: torchrun, DeepSpeed's launcher, `onediff train --processes`, `onediff launch`;
-        2. OMPI_COMM_WORLD_SIZE: Open MPI's mpirun; PMI_SIZE with MPI_LOCALRANKID: that of MPICH and Intel MPI. Under Slurm
-           they start their own helpers with srun, so that a rank has the variables of a helper's step, too;
-        3. SLURM_STEP_NUM_TASKS: a task that srun started. A batch script has SLURM_PROCID=0 and SLURM_NTASKS as well, and
-           is no rank; nor is the shell of salloc;
-        4. else the process is alone.
+        1. RANK and WORLD_SIZE: torchrun, DeepSpeed's launcher, `onediff train --processes`, `onediff launch`.
+        2. OMPI_COMM_WORLD_SIZE: mpirun of Open MPI; PMI_SIZE with MPI_LOCALRANKID: mpirun of MPICH and Intel MPI. Under
+           Slurm these start helpers with srun, so their ranks also have the variables of a helper's step.
+        3. SLURM_STEP_NUM_TASKS: a task started by srun. SLURM_PROCID=0 and SLURM_NTASKS do not count, because batch scripts
+           and shells of salloc also have them, but are not ranks.
+        4. Otherwise, a single process.
 
-        Raises UserError when what is set is incomplete or contradicts itself.
+        Raises UserError if the variables are incomplete or contradictory.
         """
         if "RANK" in environ or "WORLD_SIZE" in environ:
             ranks = _from_launcher(environ)
@@ -70,15 +70,15 @@ class Ranks:
 
 
 def own_place(processes: int | None) -> Ranks:
-    """The place of this process, which was asked to start `processes` ranks (None: none).
+    """The rank of this process, which is to start `processes` ranks (None for none).
 
-    Raises UserError for a process that is one of several ranks already.
+    Raises UserError if it is to start ranks but is already one of several ranks.
     """
     ranks = Ranks.from_environment()
     if processes is not None and not ranks.alone:
         raise UserError(
-            f"--processes: this process is rank {ranks.rank} of {ranks.world} already; leave it out under srun, torchrun "
-            "or mpirun, and ask `srun --pty` for one task (-n 1) where a shell is to start ranks"
+            f"--processes: this process is already rank {ranks.rank} of {ranks.world}; omit it under srun, torchrun or "
+            "mpirun, and start a shell that is to start ranks with `srun --pty -n 1`"
         )
     return ranks
 
@@ -90,7 +90,7 @@ def _from_launcher(environ: Mapping[str, str]) -> Ranks:
         rank,
         _number(environ, "LOCAL_RANK", rank),
         world,
-        # DeepSpeed's launcher calls it LOCAL_SIZE.
+        # DeepSpeed's launcher names it LOCAL_SIZE.
         _number(environ, "LOCAL_WORLD_SIZE", _number(environ, "LOCAL_SIZE", world)),
         environ.get("MASTER_ADDR", "127.0.0.1") if alone else _text(environ, "MASTER_ADDR"),
         _number(environ, "MASTER_PORT", 0 if alone else None),
@@ -104,7 +104,7 @@ def _from_mpi(environ: Mapping[str, str], name: str, local_rank: str, local_size
     for needed in ("MASTER_ADDR", "MASTER_PORT"):
         if not environ.get(needed):
             raise UserError(
-                f"environment: {needed} is not set, and {world_name}={world} ranks need one place to meet; give mpirun "
+                f"environment: {needed} is not set, but {world_name}={world} ranks need a rendezvous; pass mpirun "
                 "MASTER_ADDR, the host of rank 0, and a free MASTER_PORT (Open MPI: -x NAME=VALUE, others: -genv NAME VALUE)"
             )
     return Ranks(
@@ -135,7 +135,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Ranks:
 
 
 def _port(environ: Mapping[str, str]) -> int:
-    """The same port on every rank, without talking: another one for each job, step and restart."""
+    """A port that all ranks compute without communication, different for each job, step and restart."""
     job, step, restart = (
         _number(environ, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     )
@@ -154,9 +154,9 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def expand_nodes(text: str) -> list[str]:
-    """The hosts of Slurm's short list, in its order: `"a[1-2,07],b"` is `["a1", "a2", "a07", "b"]`.
+    """Expands a Slurm host list in order: `"a[1-2,07],b"` is `["a1", "a2", "a07", "b"]`.
 
-    Several brackets in one name multiply, the first slowest. Raises UserError for a list that does not read so.
+    Several brackets in one name multiply, the first varying slowest. Raises UserError for an invalid list.
     """
     hosts: list[str] = []
     for word in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
@@ -171,7 +171,7 @@ def expand_nodes(text: str) -> list[str]:
 
 
 def _span(ranges: str, text: str) -> list[str]:
-    """`"1-2,07"` as `["1", "2", "07"]`: leading zeros of the first number are the width of the range."""
+    """`"1-2,07"` as `["1", "2", "07"]`; the first number of a range sets the zero-padded width."""
     numbers: list[str] = []
     for part in ranges.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)

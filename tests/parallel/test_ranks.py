@@ -151,7 +151,7 @@ def test_a_rank_of_several_knows_its_place_is_checked_and_starts_no_ranks(launch
     assert f"16 cannot be divided among {ranks.world} processes" in capsys.readouterr().err
     for words in (train, ["evaluate", str(tmp_path)]):
         assert main([*words, "--processes", "2"]) == 2
-        assert f"--processes: this process is rank {place[0]} of {place[2]} already" in capsys.readouterr().err
+        assert f"--processes: this process is already rank {place[0]} of {place[2]}" in capsys.readouterr().err
 
 
 def test_tasks_of_srun_meet_at_the_first_node_of_their_step():
@@ -162,9 +162,7 @@ def test_tasks_of_srun_meet_at_the_first_node_of_their_step():
 
 def test_ranks_of_mpirun_are_told_that_they_need_a_place_to_meet():
     for environ in (OPEN_MPI, {**HELPER, **HYDRA}, {**HYDRA, "MASTER_ADDR": "a"}):
-        with pytest.raises(
-            UserError, match=r"MASTER_\w+ is not set, and .*=[23] ranks need one place to meet; give mpirun"
-        ):
+        with pytest.raises(UserError, match=r"MASTER_\w+ is not set, but .*=[23] ranks need a rendezvous; pass mpirun"):
             Ranks.from_environment(environ)
 
 
