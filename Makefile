@@ -28,7 +28,7 @@ ablation-small: install
 		$(BIN)/onediff demo-tower configs/demo.yaml; }
 	$(BIN)/python benchmarks/learning/ablation.py
 
-# A frozen DINOv2-S and a small language model on composed photographs; goes on where it was interrupted. ARGS="--hours 2".
+# A frozen DINOv2-S and a small language model on composed photographs; continues after an interruption. ARGS="--hours 2".
 photos: install debian
 	$(BIN)/python -m benchmarks.learning.photos $(ARGS)
 

@@ -128,7 +128,7 @@ def main() -> None:
     shutdown()
     for phase, stages in figures.items():
         total = sum(sum(kinds.values()) for kinds in stages.values())
-        print(f"phase {phase}: {total:.0f} ms a step of {args.rows} pairs")
+        print(f"phase {phase}: {total:.0f} ms per step of {args.rows} pairs")
         for stage, kinds in stages.items():
             shares = ", ".join(
                 f"{kind} {ms / total:.0%}" for kind, ms in sorted(kinds.items(), key=lambda item: -item[1])[:4]

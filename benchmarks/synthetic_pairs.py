@@ -54,7 +54,7 @@ def main() -> None:
     makers["composed 256 px, JPEG"] = ComposedPairs(0, "train", 92, ComposeConfig(), library)
     times = {name: milliseconds(maker, args.seconds) for name, maker in makers.items()}
     for name, cost in times.items():
-        print(f"{name:<24} {cost:7.2f} ms a pair {60_000 / cost:10,.0f} pairs a minute and core")
+        print(f"{name:<24} {cost:7.2f} ms per pair {60_000 / cost:10,.0f} pairs per minute and core")
     ratio = times["composed 256 px, JPEG"] / times["rendered 256 px, PNG"]
     print(f"composed / rendered at 256 px: {ratio:.2f}")
     found: dict[str, Any] = {"milliseconds": times, "ratio": ratio}

@@ -89,7 +89,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _fault(url: str, hosts: tuple[str, ...]) -> str:
-    """Why `url` may not be fetched, in words that go on after it; nothing if it may."""
+    """Why `url` may not be fetched, as text to follow the URL; empty if it may."""
     try:
         parts = urlsplit(url)
     except ValueError as error:

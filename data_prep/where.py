@@ -1,4 +1,4 @@
-"""Conditions on samples, in words: `change_type == 'add' and width >= 256`."""
+"""Conditions on samples as text: `change_type == 'add' and width >= 256`."""
 
 from __future__ import annotations
 

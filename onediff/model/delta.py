@@ -119,7 +119,7 @@ class DeltaModule(nn.Module):
     """
 
     def __init__(self, config: DeltaConfig, vision_width: int, levels: int, patches: int | None = None) -> None:
-        """`patches` are the image tokens of a view, which the delta tokens share out at the start; by default one each."""
+        """`patches` are the image tokens of a view, which the delta tokens divide at the start; by default one each."""
         super().__init__()
         self.heads = config.heads
         self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))

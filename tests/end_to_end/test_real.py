@@ -1,4 +1,4 @@
-"""Real weights: SmolLM2-135M as language model, DINOv2-S as tower, cut over three ranks and copied over three ranks."""
+"""Real weights: SmolLM2-135M as language model, DINOv2-S as tower, tensor-parallel and data-parallel over three ranks."""
 
 from __future__ import annotations
 

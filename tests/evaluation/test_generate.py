@@ -113,7 +113,7 @@ def test_four_ranks_give_the_same(one, model, data, tmp_path, tensor):
 def test_a_rank_killed_in_the_middle_and_a_rerun_lose_and_double_nothing(
     one, model, data, tmp_path, monkeypatch, tensor, dies
 ):
-    """Pairs shared out over two ranks, or one model cut over both: there rank 1 only computes, and rank 0 writes."""
+    """Pairs divided among two ranks, or one model split over both, where rank 1 only computes and rank 0 writes."""
     out, asked = tmp_path / "out", words(model, data, tmp_path / "out", f"tensor={tensor}")
     monkeypatch.setenv("DIES", str(dies))
     ranks = start_ranks(WORKER, asked, 2, tmp_path)

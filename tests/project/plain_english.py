@@ -64,6 +64,18 @@ SAY = {
     r"\bgoes? without\b(?! saying)": "`has none`, `lacks`",
     r"\bnone of (this|its|their) (machine|runs?)\b": "`not one of`",
     r"\bone (token|row|caption|line|file) a (place|row|pair|rank|step|image|model)\b": "`one … per …`",
+    r"\bpassed over\b": "`skipped`",
+    r"\bshar(e|es|ed|ing) out\b": "`divide`, `split`, `partition`",
+    r"\bcut over\b": "`split over`, `sharded over`",
+    r", in words\b": "drop it, or `as text`",
+    r"\bcannot be had\b": "`is not available`",
+    r"\b(GB|MB|KB|ms|seconds?|bytes|FLOPs?) a (node|rank|gigabyte|sample|caption|step|image|pair|token)\b": "`per`",
+    r"\bgo(es)? on (from|at|where)\b(?! step)": "`continues`, `resumes`",
+    r"\b(is|are|was|were) given back\b|\bgives? back\b": "`returns`, `releases`",
+    r"\bwhat (is|are|was) given\b": "name it",
+    r"\bof the same kind as\b": "`like`",
+    r"\blies? elsewhere\b": "`is remote`",
+    r"\b(is|are) no (plain|regular|valid)\b": "`is not a`",
 }
 """A pattern, and what to write instead."""
 

@@ -63,7 +63,7 @@ class Import(NamedTuple):
     """`onediff.errors.UserError`"""
 
     def fault(self) -> str | None:
-        """What is wrong with it, in words; None for an import that points down."""
+        """What is wrong with it, or None for an import that points down."""
         package, here = self.inside[0], self.inside[1]
         target, *parts = self.name.split(".")
         if target not in PACKAGES or not parts or here in ("__init__", "__main__"):

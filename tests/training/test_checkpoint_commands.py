@@ -15,7 +15,7 @@ from onediff.training.checkpoint.manifest import CheckpointManifest, StoredParam
 
 
 def written(folder: Path, step: int) -> torch.Tensor:
-    """A finished checkpoint of one parameter, [3, 4], cut over two ranks along its second dimension; its values."""
+    """A finished checkpoint of one parameter, [3, 4], split over two ranks along its second dimension; its values."""
     path = folder / f"step-{step:08d}"
     path.mkdir(parents=True)
     full = torch.arange(12.0).view(3, 4) + step

@@ -60,7 +60,7 @@ def events(run: Path) -> list[dict]:
 
 
 def test_a_bad_sample_is_passed_over_and_too_many_steps_of_them_stop_all_ranks_naming_theirs(data, order, tmp_path):
-    """Step 5 reads one bad sample and is passed over; steps 7 to 9 do on the second rank, and are one too many."""
+    """Step 5 reads one bad sample and is skipped; steps 7 to 9 read some on the second rank, which is one too many."""
     run, logs = tmp_path / "run", tmp_path / "logs"
     logs.mkdir()
     bad = [order[4][0], *(order[step][3] for step in range(6, 9))]

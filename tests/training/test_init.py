@@ -53,9 +53,10 @@ def export(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def begun(source: Path, export: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """A run of phase two alone, each part from the run or from its export; where it lies, and what it began from.
+    """A run of phase two alone, with each part from a run or from its export; its folder, and the sources.
 
-    It is cut over two tensor ranks under ZeRO-3 though one process wrote them."""
+    It is split over two tensor ranks under ZeRO-3, although one process wrote the sources.
+    """
     folder = tmp_path_factory.mktemp("begun")
     moved, model = shutil.copytree(source, folder / "source"), shutil.copytree(export, folder / "export")
     parts = {"vision": f"{moved}@one", "delta": f"{moved}@one:2", "projector": model, "language": model}

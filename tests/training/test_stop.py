@@ -23,7 +23,7 @@ def test_a_signal_to_any_rank_is_named_the_strongest_first():
 
 @pytest.fixture
 def request_of_this_process():
-    """A stop request that has taken over the signals of this process, which are given back."""
+    """A stop request that has taken over the signals of this process, which it restores at the end."""
     before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
     yield StopRequest()
     for number, handler in before.items():

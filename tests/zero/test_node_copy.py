@@ -17,7 +17,7 @@ from onediff.runs.folder import RunFolder
 STEPS = 4
 MODEL = ["model.language.config.num_hidden_layers=2", "model.vision.config.num_hidden_layers=2"]
 MODEL += ["model.vision.levels=[1, 2]", "model.delta.layers=2", "phases.two.checkpoint_every=2"]
-# Weights are given back and gathered again as those of a large model are.
+# Weights are released and gathered again, like those of a large model.
 GATHERS = (
     "{stage3_max_live_parameters: 1000, stage3_max_reuse_distance: 1000, stage3_param_persistence_threshold: 1000}"
 )

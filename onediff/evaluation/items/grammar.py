@@ -28,7 +28,7 @@ WORDS = {
 }
 """The words for attributes of an object, in the order of a noun phrase."""
 LONGEST = 150
-"""The longest caption that is parsed, in words; a longer one is unread. No true list of changes is that long."""
+"""The most words in a caption that is parsed; a longer one is unread. No true list of changes is that long."""
 PLACES = ("top left", "top right", "bottom left", "bottom right", "top", "bottom", "left", "right", "middle")
 SIZES = {"larger": "large", "grown": "large", "bigger": "large", "smaller": "small", "shrunk": "small"}
 LIGHTS = {"brighter": "brighter", "brightened": "brighter", "darker": "darker", "darkened": "darker"}

@@ -35,7 +35,7 @@ class Claims:
     """The claims of one caption, and the true changes of its pair."""
 
     changes: tuple[str, ...]
-    """The true changes, in words."""
+    """The true changes as sentences."""
     claims: tuple[tuple[str, int], ...]
     """Each claim, and the number of the true change that it states, from 1; 0 if it is invented."""
 
