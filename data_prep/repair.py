@@ -15,14 +15,14 @@ from data_prep.writer import write_dataset
 from onediff.data.manifest import Manifest
 from onediff.errors import UserError
 
-# A second sample of the same key is good under another key.
+# A second sample with the same key is fine under another key.
 KEPT = ("repeated_key",)
 
 
 def repair(
     manifests: Sequence[Manifest], outcome: CheckReport, out: Path, processes: int | None = None
 ) -> list[Report]:
-    """Writes `out/<split>/` for every split, without faulty samples. Raises UserError when nothing is left."""
+    """Writes `out/<split>/` for every split, without faulty samples. Raises UserError if no sample is left."""
     if any(manifest.folder.resolve().is_relative_to(out.resolve()) for manifest in manifests):
         raise UserError(f"{out}: holds the data set itself; give another folder with --out")
     reports = []
@@ -30,7 +30,7 @@ def repair(
         checks = outcome.checks[manifest.split]
         kept = kept_of(checks)
         if not len(kept.places):
-            raise UserError(f"{manifest.folder}: no sample is without fault")
+            raise UserError(f"{manifest.folder}: every sample has a fault")
         reports.append(
             write_dataset(
                 kept,
@@ -48,7 +48,7 @@ def repair(
 
 
 def kept_of(checks: Sequence[ShardCheck]) -> SelectedSamples:
-    """The samples without fault. A shard that only lost its checksum, its index or its end keeps what is good."""
+    """The samples without fault. A shard that only lacks its checksum, index or end keeps its good samples."""
     bad: set[tuple[int, int]] = set()
     renamed: set[tuple[int, int]] = set()
     for number, check in enumerate(checks):

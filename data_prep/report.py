@@ -1,4 +1,4 @@
-"""What a conversion did: how many rows were read, written and skipped, and why."""
+"""Reports of conversions: how many rows were read, written and skipped, and why."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tally:
     noted: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
     prints: bytearray = field(default_factory=bytearray)
-    """Two 64-bit numbers for each image, which copies share (`data_prep.images.content_print`)."""
+    """Two 64-bit numbers per image that copies share (`data_prep.images.content_print`)."""
 
     def skip(self, kind: str, reason: str) -> None:
         self.skipped[kind] += 1
@@ -59,7 +59,7 @@ class Tally:
         )
 
     def repeated(self) -> int:
-        """How many images have the content of an earlier one."""
+        """Number of images with the content of an earlier one."""
         prints = np.frombuffer(self.prints, dtype="<u8").reshape(-1, 2)
         prints = prints[np.lexsort(prints.T)]
         return int((prints[1:] == prints[:-1]).all(1).sum())
@@ -90,7 +90,7 @@ class Report:
 
 
 def table(rows: Sequence[Sequence[object]], heads: Sequence[str]) -> str:
-    """A plain text table: the first column to the left, the others to the right."""
+    """A plain text table: the first column left-aligned, the others right-aligned."""
     cells = [
         [str(head) for head in heads],
         *([f"{x:,}" if isinstance(x, int) else str(x) for x in row] for row in rows),

@@ -20,7 +20,7 @@ from onediff.errors import UserError
 
 
 def images_in(folder: Path) -> list[str]:
-    """Paths of the images below `folder`, relative and sorted. Raises UserError when there are fewer than two."""
+    """Paths of the images below `folder`, relative and sorted. Raises UserError if there are fewer than two."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images")
     found = [
@@ -35,9 +35,9 @@ def images_in(folder: Path) -> list[str]:
 
 
 def embed(folder: Path, names: Sequence[str], model: str, batch: int = 32) -> tuple[NDArray[np.float32], list[str]]:
-    """Embeddings `[images, width]` of length one by a Hugging Face vision model, and the names that could be read.
+    """Unit-length embeddings `[images, width]` by a Hugging Face vision model, and the names of the readable images.
 
-    The embedding is the mean over the last hidden states. Raises UserError when the model cannot be loaded.
+    The embedding is the mean over the last hidden states. Raises UserError if the model cannot be loaded.
     """
     embedder, rows, read = Embedder(model), [], []
     for start in tqdm(range(0, len(names), batch), desc="embedding", unit=" batches", disable=None, leave=False):
@@ -63,8 +63,9 @@ def neighbours(
 ) -> Iterator[tuple[int, int, float]]:
     """Yields `(first, second, cosine similarity)`, the most similar first, each pair once.
 
-    `vectors` `[images, width]` have length one. Only similarities in `[low, high]` count: above are near-duplicates, and
-    of those only the first of a group takes part. `nearest` neighbours are looked at; an image is in at most `each` pairs.
+    `vectors` `[images, width]` have unit length. Only similarities in `[low, high]` count. Images more similar than `high`
+    are near-duplicates; only the first of a group is used. Considers `nearest` neighbours; an image is in at most `each`
+    pairs.
     """
     import faiss
 
@@ -93,11 +94,11 @@ def neighbours(
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """What a search for pairs found."""
+    """The result of a search for pairs."""
 
     pairs: int
     uncaptioned: int
-    """Pairs left out because an image of them has no caption."""
+    """Pairs left out because one of their images has no caption."""
     images: int
     unreadable: int
 
@@ -113,9 +114,9 @@ def find_pairs(
     each: int,
     captions: Mapping[str, str] | None = None,
 ) -> RetrievalReport:
-    """Writes the table of pairs in `folder`; with `captions`, by an image's path, what is said of both images too.
+    """Writes the table of pairs in `folder`; with `captions`, by image path, also the captions of both images.
 
-    Raises UserError when there is no pair.
+    Raises UserError if there is no pair.
     """
     names = images_in(folder)
     vectors, read = embed(folder, names, model)
@@ -124,13 +125,15 @@ def find_pairs(
         raise UserError(f"{folder}: no two images have a similarity from {low} to {high}")
     known = [pair for pair in pairs if captions is None or (pair[0] in captions and pair[1] in captions)]
     if not known:
-        raise UserError(f"{folder}: none of {len(pairs):,} pairs has captions for both of its images, as {pairs[0][0]}")
+        raise UserError(
+            f"{folder}: none of {len(pairs):,} pairs has captions for both images; the first image is {pairs[0][0]}"
+        )
     write_pairs(out, known, captions)
     return RetrievalReport(len(known), len(pairs) - len(known), len(read), len(names) - len(read))
 
 
 def captions_of(rows: Iterable[Row]) -> dict[str, str]:
-    """What is said of each single image, by its path; the first caption where there are several."""
+    """The caption of each single image by its path; the first one if there are several."""
     found: dict[str, str] = {}
     for row in rows:
         path = row.images.get("image")
@@ -140,7 +143,7 @@ def captions_of(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def write_pairs(path: Path, pairs: Sequence[tuple[str, str, float]], captions: Mapping[str, str] | None = None) -> None:
-    """A CSV with `before`, `after`, `similarity` and, where known, `caption_before` and `caption_after`."""
+    """Writes a CSV with `before`, `after`, `similarity` and, if given, `caption_before` and `caption_after`."""
     aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with aside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)

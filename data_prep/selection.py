@@ -1,4 +1,4 @@
-"""Data sets made of others: the samples that are chosen, what is known about each, and their copies in new shards."""
+"""Data sets made from others: selected samples, the facts about them, and their copies in new shards."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from onediff.data.sample import BadSample, Sample, parse_sample
 from onediff.errors import UserError
 
 Place = tuple[int, int]
-"""The number of a shard, and that of a sample in it."""
+"""The number of a shard, and of a sample in it."""
 
 
 @dataclass(frozen=True)
 class SelectedSamples:
-    """Sample `i` of a data set that is made of others. Picklable; opens the shards where it runs."""
+    """Makes sample `i` of a data set made from others. Picklable; opens the shards in the process that runs it."""
 
     shards: tuple[Path, ...]
     places: NDArray[np.int64]
@@ -43,7 +43,7 @@ class SelectedSamples:
     split: str = ""
     """The split of all samples, if it is not their own."""
     licences: tuple[str, ...] = ()
-    """By shard: the licence noted in samples that name none."""
+    """The licence for samples that name none, by shard."""
     _open: dict[int, tuple[int, Index]] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -65,13 +65,13 @@ class SelectedSamples:
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """What is known about one sample."""
+    """The facts about one sample."""
 
     place: Place
     split: str
     key: str
     columns: Mapping[str, Any]
-    """What conditions are about: the fields of the record and of its `meta`, `caption`, `words`, `width`, `height`."""
+    """Values for conditions: the fields of the record and of its `meta`, `caption`, `words`, `width`, `height`."""
     images: tuple[bytes, ...] = ()
     """Fingerprints."""
     hashes: tuple[int, ...] = ()
@@ -80,7 +80,7 @@ class SampleFacts:
 
 @dataclass
 class ShardPool:
-    """The shards that are chosen from."""
+    """The shards from which samples are selected."""
 
     manifests: Sequence[Manifest]
     shards: list[tuple[Manifest, Shard]] = field(init=False)
@@ -96,7 +96,7 @@ class ShardPool:
     def known(self, processes: Workers, sizes: bool = False, hashes: bool = False) -> list[SampleFacts]:
         """Reads the record of every sample; with `sizes` also the headers of its images, and with `hashes` all pixels.
 
-        Raises UserError when a sample cannot be read.
+        Raises UserError if a sample cannot be read.
         """
         paths = [manifest.path(shard) for manifest, shard in self.shards]
         done = over_shards(partial(_shard_samples, sizes=sizes, hashes=hashes), paths, processes, "reading")
@@ -188,7 +188,7 @@ def _known(sample: Sample, place: int, sizes: bool, hashes: bool) -> SampleFacts
         try:
             with open_image(io.BytesIO(next(iter(images.values())))) as image:
                 columns["width"], columns["height"] = image.size
-        except Exception as error:  # Pillow raises a dozen kinds for damaged files.
+        except Exception as error:  # Pillow raises a dozen different exceptions for damaged files
             raise BadSample("bad_image", f"an image cannot be opened: {error}") from error
     prints = tuple(hashlib.blake2b(data, digest_size=16).digest() for data in images.values())
     try:

@@ -1,4 +1,4 @@
-"""Work on the shards of finished data sets, in parallel."""
+"""Processes the shards of finished data sets in parallel."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Found = TypeVar("Found")
 
 
 def data_sets(folder: Path | str) -> list[Manifest]:
-    """The data set in `folder`, or those in the folders below it (its splits). The shards need not be there.
+    """The data set in `folder`, or those in its subfolders (its splits). The shards need not exist.
 
-    `folder` may be a URL, of which only manifests are fetched. Raises UserError when there is none.
+    `folder` may be a URL, from which only manifests are fetched. Raises UserError if there is no data set.
     """
     if is_url(str(folder)):
         return _remote_data_sets(str(folder))
@@ -43,7 +43,7 @@ def data_sets(folder: Path | str) -> list[Manifest]:
 
 
 def _remote_data_sets(address: str) -> list[Manifest]:
-    """The data set at a URL, or its splits by their usual names: a server need not list its folders."""
+    """The data set at a URL, or its splits by their usual names, since servers may not list folders."""
     found = []
     for place in (address, *(below(address, split) for split in KNOWN)):
         with suppress(UserError):

@@ -1,4 +1,4 @@
-"""One data set made by many tasks, possibly on different machines: each makes its share of the chunks."""
+"""Splits the work on one data set over many tasks, possibly on different machines; each makes its share of the chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Share:
     of: int
 
     def has(self, chunk: int) -> bool:
-        """Whether a chunk is this task's to make."""
+        """Whether this task makes the chunk."""
         return chunk % self.of == self.number
 
 

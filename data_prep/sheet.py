@@ -1,4 +1,4 @@
-"""A contact sheet of pairs with their captions, to look at before a large data set is written."""
+"""A contact sheet of pairs with captions, to inspect before writing a large data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many rows of a data set may be unusable before a conversion fails."""
+"""Limits the number of unusable rows in a conversion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onediff.errors import UserError
 
 @dataclass(frozen=True)
 class MaxSkipped:
-    """At most `share` of the rows, or `rows` of them, whichever is more."""
+    """At most the fraction `share` of the rows, or `rows` of them, whichever is more."""
 
     share: float = 0.1
     rows: int = 10
@@ -22,20 +22,20 @@ class MaxSkipped:
         return " and ".join(parts)
 
     def check(self, tally: Tally, what: str) -> None:
-        """Raises UserError when more rows were skipped."""
+        """Raises UserError if more rows were skipped."""
         skipped = sum(tally.skipped.values())
         if skipped <= max(self.rows, self.share * tally.read):
             return
         kinds = ", ".join(f"{kind} {number:,}" for kind, number in tally.skipped.most_common())
         raise UserError(
             f"{what}: {skipped:,} of {tally.read:,} rows were skipped ({kinds}), more than --max-skipped {self}; the "
-            f"first: {tally.details[0]}; fix the rows, or run the command again with a larger --max-skipped, which goes on "
-            "from the finished parts"
+            f"first: {tally.details[0]}; fix the rows, or run the command again with a larger --max-skipped, which "
+            "continues from the finished parts"
         )
 
 
 def max_skipped(text: str) -> MaxSkipped:
-    """`1%` or `200` as a bound. Raises ArgumentTypeError."""
+    """Parses a limit such as `1%` or `200`. Raises ArgumentTypeError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%|(\d+)", text)
     if not match or float(match[1] or 0) > 100:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a percentage, such as 1%, nor a number of rows")

@@ -1,4 +1,4 @@
-"""Names of splits, and how many samples each gets."""
+"""Names and sizes of splits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from onediff.errors import UserError
 
 SPLITS = "train=0.9,val=0.05,test=0.05"
 KNOWN = ("train", "val", "test")
-"""Splits that commands look for by themselves."""
+"""Splits that commands look for by default."""
 ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
-"""What data sets call them, too."""
+"""Other names that data sets use for them."""
 
 
 def split_name(word: object) -> str:
-    """One name for the splits that data sets call differently: `valid`, `validation` and `dev` are `val`."""
+    """The standard name of a split: `valid`, `validation` and `dev` are `val`."""
     plain = str(word).strip().lower()
     return ALIASES.get(plain, plain)
 
 
 def split_in(path: str) -> str:
-    """The split that the name of a file or its folder tells (`data/train-00000.parquet`, `valid/0001.tar`), else `train`."""
+    """The split in the name of a file or its folder (`data/train-00000.parquet`, `valid/0001.tar`), else `train`."""
     *folders, name = path.lower().replace("\\", "/").split("/")
     for word in (*re.split(r"[-_.]", name), *reversed(folders)):
         if split_name(word) in KNOWN:
@@ -32,7 +32,7 @@ def split_in(path: str) -> str:
 
 
 def check_split(name: str, where: str, meant: Collection[str] = ()) -> None:
-    """Raises UserError for a name that is no folder's, or that looks like a known one misspelt and is not `meant`."""
+    """Raises UserError if a name is not a plain folder name, or looks like a misspelt known one and is not `meant`."""
     if "/" in name or name.startswith(".") or not name.isprintable() or len(name) > 60:
         raise UserError(f"{where}: split {name!r} must be a plain folder name")
     if name in ("true", "false") and name not in meant:
@@ -47,11 +47,11 @@ def check_split(name: str, where: str, meant: Collection[str] = ()) -> None:
     if name in usual or name in meant:
         return
     if close := get_close_matches(name, known, n=1, cutoff=0.85 if longer else 0.75):
-        raise UserError(f"{where}: split {name!r}: did you mean {close[0]!r}? If not, say so with --splits {name},…")
+        raise UserError(f"{where}: split {name!r}: did you mean {close[0]!r}? If not, add --splits {name},…")
 
 
 def split_counts(sizes: str, total: int) -> dict[str, int]:
-    """`train=0.9,val=0.1` as counts that add up to `total`; splits that get none are left out.
+    """Parses `train=0.9,val=0.1` into counts that add up to `total`; leaves out empty splits.
 
     Raises UserError for anything but `NAME=SIZE,…` with positive sizes.
     """

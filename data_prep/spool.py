@@ -1,4 +1,4 @@
-"""Rows on disk between reading and writing: Arrow files that each process maps into memory to read its own rows."""
+"""Stores rows between reading and writing, in Arrow files that each process maps into memory to read its own rows."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass
 class Spooled:
-    """Consecutive rows in one Arrow file: those of a table as they are, others as JSON."""
+    """Consecutive rows in one Arrow file: rows of a table as they are, others as JSON."""
 
     file: str
     meaning: Meaning | None
     number: int
-    """Of the first row in its table."""
+    """Number of the first row in its table."""
     sizes: list[int]
     """Rows of each record batch."""
 
@@ -41,7 +41,7 @@ class Spooled:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Spooled:
-        """What `fields` wrote."""
+        """From the result of `fields`."""
         if fields["meaning"]:
             meaning = dict(fields["meaning"])
             columns = Columns(meaning.pop("of"), meaning.pop("captions"), frozenset(meaning.pop("used")))
@@ -59,7 +59,7 @@ def meaning_fields(meaning: Meaning) -> dict[str, Any]:
 
 
 class SpoolWriter:
-    """Writes rows to `<folder>/rows-<n>.arrow`, and images that came inside the annotations to `<folder>/images`."""
+    """Writes rows to `<folder>/rows-<n>.arrow`, and images from inside the annotations to `<folder>/images`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,7 +85,7 @@ class SpoolWriter:
         import pyarrow as pa
 
         last = self.parts[-1] if self.parts else None
-        # Another table, or another file of the same: its numbers start again.
+        # Another table, or another file of the same table: row numbers start over.
         goes_on = last and last.meaning is meaning and cells.schema == self._schema
         if meaning and last and goes_on:
             goes_on = last.number + sum(last.sizes) == number
@@ -118,7 +118,7 @@ class SpoolWriter:
 
 @dataclass(frozen=True)
 class Spool:
-    """The rows that a `SpoolWriter` wrote. Small to send to worker processes; `spool[n]` reads row `n`."""
+    """The rows that a `SpoolWriter` wrote. Cheap to send to worker processes; `spool[n]` reads row `n`."""
 
     folder: Path
     parts: tuple[Spooled, ...]

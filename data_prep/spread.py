@@ -11,7 +11,7 @@ from onediff.data.sample import BadSample, Sample, parse_sample
 
 
 def cards(manifest: Manifest, most: int) -> Iterator[dict[str, Any]]:
-    """At most `most` samples of a split: images, what is said about them, where they lie; a bad one as what is wrong."""
+    """At most `most` samples of a split, with images, texts and location; a bad one with its fault."""
     for where, sample in spread_over(manifest, most):
         card: dict[str, Any] = {"id": where, "type": manifest.split, "pred": None, "refs": [], "images": ()}
         if isinstance(sample, BadSample):
@@ -29,7 +29,7 @@ def cards(manifest: Manifest, most: int) -> Iterator[dict[str, Any]]:
 
 
 def spread_over(manifest: Manifest, most: int) -> Iterator[tuple[str, Sample | BadSample]]:
-    """At most `most` samples of a split, evenly spaced, each with its place; a bad one is given as its fault."""
+    """At most `most` samples of a split, evenly spaced, each with its location; a bad one as its fault."""
     total = sum(shard.samples for shard in manifest.shards)
     wanted = {number * total // most for number in range(most)} if total > most else set(range(total))
     first = 0
@@ -43,7 +43,7 @@ def spread_over(manifest: Manifest, most: int) -> Iterator[tuple[str, Sample | B
         with path.open("rb") as file:
             for place in places:
                 if place >= len(index):
-                    continue  # A shard cut short; `onediff data check` names it.
+                    continue  # a truncated shard; `onediff data check` names it
                 where = f"{shard.name} {index.keys[place]}"
                 try:
                     yield where, parse_sample(read_sample(file.fileno(), index[place]))

@@ -1,4 +1,4 @@
-"""Laying small images with soft edges and shadows over a large one."""
+"""Pastes small images with soft edges and shadows onto a large one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]
 
 
 class Stamp(NamedTuple):
-    """An image to lay over another: `under * transmitted + emitted`; `box` bounds what it touches within itself."""
+    """An image to paste onto another: `under * transmitted + emitted`; `box` bounds its visible part."""
 
     transmitted: Floats  # [height, width, 1], 0..1
     emitted: Floats  # [height, width, 3], grey levels
@@ -22,9 +22,9 @@ class Stamp(NamedTuple):
 
 
 def stamped(emitted: Floats, alpha: Floats, shadow: Floats) -> Stamp:
-    """The stamp of an object in colours times `alpha` ([h, w, 3]) with its shadow ([h, w, 1], the light it takes)."""
+    """The stamp of an object: its colours times `alpha` ([h, w, 3]) and its shadow ([h, w, 1], the light it takes away)."""
     transmitted = (1 - alpha) * (1 - shadow)
-    # What takes less light than half a grey level is nothing, or boxes would reach far beyond what can be seen.
+    # Ignore shadow weaker than half a grey level; otherwise boxes would reach far beyond the visible part.
     touched = transmitted[..., 0] < 1 - 0.5 / 255
     transmitted = np.where(touched[..., None], transmitted, 1).astype(np.float32)
     emitted = np.where(touched[..., None], emitted, 0).astype(np.float32)
@@ -37,9 +37,9 @@ def stamped(emitted: Floats, alpha: Floats, shadow: Floats) -> Stamp:
 def lay(
     pixels: Floats, stamp: Stamp, x: float, y: float, owner: NDArray[np.int16] | None = None, number: int = 0
 ) -> Box:
-    """Lays `stamp` with its centre at pixel position (x, y) into `pixels` [height, width, 3] and returns its box there.
+    """Pastes `stamp` with its centre at pixel (x, y) into `pixels` [height, width, 3]; returns its box there.
 
-    `owner` [height, width] gets `number` wherever the object itself is seen. What reaches out of the image is cut.
+    `owner` [height, width] is set to `number` wherever the object itself is visible. Parts outside the image are cut off.
     """
     height, width = pixels.shape[:2]
     down, across = stamp.alpha.shape[:2]

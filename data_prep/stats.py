@@ -1,4 +1,4 @@
-"""What is in a data set: counts, sizes of images, lengths of captions, kinds of change."""
+"""Statistics of a data set: counts, sizes of images, lengths of captions, kinds of change."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stats:
     vocabulary: Counter[str] = field(default_factory=Counter)
     counted: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in COUNTED})
     lengths: Lengths | None = None
-    """In tokens of a model, where one was named."""
+    """Lengths in a model's tokens, if a model was given."""
 
     def merge(self, other: Stats) -> None:
         self.samples += other.samples
@@ -70,7 +70,7 @@ class Stats:
 
 
 def spread(histogram: Counter[int]) -> dict[str, float]:
-    """Least, median, mean, 95th percentile and greatest of a histogram; empty if it is."""
+    """Minimum, median, mean, 95th percentile and maximum of a histogram; empty if the histogram is."""
     total = sum(histogram.values())
     if not total:
         return {}
@@ -88,13 +88,13 @@ def spread(histogram: Counter[int]) -> dict[str, float]:
 
 
 def shard_stats(path: Path, known: Mapping[Path, Shard]) -> Stats:
-    """The statistics of one shard; reads every sample, and of each image the header.
+    """The statistics of one shard; reads every sample, and the header of each image.
 
-    Raises UserError when the shard is missing.
+    Raises UserError if the shard is missing.
     """
     stats = Stats()
     if not known[path].url and not path.is_file():
-        raise UserError(f"{path}: the shard is missing; 'onediff data check' names everything that is")
+        raise UserError(f"{path}: the shard is missing; 'onediff data check' lists all missing shards")
     with on_disk(known[path], path) as place, place.open("rb") as file:
         stats.bytes = place.stat().st_size
         for span in read_index(place, write=False):
@@ -141,7 +141,7 @@ def data_set_stats(manifests: Sequence[Manifest], processes: Workers = None) -> 
 
 
 def show_stats(found: dict[str, Stats]) -> str:
-    """As text: a table over splits, then the counts of each split."""
+    """The statistics as text: a table of splits, then the counts of each split."""
     fields = {split: stats.fields() for split, stats in found.items()}
     rows = [
         [split, f["samples"], f"{f['bytes'] / 1e6:,.1f}", f["captions"], f["different_words"]]

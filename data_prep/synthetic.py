@@ -1,4 +1,4 @@
-"""What data sets made by a program share: seeds of their own for each split, sizes of splits, encoding, writing."""
+"""Common parts of generated data sets: a seed for each split, sizes of splits, encoding, writing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from onediff.data.sample import Sample
 class Maker(ABC):
     """Makes sample i of one split. Splits have different seeds, so no two share a scene.
 
-    `quality` is that of JPEG; 0 stands for PNG.
+    `quality` is the JPEG quality; 0 means PNG.
     """
 
     seed: int
@@ -61,12 +61,12 @@ class Maker(ABC):
         )
 
     def encoded(self, pixels: NDArray[np.uint8]) -> bytes:
-        """`pixels` [height, width, 3] as a file."""
+        """`pixels` [height, width, 3] as an encoded file."""
         packed = io.BytesIO()
         if self.quality:
             Image.fromarray(pixels).save(packed, "JPEG", quality=self.quality)
         else:
-            # Level 4 costs half the time of the default 6 and 3 % more bytes.
+            # Level 4 takes half the time of the default 6, for 3 % more bytes.
             Image.fromarray(pixels).save(packed, "PNG", compress_level=4)
         return packed.getvalue()
 
@@ -77,7 +77,7 @@ class Maker(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """Configuration sections and paths, which JSON does not know."""
+    """Converts configuration sections and paths for JSON."""
     return value.model_dump() if hasattr(value, "model_dump") else str(value)
 
 

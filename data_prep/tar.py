@@ -12,7 +12,7 @@ from pathlib import Path
 from onediff.data.index import BLOCK, Index, index_of
 from onediff.data.manifest import Shard
 
-# 1 January 1980: GNU tar warns about older time stamps when it unpacks.
+# 1 January 1980: GNU tar warns about older time stamps.
 MTIME = 315532800
 
 
@@ -21,7 +21,7 @@ FIELDS = struct.Struct("100s8s8s8s12s12s8s1s100s8s247x")
 
 
 def header(name: str, size: int) -> bytes:
-    """The header of a plain file: USTAR, or PAX where the name is too long or not ASCII, or the file over 8 GiB."""
+    """The header of a plain file: USTAR, or PAX if the name is too long or not ASCII or the file is over 8 GiB."""
     if not name.isascii() or len(name) > 100 or size >= 8**11:
         info = tarfile.TarInfo(name)
         info.size, info.mtime, info.mode = size, MTIME, 0o644
@@ -34,7 +34,7 @@ def header(name: str, size: int) -> bytes:
 
 
 class TarWriter:
-    """Writes one tar beside its final name; `close` renames it and gives its `Shard` entry and `Index`."""
+    """Writes one tar under a temporary name; `close` renames it and returns its `Shard` entry and `Index`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class TarWriter:
         self.samples += 1
 
     def close(self) -> tuple[Shard, Index]:
-        """Ends the tar with its two empty blocks and moves it into place."""
+        """Writes the two empty blocks that end a tar, and moves it into place."""
         self._put([bytes(2 * BLOCK)])
         self.bytes += 2 * BLOCK
         self._file.close()
@@ -67,8 +67,8 @@ class TarWriter:
         return Shard(self.path.name, self.samples, self.bytes, self._digest.hexdigest()), index
 
     def discard(self) -> None:
-        """Removes what was written."""
-        with contextlib.suppress(OSError):  # a full disk takes no more of the buffer
+        """Removes the unfinished file."""
+        with contextlib.suppress(OSError):  # a full disk cannot take the rest of the buffer
             self._file.close()
         self._aside.unlink(missing_ok=True)
 

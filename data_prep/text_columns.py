@@ -1,4 +1,4 @@
-"""Columns of text looked at as bytes: what a plan asks of all cells at once, without a Python object for each."""
+"""Processes columns of text as bytes: answers a plan's questions about all cells without a Python object for each."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.int64]
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""2⁶⁴ divided by the golden ratio, as in Knuth's multiplicative hashing; odd, so that multiplying loses nothing."""
+"""2⁶⁴ divided by the golden ratio, as in Knuth's multiplicative hashing; odd, so that multiplication is invertible."""
 AT_ONCE = 1 << 14
 """Cells hashed together, few enough for the caches."""
 BAD, WORD, MARK, SLASH = range(4)
 DASHED = np.arange(256, dtype=np.uint8)
-"""Each byte, but a dash for a slash."""
+"""Maps each byte to itself, but a slash to a dash."""
 DASHED[ord("/")] = ord("-")
 KINDS = np.zeros(256, dtype=np.uint8)
-"""What a byte may be in a plain path."""
+"""Classes of bytes in a plain path."""
 KINDS[list(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")] = WORD
 KINDS[list(b".-")] = MARK
 KINDS[list(b"/")] = SLASH
 
 
 def ends_and_bytes(column: pa.Array) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """The bytes of a column of strings without nulls, and where its cells end, `[cells + 1]` from 0 on."""
+    """The ends of cells, `[cells + 1]` starting with 0, and the bytes of a column of strings without nulls."""
     ends = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
     data = column.buffers()[2]
     if data is None or not len(column):
@@ -48,7 +48,7 @@ def are_plain_paths(column: pa.Array, shortest: int) -> bool:
 
 
 def first_bytes(column: pa.Array) -> NDArray[np.uint8]:
-    """The first byte of each cell of a column without nulls, 0 where it is empty."""
+    """The first byte of each cell of a column without nulls; 0 if it is empty."""
     ends, data = ends_and_bytes(column)
     found = np.zeros(len(column), dtype=np.uint8)
     filled = ends[1:] > ends[:-1]
@@ -57,9 +57,9 @@ def first_bytes(column: pa.Array) -> NDArray[np.uint8]:
 
 
 def codes(column: pa.Array) -> Numbers:
-    """A number from 0 on for each cell; equal texts, and no others, have the same. A null gets -1.
+    """A number from 0 on for each cell, the same for equal texts only; -1 for nulls.
 
-    Costs 0.1 µs a cell: hashes are sorted, and only cells with the same hash are compared.
+    Costs 0.1 µs per cell: hashes are sorted, and only cells with the same hash are compared.
     """
     import pyarrow.compute as pc
 
@@ -75,7 +75,7 @@ def codes(column: pa.Array) -> Numbers:
     ordered = hashes[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(same) and not pc.all(pc.equal(texts.take(order[same]), texts.take(order[same + 1]))).as_py():
-        found[is_text] = texts.dictionary_encode().indices.to_numpy()  # two texts of one hash
+        found[is_text] = texts.dictionary_encode().indices.to_numpy()  # two texts with the same hash
         return found
     is_new = np.ones(len(order), dtype=np.int64)
     is_new[0], is_new[same + 1] = 0, 0
@@ -86,16 +86,15 @@ def codes(column: pa.Array) -> Numbers:
 
 
 def are_different(column: pa.Array) -> bool:
-    """Whether no two cells of a column without nulls are equal; very rarely False even so."""
+    """Whether all cells of a column without nulls differ; very rarely False although they do."""
     return _are_different(_hashes(column))
 
 
 def have_different_ids(before: pa.ChunkedArray, after: pa.ChunkedArray) -> bool:
-    """Whether the default ids of pairs with these plain paths are sure to differ, found without making them.
+    """Whether the default ids of pairs with these plain paths certainly differ, without computing them.
 
-    Such an id is made of the paths, without their suffixes, by putting a dash in the place of some slashes and between the
-    two. Make dashes of all slashes. If all paths of a column have one suffix and as many dashes, then equal ids can only
-    come from equal paths.
+    A default id joins the paths, without their suffixes, with a dash, and replaces some slashes by dashes. Replace all
+    slashes by dashes: if all paths of a column have the same suffix and number of dashes, only equal paths give equal ids.
     """
     hashes = [_dashed_hashes(paths) for paths in (before, after)]
     if hashes[0] is None or hashes[1] is None:
@@ -163,5 +162,5 @@ def _words(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _cut(words: NDArray[np.uint64], left: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Words of which only the first `left` bytes count."""
+    """`words` with all but their first `left` bytes cleared."""
     return words << (np.maximum(8 - left, 0).astype(np.uint64) * np.uint64(8))

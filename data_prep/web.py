@@ -1,4 +1,4 @@
-"""Fetches images by URL: over http and https only, from hosts that the user named, within limits of size and time."""
+"""Fetches images by URL: over http and https only, from hosts that the user allows, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from onediff.data.sample import BadSample
 from onediff.errors import UserError
 
 ANY = "any"
-"""Stands for every host that has public addresses only."""
+"""Stands for all hosts that have only public addresses."""
 MAX_BYTES = 1 << 28
 SECONDS = 60.0
 """Longest time for one image, and longest wait for a byte of it."""
 TRIES = 3
 PAUSE = 1.0
-"""Seconds before the second try; twice as long before the third."""
+"""Seconds before the second attempt; doubled before the third."""
 PIECE = 1 << 16
 
 
@@ -31,7 +31,7 @@ def is_url(path: str) -> bool:
 
 
 def check_url(url: str, hosts: tuple[str, ...], where: str) -> str:
-    """`url`, if it may be fetched. Raises UserError; asks nobody."""
+    """Returns `url` if it may be fetched, without network access. Raises UserError."""
     fault = _fault(url, hosts)
     if fault:
         raise UserError(f"{where}: {url!r} is a URL{fault}")
@@ -39,7 +39,7 @@ def check_url(url: str, hosts: tuple[str, ...], where: str) -> str:
 
 
 def fetch(url: str, hosts: tuple[str, ...]) -> bytes:
-    """The bytes at `url`. Raises `BadSample` when three tries fail, or when there are too many."""
+    """The bytes at `url`. Raises `BadSample` if three attempts fail or there are too many bytes."""
     for tried in range(1, TRIES + 1):
         try:
             return _once(url, hosts)
@@ -75,7 +75,7 @@ def _once(url: str, hosts: tuple[str, ...]) -> bytes:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects only to hosts that the user named, over http and https."""
+    """Follows redirects only to hosts that the user allows, over http and https."""
 
     def __init__(self, hosts: tuple[str, ...]) -> None:
         self.hosts = hosts
@@ -83,7 +83,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         fault = _fault(newurl, self.hosts)
         if fault:
-            raise ValueError(f"it leads to {newurl!r}{fault}")
+            raise ValueError(f"it redirects to {newurl!r}{fault}")
         _refuse_private(newurl, self.hosts)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -104,7 +104,7 @@ def _fault(url: str, hosts: tuple[str, ...]) -> str:
 
 
 def _refuse_private(url: str, hosts: tuple[str, ...]) -> None:
-    """Under `any`, a stranger's table must not reach what only this machine can reach. Raises ValueError."""
+    """With `any`, keeps a stranger's table from reaching hosts in this machine's private networks. Raises ValueError."""
     host = str(urlsplit(url).hostname)
     if host in hosts:
         return

@@ -1,4 +1,4 @@
-"""Conditions on samples as text: `change_type == 'add' and width >= 256`."""
+"""Conditions on samples, such as `change_type == 'add' and width >= 256`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ COMPUTE: dict[type, Callable[[Any, Any], Any]] = {
 
 
 class Where:
-    """A condition on the columns of a sample: comparisons, `in`, `+ - * /`, `and`, `or`, `not`, brackets.
+    """A condition on the columns of a sample: comparisons, `in`, `+ - * /`, `and`, `or`, `not`, parentheses.
 
-    A comparison with a column that the sample lacks is false. Beside a number, text that writes a number is one, since all
-    cells of a CSV are text; a number is neither more nor less than other text. Never runs code.
+    A comparison with a column that the sample lacks is false. Text that looks like a number is compared with numbers as
+    one, since all cells of a CSV are text; other text is neither more nor less than a number. Never runs code.
     """
 
     def __init__(self, text: str) -> None:
-        """Raises UserError for anything else."""
+        """Parses `text`. Raises UserError for anything else."""
         self.text = text
         try:
             self.tree = ast.parse(text.strip(), mode="eval").body
@@ -47,11 +47,11 @@ class Where:
             if not isinstance(node, ALLOWED):
                 raise UserError(
                     f"--where {text!r}: {ast.unparse(node) if hasattr(node, 'lineno') else type(node).__name__} is not "
-                    "understood; compare columns, as in \"change_type == 'add' and width >= 256\""
+                    "supported; compare columns, as in \"change_type == 'add' and width >= 256\""
                 )
 
     def __call__(self, columns: Mapping[str, Any]) -> bool:
-        """Whether the condition holds of a sample."""
+        """Whether the condition holds for a sample."""
         return bool(_value(self.tree, columns))
 
     def check_names(self, known: set[str]) -> None:
@@ -93,7 +93,7 @@ def _stands_in(value: Any, among: Any) -> bool:
 
 
 def _alike(a: Any, b: Any) -> tuple[Any, Any]:
-    """The two values; as numbers where one is a number and the other the text of one."""
+    """The two values; both as numbers if one is a number and the other its text."""
     if isinstance(a, str) and isinstance(b, int | float):
         return _number(a), b
     return (a, _number(b)) if isinstance(b, str) and isinstance(a, int | float) else (a, b)

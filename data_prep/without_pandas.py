@@ -1,4 +1,4 @@
-"""pyarrow without pandas, which it imports to recognise a `Series` among the first values it is given."""
+"""Keeps pyarrow from importing pandas, which it does on its first conversion, to recognise a `Series`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Hidden:
 
 
 def hide_pandas() -> None:
-    """Saves 0.4 s of a process that has not imported pandas; `to_pandas()` and `import pandas` still work in it."""
+    """Saves 0.4 s in a process that has not imported pandas; `to_pandas()` and `import pandas` still work."""
     import pyarrow
 
     if "pandas" in sys.modules:

@@ -1,8 +1,8 @@
-"""Where the work of a command runs: in processes of this machine, or on a Dask cluster.
+"""Runs the work of a command in processes on this machine, or on a Dask cluster.
 
-Dask and not Ray Data: work on a shard or on a chunk is a plain function of a path, so a scheduler of tasks is all that is
-needed. Dask's is pure Python, starts inside a Slurm job or a Kubernetes pod without a daemon of its own, and gives a task
-to another worker when one dies. A finished chunk is a file, so a command continues where it stopped, on either.
+Dask rather than Ray Data: work on a shard or chunk is a plain function of a path, so a task scheduler is all that is
+needed. Dask's is pure Python, starts inside a Slurm job or a Kubernetes pod without a daemon, and reassigns the tasks of a
+worker that dies. A finished chunk is a file, so a command continues where it stopped, on either.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Found = TypeVar("Found")
 Workers = int | str | None
 """A number of processes (None: all cores), or the address of a Dask scheduler."""
 RETRIES = 2
-"""How often a task is given to another worker after its own dies."""
+"""How often a task is reassigned after its worker dies."""
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """The option `--processes`."""
+    """Adds the option `--processes`."""
     text = "worker processes (default: all cores), or a Dask scheduler whose workers share the folders: tcp://HOST:PORT"
     parser.add_argument("--processes", type=workers, metavar="N", help=text)
 
@@ -51,11 +51,11 @@ def on_cluster(
 ) -> Iterator[Found]:
     """`work(item)`, or `work(first, item)`, for every item on the cluster at `address`, in order.
 
-    `first` is sent to each worker once. Raises UserError when there is no such cluster, a worker does not see `folder`, or
-    a task has lost its worker too often; and what `work` raises.
+    `first` is sent to each worker once. Raises UserError if there is no such cluster, a worker does not see `folder`, or a
+    task has lost its worker too often; also raises the exceptions of `work`.
     """
     with _connected(address) as client, progress(len(items), title, unit) as bar:
-        # A worker that has just died gives no answer; its tasks go to others.
+        # A worker that has just died does not answer; its tasks go to others.
         seen = client.run(os.path.isdir, str(folder.resolve()), on_error="ignore")
         blind = [worker for worker, sees in seen.items() if not sees]
         if blind:

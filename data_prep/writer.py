@@ -1,9 +1,9 @@
-"""From a function that makes sample i to a folder of shards: parallel, resumable, and the same bytes every time.
+"""Writes shards from a function that makes sample i: in parallel, resumable, and with reproducible bytes.
 
-The samples, shuffled by seed where asked, are cut into chunks of `shard_samples`; a chunk is one job of one process and
-becomes one shard, or several where `shard_bytes` is reached, or none where all its samples are skipped. So the number
-of processes changes nothing. Work happens in `DIR/.tmp-<split>/`, where a finished chunk leaves a record; after a kill
-the same call continues from those. The folder is renamed to `DIR/<split>/` when all is done. Machines that share the
+The samples, shuffled if there is a seed, are split into chunks of `shard_samples`. One process makes a chunk, which becomes
+one shard, several if it reaches `shard_bytes`, or none if all its samples are skipped. The result therefore does not depend
+on the number of processes. Work happens in `DIR/.tmp-<split>/`, where a finished chunk leaves a record; after a kill, the
+same call continues from the finished ones. At the end the folder is renamed to `DIR/<split>/`. Machines that share the
 folder may each make a share of the chunks (`data_prep.share`); a call without a share then joins them.
 """
 
@@ -37,7 +37,7 @@ from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_ma
 from onediff.errors import UserError
 
 ORDER = "order.npy"
-"""The order of all samples, which the first of several tasks computes for the others."""
+"""The file with the order of all samples, which the first of several tasks computes for the others."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class WriteJob:
     seed: int | None
 
     def digest(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of all fields."""
         return digest(vars(self))
 
     def order(self) -> NDArray[np.int64]:
-        """The samples in the order in which they are cut into chunks."""
+        """The samples in the order in which they are split into chunks."""
         return shuffled(self.count, self.seed)
 
     def chunk(self, n: int, order: NDArray[np.int64]) -> list[int]:
@@ -95,16 +95,16 @@ def write_dataset(
 ) -> Report:
     """Writes `make(0) … make(count - 1)` as the data set `out/<split>/`.
 
-    `make` is called in worker processes, so it must be picklable, and must depend on nothing but its argument; it raises
-    `BadSample` for a sample to skip and count (`strict`: to stop at). A sample without a key gets its number as key.
-    `meta["notes"]`, a list of words, is counted in the report. `inputs` is a digest of what the samples are made from
-    (default: of the pickled `make`); with it a repeated call finds its finished work and returns at once. `seed` shuffles.
-    `processes` defaults to the cores this process may use, and may be the address of a Dask scheduler. `extra` goes into
-    the manifest. With a `share` only its chunks are made, beside other tasks of the same job, and the report is about
-    those; the call without one puts the data set together, and does not look at images of parts that are `trusted`.
+    `make` runs in worker processes, so it must be picklable and depend on nothing but its argument. It raises `BadSample`
+    for a sample to skip and count (with `strict`, the first one stops the call). A sample without a key gets its number as
+    key. The report counts the words in the list `meta["notes"]`. `inputs` is a digest of the samples' sources (default: of
+    the pickled `make`); it lets a repeated call recognise its finished work. `seed` shuffles. `processes` defaults to the
+    cores that this process may use, and may be the address of a Dask scheduler. `extra` goes into the manifest. With a
+    `share`, makes and reports only its chunks, beside other tasks of the same job; the call without a share joins the data
+    set, without looking at the images of `trusted` parts.
 
-    Raises UserError when `out/<split>` holds something else and not `overwrite`, when another process writes it, when no
-    sample is left or more are skipped than `max_skipped` allows, when the disk is full, or when a worker dies.
+    Raises UserError if `out/<split>` holds something else without `overwrite`, another process writes it, no sample is left
+    or more are skipped than `max_skipped` allows, the disk is full, or a worker dies.
     """
     if "/" in split or split.startswith("."):
         raise UserError(f"split {split!r}: must be a plain folder name")
@@ -134,7 +134,7 @@ def write_dataset(
 def make_chunks(
     state: Chunks, job: WriteJob, share: Share | None, processes: Workers, progress: bool, trusted: bool
 ) -> list[Made]:
-    """Makes those of this task's chunks that are missing; returns all of them."""
+    """Makes this task's missing chunks; returns all its chunks."""
     mine = [n for n in range(job.chunk_count()) if share is None or share.has(n)]
     found = {n: made for n in mine if (made := state.load(n))} if trusted else {}
     unsure = [n for n in mine if n not in found]
@@ -157,12 +157,12 @@ def make_chunks(
 
 
 def write_chunk(state: Chunks, chunk: tuple[int, list[int]]) -> None:
-    """One chunk, as a task of a cluster."""
+    """Writes one chunk, as a task on a cluster."""
     state.write(*chunk, lambda: None)
 
 
 def finished(final: Path, job: WriteJob, make: Make | None, began: float) -> Report:
-    """The report of a data set that is already there. Raises UserError when it came from other inputs."""
+    """The report of a finished data set. Raises UserError if it was made from other inputs."""
     manifest = parse_manifest(final / FILE)
     files = manifest.extra.get("files")
     changed = False
@@ -178,9 +178,9 @@ def finished(final: Path, job: WriteJob, make: Make | None, began: float) -> Rep
 
 
 def shuffled(count: int, seed: int | None) -> NDArray[np.int64]:
-    """0 … count - 1, shuffled by `seed` in the same order on every machine and version; in order without a seed.
+    """0 … count - 1, shuffled by `seed` identically on every machine and version; in order without a seed.
 
-    Costs half a microsecond each.
+    Costs half a microsecond per number.
     """
     if seed is None:
         return np.arange(count)
@@ -193,7 +193,7 @@ def shuffled(count: int, seed: int | None) -> NDArray[np.int64]:
 
 
 def _keys(count: int, seed: int) -> list[bytes]:
-    """A hash of the seed and each number; the seed is hashed once."""
+    """A hash of the seed with each number; the seed is hashed once."""
     begun, found = hashlib.blake2b(b"%d/" % seed, digest_size=8), []
     for number in range(count):
         key = begun.copy()
@@ -203,20 +203,20 @@ def _keys(count: int, seed: int) -> list[bytes]:
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def locked(folder: Path, may_share: Callable[[], bool] = lambda: False, waiting: str = "") -> Iterator[int]:
-    """Makes `folder` and locks it for this process, or, if `may_share()`, together with others that share it.
+    """Creates `folder` and locks it for this process or, if `may_share()`, together with others that share it.
 
-    Yields the descriptor of the lock. Raises UserError when another process keeps the lock for five seconds; given a
-    line `waiting`, prints it and waits.
+    Yields the lock's descriptor. Raises UserError if another process keeps the lock for five seconds; if `waiting` is
+    given, prints that line and waits instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
-        # The workers of a killed writer need a moment to notice that they are alone.
+        # The workers of a killed writer need a moment to notice that it is gone.
         deadline, told = time.monotonic() + 5, False
         while True:
             try:
@@ -232,14 +232,14 @@ def locked(folder: Path, may_share: Callable[[], bool] = lambda: False, waiting:
         try:
             yield lock.fileno()
         finally:
-            # Only parts that the next call can use are left.
+            # Only reusable parts are left.
             if folder.exists() and [path.name for path in folder.iterdir()] == ["lock"]:
                 shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def claimed(work: Path, job: WriteJob, beside_others: bool = False) -> Iterator[None]:
-    """Locks the folder `work`, emptied unless it holds parts of the same job; `beside_others` shares it with its tasks."""
+    """Locks the folder `work`, and empties it unless it holds parts of the same job; `beside_others` shares the lock."""
     mark = work / "job"
 
     def is_mine() -> bool:

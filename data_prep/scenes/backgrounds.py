@@ -1,4 +1,4 @@
-"""What lies behind the objects: a plain colour, a gradient, a texture, or a photograph toned down."""
+"""Backgrounds of scenes: a plain colour, a gradient, a texture, or a muted photograph."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from data_prep.scenes.distractors import Camera
 from onediff.errors import UserError
 
 MARGIN = 0.15
-"""How far a background reaches beyond each side of the image, so that the camera can move."""
-# Of those that scikit-image brings along, the colourful ones that are free of copyright (CC0 or public domain).
+"""Margin of a background beyond each side of the image, so that the camera can move."""
+# The colourful photographs in scikit-image that are free of copyright (CC0 or public domain).
 PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
@@ -29,13 +29,13 @@ PHOTOGRAPHS = (
     "rocket.jpg",
 )
 CONTRAST = 0.45
-"""How much of a photograph's own colours stays: more would compete with the objects."""
+"""How much of a photograph's colours is kept; more would compete with the objects."""
 
 
 def draw_background(rng: np.random.Generator, kind: BackgroundType, width: int, height: int) -> Image.Image:
     """A background for images of `width` x `height` pixels with MARGIN added on every side.
 
-    Raises UserError when photographs are asked for and scikit-image is missing.
+    Raises UserError if `kind` is a photograph and scikit-image is missing.
     """
     across, down = round(width * (1 + 2 * MARGIN)), round(height * (1 + 2 * MARGIN))
     if kind == "photograph":
@@ -64,13 +64,13 @@ def _cloud(rng: np.random.Generator, across: int, down: int, grain: int) -> NDAr
 
 
 def _photograph(rng: np.random.Generator, across: int, down: int) -> Image.Image:
-    """A part of one of the photographs, with less contrast."""
+    """A part of a photograph, with reduced contrast."""
     part = draw_part(rng, _open(PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))]), across, down)
     return Image.blend(Image.new("RGB", part.size, (112, 112, 112)), part, CONTRAST)
 
 
 def draw_part(rng: np.random.Generator, photograph: Image.Image, across: int, down: int) -> Image.Image:
-    """A random part of `photograph` in `across` x `down` pixels, undistorted."""
+    """A random part of `photograph` at `across` x `down` pixels, undistorted."""
     scale = min(photograph.width / across, photograph.height / down) * rng.uniform(0.6, 1)
     left = rng.uniform(0, photograph.width - across * scale)
     top = rng.uniform(0, photograph.height - down * scale)
@@ -95,8 +95,8 @@ def _open(name: str) -> Image.Image:
         import skimage.data
     except ImportError:
         raise UserError(
-            "backgrounds.photograph: scikit-image is not installed; install it (pip install scikit-image) or give "
-            "photographs the weight 0"
+            "backgrounds.photograph: scikit-image is not installed; install it (pip install scikit-image) or set "
+            "the weight of photographs to 0"
         ) from None
     with Image.open(Path(skimage.data.__file__).parent / name) as file:
         image = file.convert("RGB")

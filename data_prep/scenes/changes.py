@@ -1,7 +1,7 @@
-"""What can happen between the image before and the image after.
+"""Changes between the image before and the image after.
 
-Every change leaves the objects distinguishable and cannot be mistaken for another type: a replacement always has
-another shape, only objects of different shape and colour swap, nothing appears where something has just gone.
+Every change keeps the objects distinguishable and cannot be mistaken for another type: a replacement always has
+another shape, only objects of different shape and colour swap, and no object appears where another has disappeared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data_prep.scenes.things import COLOURS, PLACES, SHAPES, Thing, Things, draw
 
 
 class SceneChange(NamedTuple):
-    """One change: the objects concerned as they were and as they are, in the same order where they are both."""
+    """One change: the affected objects before and after, in the same order if they exist in both."""
 
     type: ChangeType
     old: Things
@@ -25,7 +25,7 @@ class SceneChange(NamedTuple):
 
 
 class SceneSituation(NamedTuple):
-    """Where the next change happens: the scene so far, who has changed, and which places may not be taken."""
+    """The context of the next change: the scene so far, the changed objects, and the occupied places."""
 
     now: Things
     before: Things
@@ -39,7 +39,7 @@ def draw_changes(rng: np.random.Generator, kind: ChangeType, before: Things) -> 
         return [], before
     kinds: list[ChangeType] = [kind]
     if kind == "several":
-        # Distinct objects are needed, and a third change only now and then: captions should stay short.
+        # Each change needs another object; a third change is rare, to keep captions short.
         count = 3 if len(before) > 3 and rng.random() < 0.25 else 2
         kinds = [SINGLE[int(i)] for i in rng.permutation(len(SINGLE))[:count]]
     situation = SceneSituation(before, before, frozenset(), frozenset(thing.place for thing in before))
@@ -54,7 +54,7 @@ def draw_changes(rng: np.random.Generator, kind: ChangeType, before: Things) -> 
 
 
 def _after(situation: SceneSituation, change: SceneChange) -> SceneSituation:
-    """The situation once `change` has happened."""
+    """The situation after `change`."""
     gone = {thing.number for thing in change.old}
     now = tuple(thing for thing in situation.now if thing.number not in gone) + change.new
     return SceneSituation(
@@ -83,7 +83,7 @@ def _is_new(thing: Thing, situation: SceneSituation) -> bool:
 
 def _add(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     thing = draw_thing(rng, _free_place(rng, situation), situation.now + situation.before)
-    # Something of the same shape and colour that has gone would make this a move.
+    # If an object of the same shape and colour had disappeared, this would be a move.
     same = any((thing.shape, thing.colour) == (other.shape, other.colour) for other in situation.before)
     return None if same else SceneChange("add", (), (thing,))
 
@@ -136,7 +136,7 @@ def _swap(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | 
 
 
 SINGLE: tuple[ChangeType, ...] = ("add", "remove", "move", "recolour", "resize", "replace")
-"""The types that several changes at once are made of."""
+"""The types that multiple changes consist of."""
 DRAW: dict[ChangeType, Callable[[np.random.Generator, SceneSituation], SceneChange | None]] = {
     "add": _add,
     "remove": _remove,

@@ -1,4 +1,4 @@
-"""What rendered scenes look like, which changes happen in them, and how they are put into words."""
+"""Settings for the look of rendered scenes, their changes, and their captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BackgroundType = Literal["plain", "gradient", "texture", "photograph"]
 
 
 class DistractorsConfig(Section):
-    """What differs between two images without being a change. Each one is drawn on its own, for each pair."""
+    """Differences between two images that are not changes, drawn independently for each pair."""
 
     probability: Share = 0.5
     """How often each distractor is applied."""
@@ -26,7 +26,7 @@ class DistractorsConfig(Section):
     noise: Annotated[float, Field(ge=0, le=50)] = 4.0
     """Largest standard deviation of noise in each image, in grey levels."""
     jpeg: Annotated[int, Field(ge=10, le=100)] = 60
-    """Lowest JPEG quality that an image is passed through; 100 leaves images alone."""
+    """Lowest JPEG quality of a compressed image; 100 leaves images alone."""
 
 
 class ScenesConfig(Section):
@@ -51,16 +51,16 @@ class ScenesConfig(Section):
         "several": 1.0,
         "none": 1.5,
     }
-    """Relative frequency of each type of change; a type that is left out does not occur."""
+    """Relative frequency of each type of change; omitted types do not occur."""
     backgrounds: dict[BackgroundType, Weight] = {"plain": 1.0, "gradient": 1.0, "texture": 1.0}
-    """Relative frequency of each type of background. `photograph` takes those that scikit-image brings along."""
+    """Relative frequency of each type of background. `photograph` uses those in scikit-image."""
     distractors: DistractorsConfig = DistractorsConfig()
-    """What differs between two images without being a change."""
+    """Differences between two images that are not changes."""
     names: Literal["needed", "full"] = "needed"
-    """In a pair's captions, objects are named by colour and shape, and by size and material where this is `full` or
-    where nothing less tells them apart. Captions of single images are always full."""
+    """A pair's captions name objects by colour and shape, and also by size and material if this is `full` or if they
+    cannot be told apart otherwise. Captions of single images are always full."""
     wordings: Annotated[int, Field(ge=1, le=5)] = 3
-    """How many wordings a caption has at most; each sample lists them in an order of its own."""
+    """Maximum number of wordings of a caption; each sample lists them in random order."""
 
     @model_validator(mode="after")
     def _possible(self) -> ScenesConfig:
@@ -68,5 +68,5 @@ class ScenesConfig(Section):
             raise ValueError(f"min_objects {self.min_objects} is above max_objects {self.max_objects}")
         for name in ("changes", "backgrounds"):
             if not sum(getattr(self, name).values()) > 0:
-                raise ValueError(f"{name}: no weight is above zero; give at least one")
+                raise ValueError(f"{name}: no weight is above zero; set at least one")
         return self

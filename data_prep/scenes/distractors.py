@@ -1,4 +1,4 @@
-"""What differs between two images of a pair without being a change: camera, light, noise, compression."""
+"""Distractors, the differences in a pair that are not changes: camera, light, noise, compression."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STILL = Camera()
 
 
 class Distractors(NamedTuple):
-    """The distractors of one pair. Camera and light differ from the image before; noise and JPEG harm both."""
+    """The distractors of one pair. Camera and light apply to the image after; noise and JPEG degrade both."""
 
     camera: Camera = STILL
     light: tuple[float, ...] | None = None
@@ -40,7 +40,7 @@ class Distractors(NamedTuple):
     """Quality."""
 
     def described(self) -> dict[str, Any]:
-        """Those that are applied, for the sample's `meta`."""
+        """The applied distractors, for the sample's `meta`."""
         applied: dict[str, Any] = {"viewpoint": list(self.camera)} if self.camera != STILL else {}
         applied |= {} if self.light is None else {"light": list(self.light)}
         applied |= {} if self.noise is None else {"noise": self.noise}
@@ -48,7 +48,7 @@ class Distractors(NamedTuple):
 
 
 def draw_distractors(rng: np.random.Generator, config: DistractorsConfig) -> Distractors:
-    """Each distractor with the configured probability, at a random strength up to the configured one."""
+    """Draws each distractor with the configured probability, at a random strength up to the configured one."""
     viewpoint, light, noise, jpeg = rng.random(4) < config.probability
     right, down, zoom = (float(share) * config.viewpoint for share in rng.uniform(-1, 1, 3))
     gain = 1 + rng.uniform(-1, 1) * config.light + rng.uniform(-0.3, 0.3, 3) * config.light
@@ -73,7 +73,7 @@ def disturbed(rng: np.random.Generator, pixels: NDArray[np.float32], distractors
 
 
 def _lit(pixels: NDArray[np.float32], light: tuple[float, ...]) -> NDArray[np.float32]:
-    """`pixels` [height, width, 3] under another light."""
+    """`pixels` [height, width, 3] in different light."""
     height, width = pixels.shape[:2]
     right = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * light[3]
     down = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None] * light[4]

@@ -1,4 +1,4 @@
-"""Images of scenes: a pair with its change, or one alone. Everything follows from (config, seed, index)."""
+"""Renders a pair of scenes with its change, or a single scene. The result depends only on (config, seed, index)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RenderedPair(NamedTuple):
 
 
 class Single(NamedTuple):
-    """One image and sentences that name everything in it."""
+    """One image, with sentences that name all its objects."""
 
     image: Pixels  # [height, width, 3]
     captions: list[str]
@@ -69,7 +69,7 @@ def render_pair(config: ScenesConfig, seed: int, index: int) -> RenderedPair:
 
 
 def render_single(config: ScenesConfig, seed: int, index: int) -> Single:
-    """Single image number `index` of the series `seed`, of the same kind of scene; distractors harm it, too."""
+    """Single image number `index` of the series `seed`, of the same kind of scene, including distractors."""
     rng = np.random.default_rng([seed, index, 1])
     things = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)))
     distractors = draw_distractors(rng, config.distractors)
@@ -81,7 +81,7 @@ def render_single(config: ScenesConfig, seed: int, index: int) -> Single:
 
 
 def drawn(rng: np.random.Generator, weights: dict[K, float]) -> K:
-    """One of the keys of `weights`, with the frequency that its weight asks for."""
+    """A random key of `weights`, with a probability proportional to its weight."""
     names = list(weights)
     shares = np.array([weights[name] for name in names])
     return names[int(rng.choice(len(names), p=shares / shares.sum()))]
@@ -102,16 +102,16 @@ def _draw_pair(
 def _photographed(
     rng: np.random.Generator, background: Image.Image, things: Things, config: ScenesConfig, distractors: Distractors
 ) -> tuple[Pixels, dict[int, Box]]:
-    """The scene as one camera saw it, and the box of each object by its number."""
+    """The scene as seen by a camera, and the box of each object by its number."""
     camera = distractors.camera
     pixels = through(camera, background, config.width, config.height)
-    # Further back first: what lies lower in the image covers what lies higher.
+    # Back to front: objects lower in the image cover higher ones.
     boxes = {thing.number: _lay(pixels, thing, camera) for thing in sorted(things, key=lambda thing: thing.centre[1])}
     return disturbed(rng, pixels, distractors), boxes
 
 
 def _lay(pixels: Floats, thing: Thing, camera: Camera) -> Box:
-    """Draws `thing` into `pixels` and returns the box that it touches."""
+    """Draws `thing` into `pixels`; returns its box."""
     height, width = pixels.shape[:2]
     diameter = max(4, round(SIZES[thing.size] * camera.zoom * min(width, height)))
     x, y = camera.seen(*thing.centre)

@@ -23,7 +23,7 @@ class PairMaker(Maker):
 
 @dataclass(frozen=True)
 class Singles(Maker):
-    """Images of one scene each."""
+    """Single images."""
 
     config: ScenesConfig
 

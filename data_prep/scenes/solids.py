@@ -1,4 +1,4 @@
-"""Shaded images of single solids, by casting parallel rays at them."""
+"""Renders shaded images of single solids by casting parallel rays."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ELEVATION = np.radians(32.0)
 FORWARD = np.array([0.0, np.cos(ELEVATION), -np.sin(ELEVATION)])
 UPWARD = np.array([0.0, np.sin(ELEVATION), np.cos(ELEVATION)])
 LIGHT = np.array([-0.50, -0.45, 0.74])
-"""Where the light comes from, as a unit vector: rightwards, away from the camera, upwards."""
+"""Direction of the light source, as a unit vector: rightwards, away from the camera, upwards."""
 REACH = 1.6
-"""Half the side of a sprite, in radii of the object: the shadow needs more room than the object."""
+"""Half the side of a sprite in radii of the object, with room for the shadow."""
 OVERSAMPLING = 3
 
 
@@ -45,13 +45,13 @@ def _shaded(shape: str, turn: int, diameter: int) -> tuple[Floats, Floats, Float
     origin = x[..., None] * np.array([1.0, 0.0, 0.0]) + y[..., None] * UPWARD - 4 * FORWARD
     angle = np.radians(90.0 * (turn + 0.5) / TURNS)
     spin = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    # The solid stands still and the rays turn around it, so every solid can be written in its own axes.
+    # Rotate the rays instead of the solid, so that each solid can be described in its own axes.
     depth, normal = SOLIDS[shape](origin @ spin, FORWARD @ spin)
     hit = np.isfinite(depth)
     point = origin + np.where(hit, depth, 0)[..., None] * FORWARD
     normal = normal @ spin.T
     shade = np.clip(normal @ LIGHT, 0, 1)
-    # Under parallel light a flat face would be all highlight or none: bend the normals towards those of a ball.
+    # In parallel light, a flat face would be all highlight or none: bend the normals towards those of a sphere.
     worn = 0.35 * normal + point
     worn /= np.linalg.norm(worn, axis=-1, keepdims=True) + 1e-9
     halfway = LIGHT - FORWARD
@@ -61,7 +61,7 @@ def _shaded(shape: str, turn: int, diameter: int) -> tuple[Floats, Floats, Float
 
 @lru_cache(maxsize=512)
 def _shadow(diameter: int) -> Floats:
-    """How much light the soft shadow beside an object takes, [side, side, 1]."""
+    """How much light the soft shadow beside an object takes away, [side, side, 1]."""
     x, y = _plane(diameter, 1)
     distance = np.hypot((x - 0.28) / 1.15, (y + 0.62) / 0.62)
     return (0.5 * np.clip((1.15 - distance) / 0.5, 0, 1))[..., None].astype(np.float32)
@@ -127,13 +127,13 @@ SOLIDS = {"cube": _cube, "sphere": _sphere, "cylinder": _cylinder, "cone": _cone
 
 
 def _nearer_root(a: float | Rays, b: Rays, c: Rays) -> Rays:
-    """The nearer solution of `a t² + 2 b t + c = 0` (infinite if there is none), for `a` above zero."""
+    """The smaller solution of `a t² + 2 b t + c = 0` (infinite if there is none), for positive `a`."""
     inside = b**2 - a * c
     return np.where(inside > 0, (-b - np.sqrt(np.maximum(inside, 0))) / a, np.inf)
 
 
 def _between(depth: Rays, origin: Rays, direction: Rays, low: float, high: float) -> Rays:
-    """`depth`, infinite where the hit lies above `high` or below `low`."""
+    """`depth`, but infinite if the hit is above `high` or below `low`."""
     height = origin[..., 2] + np.where(np.isfinite(depth), depth, 0) * direction[2]
     return np.where((height >= low) & (height <= high), depth, np.inf)
 

@@ -1,4 +1,4 @@
-"""The objects of a scene: their attributes, the nine places where they lie, and how scenes are drawn by lot."""
+"""The objects of a scene: their attributes, their nine possible places, and how scenes are drawn at random."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ TURNS = 6
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `number` stays with it from the image before to the image after; `turn` is its rotation in
-    steps of 90 / TURNS degrees; `offset` is how far it lies from the centre of its place (shares of the sides)."""
+    """One object. It has the same `number` before and after the change; `turn` is its rotation in steps of 90 / TURNS
+    degrees; `offset` is its distance from the centre of its place, as shares of the sides."""
 
     number: int
     size: str
@@ -44,7 +44,7 @@ class Thing:
 
     @property
     def look(self) -> tuple[str, str, str, str]:
-        """What it looks like, wherever it lies: size, colour, material, shape."""
+        """Its appearance regardless of its place: size, colour, material, shape."""
         return self.size, self.colour, self.material, self.shape
 
     @property
@@ -58,7 +58,7 @@ Things = tuple[Thing, ...]
 
 
 def draw_scene(rng: np.random.Generator, count: int) -> Things:
-    """`count` objects in different places, no two of which look the same."""
+    """`count` objects in different places, all with different looks."""
     places = rng.permutation(len(PLACES))[:count]
     things: Things = ()
     for place in places:
@@ -80,11 +80,11 @@ def draw_thing(rng: np.random.Generator, place: int, others: Things) -> Thing:
 
 
 def settle(rng: np.random.Generator, thing: Thing) -> Thing:
-    """`thing`, a little off the centre of its place."""
+    """`thing`, slightly off the centre of its place."""
     across, down = rng.uniform(-JITTER, JITTER, 2)
     return replace(thing, offset=(float(across), float(down)))
 
 
 def pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
-    """One of `choices`, each as likely as the others."""
+    """One of `choices`, with equal probability."""
     return choices[int(rng.integers(len(choices)))]

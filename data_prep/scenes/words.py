@@ -1,4 +1,4 @@
-"""Scenes and changes in words, from a small fixed vocabulary."""
+"""Captions of scenes and changes, from a small fixed vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.scenes.things import PLACES, Thing, Things
 
 Names = Literal["needed", "full"]
 
-# {old} and {new} name an object without an article, {a_new} has one; {from}, {to} and {at} are its place.
+# {old} and {new} name an object without an article, {a_new} with one; {from}, {to} and {at} are places.
 WORDINGS: dict[str, tuple[str, ...]] = {
     "add": (
         "{a_new} has appeared {at}",
@@ -72,7 +72,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "everything is as it was before",
     ),
 }
-# Several changes in one sentence leave out the places that the names of the objects make superfluous.
+# Sentences with several changes leave out places that the objects' names make redundant.
 CLAUSES: dict[str, tuple[str, str]] = {
     "add": ("{a_new} has appeared {at}", "there is now {a_new} {at}"),
     "remove": ("the {old} has been removed", "the {old} is gone"),
@@ -87,7 +87,7 @@ LISTS = ("{all}", "there is {all}", "the image shows {all}", "one can see {all}"
 def pair_captions(
     rng: np.random.Generator, changes: Sequence[SceneChange], before: Things, after: Things, names: Names, wordings: int
 ) -> list[str]:
-    """Up to `wordings` sentences that tell all of `changes` and nothing else, in random order."""
+    """Up to `wordings` sentences that describe exactly `changes`, in random order."""
     if not changes:
         return _shuffled(rng, list(WORDINGS["none"][:wordings]))
     facts = [_facts(change, before, after, names) for change in changes]
@@ -103,23 +103,23 @@ def pair_captions(
 
 
 def single_captions(rng: np.random.Generator, things: Things, wordings: int) -> list[str]:
-    """Up to `wordings` sentences that name each of `things` in full, each behind its place, in random order.
+    """Up to `wordings` sentences that name each of `things` in full after its place, in random order.
 
-    The place comes first: a model that learns to see from these sentences then knows where to look for the words that
-    follow, and learns several times as fast as from "a small red cube at the top left".
+    The place comes first, so that a model that learns to see from these sentences knows where to look for the following
+    words; it learns several times as fast as from "a small red cube at the top left".
     """
     ordered = sorted(things, key=lambda thing: thing.place)
     return listed(rng, [f"{at(thing.place)} {with_article(' '.join(thing.look))}" for thing in ordered], wordings)
 
 
 def listed(rng: np.random.Generator, clauses: Sequence[str], wordings: int) -> list[str]:
-    """Up to `wordings` sentences that say that an image shows all of `clauses`, in random order."""
+    """Up to `wordings` sentences that state that an image shows all of `clauses`, in random order."""
     everything = _joined(clauses)
     return _shuffled(rng, [text.format(all=everything) for text in LISTS[:wordings]])
 
 
 def name(thing: Thing, among: Things, names: Names) -> str:
-    """What `thing` is called: colour and shape, with size or material (or both) where others share those, or always."""
+    """The name of `thing`: colour and shape, plus size or material (or both) if others share those or `names` is full."""
     others = [other for other in among if other.number != thing.number]
     for with_material, with_size in product((False, True), repeat=2):
         kept = (with_size, True, with_material, True)
@@ -130,7 +130,7 @@ def name(thing: Thing, among: Things, names: Names) -> str:
 
 
 def at(place: int) -> str:
-    """The place as it follows a verb: at the top left, in the middle, on the right."""
+    """The place as an adverbial: at the top left, in the middle, on the right."""
     where = PLACES[place]
     return f"{'in' if where == 'middle' else 'on' if where in ('left', 'right') else 'at'} the {where}"
 
@@ -140,7 +140,7 @@ def with_article(words: str) -> str:
 
 
 def _facts(change: SceneChange, before: Things, after: Things, names: Names) -> dict[str, str]:
-    """What the wordings are filled with."""
+    """The values for the placeholders in the wordings."""
     old, new = change.old[:1], change.new[:1]
     facts = {"at": at((old or new)[0].place)}
     for thing in old:

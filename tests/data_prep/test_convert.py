@@ -154,7 +154,7 @@ def test_statistics_of_a_data_set_that_lacks_a_shard_are_one_line(folder: Path, 
     (shard,) = (folder / "out/train").glob("*.tar")
     shard.unlink()
     assert main(["data", "stats", str(folder / "out")]) == 2
-    assert f"{shard}: the shard is missing; 'onediff data check' names" in capsys.readouterr().err
+    assert f"{shard}: the shard is missing; 'onediff data check' lists" in capsys.readouterr().err
 
 
 def test_absolute_paths_below_the_image_folder_are_paths_in_it(folder: Path, tmp_path_factory, capsys) -> None:

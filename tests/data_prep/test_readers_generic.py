@@ -258,7 +258,7 @@ def test_a_misspelt_split_is_refused_and_an_own_one_noted(folder: Path, capsys: 
     path = table(folder / "t.csv", [{**PAIR, "split": "trian"}, other])
     code, _, error = convert(capsys, "generic", folder / "out", "--table", path)
     assert code == 2
-    assert "t.csv row 1: split 'trian': did you mean 'train'? If not, say so with --splits trian,…" in error
+    assert "t.csv row 1: split 'trian': did you mean 'train'? If not, add --splits trian,…" in error
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--splits", "trian,hard")
     assert code == 0, error
     assert "noted: split hard is none of train, val, test: commands use it only where it is named" in said.splitlines()

@@ -74,7 +74,7 @@ def test_what_comes_is_the_file_also_after_a_redirect_and_a_busy_server(server: 
         ("large.png", "too_large", "has more than 268,435,456 bytes", 1),
         ("endless.png", "missing_image", "cannot be fetched: more than 0.3 s", 3),
         ("to-file", "missing_image", "Redirection to url 'file:///etc/passwd' is not allowed", 1),
-        ("to-other", "missing_image", "it leads to 'http://other.example/1.png'; add --fetch other.example", 1),
+        ("to-other", "missing_image", "it redirects to 'http://other.example/1.png'; add --fetch other.example", 1),
     ],
 )
 def test_what_cannot_be_had_is_one_clear_line(
