@@ -40,11 +40,12 @@ from onediff.demo.labels import ATTRIBUTES, NOTHING, Labels, objects
 from onediff.model.vision import VisionTower, vision_architecture
 from onediff.progress import progress
 from onediff.training.heap import keep_freed_memory
+from onediff.training.muon import Muon
 from onediff.training.optimizer import lr_multiplier
 
 log = logging.getLogger(__name__)
 
-OPTIMIZER = OptimizerConfig(lr=3e-3, betas=(0.9, 0.98), warmup=0.05)
+OPTIMIZER = OptimizerConfig(lr=2e-3, betas=(0.9, 0.98), warmup=0.05)
 POSITION_STD = 0.28
 """Initial standard deviation of patch embeddings; position embeddings with CLIP's 0.02 would be drowned out."""
 FIRST_SAMPLES = 512
@@ -61,7 +62,7 @@ HELD_OUT, HELD_OUT_SAMPLES = "val", 200
 class TowerTraining:
     """How long the tower is trained, and in which batches."""
 
-    steps: int = 700
+    steps: int = 600
     """Optimizer steps."""
     batch: int = 40
     """Samples per step; a pair has two images."""
@@ -206,7 +207,10 @@ def _train(
 ) -> None:
     """Trains all steps that `state` does not include."""
     weights = list(model.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0, fused=True)
+    matrices = [layer.weight for layer in model.tower.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    others = [weight for weight in weights if all(weight is not matrix for matrix in matrices)]
+    groups: list[dict[str, Any]] = [{"params": matrices, "matrices": True}, {"params": others}]
+    optimizer = Muon(groups, lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0, fused=True)
     begun = _restore(state, recipe, model, optimizer)
     bar = progress(training.steps, "vision tower", "steps", initial=begun)
     with ThreadPoolExecutor(1) as reader, bar:

@@ -73,7 +73,8 @@ class Muon(AdamW):
     def _averaged(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
+            state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(weight)}
+        state["step"] += 1
         return state["momentum_buffer"].lerp_(weight.grad, 1 - MOMENTUM)
 
 
