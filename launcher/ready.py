@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from launcher.plan import EVALUATE
 from launcher.profile import ClusterProfile
+from onediff.config.tracking import TrackingConfig
+from onediff.config.training import OptimizerConfig, TrainingConfig
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,10 +38,9 @@ def check_inputs(
     """Check shards, pretrained models and `init` for `phases`; `said` is the configuration and its overrides as typed.
 
     A resumed run (`begins` is false) has its weights in checkpoints. Missing inputs raise UserError, or are only listed in
-    a dry run; so do inputs that do not match the configuration. Without `weights`, models are not checked: the nodes
-    download them.
+    a dry run. What training would refuse of the configuration raises UserError too. Without `weights`, models are not
+    checked: the nodes download them.
     """
-    from onediff.hub.named import named_in
     from onediff.plan.missing import PARTS, missing_data, missing_lines, missing_models
 
     trained = [phase for phase in phases if phase != EVALUATE]
@@ -54,14 +55,19 @@ def check_inputs(
         if not dry_run:
             raise UserError("; ".join(lines))
         print(*lines, sep="\n", file=sys.stderr)
-    if not weights or models:
+    if not weights or not begins:
         return
     sources = config.init.addresses if config.init is not None else {}
-    parts = [part for part in PARTS if begins and part not in sources]
-    if named_in(config.model, parts):
-        wrong = unfit(config.model_dump_json(), tuple(parts), tuple(sorted(profile.environment.items())))
-        if wrong:
-            raise UserError("; ".join(wrong))
+    parts = tuple(part for part in PARTS if part not in sources)
+    wrong = unfit(as_checked(config), parts, tuple(sorted(profile.environment.items())))
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+def as_checked(config: RunConfig) -> str:
+    """The configuration as JSON, without what the checks of `unfit` do not depend on: a sweep checks its model once."""
+    others = {"optimizer": OptimizerConfig(), "training": TrainingConfig(), "tracking": TrackingConfig()}
+    return config.model_copy(update={"name": "checked", **others}).model_dump_json()
 
 
 def offline(model: ModelConfig, profile: ClusterProfile) -> ClusterProfile:
@@ -75,13 +81,13 @@ def offline(model: ModelConfig, profile: ClusterProfile) -> ClusterProfile:
 
 @lru_cache(maxsize=8)
 def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> list[str]:
-    """Mismatches between the pretrained models and the configuration. Runs in a subprocess, since it imports torch.
+    """What training would refuse of the configuration and its pretrained models. Asks a process that imports torch.
 
     Empty, with a note, if torch is not installed.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "onediff.model.readable", *parts],
+            [sys.executable, "-m", "onediff.training.dry_build", *parts],
             input=config,
             env={**os.environ, **dict(environment), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
@@ -92,7 +98,7 @@ def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         said = error.stderr if isinstance(error.stderr, str) else ""
         why = (said.strip().splitlines() or [f"no answer from {sys.executable}"])[-1]
-        print(f"weights not compared with the configuration: {why}", file=sys.stderr)
+        print(f"not checked whether the model can be built: {why}", file=sys.stderr)
         return []
     found: list[str] = json.loads(done.stdout.splitlines()[-1])
     return found

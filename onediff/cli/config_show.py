@@ -2,6 +2,9 @@
 
 onediff config show configs/demo.yaml
 onediff config show runs/demo optimizer.lr=3e-4
+
+It checks every key and value of OneDiff's own settings. `onediff plan` also builds the model, and so checks the keys below
+`model.vision.config` and `model.language.config`, which are transformers' own.
 """
 
 from __future__ import annotations
@@ -16,5 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onediff.config.compose import as_yaml, load_run
+    from onediff.config.towers import check_levels
 
-    print(as_yaml(load_run(args.config, args.overrides)), end="")
+    config = load_run(args.config, args.overrides)
+    depth = (config.model.vision.config or {}).get("num_hidden_layers")
+    if isinstance(depth, int):
+        check_levels(config.model.vision, depth)
+    print(as_yaml(config), end="")

@@ -67,7 +67,7 @@ def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         raise UserError("--at-once and --attempts must be at least 1, --controls and --bootstrap at least 0")
     references = read_references(args.references)
     predictions = read_predictions(args.predictions, args.allow_missing)
-    missing = unanswered(references.captions, references.captions, [predictions], args.allow_missing)
+    missing = unanswered(references.captions, references, [predictions], args.allow_missing)
     cache = Cache(args.cache)
     try:
         asker = Asker(

@@ -58,6 +58,7 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     gpu = gpu_named(args.gpu)
     gpus, per_node = asked(args, gpu.per_node)
     config = load_run(args.config, args.overrides)
+    check(config)
     if args.suggest:
         plans = suggest(config, gpu, gpus, per_node, args.text)
     else:
@@ -81,6 +82,25 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         if found:
             return 2, result
     return 1 if unfit else 0, result
+
+
+def check(config: RunConfig) -> None:
+    """Raises UserError for what training would refuse of the configuration. Says so where torch is not installed."""
+    from onediff.errors import UserError
+
+    try:
+        from onediff.training.dry_build import faults
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("onediff"):
+            raise
+        print(
+            f"onediff plan: {error.name} is not installed, so only sizes are checked: no keys of model.vision.config and "
+            "model.language.config, no types of models, no tokenizer",
+            file=sys.stderr,
+        )
+        return
+    if found := list(faults(config)):
+        raise UserError("; ".join(found))
 
 
 def asked(args: argparse.Namespace, usual: int) -> tuple[int, int]:

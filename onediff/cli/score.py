@@ -5,7 +5,8 @@
   onediff score --references gt.csv --predictions mine.csv --out scores.json --report scores.html
 
 Files are COCO-style JSON (`{"annotations": [{"image_id", "caption"}]}` or the bare list), JSON lines (`{"id",
-"captions" or "caption", "change_type"?}`) or CSV (columns `id`, `caption`, `change_type`?).
+"captions" or "caption", "change_type"?}`) or CSV (columns `id`, `caption`, `change_type`?). A caption may also be called
+`text` or `prediction`, and an id `image_id`.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class ImageConfig(Section):
 class VisionConfig(PretrainedPart):
     """The siamese vision tower, which encodes both images with the same weights."""
 
-    levels: tuple[int, ...] = (8, 16, 24)
+    levels: tuple[int, ...] = Field((8, 16, 24), min_length=1)
     """Encoder layers whose outputs the delta module reads, counted from 1."""
     output_level: int = -2
     """The hidden state that the language model reads: an encoder layer, or a negative index (-1 is the last)."""
@@ -157,14 +157,6 @@ class ModelConfig(Section):
     """The Visual Delta Module."""
     language: LanguageConfig
     """The language model."""
-
-    @model_validator(mode="after")
-    def _levels_exist(self) -> ModelConfig:
-        depth = (self.vision.config or {}).get("num_hidden_layers")
-        outside = [level for level in self.vision.levels if isinstance(depth, int) and not 1 <= level <= depth]
-        if outside:
-            raise ValueError(f"vision.levels: {outside[0]} is outside the tower's layers 1 to {depth}")
-        return self
 
     def with_parts(self, vision: str, language: str, tokenizer: str) -> ModelConfig:
         """The same model with its parts loaded from these folders."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from onediff.atomic import write_whole
 from onediff.data.sample import change_list
 from onediff.errors import UserError
+from onediff.evaluation.items.known import known as known_changes
 
 ID_NAMES = ("id", "image_id")
 TEXT_NAMES = ("caption", "captions", "text", "prediction")
@@ -27,6 +28,15 @@ class References(NamedTuple):
     captions: Mapping[str, Sequence[str]]
     change_types: Mapping[str, str] = {}
     changes: Mapping[str, Mapping[str, Any]] = {}
+    where: str = "references"
+    """the file, for messages"""
+
+
+class Predictions(dict[str, str]):
+    """The caption of each pair by id."""
+
+    where = "predictions"
+    """the file, for messages"""
 
 
 class FileRow(NamedTuple):
@@ -51,15 +61,17 @@ def read_references(path: Path) -> References:
             if known != row.change_type:
                 raise UserError(f"{row.where}: id {row.pair!r} is {row.change_type!r} here and {known!r} above")
         if row.changes is not None:
+            known_changes(row.changes, row.where)
             changes[row.pair] = row.changes
     if not captions:
         raise UserError(f"{path}: no references in it")
-    return References(captions, change_types, changes)
+    return References(captions, change_types, changes, str(path))
 
 
-def read_predictions(path: Path, allow_missing: bool = False) -> dict[str, str]:
+def read_predictions(path: Path, allow_missing: bool = False) -> Predictions:
     """The caption of each id. An empty one is an error, or left out with `allow_missing`. Raises UserError."""
-    found: dict[str, str] = {}
+    found = Predictions()
+    found.where = str(path)
     seen: dict[str, str] = {}
     for row in _rows(path):
         if row.pair in seen:
@@ -143,7 +155,7 @@ def _json_line_rows(path: Path, text: str) -> Iterator[FileRow]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[FileRow]:
-    """A header with `id` (or `image_id`) and `caption`; other columns are ignored, except `change_type`."""
+    """A header with one of `ID_NAMES` and one of `TEXT_NAMES`; other columns are ignored, except `change_type`."""
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
     )

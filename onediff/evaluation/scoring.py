@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onediff.errors import UserError
-from onediff.evaluation.files import References
+from onediff.evaluation.files import Predictions, References
 from onediff.evaluation.metrics import Metric, Pairs, Rows, Unavailable, chosen, scores_of
 from onediff.evaluation.metrics.metric import Images, existing
 from onediff.evaluation.protocols import Protocol
@@ -118,8 +118,8 @@ def score_all(
     images: Images | None = None,
 ) -> list[Scores]:
     """`score` for several systems on the same pairs (those that all of them answered), tokenised together."""
-    counted = rules.treated(references.captions)
-    missing = unanswered(counted, references.captions, systems, allow_missing)
+    counted = rules.treated(references.captions, references.where)
+    missing = unanswered(counted, references, systems, allow_missing)
     texts = {pair: captions for pair, captions in counted.items() if pair not in missing}
     if not texts:
         raise UserError("no pair to score: no id is in both the references and the predictions")
@@ -249,20 +249,23 @@ def require_comparable(ours: Scores, other: Scores) -> None:
 
 
 def unanswered(
-    counted: Mapping[str, Sequence[str]],
-    references: Mapping[str, Sequence[str]],
+    counted: Collection[str],
+    references: References,
     systems: Iterable[Mapping[str, str]],
     allow_missing: bool,
 ) -> tuple[str, ...]:
-    """The pairs for which some system has no caption. Raises UserError unless `allow_missing`."""
+    """The pairs in `counted` for which some system has no caption. Raises UserError unless `allow_missing`."""
     missing: dict[str, None] = {}
     for system in systems:
-        unknown = [pair for pair in system if pair not in references]
+        where = system.where if isinstance(system, Predictions) else Predictions.where
+        unknown = [pair for pair in system if pair not in references.captions]
         if unknown:
-            raise UserError(f"predictions: {_some(unknown)} not among the references; remove it or fix the id")
-        missing |= dict.fromkeys(pair for pair in counted if pair not in system)
-    if missing and not allow_missing:
-        raise UserError(f"predictions: no caption for {_some(list(missing))}; --allow-missing scores the other pairs")
+            among = "the references" if references.where == "references" else f"the references in {references.where}"
+            raise UserError(f"{where}: {_some(unknown)} not among {among}; remove it or fix the id")
+        absent = [pair for pair in counted if pair not in system]
+        if absent and not allow_missing:
+            raise UserError(f"{where}: no caption for {_some(absent)}; --allow-missing scores the other pairs")
+        missing |= dict.fromkeys(absent)
     return tuple(missing)
 
 

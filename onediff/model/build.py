@@ -10,8 +10,9 @@ from onediff.config.model import ModelConfig
 from onediff.data.prompts import Prompter
 from onediff.data.rows import Processor
 from onediff.errors import UserError
+from onediff.model.architecture import architecture
 from onediff.model.tokenizer import load_tokenizer
-from onediff.model.vision import architecture, vision_architecture
+from onediff.model.vision import side_of, vision_architecture
 
 
 def architecture_only(config: ModelConfig) -> ModelConfig:
@@ -41,5 +42,5 @@ def build_processor(model: ModelConfig, data: DataConfig, learned_tokenizer: Pat
             "use the model's own tokenizer, or raise vocab_size"
         )
     prompter = Prompter(tokenizer, data.prompt, model.delta.tokens)
-    patch = vision_architecture(model.vision).patch_size
+    patch = side_of(vision_architecture(model.vision).patch_size)
     return Processor(prompter, model.vision.image, data, patch), tokenizer

@@ -34,6 +34,14 @@ ONE_A_ROW = frozenset(_ONE_A_ROW.split())
 
 COVERED = PACKED | ONE_A_ROW
 
+_CUT = """
+    arcee cohere cohere2 cwm ernie4_5 exaone4 flint gemma gemma2 gemma3_text gpt_neox granite helium hyperclovax
+    internlm3 iquestcoder jais2 llama ministral ministral3 mistral nanochat nemotron olmo phi qwen2 qwen3 smollm3
+    starcoder2 vaultgemma youtu
+"""
+CUT = frozenset(_CUT.split())
+"""Model types tested to have the same loss and gradients at every tensor-parallel size."""
+
 _SHARED = """
     arcee cohere cohere2 cwm deepseek_v3 ernie4_5 exaone4 gemma gemma3_text glm glm4 gpt_neox granite helium
     hyperclovax internlm3 iquestcoder jais2 llama ministral ministral3 mistral mixtral nanochat olmo olmo2 olmo3 phi
@@ -91,6 +99,13 @@ def check_language(architecture: Any, where: str = "model.language") -> None:
             f"{where}: models of type {kind} are not supported{hint}; docs/parallel.md lists supported types, such as "
             "llama, mistral, qwen3, smollm3, gemma3_text, granite"
         )
+    heads = getattr(architecture, "num_attention_heads", None)
+    shared = getattr(architecture, "num_key_value_heads", None) or heads
+    if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
+        raise UserError(
+            f"{where}: {heads} attention heads cannot share {shared} key/value heads; make num_attention_heads a multiple "
+            "of num_key_value_heads"
+        )
     if getattr(architecture, "output_router_logits", False) and kind not in ROUTED:
         raise UserError(
             f"{where}: the loss of {kind}'s router is not supported; set output_router_logits to false in its config"
@@ -118,6 +133,29 @@ def check_shares(architecture: Any, tensor: int, context: int, where: str = "par
             "do not know; use parallel.context=1"
         )
     check_heads(architecture.num_attention_heads, tensor, context)
+
+
+def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tensor") -> None:
+    """Raises UserError, before any weights are read, if the language model cannot be split into `tp_size` parts."""
+    kind = architecture.model_type
+    if kind not in CUT:
+        raise UserError(f"{where}: models of type {kind} do not support tensor parallelism; use parallel.tensor=1")
+    heads = architecture.num_attention_heads
+    counts = {
+        "attention heads": heads,
+        "key/value heads": getattr(architecture, "num_key_value_heads", None) or heads,
+        "feed-forward units": architecture.intermediate_size,
+    }
+    for what, count in counts.items():
+        if count % tp_size:
+            raise UserError(f"{where}: {count} {what} cannot be split into {tp_size} equal parts")
+
+
+def check_sequence(architecture: Any, where: str = "parallel.sequence") -> None:
+    """Raises UserError for a model whose layers are not norm, attention, norm, feed-forward."""
+    families = ("llama", "mistral", "qwen2", "qwen3")
+    if architecture.model_type not in families:
+        raise UserError(f"{where}: supports {', '.join(families)}, not {architecture.model_type} models; turn it off")
 
 
 def check_packs(architecture: Any, where: str) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from onediff.config.model import LanguageConfig, LoraConfig
 from onediff.data.batch import Batch
 from onediff.data.segments import Segments
+from onediff.model.architecture import architecture, described, pretrained
 from onediff.model.families import check_language, logits_of
 from onediff.model.lean import transformers
 from onediff.model.lora import add_adapters
 from onediff.model.registered import NAME, implementation, no_mask, segments_mask
-from onediff.model.vision import architecture, pretrained
 from onediff.parallel.context import ContextSplit
 from onediff.parallel.loss import Logits, target_loss, with_loss
 from onediff.parallel.placement import Placement
@@ -48,7 +48,7 @@ def build_language(
     else:
         assert lora is None, "adapters need a placement"
         if config.name is None:
-            language = transformers.AutoModelForCausalLM.from_config(arch, attn_implementation=attention)
+            language = described(transformers.AutoModelForCausalLM, arch, attn_implementation=attention)
         else:
             language = pretrained(transformers.AutoModelForCausalLM, config, arch, "model.language", attention)
     with_loss(language.get_output_embeddings(), Logits(*logits_of(language.config)))

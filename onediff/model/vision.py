@@ -4,98 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from onediff.config.model import PretrainedPart, VisionConfig
-from onediff.config.section import nearest
-from onediff.config.towers import ANY_SIZE, ONE_SIZE, OWN_SHAPE
+from onediff.config.model import VisionConfig
+from onediff.config.towers import OWN_SHAPE, TowerFields, check_supported, check_tower
 from onediff.data.features import read_layers
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError
+from onediff.model.architecture import architecture, described, pretrained
 from onediff.model.lean import transformers
 from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
-from onediff.parallel.pretrained import UNREAD
-
-
-def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedConfig:
-    """The Hugging Face configuration of a part, from `config` or `name`.
-
-    Raises UserError, with the key `where`, if the model type is unknown or `name` cannot be read.
-    """
-    if part.config is not None:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        fields: dict[str, Any] = dict(part.config)
-        kind = fields.pop("model_type")
-        if kind not in CONFIG_MAPPING:
-            raise UserError(f"{where}.config.model_type: unknown {kind!r}{nearest(kind, CONFIG_MAPPING.keys())}")
-        _check_keys(fields, CONFIG_MAPPING[kind], where)
-        try:
-            return CONFIG_MAPPING[kind](**fields)
-        except (StrictDataclassError, TypeError, ValueError) as error:
-            hint = "; YAML reads 1e-06 as text, and 1.0e-06 as a number" if "got str" in str(error) else ""
-            raise UserError(f"{where}.config: {error}{hint}") from None
-    try:
-        assert part.name is not None
-        return transformers.AutoConfig.from_pretrained(part.name, revision=part.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{where}.name: cannot read {part.name!r}: {first}") from None
-
-
-def _check_keys(fields: dict[str, Any], config_class: type[transformers.PretrainedConfig], where: str) -> None:
-    """Raises UserError for a misspelt key, which the class would silently ignore.
-
-    Other unknown keys pass, because configurations on the hub contain keys that their class does not read.
-    """
-    known = config_class().to_dict().keys() | config_class.attribute_map.keys()
-    for key in fields.keys() - known:
-        if close := get_close_matches(key, known, n=1, cutoff=0.85):
-            raise UserError(f"{where}.config: unknown key {key!r} (did you mean {close[0]!r}?)")
-
-
-def pretrained(
-    model_class: Any, part: PretrainedPart, arch: transformers.PretrainedConfig, where: str, attention: str | None
-) -> Any:
-    """A model of `model_class` with the weights of `part.name`.
-
-    Raises UserError, with the key `where`, if they cannot be read or if any are missing, which Hugging Face would initialise
-    randomly.
-    """
-    try:
-        model, report = model_class.from_pretrained(
-            part.name, revision=part.revision, config=arch, attn_implementation=attention, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where}.name: cannot read the weights in {part.name!r}: {first}") from None
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNREAD))
-    if missing:
-        raise UserError(f"{where}.name: the weights in {part.name!r} lack {len(missing)} tensors, such as {missing[0]}")
-    return model
 
 
 def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
     """The tower's configuration; for a two-tower model such as CLIP, that of its vision tower.
 
-    Raises UserError for unsupported types. Supported towers have hidden states with one token per patch, row by row, after
-    any extra tokens.
+    Raises UserError for unsupported types (`check_supported`), and if the configured levels or images do not match the tower.
     """
     found = architecture(config, "model.vision")
     found = getattr(found, "vision_config", found)
-    if found.model_type not in (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE):
-        raise UserError(
-            f"model.vision: models of type {found.model_type} are not supported; docs/parallel.md lists supported types, "
-            "such as clip_vision_model, siglip_vision_model, siglip2_vision_model, dinov2, dinov3_vit, internvl_vision"
-        )
+    check_supported(found.model_type)
+    _check_fits(config, found)
     return found
 
 
@@ -106,27 +40,17 @@ def image_tokens(config: VisionConfig, arch: transformers.PretrainedConfig) -> i
     return (config.image.size // side_of(arch.patch_size)) ** 2
 
 
-def side_of(size: int | Sequence[int]) -> int:
-    """The side of a square given as one number or as two (InternVL)."""
-    return size if isinstance(size, int) else size[0]
+def side_of(size: int | Sequence[int] | None) -> int:
+    """The side of a square given as one number or as two (InternVL); 0 if it is not given."""
+    return size[0] if isinstance(size, Sequence) else size or 0
 
 
-def check_fits(config: VisionConfig, arch: transformers.PretrainedConfig) -> None:
-    """Raises UserError if the configured levels or images do not match the tower."""
-    depth = arch.num_hidden_layers
-    for level in config.levels:
-        if not 1 <= level <= depth:
-            raise UserError(f"model.vision.levels: {level} is outside the tower's layers 1 to {depth}")
-    if not -depth <= config.output_level + 1 <= depth + 1:
-        raise UserError(f"model.vision.output_level: {config.output_level} is outside the tower's {depth} layers")
-    size, native = config.image.size, arch.model_type in OWN_SHAPE
-    if native != (config.image.fit == "native"):
-        raise UserError(
-            f"model.vision.image.fit: {config.image.fit}, but a {arch.model_type} takes images "
-            + ("in their own shape; use native" if native else "of a fixed size; use another fit")
-        )
-    if arch.model_type in ONE_SIZE and size != (own := side_of(arch.image_size)):
-        raise UserError(f"model.vision.image.size: {size}, but this tower takes images of {own} pixels; use that")
+def _check_fits(config: VisionConfig, arch: transformers.PretrainedConfig) -> None:
+    own = None if arch.model_type in OWN_SHAPE else side_of(arch.image_size)
+    fields = TowerFields(
+        arch.model_type, arch.num_hidden_layers, own, side_of(arch.patch_size), getattr(arch, "num_channels", 3)
+    )
+    check_tower(config, fields)
 
 
 class VisionTower(nn.Module):
@@ -139,13 +63,12 @@ class VisionTower(nn.Module):
         super().__init__()
         arch = vision_architecture(config)
         attention = attention or implementation(transformers.AutoModel, arch)
-        check_fits(config, arch)
         if placement is not None:
             self.model = placement.build(
                 transformers.AutoModel, arch, config.name, revision=config.revision, attention=attention
             )
         elif config.name is None:
-            self.model = transformers.AutoModel.from_config(arch, attn_implementation=attention)
+            self.model = described(transformers.AutoModel, arch, attn_implementation=attention)
         else:
             self.model = pretrained(_class_of(arch), config, arch, "model.vision", attention)
         self.levels = config.levels
@@ -244,7 +167,7 @@ def encoder_layers(model: Any, where: str = "vision_last") -> nn.ModuleList:
 
 def _class_of(arch: transformers.PretrainedConfig) -> Any:
     with torch.device("meta"):
-        return type(transformers.AutoModel.from_config(arch))
+        return type(described(transformers.AutoModel, arch))
 
 
 def side_tokens(tokens: int) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from onediff.model.architecture import described
+from onediff.model.families import check_divisible
 from onediff.parallel.materialize import InMemory, WeightSource, place
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
@@ -57,14 +59,12 @@ class Placement:
         """
         tp_size = self.topology.tp_size if cut else 1
         if tp_size > 1:
-            from onediff.parallel.tensor import check_divisible  # Megatron-core takes seconds to import
-
             check_divisible(architecture, tp_size)
         if name is None and tp_size == 1 and not self.filled_later and adapt is None:
-            return auto.from_config(architecture, attn_implementation=attention, dtype=self.dtype)
+            return described(auto, architecture, attn_implementation=attention, dtype=self.dtype)
         with torch.device("meta"):
-            model = auto.from_config(architecture, attn_implementation=attention, dtype=self.dtype)
-            plain = model if adapt is None else auto.from_config(architecture, dtype=self.dtype)
+            model = described(auto, architecture, attn_implementation=attention, dtype=self.dtype)
+            plain = model if adapt is None else described(auto, architecture, dtype=self.dtype)
         adapted = None if adapt is None else adapt(model)
         source = None if self.filled_later else self._source(auto, plain, architecture, name, revision)
         if source is not None and adapted is not None:
@@ -81,5 +81,5 @@ class Placement:
 
     def _source(self, auto: Any, model: Any, architecture: Any, name: str | None, revision: str | None) -> WeightSource:
         if name is None:
-            return InMemory(auto.from_config(architecture, dtype=self.dtype).state_dict())
+            return InMemory(described(auto, architecture, dtype=self.dtype).state_dict())
         return Pretrained(PretrainedFiles(name, revision), model)

@@ -11,19 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from onediff.errors import UserError
+from onediff.model.families import check_sequence
 from onediff.parallel.regions import TokenShares
 from onediff.parallel.tensor import ColumnLayer, RowLayer
 from onediff.parallel.topology import Mpu
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
-
-
-def check_sequence(architecture: Any, where: str = "parallel.sequence") -> None:
-    """Raises UserError for a model whose layers are not norm, attention, norm, feed-forward."""
-    families = ("llama", "mistral", "qwen2", "qwen3")
-    if architecture.model_type not in families:
-        raise UserError(f"{where}: supports {', '.join(families)}, not {architecture.model_type} models; turn it off")
 
 
 def share_tokens(model: Any, mpu: Mpu) -> None:

@@ -23,18 +23,11 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from torch import Tensor, nn
 
 from onediff.errors import UserError
+from onediff.model.families import check_divisible
 from onediff.parallel.block import Block
 from onediff.parallel.loss import Logits, by_chunks
 from onediff.parallel.regions import TokenShares, gather_from_tensor_model_parallel_region
 from onediff.parallel.topology import Mpu
-
-_CUT = """
-    arcee cohere cohere2 cwm ernie4_5 exaone4 flint gemma gemma2 gemma3_text gpt_neox granite helium hyperclovax
-    internlm3 iquestcoder jais2 llama ministral ministral3 mistral nanochat nemotron olmo phi qwen2 qwen3 smollm3
-    starcoder2 vaultgemma youtu
-"""
-CUT = frozenset(_CUT.split())
-"""Model types tested to have the same loss and gradients at every tensor-parallel size."""
 
 
 class ColumnLayer(ColumnParallelLinear):
@@ -115,22 +108,6 @@ class Head(ColumnParallelLinear):
         """Number of padding entries in this rank's part."""
         per_rank = self.output_size_per_partition
         return min(per_rank, max(0, (self.tp_group.rank() + 1) * per_rank - self.vocabulary))
-
-
-def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tensor") -> None:
-    """Raises UserError, before any weights are read, if the language model cannot be split into `tp_size` parts."""
-    kind = architecture.model_type
-    if kind not in CUT:
-        raise UserError(f"{where}: models of type {kind} do not support tensor parallelism; use parallel.tensor=1")
-    heads = architecture.num_attention_heads
-    counts = {
-        "attention heads": heads,
-        "key/value heads": getattr(architecture, "num_key_value_heads", None) or heads,
-        "feed-forward units": architecture.intermediate_size,
-    }
-    for what, count in counts.items():
-        if count % tp_size:
-            raise UserError(f"{where}: {count} {what} cannot be split into {tp_size} equal parts")
 
 
 def cut_layers(model: Any, mpu: Mpu) -> None:

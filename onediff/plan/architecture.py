@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from onediff.config.model import DeltaConfig, ModelConfig, PretrainedPart
-from onediff.config.towers import ANY_SIZE, ONE_SIZE, OWN_SHAPE
+from onediff.config.towers import OWN_SHAPE, TowerFields, check_supported, check_tower
 from onediff.data.native import native_shape
 from onediff.data.tiles import best_grid
 from onediff.errors import UserError
@@ -154,8 +155,9 @@ class Sizes:
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
-    """Sizes of the whole model. Raises UserError if a part's architecture cannot be read or is unknown."""
+    """Sizes of the whole model. Raises UserError if a part's architecture cannot be read, is unknown or does not fit."""
     tower, image = tower_of(fields_of(config.vision, "model.vision")), config.vision.image
+    check_tower(config.vision, TowerFields(tower.kind, tower.layers, tower.image_size, tower.patch, tower.channels))
     return Sizes(
         tower=tower,
         delta=config.delta,
@@ -176,9 +178,7 @@ def tower_of(fields: dict[str, Any]) -> Tower:
     """
     fields = fields.get("vision_config", fields)
     kind = fields.get("model_type", "")
-    covered = (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE)
-    if kind not in covered:
-        raise UserError(f"model.vision: cannot plan for towers of type {kind!r} (known: {', '.join(covered)})")
+    check_supported(kind)
     if kind not in TOWERS:
         needed = (
             *TOWER_DEFAULTS,
@@ -190,9 +190,10 @@ def tower_of(fields: dict[str, Any]) -> Tower:
         if missing:
             raise UserError(f"model.vision: cannot plan for towers of type {kind!r}: the configuration lacks {missing}")
     known = {**TOWER_DEFAULTS, **TOWERS.get(kind, {}), **fields}
+    _check_numbers("model.vision", known, (*TOWER_DEFAULTS, "patch_size"))
     width = known["hidden_size"]
     inner = int(width * known["mlp_ratio"]) if "mlp_ratio" in known else known["intermediate_size"]
-    thirds = bool(known.get("use_swiglu_ffn"))
+    thirds, own_shape = bool(known.get("use_swiglu_ffn")), kind in OWN_SHAPE
     return Tower(
         kind=kind,
         width=width,
@@ -200,7 +201,7 @@ def tower_of(fields: dict[str, Any]) -> Tower:
         heads=known["num_attention_heads"],
         intermediate=(int(inner * 2 / 3) + 7) // 8 * 8 if thirds else inner,
         channels=known["num_channels"],
-        image_size=_side(known.get("image_size")) or isqrt(known["num_patches"]) * known["patch_size"],
+        image_size=isqrt(known["num_patches"]) * known["patch_size"] if own_shape else _side(known["image_size"]),
         patch=_side(known["patch_size"]),
         activation=known.get("hidden_act", "gelu"),
         gated=thirds or bool(known.get("use_gated_mlp")) or kind in GATED,
@@ -208,6 +209,14 @@ def tower_of(fields: dict[str, Any]) -> Tower:
         head=known.get("vision_use_head", False),
         extra=0 if kind in WITHOUT_CLASS else 1 + (known.get("num_register_tokens") or 0),
     )
+
+
+def _check_numbers(where: str, fields: dict[str, Any], names: Iterable[str]) -> None:
+    """Raises UserError for a size that is no positive whole number, or none for each side."""
+    for name in names:
+        sides = fields[name] if isinstance(fields[name], list | tuple) else [fields[name]]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise UserError(f"{where}.config.{name}: must be a positive whole number, got {fields[name]!r}")
 
 
 def _side(length: Any) -> int:
@@ -230,6 +239,8 @@ def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
                 f"model.language: cannot plan for models of type {kind!r}: the configuration lacks {missing[0]}"
             )
     known = {**DECODER_DEFAULTS, **DECODERS.get(kind, {}), **fields}
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    _check_numbers("model.language", known, sizes)
     heads = known["num_attention_heads"]
     bias = bool(known.get("attention_bias"))
     return DecoderSizes(

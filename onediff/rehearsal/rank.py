@@ -62,7 +62,7 @@ def main(role: Role) -> None:
 def play(config: RunConfig, name: str, topology: Topology, text_alone: bool) -> Played:
     """Builds a phase and takes one step of at most two micro-batches. Raises whatever training would raise."""
     phase = config.phases[name]
-    check_model(config.model, phase, name, topology)
+    check_model(config.model, phase, name, config.parallel)
     check_data(config.data, phase)
     batch = batches.smallest(config.model.vision, phase) if text_alone else batches.largest(config, name)
     with without_memory() as fake:

@@ -16,10 +16,10 @@ from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
 from onediff.evaluation.confidence import FILE as CONFIDENCE
 from onediff.hub.card import write_card
+from onediff.model.architecture import architecture
 from onediff.model.build import architecture_only, build_processor
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import FILE, SHARD_BYTES, description, save_model
-from onediff.model.vision import architecture
 from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology
 from onediff.ranks import Ranks

@@ -150,16 +150,7 @@ class Start:
 
     def __init__(self, config: RunConfig, learned_tokenizer: Path) -> None:
         """Raises UserError that names the part if one does not fit the run's model."""
-        assert config.init is not None
-        self.origins: dict[str, Origin] = {}
-        opened: dict[Path, Origin] = {}
-        for part, text in config.init.addresses.items():
-            origin = origin_of(Address.of(text))
-            self.origins[part] = opened.setdefault(origin.place, origin)
-        bare, own = architecture_only(config.model), full_shapes(config.model)
-        for part, origin in self.origins.items():
-            check_shapes(part, origin, own)
-            check_settings(part, origin, bare)
+        self.origins = fitting_origins(config)
         if "language" in self.origins:
             check_words(self.origins["language"], load_tokenizer(config.model.language, learned_tokenizer))
             check_prompt(self.origins["language"], config.data.prompt)
@@ -185,6 +176,21 @@ class Start:
     def _by_origin(self) -> list[tuple[Origin, list[str]]]:
         unique = list({id(origin): origin for origin in self.origins.values()}.values())
         return [(one, [part for part, origin in self.origins.items() if origin is one]) for one in unique]
+
+
+def fitting_origins(config: RunConfig) -> dict[str, Origin]:
+    """The origin of each part named in `init`. Raises UserError for a part that does not fit the run's model."""
+    assert config.init is not None
+    origins: dict[str, Origin] = {}
+    opened: dict[Path, Origin] = {}
+    for part, text in config.init.addresses.items():
+        origin = origin_of(Address.of(text))
+        origins[part] = opened.setdefault(origin.place, origin)
+    bare, own = architecture_only(config.model), full_shapes(config.model)
+    for part, origin in origins.items():
+        check_shapes(part, origin, own)
+        check_settings(part, origin, bare)
+    return origins
 
 
 def full_shapes(config: ModelConfig) -> Shapes:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from onediff.config.model import ModelConfig
+from onediff.config.parallel import ParallelConfig
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
 from onediff.errors import UserError
+from onediff.model.architecture import architecture
 from onediff.model.build import architecture_only
-from onediff.model.families import check_packs, check_shares
+from onediff.model.families import check_divisible, check_packs, check_sequence, check_shares
 from onediff.model.onediff import OneDiffModel
-from onediff.model.vision import architecture
 from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology
@@ -39,7 +40,8 @@ def starting_model(
     The run's first phase starts from `model` and `init`, any other from the previous phase. A phase that `resumes` gets
     its weights from its own checkpoint, since the origins in `init` may be gone by then.
     """
-    check_model(config.model, config.phases[name], name, topology)
+    with raise_on_all_ranks():
+        check_model(config.model, config.phases[name], name, config.parallel)
     before = previous(list(config.phases), name)
     torch.manual_seed(config.training.seed)
     if config.init is not None and begins_with(list(config.phases), name, folder):
@@ -66,24 +68,17 @@ def starting_model(
     return model, {"started_from": checkpoint}
 
 
-def check_model(model: ModelConfig, phase: PhaseConfig, name: str, topology: Topology) -> None:
-    """Raises UserError on every rank if the language model cannot be split or packed as the phase `name` requires."""
-    if topology.tp_size > 1:
-        # Megatron-core takes seconds to import.
-        from onediff.parallel.sequence import check_sequence
-        from onediff.parallel.tensor import check_divisible
-
-        with raise_on_all_ranks():
-            language = architecture(model.language, "model.language")
-            check_divisible(language, topology.tp_size)
-            if topology.sequence:
-                check_sequence(language)
-    if topology.cp_size > 1:
-        with raise_on_all_ranks():
-            check_shares(architecture(model.language, "model.language"), topology.tp_size, topology.cp_size)
+def check_model(model: ModelConfig, phase: PhaseConfig, name: str, parallel: ParallelConfig) -> None:
+    """Raises UserError if the language model cannot be split or packed as the phase `name` requires."""
+    language = architecture(model.language, "model.language")
+    if parallel.tensor > 1:
+        check_divisible(language, parallel.tensor)
+        if parallel.sequence:
+            check_sequence(language)
+    if parallel.context > 1:
+        check_shares(language, parallel.tensor, parallel.context)
     if phase.pack is not None:
-        with raise_on_all_ranks():
-            check_packs(architecture(model.language, "model.language"), f"phases.{name}.pack")
+        check_packs(language, f"phases.{name}.pack")
 
 
 def begins_with(phases: Sequence[str], name: str, folder: RunFolder) -> bool:

@@ -36,7 +36,7 @@ def deepspeed_config(
         zero["offload_optimizer"] |= {"nvme_path": swap and str(swap), "buffer_count": SWAPPED_TENSORS}
         zero["sub_group_size"] = SUB_GROUP
     zero |= config.parallel.deepspeed
-    _check_zero(config.parallel.deepspeed)
+    check_zero(config.parallel.deepspeed)
     bf16 = config.training.precision == "bf16"
     return {
         "train_micro_batch_size_per_gpu": phase.micro_batch,
@@ -57,7 +57,10 @@ def deepspeed_config(
     }
 
 
-def _check_zero(keys: dict[str, Any]) -> None:
+def check_zero(keys: dict[str, Any]) -> None:
+    """Raises UserError for keys of `parallel.deepspeed` that DeepSpeed does not know, or values that it does not take."""
+    if not keys:
+        return
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     fields = DeepSpeedZeroConfig.model_fields

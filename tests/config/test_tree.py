@@ -52,7 +52,7 @@ def put(values: dict, path: str, value: object) -> dict:
         ("model/vision", {}, "needs `name` .* or `config`"),
         ("model/vision/config", {"hidden_size": 3}, "`config` needs `model_type`"),
         ("model/language/tokenizer", None, "needs `tokenizer`"),
-        ("model/vision/levels", [1, 99], r"vision.levels: 99 is outside the tower.s layers 1 to \d+"),
+        ("model/vision/levels", [], "model.vision.levels: tuple should have at least 1 item"),
         ("model/vision/image", {"size": 64, "shorter_side": 32}, "`shorter_side` needs fit: crop"),
         ("optimizer/lr", 0, "optimizer.lr: input should be greater than 0, got 0"),
         ("parallel", {"offload_parameters": "cpu", "zero_stage": 2}, "offload_parameters needs zero_stage 3"),

@@ -15,8 +15,8 @@ import onediff as package
 from onediff.cli import main as command
 from onediff.config.compose import load_run, write_run
 from onediff.data.heldout import HeldOut
+from onediff.model.architecture import architecture
 from onediff.model.saved import load_model
-from onediff.model.vision import architecture
 from onediff.runs.address import Address
 from onediff.training.checkpoint import read_manifest
 from onediff.training.found import found

@@ -103,9 +103,7 @@ def test_every_kind_of_file_gives_the_same(run: Run, references: Path, tmp_path:
         given, made = tmp_path / f"gt.{kind}", tmp_path / f"p.{kind}"
         comma = "," if kind == "csv" else "\t"
         given.write_text("\n".join(comma.join(row) for row in [("id", "caption", "change_type"), *flat]))
-        made.write_text(
-            "\n".join([f"image_id{comma}caption", *(f"{r['id']}{comma}{r['caption']}" for r in PREDICTIONS)])
-        )
+        made.write_text("\n".join([f"image_id{comma}text", *(f"{r['id']}{comma}{r['caption']}" for r in PREDICTIONS)]))
     else:
         given, made = tmp_path / "gt.jsonl", tmp_path / "p.jsonl"
         text = ["\r\n".join(json.dumps(row) for row in rows) + "\r\n" for rows in (REFERENCES, PREDICTIONS)]
@@ -125,8 +123,8 @@ def test_every_kind_of_file_gives_the_same(run: Run, references: Path, tmp_path:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"id": "9", "caption": "a car"}\n', "id '9' not among the references"),
-        ('{"id": "1", "caption": "a car"}\n', "no caption for id '2' (and 1 more); --allow-missing"),
+        ('{"id": "9", "caption": "a car"}\n', "p.jsonl: id '9' not among the references in "),
+        ('{"id": "1", "caption": "a car"}\n', "p.jsonl: no caption for id '2' (and 1 more); --allow-missing"),
         ('{"id": "1", "caption": "  "}\n', "p.jsonl: line 1: empty caption for id '1'; --allow-missing"),
         ('{"id": 1, "caption": "a"}\n\n{"id": "1", "caption": "b"}\n', "line 3: a second prediction for id '1'"),
         ('{"id": "1", "caption": NaN}\n', "p.jsonl: line 1: NaN is not JSON"),
@@ -182,6 +180,9 @@ def test_absent_files_and_wrong_words(run: Run, references: Path, predictions: P
     assert "--bootstrap" in run(references, predictions, "--bootstrap", "-1")[2]
     mixed = lines(tmp_path / "mixed.jsonl", [*REFERENCES, REFERENCES[0] | {"change_type": "add"}])
     assert "id '1' is 'add' here and 'remove' above" in run(mixed, predictions)[2]
+    other = {"changes": [{"type": "add", "after": [3]}], "before": [], "after": []}
+    unclear = lines(tmp_path / "unclear.jsonl", [REFERENCES[0] | {"meta": other}])
+    assert "unclear.jsonl: line 1: changes, before and after do not fit" in run(unclear, predictions)[2]
 
 
 def test_empty_references_follow_the_protocol(run: Run, predictions: Path, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_empty_references_follow_the_protocol(run: Run, predictions: Path, tmp_p
     assert run(blank, predictions, "--protocol", "spot-the-diff")[0] == 0
     code, _, errors = run(blank, predictions, "--protocol", "image-editing-request")
     assert code == 2
-    assert "empty caption for id '3'" in errors
+    assert "blank.jsonl: an empty caption for id '3'" in errors
     code, out, _ = run(blank, predictions, "--protocol", "birds-to-words")
     assert code == 0
     assert "2 pairs" in out

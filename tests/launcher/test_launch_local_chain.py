@@ -58,7 +58,7 @@ def test_a_killed_rank_is_restarted_and_bad_input_is_not(launched):
 def test_a_stopped_chain_resumes_where_it_stopped(launched):
     run = launched(faults=[{"phase": "one", "step": 6, "do": "wait"}])
     run.write()
-    words = ["submit", "run.yaml", "--run", "run", "--profile", str(run.home / "profile.yaml")]
+    words = ["submit", "run.yaml", "--run", "run", "--profile", str(run.home / "profile.yaml"), "--no-weights-check"]
     process = subprocess.Popen(
         [sys.executable, "-m", "onediff", "launch", *words],
         cwd=run.home,

@@ -76,6 +76,7 @@ def test_wrong_submissions_are_one_line_and_queue_nothing(launched, cluster, tmp
         run.profile, run.config = {**good_profile, **(profile or {})}, {**good_config, **(config or {})}
         run.write()
         base = ["submit", "run.yaml", "--run", "run", "--profile", str(run.home / "profile.yaml"), "--nodes", nodes]
+        base += ["--no-weights-check"]
         done = run.onediff(*base, *options, env=env)
         assert done.returncode == 2, (words, done.stdout, done.stderr)
         assert done.stderr.count("\n") == 1 and words in done.stderr, (words, done.stderr)

@@ -21,8 +21,8 @@ from launcher.profile import ClusterProfile
 from launcher.ready import note_container, unfit
 from onediff.cli import main
 from onediff.config.compose import load_run
-from onediff.model.readable import faults
 from onediff.model.tokenizer import learn_tokenizer
+from onediff.training.dry_build import faults
 
 TOWER, LANGUAGE, BERT = "openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5", "bert-base-uncased"
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -99,7 +99,7 @@ def test_a_dry_run_says_what_is_missing_and_the_commands_that_it_names_mend_it(m
     write_data(tmp_path / "scenes" / "pairs")
     whole = onediff(*submit, "--dry-run", **home)
     assert whole.returncode == 0 and "still missing" not in whole.stderr, whole.stderr
-    assert "not compared" not in whole.stderr and "export HF_HUB_OFFLINE=1" in whole.stdout
+    assert "not checked" not in whole.stderr and "export HF_HUB_OFFLINE=1" in whole.stdout
     # With the nodes left to fetch, nothing is said of models and the hub may be asked.
     left = onediff(*submit, "--dry-run", "--no-weights-check")
     assert (left.returncode, left.stderr) == (0, "") and "HF_HUB_OFFLINE" not in left.stdout
@@ -120,11 +120,20 @@ def test_the_papers_run_can_be_planned_and_tried_with_nothing_here(tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_training_would_refuse_is_not_queued(run_file, tmp_path, capsys):
+    words = ["launch", "submit", str(run_file), "model=models/tiny", "model.delta.bert=null"]
+    words += ["--run", str(tmp_path / "run"), "--profile", "plain", "--dry-run"]
+    assert main([*words, "model.language.config.vocab_sise=64"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "onediff: error: model.language.config: unknown key 'vocab_sise' (did you mean 'vocab_size'?)"
+    )
+
+
 def named(models: Path, run_file: Path, *overrides: str) -> list[str]:
     """What does not fit, with the models named by their folders."""
     words = [f"model.{where}={models / name}" for where, name in PLACES.items()]
     config = load_run(run_file, [*words, *overrides])
-    return list(faults(config.model, config.data, ["vision", "delta", "language"]))
+    return list(faults(config, ["vision", "delta", "language"]))
 
 
 PLACES = {"vision.name": TOWER, "language.name": LANGUAGE, "delta.bert": BERT}
@@ -145,10 +154,10 @@ def test_headers_and_tokenizer_are_compared_with_the_configuration(models, run_f
     small = yaml.safe_dump({**fields, "vocab_size": 256}, default_flow_style=True)
     first, second = named(models, run_file, f"model.language.config={small}")
     assert "pieces, but the language model 256 embeddings" in first and "embed_tokens.weight is [400, 64]" in second
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (told,) = named(models, run_file, f"model.language.tokenizer={empty}")
-    assert f"model.language.tokenizer: cannot read '{empty}'" in told
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
+    (told,) = named(models, run_file, f"model.language.tokenizer={tmp_path / 'broken'}")
+    assert f"model.language.tokenizer: cannot read '{tmp_path / 'broken'}'" in told
 
 
 def test_damaged_files_are_missing_and_a_machine_without_torch_is_told(models, run_file, tmp_path, monkeypatch, capsys):
@@ -170,7 +179,7 @@ def test_damaged_files_are_missing_and_a_machine_without_torch_is_told(models, r
     assert "pytorch_model-00002-of-00002.bin) → fix model.language.name" in told
     monkeypatch.setattr("launcher.ready.sys.executable", "/bin/false")
     assert unfit(load_run(run_file).model_dump_json(), ("vision",), ()) == []
-    assert "weights not compared with the configuration" in capsys.readouterr().err
+    assert "not checked whether the model can be built" in capsys.readouterr().err
 
 
 def test_folders_that_a_container_may_not_show_are_named(run_file, tmp_path, capsys):

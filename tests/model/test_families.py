@@ -14,11 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
-from onediff.model.families import COVERED, ONE_A_ROW, PACKED, ROUTED, SHARED, check_language, check_packs
+from onediff.model.families import COVERED, CUT, ONE_A_ROW, PACKED, ROUTED, SHARED, check_language, check_packs
 from onediff.model.language import build_language, target_losses
 from onediff.parallel.placement import Placement
 from onediff.parallel.ranks import Ranks
-from onediff.parallel.tensor import CUT
 from onediff.parallel.topology import Topology
 
 TELLING = (

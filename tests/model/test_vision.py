@@ -98,11 +98,33 @@ def test_dinov2_accepts_other_image_sizes():
             {"image": ImageConfig(size=35)},
             r"model.vision.image.size: 35, but this tower takes images of 28 pixels",
         ),
+        (
+            {"image": ImageConfig(fit="native")},
+            r"model.vision.image.fit: native, but a clip_vision_model takes images of",
+        ),
     ],
 )
 def test_unsupported_levels_and_sizes_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         VisionTower(config("clip_vision_model", **fields))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"num_channels": 4}, r"model.vision: images have 3 channels, but this tower takes 4"),
+        ({"patch_size": 0}, r"model.vision: an image of 28 pixels has no patch of 0 pixels"),
+        ({"patch_size": 64}, r"model.vision: an image of 28 pixels has no patch of 64 pixels"),
+        ({"image_size": None}, r"model.vision.image.size: 28, but this tower takes images of 0 pixels"),
+        ({"num_attention_heads": "four"}, r"model.vision.config: .*expected int, got str \(value: 'four'\)$"),
+        ({"hidden_act": "geluu"}, r"model.vision: transformers cannot build a clip_vision_model .* KeyError: 'geluu'"),
+    ],
+)
+def test_a_tower_that_cannot_be_built_is_one_line(field, message):
+    plain = config("clip_vision_model")
+    with pytest.raises(UserError, match=message) as refused:
+        VisionTower(plain.model_copy(update={"config": {**plain.config, **field}}))
+    assert "\n" not in str(refused.value)
 
 
 def test_unknown_model_types_and_names(tmp_path):

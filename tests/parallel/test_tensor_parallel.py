@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from onediff.errors import UserError
+from onediff.model.families import check_divisible, check_sequence
 from onediff.model.lora import is_adapter
-from onediff.parallel.sequence import check_sequence
-from onediff.parallel.tensor import check_divisible, padded_vocabulary
+from onediff.parallel.tensor import padded_vocabulary
 from onediff.training.checkpoint import read_manifest, read_weights
 
 TOPOLOGIES = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4))

@@ -19,6 +19,7 @@ from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
 from onediff.data.manifest import Manifest, Shard, write_manifest
 from onediff.errors import UserError
+from onediff.model.onediff import OneDiffModel
 from onediff.plan.architecture import sizes_of
 from onediff.plan.flops import StepCost, flops_of
 from onediff.plan.gpus import gpu_named
@@ -310,7 +311,7 @@ def test_adapters_and_last_layers_are_counted_as_trained(capsys):
         (["--gpus", "12"], "--gpus 12: not a multiple of the 8 GPUs of a node"),
         ([], "give either --gpus or --nodes"),
         (["--gpus", "32", "phases.two.micro_batch=32"], "phases.two.global_batch: 128 cannot be split"),
-        (["--gpus", "8", "model.vision.config.model_type=resnet"], "cannot plan for towers of type 'resnet'"),
+        (["--gpus", "8", "model.vision.config.model_type=resnet"], "model.vision.config: unknown key 'hidden_size'"),
         (["--gpus", "8", "parallel.tensor=16"], "parallel.tensor: 8 GPUs cannot be split into groups of 16"),
     ],
 )
@@ -325,12 +326,58 @@ def test_a_phase_that_does_not_fit_is_named_and_the_exit_code_says_so(capsys):
     assert "does not fit; --suggest" in capsys.readouterr().out
 
 
-def test_planning_imports_no_torch(tmp_path: Path):
+# A configuration that training refuses, and the line.
+REFUSED = {
+    "model.vision.config.hiden_size=64": "model.vision.config: unknown key 'hiden_size' (did you mean 'hidden_size'?)",
+    "model.language.config.vocab_sise=64": "model.language.config: unknown key 'vocab_sise' (did you mean 'vocab_size'?)",
+    "model.language.config.model_type=lama": "model.language.config.model_type: unknown 'lama' (did you mean 'llama'?)",
+    "model.vision.config.model_type=bert": "model.vision: models of type bert are not supported; docs/parallel.md lists",
+    "model.vision.image.size=70": "model.vision.image.size: 70, but this tower takes images of 64 pixels; use that",
+    "model.vision.levels=[1,5]": "model.vision.levels: 5 is outside the tower's layers 1 to 4",
+    "model.vision.output_level=5": "model.vision.output_level: 5 is outside the tower's 4 layers",
+    "model.language.config.num_key_value_heads=3": "model.language: 4 attention heads cannot share 3 key/value heads",
+    "model.language.config.hidden_act=geluu": "model.language: transformers cannot build a llama from this configuration",
+}
+
+
+@pytest.mark.parametrize(("override", "line"), REFUSED.items())
+def test_what_training_refuses_planning_refuses_in_the_same_line(override, line, capsys):
+    words = ["configs/demo.yaml", "model=models/tiny", override]
+    assert main(["plan", *words, "--gpus", "1"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"onediff: error: {line}")
+    with pytest.raises(UserError) as refused:
+        OneDiffModel(load_run(words[0], words[1:]).model)
+    assert told == f"onediff: error: {refused.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("phases.two.vision_last=9", "vision_last: 9, but the vision tower has 4 layers"),
+        ("phases.two.lora.targets=[q_prj]", "lora.targets: the language model has no layer 'q_prj'"),
+        ("parallel.tensor=3", "parallel.tensor: 4 attention heads cannot be split into 3 equal parts"),
+        (
+            "parallel.deepspeed.reduce_bucket=1",
+            "parallel.deepspeed: DeepSpeed's zero_optimization has no 'reduce_bucket'",
+        ),
+    ],
+)
+def test_planning_prepares_every_phase_as_training_does(override, line, capsys):
+    assert main(["plan", "configs/demo.yaml", "model=models/tiny", override, "--gpus", "3"]) == 2
+    assert capsys.readouterr().err.startswith(f"onediff: error: {line}")
+
+
+def test_without_torch_a_plan_is_made_and_says_what_was_not_checked():
     code = (
-        "import sys; from onediff.cli import main; main(['plan', 'configs/onediff_7b.yaml', '--gpus', '32']); "
-        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        "import sys; sys.modules |= {'torch': None, 'transformers': None}; from onediff.cli import main; "
+        "sys.exit(main(['plan', 'configs/onediff_7b.yaml', '--gpus', '32']))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "GPU-hours" in done.stdout
+    assert done.stderr.startswith(
+        "onediff plan: torch is not installed, so only sizes are checked: no keys of model.vi"
+    )
 
 
 def test_planned_memory_is_within_eight_per_cent_of_measured_memory():

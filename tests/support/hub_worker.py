@@ -17,10 +17,11 @@ from onediff.config.model import LanguageConfig, VisionConfig
 from onediff.hub.fetch import fetch
 from onediff.hub.files import lacking
 from onediff.hub.named import Named
+from onediff.model.architecture import architecture
 from onediff.model.bert import bert_and_source
 from onediff.model.onediff import build_language
 from onediff.model.tokenizer import load_tokenizer
-from onediff.model.vision import architecture, vision_architecture
+from onediff.model.vision import vision_architecture
 from onediff.parallel.materialize import place
 from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology

@@ -65,14 +65,17 @@ class Protocol:
             self.checked or "not proven: no published predictions or references were found to check these rules against"
         )
 
-    def treated(self, references: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """`references` with empty sentences treated, and sentences joined if the protocol says so."""
+    def treated(self, references: Mapping[str, Sequence[str]], where: str = "references") -> dict[str, list[str]]:
+        """`references` with empty sentences treated, and sentences joined if the protocol says so.
+
+        Raises UserError that names `where` and the pair for an empty sentence if the protocol has none.
+        """
         counted: dict[str, list[str]] = {}
         for pair, captions in references.items():
             blank = [caption for caption in captions if not caption.strip()]
             if not captions or (blank and self.empty_references == "refuse"):
                 raise UserError(
-                    f"references: an empty caption for id {pair!r}; protocol {self.name} has none: fix the file"
+                    f"{where}: an empty caption for id {pair!r}; protocol {self.name} has none: fix the file"
                 )
             kept = list(captions) if self.empty_references == "keep" else [c for c in captions if c.strip()]
             if kept:

@@ -1,0 +1,124 @@
+"""Finds what training would refuse of a configuration, by building all that depends on it alone, on the meta device.
+
+`onediff plan` and `onediff launch` ask here, so that a job on a cluster is not the first to notice.
+
+    python -m onediff.training.dry_build PART… < CONFIG_AS_JSON
+
+prints a JSON list with one line for each fault; the pretrained weights of each PART are compared too, by names and shapes.
+Nothing is fetched: what is not on this machine is not checked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onediff.config.model import ModelConfig, PretrainedPart
+from onediff.config.run import RunConfig
+from onediff.errors import UserError
+from onediff.hub.files import lacking
+from onediff.hub.named import Named, named_in
+from onediff.model.architecture import architecture, described
+from onediff.model.bert import bert_and_source
+from onediff.model.build import architecture_only, build_processor
+from onediff.model.lean import transformers
+from onediff.model.lora import add_adapters
+from onediff.model.onediff import OneDiffModel
+from onediff.model.vision import vision_architecture
+from onediff.parallel.pretrained import Pretrained
+from onediff.parallel.pretrained_files import PretrainedFiles
+from onediff.runs.address import Address
+from onediff.training.init import fitting_origins
+from onediff.training.optimizer import freeze
+from onediff.training.start import check_model
+from onediff.zero.settings import check_zero
+
+
+def faults(config: RunConfig, parts: Collection[str] = ()) -> Iterator[str]:
+    """One line for each thing that training would refuse; the weights of `parts` are compared with the configuration."""
+    model, here = on_this_machine(config.model)
+    config = config.model_copy(update={"model": model})
+    vision, language, delta = model.vision, model.language, model.delta
+    checks: list[Callable[[], None]] = []
+    if all(part.config is not None or where in here for where, part in _parts(model)):
+        checks.append(partial(whole, config))
+        if "model.language.tokenizer" in here:
+            checks.append(lambda: build_processor(model, config.data, Path()) and None)
+    if "vision" in parts and "model.vision.name" in here:
+        checks.append(lambda: _compare(transformers.AutoModel, vision_architecture(vision), vision))
+    if "language" in parts and "model.language.name" in here:
+        arch = partial(architecture, language, "model.language")
+        checks.append(lambda: _compare(transformers.AutoModelForCausalLM, arch(), language))
+    if "delta" in parts and "model.delta.bert" in here:
+        checks.append(lambda: bert_and_source(str(delta.bert), delta.layers, delta.width) and None)
+    found = []
+    for check in checks:
+        try:
+            check()
+        except UserError as fault:
+            found.append(str(fault))
+    yield from dict.fromkeys(found)
+
+
+def _parts(model: ModelConfig) -> list[tuple[str, PretrainedPart]]:
+    return [("model.vision.name", model.vision), ("model.language.name", model.language)]
+
+
+def on_this_machine(model: ModelConfig) -> tuple[ModelConfig, set[str]]:
+    """`model` with the folders of what it names, and the keys of what is there, whole."""
+    wanted = {one.where: one for one in named_in(model)}
+    if isinstance(model.language.tokenizer, str | None):
+        name = model.language.tokenizer or model.language.name
+        tokenizer = Named("model.language.tokenizer", str(name), weights=False, tokenizer=True, config=False)
+        wanted[tokenizer.where] = tokenizer
+    folders = {where: one.folder() for where, one in wanted.items()}
+    here = {where for where, one in wanted.items() if not lacking(one, folders[where])}
+    for where in here:
+        _, part, key = where.split(".")
+        section = getattr(model, part).model_copy(update={key: str(folders[where])})
+        model = model.model_copy(update={part: section})
+    return model, here
+
+
+def whole(config: RunConfig) -> None:
+    """Builds the model on the meta device and prepares it for each phase. Raises UserError as training would."""
+    model = architecture_only(config.model)
+    with torch.device("meta"):
+        built = OneDiffModel(model, norms="plain")
+    for name, phase in config.phases.items():
+        parallel = config.of_phase(name).parallel
+        check_model(model, phase, name, parallel)
+        check_zero(parallel.deepspeed)
+        freeze(built, phase.model_copy(update={"lora": None}))
+        if phase.lora is not None:
+            with torch.device("meta"):
+                language = described(transformers.AutoModelForCausalLM, built.language.config)
+            add_adapters(language, phase.lora)
+    if config.init is not None and all(map(_exists, config.init.addresses.values())):
+        fitting_origins(config)
+
+
+def _exists(address: str) -> bool:
+    try:
+        Address.of(address).require()
+    except UserError:
+        return False  # told among what is missing
+    return True
+
+
+def _compare(auto: Any, arch: Any, part: PretrainedPart) -> None:
+    """Raises UserError that names what the files of `part` lack or have in another shape."""
+    assert part.name is not None
+    with torch.device("meta"):
+        model = described(auto, arch)
+    Pretrained(PretrainedFiles(part.name), model)
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(faults(RunConfig.model_validate(json.load(sys.stdin)), sys.argv[1:]))))
