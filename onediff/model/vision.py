@@ -24,7 +24,7 @@ from onediff.parallel.placement import Placement
 def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
     """The tower's configuration; for a two-tower model such as CLIP, that of its vision tower.
 
-    Raises UserError for unsupported types (`check_supported`), and if the configured levels or images do not match the tower.
+    Raises UserError for unsupported types, and if the configured levels or images do not match the tower.
     """
     found = architecture(config, "model.vision")
     found = getattr(found, "vision_config", found)

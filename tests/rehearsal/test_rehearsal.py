@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import forked
 import pytest
@@ -60,12 +61,30 @@ def test_a_rehearsed_rank_sends_and_holds_the_same_as_among_real_ranks(tmp_path,
         assert one.held.peak == pytest.approx(other.held.peak, rel=0.05)
 
 
-def test_a_shape_that_does_not_fit_is_found(tmp_path, capsys):
-    words = small(tmp_path, **{"model.vision.config.num_channels": 1})  # images have three
+def announced(folder: Path, monkeypatch, name: str, source: str) -> None:
+    """Installs an objective from another package, the class `Mine` in `source`."""
+    (folder / f"{name}.py").write_text(source)
+    about = folder / f"{name}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[onediff.objectives]\n{name} = {name}:Mine\n")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{HOUSE}")
+
+
+def test_a_shape_that_does_not_fit_is_found(tmp_path, monkeypatch, capsys):
+    source = (
+        "class Mine:\n"
+        "    def __init__(self, phase, training):\n        pass\n\n"
+        "    def __call__(self, model, batch):\n"
+        "        return model.embed(batch) @ batch.token_ids.new_zeros(3, 3).float()\n"
+    )
+    announced(tmp_path, monkeypatch, "wide", source)
+    words = [*small(tmp_path), "phases.warm-up.objective=wide"]
     assert main(["plan", DEMO, *words, "--per-node", "1", "--rehearse", "0/1"]) == 2
     found = capsys.readouterr().err.strip().splitlines()
     told = next(line for line in found if line.startswith("onediff plan: "))
-    assert re.fullmatch(r"onediff plan: phase warm-up: rank 0: RuntimeError: .* \(vision.py:\d+\)", told)
+    assert re.fullmatch(r"onediff plan: phase warm-up: rank 0: RuntimeError: .* \(onediff.py:\d+\)", told)
 
 
 def test_ranks_that_would_wait_forever_are_found():
@@ -94,20 +113,16 @@ def test_the_peers_are_a_rank_with_other_rows_and_one_of_the_tensor_group():
 @pytest.mark.long
 def test_an_objective_that_skips_the_tower_for_text_is_found(tmp_path, monkeypatch, capsys):
     """Under ZeRO-3, a rank with only text would gather other weights than the rest."""
-    (tmp_path / "lazy.py").write_text(
+    source = (
         "from onediff.model.language import target_losses\n\n\n"
-        "class Lazy:\n"
+        "class Mine:\n"
         "    def __init__(self, phase, training):\n        pass\n\n"
         "    def __call__(self, model, batch):\n"
         "        words = model.language.get_input_embeddings()(batch.token_ids)\n"
         "        embeds = model.embed(batch) if len(batch.images) else words\n"
         "        return target_losses(model.language, embeds, batch)\n"
     )
-    (tmp_path / "lazy-1.dist-info").mkdir()
-    (tmp_path / "lazy-1.dist-info" / "METADATA").write_text("Name: lazy\nVersion: 1.0\n")
-    (tmp_path / "lazy-1.dist-info" / "entry_points.txt").write_text("[onediff.objectives]\nlazy = lazy:Lazy\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{HOUSE}")
+    announced(tmp_path, monkeypatch, "lazy", source)
     words = [*small(tmp_path), "phases.two.objective=lazy"]
     assert main(["plan", DEMO, *words, "--per-node", "2", "--rehearse", "0/2"]) == 2
     assert "onediff plan: phase two: ranks would wait forever: in a step" in capsys.readouterr().err
