@@ -12,7 +12,7 @@ from onediff.data.rows import Processor
 from onediff.errors import UserError
 from onediff.model.architecture import architecture
 from onediff.model.tokenizer import load_tokenizer
-from onediff.model.vision import side_of, vision_architecture
+from onediff.model.vision import check_fits, side_of, vision_architecture
 
 
 def architecture_only(config: ModelConfig) -> ModelConfig:
@@ -32,7 +32,8 @@ def architecture_only(config: ModelConfig) -> ModelConfig:
 def build_processor(model: ModelConfig, data: DataConfig, learned_tokenizer: Path) -> tuple[Processor, Any]:
     """The processor for this model, and its tokenizer.
 
-    Raises UserError if the tokenizer has more pieces than the language model has embeddings.
+    Raises UserError if the images do not match the tower, or if the tokenizer has more pieces than the language model has
+    embeddings.
     """
     tokenizer = load_tokenizer(model.language, learned_tokenizer)
     vocabulary = architecture(model.language, "model.language").get_text_config().vocab_size
@@ -42,5 +43,6 @@ def build_processor(model: ModelConfig, data: DataConfig, learned_tokenizer: Pat
             "use the model's own tokenizer, or raise vocab_size"
         )
     prompter = Prompter(tokenizer, data.prompt, model.delta.tokens)
-    patch = side_of(vision_architecture(model.vision).patch_size)
-    return Processor(prompter, model.vision.image, data, patch), tokenizer
+    tower = vision_architecture(model.vision)
+    check_fits(model.vision, tower)
+    return Processor(prompter, model.vision.image, data, side_of(tower.patch_size)), tokenizer

@@ -24,12 +24,11 @@ from onediff.parallel.placement import Placement
 def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
     """The tower's configuration; for a two-tower model such as CLIP, that of its vision tower.
 
-    Raises UserError for unsupported types, and if the configured levels or images do not match the tower.
+    Raises UserError for unsupported types.
     """
     found = architecture(config, "model.vision")
     found = getattr(found, "vision_config", found)
     check_supported(found.model_type)
-    _check_fits(config, found)
     return found
 
 
@@ -45,7 +44,8 @@ def side_of(size: int | Sequence[int] | None) -> int:
     return size[0] if isinstance(size, Sequence) else size or 0
 
 
-def _check_fits(config: VisionConfig, arch: transformers.PretrainedConfig) -> None:
+def check_fits(config: VisionConfig, arch: transformers.PretrainedConfig) -> None:
+    """Raises UserError if the configured levels or images do not match the tower."""
     own = None if arch.model_type in OWN_SHAPE else side_of(arch.image_size)
     fields = TowerFields(
         arch.model_type, arch.num_hidden_layers, own, side_of(arch.patch_size), getattr(arch, "num_channels", 3)
@@ -62,6 +62,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, attention: str | None = None, placement: Placement | None = None) -> None:
         super().__init__()
         arch = vision_architecture(config)
+        check_fits(config, arch)
         attention = attention or implementation(transformers.AutoModel, arch)
         if placement is not None:
             self.model = placement.build(

@@ -142,7 +142,7 @@ PLACES = {"vision.name": TOWER, "language.name": LANGUAGE, "delta.bert": BERT}
 def test_headers_and_tokenizer_are_compared_with_the_configuration(models, run_file, tmp_path):
     assert named(models, run_file) == []
     (told,) = named(models, run_file, "model.delta.width=32")
-    assert "2 layers of width 64, the delta module 2 of width 32" in told
+    assert "2 layers of width 64, but the delta module has 2 of width 32" in told
     (told,) = named(models, run_file, "model.vision.levels=[1,9]")
     assert "model.vision.levels: 9 is outside" in told
     fields = json.loads((models / LANGUAGE / "config.json").read_text())
