@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import add, global_batches, png, row_at, stream, write_set
+from streams import add, global_batches, png, row_at, stream, unbroken, write_set
 
 from onediff.config.training import PhaseConfig
 from onediff.data.coupling import LONGEST_WAIT, WINDOW, Couples, caption_in, similar_captions
@@ -114,11 +114,7 @@ def test_hard_couples_are_harder_and_come_in_the_same_order_of_firsts(folder):
 @pytest.mark.parametrize("pack", [None, 100])
 def test_hard_couples_are_the_same_for_any_number_of_ranks_and_from_any_position(folder, pack):
     made = stream({folder: 1.0}, LANES, couple="similar_captions", block=BLOCK, pack=pack)
-    batches, positions = [], [Position.start(made, LANES, BLOCK)]
-    for _ in range(24):
-        (batch,), position = global_batches(made, LANES, positions[-1], 1, ranks=1, workers=0)
-        batches.append(batch)
-        positions.append(position)
+    batches, positions = unbroken(made, LANES, BLOCK, 24)
     for stop, ranks, workers in ((0, 4, 0), (5, 2, 0), (17, 1, 3), (20, 4, 0)):
         again = stream({folder: 1.0}, LANES, couple="similar_captions", block=BLOCK, pack=pack)
         stored = Position.from_json(json.loads(json.dumps(positions[stop].to_json())), order_of(again, LANES, BLOCK))

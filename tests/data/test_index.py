@@ -179,7 +179,7 @@ def test_a_missing_tar_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_stored_index_is_read_without_a_step_for_each_sample(tmp_path: Path) -> None:
     """So ten thousand samples load in milliseconds."""
-    path = tar_of(tmp_path / "x.tar", {f"{n:05d}.{s}": b"" for n in range(10_000) for s in ("jpg", "json")})
+    path = tar_of(tmp_path / "x.tar", {f"{n:05d}.{s}": b"" for n in range(2000) for s in ("jpg", "json")})
     read_index(path)
     calls = []
     sys.setprofile(lambda frame, event, _: calls.append(event))
@@ -187,8 +187,8 @@ def test_a_stored_index_is_read_without_a_step_for_each_sample(tmp_path: Path) -
         index = read_index(path)
     finally:
         sys.setprofile(None)
-    assert len(index) == 10_000
-    assert index[-1].key == "09999"
+    assert len(index) == 2000
+    assert index[-1].key == "01999"
     assert len(calls) < 1000
 
 

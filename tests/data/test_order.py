@@ -8,18 +8,16 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import global_batches, make_processor, members, spoilt
+from streams import global_batches, make_processor, members, spoilt, unbroken
 
 from onediff.data import workers as worker_processes
 from onediff.data.lanes import Lanes
-from onediff.data.loader import read_batches
 from onediff.data.manifest import Shard
 from onediff.data.position import Position, order_of
 from onediff.data.stream import Source, Stream
@@ -88,16 +86,6 @@ def resumed(made: Stream, position: Position) -> Position:
     return Position.from_json(json.loads(json.dumps(position.to_json())), order_of(made, LANES, BLOCK))
 
 
-def unbroken(made: Stream, steps: int) -> tuple[list[list[tuple[str, ...]]], list[Position]]:
-    """Global batches of one uninterrupted rank, with the position after each."""
-    position = Position.start(made, LANES, BLOCK)
-    batches, positions = [], [position]
-    for batch, cursor in islice(read_batches(made, LANES, position.cursor(range(LANES)), 0, 2, 1.0), steps):
-        batches.append(batch.info["ids"])
-        positions.append(position.moved(cursor.lanes))
-    return batches, positions
-
-
 def assert_each_sample_once(made: Stream, batches: list[list[tuple[str, ...]]], end: Position) -> int:
     """Asserts that each good sample came once in each finished epoch. Returns the number of such epochs."""
     given = [[id for batch in batches for id in batch[lane]] for lane in range(LANES)]
@@ -148,7 +136,7 @@ def test_global_batches_are_the_same_wherever_a_run_stops_and_however_it_resumes
 ):
     """A run in legs of some steps, each resumed from JSON with its own number of ranks, workers and micro-batch."""
     made = made_stream(sizes, weights, seed, pack)
-    batches, positions = unbroken(made, STEPS)
+    batches, positions = unbroken(made, LANES, BLOCK, STEPS)
     assert_each_sample_once(made, batches, positions[-1])
     at, position = start, positions[start]
     for steps, ranks, workers, micro_batch in legs:
@@ -164,5 +152,5 @@ def test_global_batches_are_the_same_wherever_a_run_stops_and_however_it_resumes
 def test_each_sample_of_each_epoch_comes_once(pack):
     """Shards of 1 to 997 samples, read until each source has ended an epoch; the smallest has ended several."""
     made = made_stream([[1, 997, 40], [61, 2, 9], [5]], [8, 2, 1], seed=3, pack=pack)
-    batches, positions = unbroken(made, 60 if pack else 200)
+    batches, positions = unbroken(made, LANES, BLOCK, 60 if pack else 200)
     assert assert_each_sample_once(made, batches, positions[-1]) > 4

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -131,6 +132,14 @@ def global_batches(
                 found[step].update(zip(share.lanes[first : first + micro_batch], batch.info["ids"], strict=True))
         lanes_after.update(cursor.lanes if steps else {})
     return [[batch[lane] for lane in range(lanes)] for batch in found], position.moved(lanes_after)
+
+
+def unbroken(made: Stream, lanes: int, block: int, steps: int) -> tuple[list[list[tuple[str, ...]]], list[Position]]:
+    """Ids of the global batches of one rank that is never stopped, and the position before the first and after each."""
+    start = Position.start(made, lanes, block)
+    read = islice(read_batches(made, lanes, start.cursor(range(lanes)), 0, 2, 1.0), steps)
+    batches, positions = zip(*((batch.info["ids"], start.moved(cursor.lanes)) for batch, cursor in read), strict=True)
+    return list(batches), [start, *positions]
 
 
 def readable(made: Stream, lane: int, index: int) -> tuple[TokenRow, int]:
