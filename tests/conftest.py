@@ -35,6 +35,7 @@ NEEDS = {
 """Marker → the modules by whose import a test module shows that it needs such a thing."""
 
 SLOW = {
+    "cli/test_fetch.py": set(),
     "config/test_config_compose.py": {"test_round_trip"},
     "data/test_loader.py": {
         "test_a_killed_rank_takes_its_workers_with_it",
@@ -44,6 +45,9 @@ SLOW = {
     },
     "data/test_order.py": {"test_global_batches_are_the_same_wherever_a_run_stops_and_however_it_resumes"},
     "data/test_position.py": {"test_round_trip"},
+    "data/test_remote.py": {"test_processes_share_the_cache"},
+    "data/test_stream.py": {"test_a_thousand_mutations_of_a_shard"},
+    "data_prep/test_build.py": {"test_what_is_there_is_built_and_a_second_run_costs_nothing"},
     "data_prep/test_captioning.py": {"test_an_interrupted_run_goes_on_and_asks_nothing_twice"},
     "data_prep/test_compose.py": {"test_the_change_is_recovered_from_masks_and_pixels"},
     "data_prep/test_scenes_data.py": {"test_the_number_of_processes_changes_no_byte"},
