@@ -1,9 +1,9 @@
-"""How long the commands of a login node take to answer, beside Python that only starts.
+"""Response times of the commands used on a login node, compared with starting Python.
 
   python benchmarks/answers.py [--rounds 10] [--json FILE]
 
-Each round runs every command once, in turn, as a process of its own in an empty folder. Prints processor seconds (which
-other work on the machine moves little), their median over the rounds, and the ratio to the bare interpreter's.
+Each round runs every command once, in turn, in a separate process in an empty folder. Prints processor seconds (which other
+work on the machine hardly affects), their median over the rounds, and the ratio to those of the bare interpreter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "render.yaml").write_text("name: scenes\ncommands: [render --out scenes --pairs 10]\n")
-        for command in COMMANDS.values():  # once unmeasured, for the files' caches
+        for command in COMMANDS.values():  # one warm-up run, to fill the file cache
             processor_seconds(command, folder)
         for _ in range(args.rounds):
             for name, command in COMMANDS.items():

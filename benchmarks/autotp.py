@@ -1,11 +1,11 @@
-"""Two ways to cut a language model over ranks, beside one rank: this project's layers, and DeepSpeed's AutoTP.
+"""Two ways to split a language model over ranks, compared with one rank: this project's layers, and DeepSpeed's AutoTP.
 
   python benchmarks/autotp.py --json benchmarks/results/autotp.json
 
-A narrow model of each family takes some AdamW steps in fp32, on real gloo processes: alone with plain torch, then at T = 2
-by each way and at each ZeRO stage. Told are the largest distance of losses and of gradient norms from those of the one
-rank, as a share of them, the largest distance of a weight after the last step, bytes that a rank keeps between steps
-(weights, gradients, optimizer states), and the median time of a step. Rows are the same on both ranks of a tensor group.
+A narrow model of each family takes a few AdamW steps in fp32, on real gloo processes: on one rank with plain torch, then at
+T = 2 with each method and ZeRO stage. Prints the largest relative difference of losses and gradient norms from those of the
+single rank, the largest difference of a weight after the last step, the bytes that a rank keeps between steps (weights,
+gradients, optimizer states), and the median time of a step. Both ranks of a tensor group get the same rows.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def ours(family: str, stage: int, out: Path, topology: Any) -> dict[str, Any]:
         hidden = engine.module.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         return target_loss(engine.module.get_output_embeddings(), hidden, ids[:, 1:].flatten(), None).mean()
 
-    # The engine's own forward pass starts ZeRO-3's hooks; it is given what to compute.
+    # Compute inside the engine's forward pass, which runs ZeRO-3's hooks.
     plain, engine.module.forward = engine.module.forward, loss
     made = steps(engine.deepspeed, loss_by=engine)
     engine.module.forward = plain
@@ -143,7 +143,7 @@ def ours(family: str, stage: int, out: Path, topology: Any) -> dict[str, Any]:
 
 
 def theirs(family: str, stage: int, out: Path, topology: Any) -> dict[str, Any]:
-    """AutoTP as DeepSpeed's documentation sets it up: one key of its configuration."""
+    """AutoTP as in DeepSpeed's documentation: one key of its configuration."""
     import torch
 
     from onediff.zero.engine import ZeroEngine
@@ -204,7 +204,7 @@ def rank(out: Path) -> None:
         for stage in STAGES if way != "alone" else ():
             try:
                 found = (ours if way == "ours" else theirs)(family, stage, out, topology)
-            except Exception as error:  # what a way cannot do is a result
+            except Exception as error:  # an unsupported case is a result
                 found = {"fault": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
             made.append({"family": family, "stage": stage, **found})
             gc.collect()

@@ -1,10 +1,10 @@
-"""What the table of contents of a checkpoint costs, from 8 to 4,096 ranks: of a 7B model under ZeRO-3, without its weights.
+"""The cost of a checkpoint's table of contents for 8 to 4,096 ranks: a 7B model under ZeRO-3, without its weights.
 
     python benchmarks/checkpoint_ranks.py
 
-Every rank's table is made as that rank would make it. Then the rank with most parameters merges its share of them, rank 0
-takes in what all have merged and writes the manifest, and a rank of as many reads the manifest and finds its own ranges of
-every parameter, weights and both moments. Times are the least of `REPEATS`.
+Makes every rank's table as that rank would. The rank with the most parameters then merges its share, rank 0 combines the
+merged shares and writes the manifest, and a rank of a run with the same number of ranks reads the manifest and finds its
+ranges of every parameter, for weights and both moments. Times are the minimum of `REPEATS`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
     """Bytes, and seconds of processor time."""
 
     received: int
-    """by the rank that merges most"""
+    """for the rank that merges the most"""
     merging: float
     finishing: float
     manifest: int
@@ -57,7 +57,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def held(shape: tuple[int, ...], rank: int, world: int) -> BlockRange:
-    """What a rank holds of a parameter."""
+    """The range of a parameter that a rank holds."""
     block = Block.whole(shape)
     share = -(-block.real // world)
     offset = min(rank * share, block.real)
@@ -72,7 +72,7 @@ def table(model: dict[str, tuple[int, ...]], rank: int, world: int) -> RankTable
 
 
 def least(work: Callable[[], Value]) -> tuple[float, Value]:
-    """Processor time in seconds, and the result."""
+    """The minimum processor time in seconds, and the result."""
     times = []
     for _ in range(REPEATS):
         began = time.process_time()

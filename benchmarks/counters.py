@@ -1,10 +1,10 @@
-"""What a training step asks of a device, counted on the CPU: a regression shows without a GPU.
+"""Counts on the CPU what a training step requires of a device, so that regressions show without a GPU.
 
   python benchmarks/counters.py --json counters.json
 
 Operators, bytes copied, waits of the host for the device, and the largest tensor of a forward and backward pass of both
 phases, on a model of the paper's shape and a hundredth of its width. A wait is an operator whose result the host reads
-(`item`, `nonzero`, a mask as an index), which on a GPU stops the host until everything before it is done.
+(`item`, `nonzero`, a mask as an index), which on a GPU blocks the host until all earlier work is done.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PASSIVE = ("view", "detach", "alias", "expand", "transpose", "t", "slice", "sele
 
 
 class Counted(TorchDispatchMode):
-    """Counts what every operator below does."""
+    """Counts the operators in its context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Counted(TorchDispatchMode):
         self.largest_of = ""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operator itself, counted."""
+        """Runs the operator and counts it."""
         result = function(*args, **(kwargs or {}))
         name = function._schema.name.split("::")[-1]
         if name not in PASSIVE:
@@ -81,7 +81,7 @@ def counted(phase: str) -> dict[str, Any]:
     for part in PARTS:
         getattr(model, part).requires_grad_(part in size.trains)
     batch = collate(pair_rows(config, 8, phase))
-    model(batch).sum().backward()  # what is made once and kept is not counted
+    model(batch).sum().backward()  # do not count tensors that are made once and kept
     with Counted() as counts:
         model(batch).sum().backward()
     return {

@@ -1,13 +1,13 @@
-"""The delta module beside two plain ways to write it, at 336 px: peak memory and time of a training step.
+"""The delta module compared with two plain implementations, at 336 px: peak memory and time of a training step.
 
   python benchmarks/delta_attention.py --json delta.json
 
-All three compute the same function of the same weights, forward and backward:
-  ours      keys and values projected once an image and read in place, multiplied values made again in the backward pass;
-  copied    keys and values gathered for each pair and given their roles there, then torch's fused attention;
-  eager     the features of both images laid end to end, attention as matrix products and a softmax (BERT's way).
-Peak memory is that of all tensors made in a step (weights, their gradients and the tower's output are not counted). Steps
-take turns; times are medians.
+All three compute the same function with the same weights, forward and backward:
+  ours      keys and values projected once per image and read in place, multiplied values recomputed in the backward pass;
+  copied    keys and values gathered for each pair, which get their roles there, then torch's fused attention;
+  eager     the features of both images concatenated, attention as matrix products and a softmax, as in BERT.
+Peak memory counts all tensors made in a step, without weights, their gradients and the tower's output. Steps alternate;
+times are medians.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
     module = DeltaModule(DeltaConfig(), TOWER_WIDTH, LEVELS)
     levels = [torch.randn(2 * args.pairs, IMAGE_TOKENS, TOWER_WIDTH, requires_grad=True) for _ in range(LEVELS)]
     for tensor in (*levels, *module.parameters()):
-        tensor.grad = torch.zeros_like(tensor)  # there in training, too, and the same for all
+        tensor.grad = torch.zeros_like(tensor)  # exists in training too, and is the same for all
     ways = {
         "ours": lambda: module(levels, args.pairs),
         "copied": lambda: plain(module, levels, args.pairs, fused=True),

@@ -1,12 +1,12 @@
-"""What this project's step costs over the same arithmetic written plainly, in one process.
+"""The overhead of this project's training step over a plain implementation of the same arithmetic, in one process.
 
   python benchmarks/engine.py --json benchmarks/results/engine.json
 
 Two comparisons, each on the demo's model with the same batch, weights and threads: a step of `onediff.training.engine` at
 ZeRO stage 0 beside a bare torch loop (forward, backward, clip, AdamW), and at stage 3 beside DeepSpeed's own minimal
 example (`engine(batch)`, `engine.backward`, `engine.step`) with the same DeepSpeed settings. Both sides of a comparison
-take turns, step by step, so that what else the machine does falls on both. The ratio is the median over pairs of steps;
-seconds are of processor time (`time.process_time`), with those of the clock beside them. The target is at most 1.03.
+alternate step by step, so that other work on the machine affects both equally. The ratio is the median over pairs of steps,
+in processor time (`time.process_time`); wall-clock seconds are also printed. The target is at most 1.03.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def minimal(config: RunConfig, phase: str, topology: Any, batch: Any, steps: int
 
 
 def compared(first: Step, second: Step, steps: int, warm: int) -> dict[str, float]:
-    """Both sides step in turn, the one that begins alternating."""
+    """Runs steps of both sides in turn, alternating which goes first."""
     seconds: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     sides = [("ours", first), ("theirs", second)]
     for number in range(warm + steps):
@@ -127,10 +127,10 @@ def compared(first: Step, second: Step, steps: int, warm: int) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="measured steps of each side")
+    parser.add_argument("--steps", type=int, default=30, help="measured steps per side")
     parser.add_argument("--rows", type=int, default=32, help="rows of the batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     initialize_distributed()

@@ -1,12 +1,12 @@
-"""Captions a second, ours beside Hugging Face `generate`, on the same weights and the same batches in the same run.
+"""Captions per second of our generation and of Hugging Face `generate`, with the same weights, batches and run.
 
   python benchmarks/generate.py --json generate.json
   python benchmarks/generate.py --model my-model --data data/scenes/pairs/test --batch 16
 
-Greedy, batch 16, prompts as `onediff evaluate` makes them. The vision part is the same on both sides and runs once a
-batch. Without `--model`, random weights in two shapes: the demo's and one of 50 million parameters; the head's bias
-towards the end-of-text token makes rows end one after another, as captions do (`--mean-tokens`). The tokens must agree, or
-the script fails. Rounds alternate, and the ratio is the median over rounds.
+Greedy, batch 16, prompts as in `onediff evaluate`. The vision part is the same on both sides and runs once per batch.
+Without `--model`, it uses random weights in two sizes: the demo's, and 50 million parameters; a bias of the head towards
+the end-of-text token makes rows end one after another, as captions do (`--mean-tokens`). The script fails if the tokens
+differ. Rounds alternate, and the ratio is the median over rounds.
 """
 
 from __future__ import annotations

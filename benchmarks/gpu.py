@@ -1,13 +1,13 @@
-"""Every figure that needs a GPU, in one command and within eight minutes; with --dry-run, small sizes on the CPU.
+"""All measurements that need a GPU, in one command and within eight minutes; with --dry-run, small sizes on the CPU.
 
   make bench-gpu                     on a machine with a GPU: results/<gpu>_<date>.json and .md
-  make bench-gpu ARGS=--dry-run      on any machine: everything runs, the figures mean nothing
+  make bench-gpu ARGS=--dry-run      on any machine: runs all parts, with meaningless figures
 
-It builds and downloads nothing, and needs of this project's dependencies only torch, transformers (which brings numpy and
-safetensors), pydantic and PyYAML; DeepSpeed and flash-attn are measured where they are installed. Each part runs in a
-process of its own with a share of the time: what crashes or takes too long is reported as not measured, with the reason,
-and the rest goes on. Weights and images are random, of the real sizes: CLIP ViT-L/14 at 336 pixels with Llamas of 0.1, 1
-and 7 billion parameters.
+It builds and downloads nothing. Of this project's dependencies it needs only torch, transformers (which brings numpy and
+safetensors), pydantic and PyYAML; DeepSpeed and flash-attn are measured if they are installed. Each part runs in its own
+process with a share of the time. A part that crashes or takes too long is reported as not measured, with the reason, and
+the others continue. Weights and images are random, at real sizes: CLIP ViT-L/14 at 336 pixels with Llamas of 0.1, 1 and 7
+billion parameters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 RESULTS = HERE / "results"
 NEEDED = {"torch": "torch", "transformers": "transformers", "pydantic": "pydantic", "PyYAML": "yaml"}
-"""Packages without which nothing is measured, and the module of each."""
+"""Required packages, and the module of each."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Part:
     module: str
     function: str
     share: float
-    """of the time"""
+    """share of the total time"""
     columns: tuple[str, ...]
 
 
@@ -112,11 +112,11 @@ PARTS = {
         ("model", "batch", "way", "captions_per_second", "seconds", "peak_gib", "tokens_as_without_graphs"),
     ),
 }
-"""In the order in which they run: what says most comes first."""
+"""In the order in which they run, the most informative first."""
 
 
 def run_part(name: str, device: str, dry: bool, seconds: float, out: Path) -> None:
-    """Measures one part in this process; records go to `out` as they are made, so that a killed part leaves some."""
+    """Measures one part in this process; writes records to `out` as they arrive, so that a killed part leaves some."""
     import torch
     from gpu_parts.measure import Setting
 
@@ -134,12 +134,12 @@ def run_part(name: str, device: str, dry: bool, seconds: float, out: Path) -> No
 
 
 def measured(name: str, device: str, dry: bool, seconds: float) -> list[dict[str, Any]]:
-    """The records of one part, from a process that is ended when its time is over."""
+    """The records of one part, from a process that is killed when its time is up."""
     words = [sys.executable, __file__, "--only", name, "--device", device, "--seconds", str(seconds)]
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder) / "records", Path(folder) / "errors"
         with errors.open("w") as stream:
-            # Half a minute more than it was told: its last case may have begun just in time.
+            # Half a minute more than its share: its last case may have begun just in time.
             try:
                 threads = {"OMP_NUM_THREADS": "1"} if dry else {}
                 code = subprocess.run(
@@ -160,7 +160,7 @@ def measured(name: str, device: str, dry: bool, seconds: float) -> list[dict[str
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What was measured on, and with."""
+    """The hardware and software that was measured."""
     import torch
 
     found: dict[str, Any] = {
@@ -189,7 +189,7 @@ def markdown(report: dict[str, Any]) -> str:
     about = ", ".join(f"{key} {value}" for key, value in report["environment"].items() if value)
     lines = [f"# {report['environment']['gpu'] or 'Dry run on the CPU'}, {report['date']}", "", about, ""]
     if report["dry_run"]:
-        lines += ["Small sizes: that everything runs is the only thing that this says.", ""]
+        lines += ["Small sizes: this only shows that all parts run.", ""]
     for name, part in PARTS.items():
         if name not in report["parts"]:
             continue
@@ -226,7 +226,7 @@ def main() -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default 8)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="total time (default: 8)")
     parser.add_argument("--parts", default="".join(PARTS), help="which of rabecd (default all)")
     parser.add_argument("--json", type=Path, help="write the report here, instead of under benchmarks/results/")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)

@@ -1,11 +1,11 @@
-"""Does OneDiff do on this machine's GPUs what its tests prove on a CPU? In at most ten minutes, one line for each check.
+"""Checks on this machine's GPUs what the tests prove on a CPU: at most ten minutes, one line per check.
 
   make gpu-check                       on a machine with a GPU and the README's install
-  make gpu-check ARGS=--dry-run        anywhere: what a CPU can do of each check, at small sizes
+  make gpu-check ARGS=--dry-run        anywhere: the parts of each check that a CPU can run, at small sizes
   make gpu-check ARGS="--only resume,plan --json gpu-check.json"
 
-Each check runs in a process of its own and is ended when its time is over. A line says passed, failed, or not here, with the
-reason. Exit code 1 when any failed.
+Each check runs in its own process, which is killed when its time is up. A line says passed, failed, or not here, with the
+reason. Exit code 1 if any check failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Check:
 
     title: str
     seconds: float
-    """after which its process is ended"""
+    """time limit of its process"""
 
 
 CHECKS = {
@@ -49,7 +49,7 @@ CHECKS = {
 
 
 def run_here(name: str, device: str, dry: bool, out: Path) -> None:
-    """Runs one check in this process and writes what came of it to `out`."""
+    """Runs one check in this process and writes its outcome to `out`."""
     import torch
     from gpu_checks.outcome import outcome
     from gpu_parts.measure import Setting
@@ -61,7 +61,7 @@ def run_here(name: str, device: str, dry: bool, out: Path) -> None:
 
 
 def run_apart(name: str, device: str, dry: bool) -> dict[str, Any]:
-    """What came of one check, from a process that is ended when its time is over."""
+    """The outcome of one check, from a process that is killed when its time is up."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "outcome", Path(folder) / "log"
@@ -96,7 +96,7 @@ def main() -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU")
     parser.add_argument("--only", default=",".join(CHECKS), metavar="NAME,…", help=f"of {', '.join(CHECKS)}")
-    parser.add_argument("--json", type=Path, help="write every figure there")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--here", choices=CHECKS, help=argparse.SUPPRESS)
     parser.add_argument("--device", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)

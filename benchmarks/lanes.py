@@ -1,11 +1,11 @@
-"""What the order of a very large data set costs a rank: 10⁹ samples in 10⁵ uneven shards, 4,096 ranks.
+"""The cost per rank of ordering a very large data set: 10⁹ samples in 10⁵ uneven shards, 4,096 ranks.
 
     python benchmarks/lanes.py [--samples 1e9] [--shards 1e5] [--ranks 4096] [--lanes-per-rank 1] [--json FILE]
     python benchmarks/lanes.py --read [--json FILE]
 
-Prints the time to set up, the time of a look-up in order and at random positions, the memory that a rank keeps, and by how
-many samples the ranks differ. With --read: what one rank pays for the bytes of a sample when it has 16 to 4,096 lanes, each
-in a shard of its own, as lanes are. It writes 4,096 small shards (a gigabyte) to a temporary folder for that.
+Prints the set-up time, the time of a look-up in order and at random positions, the memory that a rank keeps, and the
+difference in samples between ranks. With --read, measures the time to read a sample for a rank with 16 to 4,096 lanes, each
+in its own shard, as lanes are. This writes 4,096 small shards (one gigabyte) to a temporary folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
     longest = lanes.length(mine[0])
     far = [(mine[i % len(mine)], int(random.integers(0, longest * 3))) for i in range(args.look_ups // 20)]
     seconds = timed(lanes, in_order), timed(lanes, far)
-    tracemalloc.start()  # apart from the times, which it falsifies
+    tracemalloc.start()  # separately, because it distorts the times
     lanes = Lanes(shards, count, seed=0)
     timed(lanes, in_order[:: max(1, args.look_ups // 2000)] + far[:200])
     kept, peak = tracemalloc.get_traced_memory()
@@ -123,7 +123,7 @@ def read_all(source: Source, lanes: int, rounds: int) -> None:
 
 
 def told(found: dict[str, object], file: Path | None) -> None:
-    """Prints what was found, and stores it."""
+    """Prints and stores the results."""
     for name, value in found.items():
         print(f"{name:<34} {value:,}" if isinstance(value, int) else f"{name:<34} {value}")
     if file:
@@ -138,7 +138,7 @@ def uneven(samples: int, shards: int) -> np.ndarray:
 
 
 def timed(lanes: Lanes, places: list[tuple[int, int]]) -> float:
-    """Seconds a look-up."""
+    """Seconds per look-up."""
     began = time.perf_counter()
     for lane, position in places:
         lanes.at(lane, position)

@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive while code runs, for benchmarks of memory without a GPU's own counter."""
+"""Counts the bytes of live tensors, for memory benchmarks without a GPU's own counter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """`peak` is the largest sum of bytes, over all operators inside, of the storages that operators inside made."""
+    """`peak` is the largest total, at any operator in the context, of the storages that operators in it created."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,22 +1,21 @@
-"""How fast training data comes: this stream beside what others read with, and beside decoding alone.
+"""The speed of loading training data, compared with other loaders and with decoding alone.
 
     python benchmarks/loader.py --peers PYTHON --json benchmarks/results/loader.json     # every way, on quiet cores
     python benchmarks/loader.py [--pairs 200] [--turns 3] [--ways WAY …] [--parts ways pixels resume]
 
-All ways read the same pairs of photographs (JPEG, 768 × 576) in one process without workers and give batches of 8 pairs at
-336 × 336 with their captions. The peers are in `loader_peers.py`: they read as people use them, with Pillow and the Hugging
-Face CLIP processor, and again, as `…_fast`, with the decoder and scaling of this project. `limit` decodes and scales images
-that lie in memory and does nothing else. Each way runs in a process of its own, in turns; every ratio is
-the median over the turns of a ratio within one turn. Rates are pairs per second of processor time, which other work on the
-machine falsifies less than the wall clock. `--peers` names a Python that has the peers installed, in an environment of
-their own (what `setup.py` lists as `bench`, with this project's versions of torch, Pillow, simplejpeg and transformers);
-those that it lacks are left out. mosaicml-streaming and megatron-energon want older packages or many readers of clouds, and
-work here when they are installed with `--no-deps`.
+All loaders read the same pairs of photographs (JPEG, 768 × 576) in one process without workers and return batches of 8
+pairs at 336 × 336 with their captions. The peers are in `loader_peers.py`: they run as commonly used, with Pillow and the
+Hugging Face CLIP processor, and again, as `…_fast`, with this project's decoder and scaling. `limit` only decodes and scales
+images in memory. Each way runs in its own process, in turns; every ratio is the median over the turns of the ratio within a
+turn. Rates are pairs per second of processor time, which other work on the machine distorts less than wall-clock time.
+`--peers` names a Python with the peers installed, in a separate environment (the extra `bench` in `setup.py`, with this
+project's versions of torch, Pillow, simplejpeg and transformers); missing peers are left out. mosaicml-streaming and
+megatron-energon require older packages or many cloud clients; they work here if installed with `--no-deps`.
 
-Then the pixels of each way to decode, against the processor's, and the time to the first batch after resuming in 100,000
-samples, with webdataset skipping beside it: each time in a process of its own that has imported everything, opens the set
-for the first time and finds the files in the system's cache; medians of 15 in turns. `--parts` runs some of this only, and
-leaves the others in the file as they are.
+It then compares the pixels of each decoder with the processor's, and measures the time to the first batch after resuming in
+100,000 samples, compared with webdataset's skipping. Each resume runs in its own process, which has finished its imports,
+opens the set for the first time and finds the files in the system's cache; the result is the median of 15, in turns.
+`--parts` runs only some parts and leaves the others in the file unchanged.
 """
 
 from __future__ import annotations
@@ -47,17 +46,17 @@ from PIL import Image, ImageDraw
 OURS = ("limit", "limit_exact", "onediff", "onediff_exact")
 PARTS = ("ways", "pixels", "resume")
 FRESH = 15
-"""Processes that measure each place of resuming."""
+"""Number of processes that measure each position of resuming."""
 PIXELS = ("torch", "pillow", "simplejpeg", "transformers", "opencv-python-headless", "numpy")
 PEERS = ("webdataset", "torchvision", "megatron-energon", "mosaicml-streaming", "spdl", "litdata", "grain")
-"""Distributions whose versions are kept with the figures."""
+"""Distributions whose versions are stored with the figures."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=100_000, help="samples of the set that is resumed in")
+    parser.add_argument("--samples", type=int, default=100_000, help="samples in the set for resuming")
     parser.add_argument("--peers", type=Path, metavar="PYTHON")
     parser.add_argument("--ways", nargs="+", metavar="WAY", choices=(*OURS, *PACKAGES), default=(*OURS, *PACKAGES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -91,7 +90,7 @@ def main() -> None:
 
 
 def rates(ways: list[str], folder: Path, turns: int, peers: Path) -> dict[str, Any]:
-    """Pairs per second of processor time and of the clock, and the greatest resident memory, by way."""
+    """Pairs per second of processor and wall-clock time, and peak resident memory, by way."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(turns):
         for way in ways:
@@ -123,7 +122,7 @@ def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float
 
 
 def measured(way: str, folder: Path) -> dict[str, float]:
-    """One way's rate over three seconds of processor time, after four batches in which memory and caches settle."""
+    """The rate of one way over three seconds of processor time, after four warm-up batches."""
     batches = (globals() if way in OURS else vars(loader_peers))[f"read_{way}"](folder)
     for _ in range(4):
         next(batches)
@@ -185,7 +184,7 @@ def make_processor(folder: Path, pixels: str) -> Any:
 
 
 def stream_loader(folder: Path, processor: Any, index: int) -> Any:
-    """The batches that one rank without workers trains on, from sample `index` of every lane on."""
+    """The batches of one rank without workers, starting at sample `index` of every lane."""
     from onediff.data.cursor import Cursor
     from onediff.data.loader import read_batches
     from onediff.data.stream import Source, Stream
@@ -215,7 +214,7 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def write_pairs(folder: Path, count: int) -> None:
-    """Pairs whose second image has a square more; four shards."""
+    """Pairs whose second image has an additional square, in four shards."""
     from data_prep.tar import TarWriter
 
     folder.mkdir(parents=True)
@@ -244,7 +243,7 @@ def members(number: int, before: bytes, after: bytes) -> list[tuple[str, bytes]]
 
 
 def pixels(images: list[Image.Image]) -> dict[str, Any]:
-    """Time and error of each way from JPEG to `[336, 336, 3]`, against the Hugging Face processor."""
+    """Time and error of each way from JPEG to `[336, 336, 3]`, compared with the Hugging Face processor."""
     import cv2
     import simplejpeg
     import torch
@@ -301,7 +300,7 @@ def pixels(images: list[Image.Image]) -> dict[str, Any]:
 
 
 def resume(folder: Path, samples: int) -> dict[str, Any]:
-    """Seconds to the first batch at three places of a set of small samples in shards of a thousand."""
+    """Seconds to the first batch at three positions in a set of small samples in shards of a thousand."""
     import webdataset
 
     from data_prep.tar import TarWriter
@@ -322,7 +321,7 @@ def resume(folder: Path, samples: int) -> dict[str, Any]:
     write_manifest(build_manifest(folder))
     processor = make_processor(folder, "fast")
     parts = (0.01, 0.5, 0.99)
-    for part in parts:  # once for the system's cache
+    for part in parts:  # fill the system's cache
         in_a_fresh_process(folder, processor, int(part * samples))
     times: dict[float, list[tuple[float, float]]] = {part: [] for part in parts}
     for _ in range(FRESH):
@@ -351,7 +350,7 @@ def resume(folder: Path, samples: int) -> dict[str, Any]:
 
 
 def in_a_fresh_process(folder: Path, processor: Any, position: int) -> tuple[float, float]:
-    """Seconds of the clock and of the processor to the first batch, in a fork of this process."""
+    """Wall-clock and processor seconds to the first batch, in a fork of this process."""
     there, here = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(
         target=lambda: there.send(first_batch(folder, processor, position))
@@ -366,7 +365,7 @@ def in_a_fresh_process(folder: Path, processor: Any, position: int) -> tuple[flo
 
 
 def first_batch(folder: Path, processor: Any, position: int) -> tuple[float, float]:
-    """Seconds of the clock and of the processor from opening the set to the first batch behind `position` samples."""
+    """Wall-clock and processor seconds from opening the set to the first batch after `position` samples."""
     began, cpu = time.perf_counter(), time.process_time()
     batch = next(iter(stream_loader(folder, processor, position // BATCH)))
     times = time.perf_counter() - began, time.process_time() - cpu
@@ -375,7 +374,7 @@ def first_batch(folder: Path, processor: Any, position: int) -> tuple[float, flo
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Of the packages with which `python` reads as the peers do, whether they are this interpreter's or not."""
+    """Versions of the packages that the peers use under `python`, which may be another interpreter."""
     code = f"""
 from importlib.metadata import PackageNotFoundError, version
 for name in {(*PIXELS, *PEERS)}:

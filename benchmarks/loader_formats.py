@@ -1,4 +1,4 @@
-"""What peers of `loader.py` need beside the shards: files of their own formats, or a description of the folder."""
+"""Prepares files that peers of `loader.py` need besides the shards: their own formats, or a description of the folder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BaseWebdatasetFactory.prepare_dataset(
 
 
 def prepare(package: str, folder: Path, python: Path) -> None:
-    """Writes what `package` reads into `folder` or beside it, with an interpreter that has the package."""
+    """Writes the files for `package` into `folder` or next to it, with an interpreter that has the package."""
     if package not in CODE:
         return
     done = subprocess.run([str(python), "-c", CODE[package], str(folder)], capture_output=True, text=True, timeout=300)

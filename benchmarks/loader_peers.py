@@ -1,7 +1,7 @@
-"""How others read the pairs of `loader.py`: each function gives the sizes of batches without end.
+"""Peers that read the pairs of `loader.py`: each function yields the sizes of an endless series of batches.
 
 Those whose names end in `_fast` decode as this project does, with simplejpeg and torch's antialiased scaling. The others
-decode as most of their users do, with Pillow and the Hugging Face CLIP processor.
+decode as most users do, with Pillow and the Hugging Face CLIP processor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 SIZE, BATCH = 336, 8
 THREADS = 2
-"""Of SPDL's pipeline."""
+"""Threads of SPDL's pipeline."""
 PACKAGES = {
     "webdataset": "webdataset",
     "webdataset_fast": "webdataset",
@@ -30,11 +30,11 @@ PACKAGES = {
     "grain": "grain",
     "grain_fast": "grain",
 }
-"""What each way imports."""
+"""The package that each way imports."""
 
 
 def processor() -> Callable[[bytes, bytes], Any]:
-    """Two encoded images to normalised tensors, as open_clip and LLaVA do it."""
+    """Converts two encoded images to normalised tensors, as open_clip and LLaVA do."""
     import torch
     from transformers import CLIPImageProcessorPil
 
@@ -49,7 +49,7 @@ def processor() -> Callable[[bytes, bytes], Any]:
 
 
 def fast_processor() -> Callable[[bytes, bytes], Any]:
-    """Two encoded images to the middle square of each, `[2, 3, 336, 336]` uint8."""
+    """Converts two encoded images to their central squares, `[2, 3, 336, 336]` uint8."""
     import simplejpeg
     import torch
     from torch.nn.functional import interpolate
@@ -91,7 +91,7 @@ def read_webdataset(folder: Path) -> Iterator[int]:
 
 
 def read_webdataset_fast(folder: Path) -> Iterator[int]:
-    """In torch's DataLoader, which makes the batches."""
+    """webdataset in torch's DataLoader, which makes the batches."""
     import torch
     import webdataset
     from torch.utils.data import DataLoader
@@ -125,7 +125,7 @@ def read_torchvision_fast(folder: Path) -> Iterator[int]:
 
 
 def read_spdl_fast(folder: Path) -> Iterator[int]:
-    """Threads in this process; the decoders let go of the interpreter. SPDL's own decoder needs FFmpeg's libraries."""
+    """Threads in this process, since the decoders release the GIL. SPDL's own decoder needs FFmpeg's libraries."""
     import torch
     from spdl.pipeline import PipelineBuilder
 
@@ -160,7 +160,7 @@ def read_litdata_fast(folder: Path) -> Iterator[int]:
 
 
 def grain_batches(folder: Path, make: Callable[[], Any]) -> Iterator[int]:
-    """Grain's `MapDataset` over records that are before and after, one behind the other."""
+    """Grain's `MapDataset` over records with before and after concatenated."""
     import grain
 
     tensors = make()
@@ -171,7 +171,7 @@ def grain_batches(folder: Path, make: Callable[[], Any]) -> Iterator[int]:
 
     source = grain.sources.ArrayRecordDataSource([str(folder.parent / "pairs.array_record")])
     data = grain.MapDataset.source(source).seed(0).shuffle().repeat().map(decoded).batch(BATCH)
-    # Its default reads ahead in sixteen threads.
+    # By default it reads ahead in sixteen threads.
     read = data.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=4))
     return (len(batch) for batch in read)
 

@@ -1,4 +1,4 @@
-"""What a benchmark's figures were measured on, as every file in `results/` says it."""
+"""Describes the machine of a measurement, for the files in `results/`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Commit (`-dirty` where files differ from it), processor, cores, load, and the versions of Python and `packages`."""
+    """Commit (`-dirty` if files differ from it), processor, cores, load, and the versions of Python and `packages`."""
     here = Path(__file__).parent
     described = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     commit = subprocess.run(described, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
@@ -26,7 +26,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name, where the system tells it."""
+    """The processor's name, if the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,11 +1,11 @@
-"""Packed beside padded rows: time of a training step per real token, and how full the rows are.
+"""Packed and padded rows: time of a training step per real token, and how full the rows are.
 
   python benchmarks/packing.py --json packing.json
 
-The same samples, in the proportions of the paper's second phase (a third pairs, LLaVA's single images, some texts), once
-one a row and padded to the longest of their micro-batch, once several in a row. Lengths are those at 336 px divided by
-`--scale`, so that a CPU can do it; the tower is small, as it is beside a 7B language model. Micro-batches hold as many
-positions either way. Steps take turns; times are medians. The summed losses must agree, or the script fails.
+Uses the same samples, in the proportions of the paper's second phase (a third pairs, LLaVA's single images, some texts):
+once with one sample per row, padded to the longest in the micro-batch, and once packed. Lengths are those at 336 px divided
+by `--scale`, for a CPU; the tower is small, as it is compared with a 7B language model. Micro-batches have the same number
+of positions in both cases. Steps alternate; times are medians. The script fails if the summed losses differ.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def model_config(image_tokens: int, delta_tokens: int) -> ModelConfig:
 
 
 def drawn_rows(count: int, scale: int, seed: int) -> list[TokenRow]:
-    """Samples as rows: places for images and deltas, random words, the last half of the words to be learned."""
+    """Samples as rows: placeholders for images and deltas, and random text, half of it as targets."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     made = []
@@ -99,7 +99,7 @@ def drawn_rows(count: int, scale: int, seed: int) -> list[TokenRow]:
 
 
 def packed_rows(rows: list[TokenRow], tokens: int) -> list[list[TokenRow]]:
-    """What the packer makes of these samples, all of them."""
+    """The rows that the packer makes from all these samples."""
     stream: Any = SimpleNamespace(tokens=lambda lane, index: len(rows[index].token_ids))
     packer, made = Packer(stream, tokens), []
     cursor: tuple[int, ...] = (0,)

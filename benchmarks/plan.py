@@ -1,13 +1,12 @@
-"""The plan's memory beside what a step really takes, in real DeepSpeed processes on gloo.
+"""Compares the memory predicted by `onediff plan` with that of real steps, in DeepSpeed processes on gloo.
 
   python benchmarks/plan.py --json benchmarks/results/plan.json
   python benchmarks/plan.py --models demo --topologies 1x1 2x1
 
-For each model, phase, ZeRO stage and T × D, real processes do two steps on rows of one length. The peak of the second is
-what lies in memory before it (every tensor that Python can reach, each storage once) plus the most that torch's CPU
-allocator, as torch's profiler sees it, has given out and not taken back since. (Frees in gloo's own threads are not seen
-by the profiler, so the sum is taken over one step only.) On a GPU `torch.cuda.max_memory_allocated` is the same number.
-The target is 10 %.
+For each model, phase, ZeRO stage and T × D, real processes take two steps on rows of equal length. The peak of the second
+step is the memory before it (every tensor that Python can reach, each storage once) plus the largest sum of allocations
+minus frees during it, according to torch's profiler. (The profiler does not see frees in gloo's own threads, so the sum
+covers one step only.) On a GPU, `torch.cuda.max_memory_allocated` is the same number. The target is 10 %.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def configuration(case: dict[str, Any]) -> Any:
 
 
 def shape_of(config: Any, case: dict[str, Any]) -> Any:
-    """Every row a pair."""
+    """Every row is a pair."""
     from onediff.plan.walk import Shape
 
     rows, tokens, targets = SHAPES[case["model"]]
@@ -95,7 +94,7 @@ def shape_of(config: Any, case: dict[str, Any]) -> Any:
 
 
 def planned(case: dict[str, Any]) -> dict[str, Any]:
-    """Bytes by kind, and of all."""
+    """Bytes by kind, and their total."""
     from onediff.plan.architecture import sizes_of
     from onediff.plan.memory import memory_of
     from onediff.plan.setup import Setup
@@ -130,7 +129,7 @@ def planned(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(several: list[dict[str, Any]], out: Path) -> None:
-    """One rank: each case in turn, one engine after another; rank 0 writes what it saw."""
+    """One rank: runs each case in turn with its own engine; rank 0 writes the results."""
     import torch
 
     from onediff.config.parallel import ParallelConfig
@@ -164,7 +163,7 @@ def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
     config = configuration(case)
     phase = config.phases[case["phase"]]
     gc.collect()
-    before = live_bytes()  # DeepSpeed lets go of an earlier engine in part only
+    before = live_bytes()  # DeepSpeed frees an earlier engine only in part
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = built(config, config.model, case["phase"], topology, filled_later=False)
         engine = Engine(model, config, phase, topology)
@@ -183,7 +182,7 @@ def one(case: dict[str, Any], topology: Any) -> dict[str, int]:
 
 
 def batch_of(config: Any, shape: Any, image_tokens: int) -> Any:
-    """A batch of that shape: every row two images, deltas, and targets at its end."""
+    """A batch of that shape: every row has two images, deltas, and targets at its end."""
     import torch
 
     from onediff.data.batch import Batch
@@ -207,7 +206,7 @@ def batch_of(config: Any, shape: Any, image_tokens: int) -> Any:
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors that are there, each storage once."""
+    """Bytes of all existing tensors, each storage once."""
     import gc
 
     import torch
@@ -221,7 +220,7 @@ def live_bytes() -> int:
 
 
 def risen(profiler: Any) -> int:
-    """How many bytes more than at its beginning there were at the fullest moment of the last step."""
+    """Bytes at the peak of the last step, minus those at its beginning."""
     events = profiler.profiler.kineto_results.events()
     step = next(event for event in events if event.name() == "step 1")
     first, last = step.start_ns(), step.start_ns() + step.duration_ns()
@@ -290,7 +289,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--topologies", nargs="+", default=[], metavar="TxD", help="instead of those of each model")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--ranks-of", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ranks_of:
@@ -302,7 +301,7 @@ def main() -> None:
     wanted = cases(args.models, args.stages, args.precisions, args.topologies)
 
     def processes(case: dict[str, Any]) -> tuple[Any, ...]:
-        # An engine of another phase before it changes what a process still holds.
+        # An earlier engine of another phase would change what a process still holds.
         return case["tensor"], case["data"], case["phase"], case.get("sequence", False), case.get("context", 1)
 
     for alike in dict.fromkeys(map(processes, wanted)):

@@ -1,16 +1,16 @@
-"""A table of a million pairs to shards: by one process, and by 64 tasks that share the work.
+"""Converts a table of a million pairs to shards: in one process, and in 64 tasks that share the work.
 
     python benchmarks/preparation.py [--pairs 1000000] [--whole 100000] [--tasks 64] [--json FILE]
 
-Every image has a path of its own; the files are hard links to a few small JPEG files, which lie in the page cache, so the
-software is measured and not the disk. The plan and one share of --tasks are made of all --pairs. One process converts the
-first --whole of them, and that time is scaled to --pairs, so that 5 GB of disk are enough; the same pairs, in as many parts
-as all would make, are joined. Every way runs in a process of its own on one core, and times are processor times, which other
-work on the machine falsifies less than the clock. The limit looks at each file (`stat`), reads it and writes it into one
-large file. `speed-up` is the time of one process over that of a task, over that of the plan and a task, and over that
-of the whole chain that a user waits for: the plan, a task, joining. The plan is what the first task takes beyond
-another. Times are medians of three; joining is timed once. img2dataset, where its command is given, fetches images from
-a server on this machine.
+Every image has its own path, but the files are hard links to a few small JPEG files in the page cache, so that the software
+is measured and not the disk. The plan and one share of --tasks are made for all --pairs. One process converts the first
+--whole pairs, and the time is scaled to --pairs, so that 5 GB of disk are enough; the same pairs are joined, in the number
+of parts that all pairs would give. Every way runs in its own process on one core. Times are processor times, which other
+work on the machine distorts less than wall-clock time. The limit calls `stat` on each file, reads it and writes it to one
+large file. `speed-up` is the time of one process divided by that of a task, by that of the plan and a task, and by that of
+the whole chain that a user waits for: the plan, a task, joining. The time of the plan is the additional time of the first
+task. Times are medians of three; joining is timed once. img2dataset, if its command is given, fetches images from a server
+on this machine.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, file=open({0!r}, "w"
 
 
 LINKS = 50_000
-"""Of one file; ext4 allows 65,000."""
+"""Hard links per file; ext4 allows 65,000."""
 
 
 def make_source(folder: Path, pairs: int, whole: int) -> None:
-    """Tables of that many pairs of about 5 kB an image, a thousand in a folder."""
+    """Writes tables of that many pairs, with about 5 kB per image and a thousand pairs per folder."""
     files: list[Path] = []
     for number, data in enumerate(photographs()):
         if number * LINKS >= 2 * pairs + LINKS:
@@ -63,7 +63,7 @@ def make_source(folder: Path, pairs: int, whole: int) -> None:
         Image.open(io.BytesIO(data)).resize((128, 96)).save(image, "JPEG", quality=85)
         files.append(folder / f"photograph-{number}")
         files[-1].write_bytes(image.getvalue())
-    while len(files) * LINKS < 2 * pairs:  # another comment makes another file of the same image
+    while len(files) * LINKS < 2 * pairs:  # different comments make different files of the same image
         data, comment = files[0].read_bytes(), f"{len(files):06d}".encode()
         files.append(folder / f"photograph-{len(files)}")
         files[-1].write_bytes(data[:2] + b"\xff\xfe\0\x08" + comment + data[2:])
@@ -104,7 +104,7 @@ def median(runs: Iterable[tuple[float, float]]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1_000_000)
-    parser.add_argument("--whole", type=int, default=100_000, help="pairs that one process, and all tasks, convert")
+    parser.add_argument("--whole", type=int, default=100_000, help="pairs converted by one process, and by all tasks")
     parser.add_argument("--tasks", type=int, default=64)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--img2dataset", type=Path, metavar="COMMAND", default=shutil.which("img2dataset"))

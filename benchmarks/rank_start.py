@@ -1,9 +1,9 @@
-"""What starting a rank costs before its first step: processor seconds of imports, and until its engine is built.
+"""The cost of starting a rank: processor seconds of imports, and until its engine is built.
 
     python benchmarks/rank_start.py [--rounds 5] [--json benchmarks/results/rank_start.json]
 
-Each round is a fresh process that imports torch, then all that `onediff train` imports, then builds the demo's model under
-ZeRO-3. Every restart pays for this, and every rank of a test. Figures are medians over the rounds.
+Each round is a new process that imports torch, then all other imports of `onediff train`, then builds the demo's model under
+ZeRO-3. Every restart pays this cost, and so does every rank in a test. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ seconds["engine"] = time.process_time()
 shutdown()
 print(json.dumps(seconds))
 """
-"""Processor seconds since the start of the process behind each stage."""
+"""Prints processor seconds from the start of the process to the end of each stage."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
             [sys.executable, "-c", RANK], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
         rounds.append(json.loads(done.stdout.splitlines()[-1]))
-    rounds = rounds[1:]  # the first fills the files' cache
+    rounds = rounds[1:]  # the first fills the file cache
     seconds = {stage: round(statistics.median(one[stage] for one in rounds), 2) for stage in rounds[0]}
     for stage, value in seconds.items():
         print(f"{stage:<12} {value:5.2f} s")

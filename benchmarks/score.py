@@ -1,11 +1,11 @@
-"""Scoring beside calling pycocoevalcap directly, on the same captions in the same run.
+"""Scoring compared with direct calls of pycocoevalcap, on the same captions in the same run.
 
   python benchmarks/score.py --pairs 10000 --json score.json
 
-Each side runs in a process of its own: PTB tokens, BLEU-1…4, METEOR, ROUGE-L and CIDEr of all pairs, from Java's start
-to its end. Ours also computes CIDEr-plain, and with `--bootstrap N` the intervals. Prints seconds, processor seconds
-(which other work on the machine moves little), peak memory of Python and of Java, and the ratios. The scores must agree
-to nine digits, or the script fails.
+Each side runs in its own process: PTB tokens, BLEU-1…4, METEOR, ROUGE-L and CIDEr of all pairs, including Java's start and
+exit. Ours also computes CIDEr-plain and, with `--bootstrap N`, the intervals. Prints seconds, processor seconds (which other
+work on the machine hardly affects), peak memory of Python and of Java, and the ratios. The script fails if the scores do not
+agree to nine digits.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def ours(pairs: int, seed: int, bootstrap: int) -> dict[str, float]:
 
 
 def theirs(pairs: int, seed: int, bootstrap: int) -> dict[str, float]:
-    """What a script around pycocoevalcap does; it knows no bootstrap."""
+    """A typical script around pycocoevalcap, without a bootstrap."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -75,7 +75,7 @@ def theirs(pairs: int, seed: int, bootstrap: int) -> dict[str, float]:
 
 
 def measured(side: str, args: argparse.Namespace) -> dict[str, object]:
-    """One side in a process of its own: its scores, seconds, and peak memory in MB."""
+    """Runs one side in its own process; returns its scores, seconds, and peak memory in MB."""
     words = ["--pairs", str(args.pairs), "--seed", str(args.seed), "--bootstrap", str(args.bootstrap), "--side", side]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, timeout=3600)

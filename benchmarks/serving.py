@@ -3,10 +3,10 @@
   python benchmarks/serving.py runs/demo
   python benchmarks/serving.py my-model --clients 32 --requests 128 --json serving.json
 
-Starts the server as a process of its own and asks its OpenAI-compatible endpoint over loopback, about pairs of noise of
-256 × 256 pixels. First one client and many send all requests in turn, several times, so that what else the machine does
-falls on both; the ratio is the median. Then each round sends 200 at once, every fourth of them bad, and reads the server's
-resident memory. A status other than 200 for the good ones and 4xx for the bad ones ends the script with an error.
+Starts the server in its own process and sends requests to its OpenAI-compatible endpoint over loopback, with pairs of noise
+of 256 × 256 pixels. First one client and then many send all requests, several times in turn, so that other work on the
+machine affects both equally; the ratio is the median. Then each round sends 200 requests at once, every fourth of them bad,
+and reads the server's resident memory. The script fails if a good request does not get a 200 or a bad one a 4xx.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from machine import machine
 from PIL import Image
 
 ROUND = 200
-"""Requests at once in a round of load."""
+"""Simultaneous requests in a round of load."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="an export or a run")
-    parser.add_argument("--clients", type=int, default=32, help="how many ask at once, beside one alone")
+    parser.add_argument("--clients", type=int, default=32, help="concurrent clients, compared with one")
     parser.add_argument("--requests", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5, help="of the comparison of one client with many")
-    parser.add_argument("--rounds", type=int, default=10, help="of 200 requests at once")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions of the comparison")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of 200 requests at once")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     noise = np.random.default_rng(0)
     bodies = [question(noise) for _ in range(args.requests)]
     result: dict[str, Any] = {"machine": machine("torch"), "captions": [], "memory": []}
     with serving(args.model, args.clients) as (port, server):
-        ask(port, bodies[0])  # loads what is loaded at first use
+        ask(port, bodies[0])  # triggers lazy loading
         for clients in (1, args.clients) * args.repeats:
             result["captions"].append(throughput(port, bodies, clients))
             print(json.dumps(result["captions"][-1]), flush=True)
@@ -69,7 +69,7 @@ def main() -> None:
 
 @contextmanager
 def serving(model: str, batch: int) -> Iterator[tuple[int, psutil.Process]]:
-    """The port and process of a server, ended with the block."""
+    """The port and process of a server, which is stopped at the end of the block."""
     command = [sys.executable, "-m", "onediff", "serve", model, "--port", "0", "--max-batch", str(batch)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

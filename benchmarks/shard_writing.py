@@ -1,14 +1,13 @@
-"""How fast `onediff data convert` writes shards, beside `tar`, webdataset's ShardWriter and img2dataset.
+"""The speed at which `onediff data convert` writes shards, compared with `tar`, webdataset's ShardWriter and img2dataset.
 
     python benchmarks/shard_writing.py [--pairs 4000] [--repeats 5] [--img2dataset PATH] [--json FILE]
 
-Every way packs the same JPEG files, which lie in the page cache; none calls fsync, and what the one before wrote is on the
-disk before the next begins. `tar` only copies, so it is the limit; the others make samples. The ways take turns,
-and each ratio is the median over the turns of a ratio within one turn. `peak` adds up the resident memory of the process
-and its children; `cpu` is their processor time, which other work on the machine falsifies less than it does the
-rate. With resizing (a quarter of the pairs) the limit is the same decoding, resizing and encoding in as many processes,
-written nowhere. img2dataset fetches from a server on this machine; it is measured where its command is given, on a quarter
-of the pairs and in two turns, since it takes so long.
+Every way packs the same JPEG files, which are in the page cache. None calls fsync, but each one's output is on disk before
+the next begins. `tar` only copies, so it is the limit; the others make samples. The ways run in turns, and each ratio is the
+median over the turns of the ratio within a turn. `peak` is the resident memory of the process and its children; `cpu` is
+their processor time, which other work on the machine distorts less than the rate. With resizing (a quarter of the pairs),
+the limit is the same decoding, resizing and encoding in the same number of processes, without writing. img2dataset, if its
+command is given, fetches from a server on this machine; because it is slow, it gets a quarter of the pairs and two turns.
 """
 
 from __future__ import annotations
@@ -116,11 +115,11 @@ def only_resizing(source: Path, out: Path, processes: int, encoding: Encoding) -
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: thousands of requests are served."""
+        """Logs nothing, since there are thousands of requests."""
 
 
 def with_img2dataset(source: Path, out: Path, command: Path, processes: int) -> None:
-    """It knows single images only: twice as many samples of one image each."""
+    """img2dataset supports single images only: twice as many samples, of one image each."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(source)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in sorted(os.listdir(source)) if "jpg" in name]
@@ -140,7 +139,7 @@ def with_img2dataset(source: Path, out: Path, command: Path, processes: int) -> 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of packing the images of `source`, beside the way that is its limit, in that many of the turns."""
+    """A way of packing the images of `source`, the way that is its limit, and its number of turns."""
 
     source: Path
     limit: str
@@ -165,7 +164,7 @@ def measured(way: Way) -> tuple[float, float, float]:
                 try:
                     total += child.memory_info().rss
                 except psutil.NoSuchProcess:
-                    continue  # It ended between the two looks.
+                    continue  # it exited meanwhile
             peak[0] = max(peak[0], total)
 
     watcher = threading.Thread(target=watch)

@@ -1,10 +1,10 @@
-"""Where the time of an optimizer step goes, by stage of the step and by kind of operator, as an image.
+"""Plots where the time of an optimizer step goes, by stage of the step and kind of operator.
 
   python benchmarks/step_profile.py --image docs/step_profile.png --json benchmarks/results/step_profile.json
 
-The demo's model in phases one and two through this project's engine (ZeRO-3, one process), under torch's profiler. Bars are
-milliseconds of a mean step, each operator's own time; on a GPU machine the kernels' time. The profiler itself makes small
-operators look slower than they are: read the image for its proportions.
+Profiles the demo's model in phases one and two in this project's engine (ZeRO-3, one process), with torch's profiler. Bars
+are milliseconds of a mean step, each operator's own time; on a GPU, the kernels' time. The profiler makes small operators
+look slower than they are, so read the image for its proportions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REST = "Python, autograd, DeepSpeed"
 
 
 def kind_of(name: str) -> str:
-    """The kind of an operator, by its name; what is no operator is time of the frameworks themselves."""
+    """The kind of an operator, by its name; the rest is time of the frameworks themselves."""
     plain = name.removeprefix("aten::")
     for kind, parts in KINDS.items():
         if name.startswith("aten::") and any(part in plain for part in parts):
@@ -54,7 +54,7 @@ def kind_of(name: str) -> str:
 
 
 def staged(engine: Any) -> None:
-    """Lets the profiler see which stage of the step is under way."""
+    """Marks the stages of a step for the profiler."""
     for stage, method in zip(STAGES, ("forward", "backward", "step"), strict=True):
         own = getattr(engine.sharded.deepspeed, method)
 
@@ -95,7 +95,7 @@ MARKS = {f"stage: {stage}" for stage in STAGES}
 
 
 def draw(figures: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """One bar for each stage of each phase, made of the kinds."""
+    """Draws one bar per phase and stage, stacked by kind."""
     import matplotlib
 
     matplotlib.use("Agg")

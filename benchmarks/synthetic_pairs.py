@@ -1,13 +1,13 @@
-"""How many pairs a minute one core renders and composes, encoded as the commands write them.
+"""The number of pairs per minute that one core renders and composes, encoded as the commands write them.
 
     python benchmarks/synthetic_pairs.py [--seconds 5] [--json FILE]
     python benchmarks/synthetic_pairs.py --backgrounds /usr/share/doc/opencv-doc/examples/data \\
         --cutouts /usr/share/tuxpaint/stamps --whole 10000
                                                         (the Debian packages opencv-doc and tuxpaint-stamps-default)
 
-Prints processor time, so that other work on the machine does not count. The ratio tells what a composed pair costs
-beside a rendered one of the same size. `--whole N` also runs `onediff data compose --pairs N` from its start to finished
-shards, with all cores, and prints its time.
+Prints processor time, so that other work on the machine does not count. The ratio compares a composed pair with a rendered
+one of the same size. `--whole N` also runs `onediff data compose --pairs N` to finished shards, on all cores, and prints its
+time.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from data_prep.synthetic import Maker
 
 
 def milliseconds(maker: Maker, seconds: float) -> float:
-    """Processor time of one sample, once caches are warm."""
+    """Processor time per sample, with warm caches."""
     for index in range(30):
         maker(index)
     began, index = time.process_time(), 30
@@ -41,11 +41,11 @@ def milliseconds(maker: Maker, seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each row")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per row (default: 5)")
     parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], help="default: scikit-image's photographs")
     parser.add_argument("--cutouts", type=Path, nargs="+", default=[], help="default: rendered solids")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--whole", type=int, default=0, metavar="N", help="also write N pairs by the command")
+    parser.add_argument("--whole", type=int, default=0, metavar="N", help="also write N pairs with the command")
     args = parser.parse_args()
     library = Library(tuple(find_backgrounds(args.backgrounds).backgrounds), tuple(find_cutouts(args.cutouts).cutouts))
     makers: dict[str, Maker] = {}
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def whole(args: argparse.Namespace) -> dict[str, float]:
-    """What `onediff data compose` takes for `args.whole` pairs."""
+    """Seconds that `onediff data compose` takes for `args.whole` pairs."""
     with tempfile.TemporaryDirectory() as out:
         words = ["data", "compose", "--out", out, "--pairs", args.whole]
         words += ["--backgrounds", *args.backgrounds] if args.backgrounds else []

@@ -1,7 +1,7 @@
-"""The tables of docs/performance.md that state what was measured on CPUs, made from the files in `results/`.
+"""Makes the tables of CPU measurements in docs/performance.md from the files in `results/`.
 
 python benchmarks/table.py            # print them
-python benchmarks/table.py --write    # and put them into the page
+python benchmarks/table.py --write    # also put them into the page
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ SCRIPTS = {"lanes_read": "lanes.py --read"}
 
 
 def figures() -> str:
-    """One row a comparison."""
+    """One row per comparison."""
     lines = ["| script | against | figure | measured on |", "| --- | --- | --- | --- |"]
     for name, against, told in ROWS:
         found = results(name)
@@ -140,7 +140,7 @@ def figures() -> str:
 
 
 def loaders() -> str:
-    """One row for each way of reading."""
+    """One row per loader."""
     lines = [
         "| reads and decodes | pairs a processor second | of decoding alone | peak memory |",
         "| --- | ---: | ---: | ---: |",
@@ -158,7 +158,7 @@ TABLES = {"figures": figures, "loaders": loaders}
 
 
 def written(page: str) -> str:
-    """The page with the tables as they are now."""
+    """The page with the current tables."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: benchmarks/table.py -->\n", f"<!-- end of {name} -->"
         assert begin in page and end in page, name

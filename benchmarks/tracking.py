@@ -1,13 +1,13 @@
-"""What tracking costs a training step, with a good, a bad and an absent MLflow server; and a long run's journal.
+"""The cost of tracking for a training step, with a good, a bad and an absent MLflow server, and for a long run's journal.
 
   python benchmarks/tracking.py --json tracking.json
 
-A step is a matrix product on one thread. Steps come in pairs, one with tracking and one without, in an order drawn for each
-pair, so that what else the machine does falls on both. While a step without tracking runs, the process that sends to MLflow
-is stopped: all that it takes from the machine falls on the steps with tracking. `slowdown` is the median over pairs of what
-tracking added, as a share of the median step without it, with the bounds that hold 95 % of its resamplings; `processor`
-says the same of the training thread's processor time, which other processes hardly touch. The target is at most 2 %.
-`lost` counts the points that are missing after `onediff track sync`. One server is real and is stopped for 30 s in between.
+A step is a matrix product on one thread. Steps come in pairs, one with tracking and one without, in a random order, so that
+other work on the machine affects both equally. During a step without tracking, the process that sends to MLflow is stopped,
+so that its whole load falls on the steps with tracking. `slowdown` is the median over pairs of the time that tracking added,
+as a share of the median step without it, with 95 % bootstrap bounds; `processor` is the same for the training thread's
+processor time, which other processes hardly affect. The target is at most 2 %. `lost` counts the points that are missing
+after `onediff track sync`. One server is real and is stopped for 30 s in between.
 The long run logs 200,000 points: time per step, size of the journal, memory, and the time to send it to an embedded store.
 """
 
@@ -44,7 +44,7 @@ from onediff.config.tracking import TrackingConfig
 from onediff.tracking.tracker import Tracker
 
 WARM_UP = 10
-"""Pairs of steps that do not count."""
+"""Warm-up pairs of steps."""
 NAMES = (
     *("loss", "loss/scenes", "loss/pairs", "lr", "grad_norm", "target_tokens", "samples_per_second", "mfu"),
     *("tokens_per_second", "data_wait_share", "step_seconds", "skipped_samples"),
@@ -123,7 +123,7 @@ class StoppedServer:
 
 
 def lost(folder: Path, points: int) -> int:
-    """Points of a metric that are missing in MLflow after `onediff track sync`, here to a store of its own."""
+    """Points of a metric that are missing in MLflow after `onediff track sync` to a separate store."""
     uri = f"sqlite:///{folder}/after-sync.db"
     sync(folder, uri)
     client = MlflowClient(uri)
@@ -179,7 +179,7 @@ def paired(
 def settled(process: int) -> float:
     """Waits until the sender has imported MLflow and made its first request; returns its processor seconds so far.
 
-    They are spent once, at low priority, while a training imports torch; among a few hundred steps they would not be few.
+    A run spends them once, at low priority, while it imports torch; they would distort a few hundred steps.
     """
     sender, before, deadline = psutil.Process(process), -1.0, time.monotonic() + 120
     while (used := sum(sender.cpu_times()[:2])) - before > 0.02 or used < 1:
@@ -190,7 +190,7 @@ def settled(process: int) -> float:
 
 
 def added(name: str, seconds: dict[bool, list[float]]) -> dict[str, float]:
-    """Median of what a step with tracking took more than its neighbour without, as a share, and its 95 % bounds."""
+    """Median of the additional time of a step with tracking over its neighbour without, as a share, and its 95 % bounds."""
     on, off = (np.array(seconds[tracked][WARM_UP:]) for tracked in (True, False))
     shares = (on - off) / np.median(off)
     drawn = np.random.default_rng(0).integers(len(shares), size=(2000, len(shares)))
@@ -225,7 +225,7 @@ def long_run(folder: Path, points: int) -> dict[str, float]:
 
 
 def show(name: str, figures: dict[str, float]) -> None:
-    """One server's figures in one line."""
+    """Prints one server's figures on one line."""
     print(f"{name:<16} a step of {figures['step_ms']:.1f} ms", end="")
     for key in ("slowdown", "processor"):
         mean, low, high = (100 * figures[f"{key}{bound}"] for bound in ("", "_low", "_high"))
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=400, help="pairs of steps, with tracking and without, per server")
     parser.add_argument("--size", type=int, default=1000, help="side of the matrix whose product is a step's work")
     parser.add_argument("--points", type=int, default=200_000, help="metric points of the long run")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args()
     found: dict[str, object] = {
         "machine": machine("mlflow", "numpy"),

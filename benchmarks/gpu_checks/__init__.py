@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu_check.py` checks, one module a check: `check(setting)` returns its figures.
+"""The checks of `benchmarks/gpu_check.py`, one module each: `check(setting)` returns its figures.
 
-It raises Wrong when the machine does something else than it should, and NotHere for what cannot be checked on it.
+It raises Wrong if the machine does not do what it should, and NotHere if the check is impossible on it.
 """

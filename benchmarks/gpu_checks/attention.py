@@ -1,4 +1,4 @@
-"""Every attention backend that is here, forward and backward, beside the reference in fp64."""
+"""Compares every installed attention backend, forward and backward, with the fp64 reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onediff.model.attention import missing
 
 
 def check(setting: Setting) -> dict[str, Any]:
-    """Largest relative error of each backend; a backend that is installed must compute everything that it is given."""
+    """Largest relative error of each backend; an installed backend must be able to compute every case."""
     largest: dict[str, float] = {}
     wrong = []
     for record in agreement(setting):

@@ -1,4 +1,4 @@
-"""What a training sets for itself on a GPU, and what it leaves behind when memory runs out or a collective hangs."""
+"""The defaults of training on a GPU, and the files that it leaves when memory runs out or a collective hangs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onediff.training.memory import snapshot_on_out_of_memory
 
 
 def check(setting: Setting) -> dict[str, Any]:
-    """Joins as a run does, sums once, reads back NCCL's record, and fills the memory."""
+    """Joins ranks as a run does, sums once, reads NCCL's record, and fills the memory."""
     with tempfile.TemporaryDirectory() as folder:
         initialize_distributed(flight_records=Path(folder))
         dist.all_reduce(torch.ones(4, device=setting.device))

@@ -16,7 +16,7 @@ from onediff.training.start import built
 
 
 def run_config(size: Size, dry: bool, stage: int) -> RunConfig:
-    """A run of one phase on one rank, two micro-batches a step."""
+    """A run of one phase on one rank, with two micro-batches per step."""
     phase = {"mix": {"pairs": 1}, "train": size.trains, "steps": 100}
     phase |= {"global_batch": 2 * size.pairs, "micro_batch": size.pairs}
     return RunConfig.model_validate(
@@ -32,7 +32,7 @@ def run_config(size: Size, dry: bool, stage: int) -> RunConfig:
 
 
 def shape_of(size: Size, dry: bool) -> Shape:
-    """Every row a pair with some text, a third of which is learned."""
+    """Every row is a pair with some text; a third of the text is the target."""
     config = model_config(size, dry)
     seats = 2 * (config.vision.image.size // config.vision.config["patch_size"]) ** 2 + config.delta.tokens  # type: ignore[index]
     text = 16 if dry else 256

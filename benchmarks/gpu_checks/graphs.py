@@ -1,4 +1,4 @@
-"""Generation by recorded CUDA graphs writes the tokens that it writes without them."""
+"""Generation with recorded CUDA graphs gives the same tokens as without them."""
 
 from __future__ import annotations
 

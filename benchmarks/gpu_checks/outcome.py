@@ -1,4 +1,4 @@
-"""How a check ended."""
+"""The outcome of a check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class NotHere(Exception):
-    """What is checked does not exist on this machine; `figures` hold what could be done."""
+    """The machine lacks what the check needs; `figures` hold the possible measurements."""
 
     def __init__(self, why: str, **figures: Any) -> None:
         super().__init__(why)
@@ -16,7 +16,7 @@ class NotHere(Exception):
 
 
 class Wrong(Exception):
-    """The machine does something else than it should; `figures` say what."""
+    """The machine does not do what it should; `figures` have the details."""
 
     def __init__(self, why: str, **figures: Any) -> None:
         super().__init__(why)

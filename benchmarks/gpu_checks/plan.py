@@ -1,4 +1,4 @@
-"""What a step takes of memory and time, beside what `onediff plan` says of the same micro-batch."""
+"""Compares the memory and time of a step with the prediction of `onediff plan` for the same micro-batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from onediff.plan.traffic import traffic_of
 from onediff.plan.walk import Trained, walk
 
 MEMORY, TIME = 0.10, 0.25
-"""How far off a plan may be."""
+"""Maximum relative errors of a plan."""
 
 
 def check(setting: Setting) -> dict[str, Any]:

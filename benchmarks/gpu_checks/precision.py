@@ -1,4 +1,4 @@
-"""Loss and gradients of the whole model on the device, beside the CPU's in fp32."""
+"""Compares loss and gradients of the whole model on the device with the CPU's in fp32."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gpu_checks.outcome import Wrong
 from onediff.data.rows import collate_packed
 
 FP32 = 1e-4
-"""How far apart sums in another order may lie, relative."""
+"""Maximum relative difference from adding in another order."""
 BF16 = 2.0
-"""How many times further from fp32 bf16 may be on the device than on the CPU."""
+"""Maximum ratio of bf16's error on the device to its error on the CPU."""
 
 
 def check(setting: Setting) -> dict[str, Any]:
@@ -56,6 +56,6 @@ def computed(config: Any, batch: Any, device: torch.device, dtype: torch.dtype) 
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    """Relative, of the loss or of the gradients, whichever is larger."""
+    """The relative error of the loss or of the gradients, whichever is larger."""
     loss = abs(float(found[0] / exact[0]) - 1)
     return max(loss, float((found[1:] - exact[1:]).norm() / exact[1:].norm()))

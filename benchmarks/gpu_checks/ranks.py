@@ -1,4 +1,4 @@
-"""One rank on each GPU: nccl's sums are right, and how fast they are."""
+"""One rank per GPU: checks nccl's sums and measures their speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.local import run_local
 
 
 def check(setting: Setting) -> dict[str, Any]:
-    """With one GPU the sum is over one rank, which still starts nccl."""
+    """With one GPU, the sum is over one rank, which still starts nccl."""
     gpus = setting.device.type == "cuda"
     ranks = torch.cuda.device_count() if gpus else 2
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""`onediff train` in deterministic mode, stopped half way and resumed: the same losses, bit for bit."""
+"""`onediff train` in deterministic mode, stopped halfway and resumed, gives the same losses, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 8
 
 
 def check(setting: Setting) -> dict[str, Any]:
-    """Packed rows in bf16 under ZeRO-3, over two GPUs where there are two; the checkpoint of step 4 is resumed."""
+    """Packed rows in bf16 under ZeRO-3, on two GPUs if there are two; resumes from the checkpoint of step 4."""
     ranks = 2 if setting.device.type == "cuda" and torch.cuda.device_count() > 1 else 1
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a step, as torch's profiler and CUDA's runtime see it."""
+"""How often the host waits for the device in a step, according to torch's profiler and CUDA's runtime."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = 3
 
 
 def check(setting: Setting) -> dict[str, Any]:
-    """Two micro-batches a step; the profiler's own waiting at the end of its window is not counted."""
+    """Two micro-batches per step; the profiler's own wait at the end of its window is not counted."""
     size = TINY[1] if setting.dry else SIZES[1]
     ranks = initialize_distributed()
     found: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def check(setting: Setting) -> dict[str, Any]:
 
 
 def waits(setting: Setting, engine: Any, batch: Any) -> Counter[str]:
-    """What was waited for in `STEPS` steps."""
+    """The waits in `STEPS` steps, by event."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])]
     setting.wait()
     with profile(activities=activities) as profiler, torch.profiler.record_function("steps"):

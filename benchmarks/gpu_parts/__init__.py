@@ -1,1 +1,1 @@
-"""What `benchmarks/gpu.py` measures, one module a part. Each part is a generator of records, run in a process of its own."""
+"""The parts of `benchmarks/gpu.py`, one module each. A part is a generator of records and runs in its own process."""

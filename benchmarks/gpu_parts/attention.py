@@ -1,4 +1,4 @@
-"""(a) Attention of delta module, tower and language model by every backend, in TFLOP/s, beside the measured matmul ceiling.
+"""(a) Attention of delta module, tower and language model by backend, in TFLOP/s, and the measured matmul ceiling.
 
 (e) Their agreement with an fp64 reference.
 """
@@ -33,7 +33,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Of a forward pass; a backward pass has two and a half times as many."""
+        """FLOPs of a forward pass; a backward pass has two and a half times as many."""
         products = sum(q * k for q, k in zip(self.queries, self.keys, strict=True))
         return 4 * products * self.heads * self.size / (2 if self.causal else 1)
 
@@ -57,11 +57,11 @@ def cases(dry: bool) -> list[Case]:
 
 
 SDPA = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
-"""Kernels of torch that can be asked for by name."""
+"""Kernels of torch that can be selected by name."""
 
 
 def backends() -> dict[str, tuple[str, Callable[[], Any]]]:
-    """A label for every way to compute: the backend's name, and what surrounds the call."""
+    """By label: the backend's name, and a context for the call."""
     found: dict[str, tuple[str, Callable[[], Any]]] = {name: (name, nullcontext) for name in ours.BACKENDS}
     for label, name in SDPA.items():
         found[f"sdpa, {label} only"] = ("sdpa", lambda name=name: sdpa_kernel(getattr(SDPBackend, name)))  # type: ignore[misc]
@@ -69,7 +69,7 @@ def backends() -> dict[str, tuple[str, Callable[[], Any]]]:
 
 
 def tensors(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
-    """Random queries, keys, values and the places of the sequences."""
+    """Random queries, keys and values, and the positions of the sequences."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(sum(case.queries), case.heads), (sum(case.keys), case.kv_heads), (sum(case.keys), case.kv_heads)]
     made = [torch.randn(*shape, case.size, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]

@@ -1,4 +1,4 @@
-"""(d) Captions a second, beside Hugging Face's `generate` of a LLaVA with the same parts."""
+"""(d) Captions per second, compared with Hugging Face's `generate` of a LLaVA with the same parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpu_parts.models import SIZES, TINY, Size, build, model_config, pair_rows
 from onediff.data.rows import collate
 
 NEW_TOKENS = 48
-"""Tokens of every caption; none ends earlier, so that all do the same work."""
+"""Tokens per caption; none ends earlier, so that all do the same work."""
 
 
 def captions(setting: Setting) -> Iterator[Record]:
@@ -39,7 +39,7 @@ def _tokens(setting: Setting) -> int:
 
 
 def _ours(setting: Setting, size: Size, pairs: int, graph: bool) -> Record:
-    """`graph`: with recorded steps, and which share of the tokens is that of plain ones."""
+    """With `graph`, uses recorded steps and also reports the share of tokens that equal the plain ones."""
     config = model_config(size, setting.dry)
     model = build(config, setting.device, setting.dtype).eval()
     rows = pair_rows(config, pairs, "one", prompt_only=True)

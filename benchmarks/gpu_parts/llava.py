@@ -19,7 +19,7 @@ class Llava:
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         vision, language = dict(config.vision.config or {}), dict(config.language.config or {})
         self.place = language["vocab_size"]
-        """the word that stands for an image token"""
+        """the placeholder of an image token"""
         language["vocab_size"] += 1
         for fields in (vision, language):
             fields.pop("model_type")

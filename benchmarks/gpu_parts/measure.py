@@ -1,4 +1,4 @@
-"""Clocks, memory and the time that a part has left."""
+"""Clocks, memory and the remaining time of a part."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Record = dict[str, Any]
 
 @dataclass
 class Setting:
-    """Where a part runs, how large, and until when."""
+    """The device, sizes and deadline of a part."""
 
     device: torch.device
     dry: bool
-    """sizes of a few kilobytes: to see that everything runs"""
+    """tiny sizes, to see that all parts run"""
     deadline: float
     """on `time.monotonic`"""
 
     @property
     def left(self) -> float:
-        """Seconds that the part has left."""
+        """Remaining seconds of the part."""
         return self.deadline - time.monotonic()
 
     @property
     def dtype(self) -> torch.dtype:
-        """What models compute in."""
+        """The precision that models compute in."""
         return torch.float32 if self.dry else torch.bfloat16
 
     def attempt(self, case: Record, work: Callable[[], Record]) -> Iterator[Record]:
@@ -40,7 +40,7 @@ class Setting:
             return
         try:
             yield case | work()
-        except Exception as error:  # whatever a library does on a machine that nobody has seen: the other cases go on
+        except Exception as error:  # a library may fail in any way on an unknown machine; continue with the other cases
             words = " ".join(str(error).split()) or type(error).__name__
             yield case | {"not_measured": f"{type(error).__name__}: {words[:300]}"}
         finally:
@@ -64,7 +64,7 @@ class Setting:
     def median(self, work: Callable[[], Any], budget: float = 1.0) -> float:
         """Median seconds of a call of `work`; short ones are repeated within one measurement."""
         once = min(self.seconds(work, 0.0))
-        # Waiting for the device costs some 10 µs: let that be little beside what is measured.
+        # Waiting for the device costs about 10 µs; keep that small compared with the measured time.
         repeats = max(1, min(100, int(0.002 / max(once, 1e-6))))
 
         def several() -> None:
@@ -74,12 +74,12 @@ class Setting:
         return statistics.median(self.seconds(several, budget, warm_up=1)) / repeats
 
     def wait(self) -> None:
-        """Until the device has done all that was asked of it."""
+        """Waits until the device has finished all submitted work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def peak_gib(self, reset: bool = False) -> float | None:
-        """Most memory of the device in use since the last reset, GiB; None on the host."""
+        """Peak device memory since the last reset in GiB; None on the host."""
         if self.device.type != "cuda":
             return None
         peak = torch.cuda.max_memory_allocated(self.device) / 2**30

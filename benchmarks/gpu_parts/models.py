@@ -1,4 +1,4 @@
-"""Models and rows of the sizes that are measured; weights are random, words too."""
+"""Models and rows of the measured sizes, with random weights and tokens."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def llama(
 
 @dataclass(frozen=True)
 class Size:
-    """A language model beside CLIP ViT-L/14 at 336 pixels, and how it is trained."""
+    """A language model for CLIP ViT-L/14 at 336 pixels, and how it is trained."""
 
     name: str
     phase: str
-    """`one` trains delta module and projector, `two` everything"""
+    """`one` trains delta module and projector, `two` all parts"""
     language: dict[str, Any]
     pairs: int
     """pairs of a micro-batch"""
     checkpointing: bool = False
     compiled: bool = False
-    """measured with compiled layers, too"""
+    """also measured with compiled layers"""
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def model_config(size: Size, dry: bool) -> ModelConfig:
 
 
 def build(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> OneDiffModel:
-    """The model with random weights, made where it is used: a 7B model would take minutes on the host."""
+    """The model with random weights, created on `device`: a 7B model would take minutes on the host."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -115,8 +115,8 @@ def build(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> OneD
 
 
 def pair_rows(config: ModelConfig, count: int, phase: str, seed: int = 0, prompt_only: bool = False) -> list[TokenRow]:
-    """Rows of pairs with the lengths that training meets: two captions in phase one; in phase two a third short captions of
-    changes and two thirds long conversations."""
+    """Rows of pairs with typical lengths: two captions in phase one; in phase two, one third short captions of changes and
+    two thirds long conversations."""
     random = torch.Generator().manual_seed(seed)
     side = config.vision.image.size // config.vision.config["patch_size"]  # type: ignore[index]
     vocabulary = config.language.config["vocab_size"]  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Training steps in plain torch, for a machine without DeepSpeed and for the peer: bf16 weights with an fp32 master."""
+"""Training steps in plain torch, for machines without DeepSpeed and for LLaVA: bf16 weights with an fp32 master copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class PlainSteps:
-    """What ZeRO on one GPU computes: gradients added up, clipped, stepped on in fp32, rounded back."""
+    """The computation of ZeRO on one GPU: accumulates and clips gradients, steps in fp32, rounds back."""
 
     def __init__(self, model: nn.Module, clip: float = 1.0) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -33,6 +33,6 @@ class PlainSteps:
 
 
 def checkpointed(*parts: Any) -> None:
-    """Activations are recomputed in the backward pass."""
+    """Makes `parts` recompute activations in the backward pass."""
     for part in parts:
         part.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""Matrix products: the measured ceiling of the card in bf16 and fp8, by one scale and by a scale for each row."""
+"""Matrix products: the measured ceiling of the GPU in bf16 and fp8, with one scale and with one scale per row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FP8_CAPABILITY = (8, 9)
 
 
 def ceilings(setting: Setting) -> Iterator[Record]:
-    """What the card gives to plain products: in fp8 with one scale for all, and with one for each row."""
+    """The speed of plain products in bf16, in fp8 with one scale, and in fp8 with one scale per row."""
     for name, scales in (("bf16", 0), ("fp8, one scale", 1), ("fp8, a scale a row", 2)):
         record = {"case": "matmul ceiling", "backend": name}
         yield from setting.attempt(

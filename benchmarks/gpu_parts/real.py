@@ -14,7 +14,7 @@ from gpu_parts.models import SIZES, TINY, Size
 from gpu_parts.training import figures, onediff, shards, write_config
 
 STEPS, SKIP = 16, 6
-"""Steps of each run, and how many of them come before the first that counts: kernels are chosen, buffers filled."""
+"""Steps of each run, and the number of warm-up steps among them, which choose kernels and fill buffers."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""(b) Whole training steps of both phases. (c) The same pairs in the LLaVA way, in the same process, as a ratio."""
+"""(b) Whole training steps of both phases. (c) The ratio to LLaVA on the same pairs, in the same process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from onediff.model.vision import encoder_layers
 from onediff.training.optimizer import freeze
 
 STEPS = 6
-"""Steps whose median is reported; two more come before them."""
+"""Steps whose median is reported, after two warm-up steps."""
 COMPILED = "torch, layers compiled"
 
 
@@ -28,7 +28,7 @@ def whole_steps(setting: Setting) -> Iterator[Record]:
     """(b)"""
     sizes = TINY if setting.dry else SIZES
     cases = [(size, engine) for size in sizes for engine in ("deepspeed", "torch")]
-    # Compiling takes minutes, which nothing else should wait for.
+    # Last, because compiling takes minutes.
     cases += [(size, COMPILED) for size in sizes if size.compiled]
     for size, engine in cases:
         record = {"model": size.name, "phase": size.phase, "engine": engine}
@@ -82,7 +82,7 @@ def _rates(setting: Setting, taken: list[float], pairs: int, tokens: float) -> R
 
 
 def _timed(setting: Setting, step: Callable[[Any], Any], batches: list[Any]) -> tuple[list[float], float]:
-    """Seconds of each step, and those in which the host was busy giving them to the device."""
+    """Seconds of each step, and the seconds in which the host was busy submitting it."""
     setting.peak_gib(reset=True)
     for batch in batches[:2]:
         step(batch)
@@ -100,7 +100,7 @@ def _timed(setting: Setting, step: Callable[[Any], Any], batches: list[Any]) -> 
 
 
 def _with_torch(setting: Setting, model: Any, size: Size) -> Callable[[Any], Any]:
-    """A step without DeepSpeed: what is left of the training loop on one GPU."""
+    """A step without DeepSpeed: the remaining training loop on one GPU."""
     _prepared(model, size)
     steps = PlainSteps(model)
 
@@ -113,7 +113,7 @@ def _with_torch(setting: Setting, model: Any, size: Size) -> Callable[[Any], Any
 
 
 def _with_compiled_layers(setting: Setting, model: Any, size: Size) -> Callable[[Any], Any]:
-    """The same, the transformer layers of tower and language model compiled one by one, for any number of tokens."""
+    """The same with the transformer layers of tower and language model compiled one by one, for any number of tokens."""
     for part in (model.vision.model, model.language.base_model):
         for layer in encoder_layers(part):
             layer.compile(dynamic=True)
@@ -198,7 +198,7 @@ def _flops(config: Any, size: Size, batches: list[Any]) -> float | None:
 
 
 def _peak_tflops(setting: Setting) -> float | None:
-    """The card's peak by its maker's data sheet."""
+    """The GPU's peak according to its data sheet."""
     if setting.device.type != "cuda":
         return None
     from onediff.plan.gpus import gpu_of_device

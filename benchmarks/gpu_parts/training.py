@@ -1,4 +1,4 @@
-"""The training itself: `onediff train` on shards that `onediff data render` wrote, and what its journal says."""
+"""Runs `onediff train` on shards from `onediff data render`, and reads the metrics from its journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PHASE = "bench"
 
 
 def onediff(words: list[str], seconds: float) -> None:
-    """Runs the command. Raises RuntimeError with its last line where it fails, TimeoutExpired where it takes too long."""
+    """Runs the command. Raises RuntimeError with its last lines if it fails, TimeoutExpired if it takes too long."""
     done = subprocess.run(
         [sys.executable, "-m", "onediff", *words],
         capture_output=True,
@@ -56,7 +56,7 @@ def write_config(
     tensor: int = 1,
     training: dict[str, Any],
 ) -> Path:
-    """A run of one phase: packed rows under ZeRO-3, two micro-batches of `rows` a rank in each step."""
+    """A run of one phase: packed rows under ZeRO-3, two micro-batches of `rows` per rank and step."""
     phase = {
         "mix": {"pairs": 1},
         "train": list(size.trains),
@@ -80,7 +80,7 @@ def write_config(
 
 
 def metrics(run: Path) -> dict[int, dict[str, float]]:
-    """Every metric of the phase by step; of a step done twice, the later."""
+    """Every metric of the phase by step; for a repeated step, the later value."""
     found: dict[int, dict[str, float]] = {}
     for line in (run / "tracking" / f"phase-{PHASE}.jsonl").read_text().splitlines():
         record = json.loads(line)
