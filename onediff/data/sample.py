@@ -1,7 +1,7 @@
 """A sample: the JSON record and the images of one WebDataset key, read from and written to tar members.
 
 A pair has `<key>.before.<jpg|png|webp>`, `<key>.after.…` and `<key>.json`; a single image has `<key>.<jpg|…>` and
-`<key>.json`; text alone has `<key>.json`. Nothing here decodes an image or needs torch.
+`<key>.json`; a text has only `<key>.json`. This module decodes no images and does not need torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The causal language models of transformers that OneDiff supports, and how each computes logits from its head's output.
 
-A model type is covered if OneDiff computes the same loss as the model's own class, alone and in a packed row, and generates
-the same tokens. Tests compare every model type of transformers with these lists.
+A model type is supported if OneDiff computes the same loss as the model's own class, alone and in a packed row, and
+generates the same tokens. Tests compare every model type of transformers with these lists.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ LOGITS = {
     "hyperclovax": LogitsRule(times="logits_scaling"),
     "recurrent_gemma": LogitsRule(cap="logits_soft_cap"),
 }
-"""By model type; for all other covered models, the logits are the head's output."""
+"""By model type; for all other supported models, the logits are the head's output."""
 
 
 def logits_of(architecture: Any) -> tuple[float, float, float | None]:

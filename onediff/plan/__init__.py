@@ -1,1 +1,1 @@
-"""Memory, traffic, FLOPs and time of a run, predicted from its configuration alone. Torch-free."""
+"""Memory, traffic, FLOPs and time of a run, predicted from its configuration only. Torch-free."""

@@ -145,7 +145,7 @@ def _resident(counts: Counts, setup: Setup) -> dict[str, int]:
     optimizer = master + 8 * share
     host = nvme = 0.0
     if setup.offload_optimizer == "nvme":
-        # Gradients accumulate on the host, beside one sub-group of swapped state and its gradients.
+        # Gradients accumulate in host memory, which also holds one sub-group of swapped state and its gradients.
         nvme = 4 * SWAPPED_TENSORS * share
         host += 4 * share + 4 * (SWAPPED_TENSORS + 1) * min(share, SUB_GROUP)
         optimizer = 0
@@ -174,10 +174,10 @@ def held_gradients(counts: Counts, setup: Setup) -> int:
 
 
 def _stepping(counts: Counts, setup: Setup, resident: dict[str, int], staying: int) -> Memory:
-    """Memory while the optimizer steps: fp32 gradients beside those of the backward pass, plus temporaries.
+    """Memory while the optimizer steps: fp32 gradients in addition to those of the backward pass, and temporaries.
 
     Stage 0 copies all gradients in bf16 runs and flattens them in fp32 runs. DeepSpeed's bf16 optimizer, used at stage 1,
-    flattens and copies all of them whatever D is. The other stages copy this rank's share group by group; at stage 3 the
+    flattens and copies all of them for any D. The other stages copy this rank's share group by group; at stage 3 the
     copied group is still allocated.
     `staying` is the size of the buffers that are never released.
     """

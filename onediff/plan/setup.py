@@ -1,4 +1,4 @@
-"""How a phase runs: everything besides the model that memory, traffic and time depend on."""
+"""The setup of a phase: everything except the model that memory, traffic and time depend on."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Op:
 class Tape:
     """Operations in the order of the forward pass; new ones are assigned to the current `part` and `layer`.
 
-    A tape does not change once `walk` has returned it, so whatever is computed from one may be cached.
+    A tape does not change once `walk` has returned it, so results computed from it may be cached.
     """
 
     itemsize: int

@@ -50,7 +50,7 @@ def traffic_of(tape: Tape, sizes: Sizes, shape: Shape, setup: Setup) -> Traffic:
     else:
         gather = gather_far = size * counts.trained * others if setup.stage else 0.0
         each = times if setup.stage == 2 else 1
-        # At stages 1 and 2 too, DeepSpeed all-reduces whole buckets, and each rank keeps its part.
+        # DeepSpeed all-reduces whole buckets at stages 1 and 2 as well, and each rank keeps its part.
         reduce = 2 * each * setup.reduced_itemsize * counts.trained * others
     tensor = times * _tensor_bytes(sizes, shape, setup)
     context = times * _context_bytes(sizes, shape, setup)

@@ -3,7 +3,7 @@
 whole.py        the rehearsal of a run: a rank, compared with its peers
 forks.py        the processes of a rehearsal, forked from one that has done the imports
 rank.py         one rank in its own process: runs the training code phase by phase
-role.py         what a process is asked to do, and what it returns
+role.py         the task and the result of a process
 stage.py        process groups without other ranks, and tensors without memory
 shallow.py      the same model with fewer layers
 collectives.py  records a rank's collectives in order; also works in real runs
