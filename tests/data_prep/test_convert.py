@@ -174,7 +174,7 @@ def test_absolute_paths_below_the_image_folder_are_paths_in_it(folder: Path, tmp
 
 
 def test_held_out_pairs_share_no_image_with_training(folder: Path, capsys) -> None:
-    """Chains of overlapping pairs, and each pair turned around too."""
+    """Chains of overlapping pairs, and each pair in reverse order too."""
     rows = []
     for chain in range(20):
         for number in range(3):

@@ -166,7 +166,7 @@ def test_an_object_shows_its_own_colour():
         single = render_single(config, 8, index)
         for thing in single.meta["objects"]:
             left, top, right, bottom = thing["box"]
-            # The box reaches further on the side of the shadow, so look a little before its middle.
+            # The box extends further on the side of the shadow, so look a little before its middle.
             x, y = round(left + 0.42 * (right - left)), round(top + 0.55 * (bottom - top))
             seen = single.image[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3).astype(float).mean(0)
             shades = {name: np.array(rgb, float) / np.linalg.norm(rgb) for name, rgb in COLOURS.items()}

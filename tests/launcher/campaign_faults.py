@@ -347,7 +347,7 @@ TWICE = ("MLflow down", "slow disk", *(kind for kind in FAULTS if kind.startswit
 
 
 def kind_of(number: int) -> str:
-    """Return the kind of fault `number`, from 1: every round has all kinds in an order of its own."""
+    """Return the kind of fault `number`, from 1: every round has all kinds in a random order."""
     kinds = sorted([*FAULTS, *TWICE])
     turn, place = divmod(number - 1, len(kinds))
     return random.Random(3 * turn).sample(kinds, len(kinds))[place]

@@ -76,6 +76,16 @@ SAY = {
     r"\bof the same kind as\b": "`like`",
     r"\blies? elsewhere\b": "`is remote`",
     r"\b(is|are) no (plain|regular|valid)\b": "`is not a`",
+    r"\bin a process of (its|their) own\b": "`in its own process`",
+    r"\ban order of (its|their) own\b": "`a random order`",
+    r"\bwhat (came|becomes?|became) of\b": "`the outcome of`",
+    r"\bturned around\b": "`in reverse order`",
+    r"\b(bring|brings|brought) along\b": "`ships`, `includes`",
+    r"\b(not )?to be trusted\b": "`can (not) be trusted`",
+    r"\bfalsif(y|ies|ied)\b": "`distorts`",
+    r"\b(let|lets|letting) go of\b": "`frees`, `releases`",
+    r"\bwhat else the machine\b": "`other work on the machine`",
+    r"\bfurther on\b(?! the)": "`ahead`, `later`",
 }
 """A pattern, which begins with a word, and what to write instead."""
 

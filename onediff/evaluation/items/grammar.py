@@ -82,7 +82,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 
 
 class Item(NamedTuple):
-    """One change: the objects that it concerns, as they were, and what became of them.
+    """One change: the affected objects before it, and the outcome.
 
     `objects` has two entries for a swap, none for the whole image, otherwise one; an added object is described as it is.
     `becomes` holds what is new: the other object of a replacement, a colour, a size, a place, a light, a part.
