@@ -32,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--cutouts", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--licence", default="", help="licence of the result, for the manifest")
-    parser.add_argument("--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="sizes of the splits (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
     parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 256)")
     parser.add_argument("--recipe", type=Path, metavar="YAML", help="objects, changes, blending, distractors, wording")
     parser.add_argument(

@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the data sets")
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help="total number of pairs")
     parser.add_argument("--singles", type=int, default=0, metavar="N", help="total number of single images")
-    parser.add_argument("--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="sizes of the splits (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
     parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 64)")
     parser.add_argument(
         "--scenes", type=Path, metavar="YAML", help="objects, changes, backgrounds, distractors, wording"
