@@ -263,7 +263,7 @@ def claimed(work: Path, job: WriteJob, beside_others: bool = False) -> Iterator[
 def put_together(
     made: Made, job: WriteJob, work: Path, max_skipped: MaxSkipped | None, extra: dict[str, Any]
 ) -> tuple[Manifest, Tally]:
-    """Gives the shards of all chunks their final names and writes the manifest. Raises UserError when there are none."""
+    """Gives the shards of all chunks their final names and writes the manifest. Raises UserError if there are none."""
     parts, tally, files = made
     if not parts:
         for path in work.glob("[!l]*"):

@@ -1,11 +1,11 @@
-"""Finds what training would refuse of a configuration, by building all that depends on it alone, on the meta device.
+"""Finds errors in a configuration that training would refuse, by building all that depends on it alone, on the meta device.
 
-`onediff plan` and `onediff launch` ask here, so that a job on a cluster is not the first to notice.
+`onediff plan` and `onediff launch` run this, so that errors show before a job is queued.
 
     python -m onediff.training.dry_build PART… < CONFIG_AS_JSON
 
-prints a JSON list with one line for each fault; the pretrained weights of each PART are compared too, by names and shapes.
-Nothing is fetched: what is not on this machine is not checked.
+prints a JSON list with one line per fault, and also compares the pretrained weights of each PART by names and shapes.
+Nothing is fetched: files that are not on this machine are not checked.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from onediff.zero.settings import check_zero
 
 
 def faults(config: RunConfig, parts: Collection[str] = ()) -> Iterator[str]:
-    """One line for each thing that training would refuse; the weights of `parts` are compared with the configuration."""
+    """One line per error that training would report; compares the weights of `parts` with the configuration."""
     model, here = on_this_machine(config.model)
     config = config.model_copy(update={"model": model})
     vision, language, delta = model.vision, model.language, model.delta
@@ -71,7 +71,7 @@ def _parts(model: ModelConfig) -> list[tuple[str, PretrainedPart]]:
 
 
 def on_this_machine(model: ModelConfig) -> tuple[ModelConfig, set[str]]:
-    """`model` with the folders of what it names, and the keys of what is there, whole."""
+    """`model` with local folders in place of names, and the keys of the parts that are complete on this machine."""
     wanted = {one.where: one for one in named_in(model)}
     if isinstance(model.language.tokenizer, str | None):
         name = model.language.tokenizer or model.language.name
@@ -108,7 +108,7 @@ def _exists(address: str) -> bool:
     try:
         Address.of(address).require()
     except UserError:
-        return False  # told among what is missing
+        return False  # reported as missing elsewhere
     return True
 
 

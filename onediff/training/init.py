@@ -140,7 +140,7 @@ Origin = OfRun | OfExport
 
 
 def origin_of(address: Address) -> Origin:
-    """The run or the saved model that an address names. Raises UserError when there is neither."""
+    """The run or saved model that an address names. Raises UserError if there is neither."""
     address.require()
     return OfRun(address) if address.is_run else OfExport(address)
 

@@ -13,7 +13,7 @@ from onediff.training.adamw import AdamW
 MOMENTUM = 0.95
 """Decay of the averaged gradient; the step is taken on Nesterov's combination of it with the gradient."""
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
-"""Coefficients of `a x + (b A + c A²) x` with `A = x xᵀ`, which pull all singular values towards 1 (Keller Jordan)."""
+"""Coefficients of `a x + (b A + c A²) x` with `A = x xᵀ`, which move all singular values towards 1 (Keller Jordan)."""
 RMS = 0.4
 """Root mean square of an update as a share of the learning rate. AdamW's updates have 0.2 to 0.4 (Moonlight, arXiv
 2502.16982), so one rate suits both."""
@@ -82,7 +82,7 @@ def orthogonalised(x_KMN: Tensor) -> Tensor:
     """`[K, M, N]` matrices, M ≤ N, with their singular values pulled to between about 0.7 and 1.2."""
     given = x_KMN.dtype
     if x_KMN.is_cuda:
-        x_KMN = x_KMN.bfloat16()  # twice as fast there, and half as fast on a CPU
+        x_KMN = x_KMN.bfloat16()  # twice as fast on a GPU, but half as fast on a CPU
     x_KMN = x_KMN / (torch.linalg.matrix_norm(x_KMN, keepdim=True) + 1e-7)
     for a, b, c in NEWTON_SCHULZ:
         products = x_KMN @ x_KMN.mT
