@@ -41,7 +41,7 @@ def check_inputs(
     a dry run. What training would refuse of the configuration raises UserError too. Without `weights`, models are not
     checked: the nodes download them.
     """
-    from onediff.plan.missing import PARTS, missing_data, missing_lines, missing_models
+    from onediff.plan.missing import missing_data, missing_lines, missing_models
 
     trained = [phase for phase in phases if phase != EVALUATE]
     if not trained:
@@ -57,9 +57,7 @@ def check_inputs(
         print(*lines, sep="\n", file=sys.stderr)
     if not weights or not begins:
         return
-    sources = config.init.addresses if config.init is not None else {}
-    parts = tuple(part for part in PARTS if part not in sources)
-    wrong = unfit(as_checked(config), parts, tuple(sorted(profile.environment.items())))
+    wrong = unfit(as_checked(config), tuple(sorted(profile.environment.items())))
     if wrong:
         raise UserError("; ".join(wrong))
 
@@ -80,14 +78,14 @@ def offline(model: ModelConfig, profile: ClusterProfile) -> ClusterProfile:
 
 
 @lru_cache(maxsize=8)
-def unfit(config: str, parts: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> list[str]:
+def unfit(config: str, environment: tuple[tuple[str, str], ...]) -> list[str]:
     """What training would refuse of the configuration and its pretrained models. Asks a process that imports torch.
 
     Empty, with a note, if torch is not installed.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "onediff.training.dry_build", *parts],
+            [sys.executable, "-m", "onediff.training.dry_build"],
             input=config,
             env={**os.environ, **dict(environment), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,

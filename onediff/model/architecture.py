@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,8 +39,12 @@ def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedCon
         except (StrictDataclassError, TypeError, ValueError) as error:
             hint = "; YAML reads 1e-06 as text, and 1.0e-06 as a number" if NUMBER_AS_TEXT.search(str(error)) else ""
             raise UserError(f"{where}.config: {' '.join(str(error).split())}{hint}") from None
+    assert part.name is not None
+    if (folder := Path(part.name)).is_dir() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{where}.name: cannot read {part.name!r}: it has no config.json; write the architecture as {where}.config"
+        )
     try:
-        assert part.name is not None
         return transformers.AutoConfig.from_pretrained(part.name, revision=part.revision, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError, TypeError) as error:
         first = str(error).splitlines()[0]

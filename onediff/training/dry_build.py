@@ -2,17 +2,17 @@
 
 `onediff plan` and `onediff launch` run this, so that errors show before a job is queued.
 
-    python -m onediff.training.dry_build PART… < CONFIG_AS_JSON
+    python -m onediff.training.dry_build < CONFIG_AS_JSON
 
-prints a JSON list with one line per fault, and also compares the pretrained weights of each PART by names and shapes.
-Nothing is fetched: files that are not on this machine are not checked.
+prints a JSON list with one line per fault, and compares pretrained weights by names and shapes. Nothing is fetched: files
+that are not on this machine are not checked.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,23 +40,25 @@ from onediff.training.start import check_model
 from onediff.zero.settings import check_zero
 
 
-def faults(config: RunConfig, parts: Collection[str] = ()) -> Iterator[str]:
-    """One line per error that training would report; compares the weights of `parts` with the configuration."""
-    model, here = on_this_machine(config.model)
+def faults(config: RunConfig) -> Iterator[str]:
+    """One line per error that training would report when the run begins."""
+    model, there, here = on_this_machine(config.model)
     config = config.model_copy(update={"model": model})
     vision, language, delta = model.vision, model.language, model.delta
-    checks: list[Callable[[], None]] = []
-    if all(part.config is not None or where in here for where, part in _parts(model)):
+    checks: list[Callable[[], object]] = []
+    parts: dict[str, PretrainedPart] = {"model.vision.name": vision, "model.language.name": language}
+    if all(part.config is not None or where in there for where, part in parts.items()):
         checks.append(partial(whole, config))
         if "model.language.tokenizer" in here:
-            checks.append(lambda: build_processor(model, config.data, Path()) and None)
-    if "vision" in parts and "model.vision.name" in here:
+            checks.append(lambda: build_processor(model, config.data, Path()))
+    begun = config.init.addresses if config.init is not None else {}
+    if "vision" not in begun and "model.vision.name" in here:
         checks.append(lambda: _compare(transformers.AutoModel, vision_architecture(vision), vision))
-    if "language" in parts and "model.language.name" in here:
+    if "language" not in begun and "model.language.name" in here:
         arch = partial(architecture, language, "model.language")
         checks.append(lambda: _compare(transformers.AutoModelForCausalLM, arch(), language))
-    if "delta" in parts and "model.delta.bert" in here:
-        checks.append(lambda: bert_and_source(str(delta.bert), delta.layers, delta.width) and None)
+    if "delta" not in begun and "model.delta.bert" in here:
+        checks.append(lambda: bert_and_source(str(delta.bert), delta.layers, delta.width))
     found = []
     for check in checks:
         try:
@@ -66,24 +68,20 @@ def faults(config: RunConfig, parts: Collection[str] = ()) -> Iterator[str]:
     yield from dict.fromkeys(found)
 
 
-def _parts(model: ModelConfig) -> list[tuple[str, PretrainedPart]]:
-    return [("model.vision.name", model.vision), ("model.language.name", model.language)]
-
-
-def on_this_machine(model: ModelConfig) -> tuple[ModelConfig, set[str]]:
-    """`model` with local folders in place of names, and the keys of the parts that are complete on this machine."""
+def on_this_machine(model: ModelConfig) -> tuple[ModelConfig, set[str], set[str]]:
+    """`model` with local folders in place of names, the keys of parts with a `config.json`, and those of complete parts."""
     wanted = {one.where: one for one in named_in(model)}
     if isinstance(model.language.tokenizer, str | None):
         name = model.language.tokenizer or model.language.name
         tokenizer = Named("model.language.tokenizer", str(name), weights=False, tokenizer=True, config=False)
         wanted[tokenizer.where] = tokenizer
-    folders = {where: one.folder() for where, one in wanted.items()}
-    here = {where for where, one in wanted.items() if not lacking(one, folders[where])}
-    for where in here:
+    folders = {where: folder for where, one in wanted.items() if (folder := one.folder()) is not None}
+    for where, folder in folders.items():
         _, part, key = where.split(".")
-        section = getattr(model, part).model_copy(update={key: str(folders[where])})
+        section = getattr(model, part).model_copy(update={key: str(folder)})
         model = model.model_copy(update={part: section})
-    return model, here
+    there = {where for where, folder in folders.items() if (folder / "config.json").is_file()}
+    return model, there, {where for where, folder in folders.items() if not lacking(wanted[where], folder)}
 
 
 def whole(config: RunConfig) -> None:
@@ -121,4 +119,4 @@ def _compare(auto: Any, arch: Any, part: PretrainedPart) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(list(faults(RunConfig.model_validate(json.load(sys.stdin)), sys.argv[1:]))))
+    print(json.dumps(list(faults(RunConfig.model_validate(json.load(sys.stdin))))))

@@ -133,7 +133,7 @@ def named(models: Path, run_file: Path, *overrides: str) -> list[str]:
     """What does not fit, with the models named by their folders."""
     words = [f"model.{where}={models / name}" for where, name in PLACES.items()]
     config = load_run(run_file, [*words, *overrides])
-    return list(faults(config, ["vision", "delta", "language"]))
+    return list(faults(config))
 
 
 PLACES = {"vision.name": TOWER, "language.name": LANGUAGE, "delta.bert": BERT}
@@ -178,7 +178,7 @@ def test_damaged_files_are_missing_and_a_machine_without_torch_is_told(models, r
     assert re.search(rf"{cut[1]}: \d+ bytes, but its header says \d+\) → fix model.delta.bert", told)
     assert "pytorch_model-00002-of-00002.bin) → fix model.language.name" in told
     monkeypatch.setattr("launcher.ready.sys.executable", "/bin/false")
-    assert unfit(load_run(run_file).model_dump_json(), ("vision",), ()) == []
+    assert unfit(load_run(run_file).model_dump_json(), ()) == []
     assert "not checked whether the model can be built" in capsys.readouterr().err
 
 
