@@ -19,7 +19,7 @@ demo: install
 
 # The same for an hour.
 demo-long: install
-	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 64000 --singles 16000
+	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 128000 --singles 16000
 
 # {Visual Delta Module, difference, none} x {Coupled Sample Training or not}, on the demo's scenes and tower.
 ablation-small: install
