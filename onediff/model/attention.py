@@ -59,9 +59,8 @@ def attention(
     Returns:
         `[Tq, H, D]`.
 
-    Inputs that a flash kernel does not support (fp32, the CPU, an odd head size) use torch's SDPA. Each kernel is tested
-    once per shape, forward and backward. If the test fails, the next backend is used, or UserError is raised if the kernel
-    was requested by name.
+    Inputs that a flash kernel does not support (fp32, the CPU, an odd head size) use torch's SDPA. A kernel that fails its
+    test, run once per shape in both directions, is replaced by the next backend; UserError if it was requested by name.
 
     Memory is linear in Tq + Tk, except for `reference`, and for `sdpa` with a window or if causal with more keys than
     queries, which use queries × keys of one sequence. Costs 4 · Σ queries · keys · H · D FLOPs forward, half if causal.

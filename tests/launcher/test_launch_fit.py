@@ -34,4 +34,4 @@ def test_a_profile_that_names_no_gpu_and_a_model_that_cannot_be_planned_are_let_
     vision = config.model.vision.model_copy(update={"config": {"model_type": "resnet"}})
     config = config.model_copy(update={"model": config.model.model_copy(update={"vision": vision})})
     check_memory(config, profile, plan)
-    assert "memory not checked: model.vision: cannot plan for towers of type 'resnet'" in capsys.readouterr().out
+    assert "memory not checked: model.vision: models of type resnet are not supported" in capsys.readouterr().out

@@ -71,8 +71,8 @@ def test_cross_attention_copies_matching_shapes(bert):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ({"layers": 4}, "has 3 layers of width 16, the delta module 4 of width 16"),
-        ({"width": 20}, "has 3 layers of width 16, the delta module 2 of width 20"),
+        ({"layers": 4}, "has 3 layers of width 16, but the delta module has 4 of width 16"),
+        ({"width": 20}, "has 3 layers of width 16, but the delta module has 2 of width 20"),
     ],
 )
 def test_a_bert_of_another_shape_is_refused(bert, module, message):

@@ -98,7 +98,7 @@ def test_the_delta_variant_is_built_trains_and_shows_where_it_looked(here):
     model(made).sum().backward()
     assert model.delta.gate.item() == 0.5 and model.delta.gate.grad.abs() > 0
     assert attention_maps(model, made).sum() == pytest.approx(1, abs=1e-5)
-    for delta, why in (("{kind: gate}", "no delta module 'gate'"), ("{options: {start: 1}}", "kind is vdm")):
+    for delta, why in (("{kind: gate}", "no delta module 'gate'"), ("{options: {start: 1}}", "kind is residual")):
         with pytest.raises(UserError, match=why):
             load_run("mine.yaml", [f"model.delta={delta}"])
 
