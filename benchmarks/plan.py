@@ -67,6 +67,8 @@ def settings(case: dict[str, Any]) -> list[str]:
         "parallel.sequence": case.get("sequence", False),
         "parallel.context": case.get("context", 1),
         "parallel.zero_stage": case["stage"],
+        "phases.warm-up.matrices": "adamw",  # Muon needs whole matrices
+        "phases.two.matrices": "adamw",
     }
     for phase in ("one", "two"):
         values[f"phases.{phase}.micro_batch"] = rows

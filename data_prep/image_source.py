@@ -183,7 +183,9 @@ class Archive:
         if damage and not members:
             raise UserError(f"{self.path}: neither a tar nor a zip ({damage[0]})")
         if damage:
-            raise UserError(f"{self.path}: {damage[0]}; the archive is refused; unpack and inspect it yourself")
+            raise UserError(
+                f"{self.path}: {damage[0].removesuffix('; ignored')}; the archive is refused; unpack and inspect it yourself"
+            )
         return {inside(name, f"{self.path} member"): (offset, size) for name, offset, size in members}
 
     @cached_property
@@ -204,7 +206,7 @@ class Archive:
     def _checked(self, entry: zipfile.ZipInfo) -> str:
         mode = entry.external_attr >> 16
         if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
-            raise UserError(f"{self.path}: {entry.filename!r} is not a plain file; the archive is refused")
+            raise UserError(f"{self.path}: {entry.filename!r} is not a regular file; the archive is refused")
         return inside(entry.filename, f"{self.path} member")
 
     def read(self, path: str) -> tuple[bytes, list[str]]:

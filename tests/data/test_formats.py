@@ -41,7 +41,7 @@ def test_half_a_jpeg_with_an_end_mark_is_noticed_by_every_check(options) -> None
             prepare(broken, Encoding(decode=True))
         with pytest.raises(BadSample, match="Corrupt JPEG data"):
             prepare(broken, Encoding(max_side=64))
-        with pytest.raises(BadSample, match="'before' is not whole: Corrupt JPEG data"):
+        with pytest.raises(BadSample, match="'before' is incomplete: Corrupt JPEG data"):
             check_image("before", broken, pixels=True)
     assert prepare(whole, Encoding(decode=True))[0] == whole
     padded = whole[:-2] + b"\0\0\0" + whole[-2:]  # as some cameras write

@@ -20,9 +20,9 @@ def folder(tmp_path: Path) -> Path:
 HOSTILE = {
     "tar upwards": (lambda p: tar_with(p, "../1.png"), "member: the path '../1.png' leaves the image folder"),
     "tar absolute": (lambda p: tar_with(p, "/1.png"), "member: the path '/1.png' leaves the image folder"),
-    "tar link": (lambda p: tar_with(p, "1.png", tarfile.SYMTYPE, "/etc/passwd"), "'1.png' is not a plain file"),
-    "tar hard link": (lambda p: tar_with(p, "1.png", tarfile.LNKTYPE, "0.png"), "'1.png' is not a plain file"),
-    "tar device": (lambda p: tar_with(p, "1.png", tarfile.CHRTYPE), "'1.png' is not a plain file"),
+    "tar link": (lambda p: tar_with(p, "1.png", tarfile.SYMTYPE, "/etc/passwd"), "'1.png' is not a regular file"),
+    "tar hard link": (lambda p: tar_with(p, "1.png", tarfile.LNKTYPE, "0.png"), "'1.png' is not a regular file"),
+    "tar device": (lambda p: tar_with(p, "1.png", tarfile.CHRTYPE), "'1.png' is not a regular file"),
 }
 
 
@@ -54,7 +54,7 @@ def test_hostile_zips_are_refused_or_their_members_skipped(folder: Path, capsys:
             info.external_attr = mode << 16
             archive.writestr(info, "/etc/passwd")
         code, _, error = convert(capsys, "generic", folder / "out", "--table", path, "--images", folder / name)
-        assert (code, "'1.png' is not a plain file; the archive is refused" in error) == (2, True)
+        assert (code, "'1.png' is not a regular file; the archive is refused" in error) == (2, True)
     assert not list((folder / "out").iterdir())
     with zipfile.ZipFile(folder / "liar.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", encoded(0))
@@ -87,7 +87,7 @@ def test_what_is_no_tar_or_zip_is_named(folder: Path, capsys: pytest.CaptureFixt
     path = table(folder / "t.csv", [PAIR])
     for data, line in (
         (b"", "an empty file"),
-        (b"\x1f\x8b..", "packed by gzip; unpack it"),
+        (b"\x1f\x8b..", "compressed with gzip; unpack it"),
         (b"x" * 999, "neither a tar"),
     ):
         put(folder / "i.tar", data)

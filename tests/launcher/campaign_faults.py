@@ -258,7 +258,7 @@ def told_to_end_while_starting(case: Case) -> Disturb:
 def disk_full(case: Case) -> Disturb:
     case.profile = {"scratch": "/dev/shm", "preflight": {"seconds": 60, "free_disk_gb": 0.4}}
     case.cluster.on("node1", "fallocate", "-l", "300M", "/dev/shm/full")
-    return lambda: "node1: /dev/shm: 0.2 GiB free, 0.4 wanted"
+    return lambda: "node1: /dev/shm: 0.2 GiB free, 0.4 required"
 
 
 def disk_stalled(case: Case) -> Disturb:

@@ -114,7 +114,7 @@ def test_an_array_makes_one_data_set_and_a_second_call_goes_on(tmp_path):
         assert "task 2 on node" in run.states()["shards"]["why"] and "no licence here" in run.states()["shards"]["why"]
         assert run.states()["shards"]["step"] == 2 and not (tmp_path / "out" / "train").exists()
         told = run.onediff("explain", "run").stdout
-        assert "no licence here" in told and "then: onediff launch data" in told
+        assert "no licence here" in told and "then run: onediff launch data" in told
         before = {
             path.name: os.stat(path).st_mtime_ns for path in (tmp_path / "out" / ".tmp-train").glob("chunk-*.tar")
         }

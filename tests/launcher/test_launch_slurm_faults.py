@@ -125,7 +125,7 @@ def test_a_node_that_fails_its_preflight_is_excluded_beside_the_users_own_and_fe
         cluster.on("node1", "rm", "/dev/shm/full")
     first, second = run.record.attempts("one")
     assert first.cause == "bad node" and first.blamed == ["node1"], first
-    assert "node1: /dev/shm: 0.2 GiB free, 0.4 wanted" in first.reason
+    assert "node1: /dev/shm: 0.2 GiB free, 0.4 required" in first.reason
     assert second.nodes == ["node2"] and second.cause == "finished", "of two wanted one is left, and the batch fits it"
     assert "ExcNodeList=node1,node3" in cluster.sh("scontrol", "show", "job", job)
 

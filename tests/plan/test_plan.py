@@ -356,7 +356,10 @@ def test_what_training_refuses_planning_refuses_in_the_same_line(override, line,
     [
         ("phases.two.vision_last=9", "vision_last: 9, but the vision tower has 4 layers"),
         ("phases.two.lora.targets=[q_prj]", "lora.targets: the language model has no layer 'q_prj'"),
-        ("parallel.tensor=3", "parallel.tensor: 4 attention heads cannot be split into 3 equal parts"),
+        (
+            "parallel.tensor=3 phases.warm-up.matrices=adamw phases.two.matrices=adamw",
+            "parallel.tensor: 4 attention heads cannot be split into 3 equal parts",
+        ),
         (
             "parallel.deepspeed.reduce_bucket=1",
             "parallel.deepspeed: DeepSpeed's zero_optimization has no 'reduce_bucket'",
@@ -364,7 +367,7 @@ def test_what_training_refuses_planning_refuses_in_the_same_line(override, line,
     ],
 )
 def test_planning_prepares_every_phase_as_training_does(override, line, capsys):
-    assert main(["plan", "configs/demo.yaml", "model=models/tiny", override, "--gpus", "3"]) == 2
+    assert main(["plan", "configs/demo.yaml", "model=models/tiny", *override.split(), "--gpus", "3"]) == 2
     assert capsys.readouterr().err.startswith(f"onediff: error: {line}")
 
 
