@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-STEPS = 700
+STEPS = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

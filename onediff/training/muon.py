@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -44,38 +45,51 @@ class Muon(AdamW):
         self._step_matrices([group for group in every if group.get("matrices")])
 
     def _step_matrices(self, groups: list[dict[str, Any]]) -> None:
-        found = [(group, weight) for group in groups for weight in group["params"] if weight.grad is not None]
-        if not found:
+        weights = [[weight for weight in group["params"] if weight.grad is not None] for group in groups]
+        matrices = [weight for some in weights for weight in some]
+        if not matrices:
             return
+        gradients = [weight.grad for weight in matrices if weight.grad is not None]
+        updates = iter(self._updates(matrices, gradients, self._averaged(matrices, gradients)))
+        for group, some in zip(groups, weights, strict=True):
+            if group["weight_decay"]:
+                torch._foreach_mul_(some, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(some, list(islice(updates, len(some))), alpha=-group["lr"])
+
+    def _updates(self, matrices: list[Tensor], gradients: list[Tensor], averaged: list[Tensor]) -> list[Tensor]:
+        """The update of each matrix for a learning rate of 1."""
         rank, ranks = (dist.get_rank(self.ranks), dist.get_world_size(self.ranks)) if self.ranks else (0, 1)
-        flat = torch.zeros(sum(weight.numel() for _, weight in found), device=found[0][1].device)
+        flat = torch.zeros(sum(weight.numel() for weight in matrices), device=matrices[0].device)
         updates = [
-            part.view(len(weight), -1)
-            for part, (_, weight) in zip(flat.split([weight.numel() for _, weight in found]), found, strict=True)
+            part.view_as(weight)
+            for part, weight in zip(flat.split([weight.numel() for weight in matrices]), matrices, strict=True)
         ]
         own: dict[tuple[int, int], list[int]] = {}
-        for number, (_, weight) in enumerate(found):
-            momentum = self._averaged(weight)
-            if number % ranks == rank:
-                updates[number].copy_(weight.grad.lerp(momentum, MOMENTUM).view_as(updates[number]))
-                rows, columns = updates[number].shape
-                own.setdefault((min(rows, columns), max(rows, columns)), []).append(number)
+        for number in range(rank, len(matrices), ranks):
+            rows, columns = updates[number].flatten(1).shape
+            own.setdefault((min(rows, columns), max(rows, columns)), []).append(number)
         for shape, numbers in own.items():
-            upright = [updates[number] if updates[number].shape == shape else updates[number].T for number in numbers]
-            for place, made in zip(upright, orthogonalised(torch.stack(upright)), strict=True):
-                place.copy_(made)
+            made = [_upright(gradients[number].lerp(averaged[number], MOMENTUM)) for number in numbers]
+            made_KMN = orthogonalised(torch.stack(made)).mul_(RMS * max(shape) ** 0.5)
+            torch._foreach_copy_([_upright(updates[number]) for number in numbers], list(made_KMN))
         if ranks > 1:
             dist.all_reduce(flat, group=self.ranks)
-        for (group, weight), update in zip(found, updates, strict=True):
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(update.view_as(weight), alpha=-group["lr"] * RMS * max(update.shape) ** 0.5)
+        return updates
 
-    def _averaged(self, weight: Tensor) -> Tensor:
-        state = self.state[weight]
-        if not state:
-            state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(weight)}
-        state["step"] += 1
-        return state["momentum_buffer"].lerp_(weight.grad, 1 - MOMENTUM)
+    def _averaged(self, matrices: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        for weight in matrices:
+            if not self.state[weight]:
+                self.state[weight] = {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(weight)}
+        averaged = [self.state[weight]["momentum_buffer"] for weight in matrices]
+        torch._foreach_lerp_(averaged, gradients, 1 - MOMENTUM)
+        torch._foreach_add_([self.state[weight]["step"] for weight in matrices], 1)
+        return averaged
+
+
+def _upright(weight: Tensor) -> Tensor:
+    """`[M, N]` with M ≤ N: a matrix, or what a convolution multiplies patches by, transposed if it is taller than wide."""
+    matrix = weight.flatten(1)
+    return matrix if len(matrix) <= matrix.shape[1] else matrix.T
 
 
 def orthogonalised(x_KMN: Tensor) -> Tensor:
