@@ -21,7 +21,7 @@ demo: install
 demo-long: install
 	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 128000 --singles 16000
 
-# {Visual Delta Module, difference, none} x {Coupled Sample Training or not}, on the demo's scenes and tower.
+# {Visual Delta Module, the same with the difference added, difference, none} x {Coupled Sample Training or not}, on the demo's scenes and tower.
 ablation-small: install
 	test -d data/scenes/tower || { $(BIN)/onediff data render --out data/scenes --scenes configs/scenes/demo.yaml --size 63 \
 		--jpeg 95 --pairs 16000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03 && \
