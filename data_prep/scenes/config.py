@@ -40,6 +40,9 @@ class ScenesConfig(Section):
     """Fewest objects in a scene (before the change)."""
     max_objects: Annotated[int, Field(ge=2, le=6)] = 5
     """Most objects in a scene (before the change)."""
+    alike: Share = 0.0
+    """How often an object takes its colour from another one in the scene. A model that looks an object up by its colour, not
+    by its place, then names the wrong shape."""
     changes: dict[ChangeType, Weight] = {
         "add": 1.0,
         "remove": 1.0,

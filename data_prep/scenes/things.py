@@ -57,23 +57,28 @@ class Thing:
 Things = tuple[Thing, ...]
 
 
-def draw_scene(rng: np.random.Generator, count: int) -> Things:
+def draw_scene(rng: np.random.Generator, count: int, alike: float = 0.0) -> Things:
     """`count` objects in different places, all with different looks."""
     places = rng.permutation(len(PLACES))[:count]
     things: Things = ()
     for place in places:
-        things += (draw_thing(rng, int(place), things),)
+        things += (draw_thing(rng, int(place), things, alike),)
     return things
 
 
-def draw_thing(rng: np.random.Generator, place: int, others: Things) -> Thing:
-    """An object for `place` that looks unlike each of `others`, with the next free number."""
+def draw_thing(rng: np.random.Generator, place: int, others: Things, alike: float = 0.0) -> Thing:
+    """An object for `place` that looks unlike each of `others`, with the next free number.
+
+    In a share `alike` of the draws it has the colour of one of them.
+    """
     number = max((other.number for other in others), default=-1) + 1
     looks = {other.look for other in others}
     while True:
         size, colour, material, shape = (
             pick(rng, kinds) for kinds in (tuple(SIZES), tuple(COLOURS), MATERIALS, SHAPES)
         )
+        if alike and others and rng.random() < alike:
+            colour = pick(rng, tuple(other.colour for other in others))
         if (size, colour, material, shape) not in looks:
             turn = int(rng.integers(TURNS))
             return settle(rng, Thing(number, size, colour, material, shape, place, turn=turn))

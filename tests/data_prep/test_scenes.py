@@ -191,6 +191,20 @@ def test_full_names_have_all_four_attributes():
         assert all(found)
 
 
+def test_alike_scenes_have_neighbours_of_one_colour():
+    def share(alike: float) -> float:
+        config = ScenesConfig(min_objects=3, max_objects=3, alike=alike)
+        scenes = [render_single(config, 5, index).meta["objects"] for index in range(60)]
+        return float(np.mean([len({thing["colour"] for thing in scene}) < len(scene) for scene in scenes]))
+
+    assert share(0.0) < 0.6 < 0.8 < share(0.7)
+    pairs = [
+        render_pair(ScenesConfig(min_objects=2, max_objects=2, changes={"add": 1}, alike=1.0), 5, n).meta
+        for n in range(10)
+    ]
+    assert all(len({thing["colour"] for thing in pair["after"]}) == 1 for pair in pairs)
+
+
 def test_wordings_bound_the_captions_of_a_sample():
     for wordings in (1, 3, 5):
         pairs = [render_pair(ScenesConfig(wordings=wordings), 2, index) for index in range(40)]
