@@ -62,7 +62,7 @@ HELD_OUT, HELD_OUT_SAMPLES = "val", 200
 class TowerTraining:
     """How long the tower is trained, and in which batches."""
 
-    steps: int = 500
+    steps: int
     """Optimizer steps."""
     batch: int = 40
     """Samples per step; a pair has two images."""

@@ -39,8 +39,8 @@ def build_processor(model: ModelConfig, data: DataConfig, learned_tokenizer: Pat
     vocabulary = architecture(model.language, "model.language").get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(
-            f"model.language: the tokenizer has {len(tokenizer)} pieces, but the language model {vocabulary} embeddings; "
-            "use the model's own tokenizer, or raise vocab_size"
+            f"model.language: the tokenizer has {len(tokenizer)} pieces, but the language model has {vocabulary} "
+            "embeddings; use the model's own tokenizer, or raise vocab_size"
         )
     prompter = Prompter(tokenizer, data.prompt, model.delta.tokens)
     tower = vision_architecture(model.vision)

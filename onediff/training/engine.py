@@ -19,7 +19,7 @@ from onediff.parallel.topology import Topology
 from onediff.training.activations import checkpoint_layers
 from onediff.training.metrics import Moment, OnTheWay
 from onediff.training.objectives import build_objective
-from onediff.training.optimizer import build_optimizer, freeze, lr_multiplier, parameter_groups
+from onediff.training.optimizer import build_muon, build_optimizer, freeze, lr_multiplier, parameter_groups
 from onediff.training.stop import NONE_ASKED
 from onediff.zero.engine import ZeroEngine
 from onediff.zero.nvme import check_room
@@ -106,10 +106,11 @@ class Engine:
             checkpoint_layers(part, config.checkpointing_of(phase))
         self.optimizer_config: OptimizerConfig = config.optimizer
         groups = parameter_groups(model, phase, config.optimizer)
-        offloaded = config.parallel.offload_optimizer != "none"
-        optimizer, self.optimizer_kernel = build_optimizer(
-            groups, config.optimizer, offloaded, phase.matrices == "muon", topology.data_group
-        )
+        if phase.matrices == "muon":
+            optimizer, self.optimizer_kernel = build_muon(groups, config.optimizer, topology.data_group)
+        else:
+            offloaded = config.parallel.offload_optimizer != "none"
+            optimizer, self.optimizer_kernel = build_optimizer(groups, config.optimizer, offloaded)
         if swap is not None:
             with raise_on_all_ranks():
                 check_room(swap, groups, topology.copies, topology.ranks.local_world)

@@ -23,7 +23,7 @@ RMS = 0.4
 class Muon(AdamW):
     """Steps the groups that have `matrices: True` along their orthogonalised momentum, and the others as AdamW does.
 
-    Matrices must be whole on each rank. The ranks of `group`, which hold the same gradients, share the work: each
+    Matrices must be whole on each rank. The group `ranks`, whose members hold the same gradients, shares the work: each
     orthogonalises every n-th matrix, and the sum of their results is exact. A matrix has half the optimizer state that
     AdamW keeps. A step costs 10 · (2·m²·n + m³) multiply-adds for an m x n matrix, m ≤ n, divided by the ranks.
     """

@@ -102,21 +102,12 @@ def build_optimizer(
     groups: list[dict[str, Any]],
     config: OptimizerConfig,
     offloaded: bool,
-    muon: bool = False,
-    ranks: dist.ProcessGroup | None = None,
 ) -> tuple[torch.optim.Optimizer, str]:
     """The optimizer over parameter groups, and the name of its kernel for the log.
 
     `offloaded` means that it steps in host memory, where Apex has no kernel. Raises UserError if Apex is requested and
     cannot be used.
-
-    With `muon`, the ranks of the group `ranks`, which hold whole matrices and the same gradients, share its work.
     """
-    if muon:
-        for group in groups:
-            group["matrices"] = group["name"].endswith(".matrices")
-        options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": config.kernel != "plain" or None}
-        return Muon(groups, ranks, **options), "Muon for matrices, torch AdamW for the rest"
     apex = find_apex()
     if config.kernel == "apex" and (offloaded or not apex.optimizer):
         why = "it steps on a GPU only, and the optimizer is offloaded" if offloaded else apex.missing
@@ -130,3 +121,16 @@ def build_optimizer(
     fused = config.kernel != "plain"
     adamw = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
     return adamw, "torch AdamW, fused" if fused else "torch AdamW"
+
+
+def build_muon(
+    groups: list[dict[str, Any]], config: OptimizerConfig, ranks: dist.ProcessGroup | None
+) -> tuple[torch.optim.Optimizer, str]:
+    """Muon for the groups of matrices and AdamW for the others, and its name, for the log.
+
+    `ranks` hold whole matrices and the same gradients; they share Muon's work.
+    """
+    groups = [{**group, "matrices": group["name"].endswith(".matrices")} for group in groups]
+    fused = config.kernel != "plain"
+    made = Muon(groups, ranks, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
+    return made, "Muon for matrices, torch AdamW for the rest"

@@ -198,11 +198,10 @@ def test_alike_scenes_have_neighbours_of_one_colour():
         return float(np.mean([len({thing["colour"] for thing in scene}) < len(scene) for scene in scenes]))
 
     assert share(0.0) < 0.6 < 0.8 < share(0.7)
-    pairs = [
-        render_pair(ScenesConfig(min_objects=2, max_objects=2, changes={"add": 1}, alike=1.0), 5, n).meta
-        for n in range(10)
-    ]
-    assert all(len({thing["colour"] for thing in pair["after"]}) == 1 for pair in pairs)
+    for kind in ("add", "replace"):
+        config = ScenesConfig(min_objects=2, max_objects=2, changes={kind: 1}, alike=1.0)
+        for index in range(20):
+            assert len({thing["colour"] for thing in render_pair(config, 5, index).meta["after"]}) == 1, kind
 
 
 def test_wordings_bound_the_captions_of_a_sample():

@@ -61,8 +61,14 @@ def test_a_rehearsed_rank_sends_and_holds_the_same_as_among_real_ranks(tmp_path,
         assert one.held.peak == pytest.approx(other.held.peak, rel=0.05)
 
 
-def announced(folder: Path, monkeypatch, name: str, source: str) -> None:
-    """Installs an objective from another package, the class `Mine` in `source`."""
+def announced(folder: Path, monkeypatch, name: str, body: str) -> None:
+    """Installs an objective from another package, the class `Mine` whose `__call__` is `body`."""
+    source = (
+        "from onediff.model.language import target_losses\n\n\n"
+        "class Mine:\n"
+        "    def __init__(self, phase, training):\n        pass\n\n"
+        f"    def __call__(self, model, batch):\n{body}"
+    )
     (folder / f"{name}.py").write_text(source)
     about = folder / f"{name}-1.dist-info"
     about.mkdir()
@@ -73,13 +79,8 @@ def announced(folder: Path, monkeypatch, name: str, source: str) -> None:
 
 
 def test_a_shape_that_does_not_fit_is_found(tmp_path, monkeypatch, capsys):
-    source = (
-        "class Mine:\n"
-        "    def __init__(self, phase, training):\n        pass\n\n"
-        "    def __call__(self, model, batch):\n"
-        "        return model.embed(batch) @ batch.token_ids.new_zeros(3, 3).float()\n"
-    )
-    announced(tmp_path, monkeypatch, "wide", source)
+    body = "        return model.embed(batch) @ batch.token_ids.new_zeros(3, 3).float()\n"
+    announced(tmp_path, monkeypatch, "wide", body)
     words = [*small(tmp_path), "phases.warm-up.objective=wide"]
     assert main(["plan", DEMO, *words, "--per-node", "1", "--rehearse", "0/1"]) == 2
     found = capsys.readouterr().err.strip().splitlines()
@@ -113,16 +114,12 @@ def test_the_peers_are_a_rank_with_other_rows_and_one_of_the_tensor_group():
 @pytest.mark.long
 def test_an_objective_that_skips_the_tower_for_text_is_found(tmp_path, monkeypatch, capsys):
     """Under ZeRO-3, a rank with only text would gather other weights than the rest."""
-    source = (
-        "from onediff.model.language import target_losses\n\n\n"
-        "class Mine:\n"
-        "    def __init__(self, phase, training):\n        pass\n\n"
-        "    def __call__(self, model, batch):\n"
+    body = (
         "        words = model.language.get_input_embeddings()(batch.token_ids)\n"
         "        embeds = model.embed(batch) if len(batch.images) else words\n"
         "        return target_losses(model.language, embeds, batch)\n"
     )
-    announced(tmp_path, monkeypatch, "lazy", source)
+    announced(tmp_path, monkeypatch, "lazy", body)
     words = [*small(tmp_path), "phases.two.objective=lazy"]
     assert main(["plan", DEMO, *words, "--per-node", "2", "--rehearse", "0/2"]) == 2
     assert "onediff plan: phase two: ranks would wait forever: in a step" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from small_run import metrics, overrides, render, train
 from onediff.config.compose import load_run
 from onediff.config.training import OptimizerConfig, PhaseConfig
 from onediff.errors import UserError
-from onediff.training.muon import orthogonalised
-from onediff.training.optimizer import build_optimizer, freeze, parameter_groups
+from onediff.training.muon import Muon, orthogonalised
+from onediff.training.optimizer import build_muon, build_optimizer, freeze, parameter_groups
 
 UNSHARDED = {"phases.two.matrices": "muon", "phases.two.parallel.zero_stage": 0}
 
@@ -38,7 +38,8 @@ def test_only_matrices_of_layers_are_stepped_by_muon():
     before = copy.deepcopy(models[0].state_dict())
     for model, muon in zip(models, (True, False), strict=True):
         freeze(model, phase)
-        optimizer, _ = build_optimizer(parameter_groups(model, phase, settings), settings, False, muon)
+        groups = parameter_groups(model, phase, settings)
+        optimizer, _ = build_muon(groups, settings, None) if muon else build_optimizer(groups, settings, False)
         model.train()(batch("pair", "single")).mean().backward()
         optimizer.step()
     groups = parameter_groups(models[0], phase, settings)
@@ -50,6 +51,13 @@ def test_only_matrices_of_layers_are_stepped_by_muon():
         elif ours.grad.abs().max() > 0:
             moved.append((ours - before[name]).square().mean().sqrt().item() / 1e-3)
     assert moved and min(moved) > 0 and 0.2 < max(moved) < 0.5  # less where the gradient has a low rank
+
+
+def test_matrices_decay_as_with_adamw():
+    weight = torch.nn.Parameter(torch.ones(4, 6))
+    weight.grad = torch.zeros_like(weight)
+    Muon([{"params": [weight], "matrices": True}], lr=0.5, weight_decay=0.1).step()
+    torch.testing.assert_close(weight.data, torch.full((4, 6), 0.95))
 
 
 def test_ranks_share_the_work_and_a_run_resumes_on_another_number_of_them(tmp_path):
