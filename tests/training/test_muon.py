@@ -61,16 +61,19 @@ def test_matrices_decay_as_with_adamw():
 
 
 def test_ranks_share_the_work_and_a_run_resumes_on_another_number_of_them(tmp_path):
-    data, two = render(tmp_path / "scenes"), tmp_path / "two"
-    done = train(two, data, 6, "--processes", "2", **UNSHARDED, **{"phases.two.checkpoint_every": 3})
+    data, two, settings = render(tmp_path / "scenes"), tmp_path / "two", {**UNSHARDED, "phases.two.checkpoint_every": 3}
+    done = train(two, data, 6, "--processes", "2", **settings)
     assert done.returncode == 0, done.stderr
-    assert "Muon for matrices" in done.stderr + done.stdout
+    assert "Muon for matrices" in done.stderr
     one = shutil.copytree(two, tmp_path / "one")
+    shutil.rmtree(one / "phase-two")  # what says that the phase has finished
     shutil.rmtree(one / "checkpoints" / "phase-two" / "step-00000006")
-    done = train(one, data, 6, "--processes", "1", "--resume")
+    (one / "tracking" / "phase-two.jsonl").unlink()
+    done = train(one, data, 6, "--processes", "1", "--resume", **settings)
     assert done.returncode == 0, done.stderr
     expected, found = metrics(two, "two"), metrics(one, "two")
-    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-5)
+    assert sorted(found) == [4, 5, 6]
+    assert list(found.values()) == pytest.approx([expected[step] for step in found], abs=1e-5)
 
 
 def test_muon_is_refused_where_matrices_are_partitioned(tmp_path):
