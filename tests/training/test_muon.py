@@ -53,6 +53,23 @@ def test_only_matrices_of_layers_are_stepped_by_muon():
     assert moved and min(moved) > 0 and 0.2 < max(moved) < 0.5  # less where the gradient has a low rank
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (4, 3, 2, 2)])
+def test_two_steps_equal_a_plain_version(shape):
+    """With Nesterov's momentum, for wide and tall matrices and for a convolution's."""
+    weight, momentum, expected = torch.nn.Parameter(torch.zeros(shape)), torch.zeros(shape), torch.zeros(shape)
+    optimizer = Muon([{"params": [weight], "matrices": True}], lr=0.5, weight_decay=0.0)
+    for seed in (0, 1):
+        weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+        momentum = 0.95 * momentum + 0.05 * weight.grad
+        wide = (0.05 * weight.grad + 0.95 * momentum).flatten(1)
+        tall = wide.shape[0] > wide.shape[1]
+        (made,) = orthogonalised((wide.T if tall else wide)[None])
+        update = (made.T if tall else made).reshape(shape)
+        expected -= 0.5 * 0.4 * max(wide.shape) ** 0.5 * update
+    torch.testing.assert_close(weight.data, expected)
+
+
 def test_matrices_decay_as_with_adamw():
     weight = torch.nn.Parameter(torch.ones(4, 6))
     weight.grad = torch.zeros_like(weight)
