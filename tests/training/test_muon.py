@@ -83,7 +83,7 @@ def test_ranks_share_the_work_and_a_run_resumes_on_another_number_of_them(tmp_pa
     assert done.returncode == 0, done.stderr
     assert "Muon for matrices" in done.stderr
     one = shutil.copytree(two, tmp_path / "one")
-    shutil.rmtree(one / "phase-two")  # what says that the phase has finished
+    (one / "phase-two" / "finished.json").unlink()
     shutil.rmtree(one / "checkpoints" / "phase-two" / "step-00000006")
     (one / "tracking" / "phase-two.jsonl").unlink()
     done = train(one, data, 6, "--processes", "1", "--resume", **settings)
