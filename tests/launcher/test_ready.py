@@ -153,7 +153,7 @@ def test_headers_and_tokenizer_are_compared_with_the_configuration(models, run_f
     assert "gate_proj.weight is [96, 64] in its files, but [80, 64] in the configured LlamaForCausalLM" in told
     small = yaml.safe_dump({**fields, "vocab_size": 256}, default_flow_style=True)
     first, second = named(models, run_file, f"model.language.config={small}")
-    assert "pieces, but the language model 256 embeddings" in first and "embed_tokens.weight is [400, 64]" in second
+    assert "pieces, but the language model has 256 embeddings" in first and "embed_tokens.weight is [400, 64]" in second
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{}")
     (told,) = named(models, run_file, f"model.language.tokenizer={tmp_path / 'broken'}")

@@ -160,6 +160,6 @@ def test_more_pieces_than_embeddings_are_refused(tmp_path, learned):
         }
     )
     with pytest.raises(
-        UserError, match=rf"the tokenizer has {len(learned)} pieces, but the language model 200 embeddings"
+        UserError, match=rf"the tokenizer has {len(learned)} pieces, but the language model has 200 embeddings"
     ):
         build_processor(config, DataConfig(sets={"a": "."}), tmp_path / "tokenizer")
