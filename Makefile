@@ -26,7 +26,7 @@ ablation-small: install
 	test -d data/scenes/tower || { $(BIN)/onediff data render --out data/scenes --scenes configs/scenes/demo.yaml --size 63 \
 		--jpeg 95 --pairs 16000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03 && \
 		$(BIN)/onediff demo-tower configs/demo.yaml; }
-	$(BIN)/python benchmarks/learning/ablation.py
+	$(BIN)/python -m benchmarks.learning.ablation
 
 # A frozen DINOv2-S and a small language model on composed photographs; continues after an interruption. ARGS="--hours 2".
 photos: install debian

@@ -1,18 +1,23 @@
 """Do the Visual Delta Module and Coupled Sample Training help? The paper's ablation on rendered scenes, cell by cell.
 
-  make ablation-small                                                  # the demo's scenes, one seed
-  python benchmarks/learning/ablation.py --steps 1250 --seeds 0,1,2    # the same, larger
-  python benchmarks/learning/ablation.py --table                       # print what is there
+  make ablation-small                                                     # the demo's scenes, one seed
+  python -m benchmarks.learning.ablation --steps 1250 --seeds 0,1,2       # the same, larger
+  python -m benchmarks.learning.ablation --deltas joint,subtraction       # other delta modules
+  python -m benchmarks.learning.ablation --table                          # print what is there
 
-A cell is one of {vdm, residual, difference, none} x {cst, no_cst}. All cells of a seed start from one warm-up (single
-scenes, the delta module takes no part in it) and then take equally many steps of equally many rows: with `cst` the
-first of them are phase one (coupled samples; only delta module and projector train), the others pairs. Every delta
-module trains equally many parameters:
+A cell is a delta module, with CST or without. All cells of a seed start from one warm-up (single scenes; the delta module
+takes no part in it) and then take equally many steps of equally many rows: with `cst` the first of them are phase one
+(coupled samples; only delta module and projector train), the others pairs. Every cell trains equally many parameters:
 
-  vdm          the Visual Delta Module
-  residual     the same with the difference added to its tokens (`model.delta.kind: residual`), and narrower feed-forwards
-  difference   an MLP on the difference of the two images' tokens at the deepest level, as wide as makes the numbers equal
-  none         the Visual Delta Module shown blank features: its tokens say nothing of the images
+  vdm            the Visual Delta Module
+  residual       the same with the difference added to its tokens (`model.delta.kind: residual`), and narrower feed-forwards
+  difference     an MLP on the difference of the two images' tokens at the deepest level
+  none           the Visual Delta Module shown blank features: its tokens say nothing of the images
+  concatenation  no delta module: the language model reads both images, as in LLaVA, through a wider projector
+  joint          self-attention over the tokens of both images, as in CLIP4IDC
+  subtraction    gated differences at every level of the tower, fused, as in M3Diff
+
+The first four run by default, the others with `--deltas`.
 
 One process and one thread a cell, plain torch around this project's model, stream and decoder: the same cell twice on one
 machine gives the same numbers. Each cell is a file; cells that are there already, made with the same settings, are kept,
@@ -42,6 +47,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.learning.deltas import DELTAS, PEERS, built
 from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
@@ -50,18 +56,15 @@ from onediff.data.cursor import Cursor
 from onediff.data.heldout import HeldOut
 from onediff.data.images import open_upright
 from onediff.data.loader import read_batches
-from onediff.data.planes import Planes
 from onediff.evaluation.items import ItemScores, score
 from onediff.model.answer import answer
 from onediff.model.build import build_processor
-from onediff.model.delta import DeltaModule, build_delta
 from onediff.model.onediff import OneDiffModel
 from onediff.training.data import make_tokenizer, phase_stream
 from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
 
 WORK = Path("runs/ablation")
 """The tokenizer, and the weights after the warm-up of each seed."""
-DELTAS = ("vdm", "residual", "difference", "none")
 BASELINE = ("vdm", False)
 """What the other cells are compared with: the delta module, and whether with CST."""
 RESAMPLES = 10_000
@@ -79,49 +82,6 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """Of its file."""
         return f"{self.delta}-{'cst' if self.cst else 'no_cst'}-{self.seed}"
-
-
-class Blind(DeltaModule):
-    """The Visual Delta Module that is shown nothing."""
-
-    def forward(self, levels: list[Tensor], pairs: int, planes: Planes | None = None) -> Tensor:
-        """`[pairs, tokens, width]`, the same for every pair."""
-        return super().forward([torch.zeros_like(level) for level in levels], pairs, planes)
-
-
-class Difference(nn.Module):
-    """An MLP on after minus before at the deepest level; needs as many delta tokens as an image has."""
-
-    def __init__(self, vision_width: int, width: int, parameters: int) -> None:
-        super().__init__()
-        hidden = round((parameters - width) / (vision_width + width + 1))
-        self.mlp = nn.Sequential(nn.Linear(vision_width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, levels: list[Tensor], pairs: int, planes: Planes | None = None) -> Tensor:
-        """`[pairs, tokens, width]`"""
-        both = levels[-1][: 2 * pairs].unflatten(0, (pairs, 2))
-        return self.mlp(both[:, 1] - both[:, 0])
-
-
-def built(config: RunConfig, cell: Cell) -> OneDiffModel:
-    """The model with the delta module of a cell."""
-    torch.manual_seed(cell.seed)
-    delta = config.model.delta.model_copy(update={"kind": "vdm"})
-    model = OneDiffModel(config.model.model_copy(update={"delta": delta}))
-    parameters = sum(weight.numel() for weight in model.delta.parameters())
-    if cell.delta == "residual":
-        added = model.vision.width * delta.width
-        narrower = round(added / (delta.layers * (2 * delta.width + 1)))
-        smaller = {"kind": "residual", "intermediate": delta.intermediate - narrower}
-        model.delta = build_delta(
-            delta.model_copy(update=smaller), model.vision.width, len(config.model.vision.levels), model.vision.tokens
-        )
-    elif cell.delta == "none":
-        model.delta = Blind(delta, model.vision.width, len(config.model.vision.levels))
-    elif cell.delta == "difference":
-        assert config.model.delta.tokens == model.vision.tokens, "a delta token for each image token"
-        model.delta = Difference(model.vision.width, config.model.delta.width, parameters)
-    return model
 
 
 def batches(config: RunConfig, phase: PhaseConfig, processor: Any) -> Iterator[Batch]:
@@ -183,7 +143,7 @@ def warmed_up(config: RunConfig, cell: Cell, args: argparse.Namespace, processor
     told = hashlib.sha256(config.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:12]
     kept = WORK / f"warm-up-{args.warm_up}-{told}.pt"
     if not kept.is_file():
-        model = built(config, cell)
+        model = built(config.model, "vdm", cell.seed)
         train(model, config, "warm-up", args.warm_up, processor)
         state = {name: value for name, value in model.state_dict().items() if not name.startswith("delta.")}
         aside = kept.with_suffix(f".{os.getpid()}")
@@ -202,7 +162,7 @@ def measured(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         make_tokenizer(config, config.model.language.tokenizer, tokenizer_folder)
     processor, tokenizer = build_processor(config.model, config.data, tokenizer_folder)
     weights = warmed_up(config, cell, args, processor)
-    model = built(config, cell)
+    model = built(config.model, cell.delta, cell.seed)
     model.load_state_dict(weights, strict=False)
     first = args.coupled if cell.cst else 0
     if first:
@@ -249,7 +209,7 @@ def table(folder: Path) -> str:
 
 def _place(found: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
     steps, coupled, delta, cst = found[0]
-    return steps, coupled, DELTAS.index(delta), cst
+    return steps, coupled, (*DELTAS, *PEERS).index(delta), cst
 
 
 def _right(records: list[dict[str, Any]]) -> np.ndarray:
@@ -282,14 +242,18 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=300, metavar="N", help="steps on single scenes (default: 300)")
     parser.add_argument("--steps", type=int, default=800, metavar="N", help="steps behind them (default: 800)")
     parser.add_argument("--coupled", type=int, default=80, metavar="N", help="of those, coupled ones with CST")
+    parser.add_argument("--deltas", default=",".join(DELTAS), metavar="NAME,…", help="default: %(default)s")
     parser.add_argument("--only", metavar="CELL", help="one cell, such as vdm-cst-0")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     WORK.mkdir(parents=True, exist_ok=True)
+    deltas = args.deltas.split(",")
+    if unknown := set(deltas) - {*DELTAS, *PEERS}:
+        parser.error(f"--deltas {min(unknown)}: must be one of {', '.join((*DELTAS, *PEERS))}")
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    cells = [Cell(delta, cst, seed) for seed in seeds for delta in DELTAS for cst in (False, True)]
+    cells = [Cell(delta, cst, seed) for seed in seeds for delta in deltas for cst in (False, True)]
     for cell in cells if not args.table else ():
         file, made_with = args.out / f"{cell.name}.json", settings(cell, args)
         known = json.loads(file.read_text())["settings"] if file.is_file() else None
