@@ -78,6 +78,7 @@ SLOW = {
         "test_an_installed_command_finds_its_configurations_outside_the_checkout",
         "test_configurations_and_templates_travel_in_the_wheel",
     },
+    "project/test_pythons.py": set(),
     "tracking/test_moved.py": {"test_a_folder_of_runs_that_was_moved_keeps_its_artifacts"},
     "tracking/test_tracking.py": {
         "test_embedded_store",
@@ -102,6 +103,7 @@ FIRST = [
     "end_to_end/test_own_pairs.py",
     "end_to_end/test_tiles_run.py",
     "tracking/test_tracking_apart.py",
+    "project/test_pythons.py",
     "project/test_gpu_benchmark.py",
     "data/test_order.py",
     "training/test_checkpoint.py",

@@ -1,4 +1,4 @@
-"""What needs no torch works on every Python that the README promises, as far as this machine has them."""
+"""What needs no torch works on each Python that the README names and this machine has; those it lacks are skipped by name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HOUSE = Path(__file__).parents[2]
 CACHE = Path.home() / ".cache" / "onediff-tests"
 OTHERS = [minor for minor in (10, 11, 12, 13) if minor != sys.version_info.minor]
 NEEDED = ("pydantic", "pyyaml", "numpy", "pillow", "simplejpeg", "tqdm", "psutil", "pyarrow", "pytest", "hypothesis")
-"""Of setup.py; all that launcher, configuration and data formats need."""
+"""Requirements from setup.py that suffice for the launcher, the configuration and the data formats."""
 TRIED = ("config/test_section.py", "config/test_config_reference.py", "config/test_renamed.py", "data/test_manifest.py")
 TRIED += ("launcher/test_launch_rules.py", "data_prep/test_readers.py")
 
 
 def interpreter(minor: int) -> str | None:
-    """A `python3.<minor>` in PATH or among pyenv's, that runs."""
+    """A `python3.<minor>` that runs, from PATH or pyenv; None if there is none."""
     places = [shutil.which(f"python3.{minor}"), *Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")]
     for found in filter(None, places):
         if subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
@@ -30,18 +30,17 @@ def interpreter(minor: int) -> str | None:
 
 
 def requirements() -> list[str]:
-    """The lines of setup.py for what is needed."""
+    """NEEDED with the versions that setup.py asks for."""
     lines = dict(re.findall(r'"(([\w-]+)[~>=][^"]*)"', (HOUSE / "setup.py").read_text()))
     return [line for line, name in lines.items() if name in NEEDED]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("minor", OTHERS)
 def test_what_needs_no_torch_works_on(minor):
     python = interpreter(minor)
     if python is None:
-        pytest.skip(f"Python 3.{minor} was not tried: this machine has none")
-    place = CACHE / f"python-3.{minor}"  # kept: making it takes longer than the tests
+        pytest.skip(f"Python 3.{minor} was not tried: not installed on this machine")
+    place = CACHE / f"python-3.{minor}"  # kept, because making it takes longer than the tests
     wanted = sorted(requirements())
     assert len({re.split("[~>=]", line)[0] for line in wanted}) == len(NEEDED)
     if not (place / "made").exists() or (place / "made").read_text() != "\n".join(wanted):
