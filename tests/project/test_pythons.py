@@ -1,4 +1,4 @@
-"""What needs no torch works on each Python that the README names and this machine has; those it lacks are skipped by name."""
+"""What needs no torch works on each Python that the README names and this machine has; others are skipped by name."""
 
 from __future__ import annotations
 
