@@ -12,7 +12,11 @@ export PYTHONDONTWRITEBYTECODE =
 # What a change is tried with every few minutes: what takes no seconds, and starts no process with torch, no daemon and no browser.
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks and not slow
 
-.PHONY: demo demo-long ablation-small photos test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
+# The scenes of the ablation, as many as `onediff demo` renders.
+RENDER = $(BIN)/onediff data render --size 63 --jpeg 95 --pairs 28000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03
+ABLATION = $(BIN)/python -m benchmarks.learning.ablation --seeds 0,1,2 --deltas vdm,residual,difference,none,concatenation,joint,subtraction
+
+.PHONY: demo demo-long ablation-small ablation photos test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -21,12 +25,25 @@ demo: install
 demo-long: install
 	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 128000 --singles 16000
 
-# {Visual Delta Module, the same with the difference added, difference, none} x {Coupled Sample Training or not}, on the demo's scenes and tower.
+# {Visual Delta Module, the same with the difference added, difference, none} x {Coupled Sample Training or not}, on the demo's
+# scenes and tower, which are made unless the demo has made them: at most an hour.
 ablation-small: install
-	test -d data/scenes/tower || { $(BIN)/onediff data render --out data/scenes --scenes configs/scenes/demo.yaml --size 63 \
-		--jpeg 95 --pairs 16000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03 && \
-		$(BIN)/onediff demo-tower configs/demo.yaml; }
+	$(RENDER) --out data/scenes --scenes configs/scenes/demo.yaml
+	$(BIN)/onediff demo-tower configs/demo.yaml
 	$(BIN)/python -m benchmarks.learning.ablation
+
+# The same beside published ways to compare two images, on hard scenes, on both kinds, and on photographs, with three seeds:
+# days. Continues after an interruption.
+ablation: ablation-small debian
+	$(RENDER) --out data/hard --scenes configs/scenes/hard.yaml
+	$(BIN)/onediff demo-tower benchmarks/learning/hard.yaml
+	$(BIN)/onediff demo-tower benchmarks/learning/both.yaml
+	$(BIN)/python -m benchmarks.learning.photos --only compose
+	$(BIN)/python -m benchmarks.learning.photos --only features
+	$(ABLATION) --on scenes
+	$(ABLATION) --on hard
+	$(ABLATION) --on both
+	$(ABLATION) --on photographs --warm-up 1500 --steps 1000 --coupled 100
 
 # A frozen DINOv2-S and a small language model on composed photographs; continues after an interruption. ARGS="--hours 2".
 photos: install debian

@@ -1,13 +1,14 @@
-"""Do the Visual Delta Module and Coupled Sample Training help? The paper's ablation on rendered scenes, cell by cell.
+"""Do the Visual Delta Module and Coupled Sample Training help? The paper's ablation, cell by cell, beside rebuilt peers.
 
-  make ablation-small                                                     # the demo's scenes, one seed
-  python -m benchmarks.learning.ablation --steps 1250 --seeds 0,1,2       # the same, larger
-  python -m benchmarks.learning.ablation --deltas joint,subtraction       # other delta modules
-  python -m benchmarks.learning.ablation --table                          # print what is there
+  make ablation-small                                                   # the demo's scenes, one seed, at most an hour
+  make ablation                                                         # everything, three seeds, days; goes on where it was
+  python -m benchmarks.learning.ablation --steps 1250 --seeds 0,1,2     # larger
+  python -m benchmarks.learning.ablation --on hard --deltas vdm,joint   # other pairs, other delta modules
+  python -m benchmarks.learning.ablation --table                        # print what is there
 
-A cell is a delta module, with CST or without. All cells of a seed start from one warm-up (single scenes; the delta module
-takes no part in it) and then take equally many steps of equally many rows: with `cst` the first of them are phase one
-(coupled samples; only delta module and projector train), the others pairs. Every cell trains equally many parameters:
+A cell is a delta module, with CST or without. All cells of a seed start from one warm-up (single images; the delta module
+takes no part in it) and then take equally many steps of equally many rows: with `cst` the first of them are coupled samples,
+from which only delta module and projector learn, the others pairs. Every cell trains equally many parameters:
 
   vdm            the Visual Delta Module
   residual       the same with the difference added to its tokens (`model.delta.kind: residual`), and narrower feed-forwards
@@ -17,14 +18,17 @@ takes no part in it) and then take equally many steps of equally many rows: with
   joint          self-attention over the tokens of both images, as in CLIP4IDC
   subtraction    gated differences at every level of the tower, fused, as in M3Diff
 
-The first four run by default, the others with `--deltas`.
+The first four run by default. What they train on:
 
-One process and one thread a cell, plain torch around this project's model, stream and decoder: the same cell twice on one
-machine gives the same numbers. Each cell is a file; cells that are there already, made with the same settings, are kept,
-so the same command goes on after an interruption. Seconds are of processor time.
+  scenes         the demo's scenes
+  hard           scenes with more objects and changes, textures, and strong distractors
+  both           half of the rows from scenes, half from hard ones: one generalist beside two specialists, which take as many
+                 steps and so see twice as many rows of their source; scored on both
+  photographs    those of `make photos`, with its frozen tower; scored on known cut-outs on new photographs
 
-The table gives means over the seeds, 95 % intervals (bootstrap over the held-out pairs), and how far each cell is from
-`vdm` without CST on the same pairs.
+One process and one thread a cell, plain torch and AdamW around this project's model, stream and decoder: the same cell
+twice on one machine gives the same numbers. Each cell is a file named by its settings and the digests of its data and tower;
+cells that are there are kept. Seconds are of processor time.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -43,11 +48,11 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.learning.deltas import DELTAS, PEERS, built
+from benchmarks.learning.ablation_table import tables
+from benchmarks.learning.deltas import DELTAS, PEERS, built, size
 from onediff.config.compose import load_run
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
@@ -56,6 +61,8 @@ from onediff.data.cursor import Cursor
 from onediff.data.heldout import HeldOut
 from onediff.data.images import open_upright
 from onediff.data.loader import read_batches
+from onediff.data.manifest import read_manifest
+from onediff.errors import UserError
 from onediff.evaluation.items import ItemScores, score
 from onediff.model.answer import answer
 from onediff.model.build import build_processor
@@ -64,24 +71,85 @@ from onediff.training.data import make_tokenizer, phase_stream
 from onediff.training.optimizer import freeze, lr_multiplier, parameter_groups
 
 WORK = Path("runs/ablation")
-"""The tokenizer, and the weights after the warm-up of each seed."""
-BASELINE = ("vdm", False)
-"""What the other cells are compared with: the delta module, and whether with CST."""
-RESAMPLES = 10_000
-SHOWN = ("captions right", "changed captions right", "false alarms", "shape right", "colour right", "place right")
+"""Tokenizers, and the weights after the warm-up of each seed."""
+SOURCES = {
+    "scenes": "configs/demo.yaml",
+    "hard": "benchmarks/learning/hard.yaml",
+    "both": "benchmarks/learning/both.yaml",
+    "photographs": "benchmarks/learning/photographs.yaml",
+}
+"""What cells are trained on, and its configuration."""
 
 
 class Cell(NamedTuple):
-    """One training: which delta module, with Coupled Sample Training or without, from which seed."""
+    """One training."""
 
+    on: str
+    """One of `SOURCES`."""
     delta: str
+    """One of `DELTAS` and `PEERS`."""
     cst: bool
+    """With Coupled Sample Training."""
     seed: int
+    warm_up: int
+    """Steps on single images."""
+    steps: int
+    """Steps after them."""
+    coupled: int
+    """How many of `steps` are Coupled Sample Training; 0 without `cst`."""
+    overrides: tuple[str, ...]
+    """Of the configuration."""
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return f"{self.delta}-{'cst' if self.cst else 'no_cst'}-{self.seed}"
+        """Readable, but the same for other sizes and overrides."""
+        return f"{self.on}-{self.delta}-{'cst' if self.cst else 'no_cst'}-{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """Trains this cell alone."""
+        sizes = f"--warm-up {self.warm_up} --steps {self.steps} --coupled {self.coupled}"
+        what = f"--on {self.on} --deltas {self.delta} --seeds {self.seed} --only {self.name}"
+        return " ".join(["python -m benchmarks.learning.ablation", what, sizes, *self.overrides])
+
+    def config(self) -> RunConfig:
+        """Raises UserError."""
+        seeds = [f"training.seed={self.seed}", f"data.seed={self.seed}"]
+        return load_run(SOURCES[self.on], [*seeds, *self.overrides])
+
+
+class Phases(NamedTuple):
+    """The names of a configuration's phases, by what they train."""
+
+    warm_up: str
+    coupled: str
+    pairs: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Phases:
+        found = {}
+        for name, phase in config.phases.items():
+            found["coupled" if phase.couple else "pairs" if "delta" in phase.train else "warm_up"] = name
+        return cls(**found)
+
+
+def held_out(config: RunConfig) -> list[Path]:
+    """The held-out splits of all data sets of pairs."""
+    phases = Phases.of(config)
+    names = [name for name in config.phases[phases.pairs].mix if name not in config.phases[phases.warm_up].mix]
+    return [Path(config.data.sets[name].path) / config.evaluation.split for name in names]
+
+
+def digests(config: RunConfig) -> dict[str, str]:
+    """A digest of every split that is trained or scored on, and of the tower. Raises UserError if a split is missing."""
+    folders = [*(Path(one.folder) for one in config.data.sets.values()), *held_out(config)]
+    found = {str(folder): _digest([shard.sha256 for shard in read_manifest(folder).shards]) for folder in folders}
+    if (tower := config.model.vision.name) is not None:
+        weights = Path(tower) / "model.safetensors"
+        if not weights.is_file():
+            raise UserError(f"{weights}: no such file; make targets ablation-small and ablation make it")
+        found[tower] = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+    return found
 
 
 def batches(config: RunConfig, phase: PhaseConfig, processor: Any) -> Iterator[Batch]:
@@ -113,17 +181,17 @@ def train(model: OneDiffModel, config: RunConfig, name: str, steps: int, process
 
 
 @torch.no_grad()
-def scored(model: OneDiffModel, config: RunConfig, processor: Any, tokenizer: Any) -> ItemScores:
-    """Item scores on the held-out pairs of the configuration."""
+def scored(model: OneDiffModel, config: RunConfig, folder: Path, processor: Any, tokenizer: Any) -> ItemScores:
+    """Item scores on the held-out split in `folder`."""
     model.eval()
     evaluation = config.evaluation
-    heldout = HeldOut.open(Path(config.data.sets["pairs"].path) / evaluation.split, evaluation.limit)
-    ids, captions = list(heldout.references), dict[str, str]()
+    pairs = HeldOut.open(folder, evaluation.limit)
+    ids, captions = list(pairs.references), dict[str, str]()
     for start in range(0, len(ids), evaluation.batch_size):
         chosen = ids[start : start + evaluation.batch_size]
         rows = []
         for pair in chosen:
-            images = heldout.sample(pair).images
+            images = pairs.sample(pair).images
             rows.append(processor.prompt([open_upright(images[role], 10**8) for role in ("before", "after")], None))
         made = answer(
             model,
@@ -134,17 +202,29 @@ def scored(model: OneDiffModel, config: RunConfig, processor: Any, tokenizer: An
             max_new_tokens=evaluation.max_new_tokens,
         )
         captions |= dict(zip(chosen, made, strict=True))
-    return score(captions, {pair: heldout.changes[pair] for pair in ids})
+    return score(captions, {pair: pairs.changes[pair] for pair in ids})
 
 
-def warmed_up(config: RunConfig, cell: Cell, args: argparse.Namespace, processor: Any) -> dict[str, Tensor]:
+def prepared(config: RunConfig, data: dict[str, str]) -> tuple[Any, Any]:
+    """The processor and the tokenizer that all cells on the same data share."""
+    folder = WORK / f"tokenizer-{_digest([data, config.model.language.model_dump(mode='json')])}"
+    if not folder.is_dir():
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        make_tokenizer(config, config.model.language.tokenizer, aside)
+        if folder.is_dir():  # another process was faster
+            shutil.rmtree(aside)
+        else:
+            aside.rename(folder)
+    return build_processor(config.model, config.data, folder)
+
+
+def warmed_up(config: RunConfig, cell: Cell, data: dict[str, str], processor: Any) -> dict[str, Tensor]:
     """Weights of tower, projector and language model after the warm-up that all cells of a seed share."""
-    # By what differs from the defaults: a key that a later version adds changes nothing.
-    told = hashlib.sha256(config.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:12]
-    kept = WORK / f"warm-up-{args.warm_up}-{told}.pt"
+    shared = [cell.on, cell.seed, cell.warm_up, cell.overrides, data]
+    kept = WORK / f"{cell.on}-warm-up-{cell.seed}-{_digest(shared)}.pt"
     if not kept.is_file():
         model = built(config.model, "vdm", cell.seed)
-        train(model, config, "warm-up", args.warm_up, processor)
+        train(model, config, Phases.of(config).warm_up, cell.warm_up, processor)
         state = {name: value for name, value in model.state_dict().items() if not name.startswith("delta.")}
         aside = kept.with_suffix(f".{os.getpid()}")
         torch.save(state, aside)
@@ -152,76 +232,48 @@ def warmed_up(config: RunConfig, cell: Cell, args: argparse.Namespace, processor
     return dict(torch.load(kept, weights_only=True))
 
 
-def measured(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+def measured(cell: Cell, config: RunConfig, data: dict[str, str]) -> dict[str, Any]:
     """Trains and scores one cell."""
-    began = time.process_time()
-    overrides = [f"training.seed={cell.seed}", f"data.seed={cell.seed}", *args.overrides]
-    config = load_run("configs/demo.yaml", overrides)
-    tokenizer_folder = WORK / "tokenizer"
-    if not tokenizer_folder.is_dir():
-        make_tokenizer(config, config.model.language.tokenizer, tokenizer_folder)
-    processor, tokenizer = build_processor(config.model, config.data, tokenizer_folder)
-    weights = warmed_up(config, cell, args, processor)
+    processor, tokenizer = prepared(config, data)
+    weights = warmed_up(config, cell, data, processor)
+    began, phases = time.process_time(), Phases.of(config)
     model = built(config.model, cell.delta, cell.seed)
     model.load_state_dict(weights, strict=False)
-    first = args.coupled if cell.cst else 0
-    if first:
-        train(model, config, "one", first, processor)
-    loss = train(model, config, "two", args.steps - first, processor)
-    found = scored(model, config, processor, tokenizer)
-    return {
-        "scores": dict(found.values),
-        "right": "".join(str(int(found.is_right(pair))) for pair in found.ids),
-        "loss": loss,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "seconds": round(time.process_time() - began, 1),
-    }
+    if cell.coupled:
+        train(model, config, phases.coupled, cell.coupled, processor)
+    loss = train(model, config, phases.pairs, cell.steps - cell.coupled, processor)
+    found = {}
+    for folder in held_out(config):
+        scores = scored(model, config, folder, processor, tokenizer)
+        right = "".join(str(int(scores.is_right(pair))) for pair in scores.ids)
+        found[str(folder)] = {"scores": dict(scores.values), "right": right}
+    seconds = round(time.process_time() - began, 1)
+    return {"held_out": found, "loss": loss, "parameters": size(model), "seconds": seconds}
 
 
-def settings(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
-    """What a cell's numbers depend on."""
-    sizes = {"warm_up": args.warm_up, "steps": args.steps, "coupled": args.coupled}
-    return {**cell._asdict(), **sizes, "overrides": list(args.overrides)}
+def make(cell: Cell, out: Path) -> None:
+    """Trains a cell and writes its file, unless it is there."""
+    config = cell.config()
+    data = digests(config)
+    settings = {**cell._asdict(), "overrides": list(cell.overrides), "data": data}
+    file = out / f"{cell.name}-{_digest(settings)}.json"
+    if file.is_file():
+        return
+    record = {"settings": settings, **measured(cell, config, data), "command": cell.command}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    record |= {"commit": commit, "torch": torch.__version__}
+    record |= {"machine": f"{processor_name()}, {os.cpu_count()} cores, one thread"}
+    aside = file.with_suffix(".tmp")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    aside.rename(file)
+    right = {folder: 100 * one["scores"]["captions right"] for folder, one in record["held_out"].items()}
+    print(
+        f"{cell.name}: " + ", ".join(f"{share:.1f} % right of {folder}" for folder, share in right.items()), flush=True
+    )
 
 
-def table(folder: Path) -> str:
-    """All cells in a folder as a Markdown table, the mean of their seeds."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text())
-        key = tuple(record["settings"][name] for name in ("steps", "coupled", "delta", "cst"))
-        found.setdefault(key, []).append(record)
-    heads = ["delta", "CST", "steps", "seeds", SHOWN[0], f"against {BASELINE[0]} without CST", *SHOWN[1:]]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for (steps, coupled, delta, cst), records in sorted(found.items(), key=_place):
-        right = _right(records)
-        means = [100 * float(np.mean([one["scores"].get(name, 0.0) for one in records])) for name in SHOWN]
-        base = found.get((steps, coupled, *BASELINE), [])
-        told = f"{coupled} of {steps}" if cst else "none"
-        cells = [delta, told, str(steps), str(len(records)), f"{means[0]:.1f} ({_interval(right)})"]
-        comparable = base and (delta, cst) != BASELINE and _right(base).shape == right.shape
-        cells.append(
-            f"{100 * (right - _right(base)).mean():+.1f} ({_interval(right - _right(base))})" if comparable else ""
-        )
-        lines.append("| " + " | ".join([*cells, *(f"{mean:.1f}" for mean in means[1:])]) + " |")
-    return "\n".join(lines)
-
-
-def _place(found: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
-    steps, coupled, delta, cst = found[0]
-    return steps, coupled, (*DELTAS, *PEERS).index(delta), cst
-
-
-def _right(records: list[dict[str, Any]]) -> np.ndarray:
-    """`[pairs]`: how many of the seeds told each pair right, as a share."""
-    return np.mean([[int(one) for one in record["right"]] for record in records], axis=0)
-
-
-def _interval(values: np.ndarray) -> str:
-    """The 95 % bootstrap interval of a mean over pairs, in percent."""
-    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(100 * values[drawn].mean(1), [2.5, 97.5])
-    return f"{low:.1f} to {high:.1f}"
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def processor_name() -> str:
@@ -234,41 +286,40 @@ def processor_name() -> str:
 
 
 def main() -> None:
-    """Makes the cells that are missing, then prints the table."""
+    """Makes the cells that are missing, then prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override configs/demo.yaml")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"), metavar="DIR")
-    parser.add_argument("--seeds", default="0", metavar="N,…")
-    parser.add_argument("--warm-up", type=int, default=300, metavar="N", help="steps on single scenes (default: 300)")
-    parser.add_argument("--steps", type=int, default=800, metavar="N", help="steps behind them (default: 800)")
-    parser.add_argument("--coupled", type=int, default=80, metavar="N", help="of those, coupled ones with CST")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the configuration's")
+    parser.add_argument("--on", choices=SOURCES, default="scenes", help="what to train on (default: %(default)s)")
     parser.add_argument("--deltas", default=",".join(DELTAS), metavar="NAME,…", help="default: %(default)s")
-    parser.add_argument("--only", metavar="CELL", help="one cell, such as vdm-cst-0")
-    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--seeds", default="0", metavar="N,…")
+    parser.add_argument("--warm-up", type=int, default=300, metavar="N", help="steps on single images (default: 300)")
+    parser.add_argument("--steps", type=int, default=800, metavar="N", help="steps after them (default: 800)")
+    parser.add_argument("--coupled", type=int, default=80, metavar="N", help="of those, coupled ones with CST")
+    parser.add_argument("--only", metavar="CELL", help="one of these cells, such as scenes-vdm-cst-0")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"), metavar="DIR")
+    parser.add_argument("--table", action="store_true", help="only print the tables")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    WORK.mkdir(parents=True, exist_ok=True)
-    deltas = args.deltas.split(",")
+    deltas, seeds = args.deltas.split(","), [int(seed) for seed in args.seeds.split(",")]
     if unknown := set(deltas) - {*DELTAS, *PEERS}:
         parser.error(f"--deltas {min(unknown)}: must be one of {', '.join((*DELTAS, *PEERS))}")
-    seeds = [int(seed) for seed in args.seeds.split(",")]
-    cells = [Cell(delta, cst, seed) for seed in seeds for delta in deltas for cst in (False, True)]
+    cells = [
+        Cell(args.on, delta, cst, seed, args.warm_up, args.steps, args.coupled if cst else 0, tuple(args.overrides))
+        for seed in seeds
+        for delta in deltas
+        for cst in (False, True)
+    ]
+    if args.only is not None and args.only not in (names := [cell.name for cell in cells]):
+        parser.error(f"--only {args.only}: must be one of {', '.join(names)}")
+    torch.set_num_threads(1)
+    for folder in (args.out, WORK):
+        folder.mkdir(parents=True, exist_ok=True)
     for cell in cells if not args.table else ():
-        file, made_with = args.out / f"{cell.name}.json", settings(cell, args)
-        known = json.loads(file.read_text())["settings"] if file.is_file() else None
-        if known == made_with or args.only not in (None, cell.name):
-            continue
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        record = {"settings": made_with, **measured(cell, args), "commit": commit, "torch": torch.__version__}
-        record |= {"machine": f"{processor_name()}, {os.cpu_count()} cores, one thread"}
-        aside = file.with_suffix(".tmp")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(file)
-        print(f"{cell.name}: captions right {100 * record['scores']['captions right']:.1f} %", flush=True)
-    print(table(args.out))
+        if args.only in (None, cell.name):
+            try:
+                make(cell, args.out)
+            except UserError as error:
+                parser.exit(2, f"error: {error}\n")
+    print(tables(args.out))
 
 
 if __name__ == "__main__":

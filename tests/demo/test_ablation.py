@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.learning import ablation
+from benchmarks.learning.ablation_table import tables
 from benchmarks.learning.deltas import DELTAS, PEERS, built, size
 from tests.support.small_run import config, overrides, render
 
@@ -23,13 +24,25 @@ def test_a_cell_gives_the_same_numbers_twice_and_is_kept(tmp_path, monkeypatch, 
         monkeypatch.setattr(sys, "argv", ["ablation", "--out", out, "--deltas", ",".join(deltas), *words])
         ablation.main()
         assert "| captions right |" in capsys.readouterr().out
-        return {file.stem: json.loads(file.read_text()) for file in (tmp_path / out).glob("*.json")}
+        records = [json.loads(file.read_text()) for file in (tmp_path / out).glob("*.json")]
+        return {record["command"].partition("--only ")[2].split()[0]: record for record in records}
 
     first = run("first", *EVERY)
-    assert sorted(first) == sorted(f"{delta}-{cst}-0" for delta in EVERY for cst in ("cst", "no_cst"))
+    assert sorted(first) == sorted(f"scenes-{delta}-{cst}-0" for delta in EVERY for cst in ("cst", "no_cst"))
     for name, again in run("second", "difference", "joint", "subtraction").items():
-        assert again["loss"] == first[name]["loss"] and again["scores"] == first[name]["scores"]
+        assert again["loss"] == first[name]["loss"] and again["held_out"] == first[name]["held_out"]
     assert run("first", *EVERY) == first, "cells that are there are kept"
+
+
+@pytest.mark.parametrize("on", ablation.SOURCES)
+def test_every_source_has_the_three_phases_and_scores_its_pairs(on):
+    run = ablation.Cell(on, "vdm", True, 0, 1, 2, 1, ()).config()
+    phases = {role: run.phases[name] for role, name in ablation.Phases.of(run)._asdict().items()}
+    assert not phases["warm_up"].couple and "delta" not in phases["warm_up"].train
+    assert phases["coupled"].couple and phases["coupled"].train == ("delta", "projector")
+    assert "delta" in phases["pairs"].train and not phases["pairs"].couple
+    assert phases["coupled"].mix == phases["warm_up"].mix
+    assert len(ablation.held_out(run)) == (2 if on == "both" else 1)
 
 
 @pytest.mark.parametrize("delta", EVERY)
@@ -53,3 +66,36 @@ def test_a_cell_trains_as_many_parameters_as_the_paper_module_and_sees_both_imag
     for image in range(4):
         changed = (tokens(image) != tokens(None)).flatten(1).any(1).tolist()
         assert changed == [looks and pair == image // 2 for pair in range(2)]
+
+
+def test_a_table_tells_the_worst_seed_and_its_intervals_hold_what_seeds_vary(tmp_path):
+    def cell(on: str, delta: str, seed: int, right: str, steps: int = 800) -> None:
+        told = {"on": on, "delta": delta, "cst": False, "seed": seed, "warm_up": 300, "steps": steps, "coupled": 0}
+        told |= {"overrides": [], "data": {"scenes": "abc"}}
+        scored = {"scores": {"captions right": right.count("1") / len(right)}, "right": right}
+        record = {"settings": told, "held_out": {"scenes": scored}}
+        (tmp_path / f"{len(list(tmp_path.iterdir()))}.json").write_text(json.dumps(record))
+
+    for seed, right in enumerate(("1111", "0000")):
+        cell("scenes", "vdm", seed, right)
+        cell("scenes", "joint", seed, right)
+        cell("both", "vdm", seed, "0000")
+    cell("scenes", "vdm", 0, "1100", steps=1250)
+    first, second = (part.splitlines() for part in tables(tmp_path).split("\n\n")[1::2])
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in (*first[2:], second[2])]
+    of_seeds, worst = "50.0 (0.0 to 100.0)", "0.0 (seed 1) to 100.0 (seed 0)"
+    assert rows == [
+        [
+            "both",
+            "vdm",
+            "none",
+            "0, 1",
+            "0.0 (0.0 to 0.0)",
+            "0.0 (seed 0) to 0.0 (seed 1)",
+            "",
+            "-50.0 (-100.0 to +0.0)",
+        ],
+        ["scenes", "vdm", "none", "0, 1", of_seeds, worst, "", ""],
+        ["scenes", "joint", "none", "0, 1", of_seeds, worst, "+0.0 (+0.0 to +0.0)", ""],
+        ["scenes", "vdm", "none", "0", "50.0 (0.0 to 100.0)", "", ""],
+    ]
