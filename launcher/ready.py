@@ -35,11 +35,11 @@ def check_inputs(
     dry_run: bool = False,
     weights: bool = True,
 ) -> None:
-    """Check shards, pretrained models and `init` for `phases`; `said` is the configuration and its overrides as typed.
+    """Check the inputs of `phases` and build their model; `said` is the configuration and its overrides as typed.
 
-    A resumed run (`begins` is false) has its weights in checkpoints. Missing inputs raise UserError, or are only listed in
-    a dry run. What training would refuse of the configuration raises UserError too. Without `weights`, models are not
-    checked: the nodes download them.
+    A resumed run (`begins` is false) has its weights in checkpoints. Missing shards, pretrained models and sources of
+    `init` raise UserError, or are only listed in a dry run. What training would refuse of these phases raises UserError
+    too. Without `weights`, models are not checked: the nodes download them.
     """
     from onediff.plan.missing import missing_data, missing_lines, missing_models
 
@@ -55,17 +55,17 @@ def check_inputs(
         if not dry_run:
             raise UserError("; ".join(lines))
         print(*lines, sep="\n", file=sys.stderr)
-    if not weights or not begins:
+    if not weights:
         return
-    wrong = unfit(as_checked(config), tuple(sorted(profile.environment.items())))
-    if wrong:
+    if wrong := unfit(as_checked(config, trained), not begins, tuple(sorted(profile.environment.items()))):
         raise UserError("; ".join(wrong))
 
 
-def as_checked(config: RunConfig) -> str:
-    """The configuration as JSON, without what the checks of `unfit` do not depend on: a sweep checks its model once."""
+def as_checked(config: RunConfig, phases: Sequence[str]) -> str:
+    """The configuration of `phases` as JSON, without what `unfit` does not depend on: a sweep checks its model once."""
     others = {"optimizer": OptimizerConfig(), "training": TrainingConfig(), "tracking": TrackingConfig()}
-    return config.model_copy(update={"name": "checked", **others}).model_dump_json()
+    left = {name: config.phases[name] for name in phases}
+    return config.model_copy(update={"name": "checked", "phases": left, **others}).model_dump_json()
 
 
 def offline(model: ModelConfig, profile: ClusterProfile) -> ClusterProfile:
@@ -78,14 +78,14 @@ def offline(model: ModelConfig, profile: ClusterProfile) -> ClusterProfile:
 
 
 @lru_cache(maxsize=8)
-def unfit(config: str, environment: tuple[tuple[str, str], ...]) -> list[str]:
-    """What training would refuse of the configuration and its pretrained models. Asks a process that imports torch.
+def unfit(config: str, begun: bool, environment: tuple[tuple[str, str], ...]) -> list[str]:
+    """What training would refuse of the configuration and, unless the run has `begun`, of its pretrained models.
 
-    Empty, with a note, if torch is not installed.
+    Asks a process that imports torch. Empty, with a note, if torch is not installed.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "onediff.training.dry_build"],
+            [sys.executable, "-m", "onediff.training.dry_build", *(["--begun"] * begun)],
             input=config,
             env={**os.environ, **dict(environment), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,

@@ -1,5 +1,10 @@
 """The error class for users, and exit codes."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_BAD_INPUT = 2
 """A UserError."""
 EXIT_NOT_A_NUMBER = 3
@@ -13,3 +18,12 @@ class UserError(ValueError):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+@contextmanager
+def under(section: str) -> Iterator[None]:
+    """Completes the key in a UserError raised inside: `lora.targets: …` becomes `phases.two.lora.targets: …`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{section}.{error}") from error

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from onediff.config.plugins import METRICS
 from onediff.config.section import Section, nearest
 
 PROTOCOLS = (
@@ -67,6 +68,13 @@ class EvaluationConfig(Section):
     or one from another package."""
     bootstrap: int = Field(1000, ge=0)
     """Bootstrap resamples for each 95 % interval; 0 for no intervals."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _exist(cls, metrics: list[str]) -> list[str]:
+        for metric in metrics:
+            METRICS.check(metric.partition(":")[0])
+        return metrics
 
     @field_validator("protocol")
     @classmethod

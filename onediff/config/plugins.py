@@ -17,6 +17,24 @@ COUPLING_RULES = Plugins(
 )
 """`phases.<name>.couple`; see `onediff.data.coupling.Rule`."""
 
+METRICS = Plugins(
+    "onediff.metrics",
+    "metric",
+    {
+        "items": "onediff.evaluation.metrics.items:METRIC",
+        "bleu": "onediff.evaluation.metrics.bleu:METRIC",
+        "meteor": "onediff.evaluation.metrics.meteor:METRIC",
+        "rouge": "onediff.evaluation.metrics.rouge:METRIC",
+        "cider": "onediff.evaluation.metrics.cider:METRIC",
+        "change-type": "onediff.evaluation.metrics.change_type:METRIC",
+        "spice": "onediff.evaluation.metrics.spice:METRIC",
+        "bertscore": "onediff.evaluation.metrics.bertscore:METRIC",
+        "clipscore": "onediff.evaluation.metrics.clipscore:METRIC",
+        "pacscore": "onediff.evaluation.metrics.pacscore:METRIC",
+    },
+)
+"""`evaluation.metrics`, each possibly followed by `:MODEL`; see `onediff.evaluation.metrics.Metric`."""
+
 DELTA_MODULES = Plugins(
     "onediff.deltas",
     "delta module",

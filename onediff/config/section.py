@@ -46,7 +46,7 @@ def validated(section: type[S], values: Any, where: str) -> S:
 def first_fault(section: type[BaseModel], error: ValidationError) -> str:
     """One line for the first fault in a pydantic error, with the nearest known key for an unknown one."""
     fault = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in fault["loc"])
+    path = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     if fault["type"] == "extra_forbidden":
         if renamed := new_name(fault["loc"]):
             return f"{path!r} is now called {renamed!r}; write {'.'.join([*path.split('.')[:-1], renamed])}"

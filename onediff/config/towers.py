@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from onediff.config.model import VisionConfig
+from onediff.config.section import nearest
 from onediff.errors import UserError
 
 ONE_SIZE = (
@@ -51,11 +52,9 @@ class TowerFields(NamedTuple):
 
 def check_supported(kind: str) -> None:
     """Raises UserError for unsupported types. Supported towers have hidden states with one token per patch, row by row."""
-    if kind not in (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE):
-        raise UserError(
-            f"model.vision: models of type {kind} are not supported; docs/parallel.md lists supported types, "
-            "such as clip_vision_model, siglip_vision_model, siglip2_vision_model, dinov2, dinov3_vit, internvl_vision"
-        )
+    known = (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE)
+    if kind not in known:
+        raise UserError(f"model.vision: models of type {kind} are not supported{nearest(kind, known)}")
 
 
 def check_levels(config: VisionConfig, layers: int) -> None:

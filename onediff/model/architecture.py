@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from onediff.config.difference import flat
 from onediff.config.model import PretrainedPart
 from onediff.config.section import nearest
 from onediff.errors import UserError
@@ -32,7 +33,9 @@ def architecture(part: PretrainedPart, where: str) -> transformers.PretrainedCon
         fields: dict[str, Any] = dict(part.config)
         kind = fields.pop("model_type")
         if kind not in CONFIG_MAPPING:
-            raise UserError(f"{where}.config.model_type: unknown {kind!r}{nearest(kind, CONFIG_MAPPING.keys())}")
+            close = get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else "; docs/parallel.md lists supported types"
+            raise UserError(f"{where}.config.model_type: unknown {kind!r}{hint}")
         _check_keys(fields, CONFIG_MAPPING[kind], where)
         try:
             return CONFIG_MAPPING[kind](**fields)
@@ -73,10 +76,27 @@ def described(auto: Any, arch: transformers.PretrainedConfig, **options: Any) ->
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         part = "vision" if auto is transformers.AutoModel else "language"
+        if hint := _unknown_name(error, arch):
+            raise UserError(f"model.{part}.config.{hint}") from error
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"model.{part}: transformers cannot build a {arch.model_type} from this configuration: {why}"
         ) from error
+
+
+def _unknown_name(error: Exception, arch: transformers.PretrainedConfig) -> str | None:
+    """The key of `arch` whose value transformers looked up in vain, such as an activation, with the nearest known name."""
+    from transformers.activations import ACT2FN
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if not isinstance(error, KeyError):
+        return None
+    name = error.args[0]
+    key = next((key for key, value in flat(arch.to_dict()).items() if isinstance(value, str) and value == name), None)
+    if key is None:
+        return None
+    known = ROPE_INIT_FUNCTIONS if key.startswith("rope") else ACT2FN
+    return f"{key}: unknown {name!r}{nearest(name, known)}"
 
 
 def pretrained(

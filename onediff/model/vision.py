@@ -26,10 +26,20 @@ def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
 
     Raises UserError for unsupported types.
     """
+    kind = (config.config or {}).get("model_type")
+    if kind is not None and not _has_two_towers(kind):
+        check_supported(kind)  # before its keys, which differ from those of a supported type
     found = architecture(config, "model.vision")
     found = getattr(found, "vision_config", found)
     check_supported(found.model_type)
     return found
+
+
+def _has_two_towers(kind: str) -> bool:
+    """Whether a model type such as `clip` contains a vision tower and another one."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return kind in CONFIG_MAPPING and "vision_config" in CONFIG_MAPPING[kind].sub_configs
 
 
 def image_tokens(config: VisionConfig, arch: transformers.PretrainedConfig) -> int:

@@ -18,7 +18,6 @@ from onediff.data.rows import Processor, TokenRow
 from onediff.errors import UserError
 from onediff.evaluation.answers import fingerprint, read_answers
 from onediff.evaluation.generate import CaptioningJob, caption_split
-from onediff.evaluation.metrics import chosen
 from onediff.evaluation.run import Evaluation, decoding, instruction, scored
 from onediff.model.answer import answer
 from onediff.parallel.agreement import gathered, raise_on_all_ranks
@@ -40,7 +39,7 @@ class Evaluations:
     def __init__(
         self, config: RunConfig, phase: str, processor: Processor, tokenizer: Any, topology: Topology, run: Path
     ) -> None:
-        """Raises UserError if evaluation is enabled and no data set of the phase has pairs or a metric is unknown."""
+        """Raises UserError if evaluation is enabled and no data set of the phase has pairs."""
         self.every = config.phases[phase].evaluate_every
         self.config: EvaluationConfig = config.evaluation
         self.processor, self.tokenizer, self.topology = processor, tokenizer, topology
@@ -48,7 +47,6 @@ class Evaluations:
         self.check: Callable[[torch.device], None] = no_check
         self.in_step = config.parallel.zero_stage == 3
         if self.every is not None:
-            chosen(self.config.metrics)  # raises for an unknown metric before training starts
             sets = {Path(config.data.sets[name].path): config.data.sets[name] for name in config.phases[phase].mix}
             found = first_with_pairs(sets, self.config.split)
             if found is None:

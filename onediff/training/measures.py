@@ -45,6 +45,7 @@ class Measures:
 
         Raises UserError for a metric that does not exist.
         """
+        chosen(more_metrics)  # an unknown one is refused before training, even if only the final evaluation needs it
         self.validation, self.evaluations = validation, evaluations
         self.measured = 0
         """Newest step whose measurements `best` includes."""
@@ -52,18 +53,7 @@ class Measures:
         self.stopped: str | None = None
         """The signal that ended the last measurement early."""
         if judged_by is not None:
-            known = ["validation/loss", *(f"validation/loss/{name}" for name in validation.names)]
-            known = [name for name in known if validation.every is not None]
-            metrics = chosen(more_metrics)
-            if evaluations.every is not None:
-                known += [f"evaluation/{name}" for metric in metrics for name in metric.scores]
-            if judged_by.metric not in known:
-                raise UserError(
-                    f"phases.{phase}.best.metric: no {judged_by.metric!r}{nearest(judged_by.metric, known)}"
-                )
-            lower = [f"evaluation/{name}" for metric in metrics for name in metric.lower_is_better]
-            if judged_by.direction is None and judged_by.metric in lower:
-                judged_by = judged_by.model_copy(update={"direction": "lower"})
+            judged_by = directed(judged_by, phase, validation.names, more_metrics)
         self.best = Best(phase, judged_by)
 
     def heed(self, stop: StopRequest) -> None:
@@ -144,3 +134,21 @@ class Measures:
         self.tracker.log(step, measured)
         self.tracker.artifact(folder / "report.html", f"evaluation/{folder.name}")
         return measured
+
+
+def directed(best: BestConfig, phase: str, validated: Sequence[str], more_metrics: Sequence[str]) -> BestConfig:
+    """`best` with the direction of its metric.
+
+    Raises UserError if no such metric is measured: on the data sets `validated`, or by `more_metrics` and the usual ones.
+    """
+    if best.is_kin_of("validation/"):
+        known, lower = ["validation/loss", *(f"validation/loss/{name}" for name in validated)], []
+    else:
+        metrics = chosen(more_metrics)
+        known = [f"evaluation/{name}" for metric in metrics for name in metric.scores]
+        lower = [f"evaluation/{name}" for metric in metrics for name in metric.lower_is_better]
+    if best.metric not in known:
+        raise UserError(f"phases.{phase}.best.metric: no {best.metric!r}{nearest(best.metric, known)}")
+    if best.direction is None and best.metric in lower:
+        return best.model_copy(update={"direction": "lower"})
+    return best

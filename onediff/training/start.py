@@ -10,11 +10,14 @@ from onediff.config.model import ModelConfig
 from onediff.config.parallel import ParallelConfig
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
-from onediff.errors import UserError
-from onediff.model.architecture import architecture
+from onediff.errors import UserError, under
+from onediff.model.architecture import architecture, described
 from onediff.model.build import architecture_only
 from onediff.model.families import check_divisible, check_packs, check_sequence, check_shares
+from onediff.model.lean import transformers
+from onediff.model.lora import add_adapters
 from onediff.model.onediff import OneDiffModel
+from onediff.model.vision import VisionTower
 from onediff.parallel.agreement import raise_on_all_ranks
 from onediff.parallel.placement import Placement
 from onediff.parallel.topology import Topology
@@ -24,7 +27,7 @@ from onediff.training.checkpoint.folder import step_of
 from onediff.training.init import Start
 from onediff.training.stop import StopRequest, during_reads
 from onediff.zero import node_copy
-from onediff.zero.settings import deepspeed_config
+from onediff.zero.settings import check_zero, deepspeed_config
 
 
 def starting_model(
@@ -69,7 +72,7 @@ def starting_model(
 
 
 def check_model(model: ModelConfig, phase: PhaseConfig, name: str, parallel: ParallelConfig) -> None:
-    """Raises UserError if the language model cannot be split or packed as the phase `name` requires."""
+    """Raises UserError if the model cannot be split, packed or trained as the phase `name` requires."""
     language = architecture(model.language, "model.language")
     if parallel.tensor > 1:
         check_divisible(language, parallel.tensor)
@@ -79,6 +82,27 @@ def check_model(model: ModelConfig, phase: PhaseConfig, name: str, parallel: Par
         check_shares(language, parallel.tensor, parallel.context)
     if phase.pack is not None:
         check_packs(language, f"phases.{name}.pack")
+    if parallel.deepspeed:
+        own = f"phases.{name}." if phase.parallel.deepspeed else ""
+        check_zero(parallel.deepspeed, f"{own}parallel.deepspeed")
+    check_trained_layers(model, phase, name)
+
+
+def check_trained_layers(model: ModelConfig, phase: PhaseConfig, name: str) -> None:
+    """Raises UserError if the phase trains layers that the model lacks.
+
+    Builds the affected part on the meta device, which takes no memory and about a second for the largest models.
+    """
+    bare = architecture_only(model)
+    with torch.device("meta"):
+        if phase.vision_last is not None:
+            tower = VisionTower(bare.vision)
+            with under(f"phases.{name}"):
+                tower.train_last(phase.vision_last)
+        if phase.lora is not None:
+            language = described(transformers.AutoModelForCausalLM, architecture(bare.language, "model.language"))
+            with under(f"phases.{name}"):
+                add_adapters(language, phase.lora)
 
 
 def begins_with(phases: Sequence[str], name: str, folder: RunFolder) -> bool:

@@ -57,8 +57,8 @@ def deepspeed_config(
     }
 
 
-def check_zero(keys: dict[str, Any]) -> None:
-    """Raises UserError for keys of `parallel.deepspeed` that DeepSpeed does not know, or values that it does not take."""
+def check_zero(keys: dict[str, Any], where: str = "parallel.deepspeed") -> None:
+    """Raises UserError, with the key `where`, for keys that DeepSpeed does not know, or values that it does not take."""
     if not keys:
         return
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -67,9 +67,9 @@ def check_zero(keys: dict[str, Any]) -> None:
     known = {field.alias or name for name, field in fields.items()} | set(fields)
     for key in keys:
         if key not in known:
-            raise UserError(f"parallel.deepspeed: DeepSpeed's zero_optimization has no {key!r}{nearest(key, known)}")
+            raise UserError(f"{where}: DeepSpeed's zero_optimization has no {key!r}{nearest(key, known)}")
     try:
         DeepSpeedZeroConfig(**keys)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"parallel.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

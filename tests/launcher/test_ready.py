@@ -25,6 +25,8 @@ from onediff.model.tokenizer import learn_tokenizer
 from onediff.training.dry_build import faults
 
 TOWER, LANGUAGE, BERT = "openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5", "bert-base-uncased"
+VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
+VISION |= {"image_size": 64, "patch_size": 16}
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 
 
@@ -32,11 +34,9 @@ ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 def models(tmp_path_factory):
     """Narrow models in the files that the public ones have."""
     root = tmp_path_factory.mktemp("hub")
-    vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
-    vision |= {"image_size": 64, "patch_size": 16}
     text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPModel(
-        CLIPConfig(text_config={**text, "vocab_size": 99, **ENDS}, vision_config=vision, projection_dim=16)
+        CLIPConfig(text_config={**text, "vocab_size": 99, **ENDS}, vision_config=VISION, projection_dim=16)
     )
     clip.config.save_pretrained(root / TOWER)
     torch.save(clip.state_dict(), root / TOWER / "pytorch_model.bin")
@@ -129,6 +129,24 @@ def test_what_training_would_refuse_is_not_queued(run_file, tmp_path, capsys):
     )
 
 
+def test_what_is_left_of_a_run_is_built_before_it_is_queued_again(run_file, tmp_path, capsys):
+    """Only the phases to come count, and the pretrained weights, which these do not read, may be gone."""
+    values = yaml.safe_load(run_file.read_text())
+    values["model"]["vision"] |= {"name": "not/here", "config": {"model_type": "clip_vision_model", **VISION}}
+    values["model"]["language"] |= {"name": "not/here", "config": {"model_type": "llama", "hidden_size": 64}}
+    values["phases"]["two"] = {**values["phases"]["one"], "lora": {"targets": ["q_prj"]}}
+    values["phases"]["one"]["vision_last"] = 99
+    run_file.write_text(yaml.safe_dump(values))
+    write_data(tmp_path / "scenes" / "pairs")
+    (tmp_path / "run" / "phase-one").mkdir(parents=True)
+    (tmp_path / "run" / "phase-one" / "finished.json").write_text('{"step": 1}')
+    submit = ["launch", "submit", str(run_file), "--run", str(tmp_path / "run"), "--profile", "plain", "--dry-run"]
+    assert main([*submit, "--no-memory-check"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "onediff: error: phases.two.lora.targets: the language model has no layer 'q_prj' (did you mean 'q_proj'?)"
+    )
+
+
 def named(models: Path, run_file: Path, *overrides: str) -> list[str]:
     """What does not fit, with the models named by their folders."""
     words = [f"model.{where}={models / name}" for where, name in PLACES.items()]
@@ -178,7 +196,7 @@ def test_damaged_files_are_missing_and_a_machine_without_torch_is_told(models, r
     assert re.search(rf"{cut[1]}: \d+ bytes, but its header says \d+\) → fix model.delta.bert", told)
     assert "pytorch_model-00002-of-00002.bin) → fix model.language.name" in told
     monkeypatch.setattr("launcher.ready.sys.executable", "/bin/false")
-    assert unfit(load_run(run_file).model_dump_json(), ()) == []
+    assert unfit(load_run(run_file).model_dump_json(), False, ()) == []
     assert "not checked whether the model can be built" in capsys.readouterr().err
 
 

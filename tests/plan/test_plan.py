@@ -311,7 +311,7 @@ def test_adapters_and_last_layers_are_counted_as_trained(capsys):
         (["--gpus", "12"], "--gpus 12: not a multiple of the 8 GPUs of a node"),
         ([], "give either --gpus or --nodes"),
         (["--gpus", "32", "phases.two.micro_batch=32"], "phases.two.global_batch: 128 cannot be split"),
-        (["--gpus", "8", "model.vision.config.model_type=resnet"], "model.vision.config: unknown key 'hidden_size'"),
+        (["--gpus", "8", "model.vision.config.model_type=resnet"], "of type resnet are not supported (known: aimv2"),
         (["--gpus", "8", "parallel.tensor=16"], "parallel.tensor: 8 GPUs cannot be split into groups of 16"),
     ],
 )
@@ -331,12 +331,12 @@ REFUSED = {
     "model.vision.config.hiden_size=64": "model.vision.config: unknown key 'hiden_size' (did you mean 'hidden_size'?)",
     "model.language.config.vocab_sise=64": "model.language.config: unknown key 'vocab_sise' (did you mean 'vocab_size'?)",
     "model.language.config.model_type=lama": "model.language.config.model_type: unknown 'lama' (did you mean 'llama'?)",
-    "model.vision.config.model_type=bert": "model.vision: models of type bert are not supported; docs/parallel.md lists",
+    "model.vision.config.model_type=bert": "model.vision: models of type bert are not supported (known: aimv2",
     "model.vision.image.size=70": "model.vision.image.size: 70, but this tower takes images of 64 pixels; use that",
     "model.vision.levels=[1,5]": "model.vision.levels: 5 is outside the tower's layers 1 to 4",
     "model.vision.output_level=5": "model.vision.output_level: 5 is outside the tower's 4 layers",
     "model.language.config.num_key_value_heads=3": "model.language: 4 attention heads cannot share 3 key/value heads",
-    "model.language.config.hidden_act=geluu": "model.language: transformers cannot build a llama from this configuration",
+    "model.language.config.hidden_act=geluu": "model.language.config.hidden_act: unknown 'geluu' (did you mean 'gelu'?)",
 }
 
 
@@ -354,8 +354,8 @@ def test_what_training_refuses_planning_refuses_in_the_same_line(override, line,
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("phases.two.vision_last=9", "vision_last: 9, but the vision tower has 4 layers"),
-        ("phases.two.lora.targets=[q_prj]", "lora.targets: the language model has no layer 'q_prj'"),
+        ("phases.two.vision_last=9", "phases.two.vision_last: 9, but the vision tower has 4 layers"),
+        ("phases.two.lora.targets=[q_prj]", "phases.two.lora.targets: the language model has no layer 'q_prj'"),
         (
             "parallel.tensor=3 phases.warm-up.matrices=adamw phases.two.matrices=adamw",
             "parallel.tensor: 4 attention heads cannot be split into 3 equal parts",
@@ -364,6 +364,19 @@ def test_what_training_refuses_planning_refuses_in_the_same_line(override, line,
             "parallel.deepspeed.reduce_bucket=1",
             "parallel.deepspeed: DeepSpeed's zero_optimization has no 'reduce_bucket'",
         ),
+        (
+            "phases.one.parallel={deepspeed:{reduce_bucket:1}}",
+            "phases.one.parallel.deepspeed: DeepSpeed's zero_optimization has no 'reduce_bucket'",
+        ),
+        (
+            "phases.two.evaluate_every=5 phases.two.best={metric:evaluation/CIDr}",
+            "phases.two.best.metric: no 'evaluation/CIDr' (did you mean 'evaluation/CIDEr'?)",
+        ),
+        (
+            "evaluation.metrics=[sider]",
+            "evaluation.metrics=[sider]: evaluation.metrics: no metric 'sider' (did you mean 'cider'?)",
+        ),
+        ("evaluation.metrics=[bertscore]", "metric 'bertscore': name the model after a colon"),
     ],
 )
 def test_planning_prepares_every_phase_as_training_does(override, line, capsys):

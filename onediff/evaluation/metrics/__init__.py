@@ -7,12 +7,9 @@ of the report and of MLflow follow from it. Another package adds one with an ent
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 
-from onediff.config.entry_points import load
-from onediff.config.section import nearest
+from onediff.config.plugins import METRICS
 from onediff.errors import UserError
 from onediff.evaluation.metrics.metric import Metric, Pairs, Rows, Unavailable, scores_of
 
@@ -20,29 +17,20 @@ USUAL = ("items", "bleu", "meteor", "rouge", "cider", "change-type")
 """Computed in every evaluation, in the order of tables."""
 OPTIONAL = ("spice", "bertscore", "clipscore", "pacscore")
 """Computed only on request: they need a model, or Java with models of its own."""
-GROUP = "onediff.metrics"
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name, or NAME:MODEL for one that takes a model. Raises UserError listing the known names."""
+    """The metric of that name, or NAME:MODEL for one that takes a model. Raises UserError with the nearest known name."""
     base, _, model = name.partition(":")
-    if base in (*USUAL, *OPTIONAL):
-        found = importlib.import_module(f"{__name__}.{base.replace('-', '_')}").METRIC
-    else:
-        points = [point for point in entry_points(group=GROUP) if point.name == base]
-        if not points:
-            raise UserError(f"no metric {base!r}{nearest(base, names())}; there are {', '.join(names())}")
-        found = load(points[0], "metric")
-        if not isinstance(found, Metric):
-            raise UserError(f"metric {base!r}: {points[0].value} is not an onediff.evaluation.metrics.Metric")
-    assert isinstance(found, Metric)
+    found = METRICS.load(base)
+    if not isinstance(found, Metric):
+        raise UserError(f"metric {base!r}: {METRICS.points()[base].value} is not an onediff.evaluation.metrics.Metric")
     return found.of_model(model)
 
 
 def names() -> list[str]:
     """All names; those of other packages come last."""
-    others = {point.name for point in entry_points(group=GROUP)} - {*USUAL, *OPTIONAL}
-    return [*USUAL, *OPTIONAL, *sorted(others)]
+    return [*USUAL, *OPTIONAL, *sorted(METRICS.points().keys() - {*USUAL, *OPTIONAL})]
 
 
 def chosen(more: Sequence[str] = (), without: Sequence[str] = ()) -> tuple[Metric, ...]:
