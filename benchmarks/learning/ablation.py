@@ -1,7 +1,7 @@
 """Do the Visual Delta Module and Coupled Sample Training help? The paper's ablation, cell by cell, beside rebuilt peers.
 
-  make ablation-small                                                   # the demo's scenes, one seed, at most an hour
-  make ablation                                                         # everything, three seeds, days; goes on where it was
+  make ablation-small                                                   # the demo's scenes, one seed: at most an hour
+  make ablation                                                         # everything, three seeds: days, resumable
   python -m benchmarks.learning.ablation --steps 1250 --seeds 0,1,2     # larger
   python -m benchmarks.learning.ablation --on hard --deltas vdm,joint   # other pairs, other delta modules
   python -m benchmarks.learning.ablation --table                        # print what is there

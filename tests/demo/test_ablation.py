@@ -38,6 +38,7 @@ def test_a_cell_gives_the_same_numbers_twice_and_is_kept(tmp_path, monkeypatch, 
 def test_every_source_has_the_three_phases_and_scores_its_pairs(on):
     run = ablation.Cell(on, "vdm", True, 0, 1, 2, 1, ()).config()
     phases = {role: run.phases[name] for role, name in ablation.Phases.of(run)._asdict().items()}
+    assert len(run.phases) == len(phases)
     assert not phases["warm_up"].couple and "delta" not in phases["warm_up"].train
     assert phases["coupled"].couple and phases["coupled"].train == ("delta", "projector")
     assert "delta" in phases["pairs"].train and not phases["pairs"].couple
