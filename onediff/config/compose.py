@@ -103,7 +103,8 @@ def find(name: str, beside: Path) -> Path:
     # `configs/demo.yaml` works wherever the package is installed, not only in a checkout.
     if name.startswith("configs/") and (shipped := configs_folder() / name.removeprefix("configs/")).is_file():
         return shipped
-    raise UserError(f"{name}: no such configuration (looked for {tried[0]} and in {configs_folder()})")
+    hint = "; it is a folder without config.yaml: name data sets under data.sets" if (beside / name).is_dir() else ""
+    raise UserError(f"{name}: no such configuration (looked for {tried[0]} and in {configs_folder()}){hint}")
 
 
 def read_composed(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

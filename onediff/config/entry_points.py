@@ -25,7 +25,11 @@ class Plugins(NamedTuple):
     def points(self) -> dict[str, EntryPoint]:
         """All implementations by name."""
         own = {name: EntryPoint(name, value, self.group) for name, value in self.built_in.items()}
-        return {point.name: point for point in entry_points(group=self.group)} | own
+        return self.provided() | own
+
+    def provided(self) -> dict[str, EntryPoint]:
+        """Those that other packages add, by name."""
+        return {point.name: point for point in entry_points(group=self.group) if point.name not in self.built_in}
 
     def check(self, name: str) -> None:
         """Raises UserError with the nearest known name if `name` is unknown."""

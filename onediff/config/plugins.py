@@ -41,3 +41,6 @@ DELTA_MODULES = Plugins(
     {"vdm": "onediff.model.delta:DeltaModule", "residual": "onediff.model.residual_delta:ResidualDelta"},
 )
 """`model.delta.kind`; subclasses of `onediff.model.delta.DeltaModule`."""
+
+TOWERS = Plugins("onediff.towers", "vision tower", {})
+"""`model_type` of `model.vision`, in addition to the types of `onediff.config.towers`; see `onediff.model.own_tower`."""

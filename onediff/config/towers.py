@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from onediff.config.model import VisionConfig
+from onediff.config.plugins import TOWERS
 from onediff.config.section import nearest
 from onediff.errors import UserError
 
@@ -18,7 +19,7 @@ ONE_SIZE = (
     "vit",
     "vit_msn",
 )
-"""Model types whose position embeddings fit a single image size; those in `ANY_SIZE` fit several or interpolate."""
+"""Model types whose position embeddings fit a single image size, as do towers from other packages."""
 ANY_SIZE = (
     "beit",
     "data2vec-vision",
@@ -33,6 +34,7 @@ ANY_SIZE = (
     "smolvlm_vision",
     "tipsv2_vision_model",
 )
+"""Model types whose position embeddings fit several image sizes or are interpolated."""
 OWN_SHAPE = ("siglip2_vision_model",)
 """Model types that take patches in the image's own shape."""
 
@@ -52,9 +54,9 @@ class TowerFields(NamedTuple):
 
 def check_supported(kind: str) -> None:
     """Raises UserError for unsupported types. Supported towers have hidden states with one token per patch, row by row."""
-    known = (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE)
+    known = (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE, *TOWERS.provided())
     if kind not in known:
-        raise UserError(f"model.vision: models of type {kind} are not supported{nearest(kind, known)}")
+        raise UserError(f"model.vision: models of type {kind} are not supported{nearest(kind, known)}; docs/extending.md adds one")
 
 
 def check_levels(config: VisionConfig, layers: int) -> None:
@@ -80,7 +82,7 @@ def check_tower(config: VisionConfig, tower: TowerFields) -> None:
             f"model.vision.image.fit: {config.image.fit}, but a {tower.kind} takes images "
             + ("in their own shape; use native" if native else "of a fixed size; use another fit")
         )
-    if tower.kind in ONE_SIZE and size != tower.image:
+    if tower.kind not in (*ANY_SIZE, *OWN_SHAPE) and size != tower.image:
         raise UserError(
             f"model.vision.image.size: {size}, but this tower takes images of {tower.image} pixels; use that"
         )

@@ -18,18 +18,7 @@ from onediff.runs.folder import RunFolder
 EXAMPLES = 4
 WARNS = "OneDiff's own commands warn of such images and give each caption a confidence; transformers alone does not."
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L", "change type")
-CARD = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [onediff, image-difference-captioning]
----
-
-# {name}
-
-Describes the differences between two images ([OneDiff](https://arxiv.org/abs/2407.05645)). Weights of run
-`{name}`, phase `{phase}`, step {step}.
-
+WITH_TRANSFORMERS = """\
 ```python
 from transformers import AutoModel, AutoProcessor
 
@@ -39,7 +28,21 @@ inputs = processor(images=["before.jpg", "after.jpg"])
 print(processor.captions(model.generate(**inputs, max_new_tokens=64), inputs)[0])
 ```
 
-With [OneDiff](https://arxiv.org/abs/2407.05645) installed: `onediff caption before.jpg after.jpg --model FOLDER`.
+"""
+"""How to use an export that has its code, as `onediff.hub.huggingface` decides."""
+CARD = """\
+---
+library_name: {library}
+pipeline_tag: image-text-to-text
+tags: [onediff, image-difference-captioning]
+---
+
+# {name}
+
+Describes the differences between two images ([OneDiff](https://arxiv.org/abs/2407.05645)). Weights of run
+`{name}`, phase `{phase}`, step {step}.
+
+{usage}With [OneDiff](https://arxiv.org/abs/2407.05645) installed: `onediff caption before.jpg after.jpg --model FOLDER`.
 
 ## Parts
 
@@ -67,8 +70,11 @@ has changed.
 
 def write_card(folder: Path, run: RunFolder, config: RunConfig, trained: dict[str, Any]) -> None:
     """Writes `README.md` and its example images into an export of `run`."""
+    with_transformers = (folder / "config.json").is_file()
     card = CARD.format(
         **{"name": config.name, "phase": trained["phase"], "step": trained["step"]},
+        library="transformers" if with_transformers else "onediff",
+        usage=WITH_TRANSFORMERS if with_transformers else "",
         parts=table(("part", "from", "licence"), parts(config.model)),
         phases=table(
             ("phase", "steps", "global batch", "learning rate", "trains", "data"),

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from onediff.config.data import PromptConfig
 from onediff.config.model import ModelConfig
-from onediff.config.plugins import DELTA_MODULES
+from onediff.config.plugins import DELTA_MODULES, TOWERS
 from onediff.data.prompts import DELTA, IMAGE, IMAGE_MARK, Prompter, Turn
 from onediff.model.vision import side_of
 
@@ -30,6 +30,7 @@ CODE = ("modeling_onediff.py", "processing_onediff.py", "planes_onediff.py")
 """Files of this package copied into every export."""
 DELTA_FIELDS = {"kind", "tokens", "layers", "width", "heads", "intermediate"}
 """Fields of the delta module's section that its exported code reads."""
+ALONE = "transformers alone cannot load this model"
 MODEL = "modeling_onediff.OneDiffForConditionalGeneration"
 CONFIG = "modeling_onediff.OneDiffConfig"
 PROCESSOR = "processing_onediff.OneDiffProcessor"
@@ -38,16 +39,21 @@ PROCESSOR = "processing_onediff.OneDiffProcessor"
 def write_huggingface(folder: Path, model: Any, config: ModelConfig, prompt: PromptConfig, tokenizer: Any) -> bool:
     """Adds the files to an export; returns whether that is possible.
 
-    Models with a delta module from another package, or with prompts tokenised in pieces as in early runs, can only be loaded
-    with this project. Logs a warning for these.
+    Models with a tower or a delta module from another package, or with prompts tokenised in pieces as in early runs, can
+    only be loaded with this project. Logs a warning for these.
     """
-    if config.delta.kind not in DELTA_MODULES.built_in:
-        LOG.warning("%s: cannot be loaded with transformers alone: its delta module is a %s", folder, config.delta.kind)
-        return False
+    parts = {
+        "delta module": (config.delta.kind, DELTA_MODULES),
+        "tower": (model.vision.model.config.model_type, TOWERS),
+    }
+    for part, (kind, plugins) in parts.items():
+        if kind in plugins.provided():
+            LOG.warning(f"{ALONE}: another package provides its {part}, %s", kind)
+            return False
     prompter = Prompter(tokenizer, prompt, config.delta.tokens)
     settings = processor_settings(model, config, prompter)
     if not writes_the_same(prompter, settings, tokenizer):
-        LOG.warning("%s: cannot be loaded with transformers alone: its prompts are tokenised in pieces", folder)
+        LOG.warning(f"{ALONE}: its prompts are tokenised in pieces")
         return False
     generation = {"eos_token_id": stops(prompter), "pad_token_id": tokenizer.eos_token_id, "do_sample": False}
     write(folder / "config.json", root_config(model, config, settings))

@@ -17,6 +17,7 @@ from onediff.data.segments import Segments
 from onediff.errors import UserError
 from onediff.model.architecture import architecture, described, pretrained
 from onediff.model.lean import transformers
+from onediff.model.own_tower import register_own_tower
 from onediff.model.registered import NAME, implementation
 from onediff.parallel.placement import Placement
 
@@ -26,6 +27,7 @@ def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
 
     Raises UserError for unsupported types.
     """
+    register_own_tower(config)
     kind = (config.config or {}).get("model_type")
     if kind is not None and not _has_two_towers(kind):
         check_supported(kind)  # before its keys, which differ from those of a supported type

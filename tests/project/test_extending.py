@@ -71,13 +71,39 @@ def test_the_metric_has_its_columns(here, monkeypatch, capsys):
     assert '"distinct words"' in (here / "page.html").read_text()
 
 
-def test_the_tower_is_built_and_the_phase_is_the_last(here):
+def test_a_tower_of_transformers_is_built_and_the_phase_is_the_last(here):
     from onediff.model.onediff import OneDiffModel
 
     config = load_run("mine.yaml")
     assert list(config.phases)[-1] == "polish" and config.phases["polish"].train == ("delta", "projector")
     model = OneDiffModel(config.model)
     assert model.vision.model.config.model_type == "dinov2"
+
+
+def test_towers_of_the_package_are_built_and_planned(here, capsys):
+    import torch
+
+    from onediff.model.onediff import OneDiffModel
+    from onediff.model.vision import VisionTower
+
+    (command,) = re.findall(r"^ {4}onediff train (mine.yaml model.vision\S+)", PAGE.read_text(), re.MULTILINE)
+    assert main(["plan", *command.split(), "--gpus", "1"]) == 0
+    config = load_run("mine.yaml", command.split()[1:]).model
+    model = OneDiffModel(config)
+    output, levels = model.vision(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    assert type(model.vision.model).__name__ == "ConvMixer" and output.shape == levels[2].shape == (2, 16, 96)
+
+    model.vision.model.save_pretrained(here / "weights")
+    saved = config.vision.model_copy(update={"name": str(here / "weights"), "config": None})
+    for name, weight in VisionTower(saved).state_dict().items():
+        assert torch.equal(weight, model.vision.state_dict()[name])
+
+    fields = {**config.vision.config, "model_type": "metaclip_2_vision_model"}
+    listed = VisionTower(config.vision.model_copy(update={"config": fields}))
+    assert listed(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape == (1, 16, 96)
+    too_large = config.vision.model_copy(update={"image": config.vision.image.model_copy(update={"size": 80})})
+    with pytest.raises(UserError, match=r"image.size: 80, but this tower takes images of 64 pixels"):
+        VisionTower(too_large)
 
 
 def test_the_delta_variant_is_built_trains_and_shows_where_it_looked(here):
