@@ -56,7 +56,9 @@ def check_supported(kind: str) -> None:
     """Raises UserError for unsupported types. Supported towers have hidden states with one token per patch, row by row."""
     known = (*ONE_SIZE, *ANY_SIZE, *OWN_SHAPE, *TOWERS.provided())
     if kind not in known:
-        raise UserError(f"model.vision: models of type {kind} are not supported{nearest(kind, known)}; docs/extending.md adds one")
+        raise UserError(
+            f"model.vision: models of type {kind} are not supported{nearest(kind, known)}; see docs/extending.md"
+        )
 
 
 def check_levels(config: VisionConfig, layers: int) -> None:
