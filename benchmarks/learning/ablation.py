@@ -238,7 +238,8 @@ def measured(cell: Cell, config: RunConfig, data: dict[str, str]) -> dict[str, A
     weights = warmed_up(config, cell, data, processor)
     began, phases = time.process_time(), Phases.of(config)
     model = built(config.model, cell.delta, cell.seed)
-    model.load_state_dict(weights, strict=False)
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown
     if cell.coupled:
         train(model, config, phases.coupled, cell.coupled, processor)
     loss = train(model, config, phases.pairs, cell.steps - cell.coupled, processor)

@@ -81,8 +81,9 @@ class WiderProjector(Projector):
 class Joint(nn.Module):
     """A joint encoder, as in CLIP4IDC (arXiv 2206.00629): pre-norm self-attention over the tokens of both images.
 
-    The tokens of the deepest level get embeddings of their image and their place. CLIP4IDC's decoder reads all 2N outputs;
-    here, delta tokens are those of the after image, N as in all other modules.
+    The tokens of the deepest level get embeddings of their image and their place. In CLIP4IDC these layers are the tower's
+    last, pretrained ones, and the decoder reads all 2N outputs; here the layers are new, and delta tokens are the N
+    outputs of the after image.
     """
 
     def __init__(self, config: DeltaConfig, vision_width: int, hidden: int) -> None:
