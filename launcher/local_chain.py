@@ -61,9 +61,13 @@ def close(record: Record, phase: str, attempt: Attempt, code: int) -> None:
 
 def run_folder(text: str) -> Path:
     """The folder of a run, given as a path or a name in `runs/`. Raises UserError if neither exists."""
-    for path in (Path(text), Path("runs") / text):
+    places = (Path(text), Path("runs") / text)
+    for path in places:
         if (path / "launch").is_dir():
             return path.resolve()
+    for path in places:
+        if (path / "config.yaml").is_file():
+            raise UserError(f"{path}: this run was started without `onediff launch`; see `onediff runs {path}`")
     raise UserError(
         f"{text}: no such run was submitted from here (neither {text}/launch nor runs/{text}/launch exists)"
     )

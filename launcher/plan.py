@@ -184,7 +184,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
         directive("output", run / "logs" / f"{phase}-%j.log"),
     ]
     return Script(
-        title=f"OneDiff: {phase} of the run {plan['name']!r}",
+        title=f"OneDiff: {'the evaluation' if phase == EVALUATE else f'phase {phase}'} of the run {plan['name']!r}",
         directives=directives,
         environment=[IGNORE_WARNING, *environment_lines(profile, run / "launch" / "code")],
         work="The supervisor starts the ranks with srun, follows their steps, and decides what each end means.",

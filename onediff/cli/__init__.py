@@ -13,6 +13,8 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from textwrap import indent
+from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 from onediff.errors import UserError
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return help_or_mistake(words)
         module = importlib.import_module(COMMANDS[name].module)
         parser = Parser(
-            f"onediff {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            f"onediff {name}", description=_help(module), formatter_class=argparse.RawDescriptionHelpFormatter
         )
         add_arguments(name, parser)
         given = words[len(name.split()) :]
@@ -205,3 +207,10 @@ def help_or_mistake(words: Sequence[str]) -> int:
                 print(f"  {name:<22} {command.summary}")
     print(f"\n'onediff {family}COMMAND --help' describes a command.")
     return 0
+
+
+def _help(module: ModuleType) -> str:
+    """The command's docstring. If only examples follow its summary, indents them: `ruff format` moves them to the margin."""
+    summary, _, rest = (module.__doc__ or "").partition("\n\n")
+    alone = rest.startswith("onediff ") and "\n\n" not in rest
+    return f"{summary}\n\n{indent(rest, '  ') if alone else rest}"

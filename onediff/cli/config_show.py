@@ -1,7 +1,7 @@
 """Print a configuration in full: composed from its files, with overrides applied and every default written out.
 
-onediff config show configs/demo.yaml
-onediff config show runs/demo optimizer.lr=3e-4
+  onediff config show configs/demo.yaml
+  onediff config show runs/demo optimizer.lr=3e-4
 
 It checks every key and value of OneDiff's own settings. `onediff plan` also builds the model, and so checks the keys below
 `model.vision.config` and `model.language.config`, which are transformers' own.

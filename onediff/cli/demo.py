@@ -5,7 +5,7 @@ into runs/demo, scores it on held-out pairs beside baselines that ignore the ima
 the worst and the best captions. It takes ten minutes on two idle cores, without a GPU or downloads. Each step is an ordinary
 command, printed before it runs. After an interruption the same command continues; a finished run is kept, and the next demo
 goes to runs/demo-2.
-"--config configs/demo_long.yaml" is the same for an hour.
+With "--config configs/demo_long.yaml", training takes an hour.
 """
 
 from __future__ import annotations

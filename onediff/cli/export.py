@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--register", metavar="NAME", help="register it as a version of this model in MLflow")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub, using HF_TOKEN")
     parser.add_argument(
-        "--alias", action="append", default=[], metavar="NAME", help="alias of that version; may be repeated"
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="alias of the version that --register makes; may be repeated",
     )
 
 

@@ -86,9 +86,11 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def check(config: RunConfig) -> None:
     """Raises UserError for what training would refuse of the configuration. Says so where torch is not installed."""
+    from onediff.cli.quiet import quiet_libraries
     from onediff.errors import UserError
 
     try:
+        quiet_libraries()
         from onediff.training.dry_build import faults
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("onediff"):

@@ -53,21 +53,21 @@ def lines(plan: PhasePlan, gpu: Gpu) -> Iterator[str]:
         f"{in_groups}; within nodes {_gb(inside)} GB, between nodes {_gb(traffic.data_between + between)} GB"
     )
     yield (
-        f"  {'step':<12}{time.expected:.2f} s expected, {time.best:.2f} to {time.worst:.2f} s; MFU "
-        f"{100 * plan.mfu[0]:.0f} to {100 * plan.mfu[1]:.0f} %; compute {time.compute[0]:.2f} to "
-        f"{time.compute[1]:.2f} s, links {time.links[0]:.2f} to {time.links[1]:.2f} s"
-        + (f", host {time.host[0]:.2f} to {time.host[1]:.2f} s" if time.host[1] else "")
+        f"  {'step':<12}{_number(time.expected)} s expected, {_range(time.best, time.worst)} s; MFU "
+        f"{100 * plan.mfu[0]:.2g} to {100 * plan.mfu[1]:.2g} %; compute {_range(*time.compute)} s, "
+        f"links {_range(*time.links)} s" + (f", host {_range(*time.host)} s" if time.host[1] else "")
     )
     if plan.hours is None or plan.rows.steps is None:
         yield f"  {'length':<12}unknown: {plan.rows.steps_from}"
     else:
-        low, high = (plan.rows.steps * seconds / 3600 for seconds in (time.best, time.worst))
+        size, unit = _unit(plan.hours)
+        usual, low, high = (plan.rows.steps * seconds / size for seconds in (time.expected, time.best, time.worst))
         yield (
-            f"  {'length':<12}{plan.rows.steps:,} steps (from {plan.rows.steps_from}): {plan.hours:.1f} hours, {low:.1f} to "
-            f"{high:.1f}; {plan.hours * setup.world:,.0f} GPU-hours"
+            f"  {'length':<12}{plan.rows.steps:,} steps (from {plan.rows.steps_from}): {usual:.1f} {unit}, {low:.1f} to "
+            f"{high:.1f}; {_number(plan.hours * setup.world)} GPU-hours"
         )
     images = plan.images_per_second
-    yield f"  {'loaders':<12}{images:,.0f} images/s in total, {images / setup.nodes:,.0f} per node"
+    yield f"  {'loaders':<12}must deliver {images:,.0f} images/s in total, {images / setup.nodes:,.0f} per node"
     yield f"  {'checkpoint':<12}{_gb(plan.checkpoint_bytes)} GB"
 
 
@@ -88,7 +88,9 @@ def totals(plans: list[PhasePlan]) -> str:
     known = [plan for plan in plans if plan.hours is not None]
     hours = sum(plan.hours or 0 for plan in known)
     note = "" if len(known) == len(plans) else f", without {len(plans) - len(known)} phase(s) of unknown length"
-    return f"total {hours:.1f} hours, {sum((p.hours or 0) * p.setup.world for p in known):,.0f} GPU-hours{note}"
+    size, unit = _unit(hours)
+    gpu_hours = sum((plan.hours or 0) * plan.setup.world for plan in known)
+    return f"total {hours * 3600 / size:.1f} {unit}, {_number(gpu_hours)} GPU-hours{note}"
 
 
 def command(plans: list[PhasePlan], config: str, overrides: Sequence[str]) -> str:
@@ -131,6 +133,21 @@ def as_json(plan: PhasePlan) -> dict[str, Any]:
 
 
 def _gb(amount: float) -> str:
-    """Bytes in GB, rounded sensibly."""
-    gb = amount / 1e9
-    return f"{gb:.0f}" if gb >= 100 else f"{gb:.1f}" if gb >= 1 else f"{gb:.2f}"
+    """Bytes in GB."""
+    return _number(amount / 1e9)
+
+
+def _number(value: float) -> str:
+    """Three significant digits at most; 0 only if it is less than 0.0005."""
+    digits = next((digits for least, digits in ((100, 0), (1, 1), (0.1, 2), (0.0005, 3)) if value >= least), 0)
+    return f"{value:,.{digits}f}"
+
+
+def _range(low: float, high: float) -> str:
+    """`LOW to HIGH`."""
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _unit(hours: float) -> tuple[int, str]:
+    """Seconds and name of the unit in which a time of so many hours is readable."""
+    return (3600, "hours") if hours >= 1 else (60, "minutes") if hours >= 1 / 60 else (1, "seconds")
