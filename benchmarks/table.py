@@ -41,7 +41,7 @@ def results(name: str) -> Figures:
 
 
 def measured_on(machine: Figures) -> str:
-    """Commit, processor and load, as the tables show them."""
+    """Commit, processor and load of a measurement."""
     processor = machine["processor"].replace("(R)", "").removesuffix(" Processor")
     load = f", load {machine['load']:.0f}" if "load" in machine else ""
     return f"{machine['commit']}, {processor}{load}"
@@ -55,26 +55,27 @@ def resuming(of: Figures) -> str:
     at = {place: row for place, row in of["resume"].items() if place.endswith("%")}
     ours, theirs = ([row[side] for row in at.values()] for side in ("onediff", "webdataset"))
     return (
-        f"first batch after {min(ours):.3f} to {max(ours):.3f} s; {', '.join(f'{seconds:.1f}' for seconds in theirs)} s"
+        f"first batch after {min(ours):.3f} to {max(ours):.3f} s, webdataset's after "
+        f"{', '.join(f'{seconds:.1f}' for seconds in theirs)} s"
     )
 
 
 def lanes(of: Figures) -> str:
     times = {int(key.split("_")[3]): value for key, value in of.items() if key.startswith("microseconds_a_sample")}
-    return ", ".join(f"{value:.0f}" for value in times.values()) + " µs of processor time a sample of 16 kB"
+    return ", ".join(f"{value:.0f}" for value in times.values()) + " µs of processor time per sample of 16 kB"
 
 
 def packing(of: Figures) -> str:
     seconds, real = of["seconds"], of["real_share"]
     faster = median(seconds["padded"]) / median(seconds["packed"])
     padded, full = percent(real["padded"]), percent(of["full_size_real_share"], 2)
-    return f"{faster:.2f} times as fast a real token; {padded} of padded positions are real, {full} at full size"
+    return f"{faster:.2f} times as fast per real token; {padded} of padded positions are real, {full} at full size"
 
 
 def delta(of: Figures, other: str) -> str:
     peaks, seconds = of["peak_bytes"], of["seconds"]
     time = median(seconds["ours"]) / median(seconds[other])
-    return f"{percent(peaks['ours'] / peaks[other])} of the peak memory, {time:.2f} of the time"
+    return f"{percent(peaks['ours'] / peaks[other])} of its peak memory, {time:.2f} of its time"
 
 
 def writing(of: Figures) -> str:
@@ -87,15 +88,15 @@ def answers(of: Figures) -> str:
     seconds = of["seconds"]
     status, bare = seconds["onediff launch status"], seconds["python -c pass"]
     data, imports = seconds["onediff launch data --dry-run"], seconds["import yaml, pydantic"]
-    told = f"`launch status` {status:.2f} s beside {bare:.2f}, `launch data` {data:.2f} beside {imports:.2f}"
+    told = f"`launch status` {status:.2f} s against {bare:.2f}, `launch data` {data:.2f} s against {imports:.2f}"
     return f"processor time: {told}"
 
 
 def scoring(of: Figures) -> str:
     last = of["rounds"][-1]
     ours, theirs = last["onediff"], last["pycocoevalcap"]
-    python, java = (f"{ours[key]:,.0f} MB beside {theirs[key]:,.0f}" for key in ("python_mb", "java_mb"))
-    return f"{median(of['ratios']['seconds']):.2f} of the time; Python {python}, Java {java}"
+    python, java = (f"{ours[key]:,.0f} MB against {theirs[key]:,.0f}" for key in ("python_mb", "java_mb"))
+    return f"{median(of['ratios']['seconds']):.2f} of its time; Python {python}, Java {java}"
 
 
 def generation(of: Figures) -> str:
@@ -106,23 +107,23 @@ def generation(of: Figures) -> str:
 def starting(of: Figures) -> str:
     seconds = of["seconds"]
     imports, torch, built = (seconds[stage] for stage in ("onediff", "torch", "engine"))
-    return f"processor time: {imports:.1f} s of imports beside {torch:.1f}, {built:.1f} s until the engine is built"
+    return f"processor time: {imports:.1f} s of imports against {torch:.1f}, {built:.1f} s until the engine is built"
 
 
 def engine(of: Figures) -> str:
-    return f"{of['bare torch']['ratio']:.2f} and {of['DeepSpeed, ZeRO 3']['ratio']:.2f} of the processor time"
+    return f"{of['bare torch']['ratio']:.2f} and {of['DeepSpeed, ZeRO 3']['ratio']:.2f} of their processor time"
 
 
 ROWS = (
-    ("loader", "webdataset skipping to 1, 50 and 99 % of 100,000 samples", resuming),
-    ("lanes_read", "one rank with 16, 64, 256, 1,024 and 4,096 lanes, each in a shard of its own", lanes),
+    ("loader", "webdataset, resuming at 1, 50 and 99 % of 100,000 samples", resuming),
+    ("lanes_read", "16, 64, 256, 1,024 and 4,096 lanes of one rank, each in its own shard", lanes),
     ("packing", "the same samples padded in micro-batches of 16, phase two", packing),
     ("delta_attention", "copied keys, all scores in memory", lambda of: delta(of, "eager")),
     ("delta_attention", "copied keys, torch's SDPA", lambda of: delta(of, "copied")),
-    ("engine", "bare torch at ZeRO-0, DeepSpeed's minimal loop at ZeRO-3: a step of the demo's model", engine),
-    ("rank_start", "importing torch: a rank of the demo under ZeRO-3", starting),
+    ("engine", "bare torch (ZeRO-0) and DeepSpeed's minimal loop (ZeRO-3), a step of the demo's model", engine),
+    ("rank_start", "importing torch alone, for a rank of the demo under ZeRO-3", starting),
     ("shard_writing", "`tar` on the same files", writing),
-    ("answers", "Python that only starts, and importing pydantic and PyYAML", answers),
+    ("answers", "starting Python, and importing pydantic and PyYAML", answers),
     ("score", "pycocoevalcap called directly, 10,000 pairs", scoring),
     ("generate", "Hugging Face `generate`, batch 16, one thread", generation),
 )
@@ -131,7 +132,7 @@ SCRIPTS = {"lanes_read": "lanes.py --read"}
 
 def figures() -> str:
     """One row per comparison."""
-    lines = ["| script | against | figure | measured on |", "| --- | --- | --- | --- |"]
+    lines = ["| script | compared with | result | measured on |", "| --- | --- | --- | --- |"]
     for name, against, told in ROWS:
         found = results(name)
         script = SCRIPTS.get(name, f"{name}.py")
@@ -142,7 +143,7 @@ def figures() -> str:
 def loaders() -> str:
     """One row per loader."""
     lines = [
-        "| reads and decodes | pairs a processor second | of decoding alone | peak memory |",
+        "| loader | pairs per processor second | relative to decoding alone | peak memory |",
         "| --- | ---: | ---: | ---: |",
     ]
     found = results("loader")

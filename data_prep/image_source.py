@@ -174,9 +174,7 @@ class Archive:
             start = file.read(8)
             for magic, program in PACKED.items():
                 if start.startswith(magic):
-                    raise UserError(
-                        f"{self.path}: compressed with {program}; unpack it and name the folder of its files"
-                    )
+                    raise UserError(f"{self.path}: compressed with {program}; unpack it and pass the folder")
             if not start:
                 raise UserError(f"{self.path}: an empty file")
             members = list(scan_members(file.fileno(), damage))

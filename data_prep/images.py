@@ -49,7 +49,7 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], li
         try:
             image = open_image(io.BytesIO(data))
         except Image.DecompressionBombError as error:
-            raise BadSample("too_large", "the image claims more pixels than any real one") from error
+            raise BadSample("too_large", f"the image claims more than {MAX_PIXELS:,} pixels") from error
         except Exception as error:
             raise BadSample("not_an_image", kind_of(data)) from error
         width, height = image.size

@@ -37,8 +37,8 @@ def check_split(name: str, where: str, meant: Collection[str] = ()) -> None:
         raise UserError(f"{where}: split {name!r} must be a plain folder name")
     if name in ("true", "false") and name not in meant:
         raise UserError(
-            f"{where}: split {name!r} is no name; write train, val or test into the column, or leave it out with "
-            "--columns split="
+            f"{where}: split {name!r} is not the name of a split; write train, val or test in the column, or "
+            "ignore it with --columns split="
         )
     usual = (*KNOWN, *ALIASES)
     # `testA`, `val2` and `trainval` are names of their own; `validaton` and `trainig` are not.

@@ -67,7 +67,7 @@ def test_columns_of_one_name_and_keys_that_stand_twice_are_refused(folder: Path,
     assert code == 2 and "columns 'Split' and 'split': rename one, or choose one" in error
     put(folder / "t.csv", "before,after,caption,split\n0.png,1.png,a,True\n")
     code, _, error = convert(capsys, "generic", folder / "out", "--table", folder / "t.csv")
-    assert code == 2 and "t.csv row 1: split 'true' is no name; write train, val or test" in error
+    assert code == 2 and "t.csv row 1: split 'true' is not the name of a split; write train, val or test" in error
 
 
 def test_pairs_of_the_same_names_in_different_folders_are_different_pairs(folder: Path, capsys) -> None:

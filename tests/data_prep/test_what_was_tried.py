@@ -1,6 +1,6 @@
-"""Kinds of file that people have, and what a conversion makes of each: the table in docs/data.md is written by this file.
+"""The kinds of files that people have, and how a conversion handles each. Writes the table in docs/data.md.
 
-python tests/data_prep/test_what_was_tried.py     writes it
+python tests/data_prep/test_what_was_tried.py
 """
 
 import contextlib
@@ -166,10 +166,10 @@ TRIED: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "BMP": image("x.bmp", lambda: saved(plain(), "BMP")),
     "PPM": image("x.ppm", lambda: saved(plain(), "PPM")),
     "TIFF": image("x.tif", lambda: saved(plain(), "TIFF")),
-    "TIFF of floats in 0…1": image(
+    "TIFF of floats from 0 to 1": image(
         "x.tif", lambda: saved(Image.fromarray(np.float32(pixels(7)[..., 0] / 255)), "TIFF")
     ),
-    "PNG of 16 bits": image("x.png", lambda: saved(Image.fromarray(np.uint16(pixels(7)[..., 0]) * 256), "PNG")),
+    "16-bit PNG": image("x.png", lambda: saved(Image.fromarray(np.uint16(pixels(7)[..., 0]) * 256), "PNG")),
     "AVIF": image("x.avif", lambda: saved(plain(), "AVIF")),
     "JPEG 2000": image("x.jp2", lambda: saved(plain(), "JPEG2000")),
     "HEIC, with pillow-heif": image("x.heic", heic),
@@ -177,62 +177,62 @@ TRIED: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "EPS": image("x.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
     "PDF": image("x.pdf", b"%PDF-1.7\n"),
     "SVG": image("x.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-    "JPEG of a printer (CMYK)": image("x.jpg", lambda: saved(plain().convert("CMYK"), "JPEG")),
+    "CMYK JPEG": image("x.jpg", lambda: saved(plain().convert("CMYK"), "JPEG")),
     "PNG with a palette": image("x.png", lambda: saved(plain().convert("P"), "PNG")),
     "PNG with transparency": image("x.png", lambda: saved(plain().convert("RGBA"), "PNG")),
-    "JPEG lying on its side (EXIF)": image("x.jpg", turned),
+    "JPEG rotated by its EXIF tag": image("x.jpg", turned),
     "JPEG cut short": image("x.jpg", lambda: saved(plain(200, 200), "JPEG")[:-600]),
     "JPEG with a hole, under --decode": image("x.jpg", holed),
     "PNG cut short": image("x.png", lambda: encoded(3, "PNG", 90, 90)[:-60]),
-    "an empty file": image("x.jpg", b""),
-    "a page of a server in place of an image": image("x.jpg", b"<!doctype html><title>Not found</title>"),
-    "a PNG named .jpg": image("x.jpg", lambda: encoded(3)),
-    "a name in other case": lambda folder: (
+    "empty image file": image("x.jpg", b""),
+    "web page saved under an image's name": image("x.jpg", b"<!doctype html><title>Not found</title>"),
+    "PNG named .jpg": image("x.jpg", lambda: encoded(3)),
+    "image named in another case": lambda folder: (
         *GENERIC,
         str(table(put(folder / "X.PNG", encoded(3)).with_name("t.csv"), [{**PAIR, "after": "x.png"}])),
     ),
-    "1 × 20,000 pixels": image("x.png", lambda: saved(Image.new("RGB", (1, 20_000)), "PNG")),
+    "image of 1 × 20,000 pixels": image("x.png", lambda: saved(Image.new("RGB", (1, 20_000)), "PNG")),
     "PNG of four gigapixels": image("x.png", lambda: giga()),
     "CSV with semicolons": cells("t.csv", b"before;after;caption\n0.png;1.png;it moved, slowly\n"),
     "CSV with tabs": cells("t.csv", b"before\tafter\tcaption\n0.png\t1.png\tit moved, slowly\n"),
     "CSV in UTF-16": cells("t.csv", 'before,after,caption\r\n0.png,1.png,"a, b"\r\n'.encode("utf-16")),
     "CSV in Latin-1": cells("t.csv", "before,after,caption\n0.png,1.png,grün\n".encode("latin-1")),
-    "CSV with a comma too many": cells("t.csv", b"before,after,caption\n0.png,1.png,it moved, slowly\n"),
-    "CSV with two columns of a name": cells("t.csv", b"before,after,caption,caption\n0.png,1.png,a,b\n"),
-    "CSV with dates, `size` and `notes` of your own": cells(
+    "CSV with an unquoted comma": cells("t.csv", b"before,after,caption\n0.png,1.png,it moved, slowly\n"),
+    "CSV with two columns of the same name": cells("t.csv", b"before,after,caption,caption\n0.png,1.png,a,b\n"),
+    "CSV with dates, and columns named `size` and `notes`": cells(
         "t.csv", b"before,after,caption,day,size,notes\n0.png,1.png,gone,2024-05-01,XL,at night\n"
     ),
     "CSV with lists as NumPy prints them": cells("t.csv", b"before,after,caption\n0.png,1.png,\"['a' 'b']\"\n"),
-    "CSV with True and False for a split": cells("t.csv", b"before,after,caption,split\n0.png,1.png,gone,True\n"),
+    "CSV with True as a split": cells("t.csv", b"before,after,caption,split\n0.png,1.png,gone,True\n"),
     "CSV with a cell of 200,000 characters": cells("t.csv", b"before,after,caption\n0.png,1.png," + b"word " * 40_000),
     "JSON, an array of rows": cells("t.json", f"[{ROW}]".encode()),
     "JSON, rows under a key": cells("t.json", f'{{"info": 1, "data": [{ROW}]}}'.encode()),
-    "JSON, several arrays": cells("t.json", f'{{"a": [{ROW}], "b": [{ROW}]}}'.encode()),
-    "JSON with a key twice in a row": cells("t.jsonl", b'{"before": "0.png", "before": "1.png", "caption": "a"}'),
+    "JSON, several arrays of rows": cells("t.json", f'{{"a": [{ROW}], "b": [{ROW}]}}'.encode()),
+    "JSON with a repeated key": cells("t.jsonl", b'{"before": "0.png", "before": "1.png", "caption": "a"}'),
     "JSON with `Split` in one row and `split` in another": cells(
         "t.jsonl",
         f'{{"Split": "test", {ROW[1:]}\n{{"split": "train", {ROW[1:]}'.encode(),
     ),
-    "JSON with NaN for a caption": cells(
+    "JSON with NaN as a caption": cells(
         "t.jsonl", f'{ROW}\n{{"before": "2.png", "after": "3.png", "caption": NaN}}'.encode()
     ),
     "Excel": cells("t.xlsx", b"PK\x03\x04"),
     "Parquet cut short": cells("t.parquet", b"PAR1" + bytes(50)),
-    "Arrow with a damaged name of a column": damaged_name,
+    "Arrow with a damaged column name": damaged_name,
     "tar of images": images_in("i.tar", tarred),
-    "zip of images, as Windows writes names": images_in("i.zip", zipped),
-    "zip of images in other case, or with another suffix": images_in("i.zip", renamed),
-    "zip of no bytes": images_in("i.zip", lambda path: path.write_bytes(b"")),
-    "tar of images packed by gzip": images_in("i.tar.gz", lambda path: tarred(path, "w:gz")),
+    "zip of images with Windows paths": images_in("i.zip", zipped),
+    "zip of images named in another case or with another suffix": images_in("i.zip", renamed),
+    "empty zip file": images_in("i.zip", lambda path: path.write_bytes(b"")),
+    "gzipped tar of images": images_in("i.tar.gz", lambda path: tarred(path, "w:gz")),
     "zip with a damaged member": images_in("i.zip", lambda path: zipped(path, True)),
     "zip cut short": images_in("i.zip", lambda path: path.write_bytes((zipped(path), path.read_bytes()[:-30])[1])),
     "two tars joined by cat": images_in("i.tar", joined),
     "tar with a link": images_in("i.tar", lambda path: tar_with(path, "2.png", tarfile.SYMTYPE, "/etc/passwd")),
     "tars of img2dataset": laion,
-    "tars of which the last alone names a split": last_names_split,
-    "tars packed by gzip": packed,
-    "a folder that `save_to_disk` wrote": from_disk,
-    "an imagefolder with metadata.jsonl": imagefolder,
+    "tars of which only the last names a split": last_names_split,
+    "gzipped tars": packed,
+    "folder written by `save_to_disk`": from_disk,
+    "imagefolder with metadata.jsonl": imagefolder,
 }
 
 
@@ -246,14 +246,14 @@ def giga() -> bytes:
 
 
 def outcome(folder: Path, words: tuple[str, ...]) -> str:
-    """What a person is told: in the words of the report, or the line of the error."""
+    """What the user is told: the report's words, or the error line."""
     report, said = folder / "report.json", io.StringIO()
     options = ["--out", str(folder / "out"), "--report", str(report), "--processes", "1", "--decode"]
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = main(["data", "convert", *words, *options])
     if code:
         line = said.getvalue().splitlines()[-1].removeprefix("onediff: error: ")
-        return "refused: " + shorten(line.replace(f"{folder}/", ""), 120, placeholder=" …")
+        return "refused: " + shorten(line.replace(f"{folder}/", ""), 130, placeholder=" …")
     (split,) = json.loads(report.read_text())
     parts = []
     if split["skipped"]:
