@@ -85,7 +85,7 @@ def described(auto: Any, arch: transformers.PretrainedConfig, **options: Any) ->
 
 
 def _unknown_name(error: Exception, arch: transformers.PretrainedConfig) -> str | None:
-    """The key of `arch` whose value transformers looked up in vain, such as an activation, with the nearest known name."""
+    """The key of `arch` whose value transformers does not know, such as an activation, with the nearest known name."""
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -149,5 +149,5 @@ def _range(low: float, high: float) -> str:
 
 
 def _unit(hours: float) -> tuple[int, str]:
-    """Seconds and name of the unit in which a time of so many hours is readable."""
+    """The unit for a readable time of that many hours: its seconds and name."""
     return (3600, "hours") if hours >= 1 else (60, "minutes") if hours >= 1 / 60 else (1, "seconds")
