@@ -217,7 +217,8 @@ ACTIONS = {
 
 def told(attempt: Attempt) -> list[str]:
     """One or two lines about an attempt."""
-    where = f"attempt {attempt.number}, job {attempt.job}, {attempt.tasks} ranks on {', '.join(attempt.nodes)}"
+    ranks = "1 rank" if attempt.tasks == 1 else f"{attempt.tasks} ranks"
+    where = f"attempt {attempt.number}, job {attempt.job}, {ranks} on {', '.join(attempt.nodes)}"
     if attempt.ended is None:
         return [f"{where}: from step {attempt.first_step}, in {attempt.section or 'start'}, still running"]
     steps = f"steps {attempt.first_step} to {attempt.last_step}" if attempt.last_step else "no steps"

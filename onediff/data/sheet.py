@@ -21,12 +21,12 @@ WIDTH = 2 * SIDE + 4
 COLUMNS = 3
 LINES = 9
 GAP = 10
-COLOURS = {"words": "#9aa5b1", "before": "#2f6fde", "after": "#e07b00", "image": "#2f6fde", "delta": "#7a3fc4"}
+COLOURS = {"prompt": "#9aa5b1", "before": "#2f6fde", "after": "#e07b00", "image": "#2f6fde", "delta": "#7a3fc4"}
 ANSWER = "#1f9d55"
 
 
 class Span(NamedTuple):
-    """Adjacent tokens of one kind: `words` of the prompt, `before`, `after`, `image`, `delta`, or the `answer`."""
+    """Adjacent tokens of one kind: text of the `prompt`, `before`, `after`, `image`, `delta`, or the `answer`."""
 
     kind: str
     tokens: int
@@ -49,12 +49,12 @@ def spans(row: TokenRow, tokenizer: Any) -> list[Span]:
         elif place == DELTA:
             found.append(Span("delta", len(ids), ""))
         else:
-            found.append(Span("answer" if target else "words", len(ids), tokenizer.decode(ids)))
+            found.append(Span("answer" if target else "prompt", len(ids), tokenizer.decode(ids)))
     return found
 
 
 def layout(row: TokenRow, tokenizer: Any) -> str:
-    """One line: `3 words + 576 before + 576 after + 64 delta + 12 words + 9 answer = 1240 tokens`."""
+    """One line: `3 prompt + 576 before + 576 after + 64 delta + 12 prompt + 9 answer = 1240 tokens`."""
     parts = " + ".join(f"{span.tokens} {span.kind}" for span in spans(row, tokenizer))
     return f"{parts} = {len(row.token_ids)} tokens" + (", cut" if row.was_cut else "")
 

@@ -24,7 +24,7 @@ def test_the_layout_names_every_token(tmp_path, kind):
     assert sum(span.tokens for span in found) == len(row.token_ids)
     assert [span.tokens for span in found if span.kind == "answer"] == [int(row.is_target.sum())]
     images = {"pair": ["before", "after", "delta"], "single": ["image"], "text": []}[kind]
-    assert [span.kind for span in found if span.kind not in ("words", "answer")] == images
+    assert [span.kind for span in found if span.kind not in ("prompt", "answer")] == images
     assert all(span.tokens == IMAGE_TOKENS for span in found if span.kind in ("before", "after", "image"))
     assert ("delta" in images) == (f"{DELTA_TOKENS} delta" in layout(row, tokenizer()))
     assert layout(row, tokenizer()).endswith(f"= {len(row.token_ids)} tokens")
