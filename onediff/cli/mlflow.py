@@ -31,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     words = server(args.runs.resolve(), args.host, args.port, args.moved)
-    print(
-        f"open http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning (Ctrl-C ends it)", flush=True
-    )
+    page = f"http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning"
+    print(f"MLflow is starting; then open {page} (Ctrl-C ends it)", flush=True)
     # The server replaces this process, so that it receives Ctrl-C and signals.
     os.execve(words[0], words, {**os.environ, **LIGHT})
 
