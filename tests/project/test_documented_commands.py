@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -51,11 +50,11 @@ REFUSED = {
     "data convert": "no such|cannot be read|does not exist|no reader 'street'|which files it expects",
     "data build": "raw files missing",
     "launch data": "raw files of every part are missing",
-    "launch status": "no such run was submitted|no runs|holds no",
-    "launch explain": "no such run was submitted",
-    "launch logs": "no such run was submitted",
-    "launch cancel": "no such run was submitted",
-    "launch resume": "no such run was submitted",
+    "launch status": "no such run was submitted|no runs|holds no|started without `onediff launch`",
+    "launch explain": "no such run was submitted|started without `onediff launch`",
+    "launch logs": "no such run was submitted|started without `onediff launch`",
+    "launch cancel": "no such run was submitted|started without `onediff launch`",
+    "launch resume": "no such run was submitted|started without `onediff launch`",
 }
 """What commands say of the first thing that is missing: words and configuration were in order. 'street', 'by_length' and
 'gated' are names that a page has its reader write."""
@@ -195,17 +194,22 @@ def test_every_command_that_is_mentioned_exists_with_its_options(span):
     assert {word for word in words if word.startswith("--")} <= known, span
 
 
-def test_pairs_of_ones_own_become_shards_as_the_readme_says(tmp_path):
-    """The block as it stands, by a shell."""
-    (block,) = (b for b in re.findall(r"```sh\n(.*?)```", PAGES[0].read_text(), re.DOTALL) if "pairs.csv <<" in b)
+def test_pairs_of_ones_own_become_shards_as_the_tutorial_says(tmp_path, monkeypatch, capsys):
+    """The tables and the commands of the page, with noise for photographs."""
+    page = (HOUSE / "docs" / "tutorial.md").read_text()
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    for number, name in enumerate(("desk-1.jpg", "desk-2.jpg", "door-1.png", "door-2.png")):
+    for number, name in enumerate(sorted({*re.findall(r"photos/([\w-]+\.(?:jpg|png))", page)})):
         Image.effect_noise((90, 60), 20 + number).save(tmp_path / "photos" / name)
-    command = f'onediff() {{ {shlex.quote(sys.executable)} -m onediff "$@"; }}\n{block}'
-    done = subprocess.run(["bash", "-e", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for name in ("pairs", "singles"):
-        assert list((tmp_path / "data" / "mine" / name / "train").glob("*.tar"))
+    for name, columns in (("pairs", "before,after"), ("singles", "image")):
+        (table,) = re.findall(rf"^```\n({columns},caption,split\n.*?)^```", page, re.DOTALL | re.MULTILINE)
+        (tmp_path / f"{name}.csv").write_text(table)
+        assert main(words_of(f"onediff data convert generic --table {name}.csv --out data/mine/{name}")) == 0
+        assert f"onediff data convert generic --table {name}.csv --out data/mine/{name}" in page
+    (shown,) = re.findall(r"^```\n(test: 2 samples in 1 shard\n.*?)^```", page, re.DOTALL | re.MULTILINE)
+    capsys.readouterr()
+    assert main(["data", "check", "data/mine/pairs"]) == 0
+    assert capsys.readouterr().out == shown
 
 
 INSTALLS = ("python3 -m venv", "pip install")
@@ -215,11 +219,8 @@ INSTALLS = ("python3 -m venv", "pip install")
 def test_no_line_of_a_shell_block_is_left_out():
     for page in PAGES:
         for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-            if "pairs.csv <<" not in block:  # that one is run as a whole
-                for line in filter(None, block.splitlines()):
-                    assert line.startswith(("onediff ", "make ", *INSTALLS)), (
-                        f"{page.name}: say how this is tried: {line}"
-                    )
+            for line in filter(None, block.splitlines()):
+                assert line.startswith(("onediff ", "make ", *INSTALLS)), f"{page.name}: say how this is tried: {line}"
 
 
 def test_every_target_of_make_that_is_shown_is_one():
