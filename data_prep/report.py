@@ -116,7 +116,8 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
         text.append(f"noted: split {own} is none of {', '.join(KNOWN)}: commands use it only where it is named")
     repeated = sum(r.repeated_images for r in reports)
     if repeated:
-        text.append(f"noted: {repeated:,} images have the content of an earlier one in the same split")
+        have = f"{counted(repeated, 'image')} {'has' if repeated == 1 else 'have'}"
+        text.append(f"noted: {have} the content of an earlier one in the same split")
     lines = [line for r in reports for line in r.tally.details]
     text += [f"  {line}" for line in lines[:details]]
     if len(lines) > details:

@@ -109,7 +109,8 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
     results = None
     if ranks.rank == 0:
         before_twice = read_answers(plan.out, blind.label, blind.by) if with_baselines else None
-        print(f"scoring the captions of {len(heldout.references)} pairs …", file=sys.stderr, flush=True)
+        pairs = len(heldout.references)
+        print(f"scoring {pairs:,} caption{'s' if pairs != 1 else ''} …", file=sys.stderr, flush=True)
         answers = read_answers(plan.out, job.label, job.by)
         results = scored(
             plan, heldout, answers, job.processor.image, instruction(config) or usual, before_twice, graphs

@@ -71,7 +71,7 @@ def opened(page: Path, folder: Path, view: str = "") -> str:
 
 def cards(dom: str) -> list[str]:
     """The ids of the pairs that are drawn, in their order."""
-    return re.findall(r'<article><span class="id">([^<]*)</span>', dom)
+    return re.findall(r'<article><div class="head"><span>[^<]*</span><span class="id">([^<]*)</span>', dom)
 
 
 def test_gallery_filters_and_sorts(without_java: Scores, tmp_path: Path) -> None:
