@@ -156,10 +156,18 @@ def judged(
         word = "cancelled" if here.state == "CANCELLED" else "failed"
         return word, ended or f"Slurm: {here.state.lower()}"
     if last and last.ended is None:
+        if last.is_local:
+            return "running", previous_end(record.attempts(phase))
         return "running", "according to the folder; Slurm does not list the job"
     if last:
         return "stopped", ended
-    return ("waiting" if submitted else "not submitted"), ""
+    return ("waiting" if submitted or runs_locally(record) else "not submitted"), ""
+
+
+def runs_locally(record: Record) -> bool:
+    """Whether a phase is running without Slurm (`--profile local`); the next ones then wait for it."""
+    attempts = [attempt for phase in record.plan()["phases"] for attempt in record.attempts(phase)]
+    return any(attempt.is_local and attempt.ended is None for attempt in attempts)
 
 
 def previous_end(attempts: list[Attempt]) -> str:

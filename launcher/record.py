@@ -60,6 +60,11 @@ class Attempt:
     section: str | None = None
     """What rank 0 was last doing."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it ran without Slurm; `job` then names a process."""
+        return self.job.startswith("pid ")
+
 
 class Record:
     """The files of `<run>/launch`."""

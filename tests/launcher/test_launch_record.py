@@ -42,6 +42,15 @@ def test_a_garbled_file_of_another_process_is_not_there_yet(tmp_path, text):
     assert phase_states(record)[0].step == 7 and "one: not submitted" in explanation(record)
 
 
+def test_a_run_without_slurm_says_nothing_of_slurm(tmp_path):
+    from launcher.follow import phase_states
+
+    record = Record(tmp_path)
+    write_json(record.plan_file, {"phases": {"one": {}, "two": {}}})
+    record.write_attempts("one", [Attempt(1, "pid 7", ["localhost"], 2, 0.0, 0)])
+    assert [(state.state, state.why) for state in phase_states(record)] == [("running", ""), ("waiting", "")]
+
+
 def test_a_status_with_strange_values_is_borne(tmp_path):
     record = record_of_one(tmp_path)
     write_json(tmp_path / "status.json", {"phase": "one", "step": "five", "loss": None})
