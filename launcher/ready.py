@@ -41,12 +41,13 @@ def check_inputs(
     `init` raise UserError, or are only listed in a dry run. What training would refuse of these phases raises UserError
     too. Without `weights`, models are not checked: the nodes download them.
     """
-    from onediff.plan.missing import missing_data, missing_lines, missing_models
+    from onediff.plan.missing import missing_data, missing_lines, missing_models, missing_splits
 
     trained = [phase for phase in phases if phase != EVALUATE]
     if not trained:
         return
-    missing = missing_data(config.data, [config.phases[name] for name in trained])
+    left = {name: config.phases[name] for name in trained}
+    missing = [*missing_data(config.data, left.values()), *missing_splits(config.data, left)]
     environ = {**os.environ, **profile.environment}
     models = missing_models(config.model, config.init, said, begins, environ) if weights else []
     note_container(config.model, config.data, profile)

@@ -16,6 +16,7 @@ from onediff.config.data import DataConfig
 from onediff.config.model import ModelConfig
 from onediff.config.training import InitConfig, PhaseConfig
 from onediff.data.manifest import FILE, read_manifest
+from onediff.data.splits import validated_sets
 from onediff.errors import UserError
 from onediff.hub.files import lacking
 from onediff.hub.named import named_in
@@ -57,6 +58,21 @@ def missing_data(data: DataConfig, phases: Iterable[PhaseConfig], quick: bool = 
                     f"run: onediff data check {shlex.quote(str(folder))}" if there else maker(name, Path(data_set.path))
                 )
             found.append(Missing("data set", name, why, fix))
+    return found
+
+
+def missing_splits(data: DataConfig, phases: Mapping[str, PhaseConfig]) -> list[Missing]:
+    """Held-out splits that `phases` validate on and no data set has. Data sets that are not on this disk are not read."""
+    found = []
+    for name, phase in phases.items():
+        places = [str(data.sets[one].path) for one in phase.validation.sets or phase.mix]
+        if phase.validate_every is None or not all(Path(place).is_dir() for place in places):
+            continue
+        try:
+            validated_sets(data, phase, name)
+        except UserError as fault:
+            why, _, fix = str(fault).partition("; ")
+            found.append(Missing("split", phase.validation.split, why, fix or f"fix phases.{name}.validation"))
     return found
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from onediff.config.data import DataConfig, DataSet
+from onediff.config.data import DataConfig
 from onediff.config.run import RunConfig
 from onediff.config.training import PhaseConfig
 from onediff.data.batch import Batch
 from onediff.data.rows import Processor, collate
 from onediff.data.sample import BadSample
+from onediff.data.splits import validated_sets
 from onediff.data.stream import Source, Stream
 from onediff.errors import UserError
 from onediff.parallel.agreement import from_rank_zero, raise_on_all_ranks
@@ -50,7 +50,7 @@ class Validation:
         if self.every is None:
             return
         with raise_on_all_ranks():
-            self.names = data_sets(config.data, phase, phase_name)
+            self.names = validated_sets(config.data, phase, phase_name)
             self.streams = [held_out(config.data, phase, name, processor) for name in self.names]
         chosen: Chosen = []
         with raise_on_all_ranks():
@@ -141,33 +141,6 @@ class Validation:
             row.source = number
             rows.append(row)
         return collate(rows) if rows else None
-
-
-def data_sets(data: DataConfig, phase: PhaseConfig, phase_name: str) -> list[str]:
-    """The data sets that a phase validates on: those in its settings, else those of its mix that have the split.
-
-    Raises UserError if there is none.
-    """
-    split, named = phase.validation.split, phase.validation.sets
-    found = [name for name in named or phase.mix if _has(data.sets[name], split)]
-    if not found or (named and len(found) < len(named)):
-        lacking = next(name for name in named or phase.mix if name not in found)
-        there = sorted({p.parent.name for p in Path(data.sets[lacking].path).glob("[!.]*/manifest.json")})
-        raise UserError(
-            f"phases.{phase_name}.validation: the data set {lacking} has no split {split!r}"
-            + (f"; set validation.split to one of {', '.join(there)}" if there else "")
-        )
-    return found
-
-
-def _has(data_set: DataSet, split: str) -> bool:
-    from onediff.data.manifest import read_manifest
-
-    folder = data_set.model_copy(update={"split": split}).folder
-    try:
-        return read_manifest(folder).samples > 0
-    except UserError:
-        return False
 
 
 def held_out(data: DataConfig, phase: PhaseConfig, name: str, processor: Processor) -> Stream:

@@ -129,6 +129,17 @@ def test_what_training_would_refuse_is_not_queued(run_file, tmp_path, capsys):
     )
 
 
+def test_a_split_that_no_data_set_has_is_missing(run_file, tmp_path, capsys):
+    write_data(tmp_path / "scenes" / "pairs")
+    main(["data", "index", str(tmp_path / "scenes" / "pairs"), "--processes", "1"])
+    words = ["launch", "submit", str(run_file), "phases.one.validate_every=1", "phases.one.validation.split=vall"]
+    assert main([*words, "--run", str(tmp_path / "run"), "--profile", "plain", "--no-weights-check"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "onediff: error: still missing: split vall (phases.one.validation: the data set pairs has no split 'vall') → "
+        "set validation.split to one of train"
+    )
+
+
 def test_what_is_left_of_a_run_is_built_before_it_is_queued_again(run_file, tmp_path, capsys):
     """Only the phases to come count, and the pretrained weights, which these do not read, may be gone."""
     values = yaml.safe_load(run_file.read_text())

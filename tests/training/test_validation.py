@@ -129,8 +129,8 @@ def test_what_cannot_be_measured_is_refused(data, more, fault):
 
 
 def test_a_split_that_is_not_there_is_named_beside_those_that_are(data):
-    from onediff.training.validation import data_sets
+    from onediff.data.splits import validated_sets
 
     settings = config(data, 1, **{"phases.two.validate_every": 1})
     with pytest.raises(UserError, match=r"set pairs has no split 'val'; set validation\.split to one of test, train"):
-        data_sets(settings.data, settings.phases["two"], "two")
+        validated_sets(settings.data, settings.phases["two"], "two")
