@@ -74,7 +74,7 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
         final = record.final_metrics(phase)
         status = {"steps_total": final.get("step"), "loss": final.get("loss")}
     here = listed.get(job or "")
-    state, why = judged(record, phase, here, last, job is not None)
+    state, why = judged(record, phase, here, last, job is not None or runs_locally(record))
     total = status.get("steps_total")
     step = total if record.finished(phase) and total else record.step(phase)
     left = None
@@ -140,7 +140,7 @@ def judged(
     """State and reason; Slurm takes precedence over the folder."""
     ended = last.reason or "" if last else ""
     if record.finished(phase):
-        return "finished", ended if last and last.number > 1 else ""
+        return "finished", ""
     if here and here.state == "PENDING":
         why = "" if here.reason == "None" else here.reason
         return "waiting", f"{why}; before: {ended}" if ended else why
@@ -161,7 +161,7 @@ def judged(
         return "running", "according to the folder; Slurm does not list the job"
     if last:
         return "stopped", ended
-    return ("waiting" if submitted or runs_locally(record) else "not submitted"), ""
+    return ("waiting" if submitted else "not submitted"), ""
 
 
 def runs_locally(record: Record) -> bool:
