@@ -26,6 +26,7 @@ from onediff.training.heap import keep_freed_memory
 from onediff.training.prepare import prepare
 from onediff.training.record import conclude, open_tracker, tell_end
 from onediff.training.run_phase import run_phase
+from onediff.training.start import check_model
 from onediff.training.stop import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool, pe
     ranks = topology.ranks
     with raise_on_all_ranks():
         attention.use(config.training.attention)
+        for name in phases:  # the last one too, which may begin in hours
+            if not folder.finished(name):
+                check_model(config.model, config.phases[name], name, config.of_phase(name).parallel)
         if ranks.rank == 0:
             prepare(folder, config)
     if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():

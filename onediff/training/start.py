@@ -43,8 +43,6 @@ def starting_model(
     The run's first phase starts from `model` and `init`, any other from the previous phase. A phase that `resumes` gets
     its weights from its own checkpoint, since the origins in `init` may be gone by then.
     """
-    with raise_on_all_ranks():
-        check_model(config.model, config.phases[name], name, config.parallel)
     before = previous(list(config.phases), name)
     torch.manual_seed(config.training.seed)
     if config.init is not None and begins_with(list(config.phases), name, folder):

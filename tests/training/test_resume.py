@@ -226,3 +226,10 @@ def test_a_truncated_checkpoint_is_named(undisturbed, data):
     assert "Traceback" not in done.stderr
     status = json.loads((undisturbed / "status.json").read_text())
     assert status["state"] == "failed" and file.name in status["reason"]
+
+
+def test_a_fault_of_the_last_phase_is_refused_before_the_first_begins(data, tmp_path):
+    done = train(tmp_path / "run", data, 1, **{"phases.two.vision_last": 9})
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("error: phases.two.vision_last: 9, but the vision tower has 2 layers")
+    assert not (tmp_path / "run" / "config.yaml").exists()
