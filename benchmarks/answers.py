@@ -2,8 +2,8 @@
 
   python benchmarks/answers.py [--rounds 10] [--json FILE]
 
-Each round runs every command once, in turn, in a separate process in an empty folder. Prints processor seconds (which other
-work on the machine hardly affects), their median over the rounds, and the ratio to those of the bare interpreter.
+Each round runs every command once, in turn, in a separate process in an empty folder. Prints the median
+processor seconds (which other work on the machine hardly affects), and their ratio to those of the bare interpreter.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ IMAGE_TOKENS, TOWER_WIDTH, LEVELS = 576, 1024, 3
 
 
 def plain(module: DeltaModule, levels: list[Tensor], pairs: int, fused: bool) -> Tensor:
-    """`copied` where `fused`, else `eager`."""
+    """`copied` if `fused`, else `eager`."""
     normed = [norm(level) for norm, level in zip(module.level_norms, levels, strict=True)]
     places = place_embedding(torch.tensor(spread(IMAGE_TOKENS)), module.tokens.shape[1], module.heads)
     x = module.tokens.expand(pairs, -1, -1)

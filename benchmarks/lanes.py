@@ -131,7 +131,7 @@ def told(found: dict[str, object], file: Path | None) -> None:
 
 
 def uneven(samples: int, shards: int) -> np.ndarray:
-    """Sizes from one sample to twice the mean; the last makes up the sum."""
+    """Sizes from one sample to twice the mean; the last completes the sum."""
     sizes = np.random.default_rng(0).integers(1, 2 * samples // shards, shards)
     sizes[-1] = max(1, sizes[-1] + samples - sizes.sum())
     return sizes

@@ -3,8 +3,8 @@
   python benchmarks/packing.py --json packing.json
 
 Uses the same samples, in the proportions of the paper's second phase (a third pairs, LLaVA's single images, some texts):
-once with one sample per row, padded to the longest in the micro-batch, and once packed. Lengths are those at 336 px divided
-by `--scale`, for a CPU; the tower is small, as it is compared with a 7B language model. Micro-batches have the same number
+once with one sample per row, padded to the longest in the micro-batch, and once packed. To suit a CPU, lengths are those at
+336 px divided by `--scale`; the tower is small, as it is relative to a 7B language model. Micro-batches have the same number
 of positions in both cases. Steps alternate; times are medians. The script fails if the summed losses differ.
 """
 
@@ -32,7 +32,7 @@ from onediff.data.rows import TokenRow, collate, collate_packed
 from onediff.model.onediff import OneDiffModel
 
 ROW = 4096
-SIDE, PATCH = 112, 14  # 64 tokens an image, a ninth of 576
+SIDE, PATCH = 112, 14  # 64 tokens per image, a ninth of 576
 
 
 def model_config(image_tokens: int, delta_tokens: int) -> ModelConfig:

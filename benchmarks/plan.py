@@ -258,7 +258,7 @@ def measured(several: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cases(models: list[str], stages: list[int], precisions: list[str], topologies: list[str]) -> list[dict[str, Any]]:
-    """Every stage and topology for each model, phase two; phase one, checkpointing, accumulation, shared tokens
+    """Every stage and topology for each model, phase two; phase one, checkpointing, accumulation, sequence parallelism
     and context groups at some of them."""
     found: list[dict[str, Any]] = []
     for model in models:
