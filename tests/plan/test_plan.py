@@ -331,7 +331,7 @@ REFUSED = {
     "model.vision.config.hiden_size=64": "model.vision.config: unknown key 'hiden_size' (did you mean 'hidden_size'?)",
     "model.language.config.vocab_sise=64": "model.language.config: unknown key 'vocab_sise' (did you mean 'vocab_size'?)",
     "model.language.config.model_type=lama": "model.language.config.model_type: unknown 'lama' (did you mean 'llama'?)",
-    "model.vision.config.model_type=bert": "model.vision: models of type bert are not supported (known: aimv2",
+    "model.vision.config.model_type=bert": "model.vision: models of type bert are not supported (did you mean",
     "model.vision.image.size=70": "model.vision.image.size: 70, but this tower takes images of 64 pixels; use that",
     "model.vision.levels=[1,5]": "model.vision.levels: 5 is outside the tower's layers 1 to 4",
     "model.vision.output_level=5": "model.vision.output_level: 5 is outside the tower's 4 layers",
@@ -357,7 +357,7 @@ def test_what_training_refuses_planning_refuses_in_the_same_line(override, line,
         ("phases.two.vision_last=9", "phases.two.vision_last: 9, but the vision tower has 4 layers"),
         ("phases.two.lora.targets=[q_prj]", "phases.two.lora.targets: the language model has no layer 'q_prj'"),
         (
-            "parallel.tensor=3 phases.warm-up.matrices=adamw phases.two.matrices=adamw",
+            "parallel.tensor=3; phases.warm-up.matrices=adamw; phases.two.matrices=adamw",
             "parallel.tensor: 4 attention heads cannot be split into 3 equal parts",
         ),
         (
@@ -365,23 +365,23 @@ def test_what_training_refuses_planning_refuses_in_the_same_line(override, line,
             "parallel.deepspeed: DeepSpeed's zero_optimization has no 'reduce_bucket'",
         ),
         (
-            "phases.one.parallel={deepspeed:{reduce_bucket:1}}",
+            "phases.one.parallel={deepspeed: {reduce_bucket: 1}}",
             "phases.one.parallel.deepspeed: DeepSpeed's zero_optimization has no 'reduce_bucket'",
         ),
         (
-            "phases.two.evaluate_every=5 phases.two.best={metric:evaluation/CIDr}",
+            "phases.two.evaluate_every=5; phases.two.best={metric: evaluation/CIDr}",
             "phases.two.best.metric: no 'evaluation/CIDr' (did you mean 'evaluation/CIDEr'?)",
         ),
         (
             "evaluation.metrics=[sider]",
-            "evaluation.metrics=[sider]: evaluation.metrics: no metric 'sider' (did you mean 'cider'?)",
+            "evaluation.metrics: no metric 'sider' (did you mean 'cider'?)",
         ),
         ("evaluation.metrics=[bertscore]", "metric 'bertscore': name the model after a colon"),
     ],
 )
 def test_planning_prepares_every_phase_as_training_does(override, line, capsys):
-    assert main(["plan", "configs/demo.yaml", "model=models/tiny", *override.split(), "--gpus", "3"]) == 2
-    assert capsys.readouterr().err.startswith(f"onediff: error: {line}")
+    assert main(["plan", "configs/demo.yaml", "model=models/tiny", *override.split("; "), "--gpus", "3"]) == 2
+    assert line in capsys.readouterr().err
 
 
 def test_without_torch_a_plan_is_made_and_says_what_was_not_checked():
