@@ -58,10 +58,11 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.report import show_reports
     from data_prep.sheet import ON_A_SHEET, save_sheet
     from data_prep.synthetic import write_splits
+    from onediff.config.compose import find
     from onediff.config.section import validated
     from onediff.config.yaml_file import read_mapping
 
-    values = read_mapping(args.recipe) if args.recipe else {}
+    values = read_mapping(find(str(args.recipe), Path.cwd())) if args.recipe else {}
     if args.size is not None:
         values = {**values, "width": args.size, "height": args.size}
     config = validated(ComposeConfig, values, str(args.recipe) if args.recipe else "--size")

@@ -73,10 +73,11 @@ def run(args: argparse.Namespace) -> None:
 def scenes_config(file: Path | None, size: int | None) -> ScenesConfig:
     """The scenes described by a YAML file, as square images of `size` pixels if given. Raises UserError."""
     from data_prep.scenes.config import ScenesConfig
+    from onediff.config.compose import find
     from onediff.config.section import validated
     from onediff.config.yaml_file import read_mapping
 
-    values = read_mapping(file) if file else {}
+    values = read_mapping(find(str(file), Path.cwd())) if file else {}
     if size is not None:
         values = {**values, "width": size, "height": size}
     return validated(ScenesConfig, values, str(file) if file else "--size")

@@ -114,7 +114,7 @@ def test_split_sizes_that_mean_nothing_are_refused(sizes):
     [
         ([], "give --pairs N, --singles N or both"),
         (["--pairs", "5", "--size", "8"], "width"),
-        (["--pairs", "5", "--scenes", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["--pairs", "5", "--scenes", "missing.yaml"], "missing.yaml: no such configuration"),
         (["--pairs", "5", "--jpeg", "101"], "--jpeg 101"),
     ],
 )
