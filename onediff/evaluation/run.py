@@ -109,8 +109,7 @@ def evaluate(planned: Callable[[], Evaluation], with_baselines: bool) -> tuple[E
     results = None
     if ranks.rank == 0:
         before_twice = read_answers(plan.out, blind.label, blind.by) if with_baselines else None
-        pairs = len(heldout.references)
-        print(f"scoring {pairs:,} caption{'s' if pairs != 1 else ''} …", file=sys.stderr, flush=True)
+        print(f"captions to score: {len(heldout.references):,} …", file=sys.stderr, flush=True)
         answers = read_answers(plan.out, job.label, job.by)
         results = scored(
             plan, heldout, answers, job.processor.image, instruction(config) or usual, before_twice, graphs

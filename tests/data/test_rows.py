@@ -67,7 +67,7 @@ def test_images_of_a_conversation_go_where_it_marks_them():
     sample = replace(pair, captions=(), conversations=talk(*turns).conversations)
     row = make_processor().row(sample, None, 0)
     kinds = [span.kind for span in spans(row, tokenizer())]
-    assert kinds == ["words", "before", "words", "answer", "words", "after", "delta", "words", "answer"]
+    assert kinds == ["prompt", "before", "prompt", "answer", "prompt", "after", "delta", "prompt", "answer"]
     places = (row.token_ids < 0).nonzero().flatten()
     with pytest.raises(BadSample, match="an image lies beyond max_tokens") as refused:
         make_processor(max_tokens=int(places[-1])).row(sample, None, 0)
