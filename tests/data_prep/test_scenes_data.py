@@ -131,3 +131,10 @@ def test_an_unknown_key_of_the_scenes_comes_with_the_nearest_one(tmp_path, capsy
     (tmp_path / "scenes.yaml").write_text("wording: 2\n")
     assert render(tmp_path / "out", "--pairs", "5", "--scenes", str(tmp_path / "scenes.yaml")) == 2
     assert "did you mean 'wordings'?" in capsys.readouterr().err
+
+
+def test_the_shipped_scenes_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--pairs", "2", "--split-sizes", "test=1", "--scenes", "configs/scenes/demo.yaml"]
+    assert render(tmp_path / "out", *words) == 0
+    assert len(records(tmp_path / "out" / "pairs" / "test")) == 2
