@@ -6,14 +6,15 @@
   python -m benchmarks.learning.ablation --on hard --deltas vdm,joint   # other pairs, other delta modules
   python -m benchmarks.learning.ablation --table                        # print what is there
 
-A cell is a delta module, with CST or without. All cells of a seed start from one warm-up (single images; the delta module
-takes no part in it) and then take equally many steps of equally many rows: with `cst` the first of them are coupled samples,
-from which only delta module and projector learn, the others pairs. Every cell trains equally many parameters:
+A cell is a delta module, with or without CST. All cells of a seed start from the same warm-up (on single images, without the
+delta module) and then take the same number of steps with the same number of rows. With `cst`, the first steps are on coupled
+samples, from which only delta module and projector learn, and the others on pairs. Every cell trains the same number of
+parameters:
 
   vdm            the Visual Delta Module
   residual       the same with the difference added to its tokens (`model.delta.kind: residual`), and narrower feed-forwards
   difference     an MLP on the difference of the two images' tokens at the deepest level
-  none           the Visual Delta Module shown blank features: its tokens say nothing of the images
+  none           the Visual Delta Module shown blank features: its tokens say nothing about the images
   concatenation  no delta module: the language model reads both images, as in LLaVA, through a wider projector
   joint          self-attention over the tokens of both images, as in CLIP4IDC
   subtraction    gated differences at every level of the tower, fused, as in M3Diff
@@ -26,9 +27,9 @@ The first four run by default. What they train on:
                  steps and so see twice as many rows of their source; scored on both
   photographs    those of `make photos`, with its frozen tower; scored on known cut-outs on new photographs
 
-One process and one thread a cell, plain torch and AdamW around this project's model, stream and decoder: the same cell
-twice on one machine gives the same numbers. Each cell is a file named by its settings and the digests of its data and tower;
-cells that are there are kept. Seconds are of processor time.
+Each cell runs in one process with one thread: plain torch and AdamW around this project's model, stream and decoder. Running
+a cell twice on one machine gives the same numbers. Each cell is a file, named after its settings and the digests of its data
+and tower; existing cells are kept. Seconds are processor time.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Cell(NamedTuple):
     warm_up: int
     """Steps on single images."""
     steps: int
-    """Steps after them."""
+    """Steps after those."""
     coupled: int
     """How many of `steps` are Coupled Sample Training; 0 without `cst`."""
     overrides: tuple[str, ...]

@@ -1,15 +1,15 @@
-"""Can a model trained here tell two photographs apart? A frozen DINOv2-S and a small language model, on composed ones.
+"""Can a model trained here tell two photographs apart? A frozen DINOv2-S and a small language model, on composed pairs.
 
 The language model first learns to name the objects of single images and their places, then what differs in pairs.
 
-  make photos                                           # all pieces; after an interruption the same command goes on
-  python -m benchmarks.learning.photos --hours 1        # train for one hour at most, then evaluate what there is
-  python -m benchmarks.learning.photos --only sheet     # one piece
+  make photos                                           # all stages; after an interruption the same command continues
+  python -m benchmarks.learning.photos --hours 1        # train for at most one hour, then evaluate the result
+  python -m benchmarks.learning.photos --only sheet     # one stage
 
-Photographs are those of Debian's opencv-doc and of scikit-image, cut-outs those of tuxpaint-stamps-default. Both are held
-out by image: `pairs/test` shows known cut-outs on photographs that training never showed, `new/test` cut-outs as well whose
-images it never showed, though it showed others of their kind. What nobody composed, frames of a street camera some seconds
-apart and pairs of photographs, is captioned on a sheet for people to look at.
+Photographs come from Debian's opencv-doc and from scikit-image, cut-outs from tuxpaint-stamps-default. Both are held out by
+image: `pairs/test` shows known cut-outs on photographs that are not in the training data, and `new/test` also uses cut-outs
+that are not in it, although others of their kind are. Pairs that nobody composed (frames of a street camera some seconds
+apart, and pairs of photographs) are captioned on a sheet for people to look at.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ HELD_OUT = ("apple", "baboon", "board", "butterfly", "coffee", "fruits", "graf",
 PAIRS, SINGLES, TEST = 12_000, 6000, 400
 """Pairs and single images for training, and held-out pairs."""
 DEPTH = 8
-"""Layers of DINOv2-S that are kept. A linear probe names cut-outs of one to two patches better from the eighth than from the
-last of twelve, and what is not computed costs nothing."""
+"""Layers of DINOv2-S that are kept. A linear probe names cut-outs of one to two patches better from the eighth layer than
+from the twelfth, the last, and layers that are not computed cost nothing."""
 SHOWN = ("captions right", "changed captions right", "false alarms", "name right", "place right", "unread captions")
 FRAMES = ((0, 40), (100, 150), (200, 240), (300, 360), (400, 430), (500, 560))
 """Pairs of frames of the street camera, which takes ten a second."""
@@ -107,7 +107,7 @@ def features(overrides: list[str]) -> None:
 
 
 def train(hours: float, overrides: list[str]) -> None:
-    """Trains, or goes on; after `hours` the run is asked to stop, which leaves a checkpoint."""
+    """Trains, or continues training; after `hours`, asks the run to stop with a checkpoint."""
     words = [str(RUN), "--resume"] if (RUN / "config.yaml").is_file() else [CONFIG, *overrides, "--run", str(RUN)]
     running = subprocess.Popen([sys.executable, "-m", "onediff", "train", *words])
     try:
@@ -115,14 +115,14 @@ def train(hours: float, overrides: list[str]) -> None:
     except subprocess.TimeoutExpired:
         running.send_signal(signal.SIGTERM)
         running.wait()
-        print(f"stopped after {hours:g} hours; the same command goes on")
+        print(f"stopped after {hours:g} hours; the same command continues")
         return
     if code:
         sys.exit(code)
 
 
 def evaluate() -> None:
-    """Prints what is told right of the held-out pairs, of known cut-outs and of new ones."""
+    """Prints how much of the captions of held-out pairs is right, for known cut-outs and for new ones."""
     from onediff.evaluation.items import score
 
     for name, told in (("pairs", "known cut-outs"), ("new", "new cut-outs")):
@@ -174,7 +174,7 @@ def not_composed() -> Iterator[tuple[str, Image.Image, Image.Image]]:
 
 
 def onediff(*words: str) -> None:
-    """Runs a command of this project. Ends this one where it fails."""
+    """Runs a command of this project; exits with its exit code if it fails."""
     code = subprocess.run([sys.executable, "-m", "onediff", *words], check=False).returncode
     if code:
         sys.exit(code)
@@ -185,7 +185,7 @@ def _lines(file: Path) -> list[dict]:
 
 
 def main() -> None:
-    """Makes the pieces in turn; those that are there are kept."""
+    """Runs the stages in turn; existing results are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override configs/photos.yaml")
     parser.add_argument("--hours", type=float, default=2.0, metavar="N", help="of training (default: 2)")

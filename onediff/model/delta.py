@@ -2,7 +2,7 @@
 
 Shape letters: B pairs, P images, N tokens of an image, T tokens of all pairs, Q delta tokens, V tower width, W module
 width, H heads, D head size. Images 2b and 2b + 1 are before and after of pair b: their tokens are adjacent, so that
-the keys of a pair are a view of the projections of its images, not a copy. Where images differ in their number of
+the keys of a pair are a view of the projections of its images, not a copy. If images differ in their number of
 tokens (`Planes`), the tokens of all pairs are concatenated, [T, …] instead of [B, 2, N, …].
 """
 
@@ -119,7 +119,7 @@ class DeltaModule(nn.Module):
     """
 
     def __init__(self, config: DeltaConfig, vision_width: int, levels: int, patches: int | None = None) -> None:
-        """`patches` are the image tokens of a view, which the delta tokens divide at the start; by default one each."""
+        """At first, the delta tokens divide the `patches` image tokens of a view among themselves; by default one each."""
         super().__init__()
         self.heads = config.heads
         self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))
@@ -156,17 +156,17 @@ def build_delta(config: DeltaConfig, vision_width: int, levels: int, patches: in
     """The delta module of the configured kind. Raises UserError if its class is not a `DeltaModule`."""
     kind = DELTA_MODULES.load(config.kind)
     if not (isinstance(kind, type) and issubclass(kind, DeltaModule)):
-        raise UserError(f"model.delta.kind: {config.kind} is no subclass of onediff.model.delta.DeltaModule")
+        raise UserError(f"model.delta.kind: {config.kind} is not a subclass of onediff.model.delta.DeltaModule")
     return kind(config, vision_width, levels, patches)
 
 
 def cell_places(tokens: int, patches: int, width: int, heads: int) -> Tensor:
     """`[tokens, width]` queries that start with equal attention to every patch of a token's cell and hardly any to others.
 
-    A cell holds the patches that no token is nearer to, or the nearest patch of a token that would have none. The place
-    embedding of a token's centre would attend to one or two patches: 64 tokens would see 11 % of 24 x 24, and a softmax
-    passes no gradient to what it does not see. A query is the shortest whose product with each key of its cell is that of
-    an embedding with itself; where every cell is one patch, it is that patch's embedding.
+    A token's cell holds the patches to which no other token is nearer or, if there are none, its nearest patch. The place
+    embedding of a token's centre would attend to only one or two patches: 64 tokens would see 11 % of 24 x 24, and a
+    softmax passes no gradient to what it does not see. Each query is the shortest whose product with every key of its cell
+    equals that of an embedding with itself; if every cell is one patch, it is that patch's embedding.
     """
     with torch.device("cpu"):  # also while the module is built without memory
         centres = torch.tensor(spread(tokens), dtype=torch.float64)
@@ -195,7 +195,7 @@ def key_places(level: Tensor, width: int, heads: int, planes: Planes | None) -> 
 
 @lru_cache
 def even_places(points: int, width: int, heads: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`[points, width]`: the place embeddings of `spread`. Made once, since copying from the host waits for the device."""
+    """`[points, width]`: the place embeddings of `spread`. Cached, because copying from the host waits for the device."""
     with torch.inference_mode(False):  # cached values are used in training too
         return place_embedding(torch.tensor(spread(points), device=device), width, heads).to(dtype)
 

@@ -24,7 +24,7 @@ PARTS = ("vision", "delta", "projector", "language")
 
 
 class OneDiffModel(nn.Module):
-    """The whole model. Its four parts are `vision`, `delta`, `projector` and `language`, the names of configuration."""
+    """The whole model. Its four parts are named as in the configuration: `vision`, `delta`, `projector`, `language`."""
 
     def __init__(
         self,
@@ -48,12 +48,12 @@ class OneDiffModel(nn.Module):
         self.norms = fuse_norms(self, norms)
         """the implementation of the norms, for the log"""
         self.cuda_graphs = CudaGraphs()
-        """of generation"""
+        """recorded steps of generation"""
 
     def forward(self, batch: Batch, objective: Callable[[OneDiffModel, Batch], Tensor] | None = None) -> Tensor:
-        """`objective(self, batch)`: whatever uses the model's parts while it trains runs in here, where ZeRO-3 gathers them.
+        """Returns `objective(self, batch)`. An objective must run in here, because ZeRO-3 gathers the parts only here.
 
-        Without one, returns the loss of each target, `[targets]` fp32, not reduced.
+        Without an objective, returns the unreduced loss of each target, `[targets]` fp32.
         """
         if objective is not None:
             return objective(self, batch)
@@ -62,8 +62,8 @@ class OneDiffModel(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """`[rows, tokens, width]`: word embeddings, image tokens and delta tokens, each in its place.
 
-        A batch without images or pairs runs tower and delta module on a blank image whose result weighs nothing:
-        under ZeRO-3 every rank must gather the same parameters in the same order.
+        A batch without images or pairs runs tower and delta module on a blank image with zero weight, because under
+        ZeRO-3 every rank must gather the same parameters in the same order.
         """
         words = self.language.get_input_embeddings()(batch.token_ids)
         output, levels = self._seen(batch)
@@ -76,7 +76,7 @@ class OneDiffModel(nn.Module):
         return flat.view_as(words)
 
     def _seen(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The tower's output and levels, as `VisionTower.forward` gives them; read where the batch holds them."""
+        """The tower's output and levels, as `VisionTower.forward` returns them, from precomputed features if available."""
         if batch.features is not None:
             return self.vision.of_layers(batch.features)
         images = batch.images if len(batch.images) else self.vision.blank(batch.images.device)
@@ -84,7 +84,7 @@ class OneDiffModel(nn.Module):
             return self.vision(images, batch.planes)
 
     def _deltas(self, levels: list[Tensor], batch: Batch) -> Tensor:
-        """`[pairs, tokens, width]`; without pairs, those of the first view with itself."""
+        """`[pairs, tokens, width]`; in a batch without pairs, the first view compared with itself."""
         if not batch.pairs:
             return self.delta([level[:1].expand(2, -1, -1) for level in levels], 1)
         if batch.planes is None:
@@ -95,10 +95,10 @@ class OneDiffModel(nn.Module):
     def generate(self, batch: Batch, *, max_new_tokens: int, **options: Any) -> Tensor:
         """`[rows, new tokens]` token ids that continue left-padded prompts; `segment_ids` 0 marks the padding.
 
-        Greedy search of the usual families is our own (`decode`); `options` that ask for more (`num_beams`, `do_sample`,
-        …) go to Hugging Face `generate`. Neither obeys what a pretrained model's `generation_config.json` says.
-        `synced` tells whether any rank of the job goes on, where all must step together; `cuda_graph` asks for greedy
-        steps that a GPU repeats by itself, where the model lies whole on one; where that cannot be, a line in the log says
+        The usual families use our own greedy search (`decode`). Other families, and `options` that it does not support
+        (`num_beams`, `do_sample`, …), use Hugging Face `generate`. Both ignore a pretrained model's
+        `generation_config.json`. `synced` tells whether any rank continues, for jobs whose ranks must step together. With
+        `cuda_graph`, a GPU that holds the whole model replays recorded greedy steps; if that is impossible, the log says
         why.
         """
         assert batch.segment_ids is not None

@@ -1,4 +1,4 @@
-"""The Visual Delta Module with a short way beside it: what differs at a token's place is added to the token."""
+"""The Visual Delta Module with a shortcut: the difference at a token's place is added to the token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from onediff.model.delta import DeltaModule
 class ResidualDelta(DeltaModule):
     """Delta tokens that start as the difference between the images: after minus before, around each token's place.
 
-    In the paper's module a difference must pass three or more layers, whose weights are random at first. Here a linear map
-    of it is there from the first step, and the layers learn what to add.
+    In the paper's module a difference must pass through three or more layers, whose weights are random at first. Here, the
+    tokens contain a linear map of it from the first step, and the layers learn what to add.
 
-    Cost of a pair, beside the module's own: `2N·V·W + 2·Q·2N·W` multiply-adds, for N tokens of an image; kept for the
-    backward pass are `2N · (V + 2W)` numbers.
+    Additional cost per pair: `2N·V·W + 2·Q·2N·W` multiply-adds, for N tokens per image, and `2N · (V + 2W)` numbers kept
+    for the backward pass.
     """
 
     def __init__(self, config: DeltaConfig, vision_width: int, levels: int, patches: int | None = None) -> None:
@@ -27,7 +27,7 @@ class ResidualDelta(DeltaModule):
         nn.init.normal_(self.difference.weight, std=vision_width**-0.5)
 
     def look(self, normed: list[Tensor], places: Tensor, pairs: int, planes: Planes | None = None) -> Tensor:
-        """`[B, Q, W]`: what the layers found plus, around each token's place, after minus before."""
+        """`[B, Q, W]`: the output of the layers plus, around each token's place, after minus before."""
         deltas_BQW = super().look(normed, places, pairs, planes)
         queries, width = self.places.shape
         value = self.difference(normed[-1])

@@ -212,7 +212,7 @@ def tower_of(fields: dict[str, Any]) -> Tower:
 
 
 def _check_numbers(where: str, fields: dict[str, Any], names: Iterable[str]) -> None:
-    """Raises UserError for a size that is no positive whole number, or none for each side."""
+    """Raises UserError for a size that is not a positive whole number, or one for each side."""
     for name in names:
         sides = fields[name] if isinstance(fields[name], list | tuple) else [fields[name]]
         if not all(isinstance(side, int) and side > 0 for side in sides):
