@@ -120,7 +120,7 @@ def measured(name: str, model: Any, batches: list[Tensor], end: int, args: argpa
     ratios = [hf / us for us, hf in zip(seconds["onediff"], seconds["transformers"], strict=True)]
     rates = {side: rows / statistics.median(taken) for side, taken in seconds.items()}
     print(
-        f"{name:<8} batch {len(batches[0])}, {tokens / rows:.1f} tokens a caption: onediff {rates['onediff']:.1f} "
+        f"{name:<8} batch {len(batches[0])}, {tokens / rows:.1f} tokens per caption: onediff {rates['onediff']:.1f} "
         f"captions/s, transformers {rates['transformers']:.1f}: {statistics.median(ratios):.2f} times as fast "
         f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
     )

@@ -227,7 +227,7 @@ def main() -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU")
     parser.add_argument("--minutes", type=float, default=8.0, help="total time (default: 8)")
-    parser.add_argument("--parts", default="".join(PARTS), help="which of rabecd (default all)")
+    parser.add_argument("--parts", default="".join(PARTS), help="which of rabecd (default: all)")
     parser.add_argument("--json", type=Path, help="write the report here, instead of under benchmarks/results/")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--device", help=argparse.SUPPRESS)

@@ -36,13 +36,13 @@ class Check:
 
 
 CHECKS = {
-    "ranks": Check("sums over all GPUs of this machine are right", 60),
+    "ranks": Check("NCCL sums over all GPUs of this machine are right", 60),
     "attention": Check("every attention backend agrees with the reference, forward and backward", 75),
-    "precision": Check("loss and gradients are those of the CPU", 60),
-    "defaults": Check("growing segments, NCCL's records and snapshots of full memory work", 45),
+    "precision": Check("loss and gradients equal the CPU's", 60),
+    "defaults": Check("expandable segments, NCCL's flight recorder and memory snapshots work", 45),
     "waits": Check("a step waits for the device no more often than docs/performance.md says", 60),
     "plan": Check("memory is within 10 %, and time within 25 %, of `onediff plan`", 90),
-    "graphs": Check("CUDA graphs write the same captions", 60),
+    "graphs": Check("CUDA graphs give the same captions", 60),
     "resume": Check("a resumed run repeats the losses bit for bit", 150),
 }
 """In the order in which they run. Their times add up to ten minutes."""

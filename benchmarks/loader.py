@@ -284,7 +284,7 @@ def pixels(images: list[Image.Image]) -> dict[str, Any]:
     raw = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}
     theirs = [made(Image.open(io.BytesIO(data)), **raw)["pixel_values"][0].astype(int) for data in encoded]
     found = {}
-    print(f"\n{'decoding':<36}{'ms an image':>13}{'mean error':>12}{'99 %':>6}{'max':>5}  (of 255)")
+    print(f"\n{'decoding':<36}{'ms per image':>13}{'mean error':>12}{'99 %':>6}{'max':>5}  (of 255)")
     for name, way in ways.items():
         errors = np.stack([np.abs(way(data).astype(int) - their) for data, their in zip(encoded, theirs, strict=True)])
         times = []

@@ -160,7 +160,7 @@ def main() -> None:
     for name in steps:
         print(f"{name}  {full[name]:6.1%} real  {medians[name]:6.2f} s  {real / medians[name]:8.0f} real tokens/s")
     print(f"packed is {medians['padded'] / medians['packed']:.2f} times as fast per real token")
-    print(f"at 336 px, rows of {ROW}: {share:.2%} real, {sum(map(len, whole)) / len(whole):.2f} samples a row")
+    print(f"at 336 px, rows of {ROW}: {share:.2%} real, {sum(map(len, whole)) / len(whole):.2f} samples per row")
     if args.json:
         figures = {
             "machine": machine("torch"),

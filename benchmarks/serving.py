@@ -62,7 +62,7 @@ def main() -> None:
     speeds = [found["captions_per_second"] for found in result["captions"]]
     ratios = (many / one for one, many in zip(speeds[::2], speeds[1::2], strict=True))
     result["ratio"] = round(statistics.median(ratios), 2)
-    print(f"{args.clients} clients get {result['ratio']} times the captions of one")
+    print(f"{args.clients} clients together get {result['ratio']} times as many captions as one")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -183,7 +183,7 @@ def settled(process: int) -> float:
     """
     sender, before, deadline = psutil.Process(process), -1.0, time.monotonic() + 120
     while (used := sum(sender.cpu_times()[:2])) - before > 0.02 or used < 1:
-        assert time.monotonic() < deadline, "the sender does not come to rest"
+        assert time.monotonic() < deadline, "the sender is still busy"
         before = used
         time.sleep(1)
     return used

@@ -113,7 +113,7 @@ def show_reports(reports: Sequence[Report], details: int = 10) -> str:
     ):
         text += [f"{title}: {kind} {number:,}" for kind, number in sorted(counts.items())]
     for own in (r.manifest.split for r in reports if r.manifest.split not in KNOWN):
-        text.append(f"noted: split {own} is none of {', '.join(KNOWN)}: commands use it only where it is named")
+        text.append(f"noted: split {own} is not one of {', '.join(KNOWN)}, so commands use it only if you name it")
     repeated = sum(r.repeated_images for r in reports)
     if repeated:
         have = f"{counted(repeated, 'image')} {'has' if repeated == 1 else 'have'}"

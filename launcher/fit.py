@@ -41,7 +41,7 @@ def check_memory(config: RunConfig, profile: ClusterProfile, plan: Json) -> None
         if not found.fits:
             needed, usable = found.memory.gpu / 1e9, found.usable_bytes / 1e9
             raise UserError(
-                f"phases.{name}: needs {needed:.1f} GB per GPU on {nodes} nodes, a {gpu.name} has {usable:.1f}; "
+                f"phases.{name}: needs {needed:.1f} GB per GPU on {nodes} nodes, but {gpu.name} has {usable:.1f}; "
                 f"`onediff plan CONFIG --nodes {nodes} --per-node {ranks} --gpu {gpu.name} --suggest` looks for settings "
                 "that fit; --no-memory-check queues it anyway"
             )

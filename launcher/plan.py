@@ -213,7 +213,7 @@ def check_cluster(profile: ClusterProfile, nodes: Sequence[int]) -> None:
         cpus = profile.tasks * profile.cpus_per_task
         if cpus > limit.cpus:
             raise UserError(
-                f"cpus_per_task {profile.cpus_per_task}: {profile.tasks} ranks a node need {cpus} CPUs, "
+                f"cpus_per_task {profile.cpus_per_task}: {profile.tasks} ranks per node need {cpus} CPUs, but "
                 f"nodes of partition {limit.name} have {limit.cpus}"
             )
         if max(nodes) > limit.nodes:

@@ -28,7 +28,7 @@ def check(setting: Setting) -> dict[str, Any]:
         sums = {group: one.latest for group, one in read_record(record).items()}
         if setting.device.type != "cuda":
             shutdown()
-            raise NotHere("a CPU has no such memory; the record of the sum can be read", collectives=sums)
+            raise NotHere("a CPU has no GPU memory to fill; the record of the sum can be read", collectives=sums)
         growing = torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]
         snapshot = Path(folder) / "memory.pickle"
         try:
@@ -44,7 +44,7 @@ def check(setting: Setting) -> dict[str, Any]:
         named = sum(any("defaults.py" in frame["filename"] for frame in block.get("frames", [])) for block in blocks)
     found = {"growing_segments": growing, "collectives": sums, "blocks_named_by_their_line": named}
     if not growing:
-        raise Wrong("segments do not grow", **found)
+        raise Wrong("segments do not expand", **found)
     if not named:
-        raise Wrong("the snapshot does not name the lines that asked for memory", **found)
+        raise Wrong("the snapshot does not name the lines that allocated memory", **found)
     return found

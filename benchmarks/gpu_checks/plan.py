@@ -57,14 +57,14 @@ def check(setting: Setting) -> dict[str, Any]:
         "seconds": statistics.median(taken[2:]),
     }
     if peak is None:
-        raise NotHere("plans are of GPUs; the steps ran", **found)
+        raise NotHere("a CPU has no plan; the steps ran", **found)
     if name and gpu_of_device(name) is None:
-        raise NotHere(f"{name} is not among the GPUs that plans know", **found)
+        raise NotHere(f"`onediff plan` does not know {name}", **found)
     off = []
     if abs(peak / found["planned_gib"] - 1) > MEMORY:
         off.append(f"{peak:.2f} GiB, planned {found['planned_gib']:.2f}")
     if abs(found["seconds"] / duration.expected - 1) > TIME:
-        off.append(f"{found['seconds']:.3f} s a step, planned {duration.expected:.3f}")
+        off.append(f"{found['seconds']:.3f} s per step, planned {duration.expected:.3f}")
     if off:
         raise Wrong("; ".join(off), **found)
     return found

@@ -37,13 +37,13 @@ def check(setting: Setting) -> dict[str, Any]:
         per_step = sum(counts.values()) / STEPS
         found[f"stage {stage}"] = {name: count / STEPS for name, count in counts.items()}
         if per_step > most:
-            over.append(f"stage {stage}: {per_step:.1f} a step, not {most}")
+            over.append(f"stage {stage}: {per_step:.1f} per step, not {most}")
         engine.close()
         del engine
         gc.collect()
     shutdown()
     if setting.device.type != "cuda":
-        raise NotHere("a CPU is never waited for; the steps ran", **found)
+        raise NotHere("a CPU needs no waiting for; the steps ran", **found)
     if over:
         raise Wrong("; ".join(over), **found)
     return found

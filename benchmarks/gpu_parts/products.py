@@ -14,7 +14,7 @@ FP8_CAPABILITY = (8, 9)
 
 def ceilings(setting: Setting) -> Iterator[Record]:
     """The speed of plain products in bf16, in fp8 with one scale, and in fp8 with one scale per row."""
-    for name, scales in (("bf16", 0), ("fp8, one scale", 1), ("fp8, a scale a row", 2)):
+    for name, scales in (("bf16", 0), ("fp8, one scale", 1), ("fp8, a scale per row", 2)):
         record = {"case": "matmul ceiling", "backend": name}
         yield from setting.attempt(
             record, lambda scales=scales: _in_fp8(setting, scales == 2) if scales else _in_bf16(setting)

@@ -103,4 +103,4 @@ def run(args: argparse.Namespace) -> None:
 def _aside(found: SearchResult) -> str:
     """The files that were not used, and why."""
     left = [f"{number:,} {reason}" for reason, number in sorted(found.aside.items()) if number]
-    return f" (left aside: {', '.join(left)})" if left else ""
+    return f" (left out: {', '.join(left)})" if left else ""

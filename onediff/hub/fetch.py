@@ -87,7 +87,7 @@ def brought(name: str, revision: str | None, sibling: Any, own: Path | None) -> 
         if wrong is None:
             return path
         print(f"{path}: {wrong}; downloading again", file=sys.stderr)
-    raise UserError(f"{name}: {file} arrives damaged: {wrong}; try again later")
+    raise UserError(f"{name}: {file} arrived damaged: {wrong}; try again later")
 
 
 def difference(path: Path, sibling: Any) -> str | None:

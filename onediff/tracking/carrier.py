@@ -102,7 +102,7 @@ class Carrier:
                     return False
             except MlflowException as unknown:
                 LOG.warning(
-                    "%s of %s: %s; and whether the run exists is unknown: %s", parcel.what, name, error, unknown
+                    "%s of %s: %s; it is also unknown whether the run exists: %s", parcel.what, name, error, unknown
                 )
                 return False
             if error.error_code == "INVALID_PARAMETER_VALUE":

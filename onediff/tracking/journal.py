@@ -76,7 +76,7 @@ class Journal:
             line = b"\n" + self.waiting[0] if self.torn else self.waiting[0]
             self.torn = os.write(self.file, line) != len(line)
             if self.torn:
-                raise OSError("the file system took only a part of the line")
+                raise OSError("the file system accepted only part of the line")
             self.waiting.popleft()
 
     def durable(self) -> None:

@@ -261,7 +261,9 @@ def test_a_misspelt_split_is_refused_and_an_own_one_noted(folder: Path, capsys: 
     assert "t.csv row 1: split 'trian': did you mean 'train'? If not, add --splits trian,…" in error
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--splits", "trian,hard")
     assert code == 0, error
-    assert "noted: split hard is none of train, val, test: commands use it only where it is named" in said.splitlines()
+    assert (
+        "noted: split hard is not one of train, val, test, so commands use it only if you name it" in said.splitlines()
+    )
     for name in ("testA", "trainval", "val2", "valid2", "train_hard", "dev", "Validation"):
         check_split(split_name(name), "row 1")
     for name in ("tets", "tranin", "validaton", "trainig", "tset"):

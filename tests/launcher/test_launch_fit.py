@@ -20,7 +20,7 @@ def test_the_fewest_nodes_that_a_run_may_get_must_hold_it():
     profile = ClusterProfile(gpus_per_node=8, gpu="h100-80g")
     check(profile, (4, 4))
     check(profile, (1, 4))
-    with pytest.raises(UserError, match=r"phases.two: needs .* GB per GPU on 1 nodes, a h100-80g has 78.8"):
+    with pytest.raises(UserError, match=r"phases.two: needs .* GB per GPU on 1 nodes, but h100-80g has 78.8"):
         check(profile, (1, 4), "parallel.zero_stage=0")
 
 

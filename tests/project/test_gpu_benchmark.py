@@ -35,7 +35,7 @@ def test_all_that_runs_on_the_host_is_measured(report):
             no_gpu = why == "there is no CUDA device" or (why and record.get("backend") in FOR_A_GPU)
             assert why is None or no_gpu, (name, record)
     assert all(record["agrees"] for record in parts["e"] if "agrees" in record)
-    assert {"fp8, one scale", "fp8, a scale a row"} <= {record["backend"] for record in parts["a"]}
+    assert {"fp8, one scale", "fp8, a scale per row"} <= {record["backend"] for record in parts["a"]}
     steps = {(record["phase"], record["engine"]) for record in parts["b"]}
     assert steps == {(phase, engine) for phase in ("one", "two") for engine in ("deepspeed", "torch")}
 

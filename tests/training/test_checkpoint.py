@@ -145,7 +145,7 @@ def test_a_number_that_is_not_finite_is_never_written_over_a_good_checkpoint(sav
     """Spoilt on one rank, after a good checkpoint of the same step or of the one before; refused on both."""
     folder, runs = saved
     good = folder / name / "step-00000002"
-    told = f"its {state} is not finite at step {step}, so no checkpoint is made of it; {good} stays the latest"
+    told = f"its {state} is not finite at step {step}, so no checkpoint was written; {good} stays the latest"
     assert runs[number]["error"].endswith(told)
     assert checkpoint.latest_checkpoint(folder / name) == good
     assert sorted(path.name for path in (folder / name).iterdir()) == ["latest", "step-00000002"]

@@ -157,7 +157,7 @@ def read_claims(text: str, changes: int | None = None) -> tuple[tuple[str, int],
             raise ValueError(f"not a list of claims: {text[:80]!r}")
         number = one.get("change") or 0
         if not isinstance(number, int) or number < 0:
-            raise ValueError(f"claim {one['claim']!r} tells change {number!r}, which is no number")
+            raise ValueError(f"claim {one['claim']!r} names change {number!r}, which is not a number")
         claims.append((one["claim"], number if changes is None or number <= changes else 0))
     return tuple(claims)
 

@@ -187,7 +187,7 @@ class CheckpointWriter:
         good = latest_checkpoint(self.folder)
         kept = f"{good} stays the latest" if good else "there is none before it"
         raise TrainingFault(
-            f"{parameter}: its {state} is not finite at step {step}, so no checkpoint is made of it; {kept}"
+            f"{parameter}: its {state} is not finite at step {step}, so no checkpoint was written; {kept}"
         )
 
 
