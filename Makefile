@@ -64,7 +64,7 @@ test-long: install debian
 test-real: install
 	$(BIN)/python -m pytest -m real -s
 
-# Random faults on real Slurm daemons; needs root, and continues where it ended. The defaults are ARGS="--faults 100 --seconds 3600".
+# Random faults on real Slurm daemons; needs root, and continues where it stopped. The defaults are ARGS="--faults 100 --seconds 3600".
 fault-campaign: install debian
 	$(BIN)/python tests/launcher/fault_campaign.py $(ARGS)
 

@@ -13,11 +13,11 @@ REQUIRES = [
     "transformers~=5.23.0",  # vision towers and language models
     "huggingface_hub~=2.4",  # weights from the hub, resumed and checked
     "sentencepiece~=0.2.1",  # transformers reads `tokenizer.model` with it: Vicuna has no other vocabulary
-    "protobuf>=5",  # and with the format that such a file is written in
+    "protobuf>=5",  # the format of such a file
     "peft~=0.21.2",  # low-rank adapters, and the format that they are saved in
     "safetensors~=0.8.0",  # weights on disk, read by slices
     "fsspec~=2026.9",  # shards at URLs: one call for every kind of store
-    "aiohttp>=3.9",  # with which it reads http(s)
+    "aiohttp>=3.9",  # fsspec reads http(s) with it
     "mlflow~=3.17",  # experiment tracking
     "psutil~=7.2",  # system metrics of every node
     "pycocoevalcap~=1.2",  # BLEU, METEOR, ROUGE-L, CIDEr as published papers compute them
@@ -27,7 +27,7 @@ REQUIRES = [
     "pillow>=11.3",  # image decoding, the reference for pixels; AVIF too
     "simplejpeg~=1.9",  # libjpeg-turbo without Pillow's copies: a quarter of the decode path's time
     "tqdm~=4.70",  # progress bars
-    "shtab~=1.13",  # completion scripts of shells, from the parsers that there are
+    "shtab~=1.13",  # shell completion scripts, made from the parsers
     "pyarrow>=15",  # Parquet tables of pairs
     "faiss-cpu>=1.8",  # nearest neighbours among image embeddings
     "openai>=2",  # captions of pairs by any OpenAI-compatible endpoint
@@ -38,15 +38,15 @@ DOCS = ["mkdocs~=1.6.1", "mkdocs-material~=9.7.7"]  # the pages as a site; MkDoc
 EXTRAS = {
     "docs": DOCS,
     # NVIDIA's Apex is built from source and detected; the package `apex` on PyPI is an unrelated one.
-    "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # the second reads GPU meters
-    "dask": ["distributed>=2025.1"],  # data preparation on more machines than one
-    "heif": ["pillow-heif>=1.0"],  # HEIC images, as phones take them
+    "gpu": ["flash-attn>=2.7", "nvidia-ml-py>=12"],  # nvidia-ml-py reads GPU metrics
+    "dask": ["distributed>=2025.1"],  # data preparation on several machines
+    "heif": ["pillow-heif>=1.0"],  # HEIC images, as phones store them
     "s3": ["s3fs~=2026.9"],  # fsspec's reader of s3://
     "gs": ["gcsfs~=2026.9"],  # of gs://
     "az": ["adlfs>=2025.8"],  # of az://, Azure's blobs
     "search": ["optuna~=4.9"],  # proposals of settings, and which runs to end early
     "video": ["opencv-python-headless>=4.10"],  # frames of videos to caption
-    "bench": [  # the loaders of others, which benchmarks/loader.py holds ours against
+    "bench": [  # other loaders, for comparison in benchmarks/loader.py
         "webdataset~=1.0.2",
         "spdl~=0.8.0",
         "litdata~=0.2.76",
@@ -57,13 +57,13 @@ EXTRAS = {
         *DOCS,
         "pytest~=9.2",
         "pytest-xdist~=3.8",  # two test modules at a time: the daemons of one wait while the other computes
-        "pytest-rerunfailures~=16.7",  # one more try where real daemons missed a time limit on a busy machine
+        "pytest-rerunfailures~=16.7",  # one more try if real daemons missed a time limit on a busy machine
         "hypothesis>=6.160,<7",  # property-based tests of the data order
         "ruff~=0.17.6",
         "mypy~=2.4",
         "types-PyYAML",
         "gguf~=0.19.0",  # real weights for the tests: transformers reads SmolLM2 with it
-        "onnx~=1.23.2",  # and DINOv2 is taken out of an ONNX file
+        "onnx~=1.23.2",  # and DINOv2 comes from an ONNX file
         "pillow-heif~=1.8",  # HEIC images
         "optuna~=4.9",  # searches
         "distributed>=2025.1",  # a local Dask cluster
