@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 REQUIRES = [
-    "torch>=2.9",  # the framework; install the build for your hardware first (README)
+    "torch>=2.9",  # the framework; install the build for your hardware first (docs/running.md)
     "deepspeed~=0.19.8",  # ZeRO-3 engine
     "megatron-core~=0.16.1",  # tensor-parallel layers and process groups
     "transformers~=5.23.0",  # vision towers and language models
