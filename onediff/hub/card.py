@@ -16,7 +16,7 @@ from onediff.data.manifest import FILE, read_manifest
 from onediff.runs.folder import RunFolder
 
 EXAMPLES = 4
-WARNS = "OneDiff's own commands warn of such images and give each caption a confidence; transformers alone does not."
+WARNS = "OneDiff's own commands warn about such images and give each caption a confidence; transformers alone does not."
 SHOWN = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L", "change type")
 WITH_TRANSFORMERS = """\
 ```python

@@ -60,7 +60,7 @@ def test_a_calibrated_model_warns_of_photographs_and_its_exports_and_reports_car
     assert "no confidence: calibration needs 10 right captions" in said and "4 pairs of pairs-test" in said
     exported = tmp_path / "model"
     assert main(["export", str(run), str(exported)]) == 0
-    assert "OneDiff's own commands warn of such images" in (exported / "README.md").read_text()
+    assert "OneDiff's own commands warn about such images" in (exported / "README.md").read_text()
     capsys.readouterr()
     assert main(["caption", *photographs, "--model", str(exported)]) == 0
     warning = "unlike the model's training images: rendered scenes"
