@@ -3,7 +3,7 @@
     python benchmarks/lanes.py [--samples 1e9] [--shards 1e5] [--ranks 4096] [--lanes-per-rank 1] [--json FILE]
     python benchmarks/lanes.py --read [--json FILE]
 
-Prints the set-up time, the time of a look-up in order and at random positions, the memory that a rank keeps, and the
+Prints the set-up time, the time of a lookup in order and at random positions, the memory that a rank keeps, and the
 difference in samples between ranks. With --read, measures the time to read a sample for a rank with 16 to 4,096 lanes, each
 in its own shard, as lanes are. This writes 4,096 small shards (one gigabyte) to a temporary folder.
 """
@@ -138,7 +138,7 @@ def uneven(samples: int, shards: int) -> np.ndarray:
 
 
 def timed(lanes: Lanes, places: list[tuple[int, int]]) -> float:
-    """Seconds per look-up."""
+    """Seconds per lookup."""
     began = time.perf_counter()
     for lane, position in places:
         lanes.at(lane, position)

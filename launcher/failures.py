@@ -1,4 +1,4 @@
-"""Known failures, recognized by their messages: what each means, what to do, and a hint for the user.
+"""Known failures, recognised by their messages: what each means, what to do, and a hint for the user.
 
 The messages come from public bug reports. A profile adds rows with its key `failures`, which take precedence. The last
 matching line of a log decides; if several rows match it, the first one counts.

@@ -74,7 +74,7 @@ class RequeueRule(Section):
 
 
 class KnownFailure(Section):
-    """A failure known on this cluster, recognized by its message."""
+    """A failure known on this cluster, recognised by its message."""
 
     kind: str
     """Short name."""

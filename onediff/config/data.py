@@ -170,7 +170,7 @@ class DataConfig(Section):
     """Images with more pixels, according to their headers, are skipped without decoding; Pillow's own limit is 178
     million."""
     pixels: Literal["fast", "exact"] = "exact"
-    """`exact` gives the pixels of the Hugging Face processors, bit for bit. `fast` applies the same filter in vectorized
+    """`exact` gives the pixels of the Hugging Face processors, bit for bit. `fast` applies the same filter in vectorised
     code: up to twice as fast, off by 0.01 of 255 on average and by at most 2."""
     bad_share: float = Field(0.01, ge=0, le=1)
     """Stop the run if more than this share of the samples is unreadable, after the first 100."""

@@ -3,7 +3,7 @@ nearly the same.
 
 Decoding and scaling dominate the cost of loading. Plain JPEGs go directly to libjpeg-turbo. Pillow uses the same library
 and returns the same bytes, at six times the cost for a small image. Exact scaling uses Pillow. Fast scaling uses torch's
-vectorized code for the same filter, which differs by 0.01 of 255 on average and by at most 2. `benchmarks/loader.py` prints
+vectorised code for the same filter, which differs by 0.01 of 255 on average and by at most 2. `benchmarks/loader.py` prints
 these figures, and those of alternatives: scaled decoding and OpenCV's filters are off by up to 50.
 """
 
@@ -113,7 +113,7 @@ def scaled_exactly(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Fil
 
 
 def scaled_fast(pixels: NDArray[np.uint8], size: tuple[int, int], filter: Filter = "bicubic") -> NDArray[np.uint8]:
-    """A `Scale` with torch's vectorized code for the same filter."""
+    """A `Scale` with torch's vectorised code for the same filter."""
     if pixels.shape[1::-1] == size:
         return pixels
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]

@@ -50,7 +50,7 @@ SAY = {
     r"\binform(s|ed)? oneself\b": "`reads`, `asks`",
     r"\bwithout a word\b": "`silently`, `without a warning`",
     r"\bfor want of\b": "`for lack of`",
-    r"\bby heart\b": "`memorized`",
+    r"\bby heart\b": "`memorised`",
     r"\bheld against\b": "`compared with`, `validated against`",
     r"\bstands? in (it|the|train)\b|\bwhat stands\b": "`is in`, `contains`",
     r"\bgo(es)? on with\b": "`continues with`",

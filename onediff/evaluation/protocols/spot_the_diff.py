@@ -4,8 +4,8 @@ Source: Jhamtani and Berg-Kirkpatrick, "Learning to Describe Differences Between
 (https://arxiv.org/abs/1808.10584); data, predictions and scores at https://github.com/harsh19/spot-the-diff.
 
 - Pairs: the 1,270 pairs of the published reference file of the test split.
-- References: each sentence of a pair is one. A model that writes one sentence is not penalized for stating one change of
-  many; a model that states them all is penalized by metrics without a brevity penalty. That is why the joined variant has
+- References: each sentence of a pair is one. A model that writes one sentence is not penalised for stating one change of
+  many; a model that states them all is penalised by metrics without a brevity penalty. That is why the joined variant has
   another name.
 - Repeated ids: the reference file lists an image once for each sentence; that is one pair.
 - Empty references: the file has pairs whose only sentence is empty. They count, as in the published scores; leaving them
