@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 FAST = not long and not real and not slurm and not mlflow and not java and not browser and not ranks and not slow
 
 # The scenes of the ablation, as many as `onediff demo` renders.
-RENDER = $(BIN)/onediff data render --size 63 --jpeg 95 --pairs 28000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03
+RENDER = $(BIN)/onediff data render --size 63 --jpeg 95 --pairs 36000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03
 ABLATION = $(BIN)/python -m benchmarks.learning.ablation --seeds 0,1,2 --deltas vdm,residual,difference,none,concatenation,joint,subtraction
 
 .PHONY: demo demo-long ablation-small ablation photos test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
@@ -23,7 +23,7 @@ demo: install
 
 # A larger demo, which takes an hour.
 demo-long: install
-	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 128000 --singles 16000
+	$(BIN)/onediff demo --config configs/demo_long.yaml --pairs 144000 --singles 16000
 
 # Four delta modules (the paper's, the same with the difference added, the difference alone, none), each with and without Coupled
 # Sample Training, on the demo's scenes and tower, which are made if they are missing. Takes at most an hour.

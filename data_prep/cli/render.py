@@ -51,12 +51,13 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= args.jpeg <= 100:
         raise UserError(f"--jpeg {args.jpeg}: must be from 1 to 100")
     if args.sheet:
-        first = PairMaker(args.seed, next(iter(split_counts(args.split_sizes, 1))), args.jpeg, config)
-        save_sheet((render_pair(config, first.series, index) for index in range(ON_A_SHEET)), args.sheet)
+        split = next(iter(split_counts(args.split_sizes, 1)))
+        first = PairMaker(args.seed, split, args.jpeg, config.of(split))
+        save_sheet((render_pair(first.config, first.series, index) for index in range(ON_A_SHEET)), args.sheet)
     for name, maker, count in (("pairs", PairMaker, args.pairs), ("singles", Singles, args.singles)):
         counts = split_counts(args.split_sizes, count)
         reports = write_splits(
-            {split: maker(args.seed, split, args.jpeg, config) for split in counts},
+            {split: maker(args.seed, split, args.jpeg, config.of(split)) for split in counts},
             counts,
             args.out / name,
             name,

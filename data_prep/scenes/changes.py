@@ -13,7 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.scenes.config import ChangeType
-from data_prep.scenes.things import COLOURS, PLACES, SHAPES, Thing, Things, draw_thing, pick, settle
+from data_prep.scenes.things import (
+    BY_CHANCE,
+    COLOURS,
+    PLACES,
+    SHAPES,
+    Likeness,
+    Thing,
+    Things,
+    draw_thing,
+    pick,
+    settle,
+)
 
 
 class SceneChange(NamedTuple):
@@ -25,18 +36,18 @@ class SceneChange(NamedTuple):
 
 
 class SceneSituation(NamedTuple):
-    """The context of the next change: the scene so far, the changed objects, the occupied places, and how often a new
-    object has the colour of another one."""
+    """The context of the next change: the scene so far, the changed objects, the occupied places, and how much a new
+    object is like another one."""
 
     now: Things
     before: Things
     changed: frozenset[int]
     taken: frozenset[int]
-    alike: float = 0.0
+    likeness: Likeness = BY_CHANCE
 
 
 def draw_changes(
-    rng: np.random.Generator, kind: ChangeType, before: Things, alike: float = 0.0
+    rng: np.random.Generator, kind: ChangeType, before: Things, likeness: Likeness = BY_CHANCE
 ) -> tuple[list[SceneChange], Things] | None:
     """Changes of type `kind` to the scene `before`, and the scene after them; None if the scene allows none."""
     if kind == "none":
@@ -46,7 +57,7 @@ def draw_changes(
         # Each change needs another object; a third change is rare, to keep captions short.
         count = 3 if len(before) > 3 and rng.random() < 0.25 else 2
         kinds = [SINGLE[int(i)] for i in rng.permutation(len(SINGLE))[:count]]
-    situation = SceneSituation(before, before, frozenset(), frozenset(thing.place for thing in before), alike)
+    situation = SceneSituation(before, before, frozenset(), frozenset(thing.place for thing in before), likeness)
     changes = []
     for single in kinds:
         change = DRAW[single](rng, situation)
@@ -66,7 +77,7 @@ def _after(situation: SceneSituation, change: SceneChange) -> SceneSituation:
         situation.before,
         situation.changed | gone | {thing.number for thing in change.new},
         situation.taken | {thing.place for thing in change.new},
-        situation.alike,
+        situation.likeness,
     )
 
 
@@ -87,7 +98,7 @@ def _is_new(thing: Thing, situation: SceneSituation) -> bool:
 
 
 def _add(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
-    thing = draw_thing(rng, _free_place(rng, situation), situation.now + situation.before, situation.alike)
+    thing = draw_thing(rng, _free_place(rng, situation), situation.now + situation.before, situation.likeness)
     # If an object of the same shape and colour had disappeared, this would be a move.
     same = any((thing.shape, thing.colour) == (other.shape, other.colour) for other in situation.before)
     return None if same else SceneChange("add", (), (thing,))
@@ -122,7 +133,7 @@ def _resize(rng: np.random.Generator, situation: SceneSituation) -> SceneChange 
 
 def _replace(rng: np.random.Generator, situation: SceneSituation) -> SceneChange | None:
     for thing in _candidates(rng, situation):
-        other = draw_thing(rng, thing.place, situation.now + situation.before, situation.alike)
+        other = draw_thing(rng, thing.place, situation.now + situation.before, situation.likeness)
         other = replace(other, shape=pick(rng, tuple(shape for shape in SHAPES if shape != thing.shape)))
         if _is_new(other, situation):
             return SceneChange("replace", (thing,), (other,))

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data_prep.scenes.things import Likeness
 from onediff.config.section import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Twins = Annotated[float, Field(ge=0, le=0.9)]  # of one colour and shape there are only four looks
 Weight = Annotated[float, Field(ge=0)]
 ChangeType = Literal["add", "remove", "move", "recolour", "resize", "replace", "swap", "several", "none"]
 BackgroundType = Literal["plain", "gradient", "texture", "photograph"]
@@ -29,6 +31,17 @@ class DistractorsConfig(Section):
     """Lowest JPEG quality of a compressed image; 100 leaves images alone."""
 
 
+class TrainConfig(Section):
+    """What differs in the split `train`, so that a model practises difficult scenes; the rest stays the same."""
+
+    alike: Share | None = None
+    """How often an object takes its colour from another one."""
+    twins: Twins | None = None
+    """How often an object takes its colour and its shape from another one."""
+    changes: dict[ChangeType, Weight] | None = None
+    """Relative frequency of each type of change; omitted types do not occur."""
+
+
 class ScenesConfig(Section):
     """Images of a few plain solids, in pairs with a known change or alone."""
 
@@ -43,6 +56,9 @@ class ScenesConfig(Section):
     alike: Share = 0.0
     """How often an object takes its colour from another one in the scene. A model that looks an object up by its colour, not
     by its place, then names the wrong shape."""
+    twins: Twins = 0.0
+    """How often an object takes both its colour and its shape from another one in the scene, so that only size or material
+    tell the two apart and captions name them."""
     changes: dict[ChangeType, Weight] = {
         "add": 1.0,
         "remove": 1.0,
@@ -64,12 +80,25 @@ class ScenesConfig(Section):
     cannot be told apart otherwise. Captions of single images are always full."""
     wordings: Annotated[int, Field(ge=1, le=5)] = 3
     """Maximum number of wordings of a caption; each sample lists them in random order."""
+    train: TrainConfig = TrainConfig()
+    """What differs in the split `train`."""
+
+    def of(self, split: str) -> ScenesConfig:
+        """The settings of one split."""
+        return self.model_copy(update=self.train.model_dump(exclude_none=True)) if split == "train" else self
+
+    @property
+    def likeness(self) -> Likeness:
+        """How much new objects are like others."""
+        return Likeness(self.alike, self.twins)
 
     @model_validator(mode="after")
     def _possible(self) -> ScenesConfig:
         if self.min_objects > self.max_objects:
             raise ValueError(f"min_objects {self.min_objects} is above max_objects {self.max_objects}")
-        for name in ("changes", "backgrounds"):
-            if not sum(getattr(self, name).values()) > 0:
-                raise ValueError(f"{name}: no weight is above zero; set at least one")
+        for part, name in ((self, "changes"), (self, "backgrounds"), (self.train, "changes")):
+            weights = getattr(part, name)
+            if weights is not None and not sum(weights.values()) > 0:
+                where = f"train.{name}" if part is self.train else name
+                raise ValueError(f"{where}: no weight is above zero; set at least one")
         return self

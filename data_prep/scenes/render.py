@@ -71,7 +71,7 @@ def render_pair(config: ScenesConfig, seed: int, index: int) -> RenderedPair:
 def render_single(config: ScenesConfig, seed: int, index: int) -> Single:
     """Single image number `index` of the series `seed`, of the same kind of scene, including distractors."""
     rng = np.random.default_rng([seed, index, 1])
-    things = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)), config.alike)
+    things = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)), config.likeness)
     distractors = draw_distractors(rng, config.distractors)
     ground = drawn(rng, config.backgrounds)
     background = draw_background(rng, ground, config.width, config.height)
@@ -92,8 +92,8 @@ def _draw_pair(
 ) -> tuple[Things, list[SceneChange], Things]:
     """A scene in which a change of type `kind` is possible, the changes, and the scene after them."""
     for _ in range(1000):
-        before = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)), config.alike)
-        outcome = draw_changes(rng, kind, before, config.alike)
+        before = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)), config.likeness)
+        outcome = draw_changes(rng, kind, before, config.likeness)
         if outcome is not None:
             return before, *outcome
     raise AssertionError(f"no scene for {kind} in 1000 tries")

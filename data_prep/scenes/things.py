@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,28 +58,38 @@ class Thing:
 Things = tuple[Thing, ...]
 
 
-def draw_scene(rng: np.random.Generator, count: int, alike: float = 0.0) -> Things:
+class Likeness(NamedTuple):
+    """How often a new object takes its colour from another one, and how often its colour and its shape."""
+
+    alike: float = 0.0
+    twins: float = 0.0
+
+
+BY_CHANCE = Likeness()
+
+
+def draw_scene(rng: np.random.Generator, count: int, likeness: Likeness = BY_CHANCE) -> Things:
     """`count` objects in different places, all with different looks."""
     places = rng.permutation(len(PLACES))[:count]
     things: Things = ()
     for place in places:
-        things += (draw_thing(rng, int(place), things, alike),)
+        things += (draw_thing(rng, int(place), things, likeness),)
     return things
 
 
-def draw_thing(rng: np.random.Generator, place: int, others: Things, alike: float = 0.0) -> Thing:
-    """An object for `place` that looks unlike each of `others`, with the next free number.
-
-    In a share `alike` of the draws it has the colour of one of them.
-    """
+def draw_thing(rng: np.random.Generator, place: int, others: Things, likeness: Likeness = BY_CHANCE) -> Thing:
+    """An object for `place` that looks unlike each of `others`, with the next free number."""
     number = max((other.number for other in others), default=-1) + 1
     looks = {other.look for other in others}
     while True:
         size, colour, material, shape = (
             pick(rng, kinds) for kinds in (tuple(SIZES), tuple(COLOURS), MATERIALS, SHAPES)
         )
-        if alike and others and rng.random() < alike:
+        if likeness.alike and others and rng.random() < likeness.alike:
             colour = pick(rng, tuple(other.colour for other in others))
+        if likeness.twins and others and rng.random() < likeness.twins:
+            twin = others[int(rng.integers(len(others)))]
+            colour, shape = twin.colour, twin.shape
         if (size, colour, material, shape) not in looks:
             turn = int(rng.integers(TURNS))
             return settle(rng, Thing(number, size, colour, material, shape, place, turn=turn))

@@ -87,19 +87,19 @@ LISTS = ("{all}", "there is {all}", "the image shows {all}", "one can see {all}"
 def pair_captions(
     rng: np.random.Generator, changes: Sequence[SceneChange], before: Things, after: Things, names: Names, wordings: int
 ) -> list[str]:
-    """Up to `wordings` sentences that describe exactly `changes`, in random order."""
+    """Up to `wordings` sentences that describe exactly `changes`, in random order.
+
+    Several changes, and objects that swap places, are named in reading order of their places, so that a model need not guess
+    which comes first.
+    """
     if not changes:
         return _shuffled(rng, list(WORDINGS["none"][:wordings]))
+    changes = sorted(changes, key=_first_place)
     facts = [_facts(change, before, after, names) for change in changes]
     if len(changes) == 1:
         return _shuffled(rng, [text.format(**facts[0]) for text in WORDINGS[changes[0].type][:wordings]])
-    sentences = []
-    for i in range(min(wordings, 2)):
-        clauses = [CLAUSES[change.type][i].format(**fact) for change, fact in zip(changes, facts, strict=True)]
-        sentences += [_joined(clauses)]
-        if wordings > 2:
-            sentences += [_joined(clauses[::-1])]
-    return _shuffled(rng, sentences[:wordings])
+    of_wording = zip(*(_clauses(change, fact) for change, fact in zip(changes, facts, strict=True)), strict=True)
+    return _shuffled(rng, [_joined(clauses) for clauses in of_wording][:wordings])
 
 
 def single_captions(rng: np.random.Generator, things: Things, wordings: int) -> list[str]:
@@ -156,8 +156,18 @@ def _facts(change: SceneChange, before: Things, after: Things, names: Names) -> 
             "grown": "grown" if grows else "shrunk",
         }
     if change.type == "swap":
-        facts["other"] = name(change.old[1], before, names)
+        facts["old"], facts["other"] = (
+            name(thing, before, names) for thing in sorted(change.old, key=lambda t: t.place)
+        )
     return facts
+
+
+def _clauses(change: SceneChange, facts: dict[str, str]) -> list[str]:
+    return [text.format(**facts) for text in CLAUSES[change.type]]
+
+
+def _first_place(change: SceneChange) -> int:
+    return min(thing.place for thing in change.old or change.new)
 
 
 def _joined(clauses: Sequence[str]) -> str:

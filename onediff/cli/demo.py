@@ -22,11 +22,10 @@ from onediff.errors import EXIT_STOPPED, UserError
 if TYPE_CHECKING:
     from onediff.config.run import RunConfig
 
-PAIRS, SINGLES = 28_000, 8_000
+PAIRS, SINGLES = 36_000, 8_000
 SPLITS = "train=0.95,val=0.02,test=0.03"
 QUALITY = 95
 """JPEG quality of the scenes; JPEG decodes three times as fast as PNG."""
-"""Exit code of a command that was asked to stop and can be resumed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

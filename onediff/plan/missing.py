@@ -82,7 +82,8 @@ def maker(name: str, folder: Path) -> str:
     if folder.name in diffcap["parts"] and folder.parent == Path(diffcap["out"]):
         return "run: onediff data build configs/diffcap.yaml"
     if folder.parent.name == "scenes" and folder.name in ("pairs", "singles"):
-        return f"run: onediff data render --out {shlex.quote(str(folder.parent))}"
+        counts = "--pairs 36000 --singles 8000 --scenes configs/scenes/demo.yaml"
+        return f"run: onediff data render --out {shlex.quote(str(folder.parent))} {counts}"
     return f"run: onediff data convert generic --table TABLE --out {shlex.quote(str(folder))}, or fix data.sets.{name}"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.scenes import DistractorsConfig, ScenesConfig, render_pair, render_single
 from data_prep.scenes.things import COLOURS, MATERIALS, PLACES, SHAPES, SIZES
+from onediff.evaluation.items.grammar import read
 
 QUIET = DistractorsConfig(probability=0)
 WORDS = "|".join
@@ -184,6 +185,20 @@ def test_distractors_disturb_unchanged_pairs_too_and_say_so():
         assert 0.4 < sum(name in one for one in half) / 300 < 0.6
 
 
+def test_several_changes_are_told_in_reading_order_of_their_places():
+    config = ScenesConfig(changes={"several": 1.0}, wordings=5)
+    for index in range(60):
+        pair = render_pair(config, 4, index)
+        before, after = by_number(pair.meta["before"]), by_number(pair.meta["after"])
+
+        def place(change, before=before, after=after):
+            first = before[change["before"][0]] if change["before"] else after[change["after"][0]]
+            return PLACES.index(first["place"])
+
+        told = [change["type"] for change in sorted(pair.meta["changes"], key=place)]
+        assert [[item.type for item in read(caption).items] for caption in pair.captions] == [told] * len(pair.captions)
+
+
 def test_full_names_have_all_four_attributes():
     config = ScenesConfig(names="full", changes={"remove": 1.0})
     for index in range(20):
@@ -202,6 +217,17 @@ def test_alike_scenes_have_neighbours_of_one_colour():
         config = ScenesConfig(min_objects=2, max_objects=2, changes={kind: 1}, alike=1.0)
         for index in range(20):
             assert len({thing["colour"] for thing in render_pair(config, 5, index).meta["after"]}) == 1, kind
+
+
+def test_only_size_or_material_tells_twins_apart():
+    def share(twins: float) -> float:
+        config = ScenesConfig(min_objects=2, max_objects=2, changes={"remove": 1}, twins=twins)
+        captions = [render_pair(config, 5, index).captions[0] for index in range(60)]
+        return float(
+            np.mean([bool(size or material) for size, _, material, _ in (re.findall(NAME, c)[0] for c in captions)])
+        )
+
+    assert share(0.0) < 0.2 < 0.7 < share(0.9)
 
 
 def test_wordings_bound_the_captions_of_a_sample():

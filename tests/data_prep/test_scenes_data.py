@@ -64,6 +64,16 @@ def test_a_pair_on_disk_is_the_pair_of_the_function(rendered):
     assert record["split"] == "train"
 
 
+def test_the_split_train_can_differ_from_the_others(tmp_path):
+    scenes = tmp_path / "scenes.yaml"
+    scenes.write_text("changes: {move: 1}\ntrain: {changes: {swap: 1}}\n")
+    words = ["--scenes", str(scenes), "--pairs", "8", "--split-sizes", "train=0.5,test=0.5", "--processes", "1"]
+    assert render(tmp_path / "data", *words) == 0
+    for split, kind in (("train", "swap"), ("test", "move")):
+        found = records(tmp_path / "data" / "pairs" / split).values()
+        assert {json.loads(members["json"])["meta"]["change_type"] for members in found} == {kind}
+
+
 def test_no_scene_is_in_two_splits(rendered):
     scenes = {
         split: {
