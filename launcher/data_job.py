@@ -16,7 +16,7 @@ from launcher.plan import container_prefix, pyxis_options
 from launcher.profile import ClusterProfile
 from launcher.queue import mark
 from launcher.record import Json
-from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
+from launcher.render import Script, directive, environment_lines, job_name, resource_directives, safe, variables
 from onediff.config.section import PLAIN_NAME, Section, nearest, validated
 from onediff.errors import UserError
 
@@ -141,7 +141,7 @@ def for_data(profile: ClusterProfile) -> ClusterProfile:
 def data_script(plan: Json, profile: ClusterProfile, phase: str, at_most: int | None) -> Script:
     """The batch script of one phase; at most `at_most` tasks of the array run at once."""
     run, tasks = Path(plan["run"]), plan["phases"][phase]["tasks"]
-    directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
+    directives = [directive("job-name", job_name(plan["name"], phase))]
     directives += [directive("comment", mark(run, phase)), *resource_directives(profile, "1", 1, 0)]
     directives += [directive("array", f"0-{tasks - 1}" + (f"%{at_most}" if at_most else ""))] if phase == SHARDS else []
     pattern = f"{phase}-%A_%a.log" if phase == SHARDS else f"{phase}-%j.log"

@@ -13,7 +13,7 @@ from launcher.frozen import module
 from launcher.profile import ClusterProfile
 from launcher.queue import mark
 from launcher.record import Json, Record
-from launcher.render import Script, directive, environment_lines, resource_directives, safe, variables
+from launcher.render import Script, directive, environment_lines, job_name, resource_directives, safe, variables
 from launcher.rules import usable_nodes
 from onediff.config.section import nearest
 from onediff.errors import UserError
@@ -172,7 +172,7 @@ def phase_script(plan: Json, profile: ClusterProfile, phase: str, comment: str |
     part, run = plan["phases"][phase], Path(plan["run"])
     least, most = (count + part["spares"] for count in part["nodes"])
     nodes = str(most) if least == most else f"{least}-{most}"
-    directives = [directive("job-name", f"onediff-{plan['name']}-{phase}")]
+    directives = [directive("job-name", job_name(plan["name"], phase))]
     directives += [directive("comment", " ".join(filter(None, [comment, mark(run, phase)])))]
     directives += resource_directives(profile, nodes, part["tasks_per_node"], part["gpus"])
     directives += [directive("chdir", plan["directory"])] if "directory" in plan else []

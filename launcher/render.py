@@ -58,6 +58,11 @@ def directive(option: str, value: object) -> str:
     return f"--{option}={text}" if PLAIN.fullmatch(text) else f'--{option}="{text}"'
 
 
+def job_name(run: str, part: str) -> str:
+    """The name under which Slurm shows a job; a run whose name begins with `onediff` gets no second one."""
+    return f"{run}-{part}" if run.startswith("onediff") else f"onediff-{run}-{part}"
+
+
 def safe(text: str, what: str) -> str:
     """Return `text`. Raises UserError if it has quotes, `$`, backslashes or control characters, which could alter it."""
     found = RISKY.search(text)

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 def submit_table(folder: Path, profile: ClusterProfile, behind: list[str]) -> str:
     """Queue the job that writes the table once every run has ended, successfully or not. Returns its id."""
     from launcher import slurm
-    from launcher.render import Script, directive, environment_lines, rendered, resource_directives, safe
+    from launcher.render import Script, directive, environment_lines, job_name, rendered, resource_directives, safe
 
     small = profile.model_copy(update={"tasks_per_node": 1, "exclusive": False, "cpus_per_task": 1, "time_limit": "10"})
     python = profile.python or sys.executable
@@ -101,7 +101,7 @@ def submit_table(folder: Path, profile: ClusterProfile, behind: list[str]) -> st
     script = Script(
         title=f"OneDiff: the table of the sweep {safe(folder.name, 'sweep')!r}",
         directives=[
-            directive("job-name", f"onediff-{folder.name}-table"),
+            directive("job-name", job_name(folder.name, "table")),
             *resource_directives(small, "1", 1, 0),
             directive("output", folder / "table.txt"),
         ],

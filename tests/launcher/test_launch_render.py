@@ -11,7 +11,7 @@ from launch_runs import write_data
 
 from launcher.plan import make_plan, node_range, phase_script, pyxis_options
 from launcher.profile import ClusterProfile, load_profile
-from launcher.render import Script, directive, environment_lines, rendered, resource_directives
+from launcher.render import Script, directive, environment_lines, job_name, rendered, resource_directives
 from onediff.config.compose import load_run
 from onediff.errors import UserError
 
@@ -130,3 +130,11 @@ def test_the_dry_run_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --job-name=onediff-demo-warm-up" in done.stdout
     assert not (tmp_path / "runs").exists() and sorted(tmp_path.rglob("*.sbatch")) == before
+
+
+def test_a_run_named_after_onediff_has_the_name_once_in_its_jobs():
+    assert [job_name(run, "one") for run in ("demo", "onediff-7b", "onediff")] == [
+        "onediff-demo-one",
+        "onediff-7b-one",
+        "onediff-one",
+    ]
