@@ -24,3 +24,8 @@ def valid_model_name(name: str) -> str:
 def valid_text(text: str, longest: int) -> str:
     """`text` without the one character that PostgreSQL rejects, cut to MLflow's limit."""
     return text.replace("\0", "�")[:longest]
+
+
+def beneath(parent: str, name: str) -> str:
+    """The name of a child run: `parent / name`, because a comparison of runs shows nothing but their names."""
+    return f"{parent[: LONGEST_NAME - len(name) - 3]} / {name}"

@@ -21,7 +21,7 @@ from onediff.tracking.carrier import Carrier, gone, parcel_of
 from onediff.tracking.comparison import Results, decisive
 from onediff.tracking.identity import ADOPTED
 from onediff.tracking.journal import Record, openings, read
-from onediff.tracking.names import PARAM_TEXT, TAG_TEXT, valid_name, valid_text
+from onediff.tracking.names import PARAM_TEXT, TAG_TEXT, beneath, valid_name, valid_text
 from onediff.tracking.place import tracking_uri
 from onediff.tracking.refusal import reason, refused, too_large
 from onediff.tracking.scrub import scrubbed
@@ -257,6 +257,7 @@ class Shipper:
             tags |= self.lineage
         if name != "run":
             tags[PARENT] = self._run_id("run", [])
+            title = beneath(str(self.client.get_run(tags[PARENT]).info.run_name), title)
         elif self.adopted and not gone(self.client, self.adopted):
             for key, text in tags.items():
                 self.client.set_tag(self.adopted, key, text)

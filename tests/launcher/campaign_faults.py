@@ -308,9 +308,9 @@ def mlflow_away(case: Case) -> Disturb:
         client = MlflowClient(server.url)
         runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
         names = sorted(str(run.info.run_name) for run in runs)
-        if sent.returncode or names != ["one", "run"]:
+        if sent.returncode or names != ["run", "run / one"]:
             return [f"MLflow has the runs {names}; {sent.stdout}{sent.stderr}"]
-        of_phase = next(run for run in runs if run.info.run_name == "one")
+        of_phase = next(run for run in runs if run.info.run_name == "run / one")
         points = [(point.step, int(point.value)) for point in client.get_metric_history(of_phase.info.run_id, "loss")]
         return [] if sorted(points) == sorted(undisturbed(STEPS).items()) else [f"MLflow has {points}"]
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,19 +244,20 @@ def test_embedded_store(tmp_path, monkeypatch, capsys):
     assert not State.load(tmp_path / "a").unsent()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("onediff").experiment_id])
-    assert sorted(run.info.run_name for run in found) == ["a", "b", "back", "evaluation test", *["one"] * 3, "rates"]
+    names = sorted(run.info.run_name for run in found)
+    assert names == ["a", "a / evaluation test", "a / one", "b", "b / one", "back", "back / one", "rates"]
     sweep = next(run.info.run_id for run in found if run.info.run_name == "rates")
     parents = {run.info.run_name: run.data.tags.get("mlflow.parentRunId") for run in found}
     assert parents["a"] == parents["b"] == sweep and parents["rates"] is None
-    scores = next(run for run in found if run.info.run_name == "evaluation test")
+    scores = next(run for run in found if run.info.run_name == "a / evaluation test")
     assert [point.value for point in client.get_metric_history(scores.info.run_id, "CIDEr")] == [2.0]
-    phases = {Path(run.data.tags["onediff.run"]).name: run for run in found if run.info.run_name == "one"}
+    named = {run.info.run_name: run for run in found}
     for name, wanted in (("a", [(1, 1.0), (2, 2.0), (3, 30.0)]), ("back", [(1, 1.0), (2, 20.0)])):
-        points = client.get_metric_history(phases[name].info.run_id, "loss")
+        points = client.get_metric_history(named[f"{name} / one"].info.run_id, "loss")
         assert [(point.step, point.value) for point in points] == wanted
-    tags = phases["back"].data.tags
+    tags = named["back / one"].data.tags
     assert tags["rollback.1"].startswith("to step 1 from step 3: loss 3") and "restarts" not in tags
-    assert [point.step for point in client.get_metric_history(phases["back"].info.run_id, "rollback")] == [1]
+    assert [point.step for point in client.get_metric_history(named["back / one"].info.run_id, "rollback")] == [1]
     assert list((tmp_path / "mlflow-artifacts").rglob("config.json"))
     assert "MLFLOW_TRACKING_URI" not in os.environ
 

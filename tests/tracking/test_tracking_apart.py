@@ -38,7 +38,7 @@ def manifest(tmp_path: Path) -> Path:
 def runs(url: str, experiment: str) -> dict:
     client = MlflowClient(url, url)
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    return {run.info.run_name: run for run in found}
+    return {run.info.run_name.rpartition(" / ")[2]: run for run in found}
 
 
 def losses(url: str, run) -> list[tuple[int, float]]:

@@ -25,10 +25,10 @@ def recorded(url: str, experiment: str) -> dict[str, tuple[str, list[int], dict[
     """By a run's name: its phase's id and steps, and its own tags."""
     client = MlflowClient(url, url)
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    parents = {run.info.run_id: run for run in found if run.info.run_name != "one"}
+    parents = {run.info.run_id: run for run in found if run.data.tags["onediff.kind"] == "run"}
     told = {}
     for run in found:
-        if run.info.run_name == "one":
+        if run.data.tags["onediff.kind"] == "phase":
             parent = parents[run.data.tags["mlflow.parentRunId"]]
             steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
             told[parent.info.run_name] = (run.info.run_id, steps, {"id": parent.info.run_id, **parent.data.tags})

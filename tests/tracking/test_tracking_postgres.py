@@ -79,7 +79,7 @@ def test_two_runs_into_a_new_database_at_once_and_a_restart(database, tmp_path, 
     client = MlflowClient(database)
     found = client.search_runs([client.get_experiment_by_name("in postgres").experiment_id])
     names = sorted(run.info.run_name for run in found)
-    assert names == ["a", "b", "one", "one"]
+    assert names == ["a", "a / one", "b", "b / one"]
     (parent,) = (run for run in found if run.info.run_name == "a")
     assert parent.data.tags["changed.lr"] == "0.1 → 0.2"
     (child,) = (run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id)

@@ -48,12 +48,12 @@ tracker.finish()
 
 
 def runs(url: str, experiment: str) -> dict:
-    """Active runs of an experiment by name; a name twice is a failure."""
+    """Active runs of an experiment by name, a child by its own part of it; a name twice is a failure."""
     client = MlflowClient(url, url)
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    names = [run.info.run_name for run in found]
-    assert len(set(names)) == len(names), names
-    return {run.info.run_name: run for run in found}
+    named = {run.info.run_name.rpartition(" / ")[2]: run for run in found}
+    assert len(named) == len(found), named.keys()
+    return named
 
 
 def history(url: str, run, key: str) -> list[tuple[int, float]]:
@@ -85,14 +85,14 @@ def test_two_runs_are_compared_by_settings_and_results_together(server, tmp_path
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     question = "metrics.CIDEr > 3 and params.optimizer.lr = '0.1'"
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], question)}
-    assert set(found) == {"good", "evaluation scenes-test-two-9"}
+    assert set(found) == {"good", "good / evaluation scenes-test-two-9"}
     assert found["good"].data.metrics == {"CIDEr": 3.5, "loss": 0.1 + 1 / 9}
     assert found["good"].data.tags["evaluation"] == "scenes-test-two-9"
     every = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{found['good'].info.run_id}'")
     children = {run.info.run_name: run for run in every}
-    assert children["two"].data.params == {"optimizer.lr": "0.1", "phases.two.steps": "9"}
-    assert set(children) == {"one", "two", "evaluation scenes-test-two-9", "nodes"}
-    assert all(key.startswith("system/node-a/") for key in children["nodes"].data.metrics)
+    assert children["good / two"].data.params == {"optimizer.lr": "0.1", "phases.two.steps": "9"}
+    assert set(children) == {f"good / {name}" for name in ("one", "two", "evaluation scenes-test-two-9", "nodes")}
+    assert all(key.startswith("system/node-a/") for key in children["good / nodes"].data.metrics)
     assert {run.info.status for run in every} == {"FINISHED"}
     assert found["good"].data.tags["mlflow.user"] and found["good"].data.tags["mlflow.source.name"]
 

@@ -74,12 +74,12 @@ def run(server: MlflowServer, data: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def runs(server: MlflowServer, experiment: str) -> dict:
-    """Active runs of an experiment by name; a name twice is a failure."""
+    """Active runs of an experiment by name, a child by its own part of it; a name twice is a failure."""
     client = MlflowClient(server.url, server.url)
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    names = [run.info.run_name for run in found]
-    assert len(set(names)) == len(names), names
-    return {run.info.run_name: run for run in found}
+    named = {run.info.run_name.rpartition(" / ")[2]: run for run in found}
+    assert len(named) == len(found), named.keys()
+    return named
 
 
 def history(server: MlflowServer, run, key: str) -> list[tuple[int, float]]:
@@ -246,7 +246,7 @@ def test_people_see_the_captions_and_the_curves(server, run, tmp_path):
         browser.call("Emulation.setDeviceMetricsOverride", width=1600, height=1200, deviceScaleFactor=1, mobile=False)
         browser.open(f"{experiment}/runs/{child.info.run_id}/model-metrics")
         for name in ("loss/pairs", "loss/singles"):
-            browser.wait(in_view(f"two ({name})"), 180)
+            browser.wait(in_view(f"demo / two ({name})"), 180)
         lines = "[...document.querySelectorAll('.scatterlayer path.js-line')].map(line => line.getAttribute('d'))"
         curves = browser.wait(f"(found => found.length >= 2 && found)({lines})", 180)
         assert all(curve.count("L") + curve.count("C") + curve.count(",") >= STEPS - 1 for curve in curves[:2])
