@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.learning import ablation
 from benchmarks.learning.ablation_table import tables
-from benchmarks.learning.deltas import DELTAS, PEERS, built, size
+from benchmarks.learning.deltas import DELTAS, PEERS, LevelDifference, built, size
 from tests.support.small_run import config, overrides, render
 
 EVERY = (*DELTAS, *PEERS)
@@ -67,6 +68,16 @@ def test_a_cell_trains_as_many_parameters_as_the_paper_module_and_sees_both_imag
     for image in range(4):
         changed = (tokens(image) != tokens(None)).flatten(1).any(1).tolist()
         assert changed == [looks and pair == image // 2 for pair in range(2)]
+
+
+def test_what_subtraction_takes_from_the_difference_is_nothing_for_two_equal_images():
+    look = LevelDifference(8, 4)
+    for weight in (look.output.weight[:, : 2 * 4], look.gate.weight, look.gate.bias):
+        nn.init.zeros_(weight)  # only the difference of the images is left, with all gates equally open
+    images = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        assert torch.equal(look(images, images), look.output.bias.expand(3, 5, 4))
+        assert not torch.allclose(look(images, images.flip(0)), look.output.bias)
 
 
 def test_a_table_tells_the_worst_seed_and_its_intervals_hold_what_seeds_vary(tmp_path):
