@@ -21,6 +21,7 @@ from onediff.parallel.topology import Topology, create_topology
 from onediff.runs.folder import RunFolder
 from onediff.runs.section import stage
 from onediff.tracking import NodeMetrics
+from onediff.tracking.overview import is_run
 from onediff.training.faults import TrainingFault
 from onediff.training.heap import keep_freed_memory
 from onediff.training.prepare import prepare
@@ -49,7 +50,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool, pe
                 check_model(config.model, config.phases[name], name, config.of_phase(name).parallel)
         if ranks.rank == 0:
             prepare(folder, config)
-    if resume and ranks.rank == 0 and not (path / "checkpoints").is_dir():
+    # Jobs say --resume from their first start on.
+    if resume and ranks.rank == 0 and is_run(path) and not (path / "checkpoints").is_dir():
         log.warning("nothing to resume in %s: the run starts from the beginning", path)
     stop = StopRequest()
     memory = peer_copies if config.training.peer_copies is not None else None

@@ -20,6 +20,7 @@ from small_run import SECONDS, config, metrics, onediff, overrides, render
 from small_run import train as train_unpacked
 
 from onediff.cli import main
+from onediff.config.compose import write_run
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
 from onediff.training.start import starting_model
@@ -233,3 +234,17 @@ def test_a_fault_of_the_last_phase_is_refused_before_the_first_begins(data, tmp_
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("error: phases.two.vision_last: 9, but the vision tower has 2 layers")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_first_start_is_told_nothing_of_what_it_cannot_resume_and_a_second_without_checkpoints_is(data, tmp_path):
+    """Jobs of the launcher say --resume from their first start on."""
+    run = tmp_path / "job"
+    run.mkdir()
+    write_run(config(data, 1, **MORE), run / "config.yaml")
+    words = ["train", str(run), "--phases", "warm-up", "--resume", "--run", str(run)]
+    first = onediff(words)
+    assert first.returncode == 0 and "nothing to resume" not in first.stderr, first.stderr
+    shutil.rmtree(run / "checkpoints")
+    (run / "phase-warm-up" / "finished.json").unlink()
+    second = onediff(words)
+    assert second.returncode == 0 and f"nothing to resume in {run}: the run starts" in second.stderr, second.stderr
