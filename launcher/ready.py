@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,24 +41,28 @@ def check_inputs(
     `init` raise UserError, or are only listed in a dry run. What training would refuse of these phases raises UserError
     too. Without `weights`, models are not checked: the nodes download them.
     """
-    from onediff.plan.missing import missing_data, missing_lines, missing_models, missing_splits
+    from onediff.plan.missing import missing_data, missing_evaluated, missing_lines, missing_models, missing_splits
 
     trained = [phase for phase in phases if phase != EVALUATE]
-    if not trained:
-        return
     left = {name: config.phases[name] for name in trained}
     missing = [*missing_data(config.data, left.values()), *missing_splits(config.data, left)]
+    missing += missing_evaluated(config, trained, after=EVALUATE in phases)
     environ = {**os.environ, **profile.environment}
-    models = missing_models(config.model, config.init, said, begins, environ) if weights else []
+    models = missing_models(config.model, config.init, said, begins, environ) if weights and trained else []
     note_container(config.model, config.data, profile)
     if missing or models:
         lines = list(missing_lines([*missing, *models]))
         if not dry_run:
             raise UserError("; ".join(lines))
         print(*lines, sep="\n", file=sys.stderr)
-    if not weights:
-        return
-    if wrong := unfit(as_checked(config, trained), not begins, tuple(sorted(profile.environment.items()))):
+    if weights:
+        require_fit(config, phases, not begins, profile.environment)
+
+
+def require_fit(config: RunConfig, phases: Sequence[str], begun: bool, environment: Mapping[str, str]) -> None:
+    """Raise UserError for what training would refuse of those of `phases` that train; `begun` as in `dry_build.faults`."""
+    trained = [phase for phase in phases if phase != EVALUATE]
+    if trained and (wrong := unfit(as_checked(config, trained), begun, tuple(sorted(environment.items())))):
         raise UserError("; ".join(wrong))
 
 

@@ -6,7 +6,8 @@
 Each phase is an indexed Job that starts once the previous one has succeeded; the evaluation comes last. The claim is
 mounted at /shared, which is the working directory: relative paths in the configuration start there, and the run's folder
 is /shared/runs/<name>. After a pod fails, the set restarts from the latest checkpoint; bad input or a loss that is not a
-number ends it. Needs JobSet 0.8 or later.
+number ends it. Settings that training would refuse are refused here; what is on the claim is not looked at.
+Needs JobSet 0.8 or later.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from launcher.jobset import Pods, manifests
     from launcher.plan import EVALUATE
+    from launcher.ready import require_fit
     from onediff.atomic import write_whole
     from onediff.config.compose import load_run
     from onediff.config.run import chosen_phases
@@ -42,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--nodes must be at least 1, --gpus-per-node and --restarts at least 0")
     config = load_run(args.config, args.overrides)
     pods = Pods(args.image, args.claim, PurePosixPath(args.mount), args.nodes, args.gpus_per_node, args.restarts)
-    text = manifests(config, chosen_phases([*config.phases, EVALUATE], args.phases), pods)
+    phases = chosen_phases([*config.phases, EVALUATE], args.phases)
+    text = manifests(config, phases, pods)
+    require_fit(config, phases, begun=False, environment={})
     if args.out is None:
         print(text, end="")
     else:

@@ -50,7 +50,7 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Prints the plan; returns the exit code and the results for JSON."""
     from onediff.config.compose import load_run
     from onediff.plan.gpus import gpu_named
-    from onediff.plan.missing import missing_data, missing_lines, missing_models, missing_splits
+    from onediff.plan.missing import missing_data, missing_evaluated, missing_lines, missing_models, missing_splits
     from onediff.plan.phase import plan_phase, setup_of
     from onediff.plan.report import as_json, command, lines, totals
     from onediff.plan.suggest import suggest
@@ -75,6 +75,7 @@ def planned(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     said = [args.config, *args.overrides]
     missing = missing_data(config.data, config.phases.values(), quick=True)
     missing += missing_splits(config.data, config.phases)
+    missing += missing_evaluated(config, config.phases, after=True)
     if missing := [*missing, *missing_models(config.model, config.init, said)]:
         print("", *missing_lines(missing), sep="\n")
     result = {"gpu": gpu.name, "gpus": gpus, "phases": [as_json(plan) for plan in plans]}

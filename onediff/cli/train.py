@@ -20,6 +20,7 @@ from pathlib import Path
 from launcher.local import Node, run_local
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
+from onediff.config.evaluation import EvaluationConfig
 from onediff.config.model import ModelConfig
 from onediff.config.run import RunConfig, chosen_phases
 from onediff.config.training import InitConfig
@@ -95,8 +96,20 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
             )
         for data_set in phase.mix:
             read_manifest(config.data.sets[data_set].folder)
+    require_splits(config, phases)
     if not resume:
         require_weights(config.model, config.init)
+
+
+def require_splits(config: RunConfig, phases: list[str]) -> None:
+    """Raises UserError if a held-out split does not exist that a phase reads, or that was chosen for the evaluation."""
+    from onediff.plan.missing import missing_evaluated, missing_lines, missing_splits
+
+    # Data of one's own may lack the usual split; whoever only trains does not need it.
+    is_chosen = config.evaluation.split != EvaluationConfig.model_fields["split"].default
+    missing = missing_splits(config.data, {name: config.phases[name] for name in phases})
+    if missing := [*missing, *missing_evaluated(config, phases, after=is_chosen)]:
+        raise UserError("; ".join(missing_lines(missing)))
 
 
 def require_weights(model: ModelConfig, init: InitConfig | None) -> None:

@@ -14,7 +14,7 @@ from onediff.config.profile import ProfileConfig
 from onediff.config.section import Section
 
 Part = Literal["vision", "delta", "projector", "language"]
-
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 Checkpointing = Literal["none", "selective", "full"]
 
@@ -60,7 +60,7 @@ class OptimizerConfig(Section):
 
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the moments."""
     eps: float = Field(1e-8, gt=0)
     """Added to the square root of the second moment."""

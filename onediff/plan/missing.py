@@ -14,6 +14,8 @@ from onediff.config.addresses import is_url
 from onediff.config.compose import configs_folder
 from onediff.config.data import DataConfig
 from onediff.config.model import ModelConfig
+from onediff.config.run import RunConfig
+from onediff.config.section import nearest
 from onediff.config.training import InitConfig, PhaseConfig
 from onediff.data.manifest import FILE, read_manifest
 from onediff.data.splits import validated_sets
@@ -74,6 +76,23 @@ def missing_splits(data: DataConfig, phases: Mapping[str, PhaseConfig]) -> list[
             why, _, fix = str(fault).partition("; ")
             found.append(Missing("split", phase.validation.split, why, fix or f"fix phases.{name}.validation"))
     return found
+
+
+def missing_evaluated(config: RunConfig, phases: Iterable[str], after: bool) -> list[Missing]:
+    """`evaluation.split`, if none of the data sets to caption has it: in one of `phases`, or `after` them all.
+
+    Data sets that are not on this disk are not read.
+    """
+    split, last = config.evaluation.split, list(config.phases)[-1]
+    evaluated = [name for name in phases if config.phases[name].evaluate_every is not None]
+    for name in dict.fromkeys([*evaluated, *([last] if after else [])]):
+        places = [Path(config.data.sets[one].path) for one in config.phases[name].mix]
+        if any((place / split).is_dir() for place in places) or not all(place.is_dir() for place in places):
+            continue
+        there = {file.parent.name for place in places for file in place.glob(f"[!.]*/{FILE}")}
+        fix = f"fix evaluation.split{nearest(split, there) if there else ''}"
+        return [Missing("split", split, f"no data set of phase {name} has it", fix)]
+    return []
 
 
 def maker(name: str, folder: Path) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from launcher.jobset import PORT, Pods, label, manifests
 from launcher.local import Node, free_port, rank_variables
+from onediff.cli import main
 from onediff.config.compose import load_run
 from onediff.errors import UserError
 
@@ -107,3 +108,17 @@ def test_what_cannot_be_shared_out_or_named_is_refused():
         manifests(config, ["one"], Pods("i", "c", PurePosixPath("/shared"), nodes=7))
     with pytest.raises(UserError, match=r"name: '\+\+' is not a valid Kubernetes name"):
         label("++", "name")
+
+
+def test_what_training_would_refuse_is_not_written(tmp_path, capsys):
+    words = ["launch", "jobset", "configs/demo.yaml", "model=models/tiny", "--image", "i", "--claim", "c"]
+    words += ["--gpus-per-node", "1", "--out", str(tmp_path / "run.yaml")]
+    for override, told in (
+        ("evaluation.metrics=[sider]", "evaluation.metrics: no metric 'sider' (did you mean 'cider'?)"),
+        ("optimizer.betas=[0.9,1.5]", "optimizer.betas.1: input should be less than 1, got 1.5"),
+        ("model.vision.config.model_type=clipp", "model.vision: models of type clipp are not supported"),
+    ):
+        assert main([*words, override]) == 2
+        assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run.yaml").exists()
+    assert main(words) == 0 and (tmp_path / "run.yaml").exists()

@@ -132,12 +132,22 @@ def test_what_training_would_refuse_is_not_queued(run_file, tmp_path, capsys):
 def test_a_split_that_no_data_set_has_is_missing(run_file, tmp_path, capsys):
     write_data(tmp_path / "scenes" / "pairs")
     main(["data", "index", str(tmp_path / "scenes" / "pairs"), "--processes", "1"])
-    words = ["launch", "submit", str(run_file), "phases.one.validate_every=1", "phases.one.validation.split=vall"]
-    assert main([*words, "--run", str(tmp_path / "run"), "--profile", "plain", "--no-weights-check"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "onediff: error: still missing: split vall (phases.one.validation: the data set pairs has no split 'vall') → "
-        "set validation.split to one of train"
-    )
+    validated = ["phases.one.validate_every=1", "phases.one.validation.split=vall"]
+    validates = "split vall (phases.one.validation: the data set pairs has no split 'vall') → "
+    evaluates = "split tset (no data set of phase one has it) → "
+    for overrides, told in (
+        (validated, f"{validates}set validation.split to one of test, train"),
+        (["evaluation.split=tset"], f"{evaluates}fix evaluation.split (did you mean 'test'?)"),
+    ):
+        words = [str(run_file), *overrides]
+        run = ["--run", str(tmp_path / "run")]
+        assert main(["launch", "submit", *words, *run, "--profile", "plain", "--no-weights-check"]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"onediff: error: still missing: {told}"
+        assert main(["train", *words, *run]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"onediff: error: still missing: {told}"
+        assert main(["plan", *words, "model=models/tiny", "model.delta.bert=null", "--gpus", "8"]) == 0
+        assert f"still missing: {told}" in capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_left_of_a_run_is_built_before_it_is_queued_again(run_file, tmp_path, capsys):

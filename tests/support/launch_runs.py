@@ -32,15 +32,15 @@ RANKS = "^[^ ]+ [^ ]+/launch/code onediff train"
 
 
 def write_data(folder: Path) -> Path:
-    """A data set of one text, enough for what is checked before a submission."""
-    (folder / "train").mkdir(parents=True)
-    text = json.dumps(
-        {"id": "0", "source": "t", "task": "text", "captions": ["x"], "split": "train", "meta": {}}
-    ).encode()
-    with tarfile.open(folder / "train" / "t-train-000000.tar", "w") as tar:
-        info = tarfile.TarInfo("0.json")
-        info.size = len(text)
-        tar.addfile(info, io.BytesIO(text))
+    """A data set of one text in two splits, enough for what is checked before a submission."""
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        text = {"id": "0", "source": "t", "task": "text", "captions": ["x"], "split": split, "meta": {}}
+        content = json.dumps(text).encode()
+        with tarfile.open(folder / split / f"t-{split}-000000.tar", "w") as tar:
+            info = tarfile.TarInfo("0.json")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     return folder
 
 
