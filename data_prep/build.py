@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +109,9 @@ def retrieved(how: Retrieval, images: Path, table: Path) -> Path:
 
 def write_captions(how: Captioning, rows: list[Row], out: Path) -> int:
     """Writes the table of captions; returns the number of failed questions."""
-    cache = Cache(out.with_name(out.name + ".answers.jsonl"))
-    try:
+    with closing(Cache(out.with_name(out.name + ".answers.jsonl"))) as cache:
         asker = Asker(cache, how.model, how.base_url, concurrency=how.concurrency, per_minute=how.per_minute)
         return caption_rows(rows, read_prompt(how.prompt), asker, out)["failed"]
-    finally:
-        cache.close()
 
 
 def show_collection(collection: Collection, built: dict[str, Built]) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from data_prep.images import content_print
 from data_prep.report import Tally
 from data_prep.tar import TarWriter
+from onediff.atomic import write_whole
 from onediff.data.index import index_path, save_index
 from onediff.data.manifest import Shard
 from onediff.data.sample import BadSample, Sample, encode_sample
@@ -79,9 +80,7 @@ class Chunks:
             raise
         files = files_of(self.make, indices)
         record = json.dumps({"shards": [vars(shard) for shard in shards], "tally": tally.fields(), "files": files})
-        aside = self.work / f".tmp-{os.uname().nodename}-{os.getpid()}-chunk-{n:06d}.json"
-        aside.write_text(record)
-        os.replace(aside, self.work / f"chunk-{n:06d}.json")
+        write_whole(self.work / f"chunk-{n:06d}.json", record)
 
     def members(self, i: int, tally: Tally) -> list[tuple[str, bytes]]:
         """The tar members of sample `i`; none if it is skipped."""

@@ -40,26 +40,19 @@ class MakeSample:
         try:
             if row.fault:
                 raise BadSample("incomplete", row.fault)
-            row = replace(row, images=self.placed(row))
+            row = replace(row, images=self.image_source.placed(row.images, row.where))
             self._paths[i] = paths_of(row.images)
             return self.sample(row if row.id else replace(row, id=first_id(row)), notes)
         except BadSample as bad:
             merged = tuple(note for note in notes if note == "merged_row")  # rows that are skipped with this one
             raise BadSample(bad.kind, f"{row.where}: {bad.reason}", merged) from bad
 
-    def placed(self, row: Row) -> dict[str, str | bytes]:
-        """The images of a row, with normalised paths."""
-        place = self.image_source.place
-        return {
-            role: place(value, row.where) if isinstance(value, str) and value else value
-            for role, value in row.images.items()
-        }
-
     def sizes(self, i: int) -> list[int]:
         """Bytes of the source images of sample `i`; -1 for one that is missing or remote."""
         paths = self._paths.pop(i, None)
         if paths is None:
-            paths = paths_of(self.placed(self.plan[i][0]))
+            row = self.plan[i][0]
+            paths = paths_of(self.image_source.placed(row.images, row.where))
         return [-1 if is_url(path) else self.image_source.open().size(path) for path in paths]
 
     def sample(self, row: Row, notes: list[str]) -> Sample:

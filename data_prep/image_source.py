@@ -269,6 +269,13 @@ class ImageSource:
             self.open().size(plain)
         return plain
 
+    def placed(self, images: Mapping[str, str | bytes], where: str) -> dict[str, str | bytes]:
+        """The images of a row, with the paths in plain form."""
+        return {
+            role: self.place(value, where) if value and isinstance(value, str) else value
+            for role, value in images.items()
+        }
+
     def read(self, path: str) -> tuple[bytes, list[str]]:
         """The bytes of the image, and notes. Raises `BadSample`, and UserError for a refused archive."""
         return (fetch(path, self.hosts), []) if is_url(path) else self.open().read(path)

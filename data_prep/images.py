@@ -161,30 +161,21 @@ def png_size(data: bytes) -> tuple[int, int] | None:
 
 def peculiarities(image: Image.Image, data: bytes) -> list[str]:
     """Why the image cannot be stored as it is, as kinds for the report; empty if it can."""
-    notes = []
     # Pillow decodes a whole PNG to look for EXIF after its pixels.
     may_turn = image.format != "PNG" or b"eXIf" in data
-    if may_turn and image.getexif().get(ORIENTATION) in range(2, 9):
-        notes.append("exif_rotation")
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        notes.append("animation")
-    if image.mode == "P":
-        notes.append("palette")
-    if image.has_transparency_data:
-        notes.append("alpha")
-    if image.mode == "CMYK" or image.mode == "YCCK":
-        notes.append("cmyk")
-    if foreign_profile(image):
-        notes.append("colour_profile")
-    if image.mode == "F":
-        notes.append("float")
-    if image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10"):
-        notes.append("16_bit")
-    if image_suffix(data) is None:
-        notes.append(str(image.format).lower())
-    if not notes and image.mode not in ("L", "RGB"):
-        notes.append(f"mode_{image.mode.lower()}")
-    return notes
+    kinds = {
+        "exif_rotation": may_turn and image.getexif().get(ORIENTATION) in range(2, 9),
+        "animation": getattr(image, "n_frames", 1) > 1 and image.format != "MPO",
+        "palette": image.mode == "P",
+        "alpha": image.has_transparency_data,
+        "cmyk": image.mode in ("CMYK", "YCCK"),
+        "colour_profile": foreign_profile(image),
+        "float": image.mode == "F",
+        "16_bit": image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10"),
+        str(image.format).lower(): image_suffix(data) is None,
+    }
+    notes = [kind for kind, is_found in kinds.items() if is_found]
+    return notes if notes or image.mode in ("L", "RGB") else [f"mode_{image.mode.lower()}"]
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -30,6 +30,7 @@ from data_prep.readers import Inputs, Reader, Row
 from data_prep.share import Share
 from data_prep.spool import Spool, Spooled
 from data_prep.writer import locked
+from onediff.atomic import write_whole
 
 VERSION = 2
 
@@ -135,11 +136,9 @@ def planned(
 
 
 def _save(plan: ConversionPlan, path: Path) -> None:
-    aside = path.with_name(".tmp-plan.json")
     spool = next(iter(plan.splits.values())).spool
     fields = {"parts": [part.fields() for part in spool.parts], "splits": [s.fields() for s in plan.splits.values()]}
-    aside.write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8", errors="replace")
-    aside.replace(path)
+    write_whole(path, json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _loaded(path: Path) -> ConversionPlan:

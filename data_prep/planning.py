@@ -158,10 +158,7 @@ class _Reading:
 
     def plain(self, row: Row) -> Row:
         """The row with the paths of its images in plain form."""
-        images = {
-            role: self.image_source.place(value, row.where) if isinstance(value, str) and value else value
-            for role, value in row.images.items()
-        }
+        images = self.image_source.placed(row.images, row.where)
         return replace(row, images=images, split=row.split or "train")
 
     def check_splits(self, facts: pa.RecordBatch, where: Callable[[int], str]) -> None:

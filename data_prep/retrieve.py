@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from data_prep.embedding import Embedder, rgb
 from data_prep.image_source import SUFFIXES
 from data_prep.readers import Row
+from onediff.atomic import write_whole
 from onediff.errors import UserError
 
 
@@ -144,11 +146,10 @@ def captions_of(rows: Iterable[Row]) -> dict[str, str]:
 
 def write_pairs(path: Path, pairs: Sequence[tuple[str, str, float]], captions: Mapping[str, str] | None = None) -> None:
     """Writes a CSV with `before`, `after`, `similarity` and, if given, `caption_before` and `caption_after`."""
-    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["before", "after", "similarity", *(["caption_before", "caption_after"] if captions else [])])
-        for first, second, similarity in pairs:
-            words = [captions[first], captions[second]] if captions else []
-            rows.writerow([first, second, f"{similarity:.4f}", *words])
-    os.replace(aside, path)
+    file = io.StringIO(newline="")
+    rows = csv.writer(file)
+    rows.writerow(["before", "after", "similarity", *(["caption_before", "caption_after"] if captions else [])])
+    for first, second, similarity in pairs:
+        words = [captions[first], captions[second]] if captions else []
+        rows.writerow([first, second, f"{similarity:.4f}", *words])
+    write_whole(path, file.getvalue())

@@ -9,6 +9,7 @@ import struct
 import tarfile
 from pathlib import Path
 
+from onediff.atomic import aside
 from onediff.data.index import BLOCK, Index, index_of
 from onediff.data.manifest import Shard
 
@@ -40,7 +41,7 @@ class TarWriter:
         self.path = path
         self.bytes = 0
         self.samples = 0
-        self._aside = path.with_name(f".tmp-{os.uname().nodename}-{os.getpid()}-{path.name}")
+        self._aside = aside(path)
         self._file = open(self._aside, "wb", buffering=1 << 20)  # noqa: SIM115, closed by close()
         self._digest = hashlib.sha256()
         self._members: list[tuple[str, int, int]] = []

@@ -32,6 +32,7 @@ from data_prep.report import Report, Tally
 from data_prep.share import Share
 from data_prep.skipping import MaxSkipped
 from data_prep.workers import Workers, on_cluster
+from onediff.atomic import write_whole
 from onediff.data.index import index_path
 from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
 from onediff.errors import UserError
@@ -252,9 +253,7 @@ def claimed(work: Path, job: WriteJob, beside_others: bool = False) -> Iterator[
                     path.unlink()
             if beside_others:  # the others need not shuffle again
                 np.save(work / ORDER, job.order())
-            aside = work / f".tmp-{os.uname().nodename}-{os.getpid()}-job"
-            aside.write_text(job.digest())
-            os.replace(aside, mark)
+            write_whole(mark, job.digest())
         if beside_others:
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield

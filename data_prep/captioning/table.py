@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from data_prep.captioning.answers import clean, fault_of
 from data_prep.readers import Row
+from onediff.atomic import write_whole
 from onediff.errors import UserError
 from onediff.llm import Asker
 
@@ -56,28 +55,17 @@ def question_of(prompt: str, row: Row) -> str:
 def write_tables(out: Path, rows: Sequence[Row], questions: Sequence[str], answers: dict[str, str]) -> Counter[str]:
     """Writes the table and the rejected answers, in the order of the rows; counts faults, `good` and `failed`."""
     counts = Counter[str]()
-    rejected = out.with_name(out.name + ".rejected.jsonl")
-    with aside(out) as table, aside(rejected) as bad:
-        for row, question in zip(rows, questions, strict=True):
-            if question not in answers:
-                counts["failed"] += 1
-                continue
-            answer = clean(answers[question])
-            fault = fault_of(answer)
-            counts[f"rejected: {fault}" if fault else "good"] += 1
-            fields: dict[str, Any] = {**row.meta, **row.images, "id": row.id, "split": row.split}
-            fields |= {"rejected": fault, "answer": answer} if fault else {"captions": [answer]}
-            (bad if fault else table).write(json.dumps(fields, ensure_ascii=False) + "\n")
+    good, bad = [], []
+    for row, question in zip(rows, questions, strict=True):
+        if question not in answers:
+            counts["failed"] += 1
+            continue
+        answer = clean(answers[question])
+        fault = fault_of(answer)
+        counts[f"rejected: {fault}" if fault else "good"] += 1
+        fields: dict[str, Any] = {**row.meta, **row.images, "id": row.id, "split": row.split}
+        fields |= {"rejected": fault, "answer": answer} if fault else {"captions": [answer]}
+        (bad if fault else good).append(json.dumps(fields, ensure_ascii=False) + "\n")
+    write_whole(out, "".join(good))
+    write_whole(out.with_name(out.name + ".rejected.jsonl"), "".join(bad))
     return counts
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[TextIO]:
-    """A text file that gets its name once it is complete."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

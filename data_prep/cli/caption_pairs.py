@@ -9,6 +9,7 @@ are cached in OUT.answers.jsonl: a second run costs nothing, and an interrupted 
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 from data_prep.captioning.table import caption_rows, read_prompt
@@ -43,20 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args.prompt)
     rows = list(reader(args.name).rows(Inputs(args.annotations, args.images)))
-    cache = Cache(args.out.with_name(args.out.name + ".answers.jsonl"))
-    asker = Asker(
-        cache,
-        args.model,
-        args.base_url,
-        concurrency=args.concurrency,
-        per_minute=args.per_minute,
-        attempts=args.attempts,
-        timeout=args.timeout,
-    )
-    try:
+    options = {name: getattr(args, name) for name in ("concurrency", "per_minute", "attempts", "timeout")}
+    with closing(Cache(args.out.with_name(args.out.name + ".answers.jsonl"))) as cache:
+        asker = Asker(cache, args.model, args.base_url, **options)
         counts = caption_rows(rows, prompt, asker, args.out)
-    finally:
-        cache.close()
     rejected = {what: number for what, number in counts.items() if what.startswith("rejected")}
     print(
         f"{args.out}: {len(rows):,} pairs, {counts['good']:,} captioned, {sum(rejected.values()):,} rejected, "

@@ -78,6 +78,19 @@ class Inputs:
                 return base / name
         raise UserError(f"{base}: no {' or '.join(names)} here; name its folder with --annotations")
 
+    def split_files(self, *names: str) -> list[Path]:
+        """The annotations if they are a file, else those of the files `names` that are in their folder.
+
+        Raises UserError if there are none.
+        """
+        others, last, base = ", ".join(names[:-1]), names[-1], self.annotations
+        if base is None:
+            raise UserError(f"--annotations: name the folder with {others} and {last}")
+        files = [base] if base.is_file() else [base / name for name in names if (base / name).is_file()]
+        if not files:
+            raise UserError(f"{base}: no {others} or {last} here")
+        return files
+
 
 @dataclass(frozen=True)
 class Reader:

@@ -6,18 +6,10 @@ from collections.abc import Iterator
 
 from data_prep.readers import Inputs, Reader, Row, split_name
 from data_prep.readers.files import field_of, json_array, sentences_of
-from onediff.errors import UserError
 
 
 def rows(inputs: Inputs) -> Iterator[Row]:
-    base = inputs.annotations
-    if base is None:
-        raise UserError("--annotations: name the folder with train.json, val.json and test.json")
-    files = [base] if base.is_file() else [base / f"{split}.json" for split in ("train", "val", "test")]
-    files = [file for file in files if file.is_file()]
-    if not files:
-        raise UserError(f"{base}: no train.json, val.json or test.json here")
-    for file in files:
+    for file in inputs.split_files("train.json", "val.json", "test.json"):
         for number, row in enumerate(json_array(file), 1):
             where = f"{file.name} row {number}"
             name = str(field_of(row, "img_id", where))

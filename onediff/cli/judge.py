@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,8 +69,7 @@ def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     references = read_references(args.references)
     predictions = read_predictions(args.predictions, args.allow_missing)
     missing = unanswered(references.captions, references, [predictions], args.allow_missing)
-    cache = Cache(args.cache)
-    try:
+    with closing(Cache(args.cache)) as cache:
         asker = Asker(
             cache,
             args.model,
@@ -81,8 +81,6 @@ def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
             check=claims.usable if args.items else marks.read,
         )
         result, lines = (by_claims if args.items else by_marks)(args, asker, references, predictions)
-    finally:
-        cache.close()
     unjudged = len(predictions) - result["pairs"]
     print(
         f"{result['pairs']} pairs judged by {args.model}"
