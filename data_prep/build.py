@@ -30,10 +30,7 @@ class Built:
 
 
 def build(
-    collection: Collection,
-    processes: int | None = None,
-    say: Callable[[str], None] = print,
-    share: Share | None = None,
+    collection: Collection, processes: int | None = None, say: Callable[[str], None] = print, share: Share | None = None
 ) -> dict[str, Built]:
     """Converts every part whose raw files exist. Reports a part that fails, and continues with the others.
 
@@ -43,24 +40,20 @@ def build(
     for name, part in collection.parts.items():
         if share and part.captions:
             continue
-        needed = [part.annotations, part.images, part.retrieve.captions if part.retrieve else None]
-        absent = [path for path in needed if path is not None and not path.exists()]
-        if absent:
+        if absent := part.missing_files():
             source = reader(part.retrieve.captions_reader if part.retrieve else part.reader).source
             built[name] = Built({}, f"raw files missing: {absent[0]}" + (f", published at {source}" if source else ""))
             continue
         say(f"{name} …")
         try:
-            reports = build_part(name, part, collection.out / name, processes, share)
+            reports = build_part(part, collection.out / name, processes, share)
             built[name] = Built({report.manifest.split: report.manifest.samples for report in reports})
         except UserError as error:
             built[name] = Built({}, str(error))
     return built
 
 
-def build_part(
-    name: str, part: CollectionPart, out: Path, processes: int | None, share: Share | None = None
-) -> list[Report]:
+def build_part(part: CollectionPart, out: Path, processes: int | None, share: Share | None = None) -> list[Report]:
     """Writes captions if the part needs them, then shards. Raises UserError."""
     images = part.images
     if images is None and part.annotations is not None:  # next to the table, as in 'onediff data convert'
@@ -95,14 +88,7 @@ def retrieved(how: Retrieval, images: Path, table: Path) -> Path:
         table.parent.mkdir(parents=True, exist_ok=True)
         known = captions_of(reader(how.captions_reader).rows(Inputs(how.captions, images)))
         find_pairs(
-            images,
-            table,
-            how.model,
-            low=how.low,
-            high=how.high,
-            nearest=how.nearest,
-            each=how.each,
-            captions=known,
+            images, table, how.model, low=how.low, high=how.high, nearest=how.nearest, each=how.each, captions=known
         )
     return table
 

@@ -77,10 +77,7 @@ def collection_job(file: Path, values: dict[str, Any]) -> DataJob:
     collection = validated(Collection, values, str(file))
     present, passed_over = {}, []
     for name, part in collection.parts.items():
-        found_by = part.retrieve.captions if part.retrieve else None
-        needed = (part.annotations, part.images, found_by)
-        absent = [str(path) for path in needed if path is not None and not path.exists()]
-        if absent:
+        if absent := part.missing_files():
             passed_over.append(f"{name}: raw files missing: {absent[0]}")
         else:
             present[name] = part.model_dump(mode="json")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 RESTART, LEAVE_OUT, STOP, STOP_AT_START = "restart", "leave out", "stop", "stop at start"
-ACTIONS = (RESTART, LEAVE_OUT, STOP, STOP_AT_START)
 """Restart; restart without the node; end the phase; end the phase unless it has completed a step before."""
 
 

@@ -16,15 +16,7 @@ import time
 from pathlib import Path
 
 from launcher import frozen
-from launcher.again import (
-    all_excluded,
-    fewer_nodes,
-    lost_nodes,
-    partition_nodes,
-    patiently,
-    queue_again,
-    shown,
-)
+from launcher.again import all_excluded, fewer_nodes, lost_nodes, partition_nodes, patiently, queue_again, shown
 from launcher.alerts import Alerts
 from launcher.allocation import Allocation
 from launcher.beats import SILENT_SECONDS, Beats

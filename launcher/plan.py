@@ -94,11 +94,7 @@ def make_plan(
             "step": rule.hang_minutes,
             **rule.section_minutes.model_dump(),
         },
-        "preflight": {
-            **profile.preflight.model_dump(),
-            "run": str(run),
-            "scratch": profile.scratch,
-        },
+        "preflight": {**profile.preflight.model_dump(), "run": str(run), "scratch": profile.scratch},
         "phases": parts,
     }
 

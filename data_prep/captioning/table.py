@@ -55,7 +55,8 @@ def question_of(prompt: str, row: Row) -> str:
 def write_tables(out: Path, rows: Sequence[Row], questions: Sequence[str], answers: dict[str, str]) -> Counter[str]:
     """Writes the table and the rejected answers, in the order of the rows; counts faults, `good` and `failed`."""
     counts = Counter[str]()
-    good, bad = [], []
+    good: list[str] = []
+    bad: list[str] = []
     for row, question in zip(rows, questions, strict=True):
         if question not in answers:
             counts["failed"] += 1

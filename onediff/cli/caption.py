@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="two images, two folders, a table, a video")
     parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="a run, RUN@best or RUN@STEP of it, or an export",
+        "--model", type=Path, required=True, metavar="DIR", help="a run, RUN@best or RUN@STEP of it, or an export"
     )
     parser.add_argument("--instruction", metavar="TEXT", help="instruction to use instead of the one used in training")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest caption (default: 64)")

@@ -79,6 +79,11 @@ class CollectionPart(Section):
             raise ValueError("retrieve: needs `images`, a folder, and `captions`, because found pairs have no captions")
         return self
 
+    def missing_files(self) -> list[Path]:
+        """The raw files that do not exist."""
+        needed = (self.annotations, self.images, self.retrieve.captions if self.retrieve else None)
+        return [path for path in needed if path is not None and not path.exists()]
+
 
 class Collection(Section):
     """A collection of data sets, written below one folder."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,10 +49,6 @@ class Position:
     def cursor(self, lanes: Iterable[int]) -> Cursor:
         """The cursor of a rank that reads these lanes."""
         return Cursor({lane: self.cursors[lane] for lane in lanes}, Counter(), Counter())
-
-    def moved(self, lanes: Mapping[int, LaneCursor]) -> Position:
-        """The same order with new cursors for all lanes."""
-        return Position(self.order, tuple(lanes[lane] for lane in range(len(self.cursors))))
 
     def to_json(self) -> dict[str, Any]:
         """For the checkpoint."""

@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from onediff.evaluation.metrics.metric import Unavailable
 
@@ -60,9 +59,7 @@ class JavaProgram:
         # Captions may contain characters that `splitlines` treats as line ends.
         return self.output.read().decode().split("\n")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
         self.output.close()

@@ -249,10 +249,7 @@ def require_comparable(ours: Scores, other: Scores) -> None:
 
 
 def unanswered(
-    counted: Collection[str],
-    references: References,
-    systems: Iterable[Mapping[str, str]],
-    allow_missing: bool,
+    counted: Collection[str], references: References, systems: Iterable[Mapping[str, str]], allow_missing: bool
 ) -> tuple[str, ...]:
     """The pairs in `counted` for which some system has no caption. Raises UserError unless `allow_missing`."""
     missing: dict[str, None] = {}

@@ -96,11 +96,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 def parts(model: ModelConfig) -> list[tuple[str, str, str]]:
     """The initial weights of each part; public weights keep their own licence."""
-    named = {
-        "vision": model.vision.name,
-        "delta": model.delta.bert,
-        "language": model.language.name,
-    }
+    named = {"vision": model.vision.name, "delta": model.delta.bert, "language": model.language.name}
     return [
         (part, f"`{name}`", f"that of `{name}`") if name else (part, "random weights", "-")
         for part, name in {**named, "projector": None}.items()

@@ -45,12 +45,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        x_BQW: Tensor,
-        key: Tensor,
-        value: Tensor,
-        places_QW: Tensor | None = None,
-        at_k: Segments | None = None,
+        self, x_BQW: Tensor, key: Tensor, value: Tensor, places_QW: Tensor | None = None, at_k: Segments | None = None
     ) -> Tensor:
         """`[B, Q, W]` queries over keys and values `[…, W]`, already projected by `key` and `value`.
 

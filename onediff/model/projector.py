@@ -18,7 +18,4 @@ class Projector(nn.Module):
 
     def forward(self, images: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
         """`[…, vision width]` and `[pairs, tokens, delta width]`, both into the language model's width."""
-        return (
-            self.picture_out(F.gelu(self.picture_in(images))),
-            self.delta_out(F.gelu(self.delta_in(deltas))),
-        )
+        return self.picture_out(F.gelu(self.picture_in(images))), self.delta_out(F.gelu(self.delta_in(deltas)))

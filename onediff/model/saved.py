@@ -135,9 +135,7 @@ def description(folder: Path) -> SavedModel:
     return validated(SavedModel, under_new_names(read_mapping(file)), str(file))
 
 
-def load_model(
-    folder: Path, data: DataConfig | None = None, placement: Placement | None = None
-) -> tuple[OneDiffModel, Processor, Any, SavedModel]:
+def load_model(folder: Path, placement: Placement | None = None) -> tuple[OneDiffModel, Processor, Any, SavedModel]:
     """Loads a saved model in evaluation mode: the model, its processor, tokenizer and description.
 
     The model is on the CPU in its own dtype, or on the device and in the dtype of `placement`, with the language model split
@@ -155,8 +153,6 @@ def load_model(
             raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}; export the run again") from None
     if placement is not None:
         placement.settle(model)
-    data = data or DataConfig(sets={"none": {"path": "."}}, max_tokens=1_000_000)
-    processor, tokenizer = build_processor(
-        config, data.model_copy(update={"prompt": saved.prompt}), folder / "tokenizer"
-    )
+    data = DataConfig(sets={"none": {"path": "."}}, max_tokens=1_000_000, prompt=saved.prompt)
+    processor, tokenizer = build_processor(config, data, folder / "tokenizer")
     return model.eval(), processor, tokenizer, saved

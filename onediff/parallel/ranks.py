@@ -20,7 +20,6 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def initialize_distributed(
-    ranks: Ranks | None = None,
     timeout: timedelta = COLLECTIVE_TIMEOUT,
     first: Callable[[], None] | None = None,
     tensor: int = 1,
@@ -29,7 +28,6 @@ def initialize_distributed(
     """Initialises torch.distributed and DeepSpeed: nccl (with gloo for CPU tensors) if there is a GPU, else gloo.
 
     Args:
-        ranks: by default those of the environment.
         timeout: of every collective.
         first: runs on rank 0 before the group exists; the others wait without a limit while rank 0 is alive.
         tensor: the tensor-parallel size to be used.
@@ -41,7 +39,7 @@ def initialize_distributed(
     import torch
     import torch.distributed as dist
 
-    ranks = ranks or Ranks.from_environment()
+    ranks = Ranks.from_environment()
     # DeepSpeed and Megatron read these even if the process group already exists.
     os.environ.update(ranks.variables())
     accelerator.set_defaults(tensor, flight_records)

@@ -88,12 +88,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: OneDiffModel,
-        config: RunConfig,
-        phase: PhaseConfig,
-        topology: Topology,
-        swap: Path | None = None,
+        self, model: OneDiffModel, config: RunConfig, phase: PhaseConfig, topology: Topology, swap: Path | None = None
     ) -> None:
         """`swap` is the folder for optimizer states on NVMe, if the configuration puts them there.
 

@@ -47,13 +47,7 @@ class Guard:
     """Judges each step of a phase. Decisions depend only on numbers that are the same on all ranks."""
 
     def __init__(
-        self,
-        config: BadStepsConfig,
-        phase: str,
-        steps: int,
-        engine: Engine,
-        stream: Stream,
-        folder: RunFolder,
+        self, config: BadStepsConfig, phase: str, steps: int, engine: Engine, stream: Stream, folder: RunFolder
     ) -> None:
         self.watch = StepWatch(config)
         self.why = ""

@@ -99,9 +99,7 @@ def lr_multiplier(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(
-    groups: list[dict[str, Any]],
-    config: OptimizerConfig,
-    offloaded: bool,
+    groups: list[dict[str, Any]], config: OptimizerConfig, offloaded: bool
 ) -> tuple[torch.optim.Optimizer, str]:
     """The optimizer over parameter groups, and the name of its kernel for the log.
 

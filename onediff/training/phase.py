@@ -178,8 +178,5 @@ def straggler_monitor(log_every: int, workers: int, topology: Topology, engine: 
 def checkpoint_writer(folder: RunFolder, name: str, phase: PhaseConfig, background: bool) -> CheckpointWriter:
     """The writer of a phase's checkpoints."""
     return CheckpointWriter(
-        folder.checkpoints(name),
-        keep_last=phase.keep_checkpoints,
-        keep_every=phase.keep_every,
-        background=background,
+        folder.checkpoints(name), keep_last=phase.keep_checkpoints, keep_every=phase.keep_every, background=background
     )

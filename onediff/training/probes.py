@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from onediff.ranks import Ranks
+from onediff.training.metrics import Moment
 
 PRODUCT = 4096
 """Side of the multiplied matrices. One of them, 32 MiB, is also sent over the network."""
@@ -60,17 +60,9 @@ class Probes:
         return min(self.timed(work) for _ in range(TRIES))
 
     def timed(self, work: Callable[[], None]) -> float:
-        if self.device.type != "cuda":
-            began = time.perf_counter()
-            work()
-            return time.perf_counter() - began
-        stream = torch.cuda.current_stream(self.device)
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record(stream)
+        before = Moment(self.device)
         work()
-        after.record(stream)
-        after.synchronize()
-        return float(before.elapsed_time(after)) / 1e3
+        return before.seconds_until(Moment(self.device))
 
 
 def slowness(probes: Sequence[Mapping[str, float]]) -> list[tuple[float, str]]:

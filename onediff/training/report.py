@@ -6,9 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -44,7 +44,7 @@ class Running:
     """kept until the step's metrics are read, so that bad ones can be named"""
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager["ProgressBar"]):
     """A bar on rank 0's terminal, or occasional lines without a terminal, and the phase's status file."""
 
     def __init__(self, phase: Phase) -> None:
@@ -58,12 +58,7 @@ class ProgressBar:
         )
         self.last_line = time.monotonic()
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def goes_on_from(self, step: int) -> None:

@@ -132,12 +132,7 @@ def built(
         device=f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu",
         dtype=torch.bfloat16 if stage_three and config.training.precision == "bf16" else torch.float32,
     )
-    model = OneDiffModel(
-        parts,
-        placement=placement,
-        lora=config.phases[name].lora,
-        norms=config.training.norms,
-    )
+    model = OneDiffModel(parts, placement=placement, lora=config.phases[name].lora, norms=config.training.norms)
     placement.settle(model)
     return model
 

@@ -6,7 +6,7 @@ them. A checkpoint also loads one sub-group at a time, so it needs no more memor
 
 from __future__ import annotations
 
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 
@@ -15,7 +15,7 @@ def is_swapped(engine: Any, group: int) -> bool:
     return bool(engine.optimizer._swappable_optimizer_subgroup(group))
 
 
-class Swapped:
+class Swapped(AbstractContextManager["Swapped"]):
     """A context in which swapped sub-groups of an engine can be loaded. Does nothing for an engine without any.
 
     With `changes`, they are written back.
@@ -43,10 +43,5 @@ class Swapped:
         else:
             self._zero._release_swap_buffers(group)
 
-    def __enter__(self) -> Swapped:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._let_go()

@@ -181,8 +181,6 @@ def main() -> None:
             if "copies" in action:
                 take_copies(engine, Path(action["copies"]), ranks, action.get("dropout", 0.0))
                 action = {**action, "from": 4}
-            if "weights" in action:
-                checkpoint.load_weights(ZeroEngine(engine), Path(action["weights"]))
             result["losses"] = train(
                 engine, action.get("from", 0), action.get("to", 0), ranks.rank, ranks.world, action.get("dropout", 0.0)
             )

@@ -150,9 +150,8 @@ def main() -> None:
         first, last = action.get("from", 0), action.get("to", 0)
         losses, norms = train(engine, first, last, topology, vocabulary, action.get("chunk"))
         if "save" in action:
-            checkpoint.save_checkpoint(
-                ZeroEngine(engine), Path(action["save"]), step=last, extra={"lora": action.get("lora")}
-            )
+            writer = checkpoint.CheckpointWriter(Path(action["save"]), background=False)
+            writer.save(ZeroEngine(engine), step=last, extra={"lora": action.get("lora")})
         if "then" in action:
             losses += train(engine, last, action["then"], topology, vocabulary, None)[0]
         results.append({"losses": losses, "norms": norms})

@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -131,14 +131,19 @@ def global_batches(
                 batch, cursor = next(batches)
                 found[step].update(zip(share.lanes[first : first + micro_batch], batch.info["ids"], strict=True))
         lanes_after.update(cursor.lanes if steps else {})
-    return [[batch[lane] for lane in range(lanes)] for batch in found], position.moved(lanes_after)
+    return [[batch[lane] for lane in range(lanes)] for batch in found], moved(position, lanes_after)
+
+
+def moved(position: Position, lanes: Mapping[int, LaneCursor]) -> Position:
+    """The same order with new cursors for all lanes."""
+    return Position(position.order, tuple(lanes[lane] for lane in range(len(position.cursors))))
 
 
 def unbroken(made: Stream, lanes: int, block: int, steps: int) -> tuple[list[list[tuple[str, ...]]], list[Position]]:
     """Ids of the global batches of one rank that is never stopped, and the position before the first and after each."""
     start = Position.start(made, lanes, block)
     read = islice(read_batches(made, lanes, start.cursor(range(lanes)), 0, 2, 1.0), steps)
-    batches, positions = zip(*((batch.info["ids"], start.moved(cursor.lanes)) for batch, cursor in read), strict=True)
+    batches, positions = zip(*((batch.info["ids"], moved(start, cursor.lanes)) for batch, cursor in read), strict=True)
     return list(batches), [start, *positions]
 
 

@@ -72,8 +72,6 @@ def saved(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
         "stage 2 from nvme": {"stage": 2, "load": str(folder / "nvme" / STEP), **go_on},
         "nvme from cpu": {"offload": nvme(folder / "swap-3"), "load": str(folder / "cpu" / STEP), **go_on},
         "nvme from stage 1": {"offload": nvme(folder / "swap-4"), "load": str(folder / "stage-1" / STEP), **go_on},
-        "weights": {"weights": str(folder / "nvme" / STEP), "to": 2, "seed": 9, "offload": CPU},
-        "weights to nvme": {"weights": str(folder / "nvme" / STEP), "to": 2, "seed": 9, "offload": nvme(folder / "5")},
         "bf16": {"precision": "bf16", "offload": CPU, "save": str(folder / "bf16"), **train},
         "bf16 nvme": {
             "precision": "bf16",
@@ -116,12 +114,6 @@ def test_checkpoints_are_written_and_loaded(saved):
     assert runs["none from nvme"]["losses"] == pytest.approx(runs["nvme"]["then"], rel=1e-6)
     assert runs["stage 2 from nvme"]["losses"] == pytest.approx(runs["nvme"]["then"], rel=1e-6)
     assert runs["nvme from stage 1"]["losses"] == pytest.approx(runs["stage 1"]["then"], rel=1e-6)
-
-
-def test_weights_alone_are_loaded(saved):
-    _, runs = saved
-    assert runs["weights to nvme"]["losses"] == runs["weights"]["losses"]
-    assert abs(runs["weights"]["losses"][0] - runs["nvme"]["losses"][0]) > 1e-3
 
 
 def test_another_number_of_ranks_resumes(saved, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onediff.evaluation.metrics.kept import Kept, Key
-from onediff.evaluation.metrics.metric import Pairs, ratio
+from onediff.evaluation.metrics.metric import Pairs
 from onediff.evaluation.metrics.named_model import ModelMetric, short
 
 LAYERS = {
@@ -61,9 +61,6 @@ class BertScore(ModelMetric):
             )
             for one in systems
         ]
-
-    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {self.scores[0]: ratio(sums[..., 1], sums[..., 0])}
 
 
 def hidden_states(tokenizer: Any, model: Any, layer: int, texts: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onediff.evaluation.metrics.metric import Metric, Pairs, ratio
+from onediff.evaluation.metrics.metric import Metric, Pairs
 
 
 class ChangeType(Metric):
@@ -23,9 +23,6 @@ class ChangeType(Metric):
             np.array([counts(one, text, kind) for text, kind in zip(one.captions, one.change_types, strict=True)])
             for one in systems
         ]
-
-    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {"change type": ratio(sums[..., 1], sums[..., 0])}
 
 
 def counts(pairs: Pairs, caption: str, kind: str | None) -> list[float]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from onediff.data.formats import open_image
 from onediff.evaluation.metrics.kept import Kept, Key
-from onediff.evaluation.metrics.metric import Pairs, Unavailable, ratio
+from onediff.evaluation.metrics.metric import Pairs, Unavailable
 from onediff.evaluation.metrics.named_model import ModelMetric, short
 
 BATCH = 32
@@ -64,9 +64,6 @@ class ClipScore(ModelMetric):
             )
             for one in systems
         ]  # fmt: skip
-
-    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: ratio(sums[..., column], sums[..., 0]) for column, name in enumerate(self.scores, start=1)}
 
 
 def images_after(pairs: Pairs) -> list[bytes]:

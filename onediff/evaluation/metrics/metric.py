@@ -87,6 +87,10 @@ class Metric(SummedScores):
     def rows(self, systems: Sequence[Pairs]) -> list[np.ndarray]:
         """[pairs, columns] of each system. Raises Unavailable if it cannot be computed here."""
 
+    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Unless a metric has other statistics, the means of rows [1, a column for each score]; zeros leave a pair out."""
+        return {name: ratio(sums[..., column], sums[..., 0]) for column, name in enumerate(self.scores, start=1)}
+
     def applies(self, pairs: Pairs) -> bool:
         """Whether these pairs have what it needs; if not, it is silently left out."""
         return True

@@ -59,14 +59,10 @@ def fingerprint(model: Any) -> str:
     """A digest of a loaded model's weights; costs one pass over them."""
     import hashlib
 
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(dtype=_bytes()).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(dtype=torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onediff.evaluation.metrics.metric import Metric, Pairs, ratio
+from onediff.evaluation.metrics.metric import Metric, Pairs
 
 
 class RougeL(Metric):
@@ -25,9 +25,6 @@ class RougeL(Metric):
             )
             for s in systems
         ]
-
-    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {"ROUGE-L": ratio(sums[..., 1], sums[..., 0])}
 
 
 METRIC = RougeL()

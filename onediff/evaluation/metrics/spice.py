@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from onediff.evaluation.java import JavaProgram
-from onediff.evaluation.metrics.metric import Metric, Pairs, Unavailable, ratio
+from onediff.evaluation.metrics.metric import Metric, Pairs, Unavailable
 
 OPEN = ("java.base/java.lang", "java.base/java.math", "java.base/java.util", "java.base/java.util.concurrent")
 """Packages that the jar's libraries access by reflection, which Java 9 and later forbid."""
@@ -54,9 +54,6 @@ class Spice(Metric):
         values = [float(found[one["image_id"]]) for one in given]
         rows = np.array([[1, 0.0 if math.isnan(value) else value] for value in values])
         return np.split(rows, len(systems))
-
-    def values(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {"SPICE": ratio(sums[..., 1], sums[..., 0])}
 
 
 METRIC = Spice()

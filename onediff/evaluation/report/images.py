@@ -6,8 +6,7 @@ import base64
 import contextlib
 import io
 import json
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,12 +46,12 @@ def shard_images(folder: Path, ids: Collection[str]) -> Source:
     places: dict[str, tuple[Path, SampleSpan]] = {}
     for shard in manifest.shards:
         path = manifest.path(shard)
-        with _opened(path) as fd:
+        with path.open("rb") as file:
             for span in read_index(path):
                 record = tuple(member for member in span.members if member.suffix == "json")
                 # A sample that cannot be read has no images to show either.
                 with contextlib.suppress(BadSample, ValueError, KeyError, TypeError):
-                    pair = str(json.loads(read_sample(fd, SampleSpan(span.key, record))["json"])["id"])
+                    pair = str(json.loads(read_sample(file.fileno(), SampleSpan(span.key, record))["json"])["id"])
                     if pair in ids:
                         places[pair] = path, span
 
@@ -60,8 +59,8 @@ def shard_images(folder: Path, ids: Collection[str]) -> Source:
         if pair not in places:
             return None
         path, span = places[pair]
-        with _opened(path) as fd, contextlib.suppress(BadSample):
-            found = parse_sample(read_sample(fd, span), span.key).images
+        with path.open("rb") as file, contextlib.suppress(BadSample):
+            found = parse_sample(read_sample(file.fileno(), span), span.key).images
             return PairImages(found["before"], found["after"]) if "before" in found else None
         return None
 
@@ -109,13 +108,3 @@ def thumbnail(data: bytes, side: int) -> str | None:
     out = io.BytesIO()
     small.save(out, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A file descriptor of `path`."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

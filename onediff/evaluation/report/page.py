@@ -150,11 +150,7 @@ def rankings(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
     # The last metric breaks ties, which are common in the others.
     best = _places(np.lexsort((-second, -cider, -right)))
     surprise = np.abs(_standing(cider) - _standing(second))
-    ranks = {
-        "worst": len(best) - 1 - best,
-        "best": best,
-        "surprising": _places(np.argsort(-surprise, kind="stable")),
-    }
+    ranks = {"worst": len(best) - 1 - best, "best": best, "surprising": _places(np.argsort(-surprise, kind="stable"))}
     return {"columns": columns, "ranks": ranks}
 
 

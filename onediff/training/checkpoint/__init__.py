@@ -3,7 +3,7 @@
 from onediff.training.checkpoint.folder import best_checkpoint, checkpoints, latest_checkpoint
 from onediff.training.checkpoint.load import load_checkpoint, load_weights, read_weights
 from onediff.training.checkpoint.manifest import read_manifest, verify_checkpoint
-from onediff.training.checkpoint.save import CheckpointWriter, save_checkpoint
+from onediff.training.checkpoint.save import CheckpointWriter
 
 __all__ = [
     "CheckpointWriter",
@@ -14,6 +14,5 @@ __all__ = [
     "load_weights",
     "read_manifest",
     "read_weights",
-    "save_checkpoint",
     "verify_checkpoint",
 ]

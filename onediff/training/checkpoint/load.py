@@ -13,7 +13,13 @@ import torch.distributed as dist
 from onediff.config.model import LoraConfig
 from onediff.errors import UserError
 from onediff.parallel.agreement import raise_on_all_ranks
-from onediff.training.checkpoint.manifest import WEIGHT, CheckpointManifest, check_file, read_manifest
+from onediff.training.checkpoint.manifest import (
+    WEIGHT,
+    CheckpointManifest,
+    check_file,
+    read_manifest,
+    verify_checkpoint,
+)
 from onediff.training.checkpoint.randomness import restore_random_states
 from onediff.training.checkpoint.reader import CheckpointReader
 from onediff.training.checkpoint.weights import Weights, part_of
@@ -25,9 +31,7 @@ KERNELS = ("fused", "foreach", "capturable")
 """Optimizer group settings that belong to the machine, not to the run."""
 
 
-def load_checkpoint(
-    engine: ShardedEngine, path: Path, *, verify: bool = True, heed: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
+def load_checkpoint(engine: ShardedEngine, path: Path, *, heed: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Restores weights, moments, counts, learning rates and random states; returns `extra`. Collective.
 
     The engine may have any number of ranks and any ZeRO stage; with the same ones it continues bit for bit. Random states
@@ -36,7 +40,7 @@ def load_checkpoint(
     damaged or of another model.
     """
     path = Path(path)
-    manifest = _checked(path, verify, heed)
+    manifest = _checked(path, heed)
     parts = list(engine.shards())
     with raise_on_all_ranks():
         _must_fit(dict(engine.module.named_parameters()), parts, manifest, path)
@@ -75,38 +79,22 @@ def _fill(engine: ShardedEngine, parts: list[ParameterShard], reader: Checkpoint
 
 
 def load_weights(
-    module: Any,
+    module: torch.nn.Module,
     path: Path,
     *,
     lora: LoraConfig | None = None,
     parts: Collection[str] | None = None,
-    verify: bool = True,
     heed: Callable[[], None] = lambda: None,
 ) -> None:
-    """Loads only the weights, into a plain model or an engine. Collective if there are several ranks.
+    """Loads only the weights, into a model without an engine. Collective if there are several ranks.
 
-    `parts` limits loading to some parts of a plain model, such as `delta`; the checkpoint may then differ in the others.
+    `parts` limits loading to some parts of the model, such as `delta`; the checkpoint may then differ in the others.
     `lora` describes the model's adapters: if they are the checkpoint's, they are loaded; otherwise the checkpoint's are
     merged into the weights, and the model's, if any, start over. `heed` is called between reads, and may raise UserError to
     end them. Raises UserError on every rank if the checkpoint is damaged or of another model.
     """
     path = Path(path)
-    manifest = _checked(path, verify, heed)
-    if not isinstance(module, torch.nn.Module):
-        assert parts is None, "an engine is loaded whole"
-        ranges = list(module.shards())
-        with raise_on_all_ranks():
-            reader = CheckpointReader(path, manifest, heed)
-            weights = Weights(reader, lora)
-            weights.must_fit(dict(module.module.named_parameters()))
-            with module.swap_in(changes=True) as swapped:
-                for part in sorted(ranges, key=by_swap_group):
-                    swapped.bring(part.swapped)
-                    weights.fill(part.name, part.piece, part.weight)
-                    module.publish(part)
-            _restore_buffers(module.module, reader)
-        module.publish_all()
-        return
+    manifest = _checked(path, heed)
     from onediff.parallel.weights import put_weights
 
     with raise_on_all_ranks():
@@ -117,26 +105,22 @@ def load_weights(
         _restore_buffers(module, reader, parts)
 
 
-def read_weights(path: Path, *, verify: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The full fp32 parameters of a checkpoint, one at a time, in one process, including frozen ones; adapters merged."""
     path = Path(path)
-    manifest = read_manifest(path)
-    if verify:
-        for name in manifest.files:
-            check_file(path, name, manifest)
-    weights = Weights(CheckpointReader(path, manifest))
+    weights = Weights(CheckpointReader(path, verify_checkpoint(path)))
     for name in weights.shapes:
         yield name, weights.merged(name)
 
 
-def _checked(path: Path, verify: bool, heed: Callable[[], None]) -> CheckpointManifest:
+def _checked(path: Path, heed: Callable[[], None]) -> CheckpointManifest:
     """The manifest, after the ranks together have checked every file."""
     with raise_on_all_ranks():
         manifest = read_manifest(path)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     with raise_on_all_ranks():
         for number, name in enumerate(manifest.files):
-            if verify and number % world == rank:
+            if number % world == rank:
                 heed()
                 check_file(path, name, manifest)
     return manifest

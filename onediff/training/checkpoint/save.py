@@ -37,27 +37,6 @@ from onediff.training.faults import TrainingFault
 from onediff.zero.protocol import ParameterShard, ShardedEngine, SwapIn, by_swap_group
 
 
-def save_checkpoint(
-    engine: ShardedEngine,
-    folder: Path,
-    *,
-    step: int,
-    extra: dict[str, Any],
-    keep_last: int | None = None,
-    keep_every: int | None = None,
-) -> Path:
-    """Writes `folder/step-00000100`, points `folder/latest` to it and removes old checkpoints. Collective.
-
-    A checkpoint holds the weights (the fp32 master if there is one), the optimizer's moments, counts and hyper-parameters,
-    every rank's random states and rank 0's `extra` (plain JSON). Raises on every rank, and leaves the folder unchanged:
-    UserError if a rank cannot write, TrainingFault if a value is not finite.
-    """
-    writer = CheckpointWriter(folder, keep_last=keep_last, keep_every=keep_every, background=False)
-    path = writer.save(engine, step=step, extra=extra)
-    assert path is not None
-    return path
-
-
 @dataclass
 class _Pending:
     """A checkpoint whose files are being written."""
@@ -80,12 +59,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        keep_last: int | None = None,
-        keep_every: int | None = None,
-        background: bool,
+        self, folder: Path, *, keep_last: int | None = None, keep_every: int | None = None, background: bool
     ) -> None:
         self.folder = Path(folder)
         self.keep_last = keep_last
@@ -98,10 +72,14 @@ class CheckpointWriter:
     def save(self, engine: ShardedEngine, *, step: int, extra: dict[str, Any], best: bool = False) -> Path | None:
         """Starts a checkpoint; returns the checkpoint that this call finished, if any. Collective.
 
+        A checkpoint holds the weights (the fp32 master if there is one), the optimizer's moments, counts and
+        hyper-parameters, every rank's random states and rank 0's `extra` (plain JSON). `latest` then points to it.
+
         In the background mode that is the previous one, if it was unfinished; otherwise it is this one. `best` keeps this
         one until another is the best.
 
-        Raises UserError on every rank if one cannot write this checkpoint or could not write the previous one.
+        Raises on every rank, and leaves the folder unchanged: UserError if one cannot write this checkpoint or could not
+        write the previous one, TrainingFault if a value is not finite.
         """
         before = self.finish()
         rank, world = dist.get_rank(), dist.get_world_size()
