@@ -11,13 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from launcher import frozen
 from launcher.environment import for_ranks
-from launcher.record import Record, last_lines, write_json
-from launcher.task import LAST_LINES, node_name
+from launcher.record import Record
+from launcher.say import say
+from launcher.task import leave_note
 from onediff.errors import UserError
 
 
@@ -30,8 +30,8 @@ def main(run: Path, phase: str) -> int:
     number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if phase == "shards" else 0
     share = ["--share", f"{number}/{tasks}"] if phase == "shards" else []
     environment = for_ranks(plan["environment"])
-    note = record.exits(phase, 1) / f"{number}.json"
-    note.unlink(missing_ok=True)
+    notes = record.exits(phase, 1)
+    (notes / f"{number}.json").unlink(missing_ok=True)
     log = record.logs / f"{phase}.1.rank{number}.log"
     process: subprocess.Popen[bytes] | None = None
 
@@ -45,7 +45,7 @@ def main(run: Path, phase: str) -> int:
     with log.open("ab") as file:
         for words in plan["commands"]:
             command = [*plan["prefix"], *words, *share]
-            print(f"onediff launch: {time.strftime('%H:%M:%S')} {' '.join(command)}; log: {log}", flush=True)
+            say(f"{' '.join(command)}; log: {log}")
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
@@ -53,10 +53,8 @@ def main(run: Path, phase: str) -> int:
             code = code if code >= 0 else 128 - code
             if code:
                 break
-    last = last_lines(log, LAST_LINES)
-    told = {"rank": number, "node": node_name(), "code": code, "ended": time.time(), "log": str(log), "last": last}
-    write_json(note, told)
-    print(f"onediff launch: {time.strftime('%H:%M:%S')} ended with exit code {code}", flush=True)
+    leave_note(notes, number, code, log, None)
+    say(f"ended with exit code {code}")
     return code
 
 

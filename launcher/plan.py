@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from launcher.profile import ClusterProfile
 from launcher.queue import mark
 from launcher.record import Json, Record
 from launcher.render import Script, directive, environment_lines, job_name, resource_directives, safe, variables
-from launcher.rules import usable_nodes
+from launcher.rules import Rule, usable_nodes
 from onediff.config.section import nearest
 from onediff.errors import UserError
 
@@ -79,12 +80,7 @@ def make_plan(
         "srun": list(profile.srun),
         "cpu_bind": profile.cpu_bind,
         "interface": profile.interface,
-        "rule": {
-            "restarts_without_progress": rule.restarts_without_progress,
-            "node_failures": rule.node_failures,
-            "slow_share": rule.slow_share,
-            "slow_times": rule.slow_times,
-        },
+        "rule": rule.model_dump(include={field.name for field in fields(Rule)}),
         "failures": [[row.kind, row.match, row.action, row.advice] for row in profile.failures],
         "alerts": profile.alerts.model_dump(),
         "fence_seconds": rule.fence_seconds,

@@ -53,18 +53,15 @@ def decide(attempts: Sequence[Attempt], rule: Rule) -> Decision:
     if last.cause == "refused":
         return Decision("fail", f"{why}; look at `srun` and `sbatch` in the profile")
     ever = max((attempt.last_step or 0) for attempt in attempts)
-    if last.cause == "not a number":
-        return Decision("fail", f"{why}; a restart would only repeat it")
-    if last.cause == "hopeless":
+    if last.cause in ("not a number", "hopeless"):
         return Decision("fail", f"{why}; a restart would only repeat it")
     if last.cause in ("bad input", "hopeless at start") and ever == 0:
         return Decision("fail", why)
     exclude = bad_nodes(attempts, rule)
     if last.cause == "bad node":
         if all(a.cause == "bad node" and set(a.nodes) <= set(a.blamed) for a in attempts[-2:]) and len(attempts) > 1:
-            return Decision(
-                "fail", f"every node failed its pre-flight check twice: {why}"
-            )  # so the nodes are not to blame
+            # So the nodes are not to blame.
+            return Decision("fail", f"every node failed its pre-flight check twice: {why}")
         return Decision("requeue", why, exclude)
     if len(attempts) >= INTERRUPTIONS and all(map(stopped_idle, attempts[-INTERRUPTIONS:])):
         return Decision("fail", f"{why}, {INTERRUPTIONS} times in a row")

@@ -62,10 +62,13 @@ def run(args: argparse.Namespace) -> int:
 
     for row in slurm_findings(profile):
         show(*row)
-    wrong = faulty(check_cluster, profile, args)
-    here = None if wrong else slurm.partitions()[(profile.partition or "").split(",")[0]]
-    show("partition", wrong or described(here), wrong is None)
-    if here is None or args.login_only:
+    try:
+        check_cluster(profile, [args.nodes])
+    except UserError as error:
+        show("partition", str(error), False)
+        return 1
+    show("partition", described(slurm.partitions()[(profile.partition or "").split(",")[0]]))
+    if args.login_only:
         return 0 if good else 1
     folder = Path(tempfile.mkdtemp(prefix=".onediff-doctor-", dir=args.folder.resolve()))
     try:
@@ -102,26 +105,13 @@ def slurm_findings(profile: ClusterProfile) -> Iterator[Finding]:
         yield "  GPUs as resources", kinds or "none", "gpu" in kinds.split(",")
 
 
-def described(limit: Partition | None) -> str:
+def described(limit: Partition) -> str:
     """A partition's limits as text."""
     from launcher.slurm import UNKNOWN
 
-    assert limit is not None
     time = "no time limit" if limit.minutes is None else f"{limit.minutes} minutes at most"
     has = f"{limit.gpus} GPUs and {limit.cpus} CPUs per node" if limit.cpus < UNKNOWN else "all currently powered off"
     return f"{limit.name}: {limit.nodes} nodes, {has}, {time}"
-
-
-def faulty(check: object, profile: object, args: argparse.Namespace) -> str | None:
-    """What is wrong with the profile on this cluster, or None."""
-    from onediff.errors import UserError
-
-    assert callable(check)
-    try:
-        check(profile, [args.nodes])
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def node_findings(folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> Iterator[Finding]:

@@ -43,12 +43,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def chosen_log(record: object, phase: str | None, rank: int | None) -> Path:
+def chosen_log(record: Record, phase: str | None, rank: int | None) -> Path:
     """The file that the options select. Raises UserError if there is none yet."""
-    from launcher.record import Record
     from onediff.errors import UserError
 
-    assert isinstance(record, Record)
     if record.plan().get("kind") == "data":
         return task_log(record, phase, rank or 0)
     started = {name: attempts[-1] for name in record.plan()["phases"] if (attempts := record.attempts(name))}
