@@ -15,9 +15,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from onediff.config.compose import load_run
+from onediff.config.compose import as_yaml, load_run
 from onediff.errors import UserError
 
 CONNECTION_FAILED = 255
@@ -67,7 +65,7 @@ def packed(subcommand: str, words: Sequence[str]) -> tuple[list[str], dict[str, 
 
 def composed(name: str) -> bytes:
     """A configuration merged with everything it includes from other files."""
-    return yaml.safe_dump(load_run(name, []).model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode()
+    return as_yaml(load_run(name)).encode()
 
 
 def send(address: str, folder: str, files: dict[str, bytes]) -> None:

@@ -6,11 +6,14 @@ dimension; these work on any device, and along the tokens of `[batch, tokens, wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Exchange = Callable[[Tensor, int, dist.ProcessGroup], Tensor]
 
 
 def gathered(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
@@ -24,24 +27,6 @@ def _own(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     return whole.chunk(group.size(), dim)[group.rank()].contiguous()
 
 
-class _Gather(torch.autograd.Function):
-    """Gathers parts along `dim`. All ranks then do the same computation, so the gradient is the rank's own part."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
-        ctx.dim, ctx.group = dim, group
-        return gathered(part, dim, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _own(gradient, ctx.dim, ctx.group), None, None
-
-
-def gather_from_tensor_model_parallel_region(part: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """`[…, width / T]` → `[…, width]`, the same on every rank of the group."""
-    return _Gather.apply(part, -1, group)
-
-
 def _reduce_scattered(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     parts = whole.chunk(group.size(), dim)
     mine = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
@@ -49,48 +34,28 @@ def _reduce_scattered(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tens
     return mine
 
 
-class _GatherTokens(torch.autograd.Function):
-    """Gathers all ranks' tokens. Ranks then compute different parts of a layer, so their gradients are summed."""
+class _Exchange(torch.autograd.Function):
+    """Exchanges values along `dim` by `there`, and their gradient by `back`; both are functions of this module."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return gathered(share, 1, group)
+    def forward(ctx: Any, x: Tensor, there: Exchange, back: Exchange, dim: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.back, ctx.dim, ctx.group = back, dim, group
+        return there(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _reduce_scattered(gradient, 1, ctx.group), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.back(gradient, ctx.dim, ctx.group), None, None, None, None
 
 
-class _SumTokens(torch.autograd.Function):
-    """Sums the ranks' parts over all tokens, and leaves each rank its share of the tokens."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _reduce_scattered(part, 1, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gathered(gradient, 1, ctx.group), None
-
-
-class _ShareTokens(torch.autograd.Function):
-    """Takes the rank's share of tokens that are the same on every rank."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _own(whole, 1, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gathered(gradient, 1, ctx.group), None
+def gather_from_tensor_model_parallel_region(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`[…, width / T]` → `[…, width]`, the same on every rank of the group."""
+    # All ranks then do the same computation, so the gradient is the rank's own part.
+    return _Exchange.apply(part, gathered, _own, -1, group)
 
 
 def scatter_sums(part: Tensor, group: dist.ProcessGroup) -> Tensor:
     """`[batch, tokens, width]` → `[batch, tokens / ranks, width]`: this rank's share of the sum over ranks."""
-    return _SumTokens.apply(part, group)
+    return _Exchange.apply(part, _reduce_scattered, gathered, 1, group)
 
 
 class TokenShares:
@@ -106,19 +71,20 @@ class TokenShares:
     def share(self, whole: Tensor) -> Tensor:
         """The rank's share of tokens that are the same on all ranks. Later calls refer to these rows."""
         self.tokens = whole.shape[1]
-        return _ShareTokens.apply(self._padded(whole), self.group)
+        return _Exchange.apply(self._padded(whole), _own, gathered, 1, self.group)
 
     def gather(self, share: Tensor) -> Tensor:
         """Gathers all tokens for split layers."""
-        return _GatherTokens.apply(share, self.group)[:, : self.tokens]
+        # Ranks then compute different parts of a layer, so their gradients are summed.
+        return _Exchange.apply(share, gathered, _reduce_scattered, 1, self.group)[:, : self.tokens]
 
     def gather_alike(self, share: Tensor) -> Tensor:
         """Gathers all tokens for a computation that is the same on all ranks."""
-        return _Gather.apply(share, 1, self.group)[:, : self.tokens]
+        return _Exchange.apply(share, gathered, _own, 1, self.group)[:, : self.tokens]
 
     def sum(self, part: Tensor) -> Tensor:
         """The rank's share of the tokens, summed over ranks."""
-        return _SumTokens.apply(self._padded(part), self.group)
+        return scatter_sums(self._padded(part), self.group)
 
     def _padded(self, whole: Tensor) -> Tensor:
         return torch.nn.functional.pad(whole, (0, 0, 0, -self.tokens % self.group.size()))
