@@ -174,9 +174,6 @@ def _line_that_is_no_text(path: Path) -> str:
             try:
                 line.decode()
             except UnicodeDecodeError:
-                return (
-                    f" line {number}"
-                    if number > 1 or line[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-                    else ""
-                )
+                is_utf16 = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                return "" if is_utf16 else f" line {number}"
     return ""

@@ -56,11 +56,7 @@ def tables_in(base: Path) -> list[tuple[Path, str]]:
     tables = sorted(path for path in base.rglob("*") if path.suffix.lower() in KINDS and path.name not in ABOUT)
     tables = [path for path in tables if not any(part.startswith(".") for part in path.relative_to(base).parts)]
     metadata = [path for path in tables if path.stem == "metadata"]
-    for kind in (
-        (".parquet",),
-        (".arrow",),
-        KINDS,
-    ):  # if a table exists in two forms, take the form that `datasets` reads
+    for kind in ((".parquet",), (".arrow",), KINDS):  # of two forms of a table, the one that `datasets` reads
         if some := [path for path in metadata or tables if path.suffix.lower() in kind]:
             return [(path, split_in(str(path.relative_to(base)))) for path in some]
     raise UserError(f"{base}: no tables here; expected {READER.layout}")

@@ -107,10 +107,8 @@ def _fill_buffers(model: Any, source: WeightSource) -> None:
 def _with_memory(parameter: nn.Parameter, device: torch.device | str) -> nn.Parameter:
     # Zeros, so that vocabulary padding is finite.
     new = nn.Parameter(torch.zeros_like(parameter, device=device), requires_grad=parameter.requires_grad)
-    noted = {
-        key: value for key, value in vars(parameter).items() if key not in vars(new)
-    }  # fake tensors have attributes of their own
-    new.__dict__.update(noted)
+    # Fake tensors have attributes of their own.
+    vars(new).update({key: value for key, value in vars(parameter).items() if key not in vars(new)})
     return new
 
 

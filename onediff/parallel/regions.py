@@ -34,7 +34,7 @@ def _reduce_scattered(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tens
     return mine
 
 
-class _Exchange(torch.autograd.Function):
+class _TwoWay(torch.autograd.Function):
     """Exchanges values along `dim` by `there`, and their gradient by `back`; both are functions of this module."""
 
     @staticmethod
@@ -50,12 +50,12 @@ class _Exchange(torch.autograd.Function):
 def gather_from_tensor_model_parallel_region(part: Tensor, group: dist.ProcessGroup) -> Tensor:
     """`[…, width / T]` → `[…, width]`, the same on every rank of the group."""
     # All ranks then do the same computation, so the gradient is the rank's own part.
-    return _Exchange.apply(part, gathered, _own, -1, group)
+    return _TwoWay.apply(part, gathered, _own, -1, group)
 
 
 def scatter_sums(part: Tensor, group: dist.ProcessGroup) -> Tensor:
     """`[batch, tokens, width]` → `[batch, tokens / ranks, width]`: this rank's share of the sum over ranks."""
-    return _Exchange.apply(part, _reduce_scattered, gathered, 1, group)
+    return _TwoWay.apply(part, _reduce_scattered, gathered, 1, group)
 
 
 class TokenShares:
@@ -71,16 +71,16 @@ class TokenShares:
     def share(self, whole: Tensor) -> Tensor:
         """The rank's share of tokens that are the same on all ranks. Later calls refer to these rows."""
         self.tokens = whole.shape[1]
-        return _Exchange.apply(self._padded(whole), _own, gathered, 1, self.group)
+        return _TwoWay.apply(self._padded(whole), _own, gathered, 1, self.group)
 
     def gather(self, share: Tensor) -> Tensor:
         """Gathers all tokens for split layers."""
         # Ranks then compute different parts of a layer, so their gradients are summed.
-        return _Exchange.apply(share, gathered, _reduce_scattered, 1, self.group)[:, : self.tokens]
+        return _TwoWay.apply(share, gathered, _reduce_scattered, 1, self.group)[:, : self.tokens]
 
     def gather_alike(self, share: Tensor) -> Tensor:
         """Gathers all tokens for a computation that is the same on all ranks."""
-        return _Exchange.apply(share, gathered, _own, 1, self.group)[:, : self.tokens]
+        return _TwoWay.apply(share, gathered, _own, 1, self.group)[:, : self.tokens]
 
     def sum(self, part: Tensor) -> Tensor:
         """The rank's share of the tokens, summed over ranks."""
