@@ -135,15 +135,8 @@ def listed(ids: Sequence[str]) -> list[Job]:
 
 def own_jobs() -> list[tuple[Job, str]]:
     """Every job of this user that Slurm still lists, with its comment."""
-    words = [
-        "squeue",
-        "--noheader",
-        "--array",
-        "--states=all",
-        f"--user={os.getuid()}",
-        "--format=%F|%T|%r|%D|%N|%L|%k",
-    ]
-    rows = [line.split("|", 6) for line in command(words).splitlines()]
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
+    rows = [line.split("|", 6) for line in command([*words, "--format=%F|%T|%r|%D|%N|%L|%k"]).splitlines()]
     return [(Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]), row[6]) for row in rows if len(row) == 7]
 
 

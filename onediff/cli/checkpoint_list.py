@@ -59,8 +59,6 @@ def run(args: argparse.Namespace) -> None:
 def best_of(manifest: CheckpointManifest) -> str:
     """The text for the metric that makes a checkpoint the best of its phase."""
     best = manifest.extra.get("measures", {}).get("best") or {}
-    return (
-        f"{best['metric']} {best['value']:.4f}"
-        if best.get("step") == manifest.step
-        else "measured after it was written"
-    )
+    if best.get("step") != manifest.step:
+        return "measured after it was written"
+    return f"{best['metric']} {best['value']:.4f}"

@@ -69,11 +69,8 @@ def attention(
     options = Options(dropout_p, scale, causal, window_size)
     name = backend or in_use()
     if name in KERNELS and takes(KERNELS[name], q, dropout_p) and q.numel() and k.numel():
-        name = (
-            name
-            if torch.compiler.is_compiling()
-            else _working(name, _Shape.of(q, k), options, name in (backend, _asked_for))
-        )
+        if not torch.compiler.is_compiling():
+            name = _working(name, _Shape.of(q, k), options, name in (backend, _asked_for))
         if name in KERNELS:
             return run(name, q, k, v, (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), options)
     lengths_q = cu_seqlens_q.diff().tolist() if lengths_q is None else lengths_q
