@@ -88,7 +88,7 @@ def test_a_dry_run_says_what_is_missing_and_the_commands_that_it_names_mend_it(m
     assert "#SBATCH" in dry.stdout
     lines = [line for line in dry.stderr.splitlines() if line.startswith("still missing: ")]
     made, fetch = (shlex.split(line.partition("→ run: ")[2]) for line in lines)
-    assert made == ["onediff", "data", "render", "--out", str(tmp_path / "scenes")]
+    assert made[:5] == ["onediff", "data", "render", "--out", str(tmp_path / "scenes")]
     assert f"models {TOWER} (model.vision.name: weights), {LANGUAGE} (" in lines[1]
     real = onediff(*submit, **home)
     assert real.returncode == 2 and not (tmp_path / "run").exists()
@@ -96,7 +96,7 @@ def test_a_dry_run_says_what_is_missing_and_the_commands_that_it_names_mend_it(m
     assert error == "onediff: error: " + "; ".join(lines)
     with serving(models) as hub:
         assert onediff(*fetch[1:], HF_ENDPOINT=hub.url, **home).returncode == 0
-    write_data(tmp_path / "scenes" / "pairs")
+    assert onediff(*made[1:], "--pairs", "40", "--singles", "40", "--processes", "1").returncode == 0  # as named, but fewer
     whole = onediff(*submit, "--dry-run", **home)
     assert whole.returncode == 0 and "still missing" not in whole.stderr, whole.stderr
     assert "not checked" not in whole.stderr and "export HF_HUB_OFFLINE=1" in whole.stdout
