@@ -108,7 +108,7 @@ def _strip(number: int, samples: Sequence[TokenRow], tokenizer: Any, pack: int, 
 def _cell(row: TokenRow, tokenizer: Any, place: str = "") -> Image.Image:
     """Images, a bar of the row's tokens to scale, the sample's id and place, the layout, the prompt and the answer."""
     parts = spans(row, tokenizer)
-    asked = " ".join(part.text.strip() for part in parts if part.kind == "words")[-120:]
+    asked = " ".join(part.text.strip() for part in parts if part.kind == "prompt")[-120:]
     answer = " ".join(part.text.strip() for part in parts if part.kind == "answer")
     lines = [
         (", ".join(row.ids) + (f" at {place}" if place else ""), "black"),

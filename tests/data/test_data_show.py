@@ -1,6 +1,7 @@
 """`onediff data show`: the sheet and the layout show what the model sees."""
 
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,20 @@ def test_the_sheet_shows_the_rows_own_pixels(tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     shown = sheet[10 : 10 + SIDE : SIDE // 8, 10 : 10 + SIDE : SIDE // 8]  # one pixel of each of the image's
     assert np.array_equal(shown, rows[0][0].images[0].permute(1, 2, 0).numpy())
+
+
+def test_the_sheet_shows_the_prompt_and_the_answer(tmp_path):
+    """Other words in either change the sheet; their number, and so the line of the layout, stays the same."""
+    row = row_at(stream({write_set(tmp_path / "pairs", [1], "pair"): 1.0}, 1), 0, 0)
+    text = row.token_ids >= 0
+    word = int(row.token_ids[text & ~row.is_target][-1])
+    shown = []
+    for replaced in (torch.zeros_like(text), text & ~row.is_target, row.is_target):
+        same = replace(row, token_ids=torch.where(replaced, word, row.token_ids))
+        assert layout(same, tokenizer()) == layout(row, tokenizer())
+        save_sheet([[same]], tokenizer(), tmp_path / "sheet.png")
+        shown.append((tmp_path / "sheet.png").read_bytes())
+    assert len(set(shown)) == 3
 
 
 def test_packed_rows_are_shown_with_their_layout(tmp_path):
