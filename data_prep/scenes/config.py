@@ -55,7 +55,7 @@ class ScenesConfig(Section):
     """Most objects in a scene (before the change)."""
     alike: Share = 0.0
     """How often an object takes its colour from another one in the scene. A model that looks an object up by its colour, not
-    by its place, then names the wrong shape."""
+    by its place, then names the wrong shape. At 1, a scene has one colour, and no two objects can `swap`."""
     twins: Twins = 0.0
     """How often an object takes both its colour and its shape from another one in the scene, so that only size or material
     tell the two apart and captions name them."""

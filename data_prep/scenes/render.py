@@ -16,9 +16,12 @@ from data_prep.scenes.solids import sprite
 from data_prep.scenes.things import PLACES, SIZES, Thing, Things, draw_scene
 from data_prep.scenes.words import pair_captions, single_captions
 from data_prep.stamp import Box, Floats, lay
+from onediff.errors import UserError
 
 Pixels = NDArray[np.uint8]
 K = TypeVar("K", bound=str)
+TRIES = 10_000
+"""Scenes drawn for a change. Where most objects are alike, one in a few hundred allows a swap."""
 
 
 class RenderedPair(NamedTuple):
@@ -90,13 +93,19 @@ def drawn(rng: np.random.Generator, weights: dict[K, float]) -> K:
 def _draw_pair(
     rng: np.random.Generator, kind: ChangeType, config: ScenesConfig
 ) -> tuple[Things, list[SceneChange], Things]:
-    """A scene in which a change of type `kind` is possible, the changes, and the scene after them."""
-    for _ in range(1000):
+    """A scene in which a change of type `kind` is possible, the changes, and the scene after them.
+
+    Raises UserError if objects are so alike that no such scene is found.
+    """
+    for _ in range(TRIES):
         before = draw_scene(rng, int(rng.integers(config.min_objects, config.max_objects + 1)), config.likeness)
         outcome = draw_changes(rng, kind, before, config.likeness)
         if outcome is not None:
             return before, *outcome
-    raise AssertionError(f"no scene for {kind} in 1000 tries")
+    raise UserError(
+        f"changes.{kind}: {TRIES:,} scenes with alike {config.alike:g} and twins {config.twins:g} allow no such change; "
+        f"lower alike or twins, or set changes.{kind} to 0"
+    )
 
 
 def _photographed(

@@ -3,6 +3,7 @@
 import filecmp
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -141,6 +142,14 @@ def test_an_unknown_key_of_the_scenes_comes_with_the_nearest_one(tmp_path, capsy
     (tmp_path / "scenes.yaml").write_text("wording: 2\n")
     assert render(tmp_path / "out", "--pairs", "5", "--scenes", str(tmp_path / "scenes.yaml")) == 2
     assert "did you mean 'wordings'?" in capsys.readouterr().err
+
+
+def test_scenes_too_alike_for_a_change_are_one_clear_line(tmp_path, capsys):
+    (tmp_path / "scenes.yaml").write_text("alike: 1\nchanges: {swap: 1}\n")
+    assert render(tmp_path / "out", "--pairs", "5", "--scenes", str(tmp_path / "scenes.yaml")) == 2
+    assert re.fullmatch(
+        r"onediff: error: changes\.swap: .* alike 1 and twins 0 allow no such change; lower .*\n", capsys.readouterr().err
+    )
 
 
 def test_the_shipped_scenes_are_found_from_any_folder(tmp_path, monkeypatch):
