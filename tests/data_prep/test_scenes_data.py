@@ -148,7 +148,8 @@ def test_scenes_too_alike_for_a_change_are_one_clear_line(tmp_path, capsys):
     (tmp_path / "scenes.yaml").write_text("alike: 1\nchanges: {swap: 1}\n")
     assert render(tmp_path / "out", "--pairs", "5", "--scenes", str(tmp_path / "scenes.yaml")) == 2
     assert re.fullmatch(
-        r"onediff: error: changes\.swap: .* alike 1 and twins 0 allow no such change; lower .*\n", capsys.readouterr().err
+        r"onediff: error: changes\.swap: .* alike 1 and twins 0 allow no such change; lower .*\n",
+        capsys.readouterr().err,
     )
 
 
