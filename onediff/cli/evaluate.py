@@ -102,11 +102,15 @@ def asked(args: argparse.Namespace) -> tuple[list[Path], EvaluationConfig]:
         *_, last = run_config.phases.values()
         folders = folders or [Path(run_config.data.sets[name].path) for name in last.mix]
     for override in args.overrides:
+        if override.startswith("evaluation."):
+            raise UserError(f"{override}: write {override.removeprefix('evaluation.')}, without the section")
         apply_override(values, override)
     config = validated(EvaluationConfig, values, " ".join(args.overrides) or str(args.model))
     chosen(config.metrics)  # reports an unknown one before anything is captioned
     if not folders:
         raise UserError("--data: name the data set; a saved model does not record one")
+    if args.data and not args.data.is_dir():
+        raise UserError(f"--data: {args.data}: no such folder")
     found = [folder for folder in folders if (folder / config.split).is_dir()]
     if not found:
         splits = sorted({path.parent.name for folder in folders for path in folder.glob("[!.]*/manifest.json")})

@@ -79,6 +79,8 @@ def save_model(
     adds a model card. File permissions follow the umask. Raises UserError if `folder` contains something else, or cannot
     be written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: this is a file, not a folder; choose another")
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
         raise UserError(f"{folder}: this folder is not empty and not a saved model; choose another")
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")

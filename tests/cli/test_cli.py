@@ -171,6 +171,8 @@ def test_caption_refuses_what_is_not_an_image_or_a_model(tmp_path):
         ("demo-page {0}", "neither a run (config.yaml) nor a saved model (onediff.yaml)"),
         ("caption {0}/a.png {0}/a.png --model {0}/nope", "nope: no such folder"),
         ("evaluate {0}/run split=tets", "tets: no such split; there are test, train (split=NAME)"),
+        ("evaluate {0}/run evaluation.split=test", "evaluation.split=test: write split=test, without the section"),
+        ("evaluate {0}/run --data {0}/nope", "nope: no such folder"),
         ("evaluate {0}/run num_beam=3", "unknown key 'num_beam' (did you mean 'num_beams'?)"),
     ],
 )

@@ -75,6 +75,8 @@ def test_saving_again_replaces_a_model_and_nothing_else(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="this is a file, not a folder"):
+        save_model(second, tiny_config(), PROMPT, tokenizer(), mine / "thesis.txt", {})
     with pytest.raises(UserError, match="is not empty and not a saved model"):
         save_model(second, tiny_config(), PROMPT, tokenizer(), mine, {})
     assert (mine / "thesis.txt").read_text() == "years of work"
