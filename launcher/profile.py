@@ -263,5 +263,9 @@ def load_profile(name: str, run: Path | None = None) -> ClusterProfile:
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
         known = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
+        if name == "default":
+            raise UserError(
+                f"there is no profile 'default'; name the cluster with --profile: {', '.join(sorted(known))}"
+            )
         raise UserError(f"profile {name!r}: no such file{nearest(name, known)}")
     return validated(ClusterProfile, read_mapping(file), str(file))

@@ -13,6 +13,7 @@ Needs JobSet 0.8 or later.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path, PurePosixPath
 
 
@@ -42,13 +43,23 @@ def run(args: argparse.Namespace) -> int:
 
     if args.nodes < 1 or args.gpus_per_node < 0 or args.restarts < 0:
         raise UserError("--nodes must be at least 1, --gpus-per-node and --restarts at least 0")
+    mount = PurePosixPath(args.mount)
+    if not mount.is_absolute():
+        raise UserError(f"--mount {mount}: give an absolute path, such as /shared")
+    if not re.fullmatch(r"\S+", args.image):
+        raise UserError(f"--image {args.image!r}: not the name of an image")
+    if not re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", args.claim):
+        raise UserError(f"--claim {args.claim!r}: not the name of a claim; use lower-case letters, digits, '-' and '.'")
     config = load_run(args.config, args.overrides)
-    pods = Pods(args.image, args.claim, PurePosixPath(args.mount), args.nodes, args.gpus_per_node, args.restarts)
+    pods = Pods(args.image, args.claim, mount, args.nodes, args.gpus_per_node, args.restarts)
     phases = chosen_phases([*config.phases, EVALUATE], args.phases)
     text = manifests(config, phases, pods)
     require_fit(config, phases, begun=False, environment={})
     if args.out is None:
         print(text, end="")
     else:
-        write_whole(args.out, text.encode())
+        try:
+            write_whole(args.out, text)
+        except OSError as error:
+            raise UserError(f"--out {args.out}: cannot be written ({error.strerror})") from None
     return 0

@@ -120,5 +120,13 @@ def test_what_training_would_refuse_is_not_written(tmp_path, capsys):
     ):
         assert main([*words, override]) == 2
         assert told in capsys.readouterr().err.splitlines()[-1]
+    for option, told in (
+        (["--claim", "A B"], "--claim 'A B': not the name of a claim"),
+        (["--image", ""], "--image '': not the name of an image"),
+        (["--mount", "shared"], "--mount shared: give an absolute path"),
+        (["--out", str(tmp_path / "no" / "run.yaml")], "run.yaml: cannot be written (No such file or directory)"),
+    ):
+        assert main([*words, *option]) == 2
+        assert told in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run.yaml").exists()
     assert main(words) == 0 and (tmp_path / "run.yaml").exists()

@@ -93,6 +93,7 @@ def test_wrong_submissions_are_one_line_and_queue_nothing(launched, cluster, tmp
     refused("no phase 'tow' (did you mean 'two'?)", "--phases", "tow")
     refused("needs phase one, which has not finished", "--phases", "two")
     refused("optimizer.lr", "optimizer.lr=abc")
+    refused("there is no profile 'default'; name the cluster with --profile: ", "--profile", "default")
     refused("profile 'plian': no such file (did you mean 'plain'?)", "--profile", "plian")
     refused(
         "no such folder of shards", config={"data": {"base": "data/scenes", "sets": {"pairs": "/no", "singles": "/no"}}}
