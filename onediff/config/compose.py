@@ -148,6 +148,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+    if isinstance(value, dict) and any(":" in str(key) and below is None for key, below in value.items()):
+        raise UserError(f"{override}: YAML wants a space after each colon, as in {path}='{{key: value}}'")
     *parents, last = path.split(".")
     here = values
     for parent in parents:

@@ -114,6 +114,7 @@ def test_a_phase_sees_its_own_parallel_settings():
         ("data.workers", r"^data.workers: write an override as key.subkey=value$"),
         ("=3", r"^=3: write an override as"),
         ("name.x=3", r"^name.x=3: 'name' holds a value, not a section$"),
+        ("phases.two.mix={pairs:1}", r"^phases.two.mix={pairs:1}: YAML wants a space after each colon"),
         ("phases.two.mix.pairs=-1", r"mix.pairs: weight -1.0 is not above 0"),
     ],
 )
