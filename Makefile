@@ -14,7 +14,7 @@ FAST = not long and not real and not slurm and not mlflow and not java and not b
 
 # The scenes of the ablation, as many as `onediff demo` renders.
 RENDER = $(BIN)/onediff data render --size 63 --jpeg 95 --pairs 36000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03
-ABLATION = $(BIN)/python -m benchmarks.learning.ablation --seeds 0,1,2 --deltas vdm,residual,difference,none,concatenation,joint,subtraction
+ABLATION = $(BIN)/python -m benchmarks.learning.ablation --processes 2 --seeds 0,1,2 --deltas vdm,residual,difference,none,concatenation,joint,subtraction
 
 .PHONY: demo demo-long ablation-small ablation photos test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
 
@@ -30,7 +30,7 @@ demo-long: install
 ablation-small: install
 	$(RENDER) --out data/scenes --scenes configs/scenes/demo.yaml
 	$(BIN)/onediff demo-tower configs/demo.yaml
-	$(BIN)/python -m benchmarks.learning.ablation
+	$(BIN)/python -m benchmarks.learning.ablation --processes 2
 
 # The same with published ways to compare two images, on hard scenes, on both kinds and on photographs, with three seeds. Takes
 # days; run it again after an interruption to continue.

@@ -37,12 +37,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,6 +115,10 @@ class Cell(NamedTuple):
         sizes = f"--warm-up {self.warm_up} --steps {self.steps} --coupled {self.coupled}"
         what = f"--on {self.on} --deltas {self.delta} --seeds {self.seed} --only {self.name}"
         return " ".join(["python -m benchmarks.learning.ablation", what, sizes, *self.overrides])
+
+    def settings(self, data: dict[str, str]) -> dict[str, Any]:
+        """What determines the scores, with the digests of the data."""
+        return {**self._asdict(), "overrides": list(self.overrides), "data": data}
 
     def config(self) -> RunConfig:
         """Raises UserError."""
@@ -233,6 +240,14 @@ def warmed_up(config: RunConfig, cell: Cell, data: dict[str, str], processor: An
     return dict(torch.load(kept, weights_only=True))
 
 
+def warm_up(cell: Cell, out: Path) -> None:
+    """What cells of a seed share, unless this cell is there."""
+    config = cell.config()
+    data = digests(config)
+    if not file_of(cell, data, out).is_file():
+        warmed_up(config, cell, data, prepared(config, data)[0])
+
+
 def measured(cell: Cell, config: RunConfig, data: dict[str, str]) -> dict[str, Any]:
     """Trains and scores one cell."""
     processor, tokenizer = prepared(config, data)
@@ -253,15 +268,19 @@ def measured(cell: Cell, config: RunConfig, data: dict[str, str]) -> dict[str, A
     return {"held_out": found, "loss": loss, "parameters": size(model), "seconds": seconds}
 
 
+def file_of(cell: Cell, data: dict[str, str], out: Path) -> Path:
+    """Where the scores of a cell are kept."""
+    return out / f"{cell.name}-{_digest(cell.settings(data))}.json"
+
+
 def make(cell: Cell, out: Path) -> None:
     """Trains a cell and writes its file, unless it is there."""
     config = cell.config()
     data = digests(config)
-    settings = {**cell._asdict(), "overrides": list(cell.overrides), "data": data}
-    file = out / f"{cell.name}-{_digest(settings)}.json"
+    file = file_of(cell, data, out)
     if file.is_file():
         return
-    record = {"settings": settings, **measured(cell, config, data), "command": cell.command}
+    record = {"settings": cell.settings(data), **measured(cell, config, data), "command": cell.command}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     record |= {"commit": commit, "torch": torch.__version__}
     record |= {"machine": f"{processor_name()}, {os.cpu_count()} cores, one thread"}
@@ -272,6 +291,21 @@ def make(cell: Cell, out: Path) -> None:
     print(
         f"{cell.name}: " + ", ".join(f"{share:.1f} % right of {folder}" for folder, share in right.items()), flush=True
     )
+
+
+def make_all(cells: Sequence[Cell], out: Path, processes: int) -> None:
+    """Makes `cells`, `processes` of them at a time. Raises UserError."""
+    torch.set_num_threads(1)
+    if processes == 1:
+        for cell in cells:
+            make(cell, out)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+        # The warm-up first: otherwise the first cells would all train it.
+        firsts = {cell.seed: cell for cell in reversed(cells)}.values()
+        for each, some in ((warm_up, firsts), (make, cells)):
+            list(pool.map(each, some, repeat(out)))
 
 
 def _digest(value: Any) -> str:
@@ -298,6 +332,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, metavar="N", help="steps after them (default: 800)")
     parser.add_argument("--coupled", type=int, default=80, metavar="N", help="of those, coupled ones with CST")
     parser.add_argument("--only", metavar="CELL", help="one of these cells, such as scenes-vdm-cst-0")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="cells that train side by side (default: 1)"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning"), metavar="DIR")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     args = parser.parse_args()
@@ -312,15 +349,13 @@ def main() -> None:
     ]
     if args.only is not None and args.only not in (names := [cell.name for cell in cells]):
         parser.error(f"--only {args.only}: must be one of {', '.join(names)}")
-    torch.set_num_threads(1)
     for folder in (args.out, WORK):
         folder.mkdir(parents=True, exist_ok=True)
-    for cell in cells if not args.table else ():
-        if args.only in (None, cell.name):
-            try:
-                make(cell, args.out)
-            except UserError as error:
-                parser.exit(2, f"error: {error}\n")
+    if not args.table:
+        try:
+            make_all([cell for cell in cells if args.only in (None, cell.name)], args.out, args.processes)
+        except UserError as error:
+            parser.exit(2, f"error: {error}\n")
     print(tables(args.out))
 
 

@@ -16,13 +16,14 @@ EVERY = (*DELTAS, *PEERS)
 SIZES = {"model": "models/demo", "model.vision.name": "null", "evaluation.limit": 4}
 
 
-def test_a_cell_gives_the_same_numbers_twice_and_is_kept(tmp_path, monkeypatch, capsys):
+def test_a_cell_gives_the_same_numbers_twice_and_beside_others_and_is_kept(tmp_path, monkeypatch, capsys):
     data = render(tmp_path / "scenes", pairs=20, singles=20)
     monkeypatch.chdir(tmp_path)
     words = ["--warm-up", "1", "--steps", "2", "--coupled", "1", *overrides(data, 2, **SIZES)]
 
-    def run(out: str, *deltas: str) -> dict[str, dict]:
-        monkeypatch.setattr(sys, "argv", ["ablation", "--out", out, "--deltas", ",".join(deltas), *words])
+    def run(out: str, *deltas: str, processes: int = 1) -> dict[str, dict]:
+        asked = ["--out", out, "--deltas", ",".join(deltas), "--processes", str(processes)]
+        monkeypatch.setattr(sys, "argv", ["ablation", *asked, *words])
         ablation.main()
         assert "| captions right |" in capsys.readouterr().out
         records = [json.loads(file.read_text()) for file in (tmp_path / out).glob("*.json")]
@@ -30,7 +31,7 @@ def test_a_cell_gives_the_same_numbers_twice_and_is_kept(tmp_path, monkeypatch, 
 
     first = run("first", *EVERY)
     assert sorted(first) == sorted(f"scenes-{delta}-{cst}-0" for delta in EVERY for cst in ("cst", "no_cst"))
-    for name, again in run("second", "difference", "joint", "subtraction").items():
+    for name, again in run("second", "difference", "joint", "subtraction", processes=2).items():
         assert again["loss"] == first[name]["loss"] and again["held_out"] == first[name]["held_out"]
     assert run("first", *EVERY) == first, "cells that are there are kept"
 
