@@ -12,6 +12,8 @@ from onediff.evaluation.items import score
 
 DETAILS = ("changed captions right", "false alarms", "missed changes")
 ATTRIBUTES = ("shape", "colour", "size", "material", "place")
+HARDEST = 3
+"""Change types that are named: those with the fewest right captions."""
 ROWS = 6
 """Captions in each column of the sheet."""
 
@@ -30,6 +32,12 @@ def outcome(run: Path, split: Path) -> Iterator[str]:
     kinds = json.loads(scored.read_text(encoding="utf-8")).get("scores", {}).get("change type")
     details += [] if kinds is None else [f"change type right {100 * kinds:.1f} %"]
     yield "            " + ", ".join(details)
+    hardest = sorted((scores["captions right"], kind, pairs) for kind, (pairs, scores) in items.by_type.items())[
+        :HARDEST
+    ]
+    yield "            hardest: " + ", ".join(
+        f"{kind} {100 * right:.1f} % of {pairs}" for right, kind, pairs in hardest
+    )
     told = [f"{name} {found[f'{name} right']}" for name in ATTRIBUTES if f"{name} right" in found]
     yield "Attributes: " + ", ".join(told)
     sheet = scored.parent / "worst-and-best.png"

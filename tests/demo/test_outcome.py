@@ -34,5 +34,9 @@ def test_the_demo_ends_with_the_captions_that_are_right_and_a_sheet_of_those_tha
         and "shape " in told
         and "place " in told
     )
+    kinds = list(heldout.change_types.values())
+    shares = {kind: 1 - sum(heldout.change_types[pair] == kind for pair in wrong) / kinds.count(kind) for kind in kinds}
+    kind = min(shares, key=lambda kind: (shares[kind], kind))
+    assert f"hardest: {kind} {100 * shares[kind]:.1f} % of {kinds.count(kind)}, " in told
     sheet = Image.open(folder / "worst-and-best.png")
     assert sheet.width > 2 * 2 * 126

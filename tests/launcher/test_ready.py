@@ -96,7 +96,9 @@ def test_a_dry_run_says_what_is_missing_and_the_commands_that_it_names_mend_it(m
     assert error == "onediff: error: " + "; ".join(lines)
     with serving(models) as hub:
         assert onediff(*fetch[1:], HF_ENDPOINT=hub.url, **home).returncode == 0
-    assert onediff(*made[1:], "--pairs", "40", "--singles", "40", "--processes", "1").returncode == 0  # as named, but fewer
+    assert (
+        onediff(*made[1:], "--pairs", "40", "--singles", "40", "--processes", "1").returncode == 0
+    )  # as named, but fewer
     whole = onediff(*submit, "--dry-run", **home)
     assert whole.returncode == 0 and "still missing" not in whole.stderr, whole.stderr
     assert "not checked" not in whole.stderr and "export HF_HUB_OFFLINE=1" in whole.stdout
