@@ -3,9 +3,8 @@
 Renders scenes into data/scenes, teaches a small vision tower what is in them, trains configs/demo.yaml with two processes
 into runs/demo, scores it on held-out pairs beside baselines that ignore the images, captions one pair, and draws a sheet of
 the worst and the best captions. It takes seven to ten minutes on two idle cores, without a GPU or downloads. Each step is an
-ordinary command, printed before it runs. After an interruption the same command continues; a finished run is kept, and the next
-demo goes to runs/demo-2.
-With "--config configs/demo_long.yaml", training takes an hour.
+ordinary command, printed before it runs. After an interruption the same command continues; a finished run is kept, and the
+next demo goes to runs/demo-2. With "--config configs/demo_long.yaml", training takes about an hour.
 """
 
 from __future__ import annotations
