@@ -1,7 +1,10 @@
 """The ablation's cells: the same numbers twice, equally many parameters, nothing made again that is there."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +25,18 @@ def test_a_cell_gives_the_same_numbers_twice_and_beside_others_and_is_kept(tmp_p
     words = ["--warm-up", "1", "--steps", "2", "--coupled", "1", *overrides(data, 2, **SIZES)]
 
     def run(out: str, *deltas: str, processes: int = 1) -> dict[str, dict]:
-        asked = ["--out", out, "--deltas", ",".join(deltas), "--processes", str(processes)]
-        monkeypatch.setattr(sys, "argv", ["ablation", *asked, *words])
-        ablation.main()
-        assert "| captions right |" in capsys.readouterr().out
+        asked = ["--out", out, "--deltas", ",".join(deltas), "--processes", str(processes), *words]
+        if processes == 1:
+            monkeypatch.setattr(sys, "argv", ["ablation", *asked])
+            ablation.main()
+            told = capsys.readouterr().out
+        else:
+            command = [sys.executable, "-m", "benchmarks.learning.ablation", *asked]
+            house = {**os.environ, "PYTHONPATH": str(Path(ablation.__file__).parents[2])}
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=house, check=False)
+            assert done.returncode == 0, done.stderr
+            told = done.stdout
+        assert "| captions right |" in told
         records = [json.loads(file.read_text()) for file in (tmp_path / out).glob("*.json")]
         return {record["command"].partition("--only ")[2].split()[0]: record for record in records}
 
