@@ -199,6 +199,16 @@ def test_several_changes_are_told_in_reading_order_of_their_places():
         assert [[item.type for item in read(caption).items] for caption in pair.captions] == [told] * len(pair.captions)
 
 
+def test_objects_that_swap_are_named_in_reading_order_of_their_places():
+    config = ScenesConfig(changes={"swap": 1.0}, wordings=5)
+    for index in range(40):
+        pair = render_pair(config, 4, index)
+        for caption in pair.captions:
+            found = [called(match.groups(), pair.meta["before"]) for match in re.finditer(NAME, caption)]
+            (first,), (second,) = found
+            assert PLACES.index(first["place"]) < PLACES.index(second["place"]), caption
+
+
 def test_full_names_have_all_four_attributes():
     config = ScenesConfig(names="full", changes={"remove": 1.0})
     for index in range(20):
