@@ -34,6 +34,15 @@ def node_range(text: str) -> tuple[int, int]:
     return least, most
 
 
+def asked_nodes(text: str, profile: ClusterProfile, spares: int = 0) -> tuple[int, int]:
+    """The minimum and maximum number of nodes in `text`. Raises UserError for more than one node without a cluster."""
+    least, most = node_range(text)
+    if profile.scheduler == "local" and most + spares > 1:
+        given = f"--spares {spares}" if spares else f"--nodes {text}"
+        raise UserError(f"{given}: this profile runs on this machine, its only node; name a cluster with --profile")
+    return least, most
+
+
 def remaining(record: Record, phases: Collection[str], chosen: list[str], has_init: bool) -> list[str]:
     """The `chosen` phases that still have to run, of all `phases` of the configuration.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,15 @@ from typing import NamedTuple
 
 from launcher.fit import check_memory
 from launcher.freeze import check_folder, freeze, write_scripts
-from launcher.plan import EVALUATE, check_cluster, make_plan, node_range, phase_script, remaining
+from launcher.plan import EVALUATE, asked_nodes, check_cluster, make_plan, phase_script, remaining
 from launcher.profile import ClusterProfile
 from launcher.queue import require_idle, sole, submit_chain
 from launcher.ready import check_inputs, offline
 from launcher.record import Json, Record
 from launcher.render import rendered
 from onediff.config.run import RunConfig, chosen_phases
-from onediff.errors import UserError
 from onediff.runs.address import require_sources
+from onediff.tracking.place import check_environment
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,15 @@ class Ready(NamedTuple):
 def checked(asked: Submission, dry_run: bool = False) -> Ready:
     """Check all that can be checked without Slurm. Raises UserError; a dry run only lists missing inputs."""
     config, record = asked.config, Record(asked.run)
+    nodes = asked_nodes(asked.nodes, asked.profile, asked.spares)
     wanted = remaining(
         record, config.phases, chosen_phases([*config.phases, EVALUATE], asked.phases), config.init is not None
     )
     if not wanted:
         return Ready(asked, record, asked.profile, {}, [])
-    if asked.spares < 0:
-        raise UserError(f"--spares {asked.spares}: must be at least 0")
-    on_slurm = asked.profile.scheduler == "slurm"
+    check_environment(config.tracking, {**os.environ, **asked.profile.environment})
     profile = offline(config.model, asked.profile) if asked.weights_check else asked.profile
-    nodes, spares = (node_range(asked.nodes), asked.spares) if on_slurm else ((1, 1), 0)
-    plan = make_plan(config, asked.run, profile, nodes, wanted, spares)
+    plan = make_plan(config, asked.run, profile, nodes, wanted, asked.spares)
     # Relative paths in the configuration are relative to the directory of the first submission.
     plan["directory"] = record.plan().get("directory", str(Path.cwd()))
     # The source of `init` may be gone once there is a checkpoint; pretrained weights are needed until a phase has finished.

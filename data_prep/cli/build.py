@@ -10,11 +10,12 @@ import argparse
 from pathlib import Path
 
 from data_prep.share import add_share
+from onediff.cli.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="YAML", help="the collection, such as configs/diffcap.yaml")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--processes", type=at_least(1), metavar="N", help="worker processes (default: all cores)")
     add_share(parser)
 
 

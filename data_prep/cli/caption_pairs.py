@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_prep.captioning.table import caption_rows, read_prompt
 from data_prep.readers import Inputs, reader
+from onediff.cli.amounts import amount, at_least, positive
 from onediff.llm import Asker, Cache
 
 
@@ -33,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="name of the model at the endpoint")
     add("--base-url", metavar="URL", help="endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
     add("--prompt", default="edit", metavar="NAME|FILE", help="'edit', 'pair', or your own file (default: edit)")
-    add("--concurrency", type=int, default=8, metavar="N", help="concurrent requests (default: 8)")
-    add("--per-minute", type=float, metavar="N", help="maximum requests per minute (default: no limit)")
-    add("--attempts", type=int, default=8, metavar="N", help="attempts per question (default: 8)")
-    add("--timeout", type=float, default=60, metavar="SECONDS", help="timeout of a request (default: 60)")
-    add("--price-in", type=float, default=0.0, metavar="X", help="price per million prompt tokens")
-    add("--price-out", type=float, default=0.0, metavar="X", help="price per million answer tokens")
+    add("--concurrency", type=at_least(1), default=8, metavar="N", help="concurrent requests (default: 8)")
+    add("--per-minute", type=positive, metavar="N", help="maximum requests per minute (default: no limit)")
+    add("--attempts", type=at_least(1), default=8, metavar="N", help="attempts per question (default: 8)")
+    add("--timeout", type=positive, default=60, metavar="SECONDS", help="timeout of a request (default: 60)")
+    add("--price-in", type=amount, default=0.0, metavar="X", help="price per million prompt tokens")
+    add("--price-out", type=amount, default=0.0, metavar="X", help="price per million answer tokens")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,13 +13,14 @@ from data_prep.outputs import check_output
 from data_prep.report import counted
 from data_prep.shards import data_sets
 from data_prep.workers import add_workers
+from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, with_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a data set, on disk or at a URL")
     parser.add_argument("--no-pixels", action="store_true", help="read only the headers of images (much faster)")
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="findings to print (default: 50)")
+    parser.add_argument("--limit", type=at_least(0), default=50, metavar="N", help="findings to print (default: 50)")
     add_workers(parser)
     add_json(parser, "all findings")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.share import add_share
 from data_prep.splits import SPLITS, split_counts
+from onediff.cli.amounts import at_least
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,24 +28,26 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the data set")
     made = parser.add_mutually_exclusive_group(required=True)
-    made.add_argument("--pairs", type=int, metavar="N", help="total number of pairs")
-    made.add_argument("--singles", type=int, metavar="N", help="make single images instead; their total number")
+    made.add_argument("--pairs", type=at_least(1), metavar="N", help="total number of pairs")
+    made.add_argument("--singles", type=at_least(1), metavar="N", help="make single images instead; their total number")
     parser.add_argument("--backgrounds", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--cutouts", type=Path, nargs="+", default=[], metavar="PATH", help="files or folders")
     parser.add_argument("--licence", default="", help="licence of the result, for the manifest")
     parser.add_argument(
         "--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="sizes of the splits (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="seed of all random choices (default: 0)"
+    )
     parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 256)")
     parser.add_argument("--recipe", type=Path, metavar="YAML", help="objects, changes, blending, distractors, wording")
     parser.add_argument(
-        "--jpeg", type=int, default=92, metavar="QUALITY", help="JPEG quality; 0 for PNG (default: %(default)s)"
+        "--jpeg", type=at_least(0), default=92, metavar="QUALITY", help="JPEG quality; 0 for PNG (default: %(default)s)"
     )
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image (with --pairs)"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--processes", type=at_least(1), metavar="N", help="worker processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace data written with other options")
     add_share(parser)
 
@@ -67,9 +70,7 @@ def run(args: argparse.Namespace) -> None:
         values = {**values, "width": args.size, "height": args.size}
     config = validated(ComposeConfig, values, str(args.recipe) if args.recipe else "--size")
     maker = ComposedPairs if args.pairs is not None else ComposedSingles
-    flag, number = ("--pairs", args.pairs) if args.pairs is not None else ("--singles", args.singles)
-    if number <= 0:
-        raise UserError(f"{flag} {number}: must be at least 1")
+    number = args.pairs if args.pairs is not None else args.singles
     if args.sheet and args.pairs is None:
         raise UserError("--sheet shows pairs only; view single images with 'onediff data show'")
     if not 0 <= args.jpeg <= 100:

@@ -18,6 +18,7 @@ from data_prep.readers import BUILT_IN, Inputs, reader
 from data_prep.share import add_share
 from data_prep.skipping import MaxSkipped, max_skipped
 from data_prep.workers import add_workers
+from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.errors import UserError
 
@@ -82,13 +83,15 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="fail if more rows than this are unusable, such as 1%% or 200 (default: 10%%, but at least 10 rows)",
     )
-    add("--max-side", type=int, metavar="PIXELS", help="shrink images whose longer side exceeds this")
+    add("--max-side", type=at_least(1), metavar="PIXELS", help="shrink images whose longer side exceeds this")
     add("--encode", choices=("keep", "jpg", "png", "webp"), default="keep", help="re-encode all images (default: keep)")
-    add("--quality", type=int, default=95, metavar="N", help="quality of encoded JPEG and WebP (default: 95)")
+    add("--quality", type=at_least(1), default=95, metavar="N", help="quality of encoded JPEG and WebP (default: 95)")
     add("--decode", action="store_true", help="decode every image to find damage (slower; 'data check' also does it)")
-    add("--shard-samples", type=int, default=1000, metavar="N", help="maximum samples per shard (default: 1000)")
-    add("--shard-mb", type=int, default=1024, metavar="N", help="maximum megabytes per shard (default: 1024)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the order of samples (default: 0)")
+    add(
+        "--shard-samples", type=at_least(1), default=1000, metavar="N", help="maximum samples per shard (default: 1000)"
+    )
+    add("--shard-mb", type=at_least(1), default=1024, metavar="N", help="maximum megabytes per shard (default: 1024)")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="seed of the order of samples (default: 0)")
     add_workers(parser)
     add("--overwrite", action="store_true", help="replace existing splits")
     add_json(parser, "the final table", file="--report")
@@ -155,10 +158,6 @@ def check_paths(args: argparse.Namespace) -> None:
         if path is not None and not (args.name == "hf" and option == "annotations") and not path.exists():
             typed = "table" if option == "annotations" and args.name == "generic" else option
             raise UserError(f"{path}: no such file or folder (--{typed})")
-    for option in ("max_side", "quality", "shard_samples", "shard_mb"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
     if not 0 <= args.hold_out < 1:
         raise UserError(f"--hold-out {args.hold_out}: must be a fraction between 0 and 1")
     if args.hold_out_by and not args.hold_out:

@@ -13,6 +13,7 @@ from data_prep.report import counted
 from data_prep.selection import SampleFacts
 from data_prep.shards import data_sets
 from data_prep.workers import add_workers
+from onediff.cli.amounts import at_least
 from onediff.data.manifest import Manifest
 
 
@@ -26,10 +27,10 @@ def add_output(parser: argparse.ArgumentParser, many: bool = False) -> None:
         "--dataset-name", default="", metavar="NAME", help="name of the new data set (default: the old one's)"
     )
     parser.add_argument(
-        "--shard-samples", type=int, default=1000, metavar="N", help="maximum samples per shard (default: 1000)"
+        "--shard-samples", type=at_least(1), default=1000, metavar="N", help="maximum samples per shard (default: 1000)"
     )
     parser.add_argument(
-        "--shard-mb", type=int, default=1024, metavar="N", help="maximum megabytes per shard (default: 1024)"
+        "--shard-mb", type=at_least(1), default=1024, metavar="N", help="maximum megabytes per shard (default: 1024)"
     )
     add_workers(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing splits")

@@ -18,6 +18,7 @@ from data_prep.near import near_duplicates
 from data_prep.report import show_reports
 from data_prep.selection import SampleFacts, ShardPool
 from data_prep.where import Where
+from onediff.cli.amounts import at_least
 from onediff.errors import UserError
 
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--where", metavar="CONDITION", help="keep the samples for which this is true")
     parser.add_argument(
         "--near-duplicates",
-        type=int,
+        type=at_least(0),
         metavar="BITS",
         help="leave out samples whose images' 64-bit perceptual hashes differ by at most BITS from an earlier sample's; "
         "4 finds the same image in another size or quality; samples of evaluation splits take precedence",

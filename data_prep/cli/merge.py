@@ -10,12 +10,13 @@ import argparse
 from data_prep.cli.copying import add_output, by_split, manifests_in, output
 from data_prep.report import show_reports
 from data_prep.selection import ShardPool
+from onediff.cli.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser, many=True)
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="shuffle with this seed (default: one data set after the other)"
+        "--seed", type=at_least(0), metavar="N", help="shuffle with this seed (default: one data set after the other)"
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.share import add_share
 from data_prep.splits import SPLITS, split_counts
+from onediff.cli.amounts import at_least
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,19 +21,23 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the data sets")
-    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="total number of pairs")
-    parser.add_argument("--singles", type=int, default=0, metavar="N", help="total number of single images")
+    parser.add_argument("--pairs", type=at_least(0), default=0, metavar="N", help="total number of pairs")
+    parser.add_argument("--singles", type=at_least(0), default=0, metavar="N", help="total number of single images")
     parser.add_argument(
         "--split-sizes", default=SPLITS, metavar="NAME=SIZE,…", help="sizes of the splits (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="seed of all random choices (default: 0)"
+    )
     parser.add_argument("--size", type=int, metavar="PX", help="width and height of the images (default: 64)")
     parser.add_argument(
         "--scenes", type=Path, metavar="YAML", help="objects, changes, backgrounds, distractors, wording"
     )
-    parser.add_argument("--jpeg", type=int, default=0, metavar="QUALITY", help="write JPEG (default: PNG, lossless)")
+    parser.add_argument(
+        "--jpeg", type=at_least(0), default=0, metavar="QUALITY", help="write JPEG (default: PNG, lossless)"
+    )
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="also save the first pairs as one image")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--processes", type=at_least(1), metavar="N", help="worker processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace data written with other options")
     add_share(parser)
 
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.synthetic import write_splits
 
     config = scenes_config(args.scenes, args.size)
-    if args.pairs < 0 or args.singles < 0 or not args.pairs + args.singles:
+    if not args.pairs + args.singles:
         raise UserError("give --pairs N, --singles N or both, at least 1")
     if not 0 <= args.jpeg <= 100:
         raise UserError(f"--jpeg {args.jpeg}: must be from 1 to 100")

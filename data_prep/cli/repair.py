@@ -12,12 +12,13 @@ from data_prep.check import check_data_sets
 from data_prep.repair import repair
 from data_prep.report import show_reports
 from data_prep.shards import data_sets
+from onediff.cli.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="a data set")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the clean copy")
-    parser.add_argument("--processes", type=int, metavar="N", help="worker processes (default: all cores)")
+    parser.add_argument("--processes", type=at_least(1), metavar="N", help="worker processes (default: all cores)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_prep.readers import Inputs, reader
 from data_prep.retrieve import captions_of, find_pairs
+from onediff.cli.amounts import at_least
 from onediff.errors import UserError
 
 
@@ -33,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COSINE",
         help="above this, images are near-duplicates (default: 0.95)",
     )
-    add("--nearest", type=int, default=20, metavar="K", help="nearest neighbours to consider (default: 20)")
-    add("--each", type=int, default=2, metavar="N", help="maximum pairs per image (default: 2)")
+    add("--nearest", type=at_least(1), default=20, metavar="K", help="nearest neighbours to consider (default: 20)")
+    add("--each", type=at_least(1), default=2, metavar="N", help="maximum pairs per image (default: 2)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 
+from onediff.cli.amounts import amount
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
     parser.add_argument(
-        "--wait", type=float, default=120, metavar="SECONDS", help="longest wait for a checkpoint (default: 120)"
+        "--wait", type=amount, default=120, metavar="SECONDS", help="longest wait for a checkpoint (default: 120)"
     )
 
 

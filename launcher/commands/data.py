@@ -13,11 +13,13 @@ import argparse
 import subprocess
 from pathlib import Path
 
+from onediff.cli.amounts import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="YAML file: a collection, or a name and commands")
-    parser.add_argument("--tasks", type=int, default=16, metavar="N", help="tasks in the array (default: 16)")
-    parser.add_argument("--at-most", type=int, metavar="N", help="tasks running at once (default: no limit)")
+    parser.add_argument("--tasks", type=at_least(1), default=16, metavar="N", help="tasks in the array (default: 16)")
+    parser.add_argument("--at-most", type=at_least(1), metavar="N", help="tasks running at once (default: no limit)")
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="folder for scripts and logs (default: runs/data-<name>)"
@@ -33,11 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from launcher.queue import require_idle, sole, submit_chain
     from launcher.record import Record
     from launcher.render import rendered
-    from onediff.errors import UserError
 
-    for option, value in (("--tasks", args.tasks), ("--at-most", args.at_most)):
-        if value is not None and value < 1:
-            raise UserError(f"{option} {value}: must be at least 1")
     job = load_data_job(args.config)
     run_path = (args.run or Path("runs") / f"data-{own_name(job)}").resolve()
     record = Record(run_path)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onediff.cli.amounts import amount, at_least
+
 if TYPE_CHECKING:
     from launcher.profile import ClusterProfile
     from launcher.slurm import Partition
@@ -35,12 +37,12 @@ Finding = tuple[str, str, bool]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
-    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="nodes of the short job (default: 2)")
+    parser.add_argument("--nodes", type=at_least(1), default=2, metavar="N", help="nodes of the short job (default: 2)")
     parser.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="shared folder (default: this one)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set that the nodes must be able to read")
     parser.add_argument("--login-only", action="store_true", help="do not start a job")
     parser.add_argument(
-        "--wait", type=float, default=300, metavar="SECONDS", help="longest wait for the job (default: 300)"
+        "--wait", type=amount, default=300, metavar="SECONDS", help="longest wait for the job (default: 300)"
     )
 
 

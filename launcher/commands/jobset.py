@@ -16,6 +16,8 @@ import argparse
 import re
 from pathlib import Path, PurePosixPath
 
+from onediff.cli.amounts import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file of the run")
@@ -25,9 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mount", type=PurePosixPath, default="/shared", metavar="DIR", help="where to mount it (default: /shared)"
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="pods per training phase (default: 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs and ranks per pod (default: 8)")
-    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="restarts after failures (default: 20)")
+    parser.add_argument(
+        "--nodes", type=at_least(1), default=1, metavar="N", help="pods per training phase (default: 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=at_least(0), default=8, metavar="N", help="GPUs and ranks per pod (default: 8)"
+    )
+    parser.add_argument(
+        "--restarts", type=at_least(0), default=20, metavar="N", help="restarts after failures (default: 20)"
+    )
     parser.add_argument("--phases", metavar="A,B", help="only these phases; 'evaluate' is one (default: all)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of standard output")
 
@@ -41,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
     from onediff.config.run import chosen_phases
     from onediff.errors import UserError
 
-    if args.nodes < 1 or args.gpus_per_node < 0 or args.restarts < 0:
-        raise UserError("--nodes must be at least 1, --gpus-per-node and --restarts at least 0")
     mount = PurePosixPath(args.mount)
     if not mount.is_absolute():
         raise UserError(f"--mount {mount}: give an absolute path, such as /shared")

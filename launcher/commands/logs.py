@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onediff.cli.amounts import at_least
+
 if TYPE_CHECKING:
     from launcher.record import Record
 
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--phase", help="phase (default: the latest to start)")
-    parser.add_argument("--rank", type=int, metavar="R", help="only this rank, of the newest attempt")
-    parser.add_argument("-n", "--lines", type=int, default=40, metavar="N", help="number of last lines (default: 40)")
+    parser.add_argument("--rank", type=at_least(0), metavar="R", help="only this rank, of the newest attempt")
+    parser.add_argument(
+        "-n", "--lines", type=at_least(0), default=40, metavar="N", help="number of last lines (default: 40)"
+    )
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
 
 

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
+
+from onediff.cli.amounts import at_least
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from launcher.profile import ClusterProfile
+    from launcher.record import Json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--nodes", metavar="N|N-M", help="nodes (default: as before)")
-    parser.add_argument("--spares", type=int, metavar="N", help="additional standby nodes (default: as before)")
+    parser.add_argument("--spares", type=at_least(0), metavar="N", help="additional standby nodes (default: as before)")
     parser.add_argument("--profile", metavar="NAME|FILE", help="another cluster (default: as before)")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: those submitted before)")
     parser.add_argument(
@@ -38,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{path}: is a data job; continue it with: {again}")
     parts = record.submitted_plan()["phases"]
     left = [part for name, part in parts.items() if not record.finished(name)]
-    least, most = (left or list(parts.values()))[0]["nodes"]
     if args.profile:
         profile = load_profile(args.profile, path)
     else:
         profile = ClusterProfile.model_validate(read_json(record.folder / "profile.json"))
+    nodes, spares = before(left or list(parts.values()), profile)
     if os.path.isdir(directory := record.plan().get("directory", "")):
         os.chdir(directory)  # relative paths in the configuration refer to the directory of the first submission
     phases = args.phases or ",".join(dict.fromkeys([*(entry["phase"] for entry in record.jobs()), *parts]))
@@ -50,11 +59,19 @@ def run(args: argparse.Namespace) -> int:
         load_run(str(path / "config.yaml")),
         path,
         profile,
-        args.nodes or f"{least}-{most}",
+        args.nodes or nodes,
         phases,
-        spares=max((part.get("spares", 0) for part in left), default=0) if args.spares is None else args.spares,
+        spares=spares if args.spares is None else args.spares,
         new_code=args.new_code,
         memory_check=not args.no_memory_check,
         weights_check=not args.no_weights_check,
     )
     return submit(asked)
+
+
+def before(parts: Sequence[Json], profile: ClusterProfile) -> tuple[str, int]:
+    """The nodes and spares of a run's last submission; this machine is one node, wherever the run was before."""
+    if profile.scheduler == "local":
+        return "1", 0
+    least, most = parts[0]["nodes"]
+    return f"{least}-{most}", max(part.get("spares", 0) for part in parts)

@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from onediff.cli.amounts import amount, at_least
 from onediff.errors import UserError
 
 
@@ -27,17 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--direction", choices=("lower", "higher"), help="which is better (default: lower for a loss, else higher)"
     )
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="total number of runs (default: 20)")
-    parser.add_argument("--at-most", type=int, default=4, metavar="N", help="runs at once (default: 4)")
+    parser.add_argument(
+        "--trials", type=at_least(1), default=20, metavar="N", help="total number of runs (default: 20)"
+    )
+    parser.add_argument("--at-most", type=at_least(1), default=4, metavar="N", help="runs at once (default: 4)")
     parser.add_argument("--no-pruning", action="store_true", help="let every run finish")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the proposals (default: 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the proposals (default: 0)")
     parser.add_argument("--nodes", default="1", metavar="N|N-M", help="nodes per run (default: 1)")
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
     parser.add_argument("--name", help="name of the search (default: <name of the run>-search)")
-    parser.add_argument("--pause", type=float, default=15, metavar="SECONDS", help="polling interval (default: 15)")
+    parser.add_argument("--pause", type=amount, default=15, metavar="SECONDS", help="polling interval (default: 15)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from launcher.plan import asked_nodes
     from launcher.profile import load_profile
     from launcher.search import Goal, Search, open_study, table
     from launcher.space import split_space
@@ -45,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
     from onediff.atomic import write_whole
     from onediff.config.compose import load_run
 
-    if args.trials < 1 or args.at_most < 1:
-        raise UserError(f"--trials {args.trials} --at-most {args.at_most}: both must be at least 1")
     fixed, space = split_space(args.overrides)
     base = load_run(args.config, fixed)
     last = list(base.phases)[-1]
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or f"{base.name}-search"
     check_ends(args.config, fixed, [choice.ends() for choice in space])
     profile = load_profile(args.profile)
+    asked_nodes(args.nodes, profile)
     goal = Goal(args.metric, last, args.direction or ("lower" if "loss" in args.metric else "higher"))
     folder = (Path("runs") / name).resolve()
     study = open_study(folder, goal, args.seed, pruning=not args.no_pruning)

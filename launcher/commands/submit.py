@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onediff.cli.amounts import at_least
+
 if TYPE_CHECKING:
     from launcher.submission import Submission
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--spares",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="additional standby nodes that replace failed ones (default: 0)",

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onediff.cli.amounts import at_least
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="+", metavar="a.b=c,d,e", help="values; those with commas are varied")
-    parser.add_argument("--at-most", type=int, default=4, metavar="N", help="runs at once (default: 4)")
+    parser.add_argument("--at-most", type=at_least(1), default=4, metavar="N", help="runs at once (default: 4)")
     parser.add_argument("--nodes", default="1", metavar="N|N-M", help="nodes per run (default: 1)")
     parser.add_argument("--profile", default="default", metavar="NAME|FILE", help="the cluster (default: 'default')")
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from launcher import slurm
     from launcher.commands.submit import submit
-    from launcher.plan import EVALUATE, make_plan, node_range
+    from launcher.plan import EVALUATE, asked_nodes, make_plan
     from launcher.profile import load_profile
     from launcher.ready import check_inputs
     from launcher.record import Record
@@ -46,8 +47,6 @@ def run(args: argparse.Namespace) -> int:
     from onediff.config.compose import load_run
     from onediff.config.run import chosen_phases
 
-    if args.at_most < 1:
-        raise UserError(f"--at-most {args.at_most}: must be at least 1")
     fixed, varied = split_overrides(args.overrides)
     name = f"{load_run(args.config, fixed).name}-sweep"
     profile = load_profile(args.profile)
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     configs = [
         load_run(args.config, [*fixed, *point, f"name={slug(point)}", f"tracking.sweep={name}"]) for point in points
     ]
-    nodes = node_range(args.nodes) if profile.scheduler == "slurm" else (1, 1)
+    nodes = asked_nodes(args.nodes, profile)
     phases = chosen_phases([*configs[0].phases, EVALUATE], args.phases)
     for config in configs:
         make_plan(config, Path("runs").resolve() / name / config.name, profile, nodes, phases)

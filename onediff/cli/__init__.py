@@ -123,9 +123,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             from launcher.ssh import run_there
 
             return run_there(args.host, name.removeprefix("launch "), without(given, "--host"))
-        # Many commands share this option.
-        if isinstance(processes := getattr(args, "processes", None), int) and processes < 1:
-            raise UserError(f"--processes {processes}: must be at least 1")
         return int(module.run(args) or 0)
     except UserError as error:
         print(f"onediff: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from onediff.cli.amounts import at_least
 from onediff.errors import UserError
 from onediff.runs.address import Address
 
@@ -23,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the run's training data sets)")
     parser.add_argument("--split", metavar="NAME", help="split of the held-out pairs (default: val, else test)")
     parser.add_argument("--about", metavar="TEXT", help="what the training images show, for the warning")
-    parser.add_argument("--images", type=int, default=2000, metavar="N", help="training images (default: 2000)")
-    parser.add_argument("--pairs", type=int, default=500, metavar="N", help="held-out pairs (default: 500)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs at once (default: 16)")
+    parser.add_argument("--images", type=at_least(1), default=2000, metavar="N", help="training images (default: 2000)")
+    parser.add_argument("--pairs", type=at_least(1), default=500, metavar="N", help="held-out pairs (default: 500)")
+    parser.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="pairs at once (default: 16)")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
 
 
@@ -34,8 +35,6 @@ def run(args: argparse.Namespace) -> int:
     from onediff.data.heldout import HeldOut, first_with_pairs
     from onediff.data.manifest import read_manifest
 
-    if min(args.images, args.pairs, args.batch_size) < 1:
-        raise UserError("--images, --pairs and --batch-size must be at least 1")
     Address.of(args.model).require()
     trained_on = training_splits(args.model, args.data)
     splits = [args.split] if args.split else ["val", "test"]

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onediff.cli.amounts import at_least, positive
 from onediff.errors import UserError
 from onediff.runs.address import Address
 
@@ -37,10 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=Path, required=True, metavar="DIR", help="a run, RUN@best or RUN@STEP of it, or an export"
     )
     parser.add_argument("--instruction", metavar="TEXT", help="instruction to use instead of the one used in training")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest caption (default: 64)")
-    parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search of this width (default: greedy)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pairs captioned at once (default: 16)")
-    parser.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between frames of a video")
+    parser.add_argument(
+        "--max-new-tokens", type=at_least(1), default=64, metavar="N", help="longest caption (default: 64)"
+    )
+    parser.add_argument(
+        "--beams", type=at_least(1), default=1, metavar="N", help="beam search of this width (default: greedy)"
+    )
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=16, metavar="N", help="pairs captioned at once (default: 16)"
+    )
+    parser.add_argument("--every", type=positive, default=1.0, metavar="S", help="seconds between frames of a video")
     parser.add_argument(
         "--against",
         choices=("first", "previous"),
@@ -64,8 +71,6 @@ def run(args: argparse.Namespace) -> int:
     from onediff.evaluation.pairs import counted, pairs_of, unmatched
     from onediff.progress import progress
 
-    if min(args.beams, args.batch_size, args.max_new_tokens) < 1:
-        raise UserError("--beams, --batch-size and --max-new-tokens must be at least 1")
     pairs, total = counted(pairs_of(args.paths, args.every, args.against))
     for folder, names in unmatched(args.paths).items():
         shown_names = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

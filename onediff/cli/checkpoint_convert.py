@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from onediff.cli.amounts import positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `onediff checkpoint convert`."""
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the written weights"
     )
     parser.add_argument(
-        "--shard-gb", type=float, default=5.0, metavar="N", help="size of the largest file, in 10^9 bytes"
+        "--shard-gb", type=positive, default=5.0, metavar="N", help="size of the largest file, in 10^9 bytes"
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onediff.cli.amounts import at_least
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
 from onediff.config.section import nearest
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
     parser.add_argument("--phase", metavar="NAME", help="phase to show (default: the last)")
-    parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples on the sheet (default: 12)")
+    parser.add_argument(
+        "--samples", type=at_least(1), default=12, metavar="N", help="samples on the sheet (default: 12)"
+    )
     parser.add_argument(
         "--sample",
         nargs="+",
@@ -44,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show only these samples, named by data set, shard and key",
     )
     parser.add_argument(
-        "--lengths", type=int, default=256, metavar="N", help="number of samples to measure (default: 256)"
+        "--lengths", type=at_least(1), default=256, metavar="N", help="number of samples to measure (default: 256)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="the PNG (default: sheet.png)"
@@ -62,8 +65,6 @@ def run(args: argparse.Namespace) -> None:
     name = args.phase or list(config.phases)[-1]
     if name not in config.phases:
         raise UserError(f"--phase: no phase {name!r}{nearest(name, config.phases)}")
-    if min(args.samples, args.lengths) < 1:
-        raise UserError("--samples and --lengths must be at least 1")
     quiet_libraries()
     from onediff.data.sheet import save_sheet
     from onediff.training.data import phase_lengths, phase_stream, processor_before_training

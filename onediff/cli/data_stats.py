@@ -18,9 +18,9 @@ from data_prep.shards import data_sets
 from data_prep.spread import cards
 from data_prep.stats import Stats, data_set_stats, show_stats
 from data_prep.workers import add_workers
+from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.data.manifest import Manifest
-from onediff.errors import UserError
 
 if TYPE_CHECKING:
     from onediff.config.run import RunConfig
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--html", type=Path, metavar="FILE", help="write the statistics as a page with samples and their images"
     )
     parser.add_argument(
-        "--samples", type=int, default=40, metavar="N", help="samples of each split on that page (default: 40)"
+        "--samples", type=at_least(1), default=40, metavar="N", help="samples of each split on that page (default: 40)"
     )
 
 
@@ -49,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
 def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Prints the statistics; returns the exit code and the results for JSON. Raises UserError."""
-    if args.samples < 1:
-        raise UserError(f"--samples {args.samples}: must be at least 1")
     check_output(args.json_file, "--out")
     check_output(args.html, "--html")
     config = None

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onediff.cli.amounts import at_least
 from onediff.errors import EXIT_STOPPED, UserError
 
 if TYPE_CHECKING:
@@ -32,9 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="configs/demo.yaml", metavar="FILE", help="configuration to train (default: %(default)s)"
     )
-    parser.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help=f"pairs to render (default: {PAIRS})")
-    parser.add_argument("--singles", type=int, default=SINGLES, metavar="N", help=f"single scenes (default: {SINGLES})")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="training processes (default: 2)")
+    parser.add_argument(
+        "--pairs", type=at_least(1), default=PAIRS, metavar="N", help=f"pairs to render (default: {PAIRS})"
+    )
+    parser.add_argument(
+        "--singles", type=at_least(1), default=SINGLES, metavar="N", help=f"single scenes (default: {SINGLES})"
+    )
+    parser.add_argument("--processes", type=at_least(1), default=2, metavar="N", help="training processes (default: 2)")
 
 
 def run(args: argparse.Namespace) -> int:

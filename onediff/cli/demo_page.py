@@ -11,23 +11,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from onediff.cli.amounts import at_least, port
 from onediff.runs.address import Address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument(
-        "--port", type=int, default=7860, metavar="N", help="port (default: 7860; 0 takes any free one)"
+        "--port", type=port, default=7860, metavar="N", help="port (default: 7860; 0 takes any free one)"
     )
-    parser.add_argument("--max-megabytes", type=int, default=64, metavar="N", help="largest upload (default: 64)")
+    parser.add_argument(
+        "--max-megabytes", type=at_least(1), default=64, metavar="N", help="largest upload (default: 64)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from onediff.cli.quiet import quiet_libraries
-    from onediff.errors import UserError
 
-    if args.max_megabytes < 1:
-        raise UserError("--max-megabytes must be at least 1")
     Address.of(args.model).require()
     quiet_libraries()
     import onediff

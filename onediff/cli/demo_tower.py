@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import argparse
 
+from onediff.cli.amounts import at_least
+
 STEPS = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the configuration's")
-    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"optimizer steps (default: {STEPS})")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=STEPS, metavar="N", help=f"optimizer steps (default: {STEPS})"
+    )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="seed of the initial weights and the order of samples (default: 0)",
@@ -36,8 +40,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{args.config}: model.vision needs `name`, the folder to write the tower to, and `config`, its architecture"
         )
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps}: must be at least 1")
     quiet_libraries()
     from onediff.demo.tower import TowerTraining, make_tower
 

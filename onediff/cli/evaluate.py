@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, require_writable, with_json
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baselines", action="store_true", help="also score baselines that ignore the images")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for captions and scores")
     add_json(parser, "the scores", "--report")
-    parser.add_argument("--processes", type=int, metavar="N", help="share the pairs among N processes on this machine")
+    parser.add_argument(
+        "--processes", type=at_least(1), metavar="N", help="share the pairs among N processes on this machine"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

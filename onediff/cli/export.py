@@ -16,6 +16,7 @@ import argparse
 import re
 from pathlib import Path
 
+from onediff.cli.amounts import positive
 from onediff.config.model import SAVED_MODEL_FILE
 from onediff.errors import UserError
 from onediff.hub.share import REPOSITORY, push
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pretrained language model, or as-trained if the run trained its own",
     )
     parser.add_argument(
-        "--shard-gb", type=float, default=5.0, metavar="N", help="size of the largest weight file, in 10^9 bytes"
+        "--shard-gb", type=positive, default=5.0, metavar="N", help="size of the largest weight file, in 10^9 bytes"
     )
     parser.add_argument("--register", metavar="NAME", help="register it as a version of this model in MLflow")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub, using HF_TOKEN")
@@ -51,8 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from onediff.cli.quiet import quiet_libraries
 
-    if args.shard_gb <= 0:
-        raise UserError(f"--shard-gb: expected a positive number, got {args.shard_gb}")
     if args.alias and not args.register:
         raise UserError("--alias: only a registered model has aliases; add --register NAME")
     if "latest" in args.alias:

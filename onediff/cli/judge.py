@@ -20,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, with_json
 
 if TYPE_CHECKING:
@@ -40,13 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path("judge-cache.jsonl"), metavar="FILE", help="cache of answers"
     )
-    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="concurrent questions (default: 4)")
-    parser.add_argument("--attempts", type=int, default=4, metavar="N", help="attempts per question (default: 4)")
+    parser.add_argument("--at-once", type=at_least(1), default=4, metavar="N", help="concurrent questions (default: 4)")
     parser.add_argument(
-        "--controls", type=int, default=10, metavar="N", help="known captions of each kind (default: 10)"
+        "--attempts", type=at_least(1), default=4, metavar="N", help="attempts per question (default: 4)"
     )
     parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000, 0 for none)"
+        "--controls", type=at_least(0), default=10, metavar="N", help="known captions of each kind (default: 10)"
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=at_least(0),
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples (default: 1000, 0 for none)",
     )
     parser.add_argument("--allow-missing", action="store_true", help="judge only the pairs that have a caption")
     add_json(parser, "all results, including marks per pair,")
@@ -58,14 +65,11 @@ def run(args: argparse.Namespace) -> int:
 
 def judged(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Prints the judge's results; returns the exit code and the results for JSON."""
-    from onediff.errors import UserError
     from onediff.evaluation.files import read_predictions, read_references
     from onediff.evaluation.judge import claims, marks
     from onediff.evaluation.scoring import unanswered
     from onediff.llm import Asker, Cache
 
-    if min(args.at_once, args.attempts) < 1 or min(args.controls, args.bootstrap) < 0:
-        raise UserError("--at-once and --attempts must be at least 1, --controls and --bootstrap at least 0")
     references = read_references(args.references)
     predictions = read_predictions(args.predictions, args.allow_missing)
     missing = unanswered(references.captions, references, [predictions], args.allow_missing)

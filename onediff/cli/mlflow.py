@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from onediff.cli.amounts import port
 from onediff.errors import UserError
 
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -23,7 +24,7 @@ LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=5000, metavar="N", help="port (default: 5000)")
+    parser.add_argument("--port", type=port, default=5000, metavar="N", help="port (default: 5000)")
     parser.add_argument(
         "--moved", action="store_true", help="update the addresses even if the store marks a run as running"
     )

@@ -17,6 +17,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.plan.rows import TEXT
 
@@ -28,12 +29,18 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one (configs/demo.yaml), or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the file")
-    parser.add_argument("--gpus", type=int, metavar="N", help="total number of GPUs")
-    parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes, instead of --gpus")
+    parser.add_argument("--gpus", type=at_least(1), metavar="N", help="total number of GPUs")
+    parser.add_argument("--nodes", type=at_least(1), metavar="N", help="number of nodes, instead of --gpus")
     parser.add_argument("--gpu", default="h100-80g", metavar="NAME", help="GPU model (default: h100-80g)")
-    parser.add_argument("--per-node", type=int, metavar="N", help="GPUs per node (default: typical for the GPU)")
     parser.add_argument(
-        "--text", type=int, default=TEXT, metavar="N", help=f"typical number of text tokens per row (default: {TEXT})"
+        "--per-node", type=at_least(1), metavar="N", help="GPUs per node (default: typical for the GPU)"
+    )
+    parser.add_argument(
+        "--text",
+        type=at_least(1),
+        default=TEXT,
+        metavar="N",
+        help=f"typical number of text tokens per row (default: {TEXT})",
     )
     parser.add_argument("--suggest", action="store_true", help="find the fastest settings that fit, and print them")
     parser.add_argument(
@@ -122,9 +129,6 @@ def asked(args: argparse.Namespace, usual: int) -> tuple[int, int]:
     if (args.gpus is None) == (args.nodes is None):
         raise UserError("give either --gpus or --nodes")
     gpus = args.gpus if args.gpus is not None else args.nodes * per_node
-    for flag, value in (("--gpus", gpus), ("--per-node", per_node), ("--text", args.text)):
-        if value < 1:
-            raise UserError(f"{flag} {value}: must be at least 1")
     if gpus > per_node and gpus % per_node:
         raise UserError(f"--gpus {gpus}: not a multiple of the {per_node} GPUs of a node; set --per-node")
     if args.rehearse is not None and world != gpus:

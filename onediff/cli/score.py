@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.columns import in_columns
 
@@ -50,9 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="metrics in addition to the usual ones: spice, bertscore:MODEL, clipscore:MODEL, pacscore:MODEL, or your own",
     )
     parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="bootstrap resamples (default: 1000, 0 for none)"
+        "--bootstrap",
+        type=at_least(0),
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples (default: 1000, 0 for none)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resampling (default: 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="seed of the resampling (default: 0)")
     add_json(parser, "all results, including scores per pair,")
     parser.add_argument("--report", type=Path, metavar="HTML", help="write a report as one HTML page")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set with the pairs' images")
@@ -71,8 +76,6 @@ def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from onediff.evaluation.report.images import shard_images
     from onediff.evaluation.scoring import compare, score_all
 
-    if args.bootstrap < 0 or args.seed < 0:
-        raise UserError("--bootstrap and --seed must be at least 0")
     if args.data is not None and args.report is None and not args.metrics:
         raise UserError("--data names images for the report, or for a metric that needs them: add --report HTML")
     rules = protocol(args.protocol)

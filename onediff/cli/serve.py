@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from onediff.cli.amounts import at_least, port
 from onediff.errors import UserError
 from onediff.runs.address import Address
 
@@ -21,26 +22,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="port (default: 8000; 0 takes any free one)"
+        "--port", type=port, default=8000, metavar="N", help="port (default: 8000; 0 takes any free one)"
     )
-    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="pairs captioned at once (default: 16)")
+    parser.add_argument(
+        "--max-batch", type=at_least(1), default=16, metavar="N", help="pairs captioned at once (default: 16)"
+    )
     parser.add_argument(
         "--max-waiting",
-        type=int,
+        type=at_least(1),
         default=512,
         metavar="N",
         help="longest queue of requests; further ones get a 503 (default: 512)",
     )
-    parser.add_argument("--max-megabytes", type=int, default=64, metavar="N", help="largest request (default: 64)")
+    parser.add_argument(
+        "--max-megabytes", type=at_least(1), default=64, metavar="N", help="largest request (default: 64)"
+    )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key that clients must send")
 
 
 def run(args: argparse.Namespace) -> int:
     from onediff.cli.quiet import quiet_libraries
 
-    for name in ("max_batch", "max_waiting", "max_megabytes"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     Address.of(args.model).require()
     key = read_key(args.api_key_file)
     quiet_libraries()

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from launcher.local import Node, run_local
+from onediff.cli.amounts import at_least
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
 from onediff.config.evaluation import EvaluationConfig
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phases", metavar="A,B", help="only these phases (default: all)")
     parser.add_argument("--resume", action="store_true", help="continue from the latest checkpoint")
     parser.add_argument("--peer-copies", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # set by `onediff launch`
-    parser.add_argument("--processes", type=int, metavar="N", help="start N ranks on this machine (default: one)")
+    parser.add_argument(
+        "--processes", type=at_least(1), metavar="N", help="start N ranks on this machine (default: one)"
+    )
     parser.add_argument("--node", metavar="I/N", help="with --processes: this is machine I of N, counting from 0")
     parser.add_argument("--meet", metavar="HOST:PORT", help="with --node: where the ranks meet, on machine 0")
 
@@ -78,6 +81,7 @@ def own_folder(config: str, resume: bool) -> Path | None:
 def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, processes: int) -> None:
     """Checks what can be checked before the processes meet. Raises UserError."""
     from onediff.data.manifest import read_manifest
+    from onediff.tracking.place import check_environment
 
     if (folder / "config.yaml").exists() and not resume:
         raise UserError(
@@ -85,6 +89,7 @@ def check(config: RunConfig, folder: Path, phases: list[str], resume: bool, proc
         )
     if resume and not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run to resume here; start it without --resume, or name its folder with --run")
+    check_environment(config.tracking)
     require_sources(config.init, folder)
     for name in phases:
         phase = config.phases[name]

@@ -299,7 +299,7 @@ def test_a_page_shows_samples_with_their_images(
     assert page.count("data:image/jpeg;base64,") == 2 * 7 and 'src="http' not in page
     assert "words_per_caption: min 1" in data["block"]
     assert main([*words[:-4], "--samples", "0"]) == 2
-    assert "--samples 0: must be at least 1" in capsys.readouterr().err
+    assert "--samples: 0: must be at least 1" in capsys.readouterr().err
 
 
 def test_tars_of_another_tool_get_an_index_and_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

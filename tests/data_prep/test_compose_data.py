@@ -107,8 +107,8 @@ def test_a_recipe_is_obeyed(tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--pairs", "0"], "--pairs 0: must be at least 1"),
-        (["--singles", "0"], "--singles 0: must be at least 1"),
+        (["--pairs", "0"], "--pairs: 0: must be at least 1"),
+        (["--singles", "0"], "--singles: 0: must be at least 1"),
         (["--singles", "5", "--sheet", "sheet.png"], "--sheet shows pairs"),
         (["--pairs", "5", "--cutouts", "missing"], "missing: no such file or folder"),
         (["--pairs", "5", "--size", "10"], "width"),
