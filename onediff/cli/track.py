@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onediff.config.store import store_fault
 from onediff.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.uri is not None and (fault := store_fault(args.uri)):
+        raise UserError(f"--uri: {fault}")
     for folder in args.runs:
         if not (folder / "tracking" / "run.json").is_file():
             raise UserError(f"{folder}: holds no record of a run (no tracking/run.json); name the folder of a run")

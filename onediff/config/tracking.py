@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from onediff.config.section import Section
+from onediff.config.store import store_fault
 
 
 class TrackingConfig(Section):
@@ -35,3 +36,10 @@ class TrackingConfig(Section):
     """Seconds between readings of each node's CPUs, memory, disk, network and GPUs."""
     diff_bytes: int = Field(1_000_000, ge=0)
     """Size limit of the diff of uncommitted code stored with a run; a longer diff is cut."""
+
+    @field_validator("uri")
+    @classmethod
+    def _is_store(cls, uri: str | None) -> str | None:
+        if uri is not None and (fault := store_fault(uri)):
+            raise ValueError(fault)
+        return uri

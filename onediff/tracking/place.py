@@ -7,15 +7,14 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from onediff.config.store import DATABASES, SQLITE, store_fault
 from onediff.config.tracking import TrackingConfig
+from onediff.errors import UserError
 from onediff.tracking.scrub import scrubbed
-
-SQLITE = "sqlite:///"
-DATABASES = ("postgresql", "mysql", "mssql")
-"""Stores that MLflow's client writes to without a server."""
 
 
 def tracking_uri(run: Path, config: TrackingConfig) -> str:
@@ -30,9 +29,15 @@ def tracking_uri(run: Path, config: TrackingConfig) -> str:
     return config.uri or known or shell or beside
 
 
-def here() -> str | None:
+def here(environ: Mapping[str, str] = os.environ) -> str | None:
     """The address in the environment, or None."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or None
+    return environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def check_environment(config: TrackingConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError if the run would be sent to the address in the environment, and MLflow could not use it."""
+    if config.uri is None and (uri := here(environ)) and (fault := store_fault(uri)):
+        raise UserError(f"MLFLOW_TRACKING_URI: {fault}")
 
 
 def remembered(run: Path) -> str | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from onediff.config.store import SQLITE
 from onediff.tracking.moved import readdress
-from onediff.tracking.place import SQLITE, artifact_folder, database
+from onediff.tracking.place import artifact_folder, database
 
 
 def experiment_of(client: MlflowClient, uri: str, name: str, run: Path) -> str:

@@ -1,4 +1,4 @@
-"""A folder of runs that was moved shows its artifacts again; runs obey MLflow's own variables; meters that fail alone."""
+"""Wrong addresses are refused early; a folder of runs that was moved shows its artifacts again; runs obey MLflow's own variables; meters that fail alone."""
 
 from __future__ import annotations
 
@@ -97,3 +97,25 @@ def test_a_counter_that_falls_gives_no_rate_and_a_meter_that_is_not_there_costs_
         "gpu_0_memory_usage_percentage": 25.0,
         "gpu_0_temperature_celsius": 40,
     }
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("htp://host", "did you mean 'http'?"),
+        ("localhost:5000", "no address of MLflow begins with 'localhost'"),
+        ("sqlite:/x", "names no file; write sqlite:///FILE"),
+        ("http://host:50x0", "names no host, or a wrong port"),
+        ("mlruns", "not an address; write http://HOST"),
+    ],
+)
+@pytest.mark.parametrize("words", ["train configs/demo.yaml", "launch submit configs/demo.yaml --profile local"])
+def test_a_wrong_address_of_mlflow_is_refused_before_anything_starts(words, uri, told, tmp_path, monkeypatch, capsys):
+    words = [*words.split(), "--run", str(tmp_path / "run")]
+    assert main([*words, f"tracking.uri={uri}"]) == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert main(words) == 2
+    configured, inherited = capsys.readouterr().err.splitlines()
+    assert "tracking.uri" in configured and told in configured
+    assert "MLFLOW_TRACKING_URI" in inherited and told in inherited
+    assert not (tmp_path / "run").exists()
