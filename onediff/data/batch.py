@@ -16,7 +16,7 @@ from onediff.data.segments import Segments, each_tensor
 class Batch:
     """Rows of tokens with places for image and delta tokens, the images, and the targets.
 
-    Places are flat indexes into `rows · tokens`. They are computed on the host, so the model never has to synchronize
+    Places are flat indexes into `rows · tokens`. They are computed on the host, so the model never has to synchronise
     with the device to count them.
     """
 

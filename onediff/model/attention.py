@@ -53,7 +53,7 @@ def attention(
         causal: query i of n sees keys up to i + (keys - n), aligned at the end. A query that sees no keys returns 0.
         window_size: keys to the left and right that a query sees; -1 for no limit.
         lengths_q, lengths_k: sequence lengths on the host, for backends that loop over sequences; without them, such a
-            backend reads `cu_seqlens` from the device, which synchronizes.
+            backend reads `cu_seqlens` from the device, which synchronises.
         backend: one of `BACKENDS`, instead of the one in use.
 
     Returns:

@@ -64,7 +64,7 @@ def cross_attention_weights(
 ) -> list[Tensor]:
     """The cross-attention weights of each layer in fp32, `[B, H, Q, 2, N]`, or `[H, Q, T]` with `planes`.
 
-    The fused attention never materializes its weights. This recomputes them from the projected queries and keys, which
+    The fused attention never materialises its weights. This recomputes them from the projected queries and keys, which
     forward hooks capture while the module runs.
     """
     layers: list[Any] = list(delta.layers)

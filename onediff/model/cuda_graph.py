@@ -54,8 +54,8 @@ def not_recordable(model: Any) -> str | None:
 def recorded(step: Step) -> Step:
     """Records `step`, without running it; returns a function that runs it with a single launch.
 
-    `step` must have run before, must not synchronize, and must use the same memory every time. The graph keeps that memory
-    alive. Recording synchronizes with the device.
+    `step` must have run before, must not synchronise, and must use the same memory every time. The graph keeps that memory
+    alive. Recording synchronises with the device.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

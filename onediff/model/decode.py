@@ -52,7 +52,7 @@ def not_greedy(language: Any, length: int, options: dict[str, Any]) -> str | Non
 class Decoder:
     """Decodes one batch: reads the prompt once, then each `step` adds a token to every row.
 
-    All steps run the same operators on the same memory without synchronizing, because the position (`place`) is on the
+    All steps run the same operators on the same memory without synchronising, because the position (`place`) is on the
     device too. So a GPU can record a step as a CUDA graph and replay it.
 
     Each token costs one pass over the weights and the key/value cache; nothing is copied or reallocated.
@@ -190,7 +190,7 @@ def greedy(
     decoder = Decoder(language, embeds_BTW, seen_BT, max_new_tokens, ends, pad_token_id)
     answers = torch.full((rows, max_new_tokens), pad_token_id, device=device)
     here = torch.arange(rows, device=device)  # which rows are still computed
-    # Checking whether all rows have ended synchronizes with the GPU.
+    # Checking whether all rows have ended synchronises with the GPU.
     ask_every = 1 if device.type == "cpu" else 8
     step, taken = decoder.step, 1
     while True:

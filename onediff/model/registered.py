@@ -133,7 +133,7 @@ def own_eager(module: Any) -> Any:
 def no_mask(like: Tensor) -> Tensor:
     """An empty `attention_mask` to pass with `segments`.
 
-    transformers uses a mask of four dimensions as it is. Given None, it would search for packed rows, which synchronizes
+    transformers uses a mask of four dimensions as it is. Given None, it would search for packed rows, which synchronises
     with the device, and build the whole mask.
     """
     return like.new_empty(1, 1, 1, 0)

@@ -161,7 +161,7 @@ class VisionTower(nn.Module):
             mask, lengths, shapes = planes.mask, planes.patches, planes.shapes
         arguments: dict[str, Any] = {"pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
         if self.model.config._attn_implementation == NAME:
-            # transformers uses a mask of four dimensions as it is; building one would synchronize with the device.
+            # transformers uses a mask of four dimensions as it is; building one would synchronise with the device.
             return arguments | {"segments": lengths}
         return arguments | {"pixel_attention_mask": mask[:, 0, 0].long()}
 

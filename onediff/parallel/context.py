@@ -76,7 +76,7 @@ class ContextSplit:
     def hidden_of_targets(self, hidden: Tensor, places: Tensor) -> Tensor:
         """The hidden states of this rank's targets, `[own targets, width]`, from every rank's `[share, width]`.
 
-        `places` are the positions of all targets. Does not synchronize with the device: each rank contributes zeros for the
+        `places` are the positions of all targets. Does not synchronise with the device: each rank contributes zeros for the
         others' tokens, and the sum is scattered.
         """
         every = self.ranks * self.targets(places)

@@ -1,4 +1,4 @@
-"""Materializes a Hugging Face model on this rank, range by range.
+"""Materialises a Hugging Face model on this rank, range by range.
 
 The model starts on the meta device, where it takes no memory. Its layers are split for tensor parallelism. Then each
 parameter gets memory for this rank's part only (under ZeRO-3, its range of the rank's block), which is filled from the
@@ -50,7 +50,7 @@ def place(
     device: torch.device | str = "cpu",
     cut: bool = True,
 ) -> Any:
-    """Materializes a model on the meta device, split over the tensor group, and under ZeRO-3 over the data group.
+    """Materialises a model on the meta device, split over the tensor group, and under ZeRO-3 over the data group.
 
     `zero_config` is DeepSpeed's configuration at stage 3, else None. `cut=False` leaves layers whole, as for a vision tower.
     Without a `source`, all parameters are zero. Collective under ZeRO-3. Raises what `source` raises.
@@ -83,7 +83,7 @@ def place(
 
 
 def _buffers(model: Any, device: torch.device | str) -> None:
-    """Materializes buffers with the values that the model's own class gives them."""
+    """Materialises buffers with the values that the model's own class gives them."""
     for module in model.modules():
         own = [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer is not None]
         if not any(buffer.is_meta for _, buffer in own):

@@ -112,7 +112,7 @@ class DecoderSizes:
     out_bias: bool
     mlp_bias: bool
     head_norms: bool
-    """Whether attention normalizes queries and keys per head (Qwen3)."""
+    """Whether attention normalises queries and keys per head (Qwen3)."""
     positions: int = 2048
 
 

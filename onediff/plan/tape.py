@@ -185,7 +185,7 @@ class Tape:
         return self._add("norm", self._like(x, x.grad or self.trains), kept=(x,), weights=weights)
 
     def rms_norm(self, x: Value, cut: bool = False) -> Value:
-        """transformers' RMS norm, plain torch in fp32: keeps its fp32 input, and the normalized values for the weight."""
+        """transformers' RMS norm, plain torch in fp32: keeps its fp32 input, and the normalised values for the weight."""
         weight = self.weight(x.shape[-1], cut=cut)
         wide = x if x.itemsize == 4 else Value(x.shape, 4, x.grad)
         normed = Value(x.shape, self.itemsize, x.grad)

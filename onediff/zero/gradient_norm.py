@@ -15,7 +15,7 @@ def keep_gradient_norm(engine: Any) -> None:
     """Makes all stages of DeepSpeed 0.19 behave the same.
 
     `engine.get_global_grad_norm()` is infinite if any gradient on any rank is not finite. The step then changes neither
-    weights nor moments nor step counts, and the next one starts without gradients. Every stage synchronizes on the norm.
+    weights nor moments nor step counts, and the next one starts without gradients. Every stage synchronises on the norm.
     """
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 0 and not hasattr(optimizer, "_global_grad_norm"):

@@ -52,7 +52,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        # DeepSpeed's timer synchronizes four times per step; `Moment` never does.
+        # DeepSpeed's timer synchronises four times per step; `Moment` never does.
         "timers": {"throughput": {"enabled": False}},
     }
 

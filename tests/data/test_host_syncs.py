@@ -1,4 +1,4 @@
-"""The forward and backward pass of a training step: no synchronization with the device, and no tensor of tokens² size."""
+"""The forward and backward pass of a training step: no synchronisation with the device, and no tensor of tokens² size."""
 
 import pytest
 import torch

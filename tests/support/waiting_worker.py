@@ -1,4 +1,4 @@
-"""Two ranks that count host synchronizations in complete optimizer steps, at each ZeRO stage, as on a GPU."""
+"""Two ranks that count host synchronisations in complete optimizer steps, at each ZeRO stage, as on a GPU."""
 
 import json
 import sys
