@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from onediff.config.run import RunConfig
 
 
-def check_folder(record: Record, config: RunConfig) -> None:
-    """Raise UserError if the folder cannot be written or holds another run."""
+def check_same(record: Record, config: RunConfig) -> None:
+    """Raise UserError if the folder holds a run with another configuration."""
     run = record.run
-    check_writable(run)
     if (run / "config.yaml").is_file() and (record.jobs() or record.status()):
         from onediff.config.compose import load_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launcher.fit import check_memory
-from launcher.freeze import check_folder, freeze, write_scripts
+from launcher.freeze import check_same, check_writable, freeze, write_scripts
 from launcher.plan import EVALUATE, asked_nodes, check_cluster, make_plan, phase_script, remaining
 from launcher.profile import ClusterProfile
 from launcher.queue import require_idle, sole, submit_chain
@@ -65,6 +65,7 @@ def checked(asked: Submission, dry_run: bool = False) -> Ready:
     """Check all that can be checked without Slurm. Raises UserError; a dry run only lists missing inputs."""
     config, record = asked.config, Record(asked.run)
     nodes = asked_nodes(asked.nodes, asked.profile, asked.spares)
+    check_same(record, config)
     wanted = remaining(
         record, config.phases, chosen_phases([*config.phases, EVALUATE], asked.phases), config.init is not None
     )
@@ -91,7 +92,7 @@ def run_here(ready: Ready) -> int:
     """Run the phases on this machine. Returns the exit code of the chain."""
     from launcher.local_chain import run_chain
 
-    check_folder(ready.record, ready.asked.config)
+    check_writable(ready.asked.run)
     with sole(ready.record, "running"):
         freeze(ready.record, ready.asked.config, ready.plan, ready.profile, ready.asked.new_code)
         return run_chain(ready.record, ready.phases)
@@ -102,7 +103,7 @@ def queue(ready: Ready) -> list[tuple[str, str]]:
     asked, record = ready.asked, ready.record
     check_cluster(ready.profile, [part["nodes"][0] + part["spares"] for part in ready.plan["phases"].values()])
     ready.scripts()
-    check_folder(record, asked.config)
+    check_writable(asked.run)
     with sole(record, "submitting"):
         require_idle(record)
         freeze(record, asked.config, ready.plan, ready.profile, asked.new_code)

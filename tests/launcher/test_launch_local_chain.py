@@ -82,8 +82,9 @@ def test_a_stopped_chain_resumes_where_it_stopped(launched):
 def test_another_configuration_is_refused_in_the_same_folder(launched):
     run = launched()
     assert run.submit("--phases", "one", nodes="1").returncode == 0
-    other = run.submit("optimizer.lr=0.5", nodes="1")
-    assert other.returncode == 2 and "holds a run with another configuration" in other.stderr
+    for words in ([], ["--dry-run"], ["--phases", "one", "--dry-run"]):  # phase one has finished
+        other = run.submit("optimizer.lr=0.5", *words, nodes="1")
+        assert other.returncode == 2 and "holds a run with another configuration" in other.stderr
 
 
 # What a command may import beyond the standard library and this project.
