@@ -14,6 +14,8 @@ from onediff.data.geometry import over_image
 
 COLOURS = ((0, 0, 0, 0), (60, 20, 140, 90), (200, 40, 90, 150), (255, 150, 30, 190), (255, 250, 160, 220))
 """Red, green, blue, alpha at equal distances from least to most attention."""
+CLEAR = 320
+"""Height in pixels below which people cannot make out a map."""
 UNSEEN = (150, 150, 150, 225)
 """Drawn over what `fit: crop` cuts off."""
 
@@ -63,8 +65,11 @@ def laid_over(images: Sequence[Image.Image], attention: np.ndarray, config: Imag
 
 
 def side_by_side(before: Image.Image, after: Image.Image, attention: np.ndarray, config: ImageConfig) -> Image.Image:
-    """Both images under the maps `[2, side, side]` (uint8), scaled to the same height, in one image."""
-    height = max(before.height, after.height)
+    """Both images under the maps `[2, side, side]` (uint8), scaled to the same height, in one image.
+
+    Small images are enlarged to a height of `CLEAR`.
+    """
+    height = max(before.height, after.height, CLEAR)
     widths = (max(1, round(image.width * height / image.height)) for image in (before, after))
     scaled = [image.resize((width, height)) for image, width in zip((before, after), widths, strict=True)]
     both = laid_over(scaled, attention, config)
