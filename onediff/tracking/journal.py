@@ -157,3 +157,15 @@ def last(path: Path, key: str, window: int = 1 << 16) -> Record | None:
 def put(path: Path, text: str) -> None:
     """Writes a whole file."""
     write_whole(path, text)
+
+
+def entries(record: Record) -> list[Record]:
+    """Splits a record into records of one metric, tag or parameter each."""
+    for kind in ("metrics", "tags"):
+        if kind in record:
+            return [{**record, kind: {key: value}} for key, value in record[kind].items()]
+    if "open" in record:
+        bare = {**record["open"], "tags": {}, "params": {}}
+        parts = [{kind: {key: text}} for kind in ("tags", "params") for key, text in record["open"][kind].items()]
+        return [{**record, "open": bare | part} for part in parts]
+    return [record]

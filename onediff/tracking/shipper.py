@@ -20,7 +20,7 @@ from onediff.config.tracking import TrackingConfig
 from onediff.tracking.carrier import Carrier, gone, parcel_of
 from onediff.tracking.comparison import Results, decisive
 from onediff.tracking.identity import ADOPTED
-from onediff.tracking.journal import Record, openings, read
+from onediff.tracking.journal import Record, entries, openings, read
 from onediff.tracking.names import PARAM_TEXT, TAG_TEXT, beneath, valid_name, valid_text
 from onediff.tracking.place import tracking_uri
 from onediff.tracking.refusal import reason, refused, too_large
@@ -95,6 +95,10 @@ class Shipper:
             try:
                 self._ship_stream(path)
             except Exception as error:  # a store, a proxy or a network may answer anything
+                if self._orphaned(error):
+                    self._forget("run")
+                    self.ship()
+                    return
                 if failed is not None:  # not the fault of one stream
                     break
                 failed = error
@@ -191,6 +195,8 @@ class Shipper:
             if refused(error) and self._vanished(sent):
                 self._forget(name)
                 return
+            if self._orphaned(error):
+                raise
             parts = wanted if len(wanted) > 1 else entries(wanted[0])
             if len(parts) > 1:
                 for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
@@ -295,7 +301,11 @@ class Shipper:
         self.state.save()
 
     def _vanished(self, sent: Sent) -> bool:
-        return gone(self.client, sent.run_id)
+        return bool(sent.run_id) and gone(self.client, sent.run_id)
+
+    def _orphaned(self, error: Exception) -> bool:
+        """Whether a request was refused because the parent run was deleted; a child cannot be created without it."""
+        return isinstance(error, MlflowException) and refused(error) and self._vanished(self.state.sent("run"))
 
     def _open(self, name: str, run_id: str, record: Record) -> None:
         opening = record["open"]
@@ -378,18 +388,6 @@ def superseded(offset: int, record: Record, starts: list[tuple[int, Record]]) ->
     """Whether a later restart resumed the stream from before this record's step."""
     step = record.get("step")
     return step is not None and any(at > offset and start["open"]["step"] < step for at, start in starts)
-
-
-def entries(record: Record) -> list[Record]:
-    """Splits a record into records of one metric, tag or parameter each."""
-    for kind in ("metrics", "tags"):
-        if kind in record:
-            return [{**record, kind: {key: value}} for key, value in record[kind].items()]
-    if "open" in record:
-        bare = {**record["open"], "tags": {}, "params": {}}
-        parts = [{kind: {key: text}} for kind in ("tags", "params") for key, text in record["open"][kind].items()]
-        return [{**record, "open": bare | part} for part in parts]
-    return [record]
 
 
 def stamp(milliseconds: int) -> str:

@@ -1,8 +1,10 @@
-"""Wrong addresses are refused early; a folder of runs that was moved shows its artifacts again; runs obey MLflow's own variables; meters that fail alone."""
+"""Wrong addresses are refused early; folders of runs that were moved; runs obey MLflow's variables; meters that fail."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +45,29 @@ def test_a_folder_of_runs_that_was_moved_keeps_its_artifacts(tmp_path, monkeypat
     assert main(["track", "sync", str(tmp_path / "away" / "demo")]) == 0
     away = MlflowClient(f"sqlite:///{tmp_path}/away/mlflow.db").get_run(run.info.run_id)
     assert away.info.artifact_uri.startswith((tmp_path / "away" / "mlflow-artifacts").as_uri())
+
+
+def test_a_run_removed_from_mlflow_for_good_is_sent_again_when_its_next_phase_begins(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker.open(tmp_path / "demo", TrackingConfig(live=False), params={"lr": 0.1})
+    tracker.phase("one").log(1, {"loss": 2.0})
+    assert main(["track", "sync", str(tmp_path / "demo")]) == 0
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(store, store)
+    experiment = client.get_experiment_by_name("onediff").experiment_id
+    for run in client.search_runs([experiment]):
+        client.delete_run(run.info.run_id)
+    words = ["gc", "--backend-store-uri", store, "--tracking-uri", store]
+    subprocess.run([sys.executable, "-m", "mlflow", *words], check=True)
+    tracker.phase("two").log(1, {"loss": 1.0})
+    assert main(["track", "sync", str(tmp_path / "demo")]) == 0
+    found = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert found["demo"].data.params == {"lr": "0.1"}
+    for name, loss in (("demo / one", 2.0), ("demo / two", 1.0)):
+        assert found[name].data.metrics["loss"] == loss
+        assert found[name].data.tags["mlflow.parentRunId"] == found["demo"].info.run_id
 
 
 def test_mlflows_own_variables_say_where_a_new_run_goes(server, tmp_path, monkeypatch):
