@@ -9,7 +9,6 @@ from typing import Any
 from data_prep.ids import first_id
 from data_prep.image_source import ImageSource
 from data_prep.images import Encoding, is_grey, is_misnamed, prepare
-from data_prep.outputs import writing
 from data_prep.plan import Choices, SplitPlan, planned
 from data_prep.readers import Inputs, Reader, Row
 from data_prep.report import Report
@@ -18,6 +17,7 @@ from data_prep.web import is_url
 from data_prep.writer import write_dataset
 from onediff.data.sample import BadSample, Sample
 from onediff.errors import UserError
+from onediff.outputs import writing
 
 OWN_NAMES = {"size": "table_size", "notes": "table_notes"}
 """New names in `meta` of columns whose names a conversion uses itself."""

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.chunks import Chunks, Made, Make, digest, files_of, together
-from data_prep.outputs import writing
 from data_prep.processes import run_chunks
 from data_prep.report import Report, Tally
 from data_prep.share import Share
@@ -36,6 +35,7 @@ from onediff.atomic import write_whole
 from onediff.data.index import index_path
 from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
 from onediff.errors import UserError
+from onediff.outputs import writing
 
 ORDER = "order.npy"
 """The file with the order of all samples, which the first of several tasks computes for the others."""

@@ -25,8 +25,8 @@ def writing(target: Path) -> Iterator[None]:
 
 def check_output(path: Path | None, option: str) -> None:
     """Creates the folder of the file that `option` names. Raises UserError if no file can be written there."""
-    if path is None:
-        return
+    if path is None or (path.exists() and not path.is_dir() and not path.is_file()):
+        return  # a pipe or a terminal
     if path.is_dir():
         raise UserError(f"{path}: is a folder ({option}); name a file")
     with writing(path):
@@ -35,7 +35,14 @@ def check_output(path: Path | None, option: str) -> None:
         with path.open("ab"):
             pass
         if not existed:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another rank may have looked, too
+
+
+def check_folder(path: Path | None) -> None:
+    """Creates a folder for output. Raises UserError if that fails."""
+    if path is not None:
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from data_prep.captioning.table import caption_rows, read_prompt
 from data_prep.readers import Inputs, reader
 from onediff.cli.amounts import amount, at_least, positive
 from onediff.llm import Asker, Cache
+from onediff.outputs import check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args.prompt)
+    check_output(args.out, "--out")
     rows = list(reader(args.name).rows(Inputs(args.annotations, args.images)))
     options = {name: getattr(args, name) for name in ("concurrency", "per_minute", "attempts", "timeout")}
     with closing(Cache(args.out.with_name(args.out.name + ".answers.jsonl"))) as cache:

@@ -9,7 +9,6 @@ import argparse
 from typing import Any
 
 from data_prep.check import check_data_sets
-from data_prep.outputs import check_output
 from data_prep.report import counted
 from data_prep.shards import data_sets
 from data_prep.workers import add_workers
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_output(args.json_file, "--out")
     return with_json(args, checked)
 
 

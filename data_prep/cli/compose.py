@@ -20,6 +20,7 @@ from data_prep.share import add_share
 from data_prep.splits import SPLITS, split_counts
 from onediff.cli.amounts import at_least
 from onediff.errors import UserError
+from onediff.outputs import check_output
 
 if TYPE_CHECKING:
     from data_prep.compose.library import SearchResult
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--sheet shows pairs only; view single images with 'onediff data show'")
     if not 0 <= args.jpeg <= 100:
         raise UserError(f"--jpeg {args.jpeg}: must be from 1 to 100, or 0 for PNG")
+    check_output(args.sheet, "--sheet")
     counts = split_counts(args.split_sizes, number)
     backgrounds, cutouts = find_backgrounds(args.backgrounds), find_cutouts(args.cutouts)
     print(f"backgrounds: {len(backgrounds.backgrounds):,}{_aside(backgrounds)}")

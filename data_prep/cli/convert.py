@@ -13,7 +13,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from data_prep.outputs import check_output
 from data_prep.readers import BUILT_IN, Inputs, reader
 from data_prep.share import add_share
 from data_prep.skipping import MaxSkipped, max_skipped
@@ -102,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
     if args.annotations and args.path:
         hint = "; --json prints, --report FILE writes" if args.json else ""
         raise UserError(f"{args.path}: the data set is named twice, here and with --annotations{hint}")
-    check_output(args.json_file, "--report")
     return with_json(args, converted)
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.outputs import write_text
 from data_prep.report import counted
 from data_prep.selection import SampleFacts
 from data_prep.shards import data_sets
 from data_prep.workers import add_workers
 from onediff.cli.amounts import at_least
 from onediff.data.manifest import Manifest
+from onediff.outputs import write_text
 
 
 def add_output(parser: argparse.ArgumentParser, many: bool = False) -> None:

@@ -14,6 +14,7 @@ from data_prep.share import add_share
 from data_prep.splits import SPLITS, split_counts
 from onediff.cli.amounts import at_least
 from onediff.errors import UserError
+from onediff.outputs import check_output
 
 if TYPE_CHECKING:
     from data_prep.scenes.config import ScenesConfig
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("give --pairs N, --singles N or both, at least 1")
     if not 0 <= args.jpeg <= 100:
         raise UserError(f"--jpeg {args.jpeg}: must be from 1 to 100")
+    check_output(args.sheet, "--sheet")
     if args.sheet:
         split = next(iter(split_counts(args.split_sizes, 1)))
         first = PairMaker(args.seed, split, args.jpeg, config.of(split))

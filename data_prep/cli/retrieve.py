@@ -17,6 +17,7 @@ from data_prep.readers import Inputs, reader
 from data_prep.retrieve import captions_of, find_pairs
 from onediff.cli.amounts import at_least
 from onediff.errors import UserError
+from onediff.outputs import check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not -1 <= args.low < args.high <= 1:
         raise UserError(f"--low {args.low} --high {args.high}: must be cosines, and --low below --high")
+    check_output(args.out, "--out")
     known = None
     if args.captions:
         known = captions_of(reader(args.captions_reader).rows(Inputs(args.captions, args.images)))

@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     from onediff.config.compose import load_run
     from onediff.config.run import chosen_phases
     from onediff.errors import UserError
+    from onediff.outputs import check_output, writing
 
+    check_output(args.out, "--out")
     mount = PurePosixPath(args.mount)
     if not mount.is_absolute():
         raise UserError(f"--mount {mount}: give an absolute path, such as /shared")
@@ -64,8 +66,6 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text, end="")
     else:
-        try:
+        with writing(args.out):
             write_whole(args.out, text)
-        except OSError as error:
-            raise UserError(f"--out {args.out}: cannot be written ({error.strerror})") from None
     return 0

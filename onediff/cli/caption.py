@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from onediff.cli.quiet import quiet_libraries
     from onediff.evaluation.pairs import counted, pairs_of, unmatched
+    from onediff.outputs import check_folder, check_output
     from onediff.progress import progress
 
     pairs, total = counted(pairs_of(args.paths, args.every, args.against))
@@ -79,6 +80,11 @@ def run(args: argparse.Namespace) -> int:
     one_file = args.attention is not None and args.attention.suffix.lower() == ".png"
     if one_file and (len(args.paths) == 1 or args.paths[0].is_dir()):
         raise UserError(f"--attention {args.attention}: name a folder, because there may be several pairs")
+    if one_file:
+        check_output(args.attention, "--attention")
+    else:
+        check_folder(args.attention)
+    check_output(args.report, "--report")
     quiet_libraries()
     import onediff
     from onediff.training.export import saved_model_of
@@ -156,13 +162,11 @@ def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
 def write_attention(captioner: Captioner, pair: Pair, heat: Any, path: Path) -> None:
     """Writes both images with the attention map over them as one PNG. Raises UserError if it cannot be written."""
     from onediff.evaluation.attention_map import side_by_side
+    from onediff.outputs import writing
 
     before, after = opened(captioner, pair.before), opened(captioner, pair.after)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         side_by_side(before, after, heat, captioner.processor.image).save(path, "PNG")
-    except OSError as error:
-        raise UserError(f"--attention {path}: {error.strerror or error}") from None
 
 
 def card(captioner: Captioner, pair: Pair, said: Judged, heat: Any) -> dict[str, Any]:

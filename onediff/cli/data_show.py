@@ -26,6 +26,7 @@ from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
 from onediff.config.section import nearest
 from onediff.errors import UserError
+from onediff.outputs import check_output
 
 if TYPE_CHECKING:
     from onediff.data.rows import TokenRow
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     name = args.phase or list(config.phases)[-1]
     if name not in config.phases:
         raise UserError(f"--phase: no phase {name!r}{nearest(name, config.phases)}")
+    check_output(args.out, "--out")
     quiet_libraries()
     from onediff.data.sheet import save_sheet
     from onediff.training.data import phase_lengths, phase_stream, processor_before_training

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.outputs import check_output
 from data_prep.shards import data_sets
 from data_prep.spread import cards
 from data_prep.stats import Stats, data_set_stats, show_stats
@@ -21,6 +20,7 @@ from data_prep.workers import add_workers
 from onediff.cli.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.data.manifest import Manifest
+from onediff.outputs import check_output
 
 if TYPE_CHECKING:
     from onediff.config.run import RunConfig
@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
 def counted(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Prints the statistics; returns the exit code and the results for JSON. Raises UserError."""
-    check_output(args.json_file, "--out")
     check_output(args.html, "--html")
     config = None
     if args.tokens:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onediff.cli.amounts import at_least
-from onediff.cli.output import add_json, require_writable, with_json
+from onediff.cli.output import add_json, with_json
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError
+from onediff.outputs import check_output
 from onediff.ranks import own_place
 from onediff.runs.address import Address
 
@@ -47,9 +48,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Address.of(args.model).folder
     Address.of(args.model).require()
     if args.json_file and place.rank == 0:
-        if args.json_file.parent == folder / "evaluation":
-            args.json_file.parent.mkdir(exist_ok=True)  # the launcher names a file in a new folder
-        require_writable(args)
+        check_output(args.json_file, "--report")
     if place.alone:
         _, config = asked(args)  # torch takes seconds to import; report bad settings first
         print(f"{args.model}: evaluating the split {config.split}; loading …", file=sys.stderr, flush=True)

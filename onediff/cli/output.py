@@ -6,14 +6,13 @@ import argparse
 import codecs
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from onediff.atomic import write_whole
-from onediff.errors import UserError
+from onediff.outputs import check_output, writing
 
 
 def add_json(parser: argparse.ArgumentParser, what: str, file: str = "--out") -> None:
@@ -29,7 +28,7 @@ def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], 
     Raises UserError before the work starts if the file cannot be written.
     """
     path: Path | None = args.json_file
-    require_writable(args)
+    check_output(path, args.json_option)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         code, value = command(args)
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
@@ -41,19 +40,10 @@ def with_json(args: argparse.Namespace, command: Callable[[argparse.Namespace], 
     return code
 
 
-def require_writable(args: argparse.Namespace) -> None:
-    """Raises UserError if the file for the JSON cannot be written."""
-    path: Path | None = args.json_file
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise UserError(f"{args.json_option} {path}: cannot be written")
-
-
 def _write(path: Path, text: str) -> None:
     """Raises UserError."""
-    try:
+    with writing(path):
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")  # a pipe or a terminal is not replaced by a file
             return
         write_whole(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

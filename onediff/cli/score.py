@@ -75,9 +75,11 @@ def scored(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from onediff.evaluation.protocols import protocol
     from onediff.evaluation.report.images import shard_images
     from onediff.evaluation.scoring import compare, score_all
+    from onediff.outputs import check_output
 
     if args.data is not None and args.report is None and not args.metrics:
         raise UserError("--data names images for the report, or for a metric that needs them: add --report HTML")
+    check_output(args.report, "--report")
     rules = protocol(args.protocol)
     references = read_references(args.references)
     systems = [read_predictions(args.predictions, args.allow_missing)]

@@ -120,11 +120,12 @@ def test_what_training_would_refuse_is_not_written(tmp_path, capsys):
     ):
         assert main([*words, override]) == 2
         assert told in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "file").touch()
     for option, told in (
         (["--claim", "A B"], "--claim 'A B': not the name of a claim"),
         (["--image", ""], "--image '': not the name of an image"),
         (["--mount", "shared"], "--mount shared: give an absolute path"),
-        (["--out", str(tmp_path / "no" / "run.yaml")], "run.yaml: cannot be written (No such file or directory)"),
+        (["--out", str(tmp_path / "file" / "run.yaml")], "run.yaml: cannot be written (File exists)"),
     ):
         assert main([*words, *option]) == 2
         assert told in capsys.readouterr().err.splitlines()[-1]
