@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,16 +93,17 @@ def run(args: argparse.Namespace) -> int:
     single = len(args.paths) == 2 and args.paths[0].is_file()
     faults: list[str] = []
     shown: list[dict[str, Any]] = []
-    count = 0
+    taken: set[str] = set()
+    done = 0
     # In a terminal, the captions themselves show the progress.
     bar = progress(total, "captions", "pairs", shown=not sys.stdout.isatty())
     while chunk := list(islice(pairs, args.batch_size)):
         bar.update(len(chunk))
         for pair, said, heat in captioned(captioner, chunk, args, faults):
-            count += 1
+            done += 1
             tell(pair, said, single, args.json)
             if args.attention is not None:
-                name = args.attention if one_file else args.attention / f"{safe_name(pair.id)}.png"
+                name = args.attention if one_file else args.attention / f"{unused(safe_name(pair.id), taken)}.png"
                 write_attention(captioner, pair, heat, name)
             if args.report is not None:
                 shown.append(card(captioner, pair, said, heat))
@@ -110,10 +111,10 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         from onediff.evaluation.report import write_gallery
 
-        write_gallery(args.report, shown, {"model": str(args.model), "pairs": str(count)})
+        write_gallery(args.report, shown, {"model": str(args.model), "pairs": str(done)})
         print(f"report: {args.report}", file=sys.stderr)
     if faults:
-        left = "" if single else f"{len(faults)} of {count + len(faults)} pairs are left out; "
+        left = "" if single else f"{len(faults)} of {done + len(faults)} pairs are left out; "
         raise UserError(f"{left}{faults[0]}")
     return 0
 
@@ -190,4 +191,13 @@ def card(captioner: Captioner, pair: Pair, said: Judged, heat: Any) -> dict[str,
 
 def safe_name(pair: str) -> str:
     """A pair's id, made safe as a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pair)[:150]
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pair)
+    return plain.encode()[:150].decode(errors="ignore")  # file systems count bytes
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """`name`, followed by a number if it is in `taken`; adds the result to `taken`."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    free = next(one for one in names if one not in taken)
+    taken.add(free)
+    return free

@@ -14,8 +14,8 @@ from onediff.data.geometry import over_image
 
 COLOURS = ((0, 0, 0, 0), (60, 20, 140, 90), (200, 40, 90, 150), (255, 150, 30, 190), (255, 250, 160, 220))
 """Red, green, blue, alpha at equal distances from least to most attention."""
-CLEAR = 320
-"""Height in pixels below which people cannot make out a map."""
+CLEAR, LONGEST = 256, 16384
+"""Pixels of the longer side of an image on a sheet: with fewer, people cannot make out a map; more, few programs open."""
 UNSEEN = (150, 150, 150, 225)
 """Drawn over what `fit: crop` cuts off."""
 
@@ -67,10 +67,12 @@ def laid_over(images: Sequence[Image.Image], attention: np.ndarray, config: Imag
 def side_by_side(before: Image.Image, after: Image.Image, attention: np.ndarray, config: ImageConfig) -> Image.Image:
     """Both images under the maps `[2, side, side]` (uint8), scaled to the same height, in one image.
 
-    Small images are enlarged to a height of `CLEAR`.
+    The longer side of the longer image becomes at least `CLEAR` and at most `LONGEST`.
     """
-    height = max(before.height, after.height, CLEAR)
-    widths = (max(1, round(image.width * height / image.height)) for image in (before, after))
+    height = max(before.height, after.height)
+    longer = max(height, *(image.width * height / image.height for image in (before, after)))
+    height = max(1, round(height * min(max(longer, CLEAR), LONGEST) / longer))
+    widths = (min(LONGEST, max(1, round(image.width * height / image.height))) for image in (before, after))
     scaled = [image.resize((width, height)) for image, width in zip((before, after), widths, strict=True)]
     both = laid_over(scaled, attention, config)
     gap = max(4, height // 60)

@@ -185,6 +185,10 @@ def test_the_map_covers_what_the_model_sees():
     assert margin.min() == margin.max() > 120, "what the model did not see is paler, of one colour"
     # The one place that was looked at, top right of the middle square, is the brightest.
     assert second[10:60, 290:340].mean() > second[200:290, 60:200].mean() + 40
+    for size, drawn in (((64, 48), (256, 192)), ((30000, 1), (16384, 1)), ((3000, 2000), (3000, 2000))):
+        sheet = side_by_side(*[Image.new("RGB", size)] * 2, unpacked(packed(heat)), ImageConfig(size=64))
+        gap = sheet.width - 2 * drawn[0]
+        assert sheet.height == drawn[1] and 4 <= gap <= 40, "small images are enlarged, so that people see the map"
     # What falls on padding, rows 0 and 3 of a 2:1 image, is neither shown nor does it take the colours from the rest.
     heat[0, 0, 0], heat[1] = 4.0, np.eye(4)
     before, after = map_images(unpacked(packed(heat)), [(80, 40), (80, 40)], ImageConfig(size=64))
