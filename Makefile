@@ -16,7 +16,7 @@ FAST = not long and not real and not slurm and not mlflow and not java and not b
 RENDER = $(BIN)/onediff data render --size 63 --jpeg 95 --pairs 36000 --singles 8000 --split-sizes train=0.95,val=0.02,test=0.03
 ABLATION = $(BIN)/python -m benchmarks.learning.ablation --processes 2 --seeds 0,1,2 --deltas vdm,residual,difference,none,concatenation,joint,subtraction
 
-.PHONY: demo demo-long ablation-small ablation photos test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
+.PHONY: demo demo-long ablation-small ablation photos photos-smollm2 test test-fast test-long test-real lint docs install debian mlflow gpu-check bench-gpu fault-campaign clean
 
 demo: install
 	$(BIN)/onediff demo
@@ -49,6 +49,10 @@ ablation: ablation-small debian
 # interruption to continue.
 photos: install debian
 	$(BIN)/python -m benchmarks.learning.photos $(ARGS)
+
+# The same with SmolLM2-135M as the language model, trained by adapters in two processes.
+photos-smollm2: install debian
+	$(BIN)/python -m benchmarks.learning.photos --config configs/photos_smollm2.yaml --processes 2 $(ARGS)
 
 # Three workers on two cores, because the tests of Slurm and MLflow mostly wait.
 test: install debian lint

@@ -1,8 +1,10 @@
-"""Can a model trained here tell two photographs apart? A frozen DINOv2-S and a small language model, on composed pairs.
+"""Can a model trained here tell two photographs apart? A frozen DINOv2-S and a language model, on composed pairs.
 
-The language model first learns to name the objects of single images and their places, then what differs in pairs.
+The language model, a small one of random weights or SmolLM2-135M with adapters, first learns to name the objects of single
+images and their places, then what differs in pairs.
 
   make photos                                           # all stages; after an interruption the same command continues
+  make photos-smollm2                                   # the same with SmolLM2-135M
   python -m benchmarks.learning.photos --hours 1        # train for at most one hour, then evaluate the result
   python -m benchmarks.learning.photos --only sheet     # one stage
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +29,7 @@ from PIL import Image
 
 from data_prep.compose.library import find_backgrounds, find_cutouts
 
-DATA, RUN, CONFIG = Path("data/photos"), Path("runs/photos"), "configs/photos.yaml"
+DATA, CONFIG = Path("data/photos"), Path("configs/photos.yaml")
 PHOTOGRAPHS = Path("/usr/share/doc/opencv-doc/examples/data")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 KINDS = ("animals/mammals", "food", "hobbies/music", "vehicles")
@@ -35,7 +38,7 @@ NOT_COMPOSED = ("vtest", "ela_", "leuven")
 """Photographs that are shown as they are; nothing is put on them."""
 HELD_OUT = ("apple", "baboon", "board", "butterfly", "coffee", "fruits", "graf", "home", "messi5", "stuff", "tree")
 """Photographs that are kept for held-out pairs, by the beginning of their names."""
-PAIRS, SINGLES, TEST = 12_000, 6000, 400
+PAIRS, SINGLES, TEST = 24_000, 6000, 400
 """Pairs and single images for training, and held-out pairs."""
 DEPTH = 8
 """Layers of DINOv2-S that are kept. A linear probe names cut-outs of one to two patches better from the eighth layer than
@@ -88,13 +91,13 @@ def compose() -> None:
         onediff("data", "compose", "--out", str(DATA / name), *words, "--cutouts", *map(str, of))
 
 
-def features(overrides: list[str]) -> None:
-    """The first layers of DINOv2-S as a Hugging Face folder, and its features of all training images."""
-    tower = DATA / "tower"
+def parts() -> None:
+    """The first layers of DINOv2-S, and SmolLM2-135M, as Hugging Face folders."""
+    from tests.support import real_models
+
+    tower, language = DATA / "tower", DATA / "smollm2"
     if not tower.is_dir():
         from transformers import Dinov2Config, Dinov2Model
-
-        from tests.support import real_models
 
         whole = real_models.dinov2()
         fields = json.loads((whole / "config.json").read_text()) | {"num_hidden_layers": DEPTH}
@@ -103,13 +106,17 @@ def features(overrides: list[str]) -> None:
         aside = tower.with_name(".tmp-tower")
         Dinov2Model.from_pretrained(whole, config=config).save_pretrained(aside)
         aside.rename(tower)
-    onediff("data", "features", CONFIG, *overrides)
+    if not language.is_dir():
+        aside = language.with_name(".tmp-smollm2")
+        shutil.copytree(real_models.smollm2(), aside, dirs_exist_ok=True)
+        aside.rename(language)
 
 
-def train(hours: float, overrides: list[str]) -> None:
+def train(config: Path, run: Path, hours: float, processes: int, overrides: list[str]) -> None:
     """Trains, or continues training; after `hours`, asks the run to stop with a checkpoint."""
-    words = [str(RUN), "--resume"] if (RUN / "config.yaml").is_file() else [CONFIG, *overrides, "--run", str(RUN)]
-    running = subprocess.Popen([sys.executable, "-m", "onediff", "train", *words])
+    words = [str(run), "--resume"] if (run / "config.yaml").is_file() else [str(config), *overrides, "--run", str(run)]
+    command = [sys.executable, "-m", "onediff", "train", *words, "--processes", str(processes)]
+    running = subprocess.Popen(command)
     try:
         code = running.wait(timeout=3600 * hours)
     except subprocess.TimeoutExpired:
@@ -121,13 +128,13 @@ def train(hours: float, overrides: list[str]) -> None:
         sys.exit(code)
 
 
-def evaluate() -> None:
+def evaluate(run: Path) -> None:
     """Prints how much of the captions of held-out pairs is right, for known cut-outs and for new ones."""
     from onediff.evaluation.items import score
 
     for name, told in (("pairs", "known cut-outs"), ("new", "new cut-outs")):
-        out = RUN / f"evaluation-{name}"
-        onediff("evaluate", str(RUN), "--data", str(DATA / name), "--out", str(out))
+        out = run / f"evaluation-{name}"
+        onediff("evaluate", str(run), "--data", str(DATA / name), "--out", str(out))
         captions = {one["id"]: one["caption"] for one in _lines(out / "predictions.jsonl")}
         changes = {one["id"]: one["meta"] for one in _lines(out / "references.jsonl")}
         found = score(captions, changes, bootstrap=1000)
@@ -138,14 +145,14 @@ def evaluate() -> None:
         (out / "figures.json").write_text(json.dumps({**figures, "intervals": found.intervals}, indent=1) + "\n")
 
 
-def sheet(file: Path) -> None:
+def sheet(run: Path, file: Path) -> None:
     """Captions of pairs that nobody composed, as an image to look at."""
     import onediff as library
     from onediff.data.contact_sheet import cell, grid, save, wrapped
     from onediff.training.export import saved_model_of
 
     pairs = list(not_composed())
-    captioner = library.load(saved_model_of(RUN))
+    captioner = library.load(saved_model_of(run))
     cells = []
     for (name, before, after), caption in zip(
         pairs, captioner.captions([(b, a) for _, b, a in pairs], max_new_tokens=32), strict=True
@@ -187,24 +194,28 @@ def _lines(file: Path) -> list[dict]:
 def main() -> None:
     """Runs the stages in turn; existing results are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override configs/photos.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the configuration's")
+    parser.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help=f"(default: {CONFIG})")
     parser.add_argument("--hours", type=float, default=2.0, metavar="N", help="of training (default: 2)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train (default: 1)")
     parser.add_argument("--only", choices=("compose", "features", "train", "evaluate", "sheet"))
-    parser.add_argument("--sheet", type=Path, default=RUN / "not_composed.png", metavar="FILE")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="(default: not_composed.png in the run)")
     args = parser.parse_args()
     for folder in (PHOTOGRAPHS, STAMPS):
         if not folder.is_dir():
             sys.exit(f"{folder}: no such folder; apt-get install opencv-doc tuxpaint-stamps-default")
-    pieces = {
-        "compose": compose,
-        "features": lambda: features(args.overrides),
-        "train": lambda: train(args.hours, args.overrides),
-        "evaluate": evaluate,
-        "sheet": lambda: sheet(args.sheet),
-    }
-    for name, piece in pieces.items():
-        if args.only in (None, name):
-            piece()
+    run = Path("runs") / args.config.stem
+    if args.only in (None, "compose"):
+        compose()
+    if args.only in (None, "features"):
+        parts()
+        onediff("data", "features", str(args.config), *args.overrides)
+    if args.only in (None, "train"):
+        train(args.config, run, args.hours, args.processes, args.overrides)
+    if args.only in (None, "evaluate"):
+        evaluate(run)
+    if args.only in (None, "sheet"):
+        sheet(run, args.sheet or run / "not_composed.png")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,12 @@ from __future__ import annotations
 from onediff.config.entry_points import Plugins
 
 OBJECTIVES = Plugins(
-    "onediff.objectives", "objective", {"captions": "onediff.training.objectives.captions:CaptionObjective"}
+    "onediff.objectives",
+    "objective",
+    {
+        "captions": "onediff.training.objectives.captions:CaptionObjective",
+        "words": "onediff.training.objectives.words:WordsObjective",
+    },
 )
 """`phases.<name>.objective`; see `onediff.training.objectives.Objective`."""
 
