@@ -45,11 +45,12 @@ class Mark:
     """Fingerprints of one good sample: of its images, and of images and texts together."""
 
     key: str
+    id: str
     place: int
     images: bytes
     whole: bytes
     each: tuple[bytes, ...] = ()
-    """For a pair, the fingerprint of each image."""
+    """For a pair, the fingerprints of before and after."""
 
 
 @dataclass
@@ -178,21 +179,24 @@ def check_image(role: str, data: bytes, pixels: bool) -> None:
 
 def mark_of(sample: Sample, place: int) -> Mark:
     """Fingerprints of a sample; a pair in reverse order has the same images."""
-    images = sorted(hashlib.blake2b(data, digest_size=16).digest() for data in sample.images.values())
+    prints = {role: hashlib.blake2b(data, digest_size=16).digest() for role, data in sample.images.items()}
+    images = sorted(prints.values())
     seen = hashlib.blake2b(b"".join(images), digest_size=16)
     whole = seen.copy()
     words = (sorted(sample.images), sample.captions, sample.conversations, sample.instruction)
     whole.update(repr(words).encode())
-    if sample.is_pair:
-        whole.update(hashlib.blake2b(sample.images["before"], digest_size=16).digest())
-    each = tuple(images) if sample.is_pair else ()
-    return Mark(sample.key, place, seen.digest() if images else b"", whole.digest(), each)
+    each = (prints["before"], prints["after"]) if sample.is_pair else ()
+    if each:
+        whole.update(each[0])
+    return Mark(sample.key, sample.id, place, seen.digest() if images else b"", whole.digest(), each)
 
 
 def find_repeats(checks: Sequence[ShardCheck]) -> None:
-    """Adds a fault for each key that occurs twice in the split, and for each sample that repeats another."""
+    """Adds a fault for each key that occurs twice in the split, for each sample that repeats another, and for each pair
+    whose id belongs to other images: the captions of both would be references of one pair."""
     keys: dict[str, tuple[Path, Mark]] = {}
     wholes: dict[bytes, tuple[Path, Mark]] = {}
+    ids: dict[str, tuple[Path, Mark]] = {}
     for check in checks:
         for mark in check.marks:
             this = (check.path, mark)
@@ -201,6 +205,10 @@ def find_repeats(checks: Sequence[ShardCheck]) -> None:
                 check.add("duplicate", f"same images and texts as {shown(*twin)}", mark.key, mark.place)
             elif namesake is not this:
                 check.add("repeated_key", f"same key as {shown(*namesake)}", mark.key, mark.place)
+            other, first = ids.setdefault(mark.id, this) if mark.each else this
+            if first.each != mark.each:
+                reason = f"same id {mark.id!r} as {shown(other, first)}, which has other images"
+                check.add("repeated_id", reason, mark.key, mark.place)
 
 
 def shown(path: Path, mark: Mark) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from itertools import count
 from os.path import basename, splitext
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from data_prep.readers import Row
 from onediff.errors import UserError
+
+Place = TypeVar("Place")
 
 
 class Ids:
@@ -36,6 +40,23 @@ def taken(row: Row) -> UserError:
 def first_id(row: Row) -> str:
     """The default id of a row without one, unless other images already have it."""
     return next(filter(None, _candidates(row)))
+
+
+def unique_ids(samples: Iterable[tuple[Place, str, Hashable]]) -> dict[Place, str]:
+    """New ids, by place, for the samples `(place, id, images)` of a split whose id belongs to earlier samples with other
+    images: `7` becomes `7-2`. Data sets number their pairs independently, and captions are scored together by id."""
+    samples = list(samples)
+    images_of: dict[str, Hashable] = {}
+    clashing = [one for one in samples if images_of.setdefault(one[1], one[2]) != one[2]]
+    renamed: dict[Place, str] = {}
+    numbers: dict[str, Iterator[int]] = {}
+    given: dict[tuple[str, Hashable], str] = {}
+    for place, id, images in clashing:
+        if (id, images) not in given:
+            candidates = (f"{id}-{number}" for number in numbers.setdefault(id, count(2)))
+            given[id, images] = next(new for new in candidates if images_of.setdefault(new, images) == images)
+        renamed[place] = given[id, images]
+    return renamed
 
 
 def _candidates(row: Row) -> Iterator[str]:

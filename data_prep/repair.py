@@ -9,14 +9,15 @@ import numpy as np
 
 from data_prep.check import CheckReport, ShardCheck
 from data_prep.chunks import digest
+from data_prep.ids import unique_ids
 from data_prep.report import Report
 from data_prep.selection import SelectedSamples
 from data_prep.writer import write_dataset
 from onediff.data.manifest import Manifest
 from onediff.errors import UserError
 
-# A second sample with the same key is fine under another key.
-KEPT = ("repeated_key",)
+# A second sample with the same key, or pair with the same id, is fine under another.
+KEPT = ("repeated_key", "repeated_id")
 
 
 def repair(
@@ -40,7 +41,7 @@ def repair(
                 split=manifest.split,
                 source=manifest.source,
                 licence=manifest.licence,
-                inputs=digest([kept.places.tolist(), sorted(kept.renamed), [vars(shard) for shard in manifest.shards]]),
+                inputs=digest([kept.places.tolist(), *kept.new_names(), [vars(shard) for shard in manifest.shards]]),
                 processes=processes,
             )
         )
@@ -49,12 +50,11 @@ def repair(
 
 def kept_of(checks: Sequence[ShardCheck]) -> SelectedSamples:
     """The samples without fault. A shard that only lacks its checksum, index or end keeps its good samples."""
-    bad: set[tuple[int, int]] = set()
-    renamed: set[tuple[int, int]] = set()
-    for number, check in enumerate(checks):
-        for finding in check.findings:
-            if finding.is_fault and finding.place >= 0:
-                (renamed if finding.kind in KEPT else bad).add((number, finding.place))
-    places = [(n, mark.place) for n, check in enumerate(checks) for mark in check.marks if (n, mark.place) not in bad]
+    faults = [(n, finding) for n, check in enumerate(checks) for finding in check.findings if finding.is_fault]
+    bad = {(n, finding.place) for n, finding in faults if finding.kind not in KEPT}
+    renamed = {(n, finding.place) for n, finding in faults if finding.kind == "repeated_key"}
+    marks = {(n, mark.place): mark for n, check in enumerate(checks) for mark in check.marks}
+    places = [place for place in marks if place not in bad]
     kept = np.array(places, dtype=np.int64).reshape(-1, 2)
-    return SelectedSamples(tuple(check.path for check in checks), kept, frozenset(renamed - bad))
+    ids = unique_ids((place, marks[place].id, marks[place].each) for place in places)
+    return SelectedSamples(tuple(check.path for check in checks), kept, frozenset(renamed - bad), ids=ids)

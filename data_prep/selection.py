@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.chunks import digest
+from data_prep.ids import unique_ids
 from data_prep.near import image_hash
 from data_prep.report import Report
 from data_prep.shards import over_shards
@@ -44,10 +45,16 @@ class SelectedSamples:
     """The split of all samples, if it is not their own."""
     licences: tuple[str, ...] = ()
     """The licence for samples that name none, by shard."""
+    ids: Mapping[Place, str] = field(default_factory=dict)
+    """The new ids of samples whose own id belongs to other images."""
     _open: dict[int, tuple[int, Index]] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return SelectedSamples, (self.shards, self.places, self.renamed, self.split, self.licences)
+        return SelectedSamples, (self.shards, self.places, self.renamed, self.split, self.licences, self.ids)
+
+    def new_names(self) -> list[Any]:
+        """The samples whose keys or ids change, as JSON."""
+        return [sorted(self.renamed), *([sorted(self.ids.items())] if self.ids else [])]
 
     def __call__(self, i: int) -> Sample:
         shard, place = map(int, self.places[i])
@@ -60,7 +67,10 @@ class SelectedSamples:
         key = f"{sample.key}-{i}" if (shard, place) in self.renamed else sample.key
         licence = self.licences[shard] if self.licences else ""
         meta = {"licence": licence, **sample.meta} if licence else sample.meta
-        return replace(sample, key=key, split=self.split or sample.split, meta=meta)
+        id = self.ids.get((shard, place), sample.id)
+        if id != sample.id and isinstance(notes := meta.get("notes", []), list):
+            meta = {**meta, "notes": [*notes, "renamed_id"]}
+        return replace(sample, id=id, key=key, split=self.split or sample.split, meta=meta)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,11 @@ class SampleFacts:
     """Fingerprints."""
     hashes: tuple[int, ...] = ()
     """Perceptual hashes."""
+
+    @property
+    def pair(self) -> tuple[bytes, ...]:
+        """The fingerprints of a pair's images; none for other samples."""
+        return self.images if len(self.images) == 2 else ()
 
 
 @dataclass
@@ -124,7 +139,8 @@ class ShardPool:
                 continue
             licences = tuple(manifest.licence for manifest, _ in self.shards) if note_licence else ()
             places = np.array([known.place for known in samples], dtype=np.int64)
-            copies = SelectedSamples(paths, places, _repeated(samples), split, licences)
+            ids = unique_ids((known.place, str(known.columns["id"]), known.pair) for known in samples)
+            copies = SelectedSamples(paths, places, _repeated(samples), split, licences, ids)
             used = {self.shards[known.place[0]][0].folder for known in samples}
             manifests = [manifest for manifest in self.manifests if manifest.folder in used]
             counts = Counter(self.shards[known.place[0]][0].licence for known in samples)
@@ -156,7 +172,7 @@ class ShardPool:
         """Identifies these copies."""
         shards = [(shard.name, shard.bytes, shard.sha256) for _, shard in self.shards]
         chosen = hashlib.sha256(copies.places.tobytes()).hexdigest()
-        return digest([shards, chosen, sorted(copies.renamed), copies.split, copies.licences])
+        return digest([shards, chosen, *copies.new_names(), copies.split, copies.licences])
 
 
 def _repeated(samples: Sequence[SampleFacts]) -> frozenset[Place]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,30 @@ class HeldOut:
     def open(cls, folder: Path, limit: int | None = None) -> HeldOut:
         """Reads the captions of the first `limit` pairs of the shards in `folder`.
 
-        Skips and lists pairs whose record cannot be read. Raises UserError if no pair is left.
+        Skips and lists pairs whose record cannot be read. Raises UserError if no pair is left, or if pairs with different
+        images have the same id.
         """
         made = cls(Source.open(folder.parent.name, folder, lanes=1, seed=0, block=1))
+        images_of: dict[str, bytes] = {}
         shards = made.source.shards
         for shard, count in enumerate(made.source.lanes.shard_samples):
             for number in range(count):
-                if limit is not None and len(made.references) == limit:
-                    return made
                 try:
                     sample = parse_sample(shards.read(shard, number))
                 except BadSample as bad:
                     made.unreadable.append(f"{shards.names[shard]} sample {number}: {bad}")
                     continue
+                if len(made.references) == limit and sample.id not in made.references:
+                    return made
                 if not sample.is_pair or not sample.captions:
                     continue
                 # Records with the same id are one pair with all their references.
+                images = sha256(sample.images["before"] + sample.images["after"]).digest()
+                if images_of.setdefault(sample.id, images) != images:
+                    raise UserError(
+                        f"{folder}: pairs with different images have the id {sample.id!r}, so all captions would be references of "
+                        "one; 'onediff data repair' writes a copy in which each has its own id"
+                    )
                 made.references.setdefault(sample.id, []).extend(sample.captions)
                 made._places.setdefault(sample.id, (shard, number))
                 if sample.instruction is not None:

@@ -111,6 +111,10 @@ FAULTS = {
         lambda s: with_key(s, 1, "00000000"),
         "00000000: same key as d-train-000000.tar 00000000 (sample 0)",
     ),
+    "repeated_id": (
+        lambda s: with_record(s, 1, id=sample(0, "train").id),
+        "00000001: same id 'train 0' as d-train-000000.tar 00000000 (sample 0), which has other images",
+    ),
     "leakage": (
         lambda s: s.__setitem__(1, encode_sample(dataclasses.replace(sample(0, "test", 100), split="train"), "z")),
         "z: its images are also in split test, as d-test-000000.tar 00000000 (sample 0)",
@@ -132,7 +136,7 @@ def test_a_faulty_sample_is_named_and_left_out_of_the_repaired_copy(
     clean = tmp_path_factory.mktemp("clean")
     assert main(["data", "repair", str(folder), "--out", str(clean), "--processes", "1"]) == 0
     assert check(clean, capsys)[0] == 0
-    assert read_manifest(clean / "train").samples == (8 if kind == "repeated_key" else 7)
+    assert read_manifest(clean / "train").samples == (8 if kind.startswith("repeated") else 7)
     assert read_manifest(clean / "test").samples == 2
 
 

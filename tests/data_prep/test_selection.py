@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from data_prep.near import image_hash, near_duplicates
 from data_prep.where import Where
 from data_prep.writer import write_dataset
 from onediff.cli import main
+from onediff.data.heldout import HeldOut
 from onediff.data.manifest import read_manifest
 from onediff.data.sample import Sample
 from onediff.errors import UserError
@@ -189,6 +191,35 @@ def test_merged_sets_keep_every_sample_with_its_licence(folder: Path, tmp_path: 
     assert main(["data", "check", str(tmp_path / "both"), "--processes", "1"]) == 1, (
         "the images of s and t are the same"
     )
+
+
+def test_pairs_of_merged_sets_that_number_theirs_alike_are_scored_each_with_its_own_captions(
+    tmp_path: Path, capsys
+) -> None:
+    def pair(i: int, seed: int, words: str) -> Sample:
+        images = {"before": photograph(seed + i // 2), "after": photograph(seed + i // 2 + 50)}
+        return Sample(f"pair {i // 2}", "s", "pair", "test", (f"{words} {i}",), images=images)
+
+    for name, seed in (("mine", 0), ("theirs", 100)):  # two records for each pair
+        made = partial(pair, seed=seed, words=name)
+        write_dataset(made, 6, tmp_path / name, name=name, split="test", inputs=name, processes=1)
+    assert run("merge", tmp_path / "mine", tmp_path / "theirs", "--out", tmp_path / "both") == 0
+    assert "noted: renamed_id 6\n" in capsys.readouterr().out
+    found = HeldOut.open(tmp_path / "both/test")
+    expected = {f"pair {i}": [f"mine {2 * i}", f"mine {2 * i + 1}"] for i in range(3)}
+    expected |= {f"pair {i}-2": [f"theirs {2 * i}", f"theirs {2 * i + 1}"] for i in range(3)}
+    assert found.references == expected
+    assert HeldOut.open(tmp_path / "both/test", 4).references == dict(list(expected.items())[:4])
+
+    # The folder of another program's copy is refused until it is repaired.
+    for name in ("mine", "theirs"):
+        (tar,) = (tmp_path / name / "test").glob("*.tar")
+        (tmp_path / "copy/test").mkdir(parents=True, exist_ok=True)
+        shutil.copy(tar, tmp_path / "copy/test")
+    with pytest.raises(UserError, match="pairs with different images have the id 'pair 0'"):
+        HeldOut.open(tmp_path / "copy/test")
+    assert run("repair", tmp_path / "copy", "--out", tmp_path / "clean") == 0
+    assert HeldOut.open(tmp_path / "clean/test").references == expected
 
 
 def test_resharding_and_subsets_keep_samples_as_they_are(folder: Path, tmp_path: Path) -> None:
