@@ -1,7 +1,8 @@
 """Answer files: each rank appends to its own, and the files of all ranks and reruns are read together.
 
-A line is `{"id", "caption", "by"}`. `by` is a fingerprint of what answered: weights, decoding, prompt, images. Lines with
-another fingerprint are ignored, so a rerun with another model or other decoding never reuses their answers.
+A line is `{"id", "caption", "by"}`, with `fault` for a pair that could not be read. `by` is a fingerprint of what answered:
+weights, decoding, prompt, images. Lines with another fingerprint are ignored, so a rerun with another model or other
+decoding never reuses their answers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class Answer(NamedTuple):
 
     caption: str
     attention: str | None = None
+    fault: str | None = None
+    """Why the pair could not be read; its caption is then empty."""
 
 
 def fingerprint(**parts: Any) -> str:
@@ -29,7 +32,8 @@ def fingerprint(**parts: Any) -> str:
 
 
 def read_answers(folder: Path, label: str, by: str) -> dict[str, Answer]:
-    """The answers of all ranks with the fingerprint `by`; the first one if a pair was answered twice.
+    """The answers of all ranks with the fingerprint `by`; the first one if a pair was answered twice, unless it could not
+    be read then.
 
     An incomplete last line, left by a rank that was killed while writing, is ignored. Raises UserError for a line that is
     not an answer.
@@ -42,7 +46,9 @@ def read_answers(folder: Path, label: str, by: str) -> dict[str, Answer]:
                 record = json.loads(line)
                 if record.get("by") == by:
                     attention = record.get("attention") or record.get("heat")  # the latter in older files
-                    found.setdefault(str(record["id"]), Answer(str(record["caption"]), attention))
+                    pair = str(record["id"])
+                    if pair not in found or found[pair].fault:
+                        found[pair] = Answer(str(record["caption"]), attention, record.get("fault"))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{file}: line {number} is not an answer; delete the file to caption again") from None
     return found
@@ -63,6 +69,8 @@ class AnswerFile(AbstractContextManager["AnswerFile"]):
             record = {"id": pair, "caption": answer.caption, "by": self.by}
             if answer.attention is not None:
                 record["attention"] = answer.attention
+            if answer.fault is not None:
+                record["fault"] = answer.fault
             self._out.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._out.flush()
 

@@ -8,6 +8,7 @@ of all earlier ranks first and computes the batches in which a pair is still ope
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def caption_split(job: CaptioningJob, topology: Topology) -> None:
     """
     cut = batches(job.heldout, job.batch_size)
     with raise_on_all_ranks():
-        done = read_answers(job.folder, job.label, job.by)
+        done = standing(job)
     # A fast rank may already be writing while a slow one reads, so rank 0's view counts.
     open_batches: list[int] = from_rank_zero([n for n, pairs in enumerate(cut) if not done.keys() >= set(pairs)])  # type: ignore[assignment]
     mine = [(number, True) for number in open_batches[topology.copy :: topology.copies]]
@@ -87,7 +88,7 @@ def caption_split(job: CaptioningJob, topology: Topology) -> None:
     # Rank 0's progress through its share stands for all ranks.
     total = sum(len(cut[number]) for number in open_batches)
     bar = progress(total, job.label, "pairs", shown=topology.ranks.rank == 0 and total > 0, leave=True)
-    unreadable: list[str] = []
+    unreadable = {pair: answer.fault for pair, answer in done.items() if answer.fault}
     with AnswerFile(job.folder, job.label, topology.ranks.rank, job.by) as out, bar:
         turns = -(-len(open_batches) // topology.copies)
         for turn in range(1, turns + 1):
@@ -97,33 +98,48 @@ def caption_split(job: CaptioningJob, topology: Topology) -> None:
                 continue  # not every rank has a batch in the last turn
             number, kept = mine[turn - 1]
             torch.manual_seed(job.seed + number)
-            answers, bad = answered(job, cut[number], topology)
+            answers = answered(job, cut[number], topology)
             if kept and topology.tp_rank == 0:
                 out.write({pair: answer for pair, answer in answers.items() if pair not in done})
-                unreadable += bad
+                unreadable |= {pair: answer.fault for pair, answer in answers.items() if answer.fault}
             bar.update(total * turn // len(mine) - bar.n)
-    for bad in gathered(unreadable):
-        job.heldout.unreadable += bad
+    bad = {pair: fault for part in gathered(unreadable) for pair, fault in part.items()}
+    lines = [f"{pair}: {bad[pair]}" for pair in job.heldout.references if pair in bad]
+    # The same pairs are captioned at many steps, and again for the baselines.
+    job.heldout.unreadable += [line for line in lines if line not in job.heldout.unreadable]
 
 
-def answered(job: CaptioningJob, pairs: list[str], topology: Topology) -> tuple[dict[str, Answer], list[str]]:
-    """The answers to `pairs`, computed in one batch, and a line for each pair that cannot be read.
+def standing(job: CaptioningJob) -> dict[str, Answer]:
+    """The earlier answers, without those of pairs that could not be read then and can be read now."""
+    known = read_answers(job.folder, job.label, job.by)
+    faulty = [pair for pair, answer in known.items() if answer.fault and pair in job.heldout.references]
+    for pair in faulty:
+        with suppress(BadSample):
+            prompt(job, pair)
+            del known[pair]
+    return known
+
+
+def prompt(job: CaptioningJob, pair: str) -> TokenRow:
+    """The prompt of a pair. Raises BadSample if it cannot be read."""
+    sample = job.heldout.sample(pair)
+    most = job.processor.config.max_pixels
+    before, after = (open_upright(sample.images[role], most) for role in ("before", "after"))
+    return job.processor.prompt(job.see(before, after), job.instruction or sample.instruction or job.usual)
+
+
+def answered(job: CaptioningJob, pairs: list[str], topology: Topology) -> dict[str, Answer]:
+    """The answers to `pairs`, computed in one batch; those of pairs that cannot be read have a fault.
 
     In a tensor-parallel group, the first rank reads and decodes, and all ranks compute.
     """
     rows: dict[str, TokenRow] = {}
-    bad: list[str] = []
+    bad: dict[str, Answer] = {}
     for pair in pairs if topology.tp_rank == 0 else ():
         try:
-            sample = job.heldout.sample(pair)
-            before, after = (
-                open_upright(sample.images[role], job.processor.config.max_pixels) for role in ("before", "after")
-            )
-            rows[pair] = job.processor.prompt(
-                job.see(before, after), job.instruction or sample.instruction or job.usual
-            )
+            rows[pair] = prompt(job, pair)
         except BadSample as fault:
-            bad.append(f"{pair}: {fault}")
+            bad[pair] = Answer("", fault=str(fault))
     rows = topology.from_tensor_rank_zero(rows)
     asked = list(rows.values())
     if job.in_step and not asked:
@@ -133,4 +149,4 @@ def answered(job: CaptioningJob, pairs: list[str], topology: Topology) -> tuple[
     looked = job.attention(asked) if job.attention and asked else None
     maps = [None] * len(asked) if looked is None else [packed(one) for one in looked]
     found = {pair: Answer(caption, one) for pair, caption, one in zip(rows, captions, maps, strict=True)}
-    return {pair: found.get(pair, Answer("")) for pair in pairs}, bad
+    return {pair: bad.get(pair) or found.get(pair, Answer("")) for pair in pairs}

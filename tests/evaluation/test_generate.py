@@ -1,21 +1,28 @@
 """Captions by real ranks: the same at any number and cut, each pair once, whoever dies in the middle."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from models import TINY, tiny_config
 from places import SUPPORT
 from processes import end, run_ranks, start_ranks
-from streams import PROMPT, tokenizer, write_set
+from streams import PROMPT, make_processor, tokenizer, write_set
 
 from onediff.config.evaluation import EvaluationConfig
 from onediff.config.model import ModelConfig
+from onediff.data.heldout import HeldOut
+from onediff.data.rows import TokenRow
 from onediff.errors import UserError
 from onediff.evaluation.answers import Answer, AnswerFile, read_answers
+from onediff.evaluation.generate import CaptioningJob, caption_split
 from onediff.evaluation.run import asked_by
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import save_model
+from onediff.parallel.topology import Topology
+from onediff.ranks import Ranks
 
 WORKER = SUPPORT / "evaluate_worker.py"
 PAIRS, BAD = 13, 4
@@ -84,6 +91,35 @@ def test_every_pair_has_a_caption_and_a_map_and_a_bad_image_is_named(one):
     assert page.count('"images":["data:') == PAIRS and page.count("data:image/jpeg") == 4 * (PAIRS - 1) + 1
 
 
+def test_a_rerun_names_a_bad_image_again_and_captions_it_once_its_shard_is_repaired(tmp_path):
+    spoilt, out = tmp_path / "set", tmp_path / "out"
+    write_set(spoilt, [4], "pair", {1: "bad_image"})
+    tar = spoilt / "train/part-000.tar"
+
+    def caption() -> tuple[list[str], list[int]]:
+        heldout, asked = HeldOut.open(spoilt / "train"), list[int]()
+
+        def answer(rows: list[TokenRow]) -> list[str]:
+            asked.append(len(rows))
+            return [f"caption {len(asked)}"] * len(rows)
+
+        job = CaptioningJob(heldout, make_processor(), out, by="me", batch_size=2, answer=answer)
+        for label in ("captions", "before-twice"):
+            caption_split(replace(job, label=label), Topology(Ranks(), 1, None))
+        assert set(read_answers(out, "captions", "me")) == set(heldout.references)
+        return heldout.unreadable, asked
+
+    out.mkdir()
+    lines, asked = caption()
+    assert [line.split(":")[0] for line in lines] == ["set/1"] and asked == [1, 2, 1, 2]
+    assert caption() == (lines, []), "nothing is captioned again"
+    tar.unlink()
+    write_set(tmp_path / "sound/set", [4], "pair")
+    shutil.copy(tmp_path / "sound/set/train/part-000.tar", tar)
+    assert caption() == ([], [2, 2])
+    assert len(written(out)) == 5
+
+
 def test_cuda_graphs_are_in_the_scores_if_used_and_never_in_what_captions_depend_on(one, data):
     assert json.loads((one / "scores.json").read_text())["generation"]["cuda_graphs"] is False
     plain, graphs, beams = (
@@ -143,7 +179,6 @@ def test_in_bf16_a_saved_model_says_what_it_says_in_fp32(model, data):
     """Three tokens of four pairs; a tie may turn one of them."""
     import torch
 
-    from onediff.data.heldout import HeldOut
     from onediff.data.images import open_upright
     from onediff.evaluation.captioner import Captioner
 
