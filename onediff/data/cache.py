@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onediff.config.data import CacheConfig
-from onediff.data.index import Index, build_index, index_path, read_index, save_index
+from onediff.data.index import Index, build_index, index_path, load_index, read_index, save_index
 from onediff.data.manifest import Shard
 from onediff.data.remote import pieces, retried
 from onediff.errors import UserError
@@ -63,6 +63,9 @@ class ShardCache:
         while True:
             with self._locked(self._slot(path.name), shared=True):  # prevents eviction
                 if path.exists():
+                    # The shard was checked when it was fetched; its time says when it was last used, not written.
+                    with suppress(OSError, KeyError, ValueError):
+                        return load_index(index_path(path))
                     return read_index(path)
             self._fetch(shard)
 

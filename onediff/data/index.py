@@ -123,7 +123,9 @@ def read_index(tar: Path, write: bool = True) -> Index:
     # A missing, outdated or truncated index is not an error, because the tar is the source of truth.
     with contextlib.suppress(OSError, KeyError, ValueError):
         index = load_index(index_path(tar))
-        if index.facts == tar_facts(tar, index.facts["last_header"]):
+        # A tar written again may have the same size and the same first and last member.
+        is_newer = index_path(tar).stat().st_mtime_ns >= tar.stat().st_mtime_ns
+        if is_newer and index.facts == tar_facts(tar, index.facts["last_header"]):
             return index
     index = build_index(tar)
     if write:

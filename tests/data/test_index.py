@@ -159,6 +159,14 @@ def test_a_stored_index_is_used_while_it_matches_the_tar_and_rebuilt_otherwise(t
     # Same size, same names, other sizes inside.
     tar_of(path, {"c.json": b"{}   ", "e.json": b""})
     assert read_index(path).keys == ["c", "e"]
+    # The same size, and the same first and last member: a caption in the middle was corrected.
+    tar_of(path, {"c.json": b"{}", "d.json": b'{"caption": 1}', "e.json": b"{}"})
+    read_index(path)
+    later = index_path(path).stat().st_mtime_ns + 10**9
+    tar_of(path, {"c.json": b"{}", "d.json": b'{"caption": "gone"}', "e.json": b"{}"})
+    os.utime(path, ns=(later, later))
+    assert read_index(path).members(1)[0].size == 19
+    tar_of(path, {"c.json": b"{}   ", "e.json": b""})
     for spoiled in (b"", b"\x00\x01", index_path(path).read_bytes()[:-8], b"{}\n", b"[]\n"):
         index_path(path).write_bytes(spoiled)
         assert read_index(path).keys == ["c", "e"]
