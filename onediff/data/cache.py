@@ -6,6 +6,7 @@ are evicted. Locks are `flock`s, which the kernel releases when a process dies, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -108,7 +109,8 @@ class ShardCache:
         for piece in pieces(shard.url):
             if length + len(piece) > shard.bytes:
                 raise OSError(f"more than the {shard.bytes} bytes that the manifest promises")
-            os.pwrite(part, piece, length)
+            if os.pwrite(part, piece, length) < len(piece):  # the last bytes before a disk is full are no error yet
+                raise OSError(os.strerror(errno.ENOSPC))
             digest.update(piece)
             length += len(piece)
         if length != shard.bytes:
