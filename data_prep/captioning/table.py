@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,28 @@ PROMPTS = Path(__file__).parent / "prompts"
 
 
 def caption_rows(rows: Sequence[Row], prompt: str, asker: Asker, out: Path) -> Counter[str]:
-    """Writes the table `out` and `<out>.rejected.jsonl`; counts `good`, `failed`, `rejected: …` and tokens of all runs."""
+    """Writes the table `out` and `<out>.rejected.jsonl`; counts `good`, `failed`, `rejected: …` and tokens of all runs.
+
+    Rows that are incomplete in the raw data are rejected without a question. Raises UserError, before it asks anything, for
+    a text that a row does not have, and for images inside the annotations, which the table could not name.
+    """
+    incomplete = [row for row in rows if row.fault]
+    rows = [row for row in rows if not row.fault]
+    for row in rows:
+        if any(isinstance(value, bytes) for value in row.images.values()):
+            raise UserError(
+                f"{row.where}: its images are inside the table, but the table of captions can only name them; write them "
+                "to files, and their paths into the table"
+            )
     questions = [question_of(prompt, row) for row in rows]
-    answers: dict[str, str] = {}
+    answers: dict[str, dict[str, Any]] = {}
     tokens = Counter[str]()
     asked = asker.ask_all(questions)
     for question, record in tqdm(asked, total=len(set(questions)), unit=" questions", disable=None, leave=False):
         if record:
-            answers[question] = record["answer"]
+            answers[question] = record
             tokens.update({"tokens in": record["tokens_in"], "tokens out": record["tokens_out"]})
-    return write_tables(out, rows, questions, answers) + tokens
+    return write_tables(out, rows, questions, answers, incomplete) + tokens
 
 
 def read_prompt(name: str) -> str:
@@ -52,17 +64,24 @@ def question_of(prompt: str, row: Row) -> str:
         ) from error
 
 
-def write_tables(out: Path, rows: Sequence[Row], questions: Sequence[str], answers: dict[str, str]) -> Counter[str]:
-    """Writes the table and the rejected answers, in the order of the rows; counts faults, `good` and `failed`."""
-    counts = Counter[str]()
+def write_tables(
+    out: Path,
+    rows: Sequence[Row],
+    questions: Sequence[str],
+    answers: Mapping[str, Mapping[str, Any]],
+    incomplete: Sequence[Row],
+) -> Counter[str]:
+    """Writes the table and the rejected answers, in the order of the rows, after the incomplete rows; counts faults, `good`
+    and `failed`."""
+    counts = Counter({"rejected: incomplete": len(incomplete)} if incomplete else {})
     good: list[str] = []
-    bad: list[str] = []
+    bad = [json.dumps({"id": row.id, "rejected": "incomplete", "reason": row.fault}) + "\n" for row in incomplete]
     for row, question in zip(rows, questions, strict=True):
         if question not in answers:
             counts["failed"] += 1
             continue
-        answer = clean(answers[question])
-        fault = fault_of(answer)
+        answer = clean(answers[question]["answer"])
+        fault = "cut_off" if answers[question].get("cut") else fault_of(answer)
         counts[f"rejected: {fault}" if fault else "good"] += 1
         fields: dict[str, Any] = {**row.meta, **row.images, "id": row.id, "split": row.split}
         fields |= {"rejected": fault, "answer": answer} if fault else {"captions": [answer]}

@@ -56,8 +56,8 @@ class HeldOut:
                 images = sha256(sample.images["before"] + sample.images["after"]).digest()
                 if images_of.setdefault(sample.id, images) != images:
                     raise UserError(
-                        f"{folder}: pairs with different images have the id {sample.id!r}, so all captions would be references "
-                        "of one; 'onediff data repair' writes a copy in which each has its own id"
+                        f"{folder}: pairs with different images have the id {sample.id!r}, so all captions would be "
+                        "references of one; 'onediff data repair' writes a copy in which each has its own id"
                     )
                 made.references.setdefault(sample.id, []).extend(sample.captions)
                 made._places.setdefault(sample.id, (shard, number))

@@ -11,7 +11,8 @@ from typing import Any
 
 
 class Cache:
-    """An append-only JSONL file of `{"key", "answer", "tokens_in", "tokens_out"}`; safe for threads and against kills."""
+    """An append-only JSONL file of `{"key", "answer", "tokens_in", "tokens_out"}`, with `"cut": true` for an answer that
+    reached the limit of tokens; safe for threads and against kills."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +39,11 @@ class Cache:
     def get(self, key: str) -> dict[str, Any] | None:
         return self._answers.get(key)
 
-    def put(self, key: str, answer: str, tokens_in: int, tokens_out: int) -> dict[str, Any]:
+    def put(self, key: str, answer: str, tokens_in: int, tokens_out: int, cut: bool = False) -> dict[str, Any]:
         """Stores an answer, before anyone uses it."""
-        record = {"key": key, "answer": answer, "tokens_in": tokens_in, "tokens_out": tokens_out}
+        record: dict[str, Any] = {"key": key, "answer": answer, "tokens_in": tokens_in, "tokens_out": tokens_out}
+        if cut:
+            record["cut"] = True
         with self._lock:
             os.write(self._file.fileno(), json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             self._answers[key] = record

@@ -143,7 +143,8 @@ class Asker:
             self._check(choices[0].message.content)
         usage = answer.usage
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        record = self.cache.put(key_of(self.model, question), choices[0].message.content, *tokens)
+        cut = choices[0].finish_reason == "length"
+        record = self.cache.put(key_of(self.model, question), choices[0].message.content, *tokens, cut)
         self._count("asked")
         return record
 

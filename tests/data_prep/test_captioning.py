@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from raw_data import put
 
 from data_prep.captioning.answers import clean, fault_of
@@ -30,6 +32,7 @@ class Endpoint(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults: list[str] = []
         self.answer = "the car in the corner is gone now"
+        self.finish_reason = "stop"
         self.times: list[float] = []
         self.answered: Counter[str] = Counter()
         self.delay = 0.0
@@ -51,7 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(int(fault), b'{"error": {"message": "not now"}}', {"Retry-After": "0.2"})
         if fault == "slow":
             time.sleep(1.5)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.server.answer}}
+        message = {"role": "assistant", "content": self.server.answer}
+        choice = {"index": 0, "finish_reason": self.server.finish_reason, "message": message}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         answer = {
             "id": "1",
@@ -229,6 +233,43 @@ def test_the_command_writes_a_table_and_keeps_rejected_answers_apart(
     assert "  rejected: refusal: 5" in capsys.readouterr().out.splitlines()
     assert (tmp_path / "o2.jsonl").read_text() == ""
     assert json.loads((tmp_path / "o2.jsonl.rejected.jsonl").read_text().splitlines()[0])["rejected"] == "refusal"
+    endpoint.answer, endpoint.finish_reason = "the car that stood in the corner of the", "length"
+    for _ in range(2):  # the second time from the cache
+        assert main(words(table, endpoint, tmp_path / "o3.jsonl")) == 0
+        assert "  rejected: cut_off: 5" in capsys.readouterr().out.splitlines()
+    assert endpoint.answered.total() == 15
+
+
+def test_incomplete_edits_are_left_out_and_images_inside_a_table_are_refused_before_anything_is_asked(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("0000001", "0000002"):
+        put(
+            tmp_path / "raw" / name / "prompt.json",
+            json.dumps({"edit": f"make it {name}", "input": "a", "output": "b"}),
+        )
+    put(tmp_path / "raw/0000002/metadata.jsonl", '{"seed": 7}\n')
+    head = [
+        "data",
+        "caption",
+        "instruct-pix2pix",
+        "--images",
+        str(tmp_path / "raw"),
+        "--out",
+        str(tmp_path / "o.jsonl"),
+    ]
+    assert main([*head, "--model", "m", "--base-url", endpoint.url]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{tmp_path / 'o.jsonl'}: 2 pairs, 1 captioned, 1 rejected, 0 failed"
+    assert "  rejected: incomplete: 1" in said
+    (line,) = (tmp_path / "o.jsonl.rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "0000001" and "metadata.jsonl" in json.loads(line)["reason"]
+
+    columns = {"before": [b"\x89PNG"], "after": [b"\x89PNG"], "edit": ["add a dog"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
+    assert main(words(tmp_path / "p.parquet", endpoint, tmp_path / "p.jsonl")) == 2
+    assert "p.parquet row 1: its images are inside the table" in capsys.readouterr().err
+    assert endpoint.answered.total() == 1
 
 
 def test_a_prompt_that_asks_for_what_is_not_there(
