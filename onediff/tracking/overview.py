@@ -70,6 +70,7 @@ def overview(run: Path) -> Overview:
     made.metrics = {key: status[key] for key in ("loss", "tokens_per_second") if status.get(key) is not None}
     made.updated = float(status.get("updated", 0))
     newest: Record = {"time": 0}
+    evaluated_at = 0
     for path in journals(run):
         record = last(path, "metrics")
         if record is None:
@@ -80,8 +81,8 @@ def overview(run: Path) -> Overview:
             steps = made.steps if path.stem == f"phase-{made.phase}" else None
             made.phase, made.step, made.steps = path.stem.removeprefix("phase-"), record["step"], steps
             made.metrics = of_step(path, record["step"])
-        elif path.stem.startswith("evaluation-"):
-            made.scores = record["metrics"]
+        elif path.stem.startswith("evaluation-") and record["time"] >= evaluated_at:
+            evaluated_at, made.scores = record["time"], record["metrics"]
     made.scores = made.scores or numbers(read_json(run / "evaluation" / "scores.json"))
     if starts:
         tags = starts[-1]["open"]["tags"]

@@ -94,6 +94,17 @@ def test_diff_is_short_and_sets_scores_of_other_steps_side_by_side(folder, capsy
     assert results["evaluation scenes-test: CIDEr"] == [1.0, 1.5]
 
 
+def test_a_run_shows_the_scores_of_its_newest_evaluation_whatever_its_name(folder, capsys):
+    for step, cider in ((600, 1.0), (1000, 2.0)):
+        tracker = Tracker.attach(folder / "low", TrackingConfig(live=False))
+        tracker.evaluation(f"scenes-test-one-{step}").log(0, {"CIDEr": cider})
+        tracker.finish(None)
+        time.sleep(0.01)  # journals count milliseconds
+    assert main(["runs", str(folder / "low"), "--json"]) == 0
+    (low,) = json.loads(capsys.readouterr().out)
+    assert low["scores"] == {"CIDEr": 2.0}
+
+
 def test_diff_tells_what_a_run_changed_on_its_way(folder, capsys):
     """Both runs end with the same settings, and one of them began with others."""
     for name in ("base", "low"):
