@@ -11,10 +11,12 @@ runs/<name>-sweep/ and under one MLflow run of that name. A final small job writ
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
     name = f"{load_run(args.config, fixed).name}-sweep"
     profile = load_profile(args.profile)
     points = combinations(varied)
+    names = run_names(points)
     # Every combination is checked before the first is queued.
     configs = [
-        load_run(args.config, [*fixed, *point, f"name={slug(point)}", f"tracking.sweep={name}"]) for point in points
+        load_run(args.config, [*fixed, *point, f"name={own}", f"tracking.sweep={name}"])
+        for own, point in zip(names, points, strict=True)
     ]
     nodes = asked_nodes(args.nodes, profile)
     phases = chosen_phases([*configs[0].phases, EVALUATE], args.phases)
@@ -147,6 +151,17 @@ def split_values(override: str, text: str) -> list[str]:
 def combinations(varied: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """Every combination of one value per key; the last key varies fastest."""
     return list(itertools.product(*varied))
+
+
+def run_names(points: Sequence[Sequence[str]]) -> list[str]:
+    """A different name for each combination: its `slug` or, if several have the same one, with a digest of its values."""
+    counts = Counter(map(slug, points))
+    return [name if counts[name] == 1 else f"{name[:91]}-{digest(point)}" for point in points for name in [slug(point)]]
+
+
+def digest(point: Sequence[str]) -> str:
+    """Eight hexadecimal digits that stand for a combination."""
+    return hashlib.sha256("\n".join(point).encode()).hexdigest()[:8]
 
 
 def slug(point: Sequence[str]) -> str:

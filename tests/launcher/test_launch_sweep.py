@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from launcher.commands.sweep import combinations, slug, split_overrides
+from launcher.commands.sweep import combinations, run_names, split_overrides
 from onediff.config.section import PLAIN_NAME
 from onediff.errors import UserError
 
@@ -16,9 +16,17 @@ def test_values_with_commas_are_varied_and_lists_are_one_value():
     assert varied == [["a.b=1", "a.b=2"], ["e=[1,2]", "e=[3]"]]
     points = combinations(varied)
     assert points == [("a.b=1", "e=[1,2]"), ("a.b=1", "e=[3]"), ("a.b=2", "e=[1,2]"), ("a.b=2", "e=[3]")]
-    names = [slug(point) for point in points]
+    names = run_names(points)
     assert len(set(names)) == 4 and all(PLAIN_NAME.fullmatch(name) for name in names)
     assert names[0] == "b-1.e-1-2"
+
+
+@pytest.mark.parametrize(
+    "values", [("/data/a_b", "/data/a-b"), ("0.5", "-0.5"), tuple(f"/shared/{'deep/' * 20}{name}" for name in "ab")]
+)
+def test_runs_have_different_names_even_where_their_values_look_alike_in_a_name(values):
+    names = run_names([(f"data.sets.pairs.path={value}",) for value in values])
+    assert len(set(names)) == 2 and all(PLAIN_NAME.fullmatch(name) and len(name) <= 100 for name in names)
 
 
 @pytest.mark.parametrize(
