@@ -23,11 +23,13 @@ def check_same(record: Record, config: RunConfig) -> None:
     run = record.run
     if (run / "config.yaml").is_file() and (record.jobs() or record.status()):
         from onediff.config.compose import load_run
+        from onediff.config.difference import differences, flat, in_one_line
 
-        if load_run(str(run / "config.yaml")) != config:
+        if (before := load_run(str(run / "config.yaml"))) != config:
+            changed = differences(*(flat(one.model_dump(mode="json")) for one in (before, config)))
             raise UserError(
-                f"run folder {run}: holds a run with another configuration; choose another --run, or resume that one "
-                f"with `onediff launch resume {run}`"
+                f"run folder {run}: holds a run with another configuration ({in_one_line(changed)}); choose another "
+                f"name or --run, or resume that one with `onediff launch resume {run}`"
             )
 
 

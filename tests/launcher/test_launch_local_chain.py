@@ -84,7 +84,7 @@ def test_another_configuration_is_refused_in_the_same_folder(launched):
     assert run.submit("--phases", "one", nodes="1").returncode == 0
     for words in ([], ["--dry-run"], ["--phases", "one", "--dry-run"]):  # phase one has finished
         other = run.submit("optimizer.lr=0.5", *words, nodes="1")
-        assert other.returncode == 2 and "holds a run with another configuration" in other.stderr
+        assert other.returncode == 2 and "holds a run with another configuration (optimizer.lr " in other.stderr
 
 
 # What a command may import beyond the standard library and this project.
