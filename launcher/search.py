@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from launcher.space import Choice
 from onediff.columns import in_columns
+from onediff.config.difference import differences, flat, in_one_line
 from onediff.errors import UserError
 from onediff.tracking.journal import records
 from onediff.tracking.overview import overview
@@ -23,6 +24,8 @@ from onediff.tracking.overview import overview
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
+
+    from onediff.config.run import RunConfig
 
 
 class Going(Protocol):
@@ -102,6 +105,21 @@ def open_study(folder: Path, goal: Goal, seed: int, pruning: bool) -> Study:
         raise UserError(f"{folder}: this search was started for a {before}, not a {goal}; choose another --name")
     study.set_user_attr("goal", str(goal))
     return study
+
+
+def require_same(study: Study, folder: Path, base: RunConfig, space: Sequence[Choice]) -> None:
+    """Raise UserError unless an earlier search in the folder had the same fixed settings and chose the same keys.
+
+    Results under other settings cannot be compared, and would mislead the proposals. The bounds of a range may change.
+    """
+    now = {key: value for key, value in flat(base.model_dump(mode="json")).items() if not key.startswith("tracking.")}
+    now |= {choice.key: choice.kind() for choice in space}
+    if changed := differences(study.user_attrs.get("settings", now), now):
+        raise UserError(
+            f"{folder}: this search was started with other settings ({in_one_line(changed)}); use those, or choose "
+            "another --name"
+        )
+    study.set_user_attr("settings", now)
 
 
 class Search:

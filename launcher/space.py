@@ -39,6 +39,11 @@ class Choice:
         values = self.listed or (self.text(self.low), self.text(self.high))
         return [f"{self.key}={value}" for value in values]
 
+    def kind(self) -> str:
+        """The values without bounds: those of a study must stay of one kind."""
+        numbers = f"a range of {'integers' if self.whole else 'numbers'}{' (log)' if self.log else ''}"
+        return ",".join(self.listed) or numbers
+
     def text(self, value: object) -> str:
         """A value in the form that the configuration parses."""
         if self.listed:

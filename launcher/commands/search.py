@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from launcher.plan import asked_nodes
     from launcher.profile import load_profile
-    from launcher.search import Goal, Search, open_study, table
+    from launcher.search import Goal, Search, open_study, require_same, table
     from launcher.space import split_space
     from launcher.trial import starter
     from onediff.atomic import write_whole
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     goal = Goal(args.metric, last, args.direction or ("lower" if "loss" in args.metric else "higher"))
     folder = (Path("runs") / name).resolve()
     study = open_study(folder, goal, args.seed, pruning=not args.no_pruning)
+    require_same(study, folder, base, space)
     print(f"{args.trials} runs in {folder}; a {goal.better} {goal.metric} is better", flush=True)
     start = starter(args.config, fixed, name, profile, args.profile, args.nodes)
     search = Search(study, folder, goal, space, start, args.at_most, args.trials)

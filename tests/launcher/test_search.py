@@ -10,8 +10,9 @@ import slurm_cluster
 import small_run
 from launch_runs import HOUSE
 
-from launcher.search import Goal, Search, best_first, open_study, table
+from launcher.search import Goal, Search, best_first, open_study, require_same, table
 from launcher.space import split_space
+from onediff.config.compose import load_run
 from onediff.errors import UserError
 from onediff.tracking.journal import Journal
 
@@ -77,6 +78,23 @@ def test_an_interrupted_search_goes_on_with_the_runs_that_were_going(tmp_path):
     other = Goal("CIDEr", "two", "higher")
     with pytest.raises(UserError, match=r"was started for a lower validation/loss, not a higher CIDEr"):
         open_study(tmp_path / "search", other, seed=0, pruning=False)
+
+
+def test_a_search_is_not_continued_with_other_settings_except_for_the_bounds_of_its_ranges(tmp_path):
+    def search(*words):
+        fixed, space = split_space(words)
+        study = open_study(tmp_path / "search", GOAL, seed=0, pruning=False)
+        require_same(study, tmp_path / "search", load_run("configs/demo.yaml", fixed), space)
+        Search(study, tmp_path / "search", GOAL, space, Descent, at_most=1, trials=len(study.trials) + 1).run(pause=0)
+
+    search("optimizer.lr=1e-4..1e-2:log", "training.seed=1")
+    search("optimizer.lr=1e-5..1e-2:log", "training.seed=1")
+    for words, told in (
+        (["optimizer.lr=1e-4..1e-2:log", "training.seed=2"], r"training.seed 1 → 2"),
+        (["optimizer.lr=1e-4,1e-3", "training.seed=1"], r"optimizer.lr a range of numbers \(log\) → 1e-4,1e-3"),
+    ):
+        with pytest.raises(UserError, match=told):
+            search(*words)
 
 
 def test_a_metric_that_is_not_there_fails_the_trial_and_names_those_that_are(tmp_path):
