@@ -130,8 +130,11 @@ def spoil(engine, state: str) -> None:
         (part.weight if state == "weight" else part.of(sharded.moments(part)[state]))[-1] = float("inf")
 
 
-def take_copies(engine, nodes: Path, ranks, dropout: float) -> None:
-    """Copies of steps 2 and 4 in memory, the second after the first has arrived, each rank on a node of its own."""
+def take_copies(engine, nodes: Path, ranks, dropout: float, context: int) -> None:
+    """Copies of steps 2 and 4 in memory, the second after the first has arrived, each rank on a node of its own.
+
+    They are recorded as those of context groups of `context` ranks.
+    """
     from onediff.training.checkpoint.copies import PeerCopies
     from onediff.zero.engine import ZeroEngine
 
@@ -140,12 +143,14 @@ def take_copies(engine, nodes: Path, ranks, dropout: float) -> None:
     copies.require_room(ZeroEngine(engine))
     for step in (2, 4):
         train(engine, step - 2, step, ranks.rank, ranks.world, dropout)
-        assert copies.take(ZeroEngine(engine), step, {"step": step}, {"lanes": {ranks.rank: step}}, lambda: None)
+        assert copies.take(
+            ZeroEngine(engine, context), step, {"step": step}, {"lanes": {ranks.rank: step}}, lambda: None
+        )
     while not copies.arrived():
         time.sleep(0.01)
 
 
-def load_copy(engine, nodes: list[str], ranks, newer_than: int) -> dict | None:
+def load_copy(engine, nodes: list[str], ranks, newer_than: int, context: int) -> dict | None:
     """Resumes from the newest copy on `nodes`, one per rank; returns its `extra`, or None if there is no copy."""
     from onediff.training import checkpoint
     from onediff.training.checkpoint.copies import newest_copy
@@ -154,7 +159,7 @@ def load_copy(engine, nodes: list[str], ranks, newer_than: int) -> dict | None:
     own = replace(ranks, local_rank=0, local_world=1)
     joined = lambda extra, parts: {**extra, "lanes": [part["lanes"] for part in parts]}  # noqa: E731
     path = newest_copy(Path(nodes[ranks.rank]), own, newer_than, joined)
-    return None if path is None else checkpoint.load_checkpoint(ZeroEngine(engine), path)
+    return None if path is None else checkpoint.load_checkpoint(ZeroEngine(engine, context), path)
 
 
 def main() -> None:
@@ -177,9 +182,11 @@ def main() -> None:
                 result["extra"] = checkpoint.load_checkpoint(ZeroEngine(engine), Path(action["load"]))
                 result["groups"] = [(group["lr"], group["weight_decay"]) for group in engine.optimizer.param_groups]
             if "load_copy" in action:
-                result["extra"] = load_copy(engine, action["load_copy"], ranks, action.get("newer_than", 0))
+                newer_than, context = action.get("newer_than", 0), action.get("context", 1)
+                result["extra"] = load_copy(engine, action["load_copy"], ranks, newer_than, context)
             if "copies" in action:
-                take_copies(engine, Path(action["copies"]), ranks, action.get("dropout", 0.0))
+                dropout, context = action.get("dropout", 0.0), action.get("context", 1)
+                take_copies(engine, Path(action["copies"]), ranks, dropout, context)
                 action = {**action, "from": 4}
             result["losses"] = train(
                 engine, action.get("from", 0), action.get("to", 0), ranks.rank, ranks.world, action.get("dropout", 0.0)

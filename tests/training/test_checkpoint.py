@@ -21,7 +21,7 @@ from onediff.parallel.safetensors_writer import Entry, write_safetensors
 from onediff.ranks import Ranks
 from onediff.training import checkpoint
 from onediff.training.checkpoint.copies import PeerCopies
-from onediff.training.checkpoint.folder import checkpoints, prune, step_of
+from onediff.training.checkpoint.folder import checkpoints, prune, remove, step_of
 from onediff.training.checkpoint.manifest import FILE
 
 WORKER = SUPPORT / "checkpoint_worker.py"
@@ -67,12 +67,17 @@ def saved(nodes, tmp_path_factory) -> tuple[Path, list[dict]]:
             "background": True,
         },
         {"stage": 1, "to": 2, "save": str(folder / "spoilt-one"), "save_each": [2, 3], "spoil": "exp_avg_sq"},
-        *({"stage": stage, "copies": str(nodes[stage].folder), "to": 8, "dropout": 0.3} for stage in (3, 1)),
+        *(
+            {"stage": stage, "copies": str(nodes[stage].folder), "to": 8, "dropout": 0.3, "context": CONTEXT[stage]}
+            for stage in (3, 1)
+        ),
     ]
     return folder, results_of(folder, actions, 2)
 
 
 STEP = "step-00000004"
+CONTEXT = {3: 2, 1: 1}
+"""By ZeRO stage, the size of the context groups in which the copies in memory are made."""
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +113,8 @@ def resumed(saved, nodes, tmp_path_factory) -> list[dict]:
         each.start("spare")
         each.link("node0", "spare")
         places = [str(each.place(name)) for name in ("node0", "spare")]
-        actions += [{"stage": stage, "load_copy": places, "newer_than": after, "dropout": 0.3} for after in (2, 4)]
+        where = {"stage": stage, "load_copy": places, "dropout": 0.3, "context": CONTEXT[stage]}
+        actions += [{**where, "newer_than": after} for after in (2, 4)]
     return results_of(broken, [{"from": 4, "to": 8, "seed": 9, **action} for action in actions], 2)
 
 
@@ -287,7 +293,10 @@ def test_latest_and_pruning(saved, tmp_path):
     assert step_of(checkpoint.latest_checkpoint(folder)) == 50
     (folder / "latest").write_text("step-00000040\n")
     assert step_of(checkpoint.latest_checkpoint(folder)) == 40
-    assert [step_of(path) for path in prune(folder, keep_last=1, keep_every=20)] == [10, 30]
+    gone = prune(folder, keep_last=1, keep_every=20)
+    assert [path.name for path in gone[:2]] == ["step-00000010", "step-00000030"]
+    remove(gone)
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", *(f"step-{n:08d}" for n in (20, 40, 50))]
     assert [step_of(path) for path in checkpoints(folder)] == [20, 40, 50]
     (folder / "latest").write_text("step-00000099\n")
     assert step_of(checkpoint.latest_checkpoint(folder)) == 50

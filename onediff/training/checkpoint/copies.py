@@ -106,7 +106,8 @@ class PeerCopies:
         rank, world = self.ranks.rank, self.ranks.world
         generation, name = f"step-{step:08d}-{self.token}", f"rank-{rank:05d}-of-{world:05d}"
         keep = [generation, *([self.last] if self.last else [])]
-        part = {"step": step, "world": world, "tensor": engine.tensor_size, "stage": engine.stage, "own": own}
+        part = {"step": step, "world": world, "tensor": engine.tensor_size, "context": engine.context_size}
+        part |= {"stage": engine.stage, "own": own}
         if rank == 0:
             described = {key: value.to_json() for key, value in described_parameters(engine).items()}
             part |= {"extra": extra, "groups": hyper_parameters(engine), "parameters": described}
@@ -221,6 +222,7 @@ def _put_together(generation: str, parts: dict[str, Json], join: Callable[[Json,
         step=first["step"],
         world=first["world"],
         tensor=first["tensor"],
+        context=first["context"],
         zero_stage=first["stage"],
         extra=join(first["extra"], [part["own"] for part in ordered]),
         groups=first["groups"],
