@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 
 from onediff.config.addresses import is_url
 from onediff.config.compose import load_run, write_run
@@ -26,7 +27,7 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
         require_same_images(folder, before.model.vision.image, config.model.vision.image)
         # The settings of the finished phases must stay on record.
         number = 1 + len(list(folder.path.glob("config.before-*.yaml")))
-        folder.config.rename(folder.path / f"config.before-{number}.yaml")
+        shutil.copyfile(folder.config, folder.path / f"config.before-{number}.yaml")
         changed = differences(*(flat(one.model_dump(mode="json")) for one in (before, config)))
         log.warning(
             "settings change: %s; the previous ones are kept as config.before-%d.yaml", in_one_line(changed), number
@@ -64,11 +65,15 @@ def _what_counts(image: ImageConfig) -> dict[str, object]:
 
 
 def warn_of_crop(config: RunConfig) -> None:
-    """Logs one line for each data set of local shards whose images `fit: crop` would crop heavily; reads headers only."""
+    """Logs one line for each data set of local shards whose images `fit: crop` would crop heavily; reads headers only.
+
+    Passes over what cannot be read: a phase that is not trained now may be without its data, and one that is reports it.
+    """
     image = config.model.vision.image
     if image.fit != "crop":
         return
     for name in dict.fromkeys(name for phase in config.phases.values() for name in phase.mix):
         data_set = config.data.sets[name].folder
-        if not is_url(str(data_set)) and (remark := crop_remark(first_sizes(read_manifest(data_set)), image)):
-            log.warning("data.sets.%s: %s", name, remark)
+        with suppress(UserError):
+            if not is_url(str(data_set)) and (remark := crop_remark(first_sizes(read_manifest(data_set)), image)):
+                log.warning("data.sets.%s: %s", name, remark)

@@ -8,11 +8,12 @@ import small_run
 from raw_data import encoded
 
 from onediff.cli import main
+from onediff.config.compose import load_run
 from onediff.config.model import ImageConfig
 from onediff.data.aspect import lost_to_crop
 from onediff.errors import UserError
 from onediff.runs.folder import RunFolder
-from onediff.training.prepare import require_same_images, warn_of_crop
+from onediff.training.prepare import prepare, require_same_images, warn_of_crop
 
 SAID = "`fit: crop` would cut away 50% of each image (mean of 8), and the model cannot see changes there"
 
@@ -67,6 +68,19 @@ def test_training_warns_if_it_is_configured_to_crop(
     # Where more than the middle square is cut, as DINOv2's processor does, square images lose too.
     assert len(warnings(**{"model.vision.image": {"size": 64, "fit": "crop", "shorter_side": 73}})) == 2
     assert lost_to_crop({(70, 70): 3}, ImageConfig(size=224, fit="crop", shorter_side=256)) == pytest.approx(0.234375)
+
+
+def test_a_run_that_crops_goes_on_with_other_settings_after_the_data_of_an_earlier_phase_is_gone(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.tokenizer.mkdir(parents=True)
+    first, second = (
+        small_run.config(tmp_path / "gone", steps, **{"model.vision.image.fit": "crop"}) for steps in (2, 3)
+    )
+    for config in (first, second):
+        prepare(run, config)
+    assert load_run(run.config) == second and load_run(run.path / "config.before-1.yaml") == first
 
 
 def image_settings(folder: Path, **overrides: object) -> ImageConfig:
