@@ -16,6 +16,7 @@ LATEST = "latest"
 BEST = "best"
 # Prefix of a checkpoint that is being replaced; it is valid until its successor has its name.
 _NAME = re.compile(r"(?:\.tmp-old-)?step-(\d{8,})")
+_ANY_NAME = re.compile(r"(?:\.tmp-(?:old-)?)?step-\d{8,}")
 
 
 def name_of(step: int) -> str:
@@ -98,19 +99,22 @@ def commit(folder: Path, step: int) -> Path:
 
 def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
     """Retires all but the newest `keep_last` checkpoints and those at multiples of `keep_every` steps; returns the retired
-    ones, for `remove`.
+    ones, and what killed processes left unfinished, for `remove`.
 
-    The checkpoints that `latest` and `best` name always stay. `keep_last=None` keeps everything.
+    The checkpoints that `latest` and `best` name always stay. `keep_last=None` keeps everything. Call while no checkpoint is
+    being written.
     """
     if keep_last is None:
         return []
-    kept = set(checkpoints(folder)[-max(keep_last, 1) :]) | {latest_checkpoint(folder), best_checkpoint(folder)}
-    gone = [path for path in checkpoints(folder) if path not in kept]
+    finished = checkpoints(folder)
+    kept = {*finished[-max(keep_last, 1) :], latest_checkpoint(folder), best_checkpoint(folder)}
+    gone = [path for path in finished if path not in kept]
     gone = [path for path in gone if not (keep_every and step_of(path) % keep_every == 0)]
     for path in gone:
         # The manifest goes first, so that an interrupted removal leaves nothing that looks finished.
         (path / FILE).unlink(missing_ok=True)
-    return gone
+    others = {path for path in folder.iterdir() if _ANY_NAME.fullmatch(path.name)}
+    return [*gone, *sorted(others - {*finished})]
 
 
 def remove(paths: Sequence[Path]) -> None:
