@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch.distributed as dist
 
@@ -20,6 +21,7 @@ from onediff.parallel.ranks import initialize_distributed, shutdown
 from onediff.parallel.topology import Topology, create_topology
 from onediff.runs.folder import RunFolder
 from onediff.runs.section import stage
+from onediff.runs.sole import sole_training
 from onediff.tracking import NodeMetrics
 from onediff.tracking.overview import is_run
 from onediff.training.faults import TrainingFault
@@ -43,12 +45,14 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool, pe
     keep_freed_memory()
     topology = join(config, folder)
     ranks = topology.ranks
+    lock: IO[str] | None = None
     with raise_on_all_ranks():
         attention.use(config.training.attention)
         for name in phases:  # the last one too, which may begin in hours
             if not folder.finished(name):
                 check_model(config.model, config.phases[name], name, config.of_phase(name).parallel)
         if ranks.rank == 0:
+            lock = sole_training(folder.path)
             prepare(folder, config)
     # Jobs say --resume from their first start on.
     if resume and ranks.rank == 0 and is_run(path) and not (path / "checkpoints").is_dir():
@@ -84,6 +88,8 @@ def train(config: RunConfig, path: Path, phases: Sequence[str], resume: bool, pe
         conclude(folder, tracker, state, reason)
         tell_end(folder, config.tracking, state, reason, ranks.world)
     shutdown()
+    if lock is not None:
+        lock.close()
     return code
 
 
