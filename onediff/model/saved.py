@@ -54,7 +54,7 @@ class SavedModel(Section):
     prompt: PromptConfig
     """The prompt template and instructions used in training."""
     trained: dict[str, Any] = {}
-    """The run, phase and step of the weights."""
+    """The run, phase and step of the weights, and the identity of their checkpoint."""
 
     @field_validator("prompt", mode="before")
     @classmethod

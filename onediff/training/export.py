@@ -28,7 +28,7 @@ from onediff.runs.folder import require_run
 from onediff.training.checkpoint import load_weights, read_manifest
 from onediff.training.checkpoint.reader import CheckpointReader
 from onediff.training.checkpoint.weights import Weights
-from onediff.training.found import found
+from onediff.training.found import FoundCheckpoint, found
 
 MODEL_FOLDER = "model"
 """Where a run keeps its own export, below the run folder."""
@@ -52,8 +52,8 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     bare = architecture_only(config.model)
     model = OneDiffModel(bare, placement=Placement(Topology(Ranks(), 1, None), filled_later=True))
     load_weights(model, at.checkpoint)
-    trained = {"run": config.name, "phase": at.phase, "step": at.step}
     manifest = read_manifest(at.checkpoint)
+    trained = {"run": config.name, "phase": at.phase, "step": at.step, "checkpoint": manifest.identity}
     weights = Weights(CheckpointReader(at.checkpoint, manifest))
     lora = weights.stored
     adapter = None if lora is None else (lora, config.model.language.name, weights.adapter())
@@ -63,7 +63,7 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     own = address.folder / own_export(address)
 
     def beside(written: Path) -> None:
-        if (own / CONFIDENCE).is_file() and holds(own, (at.phase, at.step)):
+        if (own / CONFIDENCE).is_file() and holds(own, at):
             shutil.copyfile(own / CONFIDENCE, written / CONFIDENCE)
         write_card(written, folder, config, trained)
 
@@ -99,8 +99,7 @@ def saved_model_of(path: Path) -> Path:
         return address.folder
     at = found(address)
     name = own_export(address)
-    trained = (at.phase, at.step)
-    if holds(address.folder / name, trained):
+    if holds(address.folder / name, at):
         return address.folder / name
     try:
         lock = (address.folder / ".model.lock").open("w")
@@ -112,7 +111,7 @@ def saved_model_of(path: Path) -> Path:
     # All ranks of an evaluation call this: the first exports, the others find the export.
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not holds(target, trained):
+        if not holds(target, at):
             # Without rounding, so that it writes the same captions as the training loop.
             export_run(path, target, dtype="fp32")
     return target
@@ -123,12 +122,17 @@ def own_export(address: Address) -> str:
     return MODEL_FOLDER if address.at is None else f"{MODEL_FOLDER}-{address.at.replace(':', '-')}"
 
 
-def holds(folder: Path, trained: tuple[str, int]) -> bool:
-    """Whether `folder` is an export of this phase and step."""
+def holds(folder: Path, at: FoundCheckpoint) -> bool:
+    """Whether `folder` is an export of this checkpoint, and not of an earlier one of the same phase and step.
+
+    A run reaches a step again after a rollback, or if it was trained anew in the same folder. Older exports do not name their
+    checkpoint; they are known by phase and step.
+    """
     if not (folder / FILE).is_file():
         return False
-    known = description(folder).trained
-    return (known.get("phase"), known.get("step")) == trained
+    known, identity = description(folder).trained, read_manifest(at.checkpoint).identity
+    recorded = (known.get("phase"), known.get("step"), known.get("checkpoint", identity))
+    return recorded == (at.phase, at.step, identity)
 
 
 def cache_of(run: Path) -> Path:

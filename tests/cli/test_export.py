@@ -19,6 +19,7 @@ from onediff.cli import main
 from onediff.config.compose import load_run
 from onediff.data.heldout import HeldOut
 from onediff.data.rows import collate
+from onediff.training.export import saved_model_of
 
 ALONE = Path(__file__).parents[1] / "support" / "without_onediff.py"
 
@@ -82,6 +83,20 @@ def test_a_run_that_cannot_be_written_to_is_captioned_from_by_a_copy_in_the_cach
     assert main(["caption", str(tmp_path / "a.png"), str(tmp_path / "a.png"), "--model", str(run)]) == 0
     assert not (run / "model").exists() and list((tmp_path / "cache").rglob("onediff.yaml"))
     (run / ".model.lock").rmdir()
+
+
+def test_a_run_trained_anew_to_the_same_step_is_not_evaluated_by_the_export_of_its_former_weights(run, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again")
+    before = (saved_model_of(again) / "delta.safetensors").read_bytes()
+    shutil.rmtree(again / "checkpoints")
+    (again / "phase-warm-up" / "finished.json").unlink()
+    data = Path(load_run(again / "config.yaml").data.sets["pairs"].path).parent
+    done = train(again, data, 1, "--phases", "warm-up", "--resume", **{"training.seed": 1})
+    assert done.returncode == 0, done.stderr
+    exported = saved_model_of(again)
+    assert (exported / "delta.safetensors").read_bytes() != before
+    written = (exported / "onediff.yaml").stat().st_mtime_ns
+    assert saved_model_of(again) == exported and (exported / "onediff.yaml").stat().st_mtime_ns == written
 
 
 def test_a_place_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
