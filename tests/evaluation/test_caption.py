@@ -74,7 +74,7 @@ def test_folders_are_matched_by_name_and_each_pair_gets_a_map(run, folders, tmp_
     assert [line.split(": ")[0] for line in out.splitlines()] == ["one", "two"]
     assert sorted(path.name for path in maps.iterdir()) == ["one.png", "two.png"]
     with Image.open(maps / "two.png") as sheet:
-        assert sheet.size == (40 + 4 + 40, 30)
+        assert sheet.size == (256 + 4 + 256, 192), "images of 40 x 30 are enlarged"
 
 
 def test_what_cannot_be_read_is_left_out_and_said_in_the_end(run, folders):
