@@ -2,9 +2,11 @@
 
   onediff calibrate runs/demo --about "rendered scenes"
   onediff calibrate my-model --data data/mine --split test
+  onediff calibrate runs/demo --held-out data/mine     pairs like those that the model will see, with their changes
 
 Captions then come with a confidence, the share of similar captions that were right on held-out pairs, or with a warning if
-an image is unlike the training images. Later exports of the same checkpoint include the result.
+an image is unlike the training images. If the model invents changes on the held-out pairs, it refuses to where that makes
+more captions right. Later exports of the same checkpoint include the result.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from onediff.runs.address import Address
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run, RUN@best or RUN@STEP of it, or an export")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the run's training data sets)")
+    parser.add_argument(
+        "--held-out", type=Path, metavar="DIR", help="data set of the held-out pairs (default: the training data)"
+    )
     parser.add_argument("--split", metavar="NAME", help="split of the held-out pairs (default: val, else test)")
     parser.add_argument("--about", metavar="TEXT", help="what the training images show, for the warning")
     parser.add_argument("--images", type=at_least(1), default=2000, metavar="N", help="training images (default: 2000)")
@@ -38,10 +43,12 @@ def run(args: argparse.Namespace) -> int:
     Address.of(args.model).require()
     trained_on = training_splits(args.model, args.data)
     splits = [args.split] if args.split else ["val", "test"]
-    found = ((split, first_with_pairs([folder.parent for folder in trained_on], split)) for split in splits)
+    sets = [args.held_out] if args.held_out else [folder.parent for folder in trained_on]
+    found = ((split, first_with_pairs(sets, split)) for split in splits)
     held_out = next((folder / split for split, folder in found if folder is not None), None)
     if held_out is None:
-        raise UserError(f"--split: no pairs in {' or '.join(splits)} of {', '.join(str(f.parent) for f in trained_on)}")
+        option = "--held-out" if args.held_out else "--split"
+        raise UserError(f"{option}: no pairs in {' or '.join(splits)} of {', '.join(map(str, sets))}")
     sources = (read_manifest(folder).source or folder.parent.name for folder in trained_on)
     about = args.about or ", ".join(dict.fromkeys(sources))
     quiet_libraries()

@@ -141,14 +141,16 @@ def captioned(
 
 
 def tell(pair: Pair, said: Judged, single: bool, as_json: bool) -> None:
-    """Prints one caption; a warning goes to standard error, so that captions can be piped."""
+    """Prints one caption; a warning and a caption that was not believed go to standard error, so that captions can be
+    piped."""
     if as_json:
         files = {name: str(p) for name, p in (("before", pair.before), ("after", pair.after)) if isinstance(p, Path)}
         print(json.dumps({"id": pair.id, **files, **said.as_json()}, ensure_ascii=False), flush=True)
         return
     print(said.caption if single else f"{pair.id}: {' '.join(said.caption.split())}", flush=True)
-    if said.warning is not None:
-        print(f"warning: {'' if single else f'{pair.id}: '}{said.warning}", file=sys.stderr, flush=True)
+    for kind, text in (("warning", said.warning), ("not believed", said.instead_of)):
+        if text is not None:
+            print(f"{kind}: {'' if single else f'{pair.id}: '}{text}", file=sys.stderr, flush=True)
 
 
 def opened(captioner: Captioner, image: Path | Image.Image) -> Image.Image:
@@ -183,7 +185,7 @@ def card(captioner: Captioner, pair: Pair, said: Judged, heat: Any) -> dict[str,
         "id": pair.id,
         "refs": list(pair.references),
         "pred": said.caption,
-        "fault": said.warning,
+        "fault": said.warning if said.instead_of is None else f"not believed: {said.instead_of}",
         "type": "" if said.confidence is None else f"confidence {said.confidence:.0%}",
         "images": PairImages(*(png(p) for p in images), *heated),
     }

@@ -105,6 +105,11 @@ class Prompter:
         wordings = self.config.wordings(task)
         return wordings[0 if choice is None or len(wordings) == 1 else mix64(choice, 2) % len(wordings)]
 
+    def answer(self, words: str) -> list[int]:
+        """The tokens of an answer, including those that end it."""
+        made = self.sequence([], False, [Turn("", words)])
+        return [token for token, learned in zip(made.token_ids, made.is_target, strict=True) if learned]
+
     def parts(self, turns: int, answered: bool) -> list[TemplatePart]:
         """A conversation of `turns` turns as the template writes it, with places for words and answers."""
         return self._parts(turns, answered)

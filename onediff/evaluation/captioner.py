@@ -15,7 +15,7 @@ from onediff.data.rows import TokenRow, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError
 from onediff.evaluation.confidence import Judged, Knowledge
-from onediff.evaluation.confidence.looks import second_look
+from onediff.evaluation.confidence.looks import log_probability, second_look
 from onediff.model.answer import answer_ids, texts
 from onediff.model.attention_map import attention_maps
 from onediff.model.saved import load_model
@@ -121,14 +121,27 @@ class Captioner:
     def judged_answers(self, rows: list[TokenRow], max_new_tokens: int = 64, **generation: Any) -> list[Judged]:
         """The answers to prompt rows of pairs, with confidence or warning.
 
-        A calibrated model runs on each pair a second time, which costs about as much as reading its prompt.
+        A calibrated model runs on each pair a second time, which costs about as much as reading its prompt; one that
+        refuses to invent changes runs on each pair that it tells a change of up to three times more.
         """
         answers = self.answer_ids(rows, max_new_tokens, **generation)
         captions = self.texts(answers)
         if self.knowledge is None:
             return [Judged(caption) for caption in captions]
         means, features = second_look(self.model, rows, answers, self.device)
-        return [self.knowledge.judged(*one) for one in zip(captions, means, features, strict=True)]
+        refusal = self.knowledge.refusal
+        nothing = self.nothing(rows, captions, () if refusal is None else refusal.sentences)
+        return [self.knowledge.judged(*one) for one in zip(captions, means, features, nothing, strict=True)]
+
+    def nothing(self, rows: list[TokenRow], captions: Sequence[str], sentences: Sequence[str]) -> np.ndarray:
+        """`[rows]`: the log-probability of all `sentences` together as an answer to each row; NaN if there are none, or if
+        the row's caption is one of them."""
+        found = np.full(len(rows), np.nan)
+        told = [number for number, caption in enumerate(captions) if caption not in sentences]
+        if sentences and told:
+            answers = [self.processor.prompter.answer(sentence) for sentence in sentences]
+            found[told] = log_probability(self.model, [rows[number] for number in told], answers, self.device)
+        return found
 
     def attention_maps(self, rows: list[TokenRow]) -> np.ndarray:
         """`[rows, 2, side, side]`: where in before and after the delta module looks; the values of a row sum to 1."""

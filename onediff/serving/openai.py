@@ -95,7 +95,7 @@ def image_in(url: Any) -> bytes:
 
 
 def completion(model: str, said: Judged, prompt_tokens: int, tokens: int, is_cut: bool) -> dict[str, Any]:
-    """A complete answer. Next to the message, our own field `onediff` has confidence and warning, if known."""
+    """A complete answer. Next to the message, our own field `onediff` has what else is known."""
     message = {"role": "assistant", "content": said.caption}
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "length" if is_cut else "stop"}
     if known := {name: value for name, value in said.as_json().items() if name != "caption"}:

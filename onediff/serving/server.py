@@ -2,8 +2,8 @@
 nothing, except pairs for which users make a link, in memory.
 
     GET  /                       the page
-    POST /caption                {"before", "after"} in base64 → {"caption", "confidence", "warning", "seconds",
-                                 "images", "attention"}
+    POST /caption                {"before", "after"} in base64 → {"caption", "confidence", "warning", "instead_of",
+                                 "seconds", "images", "attention"}
     POST /keep                   {"before", "after"} in base64 → {"name"}; GET /kept/NAME returns the pair
     POST /v1/chat/completions    OpenAI's form, see `onediff.serving.openai`
     GET  /v1/models, /metrics, /health

@@ -2,7 +2,8 @@
 
 MLflow keeps this file with the model and runs it when the model is loaded. The table has the columns `before` and `after`;
 a cell is the path of an image, or its bytes in base64 (optionally a `data:` URL), so it fits into JSON and CSV. With the
-parameter `judged`, the result is a table: caption, confidence, and a warning about images unlike the training images.
+parameter `judged`, the result is a table: caption, confidence, a warning about images unlike the training images, and the
+caption that was replaced because it told a change that is not to be believed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PyfuncModel(PythonModel):
         pairs = [(image(before), image(after)) for before, after in cells]
         if not (params or {}).get("judged"):
             return list(self.model.captions(pairs))
-        return pandas.DataFrame(self.model.judged(pairs), columns=["caption", "confidence", "warning"])
+        return pandas.DataFrame(self.model.judged(pairs), columns=["caption", "confidence", "warning", "instead_of"])
 
 
 def image(cell: Any) -> Image.Image:

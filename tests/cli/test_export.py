@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,28 @@ def test_a_calibrated_model_warns_of_photographs_and_its_exports_and_reports_car
     judged = list(load(exported, "cpu").judged([*pairs, photographs]))
     assert [one.warning for one in judged[:-1]] == [None] * len(pairs)
     assert warning in (judged[-1].warning or "") and judged[-1].confidence is None
+
+
+def test_a_model_that_invents_changes_on_held_out_pairs_learns_to_refuse(run, tmp_path, capsys):
+    """This model has hardly been trained: it tells something of every pair."""
+    (tmp_path / "still.yaml").write_text("changes: {none: 1}\n")
+    words = ["--scenes", str(tmp_path / "still.yaml"), "--pairs", "12", "--split-sizes", "test=1", "--processes", "1"]
+    assert main(["data", "render", "--out", str(tmp_path / "still"), *words]) == 0
+    capsys.readouterr()
+    assert main(["calibrate", str(run), "--held-out", str(tmp_path / "still" / "pairs"), "--images", "20"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"false alarms +100.0% before, +\d+.\d% after, of 12 pairs", said), said
+    held_out = HeldOut.open(tmp_path / "still" / "pairs" / "test")
+    (first, *_) = held_out.references
+    for role, data in held_out.sample(first).images.items():
+        (tmp_path / f"{role}.png").write_bytes(data)
+    shown = [str(tmp_path / f"{role}.png") for role in ("before", "after")]
+    assert main(["caption", *shown, "--model", str(run)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() in {caption for some in held_out.references.values() for caption in some}
+    assert printed.err.startswith("not believed: ")
+    assert main(["calibrate", str(run), "--held-out", str(tmp_path / "nowhere")]) == 2
+    assert f"--held-out: no pairs in val or test of {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_written_to_is_captioned_from_by_a_copy_in_the_cache(run, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from onediff.errors import UserError
 from onediff.evaluation.confidence import FILE, Knowledge
 from onediff.evaluation.confidence.calibration import Calibration, calibration_error, reliability
 from onediff.evaluation.confidence.familiar import Familiar
+from onediff.evaluation.confidence.refusal import Claims, Refusal
 
 
 def test_of_new_images_of_the_same_kind_few_are_unfamiliar_and_of_others_all():
@@ -46,8 +47,10 @@ def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
     )
     values = draw.uniform(-2, 0, 100)
     right = draw.random(100) < np.exp(values)
+    refusal = Refusal.of(("nothing has changed", "there is no change"), Claims(-values, ~right, right))
+    assert refusal is not None
     kept = Knowledge(
-        familiar, Calibration.of(values, right), reliability(values, right), "rendered scenes", "100 pairs"
+        *(familiar, Calibration.of(values, right), reliability(values, right), "rendered scenes", "100 pairs", refusal)
     )
     kept.write(tmp_path)
     again = Knowledge.read(tmp_path)
@@ -57,7 +60,27 @@ def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
     assert again.judged("a", -0.1, np.stack([near[0], far[0]])).warning == (
         "the image after is unlike the model's training images: rendered scenes"
     )
+    refused = again.judged("a cube is gone", -0.1, near, nothing=refusal.limit + 1)
+    assert (refused.caption, refused.instead_of) == ("nothing has changed", "a cube is gone")
     assert again.judged("a", -0.1, far).as_json().keys() == {"caption", "warning"}
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:200])
     with pytest.raises(UserError, match=r"confidence.npz: cannot be read; write it again with `onediff calibrate"):
         Knowledge.read(tmp_path)
+
+
+def test_refusing_spares_right_captions_and_is_measured_on_other_pairs():
+    """Where nothing has changed, the model finds that likelier; a few pairs overlap."""
+    draw = np.random.default_rng(3)
+    unchanged, told = np.arange(1000) < 500, draw.random(1000) < 0.8
+    nothing = np.where(told, draw.normal(np.where(unchanged, -3.0, -9.0), 1.5), np.nan)
+    right = np.where(unchanged, ~told, draw.random(1000) < 0.7)
+    refusal = Refusal.of(("nothing has changed",), Claims(nothing, unchanged, right))
+    assert refusal is not None and -8 < refusal.limit < -4 and refusal.share > 0.9
+    tally = refusal.tally
+    assert (tally.pairs, tally.unchanged) == (1000, 500) and tally.false_alarms[0] == (unchanged & told).sum()
+    assert tally.false_alarms[1] < 0.1 * tally.false_alarms[0]
+    assert tally.right[1] > tally.right[0] + 0.85 * (tally.false_alarms[0] - tally.false_alarms[1])
+    # A probability that says nothing about the change is not used, nor is one measured on a handful of pairs.
+    assert Refusal.of(("nothing has changed",), Claims(draw.permutation(nothing) * 0, unchanged & ~told, right)) is None
+    few = Claims(nothing[495:520], unchanged[495:520], right[495:520])
+    assert Refusal.of(("nothing has changed",), few) is None

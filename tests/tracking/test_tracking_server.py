@@ -336,7 +336,8 @@ def test_registered_model(server, tmp_path, monkeypatch):
     assert list(loaded.predict(table)) == [expected, expected]
     assert len(loaded.predict(loaded.input_example)) == 1
     judged = loaded.predict(table, params={"judged": True})
-    assert list(judged.columns) == ["caption", "confidence", "warning"] and list(judged.caption) == [expected] * 2
+    assert list(judged.columns) == ["caption", "confidence", "warning", "instead_of"]
+    assert list(judged.caption) == [expected] * 2
     assert client.get_run(version.run_id).info.status == "FINISHED"
 
     # Other weights are another version; it is the newest, and worse.

@@ -1,4 +1,4 @@
-"""A caption with its confidence or warning."""
+"""A caption with its confidence or warning, and what it replaces."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ class Judged(NamedTuple):
     """Share of such captions that were right on held-out pairs; None without calibration, and for unfamiliar images."""
     warning: str | None = None
     """Says that the images are unlike those that the model was trained on; None otherwise."""
+    instead_of: str | None = None
+    """The model's own caption, if it told a change that is not to be believed and was replaced; None otherwise."""
 
     def as_json(self) -> dict[str, Any]:
         """The fields that are not None."""

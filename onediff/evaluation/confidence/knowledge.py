@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from onediff.errors import UserError
 from onediff.evaluation.confidence.calibration import FEWEST, Calibration, calibration_error
 from onediff.evaluation.confidence.familiar import Familiar
 from onediff.evaluation.confidence.judged import Judged
+from onediff.evaluation.confidence.refusal import Refusal
 
 FILE = "confidence.npz"
 ROLES = ("before", "after")
@@ -32,13 +34,22 @@ class Knowledge:
     """Describes the images that it was trained on."""
     held_out: str
     """Describes the pairs that it was calibrated on."""
+    refusal: Refusal | None = None
+    """None if it invents changes too rarely on the held-out pairs, or if refusing would not help."""
 
-    def judged(self, caption: str, log_probability: float, features: NDArray[np.float32]) -> Judged:
-        """A caption of mean token log-probability `log_probability`, from images with `features` `[2, width]`."""
+    def judged(
+        self, caption: str, log_probability: float, features: NDArray[np.float32], nothing: float = math.nan
+    ) -> Judged:
+        """A caption of mean token log-probability `log_probability`, from images with `features` `[2, width]`.
+
+        `nothing` is the log-probability that nothing has changed, if there is a refusal and the caption tells a change.
+        """
         far = self.familiar.distances(features) > self.familiar.limit
         if far.any():
             which = "both images are" if far.all() else f"the image {ROLES[int(far.argmax())]} is"
             return Judged(caption, None, f"{which} unlike the model's training images: {self.about}")
+        if self.refusal is not None and nothing > self.refusal.limit:
+            return Judged(self.refusal.sentences[0], round(self.refusal.share, 3), instead_of=caption)
         if self.calibration is None:
             return Judged(caption)
         return Judged(caption, round(float(self.calibration.confidence(np.array([log_probability]))[0]), 3))
@@ -47,11 +58,14 @@ class Knowledge:
         """The measurements as plain values."""
         rows = [dict(zip(("confidence", "right", "pairs"), row, strict=True)) for row in self.reliability.tolist()]
         error = calibration_error(self.reliability) if rows else None
-        return {"about": self.about, "held_out": self.held_out, "calibration_error": error, "reliability": rows}
+        refusal = None if self.refusal is None else self.refusal.as_json()
+        measured = {"calibration_error": error, "reliability": rows, "refusal": refusal}
+        return {"about": self.about, "held_out": self.held_out, **measured}
 
     def lines(self) -> list[str]:
         """The measurements as lines of text."""
         head = [f"measured on {self.held_out}", f"warns about images unlike the model's training images: {self.about}"]
+        head += [] if self.refusal is None else self.refusal.lines()
         if self.calibration is None:
             return [*head, f"no confidence: calibration needs {FEWEST} right captions and {FEWEST} wrong ones"]
         bins = [f"{confidence:10.1%} {right:10.1%} {pairs:10.0f}" for confidence, right, pairs in self.reliability]
@@ -72,6 +86,7 @@ class Knowledge:
                 reliability=self.reliability,
                 about=np.array(self.about),
                 held_out=np.array(self.held_out),
+                **({} if self.refusal is None else self.refusal.as_arrays()),
             )
 
     @classmethod
@@ -88,6 +103,7 @@ class Knowledge:
                     reliability=kept["reliability"],
                     about=str(kept["about"]),
                     held_out=str(kept["held_out"]),
+                    refusal=Refusal.of_arrays(kept),
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Tower features of a pair's images, and log-probabilities of its caption."""
+"""Tower features of a pair's images, and log-probabilities of its caption and of others."""
 
 from __future__ import annotations
 
@@ -32,15 +32,7 @@ def second_look(
 
     Costs one pass of the whole model over prompts and answers, about as much as reading the prompts again.
     """
-    answered = [
-        replace(
-            row,
-            token_ids=torch.cat([row.token_ids, torch.tensor(list(answer), dtype=row.token_ids.dtype)]),
-            is_target=torch.cat([row.is_target, torch.ones(len(answer), dtype=torch.bool)]),
-        )
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    batch = collate(answered).to(device)
+    batch = collate(answered(rows, answers)).to(device)
     seen: list[Tensor] = []
     hook = model.vision.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     try:
@@ -50,6 +42,33 @@ def second_look(
     of_rows = losses.float().split([len(answer) for answer in answers])
     means = np.array([-float(one.mean()) if len(one) else 0.0 for one in of_rows])
     return means, _means(seen[0], batch.planes).reshape(len(rows), 2, -1)
+
+
+@torch.no_grad()
+def log_probability(
+    model: OneDiffModel, rows: list[TokenRow], answers: Sequence[Sequence[int]], device: torch.device
+) -> NDArray[np.float64]:
+    """`[rows]`: of each prompt row of a pair, the log-probability that it is answered by one of `answers`.
+
+    Costs one pass of the whole model per answer.
+    """
+    found = []
+    for answer in answers:
+        losses = model(collate(answered(rows, [answer] * len(rows))).to(device))
+        found.append(-losses.double().view(len(rows), -1).sum(1))
+    return torch.logsumexp(torch.stack(found), 0).cpu().numpy()
+
+
+def answered(rows: list[TokenRow], answers: Sequence[Sequence[int]]) -> list[TokenRow]:
+    """Prompt rows with their answers as targets."""
+    return [
+        replace(
+            row,
+            token_ids=torch.cat([row.token_ids, torch.tensor(list(answer), dtype=row.token_ids.dtype)]),
+            is_target=torch.cat([row.is_target, torch.ones(len(answer), dtype=torch.bool)]),
+        )
+        for row, answer in zip(rows, answers, strict=True)
+    ]
 
 
 def _means(output: Tensor, planes: Planes | None) -> NDArray[np.float32]:

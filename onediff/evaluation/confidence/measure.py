@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ from onediff.evaluation.confidence.calibration import FEWEST, Calibration, relia
 from onediff.evaluation.confidence.familiar import Familiar
 from onediff.evaluation.confidence.knowledge import ROLES, Knowledge
 from onediff.evaluation.confidence.looks import image_features, second_look
+from onediff.evaluation.confidence.refusal import Claims, Refusal
 from onediff.evaluation.items import known, read
 from onediff.evaluation.items.agreement import judged
 from onediff.progress import progress
+
+SENTENCES = 3
+"""The number of wordings of "nothing has changed" whose probabilities are added."""
 
 
 def measured(
@@ -41,17 +46,20 @@ def measured(
     to measure.
     """
     features = training_features(captioner, trained_on, images, batch_size)
-    values, seen, right = held_out_pairs(captioner, held_out, batch_size, generation)
+    values, seen, claims, sentences = held_out_pairs(captioner, held_out, batch_size, generation)
     familiar = Familiar.of(features, seen)
-    wrong = len(right) - int(right.sum())
-    enough = min(int(right.sum()), wrong) >= FEWEST
+    refusal = Refusal.of(sentences, claims)
+    kept = np.ones(len(values), bool) if refusal is None else ~(claims.nothing > refusal.limit)
+    values, right = values[kept], claims.right[kept]
+    enough = min(int(right.sum()), len(right) - int(right.sum())) >= FEWEST
     split = held_out.source.shards.folder
     return Knowledge(
         familiar,
         Calibration.of(values, right) if enough else None,
         reliability(values, right) if enough else np.empty((0, 3)),
         about,
-        f"{len(right)} pairs of {split.parent.name}-{split.name}, of which {int(right.sum())} are captioned right",
+        f"{len(kept)} pairs of {split.parent.name}-{split.name}, of which {int(claims.right.sum())} are captioned right",
+        refusal,
     )
 
 
@@ -90,10 +98,12 @@ def images_of(split: Path, wanted: int) -> Iterator[Image.Image]:
 
 def held_out_pairs(
     captioner: Captioner, held_out: HeldOut, batch_size: int, generation: Mapping[str, Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.bool_]]:
-    """For every readable pair: its caption's mean log-probability, features `[pairs, 2, width]`, whether it is right."""
-    pairs = list(held_out.references)
-    values, seen, right = [], [], []
+) -> tuple[NDArray[np.float64], NDArray[np.float32], Claims, tuple[str, ...]]:
+    """For every readable pair: its caption's mean log-probability, features `[pairs, 2, width]`, what is known about its
+    change; and sentences that nothing has changed."""
+    pairs, unchanged = list(held_out.references), unchanged_pairs(held_out)
+    sentences = usual_sentences(held_out, unchanged)
+    values, seen, nothing, right, readable = [], [], [], [], list[str]()
     bar = progress(len(pairs), "held-out pairs", "pairs")
     for start in range(0, len(pairs), batch_size):
         rows, chunk = [], []
@@ -108,15 +118,30 @@ def held_out_pairs(
         if rows:
             answers = captioner.answer_ids(rows, **generation)
             means, features = second_look(captioner.model, rows, answers, captioner.device)
+            captions = captioner.texts(answers)
             values.append(means)
             seen.append(features)
-            captions = captioner.texts(answers)
+            nothing.append(captioner.nothing(rows, captions, sentences))
             right += [is_right(held_out, pair, caption) for pair, caption in zip(chunk, captions, strict=True)]
+            readable += chunk
         bar.update(len(chunk))
     bar.close()
     if not values:
         raise UserError(f"{held_out.source.shards.folder}: no pair that can be read")
-    return np.concatenate(values), np.concatenate(seen), np.array(right)
+    claims = Claims(np.concatenate(nothing), np.array([pair in unchanged for pair in readable]), np.array(right))
+    return np.concatenate(values), np.concatenate(seen), claims, sentences
+
+
+def unchanged_pairs(held_out: HeldOut) -> set[str]:
+    """The pairs on which nothing has changed, as far as the data set says."""
+    types = {pair for pair, kind in held_out.change_types.items() if kind == "none"}
+    return types | {pair for pair, meta in held_out.changes.items() if not meta["changes"]}
+
+
+def usual_sentences(held_out: HeldOut, unchanged: Iterable[str]) -> tuple[str, ...]:
+    """The most frequent captions of the unchanged pairs."""
+    counts = Counter(caption for pair in sorted(unchanged) for caption in held_out.references[pair])
+    return tuple(caption for caption, _ in counts.most_common(SENTENCES))
 
 
 def is_right(held_out: HeldOut, pair: str, caption: str) -> bool:

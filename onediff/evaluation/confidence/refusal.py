@@ -1,0 +1,129 @@
+"""Whether to believe a caption that tells a change: a model shown more noise or more movement of the camera than in training
+invents changes, but then also finds it likelier that nothing has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onediff.evaluation.confidence.calibration import FEWEST
+
+
+class Claims(NamedTuple):
+    """What is known about held-out pairs, `[pairs]` each."""
+
+    nothing: NDArray[np.float64]
+    """Log-probability of the sentences that nothing has changed; NaN if the caption is one of them."""
+    unchanged: NDArray[np.bool_]
+    right: NDArray[np.bool_]
+    """Whether the caption is right."""
+
+    @property
+    def false_alarms(self) -> NDArray[np.bool_]:
+        """Pairs on which nothing has changed, with another caption."""
+        return self.unchanged & ~self.right & ~np.isnan(self.nothing)
+
+    def of(self, pairs: NDArray[np.int64] | NDArray[np.bool_]) -> Claims:
+        """Some of the pairs."""
+        return Claims(self.nothing[pairs], self.unchanged[pairs], self.right[pairs])
+
+
+class Tally(NamedTuple):
+    """Counts before and after refusing, with each half of the pairs judged by the limit of the other."""
+
+    pairs: int
+    unchanged: int
+    right: tuple[int, int]
+    false_alarms: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """If the sentences that nothing has changed are likelier than the limit together, the first replaces the caption."""
+
+    sentences: tuple[str, ...]
+    """The most frequent captions of unchanged held-out pairs."""
+    limit: float
+    """A log-probability."""
+    share: float
+    """The share of right captions after a replacement."""
+    tally: Tally
+
+    @classmethod
+    def of(cls, sentences: tuple[str, ...], claims: Claims) -> Refusal | None:
+        """None if there are fewer than 10 false alarms, or if no limit makes more captions right."""
+        limit = best_limit(claims)
+        if not sentences or claims.false_alarms.sum() < FEWEST or limit == np.inf:
+            return None
+        replaced = claims.nothing > limit
+        share = (int(claims.unchanged[replaced].sum()) + 1) / (int(replaced.sum()) + 2)
+        return cls(sentences, limit, share, tallied(claims))
+
+    def lines(self) -> list[str]:
+        """The measurements as lines of text."""
+        pairs, unchanged, right, alarms = self.tally
+        return [
+            f"answers {self.sentences[0]!r} if a caption tells a change that is not to be believed; on pairs that the limit "
+            "was not chosen on:",
+            f"false alarms  {alarms[0] / unchanged:6.1%} before, {alarms[1] / unchanged:6.1%} after, of {unchanged} pairs",
+            f"captions right{right[0] / pairs:6.1%} before, {right[1] / pairs:6.1%} after, of {pairs} pairs",
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """The measurements as plain values."""
+        return {
+            "sentences": list(self.sentences),
+            "limit": self.limit,
+            "share_right": self.share,
+            **self.tally._asdict(),
+        }
+
+    def as_arrays(self) -> dict[str, NDArray[Any]]:
+        """What `of_arrays` reads."""
+        return {
+            "refusal_sentences": np.array(self.sentences),
+            "refusal": np.array([self.limit, self.share]),
+            "refusal_tally": np.hstack(self.tally),
+        }
+
+    @classmethod
+    def of_arrays(cls, kept: Mapping[str, NDArray[Any]]) -> Refusal | None:
+        """The refusal among stored arrays; None if there is none. Raises KeyError or ValueError if they are damaged."""
+        if "refusal" not in kept:
+            return None
+        limit, share = kept["refusal"].tolist()
+        pairs, unchanged, *counts = kept["refusal_tally"].tolist()
+        tally = Tally(pairs, unchanged, (counts[0], counts[1]), (counts[2], counts[3]))
+        return cls(tuple(map(str, kept["refusal_sentences"])), limit, share, tally)
+
+
+def best_limit(claims: Claims) -> float:
+    """The limit that makes most captions right, or infinity if refusing makes none right."""
+    told = claims.of(~np.isnan(claims.nothing))
+    order = np.argsort(-told.nothing, kind="stable")
+    gained = np.cumsum(told.unchanged[order].astype(int) - told.right[order].astype(int))
+    if not len(gained) or gained.max() <= 0:
+        return float("inf")
+    last = int(gained.argmax())
+    around = told.nothing[order][last : last + 2]
+    return float(around.mean()) if len(around) == 2 else float(around[0]) - 1.0
+
+
+def tallied(claims: Claims) -> Tally:
+    """What refusing does to pairs that its limit was not chosen on."""
+    half = np.random.default_rng(0).permutation(len(claims.right)) % 2 == 0
+    refused = np.empty(len(half), bool)
+    for judged in (half, ~half):
+        refused[judged] = claims.nothing[judged] > best_limit(claims.of(~judged))
+    alarm = claims.false_alarms
+    right_after = np.where(refused, claims.unchanged, claims.right)
+    return Tally(
+        len(half),
+        int(claims.unchanged.sum()),
+        (int(claims.right.sum()), int(right_after.sum())),
+        (int(alarm.sum()), int((alarm & ~refused).sum())),
+    )
