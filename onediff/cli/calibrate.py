@@ -47,8 +47,10 @@ def run(args: argparse.Namespace) -> int:
     found = ((split, first_with_pairs(sets, split)) for split in splits)
     held_out = next((folder / split for split, folder in found if folder is not None), None)
     if held_out is None:
-        option = "--held-out" if args.held_out else "--split"
-        raise UserError(f"{option}: no pairs in {' or '.join(splits)} of {', '.join(map(str, sets))}")
+        where = f"no pairs in {' or '.join(splits)} of {', '.join(map(str, sets))}"
+        if args.held_out:
+            raise UserError(f"--held-out: {where}; name the folder that holds the splits, and one of them with --split")
+        raise UserError(f"--split: {where}")
     sources = (read_manifest(folder).source or folder.parent.name for folder in trained_on)
     about = args.about or ", ".join(dict.fromkeys(sources))
     quiet_libraries()

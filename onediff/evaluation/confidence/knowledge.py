@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Knowledge:
                 reliability=self.reliability,
                 about=np.array(self.about),
                 held_out=np.array(self.held_out),
-                **({} if self.refusal is None else self.refusal.as_arrays()),
+                refusal=np.array(json.dumps(None if self.refusal is None else self.refusal.as_json())),
             )
 
     @classmethod
@@ -103,7 +104,7 @@ class Knowledge:
                     reliability=kept["reliability"],
                     about=str(kept["about"]),
                     held_out=str(kept["held_out"]),
-                    refusal=Refusal.of_arrays(kept),
+                    refusal=Refusal.of_json(json.loads(str(kept["refusal"]))) if "refusal" in kept else None,
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise UserError(

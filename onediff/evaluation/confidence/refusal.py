@@ -3,7 +3,6 @@ invents changes, but then also finds it likelier that nothing has changed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,13 +54,13 @@ class Refusal:
 
     @classmethod
     def of(cls, sentences: tuple[str, ...], claims: Claims) -> Refusal | None:
-        """None if there are fewer than 10 false alarms, or if no limit makes more captions right."""
-        limit = best_limit(claims)
-        if not sentences or claims.false_alarms.sum() < FEWEST or limit == np.inf:
+        """None if there are fewer than 10 false alarms, or if no more captions are right after refusing."""
+        limit, tally = best_limit(claims), tallied(claims)
+        if not sentences or claims.false_alarms.sum() < FEWEST or limit == np.inf or tally.right[1] <= tally.right[0]:
             return None
         replaced = claims.nothing > limit
         share = (int(claims.unchanged[replaced].sum()) + 1) / (int(replaced.sum()) + 2)
-        return cls(sentences, limit, share, tallied(claims))
+        return cls(sentences, limit, share, tally)
 
     def lines(self) -> list[str]:
         """The measurements as lines of text."""
@@ -82,23 +81,14 @@ class Refusal:
             **self.tally._asdict(),
         }
 
-    def as_arrays(self) -> dict[str, NDArray[Any]]:
-        """What `of_arrays` reads."""
-        return {
-            "refusal_sentences": np.array(self.sentences),
-            "refusal": np.array([self.limit, self.share]),
-            "refusal_tally": np.hstack(self.tally),
-        }
-
     @classmethod
-    def of_arrays(cls, kept: Mapping[str, NDArray[Any]]) -> Refusal | None:
-        """The refusal among stored arrays; None if there is none. Raises KeyError or ValueError if they are damaged."""
-        if "refusal" not in kept:
+    def of_json(cls, kept: dict[str, Any] | None) -> Refusal | None:
+        """What `as_json` gave, if anything. Raises KeyError if something is missing."""
+        if kept is None:
             return None
-        limit, share = kept["refusal"].tolist()
-        pairs, unchanged, *counts = kept["refusal_tally"].tolist()
-        tally = Tally(pairs, unchanged, (counts[0], counts[1]), (counts[2], counts[3]))
-        return cls(tuple(map(str, kept["refusal_sentences"])), limit, share, tally)
+        right, alarms = (tuple(kept[name]) for name in ("right", "false_alarms"))
+        tally = Tally(kept["pairs"], kept["unchanged"], right, alarms)
+        return cls(tuple(kept["sentences"]), kept["limit"], kept["share_right"], tally)
 
 
 def best_limit(claims: Claims) -> float:
