@@ -125,7 +125,7 @@ def own_export(address: Address) -> str:
 def holds(folder: Path, at: FoundCheckpoint) -> bool:
     """Whether `folder` is an export of this checkpoint, and not of an earlier one of the same phase and step.
 
-    A run reaches a step again after a rollback, or if it was trained anew in the same folder. Older exports do not name
+    A run reaches a step again after a rollback, or if it starts over in the same folder. Older exports do not name
     their checkpoint; they are known by phase and step.
     """
     if not (folder / FILE).is_file():

@@ -106,7 +106,7 @@ class PeerCopies:
         rank, world = self.ranks.rank, self.ranks.world
         generation, name = f"step-{step:08d}-{self.token}", f"rank-{rank:05d}-of-{world:05d}"
         keep = [generation, *([self.last] if self.last else [])]
-        part = {"step": step, "world": world, "tensor": engine.tensor_size, "context": engine.context_size}
+        part: Json = {"step": step, "world": world, "tensor": engine.tensor_size, "context": engine.context_size}
         part |= {"stage": engine.stage, "own": own}
         if rank == 0:
             described = {key: value.to_json() for key, value in described_parameters(engine).items()}
