@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.share import add_share
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

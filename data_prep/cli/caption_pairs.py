@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.captioning.table import caption_rows, read_prompt
 from data_prep.readers import Inputs, reader
-from onediff.cli.amounts import amount, at_least, positive
+from onediff.amounts import amount, at_least, positive
 from onediff.llm import Asker, Cache
 from onediff.outputs import check_output
 

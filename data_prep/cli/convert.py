@@ -17,7 +17,7 @@ from data_prep.readers import BUILT_IN, Inputs, reader
 from data_prep.share import add_share
 from data_prep.skipping import MaxSkipped, max_skipped
 from data_prep.workers import add_workers
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.errors import UserError
 

@@ -12,7 +12,7 @@ from data_prep.report import counted
 from data_prep.selection import SampleFacts
 from data_prep.shards import data_sets
 from data_prep.workers import add_workers
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.data.manifest import Manifest
 from onediff.outputs import write_text
 

@@ -18,7 +18,7 @@ from data_prep.near import near_duplicates
 from data_prep.report import show_reports
 from data_prep.selection import SampleFacts, ShardPool
 from data_prep.where import Where
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.errors import UserError
 
 

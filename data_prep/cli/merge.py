@@ -10,7 +10,7 @@ import argparse
 from data_prep.cli.copying import add_output, by_split, manifests_in, output
 from data_prep.report import show_reports
 from data_prep.selection import ShardPool
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.share import add_share
 from data_prep.splits import SPLITS, split_counts
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.errors import UserError
 from onediff.outputs import check_output
 

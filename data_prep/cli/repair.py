@@ -12,7 +12,7 @@ from data_prep.check import check_data_sets
 from data_prep.repair import repair
 from data_prep.report import show_reports
 from data_prep.shards import data_sets
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_prep.readers import Inputs, reader
 from data_prep.retrieve import captions_of, find_pairs
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.errors import UserError
 from onediff.outputs import check_output
 

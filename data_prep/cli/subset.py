@@ -11,7 +11,7 @@ from data_prep.cli.copying import add_output, by_split, manifests_in, output
 from data_prep.report import show_reports
 from data_prep.selection import ShardPool
 from data_prep.writer import shuffled
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from onediff.cli.amounts import amount
+from onediff.amounts import amount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onediff.cli.amounts import amount, at_least
+from onediff.amounts import amount, at_least
 
 if TYPE_CHECKING:
     from launcher.profile import ClusterProfile

@@ -16,7 +16,7 @@ import argparse
 import re
 from pathlib import Path, PurePosixPath
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

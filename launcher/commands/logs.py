@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 if TYPE_CHECKING:
     from launcher.record import Record

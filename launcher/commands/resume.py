@@ -10,7 +10,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

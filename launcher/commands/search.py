@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from onediff.cli.amounts import amount, at_least
+from onediff.amounts import amount, at_least
 from onediff.errors import UserError
 
 

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 if TYPE_CHECKING:
     from launcher.submission import Submission

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.errors import UserError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.errors import UserError
 from onediff.runs.address import Address
 

@@ -18,7 +18,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onediff.cli.amounts import at_least, positive
+from onediff.amounts import at_least, positive
 from onediff.errors import UserError
 from onediff.runs.address import Address
 

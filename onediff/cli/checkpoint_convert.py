@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onediff.cli.amounts import positive
+from onediff.amounts import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
 from onediff.config.section import nearest

@@ -17,7 +17,7 @@ from data_prep.shards import data_sets
 from data_prep.spread import cards
 from data_prep.stats import Stats, data_set_stats, show_stats
 from data_prep.workers import add_workers
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.data.manifest import Manifest
 from onediff.outputs import check_output

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.errors import EXIT_STOPPED, UserError
 
 if TYPE_CHECKING:

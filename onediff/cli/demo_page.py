@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onediff.cli.amounts import at_least, port
+from onediff.amounts import at_least, port
 from onediff.runs.address import Address
 
 

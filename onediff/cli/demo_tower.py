@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 
 STEPS = 500
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.cli.quiet import quiet_libraries
 from onediff.errors import UserError

@@ -16,7 +16,7 @@ import argparse
 import re
 from pathlib import Path
 
-from onediff.cli.amounts import positive
+from onediff.amounts import positive
 from onediff.config.model import SAVED_MODEL_FILE
 from onediff.errors import UserError
 from onediff.hub.share import REPOSITORY, push

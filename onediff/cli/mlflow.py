@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from onediff.cli.amounts import port
+from onediff.amounts import port
 from onediff.errors import UserError
 
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -17,7 +17,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.plan.rows import TEXT
 

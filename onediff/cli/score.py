@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.cli.output import add_json, with_json
 from onediff.columns import in_columns
 

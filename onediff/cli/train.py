@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from launcher.local import Node, run_local
-from onediff.cli.amounts import at_least
+from onediff.amounts import at_least
 from onediff.cli.quiet import quiet_libraries
 from onediff.config.compose import load_run
 from onediff.config.evaluation import EvaluationConfig

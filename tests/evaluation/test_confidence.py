@@ -9,7 +9,7 @@ from onediff.errors import UserError
 from onediff.evaluation.confidence import FILE, Knowledge
 from onediff.evaluation.confidence.calibration import Calibration, calibration_error, reliability
 from onediff.evaluation.confidence.familiar import Familiar
-from onediff.evaluation.confidence.refusal import Claims, Refusal
+from onediff.evaluation.confidence.refusal import ClaimedChanges, RefusalLimit
 
 
 def test_of_new_images_of_the_same_kind_few_are_unfamiliar_and_of_others_all():
@@ -47,7 +47,7 @@ def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
     )
     values = draw.uniform(-2, 0, 100)
     right = draw.random(100) < np.exp(values)
-    refusal = Refusal.of(("nothing has changed", "there is no change"), Claims(-values, ~right, right))
+    refusal = RefusalLimit.of(("nothing has changed", "there is no change"), ClaimedChanges(-values, ~right, right))
     assert refusal is not None
     kept = Knowledge(
         *(familiar, Calibration.of(values, right), reliability(values, right), "rendered scenes", "100 pairs", refusal)
@@ -74,13 +74,18 @@ def test_refusing_spares_right_captions_and_is_measured_on_other_pairs():
     unchanged, told = np.arange(1000) < 500, draw.random(1000) < 0.8
     nothing = np.where(told, draw.normal(np.where(unchanged, -3.0, -9.0), 1.5), np.nan)
     right = np.where(unchanged, ~told, draw.random(1000) < 0.7)
-    refusal = Refusal.of(("nothing has changed",), Claims(nothing, unchanged, right))
+    refusal = RefusalLimit.of(("nothing has changed",), ClaimedChanges(nothing, unchanged, right))
     assert refusal is not None and -8 < refusal.limit < -4 and refusal.share > 0.9
     tally = refusal.tally
     assert (tally.pairs, tally.unchanged) == (1000, 500) and tally.false_alarms[0] == (unchanged & told).sum()
     assert tally.false_alarms[1] < 0.1 * tally.false_alarms[0]
     assert tally.right[1] > tally.right[0] + 0.85 * (tally.false_alarms[0] - tally.false_alarms[1])
     # A probability that says nothing about the change is not used, nor is one measured on a handful of pairs.
-    assert Refusal.of(("nothing has changed",), Claims(draw.permutation(nothing) * 0, unchanged & ~told, right)) is None
-    few = Claims(nothing[495:520], unchanged[495:520], right[495:520])
-    assert Refusal.of(("nothing has changed",), few) is None
+    assert (
+        RefusalLimit.of(
+            ("nothing has changed",), ClaimedChanges(draw.permutation(nothing) * 0, unchanged & ~told, right)
+        )
+        is None
+    )
+    few = ClaimedChanges(nothing[495:520], unchanged[495:520], right[495:520])
+    assert RefusalLimit.of(("nothing has changed",), few) is None

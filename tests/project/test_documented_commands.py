@@ -171,6 +171,8 @@ def test_every_line_that_is_shown_runs(line, place, monkeypatch, capsys):
         monkeypatch.chdir(with_export(place))
     if name == "train" and "--resume" not in words:
         words += ["--run", "runs/new"]
+    if name == "launch submit" and "--run" not in words:  # the run of this name was submitted with other settings
+        words += ["--run", f"runs/submitted-{abs(hash(line))}"]
     if name in TRIED and "--dry-run" not in words:
         words.append("--dry-run")
     assert name in (*RUN, *TRIED, *REFUSED), f"say in this file how `onediff {name}` is tried"

@@ -131,7 +131,15 @@ def test_it_answers_this_machine_and_this_page_only(server, images):
     assert server.server_address[0] == "127.0.0.1"
     status, text = asked(server, body)
     assert status == 200
-    assert set(json.loads(text)) == {"caption", "confidence", "warning", "seconds", "images", "attention"}
+    assert set(json.loads(text)) == {
+        "caption",
+        "confidence",
+        "warning",
+        "instead_of",
+        "seconds",
+        "images",
+        "attention",
+    }
     assert asked(server, body, Origin=server.address.rstrip("/"))[0] == 200
     assert asked(server, body, Origin="http://elsewhere.example")[0] == 403
     assert asked(server, body, Host="elsewhere.example")[0] == 403

@@ -16,7 +16,7 @@ from onediff.errors import UserError
 from onediff.evaluation.confidence.calibration import FEWEST, Calibration, calibration_error
 from onediff.evaluation.confidence.familiar import Familiar
 from onediff.evaluation.confidence.judged import Judged
-from onediff.evaluation.confidence.refusal import Refusal
+from onediff.evaluation.confidence.refusal import RefusalLimit
 
 FILE = "confidence.npz"
 ROLES = ("before", "after")
@@ -35,7 +35,7 @@ class Knowledge:
     """Describes the images that it was trained on."""
     held_out: str
     """Describes the pairs that it was calibrated on."""
-    refusal: Refusal | None = None
+    refusal: RefusalLimit | None = None
     """None if it invents changes too rarely on the held-out pairs, or if refusing would not help."""
 
     def judged(
@@ -104,7 +104,7 @@ class Knowledge:
                     reliability=kept["reliability"],
                     about=str(kept["about"]),
                     held_out=str(kept["held_out"]),
-                    refusal=Refusal.of_json(json.loads(str(kept["refusal"]))) if "refusal" in kept else None,
+                    refusal=RefusalLimit.of_json(json.loads(str(kept["refusal"]))) if "refusal" in kept else None,
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise UserError(

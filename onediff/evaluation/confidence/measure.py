@@ -22,7 +22,7 @@ from onediff.evaluation.confidence.calibration import FEWEST, Calibration, relia
 from onediff.evaluation.confidence.familiar import Familiar
 from onediff.evaluation.confidence.knowledge import ROLES, Knowledge
 from onediff.evaluation.confidence.looks import image_features, second_look
-from onediff.evaluation.confidence.refusal import Claims, Refusal
+from onediff.evaluation.confidence.refusal import ClaimedChanges, RefusalLimit
 from onediff.evaluation.items import known, read
 from onediff.evaluation.items.agreement import judged
 from onediff.progress import progress
@@ -48,7 +48,7 @@ def measured(
     features = training_features(captioner, trained_on, images, batch_size)
     values, seen, claims, sentences = held_out_pairs(captioner, held_out, batch_size, generation)
     familiar = Familiar.of(features, seen)
-    refusal = Refusal.of(sentences, claims)
+    refusal = RefusalLimit.of(sentences, claims)
     kept = np.ones(len(values), bool) if refusal is None else ~(claims.nothing > refusal.limit)
     values, right = values[kept], claims.right[kept]
     enough = min(int(right.sum()), len(right) - int(right.sum())) >= FEWEST
@@ -98,7 +98,7 @@ def images_of(split: Path, wanted: int) -> Iterator[Image.Image]:
 
 def held_out_pairs(
     captioner: Captioner, held_out: HeldOut, batch_size: int, generation: Mapping[str, Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float32], Claims, tuple[str, ...]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float32], ClaimedChanges, tuple[str, ...]]:
     """For every readable pair: its caption's mean log-probability, features `[pairs, 2, width]`, what is known about its
     change; and sentences that nothing has changed."""
     pairs, unchanged = list(held_out.references), unchanged_pairs(held_out)
@@ -128,7 +128,9 @@ def held_out_pairs(
     bar.close()
     if not values:
         raise UserError(f"{held_out.source.shards.folder}: no pair that can be read")
-    claims = Claims(np.concatenate(nothing), np.array([pair in unchanged for pair in readable]), np.array(right))
+    claims = ClaimedChanges(
+        np.concatenate(nothing), np.array([pair in unchanged for pair in readable]), np.array(right)
+    )
     return np.concatenate(values), np.concatenate(seen), claims, sentences
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onediff.evaluation.confidence.calibration import FEWEST
 
 
-class Claims(NamedTuple):
+class ClaimedChanges(NamedTuple):
     """What is known about held-out pairs, `[pairs]` each."""
 
     nothing: NDArray[np.float64]
@@ -26,12 +26,12 @@ class Claims(NamedTuple):
         """Pairs on which nothing has changed, with another caption."""
         return self.unchanged & ~self.right & ~np.isnan(self.nothing)
 
-    def of(self, pairs: NDArray[np.int64] | NDArray[np.bool_]) -> Claims:
+    def of(self, pairs: NDArray[np.int64] | NDArray[np.bool_]) -> ClaimedChanges:
         """Some of the pairs."""
-        return Claims(self.nothing[pairs], self.unchanged[pairs], self.right[pairs])
+        return ClaimedChanges(self.nothing[pairs], self.unchanged[pairs], self.right[pairs])
 
 
-class Tally(NamedTuple):
+class RefusalCounts(NamedTuple):
     """Counts before and after refusing, with each half of the pairs judged by the limit of the other."""
 
     pairs: int
@@ -41,7 +41,7 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusalLimit:
     """If the sentences that nothing has changed are likelier than the limit together, the first replaces the caption."""
 
     sentences: tuple[str, ...]
@@ -50,10 +50,10 @@ class Refusal:
     """A log-probability."""
     share: float
     """The share of right captions after a replacement."""
-    tally: Tally
+    tally: RefusalCounts
 
     @classmethod
-    def of(cls, sentences: tuple[str, ...], claims: Claims) -> Refusal | None:
+    def of(cls, sentences: tuple[str, ...], claims: ClaimedChanges) -> RefusalLimit | None:
         """None if there are fewer than 10 false alarms, or if no more captions are right after refusing."""
         limit, tally = best_limit(claims), tallied(claims)
         if not sentences or claims.false_alarms.sum() < FEWEST or limit == np.inf or tally.right[1] <= tally.right[0]:
@@ -82,16 +82,16 @@ class Refusal:
         }
 
     @classmethod
-    def of_json(cls, kept: dict[str, Any] | None) -> Refusal | None:
+    def of_json(cls, kept: dict[str, Any] | None) -> RefusalLimit | None:
         """What `as_json` gave, if anything. Raises KeyError if something is missing."""
         if kept is None:
             return None
         right, alarms = (tuple(kept[name]) for name in ("right", "false_alarms"))
-        tally = Tally(kept["pairs"], kept["unchanged"], right, alarms)
+        tally = RefusalCounts(kept["pairs"], kept["unchanged"], right, alarms)
         return cls(tuple(kept["sentences"]), kept["limit"], kept["share_right"], tally)
 
 
-def best_limit(claims: Claims) -> float:
+def best_limit(claims: ClaimedChanges) -> float:
     """The limit that makes most captions right, or infinity if refusing makes none right."""
     told = claims.of(~np.isnan(claims.nothing))
     order = np.argsort(-told.nothing, kind="stable")
@@ -103,7 +103,7 @@ def best_limit(claims: Claims) -> float:
     return float(around.mean()) if len(around) == 2 else float(around[0]) - 1.0
 
 
-def tallied(claims: Claims) -> Tally:
+def tallied(claims: ClaimedChanges) -> RefusalCounts:
     """What refusing does to pairs that its limit was not chosen on."""
     half = np.random.default_rng(0).permutation(len(claims.right)) % 2 == 0
     refused = np.empty(len(half), bool)
@@ -111,7 +111,7 @@ def tallied(claims: Claims) -> Tally:
         refused[judged] = claims.nothing[judged] > best_limit(claims.of(~judged))
     alarm = claims.false_alarms
     right_after = np.where(refused, claims.unchanged, claims.right)
-    return Tally(
+    return RefusalCounts(
         len(half),
         int(claims.unchanged.sum()),
         (int(claims.right.sum()), int(right_after.sum())),
