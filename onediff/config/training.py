@@ -161,8 +161,8 @@ class PhaseConfig(Section):
     """This phase's exceptions from the run's `parallel`."""
     objective: str = "captions"
     """The loss to minimise: `captions`, the next-token loss; `words`, for a first phase in front of a pretrained language
-    model, in which image and delta tokens learn which words a caption has, without a pass of the language model; or an
-    objective from another package."""
+    model, in which image and delta tokens learn which of its micro-batch's words a caption has, without a pass of the
+    language model, so its numbers depend on `micro_batch` and the number of ranks; or an objective from another package."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, gt=0)

@@ -11,6 +11,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from small_run import onediff, render, train
@@ -92,6 +93,12 @@ def test_a_model_that_invents_changes_on_held_out_pairs_learns_to_refuse(run, tm
     printed = capsys.readouterr()
     assert printed.out.strip() in {caption for some in held_out.references.values() for caption in some}
     assert printed.err.startswith("not believed: ")
+    # A caption that tells no change is never replaced, so how likely that is is not asked.
+    captioner = load(saved_model_of(run))
+    asked = captioner.nothing(
+        [captioner.row(*shown)] * 2, ["nothing has changed", "a cube is gone"], ["nothing has changed"]
+    )
+    assert np.isnan(asked).tolist() == [True, False]
     assert main(["calibrate", str(run), "--held-out", str(tmp_path / "nowhere")]) == 2
     assert f"--held-out: no pairs in val or test of {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
@@ -108,7 +115,7 @@ def test_a_run_that_cannot_be_written_to_is_captioned_from_by_a_copy_in_the_cach
     (run / ".model.lock").rmdir()
 
 
-def test_a_run_trained_anew_to_the_same_step_is_not_evaluated_by_the_export_of_its_former_weights(run, tmp_path):
+def test_a_run_trained_again_to_the_same_step_is_not_evaluated_by_the_export_of_its_former_weights(run, tmp_path):
     again = shutil.copytree(run, tmp_path / "again")
     before = (saved_model_of(again) / "delta.safetensors").read_bytes()
     shutil.rmtree(again / "checkpoints")

@@ -49,9 +49,8 @@ def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
     right = draw.random(100) < np.exp(values)
     refusal = RefusalLimit.of(("nothing has changed", "there is no change"), ClaimedChanges(-values, ~right, right))
     assert refusal is not None
-    kept = Knowledge(
-        *(familiar, Calibration.of(values, right), reliability(values, right), "rendered scenes", "100 pairs", refusal)
-    )
+    calibration, bins = Calibration.of(values, right), reliability(values, right)
+    kept = Knowledge(familiar, calibration, bins, "rendered scenes", "100 pairs", refusal)
     kept.write(tmp_path)
     again = Knowledge.read(tmp_path)
     assert again is not None and again.as_json() == kept.as_json()
@@ -81,11 +80,7 @@ def test_refusing_spares_right_captions_and_is_measured_on_other_pairs():
     assert tally.false_alarms[1] < 0.1 * tally.false_alarms[0]
     assert tally.right[1] > tally.right[0] + 0.85 * (tally.false_alarms[0] - tally.false_alarms[1])
     # A probability that says nothing about the change is not used, nor is one measured on a handful of pairs.
-    assert (
-        RefusalLimit.of(
-            ("nothing has changed",), ClaimedChanges(draw.permutation(nothing) * 0, unchanged & ~told, right)
-        )
-        is None
-    )
+    tells_nothing = ClaimedChanges(np.where(told, 0.0, np.nan), unchanged, right)
+    assert RefusalLimit.of(("nothing has changed",), tells_nothing) is None
     few = ClaimedChanges(nothing[495:520], unchanged[495:520], right[495:520])
     assert RefusalLimit.of(("nothing has changed",), few) is None

@@ -1,6 +1,7 @@
 """Tokens in front of the language model learn its words without a pass of the language model."""
 
 import pytest
+import small_run
 import torch
 from models import batch, rows, tiny_model
 
@@ -33,6 +34,28 @@ def test_the_words_of_each_caption_come_to_be_found_in_the_tokens_of_its_own_ima
     known = torch.stack([torch.log(torch.tensor(float(len(made.target_ids[row == one].unique())))) for one in row])
     assert losses.shape == (made.targets,) and losses.dtype == torch.float32
     assert losses.mean() < known.mean() + 0.25 * (chance - known.mean())
+
+
+def test_a_pair_is_told_by_its_delta_tokens_and_a_single_image_by_its_own():
+    for kind, taught, others in (("pair", "delta_out", "picture_out"), ("single", "picture_out", "delta_out")):
+        model = tiny_model()
+        model(batch(kind), objective()).sum().backward()
+        gradients = {name: getattr(model.projector, name).weight.grad for name in (taught, others)}
+        assert gradients[taught].any() and not gradients[others].any()
+
+
+def test_ranks_that_share_the_model_have_the_losses_of_one(tmp_path):
+    data = small_run.render(tmp_path / "data")
+    keys = {"phases.warm-up.objective": "words", "phases.warm-up.train": "[vision, delta, projector]"}
+    losses = []
+    for name, shared in (("alone", {}), ("tensor", {"parallel.tensor": 2}), ("context", {"parallel.context": 2})):
+        words = ["--phases", "warm-up", "--processes", "2" if shared else "1"]
+        done = small_run.train(tmp_path / name, data, 3, *words, **keys, **shared)
+        assert done.returncode == 0, done.stderr
+        losses.append(list(small_run.metrics(tmp_path / name, "warm-up").values()))
+    assert len(losses[0]) == 3
+    for other in losses[1:]:
+        assert losses[0] == pytest.approx(other, abs=1e-5)
 
 
 def test_packed_samples_have_the_losses_they_have_alone():

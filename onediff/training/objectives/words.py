@@ -3,6 +3,10 @@
 A pretrained language model learns nothing from tokens that it cannot tell apart, and each of its passes is expensive. This
 objective needs none: of the words of a caption, each must be close to one of the sample's tokens, in the language model's
 own embeddings. It looks at no order, so a phase with the captions' objective follows.
+
+A word competes with the other words of its micro-batch. So the loss depends on which rows share a micro-batch, and
+therefore, unlike that of captions, on the number of ranks that share the rows. Ranks that share the model (tensor and
+context parallelism) and the ZeRO stage change nothing.
 """
 
 from __future__ import annotations
