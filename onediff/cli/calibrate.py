@@ -5,8 +5,8 @@
   onediff calibrate runs/demo --held-out data/mine     pairs like those that the model will see, with their changes
 
 Captions then come with a confidence, the share of similar captions that were right on held-out pairs, or with a warning if
-an image is unlike the training images. If the model invents changes on the held-out pairs, it refuses to where that makes
-more captions right. Later exports of the same checkpoint include the result.
+an image is unlike the training images. A model that invents changes on the held-out pairs answers from then on that nothing
+has changed where that makes more captions right. Later exports of the same checkpoint include the result.
 """
 
 from __future__ import annotations
