@@ -45,6 +45,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,11 +162,11 @@ def digests(config: RunConfig) -> dict[str, str]:
 
 
 def batches(config: RunConfig, phase: PhaseConfig, processor: Any) -> Iterator[Batch]:
-    """The global batches of a phase, in the order of training."""
+    """The global batches of a phase, in the order of training, with features in the precision of the cells."""
     stream = phase_stream(config.data, phase, processor)
     cursor = Cursor.start(range(phase.global_batch))
     for batch, _ in read_batches(stream, phase.global_batch, cursor, workers=0, prefetch=1, bad_share=1.0):
-        yield batch
+        yield batch if batch.features is None else replace(batch, features=batch.features.float())
 
 
 def train(model: OneDiffModel, config: RunConfig, name: str, steps: int, processor: Any) -> float:
