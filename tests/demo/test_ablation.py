@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks.learning import ablation
 from benchmarks.learning.ablation_table import tables
 from benchmarks.learning.deltas import DELTAS, PEERS, LevelDifference, built, size
+from onediff.training.features import frozen_tower, write_features
 from tests.support.small_run import config, overrides, render
 
 EVERY = (*DELTAS, *PEERS)
@@ -45,6 +46,23 @@ def test_a_cell_gives_the_same_numbers_twice_and_beside_others_and_is_kept(tmp_p
     for name, again in run("second", "difference", "joint", "subtraction", processes=2).items():
         assert again["loss"] == first[name]["loss"] and again["held_out"] == first[name]["held_out"]
     assert run("first", *EVERY) == first, "cells that are there are kept"
+
+
+def test_a_cell_trains_on_features_in_bfloat16(tmp_path, monkeypatch):
+    data = render(tmp_path / "scenes", pairs=10, singles=10)
+    kept = {
+        f"data.sets.{name}": f"{{path: {data / name}, features: {data / 'kept' / name}}}"
+        for name in ("pairs", "singles")
+    }
+    trained = {"phases.warm-up.train": "[projector, language]", "phases.two.train": "[delta, projector, language]"}
+    settings = overrides(data, 2, **{**SIZES, "training.precision": "bf16", **kept, **trained})
+    cell = ablation.Cell("scenes", "vdm", False, 0, 1, 2, 0, tuple(settings))
+    for name in ("pairs", "singles"):
+        write_features(cell.config(), name, *frozen_tower(cell.config(), torch.device("cpu")))
+    monkeypatch.setattr(ablation, "WORK", tmp_path)
+    ablation.make(cell, tmp_path)
+    (record,) = (json.loads(file.read_text()) for file in tmp_path.glob("scenes-*.json"))
+    assert 0 < record["loss"] < 10
 
 
 @pytest.mark.parametrize("on", ablation.SOURCES)
