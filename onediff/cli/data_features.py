@@ -19,7 +19,9 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, name of a shipped one, or the folder of a run")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that override the configuration's")
-    parser.add_argument("--overwrite", action="store_true", help="replace the features of another tower")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the features of another tower or of other images"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ class Source:
         # Shards may be empty; lanes span only the others.
         filled = np.flatnonzero(counts)
         shards = Shards(manifest.folder, [manifest.shards[i] for i in filled], ShardCache(cache))
-        kept = None if features is None else Features.open(features, shards.shards, ShardCache(cache))
+        kept = None if features is None else Features.open(features, shards)
         return cls(name, shards, Lanes(counts[filled], lanes, seed, block), weight, task, kept)
 
 

@@ -20,7 +20,7 @@ from onediff.config.data import DataConfig
 from onediff.config.model import ImageConfig
 from onediff.config.run import RunConfig
 from onediff.config.training import InitConfig
-from onediff.data.features import DTYPES, FeatureFormat, Features
+from onediff.data.features import DTYPES, FeatureFormat, Features, identity
 from onediff.data.fits import fit_of
 from onediff.data.manifest import FILE, Manifest, Shard, file_sha256, read_manifest, write_manifest
 from onediff.data.rows import encoded
@@ -93,9 +93,9 @@ def write_features(config: RunConfig, name: str, tower: VisionTower, digest: str
     source = Source.open(name, data_set.folder, 1, 0, 1, cache=config.data.cache)
     wanted = source.shards.shards
     if (folder / FILE).exists() and not overwrite:
-        Features.open(folder, wanted, source.shards.cache).format.check(format, folder)
+        Features.open(folder, source.shards).format.check(format, folder)
         return read_manifest(folder)
-    of = {"format": format.fields(), "of": {shard.name: shard.sha256 for shard in wanted}}
+    of = {"format": format.fields(), "of": {shard.name: identity(shard, source.shards.folder) for shard in wanted}}
     key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
     work = folder.with_name(f".tmp-{folder.name}-{key}")
     work.mkdir(parents=True, exist_ok=True)

@@ -90,6 +90,25 @@ def test_features_of_another_tower_or_of_other_images_are_refused(data, tmp_path
         losses_and_gradients(swapped, swapped.data, "two")
 
 
+def test_features_of_shards_that_were_replaced_are_refused_also_without_a_manifest(data, tmp_path):
+    there = shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("kept", "manifest.json"))
+    config = configuration(there)
+    tower = frozen_tower(config, CPU)
+    for name in ("pairs", "singles"):
+        write_features(config, name, *tower)
+    losses_and_gradients(config, config.data, "two", steps=1)
+    counts = ["--pairs", "20", "--singles", "0", "--split-sizes", "train=0.8,test=0.2", "--processes", "1"]
+    done = small_run.onediff(["data", "render", "--out", str(tmp_path / "new"), *counts, "--seed", "1"])
+    assert done.returncode == 0, done.stderr
+    shutil.copy(tmp_path / "new/pairs/train/pairs-train-000000.tar", there / "pairs/train")
+    with pytest.raises(UserError, match=r"no features of the current shard pairs-train-000000.tar.*--overwrite"):
+        losses_and_gradients(config, config.data, "two")
+    with pytest.raises(UserError, match=r"no features of the current shard pairs-train-000000.tar.*--overwrite"):
+        write_features(config, "pairs", *tower)
+    write_features(config, "pairs", *tower, overwrite=True)
+    assert write_features(config, "pairs", *tower).samples == 16
+
+
 def test_features_go_with_no_phase_that_trains_the_tower_and_with_all_data_sets_of_a_phase(data):
     with pytest.raises(UserError, match=r"phases.two.train: names vision, but data.sets.pairs.features"):
         configuration(data, **{"phases.two.train": "[vision, language]"})
